@@ -1,0 +1,7 @@
+"""`python -m dap` is the command `dap`."""
+
+import sys
+
+from dap.cli import main
+
+sys.exit(main())

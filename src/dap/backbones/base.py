@@ -1,0 +1,195 @@
+"""A backbone: frozen diffusion weights behind one small interface, with everything that belongs to them in a `Card`."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dap.errors import DapError
+from dap.guidance.base import GradThrough
+from dap.registry import suggest
+
+
+@dataclass(frozen=True)
+class Card:
+    """What belongs to weights rather than to a method.
+
+    Attributes:
+        name: how the manifest and the report call them.
+        licence: of the weights; the dataset card repeats it.
+        size: side in px of the images they make.
+        cfg: classifier-free guidance scale; 1 switches it off.
+        cfg_channels: how many latent channels it mixes, or "all". The DiT lineage mixes 3 of 4.
+        layer: the layer whose features guide by default.
+        scale: default γ of `dap`, in `unit`.
+        unit: unit of `scale`, see `guidance.Descend`.
+    """
+
+    name: str
+    licence: str
+    size: int
+    cfg: float
+    cfg_channels: int | Literal["all"]
+    layer: str
+    scale: float
+    unit: Literal["paper", "step"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one pass of a backbone gives.
+
+    Attributes:
+        eps: predicted noise, (B, C, *spatial).
+        variance: the raw learned-range variance channels, same shape, in [-1, 1], or None.
+        features: output of the tapped layer, (B, tokens, width), or None.
+    """
+
+    eps: Float[Tensor, "b c *spatial"]
+    variance: Float[Tensor, "b c *spatial"] | None
+    features: Float[Tensor, "b tokens width"] | None
+
+
+class Backbone(ABC):
+    """A pre-trained diffusion model, its autoencoder and its label space; evaluation mode, no parameter trains.
+
+    Subclasses set: `card`; `latent_shape` (C, *spatial); `layers`, the names that can be tapped; `class_names`, in the
+    backbone's own label order; `alphas_cumprod` (T,), ᾱ of the training schedule in float32; `learned_variance`;
+    `device`.
+    """
+
+    card: Card
+    latent_shape: tuple[int, ...]
+    layers: tuple[str, ...]
+    class_names: tuple[str, ...]
+    alphas_cumprod: Tensor
+    learned_variance: bool
+    device: torch.device
+
+    @staticmethod
+    def from_pretrained(path: str, **options: Any) -> Backbone:
+        """Weights from "starter", a local folder or a hub id; see `dap.backbones.load`."""
+        from dap.backbones import load
+
+        return load(path, **options)
+
+    @abstractmethod
+    def condition(self, class_names: Sequence[str]) -> Tensor:
+        """Conditions (n, …) for names of classes: the one place where label spaces cross.
+
+        Raises:
+            DapError: a name is not among this backbone's classes; the message lists both.
+        """
+
+    @abstractmethod
+    def null(self, n: int) -> Tensor:
+        """The unconditional condition, n times."""
+
+    @abstractmethod
+    def predict(
+        self,
+        x: Float[Tensor, "b c *spatial"],
+        t: int,
+        condition: Tensor,
+        *,
+        layer: str | None = None,
+        grad_through: GradThrough = "nothing",
+    ) -> Prediction:
+        """Noise prediction and, if a layer is named, its features, in one pass.
+
+        Under "features" only the features carry a graph back to x: it ends at the tapped layer, so a gradient costs the
+        backward pass of the layers before it and no more.
+        """
+
+    @abstractmethod
+    def tap(self, x: Float[Tensor, "b c *spatial"], t: int, condition: Tensor, layer: str) -> Float[Tensor, "b tokens width"]:
+        """Features alone, without a graph, leaving the network at the tapped layer."""
+
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c *spatial"]:
+        """Images in [0, 1] to latents of about unit variance (the posterior mean)."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 h w"]:
+        """Latents to images in [0, 1]."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """The weights by name, for `weights_hash`."""
+
+    def weights_hash(self) -> str:
+        """sha256 over the names and bytes of all weights as loaded."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_layer(self, layer: str) -> str:
+        """The layer itself if it can be tapped.
+
+        Raises:
+            DapError: it cannot; the message lists the layers that can.
+        """
+        if layer not in self.layers:
+            raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
+        return layer
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """Classifier-free guidance around a backbone (Ho & Salimans 2022): eps = null + scale · (cond − null).
+
+    The two halves are two calls, so that only the half that supplies the features builds a graph.
+
+    Args:
+        backbone: what to wrap.
+        scale: 1 is the conditional model alone, and costs one call.
+        channels: how many latent channels are mixed; the others, and the variance, are the conditional half's. The DiT
+            code base mixes 3 of 4, and every published table made with it inherits that.
+    """
+
+    backbone: Backbone
+    scale: float
+    channels: int | Literal["all"] = "all"
+
+    def predict(
+        self,
+        x: Float[Tensor, "b c *spatial"],
+        t: int,
+        condition: Tensor,
+        *,
+        layer: str | None = None,
+        branch: Literal["cond", "null"] = "cond",
+        grad_through: GradThrough = "nothing",
+    ) -> Prediction:
+        """As `Backbone.predict`; the features come from the half that `branch` names."""
+
+        def half(which: str, of: Tensor) -> Prediction:
+            wanted = layer is not None and which == branch
+            through = grad_through if wanted or grad_through == "denoiser" else "nothing"
+            with torch.set_grad_enabled(through != "nothing"):
+                return self.backbone.predict(
+                    x if through != "nothing" else x.detach(),
+                    t,
+                    of,
+                    layer=layer if wanted else None,
+                    grad_through=through,
+                )
+
+        cond = half("cond", condition)
+        if self.scale == 1 and branch == "cond":
+            return cond
+        null = half("null", self.backbone.null(len(x)))
+        mixed = x.shape[1] if self.channels == "all" else self.channels
+        eps = null.eps + self.scale * (cond.eps - null.eps)
+        if mixed < x.shape[1]:
+            eps = torch.cat([eps[:, :mixed], cond.eps[:, mixed:]], dim=1)
+        return Prediction(eps, cond.variance, cond.features if branch == "cond" else null.features)

@@ -1,0 +1,101 @@
+"""A backbone whose score is known exactly: a Gaussian mixture, for tests, teaching and the first lines of the docs.
+
+Data of class c are sum_k w_k N(mu_k, s² I); diffused to noise level t they are sum_k w_k N(a mu_k, v I) with
+a = sqrt(abar_t) and v = a² s² + 1 − abar_t, hence
+
+    eps(x, t) = −sigma ∇ log p_t(x) = sigma / v · (x − a · sum_k r_k(x) mu_k),   r = the posterior weights of the modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dap.backbones.base import Backbone, Card, Prediction
+from dap.errors import DapError
+from dap.guidance.base import GradThrough
+
+
+class Mixture(Backbone):
+    """An exact class-conditional Gaussian mixture over latents.
+
+    Args:
+        means: for each class, its modes, (classes, modes, C, *spatial).
+        std: s, the same for all modes.
+        class_names: default "0" … "n".
+        steps: T of the linear-beta schedule (1e-4 to 0.02, as DiT's).
+
+    Layers: "x0" is the posterior mean E[x_0 | x_t, c], a non-linear feature; "x" is x_t itself.
+    """
+
+    def __init__(
+        self,
+        means: Float[Tensor, "classes modes c *spatial"],
+        std: float = 0.1,
+        class_names: Sequence[str] | None = None,
+        steps: int = 1000,
+    ) -> None:
+        self.means, self.std = means, std
+        self.latent_shape = tuple(means.shape[2:])
+        self.layers = ("x0", "x")
+        self.class_names = tuple(class_names or map(str, range(len(means))))
+        beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+        self.alphas_cumprod = (1 - beta).cumprod(0).float()
+        self.learned_variance = False
+        self.device = means.device
+        size = self.latent_shape[-1]
+        self.card = Card("exact Gaussian mixture", "CC0-1.0", size, 1.0, "all", "x0", 1.0, "paper")
+
+    def condition(self, class_names: Sequence[str]) -> Tensor:
+        unknown = [n for n in class_names if n not in self.class_names]
+        if unknown:
+            raise DapError(f"The mixture has no class {unknown[0]!r}; it has {', '.join(self.class_names)}.")
+        return torch.tensor([self.class_names.index(n) for n in class_names])
+
+    def null(self, n: int) -> Tensor:
+        return torch.full((n,), -1)
+
+    def posterior_mean(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+        """E[x_0 | x_t, c], (B, C, *spatial)."""
+        a2 = self.alphas_cumprod[t].to(x)
+        v = a2 * self.std**2 + 1 - a2
+        modes = self.means.to(x).flatten(0, 1).flatten(1)
+        owner = torch.arange(len(self.means)).repeat_interleave(self.means.shape[1])
+        allowed = (condition[:, None] == owner) | (condition[:, None] < 0)
+        gap = x.flatten(1)[:, None] - a2.sqrt() * modes
+        weight = (-gap.square().sum(2) / (2 * v)).masked_fill(~allowed, -torch.inf).softmax(1)
+        prior = (weight @ modes).view_as(x)
+        return prior + a2.sqrt() * self.std**2 / v * (x - a2.sqrt() * prior)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: int,
+        condition: Tensor,
+        *,
+        layer: str | None = None,
+        grad_through: GradThrough = "nothing",
+    ) -> Prediction:
+        a2 = self.alphas_cumprod[t].to(x)
+        x0 = self.posterior_mean(x, t, condition)
+        eps = (x - a2.sqrt() * x0) / (1 - a2).sqrt()
+        features = None if layer is None else {"x0": x0, "x": x}[self.check_layer(layer)].flatten(1)[:, None]
+        return Prediction(eps if grad_through == "denoiser" else eps.detach(), None, features)
+
+    @torch.no_grad()
+    def tap(self, x: Tensor, t: int, condition: Tensor, layer: str) -> Tensor:
+        features = self.predict(x, t, condition, layer=layer).features
+        assert features is not None
+        return features
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images * 2 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"means": self.means, "std": torch.tensor(self.std)}

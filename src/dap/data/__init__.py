@@ -1,0 +1,1 @@
+"""Real images (`sources`), their cached features (`bank`) and the distilled set on disk (`distilled`)."""

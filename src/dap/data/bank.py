@@ -1,0 +1,215 @@
+"""Features of real images, as the guidance needs them: φ(x_t^{(j)}, t) for N images of a class at a noise level.
+
+The paper leaves open how the real images are chosen, noised, pooled and reused. Each of these is a field of `BankOptions`
+with a default and its reason; all of them go into the manifest and into the key of the disk cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from dap.backbones.base import Backbone
+from dap.data.clusters import balanced_kmeans
+from dap.errors import DapError
+from dap.seeding import generators, normal, seed_of
+
+
+class RealImages(Protocol):
+    """What the bank asks of real data; `dap.data.sources.Source` is one."""
+
+    class_names: tuple[str, ...]
+
+    def good(self, label: int, n: int, seed: int) -> list[int]:
+        """A seeded draw of n images of a class that can be decoded."""
+
+    def images(self, label: int, indices: Sequence[int]) -> Tensor:
+        """(n, 3, size, size) in [0, 1]."""
+
+    def count(self, label: int) -> int:
+        """How many images the class has."""
+
+    def fingerprint(self) -> str:
+        """A hash of the listing."""
+
+
+class BankOptions(BaseModel):
+    """Which real features guide. Defaults are the paper's where it says, else the cheapest choice that is exact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    layer: str | None = Field(None, description="Backbone layer to tap. Default: the one on the backbone's card.")
+    reals: int = Field(64, ge=1, description="N, real images a class (all of a smaller class). The paper does not say.")
+    refresh: Literal["fixed", "step"] = Field(
+        "fixed", description="fixed: one draw for the whole run. step: a new draw of N at every step."
+    )
+    noise: Literal["fixed", "fresh", "shared", "none"] = Field(
+        "fixed",
+        description="fixed: each real image keeps one noise over all t, a trajectory of its own. fresh: new at every "
+        "step. shared: one noise for all reals of the class. none: clean latents at t = 0 (phi(x_t, t) ~ phi(x_0)).",
+    )
+    pool: Literal["none", "mean"] = Field(
+        "none", description="none: all tokens, flattened, as the paper's norm suggests. mean: over the tokens; small."
+    )
+    normalise: Literal["none", "l2"] = Field("none", description="l2: features of unit length before the distance.")
+    branch: Literal["cond", "null"] = Field(
+        "cond", description="Half of classifier-free guidance that supplies the features, real and synthetic alike."
+    )
+    targets: Literal["class", "slot"] = Field(
+        "class",
+        description="class: all images of a class share one target, as in the paper. slot: real images of the class are "
+        "split into ipc balanced shares by k-means on their latents, and slot i is drawn to its own share.",
+    )
+    clustered: int = Field(256, ge=1, description="targets=slot: how many real images a class are split into shares.")
+    seed: int | None = Field(None, description="Seed of the draw. Default: the run's, so every set draws its own reals.")
+
+
+class FeatureBank:
+    """Real features per class and step, computed on demand.
+
+    Args:
+        source: the real images, at the backbone's size.
+        backbone: whose features.
+        options: see `BankOptions`.
+        ipc: images per class, the number of shares under targets=slot.
+        run_seed: used where `options.seed` is None.
+        keep: hold a class's features in memory while the class is being sampled; worth it when it has several batches.
+        cache: None, or a folder that keeps them between runs; entries are keyed by everything they depend on.
+
+    Raises:
+        DapError: the layer does not exist, or options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        source: RealImages,
+        backbone: Backbone,
+        options: BankOptions | None = None,
+        *,
+        ipc: int,
+        run_seed: int = 0,
+        keep: bool = True,
+        cache: str | Path | None = None,
+    ) -> None:
+        options = options or BankOptions()
+        self.source, self.backbone, self.options, self.ipc, self.keep = source, backbone, options, ipc, keep
+        self.layer = backbone.check_layer(options.layer or backbone.card.layer)
+        self.branch = options.branch
+        self.seed = run_seed if options.seed is None else options.seed
+        if options.targets == "slot" and options.refresh == "step":
+            raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
+        self._cache = None if cache is None else Path(cache) / self._key()
+        self._ready: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._features: dict[tuple[int, int], Tensor] = {}
+
+    def begin(self, labels: Sequence[int]) -> None:
+        """Draw and encode the labels' real images; other labels are let go."""
+        self._ready = {k: v for k, v in self._ready.items() if k in labels}
+        self._features = {k: v for k, v in self._features.items() if k[0] in labels}
+        for label in labels:
+            if label not in self._ready:
+                self._ready[label] = self._draw(label)
+
+    def at(self, label: int, t: int, index: int) -> Float[Tensor, "n d"]:
+        """φ of the label's real images at timestep t, (N, D) float32, after `transform`."""
+        del index
+        if (label, t) in self._features:
+            return self._features[label, t]
+        name = f"{label:05d}/{t:04d}"
+        features = self._cached(name, lambda: self.transform(self._tap(label, t)))
+        if self.keep:
+            self._features[label, t] = features
+        return features
+
+    def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
+        """Under targets=slot, each slot's weights over the N reals (rows sum to 1); else None."""
+        return self._ready[label][1]
+
+    def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
+        """Pool and normalise as the options say; float32."""
+        x = features.float().mean(1) if self.options.pool == "mean" else features.float().flatten(1)
+        return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
+
+    def _draw(self, label: int) -> tuple[Tensor, Tensor | None]:
+        """Latents (N, C, *spatial) of the label's reals, and the slots' weights over them."""
+        n = min(self.options.reals, self.source.count(label))
+        if self.options.targets == "class":
+            return self._encode(label, n, "reals"), None
+        pool = max(n, min(self.options.clustered, self.source.count(label)))
+        if pool < self.ipc:
+            name = self.source.class_names[label]
+            raise DapError(f"Class {name!r} has {pool} real images, too few for {self.ipc} targets; use targets: class.")
+        latents = self._encode(label, pool, "reals")
+        cluster = balanced_kmeans(latents.flatten(1), self.ipc, self._seed_of(label, "kmeans"))
+        quota = max(1, n // self.ipc)
+        chosen = torch.cat([(cluster == slot).nonzero()[:quota, 0] for slot in range(self.ipc)])
+        weights = (cluster[chosen][None] == torch.arange(self.ipc)[:, None]).float()
+        return latents[chosen.to(latents.device)], weights / weights.sum(1, keepdim=True)
+
+    def _encode(self, label: int, n: int, purpose: str) -> Tensor:
+        seed = self._seed_of(label, purpose)
+
+        def compute() -> Tensor:
+            images = self.source.images(label, self.source.good(label, n, seed))
+            parts = images.to(self.backbone.device).split(64)
+            return torch.cat([self.backbone.encode(part) for part in parts])
+
+        return self._cached(f"{label:05d}/latents-{seed:016x}-{n}", compute)
+
+    def _tap(self, label: int, t: int) -> Tensor:
+        options, latents = self.options, self._ready[label][0]
+        if options.refresh == "step":
+            latents = self._encode(label, len(latents), f"reals at {t}")
+        n = len(latents)
+        condition = (
+            self.backbone.null(n)
+            if self.branch == "null"
+            else self.backbone.condition([self.source.class_names[label]] * n)
+        )
+        if options.noise == "none":
+            return self.backbone.tap(latents, 0, condition, self.layer)
+        moment = (t,) if options.noise == "fresh" or options.refresh == "step" else ()
+        owners = [0] * n if options.noise == "shared" else list(range(n))
+        gens = generators([self._seed_of(label, "noise", *moment, owner) for owner in owners])
+        eps = normal(latents.shape[1:], gens, latents)
+        abar = self.backbone.alphas_cumprod[t].to(latents)
+        return self.backbone.tap(abar.sqrt() * latents + (1 - abar).sqrt() * eps, t, condition, self.layer)
+
+    def _seed_of(self, label: int, *purpose: object) -> int:
+        return seed_of(self.seed, self.source.class_names[label], *purpose)
+
+    def _key(self) -> str:
+        parts = {
+            "options": self.options.model_dump(exclude={"seed"}) | {"layer": self.layer},
+            "seed": self.seed,
+            "ipc": self.ipc if self.options.targets == "slot" else None,
+            "classes": list(self.source.class_names),
+            "source": self.source.fingerprint(),
+            "weights": self.backbone.weights_hash(),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _cached(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if self._cache is None:
+            return compute()
+        from safetensors.torch import load_file, save_file
+
+        path = self._cache / f"{name}.safetensors"
+        if path.exists():
+            return load_file(path, device=str(self.backbone.device))["x"]
+        value = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        save_file({"x": value.contiguous()}, aside)
+        os.replace(aside, path)
+        return value

@@ -1,0 +1,296 @@
+"""What every set of real images offers, whatever its files look like.
+
+A broken image is named, counted and left out, up to a limit, instead of ending a long run or passing unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from itertools import islice, pairwise
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dap.data.decode import BrokenImage, Fit, check_fit
+from dap.data.layouts import LAYOUTS
+from dap.errors import DapError
+
+log = logging.getLogger("dap")
+
+CACHE_BYTES = 256 * 2**20
+"""How much a source keeps in memory of what it has decoded, and of what it has read to decode."""
+
+MOST_CLASSES = 1_000_000
+"""Unnamed labels above this are identifiers of something else, not classes."""
+
+
+class Source(ABC):
+    """Labelled real images. Labels are positions in `class_names`; indices count the images of one class from 0.
+
+    Attributes:
+        name: what the data set is called in manifests and messages.
+        class_names: in label order.
+        licence: of the images, where known.
+        size, fit: see `dap.data.decode.fit_square`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        counts: Sequence[int],
+        *,
+        size: int,
+        fit: Fit,
+        max_bad_fraction: float,
+        licence: str | None = None,
+    ) -> None:
+        check_fit(size, fit)
+        if not 0 <= max_bad_fraction <= 1:
+            raise DapError(f"max_bad_fraction must lie in [0, 1], not {max_bad_fraction}")
+        if not any(counts):
+            raise DapError(f"no images found in {name}; accepted are {LAYOUTS}")
+        empty = [class_name for class_name, count in zip(class_names, counts, strict=True) if not count]
+        if empty:
+            raise DapError(f"no images in {some(empty)} of {name}; add some, or leave it out by naming `classes`")
+        self.name, self.class_names, self.licence = name, tuple(class_names), licence
+        self.size, self.max_bad_fraction = size, max_bad_fraction
+        self.fit: Fit = fit
+        self._counts = tuple(counts)
+        self._good: list[bytearray] = [bytearray(count) for count in counts]
+        self._bad: dict[tuple[int, int], str] = {}
+        self._cache: Recent[Tensor] = Recent(CACHE_BYTES)
+
+    @abstractmethod
+    def _key(self, label: int, index: int) -> str:
+        """A name for the image that a person can find it by, the same on every machine."""
+
+    @abstractmethod
+    def _decode(self, label: int, index: int) -> Tensor:
+        """The image (3, size, size) in [0, 1]; raises `BrokenImage`."""
+
+    @abstractmethod
+    def _listing(self) -> Iterator[str]:
+        """What `fingerprint` hashes: a line for each file, without times or absolute paths."""
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """(key, reason) of every broken image met so far."""
+        return [(self._key(*where), reason) for where, reason in self._bad.items()]
+
+    def count(self, label: int) -> int:
+        """How many images the class has, broken ones included. Raises `DapError` for a label that does not exist."""
+        if not 0 <= label < len(self._counts):
+            raise DapError(f"{self.name} has labels 0 to {len(self._counts) - 1}, not {label}")
+        return self._counts[label]
+
+    def keys(self, label: int, indices: Sequence[int]) -> list[str]:
+        """The names of images: a path relative to the class folders, `file.parquet#row`, or `train/123`."""
+        return [self._key(label, self._checked(label, index)) for index in indices]
+
+    def good(self, label: int, n: int, seed: int) -> list[int]:
+        """Draw `n` indices of decodable images of a class, uniformly without replacement.
+
+        The draw depends on the seed and the class's images alone, and a smaller `n` gives the beginning of the same
+        list. What was decoded stays in memory, so reading it next costs nothing.
+
+        Raises:
+            DapError: the class has fewer than `n`, or too many of all images read, with these, are broken.
+        """
+        total = self.count(label)
+        if not 0 <= n <= total:
+            raise DapError(
+                f"class {self.class_names[label]!r} of {self.name} has {total} images, not the {n} asked for"
+            )
+        order = iter(torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist())
+        found: list[int] = []
+        while len(found) < n:
+            drawn = list(islice(order, n - len(found)))
+            if not drawn:
+                raise DapError(
+                    f"class {self.class_names[label]!r} of {self.name} has only {len(found)} decodable images "
+                    f"of {total}, but {n} are asked for; ask for fewer or add images"
+                )
+            planned = self._seen_after((label, index) for index in drawn)
+            for index in sorted(drawn):  # neighbours on disk one after the other
+                if not self._good[label][index] and self._fetch(label, index) is None:
+                    self._check_bad_fraction(planned)
+            found += [index for index in drawn if self._good[label][index]]
+        return found
+
+    def images(self, label: int, indices: Sequence[int]) -> Tensor:
+        """Images of a class: (n, 3, size, size), float32 in [0, 1], in the order of `indices`.
+
+        Raises:
+            DapError: an index does not exist, or its image is broken.
+        """
+        images = torch.empty(len(indices), 3, self.size, self.size)
+        wanted = [self._checked(label, index) for index in indices]
+        for position in sorted(range(len(wanted)), key=wanted.__getitem__):
+            index = wanted[position]
+            image = self._fetch(label, index)
+            if image is None:
+                reason = self._bad[label, index]
+                raise DapError(f"{self._key(label, index)} of {self.name} is broken ({reason}); draw with `good`")
+            images[position] = image
+        return images
+
+    def tensors(self, limit_per_class: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images (n, 3, size, size) in [0, 1] and labels (n,) int64, class by class, without the broken ones.
+
+        With a limit, these are the first decodable images of each class; for a random choice use `good`.
+
+        Raises:
+            DapError: too many images are broken, or all of a class.
+        """
+        if limit_per_class is not None and limit_per_class < 1:
+            raise DapError(f"limit_per_class must be at least 1, not {limit_per_class}")
+        takes = [count if limit_per_class is None else min(count, limit_per_class) for count in self._counts]
+        images = torch.empty(sum(takes), 3, self.size, self.size)
+        labels: list[int] = []
+        planned = self._seen_after((label, index) for label, take in enumerate(takes) for index in range(take))
+        for label, take in enumerate(takes):
+            start = len(labels)
+            for index in range(self._counts[label]):
+                if len(labels) == start + take:
+                    break
+                image = self._fetch(label, index, keep=False)
+                if image is None:
+                    self._check_bad_fraction(planned)
+                else:
+                    images[len(labels)] = image
+                    labels.append(label)
+            if len(labels) == start:
+                name = self.class_names[label]
+                raise DapError(
+                    f"all images of class {name!r} of {self.name} are broken: {self._first_bad()}; repair them"
+                )
+        return images[: len(labels)], torch.tensor(labels)
+
+    def fingerprint(self) -> str:
+        """sha256 of what decides the images: classes in order, size, fit, and a listing of the files.
+
+        The listing has names and sizes (for IDX the files' own sha256), so a copy elsewhere has the same fingerprint.
+        """
+        digest = hashlib.sha256()
+        for line in (json.dumps([self.class_names, self.size, self.fit]), *self._listing()):
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()
+
+    def _checked(self, label: int, index: int) -> int:
+        count = self.count(label)
+        if not 0 <= index < count:
+            raise DapError(f"class {self.class_names[label]!r} of {self.name} has images 0 to {count - 1}, not {index}")
+        return int(index)
+
+    def _fetch(self, label: int, index: int, keep: bool = True) -> Tensor | None:
+        """The image, or None for a broken one, which is logged the first time."""
+        where = (label, index)
+        if where in self._bad:
+            return None
+        image = self._cache.get(where)
+        if image is None:
+            try:
+                image = self._decode(label, index)
+            except BrokenImage as error:
+                self._good[label][index], self._bad[where] = False, error.reason
+                log.warning("left out %s of %s: %s", self._key(label, index), self.name, error.reason)
+                return None
+            self._good[label][index] = True
+            if keep:
+                self._cache.put(where, image, image.nbytes)
+        return image
+
+    def _seen_after(self, places: Iterable[tuple[int, int]]) -> int:
+        """How many images will have been read once those at (label, index) are, with all read before."""
+        new = sum(not self._good[label][index] and (label, index) not in self._bad for label, index in places)
+        return new + len(self._bad) + sum(states.count(1) for states in self._good)
+
+    def _check_bad_fraction(self, planned: int) -> None:
+        # Against what will have been read, not what has: the verdict must not hang on which image comes first.
+        bad = len(self._bad)
+        if bad > 1 and bad / planned > self.max_bad_fraction:
+            raise DapError(
+                f"{bad} broken images among the {planned} to read from {self.name}, above the limit of "
+                f"{self.max_bad_fraction:.2%}: {self._first_bad()}; repair or remove them, or raise max_bad_fraction"
+            )
+
+    def _first_bad(self) -> str:
+        return some([f"{key} ({reason})" for key, reason in self.bad[:3]])
+
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """The values used last, up to a number of bytes; the newest stays whatever its size."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget, self._used = budget, 0
+        self._held: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> T | None:
+        """The value, now the newest, or None."""
+        if key not in self._held:
+            return None
+        self._held.move_to_end(key)
+        return self._held[key][0]
+
+    def put(self, key: Hashable, value: T, nbytes: int) -> None:
+        """Keep a value under a new key, and let the oldest ones go."""
+        self._held[key] = (value, nbytes)
+        self._used += nbytes
+        while self._used > self._budget and len(self._held) > 1:
+            self._used -= self._held.popitem(last=False)[1][1]
+
+
+def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> list[int]:
+    """Positions in `known` of the wanted classes, in the wanted order; all of them for None.
+
+    Raises:
+        DapError: a class is unknown (the known ones are listed, close matches first) or repeated, or none is named.
+    """
+    for names in (known, wanted or ()):
+        if repeated := [name for name, times in Counter(names).items() if times > 1]:
+            raise DapError(f"{where}: {some(repeated)} named more than once among the classes; name each class once")
+    if wanted is None:
+        return list(range(len(known)))
+    if isinstance(wanted, str) or not wanted:
+        raise DapError(f"`classes` must be a list of class names of {where}, not {wanted!r}")
+    places = {name: place for place, name in enumerate(known)}
+    for name in wanted:
+        if name not in places:
+            lowered = {other.lower(): other for other in known}
+            close = [lowered[match] for match in get_close_matches(str(name).lower(), lowered, n=3)]
+            others = [other for other in known if other not in close]
+            raise DapError(f"unknown class {name!r} in {where}; known classes: {some([*close, *others], 20)}")
+    return [places[name] for name in wanted]
+
+
+def by_class(labels: np.ndarray, names: Sequence[str] | None, where: str) -> tuple[list[str], list[np.ndarray]]:
+    """The classes of numeric labels (n,), by default named by their numbers, and the rows of each in ascending order.
+
+    Raises:
+        DapError: a label is negative or has no name.
+    """
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
+    known = [str(number) for number in range(min(high, MOST_CLASSES) + 1)] if names is None else list(names)
+    if low < 0 or high >= len(known):
+        raise DapError(f"{where} has labels from {low} to {high}, but classes only for 0 to {len(known) - 1}")
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(len(known) + 1))
+    return known, [order[start:stop] for start, stop in pairwise(bounds)]
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,336 @@
+"""A distilled set on disk: the one thing that makers and judges of images share.
+
+    images/<class>/<slot>.png   8-bit RGB
+    classes.json                names and folders, in label order
+    recipe.json                 the resolved recipe; a set is resumed only under the same one
+    manifest.jsonl              one line an image: path, label, class name, slot, seed, sha256, …
+    env.json, README.md         versions and weights' hash; the dataset card with the licences
+
+Data before marker: an image is written aside, flushed, moved into place, and only then gets its manifest line. Whatever
+has no matching line is made again, so a run can be killed at any point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from dap.errors import DapError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        OSError: with the path in it; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def folders_of(class_names: Sequence[str]) -> list[str]:
+    """A safe, distinct folder name for each class: the name itself where a file system takes it."""
+    folders: list[str] = []
+    for label, name in enumerate(class_names):
+        folder = quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
+        taken = {f.lower() for f in folders}
+        folders.append(folder if folder.lower() not in taken else f"{folder}~{label}")
+    return folders
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Field by field, what differs between two nested dictionaries: "guidance.scale: 0.1 -> 0.2"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = list(dict.fromkeys([*old, *new]))
+        missing = object()
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key, missing), new.get(key, missing), f"{where}.{key}".lstrip("."))
+        ]
+    if old == new:
+        return []
+    before, after = ("nothing" if v.__class__ is object else json.dumps(v) for v in (old, new))
+    return [f"{where}: {before} -> {after}"]
+
+
+class DistilledSet:
+    """Images by (label, slot) with their manifest. Use `create`, `open` or `from_folder`.
+
+    Attributes:
+        path: the folder.
+        class_names: in label order.
+        ipc: images per class when complete.
+        recipe: the resolved recipe, or None for a folder made by others.
+        records: the valid manifest lines, in (label, slot) order.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        class_names: Sequence[str],
+        folders: Sequence[str],
+        ipc: int,
+        recipe: dict[str, Any] | None,
+        records: Mapping[tuple[int, int], dict[str, Any]],
+    ) -> None:
+        self.path, self.class_names, self.ipc, self.recipe = path, tuple(class_names), ipc, recipe
+        self._folders, self._records = tuple(folders), dict(records)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [self._records[key] for key in sorted(self._records)]
+
+    @staticmethod
+    def create(path: str | Path, class_names: Sequence[str], ipc: int, recipe: dict[str, Any]) -> DistilledSet:
+        """Start a set, or continue one of the same recipe; images whose file does not match its line are forgotten.
+
+        Raises:
+            DapError: the folder holds a set of another recipe (each differing field is named), or something else.
+            OSError: the folder cannot be written.
+        """
+        path = Path(path)
+        folders = folders_of(class_names)
+        recipe_file = path / "recipe.json"
+        if recipe_file.exists():
+            changed = differences(_read_json(recipe_file), recipe)
+            if changed:
+                raise DapError(
+                    f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
+                    "Use the recipe it was begun with, or another --out."
+                )
+        elif path.exists() and any(path.iterdir()):
+            raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
+        classes = {"names": list(class_names), "folders": folders, "ipc": ipc}
+        write_atomically(path / "classes.json", _dump(classes))
+        write_atomically(recipe_file, _dump(recipe))
+        for left in path.glob("images/*/.tmp-*"):
+            left.unlink(missing_ok=True)
+        _drop_torn_line(path / "manifest.jsonl")
+        return DistilledSet.open(path)
+
+    @staticmethod
+    def open(path: str | Path) -> DistilledSet:
+        """A set made by this library.
+
+        Raises:
+            DapError: there is none; the message says how to open a plain folder of images.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise DapError(f"There is no folder {path}.")
+        if not (path / "classes.json").is_file():
+            raise DapError(f"{path} is no distilled set (it has no classes.json).")
+        classes = _read_json(path / "classes.json")
+        recipe = _read_json(path / "recipe.json") if (path / "recipe.json").is_file() else None
+        records = {
+            (line["label"], line["slot"]): line
+            for line in _read_lines(path / "manifest.jsonl")
+            if _sha256(path / line["path"]) == line["sha256"]
+        }
+        return DistilledSet(path, classes["names"], classes["folders"], classes["ipc"], recipe, records)
+
+    @staticmethod
+    def from_folder(path: str | Path, class_names: Sequence[str] | None = None) -> DistilledSet:
+        """Any folder of class folders, or a set of ours. Slots follow the natural order of the file names.
+
+        Args:
+            path: the folder.
+            class_names: folder names in label order; default: sorted. A wrong order silently mislabels, so give it
+                where the folders are not meant to be sorted (ImageWoof).
+
+        Raises:
+            DapError: no such folder, or no class folder with an image in it.
+        """
+        path = Path(path)
+        if (path / "classes.json").is_file():
+            return DistilledSet.open(path)
+        if not path.is_dir():
+            raise DapError(f"There is no folder {path}.")
+        found = {d.name: _images_in(d) for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith(".")}
+        found = {name: files for name, files in found.items() if files}
+        if not found:
+            raise DapError(f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png.")
+        names = list(class_names) if class_names is not None else list(found)
+        absent = [name for name in names if name not in found]
+        if absent:
+            raise DapError(f"{path} has no class folder {absent[0]!r}; it has {', '.join(found)}.")
+        records = {
+            (label, slot): {
+                "path": str(file.relative_to(path)),
+                "label": label,
+                "class_name": name,
+                "slot": slot,
+                "sha256": _sha256(file),
+            }
+            for label, name in enumerate(names)
+            for slot, file in enumerate(found[name])
+        }
+        return DistilledSet(path, names, names, max(len(found[n]) for n in names), None, records)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for writing.
+
+        Raises:
+            DapError: another process holds it. The lock of a killed process is free at once.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise DapError(f"Another process is writing {self.path}; wait for it or stop it.") from error
+
+    def has(self, label: int, slot: int) -> bool:
+        return (label, slot) in self._records
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(label, slot) of every image still to be made."""
+        return [(c, s) for c in range(len(self.class_names)) for s in range(self.ipc) if not self.has(c, s)]
+
+    def add(self, label: int, slot: int, image: Float[Tensor, "3 h w"], **record: Any) -> None:
+        """Store one image in [0, 1] and its manifest line, atomically and in this order.
+
+        Raises:
+            DapError: the image holds a non-finite value; nothing is written.
+            OSError: disk full, no permission; nothing half-written stays.
+        """
+        if not torch.isfinite(image).all():
+            raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; lower the scale.")
+        pixels = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        data = buffer.getvalue()
+        relative = f"images/{self._folders[label]}/{slot:05d}.png"
+        write_atomically(self.path / relative, data)
+        line = {
+            "path": relative,
+            "label": label,
+            "class_name": self.class_names[label],
+            "slot": slot,
+            **record,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        with (self.path / "manifest.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._records[label, slot] = line
+
+    def note(self, name: str, value: Any) -> None:
+        """Write a JSON (dict or list) or text file beside the images, atomically."""
+        write_atomically(self.path / name, value.encode() if isinstance(value, str) else _dump(value))
+
+    def verify(self) -> list[str]:
+        """Every problem found by decoding and hashing all images; empty when the set is whole."""
+        problems = [f"missing: {self.class_names[label]}, slot {slot}" for label, slot in self.missing()]
+        for line in self.records:
+            file = self.path / line["path"]
+            try:
+                with Image.open(file) as image:
+                    image.load()
+            except (OSError, SyntaxError) as error:
+                problems.append(f"{line['path']}: {error}")
+                continue
+            if _sha256(file) != line["sha256"]:
+                problems.append(f"{line['path']}: its sha256 is not the manifest's")
+        return problems
+
+    def tensors(self, size: int | None = None) -> tuple[Float[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
+        """Images in [0, 1] and labels, in (label, slot) order.
+
+        Args:
+            size: resize to this side (bicubic); default: as stored, and then all must be alike.
+
+        Raises:
+            DapError: the set is empty, or its images differ in size.
+        """
+        if not self._records:
+            raise DapError(f"{self.path} holds no finished image yet; run dap distill again to go on.")
+        arrays = []
+        for line in self.records:
+            with Image.open(self.path / line["path"]) as image:
+                rgb = image.convert("RGB")
+                if size is not None and rgb.size != (size, size):
+                    rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+                arrays.append(np.asarray(rgb))
+        if len({a.shape for a in arrays}) > 1:
+            raise DapError(f"The images in {self.path} differ in size; give size=.")
+        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+        return images, torch.tensor([line["label"] for line in self.records])
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
+    return sorted(files, key=lambda f: ("".join(c.zfill(12) if c.isdigit() else c for c in _digits(f.stem)), f.name))
+
+
+def _digits(text: str) -> list[str]:
+    """The text cut into runs of digits and single other characters, so that 2 sorts before 10."""
+    runs: list[str] = []
+    for character in text:
+        if character.isdigit() and runs and runs[-1].isdigit():
+            runs[-1] += character
+        else:
+            runs.append(character)
+    return runs
+
+
+def _dump(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DapError(f"{path} is not valid JSON ({error}); restore it, or start in a new folder.") from error
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON lines; a torn last line, left by a killed writer, is not one."""
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            continue
+
+
+def _drop_torn_line(path: Path) -> None:
+    if path.is_file():
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            write_atomically(path, data[: data.rfind(b"\n") + 1])
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

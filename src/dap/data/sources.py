@@ -1,0 +1,198 @@
+"""Real images from class folders, parquet files or IDX files, and the embedded Fashion-MNIST.
+
+`open_source` finds out what a path holds and opens it; what a source offers is in `dap.data.base.Source`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dap.data.base import Source, by_class, select
+from dap.data.decode import Fit, check_fit, decode, fit_square
+from dap.data.idx import read_idx
+from dap.data.layouts import LAYOUTS, class_folders, image_files, locate, unreadable
+from dap.data.parquet import ParquetSource
+from dap.errors import DapError
+from dap.starter import CLASS_NAMES, DATA, verify_data
+
+__all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "open_source"]
+
+
+def open_source(
+    path: str | Path,
+    split: str = "train",
+    *,
+    size: int,
+    classes: Sequence[str] | None = None,
+    max_bad_fraction: float = 0.01,
+    fit: Fit = "crop",
+) -> Source:
+    """Open a data set: `"fashion-mnist"` (embedded, 28 px padded to 32), or a folder in any layout of `locate`.
+
+    Args:
+        path: the name or the folder. A folder that is itself called fashion-mnist is `./fashion-mnist`.
+        split: `train` or `test` (also found as `val` and `validation`).
+        size, fit: height and width of the images, and how they get there; see `dap.data.decode.fit_square`.
+        classes: which classes, in label order. By default all: in name order, or in the order the files say. Give a
+            test split the train split's `class_names`, so that a class missing there cannot shift the labels.
+        max_bad_fraction: how many of the images read may be broken; one always may.
+
+    Raises:
+        DapError: the path, split, layout or a class does not exist, is empty or cannot be read.
+    """
+    check_fit(size, fit)
+    options: dict[str, Any] = {"size": size, "fit": fit, "classes": classes, "max_bad_fraction": max_bad_fraction}
+    if str(path) == "fashion-mnist":
+        layout = locate(_starter_data(), split)
+        facts = {"name": "fashion-mnist", "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
+        return IdxSource(*layout.files, split=split, border=2, **facts, **options)
+    path = Path(path).expanduser()
+    layout = locate(path, split)
+    options["name"] = path.resolve().name
+    if layout.kind == "idx":
+        return IdxSource(*layout.files, split=split, class_names=_listed_names(layout.root / "classes.json"), **options)
+    if layout.kind == "parquet":
+        return ParquetSource(layout.files, **options)
+    return FolderSource(layout.root, **options)
+
+
+@final
+class FolderSource(Source):
+    """A folder of class folders, each with images at any depth; classes and images in name order.
+
+    Image files are those ending in png, jpg, jpeg, webp, bmp, gif, tif or tiff in any case; hidden ones are left out.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        size: int,
+        fit: Fit = "crop",
+        classes: Sequence[str] | None = None,
+        name: str | None = None,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        known = class_folders(root)
+        if not known:
+            raise DapError(f"{root} holds no class folders; accepted are {LAYOUTS}")
+        chosen = [known[place] for place in select(known, classes, str(root))]
+        self._root, self._files = root, [image_files(root / folder) for folder in chosen]
+        counts = [len(files) for files in self._files]
+        super().__init__(name or root.name, chosen, counts, size=size, fit=fit, max_bad_fraction=max_bad_fraction)
+
+    def _key(self, label: int, index: int) -> str:
+        return _printable(self._files[label][index])
+
+    def _decode(self, label: int, index: int) -> Tensor:
+        return decode(self._root / self._files[label][index], self.size, self.fit)
+
+    def _listing(self) -> Iterator[str]:
+        for files in self._files:
+            for file in files:
+                try:
+                    yield f"{_printable(file)}\t{(self._root / file).stat().st_size}"
+                except OSError:
+                    yield f"{_printable(file)}\tunreadable"
+
+
+@final
+class IdxSource(Source):
+    """A pair of IDX files as MNIST's: grey images (n, h, w) of unsigned bytes, and labels (n,).
+
+    Args:
+        class_names: of the files' labels 0, 1, ...; by default the numbers themselves.
+        split: the first half of the keys, as in `train/123`.
+        border: black pixels added around every image before it is fitted.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        labels: Path,
+        *,
+        size: int,
+        fit: Fit = "crop",
+        classes: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str | None = None,
+        licence: str | None = None,
+        split: str = "train",
+        border: int = 0,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        self._files, self._split, self._border = (images, labels), split, border
+        pixels, numbers = _idx(images), _idx(labels)
+        if pixels.ndim != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape[1:]:
+            raise DapError(f"{images} should hold bytes of shape (n, h, w), not {pixels.dtype} {pixels.shape}")
+        if numbers.shape != pixels.shape[:1] or numbers.dtype.kind not in "iu":
+            raise DapError(f"{labels} should hold {len(pixels)} labels, not {numbers.dtype} {numbers.shape}")
+        known, rows = by_class(numbers.astype(np.int64), class_names, str(labels))
+        chosen = select(known, classes, str(images.parent))
+        self._pixels = np.pad(pixels, ((0, 0), (border, border), (border, border)))
+        self._rows = [rows[place] for place in chosen]
+        super().__init__(
+            name or images.parent.name,
+            [known[place] for place in chosen],
+            [len(members) for members in self._rows],
+            size=size,
+            fit=fit,
+            licence=licence,
+            max_bad_fraction=max_bad_fraction,
+        )
+
+    def _key(self, label: int, index: int) -> str:
+        return f"{self._split}/{self._rows[label][index]}"
+
+    def _decode(self, label: int, index: int) -> Tensor:
+        return fit_square(Image.fromarray(self._pixels[self._rows[label][index]]), self.size, self.fit)
+
+    def _listing(self) -> Iterator[str]:
+        yield f"border {self._border}"
+        for file in self._files:
+            yield hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _idx(file: Path) -> np.ndarray:
+    try:
+        return read_idx(file)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except ValueError as error:
+        raise DapError(str(error)) from error
+
+
+def _listed_names(file: Path) -> list[str] | None:
+    """The class names in a `classes.json`, a list of names in label order; None without such a file."""
+    try:
+        names = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except ValueError as error:
+        raise DapError(f"{file} is not JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DapError(f'{file} must hold a list of class names in label order, such as ["cat", "dog"]')
+    return names
+
+
+def _printable(file: str) -> str:
+    """A path whose name is not UTF-8, made fit for logs, JSON and hashes."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
+@cache
+def _starter_data() -> Path:
+    verify_data()
+    return DATA

@@ -1,0 +1,179 @@
+"""From a recipe to a distilled set on disk: load, resolve, do the missing units, close."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dap import backbones
+from dap.backbones.base import Backbone
+from dap.data.distilled import DistilledSet
+from dap.data.sources import Source, open_source
+from dap.errors import DapError
+from dap.methods import Method, Task, find, plan
+from dap.recipe import BackboneChoice, Recipe
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, all, what) after every unit, in images."""
+
+
+@dataclass
+class Workshop:
+    """Loads sources and backbones once, for as many recipes as are run with it.
+
+    Args:
+        device: "auto", "cpu", "cuda", …
+        offline: never ask the network.
+        cache: folder in which runs share their real features, or None.
+    """
+
+    device: str = "auto"
+    offline: bool = False
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._backbones: dict[BackboneChoice, Backbone] = {}
+        self._sources: dict[Any, Source] = {}
+        self._hashes: dict[int, str] = {}
+
+    def backbone(self, choice: BackboneChoice) -> Backbone:
+        if choice not in self._backbones:
+            self._backbones[choice] = backbones.load(
+                choice.path, revision=choice.revision, dtype=choice.dtype, device=self.device, offline=self.offline
+            )
+        return self._backbones[choice]
+
+    def source(self, recipe: Recipe, size: int, split: str = "train") -> Source:
+        data = recipe.data
+        key = (data, size, split)
+        if key not in self._sources:
+            self._sources[key] = open_source(
+                data.path, split, size=size, classes=data.classes, max_bad_fraction=data.max_bad_fraction
+            )
+        return self._sources[key]
+
+    def weights_hash(self, backbone: Backbone) -> str:
+        return self._hashes.setdefault(id(backbone), backbone.weights_hash())
+
+    def task(self, recipe: Recipe) -> tuple[Method, Task]:
+        """The method and all it needs, with the recipe resolved.
+
+        Raises:
+            DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
+        """
+        method = find(recipe.method)
+        backbone = self.backbone(recipe.backbone or BackboneChoice()) if "backbone" in method.needs else None
+        resolved = recipe.resolved(backbone, method.guidance)
+        size = backbone.card.size if backbone else self.backbone(recipe.backbone or BackboneChoice()).card.size
+        return method, Task(resolved, self.source(resolved, size), backbone, self.cache)
+
+
+def distill(
+    recipe: Recipe,
+    out: str | Path,
+    workshop: Workshop | None = None,
+    *,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> DistilledSet:
+    """Make a distilled set, or go on with one that was interrupted.
+
+    Args:
+        recipe: what to make.
+        out: the folder; empty, new, or a set of the same recipe.
+        workshop: loaded backbones and data, shared over several calls.
+        progress: told after every unit.
+        command: the shell command to record.
+
+    Raises:
+        DapError: a mistake in what was given; what was made before stays.
+        OSError: disk full or no permission; what was made before stays.
+    """
+    workshop = workshop or Workshop()
+    method, task = workshop.task(recipe)
+    make = method.prepare(task)
+    recipe, names = task.recipe, task.source.class_names
+    made = DistilledSet.create(out, names, recipe.ipc, recipe.model_dump(mode="json"))
+    with made.locked():
+        _describe(made, task, workshop, command)
+        units = plan(len(names), recipe.ipc, recipe.block)
+        began, done = time.monotonic(), 0
+        for unit in units:
+            if not all(made.has(unit.label, slot) for slot in unit.slots):
+                result = make(unit)
+                for row, slot in enumerate(unit.slots):
+                    made.add(unit.label, slot, result.images[row], **result.records[row])
+                done += len(unit.slots)
+            if progress is not None:
+                progress(unit.slots[-1] + 1 + unit.label * recipe.ipc, len(names) * recipe.ipc, names[unit.label])
+        if done:
+            cost = {"seconds": round(time.monotonic() - began, 2), "images": done, "peak_memory_gb": peak_memory_gb()}
+            made.note("cost.json", cost)
+    if made.missing():
+        raise DapError(f"{out} still lacks {len(made.missing())} images.")
+    return made
+
+
+def peak_memory_gb() -> float:
+    """Peak memory of this process so far, in GB (10⁹ bytes): the GPU's if one is in use, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+
+
+def versions() -> dict[str, str]:
+    """Python, platform and the packages that decide the bytes."""
+    packages = ("diffusion-as-priors", "torch", "torchvision", "diffusers", "transformers", "numpy", "pillow")
+    found = {"python": platform.python_version(), "platform": platform.platform(), "threads": str(torch.get_num_threads())}
+    return found | {name: version(name) for name in packages}
+
+
+def _describe(made: DistilledSet, task: Task, workshop: Workshop, command: str | None) -> None:
+    backbone, recipe = task.backbone, task.recipe
+    env: dict[str, Any] = {"versions": versions(), "data": task.source.fingerprint()}
+    if backbone is not None:
+        env |= {"weights": workshop.weights_hash(backbone), "device": str(backbone.device)}
+    made.note("env.json", env)
+    if command and not (made.path / "command.txt").exists():
+        made.note("command.txt", command + "\n")
+    data_licence = task.source.licence or "unknown; ask whoever gave you the data"
+    weights = f"{backbone.card.name} ({backbone.card.licence})" if backbone else "none; these are real images"
+    classes = ", ".join(name.replace("|", "\\|") for name in made.class_names[:50])
+    made.note(
+        "README.md",
+        f"""---
+task_categories: [image-classification]
+size_categories: ["{_size_category(len(made.class_names) * recipe.ipc)}"]
+tags: [dataset-distillation, synthetic]
+---
+
+# Distilled {Path(recipe.data.path).name}, {recipe.ipc} images per class, by `{recipe.method}`
+
+Made by diffusion-as-priors {version("diffusion-as-priors")}; `recipe.json` is what made it, `manifest.jsonl` holds the seed
+and sha256 of every image, `env.json` the versions and the hash of the weights.
+
+| | |
+|---|---|
+| classes, in label order | {classes} |
+| real data | {task.source.name} |
+| licence of the data | {data_licence} |
+| backbone and its licence | {weights} |
+
+What may be done with these images follows from both licences. Synthetic images can resemble real ones of the training
+data; look before you publish a set made from private images.
+""",
+    )
+
+
+def _size_category(n: int) -> str:
+    return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K" if n < 100_000 else "100K<n<1M"

@@ -1,0 +1,5 @@
+"""The one exception the command line turns into a sentence."""
+
+
+class DapError(ValueError):
+    """A mistake in what the user gave: the message names the thing and says what to do next."""

@@ -1,0 +1,171 @@
+"""What a distilled set's folder says about itself, read as plain records.
+
+Only JSON and file names are read here, so that a report needs neither torch nor the code that made the set. A line of
+`trials.jsonl` or `manifest.jsonl` that cannot be used (a run was killed while it wrote) is skipped and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from dap.errors import DapError
+
+Json = Mapping[str, Any]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+MEASURES = ("representativeness", "diversity", "coverage")
+"""The measures a report shows, in this order."""
+
+
+@dataclass(frozen=True)
+class SetRecord:
+    """One distilled set on disk. `recipe` is empty for images that another project made."""
+
+    path: Path
+    recipe: Json
+    class_names: tuple[str, ...]
+    images: tuple[Json, ...]
+    """Manifest lines in (label, slot) order, each with at least path, label and slot."""
+    trials: tuple[Json, ...]
+    cost: Json
+    measures: Json
+    command: str
+    unreadable: int
+    """How many lines of `trials.jsonl` and `manifest.jsonl` were skipped."""
+
+    @property
+    def method(self) -> str:
+        """The recipe's method, or the folder's name where there is no recipe."""
+        return str(self.recipe.get("method") or self.path.name)
+
+    @property
+    def seed(self) -> object:
+        """The recipe's run seed; None where there is none."""
+        return self.recipe.get("seed")
+
+    @property
+    def ipc(self) -> int:
+        """Images per class: the recipe's figure, or else the largest class."""
+        if isinstance(self.recipe.get("ipc"), int):
+            return self.recipe["ipc"]
+        labels = [image["label"] for image in self.images]
+        return max((labels.count(label) for label in set(labels)), default=0)
+
+    def guidance(self, field: str) -> object:
+        """A field of the recipe's guidance; None for a method that is not guided (no such section, or `vanilla`)."""
+        section = self.recipe.get("guidance")
+        return section.get(field) if isinstance(section, Mapping) and self.method != "vanilla" else None
+
+    @property
+    def unguided(self) -> bool:
+        """Whether this is the backbone's own sample: vanilla, or a guided method at scale 0 without repulsion."""
+        return self.method == "vanilla" or (self.guidance("scale") == 0 and not self.guidance("repulsion"))
+
+
+def load(paths: Iterable[Path | str]) -> list[SetRecord]:
+    """Read several sets, in the given order; a folder named twice is read once.
+
+    Raises:
+        FileNotFoundError: a path is not the folder of a set.
+        DapError: no path at all, or a JSON file that cannot be read.
+    """
+    unique = {Path(path).resolve(): Path(path) for path in paths}
+    if not unique:
+        raise DapError("no distilled set to report on: name at least one folder")
+    return [load_set(path) for path in unique.values()]
+
+
+def load_set(path: Path | str) -> SetRecord:
+    """Read one set: what its JSON files, its `manifest.jsonl` and `trials.jsonl` and its `command.txt` say.
+
+    All of these may be absent. Without `classes.json` the classes are the image folders in string order.
+
+    Raises:
+        FileNotFoundError: `path` holds neither `classes.json` nor folders of images.
+        DapError: a JSON file that cannot be read; the message names it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder; name the folder of a distilled set")
+    classes = _object(path / "classes.json")
+    root = path / "images" if (path / "images").is_dir() else path
+    folders = [str(folder) for folder in classes.get("folders", ())] or [
+        folder.name for folder in sorted(root.iterdir()) if folder.is_dir() and _pictures(folder)
+    ]
+    if not folders:
+        raise FileNotFoundError(f"{path} is not a distilled set: it has no classes.json and no folders of images")
+    manifest, bad_images = read_lines(path / "manifest.jsonl", _is_image)
+    trials, bad_trials = read_lines(path / "trials.jsonl", _is_trial)
+    images = manifest or _listed(path, root, folders)
+    command = path / "command.txt"
+    return SetRecord(
+        path=path,
+        recipe=_object(path / "recipe.json"),
+        class_names=tuple(str(name) for name in classes.get("names", folders)),
+        images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
+        trials=tuple(trials),
+        cost=_object(path / "cost.json"),
+        measures=_object(path / "measures.json"),
+        command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
+        unreadable=bad_images + bad_trials,
+    )
+
+
+def read_lines(path: Path, accept: Callable[[Json], bool]) -> tuple[list[Json], int]:
+    """The JSON objects of a file, one a line, that `accept` takes, and how many other non-empty lines there were."""
+    if not path.exists():
+        return [], 0
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+    good = [record for record in map(_parsed, lines) if record is not None and accept(record)]
+    return good, len(lines) - len(good)
+
+
+def _parsed(line: str) -> Json | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _object(path: Path) -> Json:
+    if not path.exists():
+        return {}
+    record = _parsed(path.read_text(encoding="utf-8", errors="replace"))
+    if record is None:
+        raise DapError(f"{path} does not hold a JSON object; restore the file or make the set again")
+    return record
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a finite int or float (a bool is not)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_trial(record: Json) -> bool:
+    scores = (record.get("last"), record.get("best"))
+    named = isinstance(record.get("protocol"), str) and isinstance(record.get("network"), str)
+    return named and all(is_number(score) and 0 <= score <= 1 for score in scores)
+
+
+def _is_image(record: Json) -> bool:
+    numbered = all(isinstance(record.get(key), int) for key in ("label", "slot"))
+    return numbered and isinstance(record.get("path"), str)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
+def _listed(path: Path, root: Path, folders: Sequence[str]) -> list[Json]:
+    return [
+        {"path": file.relative_to(path).as_posix(), "label": label, "slot": slot}
+        for label, folder in enumerate(folders)
+        if (root / folder).is_dir()
+        for slot, file in enumerate(_pictures(root / folder))
+    ]

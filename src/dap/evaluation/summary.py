@@ -1,0 +1,326 @@
+"""From trials to numbers: sets that differ only in the seed form a `Group`; a `Row` sums one up under one `Setting`.
+
+The unit of replication is the distilled set. A set's accuracy is the mean over its own trials; a row's mean and sample
+standard deviation (ddof = 1) are taken over these per-set means. With one set only the spread of its trials is known,
+which is the noise of training alone, and the row says so. Differences to vanilla carry Welch's 95 % t interval over the
+per-set means (Welch 1947); they are not corrected for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from dap.evaluation.records import MEASURES, Json, SetRecord, is_number
+
+COLUMNS = ("method", "ipc", "guidance.scale", "guidance.unit", "guidance.targets")
+"""Fields with a column of their own; a group's note names the others in which groups of its method differ."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sets whose recipes differ only in the seed."""
+
+    key: str
+    label: str
+    """Unique among the groups of a report: the method, and the fields in which groups of that method differ."""
+    note: str
+    """The part of the label that no column shows."""
+    sets: tuple[SetRecord, ...]
+
+    @property
+    def first(self) -> SetRecord:
+        """The set that stands for the recipe."""
+        return self.sets[0]
+
+    @property
+    def seeds(self) -> tuple[object, ...]:
+        """The run seeds, in the order of the sets."""
+        return tuple(record.seed for record in self.sets)
+
+    def mean(self, values: Sequence[object]) -> float | None:
+        """Mean of the numbers among `values`; None without any."""
+        numbers = [float(value) for value in values if is_number(value)]
+        return fmean(numbers) if numbers else None
+
+    def measure(self, name: str) -> tuple[float, ...]:
+        """One figure a set that was measured."""
+        return tuple(float(s.measures[name]) for s in self.sets if is_number(s.measures.get(name)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What comparable accuracies share; `headline` is the score the protocol reports, "last" or "best"."""
+
+    network: str
+    protocol: str
+    epochs: int | None
+    n_test: int | None
+    headline: str
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Accuracies as fractions: one mean a set, and the number of trials behind them."""
+
+    sets: tuple[float, ...]
+    std_trials: float | None
+    """Sample standard deviation over all trials as one pool; None for a single trial."""
+
+    @property
+    def mean(self) -> float:
+        """Mean of the per-set means."""
+        return fmean(self.sets)
+
+    @property
+    def std_sets(self) -> float | None:
+        """Sample standard deviation over the per-set means; None for a single set."""
+        return stdev(self.sets) if len(self.sets) > 1 else None
+
+    @property
+    def std(self) -> float | None:
+        """Over sets where there are two or more, else over trials."""
+        return self.std_trials if self.std_sets is None else self.std_sets
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row's mean minus vanilla's, as fractions; the interval is None unless both have two sets or more."""
+
+    value: float
+    interval: tuple[float, float] | None
+    n: tuple[int, int]
+    """Sets behind the row and behind vanilla."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval is known and excludes 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group under one setting; `setting`, `last` and `best` are None for a group without a trial."""
+
+    group: Group
+    setting: Setting | None
+    last: Stat | None
+    best: Stat | None
+    trials: tuple[int, ...]
+    """How many trials each evaluated set has."""
+    difference: Difference | None
+    seconds: float | None
+    """Mean cost of making one set."""
+    measures: Mapping[str, float | None]
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.group.first.method
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return self.group.first.ipc
+
+    @property
+    def scale(self) -> float | None:
+        """Guidance scale; None for methods without guidance."""
+        scale = self.group.first.guidance("scale")
+        return scale if is_number(scale) else None
+
+    @property
+    def unit(self) -> str:
+        """What the scale is relative to; empty where nothing is said."""
+        return str(self.group.first.guidance("unit") or "")
+
+    @property
+    def layer(self) -> object:
+        """The tapped layer."""
+        return self.group.first.guidance("layer")
+
+    @property
+    def targets(self) -> str | None:
+        """Whether a class or each slot has its own targets; None for an unguided sample."""
+        targets = self.group.first.guidance("targets")
+        return None if self.group.first.unguided or targets is None else str(targets)
+
+    @property
+    def network(self) -> str | None:
+        """The evaluated network."""
+        return self.setting.network if self.setting else None
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol's name."""
+        return self.setting.protocol if self.setting else None
+
+    @property
+    def headline(self) -> str | None:
+        """Which score the protocol reports: "last" or "best"."""
+        return self.setting.headline if self.setting else None
+
+    @property
+    def score(self) -> Stat | None:
+        """The headline score."""
+        return self.best if self.headline == "best" else self.last
+
+    @property
+    def n_sets(self) -> int:
+        """Evaluated sets."""
+        return len(self.trials)
+
+    @property
+    def n_trials(self) -> int:
+        """Trials over all evaluated sets."""
+        return sum(self.trials)
+
+
+def flatten(recipe: Json, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of dotted fields; lists stay values."""
+    fields: dict[str, Any] = {}
+    for key, value in recipe.items():
+        nested = isinstance(value, Mapping) and value
+        fields |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return fields
+
+
+def recipe_key(record: SetRecord, *without: str) -> str:
+    """The recipe as one string, less the seed and the named fields; a set without a recipe is a group of its own."""
+    fields = flatten(record.recipe) or {"path": str(record.path)}
+    return json.dumps({k: v for k, v in fields.items() if k not in {"seed", *without}}, sort_keys=True, default=str)
+
+
+def varying(records: Sequence[SetRecord]) -> list[str]:
+    """The recipe's fields, the seed aside, that are not equal in all records, in the order of first appearance."""
+    recipes = [flatten(record.recipe) for record in records]
+    fields = dict.fromkeys(field for recipe in recipes for field in recipe if field != "seed")
+    return [f for f in fields if len({json.dumps(recipe.get(f), default=str) for recipe in recipes}) > 1]
+
+
+def described(record: SetRecord, fields: Sequence[str]) -> str:
+    """A record's value of each of these fields, as in "scale 0.05, layer 4"; fields it does not have are left out."""
+    values = flatten(record.recipe)
+    leaves = [field.rpartition(".")[2] for field in fields]
+    names = [leaf if leaves.count(leaf) == 1 else field for leaf, field in zip(leaves, fields, strict=True)]
+    pairs = [(name, values.get(field)) for name, field in zip(names, fields, strict=True)]
+    texts = ((name, f"{value:g}" if is_number(value) else value) for name, value in pairs if value is not None)
+    return ", ".join(f"{name} {text}" for name, text in texts)
+
+
+def group_sets(sets: Sequence[SetRecord]) -> list[Group]:
+    """Sets that differ only in the seed, together: methods in order of appearance, each by ipc, scale and layer."""
+    members: dict[str, list[SetRecord]] = {}
+    for record in sets:
+        members.setdefault(recipe_key(record), []).append(record)
+    methods = list(dict.fromkeys(record.method for record in sets))
+    groups = []
+    for key, records in members.items():
+        first = records[0]
+        fields = varying([other[0] for other in members.values() if other[0].method == first.method])
+        detail, note = (described(first, names) for names in (fields, [f for f in fields if f not in COLUMNS]))
+        label = f"{first.method} ({detail})" if detail else first.method
+        groups.append(Group(key, label, note, tuple(records)))
+    return sorted(groups, key=lambda g: (methods.index(g.first.method), g.first.ipc, *map(_rank, _swept(g))))
+
+
+def _swept(group: Group) -> tuple[object, object]:
+    return group.first.guidance("scale"), group.first.guidance("layer")
+
+
+def _rank(value: object) -> tuple[float, str]:
+    return (float(value), "") if is_number(value) else (-1.0 if value is None else math.inf, str(value))
+
+
+def summarise(sets: Sequence[SetRecord]) -> list[Row]:
+    """One row per group and setting it was tested under, settings in order of appearance; untested groups come last."""
+    groups = group_sets(sets)
+    settings = list(dict.fromkeys(_setting(trial) for record in sets for trial in record.trials))
+    rows = []
+    for setting in settings:
+        scored = [(group, _collect(group, setting)) for group in groups]
+        for group, trials in scored:
+            if not trials:
+                continue
+            last, best = (_stat([[t[score] for t in of_set] for of_set in trials]) for score in ("last", "best"))
+            rows.append(_row(group, setting, last, best, tuple(map(len, trials))))
+    rows = [_against_vanilla(row, rows) for row in rows]
+    return rows + [_row(g, None, None, None, ()) for g in groups if not any(record.trials for record in g.sets)]
+
+
+def _row(group: Group, setting: Setting | None, last: Stat | None, best: Stat | None, trials: tuple[int, ...]) -> Row:
+    measures = {name: group.mean(group.measure(name)) for name in MEASURES}
+    seconds = group.mean([record.cost.get("seconds") for record in group.sets])
+    return Row(group, setting, last, best, trials, None, seconds, measures)
+
+
+def _setting(trial: Json) -> Setting:
+    headline = "best" if trial.get("headline") == "best" else "last"
+    epochs, n_test = (trial[key] if isinstance(trial.get(key), int) else None for key in ("epochs", "n_test"))
+    return Setting(trial["network"], trial["protocol"], epochs, n_test, headline)
+
+
+def _collect(group: Group, setting: Setting) -> list[list[Json]]:
+    """The trials of each set under a setting, one a training seed: a seed that was run again counts once."""
+    found = []
+    for record in group.sets:
+        trials = {json.dumps(t.get("seed", i)): t for i, t in enumerate(record.trials) if _setting(t) == setting}
+        found += [list(trials.values())] if trials else []
+    return found
+
+
+def _stat(scores: list[list[float]]) -> Stat:
+    pool = [score for of_set in scores for score in of_set]
+    return Stat(tuple(fmean(of_set) for of_set in scores), stdev(pool) if len(pool) > 1 else None)
+
+
+def _against_vanilla(row: Row, rows: Sequence[Row]) -> Row:
+    vanilla = reference(row, rows)
+    if vanilla is None or vanilla.group is row.group or row.score is None or vanilla.score is None:
+        return row
+    return replace(row, difference=welch(row.score.sets, vanilla.score.sets))
+
+
+def reference(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The vanilla row to hold `row` against: same setting, ipc, data, backbone; of several the most similar recipe."""
+    record = row.group.first
+
+    def fits(other: Row) -> bool:
+        pairs = [(record.recipe.get(part), other.group.first.recipe.get(part)) for part in ("data", "backbone")]
+        comparable = all(a == b or a is None or b is None for a, b in pairs)
+        return other.group.first.unguided and other.setting == row.setting and other.ipc == row.ipc and comparable
+
+    def distance(other: Row) -> tuple[bool, int]:
+        shared = [f for f in varying([record, other.group.first]) if f != "method" and not f.startswith("guidance.")]
+        return other.method != "vanilla", len(shared)
+
+    return min(filter(fits, rows), key=distance, default=None)
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Difference of two means and its 95 % interval by Welch's unequal-variances t (Welch 1947), one value a set."""
+    value = fmean(a) - fmean(b)
+    if min(len(a), len(b)) < 2:
+        return Difference(value, None, (len(a), len(b)))
+    from scipy.special import stdtrit
+
+    parts = [stdev(sample) ** 2 / len(sample) for sample in (a, b)]
+    total = sum(parts)
+    if total == 0:
+        return Difference(value, (value, value), (len(a), len(b)))
+    freedom = total**2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(total)
+    return Difference(value, (value - half, value + half), (len(a), len(b)))
+
+
+def sweeps(groups: Sequence[Group], field: str) -> list[list[Group]]:
+    """Groups that differ in one guidance field alone ("scale" or "layer"), where it takes three values or more."""
+    families: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.first.guidance(field) is not None:
+            families.setdefault(recipe_key(group.first, f"guidance.{field}"), []).append(group)
+    return [sorted(f, key=lambda g: _rank(g.first.guidance(field))) for f in families.values() if len(f) >= 3]

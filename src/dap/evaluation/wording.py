@@ -1,0 +1,214 @@
+"""A report's numbers in words: one sentence, further findings, and Markdown tables that read well in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from dap.evaluation.records import MEASURES, SetRecord, is_number
+from dap.evaluation.summary import Difference, Group, Row, Setting, Stat, flatten, recipe_key, varying
+
+DASH = "–"
+PENDING = "not evaluated yet"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as per cent with one decimal; a dash for None."""
+    return DASH if fraction is None else f"{100 * fraction:.1f}"
+
+
+def signed(fraction: float) -> str:
+    """A difference of fractions in points, always with a sign: "+2.1", "−0.4", "0.0"."""
+    points = f"{100 * fraction:+.1f}"
+    return "0.0" if float(points) == 0 else points.replace("-", "−")
+
+
+def figure(value: float | None) -> str:
+    """A measured quantity to three significant digits ("5.40"), a dash for None."""
+    if value is None:
+        return DASH
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def plain(value: object) -> str:
+    """A recipe's value as it was set, a dash for nothing."""
+    if is_number(value):
+        return f"{value:g}"
+    return DASH if value is None or value == "" else str(value)
+
+
+def scale(row: Row) -> tuple[str, str]:
+    """The guidance scale and its unit; a dash and nothing where the sample is unguided."""
+    return (DASH, "") if not row.scale else (f"{row.scale:g}", row.unit)
+
+
+def accuracy(stat: Stat | None) -> str:
+    """ "73.1 ± 0.9"; without "±" for a single trial."""
+    if stat is None:
+        return PENDING
+    return percent(stat.mean) + ("" if stat.std is None else f" ± {percent(stat.std)}")
+
+
+def times(row: Row) -> str:
+    """Sets × trials of each, as in "3 × 2" or "3 of 5 × 2"; both totals where sets have unequal numbers of trials."""
+    of = len(row.group.sets)
+    if not row.trials:
+        return f"{of} × 0"
+    sets = str(row.n_sets) if row.n_sets == of else f"{row.n_sets} of {of}"
+    return f"{sets} × {row.trials[0]}" if len(set(row.trials)) == 1 else f"{sets} sets, {row.n_trials} trials"
+
+
+def interval(difference: Difference) -> str:
+    """ "+0.6 to +3.6", or nothing."""
+    return f"{signed(difference.interval[0])} to {signed(difference.interval[1])}" if difference.interval else ""
+
+
+def setting_name(setting: Setting | None) -> str:
+    """ "convnet3, small-hard, 300 epochs, 10,000 test images"."""
+    if setting is None:
+        return PENDING
+    epochs = f"{setting.epochs:,} epochs" if setting.epochs else ""
+    images = f"{setting.n_test:,} test images" if setting.n_test else ""
+    return ", ".join(filter(None, (setting.network, setting.protocol, epochs, images)))
+
+
+def count(n: int, noun: str) -> str:
+    """ "one set", "3 sets"."""
+    return f"one {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def compared(name: str, difference: Difference) -> str:
+    """A difference to vanilla in words, with interval and n: "no difference shown" where the interval includes 0."""
+    n, m = difference.n
+    sets = f"n = {n} sets each" if n == m else f"n = {n} and {m} sets"
+    points = signed(difference.value)
+    if difference.interval is None:
+        sets = "one set each" if n == m else f"{count(n, 'set')} against {m}"
+        return f"{name}: {points} points against vanilla ({sets}, so no spread is known and this may be chance)"
+    where = f"95 % interval {interval(difference)}, {sets}"
+    if not difference.shown:
+        return f"no difference shown between {name} and vanilla ({points} points, {where})"
+    side = f"{points} points over" if difference.value > 0 else f"{points.lstrip('−')} points under"
+    return f"{name} is {side} vanilla ({where})"
+
+
+def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[str]]:
+    """One sentence on what was run and what came out first, and one line for each further finding."""
+    groups = list(dict.fromkeys(row.group.key for row in rows))
+    scored = [row for row in rows if row.score is not None]
+    where = f"{count(len(sets), 'distilled set').capitalize()} in {count(len(groups), 'group')}{_data(sets)}"
+    pending = [row.group.label for row in rows if row.score is None]
+    if not scored:
+        return f"{where}, {PENDING}: run `dap evaluate` on each set.", []
+    first = [row for row in scored if row.setting == scored[0].setting]
+    top = max(first, key=_mean)
+    told = compared(top.group.label, top.difference) if top.difference else ""
+    chosen = _pick(top, first)
+    name = "it" if top.difference and top.difference.shown else top.group.label
+    ahead = f"{name} has the highest mean accuracy, {percent(_mean(top))} % ({top.headline} epoch){chosen}"
+    if len(first) == 1:
+        ahead = f"{top.group.label} reaches {percent(_mean(top))} % ({top.headline} epoch)"
+    outcome = "; ".join(filter(None, (told, ahead)))
+    lines = [line for setting in dict.fromkeys(row.setting for row in scored) for line in _findings(setting, scored)]
+    several = len({row.setting for row in scored}) > 1
+    rest = [f"{setting_name(setting)}: {line}" if several else line for setting, line in lines if line != told + chosen]
+    if not any(row.group.first.unguided for row in scored):
+        rest.append("There is no vanilla set here, so no difference to vanilla can be given")
+    if all(row.n_sets == 1 for row in scored):
+        rest.append("Each group has one evaluated set, so no spread between sets is known")
+    if pending:
+        rest.append(f"Not evaluated yet: {', '.join(pending)}")
+    closed = [f"N{line[1:]}." if line.startswith("no difference") else f"{line}." for line in rest]
+    return f"{where}, judged by {top.network}: {outcome}.", closed
+
+
+def _mean(row: Row) -> float:
+    return row.score.mean if row.score else 0.0
+
+
+def _data(sets: Sequence[SetRecord]) -> str:
+    names = {PurePath(str(flatten(record.recipe).get("data.path", ""))).name for record in sets} - {""}
+    ipc = {record.ipc for record in sets}
+    images = f", {count(next(iter(ipc)), 'image')} per class" if len(ipc) == 1 else ""
+    return images + (f" of {next(iter(names))}" if len(names) == 1 else "")
+
+
+def _family(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """The rows that differ from this one in guidance scale and layer only."""
+    key = recipe_key(row.group.first, "guidance.scale", "guidance.layer")
+    return [other for other in rows if recipe_key(other.group.first, "guidance.scale", "guidance.layer") == key]
+
+
+def _pick(row: Row, rows: Sequence[Row]) -> str:
+    tried = len(_family(row, rows))
+    return f", the best of {tried} tried and so an optimistic pick" if tried >= 3 else ""
+
+
+def _findings(setting: Setting | None, rows: Sequence[Row]) -> list[tuple[Setting | None, str]]:
+    """A line for each row with a difference; of a sweep only its best point, called so."""
+    here = [row for row in rows if row.setting == setting]
+    lines = []
+    for row in (row for row in here if row.difference):
+        family = _family(row, here)
+        if len(family) < 3 or row is max(family, key=_mean):
+            assert row.difference is not None
+            lines.append((setting, compared(row.group.label, row.difference) + _pick(row, here)))
+    return lines
+
+
+def grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table padded so that it lines up in a terminal; columns without a value are left out."""
+    keep = [i for i in range(len(header)) if i == 0 or any(line[i] != DASH for line in body)]
+    lines = [[_cell(line[i]) for i in keep] for line in (header, *body)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(keep))]
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (aligned[0], rule, *aligned[1:]))
+
+
+def _cell(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
+
+
+def table(rows: Sequence[Row], expected: Mapping[str, str] | None = None) -> str:
+    """The accuracy table as Markdown for a terminal or a file: one block per setting, accuracies in per cent.
+
+    `expected` gives published or earlier figures by group label or method; it adds a column.
+    """
+    blocks = []
+    for setting in dict.fromkeys(row.setting for row in rows):
+        here = [row for row in rows if row.setting == setting]
+        score = f"accuracy ({setting.headline}), %" if setting else "accuracy, %"
+        header = ["method", "ipc", "scale", "targets", score, "vs vanilla", "95 % interval", "sets × trials"]
+        header += [*MEASURES, "s per set", "expected"]
+        body = [[*cells(row), *(figure(row.measures[m]) for m in MEASURES), figure(row.seconds)] for row in here]
+        figures = [anticipated(row, expected or {}) or DASH for row in here]
+        block = grid(header, [[*line, figure] for line, figure in zip(body, figures, strict=True)])
+        blocks.append(f"{setting_name(setting)}\n\n{block}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def cells(row: Row) -> list[str]:
+    """The text of a row's first eight columns, up to sets × trials."""
+    method = f"{row.method} ({row.group.note})" if row.group.note else row.method
+    difference = (signed(row.difference.value), interval(row.difference) or DASH) if row.difference else (DASH, DASH)
+    scaled = " ".join(filter(None, scale(row)))
+    return [method, str(row.ipc), scaled, row.targets or DASH, accuracy(row.score), *difference, times(row)]
+
+
+def anticipated(row: Row, expected: Mapping[str, str]) -> str | None:
+    """The expected figure of a row: by its group's label, else by its method."""
+    return expected.get(row.group.label, expected.get(row.method))
+
+
+def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """The recipe fields in which groups differ, and each group's label, seeds and values of them."""
+    fields = varying([group.first for group in groups])
+    recipes = [flatten(group.first.recipe) for group in groups]
+    body = [[g.label, seeds(g), *(plain(r.get(f)) for f in fields)] for g, r in zip(groups, recipes, strict=True)]
+    return fields, body
+
+
+def seeds(group: Group) -> str:
+    """The seeds of a group's sets, as in "0, 1, 2"."""
+    return ", ".join(DASH if seed is None else str(seed) for seed in group.seeds)

@@ -1,0 +1,95 @@
+r"""Diffusion As Priors: pull each image towards real images of its class in the backbone's own features.
+
+Su, Wu, Chen, Shi, Wang, Ye & Zhu, "Diffusion Models as Dataset Distillation Priors", ICLR 2026, arXiv 2510.17421.
+
+    g_t = -\nabla_{x_t} \frac1N \sum_j D_K(\varphi(x_t, t), \varphi(x_t^{(j)}, t))        (Eq. 7 and 8)
+
+and, as an option of ours, the synthetic-synthetic half of the energy distance / squared MMD, which keeps the images of
+one class apart:  + \lambda \nabla_{x_t} mean_{i' \ne i} D_K(\varphi(x_t^i), \varphi(x_t^{i'})).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dap.errors import DapError
+from dap.guidance.base import Energy, State
+from dap.kernels import Kernel, Linear
+
+
+class Reals(Protocol):
+    """Where the real features come from; `dap.data.bank.FeatureBank` is one."""
+
+    layer: str
+    branch: Literal["cond", "null"]
+
+    def begin(self, labels: Sequence[int]) -> None:
+        """Make ready for these labels."""
+
+    def at(self, label: int, t: int, index: int) -> Float[Tensor, "n d"]:
+        """φ(x_t^{(j)}, t) of the label's N real images at this step."""
+
+    def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
+        """Which real images each slot is drawn to, rows that sum to 1, or None for all of them, evenly."""
+
+    def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
+        """What was done to the real features after the layer (pooling, normalisation), for the synthetic ones."""
+
+
+@dataclass(frozen=True)
+class Representative(Energy):
+    """Mean kernel distance to real images of the class, in features of the backbone at the same noise level.
+
+    Args:
+        reals: the real features.
+        kernel: K; the paper's is linear. An open bandwidth is set from each step's real features.
+        squared: use D_K² instead of the paper's D_K (each real image then pulls in proportion to its distance).
+        repulsion: λ ≥ 0. Adds −λ · mean distance to the other slots of the class; 1 makes the sum the energy distance
+            between the two sets. The other slots are held fixed, so each image's energy is its own.
+
+    Raises:
+        DapError: repulsion is negative.
+    """
+
+    reals: Reals
+    kernel: Kernel = Linear()
+    squared: bool = False
+    repulsion: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.repulsion >= 0:
+            raise DapError(f"repulsion must be >= 0, not {self.repulsion}.")
+        object.__setattr__(self, "layer", self.reals.layer)
+        object.__setattr__(self, "branch", self.reals.branch)
+        object.__setattr__(self, "joint", self.repulsion > 0)
+
+    def begin(self, labels: Sequence[int]) -> None:
+        self.reals.begin(labels)
+
+    def distance(self, kernel: Kernel, x: Tensor, y: Tensor) -> Tensor:
+        return kernel.squared_distance(x, y) if self.squared else kernel.distance(x, y)
+
+    def __call__(self, state: State) -> Float[Tensor, " b"]:
+        assert state.features is not None
+        features = self.reals.transform(state.features)
+        energy = features.new_zeros(len(features))
+        for label in state.labels.unique().tolist():
+            rows = (state.labels == label).nonzero()[:, 0]
+            mine, slots = features[rows], state.slots[rows]
+            real = self.reals.at(label, state.t, state.index).to(mine)
+            kernel = self.kernel.fit(real)
+            to_real = self.distance(kernel, mine, real)
+            shares = self.reals.shares(label)
+            pull = to_real.mean(1) if shares is None else (to_real * shares.to(to_real)[slots]).sum(1)
+            if self.repulsion > 0 and len(rows) > 1:
+                apart = self.distance(kernel, mine, mine.detach())
+                others = 1 - torch.eye(len(rows), dtype=apart.dtype, device=apart.device)
+                pull = pull - self.repulsion * (apart * others).sum(1) / (len(rows) - 1)
+            energy = energy.index_copy(0, rows, pull.to(energy))
+        return energy

@@ -1,0 +1,331 @@
+r"""Kernels and the distance they induce.
+
+A positive semi-definite kernel K induces (DAP, Section 3)
+
+    D_K(x, y) = \sqrt{K(x, x) + K(y, y) - 2 K(x, y)},
+
+a metric on the image of its feature map (Theorem 3.1). Every kernel is a callable `k(x, y) -> (n, m)` with `diag(x)`;
+kernels compose with `+` and `*` and scale with a positive number. `squared_distance` is where the numerics live: the
+textbook expansion above loses all digits when x is close to y, so every built-in kernel has a form without cancellation.
+"""
+
+from __future__ import annotations
+
+import ast
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dap.errors import DapError
+from dap.registry import resolve
+
+EPSILON = 1e-12
+"""Under the root of `Kernel.distance`: keeps its gradient finite at x = y."""
+
+
+def euclidean(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """‖x_i − y_j‖ as the norm of a difference, whose gradient at 0 is 0."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class Kernel(ABC):
+    """A positive semi-definite function of two vectors. A subclass needs `__call__` and `diag`."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """The matrix K(x_i, y_j)."""
+
+    @abstractmethod
+    def diag(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """The diagonal K(x_i, x_i) without the matrix."""
+
+    def squared_distance(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """D_K². The default expands in float64; override it where a form without cancellation is known."""
+        x, y = x.double(), y.double()
+        return (self.diag(x)[:, None] + self.diag(y)[None] - 2 * self(x, y)).clamp_min(0)
+
+    def fit(self, features: Float[Tensor, "n d"]) -> Kernel:
+        """This kernel with its data-dependent parameters (a bandwidth left open) set from features. Default: itself."""
+        return self
+
+    def distance(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """D_K(x_i, y_j) in at least float32, differentiable everywhere, also at x_i = y_j."""
+        x, y = (v if v.dtype == torch.float64 else v.float() for v in (x, y))
+        return (self.squared_distance(x, y) + EPSILON).sqrt().to(x.dtype)
+
+    def __add__(self, other: Kernel) -> Kernel:
+        return Sum(self, other)
+
+    def __mul__(self, other: Kernel | float) -> Kernel:
+        return Product(self, other) if isinstance(other, Kernel) else Scaled(self, float(other))
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class Linear(Kernel):
+    """K(x, y) = x·y, hence D_K(x, y) = ‖x − y‖. The paper's choice."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return x @ y.T
+
+    def diag(self, x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+    def squared_distance(self, x: Tensor, y: Tensor) -> Tensor:
+        return euclidean(x, y).square()
+
+
+@dataclass(frozen=True)
+class Polynomial(Kernel):
+    """K(x, y) = (x·y / d + offset)^degree for vectors of d entries."""
+
+    degree: int = 2
+    offset: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.degree < 1 or self.offset < 0:
+            raise DapError(f"A polynomial kernel needs degree >= 1 and offset >= 0, not {self.degree} and {self.offset}.")
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + self.offset) ** self.degree
+
+    def diag(self, x: Tensor) -> Tensor:
+        return (x.square().mean(1) + self.offset) ** self.degree
+
+    def squared_distance(self, x: Tensor, y: Tensor) -> Tensor:
+        first = euclidean(x, y).square() / x.shape[1]
+        kxx, kyy = (v.square().mean(1) + self.offset for v in (x, y))
+        total, txx, tyy = first, kxx, kyy
+        for _ in range(self.degree - 1):
+            total = _product_distance(total, txx, tyy, first, kxx, kyy)
+            txx, tyy = txx * kxx, tyy * kyy
+        return total
+
+
+@dataclass(frozen=True)
+class Cosine(Kernel):
+    """K(x, y) = x·y / (‖x‖ ‖y‖)."""
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return x / (x.square().sum(1, keepdim=True) + EPSILON).sqrt()
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._unit(x) @ self._unit(y).T
+
+    def diag(self, x: Tensor) -> Tensor:
+        return self._unit(x).square().sum(1)
+
+    def squared_distance(self, x: Tensor, y: Tensor) -> Tensor:
+        return euclidean(self._unit(x), self._unit(y)).square()
+
+
+@dataclass(frozen=True)
+class _Stationary(Kernel):
+    """K(x, y) = exp(−h(r)) with r = ‖x − y‖_p / bandwidth; an open bandwidth is the median distance (`fit`)."""
+
+    bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bandwidth is not None and not self.bandwidth > 0:
+            raise DapError(f"The bandwidth of {type(self).__name__} must be positive, not {self.bandwidth}.")
+
+    @property
+    def norm(self) -> float:
+        return 2.0
+
+    @abstractmethod
+    def exponent(self, r: Tensor) -> Tensor:
+        """h(r) >= 0 for r >= 0."""
+
+    def _r(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.bandwidth is None:
+            name = type(self).__name__
+            raise DapError(f"{name} has no bandwidth yet: give bandwidth=..., or call fit(features) for the median.")
+        return torch.cdist(x, y, p=self.norm, compute_mode="donot_use_mm_for_euclid_dist") / self.bandwidth
+
+    def fit(self, features: Tensor) -> Kernel:
+        if self.bandwidth is not None:
+            return self
+        x = features.detach().float()
+        median = torch.pdist(x, p=self.norm).median().item() if len(x) > 1 else 0.0
+        return replace(self, bandwidth=median if median > 0 else 1.0)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return (-self.exponent(self._r(x, y))).exp()
+
+    def diag(self, x: Tensor) -> Tensor:
+        return x.new_ones(len(x))
+
+    def squared_distance(self, x: Tensor, y: Tensor) -> Tensor:
+        return -2 * torch.expm1(-self.exponent(self._r(x, y)))
+
+
+@dataclass(frozen=True)
+class RBF(_Stationary):
+    """K(x, y) = exp(−‖x − y‖² / (2 bandwidth²)); an open bandwidth is the median heuristic."""
+
+    def exponent(self, r: Tensor) -> Tensor:
+        return r.square() / 2
+
+
+@dataclass(frozen=True)
+class Laplacian(_Stationary):
+    """K(x, y) = exp(−‖x − y‖₁ / bandwidth)."""
+
+    @property
+    def norm(self) -> float:
+        return 1.0
+
+    def exponent(self, r: Tensor) -> Tensor:
+        return r
+
+
+@dataclass(frozen=True)
+class RationalQuadratic(_Stationary):
+    """K(x, y) = (1 + ‖x − y‖² / (2 alpha bandwidth²))^(−alpha): a scale mixture of RBF kernels."""
+
+    alpha: float = 1.0
+
+    def exponent(self, r: Tensor) -> Tensor:
+        return self.alpha * torch.log1p(r.square() / (2 * self.alpha))
+
+
+@dataclass(frozen=True)
+class Sum(Kernel):
+    """K = a + b; the squared distances add."""
+
+    a: Kernel
+    b: Kernel
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x, y) + self.b(x, y)
+
+    def diag(self, x: Tensor) -> Tensor:
+        return self.a.diag(x) + self.b.diag(x)
+
+    def squared_distance(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a.squared_distance(x, y) + self.b.squared_distance(x, y)
+
+    def fit(self, features: Tensor) -> Kernel:
+        return Sum(self.a.fit(features), self.b.fit(features))
+
+
+@dataclass(frozen=True)
+class Product(Kernel):
+    """K = a · b (positive semi-definite by the Schur product theorem)."""
+
+    a: Kernel
+    b: Kernel
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x, y) * self.b(x, y)
+
+    def diag(self, x: Tensor) -> Tensor:
+        return self.a.diag(x) * self.b.diag(x)
+
+    def squared_distance(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b = self.a, self.b
+        return _product_distance(
+            a.squared_distance(x, y), a.diag(x), a.diag(y), b.squared_distance(x, y), b.diag(x), b.diag(y)
+        )
+
+    def fit(self, features: Tensor) -> Kernel:
+        return Product(self.a.fit(features), self.b.fit(features))
+
+
+@dataclass(frozen=True)
+class Scaled(Kernel):
+    """K = factor · a with factor > 0; the distance scales with its root."""
+
+    a: Kernel
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise DapError(f"A kernel can only be scaled by a positive number, not {self.factor}.")
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.factor * self.a(x, y)
+
+    def diag(self, x: Tensor) -> Tensor:
+        return self.factor * self.a.diag(x)
+
+    def squared_distance(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.factor * self.a.squared_distance(x, y)
+
+    def fit(self, features: Tensor) -> Kernel:
+        return Scaled(self.a.fit(features), self.factor)
+
+
+def _product_distance(da: Tensor, axx: Tensor, ayy: Tensor, db: Tensor, bxx: Tensor, byy: Tensor) -> Tensor:
+    """D² of a product from the factors' D² and diagonals.
+
+    With a(x,y) = (a(x,x) + a(y,y) − D_a²)/2, and b alike, the expansion of the product collects to
+    ½ [(a_xx − a_yy)(b_xx − b_yy) + (a_xx + a_yy) D_b² + (b_xx + b_yy) D_a² − D_a² D_b²]: small terms only.
+    """
+    asum, adiff = axx[:, None] + ayy[None], axx[:, None] - ayy[None]
+    bsum, bdiff = bxx[:, None] + byy[None], bxx[:, None] - byy[None]
+    return 0.5 * (adiff * bdiff + asum * db + bsum * da - da * db).clamp_min(0)
+
+
+KERNELS: Mapping[str, type[Kernel]] = {
+    "linear": Linear,
+    "polynomial": Polynomial,
+    "cosine": Cosine,
+    "rbf": RBF,
+    "laplacian": Laplacian,
+    "rational-quadratic": RationalQuadratic,
+}
+
+
+def parse(text: str) -> Kernel:
+    """A kernel from its name or an expression, e.g. `linear`, `rbf(bandwidth=3)`, `linear + 0.5 * rbf`, `file.py:Mine`.
+
+    Raises:
+        DapError: an unknown kernel or parameter, or an expression with anything else in it.
+    """
+    if text in KERNELS or ":" in text:
+        return _make(text, {})
+    try:
+        tree = ast.parse(text.replace("rational-quadratic", "rational_quadratic"), mode="eval").body
+    except SyntaxError as error:
+        raise DapError(f"Kernel {text!r} is not an expression such as 'linear + 0.5 * rbf(bandwidth=3)'.") from error
+    kernel = _build(tree, text)
+    if not isinstance(kernel, Kernel):
+        raise DapError(f"Kernel {text!r} is a number; write for example '{text} * linear'.")
+    return kernel
+
+
+def _build(node: ast.expr, text: str) -> Kernel | float:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return float(number)
+        case ast.Name(id=name):
+            return _make(name.replace("_", "-"), {})
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            values = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+            return _make(name.replace("_", "-"), values)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Mult() as op, right=right):
+            a, b = _build(left, text), _build(right, text)
+            if isinstance(op, ast.Mult) and isinstance(b, float):
+                a, b = b, a
+            if isinstance(b, Kernel) and (isinstance(a, Kernel) or isinstance(op, ast.Mult)):
+                return b * a if not isinstance(a, Kernel) else a + b if isinstance(op, ast.Add) else a * b
+    raise DapError(f"Kernel {text!r}: only names, numbers, name=value, + and * are understood.")
+
+
+def _make(name: str, values: dict[str, object]) -> Kernel:
+    kind = resolve(name, KERNELS, "kernel")
+    try:
+        kernel = kind(**values)
+    except TypeError as error:
+        fields = ", ".join(getattr(kind, "__dataclass_fields__", {})) or "none"
+        raise DapError(f"Kernel {name!r} takes these parameters: {fields}.") from error
+    if not isinstance(kernel, Kernel):
+        raise DapError(f"{name!r} is not a Kernel; subclass dap.kernels.Kernel.")
+    return kernel

@@ -1,0 +1,32 @@
+"""Methods: everything that makes a distilled set, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dap.errors import DapError
+from dap.methods.base import Made, Method, Task, Unit, plan
+from dap.methods.guided import Dap, DapSlots, Vanilla
+from dap.methods.selection import Random
+from dap.registry import resolve
+
+__all__ = ["METHODS", "Made", "Method", "Task", "Unit", "find", "plan"]
+
+METHODS: Mapping[str, type[Method]] = {
+    "random": Random,
+    "vanilla": Vanilla,
+    "dap": Dap,
+    "dap-slots": DapSlots,
+}
+
+
+def find(name: str) -> Method:
+    """The method behind a name or `file.py:Name`.
+
+    Raises:
+        DapError: unknown, or not a `Method`.
+    """
+    method = resolve(name, METHODS, "method")()
+    if not isinstance(method, Method):
+        raise DapError(f"{name!r} is not a method; subclass dap.methods.Method.")
+    return method

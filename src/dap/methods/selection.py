@@ -1,0 +1,24 @@
+"""Real images as they are: the baseline every distilled set has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dap.methods.base import Made, Method, Task, Unit
+from dap.seeding import seed_of
+
+
+class Random(Method):
+    """A seeded uniform draw without replacement of ipc real images of each class (and not the first ipc file names)."""
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        recipe, source = task.recipe, task.source
+
+        def make(unit: Unit) -> Made:
+            name = source.class_names[unit.label]
+            drawn = source.good(unit.label, recipe.ipc, seed_of(recipe.seed, name, "random"))
+            mine = [drawn[slot] for slot in unit.slots]
+            keys = source.keys(unit.label, mine)
+            return Made(source.images(unit.label, mine), [{"seed": recipe.seed, "real": key} for key in keys])
+
+        return make

@@ -1,0 +1,171 @@
+"""A recipe: everything that decides the bytes of a distilled set, checked before any work starts.
+
+YAML in, JSON beside the images out. An unknown key is an error that lists the known ones. What does not decide the bytes
+(device, cache, progress) is no part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dap.backbones.base import Backbone
+from dap.data.bank import BankOptions
+from dap.errors import DapError
+from dap.registry import suggest
+
+_CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class Data(BaseModel):
+    """The real images."""
+
+    model_config = _CLOSED
+
+    path: str = Field("fashion-mnist", description="'fashion-mnist' (embedded), an image, parquet or IDX folder.")
+    classes: tuple[str, ...] | None = Field(None, description="Classes to use, in label order. Default: all.")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded.")
+
+
+class BackboneChoice(BaseModel):
+    """The pre-trained diffusion model."""
+
+    model_config = _CLOSED
+
+    path: str = Field("starter", description="'starter' (embedded), a diffusers folder or a hub id.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Weights and activations.")
+
+
+class Sampling(BaseModel):
+    """The reverse process."""
+
+    model_config = _CLOSED
+
+    steps: int = Field(50, ge=1, description="Respaced ancestral DDPM steps.")
+    cfg: float | None = Field(None, ge=0, description="Classifier-free guidance scale. Default: the backbone card's.")
+    cfg_channels: int | Literal["all"] | None = Field(
+        None, description="Latent channels it mixes (the DiT lineage: 3 of 4). Default: the backbone card's."
+    )
+
+
+class GuidanceOptions(BankOptions):
+    """The guidance of DAP: the energy, its scale and its window, beside the real features it needs."""
+
+    scale: float | None = Field(None, ge=0, description="gamma. 0 is the unguided sample. Default: the backbone card's.")
+    unit: Literal["paper", "step"] | None = Field(
+        None,
+        description="paper: gamma as in Eq. 8. step: relative to the sampler's own step, so that one value means the "
+        "same on every backbone. Default: the backbone card's.",
+    )
+    kernel: str = Field("linear", description="A name or an expression: 'rbf', 'linear + 0.5 * rbf(bandwidth=3)'.")
+    squared: bool = Field(False, description="Use the squared distance; the paper does not.")
+    repulsion: float = Field(0.0, ge=0, description="lambda: pushes the slots of a class apart. The paper has none.")
+    start: float = Field(0.0, ge=0, le=1, description="Guide from this fraction of the run on. The paper: always.")
+    stop: float = Field(1.0, ge=0, le=1, description="Guide until this fraction of the run.")
+    last_step: bool = Field(True, description="Also push at the very last step, after which nothing denoises.")
+
+
+class Recipe(BaseModel):
+    """A distilled set in full. `resolved` fills what depends on the backbone's card and the method."""
+
+    model_config = _CLOSED
+
+    method: str = Field("dap", description="random, vanilla, dap, dap-slots, or file.py:Name.")
+    ipc: int = Field(10, ge=1, description="Images per class.")
+    seed: int = Field(0, ge=0, description="Run seed; an image's own is a hash of it, the class name and the slot.")
+    block: int = Field(
+        10, ge=1, description="Slots of a class sampled together; part of the recipe, since batches decide the last bits."
+    )
+    data: Data = Data()
+    backbone: BackboneChoice | None = BackboneChoice()
+    sampling: Sampling | None = Sampling()
+    guidance: GuidanceOptions | None = None
+
+    @staticmethod
+    def parse(values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+        """A checked recipe from nested dictionaries.
+
+        Raises:
+            DapError: naming each wrong field, and for an unknown key the known ones.
+        """
+        try:
+            return Recipe.model_validate(dict(values))
+        except ValidationError as error:
+            raise DapError(f"{where[0].upper()}{where[1:]} cannot be used. {_explain(error)}") from error
+
+    @staticmethod
+    def load(path: str | Path) -> dict[str, Any]:
+        """The raw values of a YAML file, to be overlaid and parsed.
+
+        Raises:
+            DapError: no such file, or not a YAML mapping.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DapError(f"There is no recipe file {path}.")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise DapError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise DapError(f"{path} should hold a mapping such as 'method: dap'.")
+        values.pop("expected", None)  # what the numbers should be; read by the report, decides no byte
+        return values
+
+    def resolved(self, backbone: Backbone | None, guidance: Mapping[str, Any] | None) -> Recipe:
+        """This recipe with every open choice made.
+
+        Args:
+            backbone: whose card supplies what was left open; None for a method that needs none.
+            guidance: the method's own defaults under the user's choices; None for a method without guidance.
+
+        Raises:
+            DapError: guidance options for a method that has no guidance, or an unknown layer.
+        """
+        if guidance is None and self.guidance is not None and self.guidance.model_fields_set:
+            given = ", ".join(sorted(self.guidance.model_fields_set))
+            raise DapError(f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}.")
+        if backbone is None:
+            return self.model_copy(update={"backbone": None, "sampling": None, "guidance": None})
+        card = backbone.card
+        sampling = self.sampling or Sampling()
+        update: dict[str, Any] = {
+            "sampling": Sampling(
+                steps=sampling.steps,
+                cfg=card.cfg if sampling.cfg is None else sampling.cfg,
+                cfg_channels=card.cfg_channels if sampling.cfg_channels is None else sampling.cfg_channels,
+            ),
+            "guidance": None,
+        }
+        if guidance is not None:
+            mine = (self.guidance or GuidanceOptions()).model_dump(exclude_unset=True)
+            card_values = {"layer": card.layer, "scale": card.scale, "unit": card.unit}
+            merged = {**card_values, **guidance, **{k: v for k, v in mine.items() if v is not None}}
+            # A scale in the card's unit means nothing in another one.
+            if merged["unit"] != card.unit and mine.get("scale") is None:
+                raise DapError(f"The card's scale {card.scale} is in unit {card.unit!r}; with unit {merged['unit']!r} give a scale.")
+            options = GuidanceOptions.model_validate(merged)
+            backbone.check_layer(str(options.layer))
+            update["guidance"] = options
+        return self.model_copy(update=update)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            model: Any = Recipe
+            for part in problem["loc"][:-1]:
+                model = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}[
+                    str(part)
+                ]
+            lines.append(f"Unknown key {where!r}. {suggest(str(problem['loc'][-1]), model.model_fields)}")
+        else:
+            lines.append(f"{where}: {problem['msg']} (given: {problem['input']!r}).")
+    return " ".join(lines)
