@@ -141,7 +141,7 @@ def test_a_network_of_your_own_is_built_from_a_file_or_a_module(tmp_path):
     )
     assert build(f"{file}:net", classes=4, size=6)(torch.randn(2, 3, 6, 6)).shape == (2, 4)
     assert parameters(build("dap.evaluation.networks:resnetap10", classes=10, size=32)) == 4_903_242
-    with pytest.raises(DapError, match="should be a torch.nn.Module, but is a int"):
+    with pytest.raises(DapError, match=r"should be a torch.nn.Module, but is a int"):
         build(f"{file}:wrong", classes=4, size=6)
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,8 @@ def sweep(tmp_path: Path, field: str, values: Sequence[Any], **changes: Any) -> 
     ]
 
 
-def page_of(paths: Sequence[Path], out: Path, **options: Any) -> str:
-    return report.write_report(paths, out, **({"title": "A title"} | options)).read_text(encoding="utf-8")
+def page_of(paths: Sequence[Path], out: Path, title: str = "A title", expected: dict[str, str] | None = None) -> str:
+    return report.write_report(paths, out, title=title, expected=expected).read_text(encoding="utf-8")
 
 
 class Outline(HTMLParser):
@@ -264,18 +265,23 @@ def test_groups_are_recipes_without_the_seed(sets: list[Path], tmp_path: Path) -
     assert [group.label for group in groups] == ["random", "vanilla", "dap (layer 4)", "dap (layer 5)", "dap-slots"]
     assert groups[0].seeds == (0, 1, 2)
     page = page_of([*sets, other], tmp_path / "out")
-    assert "<code>guidance.layer</code>" in page and "What differs" in page
+    heads = re.findall(r'<th scope="col"><code>([^<]+)</code></th>', page)
+    assert heads == ["method", "guidance.layer"], "sampling and guidance are set alike wherever they are set"
+    assert "<dt><code>sampling.steps</code></dt><dd>50 (in 4 of 5)</dd>" in page
+    assert "guidance.scale 0.05 (in 3 of 5)" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_folder_of_images_from_elsewhere_is_reported(tmp_path: Path) -> None:
     for name in ("bag", "shirt"):
         (tmp_path / "theirs" / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "theirs" / name / "x.png")
+        for file in ("x10.png", "x2.png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / "theirs" / name / file)
     write_lines(tmp_path / "theirs" / "trials.jsonl", [trial(0.6)])
     (record,) = report.load([tmp_path / "theirs"])
-    assert (record.method, record.ipc, record.class_names) == ("theirs", 1, ("bag", "shirt"))
+    assert (record.method, record.ipc, record.class_names) == ("theirs", 2, ("bag", "shirt"))
+    assert [image["path"] for image in record.images[:2]] == ["bag/x2.png", "bag/x10.png"]
     outline = Outline(page_of([tmp_path / "theirs"], tmp_path / "out"))
-    assert len(outline.classed("tile")) == 2
+    assert len(outline.classed("tile")) == 4
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
@@ -290,6 +296,27 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     (broken / "recipe.json").write_text('{"method": ')
     with pytest.raises(DapError, match=r"recipe\.json does not hold a JSON object"):
         report.load([broken])
+
+
+def test_a_shared_command_is_shown_once(sets: list[Path], tmp_path: Path) -> None:
+    for path in sets:
+        (path / "command.txt").write_text("dap demo --sets 3\n")
+    outline = Outline(page_of(sets, tmp_path / "out"))
+    assert "All sets" in outline.texts and outline.texts.count("dap demo") == 1
+
+
+def test_versions_of_the_sets_are_shown(sets: list[Path], tmp_path: Path) -> None:
+    (sets[0] / "env.json").write_text(json.dumps({"versions": {"diffusers": "0.42.1"}, "weights": "ab12"}))
+    texts = Outline(page_of(sets, tmp_path / "out")).texts
+    pairs = dict(pairwise(texts))
+    assert (pairs["diffusers (sets)"], pairs["weights (sets)"], pairs["torch (trials)"]) == ("0.42.1", "ab12", "2.15.0")
+
+
+def test_layer_names_that_are_numbers_make_an_axis_in_order(tmp_path: Path) -> None:
+    paths = sweep(tmp_path, "layer", ["10", "2", "4"])
+    assert [row.layer for row in report.summarise(report.load(paths))] == [2, 4, 10]
+    chart = Outline(page_of(paths, tmp_path / "out")).classed("chart")[0]
+    assert "2 → 71.05, 4 → 72.05, 10 → 70.05" in (chart["aria-label"] or "")
 
 
 def test_a_set_named_twice_is_read_once(sets: list[Path]) -> None:
@@ -426,7 +453,7 @@ def test_the_page_needs_nothing_and_allows_nothing_else(sets: list[Path], tmp_pa
     assert targets and set(targets) <= {attrs.get("id") for _, attrs in outline.tags}
     order = [page.index(f'id="{name}"') for name in ("accuracy", "images", "recipes", "cost", "commands", "full")]
     assert order == sorted(order)
-    assert "dap distill --out dap-slots-2" in outline.texts
+    assert "dap distill --out dap-slots-2" in re.sub("<[^>]+>", "", page)
 
 
 def test_markdown_and_csv_hold_the_same_numbers(sets: list[Path], tmp_path: Path) -> None:

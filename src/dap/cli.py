@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(args, str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(args, f"{where}{error.strerror or error}. What was made is kept; mend this and run the same again.")
+        return _fail(
+            args, f"{where}{error.strerror or error}. What was made is kept; mend this and run the same again."
+        )
     except KeyboardInterrupt:
         print("\ndap: interrupted. What was made is kept; run the same command to go on.", file=sys.stderr)
         return 130
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(args: argparse.Namespace, message: str) -> int:
     if args.debug:
-        raise  # noqa: PLE0704 - called while an exception is handled
+        raise
     print(f"dap: error: {message}", file=sys.stderr)
     return 1
 
@@ -193,10 +195,12 @@ class _Bars:
     def images(self, name: str) -> Callable[[int, int, str], None]:
         from tqdm import tqdm
 
-        bar = tqdm(desc=name, unit="image", leave=False, dynamic_ncols=True)
+        bar: Any = None
 
         def told(done: int, total: int, what: str) -> None:
-            bar.total = total
+            nonlocal bar  # begun late, so that an error before the first image stands on a line of its own
+            if bar is None:
+                bar = tqdm(desc=name, unit="image", leave=False, dynamic_ncols=True, total=total)
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
             if done == total:
@@ -207,14 +211,18 @@ class _Bars:
     def trial(self, name: str, trial: Any) -> None:
         from tqdm import tqdm
 
-        tqdm.write(f"{name}: {trial.network}, seed {trial.seed}: {trial.accuracy:.1%} ({trial.seconds:.0f} s)", sys.stderr)
+        tqdm.write(
+            f"{name}: {trial.network}, seed {trial.seed}: {trial.accuracy:.1%} ({trial.seconds:.0f} s)", sys.stderr
+        )
 
 
 def _judge(args: argparse.Namespace, recipe: Any, size: int, workshop: Any) -> Any:
     from dap.evaluation.protocol import load_protocol
     from dap.experiment import Judge, embedding
 
-    protocol = load_protocol(args.protocol, **({"epochs": args.epochs} if args.epochs else {}))
+    protocol = load_protocol(args.protocol)
+    if args.epochs:
+        protocol = load_protocol(args.protocol, epochs=args.epochs, looks=min(protocol.looks, args.epochs))
     train, test = (workshop.source(recipe, size, split) for split in ("train", "test"))
     device = "cpu" if args.device == "auto" and not _has_cuda() else args.device.replace("auto", "cuda")
     features = embedding(recipe.data.path, size)

@@ -107,6 +107,8 @@ def distill(
         _describe(made, task, workshop, command)
         units = plan(len(names), recipe.ipc, recipe.block)
         began, done = time.monotonic(), 0
+        if progress is not None:
+            progress(0, len(names) * recipe.ipc, "")
         for unit in units:
             if not all(made.has(unit.label, slot) for slot in unit.slots):
                 result = make(unit)
@@ -134,7 +136,11 @@ def peak_memory_gb() -> float:
 def versions() -> dict[str, str]:
     """Python, platform and the packages that decide the bytes."""
     packages = ("diffusion-as-priors", "torch", "torchvision", "diffusers", "transformers", "numpy", "pillow")
-    found = {"python": platform.python_version(), "platform": platform.platform(), "threads": str(torch.get_num_threads())}
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+    }
     return found | {name: version(name) for name in packages}
 
 

@@ -17,7 +17,7 @@ from dap.data.sources import Source
 from dap.engine import Progress, Workshop, distill
 from dap.errors import DapError
 from dap.evaluation.measures import measure
-from dap.evaluation.networks import build
+from dap.evaluation.networks import Network, build
 from dap.evaluation.protocol import Protocol
 from dap.evaluation.training import Trial, evaluate, seeded
 from dap.recipe import Recipe
@@ -114,8 +114,9 @@ def embedding(data: str, size: int) -> tuple[str, Features]:
         reference = load_reference(REFERENCE)
         return f"ConvNet-3 trained on the real data ({reference.accuracy:.1%})", reference
     with seeded(0, torch.device("cpu")):
-        network = build("convnet3", classes=2, size=size)
-    return "ConvNet-3 with random weights", network.eval().requires_grad_(False).features
+        network = build("convnet3", classes=2, size=size).eval().requires_grad_(False)
+    assert isinstance(network, Network)
+    return "ConvNet-3 with random weights", network.features
 
 
 def _trials(file: Path) -> Iterator[Trial]:

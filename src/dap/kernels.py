@@ -89,7 +89,9 @@ class Polynomial(Kernel):
 
     def __post_init__(self) -> None:
         if self.degree < 1 or self.offset < 0:
-            raise DapError(f"A polynomial kernel needs degree >= 1 and offset >= 0, not {self.degree} and {self.offset}.")
+            raise DapError(
+                f"A polynomial kernel needs degree >= 1 and offset >= 0, not {self.degree} and {self.offset}."
+            )
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + self.offset) ** self.degree

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from diffusers import DiTPipeline
@@ -77,12 +77,14 @@ class DAPDiTPipeline(DiTPipeline):
         batch = Batch(names, tuple(rows), tuple(slots), tuple(seeds))
         guidance = Nothing()
         if real_images is not None:
-            given = {k if isinstance(k, str) else self._name(backbone.class_names, k): v for k, v in real_images.items()}
+            given = {
+                k if isinstance(k, str) else self._name(backbone.class_names, k): v for k, v in real_images.items()
+            }
             source = InMemory(names, given, backbone.card.size)
             largest = max(source.count(label) for label in range(len(names)))
             values = (options or BankOptions()).model_dump() | {"reals": largest}
             values |= {} if layer is None else {"layer": str(layer)}
-            bank = FeatureBank(source, backbone, BankOptions(**values), ipc=max(slots) + 1, keep=False)
+            bank = FeatureBank(source, backbone, BankOptions.model_validate(values), ipc=max(slots) + 1, keep=False)
             energy = Representative(bank, parse(kernel), repulsion=repulsion)
             default = unit or backbone.card.unit
             if scale is None and default != backbone.card.unit:

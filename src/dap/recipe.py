@@ -26,9 +26,13 @@ class Data(BaseModel):
 
     model_config = _CLOSED
 
-    path: str = Field("fashion-mnist", description="'fashion-mnist' (embedded), an image, parquet or IDX folder.")
-    classes: tuple[str, ...] | None = Field(None, description="Classes to use, in label order. Default: all.")
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded.")
+    path: str = Field(
+        default="fashion-mnist", description="'fashion-mnist' (embedded), an image, parquet or IDX folder."
+    )
+    classes: tuple[str, ...] | None = Field(default=None, description="Classes to use, in label order. Default: all.")
+    max_bad_fraction: float = Field(
+        default=0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded."
+    )
 
 
 class BackboneChoice(BaseModel):
@@ -36,9 +40,9 @@ class BackboneChoice(BaseModel):
 
     model_config = _CLOSED
 
-    path: str = Field("starter", description="'starter' (embedded), a diffusers folder or a hub id.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Weights and activations.")
+    path: str = Field(default="starter", description="'starter' (embedded), a diffusers folder or a hub id.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Weights and activations.")
 
 
 class Sampling(BaseModel):
@@ -46,28 +50,38 @@ class Sampling(BaseModel):
 
     model_config = _CLOSED
 
-    steps: int = Field(50, ge=1, description="Respaced ancestral DDPM steps.")
-    cfg: float | None = Field(None, ge=0, description="Classifier-free guidance scale. Default: the backbone card's.")
+    steps: int = Field(default=50, ge=1, description="Respaced ancestral DDPM steps.")
+    cfg: float | None = Field(
+        default=None, ge=0, description="Classifier-free guidance scale. Default: the backbone card's."
+    )
     cfg_channels: int | Literal["all"] | None = Field(
-        None, description="Latent channels it mixes (the DiT lineage: 3 of 4). Default: the backbone card's."
+        default=None, description="Latent channels it mixes (the DiT lineage: 3 of 4). Default: the backbone card's."
     )
 
 
 class GuidanceOptions(BankOptions):
     """The guidance of DAP: the energy, its scale and its window, beside the real features it needs."""
 
-    scale: float | None = Field(None, ge=0, description="gamma. 0 is the unguided sample. Default: the backbone card's.")
+    scale: float | None = Field(
+        default=None, ge=0, description="gamma. 0 is the unguided sample. Default: the backbone card's."
+    )
     unit: Literal["paper", "step"] | None = Field(
-        None,
+        default=None,
         description="paper: gamma as in Eq. 8. step: relative to the sampler's own step, so that one value means the "
         "same on every backbone. Default: the backbone card's.",
     )
-    kernel: str = Field("linear", description="A name or an expression: 'rbf', 'linear + 0.5 * rbf(bandwidth=3)'.")
-    squared: bool = Field(False, description="Use the squared distance; the paper does not.")
-    repulsion: float = Field(0.0, ge=0, description="lambda: pushes the slots of a class apart. The paper has none.")
-    start: float = Field(0.0, ge=0, le=1, description="Guide from this fraction of the run on. The paper: always.")
-    stop: float = Field(1.0, ge=0, le=1, description="Guide until this fraction of the run.")
-    last_step: bool = Field(True, description="Also push at the very last step, after which nothing denoises.")
+    kernel: str = Field(
+        default="linear", description="A name or an expression: 'rbf', 'linear + 0.5 * rbf(bandwidth=3)'."
+    )
+    squared: bool = Field(default=False, description="Use the squared distance; the paper does not.")
+    repulsion: float = Field(
+        default=0.0, ge=0, description="lambda: pushes the slots of a class apart. The paper has none."
+    )
+    start: float = Field(
+        default=0.0, ge=0, le=1, description="Guide from this fraction of the run on. The paper: always."
+    )
+    stop: float = Field(default=1.0, ge=0, le=1, description="Guide until this fraction of the run.")
+    last_step: bool = Field(default=True, description="Also push at the very last step, after which nothing denoises.")
 
 
 class Recipe(BaseModel):
@@ -75,11 +89,15 @@ class Recipe(BaseModel):
 
     model_config = _CLOSED
 
-    method: str = Field("dap", description="random, vanilla, dap, dap-slots, or file.py:Name.")
-    ipc: int = Field(10, ge=1, description="Images per class.")
-    seed: int = Field(0, ge=0, description="Run seed; an image's own is a hash of it, the class name and the slot.")
+    method: str = Field(default="dap", description="random, vanilla, dap, dap-slots, or file.py:Name.")
+    ipc: int = Field(default=10, ge=1, description="Images per class.")
+    seed: int = Field(
+        default=0, ge=0, description="Run seed; an image's own is a hash of it, the class name and the slot."
+    )
     block: int = Field(
-        10, ge=1, description="Slots of a class sampled together; part of the recipe, since batches decide the last bits."
+        default=10,
+        ge=1,
+        description="Slots of a class sampled together; part of the recipe, since batches decide the last bits.",
     )
     data: Data = Data()
     backbone: BackboneChoice | None = BackboneChoice()
@@ -148,7 +166,9 @@ class Recipe(BaseModel):
             merged = {**card_values, **guidance, **{k: v for k, v in mine.items() if v is not None}}
             # A scale in the card's unit means nothing in another one.
             if merged["unit"] != card.unit and mine.get("scale") is None:
-                raise DapError(f"The card's scale {card.scale} is in unit {card.unit!r}; with unit {merged['unit']!r} give a scale.")
+                raise DapError(
+                    f"The card's scale {card.scale} is in unit {card.unit!r}; with unit {merged['unit']!r} give a scale."
+                )
             options = GuidanceOptions.model_validate(merged)
             backbone.check_layer(str(options.layer))
             update["guidance"] = options

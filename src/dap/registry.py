@@ -16,7 +16,7 @@ from dap.errors import DapError
 def suggest(name: str, known: Iterable[str]) -> str:
     """A sentence that lists the known names, the closest first."""
     names = [str(k) for k in known]
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = [] if name.isdigit() else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     ordered = close + [n for n in names if n not in close]
     shown = ", ".join(ordered[:12]) + (f", … ({len(ordered)} in all)" if len(ordered) > 12 else "")
     return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {shown}."

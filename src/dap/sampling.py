@@ -1,6 +1,6 @@
 """The one sampling loop: ordinary ancestral steps of diffusers' scheduler, and after each the guidance's push.
 
-    x_{t−1} = x̃_{t−1} + push(x_t),     push = γ g_t for DAP (Eq. 8, Algorithm 1)
+x_{t−1} = x̃_{t−1} + push(x_t),     push = γ g_t for DAP (Eq. 8, Algorithm 1)
 """
 
 from __future__ import annotations

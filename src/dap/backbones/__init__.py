@@ -51,7 +51,9 @@ def load(
         raise DapError(f"Device {device!r} was asked for but this machine has no CUDA device; use --device cpu.")
     logging.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=DTYPES[dtype], local_files_only=offline)
+        pipe = DiffusionPipeline.from_pretrained(
+            source, revision=revision, dtype=DTYPES[dtype], local_files_only=offline
+        )
     except (OSError, ValueError) as error:
         raise DapError(
             f"The backbone {path!r} could not be loaded: {str(error).strip().splitlines()[0]} "
@@ -89,7 +91,7 @@ def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None
         pipe.vae,
         betas=betas,
         class_names=_class_names(pipe, folder),
-        card=_card(name or folder.name, folder, pipe.transformer.config),
+        card=_card(name or folder.name, folder, pipe),
     )
 
 
@@ -104,7 +106,9 @@ def _source(path: str) -> str:
             raise DapError(f"{folder} has no model_index.json, so it is not a diffusers pipeline folder.")
         return str(folder)
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
-        raise DapError(f"There is no backbone at {path!r}: no such folder. Use 'starter', a folder, or a hub id owner/name.")
+        raise DapError(
+            f"There is no backbone at {path!r}: no such folder. Use 'starter', a folder, or a hub id owner/name."
+        )
     return path
 
 
@@ -122,9 +126,11 @@ def _class_names(pipe: Any, folder: Path) -> list[str]:
     return [str(i) for i in range(pipe.transformer.config.num_embeds_ada_norm)]
 
 
-def _card(name: str, folder: Path, config: Any) -> Card:
+def _card(name: str, folder: Path, pipe: Any) -> Card:
     cards = yaml.safe_load((files(__name__) / "cards.yaml").read_text())
-    values = {**cards["dit"], "name": name, "size": config.sample_size * 8}
+    config, factor = pipe.transformer.config, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    # The paper's middle blocks, scaled to the depth: block 8 of 28.
+    values = {**cards["dit"], "name": name, "size": config.sample_size * factor}
     values |= {"layer": str(round(config.num_layers * 8 / 28))} | cards.get(name, {})
     own = folder / "card.yaml"
     if own.is_file():
@@ -133,5 +139,4 @@ def _card(name: str, folder: Path, config: Any) -> Card:
     for key in values:
         if key not in known:
             raise DapError(f"Unknown field {key!r} in {own}. {suggest(key, known)}")
-    return Card(**values)
-
+    return Card(**values | {"layer": str(values["layer"])})

@@ -109,7 +109,9 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def tap(self, x: Float[Tensor, "b c *spatial"], t: int, condition: Tensor, layer: str) -> Float[Tensor, "b tokens width"]:
+    def tap(
+        self, x: Float[Tensor, "b c *spatial"], t: int, condition: Tensor, layer: str
+    ) -> Float[Tensor, "b tokens width"]:
         """Features alone, without a graph, leaving the network at the tapped layer."""
 
     @abstractmethod

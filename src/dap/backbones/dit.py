@@ -138,7 +138,9 @@ class DiT(Backbone):
 
     def state(self) -> dict[str, Tensor]:
         parts: Mapping[str, nn.Module] = {"transformer": self.transformer, "vae": self.vae}
-        return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+        return {
+            f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
+        }
 
 
 def label_lookup(class_names: Sequence[str]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from dap.errors import DapError
 from dap.seeding import generators, normal, seed_of
 
 
+@runtime_checkable
 class RealImages(Protocol):
     """What the bank asks of real data; `dap.data.sources.Source` is one."""
 
@@ -32,15 +33,19 @@ class RealImages(Protocol):
 
     def good(self, label: int, n: int, seed: int) -> list[int]:
         """A seeded draw of n images of a class that can be decoded."""
+        ...
 
     def images(self, label: int, indices: Sequence[int]) -> Tensor:
         """(n, 3, size, size) in [0, 1]."""
+        ...
 
     def count(self, label: int) -> int:
         """How many images the class has."""
+        ...
 
     def fingerprint(self) -> str:
         """A hash of the listing."""
+        ...
 
 
 class BankOptions(BaseModel):
@@ -48,30 +53,42 @@ class BankOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    layer: str | None = Field(None, description="Backbone layer to tap. Default: the one on the backbone's card.")
-    reals: int = Field(64, ge=1, description="N, real images a class (all of a smaller class). The paper does not say.")
+    layer: str | None = Field(
+        default=None, description="Backbone layer to tap. Default: the one on the backbone's card."
+    )
+    reals: int = Field(
+        default=64, ge=1, description="N, real images a class (all of a smaller class). The paper does not say."
+    )
     refresh: Literal["fixed", "step"] = Field(
-        "fixed", description="fixed: one draw for the whole run. step: a new draw of N at every step."
+        default="fixed", description="fixed: one draw for the whole run. step: a new draw of N at every step."
     )
     noise: Literal["fixed", "fresh", "shared", "none"] = Field(
-        "fixed",
+        default="fixed",
         description="fixed: each real image keeps one noise over all t, a trajectory of its own. fresh: new at every "
         "step. shared: one noise for all reals of the class. none: clean latents at t = 0 (phi(x_t, t) ~ phi(x_0)).",
     )
     pool: Literal["none", "mean"] = Field(
-        "none", description="none: all tokens, flattened, as the paper's norm suggests. mean: over the tokens; small."
+        default="none",
+        description="none: all tokens, flattened, as the paper's norm suggests. mean: over the tokens; small.",
     )
-    normalise: Literal["none", "l2"] = Field("none", description="l2: features of unit length before the distance.")
+    normalise: Literal["none", "l2"] = Field(
+        default="none", description="l2: features of unit length before the distance."
+    )
     branch: Literal["cond", "null"] = Field(
-        "cond", description="Half of classifier-free guidance that supplies the features, real and synthetic alike."
+        default="cond",
+        description="Half of classifier-free guidance that supplies the features, real and synthetic alike.",
     )
     targets: Literal["class", "slot"] = Field(
-        "class",
+        default="class",
         description="class: all images of a class share one target, as in the paper. slot: real images of the class are "
         "split into ipc balanced shares by k-means on their latents, and slot i is drawn to its own share.",
     )
-    clustered: int = Field(256, ge=1, description="targets=slot: how many real images a class are split into shares.")
-    seed: int | None = Field(None, description="Seed of the draw. Default: the run's, so every set draws its own reals.")
+    clustered: int = Field(
+        default=256, ge=1, description="targets=slot: how many real images a class are split into shares."
+    )
+    seed: int | None = Field(
+        default=None, description="Seed of the draw. Default: the run's, so every set draws its own reals."
+    )
 
 
 class FeatureBank:
@@ -104,7 +121,7 @@ class FeatureBank:
         options = options or BankOptions()
         self.source, self.backbone, self.options, self.ipc, self.keep = source, backbone, options, ipc, keep
         self.layer = backbone.check_layer(options.layer or backbone.card.layer)
-        self.branch = options.branch
+        self.branch: Literal["cond", "null"] = options.branch
         self.seed = run_seed if options.seed is None else options.seed
         if options.targets == "slot" and options.refresh == "step":
             raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
@@ -148,7 +165,9 @@ class FeatureBank:
         pool = max(n, min(self.options.clustered, self.source.count(label)))
         if pool < self.ipc:
             name = self.source.class_names[label]
-            raise DapError(f"Class {name!r} has {pool} real images, too few for {self.ipc} targets; use targets: class.")
+            raise DapError(
+                f"Class {name!r} has {pool} real images, too few for {self.ipc} targets; use targets: class."
+            )
         latents = self._encode(label, pool, "reals")
         cluster = balanced_kmeans(latents.flatten(1), self.ipc, self._seed_of(label, "kmeans"))
         quota = max(1, n // self.ipc)

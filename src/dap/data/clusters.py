@@ -25,7 +25,7 @@ def balanced_kmeans(points: Float[Tensor, "n d"], k: int, seed: int, rounds: int
     n = len(x)
     if n < k:
         raise ValueError(f"{n} points cannot be split into {k} clusters")
-    centres = KMeans(k, n_init=1, random_state=seed % 2**32).fit(x).cluster_centers_ if k > 1 else x.mean(0)[None]
+    centres = KMeans(k, n_init=1, random_state=seed % 2**32).fit(x).cluster_centers_ if k > 1 else x.mean(0)[None]  # pyright: ignore[reportArgumentType]
     places = np.repeat(np.arange(k), -(-n // k))
     labels = np.zeros(n, dtype=np.int64)
     for _ in range(rounds):

@@ -57,7 +57,9 @@ def folders_of(class_names: Sequence[str]) -> list[str]:
     """A safe, distinct folder name for each class: the name itself where a file system takes it."""
     folders: list[str] = []
     for label, name in enumerate(class_names):
-        folder = quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
+        folder = (
+            quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
+        )
         taken = {f.lower() for f in folders}
         folders.append(folder if folder.lower() not in taken else f"{folder}~{label}")
     return folders

@@ -39,5 +39,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = struct.unpack(f">{rank}I", raw[4:start])
     expected = math.prod(shape) * dtype.itemsize
     if len(raw) - start != expected:
-        raise ValueError(f"{path} should hold {expected} bytes of values for shape {shape}, but holds {len(raw) - start}")
+        raise ValueError(
+            f"{path} should hold {expected} bytes of values for shape {shape}, but holds {len(raw) - start}"
+        )
     return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))

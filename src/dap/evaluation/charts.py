@@ -100,18 +100,18 @@ def _extent(series: Sequence[Series], reference: float | None) -> tuple[float, f
 
 
 def line_chart(
-    series: Sequence[Series], frame: Frame, *, x_title: str, y_title: str, reference: float | None = None
+    series: Sequence[Series], xs: dict[X, float], frame: Frame, *, x_title: str, y_title: str, reference: float | None
 ) -> Markup:
     """Means as a line, every set as a dot, ± one sample standard deviation as a band where points have several sets.
 
     Args:
         series: up to four lines, drawn in the colours `s1` ... `s4` of the page.
+        xs: where each x lies, from `positions`; charts that share it line up.
         frame: size and margins.
         x_title: below the axis.
         y_title: above the axis, with its unit.
         reference: a dashed level (vanilla), or None.
     """
-    xs = positions(x for s in series for x, _ in s.points)
     low, high = _extent(series, reference)
     inner_w, inner_h = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
     inset = 10

@@ -62,8 +62,8 @@ class Protocol(BaseModel):
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty of SGD, on all parameters."""
     decay_at: tuple[PositiveInt | str, ...] = ()
-    """At the end of which epochs the learning rate is multiplied: numbers, fractions of E such as "2/3" (rounded down),
-    or "half+1", DC's E // 2 + 1."""
+    """At the end of which epochs the learning rate is multiplied: numbers, fractions of E such as "2/3" (rounded down,
+    at least 1), or "half+1", DC's E // 2 + 1."""
     decay_factor: PositiveFloat = 0.1
     """What the learning rate is multiplied by."""
     decay_restarts: bool = False
@@ -166,7 +166,7 @@ def _epoch(when: int | str, epochs: int) -> int:
     if when == "half+1":
         return epochs // 2 + 1
     if re.fullmatch(r"\d+/[1-9]\d*", when):
-        return int(epochs * Fraction(when))
+        return max(1, int(epochs * Fraction(when)))
     raise ValueError(f'decay_at {when!r} should be an epoch, a fraction of the epochs such as "2/3", or "half+1"')
 
 

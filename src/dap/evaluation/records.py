@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class SetRecord:
     trials: tuple[Json, ...]
     cost: Json
     measures: Json
+    env: Json
     command: str
     unreadable: int
     """How many lines of `trials.jsonl` and `manifest.jsonl` were skipped."""
@@ -57,9 +59,11 @@ class SetRecord:
         return max((labels.count(label) for label in set(labels)), default=0)
 
     def guidance(self, field: str) -> object:
-        """A field of the recipe's guidance; None for a method that is not guided (no such section, or `vanilla`)."""
+        """A field of the recipe's guidance, "4" as the number 4; None for a method without guidance."""
         section = self.recipe.get("guidance")
-        return section.get(field) if isinstance(section, Mapping) and self.method != "vanilla" else None
+        value = section.get(field) if isinstance(section, Mapping) and self.method != "vanilla" else None
+        # Layers are names, which for most backbones are numbers; only as numbers do they sort and make an axis.
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @property
     def unguided(self) -> bool:
@@ -95,7 +99,7 @@ def load_set(path: Path | str) -> SetRecord:
     classes = _object(path / "classes.json")
     root = path / "images" if (path / "images").is_dir() else path
     folders = [str(folder) for folder in classes.get("folders", ())] or [
-        folder.name for folder in sorted(root.iterdir()) if folder.is_dir() and _pictures(folder)
+        folder.name for folder in sorted(root.iterdir()) if folder.name[0] != "." and _pictures(folder)
     ]
     if not folders:
         raise FileNotFoundError(f"{path} is not a distilled set: it has no classes.json and no folders of images")
@@ -111,6 +115,7 @@ def load_set(path: Path | str) -> SetRecord:
         trials=tuple(trials),
         cost=_object(path / "cost.json"),
         measures=_object(path / "measures.json"),
+        env=_object(path / "env.json"),
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
         unreadable=bad_images + bad_trials,
     )
@@ -159,13 +164,14 @@ def _is_image(record: Json) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    """The images of a folder in natural order: 2 before 10."""
+    files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    return sorted(files, key=lambda file: (re.sub(r"\d+", lambda digits: digits[0].zfill(12), file.stem), file.name))
 
 
 def _listed(path: Path, root: Path, folders: Sequence[str]) -> list[Json]:
     return [
         {"path": file.relative_to(path).as_posix(), "label": label, "slot": slot}
         for label, folder in enumerate(folders)
-        if (root / folder).is_dir()
         for slot, file in enumerate(_pictures(root / folder))
     ]

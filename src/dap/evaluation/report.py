@@ -7,9 +7,7 @@ nothing else. Whatever a set says about itself (class names, methods, commands) 
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 import os
 import platform
@@ -20,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from dap.errors import DapError
-from dap.evaluation.charts import NARROW, SMALL, WIDE, Series, line_chart, logarithmic, strip
+from dap.evaluation.charts import NARROW, SMALL, WIDE, Series, line_chart, logarithmic, positions, strip
 from dap.evaluation.gallery import gallery
 from dap.evaluation.records import MEASURES, SetRecord, is_number, load
 from dap.evaluation.summary import Group, Row, described, flatten, group_sets, reference, summarise, sweeps, varying
 from dap.evaluation.wording import (
     DASH,
-    PENDING,
     accuracy,
     anticipated,
+    comma_separated,
     differing,
     figure,
     grid,
@@ -46,8 +44,8 @@ __all__ = ["Group", "Row", "SetRecord", "load", "summarise", "table", "write_rep
 
 DIRECTION = {
     "representativeness": "mean distance to real images; lower is closer",
-    "diversity": "higher: the images differ more from each other",
-    "coverage": "higher: more of the real images have one nearby",
+    "diversity": "mean distance between a set's images; higher is more varied",
+    "coverage": "share of real images with a distilled one nearby; higher is more",
 }
 SWEPT = {"scale": "Guidance scale", "layer": "Guidance layer"}
 UNITS = {"step": "scale, relative to the sampler's step", "paper": "scale γ, in the paper's unit"}
@@ -76,7 +74,7 @@ def write_report(paths: Sequence[Path], out: Path, *, title: str, expected: Mapp
     rows = summarise(sets)
     expected = dict(expected or {})
     files = {
-        page.with_suffix(".csv"): _csv(rows, expected),
+        page.with_suffix(".csv"): comma_separated(rows, expected),
         page.with_suffix(".md"): _markdown(rows, sets, title, expected),
         page: _html(rows, sets, title, expected),
     }
@@ -107,10 +105,10 @@ def _html(rows: Sequence[Row], sets: Sequence[SetRecord], title: str, expected: 
 
     loader = PackageLoader("dap.evaluation")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    css, script = (Markup(loader.get_source(page, f"report.{kind}")[0]) for kind in ("css", "js"))  # noqa: S704
+    css, script = (Markup(loader.get_source(page, f"report.{kind}")[0]) for kind in ("css", "js"))
     groups = group_sets(sets)
     sentence, findings = summary(rows, sets)
-    fields, differences = differing(groups)
+    fields, differences, shared = differing(groups)
     return page.get_template("report.html.j2").render(
         title=title,
         css=css,
@@ -123,9 +121,9 @@ def _html(rows: Sequence[Row], sets: Sequence[SetRecord], title: str, expected: 
         gallery=gallery(groups),
         fields=fields,
         differences=differences,
-        common=_common(groups, fields),
+        shared=shared,
         costs=_costs(groups),
-        commands=[(g.label, [s.command for s in g.sets if s.command]) for g in groups],
+        commands=_commands(groups),
         recipes=[(g.label, seeds(g), json.dumps(g.first.recipe, indent=2, ensure_ascii=False)) for g in groups],
         versions=_versions(sets),
         notes=_notes(rows, sets, expected),
@@ -213,6 +211,7 @@ def _figure(
         ]
         return lines if any(len(line.points) >= 3 for line in lines) else []
 
+    xs = positions(_x(group, field) for family in together for group in family)
     charts, small = [], []
     for setting in dict.fromkeys(row.setting for row in rows if row.setting):
         here = [row for row in rows if row.setting == setting]
@@ -221,16 +220,18 @@ def _figure(
             level = _level(together, here)
             mean = 100 * level.score.mean if level and level.score else None
             look = {"x_title": x_title, "y_title": f"accuracy ({setting.headline}), %", "reference": mean}
-            charts.append((setting_name(setting), line_chart(series, WIDE, **look), line_chart(series, NARROW, **look)))
+            charts.append(
+                (setting_name(setting), line_chart(series, xs, WIDE, **look), line_chart(series, xs, NARROW, **look))
+            )
     for name in MEASURES:
         found = {g.key: g.measure(name) for family in together for g in family}
         if series := drawn([found] * len(together)):
             level = _level(together, rows)
             mean = level.measures[name] if level else None
-            chart = line_chart(series, SMALL, x_title=x_title.partition(",")[0], y_title=name, reference=mean)
+            chart = line_chart(series, xs, SMALL, x_title=x_title.partition(",")[0], y_title=name, reference=mean)
             small.append((name, DIRECTION[name], chart))
-    log = logarithmic({_x(group, field) for family in together for group in family})
-    return {"name": SWEPT[field], "logarithmic": log, "legend": names, "charts": charts, "small": small}
+    axis = ("logarithmic axis, 0 set apart" if 0 in xs else "logarithmic axis") if logarithmic(xs) else ""
+    return {"name": SWEPT[field], "axis": axis, "legend": names, "charts": charts, "small": small}
 
 
 def _x(group: Group, field: str) -> float | str:
@@ -253,11 +254,6 @@ def _level(together: list[list[Group]], rows: Sequence[Row]) -> Row | None:
     return levels[0] if len(found) == 1 and levels[0] else None
 
 
-def _common(groups: Sequence[Group], fields: Sequence[str]) -> list[tuple[str, str]]:
-    shared = {k: v for k, v in flatten(groups[0].first.recipe).items() if k not in fields and k != "seed"}
-    return [(key, json.dumps(value, ensure_ascii=False, default=str).strip('"')) for key, value in shared.items()]
-
-
 def _costs(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """Per group: seconds a set, seconds an image, peak GB, seconds a trial, and the devices trials ran on."""
     lines = []
@@ -271,6 +267,15 @@ def _costs(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     return lines
 
 
+def _commands(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """The distinct commands of each group; groups made by the same ones (a sweep) are named together."""
+    made: dict[tuple[str, ...], list[str]] = {}
+    for group in groups:
+        made.setdefault(tuple(dict.fromkeys(s.command for s in group.sets if s.command)), []).append(group.label)
+    names = {lines: ", ".join(labels) if len(labels) < len(groups) else "All sets" for lines, labels in made.items()}
+    return [(names[lines] if len(groups) > 1 else groups[0].label, list(lines)) for lines in made]
+
+
 def _versions(sets: Sequence[SetRecord]) -> list[tuple[str, str]]:
     try:
         ours = version("diffusion-as-priors")
@@ -279,10 +284,10 @@ def _versions(sets: Sequence[SetRecord]) -> list[tuple[str, str]]:
     made = {"written": f"{datetime.now():%Y-%m-%d %H:%M}", "dap": ours, "python": platform.python_version()}
     trained = {"torch (trials)": ", ".join(_distinct(t.get("torch") for s in sets for t in s.trials))}
     features = {"features (measures)": ", ".join(_distinct(s.measures.get("features") for s in sets))}
-    parts = [part.get("versions") for s in sets for part in (s.recipe, s.cost, *s.images[:1])]
-    stated = [part for part in parts if isinstance(part, Mapping)]
+    stated = [flatten({k: s.env.get(k) for k in ("versions", "weights", "device") if s.env.get(k)}) for s in sets]
     names = dict.fromkeys(name for part in stated for name in part)
-    sampled = {f"{name} (sets)": ", ".join(_distinct(part.get(name) for part in stated)) for name in names}
+    texts = {name: ", ".join(_distinct(part.get(name) for part in stated)) for name in names}
+    sampled = {f"{name.removeprefix('versions.')} (sets)": text for name, text in texts.items()}
     return [(name, text) for name, text in (made | trained | features | sampled).items() if text]
 
 
@@ -304,38 +309,13 @@ def _notes(rows: Sequence[Row], sets: Sequence[SetRecord], expected: Mapping[str
 def _markdown(rows: Sequence[Row], sets: Sequence[SetRecord], title: str, expected: Mapping[str, str]) -> str:
     groups = group_sets(sets)
     sentence, findings = summary(rows, sets)
-    fields, body = differing(groups)
+    fields, body, shared = differing(groups)
     parts = [f"# {title}", sentence, *([] if not findings else ["\n".join(f"- {line}" for line in findings)])]
     spread = "± is the sample standard deviation over sets, or over trials where there is one set."
     parts += ["## Accuracy", spread, table(rows, expected)]
     parts += ["## Recipes: what differs", grid(["group", "seeds", *fields], body)]
+    parts += ["Shared: " + ", ".join(f"{field} {value}" for field, value in shared) + "."] if shared else []
     cost = ["group", "s per set", "s per image", "peak GB", "s per trial", "device"]
     parts += ["## Cost", grid(cost, _costs(groups))]
     parts += ["\n".join(f"- {note}" for note in _notes(rows, sets, expected))]
-    return "\n\n".join(part.strip() for part in parts).replace("<", "&lt;") + "\n"
-
-
-def _csv(rows: Sequence[Row], expected: Mapping[str, str]) -> str:
-    """One line per group and setting; accuracies and differences are fractions."""
-    fields = [f for f in varying([row.group.first for row in rows]) if f not in {"method", "ipc"}]
-    lines = []
-    for row in rows:
-        line: dict[str, Any] = {"group": row.group.label, "method": row.method, "ipc": row.ipc, "scale": row.scale}
-        line |= {"unit": row.unit, "layer": row.layer, "targets": row.targets, "seeds": seeds(row.group)}
-        line |= {
-            name: row.setting and getattr(row.setting, name) for name in ("network", "protocol", "epochs", "n_test")
-        }
-        line |= {"headline": row.headline or PENDING, "sets": row.n_sets, "trials": row.n_trials}
-        for name, stat in (("last", row.last), ("best", row.best)):
-            line |= {f"{name}_mean": stat and stat.mean, f"{name}_std_sets": stat and stat.std_sets}
-            line |= {f"{name}_std_trials": stat and stat.std_trials}
-        low, high = (row.difference and row.difference.interval) or (None, None)
-        line |= {"vs_vanilla": row.difference and row.difference.value, "low_95": low, "high_95": high}
-        line |= dict(row.measures) | {"seconds_per_set": row.seconds, "expected": anticipated(row, expected)}
-        recipe = flatten(row.group.first.recipe)
-        lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return "\n\n".join(part.strip() for part in parts if part).replace("<", "&lt;") + "\n"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 from dap.evaluation.records import MEASURES, SetRecord, is_number
 from dap.evaluation.summary import Difference, Group, Row, Setting, Stat, flatten, recipe_key, varying
@@ -100,18 +103,20 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     pending = [row.group.label for row in rows if row.score is None]
     if not scored:
         return f"{where}, {PENDING}: run `dap evaluate` on each set.", []
-    first = [row for row in scored if row.setting == scored[0].setting]
+    alike = [row for row in scored if row.setting == scored[0].setting]
+    first = [row for row in alike if row.ipc == alike[0].ipc]
     top = max(first, key=_mean)
     told = compared(top.group.label, top.difference) if top.difference else ""
     chosen = _pick(top, first)
     name = "it" if top.difference and top.difference.shown else top.group.label
     ahead = f"{name} has the highest mean accuracy, {percent(_mean(top))} % ({top.headline} epoch){chosen}"
+    ahead += f", at {count(top.ipc, 'image')} per class" if len(first) < len(alike) else ""
     if len(first) == 1:
         ahead = f"{top.group.label} reaches {percent(_mean(top))} % ({top.headline} epoch)"
     outcome = "; ".join(filter(None, (told, ahead)))
     lines = [line for setting in dict.fromkeys(row.setting for row in scored) for line in _findings(setting, scored)]
-    several = len({row.setting for row in scored}) > 1
-    rest = [f"{setting_name(setting)}: {line}" if several else line for setting, line in lines if line != told + chosen]
+    prefixes = _prefixes([row.setting for row in scored])
+    rest = [prefixes[setting] + line for setting, line in lines if (setting, line) != (top.setting, told + chosen)]
     if not any(row.group.first.unguided for row in scored):
         rest.append("There is no vanilla set here, so no difference to vanilla can be given")
     if all(row.n_sets == 1 for row in scored):
@@ -120,6 +125,14 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
         rest.append(f"Not evaluated yet: {', '.join(pending)}")
     closed = [f"N{line[1:]}." if line.startswith("no difference") else f"{line}." for line in rest]
     return f"{where}, judged by {top.network}: {outcome}.", closed
+
+
+def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
+    """What tells a finding's setting: nothing for a single one, else the network, or all of it where networks recur."""
+    distinct = list(dict.fromkeys(settings))
+    networks = {setting.network for setting in distinct if setting}
+    short = {s: s.network if s and len(networks) == len(distinct) else setting_name(s) for s in distinct}
+    return {setting: f"{name}: " if len(distinct) > 1 else "" for setting, name in short.items()}
 
 
 def _mean(row: Row) -> float:
@@ -201,14 +214,54 @@ def anticipated(row: Row, expected: Mapping[str, str]) -> str | None:
     return expected.get(row.group.label, expected.get(row.method))
 
 
-def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """The recipe fields in which groups differ, and each group's label, seeds and values of them."""
-    fields = varying([group.first for group in groups])
+def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list[tuple[str, str]]]:
+    """The recipe fields in which groups differ, each group's label, seeds and values of them, and the other fields.
+
+    Groups differ in a field where those that set it do; one that only some methods know (a vanilla sample has no
+    guidance) and that is the same in all of these is among the others, with its value.
+    """
     recipes = [flatten(group.first.recipe) for group in groups]
+    found: dict[str, list[str]] = {}
+    for recipe in recipes:
+        for field, value in recipe.items():
+            if value is not None and field != "seed":
+                found.setdefault(field, []).append(plain(value))
+    fields = [field for field, values in found.items() if len(set(values)) > 1]
     body = [[g.label, seeds(g), *(plain(r.get(f)) for f in fields)] for g, r in zip(groups, recipes, strict=True)]
-    return fields, body
+    shared = [
+        (field, values[0] if len(values) == len(groups) else f"{values[0]} (in {len(values)} of {len(groups)})")
+        for field, values in found.items()
+        if field not in fields
+    ]
+    return fields, body, shared
 
 
 def seeds(group: Group) -> str:
     """The seeds of a group's sets, as in "0, 1, 2"."""
     return ", ".join(DASH if seed is None else str(seed) for seed in group.seeds)
+
+
+def comma_separated(rows: Sequence[Row], expected: Mapping[str, str]) -> str:
+    """The rows as CSV, one line per group and setting; accuracies and differences are fractions."""
+    fields = [f for f in varying([row.group.first for row in rows]) if f not in {"method", "ipc"}]
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {"group": row.group.label, "method": row.method, "ipc": row.ipc, "scale": row.scale}
+        line |= {"unit": row.unit, "layer": row.layer, "targets": row.targets, "seeds": seeds(row.group)}
+        line |= {
+            name: row.setting and getattr(row.setting, name) for name in ("network", "protocol", "epochs", "n_test")
+        }
+        line |= {"headline": row.headline or PENDING, "sets": row.n_sets, "trials": row.n_trials}
+        for name, stat in (("last", row.last), ("best", row.best)):
+            line |= {f"{name}_mean": stat and stat.mean, f"{name}_std_sets": stat and stat.std_sets}
+            line |= {f"{name}_std_trials": stat and stat.std_trials}
+        low, high = (row.difference and row.difference.interval) or (None, None)
+        line |= {"vs_vanilla": row.difference and row.difference.value, "low_95": low, "high_95": high}
+        line |= dict(row.measures) | {"seconds_per_set": row.seconds, "expected": anticipated(row, expected)}
+        recipe = flatten(row.group.first.recipe)
+        lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

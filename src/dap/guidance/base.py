@@ -163,14 +163,16 @@ class Descend(Guidance):
             energy = self.energy(state)
             (gradient,) = torch.autograd.grad(energy.sum(), state.x)
         if not torch.isfinite(gradient).all():
-            raise DapError(f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}; lower the scale.")
+            raise DapError(
+                f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}; lower the scale."
+            )
         if self.unit == "step":
             norm = per_image_norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
             gradient = gradient * (per_image_norm(state.proposal - state.x.detach()) / norm)
         return -self.scale * gradient
 
 
-def per_image_norm(x: Float[Tensor, "b *rest"]) -> Float[Tensor, "b *rest"]:
+def per_image_norm(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
     """The Euclidean norm of each image, shaped (B, 1, …) to broadcast."""
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
 

@@ -11,8 +11,8 @@ one class apart:  + \lambda \nabla_{x_t} mean_{i' \ne i} D_K(\varphi(x_t^i), \va
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,23 +23,35 @@ from dap.guidance.base import Energy, State
 from dap.kernels import Kernel, Linear
 
 
+@runtime_checkable
 class Reals(Protocol):
     """Where the real features come from; `dap.data.bank.FeatureBank` is one."""
 
-    layer: str
-    branch: Literal["cond", "null"]
+    @property
+    def layer(self) -> str:
+        """The backbone layer they come from."""
+        ...
+
+    @property
+    def branch(self) -> Literal["cond", "null"]:
+        """The half of classifier-free guidance they come from."""
+        ...
 
     def begin(self, labels: Sequence[int]) -> None:
         """Make ready for these labels."""
+        ...
 
     def at(self, label: int, t: int, index: int) -> Float[Tensor, "n d"]:
         """φ(x_t^{(j)}, t) of the label's N real images at this step."""
+        ...
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
         """Which real images each slot is drawn to, rows that sum to 1, or None for all of them, evenly."""
+        ...
 
     def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
         """What was done to the real features after the layer (pooling, normalisation), for the synthetic ones."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Representative(Energy):
     """
 
     reals: Reals
-    kernel: Kernel = Linear()
+    kernel: Kernel = field(default_factory=Linear)
     squared: bool = False
     repulsion: float = 0.0
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from dap.starter import CLASS_NAMES, training_images
@@ -31,10 +30,11 @@ NULL_LABEL = len(CLASS_NAMES)
 DROP_LABEL = 0.1
 
 
-def build_autoencoder() -> nn.Module:
-    from diffusers import AutoencoderKL
+def build_autoencoder() -> Any:
+    import diffusers
 
-    return AutoencoderKL(
+    build: Any = diffusers.AutoencoderKL  # its annotations say one-element tuples
+    return build(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 64),
@@ -45,7 +45,7 @@ def build_autoencoder() -> nn.Module:
     )
 
 
-def build_transformer() -> nn.Module:
+def build_transformer() -> Any:
     from diffusers import DiTTransformer2DModel
 
     # Evaluation mode throughout: each block owns a label embedding that would drop labels on its own in training mode,
@@ -248,13 +248,13 @@ def train_transformer(
     return model, {**cost, "batch": batch}, factor
 
 
-def export(vae: Any, transformer: Any, factor: float, cost: dict, folder: Path) -> None:
+def export(vae: Any, transformer: Any, factor: float, cost: dict[str, Any], folder: Path) -> None:
     """Write the pipeline folder: fp16 safetensors, the scheduler of `facebook/DiT-XL-2-256`, class names and costs."""
     from diffusers import DDIMScheduler, DiTPipeline
 
     vae.register_to_config(scaling_factor=factor)
-    scheduler = DDIMScheduler(beta_start=BETAS[0], beta_end=BETAS[1], beta_schedule="linear", clip_sample=False)
-    names = dict(enumerate(CLASS_NAMES))
+    scheduler: Any = DDIMScheduler(beta_start=BETAS[0], beta_end=BETAS[1], beta_schedule="linear", clip_sample=False)
+    names: dict[int, str] = dict(enumerate(CLASS_NAMES))
     vae, transformer = (module.to("cpu", torch.float16) for module in (vae, transformer))
     pipe = DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)
     pipe.save_pretrained(folder, safe_serialization=True)
@@ -263,7 +263,7 @@ def export(vae: Any, transformer: Any, factor: float, cost: dict, folder: Path) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and, at the end, pipeline/")
     parser.add_argument("--vae-steps", type=int, default=1300)
     parser.add_argument("--decoder-steps", type=int, default=700)
@@ -274,9 +274,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
-    vae, vae_cost = train_autoencoder(
-        args.out, args.vae_steps, args.decoder_steps, args.batch, args.seed, device
-    )
+    vae, vae_cost = train_autoencoder(args.out, args.vae_steps, args.decoder_steps, args.batch, args.seed, device)
     print("autoencoder:", vae_cost)
     dit, dit_cost, factor = train_transformer(args.out, vae, args.dit_steps, args.batch, args.seed, device)
     cost = {"seed": args.seed, "device": str(device), "autoencoder": vae_cost, "transformer": dit_cost}

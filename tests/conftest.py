@@ -1,0 +1,107 @@
+"""Shared fixtures. Nothing here opens a socket, needs a GPU or downloads weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+NAMES = ["red", "green", "blue"]
+
+
+def tiny_transformer(classes: int = 3, learned: bool = True, seed: int = 0):
+    from diffusers import DiTTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8 if learned else 4,
+            num_layers=3,
+            sample_size=4,
+            patch_size=2,
+            num_embeds_ada_norm=classes,
+            norm_num_groups=4,
+        )
+        for parameter in model.parameters():  # adaLN-zero starts as the identity, which would hide every mistake
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def tiny_vae(seed: int = 1):
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=8,
+        ).eval()
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory) -> Path:
+    """A DiTPipeline folder like the hub's, tiny and with random weights: 8 px images, three colours as classes."""
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    pipe = DiTPipeline(tiny_transformer(), tiny_vae(), scheduler, id2label=dict(enumerate(NAMES)))
+    pipe.save_pretrained(folder)
+    (folder / "classes.json").write_text(json.dumps(NAMES))
+    (folder / "card.yaml").write_text("size: 8\nlicence: CC0-1.0\nlayer: 1\ncfg: 2.0\nscale: 0.1\nunit: step\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory) -> Path:
+    """An image folder of three classes with 12 training and 6 test images each, 8 px, told apart by colour."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("colours")
+    generator = torch.Generator().manual_seed(0)
+    for split, n in (("train", 12), ("test", 6)):
+        for label, name in enumerate(NAMES):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = torch.randint(0, 100, (8, 8, 3), generator=generator)
+                pixels[..., label] += 150
+                Image.fromarray(pixels.byte().numpy()).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone(pipeline_folder):
+    from dap.backbones import load
+
+    return load(str(pipeline_folder))
+
+
+@pytest.fixture(scope="session")
+def source(colours):
+    from dap.data.sources import open_source
+
+    return open_source(colours, "train", size=8)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that opens a connection fails."""
+    import socket
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a test tried to open a network connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,156 @@
+"""Recipes: closed, explained, and resolved once."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dap
+from dap.errors import DapError
+from dap.experiment import grid
+from dap.methods import METHODS, find, plan
+from dap.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"metod": "dap"}, "Unknown key 'metod'. Did you mean 'method'"),
+        ({"guidance": {"scal": 1}}, "Unknown key 'guidance.scal'. Did you mean 'scale'"),
+        ({"ipc": 0}, "ipc: Input should be greater than or equal to 1"),
+        ({"guidance": {"scale": -1}}, "guidance.scale"),
+        ({"guidance": {"scale": float("nan")}}, "guidance.scale"),
+        ({"guidance": {"targets": "slots"}}, "'class' or 'slot'"),
+        ({"sampling": {"cfg_channels": "some"}}, "sampling.cfg_channels"),
+    ],
+)
+def test_mistakes_name_the_field(values, says):
+    with pytest.raises(DapError, match=says):
+        Recipe.parse(values)
+
+
+def test_yaml(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("method: dap\nguidance: {scale: 0.1, layer: 4}\nexpected: {convnet3: 70}\n")
+    recipe = Recipe.parse(Recipe.load(file))
+    assert recipe.guidance.layer == "4" and recipe.guidance.scale == 0.1
+    with pytest.raises(DapError, match="There is no recipe file"):
+        Recipe.load(tmp_path / "none.yaml")
+    file.write_text("a: [")
+    with pytest.raises(DapError, match="not YAML"):
+        Recipe.load(file)
+    file.write_text("just text")
+    with pytest.raises(DapError, match="mapping"):
+        Recipe.load(file)
+
+
+def test_the_shipped_recipes_parse():
+    files = sorted((Path(dap.__file__).parent / "recipes").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert Recipe.parse(Recipe.load(file), file.name).method in METHODS
+
+
+def test_resolved_fills_the_card_s_choices(backbone):
+    recipe = Recipe.parse({"guidance": {"reals": 3}}).resolved(backbone, find("dap").guidance)
+    assert (recipe.guidance.layer, recipe.guidance.scale, recipe.guidance.unit) == ("1", 0.1, "step")
+    assert (recipe.sampling.cfg, recipe.sampling.cfg_channels, recipe.guidance.reals) == (2.0, 3, 3)
+    assert recipe.resolved(backbone, find("dap").guidance) == recipe
+
+
+def test_the_method_s_defaults_lie_between_card_and_user(backbone):
+    slots = find("dap-slots").guidance
+    assert Recipe.parse({}).resolved(backbone, slots).guidance.targets == "slot"
+    assert Recipe.parse({"guidance": {"targets": "class"}}).resolved(backbone, slots).guidance.targets == "class"
+
+
+def test_a_baseline_never_sees_the_method_s_options(backbone):
+    with pytest.raises(DapError, match="no guidance, so these options mean nothing to it: scale"):
+        Recipe.parse({"method": "vanilla", "guidance": {"scale": 1.0}}).resolved(backbone, find("vanilla").guidance)
+    assert Recipe.parse({"method": "random"}).resolved(None, None).sampling is None
+
+
+def test_a_scale_without_its_unit_is_not_reinterpreted(backbone):
+    with pytest.raises(DapError, match="with unit 'paper' give a scale"):
+        Recipe.parse({"guidance": {"unit": "paper"}}).resolved(backbone, {})
+
+
+def test_the_plan_is_a_function_of_the_recipe_and_grows(backbone):
+    small, large = plan(3, 10, 10), plan(3, 30, 10)
+    assert set(small) <= set(large) and len(large) == 9
+    assert [u.slots for u in plan(1, 7, 3)] == [(0, 1, 2), (3, 4, 5), (6,)]
+
+
+def test_unknown_method_lists_the_known():
+    with pytest.raises(DapError, match="Did you mean 'dap-slots'"):
+        find("dap-slot")
+    with pytest.raises(DapError, match="is not a method"):
+        find("dap.kernels:Linear")
+
+
+def test_a_grid_of_recipes():
+    cells = dict(grid({"method": "dap", "seed": 4}, {"guidance.scale": [0, "0.5"], "guidance.layer": [1]}, 2))
+    assert list(cells) == [
+        "scale=0_layer=1/seed4", "scale=0_layer=1/seed5", "scale=0.5_layer=1/seed4", "scale=0.5_layer=1/seed5",
+    ]  # fmt: skip
+    assert cells["scale=0.5_layer=1/seed5"].guidance.scale == 0.5 and cells["scale=0_layer=1/seed4"].seed == 4
+
+
+ROOT = Path(dap.__file__).parent
+FORBIDDEN = {
+    "kernels": {"guidance", "backbones", "data", "methods", "evaluation", "engine", "recipe", "cli", "experiment"},
+    "guidance": {"backbones", "data", "methods", "evaluation", "engine", "recipe", "cli", "experiment", "sampling"},
+    "backbones": {"data", "methods", "evaluation", "engine", "recipe", "cli", "experiment", "sampling"},
+    "sampling": {"data", "methods", "evaluation", "engine", "recipe", "cli", "experiment"},
+    "data": {"methods", "evaluation", "engine", "recipe", "cli", "experiment"},
+    "methods": {"evaluation", "engine", "cli", "experiment"},
+    "evaluation": {"guidance", "backbones", "sampling", "methods", "engine", "recipe", "cli", "experiment"},
+    "recipe": {"evaluation", "engine", "cli", "experiment", "methods"},
+    "engine": {"evaluation", "cli", "experiment"},
+    "experiment": {"cli"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module != "dap" else [f"dap.{a.name}" for a in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("dap.")}
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(FORBIDDEN))
+def test_imports_run_one_way(room):
+    files = list((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / f"{room}.py"]
+    assert files
+    for file in files:
+        wrong = imports(file) & FORBIDDEN[room]
+        assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+def test_only_the_command_line_parses_arguments_and_prints():
+    for file in ROOT.rglob("*.py"):
+        if file.name in ("cli.py", "__main__.py") or file.parent.name == "starter":
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        assert "print" not in calls, file
+        assert "argparse" not in {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}, file
+
+
+def test_autograd_is_called_in_one_place():
+    users = [
+        f
+        for f in ROOT.rglob("*.py")
+        if "evaluation" not in f.parts and "autograd.grad(" in f.read_text(encoding="utf-8")
+    ]
+    assert [f.relative_to(ROOT).as_posix() for f in users] == ["guidance/base.py"]
+
+
+def test_files_stay_small():
+    long = {f.name: n for f in ROOT.rglob("*.py") if (n := len(f.read_text(encoding="utf-8").splitlines())) > 350}
+    assert not long
