@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin
 
 from dap import __version__
 from dap.errors import DapError
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(args: argparse.Namespace, message: str) -> int:
     if args.debug:
         raise
+    for bar in _Bars.open:
+        bar.close()
     print(f"dap: error: {message}", file=sys.stderr)
     return 1
 
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = verb("demo", _demo, "the main job on the embedded starter: four methods, their accuracy and a report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--sets", type=int, default=1, help="distilled sets a method, each of its own seed")
-    _judging(demo)
+    _judging(demo, "quick-hard", trials=2)
     _machine(demo)
 
     distill = verb("distill", _distill, "make a distilled set, or go on with an interrupted one")
@@ -113,18 +115,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("machine (decides no byte of the recipe)")
+    group = parser.add_argument_group("machine (no part of the recipe)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     group.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
     group.add_argument("--cache", type=Path, help="folder in which runs share their real features")
     group.add_argument("--threads", type=int, help="CPU threads")
 
 
-def _judging(parser: argparse.ArgumentParser) -> None:
+def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", trials: int = 1) -> None:
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--protocol", default="small-hard", help="a name or a YAML file (%(default)s)")
+    group.add_argument("--protocol", default=protocol, help="a name or a YAML file (%(default)s)")
     group.add_argument("--network", help="instead of the protocol's own: convnet3, resnetap10, resnet18, file.py:build")
-    group.add_argument("--trials", type=int, default=1, help="trainings a set, each of its own seed (%(default)s)")
+    group.add_argument("--trials", type=int, default=trials, help="trainings a set, each of its own seed (%(default)s)")
     group.add_argument("--epochs", type=int, help="instead of the protocol's own")
 
 
@@ -192,6 +194,8 @@ def _command() -> str:
 class _Bars:
     """A progress bar for images and a line for each training."""
 
+    open: ClassVar[list[Any]] = []
+
     def images(self, name: str) -> Callable[[int, int, str], None]:
         from tqdm import tqdm
 
@@ -201,6 +205,7 @@ class _Bars:
             nonlocal bar  # begun late, so that an error before the first image stands on a line of its own
             if bar is None:
                 bar = tqdm(desc=name, unit="image", leave=False, dynamic_ncols=True, total=total)
+                self.open.append(bar)
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
             if done == total:

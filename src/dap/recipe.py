@@ -165,7 +165,7 @@ class Recipe(BaseModel):
             card_values = {"layer": card.layer, "scale": card.scale, "unit": card.unit}
             merged = {**card_values, **guidance, **{k: v for k, v in mine.items() if v is not None}}
             # A scale in the card's unit means nothing in another one.
-            if merged["unit"] != card.unit and mine.get("scale") is None:
+            if merged["unit"] != card.unit and "scale" not in guidance and mine.get("scale") is None:
                 raise DapError(
                     f"The card's scale {card.scale} is in unit {card.unit!r}; with unit {merged['unit']!r} give a scale."
                 )

@@ -28,7 +28,9 @@ class Vanilla(Method):
         assert backbone is not None and recipe.sampling is not None
         options = recipe.sampling
         assert options.cfg is not None and options.cfg_channels is not None
-        backbone.condition(task.source.class_names)  # a class the backbone does not know stops the run here
+        # A class the backbone does not know, or a wrong number of steps, stops the run here.
+        backbone.condition(task.source.class_names)
+        sampling.ancestral(backbone, options.steps)
         guidance = self.build(task)
         if guidance.joint and recipe.block < recipe.ipc:
             raise DapError(
@@ -72,4 +74,4 @@ class Dap(Vanilla):
 class DapSlots(Dap):
     """DAP with a target for every slot and repulsion between the slots, so that a class does not collapse to its mean."""
 
-    guidance = {"targets": "slot", "repulsion": 0.5}
+    guidance = {"targets": "slot", "repulsion": 0.5, "scale": 0.06, "unit": "step"}
