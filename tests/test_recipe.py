@@ -54,27 +54,34 @@ def test_the_shipped_recipes_parse():
 
 
 def test_resolved_fills_the_card_s_choices(backbone):
-    recipe = Recipe.parse({"guidance": {"reals": 3}}).resolved(backbone, find("dap").guidance)
+    recipe = Recipe.parse({"guidance": {"reals": 3}}).resolved(backbone, find("dap").guidance, 8)
     assert (recipe.guidance.layer, recipe.guidance.scale, recipe.guidance.unit) == ("1", 0.1, "step")
     assert (recipe.sampling.cfg, recipe.sampling.cfg_channels, recipe.guidance.reals) == (2.0, 3, 3)
-    assert recipe.resolved(backbone, find("dap").guidance) == recipe
+    assert recipe.resolved(backbone, find("dap").guidance, 8) == recipe
 
 
 def test_the_method_s_defaults_lie_between_card_and_user(backbone):
     slots = find("dap-slots").guidance
-    assert Recipe.parse({}).resolved(backbone, slots).guidance.targets == "slot"
-    assert Recipe.parse({"guidance": {"targets": "class"}}).resolved(backbone, slots).guidance.targets == "class"
+    assert Recipe.parse({}).resolved(backbone, slots, 8).guidance.targets == "slot"
+    assert Recipe.parse({"guidance": {"targets": "class"}}).resolved(backbone, slots, 8).guidance.targets == "class"
 
 
 def test_a_baseline_never_sees_the_method_s_options(backbone):
     with pytest.raises(DapError, match="no guidance, so these options mean nothing to it: scale"):
-        Recipe.parse({"method": "vanilla", "guidance": {"scale": 1.0}}).resolved(backbone, find("vanilla").guidance)
-    assert Recipe.parse({"method": "random"}).resolved(None, None).sampling is None
+        Recipe.parse({"method": "vanilla", "guidance": {"scale": 1.0}}).resolved(backbone, find("vanilla").guidance, 8)
+    assert Recipe.parse({"method": "random"}).resolved(None, None, 8).sampling is None
+
+
+def test_the_size_is_part_of_the_recipe(backbone):
+    assert Recipe.parse({"method": "random"}).resolved(None, None, 8).data.size == 8
+    assert Recipe.parse({"data": {"size": 64}}).resolved(None, None, 8).data.size == 64
+    with pytest.raises(DapError, match="makes images of 8 px, not 64"):
+        Recipe.parse({"data": {"size": 64}}).resolved(backbone, {}, 8)
 
 
 def test_a_scale_without_its_unit_is_not_reinterpreted(backbone):
     with pytest.raises(DapError, match="with unit 'paper' give a scale"):
-        Recipe.parse({"guidance": {"unit": "paper"}}).resolved(backbone, {})
+        Recipe.parse({"guidance": {"unit": "paper"}}).resolved(backbone, {}, 8)
 
 
 def test_the_plan_is_a_function_of_the_recipe_and_grows(backbone):

@@ -221,16 +221,16 @@ class _Bars:
         )
 
 
-def _judge(args: argparse.Namespace, recipe: Any, size: int, workshop: Any) -> Any:
+def _judge(args: argparse.Namespace, data: Any, workshop: Any) -> Any:
     from dap.evaluation.protocol import load_protocol
     from dap.experiment import Judge, embedding
 
     protocol = load_protocol(args.protocol)
     if args.epochs:
         protocol = load_protocol(args.protocol, epochs=args.epochs, looks=min(protocol.looks, args.epochs))
-    train, test = (workshop.source(recipe, size, split) for split in ("train", "test"))
+    train, test = (workshop.source(data, split) for split in ("train", "test"))
     device = "cpu" if args.device == "auto" and not _has_cuda() else args.device.replace("auto", "cuda")
-    features = embedding(recipe.data.path, size)
+    features = embedding(data.path, data.size)
     return Judge(train, test, protocol, range(args.trials), args.network, features, device)
 
 
@@ -269,7 +269,7 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
         raise DapError(f"--shard takes I/N with I < N, such as 0/2, not {args.shard!r}.")
     for _, recipe in cells:
         workshop.task(recipe)
-    judge = _judge(args, cells[0][1], workshop.task(cells[0][1])[1].source.size, workshop)
+    judge = _judge(args, workshop.task(cells[0][1])[1].recipe.data, workshop)
     sweep(
         cells,
         args.out,
@@ -311,15 +311,17 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     workshop, bars = _workshop(args), _Bars()
     opened = [DistilledSet.from_folder(path, args.classes) for path in args.sets]
+    judges: dict[Any, Any] = {}
     for made in opened:
         recorded = (made.recipe or {}).get("data", {})
         if not (args.data or recorded):
             raise DapError(f"{made.path} does not say what real images to test on; give --data.")
         classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
-        recipe = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes}})
-        size = made.tensors()[0].shape[-1]
-        judge = _judge(args, recipe, size, workshop)
-        for trial in judge(made):
+        values = {"path": args.data or recorded["path"], "classes": classes, "size": made.tensors()[0].shape[-1]}
+        data = Recipe.parse({"data": values}).data
+        if data not in judges:
+            judges[data] = _judge(args, data, workshop)
+        for trial in judges[data](made):
             bars.trial(made.path.name, trial)
     _finish(args.sets, args.out or args.sets[0], "Distilled sets judged")
 

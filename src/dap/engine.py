@@ -20,7 +20,7 @@ from dap.data.distilled import DistilledSet
 from dap.data.sources import Source, open_source
 from dap.errors import DapError
 from dap.methods import Method, Task, find, plan
-from dap.recipe import BackboneChoice, Recipe
+from dap.recipe import BackboneChoice, Data, Recipe
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, all, what) after every unit, in images."""
@@ -42,7 +42,7 @@ class Workshop:
 
     def __post_init__(self) -> None:
         self._backbones: dict[BackboneChoice, Backbone] = {}
-        self._sources: dict[Any, Source] = {}
+        self._sources: dict[tuple[Data, str], Source] = {}
         self._hashes: dict[int, str] = {}
 
     def backbone(self, choice: BackboneChoice) -> Backbone:
@@ -52,14 +52,14 @@ class Workshop:
             )
         return self._backbones[choice]
 
-    def source(self, recipe: Recipe, size: int, split: str = "train") -> Source:
-        data = recipe.data
-        key = (data, size, split)
-        if key not in self._sources:
-            self._sources[key] = open_source(
-                data.path, split, size=size, classes=data.classes, max_bad_fraction=data.max_bad_fraction
+    def source(self, data: Data, split: str = "train") -> Source:
+        """The real images of a recipe whose size is set."""
+        assert data.size is not None
+        if (data, split) not in self._sources:
+            self._sources[data, split] = open_source(
+                data.path, split, size=data.size, classes=data.classes, max_bad_fraction=data.max_bad_fraction
             )
-        return self._sources[key]
+        return self._sources[data, split]
 
     def weights_hash(self, backbone: Backbone) -> str:
         return self._hashes.setdefault(id(backbone), backbone.weights_hash())
@@ -71,10 +71,11 @@ class Workshop:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
         method = find(recipe.method)
-        backbone = self.backbone(recipe.backbone or BackboneChoice()) if "backbone" in method.needs else None
-        resolved = recipe.resolved(backbone, method.guidance)
-        size = backbone.card.size if backbone else self.backbone(recipe.backbone or BackboneChoice()).card.size
-        return method, Task(resolved, self.source(resolved, size), backbone, self.cache)
+        needed = "backbone" in method.needs
+        backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
+        size = recipe.data.size or (backbone.card.size if backbone else 0)
+        resolved = recipe.resolved(backbone if needed else None, method.guidance, size)
+        return method, Task(resolved, self.source(resolved.data), backbone if needed else None, self.cache)
 
 
 def distill(
@@ -118,8 +119,15 @@ def distill(
             if progress is not None:
                 progress(unit.slots[-1] + 1 + unit.label * recipe.ipc, len(names) * recipe.ipc, names[unit.label])
         if done:
-            cost = {"seconds": round(time.monotonic() - began, 2), "images": done, "peak_memory_gb": peak_memory_gb()}
-            made.note("cost.json", cost)
+            before = made.noted("cost.json") or {"seconds": 0, "images": 0}
+            made.note(
+                "cost.json",
+                {
+                    "seconds": round(before["seconds"] + time.monotonic() - began, 2),
+                    "images": before["images"] + done,
+                    "peak_memory_gb": peak_memory_gb(),
+                },
+            )
     if made.missing():
         raise DapError(f"{out} still lacks {len(made.missing())} images.")
     return made

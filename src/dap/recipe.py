@@ -30,6 +30,7 @@ class Data(BaseModel):
         default="fashion-mnist", description="'fashion-mnist' (embedded), an image, parquet or IDX folder."
     )
     classes: tuple[str, ...] | None = Field(default=None, description="Classes to use, in label order. Default: all.")
+    size: int | None = Field(default=None, ge=1, description="Side in px. Default: the backbone's.")
     max_bad_fraction: float = Field(
         default=0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded."
     )
@@ -135,24 +136,30 @@ class Recipe(BaseModel):
         values.pop("expected", None)  # what the numbers should be; read by the report, decides no byte
         return values
 
-    def resolved(self, backbone: Backbone | None, guidance: Mapping[str, Any] | None) -> Recipe:
+    def resolved(self, backbone: Backbone | None, guidance: Mapping[str, Any] | None, size: int) -> Recipe:
         """This recipe with every open choice made.
 
         Args:
             backbone: whose card supplies what was left open; None for a method that needs none.
+            size: side in px of the images where the recipe does not say.
             guidance: the method's own defaults under the user's choices; None for a method without guidance.
 
         Raises:
-            DapError: guidance options for a method that has no guidance, or an unknown layer.
+            DapError: guidance options for a method that has no guidance, an unknown layer, or another size than the
+                backbone makes.
         """
         if guidance is None and self.guidance is not None and self.guidance.model_fields_set:
             given = ", ".join(sorted(self.guidance.model_fields_set))
             raise DapError(f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}.")
+        data = self.data.model_copy(update={"size": self.data.size or size})
         if backbone is None:
-            return self.model_copy(update={"backbone": None, "sampling": None, "guidance": None})
+            return self.model_copy(update={"data": data, "backbone": None, "sampling": None, "guidance": None})
         card = backbone.card
+        if data.size != card.size:
+            raise DapError(f"{card.name} makes images of {card.size} px, not {data.size}; leave the size to it.")
         sampling = self.sampling or Sampling()
         update: dict[str, Any] = {
+            "data": data,
             "sampling": Sampling(
                 steps=sampling.steps,
                 cfg=card.cfg if sampling.cfg is None else sampling.cfg,

@@ -250,6 +250,10 @@ class DistilledSet:
         """Write a JSON (dict or list) or text file beside the images, atomically."""
         write_atomically(self.path / name, value.encode() if isinstance(value, str) else _dump(value))
 
+    def noted(self, name: str) -> Any:
+        """What `note` wrote as JSON under this name, or None."""
+        return _read_json(self.path / name) if (self.path / name).is_file() else None
+
     def verify(self) -> list[str]:
         """Every problem found by decoding and hashing all images; empty when the set is whole."""
         problems = [f"missing: {self.class_names[label]}, slot {slot}" for label, slot in self.missing()]
