@@ -12,15 +12,15 @@ demo: $(READY)  ## the main job on the embedded starter, with a report
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-lint: $(READY)  ## ruff and pyright
+lint: $(READY)  ## ruff and pyright (as basedpyright, which brings its own Node)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # uv installs torch, torchvision and diffusers in minutes where pip takes many.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv; on Debian: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -155,11 +155,14 @@ def test_sweep_resumes_and_shards(flags, tmp_path, capsys):
         (["--kernel", "rfb"], "Did you mean 'rbf'"),
         (["--scale", "-1"], "guidance.scale"),
         (["--method", "dapp"], "Did you mean 'dap'"),
-        (["--steps", "5000"], "steps must be between 1 and 1000"),
+        (["--steps", "5000"], "steps must be between 2 and 1000"),
         (["--method", "vanilla"], "no guidance, so these options mean nothing to it: reals"),
         (["--repulsion", "1"], "block >= ipc"),
-        (["--device", "cuda"], "no CUDA device"),
+        (["--device", "cuda"], "no such CUDA device"),
         (["--scale", "1e38", "--unit", "paper"], "lower the"),
+        (["--device", "abacus"], "There is no device 'abacus'"),
+        (["--unit", "paper"], "give a scale"),
+        (["--kernel", "rbf(bandwidth=median)"], "a parameter is a number"),
     ],
 )
 def test_each_mistake_is_one_clear_sentence(flags, tmp_path, capsys, change, says):
@@ -238,6 +241,38 @@ def test_help_is_complete_and_importing_is_light():
         assert flag in text
     code = "import sys, dap, dap.cli; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_mistakes_in_a_sweep_come_before_any_work(flags, tmp_path, capsys):
+    for vary, says in (("kernel=linear,rfb", "rbf"), ("seed=1,2", "--sets"), ("color=1", "Known")):
+        status, err = call(capsys, "sweep", *flags, "--vary", vary, "--out", tmp_path / "s")
+        assert status == 1 and says in err and not (tmp_path / "s").exists()
+    assert call(capsys, "sweep", *flags, "--seed", "x", "--out", tmp_path / "s")[0] == 1
+    (tmp_path / "r.yaml").write_text("guidance:\ndata: here\n")
+    status, err = call(capsys, "distill", tmp_path / "r.yaml", "--classes", "red", "--out", tmp_path / "s")
+    assert status == 1 and "should hold a mapping" in err
+
+
+def test_an_unfinished_or_changed_set_is_not_judged_by_old_trials(whole, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "set"
+    shutil.copytree(whole, copy)
+    for name in ("trials.jsonl", "measures.json"):
+        (copy / name).unlink(missing_ok=True)
+    judge = ["evaluate", copy, "--epochs", 1, "--out", tmp_path / "r"]
+    assert call(capsys, *judge)[0] == 0
+    with (copy / "trials.jsonl").open("a") as lines:
+        lines.write('{"torn')
+    assert call(capsys, *judge)[0] == 0
+    assert len((copy / "trials.jsonl").read_text().splitlines()) == 1
+    stale = (copy / "trials.jsonl").read_text().replace('"judged": "', '"judged": "0')
+    (copy / "trials.jsonl").write_text(stale)
+    assert call(capsys, *judge)[0] == 0
+    assert '"judged": "0' not in (copy / "trials.jsonl").read_text()
+    next((copy / "images").rglob("*.png")).unlink()
+    status, err = call(capsys, *judge)
+    assert status == 1 and "still lacks 1 images" in err
 
 
 def test_an_unknown_verb_is_a_usage_error():

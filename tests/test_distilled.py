@@ -15,6 +15,7 @@ from PIL import Image
 
 from dap.data.distilled import DistilledSet, differences, folders_of
 from dap.errors import DapError
+from dap.files import locked
 
 RECIPE = {"method": "x", "guidance": {"scale": 0.1}}
 
@@ -48,6 +49,27 @@ def test_a_changed_recipe_is_refused_field_by_field(tmp_path):
     assert DistilledSet.open(tmp_path / "s").missing() == []
 
 
+def test_changed_inputs_are_refused(tmp_path):
+    """The same recipe over other classes or other weights would mix two sets under one name."""
+    DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE, {"weights": "1"})
+    with pytest.raises(DapError, match=r"weights: \"1\" -> \"2\""):
+        DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE, {"weights": "2"})
+    with pytest.raises(DapError, match="classes"):
+        DistilledSet.create(tmp_path / "s", ["A", "a", "b"], 2, RECIPE, {"weights": "1"})
+
+
+def test_killed_before_the_first_image(tmp_path):
+    """Whatever of the first files is there, the same call goes on."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".lock").touch()
+    (tmp_path / "s" / ".tmp-1-abcd").write_text("{")
+    filled(tmp_path / "s")
+    for name in ("classes.json", "inputs.json"):
+        (tmp_path / "s" / name).unlink()
+        assert DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE).missing() == []
+    assert not (tmp_path / "s" / ".tmp-1-abcd").exists()
+
+
 def test_a_foreign_folder_is_not_written_into(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(DapError, match="not empty"):
@@ -68,6 +90,7 @@ def test_torn_line_stale_file_flipped_byte_and_deleted_image_are_made_again(tmp_
     stale.write_bytes(b"half")
     again = DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE)
     assert again.missing() == [(0, 0), (0, 1), (1, 1)] and not stale.exists()
+    assert [p.partition(":")[0] for p in again.verify()] == ["missing", "images/a/00000.png", "images/a/00001.png"]
     for label, slot in again.missing():
         again.add(label, slot, image(), seed=9)
     assert DistilledSet.open(tmp_path / "s").verify() == []
@@ -92,11 +115,9 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, when):
 
 
 def test_one_writer_at_a_time(tmp_path):
-    made = filled(tmp_path / "s")
-    other = DistilledSet.open(tmp_path / "s")
-    with made.locked(), pytest.raises(DapError, match="Another process"), other.locked():
+    with locked(tmp_path / "s"), pytest.raises(DapError, match="Another process"), locked(tmp_path / "s"):
         pass
-    with other.locked():
+    with locked(tmp_path / "s"):
         pass
 
 

@@ -120,6 +120,14 @@ def test_hub_layout_without_our_files_still_loads(tmp_path, pipeline_folder):
     assert list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.safetensors"))
     loaded = load(str(tmp_path))
     assert loaded.condition(["Tinca tinca", "goldfish", "white shark"]).tolist() == [0, 1, 2]
+    # ImageNet has full names that two labels share: both are kept, and asking for one by that name is refused.
+    index["id2label"] = {"0": "crane", "1": "goldfish", "2": "crane"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    twice = load(str(tmp_path))
+    assert twice.class_names == ("crane", "goldfish", "crane")
+    assert twice.condition(["goldfish"]).tolist() == [1]
+    with pytest.raises(DapError, match=r"several labels of .*\[0, 2\]"):
+        twice.condition(["crane"])
     assert loaded.card.cfg == 4.0 and loaded.card.cfg_channels == 3 and loaded.card.unit == "paper"
     assert from_pipeline(pipe).weights_hash() == loaded.weights_hash()
 

@@ -79,6 +79,14 @@ def test_the_size_is_part_of_the_recipe(backbone):
         Recipe.parse({"data": {"size": 64}}).resolved(backbone, {}, 8)
 
 
+def test_all_slots_of_a_class_form_one_block_under_repulsion(backbone):
+    slots = find("dap-slots").guidance
+    assert Recipe.parse({"ipc": 50}).resolved(backbone, slots, 8).block == 50
+    assert Recipe.parse({"ipc": 50}).resolved(backbone, {}, 8).block == 10
+    with pytest.raises(DapError, match="with unit 'paper' give a scale"):
+        Recipe.parse({"guidance": {"unit": "paper"}}).resolved(backbone, slots, 8)
+
+
 def test_a_scale_without_its_unit_is_not_reinterpreted(backbone):
     with pytest.raises(DapError, match="with unit 'paper' give a scale"):
         Recipe.parse({"guidance": {"unit": "paper"}}).resolved(backbone, {}, 8)

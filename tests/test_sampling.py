@@ -130,6 +130,10 @@ def test_an_image_depends_on_its_own_seed_alone(backbone, source, bank):
     assert torch.equal(together, again)
 
 
+def test_an_exact_backbone_has_a_hash(gaussian):
+    assert len(gaussian.weights_hash()) == 64
+
+
 def test_seeds_are_stable_and_distinct():
     assert seed_of(0, "Dress", 3) == 6381058498463298120
     assert len({seed_of(r, c, s) for r in range(5) for c in "ab" for s in range(50)}) == 500
@@ -162,6 +166,16 @@ def test_a_step_unit_push_has_the_asked_norm(gaussian):
         pushed = (state.next - state.proposal).flatten(1).norm(dim=1)
         step = (state.proposal - state.x).flatten(1).norm(dim=1)
         torch.testing.assert_close(pushed, 0.25 * step)
+
+
+def test_a_zero_gradient_pushes_nothing(gaussian):
+    class Flat(ToTarget):
+        def __call__(self, state):
+            return super().__call__(state) * 0
+
+    model, batch = ClassifierFree(gaussian, 1.0), Batch.of(("0",), [0], [0], 0)
+    flat = latents(model, Descend(Flat(torch.zeros(1, 2, 2)), 0.5, "step"), batch, steps=5)
+    torch.testing.assert_close(flat, latents(model, None, batch, steps=5))
 
 
 def test_guidance_moves_samples_towards_the_target(gaussian):
@@ -233,8 +247,9 @@ def test_unknown_layer_class_and_steps(backbone, bank):
     model = ClassifierFree(backbone, 1.0)
     with pytest.raises(DapError, match="purple.*red, green, blue"):
         latents(model, None, Batch.of(("purple",), [0], [0], 0))
-    with pytest.raises(DapError, match="steps"):
-        latents(model, None, Batch.of(("red",), [0], [0], 0), steps=0)
+    for steps in (0, 1, 1001):
+        with pytest.raises(DapError, match="steps must be between 2 and 1000"):
+            latents(model, None, Batch.of(("red",), [0], [0], 0), steps=steps)
     with pytest.raises(DapError, match="no layer '9'"):
         backbone.check_layer("9")
 

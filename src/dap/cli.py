@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import shlex
@@ -11,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from dap import __version__
 from dap.errors import DapError
+from dap.progress import Bars
 
 FLAGS = {"data.path": "data", "backbone.path": "backbone", "guidance.seed": "reals-seed"}
 """Recipe fields whose flag is not simply their name."""
@@ -30,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except DapError as error:
         return _fail(args, str(error))
+    except MemoryError:
+        return _fail(args, "Out of memory. What was made is kept; use fewer --reals or a smaller --block.")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(
@@ -44,10 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(args: argparse.Namespace, message: str) -> int:
     if args.debug:
         raise
-    for bar in _Bars.open:
+    for bar in Bars.open:
         bar.close()
     print(f"dap: error: {message}", file=sys.stderr)
     return 1
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, not {text!r}")
+    return int(text)
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -70,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = verb("demo", _demo, "the main job on the embedded starter: four methods, their accuracy and a report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
-    demo.add_argument("--sets", type=int, default=1, help="distilled sets a method, each of its own seed")
+    demo.add_argument("--sets", type=_positive, default=1, help="distilled sets a method, each of its own seed")
     _judging(demo, "quick-hard", trials=2)
     _machine(demo)
 
@@ -90,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FLAG=V1,V2,…",
         help="a recipe flag and its values, such as scale=0,0.1,0.2; may be repeated",
     )
-    sweep.add_argument("--sets", type=int, default=5, help="distilled sets a point, each of its own seed (%(default)s)")
+    sweep.add_argument(
+        "--sets", type=_positive, default=5, help="distilled sets a point, each of its own seed (%(default)s)"
+    )
     sweep.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th cell from I on; run N processes")
     _recipe_flags(sweep)
     _judging(sweep)
@@ -119,15 +131,17 @@ def _machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     group.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
     group.add_argument("--cache", type=Path, help="folder in which runs share their real features")
-    group.add_argument("--threads", type=int, help="CPU threads")
+    group.add_argument("--threads", type=_positive, help="CPU threads")
 
 
 def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", trials: int = 1) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument("--protocol", default=protocol, help="a name or a YAML file (%(default)s)")
     group.add_argument("--network", help="instead of the protocol's own: convnet3, resnetap10, resnet18, file.py:build")
-    group.add_argument("--trials", type=int, default=trials, help="trainings a set, each of its own seed (%(default)s)")
-    group.add_argument("--epochs", type=int, help="instead of the protocol's own")
+    group.add_argument(
+        "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
+    )
+    group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
 
 
 def _recipe_fields() -> list[tuple[str, Any]]:
@@ -173,6 +187,8 @@ def _recipe_values(args: argparse.Namespace) -> dict[str, Any]:
         if given is not None:
             section, _, leaf = name.rpartition(".")
             inside = values.setdefault(section, {}) if section else values
+            if not isinstance(inside, dict):
+                raise DapError(f"{section!r} in {args.recipe} should hold a mapping, not {inside!r}.")
             inside[leaf] = given
     return values
 
@@ -191,53 +207,24 @@ def _command() -> str:
     return shlex.join(["dap", *sys.argv[1:]])
 
 
-class _Bars:
-    """A progress bar for images and a line for each training."""
-
-    open: ClassVar[list[Any]] = []
-
-    def images(self, name: str) -> Callable[[int, int, str], None]:
-        from tqdm import tqdm
-
-        bar: Any = None
-
-        def told(done: int, total: int, what: str) -> None:
-            nonlocal bar  # begun late, so that an error before the first image stands on a line of its own
-            if bar is None:
-                bar = tqdm(desc=name, unit="image", leave=False, dynamic_ncols=True, total=total)
-                self.open.append(bar)
-            bar.set_postfix_str(what, refresh=False)
-            bar.update(done - bar.n)
-            if done == total:
-                bar.close()
-
-        return told
-
-    def trial(self, name: str, trial: Any) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(
-            f"{name}: {trial.network}, seed {trial.seed}: {trial.accuracy:.1%} ({trial.seconds:.0f} s)", sys.stderr
-        )
-
-
-def _judge(args: argparse.Namespace, data: Any, workshop: Any) -> Any:
+def _judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
+    """The judge of sets made from some data, loaded once for each."""
+    from dap.backbones import device_of
     from dap.evaluation.protocol import load_protocol
     from dap.experiment import Judge, embedding
 
     protocol = load_protocol(args.protocol)
     if args.epochs:
         protocol = load_protocol(args.protocol, epochs=args.epochs, looks=min(protocol.looks, args.epochs))
-    train, test = (workshop.source(data, split) for split in ("train", "test"))
-    device = "cpu" if args.device == "auto" and not _has_cuda() else args.device.replace("auto", "cuda")
-    features = embedding(data.path, data.size)
-    return Judge(train, test, protocol, range(args.trials), args.network, features, device)
+    device = str(device_of(args.device))
 
+    @functools.cache
+    def judge(data: Any) -> Any:
+        train, test = (workshop.source(data, split) for split in ("train", "test"))
+        features = embedding(data.path, protocol.size)
+        return Judge(train, test, protocol, range(args.trials), args.network, features, device)
 
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    return lambda data: judge(data.model_copy(update={"size": protocol.size}))
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -245,7 +232,7 @@ def _distill(args: argparse.Namespace) -> None:
     from dap.recipe import Recipe
 
     recipe = Recipe.parse(_recipe_values(args), str(args.recipe or "the recipe"))
-    made = distill(recipe, args.out, _workshop(args), progress=_Bars().images(args.out.name), command=_command())
+    made = distill(recipe, args.out, _workshop(args), progress=Bars().images(args.out.name), command=_command())
     print(f"{len(made.records)} images in {made.path}\nNext: dap evaluate {shlex.quote(str(made.path))}")
 
 
@@ -263,21 +250,19 @@ def _finish(paths: Sequence[Path], out: Path, title: str) -> None:
 def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
     from dap.experiment import sweep
 
-    workshop, bars = _workshop(args), _Bars()
+    workshop, bars = _workshop(args), Bars()
     i, _, n = getattr(args, "shard", "0/1").partition("/")
     if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
         raise DapError(f"--shard takes I/N with I < N, such as 0/2, not {args.shard!r}.")
-    for _, recipe in cells:
-        workshop.task(recipe)
-    judge = _judge(args, workshop.task(cells[0][1])[1].recipe.data, workshop)
     sweep(
         cells,
         args.out,
         workshop,
-        judge,
+        _judges(args, workshop),
         shard=(int(i), int(n)),
         progress=bars.images,
         on_trial=bars.trial,
+        on_epoch=bars.epoch,
         command=_command(),
     )
     _finish([args.out / name for name, _ in cells if (args.out / name).is_dir()], args.out, title)
@@ -309,20 +294,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     from dap.data.distilled import DistilledSet
     from dap.recipe import Recipe
 
-    workshop, bars = _workshop(args), _Bars()
+    workshop, bars = _workshop(args), Bars()
     opened = [DistilledSet.from_folder(path, args.classes) for path in args.sets]
-    judges: dict[Any, Any] = {}
+    judge_for = _judges(args, workshop)
     for made in opened:
         recorded = (made.recipe or {}).get("data", {})
         if not (args.data or recorded):
             raise DapError(f"{made.path} does not say what real images to test on; give --data.")
         classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
-        values = {"path": args.data or recorded["path"], "classes": classes, "size": made.tensors()[0].shape[-1]}
-        data = Recipe.parse({"data": values}).data
-        if data not in judges:
-            judges[data] = _judge(args, data, workshop)
-        for trial in judges[data](made):
-            bars.trial(made.path.name, trial)
+        data = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes}}).data
+        judge_for(data)(made, on_trial=functools.partial(bars.trial, made.path.name), on_epoch=bars.epoch)
     _finish(args.sets, args.out or args.sets[0], "Distilled sets judged")
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from dap.backbones.base import Backbone
 from dap.data.distilled import DistilledSet
 from dap.data.sources import Source, open_source
 from dap.errors import DapError
+from dap.files import locked, sha256_of
 from dap.methods import Method, Task, find, plan
 from dap.recipe import BackboneChoice, Data, Recipe
 
@@ -61,8 +61,13 @@ class Workshop:
             )
         return self._sources[data, split]
 
-    def weights_hash(self, backbone: Backbone) -> str:
-        return self._hashes.setdefault(id(backbone), backbone.weights_hash())
+    def weights_hash(self, backbone: Backbone | None) -> str | None:
+        """`Backbone.weights_hash`, computed once; None for no backbone."""
+        if backbone is None:
+            return None
+        if id(backbone) not in self._hashes:
+            self._hashes[id(backbone)] = backbone.weights_hash()
+        return self._hashes[id(backbone)]
 
     def task(self, recipe: Recipe) -> tuple[Method, Task]:
         """The method and all it needs, with the recipe resolved.
@@ -103,9 +108,11 @@ def distill(
     method, task = workshop.task(recipe)
     make = method.prepare(task)
     recipe, names = task.recipe, task.source.class_names
-    made = DistilledSet.create(out, names, recipe.ipc, recipe.model_dump(mode="json"))
-    with made.locked():
-        _describe(made, task, workshop, command)
+    assert recipe.block is not None
+    with locked(Path(out)):
+        inputs = {"data": task.source.fingerprint(), "weights": workshop.weights_hash(task.backbone), **_code(recipe)}
+        made = DistilledSet.create(out, names, recipe.ipc, recipe.model_dump(mode="json"), inputs)
+        _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
         began, done = time.monotonic(), 0
         if progress is not None:
@@ -152,12 +159,18 @@ def versions() -> dict[str, str]:
     return found | {name: version(name) for name in packages}
 
 
-def _describe(made: DistilledSet, task: Task, workshop: Workshop, command: str | None) -> None:
+def _code(recipe: Recipe) -> dict[str, str]:
+    """sha256 of the user's own files that the recipe names as `file.py:Name`."""
+    named = [recipe.method, recipe.guidance.kernel if recipe.guidance else ""]
+    files = [text.rpartition(":")[0] for text in named if text.rpartition(":")[0].endswith(".py")]
+    return {f"code {file}": sha256_of(Path(file)) or "" for file in files}
+
+
+def _describe(made: DistilledSet, task: Task, command: str | None) -> None:
     backbone, recipe = task.backbone, task.recipe
-    env: dict[str, Any] = {"versions": versions(), "data": task.source.fingerprint()}
-    if backbone is not None:
-        env |= {"weights": workshop.weights_hash(backbone), "device": str(backbone.device)}
-    made.note("env.json", env)
+    if made.noted("env.json") is None:
+        device = str(backbone.device) if backbone else None
+        made.note("env.json", {"versions": versions(), "device": device, **(made.noted("inputs.json") or {})})
     if command and not (made.path / "command.txt").exists():
         made.note("command.txt", command + "\n")
     data_licence = task.source.licence or "unknown; ask whoever gave you the data"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,8 @@ from dap.evaluation.measures import measure
 from dap.evaluation.networks import Network, build
 from dap.evaluation.protocol import Protocol
 from dap.evaluation.training import Trial, evaluate, seeded
-from dap.recipe import Recipe
+from dap.files import drop_torn_line, read_lines, write_atomically
+from dap.recipe import Data, Recipe
 
 REAL_PER_CLASS = 500
 """Real images a class that the measures compare with."""
@@ -33,8 +36,8 @@ class Judge:
     """What judges sets: held-out test data, a protocol, and features for the measures.
 
     Args:
-        train: real training images, which the measures compare with.
-        test: real test images, used for reporting alone.
+        train: real training images at the protocol's size, which the measures compare with.
+        test: real test images at the protocol's size, used for reporting alone.
         protocol: see `evaluation.protocol`.
         seeds: one training a seed.
         network: instead of the protocol's own.
@@ -57,46 +60,86 @@ class Judge:
         object.__setattr__(self, "_real", self.train.tensors(limit_per_class=REAL_PER_CLASS))
 
     def __call__(
-        self, judged: DistilledSet, into: Path | None = None, progress: Callable[[Trial], None] | None = None
+        self,
+        judged: DistilledSet,
+        *,
+        on_trial: Callable[[Trial], None] | None = None,
+        on_epoch: Callable[[int, int, int], None] | None = None,
     ) -> list[Trial]:
-        """All trials of a set, those already recorded included; new ones are appended to `trials.jsonl`.
+        """All trials of a set; those already in its `trials.jsonl` are kept, new ones are appended.
+
+        A recorded trial counts only for the same images, test data and protocol; others of the same name are dropped.
 
         Args:
             judged: the set. Its class names are matched with the test data's by name.
-            into: folder for trials.jsonl and measures.json; default: the set's own.
-            progress: told of every new trial.
+            on_trial: told of every new trial.
+            on_epoch: told of every epoch: seed, epochs done, epochs to do.
 
         Raises:
-            DapError: the set's classes are not the test data's.
+            DapError: the set is not finished, or its classes are not the test data's.
         """
-        into = judged.path if into is None else into
-        into.mkdir(parents=True, exist_ok=True)
-        unknown = [name for name in judged.class_names if name not in self.test.class_names]
-        if unknown or len(judged.class_names) != len(self.test.class_names):
+        into, names = judged.path, self.test.class_names
+        if judged.recipe is not None and judged.missing():
             raise DapError(
-                f"The set {judged.path} has classes {', '.join(judged.class_names)}; the test data has "
-                f"{', '.join(self.test.class_names)}. Choose the same with --classes."
+                f"{into} still lacks {len(judged.missing())} images; run the dap distill that made it again."
             )
-        images, labels = judged.tensors()
-        order = [self.test.class_names.index(name) for name in judged.class_names]
-        mine = (images, labels.new_tensor(order)[labels])
-        network, file = self.network or self.protocol.network, into / "trials.jsonl"
-        trials = [t for t in _trials(file) if (t.protocol, t.network) == (self.protocol.name, network)]
-        trials = [t for t in trials if t.seed in self.seeds and t.epochs == self.protocol.epochs]
-        todo = [seed for seed in self.seeds if seed not in {t.seed for t in trials}]
-        classes = len(self.test.class_names)
+        if sorted(judged.class_names) != sorted(names):
+            raise DapError(
+                f"The set {into} has classes {', '.join(judged.class_names)}; the test data has {', '.join(names)}. "
+                "Choose the same with --classes."
+            )
+        images, labels = judged.tensors(self.protocol.size)
+        mine = (images, labels.new_tensor([names.index(name) for name in judged.class_names])[labels])
+        network = self.network or self.protocol.network
+        images_key = _hash([[r["sha256"] for r in judged.records], self.test.fingerprint()])
+        key = {"judged": images_key, "by": _hash(self.protocol.model_dump(mode="json"))}
+        known = list(read_lines(into / "trials.jsonl"))
+        same = [line for line in known if line.get("judged") == images_key]
+        stale = [line for line in same if line["protocol"] == self.protocol.name and line["by"] != key["by"]]
+        kept = [line for line in same if line not in stale]
+        if kept != known:
+            write_atomically(into / "trials.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        drop_torn_line(into / "trials.jsonl")
+        trials = {
+            line["seed"]: Trial.from_json(json.dumps({k: v for k, v in line.items() if k not in key}))
+            for line in kept
+            if line["by"] == key["by"] and line["network"] == network and line["seed"] in self.seeds
+        }
+        todo = [seed for seed in self.seeds if seed not in trials]
         test: Any = getattr(self, "_test")  # noqa: B009 - a frozen dataclass keeps what it loaded
-        for trial in evaluate(mine, test, self.protocol, todo, device=self.device, network=network, classes=classes):
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(trial.to_json() + "\n")
-            trials.append(trial)
-            if progress is not None:
-                progress(trial)
-        if not (into / "measures.json").exists():
-            name, features = self.features
-            values = measure(mine, getattr(self, "_real"), features, classes)  # noqa: B009
-            (into / "measures.json").write_text(json.dumps({"features": name, **values}, indent=1) + "\n")
-        return sorted(trials, key=lambda t: t.seed)
+        for trial in evaluate(
+            mine,
+            test,
+            self.protocol,
+            todo,
+            device=self.device,
+            network=network,
+            classes=len(names),
+            progress=on_epoch,
+        ):
+            with (into / "trials.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
+            trials[trial.seed] = trial
+            if on_trial is not None:
+                on_trial(trial)
+        self._measure(judged, mine, images_key)
+        return [trials[seed] for seed in sorted(trials)]
+
+    def _measure(self, judged: DistilledSet, mine: tuple[Tensor, Tensor], key: str) -> None:
+        name, features = self.features
+        written = judged.noted("measures.json") or {}
+        if (written.get("judged"), written.get("features")) == (key, name):
+            return
+        try:
+            values = measure(mine, getattr(self, "_real"), features, len(self.test.class_names))  # noqa: B009
+        except DapError as error:  # too few real images of a class, say; the accuracies stand all the same
+            logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
+            return
+        judged.note("measures.json", {"features": name, **values, "judged": key})
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def embedding(data: str, size: int) -> tuple[str, Features]:
@@ -119,12 +162,6 @@ def embedding(data: str, size: int) -> tuple[str, Features]:
     return "ConvNet-3 with random weights", network.features
 
 
-def _trials(file: Path) -> Iterator[Trial]:
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-            yield Trial.from_json(line)
-
-
 def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) -> Iterator[tuple[str, Recipe]]:
     """A folder name and a recipe for every combination of the varied fields and `sets` run seeds.
 
@@ -133,12 +170,16 @@ def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) 
         vary: dotted field ("guidance.scale", "method") -> its values.
         sets: how many run seeds, from the base's seed on.
     """
-    first = int(base.get("seed", 0))
+    first = Recipe.parse(base).seed
+    if "seed" in vary:
+        raise DapError("The seed is varied by --sets, from --seed on; leave it out of --vary.")
     for values in itertools.product(*vary.values()):
         chosen = dict(zip(vary, values, strict=True))
         name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in chosen.items()) or "set"
         for seed in range(first, first + sets):
-            nested: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
+            nested: dict[str, Any] = {
+                k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items() if v is not None
+            }
             for field, value in {**chosen, "seed": seed}.items():
                 *parents, leaf = field.split(".")
                 inside = nested
@@ -152,11 +193,12 @@ def sweep(
     cells: Sequence[tuple[str, Recipe]],
     out: Path,
     workshop: Workshop,
-    judge: Judge | None,
+    judge_for: Callable[[Data], Judge],
     *,
     shard: tuple[int, int] = (0, 1),
-    progress: Callable[[str], Progress | None] | None = None,
+    progress: Callable[[str], Progress | None] = lambda name: None,
     on_trial: Callable[[str, Trial], None] | None = None,
+    on_epoch: Callable[[int, int, int], None] | None = None,
     command: str | None = None,
 ) -> list[Path]:
     """Distil and judge every cell; finished ones are kept, so the same call goes on after an interruption.
@@ -165,10 +207,11 @@ def sweep(
         cells: folder names and recipes, see `grid`.
         out: where the folders go.
         workshop: loaded backbones and data.
-        judge: None only distils.
+        judge_for: the judge of sets made from these data.
         shard: (i, n): this process does every n-th cell from i on. Processes meet on the file system alone.
         progress: given a cell's name, returns what is told of its images.
         on_trial: told of every training.
+        on_epoch: told of every epoch of a training.
         command: the shell command to record.
 
     Returns:
@@ -178,9 +221,10 @@ def sweep(
         DapError: every recipe is checked before the first one is run.
     """
     for _, recipe in cells:
-        workshop.task(recipe)
+        method, task = workshop.task(recipe)
+        method.prepare(task)
     for name, recipe in cells[shard[0] :: shard[1]]:
-        made = distill(recipe, out / name, workshop, progress=progress(name) if progress else None, command=command)
-        if judge is not None:
-            judge(made, progress=None if on_trial is None else lambda trial, name=name: on_trial(name, trial))
+        made = distill(recipe, out / name, workshop, progress=progress(name), command=command)
+        told = None if on_trial is None else lambda trial, name=name: on_trial(name, trial)
+        judge_for(workshop.task(recipe)[1].recipe.data)(made, on_trial=told, on_epoch=on_epoch)
     return [out / name for name, _ in cells]

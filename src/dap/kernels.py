@@ -88,10 +88,9 @@ class Polynomial(Kernel):
     offset: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.degree < 1 or self.offset < 0:
-            raise DapError(
-                f"A polynomial kernel needs degree >= 1 and offset >= 0, not {self.degree} and {self.offset}."
-            )
+        if self.degree != int(self.degree) or self.degree < 1 or self.offset < 0:
+            given = f"{self.degree} and {self.offset}"
+            raise DapError(f"A polynomial kernel needs a whole degree >= 1 and offset >= 0, not {given}.")
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + self.offset) ** self.degree
@@ -192,6 +191,11 @@ class RationalQuadratic(_Stationary):
     """K(x, y) = (1 + ‖x − y‖² / (2 alpha bandwidth²))^(−alpha): a scale mixture of RBF kernels."""
 
     alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alpha > 0:
+            raise DapError(f"alpha of a rational quadratic kernel must be positive, not {self.alpha}.")
 
     def exponent(self, r: Tensor) -> Tensor:
         return self.alpha * torch.log1p(r.square() / (2 * self.alpha))
@@ -310,7 +314,10 @@ def _build(node: ast.expr, text: str) -> Kernel | float:
         case ast.Name(id=name):
             return _make(name.replace("_", "-"), {})
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            values = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+            try:
+                values = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+            except (ValueError, TypeError) as error:
+                raise DapError(f"Kernel {text!r}: a parameter is a number, such as bandwidth=3.") from error
             return _make(name.replace("_", "-"), values)
         case ast.BinOp(left=left, op=ast.Add() | ast.Mult() as op, right=right):
             a, b = _build(left, text), _build(right, text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,10 @@ from dap.errors import DapError
 from dap.registry import suggest
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+BLOCK = 10
+"""Slots of a class that are sampled together where nothing ties all of them."""
 
 
 class Data(BaseModel):
@@ -55,7 +59,7 @@ class Sampling(BaseModel):
     cfg: float | None = Field(
         default=None, ge=0, description="Classifier-free guidance scale. Default: the backbone card's."
     )
-    cfg_channels: int | Literal["all"] | None = Field(
+    cfg_channels: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
         default=None, description="Latent channels it mixes (the DiT lineage: 3 of 4). Default: the backbone card's."
     )
 
@@ -95,10 +99,11 @@ class Recipe(BaseModel):
     seed: int = Field(
         default=0, ge=0, description="Run seed; an image's own is a hash of it, the class name and the slot."
     )
-    block: int = Field(
-        default=10,
+    block: int | None = Field(
+        default=None,
         ge=1,
-        description="Slots of a class sampled together; part of the recipe, since batches decide the last bits.",
+        description="Slots of a class sampled together; part of the recipe, since batches decide the last bits. Default: "
+        "10, or all of them under repulsion.",
     )
     data: Data = Data()
     backbone: BackboneChoice | None = BackboneChoice()
@@ -129,12 +134,13 @@ class Recipe(BaseModel):
             raise DapError(f"There is no recipe file {path}.")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DapError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise DapError(f"{path} should hold a mapping such as 'method: dap'.")
         values.pop("expected", None)  # what the numbers should be; read by the report, decides no byte
-        return values
+        # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
+        return {key: value for key, value in values.items() if value is not None}
 
     def resolved(self, backbone: Backbone | None, guidance: Mapping[str, Any] | None, size: int) -> Recipe:
         """This recipe with every open choice made.
@@ -153,13 +159,17 @@ class Recipe(BaseModel):
             raise DapError(f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}.")
         data = self.data.model_copy(update={"size": self.data.size or size})
         if backbone is None:
-            return self.model_copy(update={"data": data, "backbone": None, "sampling": None, "guidance": None})
+            block = self.block or BLOCK
+            return self.model_copy(
+                update={"data": data, "block": block, "backbone": None, "sampling": None, "guidance": None}
+            )
         card = backbone.card
         if data.size != card.size:
             raise DapError(f"{card.name} makes images of {card.size} px, not {data.size}; leave the size to it.")
         sampling = self.sampling or Sampling()
         update: dict[str, Any] = {
             "data": data,
+            "block": self.block or BLOCK,
             "sampling": Sampling(
                 steps=sampling.steps,
                 cfg=card.cfg if sampling.cfg is None else sampling.cfg,
@@ -170,15 +180,18 @@ class Recipe(BaseModel):
         if guidance is not None:
             mine = (self.guidance or GuidanceOptions()).model_dump(exclude_unset=True)
             card_values = {"layer": card.layer, "scale": card.scale, "unit": card.unit}
-            merged = {**card_values, **guidance, **{k: v for k, v in mine.items() if v is not None}}
-            # A scale in the card's unit means nothing in another one.
-            if merged["unit"] != card.unit and "scale" not in guidance and mine.get("scale") is None:
+            defaults = {**card_values, **guidance}
+            merged = {**defaults, **{k: v for k, v in mine.items() if v is not None}}
+            if merged["unit"] != defaults["unit"] and mine.get("scale") is None:
                 raise DapError(
-                    f"The card's scale {card.scale} is in unit {card.unit!r}; with unit {merged['unit']!r} give a scale."
+                    f"The default scale {defaults['scale']} is in unit {defaults['unit']!r}; "
+                    f"with unit {merged['unit']!r} give a scale."
                 )
             options = GuidanceOptions.model_validate(merged)
             backbone.check_layer(str(options.layer))
             update["guidance"] = options
+            if self.block is None and options.repulsion:
+                update["block"] = self.ipc
         return self.model_copy(update=update)
 
 

@@ -51,13 +51,13 @@ def ancestral(backbone: Backbone, steps: int = STEPS) -> Any:
     (2021) where the backbone predicts one.
 
     Raises:
-        DapError: steps is not between 1 and T.
+        DapError: steps is not between 2 and T.
     """
     from diffusers import DDPMScheduler
 
     abar = backbone.alphas_cumprod.double()
-    if not 1 <= steps <= len(abar):
-        raise DapError(f"steps must be between 1 and {len(abar)}, not {steps}.")
+    if not 2 <= steps <= len(abar):
+        raise DapError(f"steps must be between 2 and {len(abar)}, not {steps}.")
     betas = 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
     scheduler = DDPMScheduler(
         num_train_timesteps=len(abar),
@@ -120,7 +120,7 @@ def sample(
         state = State(
             x=x,
             proposal=proposal,
-            x0_hat=(x - sigma * eps) / alpha,
+            x0_hat=((x if through == "denoiser" else x.detach()) - sigma * eps) / alpha,
             eps=eps,
             features=prediction.features,
             t=t,

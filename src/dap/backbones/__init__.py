@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import yaml
 from dap.backbones.base import Backbone, Card, ClassifierFree, Prediction
 from dap.backbones.mixture import Mixture
 from dap.errors import DapError
+from dap.files import read_json
 from dap.registry import suggest
 
 __all__ = ["Backbone", "Card", "ClassifierFree", "Mixture", "Prediction", "from_pipeline", "load"]
@@ -45,23 +45,38 @@ def load(
 
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
+    where = device_of(device)
     source = _source(path)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise DapError(f"Device {device!r} was asked for but this machine has no CUDA device; use --device cpu.")
     logging.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype], local_files_only=offline
-        )
-    except (OSError, ValueError) as error:
+        folder = source
+        if not Path(source).is_dir():
+            folder = str(DiffusionPipeline.download(source, revision=revision, local_files_only=offline))
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
+    except Exception as error:  # the hub library and diffusers raise a dozen kinds for a folder or id that is no good
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DapError(
-            f"The backbone {path!r} could not be loaded: {str(error).strip().splitlines()[0]} "
+            f"The backbone {path!r} could not be loaded: {reason} "
             "Give a local diffusers folder, a hub id that this machine can reach, or 'starter'."
         ) from error
     finally:
         logging.enable_progress_bar()
-    return from_pipeline(pipe.to(where), path=source, name=path)
+    return from_pipeline(pipe.to(where), path=folder, name=path)
+
+
+def device_of(name: str) -> torch.device:
+    """The device behind "auto", "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        DapError: no such device on this machine.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise DapError(f"There is no device {name!r}; use auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DapError(f"Device {name!r} was asked for but this machine has no such CUDA device; use --device cpu.")
+    return device
 
 
 def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None) -> Backbone:
@@ -81,17 +96,19 @@ def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None
 
     if not isinstance(pipe, DiTPipeline):
         raise DapError(f"A {type(pipe).__name__} has no backbone yet; DiTPipeline has.")
-    folder = Path(path or getattr(pipe, "name_or_path", None) or ".")
+    known = path or getattr(pipe, "name_or_path", None)
+    folder = Path(known) if known and Path(known).is_dir() else None
+    name = name or (folder.name if folder else type(pipe).__name__)
     scheduler = pipe.scheduler.config
     if scheduler.get("beta_schedule", "linear") != "linear":
-        raise DapError(f"The schedule {scheduler['beta_schedule']!r} of {folder} is not supported; DiT's is linear.")
+        raise DapError(f"The schedule {scheduler['beta_schedule']!r} of {name} is not supported; DiT's is linear.")
     betas = (scheduler["beta_start"], scheduler["beta_end"], scheduler["num_train_timesteps"])
     return DiT(
         pipe.transformer,
         pipe.vae,
         betas=betas,
         class_names=_class_names(pipe, folder),
-        card=_card(name or folder.name, folder, pipe),
+        card=_card(name, folder, pipe),
     )
 
 
@@ -112,31 +129,37 @@ def _source(path: str) -> str:
     return path
 
 
-def _class_names(pipe: Any, folder: Path) -> list[str]:
-    file = folder / "classes.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    by_name: dict[str, int] = getattr(pipe, "labels", None) or {}
-    if by_name:
-        names: dict[int, list[str]] = {}
-        for name, label in by_name.items():
-            names.setdefault(label, []).append(name)
-        return [", ".join(names[label]) for label in sorted(names)]
+def _class_names(pipe: Any, folder: Path | None) -> list[str]:
+    n = pipe.transformer.config.num_embeds_ada_norm
+    if folder and (folder / "classes.json").is_file():
+        names = read_json(folder / "classes.json")
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise DapError(f"{folder / 'classes.json'} should be a list of class names in label order.")
+        return names
+    # The pipeline's own name -> label table has lost every name that two labels share; the index file has them all.
+    index = read_json(folder / "model_index.json") if folder and (folder / "model_index.json").is_file() else {}
+    by_label = {int(label): str(name) for label, name in (index.get("id2label") or {}).items()}
+    if not by_label:
+        for name, label in (getattr(pipe, "labels", None) or {}).items():
+            by_label[label] = f"{by_label[label]}, {name}" if label in by_label else name
     # A saved pipeline forgets its labels; numbers keep it usable with class folders named 0, 1, …
-    return [str(i) for i in range(pipe.transformer.config.num_embeds_ada_norm)]
+    return [by_label.get(label, str(label)) for label in range(n)]
 
 
-def _card(name: str, folder: Path, pipe: Any) -> Card:
+def _card(name: str, folder: Path | None, pipe: Any) -> Card:
     cards = yaml.safe_load((files(__name__) / "cards.yaml").read_text())
     config, factor = pipe.transformer.config, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     # The paper's middle blocks, scaled to the depth: block 8 of 28.
     values = {**cards["dit"], "name": name, "size": config.sample_size * factor}
     values |= {"layer": str(round(config.num_layers * 8 / 28))} | cards.get(name, {})
-    own = folder / "card.yaml"
-    if own.is_file():
-        values |= yaml.safe_load(own.read_text())
-    known = Card.__dataclass_fields__
-    for key in values:
-        if key not in known:
-            raise DapError(f"Unknown field {key!r} in {own}. {suggest(key, known)}")
+    if folder and (folder / "card.yaml").is_file():
+        own = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+        if not isinstance(own, dict):
+            raise DapError(f"{folder / 'card.yaml'} should hold a mapping such as 'licence: MIT'.")
+        for key in own:
+            if key not in Card.__dataclass_fields__:
+                raise DapError(
+                    f"Unknown field {key!r} in {folder / 'card.yaml'}. {suggest(key, Card.__dataclass_fields__)}"
+                )
+        values |= own
     return Card(**values | {"layer": str(values["layer"])})

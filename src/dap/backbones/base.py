@@ -41,6 +41,12 @@ class Card:
     scale: float
     unit: Literal["paper", "step"]
 
+    def __post_init__(self) -> None:
+        if self.unit not in ("paper", "step"):
+            raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
+        if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
+            raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -124,14 +130,14 @@ class Backbone(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """The weights by name, for `weights_hash`."""
+        """Every tensor that decides a prediction, by name, for `weights_hash`."""
 
     def weights_hash(self) -> str:
         """sha256 over the names and bytes of all weights as loaded."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def check_layer(self, layer: str) -> str:

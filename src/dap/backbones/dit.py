@@ -68,10 +68,16 @@ class DiT(Backbone):
             mine = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
             raise DapError(
                 f"{self.card.name} was not trained on {', '.join(map(repr, unknown[:5]))}. The data has "
-                f"{len(class_names)} classes, the backbone {len(self.class_names)}: {mine}. Rename the class folders to "
-                "the backbone's names, or choose classes with --classes."
+                f"{len(class_names)} classes, the backbone {len(self.class_names)}: {mine}. Rename the class folders "
+                "to the backbone's names, or choose classes with --classes."
             )
-        return torch.tensor([labels[n.lower()] for n in class_names], device=self.device)
+        for name in class_names:
+            if len(labels[name.lower()]) > 1:
+                raise DapError(
+                    f"{name!r} is the name of several labels of {self.card.name}: {labels[name.lower()]}. "
+                    "Tell them apart in classes.json beside the weights."
+                )
+        return torch.tensor([labels[n.lower()][0] for n in class_names], device=self.device)
 
     def null(self, n: int) -> Tensor:
         return torch.full((n,), self.transformer.config.num_embeds_ada_norm, device=self.device)
@@ -143,10 +149,16 @@ class DiT(Backbone):
         }
 
 
-def label_lookup(class_names: Sequence[str]) -> dict[str, int]:
-    """Label by lower-case name; ImageNet's comma-separated synonyms each count, the first owner of a synonym wins."""
-    lookup = {name.lower(): label for label, name in enumerate(class_names)}
+def label_lookup(class_names: Sequence[str]) -> dict[str, list[int]]:
+    """Labels by lower-case name: those of that full name, else those that have it among comma-separated synonyms.
+
+    ImageNet has full names that two labels share (crane, the bird and the machine), hence the lists.
+    """
+    lookup: dict[str, list[int]] = {}
     for label, name in enumerate(class_names):
-        for synonym in name.split(","):
-            lookup.setdefault(synonym.strip().lower(), label)
-    return lookup
+        lookup.setdefault(name.lower(), []).append(label)
+    synonyms: dict[str, list[int]] = {}
+    for label, name in enumerate(class_names):
+        for synonym in dict.fromkeys(part.strip().lower() for part in name.split(",")):
+            synonyms.setdefault(synonym, []).append(label)
+    return synonyms | lookup

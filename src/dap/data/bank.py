@@ -24,6 +24,9 @@ from dap.data.clusters import balanced_kmeans
 from dap.errors import DapError
 from dap.seeding import generators, normal, seed_of
 
+CHUNK = 64
+"""Real images that go through the network together."""
+
 
 @runtime_checkable
 class RealImages(Protocol):
@@ -137,9 +140,9 @@ class FeatureBank:
             if label not in self._ready:
                 self._ready[label] = self._draw(label)
 
-    def at(self, label: int, t: int, index: int) -> Float[Tensor, "n d"]:
+    def at(self, label: int, t: int) -> Float[Tensor, "n d"]:
         """φ of the label's real images at timestep t, (N, D) float32, after `transform`."""
-        del index
+        t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
             return self._features[label, t]
         name = f"{label:05d}/{t:04d}"
@@ -162,7 +165,7 @@ class FeatureBank:
         n = min(self.options.reals, self.source.count(label))
         if self.options.targets == "class":
             return self._encode(label, n, "reals"), None
-        pool = max(n, min(self.options.clustered, self.source.count(label)))
+        pool = min(self.source.count(label), max(n, self.options.clustered, self.ipc))
         if pool < self.ipc:
             name = self.source.class_names[label]
             raise DapError(
@@ -180,7 +183,7 @@ class FeatureBank:
 
         def compute() -> Tensor:
             images = self.source.images(label, self.source.good(label, n, seed))
-            parts = images.to(self.backbone.device).split(64)
+            parts = images.to(self.backbone.device).split(CHUNK)
             return torch.cat([self.backbone.encode(part) for part in parts])
 
         return self._cached(f"{label:05d}/latents-{seed:016x}-{n}", compute)
@@ -196,13 +199,17 @@ class FeatureBank:
             else self.backbone.condition([self.source.class_names[label]] * n)
         )
         if options.noise == "none":
-            return self.backbone.tap(latents, 0, condition, self.layer)
+            return self._features_of(latents, 0, condition)
         moment = (t,) if options.noise == "fresh" or options.refresh == "step" else ()
         owners = [0] * n if options.noise == "shared" else list(range(n))
         gens = generators([self._seed_of(label, "noise", *moment, owner) for owner in owners])
         eps = normal(latents.shape[1:], gens, latents)
         abar = self.backbone.alphas_cumprod[t].to(latents)
-        return self.backbone.tap(abar.sqrt() * latents + (1 - abar).sqrt() * eps, t, condition, self.layer)
+        return self._features_of(abar.sqrt() * latents + (1 - abar).sqrt() * eps, t, condition)
+
+    def _features_of(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+        parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
+        return torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
 
     def _seed_of(self, label: int, *purpose: object) -> int:
         return seed_of(self.seed, self.source.class_names[label], *purpose)
@@ -212,7 +219,7 @@ class FeatureBank:
             "options": self.options.model_dump(exclude={"seed"}) | {"layer": self.layer},
             "seed": self.seed,
             "ipc": self.ipc if self.options.targets == "slot" else None,
-            "classes": list(self.source.class_names),
+            "classes": [list(self.source.class_names), list(self.backbone.class_names)],
             "source": self.source.fingerprint(),
             "weights": self.backbone.weights_hash(),
         }
@@ -221,12 +228,14 @@ class FeatureBank:
     def _cached(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         if self._cache is None:
             return compute()
+        from safetensors import SafetensorError
         from safetensors.torch import load_file, save_file
 
         path = self._cache / f"{name}.safetensors"
-        if path.exists():
+        try:
             return load_file(path, device=str(self.backbone.device))["x"]
-        value = compute()
+        except (FileNotFoundError, SafetensorError):  # absent, or cut short by a crash of the machine
+            value = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
         save_file({"x": value.contiguous()}, aside)

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def balanced_kmeans(points: Float[Tensor, "n d"], k: int, seed: int, rounds: int = 10) -> Int[Tensor, " n"]:
+def balanced_kmeans(points: Float[Tensor, "n d"], k: int, seed: int, rounds: int = 25) -> Int[Tensor, " n"]:
     """Cluster index of each point, sizes ⌊n/k⌋ or ⌈n/k⌉.
 
-    k-means++ centres by scikit-learn, then alternately an optimal assignment of points to k·⌈n/k⌉ places and the means
+    k-means++ seeds by scikit-learn, then alternately an optimal assignment of points to k·⌈n/k⌉ places and the means
     (Malinen & Fränti 2014).
 
     Raises:
@@ -19,13 +19,13 @@ def balanced_kmeans(points: Float[Tensor, "n d"], k: int, seed: int, rounds: int
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
-    from sklearn.cluster import KMeans
+    from sklearn.cluster import kmeans_plusplus
 
     x = points.double().cpu().numpy()
     n = len(x)
     if n < k:
         raise ValueError(f"{n} points cannot be split into {k} clusters")
-    centres = KMeans(k, n_init=1, random_state=seed % 2**32).fit(x).cluster_centers_ if k > 1 else x.mean(0)[None]  # pyright: ignore[reportArgumentType]
+    centres = kmeans_plusplus(x, k, random_state=seed % 2**32)[0]
     places = np.repeat(np.arange(k), -(-n // k))
     labels = np.zeros(n, dtype=np.int64)
     for _ in range(rounds):

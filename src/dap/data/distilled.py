@@ -16,9 +16,7 @@ import hashlib
 import io
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,28 +27,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from dap.data.layouts import IMAGE_SUFFIXES
 from dap.errors import DapError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        OSError: with the path in it; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+from dap.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
 
 
 def folders_of(class_names: Sequence[str]) -> list[str]:
@@ -81,6 +60,11 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [f"{where}: {before} -> {after}"]
 
 
+def _classes(class_names: Sequence[str], ipc: int) -> dict[str, Any]:
+    """What classes.json says."""
+    return {"names": list(class_names), "folders": folders_of(class_names), "ipc": ipc}
+
+
 class DistilledSet:
     """Images by (label, slot) with their manifest. Use `create`, `open` or `from_folder`.
 
@@ -109,31 +93,48 @@ class DistilledSet:
         return [self._records[key] for key in sorted(self._records)]
 
     @staticmethod
-    def create(path: str | Path, class_names: Sequence[str], ipc: int, recipe: dict[str, Any]) -> DistilledSet:
+    def create(
+        path: str | Path,
+        class_names: Sequence[str],
+        ipc: int,
+        recipe: dict[str, Any],
+        inputs: dict[str, Any] | None = None,
+    ) -> DistilledSet:
         """Start a set, or continue one of the same recipe; images whose file does not match its line are forgotten.
+
+        To be called under `files.locked(path)`.
+
+        Args:
+            path: the folder: new, empty, or a set of the same recipe and inputs.
+            class_names: in label order.
+            ipc: images per class.
+            recipe: resolved.
+            inputs: what a recipe only names: fingerprints of data, weights and user code.
 
         Raises:
             DapError: the folder holds a set of another recipe (each differing field is named), or something else.
             OSError: the folder cannot be written.
         """
         path = Path(path)
-        folders = folders_of(class_names)
-        recipe_file = path / "recipe.json"
-        if recipe_file.exists():
-            changed = differences(_read_json(recipe_file), recipe)
-            if changed:
-                raise DapError(
-                    f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
-                    "Use the recipe it was begun with, or another --out."
-                )
-        elif path.exists() and any(path.iterdir()):
+        pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
+        begun = path / "recipe.json"
+        foreign = [p for p in path.glob("*") if p.name not in (".lock", *pinned) and not p.name.startswith(".tmp-")]
+        if foreign and not begun.exists():
             raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
-        classes = {"names": list(class_names), "folders": folders, "ipc": ipc}
-        write_atomically(path / "classes.json", _dump(classes))
-        write_atomically(recipe_file, _dump(recipe))
-        for left in path.glob("images/*/.tmp-*"):
+        for name, value in pinned.items():
+            if (path / name).exists():
+                changed = differences(read_json(path / name), json.loads(dump(value)))
+                if changed:
+                    raise DapError(
+                        f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
+                        "Use what it was begun with, or another --out."
+                    )
+            else:
+                write_atomically(path / name, dump(value))
+        write_atomically(path / "classes.json", dump(_classes(class_names, ipc)))
+        for left in (*path.glob(".tmp-*"), *path.glob("images/*/.tmp-*")):
             left.unlink(missing_ok=True)
-        _drop_torn_line(path / "manifest.jsonl")
+        drop_torn_line(path / "manifest.jsonl")
         return DistilledSet.open(path)
 
     @staticmethod
@@ -148,12 +149,12 @@ class DistilledSet:
             raise DapError(f"There is no folder {path}.")
         if not (path / "classes.json").is_file():
             raise DapError(f"{path} is no distilled set (it has no classes.json).")
-        classes = _read_json(path / "classes.json")
-        recipe = _read_json(path / "recipe.json") if (path / "recipe.json").is_file() else None
+        classes = read_json(path / "classes.json")
+        recipe = read_json(path / "recipe.json") if (path / "recipe.json").is_file() else None
         records = {
             (line["label"], line["slot"]): line
-            for line in _read_lines(path / "manifest.jsonl")
-            if _sha256(path / line["path"]) == line["sha256"]
+            for line in read_lines(path / "manifest.jsonl")
+            if sha256_of(path / line["path"]) == line["sha256"]
         }
         return DistilledSet(path, classes["names"], classes["folders"], classes["ipc"], recipe, records)
 
@@ -188,27 +189,12 @@ class DistilledSet:
                 "label": label,
                 "class_name": name,
                 "slot": slot,
-                "sha256": _sha256(file),
+                "sha256": sha256_of(file),
             }
             for label, name in enumerate(names)
             for slot, file in enumerate(found[name])
         }
         return DistilledSet(path, names, names, max(len(found[n]) for n in names), None, records)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for writing.
-
-        Raises:
-            DapError: another process holds it. The lock of a killed process is free at once.
-        """
-        from filelock import FileLock, Timeout
-
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise DapError(f"Another process is writing {self.path}; wait for it or stop it.") from error
 
     def has(self, label: int, slot: int) -> bool:
         return (label, slot) in self._records
@@ -248,16 +234,18 @@ class DistilledSet:
 
     def note(self, name: str, value: Any) -> None:
         """Write a JSON (dict or list) or text file beside the images, atomically."""
-        write_atomically(self.path / name, value.encode() if isinstance(value, str) else _dump(value))
+        write_atomically(self.path / name, value.encode() if isinstance(value, str) else dump(value))
 
     def noted(self, name: str) -> Any:
         """What `note` wrote as JSON under this name, or None."""
-        return _read_json(self.path / name) if (self.path / name).is_file() else None
+        return read_json(self.path / name) if (self.path / name).is_file() else None
 
     def verify(self) -> list[str]:
         """Every problem found by decoding and hashing all images; empty when the set is whole."""
-        problems = [f"missing: {self.class_names[label]}, slot {slot}" for label, slot in self.missing()]
-        for line in self.records:
+        lines = {(line["label"], line["slot"]): line for line in read_lines(self.path / "manifest.jsonl")}
+        absent = [(c, s) for c, s in self.missing() if (c, s) not in lines]
+        problems = [f"missing: {self.class_names[label]}, slot {slot}" for label, slot in absent]
+        for line in lines.values():
             file = self.path / line["path"]
             try:
                 with Image.open(file) as image:
@@ -265,7 +253,7 @@ class DistilledSet:
             except (OSError, SyntaxError) as error:
                 problems.append(f"{line['path']}: {error}")
                 continue
-            if _sha256(file) != line["sha256"]:
+            if sha256_of(file) != line["sha256"]:
                 problems.append(f"{line['path']}: its sha256 is not the manifest's")
         return problems
 
@@ -307,36 +295,3 @@ def _digits(text: str) -> list[str]:
         else:
             runs.append(character)
     return runs
-
-
-def _dump(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DapError(f"{path} is not valid JSON ({error}); restore it, or start in a new folder.") from error
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON lines; a torn last line, left by a killed writer, is not one."""
-    if not path.is_file():
-        return
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            yield json.loads(text)
-        except json.JSONDecodeError:
-            continue
-
-
-def _drop_torn_line(path: Path) -> None:
-    if path.is_file():
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            write_atomically(path, data[: data.rfind(b"\n") + 1])
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

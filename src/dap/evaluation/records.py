@@ -67,8 +67,8 @@ class SetRecord:
 
     @property
     def unguided(self) -> bool:
-        """Whether this is the backbone's own sample: vanilla, or a guided method at scale 0 without repulsion."""
-        return self.method == "vanilla" or (self.guidance("scale") == 0 and not self.guidance("repulsion"))
+        """Whether this is the backbone's own sample: vanilla, or a guided method at scale 0."""
+        return self.method == "vanilla" or self.guidance("scale") == 0
 
 
 def load(paths: Iterable[Path | str]) -> list[SetRecord]:

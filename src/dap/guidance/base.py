@@ -70,8 +70,6 @@ class Guidance(ABC):
     branch: Literal["cond", "null"] = "cond"
     """Which half of classifier-free guidance supplies the features."""
     grad_through: GradThrough = "nothing"
-    sequential: bool = False
-    """Whether the finished images of the class must be there before the next one begins (memory of earlier samples)."""
     joint: bool = False
     """Whether an image depends on the other slots of its class, so that these must be sampled together."""
 
@@ -167,8 +165,10 @@ class Descend(Guidance):
                 f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}; lower the scale."
             )
         if self.unit == "step":
-            norm = per_image_norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-            gradient = gradient * (per_image_norm(state.proposal - state.x.detach()) / norm)
+            norm = per_image_norm(gradient)
+            step = per_image_norm(state.proposal - state.x.detach())
+            # A gradient of zero has no direction and pushes nothing.
+            gradient = gradient * torch.where(norm > 1e-30, step / norm.clamp_min(1e-30), 0.0)
         return -self.scale * gradient
 
 
@@ -190,7 +190,6 @@ class _Wrapper(Guidance):
         object.__setattr__(self, "layer", next(iter(layers), None))
         object.__setattr__(self, "branch", next(iter(branches), "cond"))
         object.__setattr__(self, "grad_through", max((p.grad_through for p in parts), key=order.index))
-        object.__setattr__(self, "sequential", any(p.sequential for p in parts))
         object.__setattr__(self, "joint", any(p.joint for p in parts))
 
     @abstractmethod

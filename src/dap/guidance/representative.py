@@ -41,7 +41,7 @@ class Reals(Protocol):
         """Make ready for these labels."""
         ...
 
-    def at(self, label: int, t: int, index: int) -> Float[Tensor, "n d"]:
+    def at(self, label: int, t: int) -> Float[Tensor, "n d"]:
         """φ(x_t^{(j)}, t) of the label's N real images at this step."""
         ...
 
@@ -92,9 +92,9 @@ class Representative(Energy):
         features = self.reals.transform(state.features)
         energy = features.new_zeros(len(features))
         for label in state.labels.unique().tolist():
-            rows = (state.labels == label).nonzero()[:, 0]
-            mine, slots = features[rows], state.slots[rows]
-            real = self.reals.at(label, state.t, state.index).to(mine)
+            rows = (state.labels == label).nonzero()[:, 0].to(features.device)
+            mine, slots = features[rows], state.slots.to(features.device)[rows]
+            real = self.reals.at(label, state.t).to(mine)
             kernel = self.kernel.fit(real)
             to_real = self.distance(kernel, mine, real)
             shares = self.reals.shares(label)

@@ -32,7 +32,9 @@ class Vanilla(Method):
         backbone.condition(task.source.class_names)
         sampling.ancestral(backbone, options.steps)
         guidance = self.build(task)
-        if guidance.joint and recipe.block < recipe.ipc:
+        assert recipe.block is not None
+        acts = any(guidance.active(index, options.steps) for index in range(options.steps))
+        if guidance.joint and acts and recipe.block < recipe.ipc:
             raise DapError(
                 f"This guidance looks at all slots of a class together: set block >= ipc ({recipe.ipc}), not {recipe.block}."
             )
@@ -63,7 +65,7 @@ class Dap(Vanilla):
             BankOptions(**options.model_dump(include=set(BankOptions.model_fields))),
             ipc=recipe.ipc,
             run_seed=recipe.seed,
-            keep=recipe.ipc > recipe.block,
+            keep=recipe.block is not None and recipe.ipc > recipe.block,
             cache=task.cache,
         )
         energy = Representative(bank, parse(options.kernel), options.squared, options.repulsion)

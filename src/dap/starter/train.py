@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dap.starter import CLASS_NAMES, training_images
+from dap.starter import CLASS_NAMES, PIPELINE, training_images
 
 BETAS = (1e-4, 0.02)
 TRAIN_STEPS = 1000
@@ -259,6 +259,7 @@ def export(vae: Any, transformer: Any, factor: float, cost: dict[str, Any], fold
     pipe = DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)
     pipe.save_pretrained(folder, safe_serialization=True)
     (folder / "classes.json").write_text(json.dumps(list(CLASS_NAMES), indent=1) + "\n")
+    (folder / "card.yaml").write_text((PIPELINE / "card.yaml").read_text())
     (folder / "training.json").write_text(json.dumps(cost, indent=1) + "\n")
 
 
@@ -266,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and, at the end, pipeline/")
     parser.add_argument("--vae-steps", type=int, default=1300)
-    parser.add_argument("--decoder-steps", type=int, default=700)
+    parser.add_argument("--decoder-steps", type=int, default=400)
     parser.add_argument("--dit-steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,83 @@
+"""Files that are there whole or not at all, and reading what an interrupted writer left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dap.errors import DapError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        OSError: with the path in it; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for writing; makes it if need be.
+
+    Raises:
+        DapError: another process holds it. The lock of a killed process is free at once.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise DapError(f"Another process is writing {folder}; wait for it or stop it.") from error
+
+
+def dump(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DapError(f"{path} is not valid JSON ({error}); restore it, or start in a new folder.") from error
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON lines; a torn last line, left by a killed writer, is not one."""
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            continue
+
+
+def drop_torn_line(path: Path) -> None:
+    if path.is_file():
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            write_atomically(path, data[: data.rfind(b"\n") + 1])
+
+
+def sha256_of(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
