@@ -287,7 +287,7 @@ def _sweep(args: argparse.Namespace) -> None:
             raise DapError(f"--vary takes FLAG=V1,V2,…, not {item!r}. {suggest(flag, fields)}")
         vary[fields[flag]] = values.split(",")
     cells = list(grid(_recipe_values(args), vary, args.sets))
-    _grid(args, cells, f"Sweep over {', '.join(args.vary) or 'seeds'}")
+    _grid(args, cells, f"Sweep over {', '.join(item.partition('=')[0] for item in args.vary) or 'seeds'}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
