@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = verb("demo", _demo, "the main job on the embedded starter: four methods, their accuracy and a report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--sets", type=_positive, default=1, help="distilled sets a method, each of its own seed")
-    _judging(demo, "quick-hard", trials=2)
+    _judging(demo, "quick-hard")
     _machine(demo)
 
     distill = verb("distill", _distill, "make a distilled set, or go on with an interrupted one")
