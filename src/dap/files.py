@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,11 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise DapError(f"Another process is writing {folder}; wait for it or stop it.") from error
+
+
+def natural_order(file: Path) -> tuple[str, str]:
+    """A sorting key under which 2.png comes before 10.png."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(12), file.stem), file.name
 
 
 def dump(value: Any) -> bytes:

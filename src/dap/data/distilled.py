@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dap.data.layouts import IMAGE_SUFFIXES
 from dap.errors import DapError
-from dap.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
+from dap.files import drop_torn_line, dump, natural_order, read_json, read_lines, sha256_of, write_atomically
 
 
 def folders_of(class_names: Sequence[str]) -> list[str]:
@@ -283,15 +283,4 @@ class DistilledSet:
 
 def _images_in(folder: Path) -> list[Path]:
     files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
-    return sorted(files, key=lambda f: ("".join(c.zfill(12) if c.isdigit() else c for c in _digits(f.stem)), f.name))
-
-
-def _digits(text: str) -> list[str]:
-    """The text cut into runs of digits and single other characters, so that 2 sorts before 10."""
-    runs: list[str] = []
-    for character in text:
-        if character.isdigit() and runs and runs[-1].isdigit():
-            runs[-1] += character
-        else:
-            runs.append(character)
-    return runs
+    return sorted(files, key=natural_order)

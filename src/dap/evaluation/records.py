@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from dap.errors import DapError
+from dap.files import natural_order
 
 Json = Mapping[str, Any]
 
@@ -166,7 +166,7 @@ def _is_image(record: Json) -> bool:
 def _pictures(folder: Path) -> list[Path]:
     """The images of a folder in natural order: 2 before 10."""
     files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES] if folder.is_dir() else []
-    return sorted(files, key=lambda file: (re.sub(r"\d+", lambda digits: digits[0].zfill(12), file.stem), file.name))
+    return sorted(files, key=natural_order)
 
 
 def _listed(path: Path, root: Path, folders: Sequence[str]) -> list[Json]:

@@ -56,7 +56,7 @@ class Dap(Vanilla):
 
     def build(self, task: Task) -> Guidance:
         recipe, backbone = task.recipe, task.backbone
-        assert backbone is not None and recipe.guidance is not None
+        assert backbone is not None and recipe.guidance is not None and recipe.block is not None
         options = recipe.guidance
         assert options.scale is not None and options.unit is not None
         bank = FeatureBank(
@@ -65,7 +65,7 @@ class Dap(Vanilla):
             BankOptions(**options.model_dump(include=set(BankOptions.model_fields))),
             ipc=recipe.ipc,
             run_seed=recipe.seed,
-            keep=recipe.block is not None and recipe.ipc > recipe.block,
+            keep=recipe.ipc > recipe.block,
             cache=task.cache,
         )
         energy = Representative(bank, parse(options.kernel), options.squared, options.repulsion)
