@@ -27,36 +27,37 @@ from dap.data.sources import open_source
 from dap.engine import peak_memory_gb
 from dap.guidance import Descend, Guidance, Representative
 from dap.kernels import Linear
-from dap.sampling import Batch, ancestral, latents
+from dap.sampling import Batch, latents
 from dap.seeding import generators, normal
+from dap.solvers import make
 
 
 def plain_loop(
     backbone: Backbone, cfg: float, batch: Batch, reals: torch.Tensor, scale: float, steps: int
 ) -> torch.Tensor:
     """DAP without any of the savings; the result is the same kind of sample."""
-    scheduler, gens = ancestral(backbone, steps), generators(batch.seeds)
+    solver, gens = make(backbone, "ddpm", steps), generators(batch.seeds)
     x = normal(backbone.latent_shape, gens, reals)
     label, null = backbone.condition([batch.class_names[k] for k in batch.labels]), backbone.null(len(batch.labels))
     layer, kernel = backbone.card.layer, Linear()
     of_reals = label[:1].expand(len(reals))
-    for timestep in scheduler.timesteps:
-        t = int(timestep)
+    for index, t in enumerate(solver.timesteps):
         x = x.detach().requires_grad_()
         both = backbone.predict(torch.cat([x, x]), t, torch.cat([label, null]), grad_through="denoiser")
         cond, free = both.eps.chunk(2)
         eps = free + cfg * (cond - free)
-        output = eps if both.variance is None else torch.cat([eps, both.variance.chunk(2)[0]], 1)
+        variance = None if both.variance is None else both.variance.chunk(2)[0].detach()
         features = backbone.predict(x, t, label, layer=layer, grad_through="denoiser").features
-        abar = backbone.alphas_cumprod[t]
-        noised = abar.sqrt() * reals + (1 - abar).sqrt() * torch.randn_like(reals)
+        alpha, sigma = backbone.schedule.level(t)
+        noised = alpha * reals + sigma * torch.randn_like(reals)
         with torch.no_grad():
             real = backbone.predict(noised, t, of_reals, layer=layer).features
         assert features is not None and real is not None
         distance = kernel.distance(features.flatten(1), real.flatten(1)).mean(1)
         (gradient,) = torch.autograd.grad(distance.sum(), x)
         with torch.no_grad():
-            x = scheduler.step(output.detach(), timestep, x, generator=gens).prev_sample - scale * gradient
+            x0 = backbone.schedule.eps_to_x0(x, t, eps)
+            x = solver.step(index, x, eps.detach(), x0, variance, gens) - scale * gradient
     return x.detach()
 
 

@@ -25,7 +25,7 @@ def test_features_are_those_of_the_noised_latents(source, backbone):
     latents = made._ready[1][0]
     assert latents.shape == (6, 4, 4, 4)
     at = {t: made.at(1, t) for t in (900, 100)}
-    abar = backbone.alphas_cumprod
+    abar = backbone.schedule.alphas_cumprod
     labels = torch.ones(6, dtype=torch.long)
     # Solve for the noise at one level; the same noise must explain the other: "fixed" is one trajectory an image.
     from dap.seeding import generators, normal, seed_of
@@ -70,7 +70,7 @@ def test_noise_and_refresh(source, backbone, options, same_over_steps):
     made.backbone = spy
     made.at(0, 900)
     made.at(0, 100)
-    abar = backbone.alphas_cumprod
+    abar = backbone.schedule.alphas_cumprod
     latents = made._ready[0][0]
     noise = {t: (x - abar[t].sqrt() * latents) / (1 - abar[t]).sqrt() for t, x in spy.seen.items()}
     assert torch.allclose(noise[900], noise[100], atol=1e-4) == same_over_steps

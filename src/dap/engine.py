@@ -48,7 +48,13 @@ class Workshop:
     def backbone(self, choice: BackboneChoice) -> Backbone:
         if choice not in self._backbones:
             self._backbones[choice] = backbones.load(
-                choice.path, revision=choice.revision, dtype=choice.dtype, device=self.device, offline=self.offline
+                choice.path,
+                revision=choice.revision,
+                dtype=choice.dtype,
+                device=self.device,
+                offline=self.offline,
+                template=choice.template,
+                negative_prompt=choice.negative_prompt,
             )
         return self._backbones[choice]
 

@@ -17,6 +17,7 @@ from dap.backbones.base import Backbone
 from dap.data.bank import BankOptions
 from dap.errors import DapError
 from dap.registry import suggest
+from dap.solvers import SolverName, default_for
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
@@ -48,6 +49,13 @@ class BackboneChoice(BaseModel):
     path: str = Field(default="starter", description="'starter' (embedded), a diffusers folder or a hub id.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Weights and activations.")
+    template: str | None = Field(
+        default=None,
+        description="Prompt of a text-conditioned backbone, {} for the class name. Default: the backbone card's.",
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="What its unconditional half is given. Default: the backbone card's, mostly empty."
+    )
 
 
 class Sampling(BaseModel):
@@ -55,7 +63,14 @@ class Sampling(BaseModel):
 
     model_config = _CLOSED
 
-    steps: int = Field(default=50, ge=1, description="Respaced ancestral DDPM steps.")
+    steps: int = Field(default=50, ge=1, description="Reverse steps, each one pass of the backbone.")
+    solver: SolverName | None = Field(
+        default=None,
+        description="ddpm: respaced ancestral steps, the paper's and the default. The others need fewer; on a flow ddim.",
+    )
+    eta: float | None = Field(
+        default=None, ge=0, le=1, description="Of ddim: 0 deterministic, 1 as stochastic as ancestral. Default: 0."
+    )
     cfg: float | None = Field(
         default=None, ge=0, description="Classifier-free guidance scale. Default: the backbone card's."
     )
@@ -167,11 +182,16 @@ class Recipe(BaseModel):
         if data.size != card.size:
             raise DapError(f"{card.name} makes images of {card.size} px, not {data.size}; leave the size to it.")
         sampling = self.sampling or Sampling()
+        solver = sampling.solver or default_for(backbone.schedule)
+        choice = self.backbone or BackboneChoice()
         update: dict[str, Any] = {
             "data": data,
             "block": self.block or BLOCK,
+            "backbone": choice.model_copy(update={"template": card.template, "negative_prompt": card.negative_prompt}),
             "sampling": Sampling(
                 steps=sampling.steps,
+                solver=solver,
+                eta=(sampling.eta or 0.0) if solver == "ddim" else sampling.eta,
                 cfg=card.cfg if sampling.cfg is None else sampling.cfg,
                 cfg_channels=card.cfg_channels if sampling.cfg_channels is None else sampling.cfg_channels,
             ),

@@ -1,22 +1,25 @@
-"""The one sampling loop: ordinary ancestral steps of diffusers' scheduler, and after each the guidance's push.
+"""The one sampling loop: the steps of a solver, and after each the guidance's push.
 
 x_{t−1} = x̃_{t−1} + push(x_t),     push = γ g_t for DAP (Eq. 8, Algorithm 1)
+
+A multistep solver gets the same push through eps (see `dap.solvers`), so that its history sees it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.backbones.base import Backbone, ClassifierFree
+from dap.backbones.base import ClassifierFree
 from dap.errors import DapError
 from dap.guidance.base import Guidance, Nothing, State
 from dap.seeding import generators, image_seeds, normal
+from dap.solvers import make
 
 STEPS = 50
 
@@ -44,38 +47,15 @@ class Batch:
         return Batch(tuple(class_names), tuple(labels), tuple(slots), tuple(seeds))
 
 
-def ancestral(backbone: Backbone, steps: int = STEPS) -> Any:
-    """Respaced ancestral DDPM sampling as the DiT lineage does it, on diffusers' `DDPMScheduler`.
-
-    Linear spacing of `steps` timesteps from T − 1 to 0, no clipping, and the learned-range variance of Nichol & Dhariwal
-    (2021) where the backbone predicts one.
-
-    Raises:
-        DapError: steps is not between 2 and T.
-    """
-    from diffusers import DDPMScheduler
-
-    abar = backbone.alphas_cumprod.double()
-    if not 2 <= steps <= len(abar):
-        raise DapError(f"steps must be between 2 and {len(abar)}, not {steps}.")
-    betas = 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
-    scheduler = DDPMScheduler(
-        num_train_timesteps=len(abar),
-        trained_betas=betas.float().numpy(),
-        variance_type="learned_range" if backbone.learned_variance else "fixed_small",
-        clip_sample=False,
-        timestep_spacing="linspace",
-    )
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
 def sample(
     model: ClassifierFree,
     guidance: Guidance | None,
     batch: Batch,
     *,
     steps: int = STEPS,
+    solver: str | None = None,
+    eta: float | None = None,
+    push_into: Literal["x", "eps"] | None = None,
 ) -> Iterator[State]:
     """Sample a batch and yield every state; `next` of the last one holds the finished latents.
 
@@ -84,23 +64,27 @@ def sample(
         guidance: None or `Nothing()` for vanilla sampling.
         batch: what to sample.
         steps: reverse steps.
+        solver: see `dap.solvers`; None is ancestral sampling ("ddpm"), on a flow the probability-flow ODE ("ddim").
+        eta: of the solver "ddim".
+        push_into: where the push goes: "x" adds it to x_{t−1}; "eps" moves the prediction so that a first-order step would
+            move by it. None: "eps" for solvers with a history, else "x"; without a history they are the same step.
 
     Raises:
-        DapError: unknown class or layer before the first step; a non-finite sample, with the step it appeared at.
+        DapError: unknown class, layer or solver before the first step; a non-finite sample, with the step it appeared at.
     """
     guidance = guidance or Nothing()
     backbone = model.backbone
     if guidance.layer is not None:
         backbone.check_layer(guidance.layer)
-    scheduler = ancestral(backbone, steps)
+    run = make(backbone, solver, steps, eta)
+    into = push_into or ("eps" if run.multistep else "x")
     condition = backbone.condition([batch.class_names[label] for label in batch.labels])
     labels, slots = torch.tensor(batch.labels), torch.tensor(batch.slots)
     gens = generators(batch.seeds)
     like = torch.empty(0, device=backbone.device)
     guidance.begin(sorted(set(batch.labels)))
     x, state = normal(backbone.latent_shape, gens, like), None
-    for index, timestep in enumerate(scheduler.timesteps):
-        t = int(timestep)
+    for index, t in enumerate(run.timesteps):
         active = guidance.active(index, steps)
         through = guidance.grad_through if active else "nothing"
         x = x.detach().requires_grad_(through != "nothing")
@@ -113,14 +97,16 @@ def sample(
             grad_through=through,
         )
         eps, variance = prediction.eps, prediction.variance
-        alpha, sigma = backbone.alphas_cumprod[t].sqrt().item(), (1 - backbone.alphas_cumprod[t]).sqrt().item()
+        at = x if through == "denoiser" else x.detach()
+        x0 = backbone.schedule.eps_to_x0(at, t, eps) if prediction.x0 is None else prediction.x0
+        alpha, sigma = run.levels[index]
         with torch.no_grad():
-            output = eps if variance is None else torch.cat([eps, variance], dim=1)
-            proposal = scheduler.step(output, timestep, x, generator=gens).prev_sample
+            step = run.preview if active and into == "eps" else run.step
+            proposal = step(index, x, eps, x0, variance, gens)
         state = State(
             x=x,
             proposal=proposal,
-            x0_hat=((x if through == "denoiser" else x.detach()) - sigma * eps) / alpha,
+            x0_hat=x0,
             eps=eps,
             features=prediction.features,
             t=t,
@@ -131,7 +117,15 @@ def sample(
             labels=labels,
             slots=slots,
         )
-        after = proposal + guidance(state) if active else proposal
+        after = proposal
+        if active:
+            push = guidance(state)
+            if into == "x":
+                after = proposal + push
+            else:
+                with torch.no_grad():
+                    more = push / run.per_eps(index)
+                    after = run.step(index, x, eps + more, x0 - sigma / alpha * more, variance, gens)
         if not torch.isfinite(after).all():
             raise DapError(
                 f"Sampling left the finite numbers at t = {t} (step {index + 1} of {steps}); "
@@ -144,17 +138,15 @@ def sample(
     guidance.finish(state)
 
 
-def latents(model: ClassifierFree, guidance: Guidance | None, batch: Batch, *, steps: int = STEPS) -> Tensor:
-    """The finished latents (B, C, *spatial) of `sample`."""
+def latents(model: ClassifierFree, guidance: Guidance | None, batch: Batch, **run: Any) -> Tensor:
+    """The finished latents (B, C, *spatial) of `sample`, which says what `run` may hold."""
     result = None
-    for state in sample(model, guidance, batch, steps=steps):
+    for state in sample(model, guidance, batch, **run):
         result = state.next
     assert result is not None
     return result
 
 
-def images(
-    model: ClassifierFree, guidance: Guidance | None, batch: Batch, *, steps: int = STEPS
-) -> Float[Tensor, "b 3 h w"]:
+def images(model: ClassifierFree, guidance: Guidance | None, batch: Batch, **run: Any) -> Float[Tensor, "b 3 *size"]:
     """The decoded images (B, 3, h, w) of `sample`, in [0, 1]."""
-    return model.backbone.decode(latents(model, guidance, batch, steps=steps))
+    return model.backbone.decode(latents(model, guidance, batch, **run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,23 @@ import yaml
 
 from dap.backbones.base import Backbone, Card, ClassifierFree, Prediction
 from dap.backbones.mixture import Mixture
+from dap.backbones.schedules import Flow, Schedule, VariancePreserving
 from dap.errors import DapError
 from dap.files import read_json
 from dap.registry import suggest
 
-__all__ = ["Backbone", "Card", "ClassifierFree", "Mixture", "Prediction", "from_pipeline", "load"]
+__all__ = [
+    "Backbone",
+    "Card",
+    "ClassifierFree",
+    "Flow",
+    "Mixture",
+    "Prediction",
+    "Schedule",
+    "VariancePreserving",
+    "from_pipeline",
+    "load",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,18 +40,23 @@ def load(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     offline: bool = False,
+    template: str | None = None,
+    negative_prompt: str | None = None,
 ) -> Backbone:
-    """Weights from "starter", a local diffusers folder or a hub id.
+    """Weights from "starter", "starter-unet", a local diffusers folder or a hub id.
 
     Args:
-        path: "starter", a folder with a `model_index.json`, or an id such as `facebook/DiT-XL-2-256`.
+        path: "starter", "starter-unet", a folder with a `model_index.json`, or an id such as `facebook/DiT-XL-2-256`.
         revision: branch, tag or commit of a hub id.
         dtype: of the weights and activations; features and distances are float32 whatever it is.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         offline: never ask the network, only the local cache.
+        template: of a text-conditioned backbone's prompts, {} for the class name; default: the card's.
+        negative_prompt: what its unconditional half is given; default: the card's.
 
     Raises:
-        DapError: nothing there, not a pipeline, or a pipeline of a kind that has no backbone.
+        DapError: nothing there, not a pipeline, a pipeline of a kind that has no backbone, or a prompt for one that
+            takes labels.
     """
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
@@ -61,7 +79,8 @@ def load(
         ) from error
     finally:
         logging.enable_progress_bar()
-    return from_pipeline(pipe.to(where), path=folder, name=path)
+    prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
+    return from_pipeline(pipe.to(where), path=folder, name=path, **prompts)
 
 
 def device_of(name: str) -> torch.device:
@@ -79,44 +98,62 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None) -> Backbone:
+def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None, **prompts: str) -> Backbone:
     """A backbone around the modules of a diffusers pipeline, shared and not copied.
 
     Args:
-        pipe: a `DiTPipeline`.
+        pipe: a `DiTPipeline`, `StableDiffusionPipeline` or `StableDiffusion3Pipeline`.
         path: its folder, for `classes.json` and `card.yaml`; default: where it was loaded from.
         name: what to call it; also the key into cards.yaml.
+        prompts: template and negative_prompt in place of the card's.
 
     Raises:
-        DapError: the pipeline is of another kind, or its class names are unknown.
+        DapError: the pipeline is of another kind, its schedule is not supported, or it takes no prompts.
     """
-    from diffusers import DiTPipeline
+    from diffusers import DiTPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 
     from dap.backbones.dit import DiT
+    from dap.backbones.mmdit import MMDiT
+    from dap.backbones.unet import UNet
 
-    if not isinstance(pipe, DiTPipeline):
-        raise DapError(f"A {type(pipe).__name__} has no backbone yet; DiTPipeline has.")
     known = path or getattr(pipe, "name_or_path", None)
     folder = Path(known) if known and Path(known).is_dir() else None
     name = name or (folder.name if folder else type(pipe).__name__)
-    scheduler = pipe.scheduler.config
-    if scheduler.get("beta_schedule", "linear") != "linear":
-        raise DapError(f"The schedule {scheduler['beta_schedule']!r} of {name} is not supported; DiT's is linear.")
-    betas = (scheduler["beta_start"], scheduler["beta_end"], scheduler["num_train_timesteps"])
-    return DiT(
-        pipe.transformer,
-        pipe.vae,
-        betas=betas,
-        class_names=_class_names(pipe, folder),
-        card=_card(name, folder, pipe),
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1) if hasattr(pipe, "vae") else 1
+    if isinstance(pipe, DiTPipeline):
+        if prompts:
+            raise DapError(f"{name} is conditioned on labels, not on prompts: leave out {' and '.join(prompts)}.")
+        config = pipe.transformer.config
+        # The paper's middle blocks, scaled to the depth: block 8 of 28.
+        own = {"size": config.sample_size * factor, "layer": str(round(config.num_layers * 8 / 28))}
+        return DiT(
+            pipe.transformer,
+            pipe.vae,
+            schedule=VariancePreserving.from_config(pipe.scheduler.config),
+            class_names=_class_names(pipe, folder),
+            card=_card("dit", name, folder, own),
+        )
+    if isinstance(pipe, StableDiffusionPipeline):
+        side = pipe.unet.config.sample_size
+        own = {"size": (side if isinstance(side, int) else side[0]) * factor, "layer": "mid"}
+        schedule = VariancePreserving.from_config(pipe.scheduler.config)
+        return UNet(pipe, schedule=schedule, card=_card("unet", name, folder, own, prompts))
+    if isinstance(pipe, StableDiffusion3Pipeline):
+        config = pipe.transformer.config
+        own = {"size": config.sample_size * factor, "layer": str(config.num_layers // 2)}
+        return MMDiT(pipe, card=_card("mmdit", name, folder, own, prompts))
+    raise DapError(
+        f"A {type(pipe).__name__} has no backbone yet; DiTPipeline, StableDiffusionPipeline and StableDiffusion3Pipeline "
+        "have. Your own is a subclass of dap.Backbone, given as file.py:Name."
     )
 
 
 def _source(path: str) -> str:
-    from dap.starter import PIPELINE
+    from dap.starter import PIPELINE, UNET_PIPELINE
 
-    if path == "starter":
-        return str(PIPELINE)
+    embedded = {"starter": PIPELINE, "starter-unet": UNET_PIPELINE}
+    if path in embedded:
+        return str(embedded[path])
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
@@ -124,7 +161,7 @@ def _source(path: str) -> str:
         return str(folder)
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(
-            f"There is no backbone at {path!r}: no such folder. Use 'starter', a folder, or a hub id owner/name."
+            f"There is no backbone at {path!r}: no such folder. Use 'starter', 'starter-unet', a folder, or a hub id owner/name."
         )
     return path
 
@@ -146,20 +183,20 @@ def _class_names(pipe: Any, folder: Path | None) -> list[str]:
     return [by_label.get(label, str(label)) for label in range(n)]
 
 
-def _card(name: str, folder: Path | None, pipe: Any) -> Card:
-    cards = yaml.safe_load((files(__name__) / "cards.yaml").read_text())
-    config, factor = pipe.transformer.config, 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    # The paper's middle blocks, scaled to the depth: block 8 of 28.
-    values = {**cards["dit"], "name": name, "size": config.sample_size * factor}
-    values |= {"layer": str(round(config.num_layers * 8 / 28))} | cards.get(name, {})
+def _card(
+    kind: str, name: str, folder: Path | None, own: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> Card:
+    """The defaults of the kind, then what the weights' shape says, cards.yaml, the folder's card.yaml and what was given."""
+    cards = yaml.safe_load((files(__name__) / "cards.yaml").read_text(encoding="utf-8"))
+    values = {**cards[kind], "name": name, **own, **cards.get(name, {})}
     if folder and (folder / "card.yaml").is_file():
-        own = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
-        if not isinstance(own, dict):
+        mine = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+        if not isinstance(mine, dict):
             raise DapError(f"{folder / 'card.yaml'} should hold a mapping such as 'licence: MIT'.")
-        for key in own:
+        for key in mine:
             if key not in Card.__dataclass_fields__:
                 raise DapError(
                     f"Unknown field {key!r} in {folder / 'card.yaml'}. {suggest(key, Card.__dataclass_fields__)}"
                 )
-        values |= own
-    return Card(**values | {"layer": str(values["layer"])})
+        values |= mine
+    return Card(**values | {"layer": str(values["layer"])} | (given or {}))

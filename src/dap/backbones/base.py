@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dap.backbones.schedules import Schedule, Time
 from dap.errors import DapError
 from dap.guidance.base import GradThrough
 from dap.registry import suggest
@@ -30,6 +31,10 @@ class Card:
         layer: the layer whose features guide by default.
         scale: default γ of `dap`, in `unit`.
         unit: unit of `scale`, see `guidance.Descend`.
+        template: prompt of a text-conditioned backbone, with {} for the class name; None for label-conditioned ones.
+        negative_prompt: what its unconditional half is given.
+        frequency_shift: of DiT's sinusoidal time embedding, whose i-th of 128 frequencies is 10000^(−i / (128 − shift)). The
+            original code has 0, diffusers 1; weights trained with one are a little off under the other.
     """
 
     name: str
@@ -40,6 +45,9 @@ class Card:
     layer: str
     scale: float
     unit: Literal["paper", "step"]
+    template: str | None = None
+    negative_prompt: str | None = None
+    frequency_shift: float | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in ("paper", "step"):
@@ -56,26 +64,27 @@ class Prediction:
         eps: predicted noise, (B, C, *spatial).
         variance: the raw learned-range variance channels, same shape, in [-1, 1], or None.
         features: output of the tapped layer, (B, tokens, width), or None.
+        x0: predicted x_0, where the model knows it better than (x − sigma eps) / alpha does: a flow starts at alpha = 0.
     """
 
     eps: Float[Tensor, "b c *spatial"]
     variance: Float[Tensor, "b c *spatial"] | None
     features: Float[Tensor, "b tokens width"] | None
+    x0: Float[Tensor, "b c *spatial"] | None = None
 
 
 class Backbone(ABC):
     """A pre-trained diffusion model, its autoencoder and its label space; evaluation mode, no parameter trains.
 
     Subclasses set: `card`; `latent_shape` (C, *spatial); `layers`, the names that can be tapped; `class_names`, in the
-    backbone's own label order; `alphas_cumprod` (T,), ᾱ of the training schedule in float32; `learned_variance`;
-    `device`.
+    backbone's own label order; `schedule`; `learned_variance`; `device`.
     """
 
     card: Card
     latent_shape: tuple[int, ...]
     layers: tuple[str, ...]
     class_names: tuple[str, ...]
-    alphas_cumprod: Tensor
+    schedule: Schedule
     learned_variance: bool
     device: torch.device
 
@@ -102,7 +111,7 @@ class Backbone(ABC):
     def predict(
         self,
         x: Float[Tensor, "b c *spatial"],
-        t: int,
+        t: Time,
         condition: Tensor,
         *,
         layer: str | None = None,
@@ -116,16 +125,16 @@ class Backbone(ABC):
 
     @abstractmethod
     def tap(
-        self, x: Float[Tensor, "b c *spatial"], t: int, condition: Tensor, layer: str
+        self, x: Float[Tensor, "b c *spatial"], t: Time, condition: Tensor, layer: str
     ) -> Float[Tensor, "b tokens width"]:
         """Features alone, without a graph, leaving the network at the tapped layer."""
 
     @abstractmethod
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c *spatial"]:
+    def encode(self, images: Float[Tensor, "b 3 *size"]) -> Float[Tensor, "b c *spatial"]:
         """Images in [0, 1] to latents of about unit variance (the posterior mean)."""
 
     @abstractmethod
-    def decode(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 h w"]:
+    def decode(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
         """Latents to images in [0, 1]."""
 
     @abstractmethod
@@ -171,7 +180,7 @@ class ClassifierFree:
     def predict(
         self,
         x: Float[Tensor, "b c *spatial"],
-        t: int,
+        t: Time,
         condition: Tensor,
         *,
         layer: str | None = None,
@@ -197,7 +206,11 @@ class ClassifierFree:
             return cond
         null = half("null", self.backbone.null(len(x)))
         mixed = x.shape[1] if self.channels == "all" else self.channels
-        eps = null.eps + self.scale * (cond.eps - null.eps)
-        if mixed < x.shape[1]:
-            eps = torch.cat([eps[:, :mixed], cond.eps[:, mixed:]], dim=1)
-        return Prediction(eps, cond.variance, cond.features if branch == "cond" else null.features)
+
+        def mix(cond: Tensor, null: Tensor) -> Tensor:
+            guided = null + self.scale * (cond - null)
+            return guided if mixed == x.shape[1] else torch.cat([guided[:, :mixed], cond[:, mixed:]], dim=1)
+
+        x0 = None if cond.x0 is None or null.x0 is None else mix(cond.x0, null.x0)
+        features = cond.features if branch == "cond" else null.features
+        return Prediction(mix(cond.eps, null.eps), cond.variance, features, x0)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dap.backbones.base import Backbone, Card, Prediction
+from dap import imagenet
+from dap.backbones.base import Card, Prediction
+from dap.backbones.modules import ModuleBackbone
+from dap.backbones.schedules import Time, VariancePreserving
 from dap.errors import DapError
-from dap.guidance.base import GradThrough
 
 
-class _Tapped(Exception):
-    """Leaves the network at the tapped layer with its features."""
-
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
-
-
-class DiT(Backbone):
+class DiT(ModuleBackbone):
     """A diffusers DiT with its VAE.
 
     Layers are the block indices "0" … "n−1"; the features are the block's output tokens (B, tokens, width).
@@ -29,9 +23,12 @@ class DiT(Backbone):
     Args:
         transformer: `DiTTransformer2DModel`; its last embedding row is the null label.
         vae: `AutoencoderKL`.
-        betas: beta_start and beta_end of the linear training schedule, and its length.
+        schedule: of training; DiT's by default, 1000 linear betas from 1e-4 to 0.02.
         class_names: the labels of the transformer, in order.
         card: what belongs to the weights.
+
+    Raises:
+        DapError: not one class name for each label of the transformer.
     """
 
     def __init__(
@@ -39,7 +36,7 @@ class DiT(Backbone):
         transformer: Any,
         vae: Any,
         *,
-        betas: tuple[float, float, int] = (1e-4, 0.02, 1000),
+        schedule: VariancePreserving | None = None,
         class_names: Sequence[str],
         card: Card,
     ) -> None:
@@ -49,110 +46,57 @@ class DiT(Backbone):
                 f"{card.name} has {config.num_embeds_ada_norm} labels but {len(class_names)} class names; "
                 "put the right list into classes.json beside the weights."
             )
-        # Training mode would replace one label in ten by the null label at random.
-        self.transformer = transformer.eval().requires_grad_(False)
-        self.vae = vae.eval().requires_grad_(False)
+        super().__init__(transformer, vae)
+        self.transformer = transformer
         self.card = card
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
         self.layers = tuple(str(i) for i in range(len(transformer.transformer_blocks)))
         self.class_names = tuple(class_names)
-        beta = torch.linspace(*betas, dtype=torch.float64)
-        self.alphas_cumprod = (1 - beta).cumprod(0).float()
+        self.schedule = schedule or VariancePreserving.from_betas(1e-4, 0.02, 1000)
         self.learned_variance = config.out_channels == 2 * config.in_channels
-        self.device = next(transformer.parameters()).device
+        if card.frequency_shift is not None:
+            for block in transformer.transformer_blocks:
+                block.norm1.emb.time_proj.downscale_freq_shift = card.frequency_shift
 
     def condition(self, class_names: Sequence[str]) -> Tensor:
         labels = label_lookup(self.class_names)
         unknown = [n for n in class_names if n.lower() not in labels]
         if unknown:
-            mine = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
+            known = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
+            data = ", ".join(dict.fromkeys(class_names[:10])) + (", …" if len(class_names) > 10 else "")
             raise DapError(
-                f"{self.card.name} was not trained on {', '.join(map(repr, unknown[:5]))}. The data has "
-                f"{len(class_names)} classes, the backbone {len(self.class_names)}: {mine}. Rename the class folders "
-                "to the backbone's names, or choose classes with --classes."
+                f"{self.card.name} was not trained on {', '.join(map(repr, unknown[:5]))}. The data's classes: {data}. "
+                f"The backbone's {len(self.class_names)}: {known}. Rename the class folders to the backbone's names, or "
+                "choose classes with --classes."
             )
         for name in class_names:
             if len(labels[name.lower()]) > 1:
                 raise DapError(
                     f"{name!r} is the name of several labels of {self.card.name}: {labels[name.lower()]}. "
-                    "Tell them apart in classes.json beside the weights."
+                    "Tell them apart in classes.json beside the weights, or name ImageNet's folders by WordNet id."
                 )
         return torch.tensor([labels[n.lower()][0] for n in class_names], device=self.device)
 
     def null(self, n: int) -> Tensor:
         return torch.full((n,), self.transformer.config.num_embeds_ada_norm, device=self.device)
 
-    def predict(
-        self,
-        x: Tensor,
-        t: int,
-        condition: Tensor,
-        *,
-        layer: str | None = None,
-        grad_through: GradThrough = "nothing",
-    ) -> Prediction:
-        kept: list[Tensor] = []
+    def module(self, layer: str) -> nn.Module:
+        return self.transformer.transformer_blocks[int(layer)]
 
-        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            kept.append(output)
-            # Handing on a detached copy ends the graph here: later blocks hold frozen weights and build none.
-            return output.detach() if grad_through != "denoiser" else output
-
-        with self._hook(layer, keep):
-            output = self._forward(x, t, condition)
-        eps, variance = output.chunk(2, dim=1) if self.learned_variance else (output, None)
-        return Prediction(eps, variance, kept[0] if kept else None)
-
-    @torch.no_grad()
-    def tap(self, x: Tensor, t: int, condition: Tensor, layer: str) -> Tensor:
-        def leave(module: nn.Module, args: Any, output: Tensor) -> None:
-            raise _Tapped(output)
-
-        with self._hook(layer, leave):
-            try:
-                self._forward(x, t, condition)
-            except _Tapped as tapped:
-                return tapped.features
-        raise AssertionError("the tapped layer was not reached")
-
-    def _forward(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+    def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
         timestep = torch.full((len(x),), t, device=x.device)
-        x = x.to(self.transformer.dtype)
-        return self.transformer(x, timestep=timestep, class_labels=condition).sample.float()
+        return self.transformer(x.to(self.transformer.dtype), timestep=timestep, class_labels=condition).sample.float()
 
-    @contextmanager
-    def _hook(self, layer: str | None, hook: Any) -> Iterator[None]:
-        if layer is None:
-            yield
-            return
-        block = self.transformer.transformer_blocks[int(self.check_layer(layer))]
-        handle = block.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
-        return self.vae.encode(x).latent_dist.mean.float() * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        z = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
-        return (self.vae.decode(z).sample.float() / 2 + 0.5).clamp(0, 1)
-
-    def state(self) -> dict[str, Tensor]:
-        parts: Mapping[str, nn.Module] = {"transformer": self.transformer, "vae": self.vae}
-        return {
-            f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
-        }
+    def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
+        eps, variance = output.chunk(2, dim=1) if self.learned_variance else (output, None)
+        return Prediction(eps, variance, None)
 
 
 def label_lookup(class_names: Sequence[str]) -> dict[str, list[int]]:
     """Labels by lower-case name: those of that full name, else those that have it among comma-separated synonyms.
 
-    ImageNet has full names that two labels share (crane, the bird and the machine), hence the lists.
+    ImageNet has full names that two labels share (crane, the bird and the machine), hence the lists. A backbone of its
+    thousand classes, recognised by their names in order, also knows them by WordNet id.
     """
     lookup: dict[str, list[int]] = {}
     for label, name in enumerate(class_names):
@@ -161,4 +105,22 @@ def label_lookup(class_names: Sequence[str]) -> dict[str, list[int]]:
     for label, name in enumerate(class_names):
         for synonym in dict.fromkeys(part.strip().lower() for part in name.split(",")):
             synonyms.setdefault(synonym, []).append(label)
-    return synonyms | lookup
+    found = synonyms | lookup
+    if is_imagenet(class_names):
+        found |= {wnid: [label] for wnid, label in imagenet.indices().items()}
+    return found
+
+
+def is_imagenet(class_names: Sequence[str]) -> bool:
+    """Whether these are ImageNet's thousand classes in sorted order, by WordNet id or by first name of nearly all of them.
+
+    Lists in use differ in the wording of a few names, so nine in ten is enough; the order is what matters.
+    """
+    known = imagenet.names()
+    if len(class_names) != len(known):
+        return False
+    same = 0
+    for mine, (wnid, theirs) in zip(class_names, known.items(), strict=True):
+        mine_all = {part.strip().lower() for part in mine.split(",")}
+        same += bool(mine_all & {wnid, *(part.strip().lower() for part in theirs.split(","))})
+    return same >= 900

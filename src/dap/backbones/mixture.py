@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone, Card, Prediction
+from dap.backbones.schedules import Time, VariancePreserving
 from dap.errors import DapError
 from dap.guidance.base import GradThrough
 
@@ -42,8 +43,7 @@ class Mixture(Backbone):
         self.latent_shape = tuple(means.shape[2:])
         self.layers = ("x0", "x")
         self.class_names = tuple(class_names or map(str, range(len(means))))
-        beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
-        self.alphas_cumprod = (1 - beta).cumprod(0).float()
+        self.schedule = VariancePreserving.from_betas(1e-4, 0.02, steps)
         self.learned_variance = False
         self.device = means.device
         size = self.latent_shape[-1]
@@ -58,9 +58,9 @@ class Mixture(Backbone):
     def null(self, n: int) -> Tensor:
         return torch.full((n,), -1)
 
-    def posterior_mean(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+    def posterior_mean(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
         """E[x_0 | x_t, c], (B, C, *spatial)."""
-        a2 = self.alphas_cumprod[t].to(x)
+        a2 = self.schedule.alphas_cumprod[int(t)].to(x)
         v = a2 * self.std**2 + 1 - a2
         modes = self.means.to(x).flatten(0, 1).flatten(1)
         owner = torch.arange(len(self.means)).repeat_interleave(self.means.shape[1])
@@ -73,20 +73,20 @@ class Mixture(Backbone):
     def predict(
         self,
         x: Tensor,
-        t: int,
+        t: Time,
         condition: Tensor,
         *,
         layer: str | None = None,
         grad_through: GradThrough = "nothing",
     ) -> Prediction:
-        a2 = self.alphas_cumprod[t].to(x)
+        a2 = self.schedule.alphas_cumprod[int(t)].to(x)
         x0 = self.posterior_mean(x, t, condition)
         eps = (x - a2.sqrt() * x0) / (1 - a2).sqrt()
         features = None if layer is None else {"x0": x0, "x": x}[self.check_layer(layer)].flatten(1)[:, None]
         return Prediction(eps if grad_through == "denoiser" else eps.detach(), None, features)
 
     @torch.no_grad()
-    def tap(self, x: Tensor, t: int, condition: Tensor, layer: str) -> Tensor:
+    def tap(self, x: Tensor, t: Time, condition: Tensor, layer: str) -> Tensor:
         features = self.predict(x, t, condition, layer=layer).features
         assert features is not None
         return features

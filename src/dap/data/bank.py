@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from dap.backbones.base import Backbone
+from dap.backbones.schedules import Time
 from dap.data.clusters import balanced_kmeans
 from dap.errors import DapError
 from dap.seeding import generators, normal, seed_of
@@ -130,7 +131,7 @@ class FeatureBank:
             raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
         self._cache = None if cache is None else Path(cache) / self._key()
         self._ready: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._features: dict[tuple[int, int], Tensor] = {}
+        self._features: dict[tuple[int, Time], Tensor] = {}
 
     def begin(self, labels: Sequence[int]) -> None:
         """Draw and encode the labels' real images; other labels are let go."""
@@ -140,12 +141,12 @@ class FeatureBank:
             if label not in self._ready:
                 self._ready[label] = self._draw(label)
 
-    def at(self, label: int, t: int) -> Float[Tensor, "n d"]:
+    def at(self, label: int, t: Time) -> Float[Tensor, "n d"]:
         """φ of the label's real images at timestep t, (N, D) float32, after `transform`."""
         t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
             return self._features[label, t]
-        name = f"{label:05d}/{t:04d}"
+        name = f"{label:05d}/{t:04d}" if isinstance(t, int) else f"{label:05d}/{t:010.5f}"
         features = self._cached(name, lambda: self.transform(self._tap(label, t)))
         if self.keep:
             self._features[label, t] = features
@@ -188,7 +189,7 @@ class FeatureBank:
 
         return self._cached(f"{label:05d}/latents-{seed:016x}-{n}", compute)
 
-    def _tap(self, label: int, t: int) -> Tensor:
+    def _tap(self, label: int, t: Time) -> Tensor:
         options, latents = self.options, self._ready[label][0]
         if options.refresh == "step":
             latents = self._encode(label, len(latents), f"reals at {t}")
@@ -204,10 +205,10 @@ class FeatureBank:
         owners = [0] * n if options.noise == "shared" else list(range(n))
         gens = generators([self._seed_of(label, "noise", *moment, owner) for owner in owners])
         eps = normal(latents.shape[1:], gens, latents)
-        abar = self.backbone.alphas_cumprod[t].to(latents)
-        return self._features_of(abar.sqrt() * latents + (1 - abar).sqrt() * eps, t, condition)
+        alpha, sigma = self.backbone.schedule.level(t)
+        return self._features_of(alpha * latents + sigma * eps, t, condition)
 
-    def _features_of(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+    def _features_of(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
         parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
         return torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
 
@@ -219,6 +220,7 @@ class FeatureBank:
             "options": self.options.model_dump(exclude={"seed"}) | {"layer": self.layer},
             "seed": self.seed,
             "ipc": self.ipc if self.options.targets == "slot" else None,
+            "prompts": [self.backbone.card.template, self.backbone.card.negative_prompt],
             "classes": [list(self.source.class_names), list(self.backbone.class_names)],
             "source": self.source.fingerprint(),
             "weights": self.backbone.weights_hash(),

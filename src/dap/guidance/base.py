@@ -32,11 +32,11 @@ class State:
         x0_hat: the prediction of x_0 at t; differentiable in x under "denoiser".
         eps: the guided noise prediction; differentiable in x under "denoiser".
         features: φ(x_t, t) of the tapped layer, (B, tokens, width), or None; differentiable in x under "features" and "denoiser".
-        t: the timestep of the training schedule.
+        t: the timestep of the training schedule; a whole number unless the backbone is a flow.
         index: how many steps were done before, 0 … steps − 1.
         steps: the length of the run.
-        alpha: √ᾱ_t.
-        sigma: √(1 − ᾱ_t).
+        alpha: how much of x_0 is in x_t: √ᾱ_t, on a flow 1 − sigma.
+        sigma: how much noise: √(1 − ᾱ_t), on a flow t/T.
         labels: (B,) label of each image, in the data's label space.
         slots: (B,) which of the ipc images of its label each one is.
         next: x_{t−1} with the push, once it is taken; None while a guidance looks at the state.
@@ -47,7 +47,7 @@ class State:
     x0_hat: Float[Tensor, "b c *spatial"]
     eps: Float[Tensor, "b c *spatial"]
     features: Float[Tensor, "b tokens width"] | None
-    t: int
+    t: int | float
     index: int
     steps: int
     alpha: float

@@ -41,7 +41,7 @@ class Reals(Protocol):
         """Make ready for these labels."""
         ...
 
-    def at(self, label: int, t: int) -> Float[Tensor, "n d"]:
+    def at(self, label: int, t: int | float) -> Float[Tensor, "n d"]:
         """φ(x_t^{(j)}, t) of the label's N real images at this step."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dap import sampling
+from dap import sampling, solvers
 from dap.backbones.base import ClassifierFree
 from dap.data.bank import BankOptions, FeatureBank
 from dap.errors import DapError
@@ -30,7 +30,8 @@ class Vanilla(Method):
         assert options.cfg is not None and options.cfg_channels is not None
         # A class the backbone does not know, or a wrong number of steps, stops the run here.
         backbone.condition(task.source.class_names)
-        sampling.ancestral(backbone, options.steps)
+        run = {"steps": options.steps, "solver": options.solver, "eta": options.eta}
+        solvers.make(backbone, **run)
         guidance = self.build(task)
         assert recipe.block is not None
         acts = any(guidance.active(index, options.steps) for index in range(options.steps))
@@ -43,7 +44,7 @@ class Vanilla(Method):
         def make(unit: Unit) -> Made:
             labels = [unit.label] * len(unit.slots)
             batch = sampling.Batch.of(task.source.class_names, labels, unit.slots, recipe.seed)
-            images = sampling.images(model, guidance, batch, steps=options.steps)
+            images = sampling.images(model, guidance, batch, **run)
             return Made(images.cpu(), [{"seed": seed} for seed in batch.seeds])
 
         return make

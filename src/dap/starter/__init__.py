@@ -20,6 +20,9 @@ CLASS_NAMES = (
 PIPELINE = Path(str(files(__name__))) / "pipeline"
 """The backbone: an ordinary diffusers `DiTPipeline` folder."""
 
+UNET_PIPELINE = Path(str(files(__name__))) / "unet-pipeline"
+"""The second backbone: an ordinary diffusers `StableDiffusionPipeline` folder on the same autoencoder."""
+
 REFERENCE = Path(str(files(__name__))) / "reference" / "convnet3.safetensors"
 """A ConvNet-3 trained on all of Fashion-MNIST, whose features the measures use."""
 

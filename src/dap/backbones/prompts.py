@@ -1,0 +1,61 @@
+"""Text conditions: a prompt for each class, encoded once by the pipeline's own encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dap.backbones.base import Card
+from dap.errors import DapError
+from dap.imagenet import name_of
+
+
+class Prompts:
+    """Conditions of a text-conditioned backbone: row numbers of a table of encoded prompts.
+
+    A condition then is one whole number an image, as for label-conditioned backbones, however large the encoding.
+
+    Args:
+        encode: prompts to what the network takes: tensors (n, …), such as token states and a pooled vector.
+        card: its template and negative prompt.
+
+    Raises:
+        DapError: a template without {}.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], tuple[Tensor, ...]], card: Card) -> None:
+        self.template = card.template or "{}"
+        if "{}" not in self.template:
+            raise DapError(f"The prompt template {self.template!r} has no {{}} for the class name.")
+        self._encode = encode
+        self._rows: dict[str, int] = {}
+        self._table: tuple[Tensor, ...] = ()
+        self._null = card.negative_prompt or ""
+
+    def prompt(self, class_name: str) -> str:
+        """The template with the class's name: the first of comma-separated synonyms, an ImageNet id by its name."""
+        return self.template.replace("{}", name_of(class_name).split(",")[0].strip().replace("_", " "))
+
+    def condition(self, class_names: Sequence[str]) -> Tensor:
+        """Row numbers (n,)."""
+        return self._numbers([self.prompt(name) for name in class_names])
+
+    def null(self, n: int) -> Tensor:
+        """The row of the negative prompt, n times."""
+        return self._numbers([self._null]).expand(n)
+
+    def rows(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """The encodings (n, …) behind row numbers."""
+        return tuple(part[condition] for part in self._table)
+
+    @torch.no_grad()
+    def _numbers(self, prompts: list[str]) -> Tensor:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        if new:
+            encoded = self._encode(new)
+            old = self._table or tuple(part[:0] for part in encoded)
+            self._rows |= {prompt: len(self._rows) + i for i, prompt in enumerate(new)}
+            self._table = tuple(torch.cat(pair) for pair in zip(old, encoded, strict=True))
+        return torch.tensor([self._rows[prompt] for prompt in prompts], device=self._table[0].device)

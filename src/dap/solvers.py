@@ -1,0 +1,246 @@
+"""Reverse-time solvers: one step from x_t to a lower noise level, given the prediction at t.
+
+| name | what | noise | history |
+|---|---|---|---|
+| ddpm | respaced ancestral sampling, learned variance where there is one; the paper's (diffusers' `DDPMScheduler`) | yes | no |
+| ddim | Song et al. 2021 with eta; on a flow, eta = 0 is Euler's method on the probability-flow ODE | eta | no |
+| dpm++2m | DPM-Solver++ 2M, Lu et al. 2022 (diffusers) | no | yes |
+| dpm++2m-sde | its stochastic form (diffusers) | yes | yes |
+| unipc | Zhao et al. 2023 (diffusers) | no | yes |
+
+A guidance pushes x_{t−1}. A multistep solver would forget that push, for its next step looks at predictions it kept, so
+there the push goes into eps instead: divided by `Solver.per_eps`, how far the solver's own first-order step moves
+x_{t−1} per unit of eps. For a solver without history both forms are the same step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dap.backbones.base import Backbone
+from dap.backbones.schedules import Flow, Schedule, Time, VariancePreserving
+from dap.errors import DapError
+from dap.registry import suggest
+from dap.seeding import normal
+
+Generators = Sequence[torch.Generator]
+
+
+class Solver(ABC):
+    """A run of `len(timesteps)` steps; made anew for every batch.
+
+    Attributes:
+        timesteps: where the backbone is asked, falling.
+        levels: (alpha, sigma) at each of them and at the end, which is (1, 0).
+        multistep: whether a step looks at earlier predictions.
+    """
+
+    timesteps: tuple[Time, ...]
+    levels: tuple[tuple[float, float], ...]
+    multistep: bool = False
+
+    def _run_over(self, schedule: Schedule, timesteps: Sequence[Time]) -> None:
+        self.timesteps = tuple(timesteps)
+        self.levels = (*map(schedule.level, self.timesteps), (1.0, 0.0))
+
+    @abstractmethod
+    def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
+        """x at the next level, (B, C, *spatial).
+
+        Args:
+            index: of the step, 0 … steps − 1, in order.
+            x: at `timesteps[index]`.
+            eps: predicted noise there.
+            x0: predicted x_0 there.
+            variance: raw learned-range variance, or None.
+            gens: one an image; a step draws from them only if it is stochastic.
+        """
+
+    @abstractmethod
+    def per_eps(self, index: int) -> float:
+        """∂x_{t−1}/∂eps of the first-order step, at fixed x_t."""
+
+    def preview(
+        self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators
+    ) -> Tensor:
+        """What `step` would return, without taking it: neither history nor generators move."""
+        before = [generator.get_state() for generator in gens]
+        try:
+            return self._copy().step(index, x, eps, x0, variance, gens)
+        finally:
+            for generator, state in zip(gens, before, strict=True):
+                generator.set_state(state)
+
+    def _copy(self) -> Solver:
+        return copy.copy(self)
+
+
+def _posterior(levels: Sequence[tuple[float, float]], index: int) -> float:
+    """The weight of x_0 in the mean of q(x_s | x_t, x_0), variance-preserving: (alpha_s² − alpha_t²) / (alpha_s sigma_t²)."""
+    (alpha, sigma), (after, _) = levels[index], levels[index + 1]
+    return (after**2 - alpha**2) / (after * sigma**2)
+
+
+class Ancestral(Solver):
+    """Respaced ancestral sampling as the DiT lineage does it, on diffusers' `DDPMScheduler`.
+
+    Linear spacing of `steps` timesteps from T − 1 to 0, no clipping, and the learned-range variance of Nichol & Dhariwal
+    (2021) where the backbone predicts one.
+    """
+
+    def __init__(self, schedule: VariancePreserving, learned_variance: bool, steps: int) -> None:
+        from diffusers import DDPMScheduler
+
+        self.scheduler = DDPMScheduler(
+            num_train_timesteps=len(schedule),
+            trained_betas=_betas(schedule),
+            variance_type="learned_range" if learned_variance else "fixed_small",
+            clip_sample=False,
+            timestep_spacing="linspace",
+        )
+        self.scheduler.set_timesteps(steps)
+        self._run_over(schedule, [int(t) for t in self.scheduler.timesteps])
+
+    def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
+        output: Any = eps if variance is None else torch.cat([eps, variance], dim=1)
+        return self.scheduler.step(output, self.scheduler.timesteps[index], x, generator=list(gens)).prev_sample  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+
+    def per_eps(self, index: int) -> float:
+        alpha, sigma = self.levels[index]
+        return -_posterior(self.levels, index) * sigma / alpha
+
+
+class Ddim(Solver):
+    """x_s = alpha_s x_0 + √(sigma_s² − v²) eps + v z (Song, Meng & Ermon 2021, eq. 12), on either family of schedules.
+
+    Variance-preserving: v = eta · sigma_s/sigma_t · √(1 − alpha_t²/alpha_s²), so eta = 1 is ancestral sampling with the small
+    variance. Flow: v = eta · sigma_s, so eta = 0 is Euler's method on the probability-flow ODE and eta = 1 draws all noise
+    anew at every step, as diffusers' stochastic flow sampling does.
+
+    Written here because diffusers' `DDIMScheduler` takes t − T/steps for the next timestep, which is not the next one of
+    its own grid unless steps divides T. Timesteps are spaced "trailing": T − 1 down in steps of T/steps.
+    """
+
+    def __init__(self, schedule: Schedule, steps: int, eta: float = 0.0) -> None:
+        self.eta, self.flow = eta, isinstance(schedule, Flow)
+        if isinstance(schedule, Flow):
+            from diffusers import FlowMatchEulerDiscreteScheduler
+
+            grid = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.steps, shift=schedule.shift)
+            grid.set_timesteps(steps)
+            self._run_over(schedule, [float(t) for t in grid.timesteps])
+        else:
+            assert isinstance(schedule, VariancePreserving)
+            n = len(schedule)
+            self._run_over(schedule, [round(n - i * n / steps) - 1 for i in range(steps)])
+
+    def _spread(self, index: int) -> float:
+        (alpha, sigma), (after, left) = self.levels[index], self.levels[index + 1]
+        if self.flow or left == 0:
+            return self.eta * left
+        return self.eta * left / sigma * math.sqrt(1 - alpha**2 / after**2)
+
+    def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
+        (after, left), spread = self.levels[index + 1], self._spread(index)
+        moved = after * x0 + math.sqrt(max(0.0, left**2 - spread**2)) * eps
+        return moved if spread == 0 else moved + spread * normal(x.shape[1:], gens, x)
+
+    def per_eps(self, index: int) -> float:
+        (alpha, sigma), (after, left) = self.levels[index], self.levels[index + 1]
+        return math.sqrt(max(0.0, left**2 - self._spread(index) ** 2)) - after * sigma / alpha
+
+
+class Multistep(Solver):
+    """DPM-Solver++ 2M, its stochastic form, or UniPC, as diffusers has them; a learned variance is not used."""
+
+    multistep = True
+
+    def __init__(self, name: str, schedule: VariancePreserving, steps: int) -> None:
+        from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+        common: dict[str, Any] = {
+            "num_train_timesteps": len(schedule),
+            "trained_betas": _betas(schedule),
+            "timestep_spacing": "linspace",
+            "final_sigmas_type": "zero",
+        }
+        self.stochastic = name == "dpm++2m-sde"
+        if name == "unipc":
+            self.scheduler: Any = UniPCMultistepScheduler(**common)
+        else:
+            kind = "sde-dpmsolver++" if self.stochastic else "dpmsolver++"
+            self.scheduler = DPMSolverMultistepScheduler(**common, algorithm_type=kind)
+        self.scheduler.set_timesteps(steps)
+        self._run_over(schedule, [int(t) for t in self.scheduler.timesteps])
+
+    def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
+        options = {"variance_noise": normal(x.shape[1:], gens, x)} if self.stochastic else {}
+        return self.scheduler.step(eps, self.scheduler.timesteps[index], x, **options).prev_sample
+
+    def per_eps(self, index: int) -> float:
+        (alpha, sigma), (after, left) = self.levels[index], self.levels[index + 1]
+        # The stochastic first-order step has the mean of the ancestral one; the other is DDIM's.
+        return -_posterior(self.levels, index) * sigma / alpha if self.stochastic else left - after * sigma / alpha
+
+    def _copy(self) -> Solver:
+        twin = copy.copy(self)
+        twin.scheduler = copy.copy(self.scheduler)
+        for history in ("model_outputs", "timestep_list"):
+            if hasattr(twin.scheduler, history):
+                setattr(twin.scheduler, history, list(getattr(twin.scheduler, history)))
+        return twin
+
+
+SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
+SOLVERS: tuple[str, ...] = get_args(SolverName)
+
+
+def default_for(schedule: Schedule) -> SolverName:
+    """The solver a schedule is run with unless one is named: the paper's, or on a flow its ODE."""
+    return "ddim" if isinstance(schedule, Flow) else "ddpm"
+
+
+def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None = None) -> Solver:
+    """A solver for one batch.
+
+    Args:
+        backbone: whose schedule is run backwards.
+        solver: of `SOLVERS`; None is "ddpm", and "ddim" on a flow.
+        steps: reverse steps, each one pass of the backbone.
+        eta: of "ddim": 0 (default) is deterministic, 1 as stochastic as ancestral sampling.
+
+    Raises:
+        DapError: an unknown solver, one that the schedule or eta does not go with, or a number of steps it cannot take.
+    """
+    schedule = backbone.schedule
+    flow = isinstance(schedule, Flow)
+    name = solver or default_for(schedule)
+    if name not in SOLVERS:
+        raise DapError(f"Unknown solver {name!r}. {suggest(name, SOLVERS)}")
+    if eta is not None and name != "ddim":
+        raise DapError(f"eta belongs to the solver 'ddim'; {name!r} has none.")
+    if not 0 <= (eta or 0.0) <= 1:
+        raise DapError(f"eta must be between 0 and 1, not {eta}.")
+    if flow and name != "ddim":
+        raise DapError(f"{backbone.card.name} is a flow; its solver is 'ddim' (with eta), not {name!r}.")
+    most = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+    if not 2 <= steps <= most:
+        raise DapError(f"steps must be between 2 and {most}, not {steps}.")
+    if name == "ddim":
+        return Ddim(schedule, steps, eta or 0.0)
+    assert isinstance(schedule, VariancePreserving)
+    if name == "ddpm":
+        return Ancestral(schedule, backbone.learned_variance, steps)
+    return Multistep(name, schedule, steps)
+
+
+def _betas(schedule: VariancePreserving) -> Any:
+    abar = schedule.alphas_cumprod.double()
+    return (1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])).float().numpy()
