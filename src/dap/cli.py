@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except DapError as error:
         return _fail(args, str(error))
     except MemoryError:
@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ndap: interrupted. What was made is kept; run the same command to go on.", file=sys.stderr)
         return 130
-    return 0
 
 
 def _fail(args: argparse.Namespace, message: str) -> int:
@@ -73,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the full trace of an error")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def verb(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         added.set_defaults(run=run)
         return added
@@ -123,15 +122,24 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = verb("verify", _verify, "decode and hash every image of a set and say what is missing or damaged")
     verify.add_argument("set", type=Path)
+
+    check = verb("check", _check, "try a backbone, kernel, guidance or method and say in words what is wrong with it")
+    check.add_argument("name", help="starter, a folder, a hub id, a kernel, a method, or your own as file.py:Name")
+    _place(check)
+    check.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     return parser
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine (no part of the recipe)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    group.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
+    _place(group)
     group.add_argument("--cache", type=Path, help="folder in which runs share their real features")
     group.add_argument("--threads", type=_positive, help="CPU threads")
+
+
+def _place(group: Any) -> None:
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    group.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
 
 
 def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", trials: int = 1) -> None:
@@ -323,6 +331,15 @@ def _verify(args: argparse.Namespace) -> None:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise DapError(f"{args.set} is not whole: {shown}. Run the dap distill that made it again to mend it.")
     print(f"{args.set} is whole: {len(made.records)} images.")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from dap.testing import check, summary
+
+    kind, found = check(args.name, device=args.device, dtype=args.dtype, offline=args.offline)
+    seen = [(print(finding, flush=True), finding)[1] for finding in found]
+    print(summary(args.name, kind, seen))
+    return int(any(finding.level == "wrong" for finding in seen))
 
 
 if __name__ == "__main__":

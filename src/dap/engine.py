@@ -167,7 +167,11 @@ def versions() -> dict[str, str]:
 
 def _code(recipe: Recipe) -> dict[str, str]:
     """sha256 of the user's own files that the recipe names as `file.py:Name`."""
-    named = [recipe.method, recipe.guidance.kernel if recipe.guidance else ""]
+    named = [
+        recipe.method,
+        recipe.guidance.kernel if recipe.guidance else "",
+        recipe.backbone.path if recipe.backbone else "",
+    ]
     files = [text.rpartition(":")[0] for text in named if text.rpartition(":")[0].endswith(".py")]
     return {f"code {file}": sha256_of(Path(file)) or "" for file in files}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,6 +44,29 @@ def resolve(spec: str, known: Mapping[str, Any], kind: str) -> Any:
         public = [n for n in vars(module) if not n.startswith("_")]
         raise DapError(f"{where} has no {attribute!r} to use as {kind}. {suggest(attribute, public)}")
     return getattr(module, attribute)
+
+
+def build(thing: Any, spec: str) -> Any:
+    """The object itself, or what a class or function gives when it is called without arguments.
+
+    Args:
+        thing: what `resolve` found.
+        spec: its name, for the message.
+
+    Raises:
+        DapError: it cannot be called without arguments, or fails.
+    """
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        return thing
+    try:
+        return thing()
+    except DapError:
+        raise
+    except Exception as error:
+        raise DapError(
+            f"{spec} could not be made without arguments: {type(error).__name__}: {' '.join(str(error).split())} "
+            "Give a function without arguments that returns it, as file.py:function."
+        ) from error
 
 
 def _load_file(path: Path, kind: str) -> Any:

@@ -15,7 +15,7 @@ from dap.backbones.mixture import Mixture
 from dap.backbones.schedules import Flow, Schedule, VariancePreserving
 from dap.errors import DapError
 from dap.files import read_json
-from dap.registry import suggest
+from dap.registry import build, resolve, suggest
 
 __all__ = [
     "Backbone",
@@ -28,6 +28,7 @@ __all__ = [
     "VariancePreserving",
     "from_pipeline",
     "load",
+    "own",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,10 +44,11 @@ def load(
     template: str | None = None,
     negative_prompt: str | None = None,
 ) -> Backbone:
-    """Weights from "starter", "starter-unet", a local diffusers folder or a hub id.
+    """Weights from "starter", "starter-unet", a local diffusers folder or a hub id, or a backbone of your own.
 
     Args:
-        path: "starter", "starter-unet", a folder with a `model_index.json`, or an id such as `facebook/DiT-XL-2-256`.
+        path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, or
+            `file.py:Name`, `package.module:Name`: a `Backbone` subclass or a function without arguments that returns one.
         revision: branch, tag or commit of a hub id.
         dtype: of the weights and activations; features and distances are float32 whatever it is.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
@@ -58,11 +60,14 @@ def load(
         DapError: nothing there, not a pipeline, a pipeline of a kind that has no backbone, or a prompt for one that
             takes labels.
     """
+    if dtype not in DTYPES:
+        raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
+    if ":" in path and not Path(path).expanduser().is_dir():
+        given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
+        return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
-    if dtype not in DTYPES:
-        raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
     where = device_of(device)
     source = _source(path)
     logging.disable_progress_bar()
@@ -81,6 +86,34 @@ def load(
         logging.enable_progress_bar()
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
     return from_pipeline(pipe.to(where), path=folder, name=path, **prompts)
+
+
+def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", **given: Any) -> Backbone:
+    """A user's own backbone, which chooses its type, device and prompts itself.
+
+    Args:
+        made: what the path gave.
+        path: `file.py:Name`, for the message.
+        dtype, device, given: what `load` was asked for.
+
+    Raises:
+        DapError: not a backbone, or it was asked for something that it does not choose.
+    """
+    if not isinstance(made, Backbone):
+        raise DapError(f"{path!r} is not a backbone but a {type(made).__name__}; subclass dap.Backbone.")
+    refused = [
+        name
+        for name, value in given.items()
+        if name != "offline" and value is not None and value != getattr(made.card, name, None)
+    ]
+    if dtype != "float32":
+        refused.append("dtype")
+    where = device_of(device)
+    if device != "auto" and (where.type != made.device.type or where.index not in (None, made.device.index)):
+        refused.append(f"device (it is on {made.device})")
+    if refused:
+        raise DapError(f"{path} is made without arguments and chooses this itself: leave out {', '.join(refused)}.")
+    return made
 
 
 def device_of(name: str) -> torch.device:

@@ -1,0 +1,116 @@
+"""What a contract says: one `Finding` a fact, and the runner that keeps checks independent of each other.
+
+A check is a generator. It yields a `warn` or a `wrong` for everything that is not as it should be, and returns the words
+for the case that it yielded nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from dap.errors import DapError
+
+Level = Literal["ok", "warn", "wrong"]
+Verdict = tuple[Level, str]
+Verdicts = Generator[Verdict, None, str]
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check saw.
+
+    Attributes:
+        check: its name.
+        level: "ok", "warn" (works, but is probably not what was meant) or "wrong" (breaks the contract).
+        text: what was looked at, the number seen and, unless it is ok, what to do.
+    """
+
+    check: str
+    level: Level
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'WRONG' if self.level == 'wrong' else self.level:5}  {self.check}: {self.text}"
+
+
+def warn(text: str) -> Verdict:
+    return "warn", text
+
+
+def wrong(text: str) -> Verdict:
+    return "wrong", text
+
+
+def run(checks: Mapping[str, Callable[[Subject], Verdicts]], subject: Subject) -> Iterator[Finding]:
+    """Every check in turn; what one of them raises becomes a finding and does not stop the next."""
+    for name, check in checks.items():
+        found, verdicts = 0, check(subject)
+        while True:
+            try:
+                level, text = next(verdicts)
+            except StopIteration as done:
+                if not found:
+                    yield Finding(name, "ok", done.value)
+                break
+            except Exception as error:
+                yield Finding(name, "wrong", f"the check was stopped by {said(error)}")
+                break
+            found += 1
+            yield Finding(name, level, text)
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line: a `DapError` by its sentence, another by its kind as well, without terminal colours."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    text = text if len(text) <= 400 else text[:400] + " …"
+    return text if isinstance(error, DapError) else f"{type(error).__name__}: {text}"
+
+
+def kind_of(x: object) -> str:
+    """A tensor as "(3, 4, 8, 8) float32", anything else by its type."""
+    if not isinstance(x, Tensor):
+        return f"a {type(x).__name__}"
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+
+
+def difference(x: Tensor, y: Tensor) -> float:
+    """‖x − y‖ / ‖y‖, in float64; 0 for equal tensors."""
+    x, y = x.detach().double(), y.detach().double()
+    gap = (x - y).norm().item()
+    return 0.0 if gap == 0 else gap / max(y.norm().item(), 1e-30)
+
+
+def draw(shape: tuple[int, ...], seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal float32 of its own seed, the same on every device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def slope(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 2e-3) -> tuple[float, float]:
+    """A directional derivative of a function by autograd and by central differences, at x (B, …).
+
+    The direction d is random. The function is weighted by its own difference quotient q ≈ J d, so that both numbers are
+    near ‖q‖, however many outputs there are: ⟨Jᵀ q/‖q‖, d⟩ and ‖q‖.
+
+    Returns:
+        (autograd's, the quotient's). The first is 0 where no graph leads from the output to x.
+    """
+    direction = draw(tuple(x.shape), 77, x.device).to(x)
+    x = x.detach()
+    with torch.no_grad():
+        quotient = (function(x + h * direction).double() - function(x - h * direction).double()) / (2 * h)
+    length = quotient.norm().item()
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        output = function(leaf)
+        if not output.requires_grad:
+            return 0.0, length
+        along = (output.double() * quotient / max(length, 1e-30)).sum()
+        (gradient,) = torch.autograd.grad(along, leaf, allow_unused=True)
+    return 0.0 if gradient is None else (gradient.double() * direction.double()).sum().item(), length

@@ -1,0 +1,74 @@
+"""From a name to the thing that is checked and the contract for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dap import backbones
+from dap.backbones.base import Backbone
+from dap.errors import DapError
+from dap.guidance.base import Energy, Guidance
+from dap.kernels import KERNELS, Kernel
+from dap.methods import METHODS, Method
+from dap.registry import build, resolve, suggest
+from dap.testing import backbone, guidance, kernel, method
+from dap.testing.findings import Finding
+
+STARTERS = ("starter", "starter-unet")
+CONTRACTS: Mapping[str, tuple[type, Callable[[Any], Iterator[Finding]]]] = {
+    "backbone": (Backbone, backbone.findings),
+    "kernel": (Kernel, kernel.findings),
+    "guidance": (Guidance, guidance.findings),
+    "energy": (Energy, guidance.findings),
+    "method": (Method, method.findings),
+}
+
+
+def check(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    offline: bool = False,
+) -> tuple[str, Iterator[Finding]]:
+    """The contract of whatever a name stands for.
+
+    A name is looked up in this order: the embedded starters, built-in kernels, built-in methods, a folder (a backbone),
+    `file.py:Name` or `package.module:Name` (a class, a function without arguments that returns the thing, or the thing;
+    its kind is told by what it is), a hub id `owner/name` (a backbone). So a folder called `rbf` is `./rbf`.
+
+    Args:
+        name: see above.
+        device, dtype, offline: of a backbone, see `dap.backbones.load`; nothing else has them.
+
+    Returns:
+        The kind ("backbone", "kernel", "guidance", "energy" or "method") and its findings as they are made.
+
+    Raises:
+        DapError: nothing of that name, it cannot be loaded or made, or it is of no kind that has a contract.
+    """
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
+    thing: Any
+    if name in KERNELS or name in METHODS:
+        thing = {**KERNELS, **METHODS}[name]()
+    elif name in STARTERS or Path(name).expanduser().is_dir():
+        thing = backbones.load(name, **options)
+    elif ":" in name:
+        thing = build(resolve(name, {}, "class"), name)
+        if isinstance(thing, Backbone):
+            thing = backbones.own(thing, name, **options)
+    elif "/" in name:
+        thing = backbones.load(name, **options)
+    else:
+        raise DapError(
+            f"There is no {name!r} to check. {suggest(name, [*STARTERS, *KERNELS, *METHODS])} "
+            "Or give a folder, a hub id owner/name, or your own as file.py:Name."
+        )
+    for kind, (of, findings) in CONTRACTS.items():
+        if isinstance(thing, of):
+            return kind, findings(thing)
+    raise DapError(
+        f"{name!r} is {type(thing).__name__!r}, which has no contract; subclass Backbone, Kernel, Guidance, Energy or Method."
+    )
