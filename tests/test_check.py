@@ -596,6 +596,18 @@ OWN = """
 import torch
 from dap.backbones import Mixture
 from dap.guidance import Energy
+from dap.kernels import Kernel
+
+class Even(Kernel):
+    def __call__(self, x, y):
+        return (x @ y.T / x.shape[1]).exp()
+
+    def diag(self, x):
+        return x.square().mean(1).exp()
+
+class Odd(Even):
+    def __call__(self, x, y):
+        return (x @ y.T - 1).tanh()
 
 class Mine(Mixture):
     def __init__(self):
@@ -639,10 +651,13 @@ def test_the_command_on_a_folder_a_file_and_a_wrong_name(pipeline_folder, mine):
     assert all(line.startswith(("ok     ", "warn   ")) for line in lines[:-1]) and len(lines) == 20
     assert f"{pipeline_folder} (backbone): keeps its contract" in lines[-1]
 
-    done = dap("check", f"{mine}:Loud")
-    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
-    assert "WRONG  decode: decoding noise gives pixels from" in done.stdout
-    assert "Loud (backbone): 2 wrong" in done.stdout.splitlines()[-1]
+    done = dap("check", f"{mine}:Even")
+    assert done.returncode == 0 and f"{mine}:Even (kernel): keeps its contract, 0 warnings" in done.stdout
+
+    done = dap("check", f"{mine}:Odd")
+    assert done.returncode == 1 and not done.stderr, done.stderr
+    assert "WRONG  positive: the smallest eigenvalue of k(x, x) is -" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"{mine}:Odd (kernel): ") and " wrong, " in done.stdout
 
     done = dap("check", "strater")
     assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
@@ -655,6 +670,13 @@ def test_the_command_on_a_folder_a_file_and_a_wrong_name(pipeline_folder, mine):
 def test_own_things_by_name(mine, name, kind, capsys):
     assert main(["check", f"{mine}:{name}"]) == 0, capsys.readouterr()
     assert f"({kind}): keeps its contract" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_broken_backbone_by_name(mine, capsys):
+    assert main(["check", f"{mine}:Loud"]) == 1
+    said = capsys.readouterr()
+    assert not said.err and "WRONG  decode: decoding noise gives pixels from" in said.out
+    assert "Loud (backbone): 2 wrong" in said.out.splitlines()[-1]
 
 
 def test_names_in_their_order(mine, tmp_path, monkeypatch):

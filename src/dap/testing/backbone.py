@@ -124,7 +124,8 @@ def description(p: Probe) -> Verdicts:
     shape = b.latent_shape
     if not (isinstance(shape, tuple) and len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)):
         yield wrong(f"latent_shape is {shape!r}; make it a tuple (channels, *spatial) of whole numbers above 0.")
-    if len(b.layers) == 0 or len(set(b.layers)) < len(b.layers) or not all(isinstance(name, str) for name in b.layers):
+    words = [isinstance(name, str) for name in b.layers]
+    if not words or not all(words) or len(set(b.layers)) < len(words):
         yield wrong(f"layers is {b.layers!r}; make it a tuple of different names, at least one.")
     if b.card.layer not in b.layers:
         yield wrong(f"the card's layer {b.card.layer!r} is not among layers ({', '.join(b.layers)}); change the card.")
