@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from dap.backbones import Backbone, Card, ClassifierFree, Flow, Prediction, from_pipeline
 from dap.data.bank import BankOptions, FeatureBank
 from dap.errors import DapError
@@ -163,9 +163,7 @@ def test_stable_diffusion_equals_its_own_pipeline(made, kind):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing", clip_sample=False)
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(Batch.of(("dress",), [0], [0], 0).seeds[0]))
     theirs = pipe("a photo of a dress", latents=noise, num_inference_steps=10, guidance_scale=3.0, output_type="latent")
-    mine = latents(
-        ClassifierFree(made[kind], 3.0), None, Batch.of(("dress",), [0], [0], 0), steps=10, solver="ddim"
-    )
+    mine = latents(ClassifierFree(made[kind], 3.0), None, Batch.of(("dress",), [0], [0], 0), steps=10, solver="ddim")
     torch.testing.assert_close(mine, theirs.images, rtol=2e-3, atol=2e-3)
 
 
@@ -187,7 +185,9 @@ def test_latents_of_sd3_carry_the_shift(made):
     images = torch.rand(2, 3, 8, 8)
     z = backbone.vae.encode(images * 2 - 1).latent_dist.mean
     torch.testing.assert_close(backbone.encode(images), (z - 0.06) * 1.5)
-    torch.testing.assert_close(backbone.decode(backbone.encode(images)), (backbone.vae.decode(z).sample / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(
+        backbone.decode(backbone.encode(images)), (backbone.vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from conftest import tiny_vae
 
+from conftest import tiny_vae
 from dap.starter.unet import SCHEDULE, build_text_encoder, build_tokenizer
 
 

@@ -79,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     demo = verb("demo", _demo, "the main job on the embedded starter: four methods, their accuracy and a report")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--out", type=Path, help="folder (default: runs/demo-BACKBONE)")
+    demo.add_argument(
+        "--backbone", choices=["dit", "unet"], default="dit", help="embedded backbone (default: %(default)s)"
+    )
     demo.add_argument("--sets", type=_positive, default=1, help="distilled sets a method, each of its own seed")
     _judging(demo, "quick-hard")
     _machine(demo)
@@ -271,8 +274,11 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from dap.experiment import grid
 
-    cells = list(grid({}, {"method": ["random", "vanilla", "dap", "dap-slots"]}, args.sets))
-    _grid(args, cells, "Fashion-MNIST at 10 images per class: real, vanilla, DAP")
+    args.out = args.out or Path(f"runs/demo-{args.backbone}")
+    base = {"backbone": {"path": {"dit": "starter", "unet": "starter-unet"}[args.backbone]}}
+    cells = list(grid(base, {"method": ["random", "vanilla", "dap", "dap-slots"]}, args.sets))
+    name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[args.backbone]
+    _grid(args, cells, f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})")
 
 
 def _sweep(args: argparse.Namespace) -> None:
