@@ -1,46 +1,74 @@
 """What DAP costs beside vanilla sampling, side by side in one run.
 
-    python benchmarks/sampling.py --backbone starter --ipc 10 --reals 64 --steps 20 --rounds 3
+    python benchmarks/sampling.py --shape starter --batch 10 --reals 64
+    python benchmarks/sampling.py --shape dit-xl-2 --dtype bfloat16 --layer 8 12 --batch 1 8 32 64 --reals 16 64 256 --compile
+    python benchmarks/sampling.py --shape sd-1.5 --dtype bfloat16 --batch 1 8 32 --reals 64
 
-Rows, each as seconds a class and as a multiple of vanilla (the rounds are interleaved, so a machine that changes its speed
-hits all rows; the ratio is the median over rounds):
+Ways, timed in interleaved rounds, so that a machine which changes its speed hits all of them:
 
     vanilla       the same loop without guidance
-    dap           real features computed on the way, once a class and step
-    dap cached    real features kept from an earlier run
-    plain loop    the way of the field's scripts: one graph through both halves, a second pass for the features, the real
-                  features recomputed for every image's batch with the whole network
+    fresh         DAP, real features computed on the way: a class's first batch
+    cached        DAP, real features kept: its later batches, or an earlier run's
+    plain loop    the field's scripts: images one at a time, one graph through both halves, a second pass for the features,
+                  the real features computed for every image with the whole network
+
+A class of ipc images is one fresh batch and the rest cached. All costs are per image and as a multiple of vanilla at the
+same batch (median over rounds). "share of peak" is for the cached way: the matrix arithmetic of vanilla sampling and of the
+gradient (with frozen weights, that of the tapped part once more) per second, over the rate of one large matrix product
+measured on the same device in the same run. Decoding is not timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from dap.backbones import Backbone, ClassifierFree, load
+from dap.backbones import Backbone, ClassifierFree
 from dap.data.bank import BankOptions, FeatureBank
-from dap.data.sources import open_source
 from dap.engine import peak_memory_gb
 from dap.guidance import Descend, Guidance, Representative
 from dap.kernels import Linear
 from dap.sampling import Batch, latents
 from dap.seeding import generators, normal
 from dap.solvers import make
+from shapes import SHAPES, build
+
+NAME = "0"
+
+
+class RandomReals:
+    """Real images of noise: what they show does not change the time."""
+
+    def __init__(self, class_name: str, size: int) -> None:
+        self.class_names, self.size = (class_name,), size
+
+    def count(self, label: int) -> int:
+        return 100_000
+
+    def good(self, label: int, n: int, seed: int) -> list[int]:
+        return list(range(n))
+
+    def images(self, label: int, indices: Sequence[int]) -> torch.Tensor:
+        return torch.rand(len(indices), 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+
+    def fingerprint(self) -> str:
+        return "noise"
 
 
 def plain_loop(
-    backbone: Backbone, cfg: float, batch: Batch, reals: torch.Tensor, scale: float, steps: int
+    backbone: Backbone, cfg: float, layer: str, batch: Batch, reals: torch.Tensor, scale: float, steps: int
 ) -> torch.Tensor:
     """DAP without any of the savings; the result is the same kind of sample."""
-    solver, gens = make(backbone, "ddpm", steps), generators(batch.seeds)
+    solver, gens = make(backbone, None, steps), generators(batch.seeds)
     x = normal(backbone.latent_shape, gens, reals)
     label, null = backbone.condition([batch.class_names[k] for k in batch.labels]), backbone.null(len(batch.labels))
-    layer, kernel = backbone.card.layer, Linear()
-    of_reals = label[:1].expand(len(reals))
+    kernel, of_reals = Linear(), label[:1].expand(len(reals))
     for index, t in enumerate(solver.timesteps):
         x = x.detach().requires_grad_()
         both = backbone.predict(torch.cat([x, x]), t, torch.cat([label, null]), grad_through="denoiser")
@@ -53,7 +81,7 @@ def plain_loop(
         with torch.no_grad():
             real = backbone.predict(noised, t, of_reals, layer=layer).features
         assert features is not None and real is not None
-        distance = kernel.distance(features.flatten(1), real.flatten(1)).mean(1)
+        distance = kernel.distance(features.float().flatten(1), real.float().flatten(1)).mean(1)
         (gradient,) = torch.autograd.grad(distance.sum(), x)
         with torch.no_grad():
             x0 = backbone.schedule.eps_to_x0(x, t, eps)
@@ -61,56 +89,135 @@ def plain_loop(
     return x.detach()
 
 
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    began = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def memory_of(run: Callable[[], object], device: torch.device) -> float:
+    """Peak GB on a GPU while it runs, weights included; NaN on a CPU, where the process never gives memory back."""
+    if device.type != "cuda":
+        return math.nan
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) / 1e9
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of one large matrix product, best of ten."""
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    a @ b
+    return 2 * n**3 / min(timed(lambda: a @ b, device) for _ in range(10))
+
+
+def operations(model: ClassifierFree, batch: Batch, layer: str, steps: int) -> float:
+    """Floating-point operations of a guided batch with cached real features: torch counts the forward passes."""
+    backbone = model.backbone
+    x = torch.zeros(len(batch.seeds), *backbone.latent_shape, device=backbone.device)
+    condition = backbone.condition([batch.class_names[label] for label in batch.labels])
+    t = make(backbone, None, steps).timesteps[0]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.predict(x, t, condition)
+        backbone.tap(x, t, condition, layer)
+    return counter.get_total_flops() * steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of DAP beside vanilla sampling.")
-    parser.add_argument("--backbone", default="starter")
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--reals", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--shape", choices=SHAPES, default="starter", help="random weights but for the starters")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--layer", nargs="+", help="default: the card's")
+    parser.add_argument("--batch", type=int, nargs="+", default=[10])
+    parser.add_argument("--reals", type=int, nargs="+", default=[64])
+    parser.add_argument("--ipc", type=int, nargs="+", default=[10, 50])
+    parser.add_argument("--steps", type=int, default=20, help="timed; images per second are for 50")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain loop")
+    parser.add_argument("--compile", action="store_true", help="torch.compile each block (not the starters' U-Net)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    backbone = load(args.backbone)
-    source = open_source(args.data, size=backbone.card.size)
-    model = ClassifierFree(backbone, backbone.card.cfg, backbone.card.cfg_channels)
-    batch = Batch.of(source.class_names, [0] * args.ipc, range(args.ipc), 0)
-    options = BankOptions(reals=args.reals)
-
-    def dap(keep: bool) -> Guidance:
-        bank = FeatureBank(source, backbone, options, ipc=args.ipc, keep=keep)
-        bank.begin([0])  # decoding and encoding the reals is a cost of the class, not of the sampling loop
-        return Descend(Representative(bank), 0.01)
-
-    fresh, cached = dap(False), dap(True)
-    reals = backbone.encode(source.images(0, source.good(0, args.reals, 0)).to(backbone.device))
-    rows: dict[str, Callable[[], torch.Tensor]] = {
-        "vanilla": lambda: latents(model, None, batch, steps=args.steps),
-        "dap": lambda: latents(model, fresh, batch, steps=args.steps),
-        "dap cached": lambda: latents(model, cached, batch, steps=args.steps),
-        "plain loop": lambda: plain_loop(backbone, backbone.card.cfg, batch, reals, 0.01, args.steps),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for round_ in range(args.rounds + 1):
-        for name, run in rows.items():
-            began = time.perf_counter()
-            run()
-            if backbone.device.type == "cuda":
-                torch.cuda.synchronize()
-            if round_:  # the first warms up, and fills the cache
-                seconds[name].append(time.perf_counter() - began)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    backbone = build(args.shape, device, dtype)
+    if args.compile:
+        for block in backbone.denoiser.transformer_blocks:  # pyright: ignore[reportAttributeAccessIssue]
+            block.forward = torch.compile(block.forward)
+    card, peak = backbone.card, peak_flops(device, dtype)
+    name = backbone.class_names[0] if backbone.class_names else NAME
+    source, model = RandomReals(name, card.size), ClassifierFree(backbone, card.cfg, card.cfg_channels)
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
-        f"{backbone.card.name}, layer {backbone.card.layer}, ipc {args.ipc}, N {args.reals}, {args.steps} steps, ",
+        f"{args.shape}, {args.dtype}, {chip}, torch {torch.__version__}, compile {args.compile}, {args.steps} steps, ",
         end="",
     )
-    print(f"{backbone.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("| | seconds a class | times vanilla (median, min–max) |\n|---|---|---|")
-    for name, values in seconds.items():
-        ratios = [v / base for v, base in zip(values, seconds["vanilla"], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        print(f"| {name} | {statistics.median(values):.2f} | {spread} |")
-    print(f"peak memory of the process: {peak_memory_gb()} GB")
+    print(f"{args.rounds} rounds; one large matrix product: {peak / 1e12:.3g} TFLOP/s\n")
+    shown = "".join(f" ipc {ipc} |" for ipc in args.ipc)
+    print(
+        f"| layer | N | batch | vanilla, images/s | cached |{shown} plain loop | share of peak | peak GB, vanilla → DAP |"
+    )
+    print("|---" * (8 + len(args.ipc)) + "|")
+    alone = Batch.of(source.class_names, [0], [0], 0)
+    for layer in args.layer or [card.layer]:
+        for reals in args.reals:
+            options = BankOptions(reals=reals, layer=str(layer))
+
+            def dap(keep: bool, options: BankOptions = options) -> Guidance:
+                bank = FeatureBank(source, backbone, options, ipc=max(args.ipc), keep=keep)
+                bank.begin([0])  # encoding the reals is a cost of the class, not of the loop
+                return Descend(Representative(bank), 0.01)
+
+            fresh, cached = dap(False), dap(True)
+            real = torch.randn(reals, *backbone.latent_shape, device=device)
+            for size in args.batch:
+                batch = Batch.of(source.class_names, [0] * size, range(size), 0)
+
+                def sampled(guidance: Guidance | None, batch: Batch = batch) -> Callable[[], object]:
+                    return lambda: latents(model, guidance, batch, steps=args.steps)
+
+                rows = {"vanilla": sampled(None), "fresh": sampled(fresh), "cached": sampled(cached)}
+                if not args.no_plain:
+                    rows["plain"] = lambda real=real, layer=str(layer): plain_loop(
+                        backbone, card.cfg, layer, alone, real, 0.01, args.steps
+                    )
+                each: dict[str, list[float]] = {way: [] for way in rows}
+                for round_ in range(args.rounds + 1):
+                    for way, run in rows.items():
+                        spent = timed(run, device) / (1 if way == "plain" else size)
+                        if round_:  # the first warms up, and fills the cache
+                            each[way].append(spent)
+                share = (
+                    operations(model, batch, str(layer), args.steps) / statistics.median(each["cached"]) / size / peak
+                )
+
+                def times(costs: Iterable[float], vanilla: Sequence[float] = each["vanilla"]) -> str:
+                    ratios = [cost / base for cost, base in zip(costs, vanilla, strict=True)]
+                    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+
+                cells = [str(layer), str(reals), str(size)]
+                cells += [
+                    f"{args.steps / 50 / statistics.median(each['vanilla']):.3g}",
+                    times(each["cached"]),
+                ]
+                for ipc in args.ipc:
+                    batches = math.ceil(ipc / size)
+                    pairs = zip(each["fresh"], each["cached"], strict=True)
+                    cells.append(times((first + (batches - 1) * later) / batches for first, later in pairs))
+                cells.append("–" if args.no_plain else times(each["plain"]))
+                memory = [memory_of(rows[way], device) for way in ("vanilla", "fresh")]
+                cells += [f"{share:.0%}", "–" if math.isnan(memory[0]) else f"{memory[0]:.2f} → {memory[1]:.2f}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
+    if device.type != "cuda":
+        print(f"\npeak memory of the process: {peak_memory_gb()} GB")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from dap.backbones import Mixture, VariancePreserving, load
+import tiny
+from dap.backbones import Mixture, VariancePreserving, from_pipeline, load
 from dap.cli import main
 from dap.errors import DapError
 from dap.guidance import Descend, Energy, Guidance, Nothing, Representative, Window
@@ -52,6 +53,13 @@ def test_good_backbones_pass(backbone):
 def test_the_starter_keeps_every_promise():
     findings = check_backbone(load("starter", device="cpu"))
     assert [f.level for f in findings] == ["ok"] * len(findings), "\n".join(map(str, findings))
+
+
+@pytest.mark.parametrize("build", [lambda: tiny.stable_diffusion("v_prediction"), tiny.stable_diffusion_3])
+def test_other_kinds_of_backbones_pass(build):
+    findings = check_backbone(from_pipeline(build()))
+    assert not wrongs(findings)
+    caught(findings, "trained", "warn", "look untrained")
 
 
 def test_half_precision_says_what_it_skips(pipeline_folder):

@@ -70,10 +70,37 @@ def test_mistakes(pipe):
         pipe(["red"], {"blue": reals()})
     with pytest.raises(DapError, match="Label 7"):
         pipe([7])
-    with pytest.raises(DapError, match="2 labels need 2 seeds"):
+    with pytest.raises(DapError, match="2 images need 2 seeds"):
         pipe([0, 1], seeds=[1])
     with pytest.raises(DapError, match="should be"):
         pipe(["red"], {"red": reals(size=16)})
+
+
+def test_stable_diffusion_takes_class_names(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    import tiny
+    from dap import DAPStableDiffusionPipeline
+
+    stock = tiny.stable_diffusion()
+    mine = DAPStableDiffusionPipeline.from_pipe(stock)
+    assert mine.unet is stock.unet
+    names, run = ["dress", "dress", "bag"], {"num_inference_steps": 4, "output_type": "pt"}
+    plain = mine(names, **run).images
+    assert plain.shape == (3, 3, 8, 8)
+    given = {"dress": reals(), "bag": [Image.new("RGB", (20, 12), "red")] * 2}
+    assert torch.equal(mine(names, given, scale=0, **run).images, plain)
+    guided = mine(names, given, scale=0.2, layer="up.1", repulsion=0.5, **run).images
+    assert not torch.allclose(guided, plain, atol=1e-3)
+    assert not torch.allclose(mine(names, template="{} on a table", **run).images, plain, atol=1e-4)
+    with pytest.raises(DapError, match="none for 'bag'"):
+        mine(names, {"dress": reals()})
+    with pytest.raises(DapError, match="list of classes"):
+        mine("dress")
+    mine.save_pretrained(tmp_path)
+    assert isinstance(StableDiffusionPipeline.from_pretrained(tmp_path), StableDiffusionPipeline)
+    again = DAPStableDiffusionPipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(names, **run).images, plain)
 
 
 def test_a_fine_tuned_dit_has_its_own_null_label(backbone):

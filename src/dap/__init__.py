@@ -13,6 +13,7 @@ from typing import Any
 _HOMES = {
     "Backbone": "dap.backbones",
     "DAPDiTPipeline": "dap.pipelines",
+    "DAPStableDiffusionPipeline": "dap.pipelines",
     "DapError": "dap.errors",
     "DistilledSet": "dap.data.distilled",
     "Recipe": "dap.recipe",

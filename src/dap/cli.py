@@ -78,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     demo = verb("demo", _demo, "the main job on the embedded starter: four methods, their accuracy and a report")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--out", type=Path, help="folder (default: runs/demo-BACKBONE)")
+    demo.add_argument(
+        "--backbone", choices=["dit", "unet"], default="dit", help="embedded backbone (default: %(default)s)"
+    )
     demo.add_argument("--sets", type=_positive, default=1, help="distilled sets a method, each of its own seed")
     _judging(demo, "quick-hard")
     _machine(demo)
@@ -119,6 +122,20 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")
     report.add_argument("--out", type=Path, required=True, help="page or folder")
     report.add_argument("--title", default="Distilled sets compared")
+
+    convert = verb(
+        "convert", _convert, "write weights as a diffusers folder of safetensors: a hub id, folder or DiT .pt"
+    )
+    convert.add_argument(
+        "source", metavar="SOURCE", help="hub id, diffusers folder, or DiT-XL-2-256x256.pt and its like"
+    )
+    convert.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
+    convert.add_argument("--revision", help="branch, tag or commit of a hub id")
+    convert.add_argument("--vae", help="of a .pt: folder or hub id of its autoencoder, stabilityai/sd-vae-ft-ema")
+    convert.add_argument("--heads", type=_positive, help="of a .pt whose width is not one of the paper's four")
+    convert.add_argument("--classes", type=Path, help="JSON list of class names in label order")
+    convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    convert.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
 
     verify = verb("verify", _verify, "decode and hash every image of a set and say what is missing or damaged")
     verify.add_argument("set", type=Path)
@@ -279,8 +296,11 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from dap.experiment import grid
 
-    cells = list(grid({}, {"method": ["random", "vanilla", "dap", "dap-slots"]}, args.sets))
-    _grid(args, cells, "Fashion-MNIST at 10 images per class: real, vanilla, DAP")
+    args.out = args.out or Path(f"runs/demo-{args.backbone}")
+    base = {"backbone": {"path": {"dit": "starter", "unet": "starter-unet"}[args.backbone]}}
+    cells = list(grid(base, {"method": ["random", "vanilla", "dap", "dap-slots"]}, args.sets))
+    name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[args.backbone]
+    _grid(args, cells, f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})")
 
 
 def _sweep(args: argparse.Namespace) -> None:
@@ -320,6 +340,14 @@ def _report(args: argparse.Namespace) -> None:
     if not found:
         raise DapError(f"No distilled set in {', '.join(map(str, args.sets))} (looked for classes.json).")
     _finish(found, args.out, args.title)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from dap.backbones.convert import convert
+
+    given = {k: v for k, v in vars(args).items() if k not in ("run", "verb", "debug")}
+    made = convert(**given)
+    print(f"Pipeline in {made}\nNext: dap distill --backbone {shlex.quote(str(made))} --out runs/first")
 
 
 def _verify(args: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""DAP for people who live in diffusers: a `DiTPipeline` whose call takes real images."""
+"""DAP for people who live in diffusers: pipelines whose call takes real images.
+
+`from_pretrained`, `from_pipe`, `.to` and `save_pretrained` are those of the diffusers pipeline each one is.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,27 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from diffusers import DiTPipeline
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers import DiTPipeline, StableDiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from dap.backbones import ClassifierFree, from_pipeline
+from dap.backbones import Backbone, ClassifierFree, from_pipeline
 from dap.data.bank import BankOptions, FeatureBank
 from dap.data.decode import fit_square
 from dap.errors import DapError
-from dap.guidance import Descend, Nothing, Representative
+from dap.guidance import Descend, Guidance, Nothing, Representative
 from dap.kernels import parse
-from dap.sampling import Batch, images
+from dap.sampling import Batch, latents
+from dap.solvers import SolverName
 
 Images = Tensor | Sequence[Image.Image]
+Unit = Literal["paper", "step"]
+Output = Literal["pil", "pt", "latent"]
 
 
 class DAPDiTPipeline(DiTPipeline):
-    """`DiTPipeline` with representativeness guidance. `from_pretrained`, `from_pipe`, `.to` and `save_pretrained` are its own.
+    """`DiTPipeline` with representativeness guidance.
 
     Unlike the stock pipeline it samples with respaced ancestral DDPM steps and the learned variance, whatever scheduler
     is set, and knows the null label of a fine-tuned DiT with another number of classes.
@@ -36,15 +42,16 @@ class DAPDiTPipeline(DiTPipeline):
         real_images: Mapping[int | str, Images] | None = None,
         *,
         scale: float | None = None,
-        unit: Literal["paper", "step"] | None = None,
+        unit: Unit | None = None,
         layer: str | int | None = None,
         kernel: str = "linear",
         repulsion: float = 0.0,
         options: BankOptions | None = None,
         guidance_scale: float | None = None,
         num_inference_steps: int = 50,
+        solver: SolverName | None = None,
         seeds: Sequence[int] | None = None,
-        output_type: Literal["pil", "pt", "latent"] = "pil",
+        output_type: Output = "pil",
     ) -> ImagePipelineOutput:
         """Sample one image for each label.
 
@@ -60,6 +67,7 @@ class DAPDiTPipeline(DiTPipeline):
             options: everything else about the real features; all the images given are used as the N reals.
             guidance_scale: of classifier-free guidance; default: the card's.
             num_inference_steps: reverse steps.
+            solver: see `dap.solvers`; default: ancestral.
             seeds: one an image; default 0, 1, …
             output_type: "pil", "pt" (tensor in [0, 1]) or "latent".
 
@@ -67,45 +75,133 @@ class DAPDiTPipeline(DiTPipeline):
             DapError: unknown labels, no real images for a label, an unknown layer or kernel.
         """
         backbone = from_pipeline(self)
-        labels = [name if isinstance(name, str) else self._name(backbone.class_names, name) for name in class_labels]
-        names = tuple(dict.fromkeys(labels))
-        rows = [names.index(name) for name in labels]
-        slots = [rows[:i].count(row) for i, row in enumerate(rows)]
-        seeds = list(range(len(rows))) if seeds is None else list(seeds)
-        if len(seeds) != len(rows):
-            raise DapError(f"{len(rows)} labels need {len(rows)} seeds, not {len(seeds)}.")
-        batch = Batch(names, tuple(rows), tuple(slots), tuple(seeds))
-        guidance = Nothing()
-        if real_images is not None:
-            given = {
-                k if isinstance(k, str) else self._name(backbone.class_names, k): v for k, v in real_images.items()
-            }
-            source = InMemory(names, given, backbone.card.size)
-            largest = max(source.count(label) for label in range(len(names)))
-            values = (options or BankOptions()).model_dump() | {"reals": largest}
-            values |= {} if layer is None else {"layer": str(layer)}
-            bank = FeatureBank(source, backbone, BankOptions.model_validate(values), ipc=max(slots) + 1, keep=False)
-            energy = Representative(bank, parse(kernel), repulsion=repulsion)
-            default = unit or backbone.card.unit
-            if scale is None and default != backbone.card.unit:
-                raise DapError(f"The card's scale is in unit {backbone.card.unit!r}; with unit {unit!r} give a scale.")
-            guidance = Descend(energy, backbone.card.scale if scale is None else scale, default)
-        cfg = backbone.card.cfg if guidance_scale is None else guidance_scale
-        model = ClassifierFree(backbone, cfg, backbone.card.cfg_channels)
-        if output_type == "latent":
-            from dap.sampling import latents
 
-            return ImagePipelineOutput(images=latents(model, guidance, batch, steps=num_inference_steps))  # pyright: ignore[reportArgumentType]
-        made = images(model, guidance, batch, steps=num_inference_steps)
-        if output_type == "pt":
-            return ImagePipelineOutput(images=made)  # pyright: ignore[reportArgumentType]
-        return ImagePipelineOutput(images=self.numpy_to_pil(made.cpu().permute(0, 2, 3, 1).numpy()))
+        def name(label: int | str) -> str:
+            if isinstance(label, str):
+                return label
+            if not 0 <= label < len(backbone.class_names):
+                raise DapError(f"Label {label} is not among the backbone's {len(backbone.class_names)} labels.")
+            return backbone.class_names[label]
 
-    @staticmethod
-    def _name(class_names: Sequence[str], label: int) -> str:
-        if not 0 <= label < len(class_names):
-            raise DapError(f"Label {label} is not among the backbone's {len(class_names)} labels.")
-        return class_names[label]
+        batch = _batch([name(label) for label in class_labels], seeds)
+        given = None if real_images is None else {name(label): images for label, images in real_images.items()}
+        guidance = _guidance(backbone, batch, given, scale, unit, layer, kernel, repulsion, options)
+        return _sampled(self, backbone, guidance, batch, guidance_scale, num_inference_steps, solver, output_type)
+
+
+class DAPStableDiffusionPipeline(StableDiffusionPipeline):
+    """`StableDiffusionPipeline` with representativeness guidance: classes are prompts.
+
+    Unlike the stock pipeline it samples with a solver of `dap.solvers`, whatever scheduler is set, with one seed an image.
+    """
+
+    @torch.no_grad()
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        class_names: Sequence[str],
+        real_images: Mapping[str, Images] | None = None,
+        *,
+        template: str | None = None,
+        negative_prompt: str | None = None,
+        scale: float | None = None,
+        unit: Unit | None = None,
+        layer: str | None = None,
+        kernel: str = "linear",
+        repulsion: float = 0.0,
+        options: BankOptions | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int = 50,
+        solver: SolverName | None = None,
+        seeds: Sequence[int] | None = None,
+        output_type: Output = "pil",
+    ) -> ImagePipelineOutput:
+        """Sample one image for each class name.
+
+        Args:
+            class_names: names of classes, or ImageNet's WordNet ids; equal ones are slots of one class.
+            real_images: for each name that occurs, real images of it: PIL images, or a tensor (n, 3, h, w) in [0, 1] at
+                the backbone's size. None: vanilla sampling.
+            template: prompt with {} for the class name; default: the card's, "a photo of a {}". "{}" takes the names as
+                whole prompts.
+            negative_prompt: what the unconditional half is given; default: the card's, empty.
+            scale: γ; default: the card's, and then in the card's unit.
+            unit: see `guidance.Descend`.
+            layer: "down.0" …, "mid", "up.0" …; default: the card's, "mid".
+            kernel: see `kernels.parse`.
+            repulsion: see `guidance.Representative`.
+            options: everything else about the real features; all the images given are used as the N reals.
+            guidance_scale: of classifier-free guidance; default: the card's.
+            num_inference_steps: reverse steps.
+            solver: see `dap.solvers`; default: ancestral.
+            seeds: one an image; default 0, 1, …
+            output_type: "pil", "pt" (tensor in [0, 1]) or "latent".
+
+        Raises:
+            DapError: no real images for a class, an unknown layer or kernel, a template without {}.
+        """
+        prompts = {"template": template, "negative_prompt": negative_prompt}
+        backbone = from_pipeline(self, **{key: text for key, text in prompts.items() if text is not None})
+        batch = _batch(class_names, seeds)
+        guidance = _guidance(backbone, batch, real_images, scale, unit, layer, kernel, repulsion, options)
+        return _sampled(self, backbone, guidance, batch, guidance_scale, num_inference_steps, solver, output_type)
+
+
+def _batch(names: Sequence[str], seeds: Sequence[int] | None) -> Batch:
+    """Equal names are slots of one class."""
+    if isinstance(names, str):
+        raise DapError(f"Give a list of classes, one for each image, not the text {names!r}.")
+    classes = tuple(dict.fromkeys(names))
+    rows = [classes.index(name) for name in names]
+    slots = [rows[:i].count(row) for i, row in enumerate(rows)]
+    seeds = list(range(len(rows))) if seeds is None else list(seeds)
+    if len(seeds) != len(rows):
+        raise DapError(f"{len(rows)} images need {len(rows)} seeds, not {len(seeds)}.")
+    return Batch(classes, tuple(rows), tuple(slots), tuple(seeds))
+
+
+def _guidance(
+    backbone: Backbone,
+    batch: Batch,
+    real_images: Mapping[str, Images] | None,
+    scale: float | None,
+    unit: Unit | None,
+    layer: str | int | None,
+    kernel: str,
+    repulsion: float,
+    options: BankOptions | None,
+) -> Guidance:
+    if real_images is None:
+        return Nothing()
+    card = backbone.card
+    if scale is None and unit not in (None, card.unit):
+        raise DapError(f"The card's scale is in unit {card.unit!r}; with unit {unit!r} give a scale.")
+    source = InMemory(batch.class_names, real_images, card.size)
+    largest = max(source.count(label) for label in range(len(batch.class_names)))
+    values = (options or BankOptions()).model_dump() | {"reals": largest}
+    values |= {} if layer is None else {"layer": str(layer)}
+    bank = FeatureBank(source, backbone, BankOptions.model_validate(values), ipc=max(batch.slots) + 1, keep=False)
+    energy = Representative(bank, parse(kernel), repulsion=repulsion)
+    return Descend(energy, card.scale if scale is None else scale, unit or card.unit)
+
+
+def _sampled(
+    pipe: DiffusionPipeline,
+    backbone: Backbone,
+    guidance: Guidance,
+    batch: Batch,
+    cfg: float | None,
+    steps: int,
+    solver: SolverName | None,
+    output_type: Output,
+) -> ImagePipelineOutput:
+    card = backbone.card
+    model = ClassifierFree(backbone, card.cfg if cfg is None else cfg, card.cfg_channels)
+    made = latents(model, guidance, batch, steps=steps, solver=solver)
+    if output_type != "latent":
+        made = backbone.decode(made)
+    if output_type == "pil":
+        return ImagePipelineOutput(images=pipe.numpy_to_pil(made.cpu().permute(0, 2, 3, 1).numpy()))
+    return ImagePipelineOutput(images=made)  # pyright: ignore[reportArgumentType]
 
 
 class InMemory:

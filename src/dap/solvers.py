@@ -120,16 +120,17 @@ class Ancestral(Solver):
 class Ddim(Solver):
     """x_s = alpha_s x_0 + √(sigma_s² − v²) eps + v z (Song, Meng & Ermon 2021, eq. 12), on either family of schedules.
 
-    Variance-preserving: v = eta · sigma_s/sigma_t · √(1 − alpha_t²/alpha_s²), so eta = 1 is ancestral sampling with the small
-    variance. Flow: v = eta · sigma_s, so eta = 0 is Euler's method on the probability-flow ODE and eta = 1 draws all noise
-    anew at every step, as diffusers' stochastic flow sampling does.
+    v = eta · sigma_s/sigma_t · √(sigma_t² − alpha_t² sigma_s²/alpha_s²), the spread of q(x_s | x_t, x_0), so eta = 1 is
+    ancestral sampling with the small variance. On a flow eta = 0 is Euler's method on the probability-flow ODE, and
+    eta > 0 a stochastic sampler of the same marginals. (diffusers' `stochastic_sampling` is another thing: it draws all the
+    noise anew at every step, and on an exact Gaussian loses a third of its spread however many steps are taken.)
 
     Written here because diffusers' `DDIMScheduler` takes t − T/steps for the next timestep, which is not the next one of
     its own grid unless steps divides T. Timesteps are spaced "trailing": T − 1 down in steps of T/steps.
     """
 
     def __init__(self, schedule: Schedule, steps: int, eta: float = 0.0) -> None:
-        self.eta, self.flow = eta, isinstance(schedule, Flow)
+        self.eta = eta
         if isinstance(schedule, Flow):
             from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -143,9 +144,7 @@ class Ddim(Solver):
 
     def _spread(self, index: int) -> float:
         (alpha, sigma), (after, left) = self.levels[index], self.levels[index + 1]
-        if self.flow or left == 0:
-            return self.eta * left
-        return self.eta * left / sigma * math.sqrt(1 - alpha**2 / after**2)
+        return self.eta * left / sigma * math.sqrt(max(0.0, sigma**2 - (alpha * left / after) ** 2))
 
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
         (after, left), spread = self.levels[index + 1], self._spread(index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from dap.backbones.base import Backbone, Card, ClassifierFree, Prediction
+from dap.backbones.hub import open_pipeline
 from dap.backbones.mixture import Mixture
 from dap.backbones.schedules import Flow, Schedule, VariancePreserving
 from dap.errors import DapError
@@ -30,8 +31,6 @@ __all__ = [
     "load",
     "own",
 ]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(
@@ -60,35 +59,16 @@ def load(
         DapError: nothing there, not a pipeline, a pipeline of a kind that has no backbone, or a prompt for one that
             takes labels.
     """
-    if dtype not in DTYPES:
-        raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
     if ":" in path and not Path(path).expanduser().is_dir():
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
         return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
-
     where = device_of(device)
-    source = _source(path)
-    logging.disable_progress_bar()
-    try:
-        folder = source
-        if not Path(source).is_dir():
-            folder = str(DiffusionPipeline.download(source, revision=revision, local_files_only=offline))
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
-    except Exception as error:  # the hub library and diffusers raise a dozen kinds for a folder or id that is no good
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DapError(
-            f"The backbone {path!r} could not be loaded: {reason} "
-            "Give a local diffusers folder, a hub id that this machine can reach, or 'starter'."
-        ) from error
-    finally:
-        logging.enable_progress_bar()
+    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
-    return from_pipeline(pipe.to(where), path=folder, name=path, **prompts)
+    return from_pipeline(pipe.to(where), path=str(folder), name=path, **prompts)
 
 
-def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", **given: Any) -> Backbone:
+def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", **given: str | None) -> Backbone:
     """A user's own backbone, which chooses its type, device and prompts itself.
 
     Args:
@@ -101,11 +81,8 @@ def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", *
     """
     if not isinstance(made, Backbone):
         raise DapError(f"{path!r} is not a backbone but a {type(made).__name__}; subclass dap.Backbone.")
-    refused = [
-        name
-        for name, value in given.items()
-        if name != "offline" and value is not None and value != getattr(made.card, name, None)
-    ]
+    # A resolved recipe repeats the card's own prompts; they are no choice.
+    refused = [name for name, value in given.items() if value not in (None, getattr(made.card, name, None))]
     if dtype != "float32":
         refused.append("dtype")
     where = device_of(device)
@@ -131,13 +108,21 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None, **prompts: str) -> Backbone:
+def from_pipeline(
+    pipe: Any,
+    *,
+    path: str | None = None,
+    name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    **prompts: str,
+) -> Backbone:
     """A backbone around the modules of a diffusers pipeline, shared and not copied.
 
     Args:
         pipe: a `DiTPipeline`, `StableDiffusionPipeline` or `StableDiffusion3Pipeline`.
         path: its folder, for `classes.json` and `card.yaml`; default: where it was loaded from.
-        name: what to call it; also the key into cards.yaml.
+        name: what to call it; also the key into cards.yaml; default: the hub id or folder it was loaded from.
+        class_names: of one that takes labels, in label order; default: classes.json, then model_index.json, then numbers.
         prompts: template and negative_prompt in place of the card's.
 
     Raises:
@@ -151,7 +136,7 @@ def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None
 
     known = path or getattr(pipe, "name_or_path", None)
     folder = Path(known) if known and Path(known).is_dir() else None
-    name = name or (folder.name if folder else type(pipe).__name__)
+    name = name or (folder.name if folder else known or type(pipe).__name__)
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1) if hasattr(pipe, "vae") else 1
     if isinstance(pipe, DiTPipeline):
         if prompts:
@@ -163,9 +148,11 @@ def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None
             pipe.transformer,
             pipe.vae,
             schedule=VariancePreserving.from_config(pipe.scheduler.config),
-            class_names=_class_names(pipe, folder),
+            class_names=_class_names(pipe, folder) if class_names is None else class_names,
             card=_card("dit", name, folder, own),
         )
+    if class_names is not None:
+        raise DapError(f"{name} takes prompts made from the data's class names: it has no class names of its own.")
     if isinstance(pipe, StableDiffusionPipeline):
         side = pipe.unet.config.sample_size
         own = {"size": (side if isinstance(side, int) else side[0]) * factor, "layer": "mid"}
@@ -181,7 +168,12 @@ def from_pipeline(pipe: Any, *, path: str | None = None, name: str | None = None
     )
 
 
-def _source(path: str) -> str:
+def source_of(path: str) -> str:
+    """The folder or hub id behind "starter", "starter-unet", a folder or a hub id.
+
+    Raises:
+        DapError: none of these.
+    """
     from dap.starter import PIPELINE, UNET_PIPELINE
 
     embedded = {"starter": PIPELINE, "starter-unet": UNET_PIPELINE}
@@ -192,6 +184,10 @@ def _source(path: str) -> str:
         if not (folder / "model_index.json").is_file():
             raise DapError(f"{folder} has no model_index.json, so it is not a diffusers pipeline folder.")
         return str(folder)
+    if folder.is_file():
+        raise DapError(
+            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one."
+        )
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(
             f"There is no backbone at {path!r}: no such folder. Use 'starter', 'starter-unet', a folder, or a hub id owner/name."
@@ -213,7 +209,8 @@ def _class_names(pipe: Any, folder: Path | None) -> list[str]:
         for name, label in (getattr(pipe, "labels", None) or {}).items():
             by_label[label] = f"{by_label[label]}, {name}" if label in by_label else name
     # A saved pipeline forgets its labels; numbers keep it usable with class folders named 0, 1, …
-    return [by_label.get(label, str(label)) for label in range(n)]
+    # Names beyond the last label stay: they are left over from before a fine-tuning, which is for the user to mend.
+    return [by_label.get(label, str(label)) for label in range(max(n, 1 + max(by_label, default=0)))]
 
 
 def _card(

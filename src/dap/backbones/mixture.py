@@ -1,9 +1,9 @@
 """A backbone whose score is known exactly: a Gaussian mixture, for tests, teaching and the first lines of the docs.
 
 Data of class c are sum_k w_k N(mu_k, s² I); diffused to noise level t they are sum_k w_k N(a mu_k, v I) with
-a = sqrt(abar_t) and v = a² s² + 1 − abar_t, hence
+v = a² s² + sigma² for x_t = a x_0 + sigma eps, hence
 
-    eps(x, t) = −sigma ∇ log p_t(x) = sigma / v · (x − a · sum_k r_k(x) mu_k),   r = the posterior weights of the modes.
+    E[x_0 | x_t] = m + a s² / v · (x_t − a m),   m = sum_k r_k(x_t) mu_k,   r = the posterior weights of the modes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone, Card, Prediction
-from dap.backbones.schedules import Time, VariancePreserving
+from dap.backbones.schedules import Schedule, Time, VariancePreserving
 from dap.errors import DapError
 from dap.guidance.base import GradThrough
 
@@ -27,7 +27,7 @@ class Mixture(Backbone):
         means: for each class, its modes, (classes, modes, C, *spatial).
         std: s, the same for all modes.
         class_names: default "0" … "n".
-        steps: T of the linear-beta schedule (1e-4 to 0.02, as DiT's).
+        schedule: of the noise; default: DiT's, 1000 linear betas from 1e-4 to 0.02.
 
     Layers: "x0" is the posterior mean E[x_0 | x_t, c], a non-linear feature; "x" is x_t itself.
     """
@@ -37,13 +37,13 @@ class Mixture(Backbone):
         means: Float[Tensor, "classes modes c *spatial"],
         std: float = 0.1,
         class_names: Sequence[str] | None = None,
-        steps: int = 1000,
+        schedule: Schedule | None = None,
     ) -> None:
         self.means, self.std = means, std
         self.latent_shape = tuple(means.shape[2:])
         self.layers = ("x0", "x")
         self.class_names = tuple(class_names or map(str, range(len(means))))
-        self.schedule = VariancePreserving.from_betas(1e-4, 0.02, steps)
+        self.schedule = schedule or VariancePreserving.from_betas(1e-4, 0.02, 1000)
         self.learned_variance = False
         self.device = means.device
         size = self.latent_shape[-1]
@@ -60,15 +60,15 @@ class Mixture(Backbone):
 
     def posterior_mean(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
         """E[x_0 | x_t, c], (B, C, *spatial)."""
-        a2 = self.schedule.alphas_cumprod[int(t)].to(x)
-        v = a2 * self.std**2 + 1 - a2
+        a, sigma = self.schedule.level(t)
+        v = a**2 * self.std**2 + sigma**2
         modes = self.means.to(x).flatten(0, 1).flatten(1)
         owner = torch.arange(len(self.means)).repeat_interleave(self.means.shape[1])
         allowed = (condition[:, None] == owner) | (condition[:, None] < 0)
-        gap = x.flatten(1)[:, None] - a2.sqrt() * modes
+        gap = x.flatten(1)[:, None] - a * modes
         weight = (-gap.square().sum(2) / (2 * v)).masked_fill(~allowed, -torch.inf).softmax(1)
         prior = (weight @ modes).view_as(x)
-        return prior + a2.sqrt() * self.std**2 / v * (x - a2.sqrt() * prior)
+        return prior + a * self.std**2 / v * (x - a * prior)
 
     def predict(
         self,
@@ -79,11 +79,13 @@ class Mixture(Backbone):
         layer: str | None = None,
         grad_through: GradThrough = "nothing",
     ) -> Prediction:
-        a2 = self.schedule.alphas_cumprod[int(t)].to(x)
+        a, sigma = self.schedule.level(t)
         x0 = self.posterior_mean(x, t, condition)
-        eps = (x - a2.sqrt() * x0) / (1 - a2).sqrt()
+        eps = (x - a * x0) / sigma
         features = None if layer is None else {"x0": x0, "x": x}[self.check_layer(layer)].flatten(1)[:, None]
-        return Prediction(eps if grad_through == "denoiser" else eps.detach(), None, features)
+        if grad_through != "denoiser":
+            eps, x0 = eps.detach(), x0.detach()
+        return Prediction(eps, None, features, x0)
 
     @torch.no_grad()
     def tap(self, x: Tensor, t: Time, condition: Tensor, layer: str) -> Tensor:

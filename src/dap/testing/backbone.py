@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -129,13 +129,15 @@ def description(p: Probe) -> Verdicts:
         yield wrong(f"layers is {b.layers!r}; make it a tuple of different names, at least one.")
     if b.card.layer not in b.layers:
         yield wrong(f"the card's layer {b.card.layer!r} is not among layers ({', '.join(b.layers)}); change the card.")
-    if not b.class_names and "{}" not in (b.card.template or ""):
+    names: Sequence[str] = b.class_names
+    if not names and "{}" not in (b.card.template or ""):
         yield wrong("there are neither class_names nor, on the card, a prompt template with {}; give one of them.")
     if not isinstance(b.device, torch.device):
         yield wrong(f"device is {b.device!r}; make it a torch.device.")
-    if b.card.cfg_channels != "all" and b.card.cfg_channels > shape[0]:
-        yield wrong(f"the card's cfg_channels is {b.card.cfg_channels}, but latents have {shape[0]} channels.")
-    labels = f"{len(b.class_names)} classes" if b.class_names else f"prompts such as {b.card.template!r}"
+    channels = next(iter(shape), 0)
+    if b.card.cfg_channels != "all" and b.card.cfg_channels > channels:
+        yield wrong(f"the card's cfg_channels is {b.card.cfg_channels}, but latents have {channels} channels.")
+    labels = f"{len(names)} classes" if names else f"prompts such as {b.card.template!r}"
     return f"latents {shape}, {len(b.layers)} layers with the card's {b.card.layer!r} among them, {labels}"
 
 

@@ -58,7 +58,7 @@ def check(
     elif ":" in name:
         thing = build(resolve(name, {}, "class"), name)
         if isinstance(thing, Backbone):
-            thing = backbones.own(thing, name, **options)
+            thing = backbones.own(thing, name, device=device, dtype=dtype)
     elif "/" in name:
         thing = backbones.load(name, **options)
     else:

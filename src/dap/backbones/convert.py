@@ -1,0 +1,290 @@
+"""Weights in whatever form people have them, written once as a diffusers folder of safetensors."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from dap import __version__, imagenet
+from dap.backbones import from_pipeline, source_of
+from dap.backbones.base import Card
+from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
+from dap.errors import DapError
+from dap.files import dump, locked, read_json
+from dap.registry import suggest
+
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+"""Width to attention heads of DiT-S, B, L and XL (Peebles & Xie 2023, table 1): the file does not say."""
+
+RECORD = "conversion.json"
+"""Marks a folder as ours to replace."""
+
+KEPT = ("classes.json", "card.yaml", "README.md", "LICENSE", "LICENSE.md")
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    vae: str | None = None,
+    heads: int | None = None,
+    classes: str | Path | None = None,
+    dtype: str = "float32",
+    offline: bool = False,
+) -> Path:
+    """Write a pipeline as a diffusers folder of safetensors that behaves as its source does: names, card and all.
+
+    Args:
+        source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
+            (facebookresearch/DiT), bare or with "ema" or "model" in it. Pickles are opened by the weights-only path.
+        out: the folder; one that an earlier conversion wrote is replaced, and is there whole or not at all.
+        revision: branch, tag or commit of a hub id.
+        vae: of a checkpoint file: folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
+        heads: of a checkpoint file of a width that DiT-S, B, L and XL do not have.
+        classes: file with a JSON list of class names in label order; default: the source's, ImageNet's for a checkpoint
+            file of 1000 labels, else numbers.
+        dtype: of the weights written.
+        offline: never ask the network, only the local cache.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DapError: nothing there, not such weights, something missing for them, or `out` holds something else.
+    """
+    if dtype not in DTYPES:
+        raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
+    path, out = Path(source).expanduser(), Path(out).expanduser().resolve()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file()):
+        raise DapError(f"{out} is not empty and not from an earlier dap convert; give --out a new folder.")
+    if path.resolve() == out:
+        raise DapError(f"{source} is also the --out; give --out another folder.")
+    given = _names(Path(classes).expanduser()) if classes else None
+    record = {"source": path.name if path.exists() else str(source), "revision": revision, "dtype": dtype}
+    kept: dict[str, bytes] = {}
+    if path.is_file():
+        if revision is not None:
+            raise DapError(f"--revision is for hub ids; {source} is a file.")
+        pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline)
+    else:
+        if vae is not None or heads is not None:
+            raise DapError(
+                f"--vae and --heads are for a checkpoint file of the original DiT code, which {source} is not."
+            )
+        pipe, folder = open_pipeline(source_of(str(source)), revision=revision, dtype=dtype, offline=offline)
+        backbone = from_pipeline(pipe, path=str(folder), name=str(source), class_names=given)
+        card, names = backbone.card, backbone.class_names
+        kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+        record["commit"] = folder.name if folder.parent.name == "snapshots" else None
+    fields = {key: value for key, value in asdict(card).items() if value is not None}
+    if path.exists():  # a local source was called after where it lay, and so will the folder be
+        del fields["name"]
+    files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
+    listed = {"classes.json": dump(list(names))} if names else {}
+    files |= {**listed, **kept, **(listed if given else {}), RECORD: dump({**record, "dap": __version__})}
+    _write(pipe, files, out)
+    return out
+
+
+def _names(file: Path) -> list[str]:
+    if not file.is_file():
+        raise DapError(f"There is no file {file} to read class names from.")
+    names = read_json(file)
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise DapError(f"{file} should be a JSON list of class names in label order.")
+    return names
+
+
+def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
+    """Write the folder aside, then put it in its place; on failure what was there before stays."""
+    aside = out.with_name(f".{out.name}.partial")
+    with locked(aside):
+        made, old = aside / "new", aside / "old"
+        shutil.rmtree(made, ignore_errors=True)  # of a killed run
+        try:
+            pipe.save_pretrained(made, safe_serialization=True)
+            for config in (*made.glob("*.json"), *made.glob("*/config.json")):  # they name a path of this machine
+                values = read_json(config)
+                values.pop("_name_or_path", None)
+                config.write_bytes(dump(values))
+            for name, data in files.items():
+                (made / name).write_bytes(data)
+            if out.exists():
+                os.replace(out, old)
+            os.replace(made, out)
+        finally:
+            if old.exists() and not out.exists():
+                os.replace(old, out)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _from_checkpoint(
+    path: Path, vae: str | None, heads: int | None, names: list[str] | None, dtype: str, offline: bool
+) -> tuple[Any, Card, Sequence[str]]:
+    """The pipeline of an original checkpoint, its card and its class names."""
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    if vae is None:
+        raise DapError(
+            f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
+        )
+    state = _read(path)
+    config = _config(state, path, heads)
+    labels = config["num_embeds_ada_norm"]
+    if names is None:
+        names = list(imagenet.names().values()) if labels == 1000 else [str(label) for label in range(labels)]
+    elif len(names) != labels:
+        raise DapError(f"{path.name} has {labels} labels but --classes has {len(names)} names.")
+    autoencoder = open_autoencoder(vae, dtype=dtype, offline=offline)
+    if autoencoder.config.latent_channels != config["in_channels"]:
+        raise DapError(
+            f"{path.name} works on {config['in_channels']} latent channels, the autoencoder {vae} has "
+            f"{autoencoder.config.latent_channels}; give --vae the one it was trained with."
+        )
+    scheduler: Any = DDIMScheduler
+    scheduler = scheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    pipe = DiTPipeline(_transformer(state, config, path, DTYPES[dtype]), autoencoder, scheduler)
+    # The weights that were published under this file name, whose licence and best layer are known.
+    published = re.fullmatch(r"DiT-XL-2-(256|512)x\1\.pt", path.name)
+    is_published = published and labels == 1000 and config["sample_size"] * 8 == int(published[1])
+    known = f"facebook/DiT-XL-2-{published[1]}" if published and is_published else path.name
+    card = from_pipeline(pipe, name=known, class_names=names).card
+    return pipe, replace(card, frequency_shift=0), names
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file: the file's own, or its moving average, or its model."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # The original trainer keeps its parsed arguments, a plain record, in its checkpoints.
+        with torch.serialization.safe_globals([Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a file of another kind makes the readers raise almost anything
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DapError(
+            f"{path} is not a checkpoint that can be opened without running code from it: {reason}"
+        ) from error
+    for key in ("ema", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not isinstance(found, Mapping):
+        raise DapError(f"{path} holds a {type(found).__name__}, not a DiT checkpoint's table of tensors by name.")
+    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _both(*names: str) -> list[str]:
+    return [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+
+
+_BLOCK = {
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+    "adaLN_modulation.1": "norm1.linear",
+}
+_EMBEDDER = {
+    "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
+}
+_REST = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+_LABELS = "y_embedder.embedding_table.weight"
+
+
+def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[str, Any]:
+    """The sizes of the transformer, read from the tensors.
+
+    Raises:
+        DapError: a tensor is missing, too many or of no fitting shape, or the number of heads is not known.
+    """
+    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    expected = [*_both(*_REST, *_EMBEDDER), _LABELS, "pos_embed"]
+    expected += _both(*(f"blocks.{i}.{name}" for i in range(depth) for name in ("attn.qkv", *_BLOCK)))
+    for problem, names in (
+        ("lacks", [name for name in expected if name not in state]),
+        ("also has", sorted(set(state) - set(expected))),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise DapError(
+                f"{path} is not a checkpoint of the original DiT code: it {problem} {', '.join(names[:3])}{more}."
+            )
+    patches, table, position = state["x_embedder.proj.weight"], state[_LABELS], state["pos_embed"]
+    width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
+    grid = round(position.shape[-2] ** 0.5)
+    outputs, rest = divmod(state["final_layer.linear.weight"].shape[0], patch**2)
+    if rest or outputs not in (channels, 2 * channels):
+        raise DapError(f"{path} does not predict noise, or noise and its variance, for its {channels} latent channels.")
+    heads = heads or HEADS.get(width)
+    if heads is None:
+        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
+    if width % heads:
+        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
+    return {
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "in_channels": channels,
+        "out_channels": outputs,
+        "num_layers": depth,
+        "sample_size": grid * patch,
+        "patch_size": patch,
+        "num_embeds_ada_norm": len(table) - 1,  # its last row is the null label
+        "norm_eps": 1e-6,  # the original's; diffusers' default is 1e-5
+    }
+
+
+def _transformer(state: Mapping[str, Tensor], config: Mapping[str, Any], path: Path, dtype: torch.dtype) -> Any:
+    """diffusers' DiT with these weights. Every block of it owns a copy of the time and label embedders.
+
+    Raises:
+        DapError: a shape that does not fit the others, or positions that are not the sinusoids diffusers computes.
+    """
+    from accelerate import init_empty_weights
+    from diffusers import DiTTransformer2DModel
+
+    with init_empty_weights(include_buffers=False):
+        model = DiTTransformer2DModel(**config)
+    mine: dict[str, Tensor] = {}
+    for kind in ("weight", "bias"):
+        mine |= {f"{new}.{kind}": state[f"{old}.{kind}"] for old, new in _REST.items()}
+        for i in range(config["num_layers"]):
+            block, new_block = f"blocks.{i}", f"transformer_blocks.{i}"
+            mine |= {f"{new_block}.{new}.{kind}": state[f"{block}.{old}.{kind}"] for old, new in _BLOCK.items()}
+            mine |= {f"{new_block}.{new}.{kind}": state[f"{old}.{kind}"] for old, new in _EMBEDDER.items()}
+            mine[f"{new_block}.norm1.emb.class_embedder.embedding_table.weight"] = state[_LABELS]
+            for part, value in zip("qkv", state[f"{block}.attn.qkv.{kind}"].chunk(3), strict=True):
+                mine[f"{new_block}.attn1.to_{part}.{kind}"] = value
+    try:
+        model.load_state_dict({name: value.to(dtype, copy=True) for name, value in mine.items()}, assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise DapError(f"{path} is not a checkpoint of the original DiT code: {reason}") from error
+    position: Any = model.pos_embed.pos_embed
+    given = state["pos_embed"].float().reshape(-1, position.shape[-1])
+    precision = 1e-3 if state["pos_embed"].dtype == torch.float32 else 1e-2
+    if given.shape != position[0].shape or (given - position[0]).abs().max() > precision:
+        raise DapError(
+            f"The position table of {path} is not the sinusoids of the original code, which diffusers computes and cannot "
+            "store; it cannot be converted."
+        )
+    return model

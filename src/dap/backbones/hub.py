@@ -1,0 +1,160 @@
+"""Diffusers folders, on disk or behind a hub id: which files are needed, and plain words where they are not there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dap.errors import DapError
+from dap.files import read_json
+from dap.registry import suggest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+UNUSED = ("safety_checker", "feature_extractor")
+"""Parts of Stable Diffusion's folders that look at finished images: a gigabyte that no backbone calls."""
+
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(?:-\d+-of-\d+)?(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.(?P<suffix>safetensors|bin)"
+)
+
+
+def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: bool) -> tuple[Any, Path]:
+    """A diffusers pipeline and its folder. Pickles are opened by diffusers' weights-only path.
+
+    Args:
+        source: a folder with a `model_index.json`, or a hub id owner/name.
+        revision: branch, tag or commit of a hub id; a folder has none.
+        dtype: of the weights, whatever the files hold.
+        offline: only the local cache.
+
+    Raises:
+        DapError: not there, no weights of a part, or diffusers does not take it.
+    """
+    from diffusers import DiffusionPipeline
+
+    if dtype not in DTYPES:
+        raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
+    with _explained("backbone", source, revision):
+        folder = Path(source) if Path(source).is_dir() else _fetch(source, revision, offline)
+        options, index = _which(folder), read_json(folder / "model_index.json")
+        if UNUSED[0] in index:
+            options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
+        if index.get("id2label"):  # JSON's keys are strings, of which diffusers would complain
+            options["id2label"] = {int(label): name for label, name in index["id2label"].items()}
+        pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=DTYPES[dtype], local_files_only=True, **options)
+    for part, network in pipe.components.items():
+        for name, tensor in getattr(network, "state_dict", dict)().items():
+            if tensor.is_meta:  # what diffusers leaves of a tensor that is in no file
+                raise DapError(f"The weights of the {part} in {folder} lack {name}; fetch or save the folder anew.")
+    return pipe, folder
+
+
+def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
+    """An `AutoencoderKL` from its own folder or hub id, or from a pipeline's.
+
+    Raises:
+        DapError: not there, or not an autoencoder.
+    """
+    from diffusers import AutoencoderKL
+    from huggingface_hub import is_offline_mode, snapshot_download
+
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
+        raise DapError(f"There is no autoencoder at {source!r}: no such folder. Give a folder or a hub id owner/name.")
+    with _explained("autoencoder", source):
+        for suffix in ("safetensors", "bin"):
+            files = ["config.json", f"diffusion_pytorch_model.{suffix}"]
+            if not Path(source).expanduser().is_dir():
+                wanted = [*files, *(f"vae/{file}" for file in files)]
+                local = offline or is_offline_mode()
+                folder = Path(snapshot_download(source, allow_patterns=wanted, local_files_only=local))
+            inside = folder / "vae" if (folder / "vae").is_dir() else folder
+            if (inside / files[1]).is_file():
+                safe = suffix == "safetensors"
+                return AutoencoderKL.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
+        raise DapError(
+            f"{source} has no diffusion_pytorch_model.safetensors or .bin, so it is no autoencoder of diffusers."
+        )
+
+
+@contextmanager
+def _explained(what: str, source: str, revision: str | None = None) -> Iterator[None]:
+    """Loading without progress bars, whose failures are one sentence.
+
+    Raises:
+        DapError: with what failed and what to do.
+    """
+    from diffusers.utils import logging
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    except DapError:
+        raise
+    except Exception as error:  # the hub library and diffusers raise a dozen kinds for a folder or id that is no good
+        at = f" at revision {revision!r}" if revision else ""
+        if isinstance(error, LocalEntryNotFoundError):
+            raise DapError(
+                f"The {what} {source!r}{at} is not in this machine's cache of hub models, and the network was not asked or "
+                f"not reached: load it once online, fetch it with 'hf download {source}', or give a local folder."
+            ) from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DapError(
+            f"The {what} {source!r}{at} could not be loaded: {reason} "
+            "Give a local diffusers folder, a hub id that this machine can reach, or 'starter'."
+        ) from error
+    finally:
+        logging.enable_progress_bar()
+
+
+def _fetch(source: str, revision: str | None, offline: bool) -> Path:
+    """The snapshot folder of a hub id, without the parts nobody calls."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import is_offline_mode
+
+    options: dict[str, Any] = {"revision": revision, "local_files_only": offline or is_offline_mode()}
+    options |= dict.fromkeys(UNUSED)
+    folder = Path(DiffusionPipeline.download(source, **options))
+    if not options["local_files_only"] and not all(_weights(folder).values()):
+        with suppress(ValueError):  # there are no such files either; what is missing is named later
+            folder = Path(DiffusionPipeline.download(source, variant="fp16", **options))
+    return folder
+
+
+def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
+    """For each part that is a network, what its weights are there in: (variant, suffix); the plain variant is None."""
+    index = read_json(folder / "model_index.json")
+    parts = [folder / name for name, value in index.items() if isinstance(value, list) and name not in UNUSED]
+    found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
+    return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
+
+
+def _which(folder: Path) -> dict[str, Any]:
+    """Which of the weights diffusers should take: plain ones wherever every part has them, and no pickle if it can be.
+
+    Raises:
+        DapError: a network has no weights.
+    """
+    weights = _weights(folder)
+    for part, present in weights.items():
+        if not present:
+            raise DapError(
+                f"{folder} has no weights of its {part}; {part}/ should hold a .safetensors or .bin file such as "
+                "diffusion_pytorch_model.safetensors. Copy it there, or load the hub id once online."
+            )
+    by_part = [{variant for variant, _ in present} for present in weights.values()]
+    others = sorted({v for variants in by_part if None not in variants for v in variants if v})
+    safe = any(suffix == "safetensors" for present in weights.values() for _, suffix in present)
+    return {
+        "variant": "fp16" if "fp16" in others else next(iter(others), None),
+        "use_safetensors": None if safe else False,
+    }

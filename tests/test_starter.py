@@ -1,0 +1,67 @@
+"""The embedded backbones: what their weights can do, and the script that made the second one."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+import dap.starter.unet
+from dap.backbones import ClassifierFree, load
+from dap.evaluation.reference import load_reference
+from dap.sampling import Batch, latents
+from dap.starter import CLASS_NAMES, PIPELINE, REFERENCE, UNET_PIPELINE, training_images
+
+BOTH = pytest.mark.parametrize("name", ["starter", "starter-unet"])
+
+
+@BOTH
+def test_samples_are_of_their_class(name):
+    """The reference network, which never saw a synthetic image, recognises most of 30 samples."""
+    backbone = load(name)
+    labels = [k for k in range(10) for _ in range(3)]
+    batch = Batch.of(CLASS_NAMES, labels, [0, 1, 2] * 10, 0)
+    model = ClassifierFree(backbone, backbone.card.cfg, backbone.card.cfg_channels)
+    made = backbone.decode(latents(model, None, batch, steps=10, solver="dpm++2m"))
+    reference = load_reference(REFERENCE)
+    guessed = reference.predict(made)
+    assert (guessed == torch.tensor(labels)).float().mean() >= 0.7
+    # A class's three samples differ: not one picture each.
+    assert made.view(10, 3, -1).std(1).mean() > 0.02
+
+
+@BOTH
+def test_the_card_goes_with_the_weights(name):
+    backbone = load(name)
+    assert backbone.card.name == name and backbone.card.licence == "MIT" and backbone.card.layer in backbone.layers
+    assert backbone.condition(CLASS_NAMES).tolist() == list(range(10)) and len(backbone.null(2)) == 2
+
+
+def test_both_share_one_autoencoder():
+    one, two = load("starter"), load("starter-unet")
+    images = training_images("test")[0][:50].float().expand(-1, 3, -1, -1) / 255
+    assert torch.equal(one.encode(images), two.encode(images))
+    error = (one.decode(one.encode(images)) - images).square().mean()
+    assert -10 * error.log10() > 26, "peak signal to noise in dB"
+
+
+def test_the_folders_are_small_enough_to_ship():
+    size = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in (PIPELINE, UNET_PIPELINE)}
+    assert all(bytes_ <= 20e6 for bytes_ in size.values()), size
+
+
+def test_the_second_starter_s_script_trains_and_resumes(tmp_path, monkeypatch, capsys):
+    few = training_images("train")
+    monkeypatch.setattr("dap.starter.train.training_images", lambda split: (few[0][:40], few[1][:40]))
+    monkeypatch.setattr("dap.starter.unet.training_images", lambda split: (few[0][:40], few[1][:40]))
+    for steps in (1, 2):  # the second call goes on from the first one's checkpoint
+        command = ["unet", "--out", str(tmp_path), "--steps", str(steps), "--batch", "2", "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", command)
+        dap.starter.unet.main()
+    assert json.loads((tmp_path / "pipeline" / "training.json").read_text())["unet and text encoder"]["steps"] == 2
+    assert len((tmp_path / "unet.jsonl").read_text().splitlines()) == 2
+    backbone = load(str(tmp_path / "pipeline"))
+    assert backbone.layers == load("starter-unet").layers
+    assert torch.isfinite(backbone.predict(torch.randn(1, 4, 8, 8), 500, backbone.condition(["Bag"])).eps).all()

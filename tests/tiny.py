@@ -1,0 +1,115 @@
+"""Tiny pipelines with random weights, of the kinds people load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from conftest import tiny_vae
+from dap.starter.unet import SCHEDULE, build_text_encoder, build_tokenizer
+
+
+def seeded(build, std=0.15):
+    """A module with every parameter random, so that no zero initialisation hides a mistake."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = build()
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=std)
+    return module.eval()
+
+
+def stable_diffusion(prediction_type: str = "epsilon", **unet: Any):
+    """A Stable Diffusion of 8 px images: 4 x 4 latents, two levels."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    tokenizer = build_tokenizer()
+    options = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 64,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return StableDiffusionPipeline(
+        vae=tiny_vae(),
+        unet=seeded(lambda: UNet2DConditionModel(**options | unet)),
+        text_encoder=seeded(lambda: build_text_encoder(tokenizer)),
+        tokenizer=tokenizer,
+        scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True, prediction_type=prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_3():
+    """A Stable Diffusion 3 of 8 px images: 16 x 4 x 4 latents with a shift, three joint blocks, two CLIPs and no T5."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    tokenizer = build_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    clips = [seeded(lambda: CLIPTextModelWithProjection(config)) for _ in range(2)]
+    transformer = seeded(
+        lambda: SD3Transformer2DModel(
+            sample_size=4,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=32,
+            pos_embed_max_size=4,
+        )
+    )
+    vae = seeded(
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=2,
+            sample_size=8,
+            scaling_factor=1.5,
+            shift_factor=0.06,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=clips[0],
+        tokenizer=tokenizer,
+        text_encoder_2=clips[1],
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
