@@ -39,7 +39,7 @@ def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
 def values(recipe: str, backbone: str | Path, data: str | Path) -> dict[str, Any]:
     """A recipe's values as the flags --backbone and --data would leave them, for ImageNet's."""
     loaded = Recipe.load(recipe)
-    if "imagenet" == loaded["data"]["path"]:
+    if loaded["data"]["path"] == "imagenet":
         loaded["data"]["path"], loaded["backbone"]["path"] = str(data), str(backbone)
     return loaded
 
@@ -150,10 +150,11 @@ def test_names_and_files(tmp_path, monkeypatch):
     assert Recipe.load("imagenette-dit-ipc10") == {"ipc": 3}
 
 
-def test_imagenet_has_to_be_given(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("verb", ["distill", "sweep"])
+def test_imagenet_has_to_be_given(verb, tmp_path, monkeypatch, capsys):
     """Without --data the run ends before it looks for the backbone, which here would need the network."""
     monkeypatch.chdir(tmp_path)
-    assert main(["distill", "imagenette-dit-ipc10", "--out", "set"]) == 1
+    assert main([verb, "imagenette-dit-ipc10", "--out", "set"]) == 1
     said = capsys.readouterr().err
     assert "data path imagenet does not exist" in said and "--data FOLDER" in said and said.count("\n") == 1
 
@@ -192,16 +193,25 @@ def test_the_paper_s_twins_are_guided(workshop, imagenet, imagenet_pipeline_fold
 
 
 def test_two_twins_by_name_on_the_command_line(imagenet, imagenet_pipeline_folder, sd_folder, tmp_path):
-    """In fresh processes from another folder, as a user would."""
+    """In fresh processes, as a user would."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for name, backbone in (("imagewoof-dit-ipc10", imagenet_pipeline_folder), ("imagenet1k-sd-ipc50", sd_folder)):
-        command = [sys.executable, "-m", "dap", "distill", f"smoke/{name}", "--data", imagenet, "--out", tmp_path / name]
+        command = [
+            sys.executable,
+            "-m",
+            "dap",
+            "distill",
+            f"smoke/{name}",
+            "--data",
+            imagenet,
+            "--out",
+            tmp_path / name,
+        ]
         done = subprocess.run(
             [*map(str, command), "--backbone", str(backbone)],
             capture_output=True,
             text=True,
             env=environment,
-            cwd=tmp_path,
             timeout=120,
         )
         assert done.returncode == 0, done.stderr

@@ -110,8 +110,9 @@ def expected_of(values: Mapping[str, Any], where: str | Path) -> Expected | None
         for problem in error.errors():
             place = ".".join(["expected", *map(str, problem["loc"])])
             if problem["type"] == "extra_forbidden":
-                fields = Value.model_fields if len(problem["loc"]) > 1 else Expected.model_fields
-                lines.append(f"unknown key {place!r}. {suggest(str(problem['loc'][-1]), fields)}")
+                *above, key = problem["loc"]
+                fields = Value.model_fields if above else Expected.model_fields
+                lines.append(f"unknown key {place!r}. {suggest(str(key), fields)}")
             else:
                 lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}.")
         raise DapError(f"{where} cannot be used: {' '.join(lines)}") from error
