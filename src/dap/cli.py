@@ -88,13 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     _machine(demo)
 
     distill = verb("distill", _distill, "make a distilled set, or go on with an interrupted one")
-    distill.add_argument("recipe", nargs="?", type=Path, help="YAML file; flags override it")
+    distill.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
     distill.add_argument("--out", type=Path, required=True, help="folder of the set")
     _recipe_flags(distill)
     _machine(distill)
 
     sweep = verb("sweep", _sweep, "distil and evaluate a grid of recipes, and report on it")
-    sweep.add_argument("recipe", nargs="?", type=Path, help="YAML file; flags override it")
+    sweep.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
     sweep.add_argument("--out", type=Path, required=True, help="folder of the grid")
     sweep.add_argument(
         "--vary",
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     judge = verb("evaluate", _evaluate, "train networks on distilled sets and test them on real images")
     judge.add_argument("sets", nargs="+", type=Path, help="distilled sets, or any folder of class folders")
     judge.add_argument("--data", help="real images to test on (default: what the set was made from)")
-    judge.add_argument("--classes", nargs="+", metavar="NAME", help="classes in label order, for a folder of others")
+    judge.add_argument("--classes", nargs="+", metavar="NAME", help="for a folder of others: as in a recipe")
     judge.add_argument("--out", type=Path, help="folder for the report (default: the set's own)")
     _judging(judge)
     _machine(judge)
