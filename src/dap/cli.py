@@ -124,17 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, required=True, help="page or folder")
     report.add_argument("--title", default="Distilled sets compared")
 
-    convert = verb(
-        "convert", _convert, "write weights as a diffusers folder of safetensors: a hub id, folder or DiT .pt"
-    )
-    convert.add_argument(
-        "source", metavar="SOURCE", help="hub id, diffusers folder, or DiT-XL-2-256x256.pt and its like"
-    )
+    convert = verb("convert", _convert, "write weights people have as a diffusers folder of safetensors")
+    convert.add_argument("source", metavar="SOURCE", help="hub id, diffusers folder, or a .pt of the original DiT code")
     convert.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     convert.add_argument("--revision", help="branch, tag or commit of a hub id")
     convert.add_argument("--vae", help="of a .pt: folder or hub id of its autoencoder, stabilityai/sd-vae-ft-ema")
     convert.add_argument("--heads", type=_positive, help="of a .pt whose width is not one of the paper's four")
-    convert.add_argument("--classes", type=Path, help="JSON list of class names in label order")
+    convert.add_argument("--classes", type=Path, metavar="FILE", help="JSON list of class names in label order")
     convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     convert.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
 
@@ -337,8 +333,7 @@ def _report(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from dap.backbones.convert import convert
 
-    given = {k: v for k, v in vars(args).items() if k not in ("run", "verb", "debug")}
-    made = convert(**given)
+    made = convert(**{name: value for name, value in vars(args).items() if name not in ("run", "verb", "debug")})
     print(f"Pipeline in {made}\nNext: dap distill --backbone {shlex.quote(str(made))} --out runs/first")
 
 
