@@ -82,6 +82,53 @@ def colours(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def imagenet_pipeline_folder(tmp_path_factory) -> Path:
+    """A DiTPipeline folder of ImageNet's thousand labels, named in model_index.json as the hub's are; 8 px images."""
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    from dap import imagenet
+
+    folder = tmp_path_factory.mktemp("imagenet-dit")
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    DiTPipeline(tiny_transformer(classes=1000), tiny_vae(), scheduler).save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["id2label"] = {str(label): name for label, name in enumerate(imagenet.names().values())}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "card.yaml").write_text("size: 8\nlicence: CC0-1.0\nlayer: 1\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory) -> Path:
+    """A StableDiffusionPipeline folder like the hub's, tiny and with random weights: 8 px images."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("sd")
+    tiny.stable_diffusion().save_pretrained(folder)
+    (folder / "card.yaml").write_text("size: 8\nlicence: CC0-1.0\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory) -> Path:
+    """A corner of ImageNet as ILSVRC lays it out, 4 training and 2 validation JPEGs for each class of the smoke recipes."""
+    from PIL import Image
+
+    from dap.imagenet import subset
+
+    folder = tmp_path_factory.mktemp("imagenet")
+    generator = torch.Generator().manual_seed(0)
+    wnids = sorted({w for name in ("imagenette", "imagewoof", "imagenet1k") for w in subset(name)[:3]})
+    for split, n in (("train", 4), ("val", 2)):
+        for wnid in wnids:
+            (folder / split / wnid).mkdir(parents=True)
+            for i in range(n):
+                pixels = torch.randint(0, 256, (9, 12, 3), generator=generator).byte().numpy()
+                Image.fromarray(pixels).save(folder / split / wnid / f"{wnid}_{i}.JPEG")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def backbone(pipeline_folder):
     from dap.backbones import load
 

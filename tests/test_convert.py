@@ -193,6 +193,9 @@ def without(state: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tens
         (original, {"vae": "."}, "\\. has no diffusion_pytorch_model.safetensors or .bin, so it is no autoencoder"),
         (original, {"revision": "main"}, "--revision is for hub ids"),
         (original, {"dtype": "int8"}, "Unknown dtype 'int8'"),
+        (lambda: original() | {"x_embedder.proj.weight": torch.zeros(WIDTH, 4)}, {}, "not on a grid of square patches"),
+        (lambda: original() | {"pos_embed": positions()[:, :15]}, {}, "position table of"),
+        (lambda: original() | {"blocks.0.attn.qkv.weight": torch.zeros(2)}, {}, "not a checkpoint of the original DiT"),
         (lambda: [1, 2], {}, "holds a list"),
     ],
 )  # fmt: skip
@@ -503,6 +506,15 @@ def test_a_pipeline_that_diffusers_loaded_finds_its_card_by_its_id(cache, tmp_pa
     assert from_pipeline(pipe).card == load("facebook/DiT-XL-2-256").card
 
 
+def test_a_copy_of_a_hub_folder_is_known_by_its_place_or_name(cache, tmp_path):
+    in_cache(cache, "facebook/DiT-XL-2-512", main=(MAIN, hub_dit(tmp_path / "DiT-XL-2-256", "safetensors")))
+    snapshot = cache / "models--facebook--DiT-XL-2-512" / "snapshots" / MAIN
+    shutil.copytree(snapshot, tmp_path / "other")
+    for folder, size, shift in ((tmp_path / "DiT-XL-2-256", 256, 0), (snapshot, 512, 0), (tmp_path / "other", 8, None)):
+        card = load(str(folder)).card
+        assert (card.size, card.frequency_shift) == (size, shift)
+
+
 def test_the_output_is_whole_or_as_it_was(tmp_path, pipeline_folder, monkeypatch):
     from diffusers import DiTPipeline
 
@@ -543,6 +555,7 @@ def test_mistakes(tmp_path, pipeline_folder):
         (sd, {"classes": tmp_path / "names.json"}, "takes prompts made from the data's class names"),
         (pipeline_folder, {"classes": tmp_path / "wrong.json"}, "should be a JSON list of class names"),
         (pipeline_folder, {"classes": tmp_path / "none.json"}, "There is no file .*none.json"),
+        (pipeline_folder, {"revision": "main"}, "--revision is for hub ids"),
         (pipeline_folder, {"vae": "owner/vae"}, "--vae and --heads are for a checkpoint file"),
         (tmp_path / "none.pt", {}, "There is no backbone at .*none.pt"),
     ):

@@ -33,7 +33,7 @@ def test_mistakes_name_the_field(values, says):
 
 def test_yaml(tmp_path):
     file = tmp_path / "r.yaml"
-    file.write_text("method: dap\nguidance: {scale: 0.1, layer: 4}\nexpected: {convnet3: 70}\n")
+    file.write_text("method: dap\nguidance: {scale: 0.1, layer: 4}\nexpected: {note: none published}\n")
     recipe = Recipe.parse(Recipe.load(file))
     assert recipe.guidance.layer == "4" and recipe.guidance.scale == 0.1
     with pytest.raises(DapError, match="There is no recipe file"):
@@ -122,6 +122,8 @@ FORBIDDEN = {
     "data": {"methods", "evaluation", "engine", "recipe", "cli", "experiment"},
     "methods": {"evaluation", "engine", "cli", "experiment"},
     "evaluation": {"guidance", "backbones", "sampling", "methods", "engine", "recipe", "cli", "experiment"},
+    "imagenet": {"kernels", "guidance", "backbones", "data", "methods", "evaluation", "engine", "recipe", "cli"},
+    "shipped": {"kernels", "guidance", "backbones", "data", "methods", "evaluation", "engine", "recipe", "cli"},
     "recipe": {"evaluation", "engine", "cli", "experiment", "methods"},
     "engine": {"evaluation", "cli", "experiment"},
     "experiment": {"cli"},

@@ -87,13 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     _machine(demo)
 
     distill = verb("distill", _distill, "make a distilled set, or go on with an interrupted one")
-    distill.add_argument("recipe", nargs="?", type=Path, help="YAML file; flags override it")
+    distill.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
     distill.add_argument("--out", type=Path, required=True, help="folder of the set")
     _recipe_flags(distill)
     _machine(distill)
 
     sweep = verb("sweep", _sweep, "distil and evaluate a grid of recipes, and report on it")
-    sweep.add_argument("recipe", nargs="?", type=Path, help="YAML file; flags override it")
+    sweep.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
     sweep.add_argument("--out", type=Path, required=True, help="folder of the grid")
     sweep.add_argument(
         "--vary",
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     judge = verb("evaluate", _evaluate, "train networks on distilled sets and test them on real images")
     judge.add_argument("sets", nargs="+", type=Path, help="distilled sets, or any folder of class folders")
     judge.add_argument("--data", help="real images to test on (default: what the set was made from)")
-    judge.add_argument("--classes", nargs="+", metavar="NAME", help="classes in label order, for a folder of others")
+    judge.add_argument("--classes", nargs="+", metavar="NAME", help="for a folder of others: as in a recipe")
     judge.add_argument("--out", type=Path, help="folder for the report (default: the set's own)")
     _judging(judge)
     _machine(judge)
@@ -123,17 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, required=True, help="page or folder")
     report.add_argument("--title", default="Distilled sets compared")
 
-    convert = verb(
-        "convert", _convert, "write weights as a diffusers folder of safetensors: a hub id, folder or DiT .pt"
-    )
-    convert.add_argument(
-        "source", metavar="SOURCE", help="hub id, diffusers folder, or DiT-XL-2-256x256.pt and its like"
-    )
+    convert = verb("convert", _convert, "write weights people have as a diffusers folder of safetensors")
+    convert.add_argument("source", metavar="SOURCE", help="hub id, diffusers folder, or a .pt of the original DiT code")
     convert.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     convert.add_argument("--revision", help="branch, tag or commit of a hub id")
     convert.add_argument("--vae", help="of a .pt: folder or hub id of its autoencoder, stabilityai/sd-vae-ft-ema")
     convert.add_argument("--heads", type=_positive, help="of a .pt whose width is not one of the paper's four")
-    convert.add_argument("--classes", type=Path, help="JSON list of class names in label order")
+    convert.add_argument("--classes", type=Path, metavar="FILE", help="JSON list of class names in label order")
     convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     convert.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
 
@@ -345,8 +341,7 @@ def _report(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from dap.backbones.convert import convert
 
-    given = {k: v for k, v in vars(args).items() if k not in ("run", "verb", "debug")}
-    made = convert(**given)
+    made = convert(**{name: value for name, value in vars(args).items() if name not in ("run", "verb", "debug")})
     print(f"Pipeline in {made}\nNext: dap distill --backbone {shlex.quote(str(made))} --out runs/first")
 
 

@@ -16,7 +16,7 @@ import torch
 from dap import backbones
 from dap.backbones.base import Backbone
 from dap.data.distilled import DistilledSet
-from dap.data.sources import Source, open_source
+from dap.data.sources import Source, check_path, open_source
 from dap.errors import DapError
 from dap.files import locked, sha256_of
 from dap.methods import Method, Task, find, plan
@@ -82,6 +82,7 @@ class Workshop:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
         method = find(recipe.method)
+        check_path(recipe.data.path)  # before a backbone is loaded, or downloaded
         needed = "backbone" in method.needs
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
         size = recipe.data.size or (backbone.card.size if backbone else 0)

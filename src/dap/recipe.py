@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dap import imagenet, shipped
 from dap.backbones.base import Backbone
 from dap.data.bank import BankOptions
 from dap.errors import DapError
@@ -34,11 +34,21 @@ class Data(BaseModel):
     path: str = Field(
         default="fashion-mnist", description="'fashion-mnist' (embedded), an image, parquet or IDX folder."
     )
-    classes: tuple[str, ...] | None = Field(default=None, description="Classes to use, in label order. Default: all.")
+    classes: tuple[str, ...] | None = Field(
+        default=None,
+        description="Classes to use, in label order, or a subset of ImageNet: imagenette, imagewoof, imageidc, "
+        "imagenet100, imagenet1k. Default: all.",
+    )
     size: int | None = Field(default=None, ge=1, description="Side in px. Default: the backbone's.")
     max_bad_fraction: float = Field(
         default=0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded."
     )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _by_id(cls, value: Any) -> Any:
+        """A subset's name becomes its WordNet ids, so that the recipe says what its classes are."""
+        return imagenet.expand(value) if isinstance(value, (str, list, tuple)) else value
 
 
 class BackboneChoice(BaseModel):
@@ -141,21 +151,17 @@ class Recipe(BaseModel):
 
     @staticmethod
     def load(path: str | Path) -> dict[str, Any]:
-        """The raw values of a YAML file, to be overlaid and parsed.
+        """The raw values of a YAML file or of a shipped recipe, to be overlaid and parsed.
+
+        Args:
+            path: the file, or a shipped recipe's name such as "imagenette-dit-ipc10" or "smoke/imagenette-dit-ipc10".
 
         Raises:
-            DapError: no such file, or not a YAML mapping.
+            DapError: no such file or name, not a YAML mapping, or an `expected` section that is wrong.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise DapError(f"There is no recipe file {path}.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DapError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise DapError(f"{path} should hold a mapping such as 'method: dap'.")
-        values.pop("expected", None)  # what the numbers should be; read by the report, decides no byte
+        values = shipped.read(path)
+        shipped.expected_of(values, path)
+        values.pop("expected", None)  # what the numbers should be decides no byte
         # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
         return {key: value for key, value in values.items() if value is not None}
 
@@ -229,5 +235,6 @@ def _explain(error: ValidationError) -> str:
                 ]
             lines.append(f"Unknown key {where!r}. {suggest(str(problem['loc'][-1]), model.model_fields)}")
         else:
-            lines.append(f"{where}: {problem['msg']} (given: {problem['input']!r}).")
+            said = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {said} (given: {problem['input']!r}).")
     return " ".join(lines)

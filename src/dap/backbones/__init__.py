@@ -134,7 +134,7 @@ def from_pipeline(
     from dap.backbones.mmdit import MMDiT
     from dap.backbones.unet import UNet
 
-    known = path or getattr(pipe, "name_or_path", None)
+    known: str | None = path or getattr(pipe, "name_or_path", None)
     folder = Path(known) if known and Path(known).is_dir() else None
     name = name or (folder.name if folder else known or type(pipe).__name__)
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1) if hasattr(pipe, "vae") else 1
@@ -218,7 +218,7 @@ def _card(
 ) -> Card:
     """The defaults of the kind, then what the weights' shape says, cards.yaml, the folder's card.yaml and what was given."""
     cards = yaml.safe_load((files(__name__) / "cards.yaml").read_text(encoding="utf-8"))
-    values = {**cards[kind], "name": name, **own, **cards.get(name, {})}
+    values = {**cards[kind], "name": name, **own, **_known(cards, name, folder)}
     if folder and (folder / "card.yaml").is_file():
         mine = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
         if not isinstance(mine, dict):
@@ -230,3 +230,15 @@ def _card(
                 )
         values |= mine
     return Card(**values | {"layer": str(values["layer"])} | (given or {}))
+
+
+def _known(cards: Mapping[str, Mapping[str, Any]], name: str, folder: Path | None) -> Mapping[str, Any]:
+    """What is known of weights by their hub id: given, or that of the hub cache they lie in, or a copy's folder name."""
+    ids = [name]
+    if folder:
+        folder = folder.resolve()
+        ids += [
+            part.removeprefix("models--").replace("--", "/") for part in folder.parts if part.startswith("models--")
+        ]
+        ids += [key for key in cards if "/" in key and key.endswith(f"/{folder.name}")]
+    return next((cards[key] for key in ids if "/" in key and key in cards), {})

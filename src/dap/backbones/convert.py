@@ -47,7 +47,8 @@ def convert(
 
     Args:
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
-            (facebookresearch/DiT), bare or with "ema" or "model" in it. Pickles are opened by the weights-only path.
+            (facebookresearch/DiT), bare or with "ema" or "model" in it; SiT's look the same, but predict something else.
+            Pickles are opened by the weights-only path.
         out: the folder; one that an earlier conversion wrote is replaced, and is there whole or not at all.
         revision: branch, tag or commit of a hub id.
         vae: of a checkpoint file: folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
@@ -73,9 +74,9 @@ def convert(
     given = _names(Path(classes).expanduser()) if classes else None
     record = {"source": path.name if path.exists() else str(source), "revision": revision, "dtype": dtype}
     kept: dict[str, bytes] = {}
+    if path.exists() and revision is not None:
+        raise DapError(f"--revision is for hub ids; {source} is on this machine.")
     if path.is_file():
-        if revision is not None:
-            raise DapError(f"--revision is for hub ids; {source} is a file.")
         pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline)
     else:
         if vae is not None or heads is not None:
@@ -155,11 +156,10 @@ def _from_checkpoint(
     scheduler: Any = DDIMScheduler
     scheduler = scheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
     pipe = DiTPipeline(_transformer(state, config, path, DTYPES[dtype]), autoencoder, scheduler)
-    # The weights that were published under this file name, whose licence and best layer are known.
-    published = re.fullmatch(r"DiT-XL-2-(256|512)x\1\.pt", path.name)
-    is_published = published and labels == 1000 and config["sample_size"] * 8 == int(published[1])
-    known = f"facebook/DiT-XL-2-{published[1]}" if published and is_published else path.name
-    card = from_pipeline(pipe, name=known, class_names=names).card
+    name, published = path.name, re.fullmatch(r"DiT-XL-2-(256|512)x\1\.pt", path.name)
+    if published and labels == 1000 and config["sample_size"] * 8 == int(published[1]):
+        name = f"facebook/DiT-XL-2-{published[1]}"  # the same weights: their licence and best layer are known
+    card = from_pipeline(pipe, name=name, class_names=names).card
     return pipe, replace(card, frequency_shift=0), names
 
 
@@ -230,6 +230,8 @@ def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[
                 f"{path} is not a checkpoint of the original DiT code: it {problem} {', '.join(names[:3])}{more}."
             )
     patches, table, position = state["x_embedder.proj.weight"], state[_LABELS], state["pos_embed"]
+    if patches.ndim != 4 or position.ndim != 3:
+        raise DapError(f"{path} is not a checkpoint of the original DiT code: it is not on a grid of square patches.")
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     grid = round(position.shape[-2] ** 0.5)
     outputs, rest = divmod(state["final_layer.linear.weight"].shape[0], patch**2)
@@ -262,8 +264,6 @@ def _transformer(state: Mapping[str, Tensor], config: Mapping[str, Any], path: P
     from accelerate import init_empty_weights
     from diffusers import DiTTransformer2DModel
 
-    with init_empty_weights(include_buffers=False):
-        model = DiTTransformer2DModel(**config)
     mine: dict[str, Tensor] = {}
     for kind in ("weight", "bias"):
         mine |= {f"{new}.{kind}": state[f"{old}.{kind}"] for old, new in _REST.items()}
@@ -272,17 +272,19 @@ def _transformer(state: Mapping[str, Tensor], config: Mapping[str, Any], path: P
             mine |= {f"{new_block}.{new}.{kind}": state[f"{block}.{old}.{kind}"] for old, new in _BLOCK.items()}
             mine |= {f"{new_block}.{new}.{kind}": state[f"{old}.{kind}"] for old, new in _EMBEDDER.items()}
             mine[f"{new_block}.norm1.emb.class_embedder.embedding_table.weight"] = state[_LABELS]
-            for part, value in zip("qkv", state[f"{block}.attn.qkv.{kind}"].chunk(3), strict=True):
+            for part, value in zip("qkv", state[f"{block}.attn.qkv.{kind}"].tensor_split(3), strict=True):
                 mine[f"{new_block}.attn1.to_{part}.{kind}"] = value
     try:
+        with init_empty_weights(include_buffers=False):
+            model = DiTTransformer2DModel(**config)
         model.load_state_dict({name: value.to(dtype, copy=True) for name, value in mine.items()}, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise DapError(f"{path} is not a checkpoint of the original DiT code: {reason}") from error
     position: Any = model.pos_embed.pos_embed
-    given = state["pos_embed"].float().reshape(-1, position.shape[-1])
-    precision = 1e-3 if state["pos_embed"].dtype == torch.float32 else 1e-2
-    if given.shape != position[0].shape or (given - position[0]).abs().max() > precision:
+    given = state["pos_embed"]
+    precision = 1e-3 if given.dtype == torch.float32 else 1e-2
+    if given.shape != position.shape or (given.float() - position).abs().max() > precision:
         raise DapError(
             f"The position table of {path} is not the sinusoids of the original code, which diffusers computes and cannot "
             "store; it cannot be converted."

@@ -59,8 +59,9 @@ class DiT(ModuleBackbone):
                 block.norm1.emb.time_proj.downscale_freq_shift = card.frequency_shift
 
     def condition(self, class_names: Sequence[str]) -> Tensor:
-        labels = label_lookup(self.class_names)
-        unknown = [n for n in class_names if n.lower() not in labels]
+        table = imagenet.lookup(self.class_names)
+        labels = {name: imagenet.find(name, table) for name in class_names}
+        unknown = [name for name, found in labels.items() if not found]
         if unknown:
             known = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
             data = ", ".join(dict.fromkeys(class_names[:10])) + (", …" if len(class_names) > 10 else "")
@@ -69,13 +70,13 @@ class DiT(ModuleBackbone):
                 f"The backbone's {len(self.class_names)}: {known}. Rename the class folders to the backbone's names, or "
                 "choose classes with --classes."
             )
-        for name in class_names:
-            if len(labels[name.lower()]) > 1:
+        for name, found in labels.items():
+            if len(found) > 1:
                 raise DapError(
-                    f"{name!r} is the name of several labels of {self.card.name}: {labels[name.lower()]}. "
+                    f"{name!r} is the name of several labels of {self.card.name}: {found}. "
                     "Tell them apart in classes.json beside the weights, or name ImageNet's folders by WordNet id."
                 )
-        return torch.tensor([labels[n.lower()][0] for n in class_names], device=self.device)
+        return torch.tensor([labels[name][0] for name in class_names], device=self.device)
 
     def null(self, n: int) -> Tensor:
         return torch.full((n,), self.transformer.config.num_embeds_ada_norm, device=self.device)
@@ -90,37 +91,3 @@ class DiT(ModuleBackbone):
     def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
         eps, variance = output.chunk(2, dim=1) if self.learned_variance else (output, None)
         return Prediction(eps, variance, None)
-
-
-def label_lookup(class_names: Sequence[str]) -> dict[str, list[int]]:
-    """Labels by lower-case name: those of that full name, else those that have it among comma-separated synonyms.
-
-    ImageNet has full names that two labels share (crane, the bird and the machine), hence the lists. A backbone of its
-    thousand classes, recognised by their names in order, also knows them by WordNet id.
-    """
-    lookup: dict[str, list[int]] = {}
-    for label, name in enumerate(class_names):
-        lookup.setdefault(name.lower(), []).append(label)
-    synonyms: dict[str, list[int]] = {}
-    for label, name in enumerate(class_names):
-        for synonym in dict.fromkeys(part.strip().lower() for part in name.split(",")):
-            synonyms.setdefault(synonym, []).append(label)
-    found = synonyms | lookup
-    if is_imagenet(class_names):
-        found |= {wnid: [label] for wnid, label in imagenet.indices().items()}
-    return found
-
-
-def is_imagenet(class_names: Sequence[str]) -> bool:
-    """Whether these are ImageNet's thousand classes in sorted order, by WordNet id or by first name of nearly all of them.
-
-    Lists in use differ in the wording of a few names, so nine in ten is enough; the order is what matters.
-    """
-    known = imagenet.names()
-    if len(class_names) != len(known):
-        return False
-    same = 0
-    for mine, (wnid, theirs) in zip(class_names, known.items(), strict=True):
-        mine_all = {part.strip().lower() for part in mine.split(",")}
-        same += bool(mine_all & {wnid, *(part.strip().lower() for part in theirs.split(","))})
-    return same >= 900

@@ -110,7 +110,7 @@ def _explained(what: str, source: str, revision: str | None = None) -> Iterator[
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DapError(
             f"The {what} {source!r}{at} could not be loaded: {reason} "
-            "Give a local diffusers folder, a hub id that this machine can reach, or 'starter'."
+            "Give a local diffusers folder or a hub id that this machine can reach."
         ) from error
     finally:
         logging.enable_progress_bar()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dap import imagenet
 from dap.data.decode import BrokenImage, Fit, check_fit
 from dap.data.layouts import LAYOUTS
 from dap.errors import DapError
@@ -252,27 +253,45 @@ class Recent(Generic[T]):
             self._used -= self._held.popitem(last=False)[1][1]
 
 
-def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> list[int]:
-    """Positions in `known` of the wanted classes, in the wanted order; all of them for None.
+def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tuple[list[str], list[int]]:
+    """The chosen classes, by the names they were asked for, and their positions in `known`; all of them for None.
+
+    A class asked for by WordNet id is also found by its ImageNet name, where that decides.
 
     Raises:
-        DapError: a class is unknown (the known ones are listed, close matches first) or repeated, or none is named.
+        DapError: classes are unknown (the known ones are listed, close matches first), repeated, or not told apart by
+            name, or none is named.
     """
     for names in (known, wanted or ()):
         if repeated := [name for name, times in Counter(names).items() if times > 1]:
             raise DapError(f"{where}: {some(repeated)} named more than once among the classes; name each class once")
     if wanted is None:
-        return list(range(len(known)))
+        return list(known), list(range(len(known)))
     if isinstance(wanted, str) or not wanted:
         raise DapError(f"`classes` must be a list of class names of {where}, not {wanted!r}")
-    places = {name: place for place, name in enumerate(known)}
-    for name in wanted:
-        if name not in places:
-            lowered = {other.lower(): other for other in known}
-            close = [lowered[match] for match in get_close_matches(str(name).lower(), lowered, n=3)]
-            others = [other for other in known if other not in close]
-            raise DapError(f"unknown class {name!r} in {where}; known classes: {some([*close, *others], 20)}")
-    return [places[name] for name in wanted]
+    spelt: dict[str, int | None] = {name: place for place, name in enumerate(known)}
+    found = spelt
+    if any(imagenet.is_wnid(name) and name not in spelt for name in wanted):
+        found = imagenet.places(known) | spelt
+    unknown = [name for name in wanted if name not in found]
+    if unknown:
+        lowered = {other.lower(): other for other in known}
+        close = [lowered[match] for match in get_close_matches(str(unknown[0]).lower(), lowered, n=3)]
+        others = [other for other in known if other not in close]
+        raise DapError(
+            f"unknown class{'es' if len(unknown) > 1 else ''} {some(map(_told, unknown), 5)} in {where}; "
+            f"known classes: {some([*close, *others], 20)}"
+        )
+    positions = [place for name in wanted if (place := found[name]) is not None]
+    if unsure := [name for name in wanted if found[name] is None]:
+        raise DapError(f"{where} has no one class for {some(map(_told, unsure))}; name its classes by WordNet id")
+    return list(wanted), positions
+
+
+def _told(name: str) -> str:
+    """A class name for a message, an ImageNet id with its name."""
+    told = imagenet.name_of(name).split(",")[0]
+    return f"{name!r} ({told})" if told != name else repr(name)
 
 
 def by_class(labels: np.ndarray, names: Sequence[str] | None, where: str) -> tuple[list[str], list[np.ndarray]]:

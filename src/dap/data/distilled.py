@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from dap import imagenet
 from dap.data.layouts import IMAGE_SUFFIXES
 from dap.errors import DapError
 from dap.files import drop_torn_line, dump, natural_order, read_json, read_lines, sha256_of, write_atomically
@@ -159,13 +160,13 @@ class DistilledSet:
         return DistilledSet(path, classes["names"], classes["folders"], classes["ipc"], recipe, records)
 
     @staticmethod
-    def from_folder(path: str | Path, class_names: Sequence[str] | None = None) -> DistilledSet:
+    def from_folder(path: str | Path, class_names: str | Sequence[str] | None = None) -> DistilledSet:
         """Any folder of class folders, or a set of ours. Slots follow the natural order of the file names.
 
         Args:
             path: the folder.
-            class_names: folder names in label order; default: sorted. A wrong order silently mislabels, so give it
-                where the folders are not meant to be sorted (ImageWoof).
+            class_names: folder names in label order, or the name of a subset of ImageNet; default: sorted. A wrong order
+                silently mislabels, so give it where the folders are not meant to be sorted (ImageWoof).
 
         Raises:
             DapError: no such folder, or no class folder with an image in it.
@@ -179,7 +180,7 @@ class DistilledSet:
         found = {name: files for name, files in found.items() if files}
         if not found:
             raise DapError(f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png.")
-        names = list(class_names) if class_names is not None else list(found)
+        names = list(imagenet.expand(class_names) or found)
         absent = [name for name in names if name not in found]
         if absent:
             raise DapError(f"{path} has no class folder {absent[0]!r}; it has {', '.join(found)}.")

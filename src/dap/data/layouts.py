@@ -48,7 +48,7 @@ def locate(path: Path, split: str) -> Layout:
     """
     if split not in SPLITS:
         raise DapError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
-    _check_folder(path)
+    check_folder(path)
     names = {entry.name: entry for entry in visible(path)}
     if any(_idx_pair(path, names, stem) for stems in _IDX_STEMS.values() for stem in stems):
         for stem in _IDX_STEMS[split]:
@@ -75,6 +75,32 @@ def locate(path: Path, split: str) -> Layout:
     if split != "train" and path.resolve().name.lower() not in SPLITS[split]:
         raise _no_split(path, split, f"put the training classes into {path / 'train'} and its own into {path / split}")
     return Layout("folders", path)
+
+
+def check_folder(path: Path) -> None:
+    """Say what is there instead where a data folder does not exist.
+
+    Raises:
+        DapError: it does not, it is a file, or it may not be looked at.
+    """
+    try:
+        if path.is_dir():
+            return
+        if path.exists():
+            raise DapError(f"{path} is a file, not a folder; give the folder that holds the data set")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    missing, parent = path.absolute(), path.absolute().parent
+    while not parent.is_dir():
+        missing, parent = parent, parent.parent
+    held = [entry.name + "/" * is_folder(entry) for entry in visible(parent)]
+    close = get_close_matches(missing.name, [name.rstrip("/") for name in held], n=1)
+    hint = f"; did you mean {parent / close[0]}?" if close else ""
+    more = f" and {len(held) - 12} more" if len(held) > 12 else ""
+    raise DapError(
+        f"data path {path} does not exist{hint or ';'} {parent} holds {', '.join(held[:12]) or 'nothing'}{more}; "
+        'say where the data lie with --data FOLDER (the embedded data set is called "fashion-mnist")'
+    )
 
 
 def class_folders(root: Path) -> list[str]:
@@ -134,27 +160,6 @@ def is_image(entry: os.DirEntry[str]) -> bool:
     """Whether it is a file, or a link, whose name ends like an image's."""
     named = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
     return named and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
-
-
-def _check_folder(path: Path) -> None:
-    try:
-        if path.is_dir():
-            return
-        if path.exists():
-            raise DapError(f"{path} is a file, not a folder; give the folder that holds the data set")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    missing, parent = path.absolute(), path.absolute().parent
-    while not parent.is_dir():
-        missing, parent = parent, parent.parent
-    held = [entry.name + "/" * is_folder(entry) for entry in visible(parent)]
-    close = get_close_matches(missing.name, [name.rstrip("/") for name in held], n=1)
-    hint = f"; did you mean {parent / close[0]}?" if close else ""
-    more = f" and {len(held) - 12} more" if len(held) > 12 else ""
-    raise DapError(
-        f"data path {path} does not exist{hint or ';'} {parent} holds {', '.join(held[:12]) or 'nothing'}{more} "
-        '(the embedded data set is called "fashion-mnist")'
-    )
 
 
 def _no_split(path: Path, split: str, remedy: str) -> DapError:

@@ -62,12 +62,12 @@ class ParquetSource(Source):
                 values += table.read(columns=[label_column]).column(label_column).to_pylist()
         names = features.get(label_column, {}).get("names")
         known, rows = by_class(*_numbered(values, names, f"column {label_column!r} of {where}"), where)
-        chosen = select(known, classes, str(self._files[0].parent))
+        chosen_names, chosen = select(known, classes, str(self._files[0].parent))
         self._rows = [rows[place] for place in chosen]
         self._recent: Recent[pa.ChunkedArray] = Recent(CACHE_BYTES)
         super().__init__(
             name or self._files[0].parent.name,
-            [known[place] for place in chosen],
+            chosen_names,
             [len(members) for members in self._rows],
             size=size,
             fit=fit,

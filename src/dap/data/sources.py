@@ -17,15 +17,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from dap import imagenet
 from dap.data.base import Source, by_class, select
 from dap.data.decode import Fit, check_fit, decode, fit_square
 from dap.data.idx import read_idx
-from dap.data.layouts import LAYOUTS, class_folders, image_files, locate, unreadable
+from dap.data.layouts import LAYOUTS, check_folder, class_folders, image_files, locate, unreadable
 from dap.data.parquet import ParquetSource
 from dap.errors import DapError
 from dap.starter import CLASS_NAMES, DATA, verify_data
 
-__all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "open_source"]
+__all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "check_path", "open_source"]
+
+EMBEDDED = "fashion-mnist"
 
 
 def open_source(
@@ -33,7 +36,7 @@ def open_source(
     split: str = "train",
     *,
     size: int,
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     max_bad_fraction: float = 0.01,
     fit: Fit = "crop",
 ) -> Source:
@@ -43,18 +46,21 @@ def open_source(
         path: the name or the folder. A folder that is itself called fashion-mnist is `./fashion-mnist`.
         split: `train` or `test` (also found as `val` and `validation`).
         size, fit: height and width of the images, and how they get there; see `dap.data.decode.fit_square`.
-        classes: which classes, in label order. By default all: in name order, or in the order the files say. Give a
-            test split the train split's `class_names`, so that a class missing there cannot shift the labels.
+        classes: which classes, in label order, or the name of a subset of ImageNet such as "imagenette", in WordNet ids. By
+            default all: in name order, or in the order the files say. Give a test split the train split's
+            `class_names`, so that a class missing there cannot shift the labels. WordNet ids also find classes that go
+            by their ImageNet name, and are then what the classes are called.
         max_bad_fraction: how many of the images read may be broken; one always may.
 
     Raises:
         DapError: the path, split, layout or a class does not exist, is empty or cannot be read.
     """
     check_fit(size, fit)
-    options: dict[str, Any] = {"size": size, "fit": fit, "classes": classes, "max_bad_fraction": max_bad_fraction}
-    if str(path) == "fashion-mnist":
+    wanted = imagenet.expand(classes)
+    options: dict[str, Any] = {"size": size, "fit": fit, "classes": wanted, "max_bad_fraction": max_bad_fraction}
+    if str(path) == EMBEDDED:
         layout = locate(_starter_data(), split)
-        facts = {"name": "fashion-mnist", "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
+        facts = {"name": EMBEDDED, "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
         return IdxSource(*layout.files, split=split, border=2, **facts, **options)
     path = Path(path).expanduser()
     layout = locate(path, split)
@@ -64,6 +70,16 @@ def open_source(
     if layout.kind == "parquet":
         return ParquetSource(layout.files, **options)
     return FolderSource(layout.root, **options)
+
+
+def check_path(path: str | Path) -> None:
+    """Whether there is anything to open at a path, found out without reading it.
+
+    Raises:
+        DapError: no such folder.
+    """
+    if str(path) != EMBEDDED:
+        check_folder(Path(path).expanduser())
 
 
 @final
@@ -86,10 +102,10 @@ class FolderSource(Source):
         known = class_folders(root)
         if not known:
             raise DapError(f"{root} holds no class folders; accepted are {LAYOUTS}")
-        chosen = [known[place] for place in select(known, classes, str(root))]
-        self._root, self._files = root, [image_files(root / folder) for folder in chosen]
+        names, chosen = select(known, classes, str(root))
+        self._root, self._files = root, [image_files(root / known[place]) for place in chosen]
         counts = [len(files) for files in self._files]
-        super().__init__(name or root.name, chosen, counts, size=size, fit=fit, max_bad_fraction=max_bad_fraction)
+        super().__init__(name or root.name, names, counts, size=size, fit=fit, max_bad_fraction=max_bad_fraction)
 
     def _key(self, label: int, index: int) -> str:
         return _printable(self._files[label][index])
@@ -138,12 +154,12 @@ class IdxSource(Source):
         if numbers.shape != pixels.shape[:1] or numbers.dtype.kind not in "iu":
             raise DapError(f"{labels} should hold {len(pixels)} labels, not {numbers.dtype} {numbers.shape}")
         known, rows = by_class(numbers.astype(np.int64), class_names, str(labels))
-        chosen = select(known, classes, str(images.parent))
+        names, chosen = select(known, classes, str(images.parent))
         self._pixels = np.pad(pixels, ((0, 0), (border, border), (border, border)))
         self._rows = [rows[place] for place in chosen]
         super().__init__(
             name or images.parent.name,
-            [known[place] for place in chosen],
+            names,
             [len(members) for members in self._rows],
             size=size,
             fit=fit,

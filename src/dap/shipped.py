@@ -1,0 +1,122 @@
+"""Recipe files: those that are shipped, by name, and the published values that a recipe is expected to reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dap.errors import DapError
+from dap.registry import suggest
+
+_CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Value(BaseModel):
+    """One published accuracy of a network trained on the distilled set and tested on the real test images.
+
+    Attributes:
+        network: as `evaluation.networks` calls it.
+        labels: what it was trained with: the set's own labels, or a teacher's.
+        mean: accuracy in percent.
+        std: standard deviation over trainings in points; None where none is published.
+        source: where it is published, and how it was read.
+    """
+
+    model_config = _CLOSED
+
+    network: str
+    labels: Literal["hard", "soft"]
+    mean: float = Field(ge=0, le=100)
+    std: float | None = Field(default=None, ge=0)
+    source: str
+
+
+class Expected(BaseModel):
+    """The `expected` section of a recipe: published values, or a note that says why there are none.
+
+    Attributes:
+        values: one for each network and kind of labels.
+        note: what to know about them.
+    """
+
+    model_config = _CLOSED
+
+    values: tuple[Value, ...] = ()
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Expected:
+        if not (self.values or self.note):
+            raise ValueError("give values, or a note that says why there are none")
+        of = [(value.network, value.labels) for value in self.values]
+        if len(of) > len(set(of)):
+            raise ValueError("two values for the same network and labels")
+        return self
+
+
+def names() -> list[str]:
+    """The names of the shipped recipes, sorted; the small twin of each is under "smoke/"."""
+    return sorted(file.relative_to(_folder()).with_suffix("").as_posix() for file in _folder().rglob("*.yaml"))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The raw values of a YAML file, or of a shipped recipe given by name.
+
+    Raises:
+        DapError: no such file and no such name, or not a YAML mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = names()
+        if (name := file.as_posix().removesuffix(".yaml")) not in known:
+            raise DapError(f"There is no recipe file {path} and no shipped recipe of that name. {suggest(name, known)}")
+        file = _folder() / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DapError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise DapError(f"{path} should hold a mapping such as 'method: dap'.")
+    return values
+
+
+def expected(path: str | Path) -> Expected | None:
+    """What a recipe, by file or shipped name, is expected to reproduce; None for one that claims nothing.
+
+    Raises:
+        DapError: as `read`, or the section is wrong.
+    """
+    return expected_of(read(path), path)
+
+
+def expected_of(values: Mapping[str, Any], where: str | Path) -> Expected | None:
+    """The checked `expected` section of a recipe's raw values.
+
+    Raises:
+        DapError: an unknown or missing key, a wrong value, or an empty section; the message names it.
+    """
+    if "expected" not in values:
+        return None
+    section = {} if values["expected"] is None else values["expected"]
+    try:
+        return Expected.model_validate(section)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = ".".join(["expected", *map(str, problem["loc"])])
+            if problem["type"] == "extra_forbidden":
+                *above, key = problem["loc"]
+                fields = Value.model_fields if above else Expected.model_fields
+                lines.append(f"unknown key {place!r}. {suggest(str(key), fields)}")
+            else:
+                lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}.")
+        raise DapError(f"{where} cannot be used: {' '.join(lines)}") from error
+
+
+def _folder() -> Path:
+    return Path(str(files("dap"))) / "recipes"
