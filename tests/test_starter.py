@@ -48,7 +48,9 @@ def test_both_share_one_autoencoder():
 
 
 def test_the_folders_are_small_enough_to_ship():
-    size = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in (PIPELINE, UNET_PIPELINE)}
+    size = {
+        folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in (PIPELINE, UNET_PIPELINE)
+    }
     assert all(bytes_ <= 20e6 for bytes_ in size.values()), size
 
 

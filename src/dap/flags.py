@@ -1,0 +1,163 @@
+"""The flags of the command `dap`: its verbs, and one flag for every field of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from dap import __version__
+
+FLAGS = {"data.path": "data", "backbone.path": "backbone", "guidance.seed": "reals-seed"}
+"""Recipe fields whose flag is not simply their name."""
+
+Verb = Callable[[argparse.Namespace], int | None]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, not {text!r}")
+    return int(text)
+
+
+def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
+    """The parser of the command.
+
+    Args:
+        run: what each verb does.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dap",
+        description="Distil a small training set from a pre-trained diffusion model, and judge it. Start with: dap demo",
+    )
+    parser.add_argument("--version", action="version", version=f"dap {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the full trace of an error")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(run=run[name])
+        return added
+
+    demo = verb("demo", "the main job on the embedded starter: four methods, their accuracy and a report")
+    demo.add_argument("--out", type=Path, help="folder (default: runs/demo-BACKBONE)")
+    demo.add_argument(
+        "--backbone", choices=["dit", "unet"], default="dit", help="embedded backbone (default: %(default)s)"
+    )
+    demo.add_argument("--sets", type=_positive, default=1, help="distilled sets a method, each of its own seed")
+    _judging(demo, "quick-hard")
+    _machine(demo)
+
+    distill = verb("distill", "make a distilled set, or go on with an interrupted one")
+    distill.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
+    distill.add_argument("--out", type=Path, required=True, help="folder of the set")
+    _recipe_flags(distill)
+    _machine(distill)
+
+    sweep = verb("sweep", "distil and evaluate a grid of recipes, and report on it")
+    sweep.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
+    sweep.add_argument("--out", type=Path, required=True, help="folder of the grid")
+    sweep.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="FLAG=V1,V2,…",
+        help="a recipe flag and its values, such as scale=0,0.1,0.2; may be repeated",
+    )
+    sweep.add_argument(
+        "--sets", type=_positive, default=5, help="distilled sets a point, each of its own seed (%(default)s)"
+    )
+    sweep.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th cell from I on; run N processes")
+    _recipe_flags(sweep)
+    _judging(sweep)
+    _machine(sweep)
+
+    judge = verb("evaluate", "train networks on distilled sets and test them on real images")
+    judge.add_argument("sets", nargs="+", type=Path, help="distilled sets, or any folder of class folders")
+    judge.add_argument("--data", help="real images to test on (default: what the set was made from)")
+    judge.add_argument("--classes", nargs="+", metavar="NAME", help="for a folder of others: as in a recipe")
+    judge.add_argument("--out", type=Path, help="folder for the report (default: the set's own)")
+    _judging(judge)
+    _machine(judge)
+
+    report = verb("report", "write one HTML page on evaluated sets, with its tables as Markdown and CSV")
+    report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")
+    report.add_argument("--out", type=Path, required=True, help="page or folder")
+    report.add_argument("--title", default="Distilled sets compared")
+
+    convert = verb("convert", "write weights people have as a diffusers folder of safetensors")
+    convert.add_argument("source", metavar="SOURCE", help="hub id, diffusers folder, or a .pt of the original DiT code")
+    convert.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
+    convert.add_argument("--revision", help="branch, tag or commit of a hub id")
+    convert.add_argument("--vae", help="of a .pt: folder or hub id of its autoencoder, stabilityai/sd-vae-ft-ema")
+    convert.add_argument("--heads", type=_positive, help="of a .pt whose width is not one of the paper's four")
+    convert.add_argument("--classes", type=Path, metavar="FILE", help="JSON list of class names in label order")
+    convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    convert.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
+
+    verify = verb("verify", "decode and hash every image of a set and say what is missing or damaged")
+    verify.add_argument("set", type=Path)
+
+    check = verb("check", "try a backbone, kernel, guidance or method and say in words what is wrong with it")
+    check.add_argument("name", help="starter, a folder, a hub id, a kernel, a method, or your own as file.py:Name")
+    _place(check)
+    check.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    return parser
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine (no part of the recipe)")
+    _place(group)
+    group.add_argument("--cache", type=Path, help="folder in which runs share their real features")
+    group.add_argument("--threads", type=_positive, help="CPU threads")
+
+
+def _place(group: Any) -> None:
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    group.add_argument("--offline", action="store_true", help="never ask the network, only the local cache")
+
+
+def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", trials: int = 1) -> None:
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--protocol", default=protocol, help="a name or a YAML file (%(default)s)")
+    group.add_argument("--network", help="instead of the protocol's own: convnet3, resnetap10, resnet18, file.py:build")
+    group.add_argument(
+        "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
+    )
+    group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
+
+
+def recipe_fields() -> list[tuple[str, Any]]:
+    """Every field of a recipe as (dotted name, pydantic field)."""
+    from dap.recipe import BackboneChoice, Data, GuidanceOptions, Recipe, Sampling
+
+    sections = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}
+    top = [(name, f) for name, f in Recipe.model_fields.items() if name not in sections]
+    return top + [(f"{section}.{name}", f) for section, m in sections.items() for name, f in m.model_fields.items()]
+
+
+def flag_of(field: str) -> str:
+    """The flag of a recipe field, without its dashes."""
+    return FLAGS.get(field, field.split(".")[-1]).replace("_", "-")
+
+
+def _recipe_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("recipe")
+    for name, field in recipe_fields():
+        kind = field.annotation
+        options: dict[str, Any] = {"dest": name, "help": (field.description or "").replace("%", "%%")}
+        if field.default is not None and field.default != "":
+            options["help"] += f" Default: {field.default}."
+        arms = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        choices = [c for arm in arms if get_origin(arm) is Literal for c in get_args(arm)]
+        if name == "data.classes":
+            options |= {"nargs": "+", "metavar": "NAME"}
+        elif choices and int not in arms:
+            options["choices"] = choices
+        elif bool in arms:
+            options["choices"] = ["true", "false"]
+        else:
+            options["metavar"] = next((a.__name__.upper() for a in arms if isinstance(a, type)), "VALUE")
+        group.add_argument(f"--{flag_of(name)}", **options)
