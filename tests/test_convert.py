@@ -129,6 +129,7 @@ def test_an_original_checkpoint_predicts_what_the_equations_say(converted, t):
     backbone = load(str(converted))
     assert backbone.null(1).item() == LABELS and backbone.learned_variance
     assert backbone.latent_shape == (CHANNELS, GRID * PATCH, GRID * PATCH)
+    assert {module.eps for module in backbone.denoiser.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-6}
     assert error(backbone, t) < 1e-5
 
 
