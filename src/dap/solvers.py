@@ -98,7 +98,7 @@ class Ancestral(Solver):
     def __init__(self, schedule: VariancePreserving, learned_variance: bool, steps: int) -> None:
         from diffusers import DDPMScheduler
 
-        self.scheduler = DDPMScheduler(
+        self.scheduler: Any = DDPMScheduler(
             num_train_timesteps=len(schedule),
             trained_betas=_betas(schedule),
             variance_type="learned_range" if learned_variance else "fixed_small",
@@ -110,7 +110,7 @@ class Ancestral(Solver):
 
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
         output: Any = eps if variance is None else torch.cat([eps, variance], dim=1)
-        return self.scheduler.step(output, self.scheduler.timesteps[index], x, generator=list(gens)).prev_sample  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        return self.scheduler.step(output, self.scheduler.timesteps[index], x, generator=list(gens)).prev_sample
 
     def per_eps(self, index: int) -> float:
         alpha, sigma = self.levels[index]
@@ -134,7 +134,7 @@ class Ddim(Solver):
         if isinstance(schedule, Flow):
             from diffusers import FlowMatchEulerDiscreteScheduler
 
-            grid = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.steps, shift=schedule.shift)
+            grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.steps, shift=schedule.shift)
             grid.set_timesteps(steps)
             self._run_over(schedule, [float(t) for t in grid.timesteps])
         else:

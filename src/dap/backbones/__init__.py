@@ -218,7 +218,7 @@ def _card(
 ) -> Card:
     """The defaults of the kind, then what the weights' shape says, cards.yaml, the folder's card.yaml and what was given."""
     cards = yaml.safe_load((files(__name__) / "cards.yaml").read_text(encoding="utf-8"))
-    values = {**cards[kind], "name": name, **own, **_known(cards, name, folder)}
+    values: dict[str, Any] = {**cards[kind], "name": name, **own, **_known(cards, name, folder)}
     if folder and (folder / "card.yaml").is_file():
         mine = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
         if not isinstance(mine, dict):
@@ -229,7 +229,8 @@ def _card(
                     f"Unknown field {key!r} in {folder / 'card.yaml'}. {suggest(key, Card.__dataclass_fields__)}"
                 )
         values |= mine
-    return Card(**values | {"layer": str(values["layer"])} | (given or {}))
+    values |= {"layer": str(values["layer"]), **(given or {})}
+    return Card(**values)
 
 
 def _known(cards: Mapping[str, Mapping[str, Any]], name: str, folder: Path | None) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ class MMDiT(ModuleBackbone):
         super().__init__(pipe.transformer, pipe.vae, **{name: part for name, part in named.items() if part is not None})
         config, scheduler = pipe.transformer.config, pipe.scheduler.config
         self.card = card
-        self.schedule = Flow(scheduler["num_train_timesteps"], scheduler["shift"])
+        self.schedule = self._flow = Flow(scheduler["num_train_timesteps"], scheduler["shift"])
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
         self.layers = tuple(str(i) for i in range(len(pipe.transformer.transformer_blocks)))
         self.class_names = ()
@@ -63,5 +63,5 @@ class MMDiT(ModuleBackbone):
         ).sample.float()
 
     def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
-        eps, x0 = self.schedule.velocity_to_eps(x, t, output), self.schedule.velocity_to_x0(x, t, output)
+        eps, x0 = self._flow.velocity_to_eps(x, t, output), self._flow.velocity_to_x0(x, t, output)
         return Prediction(eps, None, None, x0)

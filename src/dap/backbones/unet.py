@@ -40,7 +40,8 @@ class UNet(ModuleBackbone):
         if kind not in ("epsilon", "v_prediction"):
             raise DapError(f"{card.name} predicts {kind!r}; epsilon and v_prediction are known.")
         super().__init__(unet, pipe.vae, text_encoder=pipe.text_encoder)
-        self.card, self.schedule, self.prediction_type = card, schedule, kind
+        self.card, self.prediction_type = card, kind
+        self.schedule = self._preserving = schedule
         side = unet.config.sample_size
         height, width = (side, side) if isinstance(side, int) else side
         self.latent_shape = (unet.config.in_channels, height, width)
@@ -73,5 +74,5 @@ class UNet(ModuleBackbone):
         return self.denoiser(x.to(dtype), timestep, context.to(dtype)).sample.float()
 
     def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
-        eps = output if self.prediction_type == "epsilon" else self.schedule.velocity_to_eps(x, t, output)
+        eps = output if self.prediction_type == "epsilon" else self._preserving.velocity_to_eps(x, t, output)
         return Prediction(eps, None, None)
