@@ -135,6 +135,9 @@ def export(vae: Any, trained: tuple[Any, Any, Any], cost: dict[str, Any], folder
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where it lay on this machine
+    (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "classes.json").write_text(json.dumps(list(CLASS_NAMES), indent=1) + "\n")
     (folder / "card.yaml").write_text((UNET_PIPELINE / "card.yaml").read_text())
     (folder / "training.json").write_text(json.dumps(cost, indent=1) + "\n")
