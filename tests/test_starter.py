@@ -29,7 +29,7 @@ def test_samples_are_of_their_class(name):
     guessed = reference.predict(made)
     assert (guessed == torch.tensor(labels)).float().mean() >= 0.7
     # A class's three samples differ: not one picture each.
-    assert made.view(10, 3, -1).std(1).mean() > 0.02
+    assert made.reshape(10, 3, -1).std(1).mean() > 0.02
 
 
 @BOTH

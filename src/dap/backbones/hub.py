@@ -94,8 +94,11 @@ def _explained(what: str, source: str, revision: str | None = None) -> Iterator[
     """
     from diffusers.utils import logging
     from huggingface_hub.errors import LocalEntryNotFoundError
+    from transformers.utils import logging as text_logging
 
     logging.disable_progress_bar()
+    if shown := text_logging.is_progress_bar_enabled():
+        text_logging.disable_progress_bar()
     try:
         yield
     except DapError:
@@ -114,6 +117,8 @@ def _explained(what: str, source: str, revision: str | None = None) -> Iterator[
         ) from error
     finally:
         logging.enable_progress_bar()
+        if shown:  # turning on what the environment turned off would only warn
+            text_logging.enable_progress_bar()
 
 
 def _fetch(source: str, revision: str | None, offline: bool) -> Path:
