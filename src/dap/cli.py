@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args) or 0
     except DapError as error:
         return _fail(args, str(error))
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+            raise
         return _fail(args, "Out of memory. What was made is kept; use fewer --reals or a smaller --block.")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

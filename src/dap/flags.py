@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from dap import __version__
 
@@ -151,6 +151,7 @@ def _recipe_flags(parser: argparse.ArgumentParser) -> None:
         if field.default is not None and field.default != "":
             options["help"] += f" Default: {field.default}."
         arms = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        arms = tuple(get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms)
         choices = [c for arm in arms if get_origin(arm) is Literal for c in get_args(arm)]
         if name == "data.classes":
             options |= {"nargs": "+", "metavar": "NAME"}

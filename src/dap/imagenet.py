@@ -63,6 +63,31 @@ def name_of(text: str) -> str:
     return names().get(text, text)
 
 
+def spoken(text: str) -> str:
+    """One name to say in a prompt: the first of comma-separated synonyms, and for a WordNet id one that no other id has.
+
+    Raises:
+        DapError: a WordNet id that is none of the thousand.
+    """
+    if is_wnid(text):
+        if text not in names():
+            raise DapError(f"{text} is none of ImageNet's thousand classes, so it has no name to make a prompt of.")
+        return _told_apart()[text]
+    return text.split(",")[0].strip().replace("_", " ")
+
+
+@functools.cache
+def _told_apart() -> dict[str, str]:
+    """WordNet id -> its first synonym that is not the first of an earlier id."""
+    taken: dict[str, str] = {}
+    for wnid, listed in names().items():
+        synonyms = [name.strip() for name in listed.split(",")]
+        # The two cranes have no other name: the bird comes first in the list, so the other is the machine.
+        free = [name for name in (*synonyms, f"{synonyms[0]} machine") if name not in taken]
+        taken[free[0]] = wnid
+    return {wnid: name for name, wnid in taken.items()}
+
+
 def lookup(class_names: Sequence[str]) -> dict[str, list[int]]:
     """Labels by name, for `find`: those of that full name, else those that have it among comma-separated synonyms.
 

@@ -1,6 +1,7 @@
 """DAP for people who live in diffusers: pipelines whose call takes real images.
 
-`from_pretrained`, `from_pipe`, `.to` and `save_pretrained` are those of the diffusers pipeline each one is.
+`from_pretrained`, `from_pipe`, `.to` and `save_pretrained` are those of the diffusers pipeline each one is. A call puts the
+modules into evaluation mode and freezes their parameters, also for a pipeline that shares them.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Sampling(BaseModel):
 
     model_config = _CLOSED
 
-    steps: int = Field(default=50, ge=1, description="Reverse steps, each one pass of the backbone.")
+    steps: int = Field(default=50, ge=2, description="Reverse steps, each one pass of the backbone.")
     solver: SolverName | None = Field(
         default=None,
         description="ddpm: respaced ancestral steps, the paper's and the default. The others need fewer; on a flow ddim.",

@@ -78,6 +78,10 @@ def sample(
         backbone.check_layer(guidance.layer)
     run = make(backbone, solver, steps, eta)
     into = push_into or ("eps" if run.multistep else "x")
+    if into == "eps" and run.levels[0][0] == 0:
+        raise DapError(
+            "push_into='eps' has no meaning on a flow: its first x_t is pure noise, whatever eps says of x_0."
+        )
     condition = backbone.condition([batch.class_names[label] for label in batch.labels])
     labels, slots = torch.tensor(batch.labels), torch.tensor(batch.slots)
     gens = generators(batch.seeds)
@@ -132,7 +136,8 @@ def sample(
                 "lower the guidance scale, or use --dtype float32."
             )
         x = after.detach()
-        state = replace(state, x=state.x.detach(), x0_hat=state.x0_hat.detach(), features=None, next=x)
+        plain = {"x": state.x.detach(), "x0_hat": state.x0_hat.detach(), "eps": eps.detach()}
+        state = replace(state, **plain, features=None, next=x)
         yield state
     assert state is not None
     guidance.finish(state)

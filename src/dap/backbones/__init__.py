@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -143,25 +144,32 @@ def from_pipeline(
             raise DapError(f"{name} is conditioned on labels, not on prompts: leave out {' and '.join(prompts)}.")
         config = pipe.transformer.config
         # The paper's middle blocks, scaled to the depth: block 8 of 28.
-        own = {"size": config.sample_size * factor, "layer": str(round(config.num_layers * 8 / 28))}
+        shape = {"size": config.sample_size * factor, "layer": str(round(config.num_layers * 8 / 28))}
+        card = _card("dit", name, folder, shape)
+        if card.frequency_shift is None and (config.num_layers, config.num_embeds_ada_norm) == (28, 1000):
+            logging.getLogger(__name__).warning(
+                "%s looks like DiT-XL/2 but is not known by name. If its weights come from the original code, put "
+                "'frequency_shift: 0' into card.yaml beside them; for weights trained in diffusers put 1.",
+                name,
+            )
         return DiT(
             pipe.transformer,
             pipe.vae,
             schedule=VariancePreserving.from_config(pipe.scheduler.config),
             class_names=_class_names(pipe, folder) if class_names is None else class_names,
-            card=_card("dit", name, folder, own),
+            card=card,
         )
     if class_names is not None:
         raise DapError(f"{name} takes prompts made from the data's class names: it has no class names of its own.")
     if isinstance(pipe, StableDiffusionPipeline):
         side = pipe.unet.config.sample_size
-        own = {"size": (side if isinstance(side, int) else side[0]) * factor, "layer": "mid"}
+        shape = {"size": (side if isinstance(side, int) else side[0]) * factor, "layer": "mid"}
         schedule = VariancePreserving.from_config(pipe.scheduler.config)
-        return UNet(pipe, schedule=schedule, card=_card("unet", name, folder, own, prompts))
+        return UNet(pipe, schedule=schedule, card=_card("unet", name, folder, shape, prompts))
     if isinstance(pipe, StableDiffusion3Pipeline):
         config = pipe.transformer.config
-        own = {"size": config.sample_size * factor, "layer": str(config.num_layers // 2)}
-        return MMDiT(pipe, card=_card("mmdit", name, folder, own, prompts))
+        shape = {"size": config.sample_size * factor, "layer": str(config.num_layers // 2)}
+        return MMDiT(pipe, card=_card("mmdit", name, folder, shape, prompts))
     raise DapError(
         f"A {type(pipe).__name__} has no backbone yet; DiTPipeline, StableDiffusionPipeline and StableDiffusion3Pipeline "
         "have. Your own is a subclass of dap.Backbone, given as file.py:Name."
@@ -214,11 +222,11 @@ def _class_names(pipe: Any, folder: Path | None) -> list[str]:
 
 
 def _card(
-    kind: str, name: str, folder: Path | None, own: Mapping[str, Any], given: Mapping[str, Any] | None = None
+    kind: str, name: str, folder: Path | None, shape: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> Card:
     """The defaults of the kind, then what the weights' shape says, cards.yaml, the folder's card.yaml and what was given."""
     cards = yaml.safe_load((files(__name__) / "cards.yaml").read_text(encoding="utf-8"))
-    values: dict[str, Any] = {**cards[kind], "name": name, **own, **_known(cards, name, folder)}
+    values: dict[str, Any] = {**cards[kind], "name": name, **shape, **_known(cards, name, folder)}
     if folder and (folder / "card.yaml").is_file():
         mine = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
         if not isinstance(mine, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,9 +142,13 @@ class Backbone(ABC):
     def state(self) -> dict[str, Tensor]:
         """Every tensor that decides a prediction, by name, for `weights_hash`."""
 
+    def settings(self) -> dict[str, Any]:
+        """What decides a prediction beside the weights, for `weights_hash`. The schedule, unless a subclass adds to it."""
+        return {"schedule": self.schedule.settings()}
+
     def weights_hash(self) -> str:
-        """sha256 over the names and bytes of all weights as loaded."""
-        digest = hashlib.sha256()
+        """sha256 over the settings and the names and bytes of all weights as loaded."""
+        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

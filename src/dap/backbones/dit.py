@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,13 +55,11 @@ class DiT(ModuleBackbone):
         self.class_names = tuple(class_names)
         self.schedule = schedule or VariancePreserving.from_betas(1e-4, 0.02, 1000)
         self.learned_variance = config.out_channels == 2 * config.in_channels
-        if card.frequency_shift is not None:
-            for block in transformer.transformer_blocks:
-                block.norm1.emb.time_proj.downscale_freq_shift = card.frequency_shift
+        self._labels = imagenet.lookup(self.class_names)
+        self._clocks = [block.norm1.emb.time_proj for block in transformer.transformer_blocks]
 
     def condition(self, class_names: Sequence[str]) -> Tensor:
-        table = imagenet.lookup(self.class_names)
-        labels = {name: imagenet.find(name, table) for name in class_names}
+        labels = {name: imagenet.find(name, self._labels) for name in class_names}
         unknown = [name for name, found in labels.items() if not found]
         if unknown:
             known = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
@@ -86,7 +85,24 @@ class DiT(ModuleBackbone):
 
     def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
         timestep = torch.full((len(x),), t, device=x.device)
-        return self.transformer(x.to(self.transformer.dtype), timestep=timestep, class_labels=condition).sample.float()
+        with self._frequencies():
+            x = x.to(self.transformer.dtype)
+            return self.transformer(x, timestep=timestep, class_labels=condition).sample.float()
+
+    @contextmanager
+    def _frequencies(self) -> Iterator[None]:
+        """The card's time embedding for the length of a pass: the modules may be shared with a stock pipeline."""
+        before = [clock.downscale_freq_shift for clock in self._clocks]
+        for clock, own in zip(self._clocks, before, strict=True):
+            clock.downscale_freq_shift = own if self.card.frequency_shift is None else self.card.frequency_shift
+        try:
+            yield
+        finally:
+            for clock, own in zip(self._clocks, before, strict=True):
+                clock.downscale_freq_shift = own
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "frequency_shift": self.card.frequency_shift}
 
     def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
         eps, variance = output.chunk(2, dim=1) if self.learned_variance else (output, None)

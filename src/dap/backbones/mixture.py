@@ -53,17 +53,17 @@ class Mixture(Backbone):
         unknown = [n for n in class_names if n not in self.class_names]
         if unknown:
             raise DapError(f"The mixture has no class {unknown[0]!r}; it has {', '.join(self.class_names)}.")
-        return torch.tensor([self.class_names.index(n) for n in class_names])
+        return torch.tensor([self.class_names.index(n) for n in class_names], device=self.device)
 
     def null(self, n: int) -> Tensor:
-        return torch.full((n,), -1)
+        return torch.full((n,), -1, device=self.device)
 
     def posterior_mean(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
         """E[x_0 | x_t, c], (B, C, *spatial)."""
         a, sigma = self.schedule.level(t)
         v = a**2 * self.std**2 + sigma**2
         modes = self.means.to(x).flatten(0, 1).flatten(1)
-        owner = torch.arange(len(self.means)).repeat_interleave(self.means.shape[1])
+        owner = torch.arange(len(self.means), device=x.device).repeat_interleave(self.means.shape[1])
         allowed = (condition[:, None] == owner) | (condition[:, None] < 0)
         gap = x.flatten(1)[:, None] - a * modes
         weight = (-gap.square().sum(2) / (2 * v)).masked_fill(~allowed, -torch.inf).softmax(1)

@@ -14,6 +14,9 @@ from dap.backbones.base import Backbone, Prediction
 from dap.backbones.schedules import Time
 from dap.guidance.base import GradThrough
 
+PIXELS = 64 * 256**2
+"""Of the images that go through the autoencoder together."""
+
 
 class _Tapped(Exception):
     """Leaves the network at the tapped layer with its features."""
@@ -73,7 +76,8 @@ class ModuleBackbone(Backbone):
             torch.set_grad_enabled(False)
             return detached(output)
 
-        with torch.set_grad_enabled(torch.is_grad_enabled()), self._hook(layer, keep):
+        graph = grad_through == "denoiser" or (grad_through == "features" and layer is not None)
+        with torch.set_grad_enabled(graph and torch.is_grad_enabled()), self._hook(layer, keep):
             prediction = self.read(x, t, self.run(x, t, condition))
         return Prediction(prediction.eps, prediction.variance, kept[0] if kept else None, prediction.x0)
 
@@ -103,16 +107,27 @@ class ModuleBackbone(Backbone):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
-        return (self.vae.encode(x).latent_dist.mean.float() - self._shift) * self.vae.config.scaling_factor
+        means = [self.vae.encode(part).latent_dist.mean.float() for part in x.split(self._together)]
+        return (torch.cat(means) - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         z = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
-        return (self.vae.decode(z).sample.float() / 2 + 0.5).clamp(0, 1)
+        images = torch.cat([self.vae.decode(part).sample.float() for part in z.split(self._together)])
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def _together(self) -> int:
+        """Images that go through the autoencoder at once: its activations grow with the pixels."""
+        return max(1, PIXELS // self.card.size**2)
 
     @property
     def _shift(self) -> float:
         return self.vae.config.get("shift_factor") or 0.0
+
+    def settings(self) -> dict[str, Any]:
+        config = self.vae.config
+        return {**super().settings(), "latents": [config.scaling_factor, self._shift]}
 
     def state(self) -> dict[str, Tensor]:
         parts: Mapping[str, nn.Module] = self._parts

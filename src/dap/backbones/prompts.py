@@ -9,7 +9,10 @@ from torch import Tensor
 
 from dap.backbones.base import Card
 from dap.errors import DapError
-from dap.imagenet import name_of
+from dap.imagenet import spoken
+
+TOGETHER = 32
+"""Prompts that go through the text encoders at once."""
 
 
 class Prompts:
@@ -26,7 +29,7 @@ class Prompts:
     """
 
     def __init__(self, encode: Callable[[list[str]], tuple[Tensor, ...]], card: Card) -> None:
-        self.template = card.template or "{}"
+        self.template = "{}" if card.template is None else card.template
         if "{}" not in self.template:
             raise DapError(f"The prompt template {self.template!r} has no {{}} for the class name.")
         self._encode = encode
@@ -35,12 +38,28 @@ class Prompts:
         self._null = card.negative_prompt or ""
 
     def prompt(self, class_name: str) -> str:
-        """The template with the class's name: the first of comma-separated synonyms, an ImageNet id by its name."""
-        return self.template.replace("{}", name_of(class_name).split(",")[0].strip().replace("_", " "))
+        """The template with the class's name: the first of comma-separated synonyms, an ImageNet id by its name.
+
+        Raises:
+            DapError: a WordNet id that is none of ImageNet's thousand.
+        """
+        return self.template.replace("{}", spoken(class_name))
 
     def condition(self, class_names: Sequence[str]) -> Tensor:
-        """Row numbers (n,)."""
-        return self._numbers([self.prompt(name) for name in class_names])
+        """Row numbers (n,).
+
+        Raises:
+            DapError: two classes with one prompt, or a WordNet id without a name.
+        """
+        prompts = {name: self.prompt(name) for name in class_names}
+        owners: dict[str, str] = {}
+        for name, prompt in prompts.items():
+            if owners.setdefault(prompt, name) != name:
+                raise DapError(
+                    f"The classes {owners[prompt]!r} and {name!r} have the same prompt, {prompt!r}, so their images could "
+                    "not differ. Rename one, or give ImageNet's folders by WordNet id."
+                )
+        return self._numbers([prompts[name] for name in class_names])
 
     def null(self, n: int) -> Tensor:
         """The row of the negative prompt, n times."""
@@ -54,7 +73,8 @@ class Prompts:
     def _numbers(self, prompts: list[str]) -> Tensor:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if new:
-            encoded = self._encode(new)
+            parts = [self._encode(new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
+            encoded = tuple(torch.cat(rows) for rows in zip(*parts, strict=True))
             old = self._table or tuple(part[:0] for part in encoded)
             self._rows |= {prompt: len(self._rows) + i for i, prompt in enumerate(new)}
             self._table = tuple(torch.cat(pair) for pair in zip(old, encoded, strict=True))

@@ -29,6 +29,10 @@ class Schedule(ABC):
     def level(self, t: Time) -> tuple[float, float]:
         """(alpha, sigma) at timestep t."""
 
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything that tells one schedule of the kind from another, as JSON."""
+
     def eps_to_x0(self, x: Tensor, t: Time, eps: Tensor) -> Tensor:
         """The x_0 that a noise prediction means, (x − sigma · eps) / alpha."""
         alpha, sigma = self.level(t)
@@ -51,6 +55,9 @@ class VariancePreserving(Schedule):
     def level(self, t: Time) -> tuple[float, float]:
         abar = self.alphas_cumprod[int(t)]
         return abar.sqrt().item(), (1 - abar).sqrt().item()
+
+    def settings(self) -> dict[str, Any]:
+        return {"alphas_cumprod": self.alphas_cumprod.tolist()}
 
     def velocity_to_eps(self, x: Tensor, t: Time, velocity: Tensor) -> Tensor:
         """eps = alpha · v + sigma · x of a v-prediction, v = alpha · eps − sigma · x_0 (Salimans & Ho 2022)."""
@@ -109,6 +116,9 @@ class Flow(Schedule):
     def level(self, t: Time) -> tuple[float, float]:
         sigma = t / self.steps
         return 1 - sigma, sigma
+
+    def settings(self) -> dict[str, Any]:
+        return {"steps": self.steps, "shift": self.shift}
 
     def velocity_to_eps(self, x: Tensor, t: Time, velocity: Tensor) -> Tensor:
         """eps = x + (1 − sigma) · v."""

@@ -73,6 +73,9 @@ class UNet(ModuleBackbone):
         dtype = self.denoiser.dtype
         return self.denoiser(x.to(dtype), timestep, context.to(dtype)).sample.float()
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "prediction_type": self.prediction_type}
+
     def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
         eps = output if self.prediction_type == "epsilon" else self._preserving.velocity_to_eps(x, t, output)
         return Prediction(eps, None, None)

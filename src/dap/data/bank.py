@@ -145,12 +145,12 @@ class FeatureBank:
         """φ of the label's real images at timestep t, (N, D) float32, after `transform`."""
         t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
-            return self._features[label, t]
+            return self._features[label, t].float()
         name = f"{label:05d}/{t:04d}" if isinstance(t, int) else f"{label:05d}/{t:010.5f}"
-        features = self._cached(name, lambda: self.transform(self._tap(label, t)))
+        features = self._cached(name, lambda: self._kept(self._tap(label, t)))
         if self.keep:
             self._features[label, t] = features
-        return features
+        return features.float()
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
         """Under targets=slot, each slot's weights over the N reals (rows sum to 1); else None."""
@@ -160,6 +160,11 @@ class FeatureBank:
         """Pool and normalise as the options say; float32."""
         x = features.float().mean(1) if self.options.pool == "mean" else features.float().flatten(1)
         return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
+
+    def _kept(self, features: Tensor) -> Tensor:
+        """What is kept of a layer's output: after `transform`, in half precision where that loses nothing."""
+        plain = self.options.pool == "none" and self.options.normalise == "none"
+        return self.transform(features).to(features.dtype if plain else torch.float32)
 
     def _draw(self, label: int) -> tuple[Tensor, Tensor | None]:
         """Latents (N, C, *spatial) of the label's reals, and the slots' weights over them."""
