@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import tiny
+from dap import imagenet
 from dap.backbones import Backbone, Card, ClassifierFree, Flow, Prediction, from_pipeline
 from dap.data.bank import BankOptions, FeatureBank
 from dap.errors import DapError
@@ -221,3 +224,70 @@ def test_what_cannot_be_a_backbone_says_why():
         from_pipeline(tiny.stable_diffusion("sample"), name="odd")
     with pytest.raises(DapError, match="no layer 'middle'.*mid"):
         from_pipeline(tiny.stable_diffusion(), name="sd").check_layer("middle")
+
+
+def test_a_graph_is_built_only_where_it_is_asked_for(made):
+    backbone = made["sd"]
+    x = torch.randn(1, 4, 4, 4).requires_grad_()
+    condition = backbone.condition(["red"])
+    assert not backbone.predict(x, 500, condition).eps.requires_grad
+    assert not backbone.predict(x, 500, condition, layer="mid").features.requires_grad
+    assert not backbone.predict(x, 500, condition, grad_through="features").eps.requires_grad
+    assert backbone.predict(x, 500, condition, grad_through="denoiser").eps.requires_grad
+
+
+def test_classes_without_a_prompt_of_their_own_are_refused(made):
+    prompt = made["sd"]._prompts.prompt
+    assert prompt("n02012849") == "a photo of a crane" != prompt("n03126707")
+    assert prompt("n03710637") == "a photo of a maillot" and prompt("n03710721") == "a photo of a tank suit"
+    assert len({prompt(wnid) for wnid in imagenet.names()}) == 1000
+    with pytest.raises(DapError, match="'crane' and 'crane, machine' have the same prompt"):
+        made["sd"].condition(["crane", "crane, machine"])
+    with pytest.raises(DapError, match="n09999999 is none of ImageNet's thousand"):
+        made["sd"].condition(["n09999999"])
+
+
+def test_the_hash_of_weights_knows_what_else_decides_a_prediction(backbone):
+    """Schedule, kind of prediction, latent scale and time embedding: the same weights under another one are another model."""
+    from dap.backbones import VariancePreserving
+    from dap.backbones.dit import DiT
+
+    given = {"schedule": backbone.schedule, "class_names": backbone.class_names, "card": backbone.card}
+    others = [
+        {},
+        {"schedule": VariancePreserving.from_betas(1e-4, 0.03, 1000)},
+        {"card": replace(backbone.card, frequency_shift=0)},
+    ]
+    hashes = [DiT(backbone.transformer, backbone.vae, **given | other).weights_hash() for other in others]
+    assert hashes[0] == backbone.weights_hash() and len(set(hashes)) == 3
+    sd = [from_pipeline(tiny.stable_diffusion(kind), name="sd").weights_hash() for kind in ("epsilon", "v_prediction")]
+    assert sd[0] != sd[1]
+
+
+def test_the_card_s_time_embedding_leaves_the_shared_modules_as_they_were(backbone):
+    from dap.backbones.dit import DiT
+
+    clock = backbone.transformer.transformer_blocks[0].norm1.emb.time_proj
+    card = replace(backbone.card, frequency_shift=0)
+    mine = DiT(backbone.transformer, backbone.vae, class_names=backbone.class_names, card=card)
+    x, condition = torch.randn(1, 4, 4, 4), backbone.condition(["red"])
+    assert not torch.equal(mine.predict(x, 700, condition).eps, backbone.predict(x, 700, condition).eps)
+    assert clock.downscale_freq_shift == 1
+
+
+def test_the_autoencoder_takes_large_images_in_parts(made, monkeypatch):
+    backbone, images = made["sd"], torch.rand(5, 3, 8, 8)
+    whole = backbone.encode(images)
+    monkeypatch.setattr("dap.backbones.modules.PIXELS", 2 * 8**2)
+    torch.testing.assert_close(backbone.encode(images), whole)
+    assert backbone.decode(whole).shape == images.shape
+
+
+def test_a_bank_keeps_half_precision_where_that_loses_nothing():
+    backbone = from_pipeline(tiny.stable_diffusion().to(dtype=torch.bfloat16), name="half")
+    for options, dtype in ((BankOptions(reals=4), torch.bfloat16), (BankOptions(reals=4, pool="mean"), torch.float32)):
+        bank = FeatureBank(Clips((3, 8, 8)), backbone, options, ipc=1)
+        bank.begin([0])
+        assert bank.at(0, 500).dtype == torch.float32
+        assert bank._features[0, 500].dtype == dtype
+        assert torch.equal(bank.at(0, 500), bank._features[0, 500].float())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dap.cli import main
+from dap.cli import VERBS, main
 
 
 def environment() -> dict[str, str]:
@@ -278,3 +279,34 @@ def test_an_unfinished_or_changed_set_is_not_judged_by_old_trials(whole, tmp_pat
 def test_an_unknown_verb_is_a_usage_error():
     done = dap("destill", check=False)
     assert done.returncode == 2 and "distill" in done.stderr
+
+
+def test_every_recipe_field_can_be_given_as_a_flag():
+    """A valid value for each, so that no flag refuses what the field takes."""
+    from dap.flags import build_parser, flag_of, recipe_fields
+    from dap.recipe import Recipe
+
+    odd = {"cfg-channels": ["3", "all"], "kernel": ["rbf"], "data": ["x"], "backbone": ["x"], "method": ["dap"]}
+    parser = build_parser(dict.fromkeys(VERBS, print))
+    for name, field in recipe_fields():
+        kinds = str(field.annotation)
+        plain = ["true"] if "bool" in kinds else ["2"] if "int" in kinds else ["0.5"] if "float" in kinds else ["x"]
+        literal = re.findall(r"Literal\[(.*?)\]", kinds)
+        values = odd.get(flag_of(name)) or ([v.strip(" '") for v in literal[0].split(",")] if literal else plain)
+        for value in values:
+            args = parser.parse_args(["distill", "--out", "o", f"--{flag_of(name)}", value])
+            section, _, leaf = name.rpartition(".")
+            given = [value] if name == "data.classes" else value
+            Recipe.parse({section: {leaf: given}} if section else {leaf: given})
+            assert getattr(args, name) == given
+
+
+def test_a_gpu_that_is_full_is_told_in_a_sentence(capsys, monkeypatch):
+    import torch
+
+    def full(args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB")
+
+    monkeypatch.setitem(VERBS, "verify", full)
+    assert main(["verify", "x"]) == 1
+    assert "Out of memory" in capsys.readouterr().err
