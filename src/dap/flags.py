@@ -160,5 +160,6 @@ def _recipe_flags(parser: argparse.ArgumentParser) -> None:
         elif bool in arms:
             options["choices"] = ["true", "false"]
         else:
-            options["metavar"] = next((a.__name__.upper() for a in arms if isinstance(a, type)), "VALUE")
+            plain = next((a.__name__.upper() for a in arms if isinstance(a, type)), "VALUE")
+            options["metavar"] = "|".join([plain, *choices])
         group.add_argument(f"--{flag_of(name)}", **options)

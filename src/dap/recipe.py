@@ -57,7 +57,8 @@ class BackboneChoice(BaseModel):
     model_config = _CLOSED
 
     path: str = Field(
-        default="starter", description="'starter' (embedded), a diffusers folder, a hub id, or file.py:Name."
+        default="starter",
+        description="'starter', 'starter-unet' (embedded), a diffusers folder, a hub id, or file.py:Name.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Weights and activations.")
