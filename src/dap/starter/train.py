@@ -258,8 +258,13 @@ def export(vae: Any, transformer: Any, factor: float, cost: dict[str, Any], fold
     vae, transformer = (module.to("cpu", torch.float16) for module in (vae, transformer))
     pipe = DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)
     pipe.save_pretrained(folder, safe_serialization=True)
+    describe(folder, PIPELINE, cost)
+
+
+def describe(folder: Path, shipped: Path, cost: dict[str, Any]) -> None:
+    """Put class names, the shipped folder's card and the costs beside the weights."""
     (folder / "classes.json").write_text(json.dumps(list(CLASS_NAMES), indent=1) + "\n")
-    (folder / "card.yaml").write_text((PIPELINE / "card.yaml").read_text())
+    (folder / "card.yaml").write_text((shipped / "card.yaml").read_text())
     (folder / "training.json").write_text(json.dumps(cost, indent=1) + "\n")
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dap.starter import CLASS_NAMES, PIPELINE, UNET_PIPELINE, training_images
-from dap.starter.train import DROP_LABEL, encode_all, fit, normal, pick
+from dap.starter.train import DROP_LABEL, describe, encode_all, fit, normal, pick
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 """Of Stable Diffusion 1 and 2."""
@@ -138,9 +138,7 @@ def export(vae: Any, trained: tuple[Any, Any, Any], cost: dict[str, Any], folder
     config = json.loads((folder / "vae" / "config.json").read_text())
     config.pop("_name_or_path", None)  # where it lay on this machine
     (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "classes.json").write_text(json.dumps(list(CLASS_NAMES), indent=1) + "\n")
-    (folder / "card.yaml").write_text((UNET_PIPELINE / "card.yaml").read_text())
-    (folder / "training.json").write_text(json.dumps(cost, indent=1) + "\n")
+    describe(folder, UNET_PIPELINE, cost)
 
 
 def main() -> None:
