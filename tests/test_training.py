@@ -1,4 +1,4 @@
-"""Protocols and training: a trial is exactly what its protocol and seed say."""
+"""Training: a trial is exactly what its protocol and seed say."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap.errors import DapError
-from dap.evaluation import training
-from dap.evaluation.augment import OPERATIONS
-from dap.evaluation.protocol import Protocol, known_protocols, load_protocol
-from dap.evaluation.training import Trial, accuracy, evaluate, fit, prepare
-
-TINY: dict[str, Any] = {
-    "name": "tiny", "source": "test", "network": "convnet2", "size": 8, "width": 4, "mean": [0.5], "std": [0.25],
-    "epochs": 6, "batch": 64, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "score": "last", "looks": 3,
-}  # fmt: skip
-
-
-def tiny(**changes: object) -> Protocol:
-    return Protocol.model_validate({**TINY, **changes})
+from dap.evaluation import fitting, training
+from dap.evaluation.batches import Images, accuracy, confusion, prepare
+from dap.evaluation.fitting import fit
+from dap.evaluation.protocol import Protocol
+from dap.evaluation.training import evaluate
+from dap.evaluation.trials import Trial
+from test_protocol import tiny
 
 
 def stripes(n: int, seed: int = 0, noise: float = 0.2, size: int = 8) -> tuple[Tensor, Tensor]:
@@ -52,90 +46,33 @@ class Linear(nn.Module):
 
 LINEAR = f"{__file__}:Linear"
 
-
-# Protocols
-
-
-def test_small_hard_is_the_published_recipe():
-    protocol = load_protocol("small-hard")
-    recipe = protocol.model_dump(exclude={"source", "mean", "std"})
-    assert recipe == {
-        "name": "small-hard", "network": "convnet3", "size": 32, "norm": "instance", "width": 128, "epochs": 300,
-        "extra_epoch": True, "batch": 256, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "decay_at": ("half+1",),
-        "decay_factor": 0.1, "decay_restarts": True, "augment": "none", "operations": OPERATIONS,
-        "labels": "hard", "score": "last", "looks": 3,
-    }  # fmt: skip
-    assert protocol.first_epoch == 0
-    assert protocol.decay_epochs == (151,)
-    assert protocol.look_epochs == (100, 200, 300)
-
-
-def test_small_hard_dsa_differs_only_in_epochs_and_augmentation():
-    plain, dsa = load_protocol("small-hard"), load_protocol("small-hard-dsa")
-    different = {key for key, value in plain if getattr(dsa, key) != value}
-    assert different == {"name", "source", "epochs", "augment"}
-    assert (dsa.epochs, dsa.augment, dsa.decay_epochs) == (1000, "dsa", (501,))
-
-
-@pytest.mark.parametrize("name", known_protocols())
-def test_every_shipped_protocol_loads_under_its_own_name(name):
-    assert load_protocol(name).name == name
-
-
-def test_fractions_of_the_epochs_are_rounded_down():
-    assert tiny(epochs=2000, decay_at=["2/3", "5/6"]).decay_epochs == (1333, 1666)
-    assert tiny(epochs=3, decay_at=["1/6"]).decay_epochs == (1,)
-    assert tiny(epochs=10, looks=4).look_epochs == (2, 5, 8, 10)
-
-
-def test_overrides_are_checked_and_show_in_the_name(tmp_path):
-    changed = load_protocol("small-hard", epochs=30, mean=(0.4, 0.4, 0.4), looks=3)
-    assert (changed.epochs, changed.mean, changed.decay_epochs) == (30, (0.4, 0.4, 0.4), (16,))
-    assert changed.name == "small-hard+epochs=30+mean=0.4,0.4,0.4"
-    assert load_protocol("small-hard", lr=0.01).name == "small-hard"
-    file = tmp_path / "mine.yaml"
-    file.write_text(json.dumps(TINY))
-    assert load_protocol(file) == tiny()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epoch": 5}, r"The protocol small-hard: unknown field 'epoch'. Did you mean 'epochs'\?"),
-        ({"epochs": 0}, "epochs = 0: Input should be greater than 0"),
-        ({"epochs": 2}, "looks 3 is more than the 2 epochs"),
-        ({"score": "first"}, "score = 'first': Input should be 'last' or 'best'"),
-        ({"operations": ["flop"]}, "operations.0 = 'flop': Input should be 'color'"),
-        ({"mean": [0.5]}, "mean has 1 values and std 3"),
-        ({"decay_at": ["late"]}, "decay_at 'late' should be an epoch, a fraction"),
-        ({"decay_at": [301]}, r"decay_at 301 is epoch 301, outside 0 ... 300"),
-        ({"std": [0.0, 1.0, 1.0]}, "std.0 = 0.0: Input should be greater than 0"),
+AUGMENTED: dict[str, Any] = {
+    "train": [
+        {"op": "random_resized_crop", "scale": [0.5, 1]},
+        {"op": "flip"},
+        {"op": "color_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4},
+        {"op": "lighting", "std": 0.1},
+        {"op": "normalize"},
     ],
-)
-def test_a_wrong_field_is_named(changes, message):
-    with pytest.raises(DapError, match=message):
-        load_protocol("small-hard", **changes)
+    "mix": {"op": "cutmix"},
+    "batch": 8,
+}
 
 
-def test_a_wrong_protocol_is_named(tmp_path):
-    with pytest.raises(DapError, match=r"Unknown protocol 'small-had'. Did you mean 'small-hard'\?"):
-        load_protocol("small-had")
-    with pytest.raises(FileNotFoundError, match=r"No protocol file nowhere.yaml. Shipped protocols: .*small-hard"):
-        load_protocol("nowhere.yaml")
-    file = tmp_path / "p.yaml"
-    wrong = {"a: [": "is not valid YAML", "3": "should be a mapping", "name: x": "'source' is missing"}
-    for text, message in wrong.items():
-        file.write_text(text)
-        with pytest.raises(DapError, match=message):
-            load_protocol(file)
-
-
-# Training
+def trained(train: tuple[Tensor, Tensor], protocol: Protocol, seed: int, **options: Any) -> nn.Module:
+    ready = Images(train, training.split(protocol.train_steps)[0], torch.device("cpu"))
+    options = {"network": protocol.network, "channels": train[0].shape[1], "classes": 2, **options}
+    return fit(ready, protocol, seed, **options)
 
 
 def test_a_trial_is_a_function_of_its_seed_and_leaves_the_global_generator_alone():
     train, test = stripes(20, noise=0.9), stripes(40, seed=1, noise=0.9)
-    for changes in ({}, {"augment": "dsa"}, {"norm": "batch", "batch": 8}):
+    for changes in (
+        {},
+        {"train": [{"op": "resize"}, {"op": "normalize"}, {"op": "dsa"}]},
+        AUGMENTED,
+        {"norm": "batch", "batch": 8},
+    ):
         protocol = tiny(looks=6, **changes)
         before = torch.get_rng_state()
         one, again, other = (next(evaluate(train, test, protocol, [seed], classes=2)) for seed in (5, 5, 6))
@@ -143,8 +80,7 @@ def test_a_trial_is_a_function_of_its_seed_and_leaves_the_global_generator_alone
         torch.rand(3)
         (late,) = [t for t in evaluate(train, test, protocol, [1, 5], classes=2) if t.seed == 5]
         assert one.curve == again.curve == late.curve
-        ready = prepare(train[0], protocol), train[1]
-        nets = [fit(ready, protocol, seed, network="convnet2", classes=2) for seed in (5, 5, 6)]
+        nets = [trained(train, protocol, seed) for seed in (5, 5, 6)]
         weights = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
         assert torch.equal(weights[0], weights[1])
         assert not torch.allclose(weights[0], weights[2])
@@ -190,7 +126,7 @@ def test_training_is_the_plain_loop(restarts):
     """E + 1 epochs; at the end of number E // 2 + 1 the rate falls and, if asked, the momentum is gone."""
     protocol = tiny(extra_epoch=True, decay_at=["half+1"], decay_factor=0.1, decay_restarts=restarts, network=LINEAR)
     images, labels = stripes(12)
-    net = fit((prepare(images, protocol), labels), protocol, 0, network=LINEAR, classes=2)
+    net = trained((images, labels), protocol, 0)
 
     weight = Linear(3, 2, 8).map.weight.detach().clone()
     bias, x, lr = torch.zeros(2), ((images - 0.5) / 0.25).flatten(1), 0.05
@@ -211,11 +147,10 @@ def test_training_is_the_plain_loop(restarts):
 
 def test_slices_of_a_batch_add_up_to_the_batch(monkeypatch):
     protocol, (images, labels) = tiny(batch=10), stripes(25)
-    train = prepare(images, protocol), labels
     weights = []
     for size in (3, 100):
-        monkeypatch.setattr(training, "_slice_size", lambda images, size=size: size)
-        net = fit(train, protocol, 0, network="convnet2", classes=2)
+        monkeypatch.setattr(fitting, "slice_size", lambda *where, size=size: size)
+        net = trained((images, labels), protocol, 0)
         weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     assert not torch.equal(*weights)
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
@@ -225,9 +160,9 @@ def test_a_batch_is_never_cut_where_its_images_depend_on_each_other(monkeypatch)
     images, labels = stripes(12)
     weights = []
     for size in (3, 100):
-        monkeypatch.setattr(training, "_slice_size", lambda images, size=size: size)
+        monkeypatch.setattr(fitting, "slice_size", lambda *where, size=size: size)
         protocol = tiny(norm="batch")
-        net = fit((prepare(images, protocol), labels), protocol, 0, network="convnet2", classes=2)
+        net = trained((images, labels), protocol, 0)
         weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     assert torch.equal(*weights)
 
@@ -236,8 +171,8 @@ def test_images_of_another_size_are_resized_in_one_place():
     protocol = tiny()
     images, labels = stripes(6, size=16)
     resized = F.interpolate(images, (8, 8), mode="bilinear", antialias=True)
-    torch.testing.assert_close(prepare(images, protocol), (resized - 0.5) / 0.25)
-    assert prepare(images, protocol).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(prepare(images, protocol.test_steps), (resized - 0.5) / 0.25)
+    assert prepare(images, protocol.test_steps).is_contiguous(memory_format=torch.channels_last)
     (trial,) = evaluate((images, labels), stripes(6, size=12), protocol, [0], classes=2)
     assert trial.n_test == 6
 
@@ -245,8 +180,10 @@ def test_images_of_another_size_are_resized_in_one_place():
 def test_accuracy_is_the_fraction_of_right_labels():
     net = Linear(1, 2, 1)
     net.map.weight.data.copy_(torch.tensor([[-1.0], [1.0]]))
-    images = torch.tensor([-1.0, 2.0, 3.0, -4.0]).view(4, 1, 1, 1)
-    assert accuracy(net, images, torch.tensor([0, 1, 0, 0])) == 0.75
+    labels = torch.tensor([0, 1, 0, 0])
+    images = Images((torch.tensor([-1.0, 2.0, 3.0, -4.0]).view(4, 1, 1, 1), labels), (), torch.device("cpu"))
+    counts = confusion(net, images, 2)
+    assert counts.tolist() == [[2, 1], [0, 1]] and accuracy(counts) == 0.75
 
 
 @pytest.mark.parametrize(
@@ -260,7 +197,7 @@ def test_accuracy_is_the_fraction_of_right_labels():
         ((torch.rand(2, 3, 8, 8), torch.tensor([0.0, 1.0])), 2, "labels torch.float32"),
         ((torch.full((2, 3, 8, 8), 200.0), torch.tensor([0, 1])), 2, "should be in .0, 1., but go from 200 to 200"),
         ((torch.full((2, 3, 8, 8), math.nan), torch.tensor([0, 1])), 2, "should be in .0, 1., but go from nan"),
-        ((torch.ones(2, 3, 8, 8).byte(), torch.tensor([0, 1])), 2, "should be float"),
+        ((torch.ones(2, 3, 8, 8).int(), torch.tensor([0, 1])), 2, "should be float or uint8"),
         ((torch.rand(2, 1, 8, 8), torch.tensor([0, 1])), 2, "1 channels and the test images 3"),
     ],
 )
@@ -289,7 +226,7 @@ def test_a_trial_survives_json():
     assert "\n" not in line
     assert list(json.loads(line)) == [
         "protocol", "network", "seed", "epochs", "n_train", "n_test", "last", "best", "headline", "curve", "train_last",
-        "seconds", "device", "torch",
+        "seconds", "device", "torch", "tested_on", "labels", "confusion",
     ]  # fmt: skip
     for damaged, message in {
         "{": "not JSON",

@@ -88,21 +88,35 @@ def _command() -> str:
 def _judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
     """The judge of sets made from some data, loaded once for each."""
     from dap.backbones import device_of
-    from dap.evaluation.protocol import load_protocol
-    from dap.experiment import Judge, embedding
+    from dap.experiment import embedding
+    from dap.judge import Judge
 
-    protocol = load_protocol(args.protocol)
-    if args.epochs:
-        protocol = load_protocol(args.protocol, epochs=args.epochs, looks=min(protocol.looks, args.epochs))
-    device = str(device_of(args.device))
+    protocol, device = _protocol(args), str(device_of(args.device))
 
     @functools.cache
     def judge(data: Any) -> Any:
-        train, test = (workshop.source(data, split) for split in ("train", "test"))
+        def opened(split: Any, size: int) -> Any:
+            return workshop.source(data.model_copy(update={"size": size}), split, "crop-bilinear")
+
         features = embedding(data.path, protocol.size)
-        return Judge(train, test, protocol, range(args.trials), args.network, features, device)
+        made = Judge(opened, protocol, range(args.trials), features, args.networks, device, on=args.on)
+        return made
 
     return lambda data: judge(data.model_copy(update={"size": protocol.size}))
+
+
+def _protocol(args: argparse.Namespace) -> Any:
+    import yaml
+
+    from dap.evaluation.protocol import load_protocol
+
+    changes = {"epochs": args.epochs} if args.epochs else {}
+    for item in args.set:
+        field, _, value = item.partition("=")
+        if not value:
+            raise DapError(f"--set takes FIELD=VALUE, such as size=64, not {item!r}.")
+        changes[field] = yaml.safe_load(value)
+    return load_protocol(args.protocol, **changes)
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -171,6 +185,14 @@ def _sweep(args: argparse.Namespace) -> None:
     _grid(args, cells, f"Sweep over {', '.join(item.partition('=')[0] for item in args.vary) or 'seeds'}")
 
 
+def _compare(args: argparse.Namespace) -> None:
+    from dap.experiment import grid
+
+    ipcs = {"ipc": args.ipcs} if args.ipcs else {}
+    cells = list(grid(_recipe_values(args), {"method": args.methods, **ipcs}, args.sets))
+    _grid(args, cells, "Methods compared")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from dap.data.distilled import DistilledSet
     from dap.recipe import Recipe
@@ -226,6 +248,7 @@ VERBS = {
     "demo": _demo,
     "distill": _distill,
     "sweep": _sweep,
+    "compare": _compare,
     "evaluate": _evaluate,
     "report": _report,
     "convert": _convert,

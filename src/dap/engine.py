@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from dap import backbones
 from dap.backbones.base import Backbone
+from dap.data.decode import Fit
 from dap.data.distilled import DistilledSet
+from dap.data.held import Part
 from dap.data.sources import Source, check_path, open_source
 from dap.errors import DapError
 from dap.files import locked, sha256_of
@@ -42,7 +45,7 @@ class Workshop:
 
     def __post_init__(self) -> None:
         self._backbones: dict[BackboneChoice, Backbone] = {}
-        self._sources: dict[tuple[Data, str], Source] = {}
+        self._sources: dict[tuple[Data, str, Fit], Source] = {}
         self._hashes: dict[int, str] = {}
 
     def backbone(self, choice: BackboneChoice) -> Backbone:
@@ -58,14 +61,31 @@ class Workshop:
             )
         return self._backbones[choice]
 
-    def source(self, data: Data, split: str = "train") -> Source:
-        """The real images of a recipe whose size is set."""
+    def source(self, data: Data, split: Literal["train", "validation", "test"] = "train", fit: Fit = "crop") -> Source:
+        """The real images of a recipe whose size is set.
+
+        Args:
+            data: what and how large.
+            split: `validation` is the part of the training images that is held out, `train` the others.
+            fit: see `data.decode.square`.
+
+        Raises:
+            DapError: nothing is held out for a validation, or as `open_source`.
+        """
         assert data.size is not None
-        if (data, split) not in self._sources:
-            self._sources[data, split] = open_source(
-                data.path, split, size=data.size, classes=data.classes, max_bad_fraction=data.max_bad_fraction
-            )
-        return self._sources[data, split]
+        if (data, split, fit) not in self._sources:
+            if split == "validation" and not data.held_out:
+                raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
+            options: dict[str, Any] = {
+                "size": data.size,
+                "classes": data.classes,
+                "max_bad_fraction": data.max_bad_fraction,
+            }
+            source = open_source(data.path, "test" if split == "test" else "train", fit=fit, **options)
+            if data.held_out and split != "test":
+                source = Part(source, split, data.held_out)
+            self._sources[data, split, fit] = source
+        return self._sources[data, split, fit]
 
     def weights_hash(self, backbone: Backbone | None) -> str | None:
         """`Backbone.weights_hash`, computed once; None for no backbone."""

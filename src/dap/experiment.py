@@ -1,147 +1,21 @@
-"""Many sets and their judgement: evaluate a set, sweep over recipes, and the demo. Every cell resumes by itself."""
+"""Many sets and their judgement: a grid of recipes, each cell of which resumes by itself."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dap.data.distilled import DistilledSet
-from dap.data.sources import Source
 from dap.engine import Progress, Workshop, distill
 from dap.errors import DapError
-from dap.evaluation.measures import measure
-from dap.evaluation.networks import Network, build
-from dap.evaluation.protocol import Protocol
 from dap.evaluation.fitting import seeded
-from dap.evaluation.training import evaluate
+from dap.evaluation.networks import Network, build
 from dap.evaluation.trials import Trial
-from dap.files import drop_torn_line, read_lines, write_atomically
+from dap.judge import Features, Judge
 from dap.recipe import Data, Recipe
-
-REAL_PER_CLASS = 500
-"""Real images a class that the measures compare with."""
-
-Features = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What judges sets: held-out test data, a protocol, and features for the measures.
-
-    Args:
-        train: real training images at the protocol's size, which the measures compare with.
-        test: real test images at the protocol's size, used for reporting alone.
-        protocol: see `evaluation.protocol`.
-        seeds: one training a seed.
-        network: instead of the protocol's own.
-        features: images -> (n, D) for the measures, and what to call them.
-        device: where to train.
-    """
-
-    train: Source
-    test: Source
-    protocol: Protocol
-    seeds: Sequence[int]
-    network: str | None
-    features: tuple[str, Features]
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.test.class_names != self.train.class_names:
-            raise DapError("The test data has other classes than the training data.")
-        object.__setattr__(self, "_test", self.test.tensors())
-        object.__setattr__(self, "_real", self.train.tensors(limit_per_class=REAL_PER_CLASS))
-
-    def __call__(
-        self,
-        judged: DistilledSet,
-        *,
-        on_trial: Callable[[Trial], None] | None = None,
-        on_epoch: Callable[[int, int, int], None] | None = None,
-    ) -> list[Trial]:
-        """All trials of a set; those already in its `trials.jsonl` are kept, new ones are appended.
-
-        A recorded trial counts only for the same images, test data and protocol; others of the same name are dropped.
-
-        Args:
-            judged: the set. Its class names are matched with the test data's by name.
-            on_trial: told of every new trial.
-            on_epoch: told of every epoch: seed, epochs done, epochs to do.
-
-        Raises:
-            DapError: the set is not finished, or its classes are not the test data's.
-        """
-        into, names = judged.path, self.test.class_names
-        if judged.recipe is not None and judged.missing():
-            raise DapError(
-                f"{into} still lacks {len(judged.missing())} images; run the dap distill that made it again."
-            )
-        if sorted(judged.class_names) != sorted(names):
-            raise DapError(
-                f"The set {into} has classes {', '.join(judged.class_names)}; the test data has {', '.join(names)}. "
-                "Choose the same with --classes."
-            )
-        images, labels = judged.tensors(self.protocol.size)
-        mine = (images, labels.new_tensor([names.index(name) for name in judged.class_names])[labels])
-        network = self.network or self.protocol.network
-        images_key = _hash([[r["sha256"] for r in judged.records], self.test.fingerprint()])
-        key = {"judged": images_key, "by": _hash(self.protocol.model_dump(mode="json"))}
-        known = list(read_lines(into / "trials.jsonl"))
-        same = [line for line in known if line.get("judged") == images_key]
-        stale = [line for line in same if line["protocol"] == self.protocol.name and line["by"] != key["by"]]
-        kept = [line for line in same if line not in stale]
-        if kept != known:
-            write_atomically(into / "trials.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-        drop_torn_line(into / "trials.jsonl")
-        trials = {
-            line["seed"]: Trial.from_json(json.dumps({k: v for k, v in line.items() if k not in key}))
-            for line in kept
-            if line["by"] == key["by"] and line["network"] == network and line["seed"] in self.seeds
-        }
-        todo = [seed for seed in self.seeds if seed not in trials]
-        test: Any = getattr(self, "_test")  # noqa: B009 - a frozen dataclass keeps what it loaded
-        for trial in evaluate(
-            mine,
-            test,
-            self.protocol,
-            todo,
-            device=self.device,
-            network=network,
-            classes=len(names),
-            progress=on_epoch,
-        ):
-            with (into / "trials.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
-            trials[trial.seed] = trial
-            if on_trial is not None:
-                on_trial(trial)
-        self._measure(judged, mine, images_key)
-        return [trials[seed] for seed in sorted(trials)]
-
-    def _measure(self, judged: DistilledSet, mine: tuple[Tensor, Tensor], key: str) -> None:
-        name, features = self.features
-        written = judged.noted("measures.json") or {}
-        if (written.get("judged"), written.get("features")) == (key, name):
-            return
-        try:
-            values = measure(mine, getattr(self, "_real"), features, len(self.test.class_names))  # noqa: B009
-        except DapError as error:  # too few real images of a class, say; the accuracies stand all the same
-            logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
-            return
-        judged.note("measures.json", {"features": name, **values, "judged": key})
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def embedding(data: str, size: int) -> tuple[str, Features]:

@@ -74,6 +74,25 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     _judging(sweep)
     _machine(sweep)
 
+    compare = verb("compare", "methods beside each other: distil, train several networks, one table and report")
+    compare.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
+    compare.add_argument("--out", type=Path, required=True, help="folder of the comparison")
+    compare.add_argument(
+        "--methods",
+        type=lambda text: text.split(","),
+        default=["random", "vanilla", "dap", "dap-slots"],
+        metavar="NAME,…",
+        help="random, vanilla, dap, dap-slots, file.py:Name (default: these four)",
+    )
+    compare.add_argument(
+        "--ipcs", type=lambda text: [_positive(part) for part in text.split(",")], metavar="N,…", help="several --ipc"
+    )
+    compare.add_argument("--sets", type=_positive, default=3, help="distilled sets a method, each of its own seed (3)")
+    compare.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th cell from I on; run N processes")
+    _recipe_flags(compare)
+    _judging(compare)
+    _machine(compare)
+
     judge = verb("evaluate", "train networks on distilled sets and test them on real images")
     judge.add_argument("sets", nargs="+", type=Path, help="distilled sets, or any folder of class folders")
     judge.add_argument("--data", help="real images to test on (default: what the set was made from)")
@@ -122,11 +141,33 @@ def _place(group: Any) -> None:
 def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", trials: int = 1) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument("--protocol", default=protocol, help="a name or a YAML file (%(default)s)")
-    group.add_argument("--network", help="instead of the protocol's own: convnet3, resnetap10, resnet18, file.py:build")
+    group.add_argument(
+        "--networks",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,…",
+        help="instead of the protocol's own: convnet3, resnetap10, resnet18, torchvision:NAME, timm:NAME, file.py:build",
+    )
     group.add_argument(
         "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
     )
     group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another value of a protocol's field, as YAML: size=64, 'mean=[0.5]'; may be repeated",
+    )
+    group.add_argument(
+        "--teacher", help="of soft labels: a file of dap train-teacher, torchvision:NAME with its ImageNet weights"
+    )
+    group.add_argument(
+        "--on",
+        choices=["test", "validation"],
+        default="test",
+        help="validation: test on training images held out of distillation (--held-out), to choose by (%(default)s)",
+    )
 
 
 def recipe_fields() -> list[tuple[str, Any]]:

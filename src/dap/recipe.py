@@ -43,6 +43,13 @@ class Data(BaseModel):
     max_bad_fraction: float = Field(
         default=0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded."
     )
+    held_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Part of each class's training images that distillation never sees, to make choices on: dap sweep "
+        "--on validation.",
+    )
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -144,10 +144,11 @@ class Source(ABC):
             images[position] = image
         return images
 
-    def tensors(self, limit_per_class: int | None = None) -> tuple[Tensor, Tensor]:
+    def tensors(self, limit_per_class: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Images (n, 3, size, size) in [0, 1] and labels (n,) int64, class by class, without the broken ones.
 
-        With a limit, these are the first decodable images of each class; for a random choice use `good`.
+        With a limit, these are the first decodable images of each class; for a random choice use `good`. With the dtype
+        uint8 the images are whole numbers from 0 to 255, in a quarter of the memory.
 
         Raises:
             DapError: too many images are broken, or all of a class.
@@ -155,7 +156,7 @@ class Source(ABC):
         if limit_per_class is not None and limit_per_class < 1:
             raise DapError(f"limit_per_class must be at least 1, not {limit_per_class}")
         takes = [count if limit_per_class is None else min(count, limit_per_class) for count in self._counts]
-        images = torch.empty(sum(takes), 3, self.size, self.size)
+        images = torch.empty(sum(takes), 3, self.size, self.size, dtype=dtype)
         labels: list[int] = []
         planned = self._seen_after((label, index) for label, take in enumerate(takes) for index in range(take))
         for label, take in enumerate(takes):
@@ -167,7 +168,7 @@ class Source(ABC):
                 if image is None:
                     self._check_bad_fraction(planned)
                 else:
-                    images[len(labels)] = image
+                    images[len(labels)] = image if dtype.is_floating_point else (image * 255).round()
                     labels.append(label)
             if len(labels) == start:
                 name = self.class_names[label]

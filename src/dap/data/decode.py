@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dap.errors import DapError
 
-Fit = Literal["crop", "pad"]
-"""How an image becomes square; see `fit_square`."""
+Fit = Literal["crop", "pad", "crop-bilinear"]
+"""How an image becomes square; see `square`."""
 
 
 class BrokenImage(DapError):
@@ -45,7 +45,7 @@ def decode(data: bytes | Path, size: int, fit: Fit = "crop") -> Tensor:
     Args:
         data: the bytes of an image file, or its path.
         size: height and width of the result, in pixels.
-        fit: `crop` or `pad`, see `fit_square`.
+        fit: see `square`.
 
     Returns:
         (3, size, size), float32 in [0, 1].
@@ -74,10 +74,21 @@ def decode(data: bytes | Path, size: int, fit: Fit = "crop") -> Tensor:
 
 
 def fit_square(image: Image.Image, size: int, fit: Fit) -> Tensor:
-    """An image of mode L, RGB or F (the last already in [0, 1]) as a square tensor (3, size, size) in [0, 1].
+    """An image of mode L, RGB or F (the last already in [0, 1]) as a square tensor (3, size, size) in [0, 1]: `square`."""
+    image = square(image, size, fit)
+    values = torch.from_numpy(np.array(image, dtype=np.float32))
+    if image.mode != "F":
+        values /= 255
+    values.clamp_(0, 1)  # bicubic overshoots in floating point
+    return values.expand(3, -1, -1).contiguous() if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
 
-    `crop` resizes the short side to `size` (bicubic, antialiased) and keeps the centre. `pad` puts an image that fits
-    into the square onto the centre of a black one without resampling, and crops any other.
+
+def square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
+    """An image of mode L, RGB or F as one of size x size pixels.
+
+    `crop` resizes the short side to `size` (bicubic, antialiased) and keeps the centre; `crop-bilinear` does so by
+    bilinear resampling, as torchvision's Resize and CenterCrop. `pad` puts an image that fits into the square onto the
+    centre of a black one without resampling, and crops any other.
     """
     (width, height), short = image.size, min(image.size)
     if fit == "pad" and max(width, height) <= size:
@@ -87,12 +98,9 @@ def fit_square(image: Image.Image, size: int, fit: Fit) -> Tensor:
     elif (width, height) != (size, size):
         # Cropping inside the resize keeps a 1 x 10000 strip from growing to gigabytes; whole pixels keep it sharp.
         left, top = (width - short) // 2, (height - short) // 2
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
-    values = torch.from_numpy(np.array(image, dtype=np.float32))
-    if image.mode != "F":
-        values /= 255
-    values.clamp_(0, 1)  # bicubic overshoots in floating point
-    return values.expand(3, -1, -1).contiguous() if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
+        kind = Image.Resampling.BILINEAR if fit == "crop-bilinear" else Image.Resampling.BICUBIC
+        image = image.resize((size, size), kind, box=(left, top, left + short, top + short))
+    return image
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -23,11 +23,12 @@ from urllib.parse import quote
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from PIL import Image
 from torch import Tensor
 
 from dap import imagenet
+from dap.data.decode import Fit, square
 from dap.data.layouts import IMAGE_SUFFIXES
 from dap.errors import DapError
 from dap.files import drop_torn_line, dump, natural_order, read_json, read_lines, sha256_of, write_atomically
@@ -258,11 +259,14 @@ class DistilledSet:
                 problems.append(f"{line['path']}: its sha256 is not the manifest's")
         return problems
 
-    def tensors(self, size: int | None = None) -> tuple[Float[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
+    def tensors(
+        self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32
+    ) -> tuple[Num[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
         """Images in [0, 1] and labels, in (label, slot) order.
 
         Args:
-            size: resize to this side (bicubic); default: as stored, and then all must be alike.
+            size, fit: make them square, see `data.decode.square`; default: as stored, and then all must be alike.
+            dtype: uint8 for whole numbers from 0 to 255 instead, in a quarter of the memory.
 
         Raises:
             DapError: the set is empty, or its images differ in size.
@@ -273,12 +277,12 @@ class DistilledSet:
         for line in self.records:
             with Image.open(self.path / line["path"]) as image:
                 rgb = image.convert("RGB")
-                if size is not None and rgb.size != (size, size):
-                    rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
-                arrays.append(np.asarray(rgb))
+                pixels = square(rgb, size, fit) if size is not None else rgb
+                arrays.append(np.asarray(pixels))
         if len({a.shape for a in arrays}) > 1:
             raise DapError(f"The images in {self.path} differ in size; give size=.")
-        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        images = images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous()
         return images, torch.tensor([line["label"] for line in self.records])
 
 

@@ -88,7 +88,7 @@ def accuracy(counts: Tensor) -> float:
 @torch.inference_mode()
 def in_slices(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """`function` of images (n, c, h, w), a slice at a time, without gradients."""
-    parts = images.split(slice_size(*images.shape[2:], images.device))
+    parts = images.split(slice_size(*images.shape[2:], images.device))  # pyright: ignore[reportCallIssue]
     return torch.cat([function(part.contiguous(memory_format=torch.channels_last)) for part in parts])
 
 
@@ -105,7 +105,9 @@ def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
         raise DapError(f"A classifier needs at least 2 classes, not {classes}.")
     if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
         shape = tuple(images.shape)
-        raise DapError(f"The images of the {what} should be float or uint8 (n, c, h, w), but are {images.dtype} {shape}.")
+        raise DapError(
+            f"The images of the {what} should be float or uint8 (n, c, h, w), but are {images.dtype} {shape}."
+        )
     if not len(images):
         raise DapError(f"The {what} is empty.")
     if labels.shape != (len(images),) or labels.dtype != torch.int64:
@@ -117,7 +119,9 @@ def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
     if images.is_floating_point():
         darkest, brightest = (float(v) for v in images.aminmax())
         if not (darkest >= -1e-3 and brightest <= 1 + 1e-3):  # so phrased that NaN is caught too
-            raise DapError(f"The images of the {what} should be in [0, 1], but go from {darkest:.3g} to {brightest:.3g}.")
+            raise DapError(
+                f"The images of the {what} should be in [0, 1], but go from {darkest:.3g} to {brightest:.3g}."
+            )
 
 
 def _as_float(images: Tensor) -> Tensor:

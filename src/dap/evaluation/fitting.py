@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +176,7 @@ class Training:
             self.optimiser.zero_grad()
             # The gradient of a batch is the sum over its slices, whose activations stay in the processor's cache.
             alone = isinstance(net, Network) and net.per_image
-            size = slice_size(*x.shape[2:], self.device) if alone else len(x)
+            size = slice_size(*x.shape[2:], self.device) if alone else len(x)  # pyright: ignore[reportCallIssue]
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
                 with torch.autocast(self.device.type, dtype, enabled=wanted):
@@ -197,7 +198,11 @@ class Training:
             partner, share, plain = None, 1.0, x
             if protocol.mix is not None:
                 drawn = protocol.mix.draw(len(x), *x.shape[2:], self.augment)
-                x, partner, share = protocol.mix.apply(x, drawn), drawn["partner"].to(self.device), protocol.mix.share(drawn)
+                x, partner, share = (
+                    protocol.mix.apply(x, drawn),
+                    drawn["partner"].to(self.device),
+                    protocol.mix.share(drawn),
+                )
             if protocol.extra_forward:
                 with torch.no_grad():
                     self.net(plain)

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -134,12 +133,12 @@ class Protocol(BaseModel):
             return self.lr * (1 + math.cos(turned)) / 2
         return self.lr * self.decay_factor ** sum(decay < epoch for decay in self.decay_epochs)
 
-    @cached_property
+    @property
     def train_steps(self) -> tuple[Step, ...]:
         """The steps of `train` with every size and value in place."""
         return self._steps("train")
 
-    @cached_property
+    @property
     def test_steps(self) -> tuple[Step, ...]:
         """The steps of `test` likewise."""
         return self._steps("test")
@@ -193,7 +192,7 @@ class Protocol(BaseModel):
             _, test = self.train_steps, self.test_steps
         except DapError as error:
             raise ValueError(str(error).removesuffix(".")) from error
-        if random := [step.op for step in test if step.random]:
+        if random := [type(step).model_fields["op"].default for step in test if step.random]:
             raise ValueError(f"test has the random step {random[0]!r}; only training images are augmented")
         for case in self.cases:
             if unknown := [field for field in case.set if field not in type(self).model_fields]:

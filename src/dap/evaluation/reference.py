@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dap.errors import DapError
-from dap.evaluation.networks import Network
-from dap.evaluation.protocol import Protocol
 from dap.evaluation.batches import Labelled, in_slices, prepare
 from dap.evaluation.fitting import new_network, seeded
+from dap.evaluation.networks import Network
+from dap.evaluation.protocol import Protocol
 from dap.evaluation.training import Progress, train_and_test
 from dap.evaluation.trials import Trial
 

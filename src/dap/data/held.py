@@ -1,0 +1,65 @@
+"""A part of a source: training images that a validation keeps to itself, or all the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from dap.data.base import Source
+from dap.errors import DapError
+from dap.seeding import seed_of
+
+
+@final
+class Part(Source):
+    """One of two disjoint parts of another source, the same on every machine.
+
+    Of each class a seeded draw of the held-out fraction, rounded up, is `validation`; the others are `train`. The draw
+    hangs on the class's name and number of images alone.
+
+    Args:
+        whole: what is divided.
+        which: the part.
+        held_out: fraction of each class that is `validation`, above 0 and below 1.
+
+    Raises:
+        DapError: a class would have no image left in one of the parts.
+    """
+
+    def __init__(self, whole: Source, which: Literal["train", "validation"], held_out: float) -> None:
+        self._whole, self._what = whole, f"{which} of {held_out}"
+        self._rows: list[list[int]] = []
+        for label, name in enumerate(whole.class_names):
+            count = whole.count(label)
+            held = math.ceil(held_out * count)
+            if not 0 < held < count:
+                raise DapError(
+                    f"held_out {held_out} leaves class {name!r} of {whole.name} ({count} images) with an empty part; "
+                    "choose another fraction or add images"
+                )
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(0, name, "held out")))
+            chosen = order[:held] if which == "validation" else order[held:]
+            self._rows.append(sorted(chosen.tolist()))
+        super().__init__(
+            whole.name,
+            whole.class_names,
+            list(map(len, self._rows)),
+            size=whole.size,
+            fit=whole.fit,
+            max_bad_fraction=whole.max_bad_fraction,
+            licence=whole.licence,
+        )
+
+    def _key(self, label: int, index: int) -> str:
+        return self._whole._key(label, self._rows[label][index])
+
+    def _decode(self, label: int, index: int) -> Tensor:
+        return self._whole._decode(label, self._rows[label][index])
+
+    def _listing(self) -> Iterator[str]:
+        yield self._what
+        yield from self._whole._listing()

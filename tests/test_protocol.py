@@ -1,0 +1,174 @@
+"""Protocols: the published recipes, number by number, and what overrides and cases do to them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from dap.errors import DapError
+from dap.evaluation.protocol import Protocol, known_protocols, load_protocol
+from dap.evaluation.transforms import run
+
+TINY: dict[str, Any] = {
+    "name": "tiny", "source": "test", "network": "convnet2", "size": 8, "width": 4, "mean": [0.5], "std": [0.25],
+    "train": [{"op": "resize"}, {"op": "normalize"}], "test": [{"op": "resize"}, {"op": "normalize"}],
+    "epochs": 6, "batch": 64, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "score": "last", "looks": 3,
+}  # fmt: skip
+
+
+def tiny(**changes: object) -> Protocol:
+    return Protocol.model_validate({**TINY, **changes})
+
+
+def test_small_hard_is_the_published_recipe():
+    protocol = load_protocol("small-hard")
+    recipe = protocol.model_dump(exclude={"source", "mean", "std"}, exclude_defaults=True)
+    steps = ({"op": "resize"}, {"op": "normalize"})
+    assert recipe == {
+        "name": "small-hard", "network": "convnet3", "size": 32, "epochs": 300, "extra_epoch": True, "batch": 256,
+        "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "decay_at": ("half+1",), "decay_restarts": True,
+        "train": steps, "test": steps, "score": "last", "looks": 3,
+    }  # fmt: skip
+    assert protocol.first_epoch == 0
+    assert protocol.decay_epochs == (151,)
+    assert protocol.look_epochs == (100, 200, 300)
+
+
+def test_small_hard_dsa_differs_only_in_epochs_and_augmentation():
+    plain, dsa = load_protocol("small-hard"), load_protocol("small-hard-dsa")
+    different = {key for key, value in plain if getattr(dsa, key) != value}
+    assert different == {"name", "source", "epochs", "train"}
+    assert (dsa.epochs, dsa.decay_epochs) == (1000, (501,))
+    assert [step.op for step in dsa.train_steps] == ["resize", "normalize", "dsa"]
+
+
+@pytest.mark.parametrize(
+    ("ipc", "classes", "epochs"),
+    [
+        (1, 10, 3000), (10, 10, 2000), (20, 10, 1500), (50, 10, 1500), (70, 10, 1000), (100, 10, 1000), (200, 10, 1000),
+        (500, 10, 500), (1300, 10, 300), (10, 100, 1300), (20, 100, 1000), (50, 100, 1000), (100, 100, 600),
+        (10, 1000, 2000),
+    ],
+)  # fmt: skip
+def test_minimax_hard_trains_as_long_as_published(ipc, classes, epochs):
+    protocol = load_protocol("minimax-hard").settled(ipc=ipc, classes=classes)
+    assert (protocol.epochs, protocol.decay_epochs) == (epochs, (epochs * 2 // 3, epochs * 5 // 6))
+    assert len(protocol.look_epochs) == 100 and protocol.look_epochs[-1] == epochs
+    many = classes > 100
+    rates = (protocol.lr, protocol.weight_decay, protocol.batch)
+    assert rates == ((0.1, 1e-4, 128) if many else (0.01, 5e-4, 64))
+    assert protocol.lr_at(epochs) == pytest.approx(rates[0] * 0.04) and protocol.lr_at(1) == rates[0]
+    assert protocol.lr_at(epochs * 2 // 3) == rates[0] > protocol.lr_at(epochs * 2 // 3 + 1)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "classes", "batch"),
+    [(1, 10, 10), (10, 10, 50), (50, 10, 100), (10, 100, 100), (10, 1000, 100), (50, 1000, 200), (10, 200, 100)],
+)
+def test_rded_soft_takes_the_published_batches(ipc, classes, batch):
+    assert load_protocol("rded-soft").settled(ipc=ipc, classes=classes).batch == batch
+
+
+def test_rded_soft_is_half_a_cosine_with_a_rate_for_each_network():
+    protocol = load_protocol("rded-soft")
+    rates = {"resnet18": 1e-3, "resnet101": 1e-3, "efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "swin_t": 1e-4}
+    for network, rate in rates.items():
+        settled = protocol.settled(ipc=10, classes=1000, network=network)
+        assert settled.network == network and settled.lr_at(1) == rate
+        assert settled.lr_at(301) == pytest.approx(rate / 2) and settled.size == 224
+    assert protocol.look_epochs == (250, 260, 270, 280, 290, 300)
+    assert [step.side for step in protocol.test_steps if step.op == "resize"] == [256]
+    small = protocol.settled(ipc=10, classes=10, network="convnet5")
+    assert small.size == 128 and [step.side for step in small.test_steps if step.op == "resize"] == [144]
+    assert load_protocol("fkd-soft").lr_at(301) == pytest.approx(0)
+
+
+def test_cases_apply_in_order_and_yield_to_what_the_user_says(tmp_path):
+    cases = [
+        {"when": {"ipc": "1-9"}, "set": {"epochs": 20, "lr": 0.5}},
+        {"when": {"ipc": "5-"}, "set": {"epochs": 30}},
+        {"when": {"networks": ["convnet*"], "classes": "3"}, "set": {"size": 16}},
+    ]
+    protocol = tiny(cases=cases)
+    assert [protocol.settled(ipc=ipc, classes=2).epochs for ipc in (1, 5, 10)] == [20, 30, 30]
+    assert protocol.settled(ipc=5, classes=2).lr == 0.5 and protocol.settled(ipc=10, classes=2).lr == 0.05
+    settled = protocol.settled(ipc=10, classes=3)
+    assert settled.size == 16 and settled.test_steps[0].side == 16 and settled.cases == ()
+    assert protocol.settled(ipc=10, classes=3, network="resnet18").size == 8
+    (tmp_path / "p.yaml").write_text(json.dumps({**TINY, "cases": cases}))
+    mine = load_protocol(tmp_path / "p.yaml", epochs=6)  # the same as without a case, and still what is asked for
+    assert mine.name == "tiny+epochs=6" and mine.settled(ipc=5, classes=2).epochs == 6
+    assert mine.settled(ipc=5, classes=2).lr == 0.5
+
+
+def test_sizes_and_means_reach_every_step():
+    protocol = load_protocol("minimax-hard", size=64, mean=[0.1], std=[0.2])
+    assert [step.size for step in protocol.train_steps if step.op == "random_resized_crop"] == [64]
+    images = torch.rand(2, 3, 80, 80)
+    found, settled = run(protocol.test_steps, images), protocol.settled(ipc=1, classes=2)
+    assert found.shape == (2, 3, 64, 64) and torch.equal(found, run(settled.test_steps, images))
+    assert (found * 0.2 + 0.1).min() >= -1e-6
+    assert Protocol.model_validate_json(settled.model_dump_json()) == settled
+
+
+@pytest.mark.parametrize("name", known_protocols())
+def test_every_shipped_protocol_loads_under_its_own_name(name):
+    assert load_protocol(name).name == name
+
+
+def test_fractions_of_the_epochs_are_rounded_down():
+    assert tiny(epochs=2000, decay_at=["2/3", "5/6"]).decay_epochs == (1333, 1666)
+    assert tiny(epochs=3, decay_at=["1/6"]).decay_epochs == (1,)
+    assert tiny(epochs=10, looks=4).look_epochs == (2, 5, 8, 10)
+
+
+def test_overrides_are_checked_and_show_in_the_name(tmp_path):
+    changed = load_protocol("small-hard", epochs=30, mean=(0.4, 0.4, 0.4), looks=3)
+    assert (changed.epochs, changed.mean, changed.decay_epochs) == (30, (0.4, 0.4, 0.4), (16,))
+    assert changed.name == "small-hard+epochs=30+mean=0.4,0.4,0.4"
+    assert load_protocol("small-hard", lr=0.01).name == "small-hard"
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps(TINY))
+    assert load_protocol(file) == tiny()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 5}, r"The protocol small-hard: unknown field 'epoch'. Did you mean 'epochs'\?"),
+        ({"epochs": 0}, "epochs = 0: Input should be greater than 0"),
+        ({"score": "first"}, "score = 'first': Input should be 'last' or 'best'"),
+        ({"train": [{"op": "dsa", "operations": ["flop"]}]}, r"step 1 \(dsa\): operations.0 = 'flop'"),
+        ({"train": [{"op": "flop"}]}, "unknown op 'flop'. Did you mean 'flip'"),
+        ({"test": [{"op": "flip"}]}, "test has the random step 'flip'"),
+        ({"test": [{"op": "resize", "side": "half"}]}, "the side 'half' should be a number of pixels, or a fraction"),
+        ({"mix": {"op": "cutmix", "beta": 1}}, "cutmix.*unknown field 'beta'"),
+        ({"labels": "soft"}, "labels.soft.temperature|'labels.soft.temperature' is missing"),
+        ({"look_from": "half"}, "look_from 'half' should be"),
+        ({"cases": [{"when": {"ipc": "few"}, "set": {}}]}, "the range 'few' should look like"),
+        ({"cases": [{"when": {}, "set": {"epoch": 3}}]}, "cases set the unknown field 'epoch'"),
+        ({"mean": [0.5]}, "mean has 1 values and std 3"),
+        ({"decay_at": ["late"]}, "decay_at 'late' should be an epoch, a fraction"),
+        ({"decay_at": [301]}, r"decay_at 301 is epoch 301, outside 0 ... 300"),
+        ({"std": [0.0, 1.0, 1.0]}, "std.0 = 0.0: Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_field_is_named(changes, message):
+    with pytest.raises(DapError, match=message):
+        load_protocol("small-hard", **changes)
+
+
+def test_a_wrong_protocol_is_named(tmp_path):
+    with pytest.raises(DapError, match=r"Unknown protocol 'small-had'. Did you mean 'small-hard'\?"):
+        load_protocol("small-had")
+    with pytest.raises(FileNotFoundError, match=r"No protocol file nowhere.yaml. Shipped protocols: .*small-hard"):
+        load_protocol("nowhere.yaml")
+    file = tmp_path / "p.yaml"
+    wrong = {"a: [": "is not valid YAML", "3": "should be a mapping", "name: x": "'source' is missing"}
+    for text, message in wrong.items():
+        file.write_text(text)
+        with pytest.raises(DapError, match=message):
+            load_protocol(file)
