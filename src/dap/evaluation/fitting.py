@@ -22,7 +22,7 @@ from dap.evaluation.batches import Images, slice_size
 from dap.evaluation.networks import Network, build
 from dap.evaluation.parts import Hard
 from dap.evaluation.protocol import Protocol
-from dap.evaluation.transforms import run, split
+from dap.evaluation.transforms import run, split, unnormalised
 from dap.files import write_atomically
 
 log = logging.getLogger("dap")
@@ -32,6 +32,11 @@ class Labeller(Interface):
     """A teacher: what it says of images."""
 
     name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything its words depend on."""
+        ...
 
     def logits(self, images: Tensor) -> Tensor:
         """(n, classes) of images (n, c, h, w) in [0, 1]."""
@@ -195,7 +200,7 @@ class Training:
             return
         for chosen in torch.randperm(len(self.train), generator=self.order).to(self.device).split(protocol.batch):
             x, y = run(self.steps, self.train.take(chosen), self.augment), self.train.labels[chosen]
-            partner, share, plain = None, 1.0, x
+            partner, share = None, 1.0
             if protocol.mix is not None:
                 drawn = protocol.mix.draw(len(x), *x.shape[2:], self.augment)
                 x, partner, share = (
@@ -205,12 +210,12 @@ class Training:
                 )
             if protocol.extra_forward:
                 with torch.no_grad():
-                    self.net(plain)
+                    self.net(x)
             if isinstance(protocol.labels, Hard):
                 yield x, _hard_loss(y, y[partner] if partner is not None and share < 1 else None, share)
             else:
                 assert self.teacher is not None
-                said = self.teacher.logits(_unnormalised(x, protocol))
+                said = self.teacher.logits(unnormalised(protocol.train_steps, x))
                 yield x, soft_loss(said, protocol.labels.temperature)
 
 
@@ -289,12 +294,6 @@ def _hard_loss(y: Tensor, other: Tensor | None, share: float) -> Callable[[Tenso
         return share * own + (1 - share) * F.cross_entropy(logits, other[part], reduction="sum")
 
     return loss
-
-
-def _unnormalised(x: Tensor, protocol: Protocol) -> Tensor:
-    """Back to [0, 1], where a teacher with means of its own starts from."""
-    mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (protocol.mean, protocol.std))
-    return x * std + mean
 
 
 def _optimiser(net: nn.Module, protocol: Protocol, lr: float) -> torch.optim.Optimizer:

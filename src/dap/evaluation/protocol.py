@@ -94,8 +94,9 @@ class Protocol(BaseModel):
     cosine_length: PositiveFloat = 1.0
     """Of cosine: lr (1 + cos(pi e / (cosine_length E))) / 2 in epoch e counted from 0; 2 ends at half of the start."""
     extra_forward: bool = False
-    """Pass every batch, unmixed, through the network once more in training mode without a gradient, as RDED does to
-    print its training accuracy: BatchNorm's running statistics then move twice a step."""
+    """Pass every batch through the network once more in training mode without a gradient, as RDED does to print its
+    training accuracy: BatchNorm's running statistics then move twice a step. (Its CutMix writes into the batch that this
+    pass is given, so both passes see the mixed images.)"""
     labels: Labels = Hard()
     """What the network is trained to say."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -189,7 +189,7 @@ def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
     digest = hashlib.sha256()
     for tensor in train:
         digest.update(tensor.contiguous().numpy(force=True).tobytes())
-    teacher = plan.teacher.name if plan.teacher is not None else None
+    teacher = plan.teacher.fingerprint if plan.teacher is not None else None
     facts = [protocol.model_dump(mode="json", exclude={"name", "source"}), teacher, str(torch.__version__)]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]
