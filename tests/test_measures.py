@@ -220,17 +220,6 @@ def test_a_file_that_is_no_reference_is_named(tmp_path):
         load_reference(file)
 
 
-def test_a_reference_needs_a_network_with_features(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "from torch import nn\n"
-        "def net(*, channels, classes, size, **others):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))\n"
-    )
-    protocol = load_protocol("reference", epochs=1, looks=1, size=4, network=f"{tmp_path}/mine.py:net")
-    with pytest.raises(DapError, match="A reference needs one of this package's networks"):
-        train_reference(labelled(2, 2, seed=0), labelled(2, 2, seed=1), protocol, 2)
-
-
 def test_the_starters_script_writes_weights_and_their_history(tmp_path, monkeypatch, capsys):
     def few(split: str) -> tuple[Tensor, Tensor]:
         images, labels = labelled(2, 10, seed=len(split))

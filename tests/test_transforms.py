@@ -150,7 +150,7 @@ def test_color_jitters_factors_and_orders_are_uniform():
     low, high = drawn["factors"].amin(0), drawn["factors"].amax(0)
     assert torch.allclose(low, torch.tensor([0.6, 0.8, 1.0]), atol=1e-3) and low.min() > 0.5999
     assert torch.allclose(high, torch.tensor([1.4, 1.2, 1.0]), atol=1e-3) and high.max() < 1.4001
-    assert torch.allclose(drawn["factors"].mean(0), torch.ones(3), atol=0.01)
+    assert torch.allclose(drawn["factors"].mean(0), torch.ones(3), atol=0.015)
     orders, counts = drawn["order"].unique(dim=0, return_counts=True)
     assert len(orders) == 6 and counts.min() > 880 and counts.max() < 1120
 

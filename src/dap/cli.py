@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -188,6 +189,35 @@ def _evaluate(args: argparse.Namespace) -> None:
     _finish(args.sets, args.out or args.sets[0], "Distilled sets judged")
 
 
+def _train_teacher(args: argparse.Namespace) -> None:
+    from dap.backbones import device_of
+    from dap.evaluation.protocol import load_protocol
+    from dap.evaluation.reference import save_reference
+    from dap.evaluation.teacher import train_teacher
+    from dap.recipe import Recipe
+
+    if args.out.exists():
+        raise DapError(f"{args.out} is there already; choose another --out.")
+    overrides = {"network": args.network} if args.network else {}
+    protocol = load_protocol(args.protocol, **overrides)
+    if args.epochs:
+        looks = min(protocol.looks, args.epochs)
+        protocol = load_protocol(args.protocol, **overrides, epochs=args.epochs, looks=looks)
+    data = Recipe.parse({"data": {"path": args.data, "classes": args.classes, "size": protocol.size}}).data
+    workshop, kept = _workshop(args), args.out.with_name(args.out.name + ".partial")
+    reference, trial = train_teacher(
+        workshop.source(data, "train"),
+        workshop.source(data, "test"),
+        protocol,
+        device=str(device_of(args.device)),
+        progress=Bars().epoch,
+        checkpoints=kept,
+    )
+    save_reference(reference, args.out)
+    shutil.rmtree(kept, ignore_errors=True)
+    print(f"{args.out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s")
+
+
 def _report(args: argparse.Namespace) -> None:
     found = [f.parent for path in args.sets for f in sorted(path.glob("**/classes.json"))]
     if not found:
@@ -227,6 +257,7 @@ VERBS = {
     "distill": _distill,
     "sweep": _sweep,
     "evaluate": _evaluate,
+    "train-teacher": _train_teacher,
     "report": _report,
     "convert": _convert,
     "verify": _verify,

@@ -82,6 +82,15 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     _judging(judge)
     _machine(judge)
 
+    teacher = verb("train-teacher", "train a network on all real images, for soft labels and as a ceiling")
+    teacher.add_argument("--data", required=True, help="real images, as in a recipe")
+    teacher.add_argument("--classes", nargs="+", metavar="NAME", help="as in a recipe")
+    teacher.add_argument("--network", help="instead of the protocol's own: resnet18, convnet3, file.py:build")
+    teacher.add_argument("--protocol", default="reference", help="a name or a YAML file (%(default)s)")
+    teacher.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
+    teacher.add_argument("--out", type=Path, required=True, help="file to write, such as teacher.safetensors")
+    _machine(teacher)
+
     report = verb("report", "write one HTML page on evaluated sets, with its tables as Markdown and CSV")
     report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")
     report.add_argument("--out", type=Path, required=True, help="page or folder")

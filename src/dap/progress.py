@@ -13,6 +13,7 @@ class Bars:
     """A progress bar for images, one for the epochs of a training, and a line for each result."""
 
     open: ClassVar[list[Any]] = []
+    _training: Any = None
 
     def images(self, name: str) -> Callable[[int, int, str], None]:
         bar: Any = None
@@ -31,12 +32,15 @@ class Bars:
         return told
 
     def epoch(self, seed: int, done: int, total: int) -> None:
-        if done == 1:
-            bar = tqdm(desc=f"training, seed {seed}", unit="epoch", leave=False, dynamic_ncols=True, total=total)
-            self.open.append(bar)
-        self.open[-1].update(1)
+        if self._training is None:  # after an interruption it does not begin with the first epoch
+            what = {"desc": f"training, seed {seed}", "unit": "epoch", "initial": done - 1, "total": total}
+            self._training = tqdm(**what, leave=False, dynamic_ncols=True)
+            self.open.append(self._training)
+        self._training.update(1)
         if done == total:
-            self.open.pop().close()
+            self._training.close()
+            self.open.remove(self._training)
+            self._training = None
 
     def trial(self, name: str, trial: Any) -> None:
         tqdm.write(

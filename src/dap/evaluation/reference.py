@@ -1,37 +1,48 @@
-"""A network trained on all real images: the measures' feature extractor, and the accuracy beside distilled sets."""
+"""A network trained on all real images: features for the measures, a teacher, the accuracy beside distilled sets."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dap.errors import DapError
-from dap.evaluation.networks import Network
-from dap.evaluation.protocol import Protocol
 from dap.evaluation.batches import Labelled, in_slices, prepare
 from dap.evaluation.fitting import new_network, seeded
-from dap.evaluation.training import Progress, train_and_test
+from dap.evaluation.networks import Network
+from dap.evaluation.protocol import Protocol
+from dap.evaluation.training import train_and_test
 from dap.evaluation.trials import Trial
+from dap.files import write_atomically
 
 
 @dataclass(frozen=True)
 class Reference:
     """A trained network; called on images (n, c, h, w) in [0, 1] of any size, it gives their features (n, D)."""
 
-    network: Network
+    network: nn.Module
     protocol: Protocol
+    """Settled for the data it was trained on."""
     channels: int
     classes: int
     accuracy: float
     """On the real test set, a fraction."""
+    class_names: tuple[str, ...] = ()
+    """In label order; () if they were not given."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (n, D), on the network's device."""
+        """Features (n, D), on the network's device.
+
+        Raises:
+            DapError: it is somebody's own network, of which nothing but the logits is known.
+        """
+        if not isinstance(self.network, Network):
+            raise DapError(f"Features need one of this package's networks, not {self.protocol.network!r}.")
         return in_slices(self.network.features, self._prepare(images))
 
     def predict(self, images: Tensor) -> Tensor:
@@ -48,32 +59,32 @@ def train_reference(
     protocol: Protocol,
     classes: int,
     *,
+    class_names: Sequence[str] = (),
     seed: int = 0,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    **plan: Any,
 ) -> tuple[Reference, Trial]:
-    """Train the protocol's network on real images and test it; the arguments are those of `evaluate`.
+    """Train the protocol's network, of any name, on real images and test it; the arguments are those of `evaluate`.
 
     Raises:
-        DapError: as `evaluate`, or the protocol's network is not one of this package's.
+        DapError: as `evaluate`, or there are not as many names as classes.
     """
-    network, trial = train_and_test(train, test, protocol, seed, classes=classes, device=device, progress=progress)
-    if not isinstance(network, Network):
-        raise DapError(f"A reference needs one of this package's networks, not {protocol.network!r}.")
-    return Reference(network, protocol, train[0].shape[1], classes, trial.last), trial
+    if class_names and len(class_names) != classes:
+        raise DapError(f"There are {len(class_names)} class names for {classes} classes.")
+    network, trial = train_and_test(train, test, protocol, seed, classes=classes, **plan)
+    settled = protocol.settled(ipc=int(train[1].bincount().max()), classes=classes, network=plan.get("network"))
+    return Reference(network, settled, train[0].shape[1], classes, trial.last, tuple(class_names)), trial
 
 
 def save_reference(reference: Reference, path: str | Path) -> None:
-    """Write one safetensors file that `load_reference` needs nothing beside."""
-    from safetensors.torch import save_file
+    """Write one safetensors file, whole or not at all, that `load_reference` needs nothing beside."""
+    from safetensors.torch import save
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.cpu().contiguous() for name, value in reference.network.state_dict().items()}
+    state = reference.network.state_dict()
+    weights = {name: value.cpu().contiguous().clone() for name, value in state.items()}  # tied weights are two here
     facts = {"channels": reference.channels, "classes": reference.classes, "accuracy": reference.accuracy}
-    aside = path.with_name(path.name + ".tmp")
-    save_file(weights, aside, {"protocol": reference.protocol.model_dump_json(), "facts": json.dumps(facts)})
-    os.replace(aside, path)
+    facts |= {"class_names": reference.class_names}
+    metadata = {"protocol": reference.protocol.model_dump_json(), "facts": json.dumps(facts)}
+    write_atomically(Path(path), save(weights, metadata))
 
 
 def load_reference(path: str | Path, device: str | torch.device = "cpu") -> Reference:
@@ -81,7 +92,7 @@ def load_reference(path: str | Path, device: str | torch.device = "cpu") -> Refe
 
     Raises:
         FileNotFoundError: no such file.
-        DapError: another file, or a damaged one.
+        DapError: another file, or a damaged one, or the file of somebody's own network is not there.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -92,11 +103,14 @@ def load_reference(path: str | Path, device: str | torch.device = "cpu") -> Refe
             written = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         protocol, facts = Protocol.model_validate_json(written["protocol"]), json.loads(written["facts"])
+        channels, classes, accuracy = (facts[name] for name in ("channels", "classes", "accuracy"))
         with seeded(0, torch.device("cpu")):
-            network = new_network(protocol.network, protocol, facts["channels"], facts["classes"])
+            network = new_network(protocol.network, protocol, channels, classes)
         network.load_state_dict(weights)
+    except DapError:
+        raise
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise DapError(f"{path} is not a reference network, or is damaged: {type(error).__name__}: {error}") from error
-    assert isinstance(network, Network)  # what `train_reference` lets through
     network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Reference(network, protocol, **facts)
+    names = tuple(facts.get("class_names", ()))
+    return Reference(network, protocol, channels, classes, accuracy, names)

@@ -34,8 +34,7 @@ Drawn = Mapping[str, Tensor]
 Chance = Annotated[float, Field(ge=0, le=1)]
 Pair = tuple[PositiveFloat, PositiveFloat]
 
-TRIES = 10
-"""How often a random crop is drawn before the largest central one is taken, torchvision's number."""
+TRIES = 10  # of a random crop, before the largest central one is taken; torchvision's number
 
 
 class Closed(BaseModel):
@@ -298,8 +297,14 @@ class Normalize(Step):
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
         if len(self.mean) not in (1, images.shape[1]):
             raise DapError(f"normalize has {len(self.mean)} means, but the images have {images.shape[1]} channels.")
-        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        return (images - mean) / std
+        return (images - self._of(images, self.mean)) / self._of(images, self.std)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """The inverse of `apply`."""
+        return images * self._of(images, self.std) + self._of(images, self.mean)
+
+    def _of(self, images: Tensor, values: tuple[float, ...]) -> Tensor:
+        return images.new_tensor(values).view(1, -1, 1, 1)
 
 
 class Dsa(Step):

@@ -110,6 +110,14 @@ def run(steps: Sequence[Step], images: Tensor, generator: Generator | None = Non
     return apply_all(steps, images, draw_all(steps, n, height, width, generator))
 
 
+def unnormalised(steps: Sequence[Step], images: Tensor) -> Tensor:
+    """What the steps give, back on the scale of the images they were given: there a teacher with its own means begins."""
+    for step in reversed(steps):
+        if isinstance(step, Normalize):
+            images = step.undo(images)
+    return images
+
+
 def _build(entry: object, kinds: Sequence[type[Closed]], where: str) -> Any:
     if isinstance(entry, tuple(kinds)):
         return entry

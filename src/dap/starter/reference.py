@@ -40,6 +40,7 @@ def main() -> None:
             real_images("test"),
             protocol,
             len(CLASS_NAMES),
+            class_names=CLASS_NAMES,
             seed=args.seed,
             device=args.device,
             progress=lambda seed, finished, total: bar.update(),

@@ -1,0 +1,292 @@
+"""Soft labels on disk (FKD; Shen & Xing, ECCV 2022): what a teacher says of every augmented, mixed batch of every epoch.
+
+    epoch-00000.safetensors   one file an epoch
+        indices                 (n,) int32: the images in the order of the epoch; `batch` of them are one batch
+        logits                  (n, classes) float16: the teacher's, of the mixed images
+        B/K.NAME                what step K drew for batch B, e.g. 0/1.flipped (steps counted from the first random one)
+        B/mix.NAME              what the mixing drew: partner, box, share
+    index.json                what they were made of; written last
+
+The images are not kept: they are made again from the set and what was drawn, bit for bit on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dap.data.distilled import differences
+from dap.errors import DapError
+from dap.evaluation.batches import Images
+from dap.evaluation.fitting import Batch, soft_loss
+from dap.evaluation.mixing import Mixing
+from dap.evaluation.steps import Drawn, Step
+from dap.evaluation.teacher import Teacher
+from dap.evaluation.transforms import apply_all, draw_all, size_after, split, unnormalised
+from dap.files import dump, locked, read_json, write_atomically
+from dap.seeding import seed_of
+
+FORMAT = 1
+
+
+class Stored(NamedTuple):
+    """One batch of m images."""
+
+    indices: Tensor
+    """(m,), int64: which images of the set."""
+    drawn: list[dict[str, Tensor]]
+    """Parameters of each step from the first random one on, as `transforms.apply_all` takes them."""
+    mix: dict[str, Tensor] | None
+    """Parameters of the mixing, or None if there is none."""
+    logits: Tensor
+    """(m, classes), float16."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How batches are made: fields of a settled protocol.
+
+    Args:
+        steps: from an image in [0, 1] to what the network sees.
+        mix: of every batch after that, or None.
+        batch: images a batch.
+        epochs: how many are labelled.
+        seed: of order, augmentation and mixing.
+    """
+
+    steps: Sequence[Step]
+    mix: Mixing | None
+    batch: int
+    epochs: int
+    seed: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the images of a batch, as JSON values."""
+        steps = [step.model_dump(mode="json") for step in self.steps]
+        return {"steps": steps, "mix": self.mix and self.mix.model_dump(mode="json"), "batch": self.batch}
+
+    def seen(self, images: Images, chosen: Tensor, drawn: Sequence[Drawn], mix: Drawn | None) -> Tensor:
+        """The mixed images (m, c, h, w) as the network sees them, from `images` after the fixed steps."""
+        x = apply_all(split(self.steps)[1], images.take(chosen.to(images.labels.device)), drawn)
+        return x if mix is None or self.mix is None else self.mix.apply(x, mix)
+
+
+def write_labels(
+    folder: str | Path,
+    images: Tensor,
+    hashes: Sequence[str],
+    how: Labelling,
+    teacher: Teacher,
+    *,
+    protocol: str,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Label a set; epochs that are there already are kept, so an interrupted labelling goes on where it was.
+
+    Args:
+        folder: where to; new, or begun by the same call.
+        images: (n, c, h, w) of the set, float in [0, 1] or uint8.
+        hashes: of each image's file, in the same order.
+        how: what the batches are made by.
+        teacher: who labels them; on its device everything is computed.
+        protocol: its name, for people.
+        progress: told of the epochs that are done, and of all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DapError: the folder holds labels of something else, the disk is too small, a logit is not finite or beyond half
+            precision, or images and hashes disagree.
+        OSError: it cannot be written.
+    """
+    folder = Path(folder)
+    if len(hashes) != len(images):
+        raise DapError(f"There are {len(hashes)} hashes for {len(images)} images.")
+    size_after(how.steps, *images.shape[2:])
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        **how.facts,
+        "seed": how.seed,
+        "classes": list(teacher.class_names),
+        "teacher": teacher.fingerprint or teacher.name,
+        "images": list(hashes),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    with locked(folder):
+        begun = folder / "begun.json"
+        index = folder / "index.json"
+        written = next((read_json(file) for file in (index, begun) if file.is_file()), None)
+        if written is not None:
+            old = {name: written.get(name) for name in facts}
+            if changed := _differences(old, json.loads(json.dumps(facts))):
+                raise DapError(f"{folder} holds labels made otherwise ({changed}); choose another folder.")
+        write_atomically(begun, dump(facts))
+        todo = [epoch for epoch in range(how.epochs) if not _is_whole(folder / _file(epoch), key)]
+        need = len(todo) * len(images) * len(teacher.class_names) * 2
+        if need > (free := shutil.disk_usage(folder).free):
+            raise DapError(
+                f"{folder} would need {need / 1e9:.1f} GB for {len(todo)} epochs of {len(images)} images, and "
+                f"{free / 1e9:.1f} GB are free; choose another disk or fewer epochs."
+            )
+        if todo:
+            labels = torch.zeros(len(images), dtype=torch.int64)
+            ready = Images((images, labels), split(how.steps)[0], teacher.device)
+            for epoch in todo:
+                _write_epoch(folder / _file(epoch), key, ready, epoch, how, teacher)
+                if progress is not None:
+                    progress(how.epochs - len(todo) + todo.index(epoch) + 1, how.epochs)
+        epochs = max(how.epochs, (written or {}).get("epochs", 0))
+        notes = {"teacher_name": teacher.name, "teacher_accuracy": teacher.accuracy, "protocol": protocol}
+        write_atomically(index, dump({**facts, "epochs": epochs, **notes, "torch": str(torch.__version__)}))
+        begun.unlink()
+    return folder
+
+
+class StoredLabels:
+    """Labels that `write_labels` finished. Use `open_labels`.
+
+    Attributes:
+        index: what index.json says.
+    """
+
+    def __init__(self, folder: Path, index: dict[str, Any], how: Labelling, columns: Sequence[int]) -> None:
+        self.folder, self.index, self._how, self._columns = folder, index, how, list(columns)
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's name."""
+        return self.index["teacher_name"]
+
+    def epoch(self, number: int) -> Iterator[Stored]:
+        """The batches of an epoch, counted from 0.
+
+        Raises:
+            DapError: there is no such epoch, or its file is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not 0 <= number < self.index["epochs"]:
+            raise DapError(f"{self.folder} has labels for epochs 0 to {self.index['epochs'] - 1}, not {number}.")
+        file = self.folder / _file(number)
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                values = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            indices, logits = values.pop("indices").long(), values.pop("logits")
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DapError(
+                f"{file} is missing or damaged ({error}); delete it and run the dap export that made it again."
+            ) from error
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, value in values.items():
+            place, _, parameter = name.rpartition(".")
+            found.setdefault(place, {})[parameter] = value
+        n_steps = len(split(self._how.steps)[1])
+        batches = zip(indices.split(self._how.batch), logits.split(self._how.batch), strict=True)
+        for b, (chosen, said) in enumerate(batches):
+            drawn = [found.get(f"{b}/{k}", {}) for k in range(n_steps)]
+            yield Stored(chosen, drawn, found.get(f"{b}/mix"), said[:, self._columns])
+
+    def seen(self, images: Images, batch: Stored) -> Tensor:
+        """The images (m, c, h, w) of a batch, normalised, of which the teacher said `batch.logits`.
+
+        Args:
+            images: the set after the fixed steps, `transforms.split(steps)[0]`.
+            batch: of `epoch`.
+        """
+        return self._how.seen(images, batch.indices, batch.drawn, batch.mix)
+
+    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[Batch]]:
+        """What a training takes instead of batches of its own: epoch, counted from 0 -> images and their loss."""
+
+        def batches(number: int) -> Iterator[Batch]:
+            for stored in self.epoch(number):
+                said = stored.logits.to(images.labels.device)
+                yield self.seen(images, stored), soft_loss(said, temperature)
+
+        return batches
+
+
+def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence[str], how: Labelling) -> StoredLabels:
+    """Labels for this set and protocol; their columns come in the order of `class_names`. The seed may be any.
+
+    Raises:
+        DapError: there are none, they are not finished, or they were made for other images, classes or steps, or for
+            fewer epochs; the message says what differs.
+    """
+    folder = Path(folder)
+    if not (folder / "index.json").is_file():
+        state = "are not finished" if (folder / "begun.json").is_file() else "are not there (no index.json)"
+        raise DapError(f"The labels in {folder} {state}; make them with dap export SET --layout fkd.")
+    index = read_json(folder / "index.json")
+    if index.get("format") != FORMAT:
+        raise DapError(f"{folder} has labels of format {index.get('format')}, and this version reads format {FORMAT}.")
+    wanted = {**how.facts, "images": list(hashes), "classes": sorted(class_names)}
+    written = {name: index[name] for name in wanted} | {"classes": sorted(index["classes"])}
+    if changed := _differences(written, json.loads(json.dumps(wanted))):
+        raise DapError(
+            f"The labels in {folder} are of another set or protocol ({changed}); make new ones with dap export."
+        )
+    if index["epochs"] < how.epochs:
+        raise DapError(
+            f"{folder} has labels for {index['epochs']} epochs, and {how.epochs} are wanted; run dap export again for more."
+        )
+    return StoredLabels(folder, index, how, [index["classes"].index(name) for name in class_names])
+
+
+def _write_epoch(path: Path, key: str, images: Images, epoch: int, how: Labelling, teacher: Teacher) -> None:
+    from safetensors.torch import save
+
+    steps = split(how.steps)[1]
+    generator = torch.Generator().manual_seed(seed_of(how.seed, "stored labels", epoch))
+    order = torch.randperm(len(images), generator=generator)
+    size = size_after(steps, *images.size)
+    values, said = {"indices": order.int()}, []
+    for b, chosen in enumerate(order.split(how.batch)):
+        drawn = draw_all(steps, len(chosen), *images.size, generator)
+        mix = None if how.mix is None else how.mix.draw(len(chosen), *size, generator)
+        logits = teacher.logits(unnormalised(how.steps, how.seen(images, chosen, drawn, mix))).cpu().half()
+        if not logits.isfinite().all():
+            raise DapError(
+                f"The teacher {teacher.name} says what half precision does not hold (infinite or no number)."
+            )
+        said.append(logits)
+        for place, parameters in [*enumerate(drawn), ("mix", mix or {})]:
+            values |= {f"{b}/{place}.{name}": value.contiguous() for name, value in parameters.items()}
+    values["logits"] = torch.cat(said)
+    write_atomically(path, save(values, {"key": key}))
+
+
+def _is_whole(path: Path, key: str) -> bool:
+    """Whether the file was written with this key and is as long as its own header says, which opening it checks."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as opened:
+            return (opened.metadata() or {}).get("key") == key
+    except (OSError, SafetensorError):
+        return False
+
+
+def _file(epoch: int) -> str:
+    return f"epoch-{epoch:05d}.safetensors"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What differs in words; of images only how many."""
+    mine, theirs = new.pop("images"), old.pop("images")
+    lines = differences(old, new)
+    if mine != theirs:
+        same = len(set(mine) & set(theirs))
+        how = "in another order" if sorted(mine) == sorted(theirs) else f"{same} of them the same"
+        lines.append(f"images: {len(theirs)} -> {len(mine)}, {how}")
+    return "; ".join(lines)
