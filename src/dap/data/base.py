@@ -177,6 +177,24 @@ class Source(ABC):
                 )
         return images[: len(labels)], torch.tensor(labels)
 
+    def readable(self, label: int, indices: Sequence[int]) -> tuple[list[int], Tensor]:
+        """Those of the indices whose image can be decoded, and the images (n, 3, size, size); none is kept in memory.
+
+        Raises:
+            DapError: an index does not exist, or too many of all images read, with these, are broken.
+        """
+        wanted = [self._checked(label, index) for index in indices]
+        planned = self._seen_after((label, index) for index in wanted)
+        images, kept = torch.empty(len(wanted), 3, self.size, self.size), []
+        for index in wanted:
+            image = self._fetch(label, index, keep=False)
+            if image is None:
+                self._check_bad_fraction(planned)
+            else:
+                images[len(kept)] = image
+                kept.append(index)
+        return kept, images[: len(kept)]
+
     def fingerprint(self) -> str:
         """sha256 of what decides the images: classes in order, size, fit, and a listing of the files.
 

@@ -6,24 +6,37 @@ which need all pairs of a class, use |x|^2 + |y|^2 - 2 x.y, whose error there is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from dap.errors import DapError
 from dap.evaluation.batches import Labelled, check_labelled
-
-Kernel = Callable[[Tensor, Tensor], Tensor]
-"""k(x, y): (n, D), (m, D) -> (n, m), positive semi-definite."""
+from dap.evaluation.distributions import GramFunction, frechet, kid, mmd2
+from dap.kernels import Kernel
 
 CHUNK = 1000
-"""Rows of a distance or kernel matrix held at once."""
+"""Rows of a distance matrix held at once."""
+
+EMPTY: Mapping[str, Kernel] = MappingProxyType({})
+
+MGD3_NEIGHBOURS = 50
 
 
-def representativeness(synthetic: Tensor, real: Tensor) -> float:
-    """Mean over synthetic s and real r of |s - r|; lower is closer. DAP's energy with the linear kernel (its Eq. 6)."""
-    return torch.cat([_distances(synthetic, part).mean(0) for part in real.split(CHUNK)]).mean().item()
+def representativeness(synthetic: Tensor, real: Tensor, kernel: Kernel | None = None) -> float:
+    """Mean over synthetic s and real r of D_K(s, r), by default of the linear kernel: |s - r|. Lower is closer.
+
+    DAP's energy (its Eq. 6). The overview figure of that paper prints a "representativeness" (2.16) and a "diversity"
+    (10.37) and defines neither; this one and `diversity` are what we show for that pair: the very quantity the method
+    lowers, and the same distance between the synthetic images. Features, scale and real images being unknown too, our
+    values compare sets with each other and not with the figure.
+    """
+    of = _distances if kernel is None else kernel.distance
+    s, r = synthetic.double(), real.double()
+    return torch.cat([of(s, part).mean(0) for part in r.split(CHUNK)]).mean().item()
 
 
 def nearest(synthetic: Tensor, real: Tensor) -> float:
@@ -64,29 +77,6 @@ def prdc(synthetic: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
     return found
 
 
-def mmd2(synthetic: Tensor, real: Tensor, kernel: Kernel | None = None) -> float:
-    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3); lower is closer, may be negative.
-
-    mean of k(s_i, s_j) over i != j, plus the same for real images, minus twice the mean of k(s_i, r_j).
-    The default kernel is KID's. Needs two images on either side.
-    """
-    kernel = kernel or kid_kernel
-    s, r = synthetic.double(), real.double()
-
-    def within(x: Tensor) -> float:
-        total = sum(kernel(part, x).sum().item() for part in x.split(CHUNK))
-        diagonal = sum(kernel(part, part).diagonal().sum().item() for part in x.split(CHUNK))
-        return (total - diagonal) / (len(x) * (len(x) - 1))
-
-    across = sum(kernel(s, part).sum().item() for part in r.split(CHUNK)) / (len(s) * len(r))
-    return within(s) + within(r) - 2 * across
-
-
-def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / D + 1)^3 (Binkowski et al. 2018)."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
-
-
 def minimax_representativeness(synthetic: Tensor, real: Tensor) -> float:
     """Smallest, over synthetic images, of the largest cosine to a real one; higher is closer (ManifoldGD's metric)."""
     return _cosines(synthetic, real).amax(1).amin().item()
@@ -97,6 +87,107 @@ def minimax_diversity(synthetic: Tensor) -> float:
     return 1 - _cosines(synthetic, synthetic).fill_diagonal_(-torch.inf).amax().item()
 
 
+def mgd3_representativeness(synthetic: Tensor, real: Tensor, neighbours: int = MGD3_NEIGHBOURS) -> float:
+    """Mean over synthetic s of the mean distance to its 50 nearest real images; lower is closer (MGD3's metric).
+
+    With fewer real images, all of them count. MGD3 measures in a t-SNE map of synthetic and real images together, whose
+    scale is the map's own; here it is over the features given, which may be such a map (`joint_map`).
+    """
+    table = torch.cat([_distances(synthetic, part) for part in real.split(CHUNK)], 1)
+    return table.topk(min(neighbours, len(real)), dim=1, largest=False).values.mean().item()
+
+
+def mgd3_diversity(synthetic: Tensor) -> float:
+    """Smallest distance of two synthetic images; higher is more varied (MGD3's metric; see its pair). Needs two."""
+    return _distances(synthetic, synthetic).fill_diagonal_(torch.inf).amin().item()
+
+
+def joint_map(synthetic: Tensor, real: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The t-SNE coordinates (n, 2) and (m, 2) of synthetic and real features in one map, as MGD3 measures in.
+
+    scikit-learn's defaults, with a perplexity of 30 or, below 91 images, of a third of them. A second for some 500.
+    """
+    from sklearn.manifold import TSNE
+
+    both = torch.cat([synthetic, real]).float()
+    found = TSNE(perplexity=min(30.0, (len(both) - 1) / 3), random_state=seed).fit_transform(both.numpy())
+    placed = torch.from_numpy(found)
+    return placed[: len(synthetic)], placed[len(synthetic) :]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found."""
+
+    values: dict[str, float]
+    """The mean over the classes of every measure that all classes have, and those of the whole set."""
+    by_class: list[dict[str, float]]
+    """The measures of each label."""
+    notes: dict[str, str]
+    """Why a measure is absent."""
+
+
+def compare(
+    synthetic: tuple[Tensor, Tensor],
+    real: tuple[Tensor, Tensor],
+    classes: int,
+    *,
+    k: int = 5,
+    kernel: GramFunction | None = None,
+    distances: Mapping[str, Kernel] = EMPTY,
+) -> Comparison:
+    """Every measure of this module within each class, and KID and the Fréchet distance of the whole set.
+
+    Args:
+        synthetic: features (n, D) and labels (n,).
+        real: likewise.
+        classes: number of labels.
+        k: neighbours of `prdc`.
+        kernel: of `mmd2`.
+        distances: kernels whose `representativeness` is added as `representativeness_<name>`; open bandwidths are fitted
+            to the class's real features.
+
+    Returns:
+        By class representativeness, nearest, precision, density, coverage, recall, diversity, mmd2 and the pairs
+        minimax_* and mgd3_*. A class with a single image has no recall, diversity, mmd2, minimax_diversity and
+        mgd3_diversity, and then they are in no mean either. Of the whole set kid and kid_std (100 subsets of the smaller
+        side's size, at most 1000), and frechet where either side has more images than features.
+
+    Raises:
+        DapError: a class without synthetic images, or with fewer than k + 1 real ones.
+    """
+    have, have_real = (labels.bincount(minlength=classes).tolist() for labels in (synthetic[1], real[1]))
+    for label in range(classes):
+        if have[label] == 0:
+            raise DapError(f"The synthetic set has no image of class {label}.")
+        if have_real[label] <= k:
+            raise DapError(f"Class {label} has {have_real[label]} real images; {k} neighbours need at least {k + 1}.")
+    rows: list[dict[str, float]] = []
+    for label in range(classes):
+        s, r = synthetic[0][synthetic[1] == label].double(), real[0][real[1] == label].double()
+        row = {"representativeness": representativeness(s, r), "nearest": nearest(s, r), **prdc(s, r, k)}
+        row["minimax_representativeness"] = minimax_representativeness(s, r)
+        row["mgd3_representativeness"] = mgd3_representativeness(s, r)
+        row |= {f"representativeness_{n}": representativeness(s, r, d.fit(r)) for n, d in distances.items()}
+        if len(s) > 1:
+            row |= {"diversity": diversity(s), "mmd2": mmd2(s, r, kernel)}
+            row |= {"minimax_diversity": minimax_diversity(s), "mgd3_diversity": mgd3_diversity(s)}
+        rows.append(row)
+    shared = [name for name in max(rows, key=len) if all(name in row for row in rows)]
+    values = {name: sum(row[name] for row in rows) / classes for name in shared}
+    notes: dict[str, str] = {}
+    if min(have) == 1:
+        notes |= dict.fromkeys([n for n in max(rows, key=len) if n not in shared], "a class has a single image")
+    size = min(len(synthetic[0]), len(real[0]), 1000)
+    if size > 1:
+        values["kid"], values["kid_std"] = kid(synthetic[0], real[0], subset_size=size)
+    try:
+        values["frechet"] = frechet(synthetic[0], real[0])
+    except DapError as error:
+        notes["frechet"] = str(error)
+    return Comparison(values, rows, notes)
+
+
 def measure(
     synthetic: Labelled,
     real: Labelled,
@@ -104,9 +195,9 @@ def measure(
     classes: int,
     *,
     k: int = 5,
-    kernel: Kernel | None = None,
+    kernel: GramFunction | None = None,
 ) -> dict[str, float]:
-    """Every measure of this module within each class, averaged over the classes.
+    """The values of `compare` for images.
 
     Args:
         synthetic: images (n, c, h, w) in [0, 1] and labels (n,).
@@ -116,34 +207,13 @@ def measure(
         k: neighbours of `prdc`.
         kernel: of `mmd2`.
 
-    Returns:
-        representativeness, nearest, precision, density, coverage, recall, minimax_representativeness, diversity, mmd2
-        and minimax_diversity. If some class has a single synthetic image, those that need two (diversity, recall, mmd2,
-        minimax_diversity) are left out.
-
     Raises:
-        DapError: bad images or labels, a class without synthetic or with fewer than k + 1 real images, or features that
-            are not finite, or not (n, D).
+        DapError: bad images or labels, features that are not finite, or not (n, D), or as `compare`.
     """
     check_labelled("synthetic set", synthetic, classes)
     check_labelled("real set", real, classes)
-    have, have_real = (labels.bincount(minlength=classes).tolist() for labels in (synthetic[1], real[1]))
-    for label in range(classes):
-        if have[label] == 0:
-            raise DapError(f"The synthetic set has no image of class {label}.")
-        if have_real[label] <= k:
-            raise DapError(f"Class {label} has {have_real[label]} real images; {k} neighbours need at least {k + 1}.")
-    of_synthetic, of_real = extract(features, synthetic[0]), extract(features, real[0])
-    rows: list[dict[str, float]] = []
-    for label in range(classes):
-        s, r = of_synthetic[synthetic[1] == label], of_real[real[1] == label]
-        row = {"representativeness": representativeness(s, r), "nearest": nearest(s, r), **prdc(s, r, k)}
-        row["minimax_representativeness"] = minimax_representativeness(s, r)
-        if min(have) > 1:
-            row.update(diversity=diversity(s), mmd2=mmd2(s, r, kernel), minimax_diversity=minimax_diversity(s))
-        rows.append(row)
-    shared = [name for name in rows[0] if all(name in row for row in rows)]
-    return {name: sum(row[name] for row in rows) / classes for name in shared}
+    of_synthetic, of_real = (extract(features, images) for images, _ in (synthetic, real))
+    return compare((of_synthetic, synthetic[1]), (of_real, real[1]), classes, k=k, kernel=kernel).values
 
 
 def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

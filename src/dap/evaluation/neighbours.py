@@ -1,0 +1,274 @@
+r"""Memorisation: the nearest real image of every synthetic one, and whether it is too near to be chance.
+
+Images are compared as small pictures (at most 32 px), also mirrored and shifted by a pixel. How near is too near is not
+chosen but measured on the real images themselves. For an image s and its 16 nearest real images r_1 ... r_16 of a class,
+
+    c(s) = d(s, r_1) / mean_{i > 1} d(s, r_i),
+
+after the ratio with which Carlini et al. (2023, "Extracting Training Data from Diffusion Models") find copies: the
+distance to the suspected original, in units of how far other images lie, so that plain and busy images are judged
+alike. d is the root mean squared difference; c is the smaller of its values as the pictures are and after smoothing their
+difference, which finds blurred copies. The same number is computed for a sample of real images, each left out of its own
+class. Then c(s) is compared with the lowest hundredth of these: of fresh real images, about 1 % would be as near to a
+training image. In features likewise, with the image put into its match's position, and the lowest tenth. A `copy` passes
+both, or is the same picture; so at most about 1 % of images that copy nothing are flagged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dap.errors import DapError
+from dap.evaluation.measures import extract
+from dap.evaluation.reals import Reals, coarse
+from dap.seeding import seed_of
+
+PIXEL_RATE = 0.01
+"""Share of fresh real images whose c in pixels falls under the threshold."""
+
+FEATURE_RATE = 0.1
+"""The same in features."""
+
+CANDIDATES = 16
+"""Real images that are compared pixel by pixel, the nearest at 8 px."""
+
+CALIBRATION = 1000
+"""Real images, of all classes together, on which the thresholds are measured."""
+
+SAME = 0.5 / 255
+"""Root mean squared difference below which two pictures are the same 8-bit picture."""
+
+MOVES = [(mirrored, down, right) for mirrored in (False, True) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+"""The ways in which an image is compared with another."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A real image, and how far it is: root mean squared pixel difference in [0, 1], or |s - r| in features."""
+
+    label: int
+    index: int
+    distance: float
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """The real image of one class that is nearest in pixels, and how near it is."""
+
+    match: Match
+    in_features: float
+    closeness: tuple[float, float]
+    """c in pixels and in features."""
+
+    def copied(self, thresholds: Thresholds) -> bool:
+        near = self.closeness[0] <= thresholds.pixel and self.closeness[1] <= thresholds.feature
+        return near or self.match.distance <= SAME
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What is near one synthetic image.
+
+    Attributes:
+        pixel, feature: the nearest real image of its own class.
+        pixel_any, feature_any: of any class; of the other classes, pixels are compared in the nearest at 8 px.
+        closeness: c in pixels and in features, within its own class, or within the class of its original.
+        original: the real image it copies, or None.
+    """
+
+    pixel: Match
+    feature: Match
+    pixel_any: Match
+    feature_any: Match
+    closeness: tuple[float, float]
+    original: Match | None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """At or below which c is too near, and how many real images say so.
+
+    With n of them no share below 1 / (n + 1) can be told, so fewer than 99 flag up to that share of fresh real images.
+    """
+
+    pixel: float
+    feature: float
+    calibrated_on: int
+
+
+class Search:
+    """Finds the neighbours of images among real ones.
+
+    Args:
+        reals: see `Reals`. In features, those are searched that have some, and the nearest in pixels.
+
+    Raises:
+        DapError: a class has fewer than 3 images, of which none is much nearer than the others.
+    """
+
+    def __init__(self, reals: Reals) -> None:
+        self.reals = reals
+        for name, indices in zip(reals.source.class_names, reals.indices, strict=True):
+            if len(indices) < 3:
+                raise DapError(f"Class {name!r} has {len(indices)} real images; the search for copies needs at least 3.")
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """Measured at first use, with each real image left out of its class."""
+        each = math.ceil(CALIBRATION / len(self.reals.indices))
+        found: list[Suspect] = []
+        for label, features in enumerate(self.reals.features):
+            generator = torch.Generator().manual_seed(seed_of("calibration", label))
+            chosen = torch.randperm(len(features), generator=generator)[:each]
+            images = self.reals.images([(label, self.reals.indices[label][i]) for i in chosen.tolist()])
+            found += self._suspects(images, features[chosen], label, chosen)
+        values: list[float] = []
+        for which, rate in enumerate((PIXEL_RATE, FEATURE_RATE)):
+            ordered = sorted(suspect.closeness[which] for suspect in found)
+            values.append(ordered[max(0, math.floor(rate * (len(ordered) + 1)) - 1)])
+        return Thresholds(*values, calibrated_on=len(found))
+
+    def __call__(self, images: Tensor, labels: Tensor, features: Tensor) -> list[Neighbours]:
+        """The neighbours of images (n, 3, h, w) in [0, 1] with labels (n,) and features (n, D), in their order."""
+        features = features.float()
+        found: list[list[Suspect]] = [[] for _ in images]
+        for asked in (labels, self._rivals(images, labels)):
+            for label in range(len(self.reals.indices)):
+                rows = (asked == label).nonzero()[:, 0]
+                for row, suspect in zip(
+                    rows.tolist(), self._suspects(images[rows], features[rows], label), strict=True
+                ):
+                    found[row].append(suspect)
+        near = self._nearest_features(features, labels)
+        return [self._summed(suspects, *pair) for suspects, pair in zip(found, near, strict=True)]
+
+    def _summed(self, suspects: list[Suspect], feature: Match, feature_any: Match) -> Neighbours:
+        own = suspects[0]
+        copied = next((suspect for suspect in suspects if suspect.copied(self.thresholds)), None)
+        seen = [Match(s.match.label, s.match.index, s.in_features) for s in suspects]
+
+        def nearest(matches: list[Match]) -> Match:
+            return min(matches, key=lambda match: match.distance)
+
+        return Neighbours(
+            pixel=own.match,
+            feature=nearest([feature, seen[0]]),
+            pixel_any=nearest([suspect.match for suspect in suspects]),
+            feature_any=nearest([feature_any, *seen]),
+            closeness=(copied or own).closeness,
+            original=copied.match if copied else None,
+        )
+
+    def _rivals(self, images: Tensor, labels: Tensor) -> Tensor:
+        """For every image (n,), the other class with the nearest picture at 8 px; -1 where there is no other."""
+        best, rivals = torch.full((len(images),), torch.inf), torch.full_like(labels, -1)
+        for rows in torch.arange(len(images)).split(100):
+            moved = _moves(self.reals.pictured(images[rows]))
+            for label, pool in enumerate(self.reals.coarse):
+                near = _coarse_distances(moved, pool).amin(1)
+                better = (near < best[rows]) & (labels[rows] != label)
+                best[rows[better]], rivals[rows[better]] = near[better], label
+        return rivals
+
+    def _suspects(self, images: Tensor, features: Tensor, label: int, without: Tensor | None = None) -> list[Suspect]:
+        """Of one class, for images (n, 3, h, w); `without` (n,) leaves one of the class's pictures out for each."""
+        return [
+            suspect
+            for rows in torch.arange(len(images)).split(100)
+            if len(rows)
+            for suspect in self._suspects_of(images[rows], features[rows], label, None if without is None else without[rows])
+        ]
+
+    def _suspects_of(self, images: Tensor, features: Tensor, label: int, without: Tensor | None) -> list[Suspect]:
+        pictures, pool = self.reals.pictured(images), self.reals.pictures[label]
+        moved = _moves(pictures)
+        rough = _coarse_distances(moved, self.reals.coarse[label])
+        if without is not None:
+            rough.scatter_(1, without[:, None], torch.inf)
+        most = min(CANDIDATES, len(pool) - (without is not None))
+        candidates = rough.topk(most, largest=False).indices
+        inside = pool[candidates][..., 1:-1, 1:-1].float() / 255  # what a shift by one pixel cannot leave
+        windows = torch.stack(moved, 1)[..., 1:-1, 1:-1].float() / 255
+        flat_reals, flat = inside.flatten(2), windows.flatten(2)
+        apart = flat_reals.square().sum(2)[:, :, None] + flat.square().sum(2)[:, None] - 2 * flat_reals @ flat.mT
+        move = apart.argmin(2)
+        apart = inside - windows[torch.arange(len(images))[:, None], move]  # anew, without the cancellation
+        sharp, smooth = (difference.square().mean((2, 3, 4)).sqrt() for difference in (apart, _smoothed(apart)))
+        closeness = torch.minimum(_ratio(sharp), _ratio(smooth))
+        distance, first = sharp.min(1)
+        rows = torch.arange(len(images))
+        moves, places = move[rows, first].tolist(), [self.reals.indices[label][i] for i in candidates[rows, first]]
+        placed = torch.cat([_moved(image[None], MOVES[m], self.reals.side) for image, m in zip(images, moves, strict=True)])
+        originals = extract(self.reals.extractor, self.reals.images([(label, place) for place in places])).float()
+        aligned = extract(self.reals.extractor, placed).float()
+        table = torch.cdist(features, self.reals.features[label])
+        if without is not None:
+            table.scatter_(1, without[:, None], torch.inf)
+        usual = table.topk(min(CANDIDATES, table.shape[1] - (without is not None)), largest=False).values.mean(1)
+        in_features = (aligned - originals).norm(dim=1) / usual.clamp_min(1e-12)
+        beside = (features - originals).norm(dim=1)
+        return [
+            Suspect(Match(label, place, distance[i].item()), beside[i].item(), (closeness[i].item(), in_features[i].item()))
+            for i, place in enumerate(places)
+        ]
+
+    def _nearest_features(self, features: Tensor, labels: Tensor) -> list[tuple[Match, Match]]:
+        """Of its own class and of any, for every row of features (n, D), among the real images that have some."""
+        own = [Match(-1, -1, math.inf)] * len(features)
+        every = list(own)
+        for label, pool in enumerate(self.reals.features):
+            for rows in torch.arange(len(features)).split(1000):
+                places = torch.cdist(features[rows], pool).argmin(1)
+                distances = (features[rows] - pool[places]).norm(dim=1)  # anew, without the expansion's cancellation
+                for row, distance, place in zip(rows.tolist(), distances.tolist(), places.tolist(), strict=True):
+                    match = Match(label, self.reals.indices[label][place], distance)
+                    if match.distance < every[row].distance:
+                        every[row] = match
+                    if labels[row] == label:
+                        own[row] = match
+        return list(zip(own, every, strict=True))
+
+
+def _moves(pictures: Tensor) -> list[Tensor]:
+    """All ways in which pictures (n, 3, side, side) are compared, those of `MOVES`."""
+    return [_moved(pictures, move, pictures.shape[-1]) for move in MOVES]
+
+
+def _moved(images: Tensor, move: tuple[bool, int, int], side: int) -> Tensor:
+    """Images mirrored, and shifted by what is a pixel of a picture of this side; their edges are repeated."""
+    mirrored, down, right = move
+    images = images.flip(-1) if mirrored else images
+    h, w = images.shape[-2:]
+    rows, columns = (
+        (torch.arange(n) - shift * round(n / side)).clamp(0, n - 1) for n, shift in ((h, down), (w, right))
+    )
+    return images[..., rows[:, None], columns]
+
+
+def _coarse_distances(moved: list[Tensor], pool: Tensor) -> Tensor:
+    """Squared distances (n, m) at 8 px of pictures in their best move to the (m, d) of `Reals.coarse`."""
+    queries = torch.stack([coarse(one) for one in moved], 1)
+    products = queries.flatten(0, 1) @ pool.T
+    nearest = (queries.square().sum(2)[:, :, None] - 2 * products.unflatten(0, queries.shape[:2])).amin(1)
+    return nearest + pool.square().sum(1)
+
+
+def _smoothed(apart: Tensor) -> Tensor:
+    """Differences (n, k, 3, h, w) under the binomial kernel of 3 x 3."""
+    n, k = apart.shape[:2]
+    line = torch.tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line).expand(apart.shape[2], 1, 3, 3)
+    padded = F.pad(apart.flatten(0, 1), (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernel, groups=len(kernel)).unflatten(0, (n, k))
+
+
+def _ratio(distances: Tensor) -> Tensor:
+    """The smallest of each row (n, k), in units of the mean of the others."""
+    ordered = distances.sort(1).values
+    return ordered[:, 0] / ordered[:, 1:].mean(1).clamp_min(1e-12)

@@ -1,0 +1,97 @@
+"""Real training images as a set is compared with them: a small picture of every one, features of some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dap.data.base import Source
+from dap.evaluation.measures import extract
+from dap.seeding import seed_of
+
+SIDE = 32
+"""Largest side, in pixels, of the pictures in which images are compared."""
+
+COARSE = 8
+"""Side of what is looked at first."""
+
+
+def coarse(pictures: Tensor) -> Tensor:
+    """Pictures (n, 3, side, side), uint8 -> (n, 3 · 8 · 8) in [0, 1], or fewer if the side is below 8."""
+    return F.adaptive_avg_pool2d(pictures.float() / 255, min(COARSE, pictures.shape[-1])).flatten(1)
+
+
+class Reals:
+    """The images of a source, read once, class by class.
+
+    Args:
+        source: the images.
+        features: images (n, 3, h, w) in [0, 1] -> (n, D); called with at most 500 at a time.
+        limit: at most so many images a class, drawn once and for all; default: all of them.
+        compared: how many of these, the first ones of each class, get features.
+
+    Attributes:
+        side: of the pictures, the source's own size or `SIDE`.
+        pictures: of each class (n, 3, side, side), uint8: 3 kB an image of 32 px or more.
+        coarse: of each class (n, 192), see `coarse`.
+        indices: of each class, where in the source the pictures come from.
+        features: of each class (m, D), float32, for its first m pictures.
+
+    Raises:
+        DapError: too many images are broken, or as `measures.extract`.
+    """
+
+    def __init__(
+        self, source: Source, features: Callable[[Tensor], Tensor], *, limit: int | None = None, compared: int = 500
+    ) -> None:
+        self.source, self.extractor, self.side = source, features, min(SIDE, source.size)
+        self.pictures: list[Tensor] = []
+        self.coarse: list[Tensor] = []
+        self.indices: list[list[int]] = []
+        self.features: list[Tensor] = []
+        for label, name in enumerate(source.class_names):
+            wanted = list(range(source.count(label)))
+            if limit is not None and limit < len(wanted):
+                generator = torch.Generator().manual_seed(seed_of("neighbours", name))
+                wanted = sorted(torch.randperm(len(wanted), generator=generator)[:limit].tolist())
+            indices: list[int] = []
+            pictures: list[Tensor] = []
+            found: list[Tensor] = []
+            for start in range(0, len(wanted), 500):
+                kept, images = source.readable(label, wanted[start : start + 500])
+                first = images[: max(0, compared - len(indices))]
+                if len(first):
+                    found.append(extract(features, first).float())
+                indices += kept
+                pictures.append(self.pictured(images))
+            self.indices.append(indices)
+            self.pictures.append(torch.cat(pictures))
+            self.coarse.append(torch.cat([coarse(part) for part in pictures]))
+            self.features.append(torch.cat(found) if found else torch.empty(0, 0))
+
+    def pictured(self, images: Tensor) -> Tensor:
+        """Images (n, 3, h, w) in [0, 1] -> pictures (n, 3, side, side), uint8."""
+        if images.shape[-1] > self.side:
+            images = F.adaptive_avg_pool2d(images, self.side)
+        return images.clamp(0, 1).mul(255).round().byte()
+
+    def key(self, label: int, index: int) -> str:
+        """What the source calls an image."""
+        return self.source.keys(label, [index])[0]
+
+    def images(self, where: list[tuple[int, int]]) -> Tensor:
+        """The images (n, 3, size, size) at these (label, index), read again."""
+        return torch.cat([self.source.readable(label, [index])[1] for label, index in where])
+
+    @property
+    def searched(self) -> int:
+        """How many pictures there are."""
+        return sum(map(len, self.indices))
+
+    @property
+    def available(self) -> int:
+        """How many images the source has."""
+        return sum(self.source.count(label) for label in range(len(self.source.class_names)))
