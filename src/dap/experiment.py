@@ -21,7 +21,9 @@ from dap.errors import DapError
 from dap.evaluation.measures import measure
 from dap.evaluation.networks import Network, build
 from dap.evaluation.protocol import Protocol
-from dap.evaluation.training import Trial, evaluate, seeded
+from dap.evaluation.fitting import seeded
+from dap.evaluation.training import evaluate
+from dap.evaluation.trials import Trial
 from dap.files import drop_torn_line, read_lines, write_atomically
 from dap.recipe import Data, Recipe
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dap.errors import DapError
-from dap.evaluation.training import Labelled, check_labelled
+from dap.evaluation.batches import Labelled, check_labelled
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """k(x, y): (n, D), (m, D) -> (n, m), positive semi-definite."""

@@ -1,10 +1,16 @@
-"""A protocol pins every detail of how a distilled set is judged, because each of them changes the score."""
+"""A protocol pins every detail of how a distilled set is judged, because each of them changes the score.
+
+What depends on the number of images per class, the number of classes or the network stands in `cases`;
+`Protocol.settled` applies those that hold and gives a protocol without any.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,12 +25,15 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from dap.errors import DapError
-from dap.evaluation.augment import OPERATIONS, Operation
 from dap.evaluation.networks import Norm
+from dap.evaluation.parts import Case, Hard, Labels
+from dap.evaluation.steps import Step
+from dap.evaluation.transforms import Mix, parse
 from dap.registry import suggest
 
 
@@ -38,9 +47,9 @@ class Protocol(BaseModel):
     source: str
     """Where the recipe and its numbers come from."""
     network: str
-    """`convnet1` ... `convnet8`, `resnetap10`, `resnet18`, `file.py:callable` or `package.module:callable`."""
+    """A name of `dap.evaluation.networks`, `torchvision:NAME`, `timm:NAME`, `file.py:callable`."""
     size: PositiveInt
-    """Height and width in pixels that train and test images are resized to (bilinear, antialiased)."""
+    """Height and width in pixels that the network sees."""
     norm: Norm = "instance"
     """Normalisation in the network; "instance" is GroupNorm with one channel a group."""
     width: PositiveInt = 128
@@ -49,35 +58,57 @@ class Protocol(BaseModel):
     """Subtracted from images in [0, 1], one value a channel, or one for all."""
     std: tuple[PositiveFloat, ...]
     """Divides the images after that, as `mean`."""
+    train: tuple[Mapping[str, Any], ...]
+    """Steps (`dap.evaluation.transforms`) from an image of the set in [0, 1] to what the network sees in training.
+    Sides and sizes left out are `size`, and "8/7" is size // 7 * 8; `normalize` takes `mean` and `std`."""
+    test: tuple[Mapping[str, Any], ...]
+    """The same for a real test image; none of these steps is random."""
+    mix: Mix | None = None
+    """Mixes every batch after that."""
     epochs: PositiveInt
     """E, the number of the last epoch; milestones and looks are derived from it."""
     extra_epoch: bool = False
     """Run E + 1 epochs, numbered from 0, as DC's loop does."""
     batch: PositiveInt
     """Images a step; the last, smaller batch of an epoch is kept."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """SGD without Nesterov, or AdamW."""
     lr: PositiveFloat
-    """Learning rate of SGD at the start."""
+    """Learning rate at the start."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum of SGD, without Nesterov."""
+    """Of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
     weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty of SGD, on all parameters."""
+    """L2 penalty of SGD, or decoupled decay of AdamW."""
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """"matrices": only on parameters of two dimensions or more, hence on no bias and no norm."""
+    schedule: Literal["steps", "cosine"] = "steps"
+    """How the learning rate falls, epoch by epoch."""
     decay_at: tuple[PositiveInt | str, ...] = ()
-    """At the end of which epochs the learning rate is multiplied: numbers, fractions of E such as "2/3" (rounded down,
-    at least 1), or "half+1", DC's E // 2 + 1."""
+    """Of steps: at the end of which epochs it is multiplied: numbers, fractions of E such as "2/3" (rounded down, at least
+    1), or "half+1", DC's E // 2 + 1."""
     decay_factor: PositiveFloat = 0.1
-    """What the learning rate is multiplied by."""
+    """Of steps: what the learning rate is multiplied by."""
     decay_restarts: bool = False
-    """A decay makes a new optimiser, so that the momentum gathered is forgotten (DC) instead of kept (MultiStepLR)."""
-    augment: Literal["none", "dsa"] = "none"
-    """"dsa": one operation a batch, drawn from `operations` (Zhao & Bilen 2021)."""
-    operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = OPERATIONS
-    """Operations of `dsa`. DSA leaves out the flip on digits."""
-    labels: Literal["hard"] = "hard"
-    """Cross-entropy with the labels of the set."""
+    """Of steps: a decay makes a new optimiser, so that the momentum gathered is forgotten (DC) instead of kept."""
+    cosine_length: PositiveFloat = 1.0
+    """Of cosine: lr (1 + cos(pi e / (cosine_length E))) / 2 in epoch e counted from 0; 2 ends at half of the start."""
+    extra_forward: bool = False
+    """Pass every batch, unmixed, through the network once more in training mode without a gradient, as RDED does to
+    print its training accuracy: BatchNorm's running statistics then move twice a step."""
+    labels: Labels = Hard()
+    """What the network is trained to say."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: passes under autocast; weights and their steps stay float32."""
     score: Literal["last", "best"]
     """Which accuracy is the headline: after the last epoch, or the best look at the test set. Both are stored."""
     looks: PositiveInt = 1
-    """How many evenly spaced looks at the test set, the last after the last epoch."""
+    """How many evenly spaced looks at the test set, the last after the last epoch; at most one an epoch."""
+    look_from: str = "0"
+    """The looks are spread over the epochs after this fraction of E."""
+    cases: tuple[Case, ...] = ()
+    """Fields with other values under conditions; all that hold apply, in this order."""
 
     @property
     def first_epoch(self) -> int:
@@ -86,28 +117,94 @@ class Protocol(BaseModel):
 
     @property
     def decay_epochs(self) -> tuple[int, ...]:
-        """Epochs at whose end the learning rate falls, ascending."""
-        return tuple(sorted(_epoch(when, self.epochs) for when in self.decay_at))
+        """Epochs at whose end the learning rate falls by `decay_factor`, ascending."""
+        return tuple(sorted(_epoch(when, self.epochs) for when in self.decay_at)) if self.schedule == "steps" else ()
 
     @property
     def look_epochs(self) -> tuple[int, ...]:
         """Epochs at whose end the network is tested, ascending; the last is `epochs`."""
-        return tuple(round(self.epochs * k / self.looks) for k in range(1, self.looks + 1))
+        start = int(self.epochs * Fraction(self.look_from))
+        looks = {start + round((self.epochs - start) * k / self.looks) for k in range(1, self.looks + 1)}
+        return tuple(sorted(look for look in looks if look >= self.first_epoch and look > 0))
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate during an epoch."""
+        if self.schedule == "cosine":
+            turned = math.pi * (epoch - self.first_epoch) / (self.cosine_length * self.epochs)
+            return self.lr * (1 + math.cos(turned)) / 2
+        return self.lr * self.decay_factor ** sum(decay < epoch for decay in self.decay_epochs)
+
+    @cached_property
+    def train_steps(self) -> tuple[Step, ...]:
+        """The steps of `train` with every size and value in place."""
+        return self._steps("train")
+
+    @cached_property
+    def test_steps(self) -> tuple[Step, ...]:
+        """The steps of `test` likewise."""
+        return self._steps("test")
+
+    def settled(self, *, ipc: int, classes: int, network: str | None = None) -> Protocol:
+        """This protocol for one set and network: what holds of `cases` applied, `cases` empty.
+
+        Args:
+            ipc: images per class, of the largest class.
+            classes: how many.
+            network: instead of the protocol's own.
+
+        Raises:
+            DapError: a case sets something impossible.
+        """
+        name = network or self.network
+        fields = self.model_dump(exclude={"cases"})
+        for case in self.cases:
+            if case.when.holds(ipc, classes, name):
+                fields.update(case.set)
+        return _validate({**fields, "network": name}, f"The protocol {self.name}")
+
+    def _steps(self, which: Literal["train", "test"]) -> tuple[Step, ...]:
+        places = {"resize": "side", "center_crop": "size", "random_resized_crop": "size"}
+        filled = []
+        for step in getattr(self, which):
+            values, op = dict(step), step.get("op")
+            if op == "normalize":
+                values = {"mean": self.mean, "std": self.std, **values}
+            elif op in places:
+                side = values.get(places[op], self.size)
+                values[places[op]] = _of_size(side, self.size) if isinstance(side, str) else side
+            filled.append(values)
+        return parse(filled)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _by_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.looks > self.epochs:
-            raise ValueError(f"looks {self.looks} is more than the {self.epochs} epochs")
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
         for when, epoch in zip(self.decay_at, [_epoch(when, self.epochs) for when in self.decay_at], strict=True):
             if not self.first_epoch <= epoch <= self.epochs:
                 raise ValueError(f"decay_at {when!r} is epoch {epoch}, outside {self.first_epoch} ... {self.epochs}")
+        if not re.fullmatch(r"0|\d+/[1-9]\d*", self.look_from) or Fraction(self.look_from) >= 1:
+            raise ValueError(f'look_from {self.look_from!r} should be "0" or a fraction below 1 such as "4/5"')
+        try:
+            _, test = self.train_steps, self.test_steps
+        except DapError as error:
+            raise ValueError(str(error).removesuffix(".")) from error
+        if random := [step.op for step in test if step.random]:
+            raise ValueError(f"test has the random step {random[0]!r}; only training images are augmented")
+        for case in self.cases:
+            if unknown := [field for field in case.set if field not in type(self).model_fields]:
+                raise ValueError(f"cases set the unknown field {unknown[0]!r}")
         return self
 
 
 def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
     """A shipped protocol by name, or one of your own by the path of its YAML file, with some fields replaced.
+
+    What is replaced stays so under every case.
 
     Raises:
         FileNotFoundError: the path ends in .yaml or .yml and there is no such file.
@@ -121,10 +218,19 @@ def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
     if not isinstance(fields, Mapping):
         raise DapError(f"{where} should be a mapping of fields such as {', '.join(list(Protocol.model_fields)[:4])}.")
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
-    changed = {key: value for key, value in plain.items() if key not in fields or fields[key] != value}
+    in_cases = {
+        field for case in fields.get("cases") or () if isinstance(case, Mapping) for field in case.get("set", ())
+    }
+    changed = {
+        key: value for key, value in plain.items() if key in in_cases or key not in fields or fields[key] != value
+    }
     protocol = _validate({**fields, **changed}, where)
+    kept = tuple(
+        case.model_copy(update={"set": {key: value for key, value in case.set.items() if key not in changed}})
+        for case in protocol.cases
+    )
     labels = [f"{key}={_short(value)}" for key, value in changed.items() if key not in ("name", "source")]
-    return protocol.model_copy(update={"name": "+".join([protocol.name, *labels])}) if labels else protocol
+    return protocol.model_copy(update={"name": "+".join([protocol.name, *labels]), "cases": kept})
 
 
 def known_protocols() -> tuple[str, ...]:
@@ -151,7 +257,7 @@ def _validate(fields: Mapping[str, Any], where: str) -> Protocol:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             raise DapError(f"{where}: unknown field {key!r}. {suggest(key, Protocol.model_fields)}") from error
         if first["type"] == "missing":
             raise DapError(f"{where}: the field {key!r} is missing.") from error
@@ -168,6 +274,14 @@ def _epoch(when: int | str, epochs: int) -> int:
     if re.fullmatch(r"\d+/[1-9]\d*", when):
         return max(1, int(epochs * Fraction(when)))
     raise ValueError(f'decay_at {when!r} should be an epoch, a fraction of the epochs such as "2/3", or "half+1"')
+
+
+def _of_size(text: str, size: int) -> int:
+    """ "8/7" of 224 is 224 // 7 * 8, in RDED's order of rounding."""
+    if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", text):
+        raise DapError(f'the side {text!r} should be a number of pixels, or a fraction of the size such as "8/7"')
+    above, below = map(int, text.split("/"))
+    return size // below * above
 
 
 def _short(value: Any) -> str:

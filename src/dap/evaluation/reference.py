@@ -13,7 +13,10 @@ from torch import Tensor
 from dap.errors import DapError
 from dap.evaluation.networks import Network
 from dap.evaluation.protocol import Protocol
-from dap.evaluation.training import Labelled, Progress, Trial, in_slices, new_network, prepare, seeded, train_and_test
+from dap.evaluation.batches import Labelled, in_slices, prepare
+from dap.evaluation.fitting import new_network, seeded
+from dap.evaluation.training import Progress, train_and_test
+from dap.evaluation.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Reference:
         return in_slices(lambda part: self.network(part).argmax(1), self._prepare(images))
 
     def _prepare(self, images: Tensor) -> Tensor:
-        return prepare(images, self.protocol, next(self.network.parameters()).device)
+        return prepare(images, self.protocol.test_steps, next(self.network.parameters()).device)
 
 
 def train_reference(

@@ -1,0 +1,315 @@
+"""Training one network by a protocol, in sittings: what an interrupted one left in its checkpoint is gone on with."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol as Interface
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dap.errors import DapError
+from dap.evaluation.batches import Images, slice_size
+from dap.evaluation.networks import Network, build
+from dap.evaluation.parts import Hard
+from dap.evaluation.protocol import Protocol
+from dap.evaluation.transforms import run, split
+from dap.files import write_atomically
+
+log = logging.getLogger("dap")
+
+
+class Labeller(Interface):
+    """A teacher: what it says of images."""
+
+    name: str
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(n, classes) of images (n, c, h, w) in [0, 1]."""
+        ...
+
+
+Batch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
+"""Images as the network sees them, and the loss of logits for a part of them, summed over its images."""
+
+After = Callable[[int, nn.Module], None]
+"""Called at the end of every epoch with its number and the network."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training is kept while it runs, so that a killed one goes on.
+
+    Args:
+        path: the file. It is replaced as a whole.
+        key: of everything the training depends on; a file with another key is not used.
+        every: seconds between two writes.
+    """
+
+    path: Path
+    key: str
+    every: float = 60.0
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written last under this key; None if nothing was, or it cannot be read."""
+        if not self.path.is_file():
+            return None
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception as error:  # damaged in whatever way: the trial is then trained anew
+            log.warning("%s cannot be read (%s); this training starts anew", self.path, type(error).__name__)
+            return None
+        return state if isinstance(state, dict) and state.get("key") == self.key else None
+
+    def write(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save({**state, "key": self.key}, buffer)
+        write_atomically(self.path, buffer.getvalue())
+
+
+class Training:
+    """One network in training; `epochs` runs it.
+
+    Everything random is a function of the seed: initialisation, order and augmentation have their own generators.
+    """
+
+    def __init__(
+        self,
+        train: Images,
+        protocol: Protocol,
+        seed: int,
+        *,
+        network: str,
+        channels: int,
+        classes: int,
+        teacher: Labeller | None = None,
+        replay: Callable[[int], Iterator[Batch]] | None = None,
+    ) -> None:
+        """
+        Args:
+            train: images after the fixed steps of the protocol's `train`.
+            protocol: a settled one.
+            seed: of everything random.
+            network: instead of the protocol's own.
+            channels: of the images.
+            classes: number of labels.
+            teacher: whom soft labels come from.
+            replay: for stored labels: the batches of an epoch, counted from 0.
+        """
+        self.train, self.protocol, self.seed, self.network, self.classes = train, protocol, seed, network, classes
+        self.device = train.labels.device
+        self.teacher, self.replay = teacher, replay
+        streams = torch.Generator().manual_seed(seed)
+        of_network, of_order, of_augment = (int(s) for s in torch.randint(2**62, (3,), generator=streams))
+        self.order, self.augment = (torch.Generator().manual_seed(s) for s in (of_order, of_augment))
+        self._global = of_network
+        self.steps = split(protocol.train_steps)[1]
+        with seeded(of_network, self.device):
+            self.net = new_network(network, protocol, channels, classes).to(self.device)
+            self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            self._global_state = _generators(self.device)
+        self.optimiser = _optimiser(self.net, protocol, protocol.lr)
+        self.epoch = protocol.first_epoch - 1
+        """The last epoch that is done."""
+
+    def epochs(self, after: After | None = None) -> nn.Module:
+        """Run all epochs still to do.
+
+        Raises:
+            DapError: the loss is no longer finite; the message names the epoch and the seed.
+        """
+        decays = self.protocol.decay_epochs
+        with seeded(self._global, self.device):
+            _set_generators(self._global_state, self.device)
+            for epoch in range(self.epoch + 1, self.protocol.epochs + 1):
+                lr = self.protocol.lr_at(epoch)
+                if self.protocol.decay_restarts and epoch - 1 in decays:
+                    self.optimiser = _optimiser(self.net, self.protocol, lr)
+                for group in self.optimiser.param_groups:
+                    group["lr"] = lr
+                loss = self._epoch(epoch)
+                if not math.isfinite(loss):
+                    raise DapError(
+                        f"The loss became {loss} in epoch {epoch} of seed {self.seed} ({self.network}, "
+                        f"{self.protocol.name}); look at the images, or lower lr."
+                    )
+                self.epoch = epoch
+                self._global_state = _generators(self.device)
+                if after is not None:
+                    after(epoch, self.net)
+        return self.net
+
+    def state(self) -> dict[str, Any]:
+        """Everything to go on from, in tensors, numbers and names alone."""
+        return {
+            "epoch": self.epoch,
+            "network": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "order": self.order.get_state(),
+            "augment": self.augment.get_state(),
+            "global": self._global_state,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.epoch = state["epoch"]
+        self.net.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.order.set_state(state["order"])
+        self.augment.set_state(state["augment"])
+        self._global_state = state["global"]
+
+    def _epoch(self, epoch: int) -> float:
+        """One pass over the images; returns the mean loss of an image."""
+        net, total, seen = self.net.train(), torch.zeros((), device=self.device), 0
+        dtype, wanted = torch.bfloat16, self.protocol.precision == "bfloat16"
+        for x, loss_of in self._batches(epoch):
+            self.optimiser.zero_grad()
+            # The gradient of a batch is the sum over its slices, whose activations stay in the processor's cache.
+            alone = isinstance(net, Network) and net.per_image
+            size = slice_size(*x.shape[2:], self.device) if alone else len(x)
+            for start in range(0, len(x), size):
+                part = slice(start, start + size)
+                with torch.autocast(self.device.type, dtype, enabled=wanted):
+                    logits = net(x[part].contiguous(memory_format=torch.channels_last))
+                loss = loss_of(logits.float(), part)
+                (loss / len(x)).backward()
+                total += loss.detach()
+            self.optimiser.step()
+            seen += len(x)
+        return total.item() / seen
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        protocol = self.protocol
+        if self.replay is not None:
+            yield from self.replay(epoch - protocol.first_epoch)
+            return
+        for chosen in torch.randperm(len(self.train), generator=self.order).to(self.device).split(protocol.batch):
+            x, y = run(self.steps, self.train.take(chosen), self.augment), self.train.labels[chosen]
+            partner, share, plain = None, 1.0, x
+            if protocol.mix is not None:
+                drawn = protocol.mix.draw(len(x), *x.shape[2:], self.augment)
+                x, partner, share = protocol.mix.apply(x, drawn), drawn["partner"].to(self.device), protocol.mix.share(drawn)
+            if protocol.extra_forward:
+                with torch.no_grad():
+                    self.net(plain)
+            if isinstance(protocol.labels, Hard):
+                yield x, _hard_loss(y, y[partner] if partner is not None and share < 1 else None, share)
+            else:
+                assert self.teacher is not None
+                said = self.teacher.logits(_unnormalised(x, protocol))
+                yield x, soft_loss(said, protocol.labels.temperature)
+
+
+def fit(
+    train: Images,
+    protocol: Protocol,
+    seed: int,
+    *,
+    network: str,
+    channels: int,
+    classes: int,
+    after: After | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A network trained by a settled protocol in one sitting; arguments as of `Training`."""
+    training = Training(train, protocol, seed, network=network, channels=channels, classes=classes, **options)
+    return training.epochs(after)
+
+
+def run_with_checkpoint(
+    training: Training, checkpoint: Checkpoint | None, after: After, notes: dict[str, Any]
+) -> nn.Module:
+    """`training.epochs`, from the checkpoint on if there is one, and writing it from time to time.
+
+    Args:
+        training: a fresh one.
+        checkpoint: None: keep nothing.
+        after: as in `epochs`; called before a checkpoint is written.
+        notes: kept in the checkpoint with the training, and updated from it at the start. JSON values.
+    """
+    if checkpoint is not None and (found := checkpoint.read()) is not None:
+        training.restore(found["training"])
+        notes.update(found["notes"])
+    began, before, written = time.perf_counter(), notes.get("seconds", 0.0), time.perf_counter()
+
+    def kept(epoch: int, net: nn.Module) -> None:
+        nonlocal written
+        notes["seconds"] = before + time.perf_counter() - began
+        after(epoch, net)
+        if checkpoint is not None and time.perf_counter() - written >= checkpoint.every:
+            checkpoint.write({"training": training.state(), "notes": notes})
+            written = time.perf_counter()
+
+    return training.epochs(kept)
+
+
+def new_network(name: str, protocol: Protocol, channels: int, classes: int) -> nn.Module:
+    """A fresh network as the protocol wants it (image size, norm, width), of any name."""
+    size, norm, width = protocol.size, protocol.norm, protocol.width
+    return build(name, channels=channels, classes=classes, size=size, norm=norm, width=width)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside, and put them back afterwards."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def soft_loss(said: Tensor, temperature: float) -> Callable[[Tensor, slice], Tensor]:
+    """Sum over images of KL(softmax(said / T) || softmax(logits / T)), for teacher's logits (n, classes)."""
+    wanted = F.softmax(said.float() / temperature, 1)
+    return lambda logits, part: F.kl_div(F.log_softmax(logits / temperature, 1), wanted[part], reduction="sum")
+
+
+def _hard_loss(y: Tensor, other: Tensor | None, share: float) -> Callable[[Tensor, slice], Tensor]:
+    def loss(logits: Tensor, part: slice) -> Tensor:
+        own = F.cross_entropy(logits, y[part], reduction="sum")
+        if other is None:
+            return own
+        return share * own + (1 - share) * F.cross_entropy(logits, other[part], reduction="sum")
+
+    return loss
+
+
+def _unnormalised(x: Tensor, protocol: Protocol) -> Tensor:
+    """Back to [0, 1], where a teacher with means of its own starts from."""
+    mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (protocol.mean, protocol.std))
+    return x * std + mean
+
+
+def _optimiser(net: nn.Module, protocol: Protocol, lr: float) -> torch.optim.Optimizer:
+    decayed, free = [], []
+    for parameter in net.parameters():
+        whole = protocol.weight_decay_on == "all" or parameter.ndim > 1
+        (decayed if whole else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}]
+    groups += [{"params": free, "weight_decay": 0.0}] if free else []
+    if protocol.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=protocol.betas, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, fused=True)
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def _set_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,89 @@
+"""Parts of a protocol: what a network is trained to say, and fields that depend on the set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+_CLOSED = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Hard(BaseModel):
+    """Cross-entropy with the labels of the set."""
+
+    model_config = _CLOSED
+
+    kind: Literal["hard"] = "hard"
+
+
+class Soft(BaseModel):
+    """KL divergence from what a teacher says of exactly the augmented and mixed images the student sees."""
+
+    model_config = _CLOSED
+
+    kind: Literal["soft"] = "soft"
+    teacher: str | None = None
+    """`torchvision:NAME`, a file of `dap train-teacher`, or `file.py:build`; None: it has to be given."""
+    temperature: PositiveFloat
+    """T: log-softmax of student / T against softmax of teacher / T. The loss is not multiplied by T^2."""
+
+
+class Stored(BaseModel):
+    """The same, with a teacher's words and the augmentations kept in files (FKD), by `dap export --layout fkd`."""
+
+    model_config = _CLOSED
+
+    kind: Literal["stored"] = "stored"
+    temperature: PositiveFloat
+    """As in soft labels."""
+
+
+Labels = Annotated[Hard | Soft | Stored, Field(discriminator="kind")]
+
+
+class When(BaseModel):
+    """When a case holds: all of what is given. Ranges are "10", "11-50" or "51-"."""
+
+    model_config = _CLOSED
+
+    ipc: str | None = None
+    """Range of the images per class (of the largest class)."""
+    classes: str | None = None
+    """Range of the number of classes."""
+    networks: tuple[str, ...] | None = None
+    """Any of these networks; `convnet*` stands for all that begin so."""
+
+    def holds(self, ipc: int, classes: int, network: str) -> bool:
+        ranges = all(_within(value, text) for value, text in ((ipc, self.ipc), (classes, self.classes)))
+        return ranges and (self.networks is None or any(_named(network, pattern) for pattern in self.networks))
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for text in (self.ipc, self.classes):
+            _within(1, text)
+        return self
+
+
+class Case(BaseModel):
+    """Fields that take other values under a condition."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    when: When
+    set: Mapping[str, Any]
+
+
+def _within(value: int, text: str | None) -> bool:
+    if text is None:
+        return True
+    if not (found := re.fullmatch(r"(\d+)(?:(-)(\d*))?", text)):
+        raise ValueError(f'the range {text!r} should look like "10", "11-50" or "51-"')
+    low, high = int(found[1]), int(found[3]) if found[3] else None
+    return value >= low and (high is None or value <= high) if found[2] else value == low
+
+
+def _named(network: str, pattern: str) -> bool:
+    return network.startswith(pattern[:-1]) if pattern.endswith("*") else network == pattern

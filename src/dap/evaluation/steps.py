@@ -1,0 +1,344 @@
+"""The steps of a transform, each a closed set of numbers that applies to a whole batch at once.
+
+A random step is two acts: `draw` gives the parameters of every image, and `apply` is a function of images and parameters
+alone, so what was drawn can be stored and replayed. Parameters are drawn on the generator's device; a CPU generator gives
+the same augmentation on every device. What an image becomes depends on no other image of its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from dap.errors import DapError
+from dap.evaluation.augment import OPERATIONS, Operation, dsa
+
+Drawn = Mapping[str, Tensor]
+"""Parameters of one step for one batch."""
+
+Chance = Annotated[float, Field(ge=0, le=1)]
+Pair = tuple[PositiveFloat, PositiveFloat]
+
+TRIES = 10
+"""How often a random crop is drawn before the largest central one is taken, torchvision's number."""
+
+
+class Closed(BaseModel):
+    """Fields of known names alone, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Step(Closed):
+    """One transform of a batch; this one changes nothing."""
+
+    random: ClassVar[bool] = False
+    """Whether it draws anything; what comes before the first random step can be computed once for all epochs."""
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
+        """Parameters for n images of this size, one row an image; {} for a step that is not random."""
+        del n, height, width, generator
+        return {}
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """Images (n, c, h, w), float -> (n, c, *size_after(h, w)), on the same device and differentiable."""
+        del drawn
+        return images
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what `apply` gives.
+
+        Raises:
+            DapError: it cannot be applied to images of this size.
+        """
+        return height, width
+
+
+class Resize(Step):
+    """Scale the shorter side to `side`, as torchvision's Resize: bilinear, antialiased, the longer side rounded down."""
+
+    op: Literal["resize"] = "resize"
+    side: PositiveInt
+    """Length of the shorter side afterwards, in pixels."""
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        size = self.size_after(*images.shape[2:])
+        return images if images.shape[2:] == size else F.interpolate(images, size, mode="bilinear", antialias=True)
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        shorter = min(height, width)
+        return int(self.side * height / shorter), int(self.side * width / shorter)
+
+
+class CenterCrop(Step):
+    """The square in the middle."""
+
+    op: Literal["center_crop"] = "center_crop"
+    size: PositiveInt
+    """Height and width of the square, in pixels."""
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        height, width = images.shape[2:]
+        self.size_after(height, width)
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return images[:, :, top : top + self.size, left : left + self.size]
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        if min(height, width) < self.size:
+            raise DapError(f"center_crop of {self.size} px needs larger images than {height} x {width}; resize first.")
+        return self.size, self.size
+
+
+class Tiles(Step):
+    """Cut images into factor x factor tiles and rearrange them; pixels beyond a multiple of `factor` are dropped."""
+
+    random: ClassVar[bool] = True
+    op: Literal["tiles"] = "tiles"
+    factor: PositiveInt
+    """Tiles a side."""
+    order: Literal["lines", "free"] = "lines"
+    """"lines": permute whole columns of tiles, then whole rows, as RDED's code does (factor 2: 4 arrangements);
+    "free": any permutation of the tiles (24)."""
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
+        """`source` (n, factor^2): which tile, counted row by row, comes to each place."""
+        k = self.factor
+        if self.order == "free":
+            return {"source": _permutations(n, k * k, generator)}
+        columns, rows = _permutations(n, k, generator), _permutations(n, k, generator)
+        return {"source": (rows[:, :, None] * k + columns[:, None, :]).flatten(1)}
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        n, c = images.shape[:2]
+        k, (height, width) = self.factor, self.size_after(*images.shape[2:])
+        tiles = images[:, :, :height, :width].reshape(n, c, k, height // k, k, width // k)
+        tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        moved = tiles[torch.arange(n, device=images.device)[:, None], drawn["source"].to(images.device)]
+        return moved.unflatten(1, (k, k)).permute(0, 3, 1, 4, 2, 5).reshape(n, c, height, width)
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        if min(height, width) < self.factor:
+            raise DapError(f"tiles of factor {self.factor} need larger images than {height} x {width}.")
+        return height - height % self.factor, width - width % self.factor
+
+
+class RandomResizedCrop(Step):
+    """A random rectangle, scaled to a square: torchvision's RandomResizedCrop, bilinear and antialiased."""
+
+    random: ClassVar[bool] = True
+    op: Literal["random_resized_crop"] = "random_resized_crop"
+    size: PositiveInt
+    """Height and width afterwards, in pixels."""
+    scale: Pair
+    """Least and largest part of the image's area."""
+    ratio: Pair = (3 / 4, 4 / 3)
+    """Least and largest width / height; its logarithm is uniform."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"{name} should be the smaller number and the larger, not {low}, {high}")
+        return self
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
+        """`box` (n, 4), int64: top, left, height and width of each rectangle."""
+        low, high = self.ratio
+        area = height * width * between(*self.scale, (n, TRIES), generator)
+        ratio = between(math.log(low), math.log(high), (n, TRIES), generator).exp()
+        where = between(0, 1, (2, n), generator)
+        shape = width / height
+        largest = (round(width / low) if shape < low else height, round(height * high) if shape > high else width)
+        last = area.new_tensor(largest).expand(n, 1, 2)
+        tries = torch.cat([torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 2).round(), last], 1)
+        limits = area.new_tensor([height, width])
+        fits = ((tries > 0) & (tries <= limits)).all(2)
+        fits[:, -1] = True
+        first = fits.int().argmax(1)
+        sides = tries[torch.arange(n, device=first.device), first]
+        room = limits - sides
+        corner = torch.where((first == TRIES)[:, None], room // 2, (where.T * (room + 1)).floor())
+        return {"box": torch.cat([corner, sides], 1).long()}
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        top, left, height, width = drawn["box"].to(images.device, torch.int32).unbind(1)
+        rows = _resampling(self.size, images.shape[2], top, height).to(images.dtype)
+        columns = _resampling(self.size, images.shape[3], left, width).to(images.dtype)
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has too few digits for grey values
+            return torch.einsum("noh,nchw,npw->ncop", rows, images, columns)
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        return self.size, self.size
+
+
+class Flip(Step):
+    """Mirror left and right."""
+
+    random: ClassVar[bool] = True
+    op: Literal["flip"] = "flip"
+    p: Chance = 0.5
+    """Probability for each image."""
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
+        """`flipped` (n,), bool."""
+        return {"flipped": between(0, 1, (n,), generator) < self.p}
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        return torch.where(drawn["flipped"].to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+class ColorJitter(Step):
+    """Brightness, contrast and saturation, in an order and by factors of each image's own, as IDC's and MinimaxDiffusion's.
+
+    Each is x <- centre + factor (x - centre), where the centre is black, the mean of the grey image, or the grey image.
+    """
+
+    random: ClassVar[bool] = True
+    op: Literal["color_jitter"] = "color_jitter"
+    brightness: NonNegativeFloat
+    """s; the factor is uniform in [1 - s, 1 + s]."""
+    contrast: NonNegativeFloat
+    """As `brightness`."""
+    saturation: NonNegativeFloat
+    """As `brightness`; without effect on one channel."""
+    luma: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.299, 0.587, 0.114)
+    """Weights of red, green and blue in the grey image; torchvision's first is 0.2989."""
+    clamp: bool = False
+    """Clamp to [0, 1] after each of the three, as torchvision does; IDC's code, hence the field's figures, do not."""
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
+        """`factors` (n, 3): of brightness, contrast, saturation; `order` (n, 3): a permutation of 0, 1, 2."""
+        strength = torch.tensor([self.brightness, self.contrast, self.saturation], device=generator.device)
+        factors = 1 + strength * between(-1, 1, (n, 3), generator)
+        return {"factors": factors.float(), "order": _permutations(n, 3, generator)}
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        channels = images.shape[1]
+        if channels not in (1, 3):
+            raise DapError(f"color_jitter needs images of 1 or 3 channels, not {channels}.")
+        luma = images.new_tensor(self.luma if channels == 3 else [1.0]).view(1, -1, 1, 1)
+        order = drawn["order"].to(images.device)
+        factors = drawn["factors"].to(images).gather(1, order)
+        for which, factor in zip(order.T[:, :, None, None, None], factors.T[:, :, None, None, None], strict=True):
+            grey = (images * luma).sum(1, keepdim=True)
+            around = torch.where(which == 1, grey.mean((2, 3), keepdim=True), torch.where(which == 2, grey, 0.0))
+            images = around + factor * (images - around)
+            images = images.clamp(0, 1) if self.clamp else images
+        return images
+
+
+class Lighting(Step):
+    """Add a random colour along the principal axes of ImageNet's pixels (Krizhevsky et al. 2012).
+
+    Every pixel moves by sum_k alpha_k eigenvalues[k] eigenvectors[:, k], with alpha_k normal, drawn once an image.
+    """
+
+    random: ClassVar[bool] = True
+    op: Literal["lighting"] = "lighting"
+    std: NonNegativeFloat
+    """Standard deviation of alpha."""
+    eigenvalues: tuple[FiniteFloat, ...] = (0.2175, 0.0188, 0.0045)
+    """One for each channel."""
+    eigenvectors: tuple[tuple[FiniteFloat, ...], ...] = (
+        (-0.5675, 0.7192, 0.4009),
+        (-0.5808, -0.0045, -0.8140),
+        (-0.5836, -0.6948, 0.4203),
+    )
+    """One row for each channel, one column for each axis."""
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if {len(self.eigenvectors), *map(len, self.eigenvectors)} != {len(self.eigenvalues)}:
+            raise ValueError(f"eigenvectors should be {len(self.eigenvalues)} rows as long as eigenvalues")
+        return self
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
+        """`alpha` (n, channels)."""
+        shape = (n, len(self.eigenvalues))
+        return {"alpha": torch.randn(shape, generator=generator, device=generator.device) * self.std}
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        if images.shape[1] != len(self.eigenvalues):
+            raise DapError(f"lighting has {len(self.eigenvalues)} eigenvalues, but images {images.shape[1]} channels.")
+        axes = torch.tensor(self.eigenvectors) * torch.tensor(self.eigenvalues)
+        shift = (drawn["alpha"].cpu()[:, None] * axes).sum(2)  # there, so that it is the same for every device
+        return images + shift.to(images)[:, :, None, None]
+
+
+class Normalize(Step):
+    """(x - mean) / std."""
+
+    op: Literal["normalize"] = "normalize"
+    mean: tuple[FiniteFloat, ...]
+    """One for each channel, or one for all."""
+    std: tuple[PositiveFloat, ...]
+    """As `mean`."""
+
+    @model_validator(mode="after")
+    def _as_long(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
+        return self
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        if len(self.mean) not in (1, images.shape[1]):
+            raise DapError(f"normalize has {len(self.mean)} means, but the images have {images.shape[1]} channels.")
+        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (images - mean) / std
+
+
+class Dsa(Step):
+    """Differentiable siamese augmentation of normalised images: one operation a batch, see `augment.dsa`."""
+
+    random: ClassVar[bool] = True
+    op: Literal["dsa"] = "dsa"
+    operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = OPERATIONS
+    """What is drawn from."""
+
+    def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
+        """`seed` (1,), int64: of the whole batch, which must not be cut before it is applied."""
+        return {"seed": torch.randint(2**62, (1,), generator=generator, device=generator.device)}
+
+    def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
+        return dsa(images, torch.Generator().manual_seed(int(drawn["seed"])), self.operations)
+
+
+def between(low: float, high: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Uniform in [low, high), float64, on the generator's device."""
+    drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    return low + (high - low) * drawn
+
+
+def _permutations(n: int, k: int, generator: Generator) -> Tensor:
+    """(n, k), int64: a permutation of 0 ... k - 1 in every row."""
+    return between(0, 1, (n, k), generator).argsort(1)
+
+
+def _resampling(out: int, side: int, start: Tensor, length: Tensor) -> Tensor:
+    """Matrices (n, out, side) that scale each image's pixels start ... start + length - 1 to `out`, rows summing to 1.
+
+    In units of half a pixel over `out`, the centres of both kinds of pixels and the triangle's half width are whole
+    numbers, so the weights are exact on every device: max(0, 2 max(length, out) - |(2 p + 1) out - (2 o + 1) length|).
+    """
+    pixel = torch.arange(side, device=start.device, dtype=torch.int32) - start[:, None]
+    target = torch.arange(out, device=start.device, dtype=torch.int32)
+    length = length[:, None]
+    distance = ((2 * pixel + 1) * out)[:, None, :] - ((2 * target + 1) * length)[:, :, None]
+    inside = (pixel >= 0) & (pixel < length)
+    weight = (2 * length.clamp(min=out)[:, None, :] - distance.abs()).clamp(min=0) * inside[:, None, :]
+    return weight / weight.sum(2, keepdim=True)

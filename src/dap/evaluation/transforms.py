@@ -1,0 +1,134 @@
+"""Transforms as a protocol lists them: `Steps`, a list of mappings with an `op` each; and how batches run through them.
+
+- {op: resize, side: 224}
+- {op: random_resized_crop, size: 224, scale: [0.5, 1]}
+- {op: flip, p: 0.5}
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+from torch import Generator, Tensor
+
+from dap.errors import DapError
+from dap.evaluation.mixing import CutMix, Mixing, MixUp
+from dap.evaluation.steps import (
+    CenterCrop,
+    Closed,
+    ColorJitter,
+    Drawn,
+    Dsa,
+    Flip,
+    Lighting,
+    Normalize,
+    RandomResizedCrop,
+    Resize,
+    Step,
+    Tiles,
+)
+from dap.registry import suggest
+
+STEPS = (Resize, CenterCrop, Tiles, RandomResizedCrop, Flip, ColorJitter, Lighting, Normalize, Dsa)
+MIXINGS = (CutMix, MixUp)
+
+Transform = Annotated[
+    Resize | CenterCrop | Tiles | RandomResizedCrop | Flip | ColorJitter | Lighting | Normalize | Dsa,
+    Field(discriminator="op"),
+]
+"""One step of any kind, told by its `op`."""
+
+
+def parse(entries: object) -> tuple[Step, ...]:
+    """Steps from a list of mappings; steps in it stay as they are.
+
+    Raises:
+        DapError: an unknown `op` or field, or a wrong value; the message names the step.
+    """
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise DapError(f"a list of steps such as [{{op: flip, p: 0.5}}] is needed, not {entries!r}.")
+    return tuple(_build(entry, STEPS, f"step {k}") for k, entry in enumerate(entries, 1))
+
+
+def parse_mixing(entry: object) -> Mixing | None:
+    """A mixing from a mapping; None and a mixing stay as they are.
+
+    Raises:
+        DapError: as `parse`.
+    """
+    return None if entry is None else _build(entry, MIXINGS, "the mixing")
+
+
+Steps = Annotated[tuple[Transform, ...], BeforeValidator(parse)]
+"""A field of a pydantic model: steps, whose errors are those of `parse`."""
+
+Mix = Annotated[CutMix | MixUp | None, BeforeValidator(parse_mixing)]
+"""A field of a pydantic model: a mixing or None, whose errors are those of `parse_mixing`."""
+
+
+def split(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """The steps before the first random one, which can be computed once for all epochs, and the others."""
+    fixed = tuple(itertools.takewhile(lambda step: not step.random, steps))
+    return fixed, tuple(steps[len(fixed) :])
+
+
+def size_after(steps: Iterable[Step], height: int, width: int) -> tuple[int, int]:
+    """Height and width of what images of this size become.
+
+    Raises:
+        DapError: they are too small for a step.
+    """
+    for step in steps:
+        height, width = step.size_after(height, width)
+    return height, width
+
+
+def draw_all(steps: Sequence[Step], n: int, height: int, width: int, generator: Generator) -> list[dict[str, Tensor]]:
+    """Parameters of every step for n images of this size; the batch they are applied to must not be cut in between."""
+    drawn = []
+    for step in steps:
+        drawn.append(step.draw(n, height, width, generator))
+        height, width = step.size_after(height, width)
+    return drawn
+
+
+def apply_all(steps: Sequence[Step], images: Tensor, drawn: Sequence[Drawn]) -> Tensor:
+    """Images (n, c, h, w) through all steps, with the parameters of `draw_all`."""
+    for step, parameters in zip(steps, drawn, strict=True):
+        images = step.apply(images, parameters)
+    return images
+
+
+def run(steps: Sequence[Step], images: Tensor, generator: Generator | None = None) -> Tensor:
+    """Images (n, c, h, w) through all steps; a generator is needed where one of them is random."""
+    if generator is None:
+        return apply_all(steps, images, [{} for _ in steps])
+    n, _, height, width = images.shape
+    return apply_all(steps, images, draw_all(steps, n, height, width, generator))
+
+
+def _build(entry: object, kinds: Sequence[type[Closed]], where: str) -> Any:
+    if isinstance(entry, tuple(kinds)):
+        return entry
+    known = {kind.model_fields["op"].default: kind for kind in kinds}
+    if not isinstance(entry, Mapping) or "op" not in entry:
+        raise DapError(f"{where} should be a mapping with an `op`, not {entry!r}. {suggest('', known)}")
+    op = str(entry["op"])
+    if op not in known:
+        raise DapError(f"{where}: unknown op {op!r}. {suggest(op, known)}")
+    try:
+        return known[op].model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            reason = f"unknown field {key!r}. {suggest(key, known[op].model_fields)}"
+        elif first["type"] == "missing":
+            reason = f"the field {key!r} is missing."
+        else:
+            culprit = f"{key} = {first['input']!r}: " if key else ""
+            reason = f"{culprit}{first['msg'].removeprefix('Value error, ')}."
+        raise DapError(f"{where} ({op}): {reason}") from error

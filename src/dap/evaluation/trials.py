@@ -1,0 +1,69 @@
+"""What one training on a set came to: a line of trials.jsonl."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from dap.errors import DapError
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One network trained on one set. Accuracies are fractions."""
+
+    protocol: str
+    network: str
+    seed: int
+    epochs: int
+    n_train: int
+    n_test: int
+    last: float
+    """On the test set after the last epoch."""
+    best: float
+    """The highest of all looks, hence chosen on the test set itself."""
+    headline: str
+    """"last" or "best": which of the two the protocol reports."""
+    curve: tuple[tuple[int, float], ...]
+    """(epoch, accuracy) at every look."""
+    train_last: float
+    """On the training images, not augmented, against their own labels, after the last epoch."""
+    seconds: float
+    """Of training and testing, over all sittings of a resumed trial."""
+    device: str
+    torch: str
+    tested_on: str = "test"
+    """"test", or "validation": real training images that nothing else has seen."""
+    labels: str = "hard"
+    """"hard", or the teacher's name."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """After the last epoch, how many test images of a label (row) were given each label (column); () above 100 classes."""
+
+    @property
+    def accuracy(self) -> float:
+        """The headline accuracy."""
+        return self.best if self.headline == "best" else self.last
+
+    def to_json(self) -> str:
+        """One line of trials.jsonl."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Trial:
+        """The inverse of `to_json`.
+
+        Raises:
+            DapError: not JSON, or a field is missing or unknown; the message names it.
+        """
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DapError(f"Not a trial, since not JSON: {line[:60]!r}.") from error
+        known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+        given = set(fields) if isinstance(fields, dict) else set()
+        odd = (given - set(known)) | {name for name, needed in known.items() if needed and name not in given}
+        if odd:
+            raise DapError(f"Not a trial: missing or unknown fields {', '.join(sorted(odd))} in {line[:60]!r}.")
+        tables = {name: tuple(tuple(row) for row in fields[name]) for name in ("curve", "confusion") if name in fields}
+        return cls(**{**fields, **tables})
