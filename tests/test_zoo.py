@@ -11,8 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dap.errors import DapError
 from dap.evaluation.networks import InstanceNorm, Network, build, n_parameters
-from dap.evaluation.protocol import load_protocol
-from dap.evaluation.training import fit
 
 PUBLISHED = {  # of torchvision's weights for ImageNet's thousand classes
     "resnet18": 11_689_512,
@@ -56,11 +54,11 @@ def test_channels_change_only_the_first_convolution(name):
 @pytest.mark.parametrize(
     ("name", "sides"),
     [
-        ("resnet50", {16: 2, 32: 4, 64: 8, 65: 5, 128: 8, 129: 5, 224: 7}),
-        ("mobilenet_v2", {16: 2, 32: 4, 64: 8, 65: 5, 128: 8, 129: 5, 224: 7}),
-        ("efficientnet_b0", {16: 2, 32: 4, 64: 8, 65: 5, 128: 8, 129: 5, 224: 7}),
-        ("swin_t", {16: 1, 32: 2, 64: 4, 65: 4, 128: 8, 129: 4, 224: 7}),
-        ("swin_v2_t", {16: 1, 28: 2, 64: 4, 128: 8, 224: 7}),
+        ("resnet50", {16: 2, 64: 8, 65: 5, 128: 8, 129: 5}),
+        ("mobilenet_v2", {16: 2, 64: 8, 65: 5, 128: 8, 129: 5}),
+        ("efficientnet_b0", {16: 2, 64: 8, 65: 5, 128: 8, 129: 5}),
+        ("swin_t", {16: 1, 64: 4, 128: 8, 129: 4, 224: 7}),
+        ("swin_v2_t", {28: 2, 128: 8, 224: 7}),
     ],
 )
 def test_the_last_map_keeps_its_pixels_at_every_size(name, sides):
@@ -130,13 +128,13 @@ def test_a_network_repeats_from_its_seed_and_judges_every_image_on_its_own(name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_training_loop_gives_every_weight_a_finite_gradient(name):
-    protocol = load_protocol("quick-hard", size=16, epochs=1, decay_at=())
-    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    network = fit((images, torch.tensor([0, 1, 2, 0])), protocol, 3, network=name, classes=3)
-    for path, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.isfinite().all(), path
-    assert sum(parameter.grad.abs().sum() for parameter in network.parameters() if parameter.grad is not None) > 0
+def test_every_weight_has_a_finite_gradient_in_the_layout_of_training(name):
+    network = seeded(name, classes=3, size=16).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    nn.functional.cross_entropy(network(images), torch.tensor([0, 2])).backward()
+    gradients = {path: parameter.grad for path, parameter in network.named_parameters()}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values()), gradients.keys()
+    assert sum(gradient.abs().sum() for gradient in gradients.values() if gradient is not None) > 0
 
 
 def test_images_of_a_batch_mix_under_batch_norm_only():
