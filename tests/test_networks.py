@@ -9,11 +9,7 @@ import torch
 from torch import nn
 
 from dap.errors import DapError
-from dap.evaluation.networks import InstanceNorm, Network, build
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+from dap.evaluation.networks import InstanceNorm, Network, build, n_parameters
 
 
 @pytest.mark.parametrize(
@@ -32,7 +28,28 @@ def parameters(module: nn.Module) -> int:
     ],
 )
 def test_parameter_counts_are_those_of_the_published_networks(name, size, channels, norm, count):
-    assert parameters(build(name, channels=channels, classes=10, size=size, norm=norm)) == count
+    with torch.device("meta"):
+        assert n_parameters(build(name, channels=channels, classes=10, size=size, norm=norm)) == count
+
+
+@pytest.mark.parametrize(("depth", "size", "side"), [(3, 32, 4), (4, 32, 2), (5, 64, 2), (6, 128, 2), (6, 224, 3)])
+def test_parameters_of_a_convnet_by_hand(depth, size, side):
+    first, later = 128 * (3 * 9 + 1) + 2 * 128, 128 * (128 * 9 + 1) + 2 * 128
+    with torch.device("meta"):
+        network = build(f"convnet{depth}", classes=10, size=size)
+    assert n_parameters(network) == first + (depth - 1) * later + 10 * (128 * side**2 + 1)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(32, 3), (128, 3), (224, 7)])
+def test_parameters_of_resnetap10_by_hand(size, kernel):
+    def block(i: int, o: int) -> int:
+        shortcut = 0 if i == o else i * o + 2 * o
+        return 9 * i * o + 2 * o + 9 * o * o + 2 * o + shortcut
+
+    with torch.device("meta"):
+        network = build("resnetap10", classes=10, size=size)
+    stem, head = 64 * 3 * kernel**2 + 2 * 64, 10 * (512 + 1)
+    assert n_parameters(network) == stem + block(64, 64) + block(64, 128) + block(128, 256) + block(256, 512) + head
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 224])
@@ -140,7 +157,7 @@ def test_a_network_of_your_own_is_built_from_a_file_or_a_module(tmp_path):
         "    return 3\n"
     )
     assert build(f"{file}:net", classes=4, size=6)(torch.randn(2, 3, 6, 6)).shape == (2, 4)
-    assert parameters(build("dap.evaluation.networks:resnetap10", classes=10, size=32)) == 4_903_242
+    assert n_parameters(build("dap.evaluation.networks:resnetap10", classes=10, size=32)) == 4_903_242
     with pytest.raises(DapError, match=r"should be a torch.nn.Module, but is a int"):
         build(f"{file}:wrong", classes=4, size=6)
 

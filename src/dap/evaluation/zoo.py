@@ -1,0 +1,234 @@
+"""Other people's networks: torchvision's architectures with stems for small images, and any of torchvision's or timm's.
+
+No weights are fetched. The stem follows the image size, so that the last map keeps about 7 x 7 pixels. The ResNets' stems are
+the hard-label lineage's (IDC, MinimaxDiffusion); those of the others are ours, made to divide the image by as much:
+
+| size | ResNets | MobileNet-V2, EfficientNet-B0 | Swin |
+|---|---|---|---|
+| above 128 px | as published: divided by 32 | as published: by 32 | patch 4, as published: by 32 |
+| 65 to 128 px | 3x3 stem, max-pooling: by 16 | first stride 1: by 16 | patch 2: by 16 |
+| up to 64 px | 3x3 stem alone: by 8 | first two strides 1: by 8 | patch 2 and windows of 4 x 4: by 16 |
+
+`torchvision:NAME` and `timm:NAME` are left as their authors made them, whatever the size.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dap.errors import DapError
+from dap.evaluation.layers import InstanceNorm, Network, Norm, at_least, he_normal
+
+
+def resnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
+    """ResNet-18, -50 or -101 (He et al. 2016), with the stem of its image size; at least 16 px."""
+    from torchvision import models
+
+    del width
+    name = f"resnet{depth}"
+    at_least(size, 16, name)
+    model = models.get_model(name, weights=None, num_classes=classes)
+    if size <= 128:
+        model.conv1 = he_normal(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
+    elif channels != 3:
+        model.conv1 = he_normal(nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False))
+    if size <= 64:
+        model.maxpool = nn.Identity()
+    return _split(_with_norm(model, norm, name), "fc")
+
+
+def inverted(*, name: str, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
+    """MobileNet-V2 (Sandler et al. 2018) or EfficientNet-B0 (Tan & Le 2019), of inverted residuals; at least 16 px.
+
+    Both drop features at random before the classifier (p 0.2), so in training mode `features` are those that remain.
+    """
+    from torchvision import models
+
+    del width
+    at_least(size, 16, name)
+    model = models.get_model(name, weights=None, num_classes=classes)
+    if channels != 3:
+        he_normal(_with_channels(model, channels))
+    strided = [part for part in model.modules() if isinstance(part, nn.Conv2d) and part.stride != (1, 1)]
+    for conv in strided[: 2 if size <= 64 else 1 if size <= 128 else 0]:
+        conv.stride = (1, 1)
+    return _split(_with_norm(model, norm, name), "classifier.1")
+
+
+def swin(*, version: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
+    """Swin-T (Liu et al. 2021) or Swin-V2-T (Liu et al. 2022); at least 16 px.
+
+    Maps that windows do not divide are padded, as in torchvision. Swin normalises layer-wise, every position of an image on
+    its own: norm instance and batch give the same network, and there is no form without.
+    """
+    from torchvision.models import swin_transformer as parts
+
+    del width
+    name = "swin_t" if version == 1 else "swin_v2_t"
+    at_least(size, 16, name)
+    patch, window = (4 if size > 128 else 2), (4 if size <= 64 else 7 if version == 1 else 8)
+    second = {"block": parts.SwinTransformerBlockV2, "downsample_layer": parts.PatchMergingV2}
+    model = parts.SwinTransformer(
+        patch_size=[patch, patch],
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=[window, window],
+        stochastic_depth_prob=0.2,
+        num_classes=classes,
+        **(second if version == 2 else {}),
+    )
+    if channels != 3:
+        _with_channels(model, channels)
+    return _split(_with_norm(model, norm, name), "head")
+
+
+def from_torchvision(model: str, *, channels: int, classes: int, size: int, norm: Norm, width: int) -> nn.Module:
+    """Any of torchvision's classifiers, untrained; a first convolution for other than 3 channels starts as PyTorch's do.
+
+    Raises:
+        DapError: no such classifier, or it does not take such images.
+    """
+    from torchvision import models
+
+    del width
+    known = models.list_models(module=models)
+    if model not in known:
+        raise DapError(f"torchvision has no classifier {model!r}. {_like(model, known)}")
+    options: dict[str, Any] = {}
+    if model.startswith("vit_"):
+        options["image_size"] = size
+    elif model.startswith("maxvit"):
+        options["input_size"] = (size, size)
+    elif model in ("googlenet", "inception_v3"):  # else in training they return three sets of logits
+        options |= {"aux_logits": False, "init_weights": True}
+
+    def make() -> nn.Module:
+        network = models.get_model(model, weights=None, num_classes=classes, **options)
+        if channels != 3:
+            _with_channels(network, channels)
+        return network
+
+    return _fitted(make, f"torchvision:{model}", channels, classes, size, norm)
+
+
+def from_timm(model: str, *, channels: int, classes: int, size: int, norm: Norm, width: int) -> nn.Module:
+    """Any of timm's models, untrained.
+
+    Raises:
+        DapError: timm is not installed, has no such model, or the model does not take such images.
+    """
+    del width
+    try:
+        import timm
+    except ImportError as error:
+        raise DapError(f"timm:{model} needs the package timm; pip install 'diffusion-as-priors[timm]'.") from error
+    if not timm.is_model(model):
+        raise DapError(f"timm has no model {model!r}. {_like(model, timm.list_models())}")
+    card = timm.get_pretrained_cfg(model)
+    options = {"img_size": size} if card is not None and card.fixed_input_size else {}
+    make = partial(timm.create_model, model, pretrained=False, num_classes=classes, in_chans=channels, **options)
+    return _fitted(make, f"timm:{model}", channels, classes, size, norm)
+
+
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet{depth}": partial(resnet, depth=depth) for depth in (18, 50, 101)},
+    **{name: partial(inverted, name=name) for name in ("mobilenet_v2", "efficientnet_b0")},
+    "swin_t": partial(swin, version=1),
+    "swin_v2_t": partial(swin, version=2),
+}
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvision, "timm": from_timm}
+
+
+def _like(name: str, known: Sequence[str]) -> str:
+    """A sentence with the names that resemble this one or contain it, of which there may be a thousand."""
+    found = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    found += [other for other in known if name in other and other not in found]
+    return f"Close to it: {', '.join(found[:8])}." if found else f"Its {len(known)} names include {known[0]}."
+
+
+def _fitted(make: Callable[[], nn.Module], name: str, channels: int, classes: int, size: int, norm: Norm) -> nn.Module:
+    """A `Network` if its last operation is linear, else the model as it is; tried on one black image."""
+    try:
+        model = _with_norm(make(), norm, name)
+        logits, head = _try(model, channels, size)
+    except DapError as error:
+        raise error if str(error).startswith(name) else DapError(f"{name} at {size} px: {error}") from error
+    except Exception as error:
+        reason = shorten(str(error), 200, placeholder=" …")
+        shape = f"({channels}, {size}, {size})"
+        raise DapError(f"{name} does not take images {shape}: {type(error).__name__}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise DapError(f"{name} gives {given} for one image instead of logits (1, {classes}); it is no classifier.")
+    return model if head is None else _split(model, head)
+
+
+def _try(model: nn.Module, channels: int, size: int) -> tuple[Any, str | None]:
+    """What a model says of a black image, and the name of the linear layer that said it."""
+    said: list[tuple[str, object]] = []
+
+    def listen(part: nn.Module, name: str) -> Any:
+        return part.register_forward_hook(lambda _part, _inputs, output: said.append((name, output)))
+
+    hooks = [listen(part, name) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    image = next(model.parameters()).new_zeros(1, channels, size, size)
+    model.eval()
+    with torch.no_grad():
+        logits = model(image)
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    return logits, next((name for name, output in said if output is logits), None)
+
+
+def _split(model: nn.Module, head: str) -> Network:
+    classifier = model.get_submodule(head)
+    assert isinstance(classifier, nn.Linear)
+    model.set_submodule(head, nn.Identity())
+    return Network(model, classifier)
+
+
+def _with_norm(model: nn.Module, norm: Norm, name: str) -> nn.Module:
+    """Batch norms replaced by instance norms with the same start, if that is wanted."""
+    if norm == "none":
+        raise DapError(f"{name} has no form without normalisation; use norm instance or batch.")
+    if norm == "instance":
+        for path, part in list(model.named_modules()):
+            if isinstance(part, _BatchNorm):
+                model.set_submodule(path, _instance(part, name))
+    return model
+
+
+def _instance(batch: nn.Module, name: str) -> nn.Module:
+    kind = type(batch).__name__
+    if kind not in ("BatchNorm2d", "BatchNormAct2d") or not batch.affine:
+        raise DapError(f"{name} normalises by {kind}, which has no instance form here; use norm batch.")
+    norm = InstanceNorm(batch.num_features, batch.eps)  # pyright: ignore[reportArgumentType]
+    norm.weight, norm.bias = batch.weight, batch.bias  # pyright: ignore[reportAttributeAccessIssue]
+    if kind == "BatchNorm2d":
+        return norm
+    return nn.Sequential(norm, batch.drop, batch.act)  # pyright: ignore[reportArgumentType]
+
+
+def _with_channels(model: nn.Module, channels: int) -> nn.Conv2d:
+    """The first convolution, made anew for other channels."""
+    path, old = next((path, part) for path, part in model.named_modules() if isinstance(part, nn.Conv2d))
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # pyright: ignore[reportArgumentType]
+        old.stride,  # pyright: ignore[reportArgumentType]
+        old.padding,  # pyright: ignore[reportArgumentType]
+        bias=old.bias is not None,
+    )
+    model.set_submodule(path, new)
+    return new
