@@ -86,6 +86,7 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")
     report.add_argument("--out", type=Path, required=True, help="page or folder")
     report.add_argument("--title", default="Distilled sets compared")
+    _tracking(report)
 
     convert = verb("convert", "write weights people have as a diffusers folder of safetensors")
     convert.add_argument("source", metavar="SOURCE", help="hub id, diffusers folder, or a .pt of the original DiT code")
@@ -127,6 +128,12 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
     )
     group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
+    _tracking(group)
+
+
+def _tracking(group: Any) -> None:
+    text = "also log trials, measures and images for it, beside the report"
+    group.add_argument("--track", choices=["tensorboard", "wandb"], help=text)
 
 
 def recipe_fields() -> list[tuple[str, Any]]:

@@ -65,8 +65,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def positions(values: Iterable[X], linear: bool = False) -> dict[X, float]:
     """Where each x lies between 0 and 1.
 
-    Linear, but logarithmic, unless `linear` is asked for, when the positive values span more than a factor of 8, with 0 one mean step to the left of
-    them; values that are not numbers (a layer named "mid") stand side by side in the given order.
+    Linear, but logarithmic, unless `linear` is asked for, when the positive values span more than a factor of 8, with 0
+    one mean step to the left of them; values that are not numbers (a layer named "mid") stand side by side in the given order.
     """
     named = list(dict.fromkeys(values))
     distinct = sorted(value for value in named if is_number(value))

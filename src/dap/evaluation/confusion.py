@@ -52,9 +52,7 @@ class Confusion:
         """Row: true class, column: predicted class, in per cent of the row; at most `CLASSES` of both."""
         names = self.names[:CLASSES]
         columns = (Column("true class", numeric=False), *map(Column, names))
-        rows = [
-            (named(name), *(self._cell(i, j) for j in range(len(names)))) for i, name in enumerate(names)
-        ]
+        rows = [(named(name), *(self._cell(i, j) for j in range(len(names)))) for i, name in enumerate(names)]
         title = f"{self.group.label}, {setting_name(self.setting)}"
         return Table("confusion", title, columns, tuple(rows), self.worst)
 
@@ -62,7 +60,7 @@ class Confusion:
         share, n = float(self.shares[i, j]), int(self.counts[i].sum())
         told = "recognised" if i == j else f"taken for {self.names[j]}"
         hint = f"{self.names[i]} {told}: {100 * share:.1f} % ({int(self.counts[i, j])} of {n})"
-        text = "" if share == 0 else f"{100 * share:.0f}" if share >= 0.005 else "<1"
+        text = "" if share == 0 else "<1" if share < 0.01 else f"{100 * share:.0f}"
         # The root, since shares of a few per cent are what one looks for.
         return Cell(text, share, hint=hint, css=f"{'right' if i == j else 'wrong'} h{min(9, int(10 * share**0.5))}")
 

@@ -102,8 +102,6 @@ def _level(together: list[list[Group]], rows: Sequence[Row]) -> Row | None:
     return levels[0] if len(found) == 1 and levels[0] else None
 
 
-
-
 def training(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Test accuracy by epoch for each setting whose trials recorded it: one line a group, the mean of its sets."""
     figures = []

@@ -85,7 +85,7 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
         notes.append(f"Images are shown reduced to {THUMBNAIL} pixels.")
     if reals.left_out:
         notes.append("Not every nearest real image is shown, to keep the page small.")
-    marks = {mark: any(tile[mark] for tile in tiles) for mark in ("copy", "wrong", "nearest", "judged")}
+    marks = {mark: any(tile[mark] for tile in tiles) for mark in ("near_copy", "wrong", "nearest", "judged")}
     return {"classes": classes, "notes": notes, "reals": reals.sources, "marks": marks}
 
 
@@ -127,7 +127,9 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         where = [f"{record.class_name(one.get('label'))} slot {one.get('slot')}" for record, one in copies]
         places = [place + seed for place, seed in zip(where, seeded, strict=True)][:3]
         more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
-        verb = "is a near-copy of a real training image" if len(copies) == 1 else "are near-copies of real training images"
+        verb = (
+            "is a near-copy of a real training image" if len(copies) == 1 else "are near-copies of real training images"
+        )
         told.append(
             f"{len(copies)} of {count(total, 'image')}{sets} of {group.label} {verb}: "
             f"{', '.join(places)}{more}. Look at them before this set leaves your hands."
@@ -176,7 +178,7 @@ def _tile(record: SetRecord, image: Json, seen: Json | None, reals: Reals) -> di
     told += [f"nearest real image {one['space']}: {one['name']}" for one in near]
     copy = seen.get("copy") is True
     told += ["near-copy of a real training image"] if copy else []
-    flags = {"reduced": reduced, "copy": copy, "wrong": wrong, "judged": bool(predicted), "nearest": bool(near)}
+    flags = {"reduced": reduced, "near_copy": copy, "wrong": wrong, "judged": bool(predicted), "nearest": bool(near)}
     return {"src": src, "about": " · ".join(told), "near": near, **flags}
 
 

@@ -29,7 +29,9 @@ MEANINGS = {
     "recall": Meaning("higher", "share of real images that lie among distilled ones"),
     "density": Meaning("higher", "how many real neighbourhoods a distilled image lies in, relative to a real one"),
     "mmd2": Meaning("lower", "squared maximum mean discrepancy to the real images, unbiased, so it may be below 0"),
-    "minimax_representativeness": Meaning("higher", "cosine to the nearest real image, of the worst image (ManifoldGD)"),
+    "minimax_representativeness": Meaning(
+        "higher", "cosine to the nearest real image, of the worst image (ManifoldGD)"
+    ),
     "minimax_diversity": Meaning("higher", "1 − largest cosine between two images of a class (ManifoldGD)"),
     "mgd3_representativeness": Meaning("lower", "mean distance to the 50 nearest real images (MGD3)"),
     "mgd3_diversity": Meaning("higher", "smallest distance between two images of a class (MGD3)"),

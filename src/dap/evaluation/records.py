@@ -66,8 +66,9 @@ class SetRecord:
 
     def class_name(self, label: object) -> str:
         """The name of a label of this set, or "label 12" for one that it does not name."""
-        known = isinstance(label, int) and 0 <= label < len(self.class_names)
-        return self.class_names[label] if known else f"label {label}"
+        if isinstance(label, int) and 0 <= label < len(self.class_names):
+            return self.class_names[label]
+        return f"label {label}"
 
     def guidance(self, field: str) -> object:
         """A field of the recipe's guidance, "4" as the number 4; None for a method without guidance."""

@@ -61,13 +61,13 @@ def read_map(path: Path) -> Features | None:
         with np.load(path / "map.npz", allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float32) for name in names}
             labels = {f"{name}_label": np.asarray(file[f"{name}_label"], np.int64) for name in names}
-            said = {name: str(file[name]) if name in file else "" for name in ("features", "data")}
+            features, data = (str(file[name]) if name in file else "" for name in ("features", "data"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None
     fits = all(a.ndim == 2 and labels[f"{n}_label"].shape == a.shape[:1] for n, a in arrays.items())
     widths = {array.shape[1] for array in arrays.values()} if fits else set()
     finite = fits and all(np.isfinite(array).all() for array in arrays.values())
-    return Features(**arrays, **labels, **said) if len(widths) == 1 and finite else None
+    return Features(**arrays, **labels, features=features, data=data) if len(widths) == 1 and finite else None
 
 
 def maps(groups: Sequence[Group]) -> list[dict[str, Any]]:

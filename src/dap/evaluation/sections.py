@@ -11,7 +11,7 @@ from dap.evaluation.gallery import inspected
 from dap.evaluation.meanings import meaning, ordered
 from dap.evaluation.records import MEASURES, SetRecord, is_number
 from dap.evaluation.summary import Group, Row, Setting, Stat, flatten
-from dap.evaluation.tables import Cell, Column, Table, cell, named, percentage
+from dap.evaluation.tables import Cell, Column, Table, cell, named
 from dap.evaluation.wording import DASH, accuracy, count, differing, figure, percent, setting_name
 
 BOOKKEEPING = frozenset({"k", "classes", "images", "copies"})
@@ -59,6 +59,7 @@ def _measured(values: Sequence[float]) -> Cell:
         return Cell(DASH)
     mean = fmean(values)
     std = stdev(values) if len(values) > 1 else None
+    std = 0.0 if std is not None and std < 1e-12 * abs(mean) else std  # what rounding leaves of equal values
     return Cell(figure(mean).replace("-", "−"), mean, std, small="" if std is None else f"± {std:.2g}")
 
 
@@ -171,7 +172,8 @@ def ranking_table(groups: Sequence[Group]) -> Table | None:
         told = [_ranked(values.get(name), 100 if name in ("hlr", "ior", "beta") else 1) for name in scores]
         accuracies = [_accuracy(values.get(name)) for name in raw]
         rows.append((named(group.label), cell(record.seed), *told, *accuracies))
-    note = "HLR, IOR and β in points, LRS and ARS in fractions of 1 as DD-Ranking defines them. Other figures as recorded; accuracies in %."
+    note = "HLR, IOR and β in points, LRS and ARS in fractions of 1 as DD-Ranking defines them; beside them the "
+    note += "accuracies they come from, in %."
     return Table("ranking", "DD-Ranking", tuple(columns), tuple(rows), note)
 
 
@@ -183,5 +185,6 @@ def _ranked(value: object, factor: int) -> Cell:
 
 
 def _accuracy(value: object) -> Cell:
-    fraction = is_number(value) and 0 <= value <= 1
-    return Cell(percentage(value) if fraction else figure(value if is_number(value) else None), value)
+    if not is_number(value):
+        return Cell(DASH)
+    return Cell(percent(value) if 0 <= value <= 1 else figure(value), value)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from dap.evaluation.claims import Claims
 from dap.evaluation.summary import Row, flatten, varying
-from dap.evaluation.wording import DASH, PENDING, grid, percent, plain, seeds
+from dap.evaluation.wording import PENDING, grid, plain, seeds
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cell:
     std: float | None = None
     small: str = ""
     hint: str = ""
-    drawing: Markup = Markup()
+    drawing: Markup | str = ""
     css: str = ""
 
 
@@ -63,11 +63,6 @@ def cell(value: object) -> Cell:
 def named(label: str) -> Cell:
     """The cell that names a row."""
     return Cell(label, label)
-
-
-def percentage(mean: float | None, std: float | None = None) -> str:
-    """ "73.1 ± 0.9" of fractions; a dash for None."""
-    return percent(mean) + ("" if mean is None or std is None else f" ± {percent(std)}")
 
 
 def comma_separated(tables: Sequence[Table]) -> str:

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from dap.evaluation.claims import Claims
 from dap.evaluation.records import MEASURES, SetRecord, is_number
-from dap.evaluation.summary import Difference, Group, Row, Setting, Stat, flatten, recipe_key, varying
+from dap.evaluation.summary import Difference, Group, Row, Setting, Stat, flatten, recipe_key
 
 DASH = "–"
 PENDING = "not evaluated yet"

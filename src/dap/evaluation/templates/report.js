@@ -56,7 +56,7 @@
 
   const tips = () => {
     const tip = document.getElementById("tip");
-    const [heading, pictures, text] = tip.children;
+    const [heading, verdict, pictures, text] = tip.children;
     const reals = document.querySelectorAll("#reals img");
     const figure = (image, caption) => {
       const made = document.createElement("figure");
@@ -87,7 +87,9 @@
       const nearest = near.map((one) => figure(reals[one.place], `nearest real ${one.space}: ${one.name}`));
       pictures.replaceChildren(figure(image, nearest.length ? "distilled" : ""), ...nearest);
       heading.textContent = tile.parentElement.getAttribute("aria-label");
-      text.textContent = tile.dataset.about.replaceAll(" · ", "\n");
+      verdict.hidden = !tile.querySelector(".mark.copy");
+      const told = near.map((one) => `nearest real image ${one.space}: ${one.name}`);
+      text.textContent = tile.dataset.about.split(" · ").filter((line) => !told.includes(line) && line !== verdict.textContent).join("\n");
       tip.hidden = false;
       tile.setAttribute("aria-describedby", "tip");
       // Beside the row where there is room, so that no image is covered; else above or below the tile.
@@ -101,7 +103,7 @@
       const left = Math.min(Math.max(8, at.left + at.width / 2 - tip.offsetWidth / 2), root.clientWidth - tip.offsetWidth - 8);
       const below = at.bottom + 8;
       tip.style.left = `${left}px`;
-      tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : at.top - tip.offsetHeight - 8}px`;
+      tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : Math.max(8, at.top - tip.offsetHeight - 8)}px`;
     };
     for (const tile of document.querySelectorAll("button.tile")) {
       tile.dataset.about = tile.title;
