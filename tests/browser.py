@@ -7,6 +7,7 @@ import json
 import os
 import select
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,16 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-extensions --hide-scrollbars --remote-debugging-pipe"
 )
+# Chromium reads commands from descriptor 3 and answers on 4. Copies come first, since either may be taken by the other.
+AS_3_AND_4 = """
+import os, sys
+copies = [os.dup(int(given)) for given in sys.argv[1:3]]
+while min(copies) < 5:
+    copies = [os.dup(copy) for copy in copies]
+for copy, wanted in zip(copies, (3, 4)):
+    os.dup2(copy, wanted)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -24,10 +35,9 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         to_child, self._out = os.pipe()
         self._in, from_child = os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4.
-        command = f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}'
+        browser = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", command, str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"],
+            [sys.executable, "-c", AS_3_AND_4, str(to_child), str(from_child), *browser],
             pass_fds=(to_child, from_child),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -132,7 +132,7 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
 
 
 def _tracking(group: Any) -> None:
-    text = "also log trials, measures and images for it, beside the report"
+    text = "also log trials, measures and images for it; wandb sends them unless WANDB_MODE=offline"
     group.add_argument("--track", choices=["tensorboard", "wandb"], help=text)
 
 

@@ -45,9 +45,11 @@ def _claims() -> list[tuple[dict[str, Any], Expected]]:
 
 def _describes(values: dict[str, Any], recipe: Mapping[str, Any], command: str) -> bool:
     stated = _flat(values)
-    # A method has its own defaults of the guidance, so only what is stated there counts.
-    defaults = {k: v for k, v in _flat(Recipe.parse(values).model_dump(mode="json")).items() if k[:9] != "guidance."}
-    wanted, made = {**defaults, **stated}, _flat(recipe)
+    wanted, made = _flat(Recipe.parse(values).model_dump(mode="json")), _flat(recipe)
+    if (
+        values.get("method") != "dap"
+    ):  # other methods have defaults of their own for the guidance, so only what is stated counts
+        wanted = {k: v for k, v in wanted.items() if not k.startswith("guidance.") or k in stated}
     if wanted.get("data.classes") != made.get("data.classes"):
         return False
     free = FREE - ({"data.path"} if wanted.get("data.classes") is None else set())

@@ -58,7 +58,8 @@ def read_map(path: Path) -> Features | None:
     """The features in a set's `map.npz`; None where there is none that can be drawn."""
     names = ("synthetic", "train", "test")
     try:
-        with np.load(path / "map.npz", allow_pickle=False) as file:
+        # Opened here, since numpy leaves a file it cannot read open.
+        with open(path / "map.npz", "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float32) for name in names}
             labels = {f"{name}_label": np.asarray(file[f"{name}_label"], np.int64) for name in names}
             features, data = (str(file[name]) if name in file else "" for name in ("features", "data"))

@@ -57,21 +57,22 @@ def track(sets: Sequence[SetRecord], to: str, where: Path, project: str = "dap")
     Args:
         sets: from `records.load`.
         to: "tensorboard" or "wandb".
-        where: the folder of the report; a folder of the tracker's name is made in it.
+        where: the folder of the report; the runs go into a folder of the tracker's name in it.
         project: of Weights & Biases.
 
     Returns:
         The folder the runs lie in.
 
     Raises:
-        DapError: the tracker is unknown or not installed.
+        DapError: the tracker is unknown or not installed, or Weights & Biases starts no run.
     """
     require(to)
-    folder = Path(where) / to
+    where = Path(where)
+    folder = where / to
     folder.mkdir(parents=True, exist_ok=True)
     for name, record in _named(sets):
         config = {**flatten(record.recipe), "command": record.command, "path": str(record.path)}
-        run: Run = _Board(folder / name, config) if to == "tensorboard" else _Weights(folder, project, name, config)
+        run: Run = _Board(folder / name, config) if to == "tensorboard" else _Weights(where, project, name, config)
         try:
             _log(record, run)
         finally:
@@ -146,12 +147,18 @@ class _Board:
 
 
 class _Weights:
-    def __init__(self, folder: Path, project: str, name: str, config: Json) -> None:
+    def __init__(self, where: Path, project: str, name: str, config: Json) -> None:
         import wandb
 
         self._wandb = wandb
         settings = wandb.Settings(console="off", silent=True)
-        self._run = wandb.init(project=project, name=name, dir=str(folder), config=dict(config), settings=settings)
+        try:
+            self._run = wandb.init(project=project, name=name, dir=str(where), config=dict(config), settings=settings)
+        except wandb.Error as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise DapError(
+                f"Weights & Biases starts no run: {said}. Run `wandb login`, or set WANDB_MODE=offline."
+            ) from error
 
     def scalars(self, curve: str, points: Sequence[tuple[int, float]]) -> None:
         # Curves of several trials share one run, so the epoch is an axis of its own and not the run's step.
