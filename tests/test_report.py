@@ -8,12 +8,8 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-from collections.abc import Sequence
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,66 +22,7 @@ from dap.evaluation.charts import positions, ticks
 from dap.evaluation.gallery import BUDGET
 from dap.evaluation.summary import group_sets, sweeps
 from dap.evaluation.wording import summary
-
-CHROMIUM = Path("/usr/bin/chromium")
-HOSTILE = "<script>alert(1)</script>"
-
-
-def trial(last: float, seed: int = 0, **changes: Any) -> dict[str, Any]:
-    record = {"protocol": "small-hard", "network": "convnet3", "seed": seed, "epochs": 300, "n_train": 4}
-    record |= {"n_test": 10000, "last": last, "best": last + 0.01, "headline": "last", "curve": [[300, last]]}
-    return record | {"train_last": 1.0, "seconds": 42.0, "device": "cpu", "torch": "2.15.0"} | changes
-
-
-def recipe(method: str, seed: int, **guidance: Any) -> dict[str, Any]:
-    made: dict[str, Any] = {"method": method, "ipc": 2, "seed": seed, "data": {"path": "fashion-mnist"}}
-    made |= {} if method == "random" else {"backbone": {"path": "starter"}, "sampling": {"steps": 50}}
-    defaults = {"scale": 0.05, "unit": "step", "layer": 4, "targets": "class", "repulsion": 0.0}
-    return made | ({"guidance": defaults | guidance} if guidance or method.startswith("dap") else {})
-
-
-def make_set(
-    path: Path,
-    made: dict[str, Any] | None,
-    trials: Sequence[dict[str, Any]] = (),
-    classes: Sequence[str] = ("shirt", "bag"),
-    slots: int = 2,
-    side: int = 8,
-    measures: float = 1.0,
-) -> Path:
-    """A set's folder in the documented layout, with noise for images."""
-    noise = np.random.default_rng(len(str(path)))
-    manifest = []
-    for label, name in enumerate(classes):
-        folder = path / "images" / f"class-{label}"
-        folder.mkdir(parents=True)
-        for slot in range(slots):
-            file = folder / f"{slot:05d}.png"
-            Image.fromarray(noise.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file)
-            line = {"path": file.relative_to(path).as_posix(), "label": label, "class_name": name, "slot": slot}
-            manifest.append(line | {"seed": 100 + slot, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
-    write_lines(path / "manifest.jsonl", manifest)
-    folders = [f"class-{label}" for label in range(len(classes))]
-    files: dict[str, Any] = {"classes.json": {"names": list(classes), "folders": folders}, "recipe.json": made}
-    files["cost.json"] = {"seconds": 8.0, "peak_memory_gb": 0.9, "images": len(manifest)}
-    files["measures.json"] = {
-        "features": "convnet3",
-        "representativeness": 3 * measures,
-        "diversity": 5,
-        "coverage": 0.4,
-    }
-    for name, content in files.items():
-        if content is not None:
-            (path / name).write_text(json.dumps(content))
-    (path / "command.txt").write_text(f"dap distill --out {path.name}\n")
-    if trials:
-        write_lines(path / "trials.jsonl", trials)
-    return path
-
-
-def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
+from reported import HOSTILE, Outline, hostile, luminance, make_set, page_of, recipe, sweep, trial, write_lines
 
 SCORES = {
     "random": [[0.75, 0.76], [0.74, 0.75], [0.76, 0.75]],
@@ -103,50 +40,6 @@ def sets(tmp_path: Path) -> list[Path]:
         for method, runs in SCORES.items()
         for seed, scores in enumerate(runs)
     ]
-
-
-def sweep(tmp_path: Path, field: str, values: Sequence[Any], **changes: Any) -> list[Path]:
-    return [
-        make_set(
-            tmp_path / f"{field}-{i}-{seed}",
-            recipe("dap", seed, **{field: value}, **{key: change[i] for key, change in changes.items()}),
-            [trial(0.7 + 0.01 * i + 0.001 * seed)],
-        )
-        for i, value in enumerate(values)
-        for seed in (0, 1)
-    ]
-
-
-def page_of(paths: Sequence[Path], out: Path, title: str = "A title", expected: dict[str, str] | None = None) -> str:
-    return report.write_report(paths, out, title=title, expected=expected).read_text(encoding="utf-8")
-
-
-class Outline(HTMLParser):
-    """Every start tag with its attributes, and the text between tags that is not style or script."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self._inside = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts.append(data)
-        elif self._inside != "style" and data.strip():
-            self.texts.append(data.strip())
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def classed(self, name: str) -> list[dict[str, str | None]]:
-        return [attrs for _, attrs in self.tags if name in (attrs.get("class") or "").split()]
 
 
 def test_numbers_agree_with_an_independent_computation(sets: list[Path]) -> None:
@@ -341,7 +234,7 @@ def test_curves_stay_away_otherwise(tmp_path: Path) -> None:
     few = sweep(tmp_path / "few", "scale", [0.1, 0.2])
     mixed = sweep(tmp_path / "mixed", "scale", [0.1, 0.2, 0.3], layer=[1, 2, 3])
     for i, paths in enumerate((few, mixed)):
-        assert not sweeps(group_sets(report.load(paths)), "scale")
+        assert not sweeps(group_sets(report.load(paths)), "guidance.scale")
         assert 'id="curves"' not in page_of(paths, tmp_path / f"out{i}")
 
 
@@ -419,16 +312,6 @@ def test_twenty_sets_of_a_hundred_images_stay_small(tmp_path: Path) -> None:
     assert re.search(r"The first \d of 10 slots of each class are shown", page.read_text())
 
 
-def hostile(tmp_path: Path) -> list[Path]:
-    made = [recipe("vanilla", 0), recipe(f"dap{HOSTILE}", 0, kernel=f'"><img src=x onerror=alert(2)>{HOSTILE}')]
-    paths = [
-        make_set(tmp_path / f"h{i}", one, [trial(0.7)], (HOSTILE, '" onload="alert(3)')) for i, one in enumerate(made)
-    ]
-    (paths[1] / "command.txt").write_text(f"dap {HOSTILE}")
-    write_lines(paths[1] / "trials.jsonl", [trial(0.7 + i / 50, device=HOSTILE, network=HOSTILE) for i in range(2)])
-    return paths
-
-
 def test_a_hostile_name_is_only_text(tmp_path: Path) -> None:
     page = page_of(
         hostile(tmp_path), tmp_path / "out", title=HOSTILE, expected={f"dap{HOSTILE}": HOSTILE, "x": HOSTILE}
@@ -493,13 +376,6 @@ def test_a_failed_write_leaves_the_old_page(sets: list[Path], tmp_path: Path, mo
         report.write_report(sets, page / "inside", title="a file where a folder should be")
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance of "#rrggbb" (WCAG 2.2)."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_has_contrast(theme: int) -> None:
     css = (Path(report.__file__).parent / "templates" / "report.css").read_text()
@@ -509,42 +385,3 @@ def test_text_has_contrast(theme: int) -> None:
         for ground in ("paper", "raised", "sunken"):
             low, high = sorted((luminance(colours[text]), luminance(colours[ground])))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
-
-
-def browse(page: Path, profile: Path) -> dict[str, str | None]:
-    """The attributes of the root element after a headless Chromium has run the page."""
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    more = "--disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
-    command = [str(CHROMIUM), *flags.split(), *more.split(), f"--user-data-dir={profile}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return next(attrs for tag, attrs in Outline(done.stdout).tags if tag == "html")
-
-
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium on this machine")
-def test_a_browser_runs_the_page(tmp_path: Path) -> None:
-    """Ready and without an error, a hostile name included; then sorted by click and walked by keys."""
-    paths = hostile(tmp_path) + sweep(tmp_path, "scale", [0, 0.1, 0.2])
-    page = report.write_report(paths, tmp_path / "out", title=HOSTILE)
-    root = browse(page, tmp_path / "profile")
-    assert root.get("data-ready") == "true" and "data-error" not in root
-    act = """<script>document.addEventListener("DOMContentLoaded", () => {
-      const root = document.documentElement.dataset;
-      const table = document.querySelector("table.sortable");
-      const button = [...table.querySelectorAll("thead button")].find((b) => b.textContent.startsWith("accuracy"));
-      const means = () => [...table.tBodies[0].rows].map((r) => r.cells[4].dataset.sort).join(" ");
-      button.click(); root.first = means(); root.sort = button.parentElement.getAttribute("aria-sort");
-      button.click(); root.second = means(); root.sort += " " + button.parentElement.getAttribute("aria-sort");
-      const tiles = document.querySelectorAll("button.tile");
-      tiles[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-      root.walked = tiles[0].tabIndex + " " + tiles[1].tabIndex;
-      tiles[1].click(); root.tip = document.querySelector("#tip span").textContent;
-      document.getElementById("theme").click(); root.wide = document.body.scrollWidth <= innerWidth;
-    });</script></body>"""
-    opened = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text()).replace("</body>", act)
-    (tmp_path / "out" / "act.html").write_text(opened)
-    root = browse(tmp_path / "out" / "act.html", tmp_path / "profile2")
-    assert "data-error" not in root and root.get("data-theme") == "dark" and root.get("data-wide") == "true"
-    first, second = (list(map(float, (root.get(name) or "").split())) for name in ("data-first", "data-second"))
-    assert len(first) > 2 and first == sorted(first, reverse=True) and second == sorted(second)
-    assert root.get("data-sort") == "descending ascending" and root.get("data-walked") == "-1 0"
-    assert (root.get("data-tip") or "").startswith("slot 1\nseed 101\nsha256 ")

@@ -129,20 +129,34 @@ def _distill(args: argparse.Namespace) -> None:
     print(f"{len(made.records)} images in {made.path}\nNext: dap evaluate {shlex.quote(str(made.path))}")
 
 
-def _finish(paths: Sequence[Path], out: Path, title: str) -> None:
+def _finish(paths: Sequence[Path], out: Path, title: str, track: str | None) -> None:
+    from dap.evaluation.claims import Claims
     from dap.evaluation.records import load
     from dap.evaluation.report import write_report
     from dap.evaluation.summary import summarise
     from dap.evaluation.wording import table
+    from dap.published import published
 
-    page = write_report(paths, out, title=title)
-    print(table(summarise(load(paths))))
+    page = write_report(paths, out, title=title, published=published)
+    print(table(summarise(load(paths)), Claims(published=published)))
     print(f"\nReport: {page.resolve()}")
+    if track:
+        from dap.evaluation.tracking import track as log
+
+        print(f"Logged for {track}: {log(load(paths), track, page.parent).resolve()}")
+
+
+def _check_tracking(args: argparse.Namespace) -> None:
+    if args.track:
+        from dap.evaluation.tracking import require
+
+        require(args.track)
 
 
 def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
     from dap.experiment import sweep
 
+    _check_tracking(args)
     workshop, bars = _workshop(args), Bars()
     i, _, n = getattr(args, "shard", "0/1").partition("/")
     if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
@@ -158,7 +172,7 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
         on_epoch=bars.epoch,
         command=_command(),
     )
-    _finish([args.out / name for name, _ in cells if (args.out / name).is_dir()], args.out, title)
+    _finish([args.out / name for name, _ in cells if (args.out / name).is_dir()], args.out, title, args.track)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -198,6 +212,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from dap.data.distilled import DistilledSet
     from dap.recipe import Recipe
 
+    _check_tracking(args)
     workshop, bars = _workshop(args), Bars()
     opened = [DistilledSet.from_folder(path, args.classes) for path in args.sets]
     judge_for = _judges(args, workshop)
@@ -208,7 +223,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
         data = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes}}).data
         judge_for(data)(made, on_trial=functools.partial(bars.trial, made.path.name), on_epoch=bars.epoch)
-    _finish(args.sets, args.out or args.sets[0], "Distilled sets judged")
+    _finish(args.sets, args.out or args.sets[0], "Distilled sets judged", args.track)
 
 
 def _train_teacher(args: argparse.Namespace) -> None:
@@ -241,10 +256,11 @@ def _train_teacher(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    _check_tracking(args)
     found = [f.parent for path in args.sets for f in sorted(path.glob("**/classes.json"))]
     if not found:
         raise DapError(f"No distilled set in {', '.join(map(str, args.sets))} (looked for classes.json).")
-    _finish(found, args.out, args.title)
+    _finish(found, args.out, args.title, args.track)
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -114,6 +114,7 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")
     report.add_argument("--out", type=Path, required=True, help="page or folder")
     report.add_argument("--title", default="Distilled sets compared")
+    _tracking(report)
 
     convert = verb("convert", "write weights people have as a diffusers folder of safetensors")
     convert.add_argument("source", metavar="SOURCE", help="hub id, diffusers folder, or a .pt of the original DiT code")
@@ -177,6 +178,12 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         default="test",
         help="validation: test on training images held out of distillation (--held-out), to choose by (%(default)s)",
     )
+    _tracking(group)
+
+
+def _tracking(group: Any) -> None:
+    text = "also log trials, measures and images for it; wandb sends them unless WANDB_MODE=offline"
+    group.add_argument("--track", choices=["tensorboard", "wandb"], help=text)
 
 
 def recipe_fields() -> list[tuple[str, Any]]:

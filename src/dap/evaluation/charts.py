@@ -38,6 +38,9 @@ class Frame:
     bottom: int = 46
 
 
+COLOURS = 8
+"""How many series the page's CSS tells apart, `s1` on."""
+
 WIDE, NARROW, SMALL = Frame(1136, 380, right=64), Frame(330, 280, right=52), Frame(360, 220)
 
 
@@ -59,18 +62,18 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return found if len(found) > 1 else ticks(low, high, about * 2)
 
 
-def positions(values: Iterable[X]) -> dict[X, float]:
+def positions(values: Iterable[X], linear: bool = False) -> dict[X, float]:
     """Where each x lies between 0 and 1.
 
-    Linear, but logarithmic when the positive values span more than a factor of 8, with 0 one mean step to the left of
-    them; values that are not numbers (a layer named "mid") stand side by side in the given order.
+    Linear, but logarithmic, unless `linear` is asked for, when the positive values span more than a factor of 8, with 0
+    one mean step to the left of them; values that are not numbers (a layer named "mid") stand side by side in the given order.
     """
     named = list(dict.fromkeys(values))
     distinct = sorted(value for value in named if is_number(value))
     if len(distinct) < len(named) or distinct[0] < 0:
         return {value: (i + 0.5) / len(named) for i, value in enumerate(named)}
     positive = [value for value in distinct if value > 0]
-    if logarithmic(distinct):
+    if logarithmic(distinct) and not linear:
         logs = [math.log(value) for value in positive]
         step = (logs[-1] - logs[0]) / (len(logs) - 1)
         placed = ([logs[0] - step] if distinct[0] == 0 else []) + logs
@@ -100,17 +103,25 @@ def _extent(series: Sequence[Series], reference: float | None) -> tuple[float, f
 
 
 def line_chart(
-    series: Sequence[Series], xs: dict[X, float], frame: Frame, *, x_title: str, y_title: str, reference: float | None
+    series: Sequence[Series],
+    xs: dict[X, float],
+    frame: Frame,
+    *,
+    x_title: str,
+    y_title: str,
+    reference: float | None,
+    dense: bool = False,
 ) -> Markup:
     """Means as a line, every set as a dot, ± one sample standard deviation as a band where points have several sets.
 
     Args:
-        series: up to four lines, drawn in the colours `s1` ... `s4` of the page.
+        series: up to `COLOURS` lines, drawn in the colours `s1`, `s2`, ... of the page.
         xs: where each x lies, from `positions`; charts that share it line up.
         frame: size and margins.
         x_title: below the axis.
         y_title: above the axis, with its unit.
         reference: a dashed level (vanilla), or None.
+        dense: many x on a linear axis: sets are not drawn, and not every x has its tick.
     """
     low, high = _extent(series, reference)
     inner_w, inner_h = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom
@@ -128,13 +139,13 @@ def line_chart(
         parts.append(tag("line", **level, y1=py(value), y2=py(value), class_="grid"))
         parts.append(tag("text", f"{value:.6g}", x=frame.left - 8, y=py(value) + 4, text_anchor="end", class_="tick"))
     base = frame.height - frame.bottom
-    parts += _x_axis(xs, px, base, frame, x_title)
+    parts += _x_axis(xs, px, base, frame, x_title, dense)
     if reference is not None:
         parts.append(tag("line", **level, y1=py(reference), y2=py(reference), class_="level"))
         if frame.right > 40:
             parts.append(tag("text", "vanilla", x=frame.width - frame.right + 5, y=py(reference) + 4, class_="tick"))
     for i, line in enumerate(series, start=1):
-        parts.append(_line(line, px, py, f"series s{i}"))
+        parts.append(_line(line, px, py, f"series s{i}", dense))
     title = f"{y_title} against {x_title}: " + "; ".join(
         f"{s.name} " + ", ".join(f"{x} → {fmean(sample):.4g}" for x, sample in s.points) for s in series
     )
@@ -146,17 +157,20 @@ def _svg(parts: Iterable[Markup], width: int, height: int, label: str, css: str)
     return tag("svg", *parts, **size, role="img", aria_label=label, class_=css)
 
 
-def _x_axis(xs: dict[X, float], px: Callable[[X], float], base: int, frame: Frame, title: str) -> list[Markup]:
+def _x_axis(
+    xs: dict[X, float], px: Callable[[X], float], base: int, frame: Frame, title: str, dense: bool
+) -> list[Markup]:
     parts = [tag("line", x1=frame.left, x2=frame.width - frame.right, y1=base, y2=base, class_="axis")]
     free = -math.inf
     for value in xs:
         text = f"{value:g}" if is_number(value) else str(value)
         half = 3.7 * len(text)
-        parts.append(tag("line", x1=px(value), x2=px(value), y1=base, y2=base + 4, class_="axis"))
+        if not dense or px(value) - half > free:
+            parts.append(tag("line", x1=px(value), x2=px(value), y1=base, y2=base + 4, class_="axis"))
         if px(value) - half > free:
             parts.append(tag("text", text, x=px(value), y=base + 18, text_anchor="middle", class_="tick"))
             free = px(value) + half + 4
-    if 0 in xs and logarithmic(xs):
+    if 0 in xs and logarithmic(xs) and not dense:
         middle = (px(0) + px(list(xs)[1])) / 2
         parts.append(tag("path", d=f"M{middle - 5:.1f} {base + 5}l4 -10m2 10l4 -10", class_="break"))
     centre = (frame.left + frame.width - frame.right) / 2
@@ -164,7 +178,7 @@ def _x_axis(xs: dict[X, float], px: Callable[[X], float], base: int, frame: Fram
     return parts
 
 
-def _line(series: Series, px: Callable[[X], float], py: Callable[[float], float], css: str) -> Markup:
+def _line(series: Series, px: Callable[[X], float], py: Callable[[float], float], css: str, dense: bool) -> Markup:
     edges = [(px(x), *map(py, _band(sample))) for x, sample in series.points]
     parts = []
     if any(len(sample) > 1 for _, sample in series.points):
@@ -173,13 +187,13 @@ def _line(series: Series, px: Callable[[X], float], py: Callable[[float], float]
     means = [(px(x), py(fmean(sample))) for x, sample in series.points]
     parts.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in means), class_="mean"))
     for x, sample in series.points:
-        for value in sample:
+        for value in () if dense else sample:
             hint = tag("title", f"{series.name}, {x}: {value:.4g}")
             parts.append(tag("circle", hint, cx=px(x), cy=py(value), r=3, class_="dot"))
     for (x, sample), (cx, cy) in zip(series.points, means, strict=True):
         spread = f" ± {stdev(sample):.2g}" if len(sample) > 1 else ""
         hint = tag("title", f"{series.name}, {x}: mean {fmean(sample):.4g}{spread} (n = {len(sample)})")
-        parts.append(tag("circle", hint, cx=cx, cy=cy, r=4.5, class_="point"))
+        parts.append(tag("circle", hint, cx=cx, cy=cy, r=3 if dense else 4.5, class_="point"))
     return tag("g", *parts, class_=css)
 
 
@@ -198,3 +212,20 @@ def strip(values: Samples, low: float, high: float, reference: float | None, css
     parts.append(tag("line", x1=mean, x2=mean, y1=height / 2 - 8, y2=height / 2 + 8, class_="bar"))
     label = "per set: " + ", ".join(f"{100 * value:.1f}" for value in values)
     return _svg(parts, width, height, label, css)
+
+
+def bar(mean: float, std: float | None, top: float, css: str) -> Markup:
+    """A bar from 0 to `mean` on an axis that ends at `top`, and ± `std` as a whisker."""
+    width, height = 132, 14
+
+    def px(value: float) -> float:
+        return width * min(max(value, 0.0), top) / top if top > 0 else 0.0
+
+    parts = [tag("rect", x=0, y=0, width=width, height=height, class_="track")]
+    parts.append(tag("rect", x=0, y=0, width=px(mean), height=height, class_="bar"))
+    if std is not None:
+        low, high, middle = px(mean - std), px(mean + std), height / 2
+        path = f"M{low:.1f} {middle}H{high:.1f}M{low:.1f} 4v6M{high:.1f} 4v6"
+        parts.append(tag("path", d=path, class_="whisker"))
+    spread = "" if std is None else f" ± {100 * std:.1f}"
+    return _svg(parts, width, height, f"{100 * mean:.1f}{spread}", css)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dap.evaluation.records import Json, SetRecord
+from dap.evaluation.records import Json, SetRecord, is_number
 from dap.evaluation.summary import Group
+from dap.evaluation.wording import count, figure
 
 ByClass = dict[str, dict[int, Json]]
 
@@ -20,15 +22,42 @@ MAX_SIDE = 64
 THUMBNAIL = 96
 BUDGET = 4_500_000
 """Bytes of base64 images in one page; fewer slots are shown where ten of each would exceed it."""
+REAL_BUDGET = 2_500_000
+"""Bytes of base64 for the nearest real images beside them; those beyond it are named only."""
+SPACES = {"feature": "by features", "pixel": "in pixels"}
+"""The spaces in which the nearest real image is looked for."""
+
+
+class Reals:
+    """The nearest real images of a page, each embedded once however many images it is nearest to."""
+
+    def __init__(self) -> None:
+        self.sources: list[str] = []
+        self.left_out = False
+        self._known: dict[str, int | None] = {}
+        self._spent = 0
+
+    def add(self, file: Path) -> int | None:
+        """The image's place among `sources`; None where it cannot be read or the budget is spent."""
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if digest not in self._known:
+            source, _ = embedded(file)
+            fits = source is not None and self._spent + len(source) <= REAL_BUDGET
+            self.left_out |= source is not None and not fits
+            self._known[digest] = len(self.sources) if fits else None
+            if source is not None and fits:
+                self._spent += len(source)
+                self.sources.append(source)
+        return self._known[digest]
 
 
 def gallery(groups: Sequence[Group]) -> dict[str, Any]:
-    """Classes, each with a row per group and a column per slot, and notes on what was left out.
+    """Classes, each with a row per group and a column per slot, the nearest real images, and notes.
 
     Every group is shown by its set of the seed that most groups have, so that a column shares seed and slot; a group
     without that seed is shown by its first set, and its row names the seed.
     """
-    chosen = [(group, _with_seed(group, common_seed(groups))) for group in groups]
+    chosen = [(group, with_seed(group, common_seed(groups))) for group in groups]
     indexed = [(group, record, _by_class(record)) for group, record in chosen]
     names = list(dict.fromkeys(name for _, _, classes in indexed for name in classes))
     shown = names[:MAX_CLASSES]
@@ -39,18 +68,25 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
     notes += [f"The first {MAX_CLASSES} of {len(names)} classes are shown."] if len(names) > MAX_CLASSES else []
     if len({record.seed for _, record in chosen}) > 1:
         notes.append("Not all groups have a set of the same seed; each row names its own.")
-    classes, reduced = [], False
+    looked = {record.path: inspected(record) for _, record in chosen}
+    classes, reals = [], Reals()
     for name in shown:
         rows = []
         for group, record, by_class in indexed:
-            images = by_class.get(name, {})
-            tiles = [_tile(record, images[slot]) if slot in images else None for slot in columns[name][:slots]]
-            reduced = reduced or any(tile and tile["reduced"] for tile in tiles)
+            images, seen = by_class.get(name, {}), looked[record.path]
+            tiles = [
+                _tile(record, images[slot], seen.get(images[slot]["path"]), reals) if slot in images else None
+                for slot in columns[name][:slots]
+            ]
             rows.append({"label": group.label, "seed": record.seed, "tiles": tiles})
         classes.append({"name": name, "slots": columns[name][:slots], "rows": rows})
-    if reduced:
+    tiles = [tile for one in classes for row in one["rows"] for tile in row["tiles"] if tile]
+    if any(tile["reduced"] for tile in tiles):
         notes.append(f"Images are shown reduced to {THUMBNAIL} pixels.")
-    return {"classes": classes, "notes": notes}
+    if reals.left_out:
+        notes.append("Not every nearest real image is shown, to keep the page small.")
+    marks = {mark: any(tile[mark] for tile in tiles) for mark in ("near_copy", "wrong", "nearest", "judged")}
+    return {"classes": classes, "notes": notes, "reals": reals.sources, "marks": marks}
 
 
 def common_seed(groups: Sequence[Group]) -> object:
@@ -59,23 +95,59 @@ def common_seed(groups: Sequence[Group]) -> object:
     return max(counts, key=lambda seed: counts[seed], default=None)
 
 
-def _with_seed(group: Group, seed: object) -> SetRecord:
+def with_seed(group: Group, seed: object) -> SetRecord:
+    """The group's set of this seed, or its first one."""
     return next((record for record in group.sets if record.seed == seed), group.first)
+
+
+def inspected(record: SetRecord) -> dict[str, Json]:
+    """What `images.json` says of each image, by its path."""
+    images = record.inspected.get("images")
+    listed = images if isinstance(images, list) else []
+    return {one["path"]: one for one in listed if isinstance(one, dict) and isinstance(one.get("path"), str)}
+
+
+def near_copies(groups: Sequence[Group]) -> list[str]:
+    """A sentence for every group with images that are near-copies of real training images."""
+    told = []
+    for group in groups:
+        looks = [(record, list(inspected(record).values())) for record in group.sets]
+        copies = [(record, one) for record, images in looks for one in images if one.get("copy") is True]
+        total = sum(len(images) for _, images in looks)
+        if not copies:
+            continue
+        sets = f" in {len(looks)} sets" if len(looks) > 1 else ""
+        if len(copies) == total:
+            told.append(
+                f"All {total} images{sets} of {group.label} are near-copies of real training images, "
+                "as a selection of real images is by nature: publish them only where the real images may be."
+            )
+            continue
+        seeded = [f" of seed {record.seed}" if len(looks) > 1 else "" for record, _ in copies]
+        where = [f"{record.class_name(one.get('label'))} slot {one.get('slot')}" for record, one in copies]
+        places = [place + seed for place, seed in zip(where, seeded, strict=True)][:3]
+        more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
+        verb = (
+            "is a near-copy of a real training image" if len(copies) == 1 else "are near-copies of real training images"
+        )
+        told.append(
+            f"{len(copies)} of {count(total, 'image')}{sets} of {group.label} {verb}: "
+            f"{', '.join(places)}{more}. Look at them before this set leaves your hands."
+        )
+    return told
 
 
 def _by_class(record: SetRecord) -> ByClass:
     classes: ByClass = {}
     for image in record.images:
-        label = image["label"]
-        name = record.class_names[label] if 0 <= label < len(record.class_names) else f"label {label}"
-        classes.setdefault(name, {})[image["slot"]] = image
+        classes.setdefault(record.class_name(image["label"]), {})[image["slot"]] = image
     return classes
 
 
-def _file(record: SetRecord, image: Json) -> Path | None:
-    """The image's file; None where it is missing or a manifest points outside the set."""
-    file = (record.path / image["path"]).resolve()
-    return file if file.is_relative_to(record.path.resolve()) and file.is_file() else None
+def file_in(record: SetRecord, path: object) -> Path | None:
+    """A file of the set; None where it is missing or the path points outside the set."""
+    file = (record.path / path).resolve() if isinstance(path, str) and path else None
+    return file if file and file.is_relative_to(record.path.resolve()) and file.is_file() else None
 
 
 def _affordable(indexed: Sequence[tuple[Group, SetRecord, ByClass]], columns: dict[str, list[int]]) -> int:
@@ -85,7 +157,7 @@ def _affordable(indexed: Sequence[tuple[Group, SetRecord, ByClass]], columns: di
     for k in range(min(MAX_SLOTS, most)):
         kth = [(name, slots_of[k]) for name, slots_of in columns.items() if k < len(slots_of)]
         places = [(record, classes.get(name, {}).get(slot)) for _, record, classes in indexed for name, slot in kth]
-        files = [_file(record, image) for record, image in places if image]
+        files = [file_in(record, image["path"]) for record, image in places if image]
         spent += sum(min(file.stat().st_size, 8_000) * 4 // 3 for file in files if file)
         if slots and spent > BUDGET:
             break
@@ -93,13 +165,50 @@ def _affordable(indexed: Sequence[tuple[Group, SetRecord, ByClass]], columns: di
     return slots
 
 
-def _tile(record: SetRecord, image: Json) -> dict[str, Any]:
+def _tile(record: SetRecord, image: Json, seen: Json | None, reals: Reals) -> dict[str, Any]:
     """One image for the page; `src` is None where the file is missing or cannot be read."""
-    file = _file(record, image)
+    file = file_in(record, image["path"])
     src, reduced = embedded(file) if file else (None, False)
     about = {"slot": image["slot"], "seed": image.get("seed"), "sha256": str(image.get("sha256") or "")[:12]}
     told = [f"{name} {value}" for name, value in about.items() if value is not None and value != ""]
-    return {"src": src, "reduced": reduced, "about": " · ".join(told)}
+    seen = seen or {}
+    predicted, wrong = _predicted(record, image["label"], seen)
+    near = _nearest(record, seen, reals)
+    told += [predicted] if predicted else []
+    told += [f"nearest real image {one['space']}: {one['name']}" for one in near]
+    copy = seen.get("copy") is True
+    told += ["near-copy of a real training image"] if copy else []
+    flags = {"reduced": reduced, "near_copy": copy, "wrong": wrong, "judged": bool(predicted), "nearest": bool(near)}
+    return {"src": src, "about": " · ".join(told), "near": near, **flags}
+
+
+def _predicted(record: SetRecord, label: int, seen: Json) -> tuple[str, bool]:
+    """The predicted label in words, and whether it is another than the image's own."""
+    predicted = seen.get("predicted")
+    if not isinstance(predicted, int) or isinstance(predicted, bool):
+        return "", False
+    probability = seen.get("probability")
+    sure = f" ({100 * probability:.0f} %)" if is_number(probability) else ""
+    verdict = "as labelled" if predicted == label else f"not {record.class_name(label)}"
+    return f"predicted {record.class_name(predicted)}{sure}, {verdict}", predicted != label
+
+
+def _nearest(record: SetRecord, seen: Json, reals: Reals) -> list[dict[str, Any]]:
+    """The nearest real image in each space that was looked at: its name, distance, and place among the reals."""
+    nearest = seen.get("nearest")
+    found = []
+    for space, said in SPACES.items():
+        one = nearest.get(space) if isinstance(nearest, dict) else None
+        if not isinstance(one, dict):
+            continue
+        file = file_in(record, one.get("file"))
+        label = one.get("label")
+        name = record.class_name(label) if isinstance(label, int) else ""
+        distance = f"distance {figure(one['distance'])}" if is_number(one.get("distance")) else ""
+        key = "" if one.get("key") is None else str(one["key"])
+        place = reals.add(file) if file else None
+        found.append({"space": said, "name": ", ".join(filter(None, (name, key, distance))), "place": place})
+    return found
 
 
 def embedded(file: Path) -> tuple[str | None, bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,7 +20,7 @@ Json = Mapping[str, Any]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MEASURES = ("representativeness", "diversity", "coverage")
-"""The measures a report shows, in this order."""
+"""The measures shown beside the accuracies, in this order."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class SetRecord:
     command: str
     unreadable: int
     """How many lines of `trials.jsonl` and `manifest.jsonl` were skipped."""
+    inspected: Json = field(default_factory=dict)
+    """`images.json`: of each image the nearest real ones, the predicted label, and whether it is a near-copy."""
+    protocols: Json = field(default_factory=dict)
+    """`protocols.json`: the fields of each protocol that trials name in `by`."""
+    ranking: Json = field(default_factory=dict)
+    """`ranking.json`: DD-Ranking's scores and the accuracies behind them."""
 
     @property
     def method(self) -> str:
@@ -58,12 +64,28 @@ class SetRecord:
         labels = [image["label"] for image in self.images]
         return max((labels.count(label) for label in set(labels)), default=0)
 
+    def class_name(self, label: object) -> str:
+        """The name of a label of this set, or "label 12" for one that it does not name."""
+        if isinstance(label, int) and 0 <= label < len(self.class_names):
+            return self.class_names[label]
+        return f"label {label}"
+
     def guidance(self, field: str) -> object:
         """A field of the recipe's guidance, "4" as the number 4; None for a method without guidance."""
         section = self.recipe.get("guidance")
         value = section.get(field) if isinstance(section, Mapping) and self.method != "vanilla" else None
         # Layers are names, which for most backbones are numbers; only as numbers do they sort and make an axis.
         return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    def value(self, field: str) -> object:
+        """A field of the recipe by its dotted name ("guidance.scale", "sampling.steps", "ipc"); None if it is absent."""
+        section, _, leaf = field.rpartition(".")
+        if section == "guidance":
+            return self.guidance(leaf)
+        if field == "ipc":
+            return self.ipc
+        inside = self.recipe.get(section) if section else self.recipe
+        return inside.get(leaf) if isinstance(inside, Mapping) else None
 
     @property
     def unguided(self) -> bool:
@@ -118,6 +140,9 @@ def load_set(path: Path | str) -> SetRecord:
         env=_object(path / "env.json"),
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
         unreadable=bad_images + bad_trials,
+        inspected=_object(path / "images.json"),
+        protocols=_object(path / "protocols.json"),
+        ranking=_object(path / "ranking.json"),
     )
 
 

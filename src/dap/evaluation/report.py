@@ -11,25 +11,29 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dap.errors import DapError
-from dap.evaluation.charts import NARROW, SMALL, WIDE, Series, line_chart, logarithmic, positions, strip
-from dap.evaluation.gallery import gallery
-from dap.evaluation.records import MEASURES, SetRecord, is_number, load
-from dap.evaluation.summary import Group, Row, described, flatten, group_sets, reference, summarise, sweeps, varying
+from dap.evaluation import sections, tables
+from dap.evaluation.charts import strip
+from dap.evaluation.claims import Claims, Published
+from dap.evaluation.confusion import SHOWN, Confusion, by_class, confusions, long_form
+from dap.evaluation.curves import curves, training
+from dap.evaluation.gallery import gallery, near_copies
+from dap.evaluation.meanings import MEANINGS
+from dap.evaluation.records import MEASURES, SetRecord, load
+from dap.evaluation.scatter import maps
+from dap.evaluation.summary import Group, Row, flatten, group_sets, reference, summarise
+from dap.evaluation.tables import Table
 from dap.evaluation.wording import (
     DASH,
     accuracy,
-    anticipated,
-    comma_separated,
-    differing,
     figure,
-    grid,
     interval,
     scale,
     seeds,
@@ -42,24 +46,60 @@ from dap.evaluation.wording import (
 
 __all__ = ["Group", "Row", "SetRecord", "load", "summarise", "table", "write_report"]
 
-DIRECTION = {
-    "representativeness": "mean distance to real images; lower is closer",
-    "diversity": "mean distance between a set's images; higher is more varied",
-    "coverage": "share of real images with a distilled one nearby; higher is more",
-}
-SWEPT = {"scale": "Guidance scale", "layer": "Guidance layer"}
-UNITS = {"step": "scale, relative to the sampler's step", "paper": "scale γ, in the paper's unit"}
-"""What the x axis of a scale sweep says, by unit."""
+
+@dataclass(frozen=True)
+class Content:
+    """What page, Markdown and CSV all show."""
+
+    title: str
+    sets: Sequence[SetRecord]
+    groups: Sequence[Group]
+    rows: Sequence[Row]
+    claims: Claims
+    measures: Table | None
+    networks: Sequence[Table]
+    classes: Sequence[Table]
+    confusions: Sequence[Confusion]
+    ranking: Table | None
+    recipes: Table
+    shared: Sequence[tuple[str, str]]
+    cost: Table
+    protocols: Sequence[tuple[str, list[tuple[str, str]]]]
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """CSV texts by their part of the file name; the accuracies' is empty."""
+        one = {t.key: [t] for t in (self.measures, self.ranking, self.recipes, self.cost) if t}
+        several = {"networks": self.networks, "classes": self.classes}
+        texts = {key: tables.comma_separated(found) for key, found in {**one, **several}.items() if found}
+        texts |= {"confusion": tables.written(long_form(self.confusions))} if self.confusions else {}
+        fields = [{"protocol": name, "field": f, "value": v} for name, pairs in self.protocols for f, v in pairs]
+        texts |= {"protocols": tables.written(fields)} if fields else {}
+        return {"": tables.accuracies(self.rows, self.claims), **texts}
 
 
-def write_report(paths: Sequence[Path], out: Path, *, title: str, expected: Mapping[str, str] | None = None) -> Path:
+BESIDE = ("measures", "ranking", "recipes", "cost", "networks", "classes", "confusion", "protocols")
+"""Parts of the names of the CSV files; those of an earlier report that this one does not have are removed."""
+
+
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    title: str,
+    expected: Mapping[str, str] | None = None,
+    published: Published | None = None,
+) -> Path:
     """Write the report on these sets: the page, and its tables as `.md` and `.csv` of the same name beside it.
+
+    The accuracies are `report.csv`; every other table has a file of its own such as `report-measures.csv`.
 
     Args:
         paths: folders of distilled sets; those without trials are shown as not evaluated yet.
         out: the page (a name ending in .html), or a folder to hold `report.html`.
         title: the page's heading.
-        expected: published or earlier figures by group label or method, shown beside the measured ones.
+        expected: earlier figures by group label or method, shown beside the measured ones.
+        published: finds what is published for a set, shown likewise with its source.
 
     Returns:
         The path of the page. Each file is replaced as a whole, the page last.
@@ -70,21 +110,41 @@ def write_report(paths: Sequence[Path], out: Path, *, title: str, expected: Mapp
     """
     out = Path(out)
     page = out if out.suffix.lower() in {".html", ".htm"} else out / "report.html"
-    sets = load(paths)
-    rows = summarise(sets)
-    expected = dict(expected or {})
-    files = {
-        page.with_suffix(".csv"): comma_separated(rows, expected),
-        page.with_suffix(".md"): _markdown(rows, sets, title, expected),
-        page: _html(rows, sets, title, expected),
-    }
+    content = _content(load(paths), title, Claims(expected, published))
+    beside = {f"{page.stem}{'-' if key else ''}{key}.csv": text for key, text in content.beside.items()}
+    files = {**beside, f"{page.stem}.md": _markdown(content), page.name: _html(content)}
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in files.items():
-            _replace(path, text)
+        for name, text in files.items():
+            _replace(page.with_name(name), text)
+        for key in BESIDE:
+            if (name := f"{page.stem}-{key}.csv") not in files:
+                page.with_name(name).unlink(missing_ok=True)
     except OSError as error:
         raise DapError(f"cannot write the report to {page}: {error.strerror or error}; choose another place") from error
     return page
+
+
+def _content(sets: Sequence[SetRecord], title: str, claims: Claims) -> Content:
+    groups, rows = group_sets(sets), summarise(sets)
+    found = confusions(groups, rows)
+    recipes, shared = sections.recipes_table(groups)
+    return Content(
+        title=title,
+        sets=sets,
+        groups=groups,
+        rows=rows,
+        claims=claims,
+        measures=sections.measures_table(groups),
+        networks=sections.networks_tables(groups, rows),
+        classes=by_class(found),
+        confusions=found,
+        ranking=sections.ranking_table(groups),
+        recipes=recipes,
+        shared=shared,
+        cost=sections.cost_table(groups),
+        protocols=sections.protocols_used(sets),
+    )
 
 
 def _replace(path: Path, text: str) -> None:
@@ -99,35 +159,36 @@ def _replace(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _html(rows: Sequence[Row], sets: Sequence[SetRecord], title: str, expected: Mapping[str, str]) -> str:
+def _html(content: Content) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     loader = PackageLoader("dap.evaluation")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     css, script = (Markup(loader.get_source(page, f"report.{kind}")[0]) for kind in ("css", "js"))
-    groups = group_sets(sets)
-    sentence, findings = summary(rows, sets)
-    fields, differences, shared = differing(groups)
+    groups, rows = content.groups, content.rows
+    sentence, findings = summary(rows, content.sets)
     return page.get_template("report.html.j2").render(
-        title=title,
+        content=content,
         css=css,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sentence=_unbroken(sentence),
         findings=[_unbroken(line) for line in findings],
-        tables=_tables(rows, expected),
-        figures=[chart for field in SWEPT for chart in _figures(groups, rows, field)],
+        tables=_tables(rows, content.claims),
+        figures=curves(groups, rows),
+        training=training(groups, rows),
+        maps=maps(groups),
+        heats=[one.heat for one in content.confusions[:SHOWN]],
+        unshown=max(0, len(content.confusions) - SHOWN),
         gallery=gallery(groups),
-        fields=fields,
-        differences=differences,
-        shared=shared,
-        costs=_costs(groups),
         commands=_commands(groups),
         recipes=[(g.label, seeds(g), json.dumps(g.first.recipe, indent=2, ensure_ascii=False)) for g in groups],
-        versions=_versions(sets),
-        notes=_notes(rows, sets, expected),
-        measures=DIRECTION,
+        versions=_versions(content.sets),
+        warnings=near_copies(groups),
+        notes=_notes(content),
+        measures={name: MEANINGS[name] for name in MEASURES},
+        described=_described(content),
         dash=DASH,
     )
 
@@ -137,21 +198,24 @@ def _unbroken(text: str) -> str:
     return text.replace("n = ", "n\u00a0=\u00a0").replace(" %", "\u00a0%")
 
 
-def _tables(rows: Sequence[Row], expected: Mapping[str, str]) -> list[dict[str, Any]]:
+def _tables(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
     tables = []
     for setting in dict.fromkeys(row.setting for row in rows):
         here = [row for row in rows if row.setting == setting]
         values = [value for row in here if row.score for value in row.score.sets]
         present, sizes = {row.group.key for row in here}, {row.ipc for row in here}
         elsewhere = {row.group.key: row.group.label for row in rows if row.setting and row.ipc in sizes}
-        lines = [_line(row, rows, (min(values), max(values)) if values else None, expected) for row in here]
+        lines = [_line(row, rows, (min(values), max(values)) if values else None, claims) for row in here]
+        expected = [line["expected"] for line in lines if line["expected"]]
         tables.append(
             {
                 "name": "Not evaluated yet" if setting is None else setting_name(setting),
                 "headline": setting.headline if setting else None,
                 "rows": lines,
                 "missing": [label for key, label in elsewhere.items() if setting and key not in present],
-                "expected": any(line["expected"] for line in lines),
+                "expected": "published" if expected and all(one.source for one in expected) else "expected",
+                "claimed": bool(expected),
+                "sources": list(dict.fromkeys(one.source for one in expected if one.source)),
                 "over_trials": any(
                     row.score and len(row.score.sets) == 1 and row.score.std is not None for row in here
                 ),
@@ -162,9 +226,7 @@ def _tables(rows: Sequence[Row], expected: Mapping[str, str]) -> list[dict[str, 
     return tables
 
 
-def _line(
-    row: Row, rows: Sequence[Row], span: tuple[float, float] | None, expected: Mapping[str, str]
-) -> dict[str, Any]:
+def _line(row: Row, rows: Sequence[Row], span: tuple[float, float] | None, claims: Claims) -> dict[str, Any]:
     level = reference(row, rows)
     css = "strip vanilla" if row.group.first.unguided else "strip"
     mean = level.score.mean if level and level.score else None
@@ -180,91 +242,8 @@ def _line(
         "times": times(row),
         "measures": [(row.measures[name], figure(row.measures[name])) for name in MEASURES],
         "seconds": figure(row.seconds),
-        "expected": anticipated(row, expected),
+        "expected": claims.of(row),
     }
-
-
-def _figures(groups: Sequence[Group], rows: Sequence[Row], field: str) -> list[dict[str, Any]]:
-    """Charts of sweeps over one guidance field, up to four sweeps of the same unit together."""
-    families = sweeps(groups, field)
-    units = dict.fromkeys(family[0].first.guidance("unit") if field == "scale" else None for family in families)
-    figures = []
-    for unit in units:
-        alike = [f for f in families if field != "scale" or f[0].first.guidance("unit") == unit]
-        for start in range(0, len(alike), 4):
-            drawn = _figure(alike[start : start + 4], families, rows, field)
-            figures += [drawn] if drawn["charts"] or drawn["small"] else []
-    return figures
-
-
-def _figure(
-    together: list[list[Group]], families: list[list[Group]], rows: Sequence[Row], field: str
-) -> dict[str, Any]:
-    unit = str(together[0][0].first.guidance("unit") or "")
-    x_title = UNITS.get(unit, f"scale ({unit})" if unit else "scale") if field == "scale" else "layer"
-    names = [_sweep_name(family, families, field) for family in together]
-
-    def drawn(samples: list[dict[str, tuple[float, ...]]]) -> list[Series]:
-        lines = [
-            Series(name, tuple((_x(g, field), found[g.key]) for g in family if found.get(g.key)))
-            for name, family, found in zip(names, together, samples, strict=True)
-        ]
-        return lines if any(len(line.points) >= 3 for line in lines) else []
-
-    xs = positions(_x(group, field) for family in together for group in family)
-    charts, small = [], []
-    for setting in dict.fromkeys(row.setting for row in rows if row.setting):
-        here = [row for row in rows if row.setting == setting]
-        found = {row.group.key: tuple(100 * v for v in row.score.sets) for row in here if row.score}
-        if series := drawn([found] * len(together)):
-            level = _level(together, here)
-            mean = 100 * level.score.mean if level and level.score else None
-            look = {"x_title": x_title, "y_title": f"accuracy ({setting.headline}), %", "reference": mean}
-            charts.append(
-                (setting_name(setting), line_chart(series, xs, WIDE, **look), line_chart(series, xs, NARROW, **look))
-            )
-    for name in MEASURES:
-        found = {g.key: g.measure(name) for family in together for g in family}
-        if series := drawn([found] * len(together)):
-            level = _level(together, rows)
-            mean = level.measures[name] if level else None
-            chart = line_chart(series, xs, SMALL, x_title=x_title.partition(",")[0], y_title=name, reference=mean)
-            small.append((name, DIRECTION[name], chart))
-    axis = ("logarithmic axis, 0 set apart" if 0 in xs else "logarithmic axis") if logarithmic(xs) else ""
-    return {"name": SWEPT[field], "axis": axis, "legend": names, "charts": charts, "small": small}
-
-
-def _x(group: Group, field: str) -> float | str:
-    value = group.first.guidance(field)
-    return value if is_number(value) else str(value)
-
-
-def _sweep_name(family: list[Group], families: list[list[Group]], field: str) -> str:
-    first = family[0].first
-    rivals = [other[0].first for other in families if other[0].first.method == first.method]
-    detail = described(first, [f for f in varying(rivals) if f != f"guidance.{field}"])
-    return f"{first.method} ({detail})" if detail else first.method
-
-
-def _level(together: list[list[Group]], rows: Sequence[Row]) -> Row | None:
-    """The vanilla row that all sweeps of a chart share and none of them draws; None where there is no such row."""
-    keys = {group.key for family in together for group in family}
-    levels = [reference(row, [r for r in rows if r.group.key not in keys]) for row in rows if row.group.key in keys]
-    found = {level.group.key for level in levels if level}
-    return levels[0] if len(found) == 1 and levels[0] else None
-
-
-def _costs(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Per group: seconds a set, seconds an image, peak GB, seconds a trial, and the devices trials ran on."""
-    lines = []
-    for group in groups:
-        costs, trials = [s.cost for s in group.sets], [t for s in group.sets for t in s.trials]
-        each = [c["seconds"] / c["images"] for c in costs if c.get("images") and is_number(c.get("seconds"))]
-        peak = max((c["peak_memory_gb"] for c in costs if is_number(c.get("peak_memory_gb"))), default=None)
-        devices = ", ".join(_distinct(t.get("device") for t in trials)) or DASH
-        means = [group.mean([c.get("seconds") for c in costs]), group.mean(each), peak]
-        lines.append((group.label, *map(figure, [*means, group.mean([t.get("seconds") for t in trials])]), devices))
-    return lines
 
 
 def _commands(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
@@ -281,41 +260,58 @@ def _versions(sets: Sequence[SetRecord]) -> list[tuple[str, str]]:
         ours = version("diffusion-as-priors")
     except PackageNotFoundError:
         ours = "source tree"
+    distinct = sections.distinct
     made = {"written": f"{datetime.now():%Y-%m-%d %H:%M}", "dap": ours, "python": platform.python_version()}
-    trained = {"torch (trials)": ", ".join(_distinct(t.get("torch") for s in sets for t in s.trials))}
-    features = {"features (measures)": ", ".join(_distinct(s.measures.get("features") for s in sets))}
+    trained = {"torch (trials)": ", ".join(distinct(t.get("torch") for s in sets for t in s.trials))}
+    features = {"features (measures)": ", ".join(distinct(s.measures.get("features") for s in sets))}
     stated = [flatten({k: s.env.get(k) for k in ("versions", "weights", "device") if s.env.get(k)}) for s in sets]
     names = dict.fromkeys(name for part in stated for name in part)
-    texts = {name: ", ".join(_distinct(part.get(name) for part in stated)) for name in names}
+    texts = {name: ", ".join(distinct(part.get(name) for part in stated)) for name in names}
     sampled = {f"{name.removeprefix('versions.')} (sets)": text for name, text in texts.items()}
     return [(name, text) for name, text in (made | trained | features | sampled).items() if text]
 
 
-def _distinct(values: Iterable[Any]) -> list[str]:
-    return sorted({str(value) for value in values if value is not None})
-
-
-def _notes(rows: Sequence[Row], sets: Sequence[SetRecord], expected: Mapping[str, str]) -> list[str]:
-    bad = [(s.path, s.unreadable) for s in sets if s.unreadable]
+def _notes(content: Content) -> list[str]:
+    bad = [(s.path, s.unreadable) for s in content.sets if s.unreadable]
     notes = [f"{path}: {n} unreadable line(s) of trials.jsonl or manifest.jsonl left out." for path, n in bad]
-    features = _distinct(s.measures.get("features") for s in sets)
+    features = sections.distinct(s.measures.get("features") for s in content.sets)
     if len(features) > 1:
         notes.append(f"Measures were taken with different features ({', '.join(features)}) and do not compare.")
-    known = {name for row in rows for name in (row.group.label, row.method)}
-    absent = [f"{name} {text}" for name, text in expected.items() if name not in known]
+    known = {name for row in content.rows for name in (row.group.label, row.method)}
+    absent = [f"{name} {text}" for name, text in content.claims.given.items() if name not in known]
     return notes + ([f"Expected, but not among these sets: {', '.join(absent)}."] if absent else [])
 
 
-def _markdown(rows: Sequence[Row], sets: Sequence[SetRecord], title: str, expected: Mapping[str, str]) -> str:
-    groups = group_sets(sets)
-    sentence, findings = summary(rows, sets)
-    fields, body, shared = differing(groups)
-    parts = [f"# {title}", sentence, *([] if not findings else ["\n".join(f"- {line}" for line in findings)])]
+def _markdown(content: Content) -> str:
+    sentence, findings = summary(content.rows, content.sets)
+    lines = [*near_copies(content.groups), *findings]
+    parts = [f"# {content.title}", sentence, "\n".join(f"- {line}" for line in lines)]
     spread = "± is the sample standard deviation over sets, or over trials where there is one set."
-    parts += ["## Accuracy", spread, table(rows, expected)]
-    parts += ["## Recipes: what differs", grid(["group", "seeds", *fields], body)]
-    parts += ["Shared: " + ", ".join(f"{field} {value}" for field, value in shared) + "."] if shared else []
-    cost = ["group", "s per set", "s per image", "peak GB", "s per trial", "device"]
-    parts += ["## Cost", grid(cost, _costs(groups))]
-    parts += ["\n".join(f"- {note}" for note in _notes(rows, sets, expected))]
-    return "\n\n".join(part.strip() for part in parts if part).replace("<", "&lt;") + "\n"
+    parts += ["## Accuracy", spread, table(content.rows, content.claims)]
+    parts += _titled("Networks", content.networks)
+    if found := content.measures:
+        told = [f"- {name}: {text}." for name, text in _described(content)]
+        parts += ["## Measures", found.note, found.markdown(), "\n".join(told)]
+    parts += _titled("Accuracy by class, %", content.classes)
+    parts += _titled("Confusion, % of each true class", [one.heat for one in content.confusions])
+    if content.ranking:
+        parts += ["## DD-Ranking", content.ranking.note, content.ranking.markdown()]
+    shared = ", ".join(f"{field} {value}" for field, value in content.shared)
+    parts += [f"## {content.recipes.title}", content.recipes.markdown(), f"Shared: {shared}." if shared else ""]
+    for name, pairs in content.protocols:
+        parts += [f"## Protocol {name}", tables.grid(["field", "value"], pairs)]
+    parts += ["## Cost", content.cost.markdown()]
+    parts += ["\n".join(f"- {note}" for note in _notes(content))]
+    return "\n\n".join(part.strip() for part in parts if part.strip()).replace("<", "&lt;") + "\n"
+
+
+def _described(content: Content) -> list[tuple[str, str]]:
+    """Each column of the measures and what it means, with the direction that is better."""
+    columns = content.measures.columns[1:] if content.measures else ()
+    return [(c.name, f"{c.hint}; {c.better} is better" if c.better else c.hint) for c in columns]
+
+
+def _titled(heading: str, found: Sequence[Table]) -> list[str]:
+    """A heading and each table under its title, with its note; nothing without a table."""
+    each = [text for one in found for text in (f"### {one.title}", one.note, one.markdown())]
+    return [f"## {heading}", *each] if found else []

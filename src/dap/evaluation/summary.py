@@ -208,7 +208,7 @@ def described(record: SetRecord, fields: Sequence[str]) -> str:
     leaves = [field.rpartition(".")[2] for field in fields]
     names = [leaf if leaves.count(leaf) == 1 else field for leaf, field in zip(leaves, fields, strict=True)]
     pairs = [(name, values.get(field)) for name, field in zip(names, fields, strict=True)]
-    texts = ((name, f"{value:g}" if is_number(value) else value) for name, value in pairs if value is not None)
+    texts = ((name, f"{value:g}" if is_number(value) else value) for name, value in pairs if value not in (None, ""))
     return ", ".join(f"{name} {text}" for name, text in texts)
 
 
@@ -242,7 +242,7 @@ def summarise(sets: Sequence[SetRecord]) -> list[Row]:
     settings = list(dict.fromkeys(_setting(trial) for record in sets for trial in record.trials))
     rows = []
     for setting in settings:
-        scored = [(group, _collect(group, setting)) for group in groups]
+        scored = [(group, collect(group, setting)) for group in groups]
         for group, trials in scored:
             if not trials:
                 continue
@@ -264,7 +264,7 @@ def _setting(trial: Json) -> Setting:
     return Setting(trial["network"], trial["protocol"], epochs, n_test, headline)
 
 
-def _collect(group: Group, setting: Setting) -> list[list[Json]]:
+def collect(group: Group, setting: Setting) -> list[list[Json]]:
     """The trials of each set under a setting, one a training seed: a seed that was run again counts once."""
     found = []
     for record in group.sets:
@@ -318,9 +318,11 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def sweeps(groups: Sequence[Group], field: str) -> list[list[Group]]:
-    """Groups that differ in one guidance field alone ("scale" or "layer"), where it takes three values or more."""
+    """Groups that differ in one field alone, such as "guidance.scale" or "ipc", where it takes three values or more."""
     families: dict[str, list[Group]] = {}
     for group in groups:
-        if group.first.guidance(field) is not None:
-            families.setdefault(recipe_key(group.first, f"guidance.{field}"), []).append(group)
-    return [sorted(f, key=lambda g: _rank(g.first.guidance(field))) for f in families.values() if len(f) >= 3]
+        if group.first.value(field) is not None:
+            # Under repulsion the block is the whole class, so it follows the ipc.
+            alike = recipe_key(group.first, field, *(["block"] if field == "ipc" else []))
+            families.setdefault(alike, []).append(group)
+    return [sorted(f, key=lambda g: _rank(g.first.value(field))) for f in families.values() if len(f) >= 3]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
 
+from dap.evaluation.claims import Claims
 from dap.evaluation.records import MEASURES, SetRecord, is_number
-from dap.evaluation.summary import Difference, Group, Row, Setting, Stat, flatten, recipe_key, varying
+from dap.evaluation.summary import Difference, Group, Row, Setting, Stat, flatten, recipe_key
 
 DASH = "–"
 PENDING = "not evaluated yet"
@@ -183,11 +181,12 @@ def _cell(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
 
 
-def table(rows: Sequence[Row], expected: Mapping[str, str] | None = None) -> str:
+def table(rows: Sequence[Row], expected: Mapping[str, str] | Claims | None = None) -> str:
     """The accuracy table as Markdown for a terminal or a file: one block per setting, accuracies in per cent.
 
-    `expected` gives published or earlier figures by group label or method; it adds a column.
+    `expected` gives published or earlier figures, as `Claims` or by group label or method; it adds a column.
     """
+    claims = expected if isinstance(expected, Claims) else Claims(expected)
     blocks = []
     for setting in dict.fromkeys(row.setting for row in rows):
         here = [row for row in rows if row.setting == setting]
@@ -195,9 +194,11 @@ def table(rows: Sequence[Row], expected: Mapping[str, str] | None = None) -> str
         header = ["method", "ipc", "scale", "targets", score, "vs vanilla", "95 % interval", "sets × trials"]
         header += [*MEASURES, "s per set", "expected"]
         body = [[*cells(row), *(figure(row.measures[m]) for m in MEASURES), figure(row.seconds)] for row in here]
-        figures = [anticipated(row, expected or {}) or DASH for row in here]
+        found = [claims.of(row) for row in here]
+        figures = [f"{one.text}{' (published)' if one.source else ''}" if one else DASH for one in found]
         block = grid(header, [[*line, figure] for line, figure in zip(body, figures, strict=True)])
-        blocks.append(f"{setting_name(setting)}\n\n{block}")
+        sources = dict.fromkeys(one.source for one in found if one and one.source)
+        blocks.append("\n\n".join([setting_name(setting), block, *(f"Source: {source}." for source in sources)]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -207,11 +208,6 @@ def cells(row: Row) -> list[str]:
     difference = (signed(row.difference.value), interval(row.difference) or DASH) if row.difference else (DASH, DASH)
     scaled = " ".join(filter(None, scale(row)))
     return [method, str(row.ipc), scaled, row.targets or DASH, accuracy(row.score), *difference, times(row)]
-
-
-def anticipated(row: Row, expected: Mapping[str, str]) -> str | None:
-    """The expected figure of a row: by its group's label, else by its method."""
-    return expected.get(row.group.label, expected.get(row.method))
 
 
 def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list[tuple[str, str]]]:
@@ -239,29 +235,3 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list
 def seeds(group: Group) -> str:
     """The seeds of a group's sets, as in "0, 1, 2"."""
     return ", ".join(DASH if seed is None else str(seed) for seed in group.seeds)
-
-
-def comma_separated(rows: Sequence[Row], expected: Mapping[str, str]) -> str:
-    """The rows as CSV, one line per group and setting; accuracies and differences are fractions."""
-    fields = [f for f in varying([row.group.first for row in rows]) if f not in {"method", "ipc"}]
-    lines = []
-    for row in rows:
-        line: dict[str, Any] = {"group": row.group.label, "method": row.method, "ipc": row.ipc, "scale": row.scale}
-        line |= {"unit": row.unit, "layer": row.layer, "targets": row.targets, "seeds": seeds(row.group)}
-        line |= {
-            name: row.setting and getattr(row.setting, name) for name in ("network", "protocol", "epochs", "n_test")
-        }
-        line |= {"headline": row.headline or PENDING, "sets": row.n_sets, "trials": row.n_trials}
-        for name, stat in (("last", row.last), ("best", row.best)):
-            line |= {f"{name}_mean": stat and stat.mean, f"{name}_std_sets": stat and stat.std_sets}
-            line |= {f"{name}_std_trials": stat and stat.std_trials}
-        low, high = (row.difference and row.difference.interval) or (None, None)
-        line |= {"vs_vanilla": row.difference and row.difference.value, "low_95": low, "high_95": high}
-        line |= dict(row.measures) | {"seconds_per_set": row.seconds, "expected": anticipated(row, expected)}
-        recipe = flatten(row.group.first.recipe)
-        lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

@@ -43,20 +43,32 @@
         const known = rows.filter((row) => key(row, column) !== "");
         const numeric = known.every((row) => !Number.isNaN(Number(key(row, column))));
         const now = header.getAttribute("aria-sort");
-        const direction = now ? (now === "ascending" ? "descending" : "ascending") : numeric ? "descending" : "ascending";
+        const direction = now ? (now === "ascending" ? "descending" : "ascending") : numeric && header.dataset.better !== "lower" ? "descending" : "ascending";
         const sign = direction === "ascending" ? 1 : -1;
         known.sort((a, b) => sign * compare(key(a, column), key(b, column), numeric));
         body.append(...known, ...rows.filter((row) => key(row, column) === ""));
         headers.forEach((other) => other.removeAttribute("aria-sort"));
         header.setAttribute("aria-sort", direction);
-        document.getElementById("status").textContent = `sorted by ${button.textContent.trim()}, ${direction}`;
+        document.getElementById("status").textContent = `sorted by ${button.firstChild.textContent.trim()}, ${direction}`;
       });
     });
   };
 
   const tips = () => {
     const tip = document.getElementById("tip");
-    const [picture, text] = tip.children;
+    const [heading, verdict, pictures, text] = tip.children;
+    const reals = document.querySelectorAll("#reals img");
+    const figure = (image, caption) => {
+      const made = document.createElement("figure");
+      const picture = document.createElement("img");
+      const said = document.createElement("figcaption");
+      picture.src = image.src;
+      picture.alt = "";
+      picture.className = image.className || "exact";
+      said.textContent = caption;
+      made.append(picture, said);
+      return made;
+    };
     let owner = null;
     let timer = 0;
     const hide = () => {
@@ -71,10 +83,13 @@
       hide();
       owner = tile;
       const image = tile.querySelector("img");
-      picture.src = image.src;
-      picture.className = image.className;
-      text.children[0].textContent = tile.parentElement.getAttribute("aria-label");
-      text.children[1].textContent = tile.dataset.about.replaceAll(" · ", "\n");
+      const near = JSON.parse(tile.dataset.near || "[]").filter((one) => one.place !== null && reals[one.place]);
+      const nearest = near.map((one) => figure(reals[one.place], `nearest real ${one.space}: ${one.name}`));
+      pictures.replaceChildren(figure(image, nearest.length ? "distilled" : ""), ...nearest);
+      heading.textContent = tile.parentElement.getAttribute("aria-label");
+      verdict.hidden = !tile.querySelector(".mark.copy");
+      const told = near.map((one) => `nearest real image ${one.space}: ${one.name}`);
+      text.textContent = tile.dataset.about.split(" · ").filter((line) => !told.includes(line) && line !== verdict.textContent).join("\n");
       tip.hidden = false;
       tile.setAttribute("aria-describedby", "tip");
       // Beside the row where there is room, so that no image is covered; else above or below the tile.
@@ -88,7 +103,7 @@
       const left = Math.min(Math.max(8, at.left + at.width / 2 - tip.offsetWidth / 2), root.clientWidth - tip.offsetWidth - 8);
       const below = at.bottom + 8;
       tip.style.left = `${left}px`;
-      tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : at.top - tip.offsetHeight - 8}px`;
+      tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : Math.max(8, at.top - tip.offsetHeight - 8)}px`;
     };
     for (const tile of document.querySelectorAll("button.tile")) {
       tile.dataset.about = tile.title;
@@ -128,6 +143,17 @@
     });
   };
 
+  // One class of a map alone: the others fade.
+  const pickable = (map) => {
+    const picks = [...map.querySelectorAll(".pick")];
+    const marks = [...map.querySelectorAll("path[data-class]")];
+    picks.forEach((pick) => pick.addEventListener("click", () => {
+      const on = pick.getAttribute("aria-pressed") !== "true";
+      picks.forEach((other) => other.setAttribute("aria-pressed", String(on && other === pick)));
+      marks.forEach((mark) => mark.classList.toggle("dim", on && mark.dataset.class !== pick.dataset.class));
+    }));
+  };
+
   const unfold = () => {
     const button = document.getElementById("unfold");
     if (!button) return;
@@ -163,6 +189,7 @@
     themeButton();
     document.querySelectorAll("table.sortable").forEach(sortable);
     document.querySelectorAll(".slots").forEach(walkable);
+    document.querySelectorAll(".map-group").forEach(pickable);
     tips();
     unfold();
     document.querySelectorAll(".command").forEach(copyable);

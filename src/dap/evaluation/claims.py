@@ -1,0 +1,68 @@
+"""What a row was expected to reach: a figure the caller gives, or the published one of the recipe a set was made by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dap.evaluation.records import Json
+from dap.evaluation.summary import Row, collect
+from dap.shipped import Expected
+
+Published = Callable[[Json, str], Expected | None]
+"""From a set's recipe and the command that made it to what is published for them; None where nothing is."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure to hold a measured accuracy against. `source` is empty for one that the caller gave."""
+
+    text: str
+    mean: float | None = None
+    """In per cent."""
+    std: float | None = None
+    """In points."""
+    source: str = ""
+
+
+class Claims:
+    """Finds the claim for a row.
+
+    Args:
+        given: figures by group label or method, which come before published ones.
+        published: see `Published`.
+    """
+
+    def __init__(self, given: Mapping[str, str] | None = None, published: Published | None = None) -> None:
+        self.given = dict(given or {})
+        self._published = published
+
+    def of(self, row: Row) -> Claim | None:
+        """The claim for a row; None where there is none for its network and kind of labels."""
+        given = self.given.get(row.group.label, self.given.get(row.method))
+        if given is not None:
+            return Claim(given)
+        if self._published is None or row.setting is None:
+            return None
+        found = self._published(row.group.first.recipe, row.group.first.command)
+        wanted = (_plain(row.setting.network), _labels(row))
+        for value in found.values if found else ():
+            if (_plain(value.network), value.labels) == wanted:
+                spread = "" if value.std is None else f" ± {value.std:.1f}"
+                return Claim(f"{value.mean:.1f}{spread}", value.mean, value.std, value.source)
+        return None
+
+
+def _plain(network: str) -> str:
+    return network.lower().replace("-", "").replace("_", "")
+
+
+def _labels(row: Row) -> str:
+    """ "hard" or "soft": what the recorded protocol of the row's trials says, else what the protocol's name says."""
+    assert row.setting is not None
+    trials = [t for of_set in collect(row.group, row.setting) for t in of_set]
+    recorded = {key: fields for record in row.group.sets for key, fields in record.protocols.items()}
+    for trial in trials:
+        if isinstance(fields := recorded.get(str(trial.get("by"))), Mapping) and "labels" in fields:
+            return "hard" if fields["labels"] in ("hard", None) else "soft"
+    return "soft" if "soft" in row.setting.protocol else "hard"

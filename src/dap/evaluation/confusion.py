@@ -1,0 +1,126 @@
+"""Which classes a network takes for which: per-class accuracy and confusion on the test set, summed over trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dap.evaluation.records import Json
+from dap.evaluation.summary import Group, Row, Setting, collect
+from dap.evaluation.tables import Cell, Column, Table, named
+from dap.evaluation.wording import setting_name
+
+CLASSES = 20
+"""Classes shown of each confusion; the CSV has them all."""
+SHOWN = 24
+"""Confusions on one page."""
+WORST = 3
+"""Pairs of classes told in words."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts (classes, classes) by true and predicted label, of all trials of a group under a setting."""
+
+    group: Group
+    setting: Setting
+    names: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Row by row the share of the true class's images; 0 for a class without test images."""
+        return self.counts / np.maximum(self.counts.sum(1, keepdims=True), 1)
+
+    @property
+    def worst(self) -> str:
+        """The pairs most often confused, in words."""
+        shares = self.shares.copy()
+        np.fill_diagonal(shares, 0)
+        order = np.argsort(-shares, axis=None, kind="stable")[:WORST]
+        pairs = [(int(i) // len(shares), int(i) % len(shares)) for i in order]
+        told = [
+            f"{self.names[a]} taken for {self.names[b]} ({100 * shares[a, b]:.1f} %)" for a, b in pairs if shares[a, b]
+        ]
+        return f"Most often: {', '.join(told)}." if told else "No test image was taken for another class."
+
+    @property
+    def heat(self) -> Table:
+        """Row: true class, column: predicted class, in per cent of the row; at most `CLASSES` of both."""
+        names = self.names[:CLASSES]
+        columns = (Column("true class", numeric=False), *map(Column, names))
+        rows = [(named(name), *(self._cell(i, j) for j in range(len(names)))) for i, name in enumerate(names)]
+        title = f"{self.group.label}, {setting_name(self.setting)}"
+        return Table("confusion", title, columns, tuple(rows), self.worst)
+
+    def _cell(self, i: int, j: int) -> Cell:
+        share, n = float(self.shares[i, j]), int(self.counts[i].sum())
+        told = "recognised" if i == j else f"taken for {self.names[j]}"
+        hint = f"{self.names[i]} {told}: {100 * share:.1f} % ({int(self.counts[i, j])} of {n})"
+        text = "" if share == 0 else "<1" if share < 0.01 else f"{100 * share:.0f}"
+        # The root, since shares of a few per cent are what one looks for.
+        return Cell(text, share, hint=hint, css=f"{'right' if i == j else 'wrong'} h{min(9, int(10 * share**0.5))}")
+
+
+def confusions(groups: Sequence[Group], rows: Sequence[Row]) -> list[Confusion]:
+    """One for every group and setting whose trials all recorded a confusion over the set's classes."""
+    found = []
+    for row in rows:
+        if row.setting is None:
+            continue
+        trials = [trial for of_set in collect(row.group, row.setting) for trial in of_set]
+        # Trials name their classes where the test data's order is not the set's.
+        listed = next((t["classes"] for t in trials if isinstance(t.get("classes"), list)), row.group.first.class_names)
+        names = tuple(map(str, listed))
+        counts = [matrix for trial in trials if (matrix := _counts(trial, len(names))) is not None]
+        if counts and len(counts) == len(trials):
+            found.append(Confusion(row.group, row.setting, names, np.sum(counts, axis=0)))
+    return found
+
+
+def _counts(trial: Json, classes: int) -> NDArray[np.int64] | None:
+    try:
+        counts = np.array(trial.get("confusion"), dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    whole = counts.shape == (classes, classes) and np.isfinite(counts).all() and (counts >= 0).all()
+    return counts.astype(np.int64) if whole else None
+
+
+def by_class(found: Sequence[Confusion]) -> list[Table]:
+    """For every setting the accuracy of each class: a row a group, a column a class, in per cent."""
+    tables = []
+    for setting in dict.fromkeys(one.setting for one in found):
+        alike = [one for one in found if one.setting == setting]
+        here = [one for one in alike if one.names == alike[0].names]
+        names = alike[0].names[:CLASSES]
+        columns = (Column("group", numeric=False), *map(Column, names))
+        rows = [
+            (named(one.group.label), *(Cell(f"{100 * v:.1f}", float(v)) for v in np.diag(one.shares)[: len(names)]))
+            for one in here
+        ]
+        tables.append(Table("classes", setting_name(setting), columns, tuple(rows)))
+    return tables
+
+
+def long_form(found: Sequence[Confusion]) -> list[dict[str, object]]:
+    """Every count of every confusion that is not 0 as a line for CSV."""
+    return [
+        {
+            "group": one.group.label,
+            "network": one.setting.network,
+            "protocol": one.setting.protocol,
+            "epochs": one.setting.epochs,
+            "true": one.names[i],
+            "predicted": one.names[j],
+            "count": int(one.counts[i, j]),
+            "share": float(one.shares[i, j]),
+        }
+        for one in found
+        for i in range(len(one.names))
+        for j in range(len(one.names))
+        if one.counts[i, j]
+    ]

@@ -1,0 +1,50 @@
+"""What each measure means and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """`better` is "higher" or "lower", or nothing where neither is better as such."""
+
+    better: str
+    text: str
+
+    @property
+    def short(self) -> str:
+        """The text, and the direction with it."""
+        return f"{self.text}; {self.better} is better" if self.better else self.text
+
+
+MEANINGS = {
+    "representativeness": Meaning("lower", "mean distance to the real images of the class"),
+    "diversity": Meaning("higher", "mean distance between a class's distilled images"),
+    "coverage": Meaning("higher", "share of real images with a distilled one nearby"),
+    "label_agreement": Meaning("higher", "share of images whose label a network trained on real images predicts"),
+    "nearest": Meaning("", "mean distance to the nearest real image; close to 0 means copies"),
+    "precision": Meaning("higher", "share of distilled images that lie among real ones"),
+    "recall": Meaning("higher", "share of real images that lie among distilled ones"),
+    "density": Meaning("higher", "how many real neighbourhoods a distilled image lies in, relative to a real one"),
+    "mmd2": Meaning("lower", "squared maximum mean discrepancy to the real images, unbiased, so it may be below 0"),
+    "minimax_representativeness": Meaning(
+        "higher", "cosine to the nearest real image, of the worst image (ManifoldGD)"
+    ),
+    "minimax_diversity": Meaning("higher", "1 − largest cosine between two images of a class (ManifoldGD)"),
+    "mgd3_representativeness": Meaning("lower", "mean distance to the 50 nearest real images (MGD3)"),
+    "mgd3_diversity": Meaning("higher", "smallest distance between two images of a class (MGD3)"),
+}
+"""The measures a report knows, in the order of its table."""
+
+
+def meaning(name: str) -> Meaning:
+    """What a measure means; of one that is not known, nothing."""
+    return MEANINGS.get(name, Meaning("", "not described here"))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of measures: the known ones in their order, then the others by name."""
+    known = list(MEANINGS)
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))

@@ -1,0 +1,172 @@
+"""A map of real and distilled images: one joint t-SNE (van der Maaten & Hinton 2008) of their features, a panel a group.
+
+The features come from `map.npz` in the sets' folders. Sets whose real features are the same share a map; within it the
+panels are comparable point by point, since all groups were laid out together. The layout is a function of the features.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from dap.evaluation.charts import tag
+from dap.evaluation.gallery import common_seed, with_seed
+from dap.evaluation.records import SetRecord
+from dap.evaluation.summary import Group
+
+Array = NDArray[Any]
+
+REAL_POINTS, OWN_POINTS, PANELS = 1200, 300, 12
+"""Points of each real split, points of one group, and groups on one page, at most."""
+SIDE = 360
+CLASS_COLOURS = 10
+"""Colours of classes in the page's CSS; further classes take them again, and their names tell them apart."""
+MARGIN = 14
+
+
+@dataclass(frozen=True)
+class Features:
+    """The arrays of one `map.npz`: features (n, k) float32 and labels (n,) of the set, and of real train and test images."""
+
+    synthetic: Array
+    synthetic_label: Array
+    train: Array
+    train_label: Array
+    test: Array
+    test_label: Array
+    features: str
+    """What computed the features."""
+    data: str
+    """Fingerprint of the real data."""
+
+    def alike(self, other: Features) -> bool:
+        """Whether both were measured against the same real features."""
+        named = (self.features, self.data) == (other.features, other.data)
+        arrays = ("train", "train_label", "test", "test_label")
+        return named and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
+
+
+def read_map(path: Path) -> Features | None:
+    """The features in a set's `map.npz`; None where there is none that can be drawn."""
+    names = ("synthetic", "train", "test")
+    try:
+        # Opened here, since numpy leaves a file it cannot read open.
+        with open(path / "map.npz", "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name], np.float32) for name in names}
+            labels = {f"{name}_label": np.asarray(file[f"{name}_label"], np.int64) for name in names}
+            features, data = (str(file[name]) if name in file else "" for name in ("features", "data"))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    fits = all(a.ndim == 2 and labels[f"{n}_label"].shape == a.shape[:1] for n, a in arrays.items())
+    widths = {array.shape[1] for array in arrays.values()} if fits else set()
+    finite = fits and all(np.isfinite(array).all() for array in arrays.values())
+    return Features(**arrays, **labels, features=features, data=data) if len(widths) == 1 and finite else None
+
+
+def maps(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One map for each real data set with features: its panels, the classes of the legend, and notes."""
+    seed = common_seed(groups)
+    read = [(group, record, read_map(record.path)) for group in groups for record in [with_seed(group, seed)]]
+    families: list[list[tuple[Group, SetRecord, Features]]] = []
+    for group, record, found in read:
+        if found is not None:
+            family = next((f for f in families if f[0][2].alike(found)), None)
+            families.append([(group, record, found)]) if family is None else family.append((group, record, found))
+    drawn = [f for f in families if len(f[0][2].train) + len(f[0][2].test) >= 3]
+    return [_map(number, family) for number, family in enumerate(drawn)]
+
+
+def _map(number: int, family: Sequence[tuple[Group, SetRecord, Features]]) -> dict[str, Any]:
+    shown = family[:PANELS]
+    first = shown[0][2]
+    real = {name: _thinned(getattr(first, f"{name}_label"), REAL_POINTS) for name in ("train", "test")}
+    own = [_thinned(found.synthetic_label, OWN_POINTS) for _, _, found in shown]
+    blocks = [first.train[real["train"]], first.test[real["test"]]]
+    blocks += [found.synthetic[kept] for (_, _, found), kept in zip(shown, own, strict=True)]
+    placed = np.split(_fitted(layout(np.concatenate(blocks))), np.cumsum([len(block) for block in blocks])[:-1])
+    labels = [first.train_label[real["train"]], first.test_label[real["test"]]]
+    record = shown[0][1]
+    classes = sorted({int(label) for part in labels for label in part})
+    names = {label: record.class_name(label) for label in classes}
+    identity = f"real-{number}"
+    ground = tag("g", *_ground(placed[:2], labels, names), id=identity)
+    panels = []
+    for i, ((group, drawn, found), kept) in enumerate(zip(shown, own, strict=True)):
+        points = _points(placed[2 + i], found.synthetic_label[kept], drawn)
+        behind = ground if i == 0 else tag("use", href=f"#{identity}")
+        label = f"t-SNE of {group.label}: {len(kept)} distilled images among {len(placed[0])} real training and "
+        label += f"{len(placed[1])} real test images"
+        look = {"viewBox": f"0 0 {SIDE} {SIDE}", "role": "img", "aria_label": label, "class_": "map"}
+        panels.append((group.label, drawn.seed, tag("svg", behind, tag("g", *points), **look)))
+    counts = [len(part) for part in placed[:2]]
+    features = f" of {first.features}" if first.features else ""
+    notes = [f"{counts[0]} real training and {counts[1]} real test images in the features{features}."]
+    left = len(family) - len(shown)
+    notes += [f"{left} further groups are not drawn."] if left else []
+    legend = [(label % CLASS_COLOURS, names[label]) for label in classes]
+    return {"panels": panels, "legend": legend, "notes": notes}
+
+
+def layout(features: Array, random_state: int = 0) -> Array:
+    """Features (n, k) as positions (n, 2) by t-SNE; perplexity 30, or less for fewer than about a hundred points."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(2.0, (len(features) - 1) / 3))
+    # A PCA start needs two directions in which points differ; without them any start is as good.
+    start = "pca" if np.count_nonzero(np.ptp(features, axis=0)) >= 2 else "random"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = TSNE(2, perplexity=perplexity, init=start, random_state=random_state, learning_rate="auto")
+        return model.fit_transform(np.ascontiguousarray(features, np.float32))
+
+
+def _fitted(points: Array) -> Array:
+    """Points scaled into the panel with one factor, centred."""
+    low, high = points.min(0), points.max(0)
+    factor = (SIDE - 2 * MARGIN) / max(float((high - low).max()), 1e-9)
+    return (points - (low + high) / 2) * factor + SIDE / 2
+
+
+def _thinned(labels: Array, most: int) -> Array:
+    """Indices of at most `most` points, evenly over the classes, the first of each."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    each = max(1, most // len(np.unique(labels)))
+    rank = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    return np.flatnonzero(rank < each)[:most]
+
+
+def _ground(placed: Sequence[Array], labels: Sequence[Array], names: dict[int, str]) -> list[Markup]:
+    """Real images: one path for each class and split, training images as dots and test images as crosses."""
+    shapes = {"train": "h.01", "test": "m-2-2l4 4m0-4l-4 4"}
+    parts = []
+    for (split, shape), points, of in zip(shapes.items(), placed, labels, strict=True):
+        for label, name in names.items():
+            path = "".join(f"M{x:.1f} {y:.1f}{shape}" for x, y in points[of == label])
+            if path:
+                hint = tag("title", f"{name}, real {'training' if split == 'train' else 'test'} images")
+                parts.append(tag("path", hint, d=path, class_=f"{split} k{label % CLASS_COLOURS}", data_class=name))
+    return parts
+
+
+def _points(placed: Array, labels: Array, record: SetRecord) -> list[Markup]:
+    """Distilled images as diamonds, each with its class and slot."""
+    slots: dict[int, int] = {}
+    parts = []
+    for (x, y), label in zip(placed, labels, strict=True):
+        slot = slots[int(label)] = slots.get(int(label), -1) + 1
+        name = record.class_name(int(label))
+        hint = tag("title", f"{name}, distilled, {slot + 1} of its class")
+        shape = f"M{x:.1f} {y - 4.5:.1f}l4.5 4.5l-4.5 4.5l-4.5-4.5z"
+        parts.append(tag("path", hint, d=shape, class_=f"own k{int(label) % CLASS_COLOURS}", data_class=name))
+    return parts

@@ -1,0 +1,190 @@
+"""The report's tables beside the accuracies: measures, cost, recipes, networks, protocols and DD-Ranking's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from dap.evaluation.charts import bar
+from dap.evaluation.gallery import inspected
+from dap.evaluation.meanings import meaning, ordered
+from dap.evaluation.records import MEASURES, SetRecord, is_number
+from dap.evaluation.summary import Group, Row, Setting, Stat, flatten
+from dap.evaluation.tables import Cell, Column, Table, cell, named
+from dap.evaluation.wording import DASH, accuracy, count, differing, figure, percent, setting_name
+
+BOOKKEEPING = frozenset({"k", "classes", "images", "copies"})
+"""Numbers in `measures.json` that are no measures."""
+COPIES = "share of images that are near-copies of a real training image"
+
+
+def distinct(values: Iterable[Any]) -> list[str]:
+    """The values that are not None, as sorted strings."""
+    return sorted({str(value) for value in values if value is not None})
+
+
+def measures_table(groups: Sequence[Group]) -> Table | None:
+    """Every measure that some set has, mean over a group's sets ± their spread; None without any."""
+    found = {n for g in groups for s in g.sets for n, v in s.measures.items() if is_number(v) and n not in BOOKKEEPING}
+    names = ordered(found)
+    if not set(names) - set(MEASURES) and not any(map(_copied, groups)):
+        return None
+    columns = [Column("group", numeric=False)]
+    columns += [Column(n.replace("_", " "), better=meaning(n).better, hint=meaning(n).text, field=n) for n in names]
+    copies = {g.key: _copied(g) for g in groups}
+    looked = any(copies.values())
+    columns += [Column("near-copies, %", better="lower", hint=COPIES, field="near_copies")] if looked else []
+    rows = []
+    for g in groups:
+        cells = [_measured(g.measure(name)) for name in names]
+        if looked:
+            share = copies[g.key]
+            cells.append(Cell(percent(fmean(share)), fmean(share)) if share else Cell(DASH))
+        if any(one.value is not None for one in cells):
+            rows.append((named(g.label), *cells))
+    features = distinct(s.measures.get("features") for g in groups for s in g.sets)
+    note = f"Distances and neighbourhoods are within each class, in the features of: {', '.join(features)}."
+    return Table("measures", "Measures", tuple(columns), tuple(rows), note if features else "")
+
+
+def _copied(group: Group) -> list[float]:
+    """The share of near-copies in every set that was looked at."""
+    looks = [[one.get("copy") is True for one in inspected(record).values()] for record in group.sets]
+    return [fmean(look) for look in looks if look]
+
+
+def _measured(values: Sequence[float]) -> Cell:
+    if not values:
+        return Cell(DASH)
+    mean = fmean(values)
+    std = stdev(values) if len(values) > 1 else None
+    std = 0.0 if std is not None and std < 1e-12 * abs(mean) else std  # what rounding leaves of equal values
+    return Cell(figure(mean).replace("-", "−"), mean, std, small="" if std is None else f"± {std:.2g}")
+
+
+def cost_table(groups: Sequence[Group]) -> Table:
+    """Per group: seconds a set and an image, peak GB, seconds a trial, and the devices trials ran on."""
+    names = ("s per set", "s per image", "peak memory, GB", "s per trial")
+    columns = (Column("group", numeric=False), *map(Column, names), Column("trials ran on", numeric=False))
+    rows = []
+    for group in groups:
+        costs, trials = [s.cost for s in group.sets], [t for s in group.sets for t in s.trials]
+        each = [c["seconds"] / c["images"] for c in costs if c.get("images") and is_number(c.get("seconds"))]
+        peak = max((c["peak_memory_gb"] for c in costs if is_number(c.get("peak_memory_gb"))), default=None)
+        means = [group.mean([c.get("seconds") for c in costs]), group.mean(each), peak]
+        means.append(group.mean([t.get("seconds") for t in trials]))
+        devices = ", ".join(distinct(t.get("device") for t in trials))
+        rows.append((named(group.label), *(Cell(figure(v), v) for v in means), cell(devices)))
+    return Table("cost", "Cost", columns, tuple(rows))
+
+
+def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]]:
+    """The recipe fields in which groups differ, and the others with their one value."""
+    fields, body, shared = differing(groups)
+    columns = (Column("group", numeric=False), Column("seeds", numeric=False), *(Column(f, False) for f in fields))
+    rows = tuple((named(label), *(Cell(v, None if v == DASH else v) for v in values)) for label, *values in body)
+    return Table("recipes", "Recipes: what differs", columns, rows), shared
+
+
+def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]:
+    """For every protocol that two networks or more were trained by: accuracy of each group on each network, with bars."""
+    tables = []
+    kinds = dict.fromkeys(_but_network(row.setting) for row in rows if row.setting)
+    for kind in kinds:
+        here = {(r.group.key, r.network): r for r in rows if r.setting and _but_network(r.setting) == kind}
+        networks = list(dict.fromkeys(network for _, network in here))
+        if len(networks) < 2:
+            continue
+        score: dict[tuple[str, str | None], Stat] = {key: row.score for key, row in here.items() if row.score}
+        top = max(stat.mean + (stat.std or 0) for stat in score.values())
+        columns = [Column("group", numeric=False), *(Column(network or "") for network in networks)]
+        columns.append(Column("mean", hint="mean over the networks, of groups that were trained with all of them"))
+        body = []
+        for group in groups:
+            stats = [score.get((group.key, network)) for network in networks]
+            cells = [_bar(stat, top, group.first.unguided) for stat in stats]
+            means = [stat.mean for stat in stats if stat]
+            overall = fmean(means) if len(means) == len(networks) else None
+            if means:
+                body.append((named(group.label), *cells, Cell(percent(overall), overall)))
+        _, protocol, *rest = setting_name(here[next(iter(here))].setting).split(", ", 2)
+        title = ", ".join([protocol, *rest])
+        tables.append(Table("networks", f"{title}: accuracy ({kind[-1]}), %", tuple(columns), tuple(body)))
+    return tables
+
+
+def _but_network(setting: Setting) -> tuple[str, int | None, int | None, str]:
+    return setting.protocol, setting.epochs, setting.n_test, setting.headline
+
+
+def _bar(stat: Stat | None, top: float, unguided: bool) -> Cell:
+    if stat is None:
+        return Cell(DASH)
+    drawing = bar(stat.mean, stat.std, top, "bars vanilla" if unguided else "bars")
+    of = f"over {count(len(stat.sets), 'set')}" if len(stat.sets) > 1 else "over the trials of one set"
+    return Cell(accuracy(stat), stat.mean, stat.std, hint="" if stat.std is None else of, drawing=drawing)
+
+
+def protocols_used(sets: Sequence[SetRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Every recorded protocol that a trial used, and its fields; two of one name are told apart by their key."""
+    used = dict.fromkeys(str(trial["by"]) for s in sets for trial in s.trials if trial.get("by") is not None)
+    known = {key: fields for s in sets for key, fields in s.protocols.items() if isinstance(fields, dict)}
+    keys = [key for key in used if key in known]
+    names = [str(known[key].get("name", key)) for key in keys]
+    titles = [name if names.count(name) == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True)]
+    return [(title, _pairs(known[key])) for title, key in zip(titles, keys, strict=True)]
+
+
+def _pairs(fields: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _said(value)) for name, value in flatten(fields).items()]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or DASH
+    return DASH if value is None or value == {} else str(value)
+
+
+RANKED = {
+    "hlr": Column("HLR", better="lower", hint="accuracy of the real data less that of the set, both with hard labels"),
+    "ior": Column("IOR", better="higher", hint="accuracy of the set less that of random images, judged alike"),
+    "lrs": Column("LRS", better="higher", hint="label-robust score of HLR and IOR, a fraction"),
+    "beta": Column("β", better="higher", hint="gain over random images with and without augmentation", field="beta"),
+    "ars": Column("ARS", better="higher", hint="augmentation-robust score of β, a fraction"),
+}
+
+
+def ranking_table(groups: Sequence[Group]) -> Table | None:
+    """DD-Ranking's scores and every accuracy they were computed from; None where no set has them."""
+    ranked = [(group, record) for group in groups for record in group.sets if record.ranking]
+    flat = [(group, record, flatten(record.ranking)) for group, record in ranked]
+    raw = dict.fromkeys(n for _, _, r in flat for n, v in r.items() if n not in RANKED and is_number(v))
+    scores = [name for name in RANKED if any(is_number(r.get(name)) for _, _, r in flat)]
+    if not scores:
+        return None
+    columns = [Column("group", numeric=False), Column("seed"), *(RANKED[name] for name in scores)]
+    columns += [Column(name.replace("_", " ").replace(".", " "), field=name) for name in raw]
+    rows = []
+    for group, record, values in flat:
+        told = [_ranked(values.get(name), 100 if name in ("hlr", "ior", "beta") else 1) for name in scores]
+        accuracies = [_accuracy(values.get(name)) for name in raw]
+        rows.append((named(group.label), cell(record.seed), *told, *accuracies))
+    note = "HLR, IOR and β in points, LRS and ARS in fractions of 1 as DD-Ranking defines them; beside them the "
+    note += "accuracies they come from, in %."
+    return Table("ranking", "DD-Ranking", tuple(columns), tuple(rows), note)
+
+
+def _ranked(value: object, factor: int) -> Cell:
+    if not is_number(value):
+        return Cell(DASH)
+    text = f"{100 * value:.1f}" if factor == 100 else f"{value:.3f}"
+    return Cell(text.replace("-", "−"), value)
+
+
+def _accuracy(value: object) -> Cell:
+    if not is_number(value):
+        return Cell(DASH)
+    return Cell(percent(value) if 0 <= value <= 1 else figure(value), value)
