@@ -206,10 +206,7 @@ def _verify(args: argparse.Namespace) -> None:
     from dap.data.distilled import DistilledSet
 
     made = DistilledSet.open(args.set)
-    problems = made.verify()
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise DapError(f"{args.set} is not whole: {shown}. Run the dap distill that made it again to mend it.")
+    made.check_whole()
     print(f"{args.set} is whole: {len(made.records)} images.")
 
 
