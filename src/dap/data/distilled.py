@@ -188,7 +188,9 @@ class DistilledSet:
         found = images_by_folder(path)
         if not found:
             other = other_than_folders(path)
-            raise DapError(other or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png.")
+            raise DapError(
+                other or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
+            )
         names, folders = class_order(path, list(found), class_names)
         records = {
             (label, slot): {
@@ -250,7 +252,9 @@ class DistilledSet:
 
     def verify(self) -> list[str]:
         """Every problem found by decoding and hashing all images; empty when the set is whole."""
-        lines = {(line["label"], line["slot"]): line for line in read_lines(self.path / "manifest.jsonl")} or self._records
+        lines = {
+            (line["label"], line["slot"]): line for line in read_lines(self.path / "manifest.jsonl")
+        } or self._records
         absent = [(c, s) for c, s in self.missing() if (c, s) not in lines]
         problems = [f"missing: {self.class_names[label]}, slot {slot}" for label, slot in absent]
         for line in lines.values():

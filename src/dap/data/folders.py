@@ -49,7 +49,7 @@ def files_by_kind(path: Path) -> dict[str, list[Path]]:
 
 def other_than_folders(path: Path) -> str | None:
     """The sentence for a path that `dap import` is needed for, or None."""
-    for kind, files in files_by_kind(path).items():
+    for kind in files_by_kind(path):
         what = _KINDS[kind][0]
         return f"{path} holds {what}, not class folders; make a set of it with dap import {path} --out DIR."
     return f"{path} is a file, not a folder of class folders." if path.is_file() else None
@@ -76,11 +76,15 @@ def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
     Raises:
         DapError: a text that is none of these, or a file that cannot be read.
     """
-    alone = class_names if isinstance(class_names, str) else class_names[0] if class_names and len(class_names) == 1 else ""
+    alone = (
+        class_names if isinstance(class_names, str) else class_names[0] if class_names and len(class_names) == 1 else ""
+    )
     if alone.endswith((".json", ".txt")) and Path(alone).is_file():
         try:
             text = Path(alone).read_text(encoding="utf-8")
-            names = json.loads(text) if alone.endswith(".json") else [line for line in text.splitlines() if line.strip()]
+            names = (
+                json.loads(text) if alone.endswith(".json") else [line for line in text.splitlines() if line.strip()]
+            )
         except OSError as error:
             raise unreadable(Path(alone), error) from error
         except ValueError as error:

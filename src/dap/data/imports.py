@@ -229,12 +229,15 @@ def _notes(told: dict[str, Any]) -> list[str]:
     count = str(there[0]) if len(there) == 1 else f"{there[0]} to {there[-1]}"
     how = {"natural": "the first in natural order", "string": "the first in string order (0, 1, 10, 11, …)"}
     drawn = how.get(told["pick"], f"a random draw, seed {told['seed']}")
-    taken = f"{told['ipc']} of {count} images a class, {drawn}" if there != [told["ipc"]] else f"all {count} images a class"
+    taken = (
+        f"{told['ipc']} of {count} images a class, {drawn}" if there != [told["ipc"]] else f"all {count} images a class"
+    )
     notes = [
         f"Layout: {told['layout']} ({told['layout_found']}).",
         f"Class order: {told['class_order']}: {some(told['classes'], 4)}.",
-        f"Images: {taken}; {images['kept_to_the_byte']} kept to the byte, {images['stored_anew']} stored anew as PNG.",
     ]
+    kept = f"; {images['kept_to_the_byte']} kept to the byte, {images['stored_anew']} stored anew as PNG"
+    notes.append(f"Images: {taken}{kept if told['layout'] != 'tensors' else ''}.")
     if len(images["sizes"]) > 1:
         notes.append(f"The images differ in size ({some(images['sizes'])}); dap evaluate crops and resizes them.")
     if "left_out" in facts:
@@ -265,8 +268,8 @@ def _card(made: DistilledSet, told: dict[str, Any], licence: str | None, source:
     }
     body = f"""# Distilled set imported from {cell(source.name)}
 
-Made by others; imported by diffusion-as-priors {told["version"]}. `import.json` tells every choice of the import, `manifest.jsonl`
-where each image came from and its sha256.
+Made by others; imported by diffusion-as-priors {told["version"]}. `import.json` tells every choice of the import,
+`manifest.jsonl` where each image came from and its sha256.
 
 | | |
 |---|---|

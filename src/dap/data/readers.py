@@ -91,7 +91,9 @@ def read_minimax(source: Path, ask: Ask) -> Reading:
     """MinimaxDiffusion, MGD3 and ManifoldGD: `<wnid>/<n>.png`, the label being the position in the subset's list."""
     strange = [folder for folder in _folders(source) if not imagenet.is_wnid(folder)]
     if strange:
-        raise DapError(f"{source} is not in the minimax layout, which has WordNet ids for folders; it has {some(strange)}.")
+        raise DapError(
+            f"{source} is not in the minimax layout, which has WordNet ids for folders; it has {some(strange)}."
+        )
     return read_folders(source, ask)
 
 
@@ -133,7 +135,10 @@ def read_parquet(source: Path, ask: Ask) -> Reading:
     unnamed = ask.class_names is not None and known == [str(label) for label in range(count)]
     names, places, order = choose(None if unnamed else known, ask.class_names, count, f"{source} numbers its classes")
     images = [
-        [(key, partial(opened.encoded, label, i)) for i, key in enumerate(opened.keys(label, range(opened.count(label))))]
+        [
+            (key, partial(opened.encoded, label, i))
+            for i, key in enumerate(opened.keys(label, range(opened.count(label))))
+        ]
         for label in places
     ]
     return Reading(names, images, order, named=False)
@@ -153,9 +158,9 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
                 label = int(parts["cls"]()) if "cls" in parts else int(said["label"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DapError(f"{shard} gives no label for sample {key!r} in a .cls or .json file.") from error
-            if isinstance(said, dict) and isinstance(said.get("class_name"), str):
-                if told.setdefault(label, said["class_name"]) != said["class_name"]:
-                    raise DapError(f"{shard} calls class {label} both {told[label]!r} and {said['class_name']!r}.")
+            name = said.get("class_name") if isinstance(said, dict) else None
+            if isinstance(name, str) and told.setdefault(label, name) != name:
+                raise DapError(f"{shard} calls class {label} both {told[label]!r} and {name!r}.")
             found.append((label, key, (f"{shard.name}/{key}", image)))
     labels = sorted({label for label, _, _ in found})
     if labels != list(range(len(labels))):
@@ -192,7 +197,9 @@ def _slice(file: Path, start: int, size: int) -> bytes:
 def _folders(source: Path) -> dict[str, list[Path]]:
     found = images_by_folder(source) if source.is_dir() else {}
     if not found:
-        inner = [f.name for f in sorted(source.iterdir()) if f.is_dir() and images_by_folder(f)] if source.is_dir() else []
+        inner = (
+            [f.name for f in sorted(source.iterdir()) if f.is_dir() and images_by_folder(f)] if source.is_dir() else []
+        )
         hint = f"; but {source / inner[0]} does: give that" if inner else ""
         raise DapError(f"{source} holds no class folders with images{hint}.")
     return found

@@ -110,7 +110,9 @@ def _by_channel(ask: Ask, channels: int) -> tuple[Tensor, Tensor]:
         raise DapError("--mean and --std go together; give both.")
     for flag, values in (("--mean", ask.mean), ("--std", ask.std)):
         if len(values) not in (1, channels):
-            raise DapError(f"{flag} takes 1 or {channels} numbers for images of {channels} channels, not {len(values)}.")
+            raise DapError(
+                f"{flag} takes 1 or {channels} numbers for images of {channels} channels, not {len(values)}."
+            )
     if not all(np.isfinite(ask.mean)) or not all(np.isfinite(ask.std)) or min(ask.std) <= 0:
         raise DapError("--mean takes finite numbers and --std positive ones.")
     mean, std = (torch.tensor(list(v), dtype=torch.float64)[:, None, None] for v in (ask.mean, ask.std))
@@ -169,11 +171,17 @@ def _parts(held: Any, file: Path) -> tuple[Tensor, Tensor | None, list[str] | No
         held = [held]
     if isinstance(held, Mapping):
         nested = held.get("data")
-        if isinstance(nested, (list, tuple)):  # DC's results: {"data": [[images, labels], …], …}, one pair an experiment
+        if isinstance(
+            nested, (list, tuple)
+        ):  # DC's results: {"data": [[images, labels], …], …}, one pair an experiment
             if len(nested) != 1:
-                raise DapError(f"{file} holds {len(nested)} sets; save the one you mean as a dictionary of images and labels.")
+                raise DapError(
+                    f"{file} holds {len(nested)} sets; save the one you mean as a dictionary of images and labels."
+                )
             return _parts(nested[0], file)
-        images = _pick({k: v for k, v in held.items() if isinstance(v, Tensor) and v.ndim == 4}, _IMAGES, "images", file)
+        images = _pick(
+            {k: v for k, v in held.items() if isinstance(v, Tensor) and v.ndim == 4}, _IMAGES, "images", file
+        )
         labels = _pick({k: v for k, v in held.items() if _is_labels(v, len(images))}, _LABELS, "labels", file, False)
         names = next((list(held[key]) for key in _NAMES if _is_names(held.get(key))), None)
         return images, labels, names
@@ -197,7 +205,7 @@ def _only_labels(held: Any, file: Path) -> Tensor:
         held = _pick({k: v for k, v in held.items() if _is_labels(v)}, _LABELS, "labels", file)
     if isinstance(held, (list, tuple)) and held and all(isinstance(value, int) for value in held):
         held = torch.tensor(held)
-    if not _is_labels(held):
+    if not (isinstance(held, Tensor) and _is_labels(held)):
         raise DapError(f"{file} holds {_told(held)}, not labels (n,).")
     return held
 
@@ -228,7 +236,9 @@ def _channels_first(images: Tensor, where: str, facts: dict[str, Any]) -> Tensor
 def _class_by_class(n: int, ask: Ask, where: str, facts: dict[str, Any]) -> Tensor:
     """The labels of DD-Ranking's tensors, which have none: ipc images of the first class, then of the second, …"""
     if ask.ipc is None or n % ask.ipc:
-        raise DapError(f"{where} has {n} images and no labels; give --labels FILE, or --ipc K if they lie class by class.")
+        raise DapError(
+            f"{where} has {n} images and no labels; give --labels FILE, or --ipc K if they lie class by class."
+        )
     facts["labels"] = f"none; taken class by class, {ask.ipc} images each"
     return torch.arange(n) // ask.ipc
 
