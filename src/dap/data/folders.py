@@ -179,16 +179,20 @@ def wnid_order(path: Path, folders: Sequence[str]) -> str:
     """
     readings: dict[tuple[str, ...], list[str]] = {}
     for name in imagenet.SUBSETS:
-        first = imagenet.subset(name)[: len(folders)]
+        whole = imagenet.subset(name)
+        first = whole[: len(folders)]
         if set(first) == set(folders):
-            readings.setdefault(first, []).append(name)
+            told = name if len(first) == len(whole) else f"the first {len(first)} of {name}"
+            readings.setdefault(first, []).append(told)
     plain = tuple(sorted(folders))
-    for order, names in readings.items():
+    for order, told in readings.items():
         if order != plain:
+            known = [name for name in told if name in imagenet.SUBSETS]
+            asked = known[0] if known else " ".join(order) if len(order) <= 20 else "FILE.txt, one a line,"
             raise DapError(
-                f"{path} holds the classes of {' and '.join(names)}, whose label order is {some(order)}, but sorted by "
-                f"name they are {some(plain)}. Give --classes {names[0]} for the first, as MinimaxDiffusion and "
-                f"DD-Ranking label them, or --classes {SORTED} for the second."
+                f"{path} holds the classes of {' or '.join(told)}, whose label order is {some(order)}, but sorted by name "
+                f"they are {some(plain)}. Give --classes {asked} for the first, as MinimaxDiffusion labels them, or "
+                f"--classes {SORTED} for the second."
             )
-    known = "".join(f", which is also the order of {' and '.join(names)}" for names in readings.values())
+    known = "".join(f", which is also the order of {' and '.join(told)}" for told in readings.values())
     return f"class folders sorted by name{known}"
