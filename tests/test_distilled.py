@@ -152,7 +152,7 @@ def test_a_folder_of_others_opens_in_natural_order_and_given_class_order(tmp_pat
     assert (opened.tensors()[0][:, 0, 0, 0] * 255).round().int().tolist() == [10, 11, 12, 20, 20, 21, 22, 30]
     given = DistilledSet.from_folder(tmp_path, ["n02", "n01"])
     assert (given.tensors()[0][:4, 0, 0, 0] * 255).round().int().tolist() == [20, 21, 22, 30]
-    with pytest.raises(DapError, match="no class folder 'n03'; it has n01, n02"):
+    with pytest.raises(DapError, match="unknown class 'n03' in .*; known classes: n02, n01"):
         DistilledSet.from_folder(tmp_path, ["n03"])
 
 

@@ -20,6 +20,8 @@ _HOMES = {
     "Workshop": "dap.engine",
     "distill": "dap.engine",
     "evaluate": "dap.evaluation.training",
+    "export": "dap.data.export",
+    "import_set": "dap.data.imports",
     "load_protocol": "dap.evaluation.protocol",
     "open_source": "dap.data.sources",
     "write_report": "dap.evaluation.report",

@@ -270,14 +270,30 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"Pipeline in {made}\nNext: dap distill --backbone {shlex.quote(str(made))} --out runs/first")
 
 
+def _import(args: argparse.Namespace) -> None:
+    from dap.data.imports import import_set
+
+    names = ("source", "out", "layout", "ipc", "pick", "seed", "labels", "mean", "std", "licence")
+    given = {name: getattr(args, name) for name in names}
+    made = import_set(class_names=args.classes, progress=Bars().images(args.out.name), **given)
+    print("\n".join(made.noted("import.json")["notes"]))
+    print(f"{len(made.records)} images in {made.path}\nNext: dap evaluate {shlex.quote(str(made.path))} --data FOLDER")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from dap.data.distilled import DistilledSet
+    from dap.data.export import export
+
+    made, told = DistilledSet.open(args.set), Bars().images(args.out.name)
+    said = export(made, args.out, args.layout, shard_size=args.shard_size, progress=told)
+    print("\n".join([*said["notes"], f"{len(made.records)} images as {args.layout} in {args.out}; see its README.md."]))
+
+
 def _verify(args: argparse.Namespace) -> None:
     from dap.data.distilled import DistilledSet
 
     made = DistilledSet.open(args.set)
-    problems = made.verify()
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise DapError(f"{args.set} is not whole: {shown}. Run the dap distill that made it again to mend it.")
+    made.check_whole()
     print(f"{args.set} is whole: {len(made.records)} images.")
 
 
@@ -300,6 +316,8 @@ VERBS = {
     "report": _report,
     "convert": _convert,
     "verify": _verify,
+    "import": _import,
+    "export": _export,
     "check": _check,
 }
 

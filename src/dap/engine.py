@@ -16,6 +16,7 @@ import torch
 
 from dap import backbones
 from dap.backbones.base import Backbone
+from dap.data.cards import cell, size_category
 from dap.data.decode import Fit
 from dap.data.distilled import DistilledSet
 from dap.data.held import Part
@@ -206,12 +207,12 @@ def _describe(made: DistilledSet, task: Task, command: str | None) -> None:
         made.note("command.txt", command + "\n")
     data_licence = task.source.licence or "unknown; ask whoever gave you the data"
     weights = f"{backbone.card.name} ({backbone.card.licence})" if backbone else "none; these are real images"
-    classes = ", ".join(name.replace("|", "\\|") for name in made.class_names[:50])
+    classes = ", ".join(map(cell, made.class_names[:50]))
     made.note(
         "README.md",
         f"""---
 task_categories: [image-classification]
-size_categories: ["{_size_category(len(made.class_names) * recipe.ipc)}"]
+size_categories: ["{size_category(len(made.class_names) * recipe.ipc)}"]
 tags: [dataset-distillation, synthetic]
 ---
 
@@ -231,7 +232,3 @@ What may be done with these images follows from both licences. Synthetic images 
 data; look before you publish a set made from private images.
 """,
     )
-
-
-def _size_category(n: int) -> str:
-    return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K" if n < 100_000 else "100K<n<1M"

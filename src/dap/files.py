@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,51 @@ def locked(folder: Path) -> Iterator[None]:
         raise DapError(f"Another process is writing {folder}; wait for it or stop it.") from error
 
 
+def in_use(out: Path) -> bool:
+    """Whether there is something in a folder, a left lock aside.
+
+    Raises:
+        DapError: it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise DapError(f"{out} is a file; give a folder with --out.")
+    return out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir())
+
+
+@contextmanager
+def building(out: Path, marker: str) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `out` when the block ends well; whatever goes wrong, `out` stays.
+
+    Where `out` is in use already, its files are replaced one by one, and `marker`, a file in it, last.
+
+    Raises:
+        DapError: another process is building the same folder.
+        OSError: with the path in it.
+    """
+    out = out.resolve()
+    aside = out.with_name(f".{out.name}.partial")
+    with locked(aside):
+        try:
+            for left in aside.iterdir():  # of a process that was killed
+                if left.name != ".lock":
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield aside
+            if not in_use(out):
+                if out.is_dir():
+                    (out / ".lock").unlink(missing_ok=True)
+                    out.rmdir()
+                os.replace(aside, out)
+                (out / ".lock").unlink()
+                return
+            files = [file for file in aside.rglob("*") if file.is_file() and file.name != ".lock"]
+            for file in sorted(files, key=lambda file: file == aside / marker):
+                target = out / file.relative_to(aside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
 def natural_order(file: Path) -> tuple[str, str]:
     """A sorting key under which 2.png comes before 10.png."""
     return re.sub(r"\d+", lambda digits: digits[0].zfill(12), file.stem), file.name
@@ -86,4 +132,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

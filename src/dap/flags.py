@@ -129,11 +129,51 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     verify = verb("verify", "decode and hash every image of a set and say what is missing or damaged")
     verify.add_argument("set", type=Path)
 
+    _import_export(verb)
+
     check = verb("check", "try a backbone, kernel, guidance or method and say in words what is wrong with it")
     check.add_argument("name", help="starter, a folder, a hub id, a kernel, a method, or your own as file.py:Name")
     _place(check)
     check.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     return parser
+
+
+def _import_export(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    enter = verb("import", "make a distilled set of images that others made, in any layout of the field")
+    enter.add_argument("source", metavar="SOURCE", help="folder of class folders, .pt, .safetensors, parquet or .tar")
+    enter.add_argument("--out", type=Path, required=True, help="folder of the set")
+    enter.add_argument(
+        "--layout",
+        default="auto",
+        help="folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, set "
+        "(default: found out and said)",
+    )
+    enter.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="names in label order, imagenette, imagewoof, imageidc, imagenet100, imagenet1k, a .txt or .json file of names, "
+        "'sorted', or how many there are where they are only numbered",
+    )
+    enter.add_argument("--ipc", type=_positive, help="images per class (default: all)")
+    enter.add_argument(
+        "--pick",
+        help="natural: the first, 2 before 10; string: the first, 10 before 2, as MinimaxDiffusion's evaluation takes them; "
+        "random (default: string for minimax, else natural)",
+    )
+    enter.add_argument("--seed", type=int, default=0, help="of a random pick (%(default)s)")
+    enter.add_argument("--mean", nargs="+", type=float, metavar="X", help="of normalised tensors, one or one a channel")
+    enter.add_argument("--std", nargs="+", type=float, metavar="X", help="likewise")
+    enter.add_argument("--labels", metavar="FILE", help="labels of tensors, where they lie in a file of their own")
+    enter.add_argument("--licence", help="of the images, for the card")
+
+    leave = verb("export", "write a distilled set in a layout that other tools read")
+    leave.add_argument("set", metavar="SET", help="distilled set")
+    leave.add_argument("--out", type=Path, required=True, help="folder, new or an earlier export of the same set")
+    leave.add_argument(
+        "--layout", default="imagefolder", help="imagefolder, parquet, webdataset, ddranking, pt (default: %(default)s)"
+    )
+    leave.add_argument("--shard-size", type=_positive, help="images a file (default: parquet 5000, webdataset 1000)")
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:

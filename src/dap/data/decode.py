@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -57,20 +59,60 @@ def decode(data: bytes | Path, size: int, fit: Fit = "crop") -> Tensor:
     check_fit(size, fit)
     where = "the image" if isinstance(data, bytes) else data
     try:
-        # Pillow's `verify` passes cut-off JPEGs: nothing less than a full load tells a whole image from a broken one.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no reason to refuse good pixels ...
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # ... but a bomb is
-            content = data if isinstance(data, bytes) else data.read_bytes()
-            if not content:
-                raise ValueError("it is empty (0 bytes)")
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                return fit_square(_plain(ImageOps.exif_transpose(image)), size, fit)
+        with _opened(data) as image:
+            return fit_square(_plain(ImageOps.exif_transpose(image)), size, fit)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything inside Pillow's parsers
         raise BrokenImage(_reason(error), where) from error
+
+
+def as_png(data: bytes | Path) -> tuple[bytes, bool]:
+    """An image of any kind as an 8-bit RGB PNG of its own size, by the rules of `decode`.
+
+    Returns:
+        The file, and whether it is the very bytes that were given: so where they are such a PNG already.
+
+    Raises:
+        BrokenImage: as `decode` does.
+    """
+    where = "the image" if isinstance(data, bytes) else data
+    try:
+        content = data if isinstance(data, bytes) else data.read_bytes()
+        with _opened(content) as image:
+            upright = image.getexif().get(0x0112, 1) == 1
+            eight_bit_rgb = content[24:26] == b"\x08\x02"  # IHDR: bit depth 8, colour type 2
+            if image.format == "PNG" and eight_bit_rgb and upright and not image.has_transparency_data:
+                return content, True
+            plain = _plain(ImageOps.exif_transpose(image))
+        values = np.asarray(plain)
+        return encode_png((values * 255).round().astype(np.uint8) if plain.mode == "F" else values), False
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BrokenImage(_reason(error), where) from error
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG of bytes (h, w, 3), or of grey ones (h, w), which are repeated."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB").save(out, format="PNG")
+    return out.getvalue()
+
+
+@contextmanager
+def _opened(data: bytes | Path) -> Iterator[Image.Image]:
+    """An image, wholly loaded."""
+    # Pillow's `verify` passes cut-off JPEGs: nothing less than a full load tells a whole image from a broken one.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata is no reason to refuse good pixels ...
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # ... but a bomb is
+        content = data if isinstance(data, bytes) else data.read_bytes()
+        if not content:
+            raise ValueError("it is empty (0 bytes)")
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            yield image
 
 
 def fit_square(image: Image.Image, size: int, fit: Fit) -> Tensor:

@@ -13,7 +13,6 @@ has no matching line is made again, so a run can be killed at any point.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,11 +26,10 @@ from jaxtyping import Float, Int, Num
 from PIL import Image
 from torch import Tensor
 
-from dap import imagenet
-from dap.data.decode import Fit, square
-from dap.data.layouts import IMAGE_SUFFIXES
+from dap.data.decode import Fit, decode, encode_png
+from dap.data.folders import class_order, images_by_folder, other_than_folders
 from dap.errors import DapError
-from dap.files import drop_torn_line, dump, natural_order, read_json, read_lines, sha256_of, write_atomically
+from dap.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
 
 
 def folders_of(class_names: Sequence[str]) -> list[str]:
@@ -140,17 +138,26 @@ class DistilledSet:
         return DistilledSet.open(path)
 
     @staticmethod
+    def blank(path: Path, class_names: Sequence[str], ipc: int) -> DistilledSet:
+        """A new set without a recipe, of images made elsewhere, in a folder that is the caller's alone."""
+        write_atomically(path / "classes.json", dump(_classes(class_names, ipc)))
+        return DistilledSet.open(path)
+
+    @staticmethod
     def open(path: str | Path) -> DistilledSet:
         """A set made by this library.
 
         Raises:
-            DapError: there is none; the message says how to open a plain folder of images.
+            DapError: there is none; the message says how to make one of a plain folder of images.
         """
         path = Path(path)
         if not path.is_dir():
-            raise DapError(f"There is no folder {path}.")
+            raise DapError(other_than_folders(path) or f"There is no folder {path}.")
         if not (path / "classes.json").is_file():
-            raise DapError(f"{path} is no distilled set (it has no classes.json).")
+            raise DapError(
+                f"{path} is no distilled set (it has no classes.json); make one of other images with "
+                f"dap import {path} --out DIR."
+            )
         classes = read_json(path / "classes.json")
         recipe = read_json(path / "recipe.json") if (path / "recipe.json").is_file() else None
         records = {
@@ -166,37 +173,37 @@ class DistilledSet:
 
         Args:
             path: the folder.
-            class_names: folder names in label order, or the name of a subset of ImageNet; default: sorted. A wrong order
-                silently mislabels, so give it where the folders are not meant to be sorted (ImageWoof).
+            class_names: folder names in label order, or the name of a subset of ImageNet; default: sorted, or what the
+                export.json of `dap export` says. For folders that are numbers (RDED, D4M, DD-Ranking), names by position.
+                A wrong order silently mislabels, so give it where the folders are not meant to be sorted (ImageWoof).
 
         Raises:
-            DapError: no such folder, or no class folder with an image in it.
+            DapError: no such folder, no class folder with an image in it, or what `dap import` is needed for.
         """
         path = Path(path)
         if (path / "classes.json").is_file():
             return DistilledSet.open(path)
         if not path.is_dir():
-            raise DapError(f"There is no folder {path}.")
-        found = {d.name: _images_in(d) for d in sorted(path.iterdir()) if d.is_dir() and not d.name.startswith(".")}
-        found = {name: files for name, files in found.items() if files}
+            raise DapError(other_than_folders(path) or f"There is no folder {path}.")
+        found = images_by_folder(path)
         if not found:
-            raise DapError(f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png.")
-        names = list(imagenet.expand(class_names) or found)
-        absent = [name for name in names if name not in found]
-        if absent:
-            raise DapError(f"{path} has no class folder {absent[0]!r}; it has {', '.join(found)}.")
+            other = other_than_folders(path)
+            raise DapError(
+                other or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
+            )
+        names, folders = class_order(path, list(found), class_names)
         records = {
             (label, slot): {
                 "path": str(file.relative_to(path)),
                 "label": label,
-                "class_name": name,
+                "class_name": names[label],
                 "slot": slot,
                 "sha256": sha256_of(file),
             }
-            for label, name in enumerate(names)
-            for slot, file in enumerate(found[name])
+            for label, folder in enumerate(folders)
+            for slot, file in enumerate(found[folder])
         }
-        return DistilledSet(path, names, names, max(len(found[n]) for n in names), None, records)
+        return DistilledSet(path, names, folders, max(len(found[folder]) for folder in folders), None, records)
 
     def has(self, label: int, slot: int) -> bool:
         return (label, slot) in self._records
@@ -215,18 +222,19 @@ class DistilledSet:
         if not torch.isfinite(image).all():
             raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; lower the scale.")
         pixels = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        data = buffer.getvalue()
+        self.store(label, slot, encode_png(pixels), **record)
+
+    def store(self, label: int, slot: int, png: bytes, **record: Any) -> None:
+        """`add` for an image that is an 8-bit RGB PNG already, kept to the byte."""
         relative = f"images/{self._folders[label]}/{slot:05d}.png"
-        write_atomically(self.path / relative, data)
+        write_atomically(self.path / relative, png)
         line = {
             "path": relative,
             "label": label,
             "class_name": self.class_names[label],
             "slot": slot,
             **record,
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": hashlib.sha256(png).hexdigest(),
         }
         with (self.path / "manifest.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -244,7 +252,9 @@ class DistilledSet:
 
     def verify(self) -> list[str]:
         """Every problem found by decoding and hashing all images; empty when the set is whole."""
-        lines = {(line["label"], line["slot"]): line for line in read_lines(self.path / "manifest.jsonl")}
+        lines = {
+            (line["label"], line["slot"]): line for line in read_lines(self.path / "manifest.jsonl")
+        } or self._records
         absent = [(c, s) for c, s in self.missing() if (c, s) not in lines]
         problems = [f"missing: {self.class_names[label]}, slot {slot}" for label, slot in absent]
         for line in lines.values():
@@ -259,33 +269,42 @@ class DistilledSet:
                 problems.append(f"{line['path']}: its sha256 is not the manifest's")
         return problems
 
+    def check_whole(self) -> None:
+        """Raise `DapError` with the first problems `verify` finds, and what to do."""
+        if problems := self.verify():
+            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            again = "Run the dap distill that made it again to mend it."
+            if self.recipe is None:
+                again = "Make it again from where it came from."
+            raise DapError(f"{self.path} is not whole: {shown}. {again}")
+
     def tensors(
         self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32
     ) -> tuple[Num[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
         """Images in [0, 1] and labels, in (label, slot) order.
 
         Args:
-            size, fit: make them square, see `data.decode.square`; default: as stored, and then all must be alike.
+            size, fit: make them square as real images are made, see `data.decode.square`; default: as stored, and then
+                all must be alike.
             dtype: uint8 for whole numbers from 0 to 255 instead, in a quarter of the memory.
 
         Raises:
-            DapError: the set is empty, or its images differ in size.
+            DapError: the set is empty, its images differ in size, or one cannot be decoded.
         """
         if not self._records:
             raise DapError(f"{self.path} holds no finished image yet; run dap distill again to go on.")
+        labels = torch.tensor([line["label"] for line in self.records])
+        if size is not None:
+            images = torch.empty(len(labels), 3, size, size, dtype=dtype)
+            for row, line in zip(images, self.records, strict=True):
+                pixels = decode(self.path / line["path"], size, fit)
+                row.copy_(pixels if dtype.is_floating_point else (pixels * 255).round())
+            return images, labels
         arrays = []
         for line in self.records:
             with Image.open(self.path / line["path"]) as image:
-                rgb = image.convert("RGB")
-                pixels = square(rgb, size, fit) if size is not None else rgb
-                arrays.append(np.asarray(pixels))
+                arrays.append(np.asarray(image.convert("RGB")))
         if len({a.shape for a in arrays}) > 1:
             raise DapError(f"The images in {self.path} differ in size; give size=.")
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-        images = images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous()
-        return images, torch.tensor([line["label"] for line in self.records])
-
-
-def _images_in(folder: Path) -> list[Path]:
-    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
-    return sorted(files, key=natural_order)
+        return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels

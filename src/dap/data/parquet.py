@@ -80,6 +80,10 @@ class ParquetSource(Source):
         return f"{file.name}#{row - first}"
 
     def _decode(self, label: int, index: int) -> Tensor:
+        return decode(self.encoded(label, index), self.size, self.fit)
+
+    def encoded(self, label: int, index: int) -> bytes:
+        """The image file that a row holds. Raises `BrokenImage` for a row without one."""
         row = int(self._rows[label][index])
         place = bisect_right(self._starts, row) - 1
         column = self._recent.get(place)
@@ -92,7 +96,7 @@ class ParquetSource(Source):
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise BrokenImage("its row holds no image bytes")
-        return decode(data, self.size, self.fit)
+        return data
 
     def _listing(self) -> Iterator[str]:
         for file in self._files:

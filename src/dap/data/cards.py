@@ -1,0 +1,51 @@
+"""Dataset cards: a README.md whose YAML front matter the hub reads."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def size_category(n: int) -> str:
+    """What the hub calls a number of images."""
+    return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K" if n < 100_000 else "100K<n<1M"
+
+
+def cell(text: object) -> str:
+    """Any text as it can stand in a table of Markdown, on one line, and never as a tag."""
+    return html.escape(" ".join(str(text).split()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def code(text: object) -> str:
+    """Any text as inline code of Markdown, on one line."""
+    shown = " ".join(str(text).split())
+    return f"<code>{html.escape(shown, quote=False).replace('|', '&#124;')}</code>"
+
+
+def card(front: dict[str, Any], body: str) -> str:
+    """A card of this front matter and this text."""
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body.strip()}\n"
+
+
+def read_card(folder: Path) -> tuple[dict[str, Any], str]:
+    """Front matter and text of a folder's README.md; both empty where there is none."""
+    file = folder / "README.md"
+    if not file.is_file():
+        return {}, ""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    head, closed, body = text.removeprefix("---\n").partition("\n---\n")
+    if not (text.startswith("---\n") and closed):
+        return {}, text.strip()
+    try:
+        front = yaml.safe_load(head)
+    except yaml.YAMLError:
+        front = None
+    return (front if isinstance(front, dict) else {}), body.strip()
+
+
+def deeper(body: str) -> str:
+    """A card's text one level of headings down, to stand inside another."""
+    return "\n".join(f"#{line}" if line.startswith("#") else line for line in body.splitlines())

@@ -1,0 +1,295 @@
+"""A distilled set in the layouts that other tools read. `export` is the one function; each layout is a writer.
+
+Images are written to the byte as the set holds them. Nothing in an export depends on the clock, the user or the machine, so
+the same set gives the same bytes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from dap.data import ddranking
+from dap.data.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.decode import as_png
+from dap.data.distilled import DistilledSet, differences, folders_of
+from dap.data.folders import exported
+from dap.errors import DapError
+from dap.files import building, dump, in_use, sha256_of, write_atomically
+from dap.registry import suggest
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export, as a writer sees it.
+
+    Attributes:
+        made: the set, known to be whole.
+        folder: empty; takes the place of the user's when the writer is done.
+        shard_size: images a file, for layouts that have shards.
+        progress: told (done, all, class name) after every image.
+    """
+
+    made: DistilledSet
+    folder: Path
+    shard_size: int
+    progress: Progress | None = None
+
+    def images(self, by_slot: bool = False) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Manifest line and PNG of every image, by label and slot, or by slot and label."""
+        records = self.made.records
+        if by_slot:
+            records.sort(key=lambda record: (record["slot"], record["label"]))
+        for done, record in enumerate(records, 1):
+            yield record, as_png(self.made.path / record["path"])[0]
+            if self.progress is not None:
+                self.progress(done, len(records), record["class_name"])
+
+
+@dataclass
+class Written:
+    """What a writer has to say.
+
+    Attributes:
+        how: how to read it, as Markdown, for the card.
+        front: what the hub should know beside the usual, for the card's front matter.
+        extra: for export.json.
+        notes: what a user should know, in sentences.
+    """
+
+    how: str
+    front: dict[str, Any]
+    extra: dict[str, Any]
+    notes: list[str]
+
+
+def export(
+    made: DistilledSet,
+    out: str | Path,
+    layout: str = "imagefolder",
+    *,
+    shard_size: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a set in another layout.
+
+    Args:
+        made: a set that is whole.
+        out: a new or empty folder, or an earlier export of the same set in the same layout, which is written again.
+        layout: one of `LAYOUTS`.
+        shard_size: images a file, for parquet and webdataset.
+        progress: told (done, all, class name) after every image.
+
+    Returns:
+        What `export.json` says: `layout`, `set` (a hash of its classes and images), `class_names` in label order, `files`
+        with their sha256, `notes`, and, for class folders, the `folders` in label order.
+
+    Raises:
+        DapError: an unknown layout, a set that is not whole, a layout that cannot hold it, or a folder in other use.
+        OSError: the folder cannot be written; nothing is left behind.
+    """
+    out = Path(out)
+    if layout not in LAYOUTS:
+        raise DapError(f"Unknown layout {layout!r}. {suggest(layout, LAYOUTS)}")
+    write, size = LAYOUTS[layout]
+    if shard_size is not None and (size is None or shard_size < 1):
+        sharded = " and ".join(name for name, (_, usual) in LAYOUTS.items() if usual)
+        raise DapError(f"A shard size of at least 1 is for {sharded}; layout {layout!r} was given {shard_size}.")
+    size = shard_size or size
+    identity = {"layout": layout, "set": fingerprint(made), "shard_size": size}
+    if in_use(out):
+        before = exported(out)
+        if not before:
+            raise DapError(f"{out} is not empty and holds no export; choose a new folder with --out.")
+        if changed := differences({key: before.get(key) for key in identity}, identity):
+            raise DapError(
+                f"{out} holds another export. What changed: {'; '.join(changed)}. Choose a new folder with --out."
+            )
+    made.check_whole()
+    with building(out, "export.json") as folder:
+        written = write(Job(made, folder, size or 0, progress))
+        if layout != "parquet":
+            _manifest(made, folder, written)
+        write_atomically(folder / "README.md", _card(made, layout, written).encode())
+        files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and f.name != ".lock")
+        said = {
+            **identity,
+            "class_names": list(made.class_names),
+            "ipc": made.ipc,
+            **written.extra,
+            "notes": written.notes,
+            "files": {name: sha256_of(folder / name) for name in files},
+            "version": version("diffusion-as-priors"),
+        }
+        write_atomically(folder / "export.json", dump(said))
+    return said
+
+
+def fingerprint(made: DistilledSet) -> str:
+    """sha256 of a set's class names in label order and of its images."""
+    lines = [made.class_names, *([r["label"], r["slot"], r["sha256"]] for r in made.records)]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _imagefolder(job: Job) -> Written:
+    """`<class>/<slot>.png`. Readers number the folders in sorted order, whatever the set's labels are."""
+    folders = folders_of(job.made.class_names)
+    _write_folders(job, folders)
+    notes = []
+    if sorted(folders) != folders:
+        notes.append(
+            "Readers of class folders (torchvision, datasets) number them in sorted order, which is not this set's label "
+            "order; README.md has the table. For the same labels use --layout ddranking, parquet, webdataset or pt."
+        )
+    how = f"""`torchvision.datasets.ImageFolder(folder)` and `datasets.load_dataset(folder)` read it.
+{notes[0] if notes else "They number the folders in sorted order, which is this set's label order."}
+The latter needs this file: `load_dataset("imagefolder", data_dir=folder)` would take a class called "test" for a split."""
+    return Written(how, _split("*/*.png"), {"folders": folders}, notes)
+
+
+def _ddranking(job: Job) -> Written:
+    """`00000/<slot>.png`, the folder being the label, as DD-Ranking and RDED read it, with the former's YAML."""
+    folders = [f"{label:05d}" for label in range(len(job.made.class_names))]
+    scored = ddranking.scored_as(job.made.class_names)
+    _write_folders(job, folders)
+    with Image.open(job.folder / folders[0] / "00000.png") as image:
+        side = min(image.size)
+    for score, values in ddranking.configs(scored, job.made.ipc, side).items():
+        text = ddranking.HEADER + yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)  # no YAML aliases
+        write_atomically(job.folder / f"lrs_{score}.yaml", text.encode())
+    note = f"DD-Ranking scores this set as {scored}." if scored else ddranking.NOT_SCORED
+    how = f"""The folder's name is the label, so `torchvision.datasets.ImageFolder(folder)` gives this set's labels exactly.
+{note} Put your paths into `lrs_soft.yaml` or `lrs_hard.yaml`, and then:
+
+    from ddranking.config import Config
+    from ddranking.metrics import LabelRobustScoreSoft
+
+    LabelRobustScoreSoft(Config.from_file("lrs_soft.yaml")).compute_metrics(image_path="this folder")"""
+    return Written(how, _split("*/*.png"), {"folders": folders, "scored_as": scored}, [note])
+
+
+def _pt(job: Job) -> Written:
+    """`images.pt`, a dictionary of `images` (n, 3, h, w) bytes, `labels` (n,) int64 and `class_names`."""
+    pixels: np.ndarray | None = None
+    n = len(job.made.records)
+    labels = torch.tensor([record["label"] for record in job.made.records])
+    for row, (record, png) in enumerate(job.images()):
+        values = _pixels(png)
+        if pixels is None:
+            pixels = np.empty((n, *values.shape), np.uint8)
+        if values.shape != pixels.shape[1:]:
+            raise DapError(f"{record['path']} has another size than the first image; one tensor cannot hold both.")
+        pixels[row] = values
+    assert pixels is not None
+    with (job.folder / "images.pt").open("wb") as file:
+        held = {"images": torch.from_numpy(pixels), "labels": labels, "class_names": list(job.made.class_names)}
+        torch.save(held, file)
+        file.flush()
+        os.fsync(file.fileno())
+    how = """`torch.load("images.pt", weights_only=True)` gives a dictionary: `images`, bytes (n, 3, h, w) from 0 to 255 and not
+normalised, `labels` (n,) int64, and `class_names` in label order."""
+    return Written(how, {}, {}, [])
+
+
+def _parquet(job: Job) -> Written:
+    from dap.data.shards import write_parquet
+
+    return Written(
+        *write_parquet(job.made.class_names, job.images(), len(job.made.records), job.folder, job.shard_size)
+    )
+
+
+def _webdataset(job: Job) -> Written:
+    from dap.data.shards import write_webdataset
+
+    return Written(*write_webdataset(job.images(by_slot=True), job.folder, job.shard_size))
+
+
+LAYOUTS: dict[str, tuple[Callable[[Job], Written], int | None]] = {
+    "imagefolder": (_imagefolder, None),
+    "parquet": (_parquet, 5000),
+    "webdataset": (_webdataset, 1000),
+    "ddranking": (_ddranking, None),
+    "pt": (_pt, None),
+}
+"""The layouts, and how many images each puts into a file where it has shards."""
+
+
+def _write_folders(job: Job, folders: list[str]) -> None:
+    for record, png in job.images():
+        write_atomically(job.folder / folders[record["label"]] / f"{record['slot']:05d}.png", png)
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image).transpose(2, 0, 1)
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    """For the hub: all of it is the train split, also where a class is called "test"."""
+    return {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}]}
+
+
+def _manifest(made: DistilledSet, folder: Path, written: Written) -> None:
+    """The set's manifest with the paths of the export; not called metadata.jsonl, which would make datasets drop labels."""
+    folders = written.extra.get("folders")
+    lines = []
+    for record in made.records:
+        line = {key: value for key, value in record.items() if key != "path"}
+        if folders:
+            line = {"path": f"{folders[record['label']]}/{record['slot']:05d}.png", **line}
+        lines.append(json.dumps(line) + "\n")
+    write_atomically(folder / "manifest.jsonl", "".join(lines).encode())
+
+
+def _card(made: DistilledSet, layout: str, written: Written) -> str:
+    front, own = read_card(made.path)
+    usual: dict[str, Any] = {
+        "task_categories": ["image-classification"],
+        "size_categories": [size_category(len(made.records))],
+        "tags": ["dataset-distillation"],
+    }
+    names, folders = map(cell, made.class_names), written.extra.get("folders")
+    columns = [names, *([map(code, folders)] if folders else [])]
+    rows = "".join(f"| {label} | {' | '.join(cells)} |\n" for label, cells in enumerate(zip(*columns, strict=True)))
+    head = "| label | class |" + " folder |" * bool(folders) + "\n|---|---|" + "---|" * bool(folders)
+    title = own.splitlines()[0].lstrip("# ") if own.startswith("# ") else "Distilled set"
+    recipe = yaml.safe_dump(made.recipe, sort_keys=False, allow_unicode=True) if made.recipe else ""
+    body = f"""# {title}
+
+{len(made.records)} images of {len(made.class_names)} classes, {made.ipc} a class, exported as {code(layout)} by
+diffusion-as-priors {version("diffusion-as-priors")}. `export.json` lists every file with its sha256.
+All images belong to one split, train.
+
+## Reading it
+
+{written.how}
+
+{head}
+{rows}
+## Where it comes from
+
+"""
+    body += f"The recipe in full:\n\n<pre>\n{html.escape(recipe.strip())}\n</pre>\n\n" if recipe else ""
+    body += (
+        deeper(deeper(own)) if own else "The set has no card of its own; its licence is unknown: ask whoever made it."
+    )
+    if "license" not in front:
+        terms = {"license": "other", "license_name": "see-below"} if own else {"license": "unknown"}
+        usual |= terms
+    return card({**usual, **front, **written.front}, body)

@@ -1,0 +1,198 @@
+"""Class folders as other projects write them: what they hold, and which label each folder has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dap import imagenet
+from dap.data.base import select, some
+from dap.data.layouts import class_folders, is_image, unreadable, visible
+from dap.errors import DapError
+from dap.files import natural_order, read_json
+
+SORTED = "sorted"
+"""As `class_names`: the class folders in name order, said on purpose."""
+
+_KINDS = {
+    "parquet": ("parquet files", (".parquet",)),
+    "webdataset": ("WebDataset shards", (".tar",)),
+    "tensors": ("tensors", (".pt", ".pth", ".safetensors")),
+}
+
+
+def images_by_folder(path: Path) -> dict[str, list[Path]]:
+    """The class folders that hold images, sorted by name, and the images in each in natural order (2 before 10)."""
+    found = {
+        folder: sorted((path / folder / e.name for e in visible(path / folder) if is_image(e)), key=natural_order)
+        for folder in class_folders(path)
+    }
+    return {folder: files for folder, files in found.items() if files}
+
+
+def files_by_kind(path: Path) -> dict[str, list[Path]]:
+    """What a path holds beside class folders: "parquet", "webdataset" or "tensors" -> its files, sorted.
+
+    For a folder these are the files in it and, for parquet, in its `data/`, where the hub keeps them.
+    """
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = [folder / e.name for folder in (path, path / "data") if folder.is_dir() for e in visible(folder)]
+    else:
+        files = []
+    found = {kind: [f for f in files if f.suffix.lower() in ends] for kind, (_, ends) in _KINDS.items()}
+    return {kind: files for kind, files in found.items() if files}
+
+
+def other_than_folders(path: Path) -> str | None:
+    """The sentence for a path that `dap import` is needed for, or None."""
+    for kind in files_by_kind(path):
+        what = _KINDS[kind][0]
+        return f"{path} holds {what}, not class folders; make a set of it with dap import {path} --out DIR."
+    return f"{path} is a file, not a folder of class folders." if path.is_file() else None
+
+
+def exported(path: Path) -> dict[str, Any]:
+    """What the `export.json` of an earlier `dap export` says, or nothing."""
+    file = path / "export.json"
+    said = read_json(file) if file.is_file() else {}
+    return said if isinstance(said, dict) and {"class_names", "layout"} <= set(said) else {}
+
+
+def by_position(folders: Sequence[str]) -> list[str] | None:
+    """Folders named 0 to n-1, padded or not, in the order of their numbers; None for any others."""
+    if not all(folder.isascii() and folder.isdigit() for folder in folders):
+        return None
+    ordered = sorted(folders, key=int)
+    return ordered if [int(folder) for folder in ordered] == list(range(len(ordered))) else None
+
+
+def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
+    """Class names from a list, the name of a subset of ImageNet, or a .json (a list) or .txt file (one a line).
+
+    Raises:
+        DapError: a text that is none of these, or a file that cannot be read.
+    """
+    alone = (
+        class_names if isinstance(class_names, str) else class_names[0] if class_names and len(class_names) == 1 else ""
+    )
+    if alone.endswith((".json", ".txt")) and Path(alone).is_file():
+        try:
+            text = Path(alone).read_text(encoding="utf-8")
+            names = (
+                json.loads(text) if alone.endswith(".json") else [line for line in text.splitlines() if line.strip()]
+            )
+        except OSError as error:
+            raise unreadable(Path(alone), error) from error
+        except ValueError as error:
+            raise DapError(f"{alone} cannot be read as a list of class names: {error}.") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DapError(f'{alone} must hold a list of class names in label order, such as ["cat", "dog"].')
+        return names
+    expanded = imagenet.expand([alone] if alone else class_names)
+    return None if expanded is None else list(expanded)
+
+
+def class_order(
+    path: Path, folders: Sequence[str], class_names: str | Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """The class names in label order, and the folder of each.
+
+    Args:
+        path: for messages, and for an `export.json` that says which folder is which class.
+        folders: the class folders there are, sorted.
+        class_names: see `listed`; folders by name, by WordNet id, or, where they are numbers, by position.
+
+    Raises:
+        DapError: a class has no folder.
+    """
+    said = exported(path)
+    known = dict(zip(said["class_names"], said["folders"], strict=True)) if "folders" in said else {}
+    known = known or {folder: folder for folder in folders}
+    if absent := [folder for folder in known.values() if folder not in folders]:
+        raise DapError(f"{path} lacks the class folder {absent[0]!r} that its export.json names; export it again.")
+    if class_names in (SORTED, [SORTED], (SORTED,)) and SORTED not in known:
+        class_names = sorted(known)
+    wanted = listed(class_names)
+    if wanted is not None and not set(wanted) <= set(known) and (positions := by_position(folders)):
+        check_count(wanted, len(positions), f"{path} has class folders 0 to {len(positions) - 1}")
+        known = dict(zip(wanted, positions, strict=True))
+    names, places = select(list(known), wanted, str(path))
+    return names, [list(known.values())[place] for place in places]
+
+
+def check_count(names: Sequence[str], count: int, what: str) -> None:
+    """Raise `DapError` unless there are as many distinct names as classes."""
+    if len(names) != count:
+        raise DapError(f"{what}, but {len(names)} classes are named ({some(names)}); name {count} in label order.")
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise DapError(f"The class {twice[0]!r} is named more than once; name each class once.")
+
+
+def by_number(class_names: str | Sequence[str] | None, count: int, what: str) -> list[str]:
+    """Names for classes that the source only numbers from 0 to count - 1.
+
+    Args:
+        class_names: see `listed`; a number N alone stands for the names "0" to "N-1".
+        count: how many classes there are.
+        what: the beginning of a sentence, "… numbers its classes".
+
+    Raises:
+        DapError: no names, or another number of them.
+    """
+    if class_names is None:
+        raise DapError(
+            f"{what} from 0 to {count - 1} and does not name them; give --classes with {count} names in label order, "
+            f"a subset of ImageNet ({', '.join(imagenet.SUBSETS)}), or --classes {count} to call them by number."
+        )
+    alone = class_names if isinstance(class_names, str) else class_names[0] if len(class_names) == 1 else ""
+    names = [str(number) for number in range(int(alone))] if alone.isdigit() else listed(class_names) or []
+    check_count(names, count, f"{what} from 0 to {count - 1}")
+    return names
+
+
+def choose(
+    known: Sequence[str] | None, class_names: str | Sequence[str] | None, count: int, what: str
+) -> tuple[list[str], list[int], str]:
+    """Classes of a source that labels by number: their names, the label each has there, and why this is the order.
+
+    Args:
+        known: the names the source itself gives, by label; None for none.
+        class_names: the ones asked for: some of `known`, or names for all where there are none.
+        count, what: as in `by_number`.
+    """
+    if known is None:
+        return by_number(class_names, count, what), list(range(count)), "the numbers, named as given with --classes"
+    wanted = listed(class_names)
+    names, places = select(known, wanted, what.split(" numbers ")[0])
+    return names, places, "as the source says" if wanted is None else "as given with --classes"
+
+
+def wnid_order(path: Path, folders: Sequence[str]) -> str:
+    """Why the sorted order of folders named by WordNet id can be trusted, as a sentence.
+
+    Raises:
+        DapError: they are a subset of ImageNet whose own order is another one.
+    """
+    readings: dict[tuple[str, ...], list[str]] = {}
+    for name in imagenet.SUBSETS:
+        whole = imagenet.subset(name)
+        first = whole[: len(folders)]
+        if set(first) == set(folders):
+            told = name if len(first) == len(whole) else f"the first {len(first)} of {name}"
+            readings.setdefault(first, []).append(told)
+    plain = tuple(sorted(folders))
+    for order, told in readings.items():
+        if order != plain:
+            known = [name for name in told if name in imagenet.SUBSETS]
+            asked = known[0] if known else " ".join(order) if len(order) <= 20 else "FILE.txt, one a line,"
+            raise DapError(
+                f"{path} holds the classes of {' or '.join(told)}, whose label order is {some(order)}, but sorted by name "
+                f"they are {some(plain)}. Give --classes {asked} for the first, as MinimaxDiffusion labels them, or "
+                f"--classes {SORTED} for the second."
+            )
+    known = "".join(f", which is also the order of {' and '.join(told)}" for told in readings.values())
+    return f"class folders sorted by name{known}"

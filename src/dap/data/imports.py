@@ -1,0 +1,282 @@
+"""A distilled set that others made, in any layout of the field, as a set of this library."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dap import imagenet
+from dap.data.base import some
+from dap.data.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.decode import BrokenImage, as_png
+from dap.data.distilled import DistilledSet
+from dap.data.folders import by_position, exported, files_by_kind, images_by_folder, other_than_folders
+from dap.data.readers import (
+    Ask,
+    Entry,
+    Reading,
+    read_folders,
+    read_minimax,
+    read_parquet,
+    read_rded,
+    read_set,
+    read_webdataset,
+)
+from dap.data.tensors import read_tensors
+from dap.errors import DapError
+from dap.files import building, in_use, natural_order
+from dap.registry import suggest
+from dap.seeding import seed_of
+
+LAYOUTS: dict[str, Callable[[Path, Ask], Reading]] = {
+    "folders": read_folders,
+    "minimax": read_minimax,
+    "rded": read_rded,
+    "d4m": read_rded,
+    "tensors": read_tensors,
+    "parquet": read_parquet,
+    "webdataset": read_webdataset,
+    "set": read_set,
+}
+"""The layouts that can be imported."""
+
+ALIASES = {
+    "imagefolder": "folders",
+    "mgd3": "minimax",
+    "manifoldgd": "minimax",
+    "ddranking": "rded",
+    "pt": "tensors",
+    "safetensors": "tensors",
+}
+"""Other names for them: of projects that write the same layout, and of `dap export`."""
+
+PICKS = ("natural", "string", "random")
+"""Which images of a class are taken where it has more than ipc: the first in natural order (2 before 10), the first in
+string order (10 before 2, as MinimaxDiffusion's evaluation does under the name "random"), or a random draw."""
+
+
+def import_set(
+    source: str | Path,
+    out: str | Path,
+    layout: str = "auto",
+    class_names: str | Sequence[str] | None = None,
+    ipc: int | None = None,
+    pick: str | None = None,
+    seed: int = 0,
+    labels: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    licence: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> DistilledSet:
+    """Make a `DistilledSet` of images that others made. `import.json` in it tells every choice, `notes` in sentences.
+
+    8-bit RGB PNGs are kept to the byte; everything else is decoded as real images are and stored as PNG.
+
+    Args:
+        source: a folder or a file.
+        out: a new or empty folder, which appears when it is whole.
+        layout: one of `LAYOUTS` or `ALIASES`, or "auto".
+        class_names: names in label order, the name of a subset of ImageNet, a .json or .txt file of names, "sorted", or for
+            classes that are only numbered their number.
+        ipc: images per class; default: all, of which every class must then have the same number.
+        pick: one of `PICKS`; default: string for the minimax layout, else natural. Also the order of the slots, but that
+            of a random draw is natural.
+        seed: of a random draw.
+        labels: a file of labels, for tensors in two files.
+        mean, std: by channel or one for all, of the normalisation that tensors have undergone.
+        licence: of the images, for the card.
+        progress: told (done, all, class name) after every image.
+
+    Raises:
+        DapError: whatever is unclear or contradictory, before anything is written; broken images.
+        OSError: the folder cannot be written; nothing is left behind.
+    """
+    source, out = Path(source), Path(out)
+    given = ALIASES.get(layout, layout)
+    if given != "auto" and given not in LAYOUTS:
+        raise DapError(f"Unknown layout {layout!r}. {suggest(layout, ['auto', *LAYOUTS, *ALIASES])}")
+    if pick is not None and pick not in PICKS:
+        raise DapError(f"Unknown pick {pick!r}. {suggest(pick, PICKS)}")
+    if ipc is not None and ipc < 1:
+        raise DapError(f"ipc must be at least 1, not {ipc}.")
+    if not source.exists():
+        raise DapError(f"There is no file or folder {source}.")
+    if in_use(out):
+        raise DapError(f"{out} is not empty; choose a new folder with --out.")
+    kind, why = detect(source) if given == "auto" else (given, f"as given with --layout {layout}")
+    for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
+        if value is not None and kind != "tensors":
+            raise DapError(f"{flag} is for tensors; {source} is read as {kind} ({why}).")
+    ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std)
+    reading = LAYOUTS[kind](source, ask)
+    pick = pick or ("string" if kind == "minimax" else "natural")
+    chosen = _pick(reading, str(source), ipc, pick, seed)
+    told: dict[str, Any] = {
+        "source": str(source),
+        "layout": kind,
+        "layout_found": why,
+        "classes": reading.names,
+        "class_order": reading.order,
+        "pick": pick,
+        "seed": seed if pick == "random" else None,
+        "ipc": len(chosen[0]),
+        "images_a_class_there": sorted({len(entries) for entries in reading.images}),
+        "facts": reading.facts,
+        "version": version("diffusion-as-priors"),
+    }
+    with building(out, "import.json") as folder:
+        made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
+        told["images"] = _store(made, chosen, progress)
+        told["notes"] = _notes(told)
+        made.note("README.md", _card(made, told, licence, source))
+        made.note("import.json", told)
+    return DistilledSet.open(out)
+
+
+def detect(source: Path) -> tuple[str, str]:
+    """The layout of a source, and how it was recognised.
+
+    Raises:
+        DapError: it is none, or could be several.
+    """
+    if (source / "classes.json").is_file() and (source / "manifest.jsonl").is_file():
+        return "set", "found: classes.json and manifest.jsonl"
+    files = files_by_kind(source)
+    folders = list(images_by_folder(source)) if source.is_dir() else []
+    seen = [*files, *(["folders"] if folders else [])]
+    if len(seen) > 1:
+        raise DapError(f"{source} could be read as {' or as '.join(seen)}; say which with --layout.")
+    if files:
+        return seen[0], f"found: {some([file.name for group in files.values() for file in group])}"
+    if not folders and source.is_dir():
+        return "folders", "nothing else found"  # its reader says what is missing
+    if not folders:
+        raise DapError(other_than_folders(source) or f"{source} holds nothing that can be imported.")
+    said = f"found: class folders {some(folders)}"
+    if "folders" in exported(source):
+        return "folders", f"{said}, with an export.json"
+    if all(map(imagenet.is_wnid, folders)):
+        return "minimax", f"{said}, which are WordNet ids"
+    if by_position(folders):
+        padded = any(folder.startswith("0") and len(folder) > 1 for folder in folders)
+        return ("rded", f"{said}, which are positions") if padded else ("d4m", f"{said}, which are unpadded positions")
+    if all(folder.isdigit() for folder in folders):
+        raise DapError(
+            f"The class folders of {source} are numbers, but not 0 to {len(folders) - 1} ({some(folders)}): positions in a "
+            "longer list, or names? Give --layout folders to take them as names, or rename them to the positions."
+        )
+    return "folders", said
+
+
+def _pick(reading: Reading, source: str, ipc: int | None, pick: str, seed: int) -> list[list[Entry]]:
+    """The images to take, of each class in slot order."""
+    counts = {name: len(entries) for name, entries in zip(reading.names, reading.images, strict=True)}
+    least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    if counts[least] < (ipc or 1):
+        raise DapError(f"Class {least!r} of {source} has {counts[least]} images, not the {ipc or 1} asked for.")
+    if ipc is None and counts[least] != counts[most]:
+        raise DapError(
+            f"The classes of {source} differ in size: {least!r} has {counts[least]} images, {most!r} {counts[most]}. A set "
+            f"has the same number for each; give --ipc {counts[least]} or less."
+        )
+    if pick == "string" and not reading.named:
+        raise DapError(f"The images of {source} have no file names to sort as text; use --pick natural or random.")
+    taken = []
+    for name, entries in zip(reading.names, reading.images, strict=True):
+        ordered = sorted(entries, key=lambda entry: Path(entry[0]).name) if pick == "string" else list(entries)
+        if reading.named and pick != "string":
+            ordered = sorted(entries, key=lambda entry: natural_order(Path(entry[0])))
+        if pick == "random" and ipc is not None:
+            generator = torch.Generator().manual_seed(seed_of(seed, name, "pick"))
+            rows = torch.randperm(len(ordered), generator=generator)[:ipc].sort().values.tolist()
+            ordered = [ordered[row] for row in rows]
+        taken.append(ordered[:ipc])
+    return taken
+
+
+def _store(
+    made: DistilledSet, chosen: list[list[Entry]], progress: Callable[[int, int, str], None] | None
+) -> dict[str, Any]:
+    """Write the images; how many were kept to the byte, and their sizes."""
+    kept, sizes, done, total = 0, Counter[str](), 0, sum(map(len, chosen))
+    for label, entries in enumerate(chosen):
+        for slot, (key, read) in enumerate(entries):
+            data = read()
+            try:
+                png, same = as_png(data)
+            except BrokenImage as error:
+                raise DapError(f"{key} cannot be decoded: {error.reason}; mend or remove it.") from error
+            made.store(label, slot, png, source=key, source_sha256=sha256(data).hexdigest())
+            width, height = struct.unpack(">II", png[16:24])
+            sizes[f"{width}x{height}"] += 1
+            kept, done = kept + same, done + 1
+            if progress is not None:
+                progress(done, total, made.class_names[label])
+    return {"kept_to_the_byte": kept, "stored_anew": total - kept, "sizes": dict(sizes.most_common(5))}
+
+
+def _notes(told: dict[str, Any]) -> list[str]:
+    """What a user should know of the choices made, in sentences."""
+    there, facts, images = told["images_a_class_there"], told["facts"], told["images"]
+    count = str(there[0]) if len(there) == 1 else f"{there[0]} to {there[-1]}"
+    how = {"natural": "the first in natural order", "string": "the first in string order (0, 1, 10, 11, …)"}
+    drawn = how.get(told["pick"], f"a random draw, seed {told['seed']}")
+    taken = (
+        f"{told['ipc']} of {count} images a class, {drawn}" if there != [told["ipc"]] else f"all {count} images a class"
+    )
+    notes = [
+        f"Layout: {told['layout']} ({told['layout_found']}).",
+        f"Class order: {told['class_order']}: {some(told['classes'], 4)}.",
+    ]
+    kept = f"; {images['kept_to_the_byte']} kept to the byte, {images['stored_anew']} stored anew as PNG"
+    notes.append(f"Images: {taken}{kept if told['layout'] != 'tensors' else ''}.")
+    if len(images["sizes"]) > 1:
+        notes.append(f"The images differ in size ({some(images['sizes'])}); dap evaluate crops and resizes them.")
+    if "left_out" in facts:
+        notes.append(f"Left out: the class folders {some(facts['left_out'])}.")
+    if "values" in facts:
+        notes.append(f"Values: {facts['values']}.")
+    if facts.get("of_values"):
+        share = facts["clipped_values"] / facts["of_values"]
+        notes.append(
+            f"Clipped to [0, 1]: {facts['clipped_values']} of {facts['of_values']} values ({share:.2%}), by at most "
+            f"{facts['furthest_outside']:.4g}; 8 bits moved the others by at most {facts['largest_rounding_error']:.4g}."
+        )
+    notes += [f"{name.capitalize()}: {facts[name]}." for name in ("labels", "axes") if name in facts]
+    return notes
+
+
+def _card(made: DistilledSet, told: dict[str, Any], licence: str | None, source: Path) -> str:
+    folder = source if source.is_dir() else source.parent
+    front, theirs = read_card(folder) if source.is_dir() or exported(folder) else ({}, "")
+    terms = licence or ("see the source's own card below" if theirs else "unknown; ask whoever made the images")
+    mine: dict[str, Any] = {key: front[key] for key in ("license", "license_name", "license_link") if key in front}
+    if licence:
+        mine = {"license": "other", "license_name": licence}
+    mine |= {
+        "task_categories": ["image-classification"],
+        "size_categories": [size_category(len(made.class_names) * made.ipc)],
+        "tags": ["dataset-distillation"],
+    }
+    body = f"""# Distilled set imported from {cell(source.name)}
+
+Made by others; imported by diffusion-as-priors {told["version"]}. `import.json` tells every choice of the import,
+`manifest.jsonl` where each image came from and its sha256.
+
+| | |
+|---|---|
+| classes, in label order | {", ".join(map(cell, made.class_names[:50]))} |
+| source | {code(told["source"])} |
+| licence of the images | {cell(terms)} |
+"""
+    if theirs:
+        body += f"\n## The source's own card\n\n{deeper(deeper(theirs))}\n"
+    return card(mine, body)

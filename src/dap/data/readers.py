@@ -1,0 +1,209 @@
+"""Distilled sets of others, as files: class folders, parquet and WebDataset shards. Tensors are in `dap.data.tensors`."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dap import imagenet
+from dap.data.base import some
+from dap.data.distilled import DistilledSet
+from dap.data.folders import (
+    by_number,
+    by_position,
+    choose,
+    class_order,
+    exported,
+    files_by_kind,
+    images_by_folder,
+    listed,
+    wnid_order,
+)
+from dap.data.layouts import IMAGE_SUFFIXES, locate
+from dap.data.parquet import ParquetSource
+from dap.errors import DapError
+
+Entry = tuple[str, Callable[[], bytes]]
+"""An image's name in its source, and what reads its file, in any format Pillow knows."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a user says about a source.
+
+    Attributes:
+        class_names: see `dap.data.folders.listed`.
+        ipc: images a class, where the source itself does not say.
+        labels: a file of labels beside one of images.
+        mean, std: by channel, of the normalisation that tensors have undergone.
+    """
+
+    class_names: str | Sequence[str] | None = None
+    ipc: int | None = None
+    labels: Path | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+@dataclass
+class Reading:
+    """A source understood, before its images are read.
+
+    Attributes:
+        names: class names in label order.
+        images: of each class, in natural order.
+        order: why this is the class order, as a clause.
+        named: whether the images have file names, which can be sorted as text.
+        facts: what else is known, filled further while images are read.
+    """
+
+    names: list[str]
+    images: list[list[Entry]]
+    order: str
+    named: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_folders(source: Path, ask: Ask) -> Reading:
+    """Class folders: named as the classes are, by WordNet id, or, with an `export.json`, as that says."""
+    found = _folders(source)
+    said = exported(source)
+    if ask.class_names is not None:
+        order = "as given with --classes"
+    elif "folders" in said:
+        order = "as its export.json says"
+    elif all(map(imagenet.is_wnid, found)):
+        order = wnid_order(source, list(found))
+    else:
+        order = "class folders sorted by name"
+    names, folders = class_order(source, list(found), ask.class_names)
+    left = sorted(set(found) - set(folders))
+    facts = {"left_out": left} if left else {}
+    return Reading(names, [[_entry(source, f) for f in found[folder]] for folder in folders], order, facts=facts)
+
+
+def read_minimax(source: Path, ask: Ask) -> Reading:
+    """MinimaxDiffusion, MGD3 and ManifoldGD: `<wnid>/<n>.png`, the label being the position in the subset's list."""
+    strange = [folder for folder in _folders(source) if not imagenet.is_wnid(folder)]
+    if strange:
+        raise DapError(
+            f"{source} is not in the minimax layout, which has WordNet ids for folders; it has {some(strange)}."
+        )
+    return read_folders(source, ask)
+
+
+def read_rded(source: Path, ask: Ask) -> Reading:
+    """RDED, DD-Ranking (`00000/`, `00001/`, …) and D4M (`0/0-image00.png`): the folder is the position in the class list."""
+    found = _folders(source)
+    folders = by_position(list(found))
+    if folders is None:
+        raise DapError(
+            f"{source} should have class folders 0 to {len(found) - 1}, positions in a class list; it has "
+            f"{some(found)}. Give --layout folders to take these as names."
+        )
+    said = exported(source)
+    if ask.class_names is None and "folders" in said:
+        return read_folders(source, ask)
+    names = by_number(ask.class_names, len(folders), f"{source} numbers its classes")
+    images = [[_entry(source, file) for file in found[folder]] for folder in folders]
+    return Reading(names, images, "the folders' numbers, named as given with --classes")
+
+
+def read_set(source: Path, ask: Ask) -> Reading:
+    """A set of this library, whose classes can be put in another order."""
+    made = DistilledSet.open(source)
+    made.check_whole()
+    names = listed(ask.class_names) or list(made.class_names)
+    if absent := [name for name in names if name not in made.class_names]:
+        raise DapError(f"{source} has no class {absent[0]!r}; it has {some(made.class_names, 20)}.")
+    files = {name: [source / r["path"] for r in made.records if r["class_name"] == name] for name in names}
+    order = "the set's own" if ask.class_names is None else "as given with --classes"
+    facts = {"recipe": made.recipe} if made.recipe else {}
+    return Reading(names, [[_entry(source, file) for file in files[name]] for name in names], order, facts=facts)
+
+
+def read_parquet(source: Path, ask: Ask) -> Reading:
+    """Parquet files with an image and a label column, as Hugging Face datasets writes them; see `ParquetSource`."""
+    files = [source] if source.is_file() else list(locate(source, "train").files)
+    opened = ParquetSource(files, size=1)
+    known, count = list(opened.class_names), len(opened.class_names)
+    unnamed = ask.class_names is not None and known == [str(label) for label in range(count)]
+    names, places, order = choose(None if unnamed else known, ask.class_names, count, f"{source} numbers its classes")
+    images = [
+        [
+            (key, partial(opened.encoded, label, i))
+            for i, key in enumerate(opened.keys(label, range(opened.count(label))))
+        ]
+        for label in places
+    ]
+    return Reading(names, images, order, named=False)
+
+
+def read_webdataset(source: Path, ask: Ask) -> Reading:
+    """WebDataset shards: for each key an image file, `.cls` with its label, and `.json`, which may say `class_name`."""
+    found: list[tuple[int, str, Entry]] = []
+    told: dict[int, str] = {}
+    for shard in files_by_kind(source).get("webdataset", []):
+        for key, parts in _samples(shard).items():
+            image = next((read for suffix, read in parts.items() if f".{suffix.lower()}" in IMAGE_SUFFIXES), None)
+            if image is None:
+                raise DapError(f"{shard} has no image among the files of sample {key!r}.")
+            try:
+                said = json.loads(parts["json"]()) if "json" in parts else {}
+                label = int(parts["cls"]()) if "cls" in parts else int(said["label"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DapError(f"{shard} gives no label for sample {key!r} in a .cls or .json file.") from error
+            name = said.get("class_name") if isinstance(said, dict) else None
+            if isinstance(name, str) and told.setdefault(label, name) != name:
+                raise DapError(f"{shard} calls class {label} both {told[label]!r} and {name!r}.")
+            found.append((label, key, (f"{shard.name}/{key}", image)))
+    labels = sorted({label for label, _, _ in found})
+    if labels != list(range(len(labels))):
+        raise DapError(f"{source} has the labels {some(map(str, labels))}, not all from 0 to the largest.")
+    known = [told[label] for label in labels] if len(told) == len(labels) else None
+    names, places, order = choose(known, ask.class_names, len(labels), f"{source} numbers its classes")
+    by_key = sorted(found, key=lambda row: row[1])
+    return Reading(names, [[entry for at, _, entry in by_key if at == label] for label in places], order)
+
+
+def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
+    """Of each key in a shard: suffix -> what reads the file."""
+    samples: dict[str, dict[str, Callable[[], bytes]]] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    folder, _, name = member.name.rpartition("/")
+                    key, _, suffix = name.partition(".")
+                    samples.setdefault(f"{folder}/{key}".lstrip("/"), {})[suffix] = partial(
+                        _slice, shard, member.offset_data, member.size
+                    )
+    except tarfile.TarError as error:
+        raise DapError(f"{shard} is not a whole, uncompressed tar file: {error}.") from error
+    return samples
+
+
+def _slice(file: Path, start: int, size: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(start)
+        return opened.read(size)
+
+
+def _folders(source: Path) -> dict[str, list[Path]]:
+    found = images_by_folder(source) if source.is_dir() else {}
+    if not found:
+        inner = (
+            [f.name for f in sorted(source.iterdir()) if f.is_dir() and images_by_folder(f)] if source.is_dir() else []
+        )
+        hint = f"; but {source / inner[0]} does: give that" if inner else ""
+        raise DapError(f"{source} holds no class folders with images{hint}.")
+    return found
+
+
+def _entry(source: Path, file: Path) -> Entry:
+    return file.relative_to(source).as_posix(), file.read_bytes

@@ -1,0 +1,108 @@
+"""Writers of distilled sets as files of many images: parquet as Hugging Face datasets reads it, and WebDataset shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dap.files import write_atomically
+
+ROW_GROUP = 100
+"""Images a row group: what a reader has to hold at once."""
+
+Images = Iterable[tuple[dict[str, Any], bytes]]
+"""Manifest lines and PNG files."""
+
+
+def write_parquet(
+    class_names: Sequence[str], images: Images, n: int, folder: Path, shard_size: int
+) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
+    """`data/train-00000-of-0000N.parquet` with the columns image, label, slot, seed and sha256.
+
+    The schema carries the note by which datasets knows an Image and a ClassLabel with its names.
+
+    Returns:
+        The fields of `dap.data.export.Written`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(class_names), "_type": "ClassLabel"},
+        "slot": {"dtype": "int64", "_type": "Value"},
+        "seed": {"dtype": "int64", "_type": "Value"},
+        "sha256": {"dtype": "string", "_type": "Value"},
+    }
+    encoded = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [("image", encoded), *((name, pa.int64()) for name in ("label", "slot", "seed")), ("sha256", pa.string())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    stream, shards, held = iter(images), -(-n // shard_size), 0
+    (folder / "data").mkdir()
+    for shard in range(shards):
+        with (folder / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet").open("wb") as file:
+            with pq.ParquetWriter(file, schema) as writer:
+                for group in _chunks(islice(stream, shard_size), ROW_GROUP):
+                    held += sum(len(png) for _, png in group)
+                    writer.write_table(pa.Table.from_pylist([_row(*image) for image in group], schema))
+            file.flush()
+            os.fsync(file.fileno())
+    named = {str(label): name for label, name in enumerate(class_names)}
+    dtypes = {"image": "image", "label": {"class_label": {"names": named}}, "sha256": "string"}
+    front = {
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        "dataset_info": {
+            "features": [{"name": name, "dtype": dtypes.get(name, "int64")} for name in features],
+            "splits": [{"name": "train", "num_bytes": held, "num_examples": n}],
+        },
+    }
+    how = """`datasets.load_dataset(folder)` and `datasets.load_dataset("parquet", data_dir=folder)` give the columns `image`,
+`label` (a ClassLabel with this set's names and order), `slot`, `seed` and `sha256`. `image` holds the PNG itself."""
+    return how, front, {}, []
+
+
+def write_webdataset(
+    images: Images, folder: Path, shard_size: int
+) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
+    """`shard-000000.tar`, …; of each image a .png, a .cls with its label and a .json with its manifest line.
+
+    Every time, owner and mode in the tar is fixed. Images should come slot by slot, so that any shard has all classes.
+
+    Returns:
+        The fields of `dap.data.export.Written`.
+    """
+    for number, shard in enumerate(_chunks(iter(images), shard_size)):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for record, png in shard:
+                key = f"{record['slot']:05d}_{record['label']:05d}"
+                said = {name: value for name, value in record.items() if name != "path"}
+                parts = {"png": png, "cls": str(record["label"]).encode(), "json": json.dumps(said).encode()}
+                for suffix, data in parts.items():
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size, member.mtime, member.mode = len(data), 0, 0o644
+                    archive.addfile(member, io.BytesIO(data))
+        write_atomically(folder / f"shard-{number:06d}.tar", out.getvalue())
+    how = """`webdataset.WebDataset([...]).decode("rgb").to_tuple("png", "cls")` reads the shards. Images lie slot by slot, all
+classes after one another, so a shard has every class. `json` holds the class name, seed and sha256."""
+    front = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}]}
+    return how, front, {}, []
+
+
+def _row(record: dict[str, Any], png: bytes) -> dict[str, Any]:
+    name = f"{record['label']:05d}_{record['slot']:05d}.png"
+    kept = {key: record.get(key) for key in ("label", "slot", "seed", "sha256")}
+    return {"image": {"bytes": png, "path": name}, **kept}
+
+
+def _chunks(images: Iterator[tuple[dict[str, Any], bytes]], size: int) -> Iterator[list[tuple[dict[str, Any], bytes]]]:
+    while chunk := list(islice(images, size)):
+        yield chunk

@@ -1,0 +1,255 @@
+"""Distilled sets of others, as tensors: .pt, .pth and .safetensors files of images and labels.
+
+Nothing but tensors and plain values is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dap.data.base import some
+from dap.data.decode import encode_png
+from dap.data.folders import choose, files_by_kind
+from dap.data.readers import Ask, Reading
+from dap.errors import DapError
+
+_IMAGES, _LABELS = ("images", "image", "imgs", "x", "data"), ("labels", "label", "targets", "target", "y")
+_NAMES = ("class_names", "classes", "names")
+_SLACK = 1e-3
+"""How far outside [0, 1] float values may lie and still be taken as meant for it: rounding, not normalisation."""
+
+
+def read_tensors(source: Path, ask: Ask) -> Reading:
+    """Images (n, c, h, w) with labels (n,), in a dictionary, a pair, or two files; c is 1 or 3.
+
+    Bytes are taken as they are, floats as [0, 1], or denormalised as x * std + mean. PNG holds 8 bits, so `facts` counts
+    the values that had to be clipped, and the largest error of rounding.
+
+    Raises:
+        DapError: what is not plain tensors; shapes or ranges that do not say what they mean; labels without names.
+    """
+    images, labels, names, facts = _gather(source, ask)
+    images = _channels_first(images, str(source), facts)
+    if labels is None:
+        labels = _class_by_class(len(images), ask, str(source), facts)
+    labels = _hard(labels, len(images), str(source), facts)
+    low, high = int(labels.min()), int(labels.max())
+    count = max(high + 1, len(names or ()))
+    if low < 0 or (names is not None and high >= len(names)):
+        raise DapError(f"{source} has labels from {low} to {high}, but classes only for 0 to {count - 1}.")
+    names, places, order = choose(names, ask.class_names, count, f"{source} numbers its classes")
+    pixels = _Pixels(images, ask, str(source), facts)
+    rows = [torch.nonzero(labels == label)[:, 0].tolist() for label in places]
+    entries = [[(f"{source.name}#{row}", partial(pixels.png, row)) for row in of_class] for of_class in rows]
+    return Reading(names, entries, order, named=False, facts=facts)
+
+
+class _Pixels:
+    """Rows of images as PNG files, with an account of what 8 bits could not hold."""
+
+    def __init__(self, images: Tensor, ask: Ask, where: str, facts: dict[str, Any]) -> None:
+        self._images, self._facts, self._shift = images, facts, None
+        normal = (ask.mean is not None, ask.std is not None)
+        if images.dtype == torch.uint8:
+            if any(normal):
+                raise DapError(f"{where} holds bytes, which are not normalised; leave out --mean and --std.")
+            facts["values"] = "bytes, as they are"
+            return
+        if not images.is_floating_point():
+            raise DapError(f"{where} holds images of {images.dtype}; bytes or floats are needed.")
+        low, high = (float(v) for v in images.aminmax())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise DapError(f"{where} holds images with non-finite values.")
+        if any(normal):
+            self._shift = _by_channel(ask, images.shape[1])
+            facts["values"] = f"denormalised from [{low:.4g}, {high:.4g}] as x * std + mean"
+        elif low >= -_SLACK and high <= 1 + _SLACK:
+            facts["values"] = "floats in [0, 1], as they are"
+        elif low >= 0 and 1 < high <= 255 and bool((images == images.round()).all()):
+            self._shift = (torch.tensor(0.0), torch.tensor(1 / 255))
+            facts["values"] = "whole floats from 0 to 255, divided by 255"
+        else:
+            raise DapError(
+                f"The images in {where} run from {low:.4g} to {high:.4g}. If they are normalised, give --mean and --std "
+                "(--mean 0.5 --std 0.5 for [-1, 1]); if they are meant to lie in [0, 1] and were optimised beyond it, "
+                "give --mean 0 --std 1, which clips."
+            )
+        facts |= {"clipped_values": 0, "of_values": 0, "furthest_outside": 0.0, "largest_rounding_error": 0.0}
+
+    def png(self, row: int) -> bytes:
+        image = self._images[row]
+        if image.dtype != torch.uint8:
+            image = self._rounded(image.double())
+        return encode_png((image[0] if len(image) == 1 else image.permute(1, 2, 0)).contiguous().numpy())
+
+    def _rounded(self, image: Tensor) -> Tensor:
+        if self._shift is not None:
+            image = image * self._shift[1] + self._shift[0]
+        inside = image.clamp(0, 1)
+        rounded = (inside * 255).round()
+        beyond, error = (image - inside).abs(), (inside - rounded / 255).abs()
+        # A float32 that was 1 before it was normalised comes back as 1.0000001: that is no clipping worth a count.
+        self._facts["clipped_values"] += int((beyond > 1e-6).sum())
+        self._facts["of_values"] += image.numel()
+        for fact, values in (("furthest_outside", beyond), ("largest_rounding_error", error)):
+            self._facts[fact] = max(self._facts[fact], round(float(values.max()), 9))
+        return rounded.byte()
+
+
+def _by_channel(ask: Ask, channels: int) -> tuple[Tensor, Tensor]:
+    if ask.mean is None or ask.std is None:
+        raise DapError("--mean and --std go together; give both.")
+    for flag, values in (("--mean", ask.mean), ("--std", ask.std)):
+        if len(values) not in (1, channels):
+            raise DapError(
+                f"{flag} takes 1 or {channels} numbers for images of {channels} channels, not {len(values)}."
+            )
+    if not all(np.isfinite(ask.mean)) or not all(np.isfinite(ask.std)) or min(ask.std) <= 0:
+        raise DapError("--mean takes finite numbers and --std positive ones.")
+    mean, std = (torch.tensor(list(v), dtype=torch.float64)[:, None, None] for v in (ask.mean, ask.std))
+    return mean, std
+
+
+def _gather(source: Path, ask: Ask) -> tuple[Tensor, Tensor | None, list[str] | None, dict[str, Any]]:
+    """Images, labels and class names, wherever they lie, and what was read as what."""
+    files = files_by_kind(source).get("tensors", [])
+    labels_file = ask.labels
+    if len(files) == 2 and labels_file is None:
+        by_word = {word: [f for f in files if word in f.stem.lower()] for word in ("image", "label")}
+        if len(by_word["image"]) == len(by_word["label"]) == 1 and by_word["image"] != by_word["label"]:
+            files, labels_file = by_word["image"], by_word["label"][0]
+    if len(files) != 1:
+        held = some([file.name for file in files], 6) or "none"
+        raise DapError(
+            f"{source} should hold one file of tensors, or one of images and one of labels; it has {held}. "
+            "Give the file of images itself, and --labels FILE."
+        )
+    facts: dict[str, Any] = {"images_from": files[0].name}
+    images, labels, names = _parts(_load(files[0]), files[0])
+    if labels_file is not None:
+        if not labels_file.is_file():
+            raise DapError(f"There is no file of labels {labels_file}.")
+        if labels is not None:
+            raise DapError(f"{files[0]} holds labels of its own; leave out --labels {labels_file}.")
+        labels, facts["labels_from"] = _only_labels(_load(labels_file), labels_file), labels_file.name
+    return images, labels, names, facts
+
+
+def _load(file: Path) -> Any:
+    """What a file of tensors holds, without running any code of it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix.lower() == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise DapError(
+            f"{file} holds more than tensors and plain values{f' ({named[1]})' if named else ''}, and unpickling that could "
+            "run any code, so it is not opened; where you trust it, load it yourself and save its images and labels alone."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise DapError(f"{file} cannot be read as tensors: {str(error).splitlines()[0]}") from error
+
+
+def _parts(held: Any, file: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:
+    """Images, labels and names among what a file holds."""
+    while isinstance(held, (list, tuple)) and len(held) == 1:
+        held = held[0]
+    if isinstance(held, Tensor):
+        held = [held]
+    if isinstance(held, Mapping):
+        nested = held.get("data")
+        if isinstance(
+            nested, (list, tuple)
+        ):  # DC's results: {"data": [[images, labels], …], …}, one pair an experiment
+            if len(nested) != 1:
+                raise DapError(
+                    f"{file} holds {len(nested)} sets; save the one you mean as a dictionary of images and labels."
+                )
+            return _parts(nested[0], file)
+        images = _pick(
+            {k: v for k, v in held.items() if isinstance(v, Tensor) and v.ndim == 4}, _IMAGES, "images", file
+        )
+        labels = _pick({k: v for k, v in held.items() if _is_labels(v, len(images))}, _LABELS, "labels", file, False)
+        names = next((list(held[key]) for key in _NAMES if _is_names(held.get(key))), None)
+        return images, labels, names
+    if isinstance(held, Sequence) and 1 <= len(held) <= 2 and isinstance(held[0], Tensor) and held[0].ndim == 4:
+        labels = held[1] if len(held) == 2 else None
+        if labels is None or _is_labels(labels, len(held[0])):
+            return held[0], labels, None
+    raise DapError(f"{file} holds {_told(held)}, not images (n, c, h, w) with labels (n,), as a dictionary or a pair.")
+
+
+def _pick(found: dict[Any, Tensor], usual: Sequence[str], what: str, file: Path, needed: bool = True) -> Any:
+    key = next((k for k in usual if k in found), next(iter(found)) if len(found) == 1 else None)
+    if key is None and (needed or found):
+        problem = f"several tensors that could be the {what}: {some(map(str, found))}" if found else f"no {what}"
+        raise DapError(f"{file} has {problem}; call the right one {usual[0]!r}.")
+    return None if key is None else found[key]
+
+
+def _only_labels(held: Any, file: Path) -> Tensor:
+    if isinstance(held, Mapping):
+        held = _pick({k: v for k, v in held.items() if _is_labels(v)}, _LABELS, "labels", file)
+    if isinstance(held, (list, tuple)) and held and all(isinstance(value, int) for value in held):
+        held = torch.tensor(held)
+    if not (isinstance(held, Tensor) and _is_labels(held)):
+        raise DapError(f"{file} holds {_told(held)}, not labels (n,).")
+    return held
+
+
+def _is_labels(value: Any, n: int | None = None) -> bool:
+    return isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) > 0 and n in (None, len(value))
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return f"a {type(value).__name__}" + (f" of {some([_told(v) for v in value])}" if isinstance(value, list) else "")
+
+
+def _channels_first(images: Tensor, where: str, facts: dict[str, Any]) -> Tensor:
+    if len(images) and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        facts["axes"] = "(n, h, w, c), turned into (n, c, h, w)"
+        images = images.permute(0, 3, 1, 2)
+    if not images.numel() or images.shape[1] not in (1, 3):
+        raise DapError(f"The images in {where} have shape {tuple(images.shape)}; (n, c, h, w) with c 1 or 3 is needed.")
+    return images
+
+
+def _class_by_class(n: int, ask: Ask, where: str, facts: dict[str, Any]) -> Tensor:
+    """The labels of DD-Ranking's tensors, which have none: ipc images of the first class, then of the second, …"""
+    if ask.ipc is None or n % ask.ipc:
+        raise DapError(
+            f"{where} has {n} images and no labels; give --labels FILE, or --ipc K if they lie class by class."
+        )
+    facts["labels"] = f"none; taken class by class, {ask.ipc} images each"
+    return torch.arange(n) // ask.ipc
+
+
+def _hard(labels: Tensor, n: int, where: str, facts: dict[str, Any]) -> Tensor:
+    if len(labels) != n:
+        raise DapError(f"{where} has {n} images but {len(labels)} labels.")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        facts["labels"] = "soft; the largest entry of each row is taken"
+        return labels.argmax(1)
+    labels = labels.reshape(-1)
+    if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+        raise DapError(f"The labels of {where} are not whole numbers.")
+    return labels.long()
