@@ -121,7 +121,9 @@ def read_set(source: Path, ask: Ask) -> Reading:
     names = listed(ask.class_names) or list(made.class_names)
     if absent := [name for name in names if name not in made.class_names]:
         raise DapError(f"{source} has no class {absent[0]!r}; it has {some(made.class_names, 20)}.")
-    files = {name: [source / r["path"] for r in made.records if r["class_name"] == name] for name in names}
+    files: dict[str, list[Path]] = {name: [] for name in made.class_names}
+    for record in made.records:
+        files[record["class_name"]].append(source / record["path"])
     order = "the set's own" if ask.class_names is None else "as given with --classes"
     facts = {"recipe": made.recipe} if made.recipe else {}
     return Reading(names, [[_entry(source, file) for file in files[name]] for name in names], order, facts=facts)
@@ -167,8 +169,10 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
         raise DapError(f"{source} has the labels {some(map(str, labels))}, not all from 0 to the largest.")
     known = [told[label] for label in labels] if len(told) == len(labels) else None
     names, places, order = choose(known, ask.class_names, len(labels), f"{source} numbers its classes")
-    by_key = sorted(found, key=lambda row: row[1])
-    return Reading(names, [[entry for at, _, entry in by_key if at == label] for label in places], order)
+    entries: list[list[Entry]] = [[] for _ in labels]
+    for label, _, entry in sorted(found, key=lambda row: row[1]):
+        entries[label].append(entry)
+    return Reading(names, [entries[label] for label in places], order)
 
 
 def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
