@@ -96,12 +96,14 @@ def _judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
     if args.epochs:
         protocol = load_protocol(args.protocol, epochs=args.epochs, looks=min(protocol.looks, args.epochs))
     device = str(device_of(args.device))
+    if args.reference:
+        embedding("", protocol.size, args.reference)  # a mistake shows here, not after an hour
 
     @functools.cache
     def judge(data: Any) -> Any:
         train, test = (workshop.source(data, split) for split in ("train", "test"))
-        features = embedding(data.path, protocol.size)
-        return Judge(train, test, protocol, range(args.trials), args.network, features, device)
+        features = embedding(data.path, protocol.size, args.reference, device)
+        return Judge(train, test, protocol, range(args.trials), args.network, features, device, args.neighbours)
 
     return lambda data: judge(data.model_copy(update={"size": protocol.size}))
 

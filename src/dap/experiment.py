@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -18,17 +19,15 @@ from dap.data.distilled import DistilledSet
 from dap.data.sources import Source
 from dap.engine import Progress, Workshop, distill
 from dap.errors import DapError
-from dap.evaluation.measures import measure
+from dap.evaluation.fitting import seeded
+from dap.evaluation.inspection import Inspector
 from dap.evaluation.networks import Network, build
 from dap.evaluation.protocol import Protocol
-from dap.evaluation.fitting import seeded
+from dap.evaluation.reference import Reference, load_reference
 from dap.evaluation.training import evaluate
 from dap.evaluation.trials import Trial
 from dap.files import drop_torn_line, read_lines, write_atomically
 from dap.recipe import Data, Recipe
-
-REAL_PER_CLASS = 500
-"""Real images a class that the measures compare with."""
 
 Features = Callable[[Tensor], Tensor]
 
@@ -43,8 +42,9 @@ class Judge:
         protocol: see `evaluation.protocol`.
         seeds: one training a seed.
         network: instead of the protocol's own.
-        features: images -> (n, D) for the measures, and what to call them.
+        features: what to call them, and images -> (n, D), for the measures; see `embedding`.
         device: where to train.
+        neighbours: real images of a class that are searched for near-copies; see `evaluation.inspection`.
     """
 
     train: Source
@@ -54,12 +54,14 @@ class Judge:
     network: str | None
     features: tuple[str, Features]
     device: str = "cpu"
+    neighbours: int | None = None
 
     def __post_init__(self) -> None:
         if self.test.class_names != self.train.class_names:
             raise DapError("The test data has other classes than the training data.")
         object.__setattr__(self, "_test", self.test.tensors())
-        object.__setattr__(self, "_real", self.train.tensors(limit_per_class=REAL_PER_CLASS))
+        if isinstance(self.features[1], Reference):
+            self.features[1].columns(self.train.class_names)
 
     def __call__(
         self,
@@ -128,40 +130,59 @@ class Judge:
         return [trials[seed] for seed in sorted(trials)]
 
     def _measure(self, judged: DistilledSet, mine: tuple[Tensor, Tensor], key: str) -> None:
-        name, features = self.features
-        written = judged.noted("measures.json") or {}
-        if (written.get("judged"), written.get("features")) == (key, name):
+        inspector = self._inspector
+        if inspector.done(judged, key):
             return
         try:
-            values = measure(mine, getattr(self, "_real"), features, len(self.test.class_names))  # noqa: B009
-        except DapError as error:  # too few real images of a class, say; the accuracies stand all the same
+            inspector(judged, *mine, key)
+        except DapError as error:  # of the features or of broken real images; the accuracies stand all the same
             logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
-            return
-        judged.note("measures.json", {"features": name, **values, "judged": key})
+
+    @functools.cached_property
+    def _inspector(self) -> Inspector:
+        return Inspector(self.train, getattr(self, "_test"), self.features, limit=self.neighbours)  # noqa: B009
 
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def embedding(data: str, size: int) -> tuple[str, Features]:
+def embedding(
+    data: str, size: int, reference: str | Path | None = None, device: str | torch.device = "cpu"
+) -> tuple[str, Features]:
     """Features for the measures, and their name.
 
-    For the embedded data, a ConvNet-3 trained on all of it (`starter.reference`). For other data no trained network is at
-    hand, so a ConvNet-3 with random weights of a fixed seed, whose features distribution matching (DM) shows to be
-    useful; they compare sets of the same data, and nothing else.
-    """
-    from dap.evaluation.reference import load_reference
+    A network trained on the real data, where one is given or, for the embedded data, ours (`starter.reference`): its
+    features, and its predictions too. For other data a ConvNet with random weights of a fixed seed, whose features
+    distribution matching (DM) shows to be useful; they compare sets of the same data, and nothing else. It has so many
+    layers that 4 to 7 pixels a side are left of images of 32 px or more.
 
-    if data == "fashion-mnist":
+    Args:
+        data: the name or path of the data.
+        size: of the images, in pixels.
+        reference: a file of `evaluation.reference.save_reference`, as `dap train-teacher` writes.
+        device: where the network runs.
+
+    Raises:
+        DapError: the file is not there, is no reference network, or holds one of somebody's own without features.
+    """
+    if reference is None and data == "fashion-mnist":
         from dap.starter import REFERENCE
 
-        reference = load_reference(REFERENCE)
-        return f"ConvNet-3 trained on the real data ({reference.accuracy:.1%})", reference
+        reference = REFERENCE
+    if reference is not None:
+        if not Path(reference).is_file():
+            raise DapError(f"There is no reference network {reference}; dap train-teacher writes one.")
+        trained = load_reference(reference, device)
+        if not isinstance(trained.network, Network):
+            raise DapError(f"{reference} holds somebody's own network, which has no features to measure with.")
+        name = {"convnet3": "ConvNet-3"}.get(trained.protocol.network, trained.protocol.network)
+        return f"{name} trained on the real data ({trained.accuracy:.1%})", trained
+    depth = min(8, max(3, size.bit_length() - 3))
     with seeded(0, torch.device("cpu")):
-        network = build("convnet3", classes=2, size=size).eval().requires_grad_(False)
+        network = build(f"convnet{depth}", classes=2, size=size).eval().requires_grad_(False).to(device)
     assert isinstance(network, Network)
-    return "ConvNet-3 with random weights", network.features
+    return f"ConvNet-{depth} with random weights", lambda images: network.features(images.to(device))
 
 
 def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) -> Iterator[tuple[str, Recipe]]:

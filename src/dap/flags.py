@@ -136,6 +136,12 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
     )
     group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
+    group.add_argument(
+        "--reference", type=Path, metavar="FILE", help="network trained on the real data, for measures and predictions"
+    )
+    group.add_argument(
+        "--neighbours", type=_positive, metavar="N", help="real images a class to search for near-copies (default: all)"
+    )
 
 
 def recipe_fields() -> list[tuple[str, Any]]:

@@ -116,7 +116,9 @@ class Search:
         self.reals = reals
         for name, indices in zip(reals.source.class_names, reals.indices, strict=True):
             if len(indices) < 3:
-                raise DapError(f"Class {name!r} has {len(indices)} real images; the search for copies needs at least 3.")
+                raise DapError(
+                    f"Class {name!r} has {len(indices)} real images; the search for copies needs at least 3."
+                )
 
     @cached_property
     def thresholds(self) -> Thresholds:
@@ -150,7 +152,9 @@ class Search:
 
     def _summed(self, suspects: list[Suspect], feature: Match, feature_any: Match) -> Neighbours:
         own = suspects[0]
-        copied = next((suspect for suspect in suspects if suspect.copied(self.thresholds)), None)
+        # Another class's image is suspected only where it is the nearer one, so that it adds few false flags.
+        suspected = [own, *(rival for rival in suspects[1:] if rival.match.distance < own.match.distance)]
+        copied = next((suspect for suspect in suspected if suspect.copied(self.thresholds)), None)
         seen = [Match(s.match.label, s.match.index, s.in_features) for s in suspects]
 
         def nearest(matches: list[Match]) -> Match:
@@ -182,7 +186,9 @@ class Search:
             suspect
             for rows in torch.arange(len(images)).split(100)
             if len(rows)
-            for suspect in self._suspects_of(images[rows], features[rows], label, None if without is None else without[rows])
+            for suspect in self._suspects_of(
+                images[rows], features[rows], label, None if without is None else without[rows]
+            )
         ]
 
     def _suspects_of(self, images: Tensor, features: Tensor, label: int, without: Tensor | None) -> list[Suspect]:
@@ -204,7 +210,9 @@ class Search:
         distance, first = sharp.min(1)
         rows = torch.arange(len(images))
         moves, places = move[rows, first].tolist(), [self.reals.indices[label][i] for i in candidates[rows, first]]
-        placed = torch.cat([_moved(image[None], MOVES[m], self.reals.side) for image, m in zip(images, moves, strict=True)])
+        placed = torch.cat(
+            [_moved(image[None], MOVES[m], self.reals.side) for image, m in zip(images, moves, strict=True)]
+        )
         originals = extract(self.reals.extractor, self.reals.images([(label, place) for place in places])).float()
         aligned = extract(self.reals.extractor, placed).float()
         table = torch.cdist(features, self.reals.features[label])
@@ -214,7 +222,9 @@ class Search:
         in_features = (aligned - originals).norm(dim=1) / usual.clamp_min(1e-12)
         beside = (features - originals).norm(dim=1)
         return [
-            Suspect(Match(label, place, distance[i].item()), beside[i].item(), (closeness[i].item(), in_features[i].item()))
+            Suspect(
+                Match(label, place, distance[i].item()), beside[i].item(), (closeness[i].item(), in_features[i].item())
+            )
             for i, place in enumerate(places)
         ]
 
