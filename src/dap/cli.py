@@ -93,15 +93,26 @@ def _judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
     from dap.judge import Judge
 
     protocol, device = _protocol(args), str(device_of(args.device))
+    if args.reference:
+        embedding("", protocol.size, args.reference)  # a mistake shows here, not after an hour
 
     @functools.cache
     def judge(data: Any) -> Any:
         def opened(split: Any, size: int) -> Any:
             return workshop.source(data.model_copy(update={"size": size}), split, "crop-bilinear")
 
-        features = embedding(data.path, protocol.size)
-        made = Judge(opened, protocol, range(args.trials), features, args.networks, device, on=args.on)
-        return made
+        return Judge(
+            opened,
+            protocol,
+            range(args.trials),
+            embedding(data.path, protocol.size, args.reference, device),
+            args.networks,
+            device,
+            teacher=args.teacher,
+            offline=args.offline,
+            on=args.on,
+            neighbours=args.neighbours,
+        )
 
     return lambda data: judge(data.model_copy(update={"size": protocol.size}))
 

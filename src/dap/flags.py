@@ -218,6 +218,12 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         default="test",
         help="validation: test on training images held out of distillation (--held-out), to choose by (%(default)s)",
     )
+    group.add_argument(
+        "--reference", type=Path, metavar="FILE", help="network trained on the real data, for measures and predictions"
+    )
+    group.add_argument(
+        "--neighbours", type=_positive, metavar="N", help="real images a class to search for near-copies (default: all)"
+    )
     _tracking(group)
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,15 +23,14 @@ from dap.data.sources import Source
 from dap.errors import DapError
 from dap.evaluation.batches import Labelled
 from dap.evaluation.fitting import Labeller
-from dap.evaluation.measures import measure
+from dap.evaluation.inspection import Inspector
+from dap.evaluation.parts import Soft
 from dap.evaluation.protocol import Protocol
 from dap.evaluation.steps import Resize, Step
+from dap.evaluation.teacher import load_teacher
 from dap.evaluation.training import evaluate
 from dap.evaluation.trials import Trial
 from dap.files import drop_torn_line, read_lines, write_atomically
-
-REAL_PER_CLASS = 500
-"""Real images a class that the measures compare with."""
 
 Features = Callable[[Tensor], Tensor]
 """Images (n, 3, h, w) in [0, 1] -> (n, D)."""
@@ -52,8 +51,10 @@ class Judge:
         networks: one or more, instead of the protocol's own.
         features: images -> (n, D) for the measures, and what to call them.
         device: where to train.
-        teacher: whose labels a protocol with soft labels trains on; made for the class names of the test data.
+        teacher: whose labels a protocol with soft labels trains on, instead of its own: see `evaluation.teacher`.
+        offline: a teacher's weights come from the local cache alone.
         on: "validation" tests on held-out training images, for choices; the test set is then not opened.
+        neighbours: real images of a class that are searched for near-copies; see `evaluation.inspection`.
         every: seconds between two checkpoints of a training.
     """
 
@@ -63,23 +64,36 @@ class Judge:
     features: tuple[str, Features]
     networks: Sequence[str] = ()
     device: str = "cpu"
-    teacher: Labeller | None = None
+    teacher: str | None = None
+    offline: bool = False
     on: Literal["test", "validation"] = "test"
+    neighbours: int | None = None
     every: float = 60.0
     _tests: dict[int, Labelled] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _teachers: dict[tuple[str, ...], Labeller] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def test(self) -> Source:
         """The images tested on, at the protocol's size."""
         return self.open(self.on, self.protocol.size)
 
-    @cached_property
-    def real(self) -> Labelled:
-        """Real training images that the measures compare with."""
-        train = self.open("train", self.protocol.size)
-        if train.class_names != self.test.class_names:
-            raise DapError("The test data has other classes than the training data.")
-        return train.tensors(limit_per_class=REAL_PER_CLASS)
+    def labeller(self, class_names: Sequence[str]) -> Labeller | None:
+        """The teacher, whose logits are in the order of these names; None for a protocol that needs none.
+
+        Raises:
+            DapError: one is needed and not given, or given and not needed, or it does not know these classes.
+        """
+        labels = self.protocol.labels
+        if not isinstance(labels, Soft):
+            if self.teacher:
+                raise DapError(f"{self.protocol.name} trains on the set's own labels; it has no use for a teacher.")
+            return None
+        name, key = self.teacher or labels.teacher, tuple(class_names)
+        if name is None:
+            raise DapError(f"{self.protocol.name} trains on a teacher's labels; give one (--teacher).")
+        if key not in self._teachers:
+            self._teachers[key] = load_teacher(name, class_names, self.device, offline=self.offline)
+        return self._teachers[key]
 
     def __call__(
         self,
@@ -102,7 +116,7 @@ class Judge:
             DapError: the set is not finished, or its classes are not the test data's.
         """
         into, names = judged.path, self.test.class_names
-        if judged.recipe is not None and judged.missing():
+        if (into / "classes.json").is_file() and judged.missing():
             raise DapError(
                 f"{into} still lacks {len(judged.missing())} images; run the dap distill that made it again."
             )
@@ -132,7 +146,10 @@ class Judge:
         protocol = self.protocol.settled(ipc=_largest(judged), classes=classes, network=network)
         if self.on == "validation":
             protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
-        said = {"protocol": protocol.model_dump(mode="json"), "teacher": self.teacher.name if self.teacher else None}
+        labeller = self.labeller(judged.class_names)
+        said = protocol.model_dump(mode="json")
+        if labeller is not None:
+            said["labels"] |= {"teacher": labeller.name, "fingerprint": labeller.fingerprint}
         key = {"judged": images_key, "by": _hash(said)}
         known = list(read_lines(into / "trials.jsonl"))
         same = [line for line in known if line.get("judged") == images_key]
@@ -152,13 +169,13 @@ class Judge:
         judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: said})
         unfinished = into / "checkpoints" / key["by"]
         for trial in evaluate(
-            self._images(judged, protocol.train_steps),
-            self._tested(protocol.test_steps, protocol.size),
+            judged.tensors(_first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
+            self._tested(protocol, judged.class_names),
             protocol,
             todo,
             classes=classes,
             device=self.device,
-            teacher=self.teacher,
+            teacher=labeller,
             progress=on_epoch,
             checkpoints=unfinished,
             every=self.every,
@@ -176,35 +193,29 @@ class Judge:
                 folder.rmdir()
         return [trials[seed] for seed in sorted(trials)]
 
-    def _images(self, judged: DistilledSet, steps: Sequence[Step]) -> Labelled:
-        """The set's images, with the labels that the test data gives its classes."""
-        names = self.test.class_names
-        images, labels = judged.tensors(_first_side(steps), fit="crop-bilinear", dtype=torch.uint8)
-        return images, labels.new_tensor([names.index(name) for name in judged.class_names])[labels]
-
-    def _tested(self, steps: Sequence[Step], size: int) -> Labelled:
-        side = _first_side(steps) or size
+    def _tested(self, protocol: Protocol, class_names: Sequence[str]) -> Labelled:
+        """The images to test on, labelled in the order of the set's class names."""
+        side = _first_side(protocol.test_steps) or protocol.size
         if side not in self._tests:
             self._tests[side] = self.open(self.on, side).tensors(dtype=torch.uint8)
-        return self._tests[side]
+        images, labels = self._tests[side]
+        return images, labels.new_tensor([class_names.index(name) for name in self.test.class_names])[labels]
 
     def _measure(self, judged: DistilledSet, key: str) -> None:
-        name, features = self.features
-        written = judged.noted("measures.json") or {}
-        if (written.get("judged"), written.get("features")) == (key, name):
+        if self._inspector.done(judged, key):
             return
-        steps = (Resize(side=self.protocol.size),)
-        images, labels = self._images(judged, steps)
+        images, labels = judged.tensors(self.protocol.size, fit="crop-bilinear")
+        own = labels.new_tensor([self.test.class_names.index(name) for name in judged.class_names])
         try:
-            values = measure((images / 255, labels), self.real, features, len(self.test.class_names))
-        except DapError as error:  # too few real images of a class, say; the accuracies stand all the same
+            self._inspector(judged, images, own[labels], key)
+        except DapError as error:  # of the features or of broken real images; the accuracies stand all the same
             logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
-            return
-        judged.note("measures.json", {"features": name, **values, "judged": key})
 
-    def with_teacher(self, load: Callable[[Sequence[str]], Labeller]) -> Judge:
-        """This judge with a teacher for the class names of its test data."""
-        return replace(self, teacher=load(self.test.class_names))
+    @cached_property
+    def _inspector(self) -> Inspector:
+        images, labels = self.test.tensors()
+        train = self.open("train", self.protocol.size)
+        return Inspector(train, (images, labels), self.features, limit=self.neighbours)
 
 
 def _first_side(steps: Sequence[Step]) -> int | None:

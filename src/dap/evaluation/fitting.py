@@ -31,7 +31,8 @@ log = logging.getLogger("dap")
 class Labeller(Interface):
     """A teacher: what it says of images."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str:

@@ -152,7 +152,9 @@ class Search:
 
     def _summed(self, suspects: list[Suspect], feature: Match, feature_any: Match) -> Neighbours:
         own = suspects[0]
-        copied = next((suspect for suspect in suspects if suspect.copied(self.thresholds)), None)
+        # Another class's image is suspected only where it is the nearer one, so that it adds few false flags.
+        suspected = [own, *(rival for rival in suspects[1:] if rival.match.distance < own.match.distance)]
+        copied = next((suspect for suspect in suspected if suspect.copied(self.thresholds)), None)
         seen = [Match(s.match.label, s.match.index, s.in_features) for s in suspects]
 
         def nearest(matches: list[Match]) -> Match:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dap.data.base import select
 from dap.errors import DapError
 from dap.evaluation.batches import Labelled, in_slices, prepare
 from dap.evaluation.fitting import new_network, seeded
@@ -48,6 +49,26 @@ class Reference:
     def predict(self, images: Tensor) -> Tensor:
         """Labels (n,), on the network's device."""
         return in_slices(lambda part: self.network(part).argmax(1), self._prepare(images))
+
+    def columns(self, class_names: Sequence[str]) -> tuple[int, ...]:
+        """Where classes are among the logits: by name if the names are known, else by their order.
+
+        Raises:
+            DapError: a class is not known, or, without names, there are not as many.
+        """
+        if self.class_names:
+            return tuple(select(self.class_names, list(class_names), "the reference network")[1])
+        if len(class_names) != self.classes:
+            raise DapError(
+                f"The reference network knows {self.classes} classes and the data have {len(class_names)}; "
+                "give --reference one that was trained on these data."
+            )
+        return tuple(range(self.classes))
+
+    def probabilities(self, images: Tensor, columns: Sequence[int]) -> Tensor:
+        """Softmax over these columns of the logits (n, len(columns)), on the network's device."""
+        logits = in_slices(self.network, self._prepare(images))[:, list(columns)]
+        return logits.double().softmax(1)
 
     def _prepare(self, images: Tensor) -> Tensor:
         return prepare(images, self.protocol.test_steps, next(self.network.parameters()).device)

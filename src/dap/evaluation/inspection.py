@@ -1,0 +1,258 @@
+"""Everything beside test accuracy that is said of a set: measures, near-copies, predicted labels, and a map of features.
+
+Written into the set's folder, so that a report needs neither the data nor a network:
+
+    measures.json   every measure, by class too; the share of images that a reference network predicts as labelled
+    images.json     of each image the nearest real ones, whether it is a near-copy, and the predicted label
+    neighbours/     those real images; private where the data are private. A plain folder of class folders gets none,
+                    since readers of such folders would take it for a class
+    map.npz         synthetic and a few real features in at most 50 dimensions, for a joint t-SNE
+
+Labels in these files are positions among the set's own classes. Test images are used for the map alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dap.data.base import Source
+from dap.data.distilled import DistilledSet
+from dap.errors import DapError
+from dap.evaluation.batches import Labelled
+from dap.evaluation.measures import Comparison, compare, extract
+from dap.evaluation.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
+from dap.evaluation.reals import Reals
+from dap.evaluation.reference import Reference
+from dap.files import write_atomically
+from dap.kernels import RBF
+from dap.seeding import seed_of
+
+Features = Callable[[Tensor], Tensor]
+"""Images (n, 3, h, w) in [0, 1] -> (n, D)."""
+
+COMPARED, COMPARED_IN_ALL = 500, 50_000
+"""Real images whose features are computed: of a class, and of all classes together."""
+
+SEARCHED_IN_ALL = 100_000
+"""Real images that are searched for near-copies, of all classes together, unless another number is asked for."""
+
+MAPPED, MAPPED_IN_ALL, DIMENSIONS = 50, 5000, 50
+"""Real images of a class, and of all, in each half of a map; and the map's dimensions."""
+
+log = logging.getLogger("dap")
+
+
+class Inspector:
+    """Inspects sets made from one data set; the real images are read and embedded once, at the first set.
+
+    Args:
+        train: real training images.
+        test: real test images (n, 3, h, w) in [0, 1] and labels (n,), for the map alone.
+        features: what to call the extractor, and the extractor. A `Reference` also predicts labels.
+        limit: real images of a class that are searched for near-copies; default: all, or a random choice of
+            `SEARCHED_IN_ALL` altogether where there are more.
+
+    Raises:
+        DapError: the features are a `Reference` of other classes than the data.
+    """
+
+    def __init__(
+        self, train: Source, test: Labelled, features: tuple[str, Features], *, limit: int | None = None
+    ) -> None:
+        self.train, self.test, self.name, self.features, self.limit = train, test, *features, limit
+        self.columns = features[1].columns(train.class_names) if isinstance(features[1], Reference) else None
+
+    @cached_property
+    def reals(self) -> Reals:
+        classes = len(self.train.class_names)
+        limit = self.limit or max(SEARCHED_IN_ALL // classes, 100)
+        compared = min(COMPARED, max(COMPARED_IN_ALL // classes, 100))
+        return Reals(self.train, self.features, limit=limit, compared=compared)
+
+    @cached_property
+    def search(self) -> Search:
+        return Search(self.reals)
+
+    def done(self, judged: DistilledSet, key: str) -> bool:
+        """Whether the files of a set were written under this key and with these features."""
+        written = [judged.noted(name) or {} for name in ("measures.json", "images.json")]
+        same = all((one.get("judged"), one.get("features")) == (key, self.name) for one in written)
+        return same and (judged.path / "map.npz").is_file()
+
+    def __call__(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
+        """Write all files of a set.
+
+        What cannot be said, for want of real images, is left out and noted.
+
+        Args:
+            judged: the set.
+            images: its images (n, 3, h, w) in [0, 1], in the order of its records.
+            labels: (n,), as the training data number the classes.
+            key: what the files are valid for.
+
+        Raises:
+            DapError: the features are not (n, D) or not finite, or too many real images are broken.
+        """
+        names = self.train.class_names
+        own = [judged.class_names.index(name) for name in names]
+        features = extract(self.features, images).float()
+        compared, notes = self._measured(features, labels)
+        probabilities = self._probabilities(images)
+        measures: dict[str, Any] = {"features": self.name, **compared.values}
+        rows = {name: dict(row) for name, row in zip(names, compared.by_class or [{}] * len(names), strict=True)}
+        if probabilities is not None:
+            right = (probabilities.argmax(1) == labels).double()
+            measures["label_agreement"] = right.mean().item()
+            for label, name in enumerate(names):
+                rows[name]["label_agreement"] = right[labels == label].mean().item()
+            measures["confusion"] = _confusion(labels, probabilities.argmax(1), own)
+        near = self._near(images, labels, features, notes)
+        keep = (judged.path / "classes.json").is_file()
+        self._write_neighbours(judged, near if keep else [], own)
+        self._write_map(judged, features, labels, own)
+        judged.note("images.json", self._images(judged, near, probabilities, own, key, keep))
+        by_class = {name: rows[name] for name in judged.class_names}
+        judged.note("measures.json", {**measures, "by_class": by_class, "notes": notes, "judged": key})
+
+    def _measured(self, features: Tensor, labels: Tensor) -> tuple[Comparison, dict[str, str]]:
+        pools = self.reals.features
+        real = torch.cat(pools), torch.arange(len(pools)).repeat_interleave(torch.tensor([len(p) for p in pools]))
+        try:
+            compared = compare((features, labels), real, len(pools), distances={"rbf": RBF()})
+        except DapError as error:  # too few images of a class, say; all else stands
+            log.warning("No measures: %s", error)
+            return Comparison({}, [], {}), {"measures": str(error)}
+        return compared, dict(compared.notes)
+
+    def _near(self, images: Tensor, labels: Tensor, features: Tensor, notes: dict[str, str]) -> list[Neighbours]:
+        try:
+            return self.search(images, labels, features)
+        except DapError as error:
+            log.warning("No search for near-copies: %s", error)
+            notes["neighbours"] = str(error)
+            return []
+
+    def _probabilities(self, images: Tensor) -> Tensor | None:
+        if self.columns is None or not isinstance(self.features, Reference):
+            return None
+        return self.features.probabilities(images, self.columns).cpu()
+
+    def _images(
+        self,
+        judged: DistilledSet,
+        near: list[Neighbours],
+        probabilities: Tensor | None,
+        own: list[int],
+        key: str,
+        keep: bool,
+    ) -> dict[str, Any]:
+        listed: list[dict[str, Any]] = []
+        for i, record in enumerate(judged.records):
+            line: dict[str, Any] = {name: record[name] for name in ("label", "slot", "path")}
+            line |= {"nearest": None, "closeness": None, "copy": None, "original": None}
+            if near:
+                found = near[i]
+                spaces = ("feature", "pixel", "feature_any", "pixel_any")
+                line["nearest"] = {space: self._told(getattr(found, space), own, keep) for space in spaces}
+                line["closeness"] = dict(zip(("pixel", "feature"), found.closeness, strict=True))
+                line["copy"] = found.original is not None
+                line["original"] = None if found.original is None else self._told(found.original, own, keep)
+            line |= {"predicted": None, "probability": None}
+            if probabilities is not None:
+                chosen = int(probabilities[i].argmax())
+                line |= {"predicted": own[chosen], "probability": probabilities[i, chosen].item()}
+            listed.append(line)
+        copies = [line for line in listed if line["copy"]]
+        worst = sorted(copies, key=lambda line: line["closeness"]["pixel"])[:10]
+        summary: dict[str, Any] = {"copies": len(copies), "share": len(copies) / len(listed)} if near else {}
+        if near:
+            thresholds = self.search.thresholds
+            summary["worst"] = [line["path"] for line in worst]
+            summary["rule"] = {
+                "pixel": {"at_most": thresholds.pixel, "rate": PIXEL_RATE},
+                "feature": {"at_most": thresholds.feature, "rate": FEATURE_RATE},
+                "calibrated_on": thresholds.calibrated_on,
+            }
+            reals = self.reals
+            embedded = sum(map(len, reals.features))
+            summary["searched"] = {"pixel": reals.searched, "feature": embedded, "of": reals.available}
+        return {"features": self.name, "judged": key, **summary, "images": listed}
+
+    def _told(self, match: Match, own: list[int], keep: bool) -> dict[str, Any]:
+        label = own[match.label]
+        told = {"key": self.reals.key(match.label, match.index), "label": label, "distance": match.distance}
+        return {**told, "file": _file(match, label) if keep else None}
+
+    def _write_neighbours(self, judged: DistilledSet, near: list[Neighbours], own: list[int]) -> None:
+        matches = [
+            match
+            for one in near
+            for match in (one.feature, one.pixel, one.feature_any, one.pixel_any, one.original)
+            if match is not None
+        ]
+        wanted = {_file(match, own[match.label]): (match.label, match.index) for match in matches}
+        for file in (judged.path / "neighbours").glob("*.png"):
+            if f"neighbours/{file.name}" not in wanted:
+                file.unlink()
+        for name, where in wanted.items():
+            pixels = self.reals.images([where])[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format="PNG")
+            write_atomically(judged.path / name, buffer.getvalue())
+
+    @cached_property
+    def _mapped(self) -> dict[str, Tensor]:
+        """Real features and labels of the map, and the mean (D,) and axes (D, d) that project onto it."""
+        names = self.train.class_names
+        each = min(MAPPED, max(MAPPED_IN_ALL // len(names), 1))
+        chosen: list[Tensor] = []
+        picked: list[Tensor] = []
+        images, labels = self.test
+        for label, name in enumerate(names):
+            generator = torch.Generator().manual_seed(seed_of("map", name))
+            pool, places = self.reals.features[label], (labels == label).nonzero()[:, 0]
+            chosen.append(pool[torch.randperm(len(pool), generator=generator)[:each]])
+            picked.append(places[torch.randperm(len(places), generator=generator)[:each]])
+        train, test = torch.cat(chosen), extract(self.features, images[torch.cat(picked)]).float()
+        both = torch.cat([train, test])
+        mean = both.mean(0)
+        _, _, axes = torch.linalg.svd(both - mean, full_matrices=False)
+        axes = axes[:DIMENSIONS].T
+        # A singular vector's sign is free; fixed, the same data give the same map in every process.
+        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+        train_label = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in chosen]))
+        real = {"train": (train - mean) @ axes, "test": (test - mean) @ axes}
+        return {**real, "train_label": train_label, "test_label": labels[torch.cat(picked)], "mean": mean, "axes": axes}
+
+    def _write_map(self, judged: DistilledSet, features: Tensor, labels: Tensor, own: list[int]) -> None:
+        mapped, order = self._mapped, torch.tensor(own)
+        arrays: dict[str, Any] = {
+            "synthetic": ((features - mapped["mean"]) @ mapped["axes"]).numpy(),
+            "synthetic_label": order[labels].numpy(),
+        }
+        for half in ("train", "test"):
+            arrays |= {half: mapped[half].numpy(), f"{half}_label": order[mapped[f"{half}_label"]].numpy()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays, features=self.name, data=self.train.fingerprint())
+        write_atomically(judged.path / "map.npz", buffer.getvalue())
+
+
+def _file(match: Match, label: int) -> str:
+    return f"neighbours/{label}-{match.index}.png"
+
+
+def _confusion(labels: Tensor, predicted: Tensor, own: list[int]) -> list[list[int]]:
+    """How many images of each label (row) are predicted as each (column), in the set's own order."""
+    order = torch.tensor(own)
+    counts = torch.zeros(len(own), len(own), dtype=torch.int64)
+    counts.index_put_((order[labels], order[predicted]), torch.ones_like(labels), accumulate=True)
+    return counts.tolist()

@@ -1,0 +1,145 @@
+"""DD-Ranking's scores: how much of an accuracy is the images, and how much soft labels or augmentation.
+
+Formulas of DD-Ranking (Li et al. 2025), on accuracies as fractions; the released code feeds them percentages, which takes
+its scores out of [0, 1]. The raw accuracies are kept, so that anybody can compute anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from dap.errors import DapError
+from dap.evaluation.trials import Trial
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """What the scores are computed from; every one is a fraction in [0, 1], or None where it was not measured.
+
+    Attributes:
+        full_hard: all real images, hard labels.
+        hard: the synthetic set, hard labels.
+        own, random_own: the synthetic set and as many random real images, by the method's own protocol (soft labels,
+            augmentation, whatever it uses).
+        augmented, random_augmented: both by a protocol with augmentation.
+        plain, random_plain: both by a protocol without.
+
+    Raises:
+        DapError: a value is outside [0, 1].
+    """
+
+    full_hard: float | None = None
+    hard: float | None = None
+    own: float | None = None
+    random_own: float | None = None
+    augmented: float | None = None
+    random_augmented: float | None = None
+    plain: float | None = None
+    random_plain: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not 0 <= value <= 1:
+                raise DapError(f"Accuracies are fractions between 0 and 1, but {field.name} is {value}.")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """DD-Ranking's scores; None where an accuracy is missing.
+
+    Attributes:
+        hlr: hard label recovery, acc(full, hard) - acc(synthetic, hard); lower is better.
+        ior: improvement over random, acc(synthetic, own protocol) - acc(random, own protocol); higher is better.
+        lrs: label robust score in [0, 1], of alpha = w · ior - (1 - w) · hlr; higher is better.
+        ars: augmentation robust score in [0, 1], of beta = gamma · (synthetic - random with augmentation)
+            + (1 - gamma) · (synthetic - random without); higher is better.
+        accuracies: what they were computed from.
+    """
+
+    hlr: float | None
+    ior: float | None
+    lrs: float | None
+    ars: float | None
+    accuracies: Accuracies
+
+
+def rank(accuracies: Accuracies, *, w: float = 0.5, gamma: float = 0.5) -> Ranking:
+    """The scores of these accuracies.
+
+    Args:
+        accuracies: fractions.
+        w: weight of the improvement over random in the label robust score, in [0, 1].
+        gamma: weight of the accuracies with augmentation in the augmentation robust score, in [0, 1].
+
+    Raises:
+        DapError: a weight is outside [0, 1].
+    """
+    for name, weight in (("w", w), ("gamma", gamma)):
+        if not 0 <= weight <= 1:
+            raise DapError(f"The weight {name} lies between 0 and 1, and is not {weight}.")
+    hlr = _less(accuracies.full_hard, accuracies.hard)
+    ior = _less(accuracies.own, accuracies.random_own)
+    augmented = _less(accuracies.augmented, accuracies.random_augmented)
+    plain = _less(accuracies.plain, accuracies.random_plain)
+    lrs = None if ior is None or hlr is None else normalised(w * ior - (1 - w) * hlr)
+    ars = None if augmented is None or plain is None else normalised(gamma * augmented + (1 - gamma) * plain)
+    return Ranking(hlr, ior, lrs, ars, accuracies)
+
+
+def normalised(x: float) -> float:
+    """(e^x - e^-1) / (e - e^-1): from [-1, 1] to [0, 1]."""
+    return (math.exp(x) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def rank_trials(
+    synthetic: Iterable[Trial],
+    random: Iterable[Trial],
+    *,
+    network: str,
+    full_hard: float | None = None,
+    hard: str | None = None,
+    own: str | None = None,
+    augmented: str | None = None,
+    plain: str | None = None,
+    w: float = 0.5,
+    gamma: float = 0.5,
+) -> Ranking:
+    """The scores from recorded trials, as far as they go: each accuracy is the mean headline of its trials.
+
+    Args:
+        synthetic: of one set, or of several of one method.
+        random: of as many random real images.
+        network: whose trials count.
+        full_hard: accuracy of training on all real images with hard labels, a fraction.
+        hard: name of the protocol with hard labels.
+        own: name of the method's own protocol.
+        augmented, plain: names of the protocols with and without augmentation.
+        w, gamma: see `rank`.
+
+    Raises:
+        DapError: an accuracy or a weight is outside [0, 1].
+    """
+    synthetic, random = list(synthetic), list(random)
+
+    def mean(trials: Sequence[Trial], protocol: str | None) -> float | None:
+        found = [t.accuracy for t in trials if t.protocol == protocol and t.network == network]
+        return math.fsum(found) / len(found) if found else None
+
+    accuracies = Accuracies(
+        full_hard=full_hard,
+        hard=mean(synthetic, hard),
+        own=mean(synthetic, own),
+        random_own=mean(random, own),
+        augmented=mean(synthetic, augmented),
+        random_augmented=mean(random, augmented),
+        plain=mean(synthetic, plain),
+        random_plain=mean(random, plain),
+    )
+    return rank(accuracies, w=w, gamma=gamma)
+
+
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
