@@ -138,10 +138,10 @@ def test_sweep_resumes_and_shards(flags, tmp_path, capsys):
     for shard in ("0/2", "1/2"):
         status, err = call(capsys, *common, "--shard", shard)
         assert status == 0, err
-    first = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    first = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("images/*/*.png")}
     assert len(first) == 24
     assert call(capsys, *common)[0] == 0
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")} == first
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("images/*/*.png")} == first
     assert call(capsys, "report", tmp_path, "--out", tmp_path / "again")[0] == 0
     assert (tmp_path / "again" / "report.html").exists() and (tmp_path / "report.csv").exists()
 

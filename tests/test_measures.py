@@ -13,9 +13,10 @@ from torch import Tensor
 
 import dap.starter.reference
 from dap.errors import DapError
-from dap.evaluation import measures
+from dap.evaluation import distributions, measures
 from dap.evaluation.protocol import load_protocol
 from dap.evaluation.reference import load_reference, save_reference, train_reference
+from dap.kernels import RBF, parse
 
 
 def cloud(n: int, dim: int = 4, seed: int = 0) -> Tensor:
@@ -85,7 +86,7 @@ def test_close_points_far_from_the_origin_keep_their_distance():
 
 @pytest.mark.parametrize("kernel", [None, lambda x, y: x @ y.T, lambda x, y: (-torch.cdist(x, y)).exp()])
 def test_mmd2_follows_its_definition(kernel, monkeypatch):
-    monkeypatch.setattr(measures, "CHUNK", 4)
+    monkeypatch.setattr(distributions, "CHUNK", 4)
     s, r = cloud(5, seed=1), cloud(9)
 
     def k(a: Tensor, b: Tensor) -> float:
@@ -134,7 +135,59 @@ def test_invariances(change):
     assert measures.diversity(move(s)) == pytest.approx(factor * measures.diversity(s), rel=1e-5)
 
 
+def test_mgd3_s_pair_follows_its_definition():
+    synthetic, real = cloud(6, seed=1), cloud(80)
+    table = np.array([[distance(s, r) for r in real.double().numpy()] for s in synthetic.double().numpy()])
+    assert measures.mgd3_representativeness(synthetic, real) == pytest.approx(np.sort(table)[:, :50].mean())
+    assert measures.mgd3_representativeness(synthetic, real[:20]) == pytest.approx(table[:, :20].mean())
+    pairs = [distance(a, b) for i, a in enumerate(synthetic.double().numpy()) for b in synthetic.double().numpy()[:i]]
+    assert measures.mgd3_diversity(synthetic) == pytest.approx(min(pairs))
+    assert measures.mgd3_diversity(torch.cat([synthetic, synthetic[:1]])) == 0
+
+
+def test_a_joint_map_keeps_apart_what_is_apart():
+    near, far = cloud(10, seed=1), cloud(10, seed=2) + 50
+    placed, reals = measures.joint_map(torch.cat([near, far]), cloud(60))
+    assert placed.shape == (20, 2) and reals.shape == (60, 2)
+    close = [measures.mgd3_representativeness(part, reals) for part in (placed[:10], placed[10:])]
+    assert close[0] < close[1]
+    assert torch.equal(measures.joint_map(torch.cat([near, far]), cloud(60))[0], placed)
+
+
+@pytest.mark.parametrize("name", ["linear", "rbf", "polynomial", "laplacian"])
+def test_representativeness_under_a_kernel_is_its_distance(name):
+    s, r = cloud(4, seed=1).double(), cloud(9).double()
+    kernel = parse(name).fit(r)
+    expected = [
+        max(float(kernel(a[None], a[None]) + kernel(b[None], b[None]) - 2 * kernel(a[None], b[None])), 0) ** 0.5
+        for a in s
+        for b in r
+    ]
+    assert measures.representativeness(s, r, kernel) == pytest.approx(np.mean(expected), rel=1e-6)
+    if name == "linear":
+        assert measures.representativeness(s, r) == pytest.approx(measures.representativeness(s, r, kernel))
+
+
 # A whole set
+
+
+def test_a_comparison_says_what_it_leaves_out():
+    images, labels = labelled(4, 2, seed=1)
+    real, real_labels = labelled(30, 2, seed=0)
+    few = labels.clone()
+    few[[2, 4, 6]] = 1
+    narrow = flat(images)[:, :3], flat(real)[:, :3]
+    found = measures.compare((narrow[0], few), (narrow[1], real_labels), 2, distances={"rbf": RBF()})
+    assert few.bincount().tolist() == [1, 7]
+    assert "diversity" in found.by_class[1] and "diversity" not in found.by_class[0] | found.values
+    assert found.notes["diversity"] == "a class has a single image"
+    assert found.values["frechet"] > 0 and "frechet" not in found.notes
+    assert found.values["representativeness_rbf"] == pytest.approx(
+        np.mean([row["representativeness_rbf"] for row in found.by_class])
+    )
+    wide = measures.compare((flat(images), labels), (flat(real), real_labels), 2)
+    assert "48 features needs more than 48 synthetic images, not 8" in wide.notes["frechet"]
+    assert "frechet" not in wide.values and all(np.isfinite(value) for value in wide.values.values())
 
 
 def labelled(n: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -157,18 +210,20 @@ def test_measure_averages_over_classes():
             {
                 **measures.prdc(s, r, 3),
                 **{name: getattr(measures, name)(s, r) for name in ("representativeness", "nearest", "mmd2")},
-                **{name: getattr(measures, name)(s) for name in ("diversity", "minimax_diversity")},
+                **{name: getattr(measures, name)(s) for name in ("diversity", "minimax_diversity", "mgd3_diversity")},
                 "minimax_representativeness": measures.minimax_representativeness(s, r),
+                "mgd3_representativeness": measures.mgd3_representativeness(s, r),
             }
         )
-    assert found == pytest.approx({name: np.mean([row[name] for row in single]) for name in single[0]})
-    assert len(found) == 10
+    kid, kid_std = distributions.kid(flat(synthetic[0]), flat(real[0]), subset_size=12)
+    expected = {name: np.mean([row[name] for row in single]) for name in single[0]}
+    assert found == pytest.approx({**expected, "kid": kid, "kid_std": kid_std})
 
 
 def test_measure_with_one_image_a_class_leaves_out_what_needs_two():
     alone = measures.measure(labelled(1, 3, seed=1), labelled(12, 3, seed=0), flat, 3)
     pairs = measures.measure(labelled(2, 3, seed=1), labelled(12, 3, seed=0), flat, 3)
-    assert set(pairs) - set(alone) == {"diversity", "minimax_diversity", "recall", "mmd2"}
+    assert set(pairs) - set(alone) == {"diversity", "minimax_diversity", "mgd3_diversity", "recall", "mmd2"}
     assert {"representativeness", "nearest", "precision", "density", "coverage"} < set(alone)
 
 

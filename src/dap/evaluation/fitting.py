@@ -254,8 +254,8 @@ def run_with_checkpoint(
 
     def kept(epoch: int, net: nn.Module) -> None:
         nonlocal written
-        notes["seconds"] = before + time.perf_counter() - began
         after(epoch, net)
+        notes["seconds"] = before + time.perf_counter() - began
         if checkpoint is not None and time.perf_counter() - written >= checkpoint.every:
             checkpoint.write({"training": training.state(), "notes": notes})
             written = time.perf_counter()

@@ -63,6 +63,7 @@ class Suspect:
 
     match: Match
     in_features: float
+    """|s - r| to this image."""
     closeness: tuple[float, float]
     """c in pixels and in features."""
 
@@ -209,24 +210,29 @@ class Search:
         closeness = torch.minimum(_ratio(sharp), _ratio(smooth))
         distance, first = sharp.min(1)
         rows = torch.arange(len(images))
-        moves, places = move[rows, first].tolist(), [self.reals.indices[label][i] for i in candidates[rows, first]]
+        places = [self.reals.indices[label][i] for i in candidates[rows, first]]
+        moves = [MOVES[i] for i in move[rows, first]]
         placed = torch.cat(
-            [_moved(image[None], MOVES[m], self.reals.side) for image, m in zip(images, moves, strict=True)]
+            [_moved(image[None], how, self.reals.side) for image, how in zip(images, moves, strict=True)]
         )
+        beside, in_features = self._in_features(placed, features, label, places, without)
+        numbers = torch.stack([distance, beside, closeness, in_features], 1).tolist()
+        return [
+            Suspect(Match(label, place, pixel), feature, (c, c_features))
+            for place, (pixel, feature, c, c_features) in zip(places, numbers, strict=True)
+        ]
+
+    def _in_features(
+        self, placed: Tensor, features: Tensor, label: int, places: list[int], without: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """|s - r| (n,) to the real images at these places, and c (n,) with the images as `placed` to match them."""
         originals = extract(self.reals.extractor, self.reals.images([(label, place) for place in places])).float()
         aligned = extract(self.reals.extractor, placed).float()
         table = torch.cdist(features, self.reals.features[label])
         if without is not None:
             table.scatter_(1, without[:, None], torch.inf)
         usual = table.topk(min(CANDIDATES, table.shape[1] - (without is not None)), largest=False).values.mean(1)
-        in_features = (aligned - originals).norm(dim=1) / usual.clamp_min(1e-12)
-        beside = (features - originals).norm(dim=1)
-        return [
-            Suspect(
-                Match(label, place, distance[i].item()), beside[i].item(), (closeness[i].item(), in_features[i].item())
-            )
-            for i, place in enumerate(places)
-        ]
+        return (features - originals).norm(dim=1), (aligned - originals).norm(dim=1) / usual.clamp_min(1e-12)
 
     def _nearest_features(self, features: Tensor, labels: Tensor) -> list[tuple[Match, Match]]:
         """Of its own class and of any, for every row of features (n, D), among the real images that have some."""
