@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import os
 import shlex
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dap import judging
 from dap.errors import DapError
 from dap.flags import build_parser, flag_of, recipe_fields
 from dap.progress import Bars
@@ -72,63 +71,8 @@ def _recipe_values(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _workshop(args: argparse.Namespace) -> Any:
-    import torch
-
-    from dap.engine import Workshop
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    return Workshop(args.device, args.offline, args.cache)
-
-
 def _command() -> str:
     return shlex.join(["dap", *sys.argv[1:]])
-
-
-def _judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
-    """The judge of sets made from some data, loaded once for each."""
-    from dap.backbones import device_of
-    from dap.experiment import embedding
-    from dap.judge import Judge
-
-    protocol, device = _protocol(args), str(device_of(args.device))
-    if args.reference:
-        embedding("", protocol.size, args.reference)  # a mistake shows here, not after an hour
-
-    @functools.cache
-    def judge(data: Any) -> Any:
-        def opened(split: Any, size: int) -> Any:
-            return workshop.source(data.model_copy(update={"size": size}), split, "crop-bilinear")
-
-        return Judge(
-            opened,
-            protocol,
-            range(args.trials),
-            embedding(data.path, protocol.size, args.reference, device),
-            args.networks,
-            device,
-            teacher=args.teacher,
-            offline=args.offline,
-            on=args.on,
-            neighbours=args.neighbours,
-        )
-
-    return lambda data: judge(data.model_copy(update={"size": protocol.size}))
-
-
-def _protocol(args: argparse.Namespace) -> Any:
-    import yaml
-
-    from dap.evaluation.protocol import load_protocol
-
-    changes = {"epochs": args.epochs} if args.epochs else {}
-    for item in args.set:
-        field, _, value = item.partition("=")
-        if not value:
-            raise DapError(f"--set takes FIELD=VALUE, such as size=64, not {item!r}.")
-        changes[field] = yaml.safe_load(value)
-    return load_protocol(args.protocol, **changes)
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -136,39 +80,20 @@ def _distill(args: argparse.Namespace) -> None:
     from dap.recipe import Recipe
 
     recipe = Recipe.parse(_recipe_values(args), str(args.recipe or "the recipe"))
-    made = distill(recipe, args.out, _workshop(args), progress=Bars().images(args.out.name), command=_command())
-    print(f"{len(made.records)} images in {made.path}\nNext: dap evaluate {shlex.quote(str(made.path))}")
-
-
-def _finish(paths: Sequence[Path], out: Path, title: str, track: str | None) -> None:
-    from dap.evaluation.claims import Claims
-    from dap.evaluation.records import load
-    from dap.evaluation.report import write_report
-    from dap.evaluation.summary import summarise
-    from dap.evaluation.wording import table
-    from dap.published import published
-
-    page = write_report(paths, out, title=title, published=published)
-    print(table(summarise(load(paths)), Claims(published=published)))
-    print(f"\nReport: {page.resolve()}")
-    if track:
-        from dap.evaluation.tracking import track as log
-
-        print(f"Logged for {track}: {log(load(paths), track, page.parent).resolve()}")
-
-
-def _check_tracking(args: argparse.Namespace) -> None:
-    if args.track:
-        from dap.evaluation.tracking import require
-
-        require(args.track)
+    made = distill(
+        recipe, args.out, judging.open_workshop(args), progress=Bars().images(args.out.name), command=_command()
+    )
+    page = judging.write_page([args.out], args.out, f"{args.out.name}: {recipe.method}")
+    print(
+        f"{len(made.records)} images in {made.path}\nReport: {page}\nNext: dap evaluate {shlex.quote(str(made.path))}"
+    )
 
 
 def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
     from dap.experiment import sweep
 
-    _check_tracking(args)
-    workshop, bars = _workshop(args), Bars()
+    judging.check_tracking(args)
+    workshop, bars = judging.open_workshop(args), Bars()
     i, _, n = getattr(args, "shard", "0/1").partition("/")
     if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
         raise DapError(f"--shard takes I/N with I < N, such as 0/2, not {args.shard!r}.")
@@ -176,14 +101,14 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
         cells,
         args.out,
         workshop,
-        _judges(args, workshop),
+        judging.judges(args, workshop),
         shard=(int(i), int(n)),
         progress=bars.images,
         on_trial=bars.trial,
         on_epoch=bars.epoch,
         command=_command(),
     )
-    _finish([args.out / name for name, _ in cells if (args.out / name).is_dir()], args.out, title, args.track)
+    judging.finish([args.out / name for name, _ in cells if (args.out / name).is_dir()], args.out, title, args.track)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -219,61 +144,6 @@ def _compare(args: argparse.Namespace) -> None:
     _grid(args, cells, "Methods compared")
 
 
-def _evaluate(args: argparse.Namespace) -> None:
-    from dap.data.distilled import DistilledSet
-    from dap.recipe import Recipe
-
-    _check_tracking(args)
-    workshop, bars = _workshop(args), Bars()
-    opened = [DistilledSet.from_folder(path, args.classes) for path in args.sets]
-    judge_for = _judges(args, workshop)
-    for made in opened:
-        recorded = (made.recipe or {}).get("data", {})
-        if not (args.data or recorded):
-            raise DapError(f"{made.path} does not say what real images to test on; give --data.")
-        classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
-        data = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes}}).data
-        judge_for(data)(made, on_trial=functools.partial(bars.trial, made.path.name), on_epoch=bars.epoch)
-    _finish(args.sets, args.out or args.sets[0], "Distilled sets judged", args.track)
-
-
-def _train_teacher(args: argparse.Namespace) -> None:
-    from dap.backbones import device_of
-    from dap.evaluation.protocol import load_protocol
-    from dap.evaluation.reference import save_reference
-    from dap.evaluation.teacher import train_teacher
-    from dap.recipe import Recipe
-
-    if args.out.exists():
-        raise DapError(f"{args.out} is there already; choose another --out.")
-    overrides = {"network": args.network} if args.network else {}
-    protocol = load_protocol(args.protocol, **overrides)
-    if args.epochs:
-        looks = min(protocol.looks, args.epochs)
-        protocol = load_protocol(args.protocol, **overrides, epochs=args.epochs, looks=looks)
-    data = Recipe.parse({"data": {"path": args.data, "classes": args.classes, "size": protocol.size}}).data
-    workshop, kept = _workshop(args), args.out.with_name(args.out.name + ".partial")
-    reference, trial = train_teacher(
-        workshop.source(data, "train"),
-        workshop.source(data, "test"),
-        protocol,
-        device=str(device_of(args.device)),
-        progress=Bars().epoch,
-        checkpoints=kept,
-    )
-    save_reference(reference, args.out)
-    shutil.rmtree(kept, ignore_errors=True)
-    print(f"{args.out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s")
-
-
-def _report(args: argparse.Namespace) -> None:
-    _check_tracking(args)
-    found = [f.parent for path in args.sets for f in sorted(path.glob("**/classes.json"))]
-    if not found:
-        raise DapError(f"No distilled set in {', '.join(map(str, args.sets))} (looked for classes.json).")
-    _finish(found, args.out, args.title, args.track)
-
-
 def _convert(args: argparse.Namespace) -> None:
     from dap.backbones.convert import convert
 
@@ -296,6 +166,8 @@ def _export(args: argparse.Namespace) -> None:
     from dap.data.export import export
 
     made, told = DistilledSet.open(args.set), Bars().images(args.out.name)
+    if args.layout == "fkd":
+        return judging.store_labels(args, made)
     said = export(made, args.out, args.layout, shard_size=args.shard_size, progress=told)
     print("\n".join([*said["notes"], f"{len(made.records)} images as {args.layout} in {args.out}; see its README.md."]))
 
@@ -322,13 +194,14 @@ VERBS = {
     "distill": _distill,
     "sweep": _sweep,
     "compare": _compare,
-    "evaluate": _evaluate,
-    "train-teacher": _train_teacher,
-    "report": _report,
+    "evaluate": judging.evaluate,
+    "train-teacher": judging.train_teacher,
+    "report": judging.report,
     "convert": _convert,
     "verify": _verify,
     "import": _import,
     "export": _export,
+    "rank": judging.rank,
     "check": _check,
 }
 

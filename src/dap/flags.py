@@ -106,7 +106,7 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     teacher.add_argument("--classes", nargs="+", metavar="NAME", help="as in a recipe")
     teacher.add_argument("--network", help="instead of the protocol's own: resnet18, convnet3, file.py:build")
     teacher.add_argument("--protocol", default="reference", help="a name or a YAML file (%(default)s)")
-    teacher.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
+    _overriding(teacher)
     teacher.add_argument("--out", type=Path, required=True, help="file to write, such as teacher.safetensors")
     _machine(teacher)
 
@@ -171,9 +171,25 @@ def _import_export(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     leave.add_argument("set", metavar="SET", help="distilled set")
     leave.add_argument("--out", type=Path, required=True, help="folder, new or an earlier export of the same set")
     leave.add_argument(
-        "--layout", default="imagefolder", help="imagefolder, parquet, webdataset, ddranking, pt (default: %(default)s)"
+        "--layout",
+        default="imagefolder",
+        help="imagefolder, parquet, webdataset, ddranking, pt; fkd: a teacher's labels of it (default: %(default)s)",
     )
     leave.add_argument("--shard-size", type=_positive, help="images a file (default: parquet 5000, webdataset 1000)")
+    stored = leave.add_argument_group("fkd")
+    stored.add_argument("--teacher", help="a file of dap train-teacher, torchvision:NAME with its ImageNet weights")
+    stored.add_argument("--protocol", default="fkd-soft", help="whose augmentation and epochs (%(default)s)")
+    _overriding(stored)
+    _place(stored)
+
+    rank = verb("rank", "DD-Ranking's scores of evaluated sets: what is the images, what labels and augmentation")
+    rank.add_argument("sets", nargs="+", type=Path, help="evaluated sets, or folders that hold some; random ones too")
+    rank.add_argument("--network", default="convnet3", help="whose trainings count (%(default)s)")
+    rank.add_argument("--hard", metavar="PROTOCOL", help="protocol with hard labels")
+    rank.add_argument("--own", metavar="PROTOCOL", help="the methods' own protocol, such as one with soft labels")
+    rank.add_argument("--augmented", metavar="PROTOCOL", help="protocol with augmentation")
+    rank.add_argument("--plain", metavar="PROTOCOL", help="protocol without")
+    rank.add_argument("--full", type=float, metavar="FRACTION", help="accuracy of training on all real images")
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
@@ -201,17 +217,11 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
     group.add_argument(
         "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
     )
-    group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
-    group.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="another value of a protocol's field, as YAML: size=64, 'mean=[0.5]'; may be repeated",
-    )
+    _overriding(group)
     group.add_argument(
         "--teacher", help="of soft labels: a file of dap train-teacher, torchvision:NAME with its ImageNet weights"
     )
+    group.add_argument("--labels", type=Path, metavar="DIR", help="stored labels, of dap export --layout fkd")
     group.add_argument(
         "--on",
         choices=["test", "validation"],
@@ -225,6 +235,12 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         "--neighbours", type=_positive, metavar="N", help="real images a class to search for near-copies (default: all)"
     )
     _tracking(group)
+
+
+def _overriding(group: Any) -> None:
+    group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
+    text = "another value of a protocol's field, as YAML: size=64, 'mean=[0.5]'; may be repeated"
+    group.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
 
 
 def _tracking(group: Any) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,9 +25,10 @@ from dap.errors import DapError
 from dap.evaluation.batches import Labelled
 from dap.evaluation.fitting import Labeller
 from dap.evaluation.inspection import Inspector
-from dap.evaluation.parts import Soft
+from dap.evaluation.parts import Soft, Stored
 from dap.evaluation.protocol import Protocol
 from dap.evaluation.steps import Resize, Step
+from dap.evaluation.stored_labels import Labelling, StoredLabels, open_labels, write_labels
 from dap.evaluation.teacher import load_teacher
 from dap.evaluation.training import evaluate
 from dap.evaluation.trials import Trial
@@ -52,6 +54,7 @@ class Judge:
         features: images -> (n, D) for the measures, and what to call them.
         device: where to train.
         teacher: whose labels a protocol with soft labels trains on, instead of its own: see `evaluation.teacher`.
+        labels: folder of a set's stored labels, for a protocol that trains on them; see `store_labels`.
         offline: a teacher's weights come from the local cache alone.
         on: "validation" tests on held-out training images, for choices; the test set is then not opened.
         neighbours: real images of a class that are searched for near-copies; see `evaluation.inspection`.
@@ -65,6 +68,7 @@ class Judge:
     networks: Sequence[str] = ()
     device: str = "cpu"
     teacher: str | None = None
+    labels: Path | None = None
     offline: bool = False
     on: Literal["test", "validation"] = "test"
     neighbours: int | None = None
@@ -148,6 +152,9 @@ class Judge:
             protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
         labeller = self.labeller(judged.class_names)
         said = protocol.model_dump(mode="json")
+        stored = self._stored(judged, protocol)
+        if stored is not None:
+            said["labels"] |= {"teacher": stored.teacher, "fingerprint": stored.fingerprint}
         if labeller is not None:
             said["labels"] |= {"teacher": labeller.name, "fingerprint": labeller.fingerprint}
         key = {"judged": images_key, "by": _hash(said)}
@@ -176,6 +183,7 @@ class Judge:
             classes=classes,
             device=self.device,
             teacher=labeller,
+            stored=stored,
             progress=on_epoch,
             checkpoints=unfinished,
             every=self.every,
@@ -192,6 +200,18 @@ class Judge:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         return [trials[seed] for seed in sorted(trials)]
+
+    def _stored(self, judged: DistilledSet, protocol: Protocol) -> StoredLabels | None:
+        if not isinstance(protocol.labels, Stored):
+            if self.labels is not None:
+                raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
+            return None
+        if self.labels is None:
+            raise DapError(
+                f"{protocol.name} trains on stored labels; make them with dap export {judged.path} --layout fkd "
+                "--teacher NAME --out DIR, and give --labels DIR."
+            )
+        return open_labels(self.labels, _hashes(judged), judged.class_names, _labelling(protocol))
 
     def _tested(self, protocol: Protocol, class_names: Sequence[str]) -> Labelled:
         """The images to test on, labelled in the order of the set's class names."""
@@ -216,6 +236,48 @@ class Judge:
         images, labels = self.test.tensors()
         train = self.open("train", self.protocol.size)
         return Inspector(train, (images, labels), self.features, limit=self.neighbours)
+
+
+def store_labels(
+    judged: DistilledSet,
+    protocol: Protocol,
+    out: Path,
+    *,
+    teacher: str,
+    device: str = "cpu",
+    offline: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Write down what a teacher says of every augmented batch of every epoch of a protocol; see `evaluation.stored_labels`.
+
+    Args:
+        judged: the set, whole.
+        protocol: whose steps, mixing, batch and epochs are taken, such as `fkd-soft`.
+        out: folder; epochs that are there already are kept.
+        teacher: see `evaluation.teacher.load_teacher`.
+        device: where it runs.
+        offline: its weights come from the local cache alone.
+        seed: of order and augmentation.
+        progress: told of the epochs done, and of all.
+
+    Raises:
+        DapError: the set is not whole, the teacher does not know its classes, or as `write_labels`.
+    """
+    judged.check_whole()
+    settled = protocol.settled(ipc=_largest(judged), classes=len(judged.class_names))
+    images, _ = judged.tensors(_first_side(settled.train_steps), fit="crop-bilinear", dtype=torch.uint8)
+    said = load_teacher(teacher, judged.class_names, device, offline=offline)
+    how = _labelling(settled, seed)
+    return write_labels(out, images, _hashes(judged), how, said, protocol=settled.name, progress=progress)
+
+
+def _labelling(protocol: Protocol, seed: int = 0) -> Labelling:
+    return Labelling(protocol.train_steps, protocol.mix, protocol.batch, protocol.epochs, seed)
+
+
+def _hashes(judged: DistilledSet) -> list[str]:
+    return [record["sha256"] for record in judged.records]
 
 
 def _first_side(steps: Sequence[Step]) -> int | None:

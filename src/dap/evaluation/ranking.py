@@ -6,12 +6,17 @@ its scores out of [0, 1]. The raw accuracies are kept, so that anybody can compu
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from dap.errors import DapError
+from dap.evaluation.records import load
 from dap.evaluation.trials import Trial
+from dap.files import dump, write_atomically
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,12 @@ class Ranking:
     lrs: float | None
     ars: float | None
     accuracies: Accuracies
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """The scores there are, by name."""
+        scores = {name: getattr(self, name) for name in ("hlr", "ior", "lrs", "ars")}
+        return {name: value for name, value in scores.items() if value is not None}
 
 
 def rank(accuracies: Accuracies, *, w: float = 0.5, gamma: float = 0.5) -> Ranking:
@@ -143,3 +154,40 @@ def rank_trials(
 
 def _less(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
+
+
+def rank_sets(
+    paths: Iterable[Path], *, network: str, full_hard: float | None = None, **protocols: Any
+) -> Iterator[tuple[Path, Ranking]]:
+    """The scores of evaluated sets on disk, each against the random sets of its ipc; written to its `ranking.json`.
+
+    Args:
+        paths: folders of sets, those of the method "random" among them.
+        network, full_hard: see `rank_trials`.
+        protocols: hard, own, augmented, plain: names of protocols, see `rank_trials`.
+
+    Raises:
+        DapError: there is no random set, a protocol is recorded in no trial, or as `rank_trials`.
+    """
+    sets = load(paths)
+    trials = {one.path: [_trial(line) for line in one.trials] for one in sets}
+    random = [one for one in sets if one.method == "random"]
+    if not random:
+        raise DapError("DD-Ranking compares with random real images; name evaluated sets of --method random too.")
+    recorded = {trial.protocol for found in trials.values() for trial in found if trial.network == network}
+    if unknown := sorted({name for name in protocols.values() if name} - recorded):
+        raise DapError(
+            f"No trial of {network} by {unknown[0]!r}; recorded are {', '.join(sorted(recorded)) or 'none'}."
+        )
+    for one in sets:
+        if one in random:
+            continue
+        baseline = [trial for other in random if other.ipc == one.ipc for trial in trials[other.path]]
+        scores = rank_trials(trials[one.path], baseline, network=network, full_hard=full_hard, **protocols)
+        raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
+        write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, "network": network}))
+        yield one.path, scores
+
+
+def _trial(line: Mapping[str, Any]) -> Trial:
+    return Trial.from_json(json.dumps({name: value for name, value in line.items() if name not in ("judged", "by")}))

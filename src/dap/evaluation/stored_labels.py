@@ -167,6 +167,11 @@ class StoredLabels:
         """The teacher's name."""
         return self.index["teacher_name"]
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what they were made of."""
+        return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()[:16]
+
     def epoch(self, number: int) -> Iterator[Stored]:
         """The batches of an epoch, counted from 0.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,24 @@ MOST_CLASSES = 100
 """Up to so many classes a trial keeps its confusion matrix."""
 
 
+class Replayed(Interface):
+    """Stored labels."""
+
+    @property
+    def teacher(self) -> str:
+        """Whose they are."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of them."""
+        ...
+
+    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[Batch]]:
+        """Epoch, counted from 0 -> its batches."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What `evaluate` is told beside data, protocol and seeds; each has a default.
@@ -37,7 +56,7 @@ class Plan:
         network: instead of the protocol's own.
         device: where to train.
         teacher: for soft labels: who gives them.
-        replay: for stored labels: the batches of an epoch, counted from 0, as `stored_labels` reads them.
+        stored: for stored labels: see `stored_labels.open_labels`.
         progress: told of every epoch.
         checkpoints: folder in which a training is kept until it is done, so that a killed one goes on.
         every: seconds between two checkpoints.
@@ -47,7 +66,7 @@ class Plan:
     network: str | None = None
     device: str | torch.device = "cpu"
     teacher: Labeller | None = None
-    replay: Callable[[int], Iterator[Batch]] | None = None
+    stored: Replayed | None = None
     progress: Progress | None = None
     checkpoints: Path | None = None
     every: float = 60.0
@@ -120,6 +139,9 @@ class _Ready:
         self.train = Images(train, fixed, device)
         self.plain = Images(train, self.protocol.test_steps, device, keep=False)
         self.test = Images(test, self.protocol.test_steps, device, keep=False)
+        self.replay = None
+        if plan.stored is not None and isinstance(self.protocol.labels, Stored):
+            self.replay = plan.stored.replay(self.train, self.protocol.labels.temperature)
         self.key = _key(train, self.protocol, plan)
 
     def trial(self, seed: int) -> tuple[nn.Module, Trial]:
@@ -144,7 +166,7 @@ class _Ready:
             channels=self.channels,
             classes=self.classes,
             teacher=plan.teacher,
-            replay=plan.replay,
+            replay=self.replay,
         )
         checkpoint = None
         if plan.checkpoints is not None:
@@ -169,7 +191,7 @@ class _Ready:
             device=str(self.test.labels.device),
             torch=str(torch.__version__),
             tested_on=plan.tested_on,
-            labels=plan.teacher.name if plan.teacher is not None else protocol.labels.kind,
+            labels=_labels(protocol, plan),
             confusion=tuple(map(tuple, counts.tolist())) if self.classes <= MOST_CLASSES else (),
         )
         return net, trial
@@ -178,10 +200,19 @@ class _Ready:
 def _check_teacher(protocol: Protocol, plan: Plan) -> None:
     if isinstance(protocol.labels, Soft) and plan.teacher is None:
         raise DapError(f"{protocol.name} trains on a teacher's labels; give a teacher (--teacher).")
-    if isinstance(protocol.labels, Stored) and plan.replay is None:
+    if isinstance(protocol.labels, Stored) and plan.stored is None:
         raise DapError(
             f"{protocol.name} trains on stored labels; make them with `dap export SET --layout fkd` and give --labels."
         )
+
+
+def _labels(protocol: Protocol, plan: Plan) -> str:
+    """Whose labels the network was trained on."""
+    if isinstance(protocol.labels, Soft) and plan.teacher is not None:
+        return plan.teacher.name
+    if isinstance(protocol.labels, Stored) and plan.stored is not None:
+        return plan.stored.teacher
+    return protocol.labels.kind
 
 
 def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
@@ -189,7 +220,7 @@ def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
     digest = hashlib.sha256()
     for tensor in train:
         digest.update(tensor.contiguous().numpy(force=True).tobytes())
-    teacher = plan.teacher.fingerprint if plan.teacher is not None else None
-    facts = [protocol.model_dump(mode="json", exclude={"name", "source"}), teacher, str(torch.__version__)]
+    said = [one.fingerprint for one in (plan.teacher, plan.stored) if one is not None]
+    facts = [protocol.model_dump(mode="json", exclude={"name", "source"}), *said, str(torch.__version__)]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]

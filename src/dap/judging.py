@@ -1,0 +1,186 @@
+"""The verbs of the command that judge: evaluate, report, rank, train-teacher, and what other verbs share with them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dap.errors import DapError
+from dap.progress import Bars
+
+
+def open_workshop(args: argparse.Namespace) -> Any:
+    import torch
+
+    from dap.engine import Workshop
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return Workshop(args.device, args.offline, args.cache)
+
+
+def judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
+    """The judge of sets made from some data, loaded once for each."""
+    from dap.backbones import device_of
+    from dap.experiment import embedding
+    from dap.judge import Judge
+
+    protocol, device = open_protocol(args), str(device_of(args.device))
+    if args.reference:
+        embedding("", protocol.size, args.reference)  # a mistake shows here, not after an hour
+
+    @functools.cache
+    def judge(data: Any) -> Any:
+        def opened(split: Any, size: int) -> Any:
+            return workshop.source(data.model_copy(update={"size": size}), split, "crop-bilinear")
+
+        return Judge(
+            opened,
+            protocol,
+            range(args.trials),
+            embedding(data.path, protocol.size, args.reference, device),
+            args.networks,
+            device,
+            teacher=args.teacher,
+            labels=args.labels,
+            offline=args.offline,
+            on=args.on,
+            neighbours=args.neighbours,
+        )
+
+    return lambda data: judge(data.model_copy(update={"size": protocol.size}))
+
+
+def open_protocol(args: argparse.Namespace) -> Any:
+    import yaml
+
+    from dap.evaluation.protocol import load_protocol
+
+    changes: dict[str, Any] = {"epochs": args.epochs} if args.epochs else {}
+    changes |= {"network": args.network} if args.verb == "train-teacher" and args.network else {}
+    for item in args.changes:
+        field, _, value = item.partition("=")
+        if not value:
+            raise DapError(f"--set takes FIELD=VALUE, such as size=64, not {item!r}.")
+        changes[field] = yaml.safe_load(value)
+    return load_protocol(args.protocol, **changes)
+
+
+def write_page(paths: Sequence[Path], out: Path, title: str) -> Path:
+    from dap.evaluation.report import write_report
+    from dap.published import published
+
+    return write_report(paths, out, title=title, published=published).resolve()
+
+
+def finish(paths: Sequence[Path], out: Path, title: str, track: str | None) -> None:
+    from dap.evaluation.claims import Claims
+    from dap.evaluation.records import load
+    from dap.evaluation.summary import summarise
+    from dap.evaluation.wording import table
+    from dap.published import published
+
+    page = write_page(paths, out, title)
+    print(table(summarise(load(paths)), Claims(published=published)))
+    print(f"\nReport: {page}")
+    if track:
+        from dap.evaluation.tracking import track as log
+
+        print(f"Logged for {track}: {log(load(paths), track, page.parent).resolve()}")
+
+
+def check_tracking(args: argparse.Namespace) -> None:
+    if args.track:
+        from dap.evaluation.tracking import require
+
+        require(args.track)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from dap.data.distilled import DistilledSet
+    from dap.recipe import Recipe
+
+    check_tracking(args)
+    workshop, bars = open_workshop(args), Bars()
+    opened = [DistilledSet.from_folder(path, args.classes) for path in args.sets]
+    judge_for = judges(args, workshop)
+    for made in opened:
+        recorded = (made.recipe or {}).get("data", {})
+        if not (args.data or recorded):
+            raise DapError(f"{made.path} does not say what real images to test on; give --data.")
+        classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
+        data = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes}}).data
+        judge_for(data)(made, on_trial=functools.partial(bars.trial, made.path.name), on_epoch=bars.epoch)
+    finish(args.sets, args.out or args.sets[0], "Distilled sets judged", args.track)
+
+
+def train_teacher(args: argparse.Namespace) -> None:
+    from dap.backbones import device_of
+    from dap.evaluation.reference import save_reference
+    from dap.evaluation.teacher import train_teacher
+    from dap.recipe import Recipe
+
+    if args.out.exists():
+        raise DapError(f"{args.out} is there already; choose another --out.")
+    protocol = open_protocol(args)
+    data = Recipe.parse({"data": {"path": args.data, "classes": args.classes, "size": protocol.size}}).data
+    workshop, kept = open_workshop(args), args.out.with_name(args.out.name + ".partial")
+    reference, trial = train_teacher(
+        workshop.source(data, "train"),
+        workshop.source(data, "test"),
+        protocol,
+        device=str(device_of(args.device)),
+        progress=Bars().epoch,
+        checkpoints=kept,
+    )
+    save_reference(reference, args.out)
+    shutil.rmtree(kept, ignore_errors=True)
+    print(f"{args.out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s")
+
+
+def report(args: argparse.Namespace) -> None:
+    check_tracking(args)
+    finish(set_folders(args.sets), args.out, args.title, args.track)
+
+
+def set_folders(folders: Sequence[Path]) -> list[Path]:
+    found = [file.parent for path in folders for file in sorted(path.glob("**/classes.json"))]
+    if not found:
+        raise DapError(f"No distilled set in {', '.join(map(str, folders))} (looked for classes.json).")
+    return found
+
+
+def store_labels(args: argparse.Namespace, made: Any) -> None:
+    from dap.backbones import device_of
+    from dap.judge import store_labels
+
+    if not args.teacher:
+        raise DapError("Stored labels need a teacher: --teacher FILE of dap train-teacher, or torchvision:NAME.")
+    told, device = Bars().epoch, str(device_of(args.device))
+    store_labels(
+        made,
+        open_protocol(args),
+        args.out,
+        teacher=args.teacher,
+        device=device,
+        offline=args.offline,
+        progress=lambda done, total: told(0, done, total),
+    )
+    where = shlex.quote(str(args.out))
+    print(f"Labels in {where}\nNext: dap evaluate {shlex.quote(str(made.path))} --protocol fkd-soft --labels {where}")
+
+
+def rank(args: argparse.Namespace) -> None:
+    from dap.evaluation.ranking import rank_sets
+
+    found = set_folders(args.sets)
+    protocols = {name: getattr(args, name) for name in ("hard", "own", "augmented", "plain")}
+    for path, scores in rank_sets(found, network=args.network, full_hard=args.full, **protocols):
+        told = [f"{name} {value:.3f}" for name, value in scores.shown.items()]
+        print(f"{path}: {', '.join(told) or 'no score: its trials, or those of random images, are missing'}")
+    print(f"Next: dap report {shlex.join(map(str, args.sets))} --out report")
