@@ -1,16 +1,20 @@
-"""Protocols: the published recipes, number by number, and what overrides and cases do to them."""
+"""Protocols: the published recipes, number by number, what overrides and cases do, and docs/protocols.md held to them."""
 
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dap.errors import DapError
+from dap.evaluation.networks import KNOWN, build, n_parameters
 from dap.evaluation.protocol import Protocol, known_protocols, load_protocol
-from dap.evaluation.transforms import run
+from dap.evaluation.transforms import MIXINGS, STEPS, run
 
 TINY: dict[str, Any] = {
     "name": "tiny", "source": "test", "network": "convnet2", "size": 8, "width": 4, "mean": [0.5], "std": [0.25],
@@ -74,7 +78,10 @@ def test_rded_soft_takes_the_published_batches(ipc, classes, batch):
 
 def test_rded_soft_is_half_a_cosine_with_a_rate_for_each_network():
     protocol = load_protocol("rded-soft")
-    rates = {"resnet18": 1e-3, "resnet101": 1e-3, "efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "swin_t": 1e-4}
+    rates = {
+        "resnet18": 1e-3, "resnet101": 1e-3, "efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "swin_t": 1e-4,
+        "torchvision:mobilenet_v2": 2.5e-3, "torchvision:swin_v2_t": 1e-4, "torchvision:alexnet": 1e-4,
+    }  # fmt: skip
     for network, rate in rates.items():
         settled = protocol.settled(ipc=10, classes=1000, network=network)
         assert settled.network == network and settled.lr_at(1) == rate
@@ -83,7 +90,8 @@ def test_rded_soft_is_half_a_cosine_with_a_rate_for_each_network():
     assert [step.side for step in protocol.test_steps if step.op == "resize"] == [256]
     small = protocol.settled(ipc=10, classes=10, network="convnet5")
     assert small.size == 128 and [step.side for step in small.test_steps if step.op == "resize"] == [144]
-    assert load_protocol("fkd-soft").lr_at(301) == pytest.approx(0)
+    stored = load_protocol("fkd-soft")
+    assert stored.lr_at(301) == pytest.approx(0) and stored.weight_decay_on == "matrices"
 
 
 def test_cases_apply_in_order_and_yield_to_what_the_user_says(tmp_path):
@@ -172,3 +180,78 @@ def test_a_wrong_protocol_is_named(tmp_path):
         file.write_text(text)
         with pytest.raises(DapError, match=message):
             load_protocol(file)
+
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text()
+TABLES = [
+    [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in block.splitlines() if set(line) - set("|- ")]
+    for block in re.findall(r"(?:^\|.*\n)+", DOCUMENT, re.MULTILINE)
+]
+"""The document's tables: rows of cells, the first row a heading."""
+
+
+def titled(start: str) -> list[list[list[str]]]:
+    found = [table for table in TABLES if table[0][0].startswith(start)]
+    for heading, *rows in found:
+        assert rows and all(len(row) == len(heading) and all(row) for row in rows), heading
+    return found
+
+
+def said(cell: str) -> Any:
+    assert cell[0] == cell[-1] == "`", cell
+    return yaml.safe_load(cell[1:-1])
+
+
+def test_the_document_has_every_value_of_every_shipped_protocol():
+    fields = [name for name in Protocol.model_fields if name not in ("name", "source", "cases")]
+    documented = {}
+    for heading, *rows in titled("field"):
+        for column in [k for k, title in enumerate(heading) if title.strip("`") in known_protocols()]:
+            assert heading[-1] == "source" and [said(row[0]) for row in rows] == fields
+            documented[said(heading[column])] = {said(row[0]): said(row[column]) for row in rows}
+    assert set(documented) == set(known_protocols())
+    for name, values in documented.items():
+        shipped = load_protocol(name).model_dump(mode="json", include=set(fields))
+        assert {key: value for key, value in values.items() if value != shipped[key]} == {}, name
+
+
+def test_the_document_has_every_case_in_its_order():
+    documented = {}
+    for heading, *rows in titled("case of"):
+        name = heading[0].split("`")[1]
+        documented[name] = [(said(when), said(set_)) for when, set_, _ in rows]
+    shipped = {}
+    for name in known_protocols():
+        cases = load_protocol(name).model_dump(mode="json", exclude_none=True)["cases"]
+        shipped[name] = [(case["when"], case["set"]) for case in cases]
+    assert documented == {name: cases for name, cases in shipped.items() if cases}
+
+
+def test_the_document_explains_every_field_and_step():
+    (meanings,) = [table for table in titled("field") if table[0] == ["field", "meaning"]]
+    assert [said(name) for name, _ in meanings[1:]] == list(Protocol.model_fields)
+    ((_, *ops),) = titled("op")
+    explained = {said(op): fields.split(", ") for op, fields, _ in ops}
+    kinds = {kind.model_fields["op"].default: kind for kind in (*STEPS, *MIXINGS)}
+    assert explained == {op: [f for f in kind.model_fields if f != "op"] for op, kind in kinds.items()}
+
+
+def test_the_document_counts_every_network_right():
+    ((_, *rows),) = titled("network")
+    assert {said(row[0]) for row in rows} >= {name for name in KNOWN if not name.startswith("convnet")}
+    for name, size, parameters, _ in rows:
+        with torch.device("meta"):
+            made = [build(said(name), classes=10, size=int(size), norm=norm) for norm in ("instance", "batch")]
+        assert {n_parameters(network) for network in made} == {int(parameters.replace(",", ""))}, name
+
+
+def test_the_documents_protocol_of_ones_own_loads(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
+    (tmp_path / "flowers.yaml").write_text(text)
+    mine = load_protocol(tmp_path / "flowers.yaml")
+    few, many = mine.settled(ipc=10, classes=5), mine.settled(ipc=50, classes=5, network="resnet18")
+    assert (few.epochs, few.norm, few.decay_epochs) == (1000, "instance", (666, 833))
+    assert (many.epochs, many.norm, many.look_epochs[0]) == (500, "batch", 50)
+    assert run(many.test_steps, torch.rand(1, 3, 80, 90)).shape == (1, 3, 64, 64)
+    overridden = load_protocol("small-hard", epochs=30, batch=64, mean=[0.5, 0.5, 0.5])
+    assert f"`{overridden.name}`" in DOCUMENT

@@ -114,7 +114,10 @@ def evaluate(args: argparse.Namespace) -> None:
         if not (args.data or recorded):
             raise DapError(f"{made.path} does not say what real images to test on; give --data.")
         classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
-        data = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes}}).data
+        same = recorded and args.data in (None, recorded["path"])
+        chosen = {"path": args.data or recorded["path"], "classes": classes}
+        chosen["held_out"] = recorded.get("held_out", 0.0) if same else 0.0
+        data = Recipe.parse({"data": chosen}).data
         judge_for(data)(made, on_trial=functools.partial(bars.trial, made.path.name), on_epoch=bars.epoch)
     finish(args.sets, args.out or args.sets[0], "Distilled sets judged", args.track)
 
