@@ -310,3 +310,40 @@ def test_a_gpu_that_is_full_is_told_in_a_sentence(capsys, monkeypatch):
     monkeypatch.setitem(VERBS, "verify", full)
     assert main(["verify", "x"]) == 1
     assert "Out of memory" in capsys.readouterr().err
+
+
+def test_a_set_is_judged_on_what_was_held_out_from_it(flags, whole, tmp_path, capsys):
+    out, judge = tmp_path / "set", ["--epochs", 1, "--set", "size=16", "--on", "validation"]
+    small = [*flags[: flags.index("--ipc")], "--ipc", 1, "--method", "vanilla", "--held-out", 0.25]
+    assert call(capsys, "distill", *small, "--out", out)[0] == 0
+    assert main(["evaluate", str(out), *map(str, judge)]) == 0
+    shown = capsys.readouterr().out
+    (trial,) = map(json.loads, (out / "trials.jsonl").read_text().splitlines())
+    assert trial["tested_on"] == "validation" and f"{trial['n_test']} validation images" in shown
+    status, err = call(capsys, "evaluate", whole, *judge)
+    assert status == 1 and "No images are held out" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--set", "mean=[0.5"], "--set mean=[0.5: '[0.5' is not valid YAML"),
+        (["--set", "epochs"], "--set takes FIELD=VALUE"),
+        (["--protocol", "mine.yaml"], "No protocol file mine.yaml. Shipped protocols: fkd-soft"),
+    ],
+)
+def test_a_wrong_protocol_is_one_sentence(whole, capsys, given, message):
+    status, err = call(capsys, "evaluate", whole, *given)
+    assert status == 1 and err.startswith(f"dap: error: {message}") and err.count("\n") == 1
+
+
+def test_stored_labels_end_with_the_command_that_takes_them(whole, colours, tmp_path, capsys):
+    tiny = ["--epochs", "2", "--set", "size=16"]
+    teacher, labels = tmp_path / "t.safetensors", tmp_path / "labels"
+    assert call(capsys, "train-teacher", "--data", colours, *tiny, "--out", teacher)[0] == 0
+    made = ["export", str(whole), "--layout", "fkd", "--teacher", str(teacher), *tiny, "--out", str(labels)]
+    assert main(made) == 0
+    following = capsys.readouterr().out.rpartition("Next: dap ")[2].split()
+    assert call(capsys, *following, "--networks", "convnet2", "--out", tmp_path / "r")[0] == 0
+    lines = map(json.loads, (whole / "trials.jsonl").read_text().splitlines())
+    assert any(line["protocol"].startswith("fkd-soft") and line["labels"] == "t.safetensors" for line in lines)

@@ -172,7 +172,7 @@ def test_a_wrong_field_is_named(changes, message):
 def test_a_wrong_protocol_is_named(tmp_path):
     with pytest.raises(DapError, match=r"Unknown protocol 'small-had'. Did you mean 'small-hard'\?"):
         load_protocol("small-had")
-    with pytest.raises(FileNotFoundError, match=r"No protocol file nowhere.yaml. Shipped protocols: .*small-hard"):
+    with pytest.raises(DapError, match=r"No protocol file nowhere.yaml. Shipped protocols: .*small-hard"):
         load_protocol("nowhere.yaml")
     file = tmp_path / "p.yaml"
     wrong = {"a: [": "is not valid YAML", "3": "should be a mapping", "name: x": "'source' is missing"}
@@ -240,9 +240,8 @@ def test_the_document_counts_every_network_right():
     ((_, *rows),) = titled("network")
     assert {said(row[0]) for row in rows} >= {name for name in KNOWN if not name.startswith("convnet")}
     for name, size, parameters, _ in rows:
-        with torch.device("meta"):
-            made = [build(said(name), classes=10, size=int(size), norm=norm) for norm in ("instance", "batch")]
-        assert {n_parameters(network) for network in made} == {int(parameters.replace(",", ""))}, name
+        network = build(said(name), classes=10, size=int(size), norm="batch")
+        assert f"{n_parameters(network):,}" == parameters, name
 
 
 def test_the_documents_protocol_of_ones_own_loads(tmp_path):

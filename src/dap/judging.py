@@ -67,7 +67,10 @@ def open_protocol(args: argparse.Namespace) -> Any:
         field, _, value = item.partition("=")
         if not value:
             raise DapError(f"--set takes FIELD=VALUE, such as size=64, not {item!r}.")
-        changes[field] = yaml.safe_load(value)
+        try:
+            changes[field] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise DapError(f"--set {item}: {value!r} is not valid YAML; are all brackets closed?") from error
     return load_protocol(args.protocol, **changes)
 
 
@@ -174,8 +177,10 @@ def store_labels(args: argparse.Namespace, made: Any) -> None:
         offline=args.offline,
         progress=lambda done, total: told(0, done, total),
     )
-    where = shlex.quote(str(args.out))
-    print(f"Labels in {where}\nNext: dap evaluate {shlex.quote(str(made.path))} --protocol fkd-soft --labels {where}")
+    again = ["--protocol", args.protocol, *(["--epochs", str(args.epochs)] if args.epochs else [])]
+    again += [part for item in args.changes for part in ("--set", item)]
+    command = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(args.out)])
+    print(f"Labels in {args.out}\nNext: {command}")
 
 
 def rank(args: argparse.Namespace) -> None:

@@ -207,8 +207,8 @@ def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
     What is replaced stays so under every case.
 
     Raises:
-        FileNotFoundError: the path ends in .yaml or .yml and there is no such file.
-        DapError: the name or a field is unknown, or a value is wrong; the message names it and lists the known ones.
+        DapError: there is no such file, the name or a field is unknown, or a value is wrong; the message names it and
+            lists the known ones.
     """
     text, where = _read(name_or_path)
     try:
@@ -243,7 +243,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     name = str(name_or_path)
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            raise FileNotFoundError(f"No protocol file {name}. Shipped protocols: {', '.join(known_protocols())}.")
+            raise DapError(f"No protocol file {name}. Shipped protocols: {', '.join(known_protocols())}.")
         return Path(name).read_text(), name
     if name not in known_protocols():
         known = suggest(name, known_protocols())

@@ -197,7 +197,10 @@ def _imagenet_columns(wanted: tuple[str, ...], teacher: str) -> tuple[int, ...]:
     for name in wanted:
         found = imagenet.find(name, labels)
         if not found:
-            raise DapError(f"{teacher} knows ImageNet's thousand classes, and {name!r} is none of them.")
+            raise DapError(
+                f"{teacher} knows ImageNet's thousand classes, and {name!r} is none of them; "
+                "dap train-teacher makes one that knows yours (--teacher FILE)."
+            )
         if len(found) > 1 or found[0] in columns:
             raise DapError(f"{name!r} does not name one class of ImageNet alone; name the classes by WordNet id.")
         columns += found

@@ -69,7 +69,8 @@ def setting_name(setting: Setting | None) -> str:
     if setting is None:
         return PENDING
     epochs = f"{setting.epochs:,} epochs" if setting.epochs else ""
-    images = f"{setting.n_test:,} test images" if setting.n_test else ""
+    kind = "validation" if setting.protocol.endswith(" on validation") else "test"
+    images = f"{setting.n_test:,} {kind} images" if setting.n_test else ""
     return ", ".join(filter(None, (setting.network, setting.protocol, epochs, images)))
 
 
