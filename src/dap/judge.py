@@ -129,20 +129,20 @@ class Judge:
                 f"The set {into} has classes {', '.join(judged.class_names)}; the test data has {', '.join(names)}. "
                 "Choose the same with --classes."
             )
-        images_key = _hash([[r["sha256"] for r in judged.records], self.test.fingerprint()])
+        key = {"judged": _hash(_hashes(judged)), "tested": self.test.fingerprint(sized=False)[:16]}
         trials = [
             trial
             for network in self.networks or (self.protocol.network,)
-            for trial in self._trials(judged, network, images_key, on_trial, on_epoch)
+            for trial in self._trials(judged, network, key, on_trial, on_epoch)
         ]
-        self._measure(judged, images_key)
+        self._measure(judged, _hash([key, self.protocol.size]))
         return trials
 
     def _trials(
         self,
         judged: DistilledSet,
         network: str,
-        images_key: str,
+        of_data: dict[str, str],
         on_trial: Callable[[Trial], None] | None,
         on_epoch: Callable[[int, int, int], None] | None,
     ) -> list[Trial]:
@@ -157,25 +157,28 @@ class Judge:
             said["labels"] |= {"teacher": stored.teacher, "fingerprint": stored.fingerprint}
         if labeller is not None:
             said["labels"] |= {"teacher": labeller.name, "fingerprint": labeller.fingerprint}
-        key = {"judged": images_key, "by": _hash(said)}
+        key = {**of_data, "by": _hash(said)}
         known = list(read_lines(into / "trials.jsonl"))
-        same = [line for line in known if line.get("judged") == images_key]
-        mine = [line for line in same if (line["protocol"], line["network"]) == (protocol.name, network)]
-        kept = [line for line in same if line not in mine or line["by"] == key["by"]]
+        # Of images that are no longer there, or of this very protocol and network as they were before a change.
+        kept = [
+            line
+            for line in known
+            if line.get("judged") == key["judged"]
+            and ((line["protocol"], line["network"]) != (protocol.name, network) or key.items() <= line.items())
+        ]
         if kept != known:
             write_atomically(into / "trials.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
         drop_torn_line(into / "trials.jsonl")
         trials = {
-            line["seed"]: Trial.from_json(json.dumps({k: v for k, v in line.items() if k not in key}))
+            line["seed"]: Trial.from_record(line)
             for line in kept
-            if line["by"] == key["by"] and line["network"] == network and line["seed"] in self.seeds
+            if key.items() <= line.items() and line["network"] == network and line["seed"] in self.seeds
         }
         todo = [seed for seed in self.seeds if seed not in trials]
         if not todo:
             return [trials[seed] for seed in sorted(trials)]
-        judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: said})
         unfinished = into / "checkpoints" / key["by"]
-        for trial in evaluate(
+        training = evaluate(
             judged.tensors(_first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
             self._tested(protocol, judged.class_names),
             protocol,
@@ -188,7 +191,9 @@ class Judge:
             checkpoints=unfinished,
             every=self.every,
             tested_on=self.on,
-        ):
+        )
+        judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: said})
+        for trial in training:
             with (into / "trials.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
             for left in unfinished.glob(f"*-{trial.seed}.pt"):

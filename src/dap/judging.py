@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ def judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
             labels=args.labels,
             offline=args.offline,
             on=args.on,
+            every=float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60)),
             neighbours=args.neighbours,
         )
 
@@ -117,10 +119,8 @@ def evaluate(args: argparse.Namespace) -> None:
         if not (args.data or recorded):
             raise DapError(f"{made.path} does not say what real images to test on; give --data.")
         classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
-        same = recorded and args.data in (None, recorded["path"])
-        chosen = {"path": args.data or recorded["path"], "classes": classes}
-        chosen["held_out"] = recorded.get("held_out", 0.0) if same else 0.0
-        data = Recipe.parse({"data": chosen}).data
+        held = {"held_out": recorded.get("held_out", 0.0)} if not args.data else {}
+        data = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes, **held}}).data
         judge_for(data)(made, on_trial=functools.partial(bars.trial, made.path.name), on_epoch=bars.epoch)
     finish(args.sets, args.out or args.sets[0], "Distilled sets judged", args.track)
 

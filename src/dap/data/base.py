@@ -195,13 +195,15 @@ class Source(ABC):
                 kept.append(index)
         return kept, images[: len(kept)]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *, sized: bool = True) -> str:
         """sha256 of what decides the images: classes in order, size, fit, and a listing of the files.
 
-        The listing has names and sizes (for IDX the files' own sha256), so a copy elsewhere has the same fingerprint.
+        Without size and fit it is the same at every size. The listing has names and sizes (for IDX the files' own
+        sha256), so a copy elsewhere has the same fingerprint.
         """
         digest = hashlib.sha256()
-        for line in (json.dumps([self.class_names, self.size, self.fit]), *self._listing()):
+        facts = [self.class_names, self.size, self.fit] if sized else [self.class_names]
+        for line in (json.dumps(facts), *self._listing()):
             digest.update(line.encode() + b"\n")
         return digest.hexdigest()
 

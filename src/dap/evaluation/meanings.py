@@ -35,6 +35,10 @@ MEANINGS = {
     "minimax_diversity": Meaning("higher", "1 − largest cosine between two images of a class (ManifoldGD)"),
     "mgd3_representativeness": Meaning("lower", "mean distance to the 50 nearest real images (MGD3)"),
     "mgd3_diversity": Meaning("higher", "smallest distance between two images of a class (MGD3)"),
+    "representativeness_rbf": Meaning("lower", "mean D_K to the real images of the class under an RBF kernel"),
+    "kid": Meaning("lower", "KID of the whole set: mean squared MMD over subsets"),
+    "kid_std": Meaning("", "spread of KID over its subsets"),
+    "frechet": Meaning("lower", "Fréchet distance of the whole set, where there are more images than features"),
 }
 """The measures a report knows, in the order of its table."""
 

@@ -6,9 +6,8 @@ its scores out of [0, 1]. The raw accuracies are kept, so that anybody can compu
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ def rank_sets(
         DapError: there is no random set, a protocol is recorded in no trial, or as `rank_trials`.
     """
     sets = load(paths)
-    trials = {one.path: [_trial(line) for line in one.trials] for one in sets}
+    trials = {one.path: [Trial.from_record(line) for line in one.trials] for one in sets}
     random = [one for one in sets if one.method == "random"]
     if not random:
         raise DapError("DD-Ranking compares with random real images; name evaluated sets of --method random too.")
@@ -187,7 +186,3 @@ def rank_sets(
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, "network": network}))
         yield one.path, scores
-
-
-def _trial(line: Mapping[str, Any]) -> Trial:
-    return Trial.from_json(json.dumps({name: value for name, value in line.items() if name not in ("judged", "by")}))

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dap.errors import DapError
+
+KEYS = ("judged", "tested", "by")
+"""What a line of trials.jsonl says beside the trial: hashes of the set's images, of the test data, of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -67,3 +72,12 @@ class Trial:
             raise DapError(f"Not a trial: missing or unknown fields {', '.join(sorted(odd))} in {line[:60]!r}.")
         tables = {name: tuple(tuple(row) for row in fields[name]) for name in ("curve", "confusion") if name in fields}
         return cls(**{**fields, **tables})
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Trial:
+        """The trial of a line of trials.jsonl, without its `KEYS`.
+
+        Raises:
+            DapError: as `from_json`.
+        """
+        return cls.from_json(json.dumps({name: value for name, value in record.items() if name not in KEYS}))
