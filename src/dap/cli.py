@@ -112,6 +112,7 @@ def _judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
             offline=args.offline,
             on=args.on,
             neighbours=args.neighbours,
+            together=args.together,
         )
 
     return lambda data: judge(data.model_copy(update={"size": protocol.size}))

@@ -201,6 +201,13 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
     group.add_argument(
         "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
     )
+    group.add_argument(
+        "--together",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="trials to train in one pass, for GPUs; slower on a CPU (%(default)s)",
+    )
     group.add_argument("--epochs", type=_positive, help="instead of the protocol's own")
     group.add_argument(
         "--set",
