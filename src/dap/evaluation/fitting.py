@@ -189,7 +189,8 @@ class Training:
         for x, loss_of in self._batches(epoch):
             self.optimiser.zero_grad()
             # The gradient of a batch is the sum over its slices, whose activations stay in the processor's cache.
-            size = slice_size(*x.shape[-2:], self.device) if self.per_image else len(x)
+            height, width = x.shape[-2:]
+            size = slice_size(height, width, self.device) if self.per_image else len(x)
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
                 with torch.autocast(self.device.type, dtype, enabled=wanted):
