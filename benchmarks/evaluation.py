@@ -210,9 +210,8 @@ def ours(
         spent[protocol.first_epoch + done - 1] += (now(device) - began) / len(seeds)
         began = now(device)
 
-    trials = evaluate(
-        train, test, protocol, seeds, classes=args.classes, network=network, device=device, progress=finished
-    )
+    options = {"network": network, "device": device, "progress": finished, "together": args.together}
+    trials = evaluate(train, test, protocol, seeds, classes=args.classes, **options)
     run.setup, began = now(device) - began, now(device)
     for trial in trials:
         run.best.append(trial.best)
@@ -299,6 +298,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--looks", type=int, help="at the test set (default: half as many as epochs, 100 at most)")
     parser.add_argument("--seeds", type=int, default=1, help="trials each way in a round")
+    parser.add_argument("--together", type=int, default=1, help="trials dap trains in one pass, of --seeds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the plain way's loaders")
     parser.add_argument("--from-disk", action="store_true", help="the plain way opens training images every time")
@@ -336,7 +336,7 @@ def main() -> None:
         end="",
     )
     print(f"{args.workers} workers, torch {torch.__version__}; ", end="")
-    print(f"rounds {args.rounds}, seeds in each {args.seeds}; accuracies: {protocol.score}\n")
+    print(f"rounds {args.rounds}, seeds in each {args.seeds}, together {args.together}; accuracies: {protocol.score}\n")
     whole = load_protocol(args.protocol, size=args.size).settled(ipc=args.ipc, classes=args.classes)
     epochs, number = whole.epochs - whole.first_epoch + 1, len(whole.look_epochs)
     names = [

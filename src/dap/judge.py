@@ -59,6 +59,7 @@ class Judge:
         on: "validation" tests on held-out training images, for choices; the test set is then not opened.
         neighbours: real images of a class that are searched for near-copies; see `evaluation.inspection`.
         every: seconds between two checkpoints of a training.
+        together: how many seeds to train in one pass; see `evaluation.training.Plan`.
     """
 
     open: Open
@@ -73,6 +74,7 @@ class Judge:
     on: Literal["test", "validation"] = "test"
     neighbours: int | None = None
     every: float = 60.0
+    together: int = 1
     _tests: dict[int, Labelled] = field(default_factory=dict, init=False, repr=False, compare=False)
     _teachers: dict[tuple[str, ...], Labeller] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -191,6 +193,7 @@ class Judge:
             progress=on_epoch,
             checkpoints=unfinished,
             every=self.every,
+            together=self.together,
             tested_on=self.on,
         )
         judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: said})

@@ -53,6 +53,7 @@ def judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
             on=args.on,
             every=float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60)),
             neighbours=args.neighbours,
+            together=args.together,
         )
 
     return lambda data: judge(data.model_copy(update={"size": protocol.size}))

@@ -6,11 +6,11 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 import torch
@@ -45,10 +45,11 @@ class Labeller(Interface):
 
 
 Batch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
-"""Images as the network sees them, and the loss of logits for a part of them, summed over its images."""
+"""Images as the network sees them, and the loss of logits for a part of them, summed over its images. Where several
+networks are trained together, images (n, networks, c, h, w) and logits (n, networks, classes) have their losses (networks,)."""
 
-After = Callable[[int, nn.Module], None]
-"""Called at the end of every epoch with its number and the network."""
+After = Callable[[int, Sequence[nn.Module]], None]
+"""Called at the end of every epoch with its number and the networks, one for every seed."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class Training:
     Everything random is a function of the seed: initialisation, order and augmentation have their own generators.
     """
 
+    leading: ClassVar[int] = 0
+    """How many dimensions a parameter has before those it has in the network."""
+
     def __init__(
         self,
         train: Images,
@@ -111,7 +115,8 @@ class Training:
             teacher: whom soft labels come from.
             replay: for stored labels: the batches of an epoch, counted from 0.
         """
-        self.train, self.protocol, self.seed, self.network, self.classes = train, protocol, seed, network, classes
+        self.train, self.protocol, self.network, self.classes = train, protocol, network, classes
+        self.seeds = (seed,)
         self.device = train.labels.device
         self.teacher, self.replay = teacher, replay
         streams = torch.Generator().manual_seed(seed)
@@ -123,12 +128,14 @@ class Training:
             self.net = new_network(network, protocol, channels, classes).to(self.device)
             self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             self._global_state = _generators(self.device)
-        self.optimiser = _optimiser(self.net, protocol, protocol.lr)
+        self.nets = (self.net,)
+        self.per_image = isinstance(self.net, Network) and self.net.per_image
+        self.optimiser = self._new_optimiser(protocol.lr)
         self.epoch = protocol.first_epoch - 1
         """The last epoch that is done."""
 
-    def epochs(self, after: After | None = None) -> nn.Module:
-        """Run all epochs still to do.
+    def epochs(self, after: After | None = None) -> Sequence[nn.Module]:
+        """Run all epochs still to do; returns the networks.
 
         Raises:
             DapError: the loss is no longer finite; the message names the epoch and the seed.
@@ -139,20 +146,20 @@ class Training:
             for epoch in range(self.epoch + 1, self.protocol.epochs + 1):
                 lr = self.protocol.lr_at(epoch)
                 if self.protocol.decay_restarts and epoch - 1 in decays:
-                    self.optimiser = _optimiser(self.net, self.protocol, lr)
+                    self.optimiser = self._new_optimiser(lr)
                 for group in self.optimiser.param_groups:
                     group["lr"] = lr
-                loss = self._epoch(epoch)
-                if not math.isfinite(loss):
-                    raise DapError(
-                        f"The loss became {loss} in epoch {epoch} of seed {self.seed} ({self.network}, "
-                        f"{self.protocol.name}); look at the images, or lower lr."
-                    )
+                for seed, loss in zip(self.seeds, self._epoch(epoch), strict=True):
+                    if not math.isfinite(loss):
+                        raise DapError(
+                            f"The loss became {loss} in epoch {epoch} of seed {seed} ({self.network}, "
+                            f"{self.protocol.name}); look at the images, or lower lr."
+                        )
                 self.epoch = epoch
                 self._global_state = _generators(self.device)
                 if after is not None:
-                    after(epoch, self.net)
-        return self.net
+                    after(epoch, self.nets)
+        return self.nets
 
     def state(self) -> dict[str, Any]:
         """Everything to go on from, in tensors, numbers and names alone."""
@@ -174,25 +181,41 @@ class Training:
         self.augment.set_state(state["augment"])
         self._global_state = state["global"]
 
-    def _epoch(self, epoch: int) -> float:
-        """One pass over the images; returns the mean loss of an image."""
-        net, total, seen = self.net.train(), torch.zeros((), device=self.device), 0
+    def _epoch(self, epoch: int) -> list[float]:
+        """One pass over the images; returns the mean loss of an image, for every seed."""
+        total, seen = torch.zeros(len(self.seeds), device=self.device), 0
         dtype, wanted = torch.bfloat16, self.protocol.precision == "bfloat16"
+        self.net.train()
         for x, loss_of in self._batches(epoch):
             self.optimiser.zero_grad()
             # The gradient of a batch is the sum over its slices, whose activations stay in the processor's cache.
-            alone = isinstance(net, Network) and net.per_image
-            size = slice_size(*x.shape[2:], self.device) if alone else len(x)  # pyright: ignore[reportCallIssue]
+            height, width = x.shape[-2:]
+            size = slice_size(height, width, self.device) if self.per_image else len(x)
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
                 with torch.autocast(self.device.type, dtype, enabled=wanted):
-                    logits = net(x[part].contiguous(memory_format=torch.channels_last))
+                    logits = self._logits(x[part])
                 loss = loss_of(logits.float(), part)
-                (loss / len(x)).backward()
+                (loss.sum() / len(x)).backward()
                 total += loss.detach()
             self.optimiser.step()
             seen += len(x)
-        return total.item() / seen
+        return (total / seen).tolist()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.net(x.contiguous(memory_format=torch.channels_last))
+
+    def _new_optimiser(self, lr: float) -> torch.optim.Optimizer:
+        protocol = self.protocol
+        decayed, free = [], []
+        for parameter in self.net.parameters():
+            whole = protocol.weight_decay_on == "all" or parameter.ndim > self.leading + 1
+            (decayed if whole else free).append(parameter)
+        groups = [{"params": decayed, "weight_decay": protocol.weight_decay}]
+        groups += [{"params": free, "weight_decay": 0.0}] if free else []
+        if protocol.optimiser == "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=protocol.betas, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, fused=True)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         protocol = self.protocol
@@ -228,17 +251,16 @@ def fit(
     network: str,
     channels: int,
     classes: int,
-    after: After | None = None,
     **options: Any,
 ) -> nn.Module:
     """A network trained by a settled protocol in one sitting; arguments as of `Training`."""
     training = Training(train, protocol, seed, network=network, channels=channels, classes=classes, **options)
-    return training.epochs(after)
+    return training.epochs()[0]
 
 
 def run_with_checkpoint(
     training: Training, checkpoint: Checkpoint | None, after: After, notes: dict[str, Any]
-) -> nn.Module:
+) -> Sequence[nn.Module]:
     """`training.epochs`, from the checkpoint on if there is one, and writing it from time to time.
 
     Args:
@@ -252,9 +274,9 @@ def run_with_checkpoint(
         notes.update(found["notes"])
     began, before, written = time.perf_counter(), notes.get("seconds", 0.0), time.perf_counter()
 
-    def kept(epoch: int, net: nn.Module) -> None:
+    def kept(epoch: int, nets: Sequence[nn.Module]) -> None:
         nonlocal written
-        after(epoch, net)
+        after(epoch, nets)
         notes["seconds"] = before + time.perf_counter() - began
         if checkpoint is not None and time.perf_counter() - written >= checkpoint.every:
             checkpoint.write({"training": training.state(), "notes": notes})
@@ -295,18 +317,6 @@ def _hard_loss(y: Tensor, other: Tensor | None, share: float) -> Callable[[Tenso
         return share * own + (1 - share) * F.cross_entropy(logits, other[part], reduction="sum")
 
     return loss
-
-
-def _optimiser(net: nn.Module, protocol: Protocol, lr: float) -> torch.optim.Optimizer:
-    decayed, free = [], []
-    for parameter in net.parameters():
-        whole = protocol.weight_decay_on == "all" or parameter.ndim > 1
-        (decayed if whole else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}]
-    groups += [{"params": free, "weight_decay": 0.0}] if free else []
-    if protocol.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=protocol.betas, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, fused=True)
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

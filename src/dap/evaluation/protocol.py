@@ -100,7 +100,7 @@ class Protocol(BaseModel):
     labels: Labels = Hard()
     """What the network is trained to say."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: passes under autocast; weights and their steps stay float32."""
+    """bfloat16: training passes under autocast; weights, their steps and looks at the test set stay float32."""
     score: Literal["last", "best"]
     """Which accuracy is the headline: after the last epoch, or the best look at the test set. Both are stored."""
     looks: PositiveInt = 1
