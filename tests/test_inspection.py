@@ -14,9 +14,11 @@ from dap.cli import main
 from dap.data.distilled import DistilledSet
 from dap.data.sources import open_source
 from dap.errors import DapError
+from dap.evaluation.inspection import Inspector
 from dap.evaluation.protocol import load_protocol
 from dap.evaluation.reference import save_reference, train_reference
-from dap.experiment import Judge, embedding
+from dap.experiment import embedding
+from dap.judge import Judge
 
 NAMES = ("red", "green", "blue")
 """Another order than the data's, which is by name."""
@@ -47,6 +49,11 @@ def reference(sources, protocol, tmp_path_factory) -> Path:
     return path
 
 
+def opener(sources):
+    """What a judge opens; the images are 8 px, whatever is asked for."""
+    return lambda split, size: sources[split == "test"]
+
+
 def make(path: Path, sources, copied: bool = True) -> DistilledSet:
     """Two new images a class, the first of class red being a copy of a real one; green's second looks blue."""
     made = DistilledSet.create(path, NAMES, 2, {"method": "mine"})
@@ -63,7 +70,7 @@ def make(path: Path, sources, copied: bool = True) -> DistilledSet:
 
 @pytest.fixture(scope="module")
 def judge(sources, protocol, reference) -> Judge:
-    return Judge(*sources, protocol, [0], None, embedding("colours", 8, reference))
+    return Judge(opener(sources), protocol, [0], embedding("colours", 8, reference))
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +176,7 @@ def test_too_few_real_images_leave_the_rest(protocol, sources, colours, tmp_path
             shutil.copy(colours / "train" / name / f"{i}.png", tmp_path / "data" / name)
     few = open_source(tmp_path / "data", "train", size=8)
     made = make(tmp_path / "set", sources)
-    assert len(Judge(few, sources[1], protocol, [0], None, embedding("few", 8))(made)) == 1
+    assert len(Judge(opener((few, sources[1])), protocol, [0], embedding("few", 8))(made)) == 1
     notes = read(made.path, "measures.json")["notes"]
     assert "2 real images; 5 neighbours need at least 6" in notes["measures"]
     assert "needs at least 3" in notes["neighbours"]
@@ -182,14 +189,14 @@ def test_too_few_real_images_leave_the_rest(protocol, sources, colours, tmp_path
 def test_a_reference_of_other_classes_is_refused_before_any_training(protocol, sources, reference, colours):
     few = [open_source(colours, split, size=8, classes=["red", "blue"]) for split in ("train", "test")]
     features = embedding("colours", 8, reference)
-    Judge(*few, protocol, [0], None, features)  # two of its three classes, by name
+    Inspector(few[0], few[1].tensors(), features)  # two of its three classes, by name
     unnamed = (features[0], type(features[1])(**{**vars(features[1]), "class_names": ()}))
     with pytest.raises(DapError, match="knows 3 classes and the data have 2"):
-        Judge(*few, protocol, [0], None, unnamed)
-    Judge(*sources, protocol, [0], None, unnamed)
+        Inspector(few[0], few[1].tensors(), unnamed)
+    Inspector(sources[0], sources[1].tensors(), unnamed)
     other = (features[0], type(features[1])(**{**vars(features[1]), "class_names": ("a", "b", "c")}))
     with pytest.raises(DapError, match="unknown class.* in the reference network"):
-        Judge(*sources, protocol, [0], None, other)
+        Inspector(sources[0], sources[1].tensors(), other)
 
 
 def test_a_choice_of_classes_is_predicted_among_these(reference, sources, colours, tmp_path):

@@ -129,6 +129,7 @@ class Judge:
                 f"The set {into} has classes {', '.join(judged.class_names)}; the test data has {', '.join(names)}. "
                 "Choose the same with --classes."
             )
+        _ = self._inspector  # features of other classes show before any training
         key = {"judged": _hash(_hashes(judged)), "tested": self.test.fingerprint(sized=False)[:16]}
         trials = [
             trial
