@@ -120,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> None:
         if not (args.data or recorded):
             raise DapError(f"{made.path} does not say what real images to test on; give --data.")
         classes = recorded.get("classes") if recorded and not args.data else list(made.class_names)
-        held = {"held_out": recorded.get("held_out", 0.0)} if not args.data else {}
+        held = {"held_out": recorded.get("held_out", 0.0)} if args.data in (None, recorded.get("path")) else {}
         data = Recipe.parse({"data": {"path": args.data or recorded["path"], "classes": classes, **held}}).data
         judge_for(data)(made, on_trial=functools.partial(bars.trial, made.path.name), on_epoch=bars.epoch)
     finish(args.sets, args.out or args.sets[0], "Distilled sets judged", args.track)

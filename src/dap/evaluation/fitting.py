@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,11 +205,15 @@ class Training:
     def _logits(self, x: Tensor) -> Tensor:
         return self.net(x.contiguous(memory_format=torch.channels_last))
 
+    def _named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return self.net.named_parameters()
+
     def _new_optimiser(self, lr: float) -> torch.optim.Optimizer:
         protocol = self.protocol
         decayed, free = [], []
-        for parameter in self.net.parameters():
-            whole = protocol.weight_decay_on == "all" or parameter.ndim > self.leading + 1
+        for name, parameter in self._named_parameters():
+            matrix = parameter.ndim > self.leading + 1 and name.endswith("weight")
+            whole = protocol.weight_decay_on == "all" or matrix
             (decayed if whole else free).append(parameter)
         groups = [{"params": decayed, "weight_decay": protocol.weight_decay}]
         groups += [{"params": free, "weight_decay": 0.0}] if free else []

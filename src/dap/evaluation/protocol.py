@@ -81,7 +81,7 @@ class Protocol(BaseModel):
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty of SGD, or decoupled decay of AdamW."""
     weight_decay_on: Literal["all", "matrices"] = "all"
-    """"matrices": only on parameters of two dimensions or more, hence on no bias and no norm."""
+    """"matrices": only on weights of two dimensions or more, hence on no bias, no norm and no table of positions."""
     schedule: Literal["steps", "cosine"] = "steps"
     """How the learning rate falls, epoch by epoch."""
     decay_at: tuple[PositiveInt | str, ...] = ()

@@ -8,7 +8,7 @@ network after another, so it is never done unless asked for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -79,6 +79,10 @@ class Together(Training):
         self.nets = tuple(member.net for member in self.members)
         self.net = Stack(self.nets).to(self.device)
         self.optimiser = self._new_optimiser(protocol.lr)
+
+    def _named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        assert isinstance(self.net, Stack)
+        return zip((name for name, _ in self.nets[0].named_parameters()), self.net.stacked, strict=True)
 
     def state(self) -> dict[str, Any]:
         states = [(member.order.get_state(), member.augment.get_state()) for member in self.members]
