@@ -188,3 +188,24 @@ def test_bfloat16_learns_as_much_and_leaves_weights_in_float32():
     assert not torch.equal(*curves)
     protocol = tiny(epochs=20, looks=4, precision="bfloat16")
     assert [t.last for t in evaluate(*two, protocol, [0, 1], classes=2, together=2)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(together, tmp_path):
+    train, test = stripes(12, noise=0.9), stripes(40, seed=1, noise=0.9)
+    protocol = tiny(**AUGMENTED, epochs=5, looks=5)
+    options: dict[str, Any] = {"classes": 2, "together": together}
+    whole = list(evaluate(train, test, protocol, [0, 1], **options))
+    told: list[int] = []
+
+    def killed(seed: int, done: int, total: int) -> None:
+        told.append(done)
+        if told == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    options |= {"checkpoints": tmp_path, "every": 0.0, "progress": killed}
+    with pytest.raises(KeyboardInterrupt):
+        list(evaluate(train, test, protocol, [0, 1], **options))
+    again = list(evaluate(train, test, protocol, [0, 1], **options))
+    assert told[3:] == ([3, 4, 5] if together == 2 else [3, 4, 5, 1, 2, 3, 4, 5])
+    assert [(t.curve, t.confusion) for t in again] == [(t.curve, t.confusion) for t in whole]
