@@ -81,7 +81,8 @@ class Together(Training):
         self.optimiser = self._new_optimiser(protocol.lr)
 
     def _named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        assert isinstance(self.net, Stack)
+        if not isinstance(self.net, Stack):
+            return super()._named_parameters()
         return zip((name for name, _ in self.nets[0].named_parameters()), self.net.stacked, strict=True)
 
     def state(self) -> dict[str, Any]:
