@@ -102,7 +102,7 @@ def test_near_copies_are_told_first(sets: list[Path], tmp_path: Path) -> None:
     groups = group_sets(report.load(sets))
     told = near_copies(groups)
     assert told[0].startswith(
-        "2 of 8 images in 2 sets of vanilla are near-copies of real training images: shirt slot 0 of seed 0, "
+        "2 of 8 images in 2 sets of vanilla are flagged as near-copies of real training images: shirt slot 0 of seed 0, "
         "shirt slot 0 of seed 1."
     )
     page = page_of(sets, tmp_path / "out")
@@ -112,7 +112,9 @@ def test_near_copies_are_told_first(sets: list[Path], tmp_path: Path) -> None:
     one = judged(make_set(tmp_path / "one", recipe("dap-slots", 0), [trial(0.7)]))
     told = near_copies(group_sets(report.load([every, none, one])))
     assert len(told) == 2 and told[0].startswith("All 4 images of random are near-copies")
-    assert told[1].startswith("1 of 4 images of dap-slots is a near-copy of a real training image: shirt slot 0.")
+    assert told[1].startswith(
+        "1 of 4 images of dap-slots is flagged as a near-copy of a real training image: shirt slot 0."
+    )
 
 
 def test_what_images_json_lacks_or_points_outside_is_not_shown(tmp_path: Path) -> None:

@@ -127,14 +127,24 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         where = [f"{record.class_name(one.get('label'))} slot {one.get('slot')}" for record, one in copies]
         places = [place + seed for place, seed in zip(where, seeded, strict=True)][:3]
         more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
-        verb = (
-            "is a near-copy of a real training image" if len(copies) == 1 else "are near-copies of real training images"
-        )
+        one = len(copies) == 1
+        verb = "is flagged as a near-copy" if one else "are flagged as near-copies"
+        verb += " of a real training image" if one else " of real training images"
+        rates = [_rate(record) for record, _ in looks]
+        fair = f"; so are about {100 * max(rates):.2g} % of images that copy nothing" if max(rates) else ""
         told.append(
             f"{len(copies)} of {count(total, 'image')}{sets} of {group.label} {verb}: "
-            f"{', '.join(places)}{more}. Look at them before this set leaves your hands."
+            f"{', '.join(places)}{more}. Look at them before this set leaves your hands{fair}."
         )
     return told
+
+
+def _rate(record: SetRecord) -> float:
+    """What part of fresh real images the search was calibrated to flag; 0 where it is not recorded."""
+    rule = record.inspected.get("rule")
+    pixel = rule.get("pixel") if isinstance(rule, dict) else None
+    rate = pixel.get("rate") if isinstance(pixel, dict) else None
+    return rate if is_number(rate) else 0.0
 
 
 def _by_class(record: SetRecord) -> ByClass:
