@@ -123,9 +123,10 @@ class Judge:
         """
         into, names = judged.path, self.test.class_names
         if (into / "classes.json").is_file() and judged.missing():
-            raise DapError(
-                f"{into} still lacks {len(judged.missing())} images; run the dap distill that made it again."
+            again = (
+                "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
             )
+            raise DapError(f"{into} still lacks {len(judged.missing())} images; {again}.")
         if sorted(judged.class_names) != sorted(names):
             raise DapError(
                 f"The set {into} has classes {', '.join(judged.class_names)}; the test data has {', '.join(names)}. "
