@@ -20,7 +20,7 @@ from dap.errors import DapError
 from dap.guidance import Descend, Energy, Guidance, Nothing, Representative, Window
 from dap.kernels import KERNELS, Linear, parse
 from dap.methods import Made, Method, find
-from dap.methods.selection import Random
+from dap.methods.random import Random
 from dap.testing import check, check_backbone, check_guidance, check_kernel, check_method
 from dap.testing.guidance import Stage
 

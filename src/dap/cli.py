@@ -60,7 +60,7 @@ def _recipe_values(args: argparse.Namespace) -> dict[str, Any]:
     from dap.recipe import Recipe
 
     values = Recipe.load(args.recipe) if args.recipe else {}
-    for name, _ in recipe_fields():
+    for name in (name for name, _ in recipe_fields() if name != "options"):
         given = getattr(args, name)
         if given is not None:
             section, _, leaf = name.rpartition(".")
@@ -68,6 +68,8 @@ def _recipe_values(args: argparse.Namespace) -> dict[str, Any]:
             if not isinstance(inside, dict):
                 raise DapError(f"{section!r} in {args.recipe} should hold a mapping, not {inside!r}.")
             inside[leaf] = given
+    if args.option:
+        values["options"] = {**(values.get("options") or {}), **judging.assignments(args.option, "--option", "NAME")}
     return values
 
 
@@ -79,9 +81,14 @@ def _distill(args: argparse.Namespace) -> None:
     from dap.engine import distill
     from dap.recipe import Recipe
 
-    recipe = Recipe.parse(_recipe_values(args), str(args.recipe or "the recipe"))
+    recipe, bars = Recipe.parse(_recipe_values(args), str(args.recipe or "the recipe")), Bars()
     made = distill(
-        recipe, args.out, judging.open_workshop(args), progress=Bars().images(args.out.name), command=_command()
+        recipe,
+        args.out,
+        judging.open_workshop(args),
+        progress=bars.images(args.out.name),
+        tell=bars.work,
+        command=_command(),
     )
     page = judging.write_page([args.out], args.out, f"{args.out.name}: {recipe.method}")
     print(
@@ -104,6 +111,7 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
         judging.judges(args, workshop),
         shard=(int(i), int(n)),
         progress=bars.images,
+        tell=bars.work,
         on_trial=bars.trial,
         on_epoch=bars.epoch,
         command=_command(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +24,18 @@ from dap.data.distilled import DistilledSet
 from dap.data.held import Part
 from dap.data.sources import Source, check_path, open_source
 from dap.errors import DapError
+from dap.evaluation.teacher import Teacher, load_teacher
 from dap.files import locked, sha256_of
 from dap.methods import Method, Task, find, plan
-from dap.recipe import BackboneChoice, Data, Recipe
+from dap.recipe import BackboneChoice, Data, Recipe, said
+from dap.starter import REFERENCE
+from dap.store import Store
+
+STARTER = "starter"
+"""Name of the network that ships with the embedded data."""
+
+WORK = ".work"
+"""Folder of a set for what is made once and for checkpoints; gone when the set is finished."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, all, what) after every unit, in images."""
@@ -48,6 +59,7 @@ class Workshop:
         self._backbones: dict[BackboneChoice, Backbone] = {}
         self._sources: dict[tuple[Data, str, Fit], Source] = {}
         self._hashes: dict[int, str] = {}
+        self._classifiers: dict[tuple[str, tuple[str, ...]], Teacher] = {}
 
     def backbone(self, choice: BackboneChoice) -> Backbone:
         if choice not in self._backbones:
@@ -107,8 +119,74 @@ class Workshop:
         needed = "backbone" in method.needs
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
         size = recipe.data.size or (backbone.card.size if backbone else 0)
-        resolved = recipe.resolved(backbone if needed else None, method.guidance, size)
-        return method, Task(resolved, self.source(resolved.data), backbone if needed else None, self.cache)
+        options = method.parse(recipe.options, recipe.method)
+        resolved = recipe.resolved(backbone if needed else None, method.guidance, size, method.sampling)
+        source = self.source(resolved.data)
+        classifier = self.classifier(method, recipe, source)
+        captions = self.captions(method, recipe, source)
+        resolved = resolved.model_copy(
+            update={
+                "options": options.model_dump(mode="json") if options else {},
+                "classifier": classifier and classifier.name,
+            }
+        )
+        task = Task(resolved, source, backbone if needed else None, self.cache, options, classifier, captions)
+        return method, replace(task, store=Store(None, self.inputs(task)))
+
+    def classifier(self, method: Method, recipe: Recipe, source: Source) -> Teacher | None:
+        """The network trained on the real data that a method needs; None for one that needs none.
+
+        Raises:
+            DapError: it is needed and there is none, or given and not needed.
+        """
+        if "classifier" not in method.needs:
+            if recipe.classifier:
+                raise DapError(f"Method {recipe.method!r} has no use for a classifier; leave out --classifier.")
+            return None
+        name = recipe.classifier
+        if name in (None, STARTER) and recipe.data.path == "fashion-mnist":
+            name = STARTER
+        if name is None:
+            raise DapError(
+                f"Method {recipe.method!r} needs a network trained on the real data: make one with dap train-teacher "
+                f"--data {recipe.data.path} --out FILE and give --classifier FILE, or give torchvision:NAME."
+            )
+        from dap.backbones import device_of
+
+        key = (name, source.class_names)
+        if key not in self._classifiers:
+            path = REFERENCE if name == STARTER else name
+            found = load_teacher(path, source.class_names, str(device_of(self.device)), offline=self.offline)
+            self._classifiers[key] = replace(found, name=name)
+        return self._classifiers[key]
+
+    def captions(self, method: Method, recipe: Recipe, source: Source) -> Mapping[str, str] | None:
+        """The captions that a method needs, by key of the real image; None for one that needs none.
+
+        Raises:
+            DapError: they are needed and not given, given and not needed, or the file is not what it should be.
+        """
+        if "captions" not in method.needs:
+            if recipe.captions:
+                raise DapError(f"Method {recipe.method!r} has no use for captions; leave out --captions.")
+            return None
+        if recipe.captions is None:
+            raise DapError(
+                f"Method {recipe.method!r} needs captions of the real images: give --captions FILE, JSON lines of path and "
+                f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
+            )
+        from dap.data.captions import read_captions
+
+        return read_captions(recipe.captions, source)
+
+    def inputs(self, task: Task) -> dict[str, Any]:
+        """What a recipe only names: fingerprints of data, weights, classifier, captions and user code."""
+        found = {"data": task.source.fingerprint(), "weights": self.weights_hash(task.backbone), **_code(task.recipe)}
+        if task.classifier is not None:
+            found["classifier"] = task.classifier.fingerprint
+        if task.captions is not None:
+            found["captions"] = sha256_of(Path(task.recipe.captions or ""))
+        return found
 
 
 def distill(
@@ -117,6 +195,7 @@ def distill(
     workshop: Workshop | None = None,
     *,
     progress: Progress | None = None,
+    tell: Callable[[str, int, int], object] | None = None,
     command: str | None = None,
 ) -> DistilledSet:
     """Make a distilled set, or go on with one that was interrupted.
@@ -126,6 +205,7 @@ def distill(
         out: the folder; empty, new, or a set of the same recipe.
         workshop: loaded backbones and data, shared over several calls.
         progress: told after every unit.
+        tell: told of long work before the first image: what, how much is done, and of how much.
         command: the shell command to record.
 
     Raises:
@@ -134,12 +214,14 @@ def distill(
     """
     workshop = workshop or Workshop()
     method, task = workshop.task(recipe)
+    work = Path(out) / WORK
+    store = Store(workshop.cache or work, task.store.inputs, every=float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60)))
+    task = replace(task, store=store, tell=tell or task.tell)
     make = method.prepare(task)
     recipe, names = task.recipe, task.source.class_names
     assert recipe.block is not None
     with locked(Path(out)):
-        inputs = {"data": task.source.fingerprint(), "weights": workshop.weights_hash(task.backbone), **_code(recipe)}
-        made = DistilledSet.create(out, names, recipe.ipc, recipe.model_dump(mode="json"), inputs)
+        made = DistilledSet.create(out, names, recipe.ipc, said(recipe), task.store.inputs)
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
         began, done = time.monotonic(), 0
@@ -154,17 +236,20 @@ def distill(
             if progress is not None:
                 progress(unit.slots[-1] + 1 + unit.label * recipe.ipc, len(names) * recipe.ipc, names[unit.label])
         if done:
-            before = made.noted("cost.json") or {"seconds": 0, "images": 0}
+            before: dict[str, Any] = made.noted("cost.json") or {"seconds": 0, "images": 0}
             made.note(
                 "cost.json",
                 {
                     "seconds": round(before["seconds"] + time.monotonic() - began, 2),
                     "images": before["images"] + done,
-                    "peak_memory_gb": peak_memory_gb(),
+                    "peak_memory_gb": max(before.get("peak_memory_gb", 0), peak_memory_gb()),
+                    "needs": sorted(method.needs),
+                    "prepared": {**before.get("prepared", {}), **store.used},
                 },
             )
     if made.missing():
         raise DapError(f"{out} still lacks {len(made.missing())} images.")
+    shutil.rmtree(work, ignore_errors=True)
     return made
 
 

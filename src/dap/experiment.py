@@ -92,6 +92,7 @@ def sweep(
     *,
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[str], Progress | None] = lambda name: None,
+    tell: Callable[[str, int, int], object] | None = None,
     on_trial: Callable[[str, Trial], None] | None = None,
     on_epoch: Callable[[int, int, int], None] | None = None,
     command: str | None = None,
@@ -105,6 +106,7 @@ def sweep(
         judge_for: the judge of sets made from these data.
         shard: (i, n): this process does every n-th cell from i on. Processes meet on the file system alone.
         progress: given a cell's name, returns what is told of its images.
+        tell: told of long work before the first image of a cell.
         on_trial: told of every training.
         on_epoch: told of every epoch of a training.
         command: the shell command to record.
@@ -119,7 +121,7 @@ def sweep(
         method, task = workshop.task(recipe)
         method.prepare(task)
     for name, recipe in cells[shard[0] :: shard[1]]:
-        made = distill(recipe, out / name, workshop, progress=progress(name), command=command)
+        made = distill(recipe, out / name, workshop, progress=progress(name), tell=tell, command=command)
         told = None if on_trial is None else lambda trial, name=name: on_trial(name, trial)
         judge_for(workshop.task(recipe)[1].recipe.data)(made, on_trial=told, on_epoch=on_epoch)
     return [out / name for name, _ in cells]

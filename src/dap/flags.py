@@ -279,6 +279,10 @@ def _recipe_flags(parser: argparse.ArgumentParser) -> None:
         arms = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         arms = tuple(get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms)
         choices = [c for arm in arms if get_origin(arm) is Literal for c in get_args(arm)]
+        if name == "options":
+            text = "one of the method's own options, as YAML (dap methods NAME lists them); may be repeated"
+            group.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=text)
+            continue
         if name == "data.classes":
             options |= {"nargs": "+", "metavar": "NAME"}
         elif choices and int not in arms:

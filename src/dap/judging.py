@@ -60,21 +60,30 @@ def judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
 
 
 def open_protocol(args: argparse.Namespace) -> Any:
-    import yaml
-
     from dap.evaluation.protocol import load_protocol
 
     changes: dict[str, Any] = {"epochs": args.epochs} if args.epochs else {}
     changes |= {"network": args.network} if args.verb == "train-teacher" and args.network else {}
-    for item in args.changes:
-        field, _, value = item.partition("=")
-        if not value:
-            raise DapError(f"--set takes FIELD=VALUE, such as size=64, not {item!r}.")
-        try:
-            changes[field] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise DapError(f"--set {item}: {value!r} is not valid YAML; are all brackets closed?") from error
+    changes |= assignments(args.changes, "--set", "FIELD")
     return load_protocol(args.protocol, **changes)
+
+
+def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
+    """The values of a flag that is given as NAME=VALUE, as YAML, once or several times."""
+    import yaml
+
+    found = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if not value:
+            raise DapError(
+                f"{flag} takes {what}=VALUE, such as {'size=64' if flag == '--set' else 'scale=0.1'}, not {item!r}."
+            )
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise DapError(f"{flag} {item}: {value!r} is not valid YAML; are all brackets closed?") from error
+    return found
 
 
 def write_page(paths: Sequence[Path], out: Path, title: str) -> Path:

@@ -15,6 +15,9 @@ class Bars:
     open: ClassVar[list[Any]] = []
     _training: Any = None
 
+    def __init__(self) -> None:
+        self._work: dict[str, Any] = {}
+
     def images(self, name: str) -> Callable[[int, int, str], None]:
         bar: Any = None
 
@@ -30,6 +33,20 @@ class Bars:
                 self.open.remove(bar)
 
         return told
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """A bar for long work before the first image."""
+        bar = self._work.get(what)
+        if bar is None:
+            bar = self._work[what] = tqdm(
+                desc=what, leave=False, dynamic_ncols=True, total=total, initial=max(0, done - 1)
+            )
+            self.open.append(bar)
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+            self.open.remove(bar)
+            del self._work[what]
 
     def epoch(self, seed: int, done: int, total: int) -> None:
         if self._training is None:  # after an interruption it does not begin with the first epoch

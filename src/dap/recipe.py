@@ -140,6 +140,18 @@ class Recipe(BaseModel):
         description="Slots of a class sampled together; part of the recipe, since batches decide the last bits. Default: "
         "10, or all of them under repulsion.",
     )
+    options: dict[str, Any] = Field(
+        default={}, description="The method's own options; dap methods NAME lists them. On the command line --option."
+    )
+    classifier: str | None = Field(
+        default=None,
+        description="Network trained on the real data, for methods that need one: a file of dap train-teacher, "
+        "torchvision:NAME or file.py:build. Default for the embedded data: the network that ships with it.",
+    )
+    captions: str | None = Field(
+        default=None,
+        description="JSON lines of path and caption, for methods that need captions; dap caption writes them.",
+    )
     data: Data = Data()
     backbone: BackboneChoice | None = BackboneChoice()
     sampling: Sampling | None = Sampling()
@@ -155,7 +167,7 @@ class Recipe(BaseModel):
         try:
             return Recipe.model_validate(dict(values))
         except ValidationError as error:
-            raise DapError(f"{where[0].upper()}{where[1:]} cannot be used. {_explain(error)}") from error
+            raise DapError(f"{where[0].upper()}{where[1:]} cannot be used. {explain(error, Recipe)}") from error
 
     @staticmethod
     def load(path: str | Path) -> dict[str, Any]:
@@ -173,13 +185,20 @@ class Recipe(BaseModel):
         # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
         return {key: value for key, value in values.items() if value is not None}
 
-    def resolved(self, backbone: Backbone | None, guidance: Mapping[str, Any] | None, size: int) -> Recipe:
+    def resolved(
+        self,
+        backbone: Backbone | None,
+        guidance: Mapping[str, Any] | None,
+        size: int,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Recipe:
         """This recipe with every open choice made.
 
         Args:
             backbone: whose card supplies what was left open; None for a method that needs none.
             size: side in px of the images where the recipe does not say.
             guidance: the method's own defaults under the user's choices; None for a method without guidance.
+            sampling: likewise.
 
         Raises:
             DapError: guidance options for a method that has no guidance, an unknown layer, or another size than the
@@ -197,19 +216,21 @@ class Recipe(BaseModel):
         card = backbone.card
         if data.size != card.size:
             raise DapError(f"{card.name} makes images of {card.size} px, not {data.size}; leave the size to it.")
-        sampling = self.sampling or Sampling()
-        solver = sampling.solver or default_for(backbone.schedule)
+        chosen = (self.sampling or Sampling()).model_dump(exclude_unset=True)
+        chosen = {**(sampling or {}), **{name: value for name, value in chosen.items() if value is not None}}
+        sampled = Sampling.model_validate(chosen)
+        solver = sampled.solver or default_for(backbone.schedule)
         choice = self.backbone or BackboneChoice()
         update: dict[str, Any] = {
             "data": data,
             "block": self.block or BLOCK,
             "backbone": choice.model_copy(update={"template": card.template, "negative_prompt": card.negative_prompt}),
             "sampling": Sampling(
-                steps=sampling.steps,
+                steps=sampled.steps,
                 solver=solver,
-                eta=(sampling.eta or 0.0) if solver == "ddim" else sampling.eta,
-                cfg=card.cfg if sampling.cfg is None else sampling.cfg,
-                cfg_channels=card.cfg_channels if sampling.cfg_channels is None else sampling.cfg_channels,
+                eta=(sampled.eta or 0.0) if solver == "ddim" else sampled.eta,
+                cfg=card.cfg if sampled.cfg is None else sampled.cfg,
+                cfg_channels=card.cfg_channels if sampled.cfg_channels is None else sampled.cfg_channels,
             ),
             "guidance": None,
         }
@@ -231,18 +252,25 @@ class Recipe(BaseModel):
         return self.model_copy(update=update)
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with the values of a model, in a sentence for each; an unknown key with the known ones."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            model: Any = Recipe
+            inside: Any = model
             for part in problem["loc"][:-1]:
-                model = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}[
-                    str(part)
-                ]
-            lines.append(f"Unknown key {where!r}. {suggest(str(problem['loc'][-1]), model.model_fields)}")
+                sections = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}
+                inside = sections[str(part)]
+            lines.append(f"Unknown key {where!r}. {suggest(str(problem['loc'][-1]), inside.model_fields)}")
         else:
             said = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {said} (given: {problem['input']!r}).")
     return " ".join(lines)
+
+
+def said(recipe: Recipe) -> dict[str, Any]:
+    """A resolved recipe as its set keeps it: without what the method has no use for."""
+    values = recipe.model_dump(mode="json")
+    unused = [name for name in ("options", "classifier", "captions") if not values[name]]
+    return {name: value for name, value in values.items() if name not in unused}

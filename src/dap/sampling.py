@@ -47,6 +47,26 @@ class Batch:
         return Batch(tuple(class_names), tuple(labels), tuple(slots), tuple(seeds))
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins when it is not pure noise: images, noised to some level, or latents of that level.
+
+    Attributes:
+        latents: (B, C, *spatial).
+        index: the first step that is done, 0 … steps − 1; the ones before are left out.
+        noised: whether the latents are x_t of that step already. If not they are x_0, and each gets its own image's noise.
+    """
+
+    latents: Tensor
+    index: int
+    noised: bool = False
+
+    @staticmethod
+    def at(latents: Tensor, strength: float, steps: int) -> Start:
+        """Image-to-image from x_0: the last `strength` of the run, at least one step, as diffusers counts them."""
+        return Start(latents, steps - max(1, min(int(steps * strength), steps)))
+
+
 def sample(
     model: ClassifierFree,
     guidance: Guidance | None,
@@ -56,6 +76,7 @@ def sample(
     solver: str | None = None,
     eta: float | None = None,
     push_into: Literal["x", "eps"] | None = None,
+    start: Start | None = None,
 ) -> Iterator[State]:
     """Sample a batch and yield every state; `next` of the last one holds the finished latents.
 
@@ -68,6 +89,7 @@ def sample(
         eta: of the solver "ddim".
         push_into: where the push goes: "x" adds it to x_{t−1}; "eps" moves the prediction so that a first-order step would
             move by it. None: "eps" for solvers with a history, else "x"; without a history they are the same step.
+        start: None begins at pure noise.
 
     Raises:
         DapError: unknown class, layer or solver before the first step; a non-finite sample, with the step it appeared at.
@@ -88,7 +110,14 @@ def sample(
     like = torch.empty(0, device=backbone.device)
     guidance.begin(sorted(set(batch.labels)))
     x, state = normal(backbone.latent_shape, gens, like), None
-    for index, t in enumerate(run.timesteps):
+    first = 0
+    if start is not None:
+        if not 0 <= start.index < steps:
+            raise DapError(f"A run of {steps} steps can begin at step 0 to {steps - 1}, not at {start.index}.")
+        first, given = start.index, start.latents.to(x)
+        alpha, sigma = run.levels[first]
+        x = given if start.noised else alpha * given + sigma * x
+    for index, t in list(enumerate(run.timesteps))[first:]:
         active = guidance.active(index, steps)
         through = guidance.grad_through if active else "nothing"
         x = x.detach().requires_grad_(through != "nothing")

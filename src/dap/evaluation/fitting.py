@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 from typing import Protocol as Interface
 
@@ -23,7 +20,7 @@ from dap.evaluation.networks import Network, build
 from dap.evaluation.parts import Hard
 from dap.evaluation.protocol import Protocol
 from dap.evaluation.transforms import run, split, unnormalised
-from dap.files import write_atomically
+from dap.store import Checkpoint
 
 log = logging.getLogger("dap")
 
@@ -50,37 +47,6 @@ networks are trained together, images (n, networks, c, h, w) and logits (n, netw
 
 After = Callable[[int, Sequence[nn.Module]], None]
 """Called at the end of every epoch with its number and the networks, one for every seed."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a training is kept while it runs, so that a killed one goes on.
-
-    Args:
-        path: the file. It is replaced as a whole.
-        key: of everything the training depends on; a file with another key is not used.
-        every: seconds between two writes.
-    """
-
-    path: Path
-    key: str
-    every: float = 60.0
-
-    def read(self) -> dict[str, Any] | None:
-        """What was written last under this key; None if nothing was, or it cannot be read."""
-        if not self.path.is_file():
-            return None
-        try:
-            state = torch.load(self.path, weights_only=True, map_location="cpu")
-        except Exception as error:  # damaged in whatever way: the trial is then trained anew
-            log.warning("%s cannot be read (%s); this training starts anew", self.path, type(error).__name__)
-            return None
-        return state if isinstance(state, dict) and state.get("key") == self.key else None
-
-    def write(self, state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save({**state, "key": self.key}, buffer)
-        write_atomically(self.path, buffer.getvalue())
 
 
 class Training:

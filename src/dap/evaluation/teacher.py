@@ -51,6 +51,32 @@ class Teacher:
     """How many classes `said` knows."""
     columns: tuple[int, ...]
     """Where the classes asked for are among those."""
+    network: nn.Module | None = None
+    """What `said` runs; None for a function of somebody's own."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, D), float32, on the teacher's device, without a gradient: what its last linear layer is given.
+
+        Args:
+            images: as of `logits`.
+
+        Raises:
+            DapError: it is no module with a linear layer.
+        """
+        layers = [] if self.network is None else [m for m in self.network.modules() if isinstance(m, nn.Linear)]
+        if not layers:
+            raise DapError(
+                f"{self.name} has no linear layer whose input could serve as features; take another network."
+            )
+        seen: list[Tensor] = []
+        handle = layers[-1].register_forward_pre_hook(
+            lambda _, given: seen.append(given[0].detach().flatten(1).float())
+        )
+        try:
+            in_slices(self.said, images.to(self.device, torch.float32))
+        finally:
+            handle.remove()
+        return torch.cat(seen)
 
     def logits(self, images: Tensor) -> Tensor:
         """(n, classes), float32, on the teacher's device, without a gradient.
@@ -133,7 +159,9 @@ def _trained(path: Path, wanted: tuple[str, ...], device: torch.device) -> Teach
         return reference.network(run(kept, _scaled(images, size)))
 
     mark = _fingerprint(reference.network)
-    return Teacher(path.name, wanted, reference.accuracy, mark, device, said, reference.classes, tuple(columns))
+    return Teacher(
+        path.name, wanted, reference.accuracy, mark, device, said, reference.classes, tuple(columns), reference.network
+    )
 
 
 def _torchvision(name: str, wanted: tuple[str, ...], device: torch.device, offline: bool) -> Teacher:
@@ -168,7 +196,7 @@ def _torchvision(name: str, wanted: tuple[str, ...], device: torch.device, offli
 
     known = len(imagenet.names())
     accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
-    return Teacher(name, wanted, accuracy, _fingerprint(network), device, said, known, columns)
+    return Teacher(name, wanted, accuracy, _fingerprint(network), device, said, known, columns, network)
 
 
 def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Teacher:
@@ -188,7 +216,8 @@ def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Teacher:
         made.eval().requires_grad_(False).to(device)
         code += _fingerprint(made)
     said: Logits = made  # pyright: ignore[reportAssignmentType]
-    return Teacher(spec, wanted, None, code, device, said, len(wanted), tuple(range(len(wanted))))
+    network = made if isinstance(made, nn.Module) else None
+    return Teacher(spec, wanted, None, code, device, said, len(wanted), tuple(range(len(wanted))), network)
 
 
 def _imagenet_columns(wanted: tuple[str, ...], teacher: str) -> tuple[int, ...]:

@@ -72,6 +72,8 @@ class Guidance(ABC):
     grad_through: GradThrough = "nothing"
     joint: bool = False
     """Whether an image depends on the other slots of its class, so that these must be sampled together."""
+    sequential: bool = False
+    """Whether an image depends on the earlier slots of its class, so that these must be sampled before it, one by one."""
 
     @abstractmethod
     def __call__(self, state: State) -> Float[Tensor, "b c *spatial"]:
@@ -114,6 +116,7 @@ class Energy(ABC):
     branch: Literal["cond", "null"] = "cond"
     grad_through: GradThrough = "features"
     joint: bool = False
+    sequential: bool = False
 
     @abstractmethod
     def __call__(self, state: State) -> Float[Tensor, " b"]:
@@ -121,6 +124,9 @@ class Energy(ABC):
 
     def begin(self, labels: Sequence[int]) -> None:  # noqa: B027 - a hook
         """As `Guidance.begin`."""
+
+    def finish(self, state: State) -> None:  # noqa: B027 - a hook
+        """As `Guidance.finish`."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +152,16 @@ class Descend(Guidance):
             raise DapError(f"scale must be a finite number >= 0, not {self.scale}.")
         if self.unit not in ("paper", "step"):
             raise DapError(f"unit must be 'paper' or 'step', not {self.unit!r}.")
-        for name in ("layer", "branch", "grad_through", "joint"):
+        for name in ("layer", "branch", "grad_through", "joint", "sequential"):
             object.__setattr__(self, name, getattr(self.energy, name))
 
     def begin(self, labels: Sequence[int]) -> None:
         if self.scale > 0:
             self.energy.begin(labels)
+
+    def finish(self, state: State) -> None:
+        if self.scale > 0:
+            self.energy.finish(state)
 
     def active(self, index: int, steps: int) -> bool:
         return self.scale > 0
@@ -191,6 +201,7 @@ class _Wrapper(Guidance):
         object.__setattr__(self, "branch", next(iter(branches), "cond"))
         object.__setattr__(self, "grad_through", max((p.grad_through for p in parts), key=order.index))
         object.__setattr__(self, "joint", any(p.joint for p in parts))
+        object.__setattr__(self, "sequential", any(p.sequential for p in parts))
 
     @abstractmethod
     def parts(self) -> tuple[Guidance, ...]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dap.errors import DapError
-from dap.methods.base import Made, Method, Task, Unit, plan
-from dap.methods.guided import Dap, DapSlots, Vanilla
-from dap.methods.selection import Random
+from dap.methods.base import Made, Method, Options, Task, Unit, plan
+from dap.methods.dap import Dap, DapSlots
+from dap.methods.random import Random
+from dap.methods.vanilla import Dit, Sd, Vanilla
 from dap.registry import resolve
 
-__all__ = ["METHODS", "Made", "Method", "Task", "Unit", "find", "plan"]
+__all__ = ["METHODS", "Made", "Method", "Options", "Task", "Unit", "find", "plan"]
 
 METHODS: Mapping[str, type[Method]] = {
     "random": Random,
     "vanilla": Vanilla,
+    "dit": Dit,
+    "sd": Sd,
     "dap": Dap,
     "dap-slots": DapSlots,
 }

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol
 
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.data.sources import Source
-from dap.recipe import Recipe
+from dap.errors import DapError
+from dap.recipe import Recipe, explain
+from dap.store import Store
+
+Need = Literal["backbone", "classifier", "training", "captions"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,30 @@ class Made:
     records: list[dict[str, Any]]
 
 
+class Options(BaseModel):
+    """A method's own options. Closed, so a misspelt one is an error; each field says what its paper has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class Classifier(Protocol):
+    """A network trained on the real data; `evaluation.teacher.Teacher` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(n, classes) in the data's label order, of images (n, 3, h, w) in [0, 1]."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, D), what its last layer sees."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What a method gets: a resolved recipe and the objects behind it.
@@ -41,28 +70,68 @@ class Task:
         source: the real training images.
         backbone: None for a method that needs none.
         cache: folder for real features that several runs share, or None.
+        options: the method's own, an instance of its `Options`; None for a method without.
+        classifier: None for a method that needs none.
+        captions: of real images, by `Source.keys`; None for a method that needs none.
+        store: where the method keeps what it makes once, and the checkpoints of long work.
+        tell: told of long work before the first image: what, how much is done, and of how much.
     """
 
     recipe: Recipe
     source: Source
     backbone: Backbone | None
     cache: Path | None = None
+    options: Any = None
+    classifier: Classifier | None = None
+    captions: Mapping[str, str] | None = None
+    store: Store = field(default_factory=Store)
+    tell: Callable[[str, int, int], object] = lambda what, done, total: None
 
 
 class Method(ABC):
     """Makes the images of a set, unit by unit.
 
     Attributes:
-        needs: of "backbone", "classifier", "training", "captions"; checked before any work starts.
-        guidance: the method's own defaults over `GuidanceOptions`, or None for a method without guidance.
+        needs: of "backbone", "classifier", "training", "captions". What cannot be met is said before any work starts;
+            "training" only says that the method trains something.
+        reference: the paper.
+        cost: what it takes beside the units themselves, in a few words.
+        guidance: the method's own defaults over `GuidanceOptions`, or None for a method without DAP's guidance.
+        sampling: the method's own defaults over `Sampling`.
+        Options: the method's own options, or None. They are the recipe's `options`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    reference: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
     guidance: ClassVar[Mapping[str, Any] | None] = None
+    sampling: ClassVar[Mapping[str, Any]] = {}
+    Options: ClassVar[type[Options] | None] = None
 
     @abstractmethod
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         """Do what is done once, and return what makes a unit. Must be cheap when every unit is already there."""
+
+    def parse(self, options: Mapping[str, Any], name: str) -> Options | None:
+        """The method's own options from a recipe's.
+
+        Args:
+            options: values by name.
+            name: of the method, for the message.
+
+        Raises:
+            DapError: an unknown or wrong option, or any for a method without.
+        """
+        if self.Options is None:
+            if options:
+                raise DapError(
+                    f"Method {name!r} has no options of its own, so these mean nothing to it: {', '.join(options)}."
+                )
+            return None
+        try:
+            return self.Options.model_validate(dict(options))
+        except ValidationError as error:
+            raise DapError(f"The options of {name!r} cannot be used. {explain(error, self.Options)}") from error
 
 
 def plan(classes: int, ipc: int, block: int) -> list[Unit]:

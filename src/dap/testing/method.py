@@ -15,6 +15,7 @@ from torch import Tensor
 from dap.backbones import load
 from dap.backbones.base import Backbone
 from dap.data.sources import Source, open_source
+from dap.engine import Workshop
 from dap.methods import METHODS
 from dap.methods.base import Made, Method, Task, Unit, plan
 from dap.recipe import GuidanceOptions, Recipe
@@ -46,8 +47,11 @@ class Probe:
         if self.method.guidance is not None:
             values["guidance"] = {"reals": 4, "clustered": 8}
         used = (backbone or self.backbone) if "backbone" in self.method.needs else None
-        recipe = Recipe.parse(values).resolved(used, self.method.guidance, 32)
-        return Task(recipe, self.source, used)
+        recipe = Recipe.parse(values).resolved(used, self.method.guidance, 32, self.method.sampling)
+        name = type(self.method).__name__
+        options, wanted = self.method.parse({}, name), Recipe.parse({"method": name})
+        classifier = Workshop("cpu", offline=True).classifier(self.method, wanted, self.source)
+        return Task(recipe, self.source, used, options=options, classifier=classifier)
 
     def make(self, ipc: int = 2, seed: int = 0, backwards: bool = False) -> dict[Unit, Made]:
         task = self.task(ipc, seed)

@@ -11,6 +11,8 @@ from dap.seeding import seed_of
 class Random(Method):
     """A seeded uniform draw without replacement of ipc real images of each class (and not the first ipc file names)."""
 
+    cost = "none"
+
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, source = task.recipe, task.source
 

@@ -1,0 +1,42 @@
+"""Diffusion As Priors: see `dap.guidance.representative` for the paper and its equations."""
+
+from __future__ import annotations
+
+from dap.data.bank import BankOptions, FeatureBank
+from dap.guidance import Descend, Guidance, Representative, Window
+from dap.kernels import parse
+from dap.methods.base import Task
+from dap.methods.vanilla import Vanilla
+
+
+class Dap(Vanilla):
+    """DAP as the paper states it; every open choice is an option (see docs/method.md)."""
+
+    reference = "Su, Wu, Chen, Shi, Wang, Ye & Zhu, ICLR 2026 (DAP)"
+    cost = "vanilla's, and the gradient up to the tapped layer; features of the reals once a class and step"
+    guidance = {}
+
+    def build(self, task: Task) -> Guidance:
+        recipe, backbone = task.recipe, task.backbone
+        assert backbone is not None and recipe.guidance is not None and recipe.block is not None
+        options = recipe.guidance
+        assert options.scale is not None and options.unit is not None
+        bank = FeatureBank(
+            task.source,
+            backbone,
+            BankOptions(**options.model_dump(include=set(BankOptions.model_fields))),
+            ipc=recipe.ipc,
+            run_seed=recipe.seed,
+            keep=recipe.ipc > recipe.block,
+            cache=task.cache,
+        )
+        energy = Representative(bank, parse(options.kernel), options.squared, options.repulsion)
+        descend = Descend(energy, options.scale, options.unit)
+        return Window(descend, options.start, options.stop, options.last_step)
+
+
+class DapSlots(Dap):
+    """DAP with a target for every slot and repulsion between the slots, so that a class does not collapse to its mean."""
+
+    reference = "ours, after DAP"
+    guidance = {"targets": "slot", "repulsion": 0.5, "scale": 0.06, "unit": "step"}

@@ -1,0 +1,101 @@
+"""Samples of a pre-trained diffusion model as it is, and the path that every guided method takes too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from dap import sampling, solvers
+from dap.backbones.base import Backbone, ClassifierFree
+from dap.backbones.dit import DiT
+from dap.backbones.unet import UNet
+from dap.errors import DapError
+from dap.guidance import Guidance, Nothing
+from dap.methods.base import Made, Method, Task, Unit
+
+
+class Vanilla(Method):
+    """The backbone's own samples: the scale-0 end of every guided method.
+
+    A guided method overrides `build`; one that starts from real images `start`; one that tunes the backbone `tune`. None of
+    these may do long work: that belongs into `Guidance.begin`, or into the functions that `start` and `tune` return.
+    """
+
+    needs = frozenset({"backbone"})
+    reference = "Ho, Jain & Abbeel 2020; Peebles & Xie 2023 (DiT); Rombach et al. 2022 (Stable Diffusion)"
+    cost = "two passes of the backbone a step and image"
+
+    def build(self, task: Task) -> Guidance:
+        """The guidance of the run."""
+        del task
+        return Nothing()
+
+    def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start] | None:
+        """What gives the place where a batch's run begins; None: at pure noise."""
+        del task
+        return None
+
+    def tune(self, task: Task) -> Callable[[], Backbone] | None:
+        """What gives the backbone to sample from, called once before the first image; None: the task's own."""
+        del task
+        return None
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        recipe, backbone = task.recipe, task.backbone
+        assert backbone is not None and recipe.sampling is not None
+        options = recipe.sampling
+        cfg, channels = options.cfg, options.cfg_channels
+        assert cfg is not None and channels is not None
+        # A class the backbone does not know, or a wrong number of steps, stops the run here.
+        backbone.condition(task.source.class_names)
+        run = {"steps": options.steps, "solver": options.solver, "eta": options.eta}
+        solvers.make(backbone, **run)
+        guidance, start, tune = self.build(task), self.start(task), self.tune(task)
+        assert recipe.block is not None
+        acts = any(guidance.active(index, options.steps) for index in range(options.steps))
+        if (guidance.joint or guidance.sequential) and acts and recipe.block < recipe.ipc:
+            raise DapError(
+                f"This guidance looks at all slots of a class together: set block >= ipc ({recipe.ipc}), not {recipe.block}."
+            )
+        models: list[ClassifierFree] = []
+
+        def make(unit: Unit) -> Made:
+            if not models:
+                models.append(ClassifierFree(tune() if tune else backbone, cfg, channels))
+            alone = guidance.sequential and acts
+            parts = [(slot,) for slot in unit.slots] if alone else [unit.slots]
+            images, seeds = [], []
+            for slots in parts:
+                batch = self.batch(task, unit.label, slots)
+                begin = start(batch) if start else None
+                images.append(sampling.images(models[0], guidance, batch, start=begin, **run).cpu())
+                seeds += batch.seeds
+            return Made(torch.cat(images), [{"seed": seed} for seed in seeds])
+
+        return make
+
+    def batch(self, task: Task, label: int, slots: tuple[int, ...]) -> sampling.Batch:
+        """What is sampled together: some slots of a class."""
+        return sampling.Batch.of(task.source.class_names, [label] * len(slots), slots, task.recipe.seed)
+
+
+class Dit(Vanilla):
+    """Vanilla samples of a diffusion transformer, as the field's tables call the row."""
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        if not isinstance(task.backbone, DiT):
+            raise DapError("The method 'dit' is the samples of a DiT backbone; 'vanilla' are those of any.")
+        return super().prepare(task)
+
+
+class Sd(Vanilla):
+    """Vanilla samples of Stable Diffusion, text-to-image with the class's name."""
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        if not isinstance(task.backbone, UNet):
+            raise DapError(
+                "The method 'sd' is the samples of a Stable Diffusion backbone, such as --backbone starter-unet; "
+                "'vanilla' are those of any."
+            )
+        return super().prepare(task)

@@ -1,0 +1,154 @@
+"""What a run makes once and keeps: trained weights, trajectories, half-done optimisations.
+
+A `Store` belongs to one distilled set, or is shared by many runs. Everything in it is keyed by all that it depends on, so it
+can be deleted at any time: what is missing is made again, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dap.files import write_atomically
+
+log = logging.getLogger("dap")
+
+
+@dataclass
+class Checkpoint:
+    """Where a long piece of work is kept while it runs, so that a killed one goes on.
+
+    Args:
+        path: the file, replaced as a whole; None keeps nothing.
+        key: of everything the work depends on; a file with another key is not used.
+        every: seconds between two writes, for those who ask `due`.
+    """
+
+    path: Path | None
+    key: str
+    every: float = 60.0
+    _written: float = field(default_factory=time.monotonic, init=False, repr=False)
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written last under this key; None if nothing was, or it cannot be read."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception as error:  # damaged in whatever way: the work is then begun anew
+            log.warning("%s cannot be read (%s); this work starts anew", self.path, type(error).__name__)
+            return None
+        return state if isinstance(state, dict) and state.get("key") == self.key else None
+
+    @property
+    def due(self) -> bool:
+        """Whether `every` seconds have passed since the last write, or since the beginning."""
+        return self.path is not None and time.monotonic() - self._written >= self.every
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Keep a state of tensors, numbers, names and nestings of them."""
+        if self.path is None:
+            return
+        buffer = io.BytesIO()
+        torch.save({**state, "key": self.key}, buffer)
+        write_atomically(self.path, buffer.getvalue())
+        self._written = time.monotonic()
+
+
+class Store:
+    """Named tensors that are made once.
+
+    Args:
+        folder: where they are kept; None keeps them in memory alone, as a check of a method does.
+        inputs: what everything in it depends on besides its own key: fingerprints of data, weights and code.
+        every: seconds between two checkpoints.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, inputs: Mapping[str, Any] | None = None, every: float = 60.0
+    ) -> None:
+        self.folder, self.inputs, self.every = folder, dict(inputs or {}), every
+        self._held: dict[str, dict[str, Tensor]] = {}
+        self.used: dict[str, dict[str, Any]] = {}
+        """What was asked for, by name: the seconds it took to make, and whether this run made it."""
+
+    def get(self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of this name and key, on the CPU; `make` is called if they are not there.
+
+        Of several processes that want the same at once, one makes it and the others wait.
+
+        Args:
+            name: for people and for the file's name.
+            key: everything it depends on beyond `inputs`, as JSON values.
+            make: gives the tensors.
+        """
+        mark = f"{name}-{self._hash(name, key)}"
+        if mark not in self._held:
+            with self._alone(mark):
+                found = self._read(mark)
+                began = time.monotonic()
+                if found is None:
+                    value = {part: tensor.detach().cpu().contiguous() for part, tensor in make().items()}
+                    seconds = time.monotonic() - began
+                    self._write(mark, value, seconds)
+                else:
+                    value, seconds = found
+                self._held[mark] = value
+                self.used[name] = {"seconds": round(seconds, 2), "made": found is None}
+        return self._held[mark]
+
+    def checkpoint(self, name: str, key: Mapping[str, Any]) -> Checkpoint:
+        """A checkpoint for work that takes long; `discard` it when what it leads to is kept."""
+        mark = self._hash(name, key)
+        return Checkpoint(None if self.folder is None else self.folder / f"{name}-{mark}.pt", mark, self.every)
+
+    @staticmethod
+    def discard(checkpoint: Checkpoint) -> None:
+        """Delete a checkpoint that is no longer needed."""
+        if checkpoint.path is not None:
+            checkpoint.path.unlink(missing_ok=True)
+
+    def _hash(self, name: str, key: Mapping[str, Any]) -> str:
+        said = json.dumps([name, self.inputs, dict(key)], sort_keys=True, default=str)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    @contextmanager
+    def _alone(self, mark: str) -> Iterator[None]:
+        if self.folder is None:
+            yield
+            return
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".{mark}.lock"):
+            yield
+
+    def _read(self, mark: str) -> tuple[dict[str, Tensor], float] | None:
+        if self.folder is None:
+            return None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(self.folder / f"{mark}.safetensors"), framework="pt") as file:
+                seconds = float((file.metadata() or {}).get("seconds", 0.0))
+                return {name: file.get_tensor(name) for name in file.keys()}, seconds  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError):  # absent, or cut short by a crash of the machine
+            return None
+
+    def _write(self, mark: str, value: dict[str, Tensor], seconds: float) -> None:
+        if self.folder is None:
+            return
+        from safetensors.torch import save
+
+        write_atomically(self.folder / f"{mark}.safetensors", save(value, {"seconds": f"{seconds:.2f}"}))
