@@ -51,7 +51,7 @@ def test_numbers_agree_with_an_independent_computation(sets: list[Path]) -> None
         assert row.last is not None and row.best is not None and row.score is row.last
         assert row.last.mean == pytest.approx(per_set.mean())
         assert row.last.std == row.last.std_sets == pytest.approx(per_set.std(ddof=1))
-        assert row.last.std_trials == pytest.approx(scores.std(ddof=1))
+        assert row.last.std_trials == pytest.approx(np.sqrt(scores.var(axis=1, ddof=1).mean()))
         assert row.best.mean == pytest.approx(per_set.mean() + 0.01)
         assert (row.n_sets, row.n_trials, row.seconds) == (3, 6, 8.0)
         assert row.measures["representativeness"] == 3.0
@@ -59,11 +59,33 @@ def test_numbers_agree_with_an_independent_computation(sets: list[Path]) -> None
             assert row.difference is None
             continue
         vanilla = np.array(SCORES["vanilla"]).mean(axis=1)
-        expected = stats.ttest_ind(per_set, vanilla, equal_var=False).confidence_interval(0.95)
-        assert row.difference is not None and row.difference.n == (3, 3)
+        expected = stats.ttest_rel(per_set, vanilla).confidence_interval(0.95)
+        assert row.difference is not None and row.difference.n == (3, 3) and row.difference.paired
         assert row.difference.value == pytest.approx(per_set.mean() - vanilla.mean())
         assert row.difference.interval == pytest.approx((expected.low, expected.high), rel=1e-6)
         assert row.difference.shown is not (expected.low <= 0 <= expected.high)
+
+
+def test_sets_of_other_seeds_are_compared_as_independent(tmp_path: Path) -> None:
+    runs = {"vanilla": [(0, 0.72), (1, 0.74), (2, 0.73)], "dap": [(2, 0.78), (3, 0.75), (4, 0.79), (5, 0.76)]}
+    paths = [make_set(tmp_path / f"{m}{i}", recipe(m, i), [trial(s)]) for m, of in runs.items() for i, s in of]
+    rows = {row.method: row for row in report.summarise(report.load(paths))}
+    found = rows["dap"].difference
+    scores = [[s for _, s in of] for of in runs.values()]
+    expected = stats.ttest_ind(scores[1], scores[0], equal_var=False).confidence_interval(0.95)
+    assert found is not None and found.n == (4, 3) and not found.paired
+    assert found.interval == pytest.approx((expected.low, expected.high), rel=1e-6)
+
+
+def test_what_sets_share_counts_for_each(tmp_path: Path) -> None:
+    path = make_set(tmp_path / "a", recipe("vanilla", 0), [trial(0.7)])
+    cost = {"seconds": 8.0, "images": 4, "peak_memory_gb": 1.5, "needs": ["backbone", "training"]}
+    prepared = {"surrogate": {"seconds": 30.0, "made": False}, "modes": {"seconds": 2.0, "made": True}}
+    (path / "cost.json").write_text(json.dumps({**cost, "prepared": prepared}))
+    (row,) = report.summarise(report.load([path]))
+    assert (row.seconds, row.memory, row.needs) == (38.0, 1.5, ("training",))
+    page = page_of([path], tmp_path / "out")
+    assert "training" in page and "s shared" in page
 
 
 def test_words_follow_the_interval(sets: list[Path]) -> None:
@@ -73,7 +95,8 @@ def test_words_follow_the_interval(sets: list[Path]) -> None:
         "12 distilled sets in 4 groups, 2 images per class of fashion-mnist, judged by convnet3:"
     )
     assert re.search(
-        r"dap-slots is \+3\.2 points over vanilla \(95 % interval \+[\d.]+ to \+[\d.]+, n = 3 sets each\)", sentence
+        r"dap-slots is \+3\.2 points over vanilla \(95 % interval \+[\d.]+ to \+[\d.]+, n = 3 sets of the same seeds\)",
+        sentence,
     )
     assert "it has the highest mean accuracy, 76.4 % (last epoch)" in sentence
     assert any(line.startswith("No difference shown between dap and vanilla (+0.2 points, 95 %") for line in findings)

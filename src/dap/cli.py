@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 from dap import judging
 from dap.errors import DapError
 from dap.flags import build_parser, flag_of, recipe_fields
-from dap.progress import Bars
+from dap.progress import Bars, Lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status: 0 done, 1 a user's mistake, 130 interrupted."""
     args = build_parser(VERBS).parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="dap: %(message)s", level=logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -61,14 +62,14 @@ def _recipe_values(args: argparse.Namespace) -> dict[str, Any]:
 
     values = Recipe.load(args.recipe) if args.recipe else {}
     for name in (name for name, _ in recipe_fields() if name != "options"):
-        given = getattr(args, name)
+        given = getattr(args, name, None)
         if given is not None:
             section, _, leaf = name.rpartition(".")
             inside = values.setdefault(section, {}) if section else values
             if not isinstance(inside, dict):
                 raise DapError(f"{section!r} in {args.recipe} should hold a mapping, not {inside!r}.")
             inside[leaf] = given
-    if args.option:
+    if args.option and args.verb != "compare":
         values["options"] = {**(values.get("options") or {}), **judging.assignments(args.option, "--option", "NAME")}
     return values
 
@@ -97,26 +98,27 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
-    from dap.experiment import sweep
+    from dap.experiment import check, sweep
+    from dap.workers import run_workers
 
     judging.check_tracking(args)
-    workshop, bars = judging.open_workshop(args), Bars()
-    i, _, n = getattr(args, "shard", "0/1").partition("/")
-    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
-        raise DapError(f"--shard takes I/N with I < N, such as 0/2, not {args.shard!r}.")
-    sweep(
-        cells,
-        args.out,
-        workshop,
-        judging.judges(args, workshop),
-        shard=(int(i), int(n)),
-        progress=bars.images,
-        tell=bars.work,
-        on_trial=bars.trial,
-        on_epoch=bars.epoch,
-        command=_command(),
-    )
-    judging.finish([args.out / name for name, _ in cells if (args.out / name).is_dir()], args.out, title, args.track)
+    workshop = judging.open_workshop(args)
+    bars = Lines() if getattr(args, "worker", False) else Bars()
+    judge_for, failed = judging.judges(args, workshop), None
+    check(cells, workshop)
+    try:
+        if getattr(args, "workers", 1) > 1:
+            run_workers([*args.argv, "--workers", "1", "--worker"], args.workers)
+        else:
+            said = {"progress": bars.images, "tell": bars.work, "on_trial": bars.trial, "on_epoch": bars.epoch}
+            sweep(cells, args.out, workshop, judge_for, command=_command(), **said)
+    except DapError as error:  # of some cells: the report on the others is still written
+        failed = error
+    made = [args.out / name for name, _ in cells if (args.out / name / "classes.json").is_file()]
+    if made and not getattr(args, "worker", False):
+        judging.finish(made, args.out, title, args.track)
+    if failed is not None:
+        raise failed
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -145,11 +147,17 @@ def _sweep(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from dap.experiment import grid
+    from dap.experiment import comparison
 
-    ipcs = {"ipc": args.ipcs} if args.ipcs else {}
-    cells = list(grid(_recipe_values(args), {"method": args.methods, **ipcs}, args.sets))
+    options = judging.assignments(args.option, "--option", "METHOD.NAME")
+    cells = comparison(_recipe_values(args), args.methods, args.ipcs, args.sets, options)
     _grid(args, cells, "Methods compared")
+
+
+def _methods(args: argparse.Namespace) -> None:
+    from dap.methods.catalogue import one, table
+
+    print(one(args.name) if args.name else table())
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -202,6 +210,7 @@ VERBS = {
     "distill": _distill,
     "sweep": _sweep,
     "compare": _compare,
+    "methods": _methods,
     "evaluate": judging.evaluate,
     "train-teacher": judging.train_teacher,
     "report": judging.report,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -225,6 +226,7 @@ def distill(
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
         began, done = time.monotonic(), 0
+        forget_peak_memory()
         if progress is not None:
             progress(0, len(names) * recipe.ipc, "")
         for unit in units:
@@ -244,7 +246,8 @@ def distill(
                     "images": before["images"] + done,
                     "peak_memory_gb": max(before.get("peak_memory_gb", 0), peak_memory_gb()),
                     "needs": sorted(method.needs),
-                    "prepared": {**before.get("prepared", {}), **store.used},
+                    # What an earlier sitting made for this set stays its own.
+                    "prepared": {**store.used, **before.get("prepared", {})},
                 },
             )
     if made.missing():
@@ -253,10 +256,22 @@ def distill(
     return made
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory_gb` count from now on, where the system can: on a GPU and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gb() -> float:
-    """Peak memory of this process so far, in GB (10⁹ bytes): the GPU's if one is in use, else resident memory."""
+    """Peak memory of this process since `forget_peak_memory`, in GB (10⁹ bytes): the GPU's if it is in use, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
+        return round(int(peak) * 1024 / 1e9, 2)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
@@ -16,7 +18,9 @@ from dap.evaluation.networks import Network, build
 from dap.evaluation.reference import load_reference
 from dap.evaluation.trials import Trial
 from dap.judge import Features, Judge
+from dap.methods import find
 from dap.recipe import Data, Recipe
+from dap.workers import share
 
 
 def embedding(
@@ -84,13 +88,69 @@ def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) 
             yield f"{name}/seed{seed}", Recipe.parse(nested)
 
 
+def comparison(
+    base: Mapping[str, Any],
+    methods: Sequence[str],
+    ipcs: Sequence[int],
+    sets: int,
+    options: Mapping[str, Any] | None = None,
+) -> list[tuple[str, Recipe]]:
+    """A folder name and a recipe for every method, ipc and set; each method gets what is its own and nothing else.
+
+    Args:
+        base: values of a recipe, nested. DAP's guidance goes to methods that have it, the classifier and the captions to those
+            that need them.
+        methods: names, or NAME@BACKBONE for another backbone than the base's.
+        ipcs: images per class; () for the base's.
+        sets: how many run seeds, from the base's seed on.
+        options: "METHOD.NAME" -> value, the methods' own options.
+
+    Raises:
+        DapError: an option of a method that is not compared, or an unknown method.
+    """
+    given: dict[str, dict[str, Any]] = {}
+    for name, value in (options or {}).items():
+        owner, _, field = name.rpartition(".")
+        if owner not in methods:
+            raise DapError(
+                f"--option takes METHOD.NAME=VALUE here, with a method of {', '.join(methods)}; not {name!r}."
+            )
+        given.setdefault(owner, {})[field] = value
+    if base.get("options"):
+        raise DapError("Options of a recipe belong to one method; here give them as --option METHOD.NAME=VALUE.")
+    cells = []
+    for method in methods:
+        name, _, backbone = method.partition("@")
+        made = find(name)
+        mine = {key: value for key, value in base.items() if key not in ("guidance", "classifier", "captions")}
+        mine |= {"guidance": base["guidance"]} if made.guidance is not None and base.get("guidance") else {}
+        mine |= {need: base[need] for need in ("classifier", "captions") if need in made.needs and base.get(need)}
+        mine |= {"method": name, "options": given.get(method, {})}
+        if backbone:
+            mine["backbone"] = {**dict(base.get("backbone") or {}), "path": backbone}
+        for ipc in ipcs or (Recipe.parse(base).ipc,):
+            folder = f"method={quote(method, safe='@:')}_ipc={ipc}"
+            cells += [(f"{folder}/{seed}", recipe) for seed, recipe in grid({**mine, "ipc": ipc}, {}, sets)]
+    return [(name.replace("/set/", "/"), recipe) for name, recipe in cells]
+
+
+def check(cells: Sequence[tuple[str, Recipe]], workshop: Workshop) -> None:
+    """Whether every recipe can be run, found out before the first one is.
+
+    Raises:
+        DapError: one cannot, with what is wrong with it.
+    """
+    for _, recipe in cells:
+        method, task = workshop.task(recipe)
+        method.prepare(task)
+
+
 def sweep(
     cells: Sequence[tuple[str, Recipe]],
     out: Path,
     workshop: Workshop,
     judge_for: Callable[[Data], Judge],
     *,
-    shard: tuple[int, int] = (0, 1),
     progress: Callable[[str], Progress | None] = lambda name: None,
     tell: Callable[[str, int, int], object] | None = None,
     on_trial: Callable[[str, Trial], None] | None = None,
@@ -99,12 +159,14 @@ def sweep(
 ) -> list[Path]:
     """Distil and judge every cell; finished ones are kept, so the same call goes on after an interruption.
 
+    Several processes may run the same call side by side, on one machine or on several that share the folder: each takes the
+    next cell that nobody holds, and one left behind by a killed process is taken up by another.
+
     Args:
-        cells: folder names and recipes, see `grid`.
+        cells: folder names and recipes, see `grid` and `comparison`.
         out: where the folders go.
         workshop: loaded backbones and data.
         judge_for: the judge of sets made from these data.
-        shard: (i, n): this process does every n-th cell from i on. Processes meet on the file system alone.
         progress: given a cell's name, returns what is told of its images.
         tell: told of long work before the first image of a cell.
         on_trial: told of every training.
@@ -112,16 +174,18 @@ def sweep(
         command: the shell command to record.
 
     Returns:
-        The folders of all cells, also those of other shards.
+        The folders of all cells.
 
     Raises:
-        DapError: every recipe is checked before the first one is run.
+        DapError: every recipe is checked before the first one is run. A cell that fails later does not stop the others; the
+            error then names it.
     """
-    for _, recipe in cells:
-        method, task = workshop.task(recipe)
-        method.prepare(task)
-    for name, recipe in cells[shard[0] :: shard[1]]:
+    check(cells, workshop)
+
+    def do(name: str, recipe: Recipe) -> None:
         made = distill(recipe, out / name, workshop, progress=progress(name), tell=tell, command=command)
-        told = None if on_trial is None else lambda trial, name=name: on_trial(name, trial)
+        told = None if on_trial is None else functools.partial(on_trial, name)
         judge_for(workshop.task(recipe)[1].recipe.data)(made, on_trial=told, on_epoch=on_epoch)
+
+    share([(name, functools.partial(do, name, recipe)) for name, recipe in cells], out)
     return [out / name for name, _ in cells]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -69,7 +69,7 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     sweep.add_argument(
         "--sets", type=_positive, default=5, help="distilled sets a point, each of its own seed (%(default)s)"
     )
-    sweep.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th cell from I on; run N processes")
+    _sharing(sweep)
     _recipe_flags(sweep)
     _judging(sweep)
     _machine(sweep)
@@ -82,16 +82,31 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
         type=lambda text: text.split(","),
         default=["random", "vanilla", "dap", "dap-slots"],
         metavar="NAME,…",
-        help="random, vanilla, dap, dap-slots, file.py:Name (default: these four)",
+        help="of dap methods, or file.py:Name; NAME@BACKBONE takes another backbone (default: random,vanilla,dap,dap-slots)",
     )
     compare.add_argument(
-        "--ipcs", type=lambda text: [_positive(part) for part in text.split(",")], metavar="N,…", help="several --ipc"
+        "--ipc",
+        dest="ipcs",
+        type=lambda text: [_positive(part) for part in text.split(",")],
+        default=[],
+        metavar="N,…",
+        help="images per class, one or several numbers (default: 10)",
     )
     compare.add_argument("--sets", type=_positive, default=3, help="distilled sets a method, each of its own seed (3)")
-    compare.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th cell from I on; run N processes")
-    _recipe_flags(compare)
+    compare.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="METHOD.NAME=VALUE",
+        help="one of a method's own options, as YAML (dap methods NAME lists them); may be repeated",
+    )
+    _sharing(compare)
+    _recipe_flags(compare, without=("method", "ipc", "options"))
     _judging(compare)
     _machine(compare)
+
+    methods = verb("methods", "list the methods: what each needs, costs and is after, or one with its options")
+    methods.add_argument("name", nargs="?", help="a method, or file.py:Name")
 
     judge = verb("evaluate", "train networks on distilled sets and test them on real images")
     judge.add_argument("sets", nargs="+", type=Path, help="distilled sets, or any folder of class folders")
@@ -192,6 +207,12 @@ def _import_export(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     rank.add_argument("--full", type=float, metavar="FRACTION", help="accuracy of training on all real images")
 
 
+def _sharing(parser: argparse.ArgumentParser) -> None:
+    text = "processes that share the cells (%(default)s); the same command run again elsewhere on the folder joins in"
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help=text)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
 def _machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine (no part of the recipe)")
     _place(group)
@@ -215,7 +236,11 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         help="instead of the protocol's own: convnet3, resnetap10, resnet18, torchvision:NAME, timm:NAME, file.py:build",
     )
     group.add_argument(
-        "--trials", type=_positive, default=trials, help="trainings a set, each of its own seed (%(default)s)"
+        "--trials",
+        "--seeds",
+        type=_positive,
+        default=trials,
+        help="trainings a set, each of its own seed (%(default)s)",
     )
     group.add_argument(
         "--together",
@@ -269,9 +294,11 @@ def flag_of(field: str) -> str:
     return FLAGS.get(field, field.split(".")[-1]).replace("_", "-")
 
 
-def _recipe_flags(parser: argparse.ArgumentParser) -> None:
+def _recipe_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
     group = parser.add_argument_group("recipe")
     for name, field in recipe_fields():
+        if name in without:
+            continue
         kind = field.annotation
         options: dict[str, Any] = {"dest": name, "help": (field.description or "").replace("%", "%%")}
         if field.default is not None and field.default != "":

@@ -63,3 +63,21 @@ class Bars:
         tqdm.write(
             f"{name}: {trial.network}, seed {trial.seed}: {trial.accuracy:.1%} ({trial.seconds:.0f} s)", sys.stderr
         )
+
+
+class Lines(Bars):
+    """Results alone, a line each: for one of several processes that share a terminal."""
+
+    def images(self, name: str) -> Callable[[int, int, str], None]:
+        def told(done: int, total: int, what: str) -> None:
+            if done == total:
+                sys.stderr.write(f"{name}: {total} images\n")
+
+        return told
+
+    def work(self, what: str, done: int, total: int) -> None:
+        if done == total:
+            sys.stderr.write(f"{what}: done\n")
+
+    def epoch(self, seed: int, done: int, total: int) -> None:
+        del seed, done, total

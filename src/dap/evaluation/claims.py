@@ -60,7 +60,7 @@ def _plain(network: str) -> str:
 def _labels(row: Row) -> str:
     """ "hard" or "soft": what the recorded protocol of the row's trials says, else what the protocol's name says."""
     assert row.setting is not None
-    trials = [t for of_set in collect(row.group, row.setting) for t in of_set]
+    trials = [t for _, of_set in collect(row.group, row.setting) for t in of_set]
     recorded = {key: fields for record in row.group.sets for key, fields in record.protocols.items()}
     for trial in trials:
         if isinstance(fields := recorded.get(str(trial.get("by"))), Mapping) and "labels" in fields:

@@ -71,7 +71,7 @@ def confusions(groups: Sequence[Group], rows: Sequence[Row]) -> list[Confusion]:
     for row in rows:
         if row.setting is None:
             continue
-        trials = [trial for of_set in collect(row.group, row.setting) for trial in of_set]
+        trials = [trial for _, of_set in collect(row.group, row.setting) for trial in of_set]
         # Trials name their classes where the test data's order is not the set's.
         listed = next((t["classes"] for t in trials if isinstance(t.get("classes"), list)), row.group.first.class_names)
         names = tuple(map(str, listed))

@@ -119,7 +119,7 @@ def training(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any
 
 def _along(group: Group, setting: Setting) -> Series | None:
     """A group's accuracy in per cent at the epochs at which all of its trials were tested; each set counts once."""
-    sets = [[dict(_looks(trial)) for trial in trials] for trials in collect(group, setting)]
+    sets = [[dict(_looks(trial)) for trial in trials] for _, trials in collect(group, setting)]
     shared = set.intersection(*(set(looks) for of_set in sets for looks in of_set)) if sets else set()
     if len(shared) < LOOKS:
         return None

@@ -21,6 +21,8 @@ Json = Mapping[str, Any]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MEASURES = ("representativeness", "diversity", "coverage")
 """The measures shown beside the accuracies, in this order."""
+VANILLA = frozenset({"vanilla", "dit", "sd"})
+"""Methods that are the backbone's own samples."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class SetRecord:
     def guidance(self, field: str) -> object:
         """A field of the recipe's guidance, "4" as the number 4; None for a method without guidance."""
         section = self.recipe.get("guidance")
-        value = section.get(field) if isinstance(section, Mapping) and self.method != "vanilla" else None
+        value = section.get(field) if isinstance(section, Mapping) and self.method not in VANILLA else None
         # Layers are names, which for most backbones are numbers; only as numbers do they sort and make an axis.
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
@@ -89,8 +91,8 @@ class SetRecord:
 
     @property
     def unguided(self) -> bool:
-        """Whether this is the backbone's own sample: vanilla, or a guided method at scale 0."""
-        return self.method == "vanilla" or self.guidance("scale") == 0
+        """Whether this is the backbone's own sample: vanilla, or DAP at scale 0."""
+        return self.method in VANILLA or self.guidance("scale") == 0
 
 
 def load(paths: Iterable[Path | str]) -> list[SetRecord]:

@@ -42,6 +42,7 @@ from dap.evaluation.wording import (
     summary,
     table,
     times,
+    trainings,
 )
 
 __all__ = ["Group", "Row", "SetRecord", "load", "summarise", "table", "write_report"]
@@ -221,6 +222,8 @@ def _tables(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
                 ),
                 "unsure": any(row.difference and row.difference.interval and not row.difference.shown for row in here),
                 "intervals": any(row.difference and row.difference.interval for row in here),
+                "paired": any(row.difference and row.difference.paired for row in here),
+                "within": any(trainings(row.score) != DASH for row in here),
             }
         )
     return tables
@@ -235,6 +238,7 @@ def _line(row: Row, rows: Sequence[Row], span: tuple[float, float] | None, claim
         "note": row.group.note,
         "scale": scale(row),
         "accuracy": accuracy(row.score),
+        "trainings": trainings(row.score),
         "mean": row.score.mean if row.score else "",
         "strip": strip(row.score.sets, *span, mean, css) if row.score and span else "",
         "difference": signed(row.difference.value) if row.difference else DASH,
@@ -242,6 +246,8 @@ def _line(row: Row, rows: Sequence[Row], span: tuple[float, float] | None, claim
         "times": times(row),
         "measures": [(row.measures[name], figure(row.measures[name])) for name in MEASURES],
         "seconds": figure(row.seconds),
+        "memory": figure(row.memory),
+        "needs": ", ".join(row.needs),
         "expected": claims.of(row),
     }
 
@@ -286,7 +292,8 @@ def _markdown(content: Content) -> str:
     sentence, findings = summary(content.rows, content.sets)
     lines = [*near_copies(content.groups), *findings]
     parts = [f"# {content.title}", sentence, "\n".join(f"- {line}" for line in lines)]
-    spread = "± is the sample standard deviation over sets, or over trials where there is one set."
+    spread = "± is the sample standard deviation over sets, or over trials where there is one set; that over the trainings of "
+    spread += "one set stands apart. Differences to vanilla are taken seed by seed where both have the seeds."
     parts += ["## Accuracy", spread, table(content.rows, content.claims)]
     parts += _titled("Networks", content.networks)
     if found := content.measures:

@@ -10,7 +10,8 @@ from dap.evaluation.charts import bar
 from dap.evaluation.gallery import inspected
 from dap.evaluation.meanings import meaning, ordered
 from dap.evaluation.records import MEASURES, SetRecord, is_number
-from dap.evaluation.summary import Group, Row, Setting, Stat, flatten
+from dap.evaluation.spread import Stat
+from dap.evaluation.summary import Group, Row, Setting, flatten, full_seconds
 from dap.evaluation.tables import Cell, Column, Table, cell, named
 from dap.evaluation.wording import DASH, accuracy, count, differing, figure, percent, setting_name
 
@@ -64,18 +65,30 @@ def _measured(values: Sequence[float]) -> Cell:
 
 
 def cost_table(groups: Sequence[Group]) -> Table:
-    """Per group: seconds a set and an image, peak GB, seconds a trial, and the devices trials ran on."""
-    names = ("s per set", "s per image", "peak memory, GB", "s per trial")
-    columns = (Column("group", numeric=False), *map(Column, names), Column("trials ran on", numeric=False))
+    """Per group: seconds a set, of these what sets share, and an image, peak GB, needs, seconds a trial, its devices."""
+    numbers = (
+        Column("s per set", hint="everything a set takes alone, what is shared counted in full", field="s_per_set"),
+        Column(
+            "s shared", hint="of these: made once and kept for all sets (--cache): trained networks, weights, clusters"
+        ),
+        Column("s per image"),
+        Column("peak memory, GB", hint="of the process while it made the set, PyTorch's own included"),
+        Column("s per trial"),
+    )
+    words = (Column("needs", numeric=False), Column("trials ran on", numeric=False))
+    columns = (Column("group", numeric=False), *numbers, *words)
     rows = []
     for group in groups:
         costs, trials = [s.cost for s in group.sets], [t for s in group.sets for t in s.trials]
-        each = [c["seconds"] / c["images"] for c in costs if c.get("images") and is_number(c.get("seconds"))]
+        full = [full_seconds(c) for c in costs]
+        each = [s / c["images"] for s, c in zip(full, costs, strict=True) if c.get("images") and s is not None]
         peak = max((c["peak_memory_gb"] for c in costs if is_number(c.get("peak_memory_gb"))), default=None)
-        means = [group.mean([c.get("seconds") for c in costs]), group.mean(each), peak]
+        shared = [sum(part["seconds"] for part in c.get("prepared", {}).values()) or None for c in costs]
+        means = [group.mean(full), group.mean(shared), group.mean(each), peak]
         means.append(group.mean([t.get("seconds") for t in trials]))
         devices = ", ".join(distinct(t.get("device") for t in trials))
-        rows.append((named(group.label), *(Cell(figure(v), v) for v in means), cell(devices)))
+        needs = ", ".join(distinct(need for c in costs for need in c.get("needs", ())))
+        rows.append((named(group.label), *(Cell(figure(v), v) for v in means), cell(needs), cell(devices)))
     return Table("cost", "Cost", columns, tuple(rows))
 
 

@@ -1,9 +1,6 @@
 """From trials to numbers: sets that differ only in the seed form a `Group`; a `Row` sums one up under one `Setting`.
 
-The unit of replication is the distilled set. A set's accuracy is the mean over its own trials; a row's mean and sample
-standard deviation (ddof = 1) are taken over these per-set means. With one set only the spread of its trials is known,
-which is the noise of training alone, and the row says so. Differences to vanilla carry Welch's 95 % t interval over the
-per-set means (Welch 1947); they are not corrected for the number of comparisons.
+What its mean, spreads and difference to vanilla are is said in `evaluation.spread`.
 """
 
 from __future__ import annotations
@@ -12,10 +9,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from dap.evaluation.records import MEASURES, Json, SetRecord, is_number
+from dap.evaluation.records import MEASURES, VANILLA, Json, SetRecord, is_number
+from dap.evaluation.spread import Difference, Stat, difference, spread_of
 
 COLUMNS = ("method", "ipc", "guidance.scale", "guidance.unit", "guidance.targets")
 """Fields with a column of their own; a group's note names the others in which groups of its method differ."""
@@ -64,45 +62,6 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Stat:
-    """Accuracies as fractions: one mean a set, and the number of trials behind them."""
-
-    sets: tuple[float, ...]
-    std_trials: float | None
-    """Sample standard deviation over all trials as one pool; None for a single trial."""
-
-    @property
-    def mean(self) -> float:
-        """Mean of the per-set means."""
-        return fmean(self.sets)
-
-    @property
-    def std_sets(self) -> float | None:
-        """Sample standard deviation over the per-set means; None for a single set."""
-        return stdev(self.sets) if len(self.sets) > 1 else None
-
-    @property
-    def std(self) -> float | None:
-        """Over sets where there are two or more, else over trials."""
-        return self.std_trials if self.std_sets is None else self.std_sets
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row's mean minus vanilla's, as fractions; the interval is None unless both have two sets or more."""
-
-    value: float
-    interval: tuple[float, float] | None
-    n: tuple[int, int]
-    """Sets behind the row and behind vanilla."""
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval is known and excludes 0."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
-
-
-@dataclass(frozen=True)
 class Row:
     """One group under one setting; `setting`, `last` and `best` are None for a group without a trial."""
 
@@ -114,8 +73,16 @@ class Row:
     """How many trials each evaluated set has."""
     difference: Difference | None
     seconds: float | None
-    """Mean cost of making one set."""
+    """Mean cost of making one set; what sets share counts in full for each."""
+    memory: float | None
+    """Peak memory of making a set, in GB (10⁹ bytes)."""
     measures: Mapping[str, float | None]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the method needs beside a backbone: "classifier", "training", "captions"."""
+        found = {str(need) for record in self.group.sets for need in record.cost.get("needs", ())}
+        return tuple(sorted(found - {"backbone"}))
 
     @property
     def method(self) -> str:
@@ -246,16 +213,30 @@ def summarise(sets: Sequence[SetRecord]) -> list[Row]:
         for group, trials in scored:
             if not trials:
                 continue
-            last, best = (_stat([[t[score] for t in of_set] for of_set in trials]) for score in ("last", "best"))
-            rows.append(_row(group, setting, last, best, tuple(map(len, trials))))
+            seeds, of_sets = tuple(seed for seed, _ in trials), [found for _, found in trials]
+            last, best = (
+                spread_of([[t[score] for t in each] for each in of_sets], seeds) for score in ("last", "best")
+            )
+            rows.append(_row(group, setting, last, best, tuple(map(len, of_sets))))
     rows = [_against_vanilla(row, rows) for row in rows]
     return rows + [_row(g, None, None, None, ()) for g in groups if not any(record.trials for record in g.sets)]
 
 
 def _row(group: Group, setting: Setting | None, last: Stat | None, best: Stat | None, trials: tuple[int, ...]) -> Row:
     measures = {name: group.mean(group.measure(name)) for name in MEASURES}
-    seconds = group.mean([record.cost.get("seconds") for record in group.sets])
-    return Row(group, setting, last, best, trials, None, seconds, measures)
+    costs = [record.cost for record in group.sets]
+    peaks = [cost["peak_memory_gb"] for cost in costs if is_number(cost.get("peak_memory_gb"))]
+    seconds = group.mean([full_seconds(cost) for cost in costs])
+    return Row(group, setting, last, best, trials, None, seconds, max(peaks, default=None), measures)
+
+
+def full_seconds(cost: Json) -> float | None:
+    """Seconds of making a set alone: what it took from a store that sets share counts as if it had been made for it."""
+    if not is_number(cost.get("seconds")):
+        return None
+    prepared = cost.get("prepared")
+    parts = prepared.values() if isinstance(prepared, Mapping) else ()
+    return cost["seconds"] + sum(part["seconds"] for part in parts if not part.get("made"))
 
 
 def _setting(trial: Json) -> Setting:
@@ -264,25 +245,20 @@ def _setting(trial: Json) -> Setting:
     return Setting(trial["network"], trial["protocol"], epochs, n_test, headline)
 
 
-def collect(group: Group, setting: Setting) -> list[list[Json]]:
-    """The trials of each set under a setting, one a training seed: a seed that was run again counts once."""
+def collect(group: Group, setting: Setting) -> list[tuple[object, list[Json]]]:
+    """The run seed and the trials of each set under a setting, one a training seed: one that was run again counts once."""
     found = []
     for record in group.sets:
         trials = {json.dumps(t.get("seed", i)): t for i, t in enumerate(record.trials) if _setting(t) == setting}
-        found += [list(trials.values())] if trials else []
+        found += [(record.seed, list(trials.values()))] if trials else []
     return found
-
-
-def _stat(scores: list[list[float]]) -> Stat:
-    pool = [score for of_set in scores for score in of_set]
-    return Stat(tuple(fmean(of_set) for of_set in scores), stdev(pool) if len(pool) > 1 else None)
 
 
 def _against_vanilla(row: Row, rows: Sequence[Row]) -> Row:
     vanilla = reference(row, rows)
     if vanilla is None or vanilla.group is row.group or row.score is None or vanilla.score is None:
         return row
-    return replace(row, difference=welch(row.score.sets, vanilla.score.sets))
+    return replace(row, difference=difference(row.score, vanilla.score))
 
 
 def reference(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -296,25 +272,9 @@ def reference(row: Row, rows: Sequence[Row]) -> Row | None:
 
     def distance(other: Row) -> tuple[bool, int]:
         shared = [f for f in varying([record, other.group.first]) if f != "method" and not f.startswith("guidance.")]
-        return other.method != "vanilla", len(shared)
+        return other.method not in VANILLA, len(shared)
 
     return min(filter(fits, rows), key=distance, default=None)
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Difference of two means and its 95 % interval by Welch's unequal-variances t (Welch 1947), one value a set."""
-    value = fmean(a) - fmean(b)
-    if min(len(a), len(b)) < 2:
-        return Difference(value, None, (len(a), len(b)))
-    from scipy.special import stdtrit
-
-    parts = [stdev(sample) ** 2 / len(sample) for sample in (a, b)]
-    total = sum(parts)
-    if total == 0:
-        return Difference(value, (value, value), (len(a), len(b)))
-    freedom = total**2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(total)
-    return Difference(value, (value - half, value + half), (len(a), len(b)))
 
 
 def sweeps(groups: Sequence[Group], field: str) -> list[list[Group]]:

@@ -105,8 +105,10 @@ def accuracies(rows: Sequence[Row], claims: Claims) -> str:
             line |= {f"{name}_std_trials": stat and stat.std_trials}
         low, high = (row.difference and row.difference.interval) or (None, None)
         line |= {"vs_vanilla": row.difference and row.difference.value, "low_95": low, "high_95": high}
+        line |= {"paired": row.difference and row.difference.paired}
         claim = claims.of(row)
-        line |= dict(row.measures) | {"seconds_per_set": row.seconds, "expected": claim and claim.text}
+        line |= dict(row.measures) | {"seconds_per_set": row.seconds, "peak_memory_gb": row.memory}
+        line |= {"needs": " ".join(row.needs), "expected": claim and claim.text}
         line |= {"expected_source": claim and claim.source}
         recipe = flatten(row.group.first.recipe)
         lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})

@@ -7,7 +7,8 @@ from pathlib import PurePath
 
 from dap.evaluation.claims import Claims
 from dap.evaluation.records import MEASURES, SetRecord, is_number
-from dap.evaluation.summary import Difference, Group, Row, Setting, Stat, flatten, recipe_key
+from dap.evaluation.spread import Difference, Stat
+from dap.evaluation.summary import Group, Row, Setting, flatten, recipe_key
 
 DASH = "–"
 PENDING = "not evaluated yet"
@@ -50,6 +51,11 @@ def accuracy(stat: Stat | None) -> str:
     return percent(stat.mean) + ("" if stat.std is None else f" ± {percent(stat.std)}")
 
 
+def trainings(stat: Stat | None) -> str:
+    """ "± 0.5", the spread over trainings of one set, where `accuracy` says that over sets; else a dash."""
+    return DASH if stat is None or stat.std_sets is None or stat.std_trials is None else f"± {percent(stat.std_trials)}"
+
+
 def times(row: Row) -> str:
     """Sets × trials of each, as in "3 × 2" or "3 of 5 × 2"; both totals where sets have unequal numbers of trials."""
     of = len(row.group.sets)
@@ -83,6 +89,7 @@ def compared(name: str, difference: Difference) -> str:
     """A difference to vanilla in words, with interval and n: "no difference shown" where the interval includes 0."""
     n, m = difference.n
     sets = f"n = {n} sets each" if n == m else f"n = {n} and {m} sets"
+    sets = f"n = {n} sets of the same seeds" if difference.paired else sets
     points = signed(difference.value)
     if difference.interval is None:
         sets = "one set each" if n == m else f"{count(n, 'set')} against {m}"
@@ -192,23 +199,36 @@ def table(rows: Sequence[Row], expected: Mapping[str, str] | Claims | None = Non
     for setting in dict.fromkeys(row.setting for row in rows):
         here = [row for row in rows if row.setting == setting]
         score = f"accuracy ({setting.headline}), %" if setting else "accuracy, %"
-        header = ["method", "ipc", "scale", "targets", score, "vs vanilla", "95 % interval", "sets × trials"]
-        header += [*MEASURES, "s per set", "expected"]
-        body = [[*cells(row), *(figure(row.measures[m]) for m in MEASURES), figure(row.seconds)] for row in here]
+        header = [
+            "method",
+            "ipc",
+            "scale",
+            "targets",
+            score,
+            "± trainings",
+            "vs vanilla",
+            "95 % interval",
+            "sets × trials",
+        ]
+        header += [*MEASURES, "s per set", "GB", "needs", "expected"]
+        costs = [(figure(row.seconds), figure(row.memory), ", ".join(row.needs) or DASH) for row in here]
+        figures = [[figure(row.measures[m]) for m in MEASURES] for row in here]
+        body = [[*cells(row), *more, *cost] for row, more, cost in zip(here, figures, costs, strict=True)]
         found = [claims.of(row) for row in here]
-        figures = [f"{one.text}{' (published)' if one.source else ''}" if one else DASH for one in found]
-        block = grid(header, [[*line, figure] for line, figure in zip(body, figures, strict=True)])
+        claimed = [f"{one.text}{' (published)' if one.source else ''}" if one else DASH for one in found]
+        block = grid(header, [[*line, text] for line, text in zip(body, claimed, strict=True)])
         sources = dict.fromkeys(one.source for one in found if one and one.source)
         blocks.append("\n\n".join([setting_name(setting), block, *(f"Source: {source}." for source in sources)]))
     return "\n\n".join(blocks) + "\n"
 
 
 def cells(row: Row) -> list[str]:
-    """The text of a row's first eight columns, up to sets × trials."""
+    """The text of a row's first nine columns, up to sets × trials."""
     method = f"{row.method} ({row.group.note})" if row.group.note else row.method
     difference = (signed(row.difference.value), interval(row.difference) or DASH) if row.difference else (DASH, DASH)
     scaled = " ".join(filter(None, scale(row)))
-    return [method, str(row.ipc), scaled, row.targets or DASH, accuracy(row.score), *difference, times(row)]
+    score = [accuracy(row.score), trainings(row.score)]
+    return [method, str(row.ipc), scaled, row.targets or DASH, *score, *difference, times(row)]
 
 
 def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list[tuple[str, str]]]:

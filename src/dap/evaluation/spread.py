@@ -1,0 +1,98 @@
+"""Means and spreads over sets and trainings, and differences between them with their intervals.
+
+The unit of replication is the distilled set. A set's accuracy is the mean over its own trials; mean and sample standard
+deviation (ddof = 1) are taken over these per-set means. The spread over trainings is kept apart: the standard deviation of
+trials around the mean of their own set, over all sets as one pool. With one set only that is known. Sets of one run seed
+share their noise, and trials of one seed their initial network, so a difference to vanilla is taken set by set where two or
+more seeds are common, with Student's 95 % t interval; else it carries Welch's (1947) over the per-set means. Neither is
+corrected for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev, variance
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Accuracies as fractions: one mean a set, and the number of trials behind them."""
+
+    sets: tuple[float, ...]
+    std_trials: float | None
+    """Sample standard deviation of trials around their own set's mean, over all sets; None where no set has two."""
+    seeds: tuple[object, ...] = ()
+    """Run seeds of the sets, in their order."""
+
+    @property
+    def mean(self) -> float:
+        """Mean of the per-set means."""
+        return fmean(self.sets)
+
+    @property
+    def std_sets(self) -> float | None:
+        """Sample standard deviation over the per-set means; None for a single set."""
+        return stdev(self.sets) if len(self.sets) > 1 else None
+
+    @property
+    def std(self) -> float | None:
+        """Over sets where there are two or more, else over trials."""
+        return self.std_trials if self.std_sets is None else self.std_sets
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row's mean minus vanilla's, as fractions; the interval is None unless both have two sets or more."""
+
+    value: float
+    interval: tuple[float, float] | None
+    n: tuple[int, int]
+    """Sets behind the row and behind vanilla."""
+    paired: bool = False
+    """Whether sets of one seed were compared with each other."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval is known and excludes 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def spread_of(scores: list[list[float]], seeds: tuple[object, ...]) -> Stat:
+    """The scores of each set's trials, summed up; `seeds` are the sets' own."""
+    spread = [(variance(of_set), len(of_set) - 1) for of_set in scores if len(of_set) > 1]
+    freedom = sum(n for _, n in spread)
+    within = math.sqrt(sum(value * n for value, n in spread) / freedom) if freedom else None
+    return Stat(tuple(fmean(of_set) for of_set in scores), within, seeds)
+
+
+def difference(row: Stat, vanilla: Stat) -> Difference:
+    """Paired over the run seeds that both have, where there are two or more; else as `welch`."""
+    mine, theirs = (dict(zip(stat.seeds, stat.sets, strict=False)) for stat in (row, vanilla))
+    common = [seed for seed in mine if seed is not None and seed in theirs]
+    unique = len(mine) == len(row.sets) and len(theirs) == len(vanilla.sets)
+    if len(common) < 2 or not unique:
+        return welch(row.sets, vanilla.sets)
+    gaps = [mine[seed] - theirs[seed] for seed in common]
+    value, n = fmean(gaps), len(gaps)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(n - 1, 0.975)) * stdev(gaps) / math.sqrt(n)
+    return Difference(value, (value - half, value + half), (n, n), paired=True)
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Difference of two means and its 95 % interval by Welch's unequal-variances t (Welch 1947), one value a set."""
+    value = fmean(a) - fmean(b)
+    if min(len(a), len(b)) < 2:
+        return Difference(value, None, (len(a), len(b)))
+    from scipy.special import stdtrit
+
+    parts = [stdev(sample) ** 2 / len(sample) for sample in (a, b)]
+    total = sum(parts)
+    if total == 0:
+        return Difference(value, (value, value), (len(a), len(b)))
+    freedom = total**2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(total)
+    return Difference(value, (value - half, value + half), (len(a), len(b)))

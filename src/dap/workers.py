@@ -1,0 +1,99 @@
+"""Pieces of work shared by processes that meet on the file system alone, and the processes themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from dap.errors import DapError
+
+CLAIMS = ".claims"
+"""Folder of the locks that say which process works on which piece."""
+
+
+def share(pieces: Sequence[tuple[str, Callable[[], object]]], out: Path, wait: float = 1.0) -> None:
+    """Do every piece that no other process holds, until all are done.
+
+    A piece must be cheap when it is done already. One that another process holds is looked at again when it lets go, so
+    that what a killed process left half-done is finished here.
+
+    Args:
+        pieces: names, and what to do.
+        out: the folder the processes share.
+        wait: seconds between two looks at what others hold.
+
+    Raises:
+        DapError: a piece failed; the others are done first, and every failure is named.
+    """
+    from filelock import FileLock, Timeout
+
+    (out / CLAIMS).mkdir(parents=True, exist_ok=True)
+    todo, failed = dict(pieces), {}
+    while todo:
+        before = len(todo)
+        for name in list(todo):
+            try:
+                with FileLock(out / CLAIMS / f"{name.replace('/', '~')}.lock", timeout=0):
+                    todo.pop(name)()
+            except Timeout:
+                continue
+            except DapError as error:
+                failed[name] = error
+        if len(todo) == before:
+            time.sleep(wait)
+    if len(failed) == 1 and len(pieces) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        told = " ".join(f"{name}: {error}" for name, error in failed.items())
+        raise DapError(f"{len(failed)} of {len(pieces)} failed, the others are done. {told}")
+
+
+def run_workers(arguments: Sequence[str], workers: int) -> None:
+    """Run the command line `dap` with these arguments in several processes and wait for all.
+
+    Each gets its share of the CPU threads, and where there are several GPUs its own in turn. What they say goes to this
+    process's standard error, line by line.
+
+    Args:
+        arguments: of a command that shares its work by `share`.
+        workers: how many processes.
+
+    Raises:
+        DapError: one of them failed; what was done is kept.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    with ExitStack() as stack:
+        running = []
+        for k in range(workers):
+            environment = {**os.environ, "DAP_PLAIN_PROGRESS": "1"}
+            environment.setdefault("OMP_NUM_THREADS", threads)
+            if gpus > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = str(k % gpus)
+            command = [sys.executable, "-m", "dap", *arguments]
+            running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+            stack.callback(_stop, running[-1])
+        found = [process.wait() for process in running]
+    wrong = [str(k) for k, status in enumerate(found) if status]
+    if wrong:
+        raise DapError(
+            f"Worker {', '.join(wrong)} of {workers} stopped early; its message stands above. What was made is kept: run the "
+            "same again to go on."
+        )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a worker that still runs because this process is stopping."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        if process.poll() is None:
+            process.kill()
