@@ -375,7 +375,7 @@ def test_storing_labels_ends_with_the_command_that_takes_them(ours, teacher, tmp
 
 def test_methods_are_compared_over_networks_and_ipc(colours, pipeline_folder, tmp_path, capsys):
     common = ["--data", colours, "--backbone", pipeline_folder, "--steps", 3, "--sets", 1, "--out", tmp_path]
-    options = ["--methods", "random,vanilla", "--ipcs", "1,2", "--networks", "convnet1,convnet2", *SMALL]
+    options = ["--methods", "random,vanilla", "--ipc", "1,2", "--networks", "convnet1,convnet2", *SMALL]
     status, err = call(capsys, "compare", *common, *options)
     assert status == 0, err
     cells = sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.glob("*/*/trials.jsonl"))

@@ -1,0 +1,156 @@
+"""`dap compare`: a grid of methods, each with its own options alone, shared by processes that may be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dap.cli import main
+from dap.errors import DapError
+from dap.experiment import comparison
+from dap.recipe import Recipe
+from dap.workers import share
+
+FAST = ["--set", "epochs=2", "--set", "width=4", "--set", "size=16", "--networks", "convnet1"]
+
+
+def test_each_method_gets_what_is_its_own():
+    base = {
+        "ipc": 4,
+        "guidance": {"scale": 0.3},
+        "classifier": "torchvision:resnet18",
+        "backbone": {"dtype": "bfloat16"},
+    }
+    cells = dict(comparison(base, ["random", "vanilla@starter-unet", "dap"], [1, 2], 2))
+    assert list(cells)[:3] == ["method=random_ipc=1/seed0", "method=random_ipc=1/seed1", "method=random_ipc=2/seed0"]
+    assert len(cells) == 12
+    dap, vanilla = cells["method=dap_ipc=2/seed1"], cells["method=vanilla@starter-unet_ipc=2/seed1"]
+    assert (dap.guidance.scale, dap.seed, dap.ipc, dap.classifier) == (0.3, 1, 2, None)
+    assert vanilla.guidance is None and vanilla.method == "vanilla"
+    assert (vanilla.backbone.path, vanilla.backbone.dtype) == ("starter-unet", "bfloat16")
+    assert dict(comparison({}, ["random"], [], 1)) == {"method=random_ipc=10/seed0": Recipe.parse({"method": "random"})}
+
+
+@pytest.mark.parametrize(
+    ("options", "base", "says"),
+    [
+        ({"scale": 1}, {}, "METHOD.NAME=VALUE here, with a method of random, dap; not 'scale'"),
+        ({"mgd3.scale": 1}, {}, "not 'mgd3.scale'"),
+        ({}, {"options": {"scale": 1}}, "belong to one method"),
+    ],
+)
+def test_options_are_given_to_somebody(options, base, says):
+    with pytest.raises(DapError, match=says):
+        comparison(base, ["random", "dap"], [1], 1, options)
+
+
+def test_a_failing_piece_stops_no_other(tmp_path):
+    done = []
+
+    def fail():
+        raise DapError("the disk is full.")
+
+    pieces = [("a", lambda: done.append("a")), ("b", fail), ("c", lambda: done.append("c"))]
+    with pytest.raises(DapError, match="1 of 3 failed, the others are done. b: the disk is full."):
+        share(pieces, tmp_path)
+    assert done == ["a", "c"]
+
+
+def test_a_piece_that_another_process_holds_is_waited_for(tmp_path):
+    """A process that holds `a` is killed; `b` is done meanwhile, then `a`."""
+    code = (
+        "import sys, time, pathlib; from dap.workers import share\n"
+        "def hold(): print('held', flush=True); time.sleep(600)\n"
+        "share([('a', hold)], pathlib.Path(sys.argv[1]))"
+    )
+    done = []
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+
+        def b():
+            done.append("b")
+            holder.send_signal(signal.SIGKILL)
+            holder.wait()
+
+        share([("a", lambda: done.append("a")), ("b", b)], tmp_path, wait=0.05)
+    assert done == ["b", "a"]
+
+
+@pytest.fixture
+def command(colours, pipeline_folder, tmp_path):
+    data = ["--data", str(colours), "--backbone", str(pipeline_folder), "--steps", "3"]
+    methods = ["--methods", "random,vanilla,dap", "--ipc", "1,2", "--sets", "2", "--seeds", "2"]
+    out = tmp_path / "out"
+    return ["compare", *data, *methods, *FAST, "--reals", "2", "--out", str(out)], out
+
+
+def children(pid):
+    """The process ids of a process's children, of Linux's process table."""
+    tables = [(int(entry.name), entry / "stat") for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    with contextlib.suppress(OSError):  # one that ended just now
+        return [found for found, stat in tables if int(stat.read_text().rpartition(")")[2].split()[1]) == pid]
+    return children(pid)
+
+
+def test_workers_share_the_cells_and_a_killed_one_is_made_up_for(command, tmp_path):
+    arguments, out = command
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "dap", *arguments, "--workers", "2"]
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    while process.poll() is None and not list(out.glob("*/*/trials.jsonl")):
+        time.sleep(0.05)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1 and "stopped early" in stderr and "Traceback" not in stderr
+    cells = sorted(str(p.parent.relative_to(out)) for p in out.glob("*/*/trials.jsonl"))
+    assert len(cells) == 12, "the other worker took up what was left"
+    lines = [(out / cell / "trials.jsonl").read_text().splitlines() for cell in cells]
+    assert all(len(of_cell) == 2 for of_cell in lines)
+    costs = [json.loads((out / cell / "cost.json").read_text()) for cell in cells]
+    assert all(cost["seconds"] > 0 and cost["peak_memory_gb"] > 0 for cost in costs)
+    assert {tuple(cost["needs"]) for cost in costs} == {(), ("backbone",)}
+    alone = [part.replace(str(out), str(tmp_path / "alone")) for part in arguments]
+    assert main(alone) == 0
+    for cell in cells:
+        manifest = (out / cell / "manifest.jsonl").read_bytes()
+        assert manifest == (tmp_path / "alone" / cell / "manifest.jsonl").read_bytes()
+    assert (out / "report.html").exists() and "vs vanilla" in stdout
+
+
+def test_a_failing_cell_is_named_and_the_report_is_on_the_others(command, capsys, monkeypatch):
+    arguments, out = command
+    from dap.methods.random import Random
+
+    def prepare(self, task):
+        def make(unit):
+            raise DapError("no more images.")
+
+        return make
+
+    monkeypatch.setattr(Random, "prepare", prepare)
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert "4 of 12 failed, the others are done. method=random_ipc=1/seed0: no more images." in said.err
+    assert (out / "report.html").exists() and "vanilla" in said.out
+
+
+def test_the_methods_are_listed(capsys):
+    from dap.methods import METHODS
+
+    assert main(["methods"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"\n{name} " in told for name in METHODS)
+    for name, method in METHODS.items():
+        assert main(["methods", name]) == 0
+        told = capsys.readouterr().out
+        assert told.startswith(f"{name}: ") and (method.reference or name == "random")
+        assert all(f"  {option} = " in told for option in (method.Options.model_fields if method.Options else ()))
+    assert main(["methods", "mgd"]) == 1
