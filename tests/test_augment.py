@@ -22,20 +22,20 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_an_operation_keeps_the_shape_differs_by_image_and_lets_gradients_through(name):
     apply = augment.APPLY[name]
     images = normalised(1).expand(16, -1, -1, -1).clone().requires_grad_()
-    out = apply(images, generator())
+    out = apply(images, generator(), len(images))
     assert out.shape == images.shape
     assert out.isfinite().all()
     assert len(out.detach().flatten(1).unique(dim=0)) > 1
-    assert torch.equal(out, apply(images, generator()))
-    assert not torch.equal(out, apply(images, generator(1)))
+    assert torch.equal(out, apply(images, generator(), 16))
+    assert not torch.equal(out, apply(images, generator(1), 16))
     (gradient,) = torch.autograd.grad(out.square().sum(), images)
     assert (gradient.flatten(1).abs().amax(1) > 0).all()
-    assert torch.autograd.gradcheck(lambda x: apply(x, generator()), normalised(2, 5).double().requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: apply(x, generator(), 2), normalised(2, 5).double().requires_grad_())
 
 
 def test_flip_mirrors_about_half_of_the_images():
     images = normalised(200, 4)
-    out = augment.flip(images, generator())
+    out = augment.flip(images, generator(), len(images))
     mirrored = (out == images.flip(3)).flatten(1).all(1)
     assert ((out == images).flatten(1).all(1) ^ mirrored).all()
     assert 60 < mirrored.sum() < 140
@@ -43,7 +43,7 @@ def test_flip_mirrors_about_half_of_the_images():
 
 def test_crop_shifts_by_up_to_an_eighth_and_fills_with_zeros():
     images = torch.arange(1.0, 257).view(1, 1, 16, 16).expand(300, 3, -1, -1)
-    out = augment.crop(images, generator())
+    out = augment.crop(images, generator(), len(images))
     shifts = set()
     for image in out:
         row, column = divmod(int(image[0, 8, 8]) - 1, 16)
@@ -54,7 +54,7 @@ def test_crop_shifts_by_up_to_an_eighth_and_fills_with_zeros():
 
 
 def test_cutout_removes_one_square_of_half_the_side():
-    out = augment.cutout(torch.ones(300, 3, 16, 16), generator())
+    out = augment.cutout(torch.ones(300, 3, 16, 16), generator(), 300)
     rows, columns = (1 - out[:, 0]).amax(2), (1 - out[:, 0]).amax(1)
     assert torch.equal(out, (1 - rows[:, :, None] * columns[:, None, :])[:, None].expand_as(out))
     for covered in (rows.sum(1), columns.sum(1)):
@@ -70,7 +70,7 @@ def test_geometry_stays_within_its_limits():
     coordinates = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(100, 2, -1, -1)
     centre = (..., slice(24, 40), slice(24, 40))
     for operation in (augment.scale, augment.rotate):
-        out = operation(coordinates, generator())[centre]
+        out = operation(coordinates, generator(), 100)[centre]
         y_by_y, y_by_x = out[:, 0].diff(dim=1).mean((1, 2)) * size / 2, out[:, 0].diff(dim=2).mean((1, 2)) * size / 2
         if operation is augment.scale:
             assert 1 / 1.2 - 1e-3 < y_by_y.min() < 0.87
@@ -84,7 +84,7 @@ def test_geometry_stays_within_its_limits():
 
 def test_color_moves_each_image_by_half_at_most_and_stretches_it_within_its_limits():
     images = normalised(300, 4)
-    out = augment.color(images, generator())
+    out = augment.color(images, generator(), len(images))
     moved = (out - images).mean((1, 2, 3))
     assert -0.5 <= moved.min() < -0.45
     assert 0.45 < moved.max() <= 0.5
@@ -103,7 +103,7 @@ def test_dsa_draws_one_operation_for_the_whole_batch():
     originals = dict(augment.APPLY)
     with pytest.MonkeyPatch.context() as patch:
         for name in originals:
-            patch.setitem(augment.APPLY, name, lambda x, g, name=name: seen.append(name) or x)
+            patch.setitem(augment.APPLY, name, lambda x, g, n, name=name: seen.append(name) or x)
         source = generator()
         for _ in range(200):
             augment.dsa(images, source)
@@ -113,3 +113,13 @@ def test_dsa_draws_one_operation_for_the_whole_batch():
         for _ in range(50):
             augment.dsa(images, source, ("crop", "scale"))
         assert set(seen) == {"crop", "scale"}
+
+
+@pytest.mark.parametrize("name", augment.OPERATIONS)
+def test_siamese_augmentation_is_the_same_for_batches_of_any_size(name):
+    images = normalised(8)
+    many = augment.dsa(images, generator(5), (name,), siamese=True)
+    few = augment.dsa(images[:3], generator(5), (name,), siamese=True)
+    torch.testing.assert_close(many[:3], few, rtol=0, atol=1e-6)
+    one = torch.cat([augment.dsa(image[None], generator(5), (name,), siamese=True) for image in images])
+    torch.testing.assert_close(many, one, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021): one operation a batch, parameters per image.
+"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021): one operation a batch, parameters per image or shared.
 
 The operations act on normalised images, so what is moved in from outside, or cut out, is 0: the data set's mean. All
 randomness comes from the generator given; it is drawn on the generator's device, so a CPU generator gives the same
@@ -35,66 +35,68 @@ CONTRAST = 0.5
 """Smallest factor on the distance from the image's mean; the largest is one more."""
 
 
-def dsa(images: Tensor, generator: Generator, operations: tuple[Operation, ...] | None = None) -> Tensor:
+def dsa(
+    images: Tensor, generator: Generator, operations: tuple[Operation, ...] | None = None, *, siamese: bool = False
+) -> Tensor:
     """Augment a batch by one operation, drawn from `operations` (all by default).
 
     Args:
         images: (n, c, h, w), normalised.
         generator: source of the choice and of each image's own parameters.
         operations: what to draw from.
+        siamese: one draw of parameters for all images, so that batches of any sizes are augmented alike by generators of
+            the same state.
 
     Returns:
         (n, c, h, w), differentiable in `images`.
     """
     names = operations or OPERATIONS
     choice = int(torch.randint(len(names), (1,), generator=generator, device=generator.device))
-    return APPLY[names[choice]](images, generator)
+    return APPLY[names[choice]](images, generator, 1 if siamese else len(images))
 
 
-def color(images: Tensor, generator: Generator) -> Tensor:
+def color(images: Tensor, generator: Generator, n: int) -> Tensor:
     """Brightness, then saturation, then contrast."""
-    n = len(images)
     images = images + (_uniform(n, images, generator) - 0.5) * BRIGHTNESS
     images = _stretch(images, images.mean(1, keepdim=True), _uniform(n, images, generator) * SATURATION)
     return _stretch(images, images.mean((1, 2, 3), keepdim=True), _uniform(n, images, generator) + CONTRAST)
 
 
-def crop(images: Tensor, generator: Generator) -> Tensor:
+def crop(images: Tensor, generator: Generator, n: int) -> Tensor:
     """Shift by whole pixels, zeros moving in."""
-    n, _, h, w = images.shape
+    h, w = images.shape[2:]
     rows = _shifted(h, _integers(-_part(h, CROP), _part(h, CROP), n, images, generator))
     columns = _shifted(w, _integers(-_part(w, CROP), _part(w, CROP), n, images, generator))
-    batch = torch.arange(n, device=images.device)[:, None, None]
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
     padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cutout(images: Tensor, generator: Generator) -> Tensor:
+def cutout(images: Tensor, generator: Generator, n: int) -> Tensor:
     """Set a square to 0; its centre is uniform over the image, so part of it may lie outside."""
-    n, _, h, w = images.shape
-    rows, columns = (_covered(side, _part(side, CUTOUT), n, images, generator) for side in (h, w))
+    rows, columns = (_covered(side, _part(side, CUTOUT), n, images, generator) for side in images.shape[2:])
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
-def flip(images: Tensor, generator: Generator) -> Tensor:
+def flip(images: Tensor, generator: Generator, n: int) -> Tensor:
     """Mirror left and right."""
-    return torch.where(_uniform(len(images), images, generator) < FLIP, images.flip(3), images)
+    return torch.where(_uniform(n, images, generator) < FLIP, images.flip(3), images)
 
 
-def scale(images: Tensor, generator: Generator) -> Tensor:
+def scale(images: Tensor, generator: Generator, n: int) -> Tensor:
     """Zoom height and width independently, zeros moving in."""
-    zoom = torch.rand(len(images), 2, generator=generator, device=generator.device).to(images)
+    zoom = torch.rand(n, 2, generator=generator, device=generator.device).to(images)
     return _warp(images, torch.diag_embed(zoom * (SCALE - 1 / SCALE) + 1 / SCALE))
 
 
-def rotate(images: Tensor, generator: Generator) -> Tensor:
+def rotate(images: Tensor, generator: Generator, n: int) -> Tensor:
     """Rotate about the centre, zeros moving in."""
-    angle = (_uniform(len(images), images, generator).flatten() * 2 - 1) * math.radians(ROTATE)
+    angle = (_uniform(n, images, generator).flatten() * 2 - 1) * math.radians(ROTATE)
     cos, sin = angle.cos(), angle.sin()
     return _warp(images, torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1))
 
 
-APPLY: dict[Operation, Callable[[Tensor, Generator], Tensor]] = {
+APPLY: dict[Operation, Callable[[Tensor, Generator, int], Tensor]] = {
     "color": color,
     "crop": crop,
     "cutout": cutout,
@@ -137,5 +139,5 @@ def _covered(side: int, length: int, n: int, like: Tensor, generator: Generator)
 
 def _warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Sample the images at matrices (n, 2, 2) times the output's coordinates in [-1, 1]."""
-    theta = F.pad(matrices, (0, 1))
+    theta = F.pad(matrices, (0, 1)).expand(len(images), -1, -1)
     return F.grid_sample(images, F.affine_grid(theta, list(images.shape), align_corners=False), align_corners=False)

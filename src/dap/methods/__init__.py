@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dap.errors import DapError
 from dap.methods.base import Made, Method, Options, Task, Unit, plan
 from dap.methods.dap import Dap, DapSlots
+from dap.methods.dc import DC, DSA
+from dap.methods.dm import DM
+from dap.methods.herding import Herding
+from dap.methods.kcenter import KCenter
 from dap.methods.random import Random
+from dap.methods.rded import RDED
 from dap.methods.vanilla import Dit, Sd, Vanilla
 from dap.registry import resolve
 
@@ -15,6 +20,12 @@ __all__ = ["METHODS", "Made", "Method", "Options", "Task", "Unit", "find", "plan
 
 METHODS: Mapping[str, type[Method]] = {
     "random": Random,
+    "herding": Herding,
+    "k-center": KCenter,
+    "rded": RDED,
+    "dm": DM,
+    "dc": DC,
+    "dsa": DSA,
     "vanilla": Vanilla,
     "dit": Dit,
     "sd": Sd,

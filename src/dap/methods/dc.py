@@ -1,0 +1,126 @@
+"""Gradient matching: dataset condensation (DC), and the same with differentiable siamese augmentation (DSA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dap.evaluation.augment import Operation, dsa
+from dap.methods.dm import augmented
+from dap.methods.matching import ALL, Matching, MatchingOptions, Run
+from dap.seeding import seed_of
+
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+"""Outer steps and inner epochs by images per class, as published; between two, those of the smaller."""
+
+
+class DcOptions(MatchingOptions):
+    """Defaults are the paper's."""
+
+    iterations: int = Field(default=1000, ge=0, description="Networks that are begun anew; the paper has 1,000.")
+    lr_images: float = Field(default=0.1, gt=0, description="Step size on pixels in normalised units.")
+    init: Literal["real", "noise"] = Field(default="noise", description="What the images are at first.")
+    outer: int | None = Field(
+        default=None, ge=1, description="Steps on the pixels in each network. Default by ipc: 1: 1, 10: 10, 50: 50."
+    )
+    inner: int | None = Field(
+        default=None, ge=0, description="Epochs of training between two. Default by ipc: 1: 1, 10: 50, 50: 10."
+    )
+    lr_network: float = Field(default=0.01, gt=0, description="Step size of that training, SGD without momentum.")
+    batch: int = Field(default=256, ge=1, description="Its batch.")
+    augment: tuple[Operation, ...] = Field(default=(), description="Siamese augmentation, of DSA; [] for none.")
+
+
+class DsaOptions(DcOptions):
+    """Defaults are the paper's."""
+
+    init: Literal["real", "noise"] = Field(default="real", description="What the images are at first.")
+    augment: tuple[Operation, ...] = Field(default=ALL, description="Siamese augmentation; [] for none, which is DC.")
+
+
+class DC(Matching):
+    """Makes the gradient that synthetic images give a network that of the real ones, class by class, while it trains on them.
+
+    The distance of two gradients is summed over the layers' output rows: 1 - cos (`gradient_distance`).
+    """
+
+    reference = "Zhao, Mopuri & Bilen, ICLR 2021 (DC)"
+    cost = "bi-level pixel optimisation: a pass and back of real_batch images a class and step, second order of the set"
+    Options = DcOptions
+
+    def step(self, run: Run, iteration: int) -> Iterator[None]:
+        options = run.options
+        assert isinstance(options, DcOptions)
+        outer, inner = loops(run.ipc, options)
+        network = run.network(iteration)
+        parameters = list(network.parameters())
+        for turn in range(outer):
+            gradient = torch.zeros_like(run.pixels)
+            for label, name in enumerate(run.task.source.class_names):
+                real = run.reals.draw(label, options.real_batch, run.generator("real", iteration, turn, name))
+                seed = seed_of(run.seed, "augment", iteration, turn, name)
+                wanted = _gradient(network, augmented(real, seed, options.augment), label, parameters)
+                mine = run.pixels[run.of(label)].detach().requires_grad_()
+                found = _gradient(network, augmented(mine, seed, options.augment), label, parameters, keep=True)
+                distance = gradient_distance(wanted, found)
+                (gradient[run.of(label)],) = torch.autograd.grad(distance, mine)
+            run.descend(gradient)
+            yield
+            if turn < outer - 1:
+                _train(network, run, options, inner, iteration, turn)
+
+
+class DSA(DC):
+    """DC with the same random augmentation of both sides in every step."""
+
+    reference = "Zhao & Bilen, ICML 2021 (DSA)"
+    Options = DsaOptions
+
+
+def loops(ipc: int, options: DcOptions) -> tuple[int, int]:
+    """Steps on the pixels in each network, and epochs of training between two."""
+    outer, inner = LOOPS[max(known for known in LOOPS if known <= ipc)]
+    return options.outer or outer, inner if options.inner is None else options.inner
+
+
+def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """Sum over weights and their output rows of 1 - cos between two gradients (DC, section 3.2).
+
+    Args:
+        real: one gradient a parameter.
+        synthetic: likewise. Biases and norms, whose parameters are vectors, count as nothing, as in the authors' code.
+    """
+    total = synthetic[0].new_zeros(())
+    for one, other in zip(real, synthetic, strict=True):
+        if one.ndim > 1:
+            total = total + (1 - F.cosine_similarity(one.flatten(1), other.flatten(1), dim=1, eps=1e-6)).sum()
+    return total
+
+
+def _gradient(
+    network: nn.Module, images: Tensor, label: int, parameters: Sequence[Tensor], keep: bool = False
+) -> tuple[Tensor, ...]:
+    """Gradient of the mean cross-entropy; `keep` keeps its graph."""
+    loss = F.cross_entropy(network(images), torch.full((len(images),), label))
+    return torch.autograd.grad(loss, parameters, create_graph=keep)
+
+
+def _train(network: nn.Module, run: Run, options: DcOptions, epochs: int, iteration: int, turn: int) -> None:
+    """Train the network on the synthetic images as they are now."""
+    optimiser = torch.optim.SGD(network.parameters(), lr=options.lr_network)
+    for epoch in range(epochs):
+        where = ("train", iteration, turn, epoch)
+        order = torch.randperm(len(run.pixels), generator=run.generator(*where))
+        for k, chosen in enumerate(order.split(options.batch)):
+            images = run.pixels[chosen]
+            if options.augment:
+                images = dsa(images, run.generator(*where, k), options.augment)
+            optimiser.zero_grad()
+            logits = network(images.contiguous(memory_format=torch.channels_last))
+            F.cross_entropy(logits, run.labels[chosen]).backward()
+            optimiser.step()

@@ -1,0 +1,60 @@
+"""Distribution matching: equal mean embeddings of real and synthetic images in random networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dap.evaluation.augment import Operation, dsa
+from dap.evaluation.batches import in_slices
+from dap.evaluation.layers import Network
+from dap.methods.matching import ALL, Matching, MatchingOptions, Run
+from dap.seeding import seed_of
+
+
+class DmOptions(MatchingOptions):
+    """Defaults are the paper's."""
+
+    iterations: int = Field(
+        default=20_000, ge=0, description="Steps, each in a new random network; the paper has 20,000."
+    )
+    augment: tuple[Operation, ...] = Field(default=ALL, description="Siamese augmentation; [] for none.")
+
+
+class DM(Matching):
+    r"""Per step and class ||mean_j f(a(x_j)) - mean_i f(a(s_i))||^2 in a new random network f, the same augmentation a on both.
+
+    Summed over classes, the gradient goes to the pixels; no network is ever trained.
+    """
+
+    reference = "Zhao & Bilen, WACV 2023 (DM)"
+    cost = "pixel optimisation: a forward pass of real_batch images a class and step, a pass and back of the set"
+    Options = DmOptions
+
+    def step(self, run: Run, iteration: int) -> Iterator[None]:
+        options = run.options
+        assert isinstance(options, DmOptions)
+        network = run.network(iteration)
+        assert isinstance(network, Network)
+        network.requires_grad_(False)
+        gradient = torch.zeros_like(run.pixels)
+        for label, name in enumerate(run.task.source.class_names):
+            real = run.reals.draw(label, options.real_batch, run.generator("real", iteration, name))
+            seed = seed_of(run.seed, "augment", iteration, name)
+            with torch.no_grad():
+                wanted = in_slices(network.features, augmented(real, seed, options.augment)).mean(0)
+            mine = run.pixels[run.of(label)].detach().requires_grad_()
+            found = network.features(augmented(mine, seed, options.augment)).mean(0)
+            (gradient[run.of(label)],) = torch.autograd.grad((wanted - found).square().sum(), mine)
+        run.descend(gradient)
+        yield
+
+
+def augmented(images: Tensor, seed: int, operations: tuple[Operation, ...]) -> Tensor:
+    """Siamese augmentation: batches of any sizes are augmented alike by one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    images = dsa(images, generator, operations, siamese=True) if operations else images
+    return images.contiguous(memory_format=torch.channels_last)

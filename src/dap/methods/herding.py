@@ -1,0 +1,72 @@
+"""Herding: real images whose mean feature follows the class's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dap.methods import base
+from dap.methods.base import Made, Method, Task, Unit
+from dap.methods.features import check_pool, class_features
+
+
+class SelectionOptions(base.Options):
+    """Options of methods that select real images by their features."""
+
+    pool: int | None = Field(
+        default=None,
+        ge=1,
+        description="Real images a class to choose among, drawn by the run seed. Default: all, as published; then the choice "
+        "is the same for every seed, and the spread over sets says nothing.",
+    )
+
+
+class Selection(Method):
+    """Chooses real images of each class by features of a classifier trained on the real data."""
+
+    needs = frozenset({"classifier"})
+    cost = "a classifier trained on all real data, and one pass over them"
+    Options = SelectionOptions
+
+    @staticmethod
+    def choose(features: Tensor, k: int) -> list[int]:
+        """Rows of features (n, D), k <= n of them, in the order of their slots."""
+        raise NotImplementedError
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        recipe, source, options = task.recipe, task.source, task.options
+        check_pool(task, options.pool)
+        chosen: dict[int, list[int]] = {}
+
+        def make(unit: Unit) -> Made:
+            if unit.label not in chosen:
+                indices, features = class_features(task, unit.label, options.pool)
+                chosen[unit.label] = indices[self.choose(features.double(), recipe.ipc)].tolist()
+            mine = [chosen[unit.label][slot] for slot in unit.slots]
+            keys = source.keys(unit.label, mine)
+            return Made(source.images(unit.label, mine), [{"seed": recipe.seed, "real": key} for key in keys])
+
+        return make
+
+
+class Herding(Selection):
+    """Of each class, one after another, the real image that brings the mean feature of those chosen closest to the class's."""
+
+    reference = "Welling, ICML 2009; Rebuffi et al., CVPR 2017 (iCaRL); Castro et al., ECCV 2018"
+
+    @staticmethod
+    def choose(features: Tensor, k: int) -> list[int]:
+        """argmin_x ||(i + 1) mean - sum of chosen - f(x)||, for i = 0 ... k - 1, without replacement."""
+        mean, total = features.mean(0), torch.zeros_like(features[0])
+        chosen: list[int] = []
+        left = torch.ones(len(features), dtype=torch.bool)
+        for i in range(k):
+            distance = ((i + 1) * mean - total - features).norm(dim=1)
+            nearest = int(distance.masked_fill(~left, torch.inf).argmin())
+            left[nearest] = False
+            chosen.append(nearest)
+            total = total + features[nearest]
+        return chosen

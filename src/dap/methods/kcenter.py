@@ -1,0 +1,27 @@
+"""K-Center: real images that cover their class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dap.methods.herding import Selection
+
+
+class KCenter(Selection):
+    """Of each class the image nearest to the mean feature, then again and again the one farthest from all chosen.
+
+    The greedy two-approximation of the k-centre problem; the first centre is that of the dataset-distillation tables.
+    """
+
+    reference = "Gonzalez 1985; Sener & Savarese, ICLR 2018; first centre as in Zhao, Mopuri & Bilen 2021"
+
+    @staticmethod
+    def choose(features: Tensor, k: int) -> list[int]:
+        chosen = [int((features - features.mean(0)).norm(dim=1).argmin())]
+        nearest = torch.full((len(features),), torch.inf, dtype=features.dtype)
+        while len(chosen) < k:
+            nearest = torch.minimum(nearest, (features - features[chosen[-1]]).norm(dim=1))
+            nearest[chosen] = -torch.inf  # of duplicates each is chosen once
+            chosen.append(int(nearest.argmax()))
+        return chosen

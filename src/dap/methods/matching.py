@@ -1,0 +1,236 @@
+"""What DC, DSA, DM and MTT share: synthetic images of all classes as one tensor of pixels, optimised in small steps.
+
+The published methods let pixels leave the range of an image and keep floating-point tensors. Here a set is images, so pixels
+are clamped to [0, 1] after every step (a projected gradient), and what is stored is what was optimised, to 8 bits.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from dap.errors import DapError
+from dap.evaluation.augment import Operation
+from dap.evaluation.fitting import seeded
+from dap.evaluation.layers import Norm
+from dap.evaluation.networks import build
+from dap.methods import base
+from dap.methods.base import Made, Method, Task, Unit
+from dap.seeding import seed_of
+
+LOOKED = 64
+"""Real images a class by which colours are found to be absent."""
+
+
+class MatchingOptions(base.Options):
+    """Options of all of them."""
+
+    iterations: int = Field(default=1000, ge=0, description="Steps of the outermost loop.")
+    lr_images: float = Field(default=1.0, gt=0, description="Step size on pixels in normalised units.")
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="Of the pixels' optimiser.")
+    real_batch: int = Field(default=256, ge=1, description="Real images a class and step; the papers take 256.")
+    init: Literal["real", "noise"] = Field(default="real", description="What the images are at first.")
+    network: str = Field(default="convnet3", description="Network that is matched in; the papers' is ConvNet-3.")
+    width: int = Field(default=128, ge=1, description="Channels of a ConvNet; the papers take 128.")
+    norm: Norm = Field(default="instance", description="Its normalisation.")
+    grey: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="One channel for all three, as the papers have it on grey data; auto: where the real images have no colour.",
+    )
+
+
+@dataclass
+class Reals:
+    """The real images of all classes in memory, normalised, in one channel where they are grey.
+
+    Args:
+        task: whose source is read.
+        options: `grey`.
+    """
+
+    task: Task
+    options: MatchingOptions
+
+    @cached_property
+    def classes(self) -> list[Tensor]:
+        """Of each label all decodable images, uint8 (n, c, h, w)."""
+        source, found = self.task.source, []
+        for label in range(len(source.class_names)):
+            parts = []
+            for start in range(0, source.count(label), 1024):
+                indices = range(start, min(start + 1024, source.count(label)))
+                _, images = source.readable(label, list(indices))
+                parts.append((images[:, : self.channels] * 255).round().byte())
+            found.append(torch.cat(parts))
+        return found
+
+    @cached_property
+    def channels(self) -> int:
+        """1 for grey images, else 3."""
+        if self.options.grey != "auto":
+            return 1 if self.options.grey == "yes" else 3
+        source = self.task.source
+        looked = [
+            source.images(label, source.good(label, min(LOOKED, source.count(label)), seed_of(0, "grey")))
+            for label in range(len(source.class_names))
+        ]
+        return 1 if all((images == images[:, :1]).all() for images in looked) else 3
+
+    @cached_property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the pixels of each channel, (1, c, 1, 1), each class counting alike."""
+        pixels = [images.float() / 255 for images in self.classes]
+        mean = torch.stack([part.mean((0, 2, 3)) for part in pixels]).mean(0)
+        square = torch.stack([part.square().mean((0, 2, 3)) for part in pixels]).mean(0)
+        std = (square - mean.square()).clamp_min(1e-8).sqrt()
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        mean, std = self.statistics
+        return (images - mean.to(images)) / std.to(images)
+
+    def draw(self, label: int, n: int, generator: Generator) -> Tensor:
+        """n images of a class without replacement, or all of a smaller one, normalised (n, c, h, w)."""
+        images = self.classes[label]
+        chosen = torch.randperm(len(images), generator=generator)[:n]
+        return self.normalise(images[chosen].float() / 255)
+
+
+class Matching(Method):
+    """Optimises the pixels of all images of a set together."""
+
+    needs = frozenset({"training"})
+    Options = MatchingOptions
+
+    @abstractmethod
+    def step(self, run: Run, iteration: int) -> Iterator[None]:
+        """One iteration: calls `run.descend`, perhaps several times; yields after each."""
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        options: MatchingOptions = task.options
+        size, classes = task.source.size, len(task.source.class_names)
+        build(options.network, channels=3, classes=max(2, classes), size=size, norm=options.norm, width=options.width)
+        ipc = task.recipe.ipc
+        if options.init == "real":
+            for label, name in enumerate(task.source.class_names):
+                if task.source.count(label) < ipc:
+                    raise DapError(
+                        f"Class {name!r} has {task.source.count(label)} images, too few to begin {ipc} from; give --option "
+                        "init=noise."
+                    )
+        key = {
+            "method": task.recipe.method,
+            "seed": task.recipe.seed,
+            "ipc": ipc,
+            "options": options.model_dump(mode="json"),
+        }
+
+        def optimise() -> dict[str, Tensor]:
+            run = Run(task, options)
+            checkpoint = task.store.checkpoint("pixels", key)
+            if (state := checkpoint.read()) is not None:
+                run.restore(state)
+            for iteration in range(run.iteration, options.iterations):
+                for _ in self.step(run, iteration):
+                    pass
+                run.iteration = iteration + 1
+                task.tell(f"{task.recipe.method}: iterations", run.iteration, options.iterations)
+                if checkpoint.due:
+                    checkpoint.write(run.state())
+            return {"images": run.images()}
+
+        def make(unit: Unit) -> Made:
+            images = task.store.get("images", key, optimise)["images"]
+            task.store.discard(task.store.checkpoint("pixels", key))
+            mine = images[[unit.label * ipc + slot for slot in unit.slots]]
+            return Made(mine.expand(-1, 3, -1, -1).clone(), [{"seed": task.recipe.seed} for _ in unit.slots])
+
+        return make
+
+
+class Run:
+    """The pixels on their way, in normalised units (classes · ipc, c, h, w), label by label.
+
+    Args:
+        task: what is made.
+        options: how.
+    """
+
+    def __init__(self, task: Task, options: MatchingOptions) -> None:
+        self.task, self.options = task, options
+        self.reals = Reals(task, options)
+        self.seed, self.ipc = task.recipe.seed, task.recipe.ipc
+        self.n_classes = len(task.source.class_names)
+        self.labels = torch.arange(self.n_classes).repeat_interleave(self.ipc)
+        self.pixels = self.clamped(self._first()).contiguous(memory_format=torch.channels_last)
+        self.velocity = torch.zeros_like(self.pixels)
+        self.iteration = 0
+        """Iterations that are done."""
+
+    def generator(self, *purpose: object) -> Generator:
+        """A generator of this purpose alone; everything random comes from one, so a resumed run needs no states."""
+        return torch.Generator().manual_seed(seed_of(self.seed, "matching", *purpose))
+
+    def network(self, *purpose: object) -> nn.Module:
+        """A freshly initialised network of this purpose alone."""
+        options, size = self.options, self.task.source.size
+        with seeded(seed_of(self.seed, "matching", "network", *purpose), torch.device("cpu")):
+            made = build(
+                options.network,
+                channels=self.pixels.shape[1],
+                classes=self.n_classes,
+                size=size,
+                norm=options.norm,
+                width=options.width,
+            )
+        return made.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def of(self, label: int) -> slice:
+        """Where the images of a label are among the pixels."""
+        return slice(label * self.ipc, (label + 1) * self.ipc)
+
+    @torch.no_grad()
+    def descend(self, gradient: Tensor) -> None:
+        """One step of gradient descent with momentum on all pixels, back into the range of an image."""
+        self.velocity.mul_(self.options.momentum).add_(gradient)
+        self.pixels = self.clamped(self.pixels - self.options.lr_images * self.velocity)
+
+    def clamped(self, pixels: Tensor) -> Tensor:
+        """Into [0, 1], seen from the normalised units."""
+        low, high = (self.reals.normalise(torch.full_like(self.reals.statistics[0], value)) for value in (0.0, 1.0))
+        return torch.minimum(torch.maximum(pixels, low), high)
+
+    def images(self) -> Tensor:
+        """(classes · ipc, c, h, w) in [0, 1]."""
+        mean, std = self.reals.statistics
+        return (self.pixels * std + mean).clamp(0, 1)
+
+    def state(self) -> dict[str, Any]:
+        """Everything to go on from."""
+        return {"iteration": self.iteration, "pixels": self.pixels, "velocity": self.velocity}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.iteration, self.pixels, self.velocity = state["iteration"], state["pixels"], state["velocity"]
+
+    def _first(self) -> Tensor:
+        parts = []
+        for label, name in enumerate(self.task.source.class_names):
+            generator = self.generator("init", name)
+            if self.options.init == "real":
+                parts.append(self.reals.draw(label, self.ipc, generator))
+            else:
+                size = self.task.source.size
+                parts.append(torch.randn(self.ipc, self.reals.channels, size, size, generator=generator))
+        return torch.cat(parts)
+
+
+ALL: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+"""The siamese augmentations of DSA, DM and MTT; on digits the papers leave out the flip."""

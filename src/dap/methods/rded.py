@@ -1,0 +1,121 @@
+"""RDED: realistic crops that a teacher is sure of, tiled into one image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dap.errors import DapError
+from dap.evaluation.steps import RandomResizedCrop
+from dap.methods import base
+from dap.methods.base import Made, Method, Task, Unit
+from dap.methods.features import check_pool
+from dap.seeding import seed_of
+
+CHUNK = 64
+"""Real images whose crops are judged together."""
+
+
+class RdedOptions(base.Options):
+    """Defaults are those of the paper's scripts."""
+
+    factor: int = Field(
+        default=2, ge=1, description="An image is factor x factor crops; the paper has 2, on small images 1."
+    )
+    crops: int = Field(default=5, ge=1, description="Random crops of a real image, of which the best one stays.")
+    smallest: float = Field(
+        default=0.08, gt=0, le=1, description="Least part of the real image's area that a crop covers."
+    )
+    images: int = Field(default=300, ge=1, description="Real images a class that are looked at, drawn by the run seed.")
+
+
+class RDED(Method):
+    """Of random crops of real images those with the lowest cross-entropy under a teacher, factor x factor to an image.
+
+    As in the authors' code a crop is square, is scaled to size / factor, and is judged with a border up to the full size, in
+    the mean colour of the class's images (theirs: of the teacher's data). Crop number i of n = ipc and the ones n, 2n, ...
+    after it form image i, so that every image has some of the surest. The paper trains on the teacher's soft labels
+    (`rded-soft`); the images are the same.
+    """
+
+    needs = frozenset({"classifier"})
+    reference = "Sun, Shi, Yu & Lin, CVPR 2024 (RDED)"
+    cost = "a classifier trained on all real data, and a pass over images x crops a class"
+    Options = RdedOptions
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        recipe, source, options, classifier = task.recipe, task.source, task.options, task.classifier
+        assert classifier is not None and isinstance(options, RdedOptions)
+        wanted = recipe.ipc * options.factor**2
+        looked = max(options.images, wanted)
+        check_pool(task, looked)
+        for label, name in enumerate(source.class_names):
+            if source.count(label) < wanted:
+                raise DapError(
+                    f"{recipe.ipc} images of class {name!r} take {wanted} crops of as many real images, and it has "
+                    f"{source.count(label)}; give --option factor=1 or a smaller ipc."
+                )
+        side = source.size // options.factor
+        step = RandomResizedCrop(size=side, scale=(options.smallest, 1.0), ratio=(1.0, 1.0))
+
+        def crops(name: str) -> dict[str, Tensor]:
+            label = source.class_names.index(name)
+            drawn = source.good(label, min(looked, source.count(label)), seed_of(recipe.seed, name, "rded"))
+            generator = torch.Generator().manual_seed(seed_of(recipe.seed, name, "crops"))
+            found, scores = [], []
+            for start in range(0, len(drawn), CHUNK):
+                real = source.images(label, drawn[start : start + CHUNK])
+                views = real.repeat_interleave(options.crops, 0)
+                views = step.apply(views, step.draw(len(views), source.size, source.size, generator)).clamp(0, 1)
+                loss = F.cross_entropy(
+                    classifier.logits(bordered(views, source.size, real.mean((0, 2, 3)))).cpu(),
+                    torch.full((len(views),), label),
+                    reduction="none",
+                ).view(len(real), -1)
+                best = loss.argmin(1)
+                found.append(views.view(len(real), options.crops, *views.shape[1:])[torch.arange(len(real)), best])
+                scores.append(loss.min(1).values)
+            order = torch.cat(scores).argsort(stable=True)[:wanted]
+            return {"crops": torch.cat(found)[order], "indices": torch.tensor(drawn)[order]}
+
+        def make(unit: Unit) -> Made:
+            name = source.class_names[unit.label]
+            key = {"class": name, "ipc": recipe.ipc, "seed": recipe.seed, **options.model_dump()}
+            made = task.store.get(f"crops of {name}", key, lambda: crops(name))
+            n = options.factor**2
+            images, records = [], []
+            for slot in unit.slots:
+                part = slice(slot, n * recipe.ipc, recipe.ipc)
+                images.append(tiled(made["crops"][part], options.factor, source.size))
+                keys = source.keys(unit.label, made["indices"][part].tolist())
+                records.append({"seed": recipe.seed, "real": ", ".join(keys)})
+            return Made(torch.stack(images), records)
+
+        return make
+
+
+def bordered(crops: Tensor, size: int, colour: Tensor) -> Tensor:
+    """Crops (n, 3, side, side) in the middle of images (n, 3, size, size) of one colour (3,)."""
+    images = colour[:, None, None].expand(len(crops), 3, size, size).clone()
+    side = crops.shape[-1]
+    first = (size - side) // 2
+    images[:, :, first : first + side, first : first + side] = crops
+    return images
+
+
+def tiled(crops: Tensor, factor: int, size: int) -> Tensor:
+    """factor² crops (n, 3, size, size) as one image (3, size, size), row by row; the first tiles take what does not divide."""
+    bounds = [i * (size // factor) + min(i, size % factor) for i in range(factor + 1)]
+    image = crops.new_empty(3, size, size)
+    for k, crop in enumerate(crops):
+        row, column = divmod(k, factor)
+        (top, bottom), (left, right) = bounds[row : row + 2], bounds[column : column + 2]
+        tile = (bottom - top, right - left)
+        same = tile == crop.shape[1:]
+        scaled = crop if same else F.interpolate(crop[None], tile, mode="bilinear", antialias=True)[0]
+        image[:, top:bottom, left:right] = scaled.clamp(0, 1)
+    return image
