@@ -1,0 +1,183 @@
+"""DM, DC and DSA: losses by hand, one step against a plain loop, and runs that are killed and go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dap.data.distilled import DistilledSet
+from dap.engine import Workshop, distill
+from dap.errors import DapError
+from dap.evaluation.augment import dsa
+from dap.methods.dc import DC, DcOptions, gradient_distance, loops
+from dap.methods.dm import DM, DmOptions, augmented
+from dap.methods.matching import ALL, Run
+from dap.recipe import Recipe
+from dap.store import Store
+
+TINY = {"network": "convnet2", "width": 4, "real_batch": 8, "iterations": 2}
+
+
+def recipe(method, ipc=2, seed=0, data=None, **options):
+    chosen = {"path": "fashion-mnist", "classes": ["Trouser", "Bag"], "size": 32} if data is None else data
+    return Recipe.parse(
+        {"method": method, "ipc": ipc, "seed": seed, "data": chosen, "options": {**TINY, **options}, "backbone": None}
+    )
+
+
+@pytest.fixture(scope="module")
+def coloured(colours):
+    return {"path": str(colours), "size": 8}
+
+
+def a_run(coloured, method, **options):
+    _, task = Workshop("cpu").task(recipe(method, data=coloured, **options))
+    return Run(task, task.options)
+
+
+def test_distance_of_gradients_by_hand():
+    one = (torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.ones(2))
+    other = (torch.tensor([[4.0, 3.0], [0.0, 2.0]]), -torch.ones(2))
+    assert float(gradient_distance(one, other)) == pytest.approx((1 - 24 / 25) + 1)
+    kernel = torch.randn(4, 3, 2, 2)
+    assert float(gradient_distance((kernel,), (kernel * 7,))) == pytest.approx(0, abs=1e-6)
+    assert float(gradient_distance((kernel,), (-kernel,))) == pytest.approx(8)
+
+
+def test_loops_are_the_published_ones():
+    assert [loops(ipc, DcOptions()) for ipc in (1, 9, 10, 25, 50, 100)] == [
+        (1, 1), (1, 1), (10, 50), (20, 25), (50, 10), (50, 10),
+    ]  # fmt: skip
+    assert loops(10, DcOptions(outer=2, inner=0)) == (2, 0)
+
+
+def test_a_step_of_dm_is_the_gradient_of_the_embedding_distance(coloured):
+    run = a_run(coloured, "dm", momentum=0.0, lr_images=0.01)
+    before, network = run.pixels.clone(), run.network(5)
+    list(DM().step(run, 5))
+    pixels = before.clone().requires_grad_()
+    loss = torch.zeros(())
+    from dap.seeding import seed_of
+
+    for label, name in enumerate(run.task.source.class_names):
+        real = run.reals.draw(label, 8, run.generator("real", 5, name))
+        seed = seed_of(0, "augment", 5, name)
+        together = augmented(torch.cat([real, pixels[label * 2 : label * 2 + 2]]), seed, ALL)
+        embedded = network.body(together).flatten(1)
+        loss = loss + (embedded[:8].mean(0) - embedded[8:].mean(0)).pow(2).sum()
+    loss.backward()
+    expected = run.clamped(before - 0.01 * pixels.grad)
+    torch.testing.assert_close(run.pixels, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(run.pixels, before)
+
+
+def test_a_step_of_dc_is_the_gradient_of_the_gradient_distance(coloured):
+    run = a_run(coloured, "dc", momentum=0.0, lr_images=0.05, outer=1)
+    before, network = run.pixels.clone(), run.network(0)
+    list(DC().step(run, 0))
+    pixels = before.clone().requires_grad_()
+    loss = torch.zeros(())
+    for label, name in enumerate(run.task.source.class_names):
+        real = run.reals.draw(label, 8, run.generator("real", 0, 0, name))
+        sides = []
+        for images in (real, pixels[label * 2 : label * 2 + 2]):
+            found = F.cross_entropy(network(images), torch.full((len(images),), label))
+            sides.append(torch.autograd.grad(found, list(network.parameters()), create_graph=True))
+        for a, b in zip(*sides, strict=True):
+            if a.ndim > 1:
+                rows = [(p.flatten(), q.flatten()) for p, q in zip(a.detach(), b, strict=True)]
+                loss = loss + sum(1 - (p @ q) / (p.norm() * q.norm()) for p, q in rows)
+    loss.backward()
+    torch.testing.assert_close(run.pixels, run.clamped(before - 0.05 * pixels.grad), atol=1e-5, rtol=1e-3)
+
+
+def test_the_network_trains_between_steps_and_pixels_stay_images(coloured):
+    run = a_run(coloured, "dsa", outer=3, inner=2, lr_images=50.0)
+    assert sum(1 for _ in DC().step(run, 0)) == 3
+    images = run.images()
+    assert images.min() >= 0 and images.max() <= 1 and (images == 0).any()
+    low, high = run.reals.normalise(torch.zeros(1, 3, 1, 1)), run.reals.normalise(torch.ones(1, 3, 1, 1))
+    assert (run.pixels >= low).all() and (run.pixels <= high).all()
+
+
+def test_both_sides_are_augmented_alike():
+    images = torch.randn(6, 1, 16, 16)
+    for seed in range(20):
+        both = augmented(images, seed, ALL)
+        torch.testing.assert_close(both[:2], augmented(images[:2], seed, ALL), atol=1e-6, rtol=0)
+    assert torch.equal(augmented(images, 3, ()), images)
+    assert not torch.equal(dsa(images, torch.Generator().manual_seed(3)), images)
+
+
+@pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
+def test_grey_images_stay_grey_and_a_killed_run_goes_on_with_the_same_bytes(method, tmp_path, monkeypatch):
+    wanted = recipe(method, outer=2, inner=1, iterations=4) if method != "dm" else recipe(method, iterations=4)
+    whole = distill(wanted, tmp_path / "whole", Workshop("cpu"))
+    images, _ = whole.tensors()
+    assert images.shape == (4, 3, 32, 32) and torch.equal(images[:, 0], images[:, 2])
+    monkeypatch.setenv("DAP_CHECKPOINT_SECONDS", "0")
+    kind = DM if method == "dm" else DC
+    plain, seen = kind.step, []
+
+    def killed(self, run, iteration):
+        seen.append(iteration)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return plain(self, run, iteration)
+
+    monkeypatch.setattr(kind, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        distill(wanted, tmp_path / "part", Workshop("cpu"))
+    again = distill(wanted, tmp_path / "part", Workshop("cpu"))
+    assert seen == [0, 1, 2, 3, 3], "what was done before is not done again"
+    assert [r["sha256"] for r in again.records] == [r["sha256"] for r in whole.records]
+    assert not (tmp_path / "part" / ".work").exists()
+    cost = again.noted("cost.json")
+    assert cost["needs"] == ["training"] and set(cost["prepared"]) == {"images"}
+
+
+def test_without_a_step_the_images_are_real_ones(tmp_path):
+    """The neutral setting: the seeded real images that the optimisation begins from."""
+    made = distill(recipe("dm", iterations=0), tmp_path / "a", Workshop("cpu"))
+    source = Workshop("cpu").source(recipe("dm").data)
+    real = {(source.images(0, [i])[0, 0] * 255).round().byte().numpy().tobytes() for i in range(source.count(0))}
+    images, labels = DistilledSet.open(tmp_path / "a").tensors()
+    for image in images[labels == 0]:
+        assert (image[0] * 255).round().byte().numpy().tobytes() in real
+    other = distill(recipe("dm", iterations=0, seed=1), tmp_path / "b", Workshop("cpu"))
+    assert {r["sha256"] for r in made.records}.isdisjoint(r["sha256"] for r in other.records)
+
+
+def test_colours_are_kept_and_noise_is_within_range(coloured, tmp_path):
+    images, _ = distill(recipe("dc", data=coloured, iterations=1), tmp_path / "a", Workshop("cpu")).tensors()
+    assert not torch.equal(images[:, 0], images[:, 1])
+    greyed, _ = distill(
+        recipe("dc", data=coloured, iterations=0, grey="yes"), tmp_path / "b", Workshop("cpu")
+    ).tensors()
+    assert torch.equal(greyed[:, 0], greyed[:, 1])
+
+
+def test_mistakes_are_said_before_any_work(coloured, tmp_path):
+    with pytest.raises(DapError, match="has 12 images, too few to begin 50 from; give --option init=noise"):
+        distill(recipe("dm", ipc=50, data=coloured), tmp_path / "a", Workshop("cpu"))
+    with pytest.raises(DapError, match="Unknown key 'iteration'. Did you mean 'iterations'"):
+        distill(recipe("dm", iteration=3), tmp_path / "a", Workshop("cpu"))
+    with pytest.raises(DapError, match="convnet8 halves the image"):
+        distill(recipe("dsa", network="convnet8"), tmp_path / "a", Workshop("cpu"))
+    assert not (tmp_path / "a").exists()
+    assert DmOptions().iterations == 20_000 and DcOptions().iterations == 1000
+
+
+def test_sets_of_one_seed_share_what_was_optimised(coloured, tmp_path):
+    _, task = Workshop("cpu").task(recipe("dm", data=coloured))
+    store = Store(tmp_path, task.store.inputs)
+    first = DM().prepare(replace(task, store=store))
+    from dap.methods import Unit
+
+    made = first(Unit(1, (0, 1)))
+    assert made.images.shape == (2, 3, 8, 8) and store.used["images"]["made"]
+    again = DM().prepare(replace(task, store=Store(tmp_path, task.store.inputs)))
+    assert torch.equal(again(Unit(1, (1,))).images[0], made.images[1])
