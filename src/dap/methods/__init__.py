@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dap.errors import DapError
 from dap.methods.base import Made, Method, Options, Task, Unit, plan
 from dap.methods.dap import Dap, DapSlots
+from dap.methods.manifold_gd import ManifoldGd
+from dap.methods.mgd3 import Mgd3
 from dap.methods.random import Random
 from dap.methods.vanilla import Dit, Sd, Vanilla
 from dap.registry import resolve
@@ -20,6 +22,8 @@ METHODS: Mapping[str, type[Method]] = {
     "sd": Sd,
     "dap": Dap,
     "dap-slots": DapSlots,
+    "mgd3": Mgd3,
+    "manifold-gd": ManifoldGd,
 }
 
 
