@@ -136,6 +136,7 @@ def sample(
         with torch.no_grad():
             step = run.preview if active and into == "eps" else run.step
             proposal = step(index, x, eps, x0, variance, gens)
+            step_std = run.std(index, variance)
         state = State(
             x=x,
             proposal=proposal,
@@ -149,6 +150,7 @@ def sample(
             sigma=sigma,
             labels=labels,
             slots=slots,
+            step_std=step_std,
         )
         after = proposal
         if active:

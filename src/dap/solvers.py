@@ -67,6 +67,19 @@ class Solver(ABC):
     def per_eps(self, index: int) -> float:
         """∂x_{t−1}/∂eps of the first-order step, at fixed x_t."""
 
+    def std(self, index: int, variance: Tensor | None) -> Tensor | float:
+        """How widely x_{t−1} spreads around its mean: the square root of the variance of q(x_{t−1} | x_t, x_0).
+
+        It is a property of the two noise levels, so a deterministic solver has it too: what an ancestral step between
+        them would draw. Ancestral steps with a learned variance have that instead, (B, C, *spatial).
+
+        Args:
+            index: of the step.
+            variance: raw learned-range variance, or None.
+        """
+        del variance
+        return _spread(self.levels, index)
+
     def preview(
         self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators
     ) -> Tensor:
@@ -86,6 +99,12 @@ def _posterior(levels: Sequence[tuple[float, float]], index: int) -> float:
     """The weight of x_0 in the mean of q(x_s | x_t, x_0), variance-preserving: (alpha_s² − alpha_t²) / (alpha_s sigma_t²)."""
     (alpha, sigma), (after, _) = levels[index], levels[index + 1]
     return (after**2 - alpha**2) / (after * sigma**2)
+
+
+def _spread(levels: Sequence[tuple[float, float]], index: int) -> float:
+    """The standard deviation of q(x_s | x_t, x_0), on either family of schedules."""
+    (alpha, sigma), (after, left) = levels[index], levels[index + 1]
+    return left / sigma * math.sqrt(max(0.0, sigma**2 - (alpha * left / after) ** 2))
 
 
 class Ancestral(Solver):
@@ -111,6 +130,14 @@ class Ancestral(Solver):
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
         output: Any = eps if variance is None else torch.cat([eps, variance], dim=1)
         return self.scheduler.step(output, self.scheduler.timesteps[index], x, generator=list(gens)).prev_sample
+
+    def std(self, index: int, variance: Tensor | None) -> Tensor | float:
+        smallest = _spread(self.levels, index)
+        if variance is None or smallest == 0:
+            return smallest
+        alpha, after = self.levels[index][0], self.levels[index + 1][0]
+        largest = math.sqrt(1 - (alpha / after) ** 2)
+        return smallest * (largest / smallest) ** ((variance + 1) / 2)
 
     def per_eps(self, index: int) -> float:
         alpha, sigma = self.levels[index]
@@ -143,8 +170,7 @@ class Ddim(Solver):
             self._run_over(schedule, [round(n - i * n / steps) - 1 for i in range(steps)])
 
     def _spread(self, index: int) -> float:
-        (alpha, sigma), (after, left) = self.levels[index], self.levels[index + 1]
-        return self.eta * left / sigma * math.sqrt(max(0.0, sigma**2 - (alpha * left / after) ** 2))
+        return self.eta * _spread(self.levels, index)
 
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
         (after, left), spread = self.levels[index + 1], self._spread(index)

@@ -1,6 +1,20 @@
 """Guidances: what is added to each reverse step. One paper, one file."""
 
 from dap.guidance.base import Descend, Energy, Guidance, Nothing, Scaled, State, Sum, Window
+from dap.guidance.manifold import Manifold
+from dap.guidance.modes import Modes
 from dap.guidance.representative import Representative
 
-__all__ = ["Descend", "Energy", "Guidance", "Nothing", "Representative", "Scaled", "State", "Sum", "Window"]
+__all__ = [
+    "Descend",
+    "Energy",
+    "Guidance",
+    "Manifold",
+    "Modes",
+    "Nothing",
+    "Representative",
+    "Scaled",
+    "State",
+    "Sum",
+    "Window",
+]

@@ -39,6 +39,9 @@ class State:
         sigma: how much noise: √(1 − ᾱ_t), on a flow t/T.
         labels: (B,) label of each image, in the data's label space.
         slots: (B,) which of the ipc images of its label each one is.
+        step_std: the standard deviation of x_{t−1} around the mean of the reverse step, a number or (B, C, *spatial): the learned
+            one where ancestral steps have it, else that of q(x_{t−1} | x_t, x_0), also where the solver draws no noise. 0 at
+            the last step.
         next: x_{t−1} with the push, once it is taken; None while a guidance looks at the state.
     """
 
@@ -54,6 +57,7 @@ class State:
     sigma: float
     labels: Int[Tensor, " b"]
     slots: Int[Tensor, " b"]
+    step_std: Float[Tensor, "b c *spatial"] | float = math.nan
     next: Float[Tensor, "b c *spatial"] | None = None
 
     @property

@@ -11,6 +11,8 @@ from dap.methods.dc import DC, DSA
 from dap.methods.dm import DM
 from dap.methods.herding import Herding
 from dap.methods.kcenter import KCenter
+from dap.methods.manifold_gd import ManifoldGd
+from dap.methods.mgd3 import Mgd3
 from dap.methods.random import Random
 from dap.methods.rded import RDED
 from dap.methods.vanilla import Dit, Sd, Vanilla
@@ -31,6 +33,8 @@ METHODS: Mapping[str, type[Method]] = {
     "sd": Sd,
     "dap": Dap,
     "dap-slots": DapSlots,
+    "mgd3": Mgd3,
+    "manifold-gd": ManifoldGd,
 }
 
 

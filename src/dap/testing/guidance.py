@@ -120,6 +120,7 @@ class Probe:
             sigma=sigma,
             labels=torch.tensor(LABELS),
             slots=torch.tensor(SLOTS),
+            step_std=solver.std(index, got.variance),
         )
 
     @property

@@ -1,0 +1,150 @@
+"""MGD3: see `dap.guidance.modes` for the paper and its equation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from dap.errors import DapError
+from dap.guidance import Guidance, Modes, Window
+from dap.methods.base import Options, Task
+from dap.methods.vanilla import Vanilla
+from dap.seeding import seed_of
+
+CHUNK = 64
+"""Real images that are read and encoded together."""
+
+Discovery = Literal["kmeans", "nearest", "tree"]
+
+
+class ModeOptions(Options):
+    """The modes, and how they guide."""
+
+    scale: float = Field(default=0.1, ge=0, description="lambda, the paper's 0.1. 0 is the unguided sample.")
+    stop: float = Field(
+        default=0.48,
+        ge=0,
+        le=1,
+        description="Guide until this fraction of the run. The paper: while the respaced step is above 25 of 49 … 0, which "
+        "are the first 24 of 50 steps.",
+    )
+    reals: int = Field(
+        default=1300,
+        ge=1,
+        description="Real images a class whose modes are sought, a seeded draw (all of a smaller class). The paper: all, "
+        "at most 1300 in ImageNet.",
+    )
+    discovery: Discovery = Field(
+        default="kmeans",
+        description="kmeans: the centroids of ipc clusters of the latents, the paper's. nearest: the real latent nearest "
+        "to each. tree: the centroids of ipc leaves of bisecting k-means, always the leaf of the largest squared error "
+        "next, as ManifoldGD.",
+    )
+
+
+def find_modes(points: Float[Tensor, "n d"], k: int, discovery: Discovery, seed: int) -> Float[Tensor, "k d"]:
+    """Modes of points by k-means++ and Lloyd (scikit-learn; n_init 1, and 10 a split of the tree), float32."""
+    from sklearn.cluster import BisectingKMeans, KMeans
+
+    x, state = points.float().cpu(), seed % 2**32
+    if discovery == "tree":
+        options = {"init": "k-means++", "n_init": 10, "bisecting_strategy": "biggest_inertia"}
+        found = BisectingKMeans(k, random_state=state, **options).fit(x.numpy())
+    else:
+        found = KMeans(k, random_state=state).fit(x.numpy())
+    centroids = torch.from_numpy(found.cluster_centers_).float()
+    if discovery != "nearest":
+        return centroids
+    return x[torch.stack([(x - centroid).square().sum(1).argmin() for centroid in centroids])]
+
+
+class ClassModes:
+    """The modes of each class: clusters of the latents of its real images, one for each slot; kept in the task's store.
+
+    Everything hangs on a class's name, never on its label, so that another order of the classes moves no mode.
+
+    Args:
+        task: with a backbone.
+        options: what decides them.
+
+    Raises:
+        DapError: a class has fewer real images than modes.
+    """
+
+    def __init__(self, task: Task, options: ModeOptions) -> None:
+        assert task.backbone is not None
+        self.task, self.backbone, self.options, self.ipc = task, task.backbone, options, task.recipe.ipc
+        for label, name in enumerate(task.source.class_names):
+            if min(task.source.count(label), options.reals) < self.ipc:
+                raise DapError(
+                    f"{self.ipc} modes of class {name!r} need as many real images; it has {task.source.count(label)}, and "
+                    f"reals is {options.reals}. Lower ipc, or raise reals."
+                )
+        self._modes: dict[int, Tensor] = {}
+
+    def begin(self, labels: Sequence[int]) -> None:
+        """Find the labels' modes, or take them from the store; other labels are let go."""
+        self._modes = {label: modes for label, modes in self._modes.items() if label in labels}
+        for label in labels:
+            if label not in self._modes:
+                name, options = self.task.source.class_names[label], self.options
+                key = {
+                    "class": name,
+                    "modes": self.ipc,
+                    "seed": self.task.recipe.seed,
+                    **options.model_dump(include={"reals", "discovery"}),
+                }
+                self._modes[label] = self.task.store.get("modes", key, lambda at=label: {"x": self._find(at)})["x"]
+
+    def of(self, label: int) -> Float[Tensor, "slots c *spatial"]:
+        """The modes of a class that `begin` was told of, on the CPU."""
+        return self._modes[label]
+
+    def seed(self, label: int, *purpose: object) -> int:
+        """A hash of the run seed, the class's name and the purpose."""
+        return seed_of(self.task.recipe.seed, self.task.source.class_names[label], *purpose)
+
+    def _find(self, label: int) -> Tensor:
+        latents = self._latents(label)
+        modes = find_modes(latents.flatten(1), self.ipc, self.options.discovery, self.seed(label, "modes"))
+        return modes.view(self.ipc, *latents.shape[1:])
+
+    def _latents(self, label: int) -> Float[Tensor, "n c *spatial"]:
+        source, name = self.task.source, self.task.source.class_names[label]
+        generator = torch.Generator().manual_seed(self.seed(label, "reals"))
+        drawn = torch.randperm(source.count(label), generator=generator)[: self.options.reals]
+        parts, done = [], 0
+        for chunk in drawn.split(CHUNK):
+            _, images = source.readable(label, chunk.tolist())
+            if len(images):
+                parts.append(self.backbone.encode(images.to(self.backbone.device)).float().cpu())
+            done += len(chunk)
+            self.task.tell(f"latents of {name}", done, len(drawn))
+        found = sum(map(len, parts))
+        if found < self.ipc:
+            raise DapError(
+                f"{self.ipc} modes of class {name!r} need as many real images, and of {len(drawn)} drawn only {found} can "
+                "be decoded; repair them, lower ipc, or raise reals."
+            )
+        return torch.cat(parts)
+
+
+class Mgd3(Vanilla):
+    """Each slot is drawn towards its own mode, a cluster centre of the class's latents, in the first half of the run.
+
+    The paper flips half of the images before it encodes them; here none is, for a mirrored digit or letter is another
+    thing. Under a solver that draws no noise, σ_t is what an ancestral step would draw.
+    """
+
+    reference = "Chan-Santiago, Tirupattur, Nayak, Liu & Shah, ICML 2025 (MGD3)"
+    cost = "vanilla's; once, the latents of up to 1300 images a class, and k-means"
+    Options = ModeOptions
+
+    def build(self, task: Task) -> Guidance:
+        options = task.options
+        return Window(Modes(ClassModes(task, options), options.scale), stop=options.stop)
