@@ -12,9 +12,10 @@ from dap.data.distilled import DistilledSet
 from dap.engine import Workshop, distill
 from dap.errors import DapError
 from dap.evaluation.augment import dsa
-from dap.methods.dc import DC, DcOptions, gradient_distance, loops
-from dap.methods.dm import DM, DmOptions, augmented
+from dap.methods.dc import Dc, DcOptions, gradient_distance, loops
+from dap.methods.dm import Dm, DmOptions, augmented
 from dap.methods.matching import ALL, Run
+from dap.methods.mtt import Mtt, flat, unrolled
 from dap.recipe import Recipe
 from dap.store import Store
 
@@ -57,7 +58,7 @@ def test_loops_are_the_published_ones():
 def test_a_step_of_dm_is_the_gradient_of_the_embedding_distance(coloured):
     run = a_run(coloured, "dm", momentum=0.0, lr_images=0.01)
     before, network = run.pixels.clone(), run.network(5)
-    list(DM().step(run, 5))
+    list(Dm().step(run, 5))
     pixels = before.clone().requires_grad_()
     loss = torch.zeros(())
     from dap.seeding import seed_of
@@ -77,7 +78,7 @@ def test_a_step_of_dm_is_the_gradient_of_the_embedding_distance(coloured):
 def test_a_step_of_dc_is_the_gradient_of_the_gradient_distance(coloured):
     run = a_run(coloured, "dc", momentum=0.0, lr_images=0.05, outer=1)
     before, network = run.pixels.clone(), run.network(0)
-    list(DC().step(run, 0))
+    list(Dc().step(run, 0))
     pixels = before.clone().requires_grad_()
     loss = torch.zeros(())
     for label, name in enumerate(run.task.source.class_names):
@@ -96,7 +97,7 @@ def test_a_step_of_dc_is_the_gradient_of_the_gradient_distance(coloured):
 
 def test_the_network_trains_between_steps_and_pixels_stay_images(coloured):
     run = a_run(coloured, "dsa", outer=3, inner=2, lr_images=50.0)
-    assert sum(1 for _ in DC().step(run, 0)) == 3
+    assert sum(1 for _ in Dc().step(run, 0)) == 3
     images = run.images()
     assert images.min() >= 0 and images.max() <= 1 and (images == 0).any()
     low, high = run.reals.normalise(torch.zeros(1, 3, 1, 1)), run.reals.normalise(torch.ones(1, 3, 1, 1))
@@ -119,7 +120,7 @@ def test_grey_images_stay_grey_and_a_killed_run_goes_on_with_the_same_bytes(meth
     images, _ = whole.tensors()
     assert images.shape == (4, 3, 32, 32) and torch.equal(images[:, 0], images[:, 2])
     monkeypatch.setenv("DAP_CHECKPOINT_SECONDS", "0")
-    kind = DM if method == "dm" else DC
+    kind = Dm if method == "dm" else Dc
     plain, seen = kind.step, []
 
     def killed(self, run, iteration):
@@ -174,10 +175,74 @@ def test_mistakes_are_said_before_any_work(coloured, tmp_path):
 def test_sets_of_one_seed_share_what_was_optimised(coloured, tmp_path):
     _, task = Workshop("cpu").task(recipe("dm", data=coloured))
     store = Store(tmp_path, task.store.inputs)
-    first = DM().prepare(replace(task, store=store))
+    first = Dm().prepare(replace(task, store=store))
     from dap.methods import Unit
 
     made = first(Unit(1, (0, 1)))
     assert made.images.shape == (2, 3, 8, 8) and store.used["images"]["made"]
-    again = DM().prepare(replace(task, store=Store(tmp_path, task.store.inputs)))
+    again = Dm().prepare(replace(task, store=Store(tmp_path, task.store.inputs)))
     assert torch.equal(again(Unit(1, (1,))).images[0], made.images[1])
+
+
+MTT = {"experts": 2, "expert_epochs": 3, "expert_images": 20, "start": 1, "ahead": 2, "steps": 2, "lr_images": 10.0}
+
+
+def test_the_unrolled_loss_of_mtt_and_its_gradients_against_finite_differences(coloured):
+    run = a_run(coloured, "mtt", **{**MTT, "augment": [], "width": 2})
+    options = run.options
+    network = run.network("shape").double()
+    first = flat(network)
+    target = first + 0.1 * torch.randn(first.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pixels, lr = run.pixels.double().requires_grad_(), torch.tensor(0.05, dtype=torch.float64).requires_grad_()
+
+    def loss(x, rate):
+        return unrolled(network, first, target, x, run.labels, rate, options, run, 0)
+
+    student = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for _ in range(2):
+        network.load_state_dict(student)
+        found = torch.autograd.grad(F.cross_entropy(network(pixels.detach()), run.labels), list(network.parameters()))
+        student = {name: p - 0.05 * g for (name, p), g in zip(student.items(), found, strict=True)}
+    moved = torch.cat([p.flatten() for p in student.values()])
+    assert loss(pixels, lr).item() == pytest.approx(
+        ((moved - target).square().sum() / (first - target).square().sum()).item()
+    )
+    by_pixels, by_lr = torch.autograd.grad(loss(pixels, lr), (pixels, lr))
+    way = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    step = 1e-5
+    with torch.no_grad():
+        ahead, behind = pixels + step * way, pixels - step * way
+    slope = (loss(ahead.requires_grad_(), lr) - loss(behind.requires_grad_(), lr)) / (2 * step)
+    assert slope.item() == pytest.approx((by_pixels * way).sum().item(), rel=1e-4)
+    slope = (loss(pixels, lr + step) - loss(pixels, lr - step)) / (2 * step)
+    assert slope.item() == pytest.approx(by_lr.item(), rel=1e-4)
+
+
+def test_mtt_trains_experts_once_for_all_sets_and_goes_on_when_killed(tmp_path, monkeypatch):
+    shop = Workshop("cpu", cache=tmp_path / "cache")
+    first = distill(recipe("mtt", **MTT, batch=3), tmp_path / "a", shop)
+    assert {"expert 0", "expert 1"} & set(first.noted("cost.json")["prepared"])
+    before = {file.name for file in (tmp_path / "cache").glob("expert*")}
+    second = distill(recipe("mtt", seed=1, **MTT, batch=3), tmp_path / "b", shop)
+    used = {name: part for name, part in second.noted("cost.json")["prepared"].items() if name.startswith("expert")}
+    assert before <= {file.name for file in (tmp_path / "cache").glob("expert*")} and used
+    assert {r["sha256"] for r in first.records}.isdisjoint(r["sha256"] for r in second.records)
+    monkeypatch.setenv("DAP_CHECKPOINT_SECONDS", "0")
+    plain, seen = Mtt.step, []
+
+    def killed(self, run, iteration):
+        seen.append(iteration)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return plain(self, run, iteration)
+
+    monkeypatch.setattr(Mtt, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe("mtt", **MTT, batch=3), tmp_path / "c", Workshop("cpu"))
+    again = distill(recipe("mtt", **MTT, batch=3), tmp_path / "c", Workshop("cpu"))
+    assert seen == [0, 1, 1] and [r["sha256"] for r in again.records] == [r["sha256"] for r in first.records]
+
+
+def test_a_match_beyond_the_experts_is_refused(tmp_path):
+    with pytest.raises(DapError, match="needs experts of 23 epochs, not 5"):
+        distill(recipe("mtt", expert_epochs=5), tmp_path / "a", Workshop("cpu"))

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 from dap.errors import DapError
 from dap.methods.base import Made, Method, Options, Task, Unit, plan
+from dap.methods.d4m import D4m
 from dap.methods.dap import Dap, DapSlots
-from dap.methods.dc import DC, DSA
-from dap.methods.dm import DM
+from dap.methods.dc import Dc, Dsa
+from dap.methods.dm import Dm
 from dap.methods.herding import Herding
 from dap.methods.kcenter import KCenter
 from dap.methods.manifold_gd import ManifoldGd
 from dap.methods.mgd3 import Mgd3
+from dap.methods.mtt import Mtt
 from dap.methods.random import Random
-from dap.methods.rded import RDED
+from dap.methods.rded import Rded
 from dap.methods.vanilla import Dit, Sd, Vanilla
 from dap.registry import resolve
 
@@ -24,16 +26,18 @@ METHODS: Mapping[str, type[Method]] = {
     "random": Random,
     "herding": Herding,
     "k-center": KCenter,
-    "rded": RDED,
-    "dm": DM,
-    "dc": DC,
-    "dsa": DSA,
+    "rded": Rded,
+    "dm": Dm,
+    "dc": Dc,
+    "dsa": Dsa,
+    "mtt": Mtt,
     "vanilla": Vanilla,
     "dit": Dit,
     "sd": Sd,
     "dap": Dap,
     "dap-slots": DapSlots,
     "mgd3": Mgd3,
+    "d4m": D4m,
     "manifold-gd": ManifoldGd,
 }
 

@@ -43,7 +43,7 @@ class DsaOptions(DcOptions):
     augment: tuple[Operation, ...] = Field(default=ALL, description="Siamese augmentation; [] for none, which is DC.")
 
 
-class DC(Matching):
+class Dc(Matching):
     """Makes the gradient that synthetic images give a network that of the real ones, class by class, while it trains on them.
 
     The distance of two gradients is summed over the layers' output rows: 1 - cos (`gradient_distance`).
@@ -75,7 +75,7 @@ class DC(Matching):
                 _train(network, run, options, inner, iteration, turn)
 
 
-class DSA(DC):
+class Dsa(Dc):
     """DC with the same random augmentation of both sides in every step."""
 
     reference = "Zhao & Bilen, ICML 2021 (DSA)"

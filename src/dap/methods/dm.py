@@ -24,7 +24,7 @@ class DmOptions(MatchingOptions):
     augment: tuple[Operation, ...] = Field(default=ALL, description="Siamese augmentation; [] for none.")
 
 
-class DM(Matching):
+class Dm(Matching):
     r"""Per step and class ||mean_j f(a(x_j)) - mean_i f(a(s_i))||^2 in a new random network f, the same augmentation a on both.
 
     Summed over classes, the gradient goes to the pixels; no network is ever trained.

@@ -113,8 +113,12 @@ class Matching(Method):
     def step(self, run: Run, iteration: int) -> Iterator[None]:
         """One iteration: calls `run.descend`, perhaps several times; yields after each."""
 
+    def check(self, task: Task) -> None:
+        """Whether the options go together. Raises `DapError`."""
+
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: MatchingOptions = task.options
+        self.check(task)
         size, classes = task.source.size, len(task.source.class_names)
         build(options.network, channels=3, classes=max(2, classes), size=size, norm=options.norm, width=options.width)
         ipc = task.recipe.ipc
@@ -173,6 +177,8 @@ class Run:
         self.velocity = torch.zeros_like(self.pixels)
         self.iteration = 0
         """Iterations that are done."""
+        self.also: dict[str, Tensor] = {}
+        """What a method optimises beside the pixels."""
 
     def generator(self, *purpose: object) -> Generator:
         """A generator of this purpose alone; everything random comes from one, so a resumed run needs no states."""
@@ -214,11 +220,12 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Everything to go on from."""
-        return {"iteration": self.iteration, "pixels": self.pixels, "velocity": self.velocity}
+        return {"iteration": self.iteration, "pixels": self.pixels, "velocity": self.velocity, "also": self.also}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.iteration, self.pixels, self.velocity = state["iteration"], state["pixels"], state["velocity"]
+        self.iteration, self.also = state["iteration"], state["also"]
+        self.pixels, self.velocity = state["pixels"], state["velocity"]
 
     def _first(self) -> Tensor:
         parts = []

@@ -10,14 +10,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from dap.errors import DapError
 from dap.guidance import Guidance, Modes, Window
 from dap.methods.base import Options, Task
+from dap.methods.latents import check_reals, class_latents
 from dap.methods.vanilla import Vanilla
 from dap.seeding import seed_of
-
-CHUNK = 64
-"""Real images that are read and encoded together."""
 
 Discovery = Literal["kmeans", "nearest", "tree"]
 
@@ -77,14 +74,8 @@ class ClassModes:
     """
 
     def __init__(self, task: Task, options: ModeOptions) -> None:
-        assert task.backbone is not None
-        self.task, self.backbone, self.options, self.ipc = task, task.backbone, options, task.recipe.ipc
-        for label, name in enumerate(task.source.class_names):
-            if min(task.source.count(label), options.reals) < self.ipc:
-                raise DapError(
-                    f"{self.ipc} modes of class {name!r} need as many real images; it has {task.source.count(label)}, and "
-                    f"reals is {options.reals}. Lower ipc, or raise reals."
-                )
+        self.task, self.options, self.ipc = task, options, task.recipe.ipc
+        check_reals(task, options.reals)
         self._modes: dict[int, Tensor] = {}
 
     def begin(self, labels: Sequence[int]) -> None:
@@ -110,28 +101,9 @@ class ClassModes:
         return seed_of(self.task.recipe.seed, self.task.source.class_names[label], *purpose)
 
     def _find(self, label: int) -> Tensor:
-        latents = self._latents(label)
+        _, latents = class_latents(self.task, self.task.source.class_names[label], self.options.reals)
         modes = find_modes(latents.flatten(1), self.ipc, self.options.discovery, self.seed(label, "modes"))
         return modes.view(self.ipc, *latents.shape[1:])
-
-    def _latents(self, label: int) -> Float[Tensor, "n c *spatial"]:
-        source, name = self.task.source, self.task.source.class_names[label]
-        generator = torch.Generator().manual_seed(self.seed(label, "reals"))
-        drawn = torch.randperm(source.count(label), generator=generator)[: self.options.reals]
-        parts, done = [], 0
-        for chunk in drawn.split(CHUNK):
-            _, images = source.readable(label, chunk.tolist())
-            if len(images):
-                parts.append(self.backbone.encode(images.to(self.backbone.device)).float().cpu())
-            done += len(chunk)
-            self.task.tell(f"latents of {name}", done, len(drawn))
-        found = sum(map(len, parts))
-        if found < self.ipc:
-            raise DapError(
-                f"{self.ipc} modes of class {name!r} need as many real images, and of {len(drawn)} drawn only {found} can "
-                "be decoded; repair them, lower ipc, or raise reals."
-            )
-        return torch.cat(parts)
 
 
 class Mgd3(Vanilla):

@@ -33,7 +33,7 @@ class RdedOptions(base.Options):
     images: int = Field(default=300, ge=1, description="Real images a class that are looked at, drawn by the run seed.")
 
 
-class RDED(Method):
+class Rded(Method):
     """Of random crops of real images those with the lowest cross-entropy under a teacher, factor x factor to an image.
 
     As in the authors' code a crop is square, is scaled to size / factor, and is judged with a border up to the full size, in

@@ -1,0 +1,59 @@
+"""Latents of real images of a class: what modes and prototypes are made of."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dap.errors import DapError
+from dap.methods.base import Task
+from dap.seeding import seed_of
+
+CHUNK = 64
+"""Real images that are read and encoded together."""
+
+
+def check_reals(task: Task, reals: int) -> None:
+    """Whether every class has an image for each slot.
+
+    Raises:
+        DapError: one has fewer real images, or `reals` is smaller, than ipc.
+    """
+    for label, name in enumerate(task.source.class_names):
+        if min(task.source.count(label), reals) < task.recipe.ipc:
+            raise DapError(
+                f"{task.recipe.ipc} clusters of class {name!r} need as many real images; it has {task.source.count(label)}, "
+                f"and reals is {reals}. Lower ipc, or raise reals."
+            )
+
+
+def class_latents(task: Task, name: str, reals: int) -> tuple[list[int], Float[Tensor, "n c *spatial"]]:
+    """Indices of a class's images, a draw by the run seed and the class's name, and their latents on the CPU.
+
+    Args:
+        task: with a backbone.
+        name: of the class.
+        reals: at most so many.
+
+    Raises:
+        DapError: fewer than ipc of them can be decoded.
+    """
+    source, backbone, ipc = task.source, task.backbone, task.recipe.ipc
+    assert backbone is not None
+    label = source.class_names.index(name)
+    generator = torch.Generator().manual_seed(seed_of(task.recipe.seed, name, "reals"))
+    drawn = torch.randperm(source.count(label), generator=generator)[:reals]
+    parts, kept = [], []
+    for chunk in drawn.split(CHUNK):
+        indices, images = source.readable(label, chunk.tolist())
+        if len(images):
+            parts.append(backbone.encode(images.to(backbone.device)).float().cpu())
+            kept += indices
+        task.tell(f"latents of {name}", len(kept), len(drawn))
+    if len(kept) < ipc:
+        raise DapError(
+            f"{ipc} clusters of class {name!r} need as many real images, and of {len(drawn)} drawn only {len(kept)} can be "
+            "decoded; repair them, lower ipc, or raise reals."
+        )
+    return kept, torch.cat(parts)

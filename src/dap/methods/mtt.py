@@ -1,0 +1,174 @@
+"""MTT: a network trained on the synthetic images should move as one trained on the real images does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from dap.errors import DapError
+from dap.evaluation.augment import Operation, dsa
+from dap.evaluation.fitting import seeded
+from dap.evaluation.networks import build
+from dap.methods.base import Task
+from dap.methods.matching import ALL, Matching, MatchingOptions, Run
+from dap.seeding import seed_of
+
+
+class MttOptions(MatchingOptions):
+    """Defaults are the paper's, as far as it has one for all data."""
+
+    iterations: int = Field(default=5000, ge=0, description="Steps on the pixels; the paper has 5,000.")
+    lr_images: float = Field(
+        default=1000.0, gt=0, description="Step size on pixels; the paper's 1,000 goes with its thousands of steps."
+    )
+    experts: int = Field(default=100, ge=1, description="Networks trained on the real images; the paper has 100.")
+    expert_epochs: int = Field(default=50, ge=1, description="Epochs of each; the paper has 50.")
+    expert_images: int | None = Field(
+        default=None,
+        ge=1,
+        description="Real images a class that an expert sees, its own draw. Default: all, as the paper.",
+    )
+    expert_seed: int = Field(default=0, description="Of the experts, which sets of all run seeds share.")
+    lr_expert: float = Field(default=0.01, gt=0, description="SGD without momentum, batches of 256.")
+    start: int = Field(default=20, ge=0, description="Last epoch of an expert at which a match begins.")
+    ahead: int = Field(default=3, ge=1, description="Epochs of the expert that the student is to cover.")
+    steps: int = Field(default=20, ge=1, description="Steps of the student on synthetic images.")
+    batch: int | None = Field(default=None, ge=1, description="Synthetic images a step. Default: all.")
+    lr_student: float = Field(default=0.01, gt=0, description="Step size of the student at first; it is learned.")
+    lr_lr: float = Field(default=1e-5, ge=0, description="Step size on the student's step size.")
+    augment: tuple[Operation, ...] = Field(
+        default=ALL, description="Augmentation of experts and students; [] for none."
+    )
+
+
+class Mtt(Matching):
+    r"""Minimises ||student_N - expert_{t+M}||^2 / ||expert_t - expert_{t+M}||^2 over pixels and the student's step size.
+
+    The student starts at the expert's weights of epoch t and takes N steps on the synthetic images; the gradient goes
+    through all of them. Experts are trained here, once for all sets that share a cache. The paper whitens colour images
+    (ZCA) first, which is not done here: sets hold images.
+    """
+
+    reference = "Cazenavette, Wang, Torralba, Efros & Zhu, CVPR 2022 (MTT)"
+    cost = "training the experts on real data; the graph of all student steps in memory"
+    Options = MttOptions
+
+    def check(self, task: Task) -> None:
+        options: MttOptions = task.options
+        if options.start + options.ahead > options.expert_epochs:
+            raise DapError(
+                f"A match that begins at epoch {options.start} and goes {options.ahead} ahead needs experts of "
+                f"{options.start + options.ahead} epochs, not {options.expert_epochs}; give --option expert_epochs or start."
+            )
+
+    def step(self, run: Run, iteration: int) -> Iterator[None]:
+        options = run.options
+        assert isinstance(options, MttOptions)
+        generator = run.generator("match", iteration)
+        chosen = int(torch.randint(options.experts, (), generator=generator))
+        begin = int(torch.randint(options.start + 1, (), generator=generator))
+        path = trajectory(run, options, chosen)
+        network = run.network("shape")
+        if "lr" not in run.also:
+            run.also = {"lr": torch.tensor(options.lr_student), "velocity": torch.tensor(0.0)}
+        pixels, lr = run.pixels.detach().requires_grad_(), run.also["lr"].detach().requires_grad_()
+        loss = unrolled(
+            network, path[begin], path[begin + options.ahead], pixels, run.labels, lr, options, run, iteration
+        )
+        by_pixels, by_lr = torch.autograd.grad(loss, (pixels, lr))
+        run.descend(by_pixels)
+        velocity = options.momentum * run.also["velocity"] + by_lr
+        # A student that does not move learns nothing, so its step size stays above zero.
+        run.also = {"lr": (run.also["lr"] - options.lr_lr * velocity).clamp_min(1e-6), "velocity": velocity}
+        yield
+
+
+def unrolled(
+    network: nn.Module,
+    first: Tensor,
+    target: Tensor,
+    pixels: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    options: MttOptions,
+    run: Run,
+    iteration: int,
+) -> Tensor:
+    """The loss of a student's steps from `first`, both flat parameters; differentiable in pixels and lr."""
+    student = first.clone().requires_grad_()
+    for step in range(options.steps):
+        generator = run.generator("student", iteration, step)
+        images, wanted = pixels, labels
+        if options.batch is not None and options.batch < len(pixels):
+            mine = torch.randperm(len(pixels), generator=generator)[: options.batch]
+            images, wanted = pixels[mine], labels[mine]
+        if options.augment:
+            images = dsa(images, generator, options.augment)
+        images = images.contiguous(memory_format=torch.channels_last)
+        logits = functional_call(network, unflat(network, student), (images,))
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, wanted), student, create_graph=True)
+        student = student - lr * gradient
+    return (student - target).square().sum() / (first - target).square().sum()
+
+
+def trajectory(run: Run, options: MttOptions, k: int) -> Tensor:
+    """Flat parameters (epochs + 1, P) of an expert: before training and after every epoch."""
+    names = (
+        "network", "width", "norm", "grey", "expert_epochs", "expert_images", "expert_seed", "lr_expert", "augment",
+    )  # fmt: skip
+    key = {"expert": k, **options.model_dump(mode="json", include=set(names))}
+    return run.task.store.get(f"expert {k}", key, lambda: {"path": train_expert(run, options, k)})["path"]
+
+
+def train_expert(run: Run, options: MttOptions, k: int) -> Tensor:
+    """Train expert k on the real images; see `trajectory`."""
+    seed = seed_of(options.expert_seed, "expert", k)
+    drawn, labels = [], []
+    for label, name in enumerate(run.task.source.class_names):
+        images = run.reals.classes[label]
+        generator = torch.Generator().manual_seed(seed_of(seed, "images", name))
+        mine = images[torch.randperm(len(images), generator=generator)[: options.expert_images]]
+        drawn.append(mine)
+        labels += [label] * len(mine)
+    images, targets = torch.cat(drawn), torch.tensor(labels)
+    with seeded(seed, torch.device("cpu")):
+        network = build(
+            options.network,
+            channels=images.shape[1],
+            classes=run.n_classes,
+            size=run.task.source.size,
+            norm=options.norm,
+            width=options.width,
+        )
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimiser = torch.optim.SGD(network.parameters(), lr=options.lr_expert)
+    path = [flat(network)]
+    for epoch in range(options.expert_epochs):
+        generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
+        for chosen in torch.randperm(len(images), generator=generator).split(256):
+            batch = run.reals.normalise(images[chosen].float() / 255)
+            batch = dsa(batch, generator, options.augment) if options.augment else batch
+            optimiser.zero_grad()
+            logits = network(batch.contiguous(memory_format=torch.channels_last))
+            F.cross_entropy(logits, targets[chosen]).backward()
+            optimiser.step()
+        path.append(flat(network))
+        run.task.tell(f"expert {k}", epoch + 1, options.expert_epochs)
+    return torch.stack(path)
+
+
+def flat(network: nn.Module) -> Tensor:
+    """All parameters as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def unflat(network: nn.Module, vector: Tensor) -> dict[str, Tensor]:
+    """The parameters by name from one vector."""
+    sizes = [parameter.numel() for parameter in network.parameters()]
+    parts = zip(network.named_parameters(), vector.split(sizes), strict=True)
+    return {name: part.view(parameter.shape) for (name, parameter), part in parts}
