@@ -154,3 +154,19 @@ def test_the_methods_are_listed(capsys):
         assert told.startswith(f"{name}: ") and (method.reference or name == "random")
         assert all(f"  {option} = " in told for option in (method.Options.model_fields if method.Options else ()))
     assert main(["methods", "mgd"]) == 1
+
+
+def test_a_baseline_never_sees_the_method_s_options(colours, pipeline_folder, tmp_path):
+    """MGD3 beside DAP under two settings of DAP: its bytes are the same, DAP's are not."""
+    made = {}
+    for name, options in (("one", ["--scale", "0.01"]), ("two", ["--scale", "0.5", "--kernel", "rbf", "--layer", "2"])):
+        common = ["--data", str(colours), "--backbone", str(pipeline_folder), "--steps", "4", "--ipc", "2", "--sets", "1"]
+        run = ["compare", "--methods", "mgd3,dap", *common, *options, "--reals", "2", *FAST, "--out", str(tmp_path / name)]
+        assert main([*run, "--option", "mgd3.scale=0.3"]) == 0
+        for method in ("mgd3", "dap"):
+            lines = (tmp_path / name / f"method={method}_ipc=2" / "seed0" / "manifest.jsonl").read_text().splitlines()
+            made[name, method] = [json.loads(line)["sha256"] for line in lines]
+        recipe = json.loads((tmp_path / name / "method=mgd3_ipc=2" / "seed0" / "recipe.json").read_text())
+        assert recipe["guidance"] is None and recipe["options"]["scale"] == 0.3
+    assert made["one", "mgd3"] == made["two", "mgd3"]
+    assert made["one", "dap"] != made["two", "dap"]
