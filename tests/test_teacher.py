@@ -19,6 +19,7 @@ from dap.evaluation.reference import load_reference, save_reference, train_refer
 from dap.evaluation.teacher import load_teacher, train_teacher
 
 NAMES = ("red", "green", "blue")
+SCALED = {"mode": "bilinear", "antialias": True}
 OWN = """
 from torch import nn
 
@@ -94,7 +95,7 @@ def test_a_trained_teacher_says_what_its_network_says(trained):
     student = torch.zeros(5, 3, requires_grad=True)  # a target made in inference mode would fail here
     F.kl_div(student.log_softmax(1), teacher.logits(x).softmax(1), reduction="sum").backward()
     larger = images(2, 16)
-    scaled = F.interpolate(larger, (8, 8), mode="bilinear", antialias=True)
+    scaled = F.interpolate(larger, (8, 8), **SCALED)
     assert torch.equal(teacher.logits(larger), teacher.logits(scaled))
 
 
@@ -250,3 +251,43 @@ def test_the_fingerprint_is_of_the_weights(trained, tmp_path):
     save_reference(reference, tmp_path / "other.safetensors")
     assert load_teacher(tmp_path / "other.safetensors", NAMES).fingerprint != before
     assert isinstance(reference.network, nn.Module) and len(before) == 16
+
+
+def test_features_are_what_the_last_linear_layer_is_given(trained):
+    teacher, reference = load_teacher(trained, ("blue", "red")), load_reference(trained)
+    x = images(300)  # more than one slice
+    found = teacher.features(x)
+    assert torch.equal(found, reference(x)) and found.dtype == torch.float32 and not found.requires_grad
+    (layer,) = (m for m in reference.network.modules() if isinstance(m, nn.Linear))
+    assert found.shape == (300, layer.in_features)
+    said = found @ layer.weight.T + layer.bias
+    torch.testing.assert_close(said[:, [2, 0]], teacher.logits(x))
+    torch.testing.assert_close(teacher.features(x[[7, 3]]), found[[7, 3]])
+    larger = images(2, 16)
+    assert torch.equal(teacher.features(larger), teacher.features(F.interpolate(larger, (8, 8), **SCALED)))
+    assert not any(m._forward_pre_hooks for m in teacher.network.modules()), "it is left as it was"
+
+
+def test_features_of_your_own_and_of_torchvisions_network(own, hub, monkeypatch):
+    file = own.replace("mine.py", "layered.py")
+    Path(file).write_text(
+        "from torch import nn\n\ndef deep(names):\n    return nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 6),"
+        " nn.ReLU(), nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Linear(6, len(names)))\n"
+    )
+    teacher = load_teacher(f"{file}:deep", NAMES)
+    layers, x = list(teacher.network), images().double()
+    expected = layers[2](layers[0](x.float()).flatten(1)).relu()
+    torch.testing.assert_close(teacher.features(x), expected.detach())
+    message = "has no linear layer whose input could serve as features; take another network"
+    with pytest.raises(DapError, match=f"mine.py:teach {message}"):
+        load_teacher(f"{own}:teach", NAMES).features(images())
+    monkeypatch.setenv("TORCH_HOME", str(hub))
+    with pytest.raises(DapError, match=f"torchvision:squeezenet1_1 {message}"):  # its classes come from a convolution
+        load_teacher("torchvision:squeezenet1_1", ["tench"], offline=True).features(images())
+
+
+def test_a_failure_on_the_way_leaves_no_hook(trained):
+    teacher = load_teacher(trained, NAMES)
+    with pytest.raises((RuntimeError, ValueError)):
+        teacher.features(torch.rand(2, 5, 8, 8))
+    assert not any(m._forward_pre_hooks for m in teacher.network.modules())

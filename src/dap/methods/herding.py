@@ -19,13 +19,18 @@ class SelectionOptions(base.Options):
     pool: int | None = Field(
         default=None,
         ge=1,
-        description="Real images a class to choose among, drawn by the run seed. Default: all, as published; then the choice "
-        "is the same for every seed, and the spread over sets says nothing.",
+        description="Real images a class to choose among, drawn by the run seed; all, if there are no more. Default: all, as "
+        "published. The choice is then the same for every seed: several sets are one set, and the spread over sets is "
+        "nothing, not small. A pool makes sets differ, but is another method: a choice among fewer, towards their mean.",
     )
 
 
 class Selection(Method):
-    """Chooses real images of each class by features of a classifier trained on the real data."""
+    """Chooses real images of each class by features of a classifier trained on the real data, before any augmentation.
+
+    A function of data and classifier alone, unless a `pool` is drawn. An honest comparison keeps the default and gives the
+    spread over trainings; what the choice owes to the classifier shows with classifiers of several seeds.
+    """
 
     needs = frozenset({"classifier"})
     cost = "a classifier trained on all real data, and one pass over them"

@@ -13,11 +13,11 @@ from dap.errors import DapError
 from dap.evaluation.steps import RandomResizedCrop
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
-from dap.methods.features import check_pool
+from dap.methods.features import check_decoded, decodable
 from dap.seeding import seed_of
 
 CHUNK = 64
-"""Real images whose crops are judged together."""
+"""At most so many real images have their crops judged together."""
 
 
 class RdedOptions(base.Options):
@@ -30,16 +30,22 @@ class RdedOptions(base.Options):
     smallest: float = Field(
         default=0.08, gt=0, le=1, description="Least part of the real image's area that a crop covers."
     )
-    images: int = Field(default=300, ge=1, description="Real images a class that are looked at, drawn by the run seed.")
+    images: int = Field(
+        default=300,
+        ge=1,
+        description="Real images a class that are looked at, drawn by the run seed; never fewer than the crops that are "
+        "needed, and all, if there are no more.",
+    )
 
 
 class Rded(Method):
     """Of random crops of real images those with the lowest cross-entropy under a teacher, factor x factor to an image.
 
-    As in the authors' code a crop is square, is scaled to size / factor, and is judged with a border up to the full size, in
-    the mean colour of the class's images (theirs: of the teacher's data). Crop number i of n = ipc and the ones n, 2n, ...
-    after it form image i, so that every image has some of the surest. The paper trains on the teacher's soft labels
-    (`rded-soft`); the images are the same.
+    As in the authors' code: a crop is a square of a uniform part of the image's area, scaled to size / factor, and is judged
+    in the middle of an image of the full size. Of each real image the best crop stays; image i of n is made, row by row, of
+    the crops ranked i, n + i, 2 n + i, ..., so that each has some of the surest. Two things differ: they crop the files as
+    they are, here the source's squares of the full size are cropped; and their border has the mean colour of the teacher's
+    data, here of the class's images. The paper trains on the teacher's soft labels (`rded-soft`); the images are the same.
     """
 
     needs = frozenset({"classifier"})
@@ -51,48 +57,54 @@ class Rded(Method):
         recipe, source, options, classifier = task.recipe, task.source, task.options, task.classifier
         assert classifier is not None and isinstance(options, RdedOptions)
         wanted = recipe.ipc * options.factor**2
-        looked = max(options.images, wanted)
-        check_pool(task, looked)
+        if options.factor > source.size:
+            raise DapError(
+                f"Images of {source.size} px cannot be cut into {options.factor} tiles a side; lower factor."
+            )
         for label, name in enumerate(source.class_names):
             if source.count(label) < wanted:
+                less = "--option factor=1 or a smaller ipc" if options.factor > 1 else "a smaller ipc"
                 raise DapError(
                     f"{recipe.ipc} images of class {name!r} take {wanted} crops of as many real images, and it has "
-                    f"{source.count(label)}; give --option factor=1 or a smaller ipc."
+                    f"{source.count(label)}; give {less}."
                 )
-        side = source.size // options.factor
-        step = RandomResizedCrop(size=side, scale=(options.smallest, 1.0), ratio=(1.0, 1.0))
+        step = RandomResizedCrop(size=source.size // options.factor, scale=(options.smallest, 1.0), ratio=(1.0, 1.0))
 
         def crops(name: str) -> dict[str, Tensor]:
             label = source.class_names.index(name)
-            drawn = source.good(label, min(looked, source.count(label)), seed_of(recipe.seed, name, "rded"))
+            drawn: list[int] = []
+            reals: list[Tensor] = []
+            looked = max(options.images, wanted)
+            for indices, images in decodable(source, label, looked, seed_of(recipe.seed, name, "rded")):
+                drawn += indices
+                reals += images.split(CHUNK)
+            check_decoded(source, label, len(drawn), wanted)
+            colour = torch.stack([real.double().sum((0, 2, 3)) for real in reals]).sum(0) / (
+                len(drawn) * source.size**2
+            )
             generator = torch.Generator().manual_seed(seed_of(recipe.seed, name, "crops"))
+            boxes = step.draw(len(drawn) * options.crops, source.size, source.size, generator)["box"]
             found, scores = [], []
-            for start in range(0, len(drawn), CHUNK):
-                real = source.images(label, drawn[start : start + CHUNK])
-                views = real.repeat_interleave(options.crops, 0)
-                views = step.apply(views, step.draw(len(views), source.size, source.size, generator)).clamp(0, 1)
-                loss = F.cross_entropy(
-                    classifier.logits(bordered(views, source.size, real.mean((0, 2, 3)))).cpu(),
-                    torch.full((len(views),), label),
-                    reduction="none",
-                ).view(len(real), -1)
+            for real, box in zip(reals, boxes.split([len(real) * options.crops for real in reals]), strict=True):
+                views = step.apply(real.repeat_interleave(options.crops, 0), {"box": box}).clamp(0, 1)
+                logits = classifier.logits(bordered(views, source.size, colour.float())).cpu()
+                loss = F.cross_entropy(logits, torch.full((len(views),), label), reduction="none").view(len(real), -1)
                 best = loss.argmin(1)
-                found.append(views.view(len(real), options.crops, *views.shape[1:])[torch.arange(len(real)), best])
-                scores.append(loss.min(1).values)
+                found.append(views.unflatten(0, (len(real), -1))[torch.arange(len(real)), best])
+                scores.append(loss.amin(1))
             order = torch.cat(scores).argsort(stable=True)[:wanted]
             return {"crops": torch.cat(found)[order], "indices": torch.tensor(drawn)[order]}
 
         def make(unit: Unit) -> Made:
             name = source.class_names[unit.label]
             key = {"class": name, "ipc": recipe.ipc, "seed": recipe.seed, **options.model_dump()}
-            made = task.store.get(f"crops of {name}", key, lambda: crops(name))
+            made = task.store.get(f"surest crops of {name}", key, lambda: crops(name))
             n = options.factor**2
             images, records = [], []
             for slot in unit.slots:
                 part = slice(slot, n * recipe.ipc, recipe.ipc)
                 images.append(tiled(made["crops"][part], options.factor, source.size))
-                keys = source.keys(unit.label, made["indices"][part].tolist())
-                records.append({"seed": recipe.seed, "real": ", ".join(keys)})
+                records.append({"seed": recipe.seed, "real": source.keys(unit.label, made["indices"][part].tolist())})
             return Made(torch.stack(images), records)
 
         return make
@@ -108,7 +120,7 @@ def bordered(crops: Tensor, size: int, colour: Tensor) -> Tensor:
 
 
 def tiled(crops: Tensor, factor: int, size: int) -> Tensor:
-    """factor² crops (n, 3, size, size) as one image (3, size, size), row by row; the first tiles take what does not divide."""
+    """factor² crops (n, 3, side, side) as one image (3, size, size), row by row; the first tiles take what does not divide."""
     bounds = [i * (size // factor) + min(i, size % factor) for i in range(factor + 1)]
     image = crops.new_empty(3, size, size)
     for k, crop in enumerate(crops):
