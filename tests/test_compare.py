@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import signal
@@ -160,8 +161,30 @@ def test_a_baseline_never_sees_the_method_s_options(colours, pipeline_folder, tm
     """MGD3 beside DAP under two settings of DAP: its bytes are the same, DAP's are not."""
     made = {}
     for name, options in (("one", ["--scale", "0.01"]), ("two", ["--scale", "0.5", "--kernel", "rbf", "--layer", "2"])):
-        common = ["--data", str(colours), "--backbone", str(pipeline_folder), "--steps", "4", "--ipc", "2", "--sets", "1"]
-        run = ["compare", "--methods", "mgd3,dap", *common, *options, "--reals", "2", *FAST, "--out", str(tmp_path / name)]
+        common = [
+            "--data",
+            str(colours),
+            "--backbone",
+            str(pipeline_folder),
+            "--steps",
+            "4",
+            "--ipc",
+            "2",
+            "--sets",
+            "1",
+        ]
+        run = [
+            "compare",
+            "--methods",
+            "mgd3,dap",
+            *common,
+            *options,
+            "--reals",
+            "2",
+            *FAST,
+            "--out",
+            str(tmp_path / name),
+        ]
         assert main([*run, "--option", "mgd3.scale=0.3"]) == 0
         for method in ("mgd3", "dap"):
             lines = (tmp_path / name / f"method={method}_ipc=2" / "seed0" / "manifest.jsonl").read_text().splitlines()
@@ -170,3 +193,37 @@ def test_a_baseline_never_sees_the_method_s_options(colours, pipeline_folder, tm
         assert recipe["guidance"] is None and recipe["options"]["scale"] == 0.3
     assert made["one", "mgd3"] == made["two", "mgd3"]
     assert made["one", "dap"] != made["two", "dap"]
+
+
+def lines_of(made):
+    return (made / "manifest.jsonl").read_text().splitlines()
+
+
+def test_draws_from_a_larger_set_are_judged_as_its_method_s(colours, pipeline_folder, tmp_path, capsys):
+    common = ["--data", str(colours), "--backbone", str(pipeline_folder), "--steps", "3", "--ipc", "1,3", "--sets", "2"]
+    run = [
+        "compare",
+        "--methods",
+        "vanilla,dap",
+        *common,
+        "--reals",
+        "2",
+        *FAST,
+        "--subsample",
+        "1,2",
+        "--out",
+        str(tmp_path),
+    ]
+    for _ in range(2):  # the second time everything is there
+        assert main(run) == 0, capsys.readouterr().err
+        told = capsys.readouterr().out
+    drawn = tmp_path / "method=dap_ipc=3_drawn=2" / "seed1"
+    whole = {json.loads(line)["sha256"] for line in lines_of(drawn.parents[1] / "method=dap_ipc=3/seed1")}
+    mine = {json.loads(line)["sha256"] for line in lines_of(drawn)}
+    assert len(mine) == 6 and mine < whole
+    assert len(list(tmp_path.glob("*/*/trials.jsonl"))) == 2 * 2 * 4
+    assert not list(tmp_path.glob("*ipc=1_drawn*"))
+    with (tmp_path / "report.csv").open(newline="") as file:
+        rows = [(row["method"], row["ipc"], row["recipe.drawn_from"], row["paired"]) for row in csv.DictReader(file)]
+    assert ("dap", "2", "3", "True") in rows and ("vanilla", "1", "3", "") in rows and ("dap", "1", "", "True") in rows
+    assert "drawn_from 3" in told

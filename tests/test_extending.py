@@ -34,7 +34,16 @@ def test_the_method_keeps_its_contract_and_is_compared(blocks, colours, pipeline
     assert main(["check", name]) == 0, capsys.readouterr().out
     data = ["--data", str(colours), "--backbone", str(pipeline_folder), "--ipc", "2", "--steps", "2"]
     common = [*data, "--sets", "1", "--set", "epochs=1", "--set", "width=4", "--set", "size=16"]
-    run = ["compare", "--methods", f"vanilla,{name}", "--option", f"{name}.pool=10", *common, "--out", str(tmp_path / "c")]
+    run = [
+        "compare",
+        "--methods",
+        f"vanilla,{name}",
+        "--option",
+        f"{name}.pool=10",
+        *common,
+        "--out",
+        str(tmp_path / "c"),
+    ]
     assert main(run) == 0, capsys.readouterr().err
     lines = next((tmp_path / "c").glob("*Medoids*/seed0/manifest.jsonl")).read_text().splitlines()
     assert len({json.loads(line)["real"] for line in lines}) == 6

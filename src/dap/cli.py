@@ -98,23 +98,23 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
-    from dap.experiment import check, sweep
+    from dap.experiment import check, folders, sweep
     from dap.workers import run_workers
 
     judging.check_tracking(args)
     workshop = judging.open_workshop(args)
     bars = Lines() if getattr(args, "worker", False) else Bars()
-    judge_for, failed = judging.judges(args, workshop), None
+    judge_for, failed, drawn = judging.judges(args, workshop), None, getattr(args, "subsample", [])
     check(cells, workshop)
     try:
         if getattr(args, "workers", 1) > 1:
             run_workers([*args.argv, "--workers", "1", "--worker"], args.workers)
         else:
             said = {"progress": bars.images, "tell": bars.work, "on_trial": bars.trial, "on_epoch": bars.epoch}
-            sweep(cells, args.out, workshop, judge_for, command=_command(), **said)
+            sweep(cells, args.out, workshop, judge_for, command=_command(), subsample=drawn, **said)
     except DapError as error:  # of some cells: the report on the others is still written
         failed = error
-    made = [args.out / name for name, _ in cells if (args.out / name / "classes.json").is_file()]
+    made = [path for path in folders(cells, args.out, drawn) if (path / "classes.json").is_file()]
     if made and not getattr(args, "worker", False):
         judging.finish(made, args.out, title, args.track)
     if failed is not None:

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 import torch
 
+from dap.data.distilled import DistilledSet
+from dap.data.imports import import_set
 from dap.engine import Progress, Workshop, distill
 from dap.errors import DapError
 from dap.evaluation.fitting import seeded
@@ -156,6 +158,7 @@ def sweep(
     on_trial: Callable[[str, Trial], None] | None = None,
     on_epoch: Callable[[int, int, int], None] | None = None,
     command: str | None = None,
+    subsample: Sequence[int] = (),
 ) -> list[Path]:
     """Distil and judge every cell; finished ones are kept, so the same call goes on after an interruption.
 
@@ -172,9 +175,10 @@ def sweep(
         on_trial: told of every training.
         on_epoch: told of every epoch of a training.
         command: the shell command to record.
+        subsample: from each set also random draws of so many images a class, where it has more, are judged.
 
     Returns:
-        The folders of all cells.
+        The folders of all cells, and of what was drawn from them.
 
     Raises:
         DapError: every recipe is checked before the first one is run. A cell that fails later does not stop the others; the
@@ -185,7 +189,24 @@ def sweep(
     def do(name: str, recipe: Recipe) -> None:
         made = distill(recipe, out / name, workshop, progress=progress(name), tell=tell, command=command)
         told = None if on_trial is None else functools.partial(on_trial, name)
-        judge_for(workshop.task(recipe)[1].recipe.data)(made, on_trial=told, on_epoch=on_epoch)
+        judge = judge_for(workshop.task(recipe)[1].recipe.data)
+        judge(made, on_trial=told, on_epoch=on_epoch)
+        for n, folder in draws(name, recipe, subsample):
+            if not (out / folder).is_dir():
+                import_set(out / name, out / folder, ipc=n, pick="random", seed=recipe.seed)
+            told = None if on_trial is None else functools.partial(on_trial, folder)
+            judge(DistilledSet.open(out / folder), on_trial=told, on_epoch=on_epoch)
 
     share([(name, functools.partial(do, name, recipe)) for name, recipe in cells], out)
-    return [out / name for name, _ in cells]
+    return folders(cells, out, subsample)
+
+
+def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:
+    """Sizes and folder names of what is drawn from a cell."""
+    parent, _, seed = name.rpartition("/")
+    return [(n, f"{parent}_drawn={n}/{seed}") for n in subsample if n < recipe.ipc]
+
+
+def folders(cells: Sequence[tuple[str, Recipe]], out: Path, subsample: Sequence[int] = ()) -> list[Path]:
+    """The folders of all cells and of what is drawn from them, in order."""
+    return [out / path for name, recipe in cells for path in (name, *(f for _, f in draws(name, recipe, subsample)))]

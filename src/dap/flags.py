@@ -100,6 +100,13 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
         metavar="METHOD.NAME=VALUE",
         help="one of a method's own options, as YAML (dap methods NAME lists them); may be repeated",
     )
+    compare.add_argument(
+        "--subsample",
+        type=lambda text: [_positive(part) for part in text.split(",")],
+        default=[],
+        metavar="N,…",
+        help="judge also random draws of N images a class from each larger set, as the paper's scaling table does",
+    )
     _sharing(compare)
     _recipe_flags(compare, without=("method", "ipc", "options"))
     _judging(compare)

@@ -31,7 +31,7 @@ from dap.data.readers import (
 )
 from dap.data.tensors import read_tensors
 from dap.errors import DapError
-from dap.files import building, in_use, natural_order
+from dap.files import building, in_use, natural_order, read_json
 from dap.registry import suggest
 from dap.seeding import seed_of
 
@@ -132,6 +132,8 @@ def import_set(
         "facts": reading.facts,
         "version": version("diffusion-as-priors"),
     }
+    if (source / "recipe.json").is_file():  # a set of ours: what made the images is still known
+        told["recipe"] = read_json(source / "recipe.json")
     with building(out, "import.json") as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
         told["images"] = _store(made, chosen, progress)

@@ -133,7 +133,7 @@ def load_set(path: Path | str) -> SetRecord:
     command = path / "command.txt"
     return SetRecord(
         path=path,
-        recipe=_object(path / "recipe.json"),
+        recipe=_object(path / "recipe.json") or _drawn(_object(path / "import.json")),
         class_names=tuple(str(name) for name in classes.get("names", folders)),
         images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
         trials=tuple(trials),
@@ -146,6 +146,14 @@ def load_set(path: Path | str) -> SetRecord:
         protocols=_object(path / "protocols.json"),
         ranking=_object(path / "ranking.json"),
     )
+
+
+def _drawn(imported: Json) -> Json:
+    """The recipe behind a set drawn from one of ours, with its own ipc and the one it was `drawn_from`; {} for another's."""
+    recipe = imported.get("recipe")
+    if not isinstance(recipe, Mapping):
+        return {}
+    return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
 
 
 def read_lines(path: Path, accept: Callable[[Json], bool]) -> tuple[list[Json], int]:
