@@ -84,7 +84,7 @@ class DiT(ModuleBackbone):
         return self.transformer.transformer_blocks[int(layer)]
 
     def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
-        timestep = torch.full((len(x),), t, device=x.device)
+        timestep = torch.as_tensor(t, device=x.device).expand(len(x))
         with self._frequencies():
             x = x.to(self.transformer.dtype)
             return self.transformer(x, timestep=timestep, class_labels=condition).sample.float()

@@ -49,11 +49,11 @@ class ModuleBackbone(Backbone):
         """The module whose output a layer's features are."""
 
     @abstractmethod
-    def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
-        """The denoiser's raw output in float32."""
+    def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
+        """The denoiser's raw output in float32; `t` is one time for all images, or a tensor (B,)."""
 
     @abstractmethod
-    def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
+    def read(self, x: Tensor, t: Time | Tensor, output: Tensor) -> Prediction:
         """What the raw output means, without features."""
 
     def predict(

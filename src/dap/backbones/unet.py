@@ -69,7 +69,7 @@ class UNet(ModuleBackbone):
 
     def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
         (context,) = self._prompts.rows(condition)
-        timestep = torch.full((len(x),), t, device=x.device)
+        timestep = torch.as_tensor(t, device=x.device).expand(len(x))
         dtype = self.denoiser.dtype
         return self.denoiser(x.to(dtype), timestep, context.to(dtype)).sample.float()
 

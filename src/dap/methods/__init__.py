@@ -14,6 +14,7 @@ from dap.methods.herding import Herding
 from dap.methods.kcenter import KCenter
 from dap.methods.manifold_gd import ManifoldGd
 from dap.methods.mgd3 import Mgd3
+from dap.methods.minimax import Minimax
 from dap.methods.mtt import Mtt
 from dap.methods.random import Random
 from dap.methods.rded import Rded
@@ -38,6 +39,7 @@ METHODS: Mapping[str, type[Method]] = {
     "dap-slots": DapSlots,
     "mgd3": Mgd3,
     "d4m": D4m,
+    "minimax": Minimax,
     "manifold-gd": ManifoldGd,
 }
 

@@ -28,13 +28,17 @@ def check_reals(task: Task, reals: int) -> None:
             )
 
 
-def class_latents(task: Task, name: str, reals: int) -> tuple[list[int], Float[Tensor, "n c *spatial"]]:
-    """Indices of a class's images, a draw by the run seed and the class's name, and their latents on the CPU.
+def class_latents(
+    task: Task, name: str, reals: int, *, seed: int | None = None, flip: bool = False
+) -> tuple[list[int], Float[Tensor, "n c *spatial"]]:
+    """Indices of a class's images, a draw by a seed and the class's name, and their latents on the CPU.
 
     Args:
         task: with a backbone.
         name: of the class.
         reals: at most so many.
+        seed: of the draw; default: the run's.
+        flip: mirror a random half of the images before they are encoded.
 
     Raises:
         DapError: fewer than ipc of them can be decoded.
@@ -42,11 +46,15 @@ def class_latents(task: Task, name: str, reals: int) -> tuple[list[int], Float[T
     source, backbone, ipc = task.source, task.backbone, task.recipe.ipc
     assert backbone is not None
     label = source.class_names.index(name)
-    generator = torch.Generator().manual_seed(seed_of(task.recipe.seed, name, "reals"))
+    seed = task.recipe.seed if seed is None else seed
+    generator = torch.Generator().manual_seed(seed_of(seed, name, "reals"))
     drawn = torch.randperm(source.count(label), generator=generator)[:reals]
     parts, kept = [], []
     for chunk in drawn.split(CHUNK):
         indices, images = source.readable(label, chunk.tolist())
+        if flip:
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+            images = torch.where(mirrored, images.flip(3), images)
         if len(images):
             parts.append(backbone.encode(images.to(backbone.device)).float().cpu())
             kept += indices

@@ -1,0 +1,191 @@
+"""Minimax: a diffusion transformer lightly fine-tuned to be close to the data and wide, then sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dap.backbones.base import Backbone
+from dap.backbones.dit import DiT
+from dap.backbones.finetune import Batch, Tuning, fine_tune, light, load_tuned, tuned
+from dap.errors import DapError
+from dap.methods import base
+from dap.methods.base import Made, Task, Unit
+from dap.methods.latents import check_reals, class_latents
+from dap.methods.vanilla import Vanilla
+from dap.seeding import seed_of
+
+
+class MinimaxOptions(base.Options):
+    """Defaults are the paper's."""
+
+    epochs: int = Field(default=8, ge=0, description="Passes over the real images. 0 is the vanilla sample.")
+    max_steps: int | None = Field(
+        default=None, ge=0, description="End after so many steps; the paper samples from its checkpoint at 12,000."
+    )
+    batch: int = Field(default=8, ge=1, description="Real images a step.")
+    lr: float = Field(default=1e-3, gt=0, description="Of AdamW without weight decay.")
+    ema: float = Field(default=0.9999, ge=0, lt=1, description="Decay of the averaged weights that are sampled from.")
+    representative: float = Field(
+        default=0.002, ge=0, description="Weight of 1 - the smallest cosine to remembered reals."
+    )
+    diverse: float = Field(default=0.008, ge=0, description="Weight of the largest cosine to remembered predictions.")
+    memory: int = Field(default=64, ge=1, description="How many of each are remembered a class.")
+    reals: int = Field(default=1300, ge=1, description="Real images a class, a draw by tune_seed where there are more.")
+    flip: bool = Field(default=True, description="Mirror half of the images; switch it off for digits and letters.")
+    scaled: float = Field(
+        default=0.5, ge=0, le=1, description="Part of the blocks, from the first, with DiffFit's factors."
+    )
+    together: int = Field(
+        default=20,
+        ge=1,
+        description="Classes tuned at once (a phase); the authors saw more than 20 collapse on ImageNet.",
+    )
+    tune_seed: int = Field(default=0, description="Of the tuning, which sets of all run seeds share.")
+
+
+class Minimax(Vanilla):
+    r"""L = L_diffusion + lambda_r (1 - min_j cos(x0_hat, real_j)) + lambda_d max_j cos(x0_hat, predicted_j), per class.
+
+    Biases, norms, class embeddings and DiffFit's factors are trained, with the predicted x_0 of every step against two
+    memories of its class, which then take in the batch. Terms are averaged over the classes in a batch, as in the authors'
+    code, and take the one smallest and largest cosine of all pairs. Sampled are the averaged weights, without guidance.
+    """
+
+    needs = frozenset({"backbone", "training"})
+    reference = "Gu, Vahidian, Kungurtsev, Wang, Jiang, You & Chen, CVPR 2024 (Minimax)"
+    cost = "fine-tuning once a phase of classes; then vanilla's"
+    Options = MinimaxOptions
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        if not isinstance(task.backbone, DiT):
+            raise DapError("Minimax fine-tunes a diffusion transformer; give --backbone starter or another DiT.")
+        check_reals(task, task.options.reals)
+        if len(task.source.class_names) > task.options.together:
+            return self._by_phase(task)
+        return super().prepare(task)
+
+    def _by_phase(self, task: Task) -> Callable[[Unit], Made]:
+        """One method's worth of work for each phase of classes, made when its first unit is."""
+        makers: dict[int, Callable[[Unit], Made]] = {}
+        super().prepare(task)
+
+        def make(unit: Unit) -> Made:
+            phase = unit.label // task.options.together
+            if phase not in makers:
+                makers.clear()
+                makers[phase] = _Phase(phase).prepare_phase(task)
+            return makers[phase](unit)
+
+        return make
+
+    def labels(self, task: Task) -> list[int]:
+        """The classes that are tuned together."""
+        return list(range(len(task.source.class_names)))
+
+    def tune(self, task: Task) -> Callable[[], Backbone] | None:
+        options: MinimaxOptions = task.options
+        original = task.backbone
+        assert isinstance(original, DiT)
+        labels = self.labels(task)
+        count = sum(min(task.source.count(label), options.reals) for label in labels)
+        steps = options.epochs * (count // options.batch)
+        steps = steps if options.max_steps is None else min(steps, options.max_steps)
+        if steps == 0:
+            return None
+        names = [task.source.class_names[label] for label in labels]
+        key = {"classes": names, "steps": steps, **options.model_dump(mode="json", exclude={"epochs", "max_steps"})}
+        scales = round(options.scaled * len(original.layers))
+
+        def load() -> Backbone:
+            found = task.store.get("minimax", key, lambda: train(task, original, labels, steps, scales, key))
+            return load_tuned(tuned(original, scales), found)
+
+        return load
+
+
+class _Phase(Minimax):
+    """Minimax of one phase of the classes."""
+
+    def __init__(self, phase: int) -> None:
+        self.phase = phase
+
+    def labels(self, task: Task) -> list[int]:
+        size = task.options.together
+        return super().labels(task)[self.phase * size : (self.phase + 1) * size]
+
+    def prepare_phase(self, task: Task) -> Callable[[Unit], Made]:
+        return Vanilla.prepare(self, task)
+
+
+def train(
+    task: Task, original: DiT, labels: list[int], steps: int, scales: int, key: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The tuned parameters of the denoiser for these classes."""
+    options: MinimaxOptions = task.options
+    latents, of = [], []
+    for label in labels:
+        name = task.source.class_names[label]
+        found = class_latents(task, name, options.reals, seed=options.tune_seed, flip=options.flip)
+        latents.append(found[1])
+        of += [label] * len(found[1])
+    everything, owners = torch.cat(latents), torch.tensor(of)
+    conditions = original.condition(task.source.class_names)
+    per_epoch = max(1, len(everything) // options.batch)
+
+    def batch(step: int) -> Batch:
+        epoch, place = divmod(step, per_epoch)
+        order = torch.Generator().manual_seed(seed_of(options.tune_seed, "minimax", epoch))
+        chosen = torch.randperm(len(everything), generator=order)[place * options.batch : (place + 1) * options.batch]
+        mine = owners[chosen].tolist()
+        return Batch(everything[chosen].to(original.device), conditions[mine], mine)
+
+    twin = tuned(original, scales)
+    checkpoint = task.store.checkpoint("minimax", key)
+    how = Tuning(steps, options.lr, options.tune_seed, options.ema)
+    made = fine_tune(
+        twin,
+        light(twin),
+        batch,
+        how,
+        extra=lambda memory: Criteria(options, memory),
+        checkpoint=checkpoint,
+        tell=lambda done, total: task.tell("minimax: fine-tuning", done, total),
+    )
+    task.store.discard(checkpoint)
+    return made
+
+
+class Criteria:
+    """The two criteria and their memories.
+
+    Args:
+        options: weights and sizes.
+        memory: where the memories are kept, so that a checkpoint has them: "real" and "made", of each label (n, D).
+    """
+
+    def __init__(self, options: MinimaxOptions, memory: dict[str, Any]) -> None:
+        self.options = options
+        self.real: dict[int, Tensor] = memory.setdefault("real", {})
+        self.made: dict[int, Tensor] = memory.setdefault("made", {})
+
+    def __call__(self, x0: Tensor, batch: Batch) -> Tensor:
+        total, labels = x0.new_zeros(()), torch.tensor(batch.labels)
+        present = sorted(set(batch.labels))
+        for label in present:
+            rows = (labels == label).nonzero()[:, 0].to(x0.device)
+            mine, real = x0[rows].flatten(1), batch.latents[rows].flatten(1)
+            if label in self.made:
+                to_real = F.cosine_similarity(mine[:, None], self.real[label].to(mine)[None], dim=2)
+                to_made = F.cosine_similarity(mine[:, None], self.made[label].to(mine)[None], dim=2)
+                total = total + self.options.representative * (1 - to_real.min()) / len(present)
+                total = total + self.options.diverse * to_made.max() / len(present)
+            for memory, new in ((self.real, real), (self.made, mine.detach())):
+                kept = torch.cat([memory[label].to(new), new]) if label in memory else new
+                memory[label] = kept[-self.options.memory :]
+        return total
