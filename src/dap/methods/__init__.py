@@ -10,6 +10,7 @@ from dap.methods.dap import Dap, DapSlots
 from dap.methods.dc import DC, DSA
 from dap.methods.dm import DM
 from dap.methods.herding import Herding
+from dap.methods.igd import Igd
 from dap.methods.kcenter import KCenter
 from dap.methods.manifold_gd import ManifoldGd
 from dap.methods.mgd3 import Mgd3
@@ -35,6 +36,7 @@ METHODS: Mapping[str, type[Method]] = {
     "dap-slots": DapSlots,
     "mgd3": Mgd3,
     "manifold-gd": ManifoldGd,
+    "igd": Igd,
 }
 
 
