@@ -121,7 +121,9 @@ class Workshop:
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
         size = recipe.data.size or (backbone.card.size if backbone else 0)
         options = method.parse(recipe.options, recipe.method)
-        resolved = recipe.resolved(backbone if needed else None, method.guidance, size, method.sampling)
+        resolved = recipe.resolved(
+            backbone if needed else None, method.guidance, size, method.sampling, method.together
+        )
         source = self.source(resolved.data)
         classifier = self.classifier(method, recipe, source)
         captions = self.captions(method, recipe, source)

@@ -138,7 +138,7 @@ class Recipe(BaseModel):
         default=None,
         ge=1,
         description="Slots of a class sampled together; part of the recipe, since batches decide the last bits. Default: "
-        "10, or all of them under repulsion.",
+        "10, or all of them under repulsion and for methods that make a class as a whole.",
     )
     options: dict[str, Any] = Field(
         default={}, description="The method's own options; dap methods NAME lists them. On the command line --option."
@@ -191,6 +191,7 @@ class Recipe(BaseModel):
         guidance: Mapping[str, Any] | None,
         size: int,
         sampling: Mapping[str, Any] | None = None,
+        together: bool = False,
     ) -> Recipe:
         """This recipe with every open choice made.
 
@@ -199,6 +200,7 @@ class Recipe(BaseModel):
             size: side in px of the images where the recipe does not say.
             guidance: the method's own defaults under the user's choices; None for a method without guidance.
             sampling: likewise.
+            together: whether the method makes all slots of a class as one unit unless `block` says otherwise.
 
         Raises:
             DapError: guidance options for a method that has no guidance, an unknown layer, or another size than the
@@ -209,7 +211,7 @@ class Recipe(BaseModel):
             raise DapError(f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}.")
         data = self.data.model_copy(update={"size": self.data.size or size})
         if backbone is None:
-            block = self.block or BLOCK
+            block = self.block or (self.ipc if together else BLOCK)
             return self.model_copy(
                 update={"data": data, "block": block, "backbone": None, "sampling": None, "guidance": None}
             )
@@ -223,7 +225,7 @@ class Recipe(BaseModel):
         choice = self.backbone or BackboneChoice()
         update: dict[str, Any] = {
             "data": data,
-            "block": self.block or BLOCK,
+            "block": self.block or (self.ipc if together else BLOCK),
             "backbone": choice.model_copy(update={"template": card.template, "negative_prompt": card.negative_prompt}),
             "sampling": Sampling(
                 steps=sampled.steps,

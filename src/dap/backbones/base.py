@@ -138,6 +138,17 @@ class Backbone(ABC):
     def decode(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
         """Latents to images in [0, 1]."""
 
+    def decode_with_graph(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
+        """As `decode`, but differentiable in the latents, and not clamped, so that no gradient ends at black or white.
+
+        Only guidances that look at pixels ask for it.
+
+        Raises:
+            DapError: this backbone cannot.
+        """
+        del latents
+        raise DapError(f"{self.card.name} cannot carry a gradient through its decoder; give it decode_with_graph.")
+
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Every tensor that decides a prediction, by name, for `weights_hash`."""

@@ -97,7 +97,10 @@ class Mixture(Backbone):
         return images * 2 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents / 2 + 0.5).clamp(0, 1)
+        return self.decode_with_graph(latents).clamp(0, 1)
+
+    def decode_with_graph(self, latents: Tensor) -> Tensor:
+        return latents / 2 + 0.5
 
     def state(self) -> dict[str, Tensor]:
         return {"means": self.means, "std": torch.tensor(self.std)}

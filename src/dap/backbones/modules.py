@@ -112,9 +112,12 @@ class ModuleBackbone(Backbone):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        return self.decode_with_graph(latents).clamp(0, 1)
+
+    def decode_with_graph(self, latents: Tensor) -> Tensor:
         z = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
         images = torch.cat([self.vae.decode(part).sample.float() for part in z.split(self._together)])
-        return (images / 2 + 0.5).clamp(0, 1)
+        return images / 2 + 0.5
 
     @property
     def _together(self) -> int:

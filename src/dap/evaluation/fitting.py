@@ -237,7 +237,7 @@ def run_with_checkpoint(
         training: a fresh one.
         checkpoint: None: keep nothing.
         after: as in `epochs`; called before a checkpoint is written.
-        notes: kept in the checkpoint with the training, and updated from it at the start. JSON values.
+        notes: kept in the checkpoint with the training, and updated from it at the start. JSON values and tensors.
     """
     if checkpoint is not None and (found := checkpoint.read()) is not None:
         training.restore(found["training"])

@@ -1,14 +1,17 @@
 """Guidances: what is added to each reverse step. One paper, one file."""
 
 from dap.guidance.base import Descend, Energy, Guidance, Nothing, Scaled, State, Sum, Window
+from dap.guidance.influence import Deviation, Influence
 from dap.guidance.manifold import Manifold
 from dap.guidance.modes import Modes
 from dap.guidance.representative import Representative
 
 __all__ = [
     "Descend",
+    "Deviation",
     "Energy",
     "Guidance",
+    "Influence",
     "Manifold",
     "Modes",
     "Nothing",

@@ -1,6 +1,6 @@
 """What steers a sample: a `Guidance` looks at one `State` of the reverse process and returns what to add to x_{t-1}.
 
-A guidance that lowers a scalar is an `Energy` under `Descend`, the only place of the library that calls autograd.
+A guidance that lowers a scalar is an `Energy` under `Descend`, the only place that differentiates in x_t.
 Guidances add with `+`, scale with a number and can be confined to a `Window` of the run.
 """
 
@@ -141,7 +141,8 @@ class Descend(Guidance):
         energy: the scalar to lower.
         scale: γ ≥ 0. 0 gives the unguided sample bit for bit.
         unit: "paper" adds γ g_t as the paper writes it. "step" measures γ in units of the sampler's own step: the push
-            has norm γ · ‖x̃_{t−1} − x_t‖ for each image, so that one γ means the same on every backbone.
+            has norm γ · ‖x̃_{t−1} − x_t‖ for each image, so that one γ means the same on every backbone. "noise" measures it
+            in units of the noise in x_t: norm γ · σ_t · ‖eps‖ (IGD's ρ_t).
 
     Raises:
         DapError: on a negative or non-finite scale, an unknown unit, or, while sampling, a non-finite gradient.
@@ -149,13 +150,13 @@ class Descend(Guidance):
 
     energy: Energy
     scale: float
-    unit: Literal["paper", "step"] = "paper"
+    unit: Literal["paper", "step", "noise"] = "paper"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
             raise DapError(f"scale must be a finite number >= 0, not {self.scale}.")
-        if self.unit not in ("paper", "step"):
-            raise DapError(f"unit must be 'paper' or 'step', not {self.unit!r}.")
+        if self.unit not in ("paper", "step", "noise"):
+            raise DapError(f"unit must be 'paper', 'step' or 'noise', not {self.unit!r}.")
         for name in ("layer", "branch", "grad_through", "joint", "sequential"):
             object.__setattr__(self, name, getattr(self.energy, name))
 
@@ -173,16 +174,20 @@ class Descend(Guidance):
     def __call__(self, state: State) -> Tensor:
         with torch.enable_grad():
             energy = self.energy(state)
-            (gradient,) = torch.autograd.grad(energy.sum(), state.x)
+            # Another guidance of a sum may still go through the same graph.
+            (gradient,) = torch.autograd.grad(energy.sum(), state.x, retain_graph=True)
         if not torch.isfinite(gradient).all():
             raise DapError(
                 f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}; lower the scale."
             )
-        if self.unit == "step":
+        if self.unit != "paper":
             norm = per_image_norm(gradient)
-            step = per_image_norm(state.proposal - state.x.detach())
+            if self.unit == "step":
+                length = per_image_norm(state.proposal - state.x.detach())
+            else:
+                length = state.sigma * per_image_norm(state.eps.detach())
             # A gradient of zero has no direction and pushes nothing.
-            gradient = gradient * torch.where(norm > 1e-30, step / norm.clamp_min(1e-30), 0.0)
+            gradient = gradient * torch.where(norm > 1e-30, length / norm.clamp_min(1e-30), 0.0)
         return -self.scale * gradient
 
 

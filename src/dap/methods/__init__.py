@@ -11,6 +11,7 @@ from dap.methods.dap import Dap, DapSlots
 from dap.methods.dc import Dc, Dsa
 from dap.methods.dm import Dm
 from dap.methods.herding import Herding
+from dap.methods.igd import Igd
 from dap.methods.kcenter import KCenter
 from dap.methods.manifold_gd import ManifoldGd
 from dap.methods.mgd3 import Mgd3
@@ -41,6 +42,7 @@ METHODS: Mapping[str, type[Method]] = {
     "d4m": D4m,
     "minimax": Minimax,
     "manifold-gd": ManifoldGd,
+    "igd": Igd,
 }
 
 

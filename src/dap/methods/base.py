@@ -98,6 +98,7 @@ class Method(ABC):
         cost: what it takes beside the units themselves, in a few words.
         guidance: the method's own defaults over `GuidanceOptions`, or None for a method without DAP's guidance.
         sampling: the method's own defaults over `Sampling`.
+        together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.
         Options: the method's own options, or None. They are the recipe's `options`.
     """
 
@@ -106,6 +107,7 @@ class Method(ABC):
     cost: ClassVar[str] = ""
     guidance: ClassVar[Mapping[str, Any] | None] = None
     sampling: ClassVar[Mapping[str, Any]] = {}
+    together: ClassVar[bool] = False
     Options: ClassVar[type[Options] | None] = None
 
     @abstractmethod

@@ -47,7 +47,8 @@ class Probe:
         if self.method.guidance is not None:
             values["guidance"] = {"reals": 4, "clustered": 8}
         used = (backbone or self.backbone) if "backbone" in self.method.needs else None
-        recipe = Recipe.parse(values).resolved(used, self.method.guidance, 32, self.method.sampling)
+        method = self.method
+        recipe = Recipe.parse(values).resolved(used, method.guidance, 32, method.sampling, method.together)
         name = type(self.method).__name__
         options, wanted = self.method.parse({}, name), Recipe.parse({"method": name})
         classifier = Workshop("cpu", offline=True).classifier(self.method, wanted, self.source)

@@ -1,0 +1,155 @@
+r"""Influence-Guided Diffusion (IGD): images that train a network as the real ones do, and that keep apart.
+
+Chen, Du, Huang, Wang, Zhang & Wang, "Influence-Guided Diffusion for Dataset Distillation", ICLR 2025.
+
+    x_{t-1} = \tilde x_{t-1} - \rho_t \nabla_{x_t} G_I(\hat x_0) - \gamma \nabla_{x_t} G_D(\hat x_0)
+    G_I = mean_k [1 - cos(\nabla_\theta \ell(\theta_k; decode(\hat x_0), c), g_{k,c})]
+    \rho_t = k \sigma_t \|\epsilon\| / \|\nabla G_I\|
+    G_D = max over finished latents z of the class of cos(\hat x_0, z)
+
+θ_k are checkpoints of a network trained on the real data and g_{k,c} the mean gradient of class c's real images there. ρ_t is
+`Descend` with the unit "noise"; the steps that are guided are a `Window`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from dap.errors import DapError
+from dap.guidance.base import Energy, GradThrough, State
+
+Through = Literal["denoiser", "x0"]
+"""What the energies are differentiated in: x_t, through the whole noise prediction, or x0_hat as if x_t moved it one to one."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A network at one point of its training, seen from one class.
+
+    Attributes:
+        parameters: θ_k; leaves that require grad.
+        loss: mean loss of images (n, 3, h, w) in [0, 1], were they of the class.
+        real: (P,) g_{k,c}, the mean gradient of real images, all parameters flattened one after another.
+    """
+
+    parameters: tuple[Tensor, ...]
+    loss: Callable[[Tensor], Tensor]
+    real: Float[Tensor, " p"]
+
+
+@runtime_checkable
+class Trajectory(Protocol):
+    """Where the moments come from; `dap.methods.igd.Surrogate` trains for them."""
+
+    def begin(self, labels: Sequence[int]) -> None:
+        """Make ready for these labels."""
+        ...
+
+    def images(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
+        """The images of latents, about in [0, 1], with a graph."""
+        ...
+
+    def moments(self, label: int) -> Sequence[Moment]:
+        """The checkpoints, for a label that `begin` was told of."""
+        ...
+
+
+def flat_gradient(loss: Tensor, parameters: Sequence[Tensor], *, graph: bool = False) -> Float[Tensor, " p"]:
+    """The gradient of a scalar in all parameters as one vector; `graph` makes it differentiable itself."""
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, create_graph=graph)])
+
+
+def _carrier(through: Through) -> GradThrough:
+    """What the sampler is asked to carry a graph through: without a layer, "features" is a graph in x_t alone."""
+    return "denoiser" if through == "denoiser" else "features"
+
+
+def _x0(state: State, through: Through) -> Float[Tensor, "b c *spatial"]:
+    return state.x0_hat if through == "denoiser" else state.x0_hat.detach() + (state.x - state.x.detach())
+
+
+@dataclass(frozen=True)
+class Influence(Energy):
+    """G_I, 0 … 2: how far the gradient of each image points from that of the class's real images, over all checkpoints.
+
+    The gradient of it is of second order in the network. One image after another: each has its own gradient.
+
+    Args:
+        trajectory: the checkpoints.
+        through: see `Through`; the paper's is "denoiser".
+    """
+
+    trajectory: Trajectory
+    through: Through = "denoiser"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grad_through", _carrier(self.through))
+
+    def begin(self, labels: Sequence[int]) -> None:
+        self.trajectory.begin(labels)
+
+    def __call__(self, state: State) -> Float[Tensor, " b"]:
+        images = self.trajectory.images(_x0(state, self.through))
+        return torch.stack([self._of(image[None], at) for image, at in zip(images, state.labels.tolist(), strict=True)])
+
+    def _of(self, image: Tensor, label: int) -> Tensor:
+        apart = []
+        for moment in self.trajectory.moments(label):
+            mine = flat_gradient(moment.loss(image), moment.parameters, graph=True)
+            apart.append(1 - F.cosine_similarity(mine, moment.real.to(mine), dim=0))
+        return torch.stack(apart).mean()
+
+
+@dataclass(frozen=True)
+class Deviation(Energy):
+    """G_D, −1 … 1: the largest cosine between an image's x0_hat and the finished latents of the slots before it in its class.
+
+    0 for the first slot, which nothing is to be kept apart from.
+
+    Args:
+        memory: how many slots back are remembered, 64 in the paper.
+        through: as of `Influence`.
+
+    Raises:
+        DapError: memory is less than 1.
+    """
+
+    memory: int = 64
+    through: Through = "denoiser"
+    _finished: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+    sequential = True
+
+    def __post_init__(self) -> None:
+        if self.memory < 1:
+            raise DapError(f"memory must be at least 1, not {self.memory}.")
+        object.__setattr__(self, "grad_through", _carrier(self.through))
+
+    def begin(self, labels: Sequence[int]) -> None:
+        for label, slot in [*self._finished]:
+            if label not in labels:
+                del self._finished[label, slot]
+
+    def finish(self, state: State) -> None:
+        assert state.next is not None
+        for row, where in enumerate(zip(state.labels.tolist(), state.slots.tolist(), strict=True)):
+            self._finished[where] = state.next[row].detach().flatten()
+
+    def before(self, label: int, slot: int) -> list[Tensor]:
+        """The finished latents that a slot is kept apart from, each flat."""
+        slots = range(max(0, slot - self.memory), slot)
+        return [self._finished[label, at] for at in slots if (label, at) in self._finished]
+
+    def __call__(self, state: State) -> Float[Tensor, " b"]:
+        energies = []
+        flat = _x0(state, self.through).flatten(1)
+        for mine, label, slot in zip(flat, state.labels.tolist(), state.slots.tolist(), strict=True):
+            others = self.before(label, slot)
+            energies.append(F.cosine_similarity(mine[None], torch.stack(others)).amax() if others else 0 * mine.sum())
+        return torch.stack(energies)

@@ -1,0 +1,231 @@
+"""IGD: see `dap.guidance.influence` for the paper and its equations. Here is the surrogate network, trained on the real data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dap.backbones.base import Backbone
+from dap.errors import DapError
+from dap.evaluation.batches import Images, slice_size
+from dap.evaluation.fitting import Training, new_network, run_with_checkpoint, seeded
+from dap.evaluation.protocol import Protocol, load_protocol
+from dap.evaluation.transforms import run
+from dap.guidance import Descend, Deviation, Guidance, Influence, Nothing, Sum, Window
+from dap.guidance.influence import Moment, Through, flat_gradient
+from dap.methods.base import Options, Task
+from dap.methods.vanilla import Vanilla
+from dap.seeding import seed_of
+
+PAPER_LATENTS = 4 * 32 * 32
+"""Numbers in a latent of the paper's backbone."""
+
+
+class IgdOptions(Options):
+    """The two guidances, and the surrogate they need."""
+
+    influence: float = Field(default=5.0, ge=0, description="k. 0: none, and no surrogate is trained.")
+    deviation: float = Field(default=120.0, ge=0, description="gamma. 0: none.")
+    start: float = Field(default=0.08, ge=0, le=1, description="Guide from this fraction of the run on.")
+    stop: float = Field(default=0.4, ge=0, le=1, description="Guide until this fraction of the run.")
+    memory: int = Field(default=64, ge=1, description="Earlier images of the class to keep apart from; the paper's 64.")
+    through: Through = Field(default="denoiser", description="denoiser or x0.")
+    network: str = Field(default="auto", description="auto: convnet3 below 128 px.")
+    width: int = Field(default=128, ge=1, description="Channels of a ConvNet.")
+    images: int = Field(default=200, ge=1, description="Real images a class it is trained on.")
+    epochs: int = Field(default=10, ge=1, description="Of its training; the paper: 50.")
+    batch: int = Field(default=64, ge=1, description="Of its training.")
+    lr: float = Field(default=0.01, gt=0, description="Of its training.")
+    threshold: float = Field(default=0.7, ge=-1, le=1, description="the paper's 0.7.")
+    compared: int = Field(default=32, ge=1, description="real images a class.")
+    gradients: int = Field(default=200, ge=1, description="the paper's 200.")
+    surrogate_seed: int = Field(default=0, ge=0, description="Of the surrogate.")
+
+
+class Surrogate:
+    """Checkpoints of a network trained on the real images, and the mean gradient of each class there; kept in the task's store.
+
+    Everything random hangs on `surrogate_seed`, so sets with other run seeds share it.
+
+    Args:
+        task: with a backbone that can decode with a graph.
+        options: what decides it.
+
+    Raises:
+        DapError: the network or the backbone will not do.
+    """
+
+    def __init__(self, task: Task, options: IgdOptions) -> None:
+        assert task.backbone is not None
+        self.task, self.backbone, self.options, self.source = task, task.backbone, options, task.source
+        self.device, self.classes = self.backbone.device, len(self.source.class_names)
+        if type(self.backbone).decode_with_graph is Backbone.decode_with_graph:
+            raise DapError(
+                f"The influence guidance looks at pixels, but {self.backbone.card.name} cannot carry a gradient through its "
+                "decoder; give it decode_with_graph, or take --option influence=0."
+            )
+        if self.classes < 2:
+            raise DapError("The surrogate of IGD is a classifier and needs at least 2 classes.")
+        self.protocol = _protocol(options, self.source.size)
+        self._scratch = self._network()
+        self._networks: list[nn.Module] = []
+        self._real: dict[int, Tensor] = {}
+
+    def begin(self, labels: Sequence[int]) -> None:
+        """Train, or take from the store, and find the labels' gradients; other labels are let go."""
+        if not self._networks:
+            kept = self.task.store.get("surrogate", self._key(), self._train)
+            for at in range(len(kept["epochs"])):
+                state = {name: kept[f"{at}.{name}"] for name in self._scratch.state_dict()}
+                self._networks.append(self._loaded(self._network(), state))
+        self._real = {label: real for label, real in self._real.items() if label in labels}
+        for label in labels:
+            if label not in self._real:
+                key = self._key() | {"class": self.source.class_names[label], "gradients": self.options.gradients}
+                found = self.task.store.get("gradients", key, lambda at=label: {"x": self._gradients(at)})
+                self._real[label] = found["x"].to(self.device)
+
+    def images(self, latents: Tensor) -> Tensor:
+        """See `guidance.influence.Trajectory`."""
+        return self.backbone.decode_with_graph(latents)
+
+    def moments(self, label: int) -> list[Moment]:
+        """See `guidance.influence.Trajectory`."""
+
+        def loss_in(network: nn.Module) -> Callable[[Tensor], Tensor]:
+            return lambda images: self._loss(network, run(self.protocol.test_steps, images), label)
+
+        pairs = zip(self._networks, self._real[label], strict=True)
+        return [Moment(tuple(network.parameters()), loss_in(network), real) for network, real in pairs]
+
+    def _key(self) -> dict[str, Any]:
+        wanted = {"network", "width", "images", "epochs", "batch", "lr", "threshold", "compared", "surrogate_seed"}
+        return self.options.model_dump(include=wanted)
+
+    def _train(self) -> dict[str, Tensor]:
+        store, seed, epochs = self.task.store, self.options.surrogate_seed, self.options.epochs
+        reals = [self._reals(label, self.options.images) for label in range(self.classes)]
+        labels = torch.arange(self.classes).repeat_interleave(torch.tensor([len(part) for part in reals]))
+        compared = [self._seen(part[: self.options.compared]) for part in reals]
+        train = Images((torch.cat(reals), labels), self.protocol.train_steps, self.device)
+        training = Training(
+            train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes
+        )
+        notes: dict[str, Any] = {"epochs": [0], "kept": [_copied(training.net)]}
+        last: dict[int, list[Tensor]] = {}
+
+        def gradients(network: nn.Module) -> list[Tensor]:
+            return [self._gradient(network, images, label) for label, images in enumerate(compared)]
+
+        def after(epoch: int, nets: Sequence[nn.Module]) -> None:
+            before = notes["epochs"][-1]
+            if before not in last:
+                last.clear()
+                last[before] = gradients(self._loaded(self._scratch, notes["kept"][-1]))
+            now = gradients(nets[0].eval())
+            cosines = [F.cosine_similarity(a, b, dim=0) for a, b in zip(last[before], now, strict=True)]
+            if float(torch.stack(cosines).mean()) < self.options.threshold:
+                notes["epochs"].append(epoch)
+                notes["kept"].append(_copied(nets[0]))
+                last[epoch] = now
+            self.task.tell("surrogate: epochs", epoch, epochs)
+
+        checkpoint = store.checkpoint("surrogate", self._key())
+        run_with_checkpoint(training, checkpoint, after, notes)
+        store.discard(checkpoint)
+        kept = {f"{at}.{name}": value for at, state in enumerate(notes["kept"]) for name, value in state.items()}
+        return {"epochs": torch.tensor(notes["epochs"]), **kept}
+
+    def _gradients(self, label: int) -> Tensor:
+        """(checkpoints, P), the class's mean gradient in each."""
+        images = self._seen(self._reals(label, self.options.gradients))
+        return torch.stack([self._gradient(network, images, label) for network in self._networks])
+
+    def _gradient(self, network: nn.Module, images: Tensor, label: int) -> Tensor:
+        """(P,), the mean over images as the network sees them."""
+        parameters = tuple(network.parameters())
+        size = slice_size(*images.shape[2:], self.device)
+        with torch.enable_grad():
+            parts = [
+                flat_gradient(self._loss(network, part, label) * len(part), parameters) for part in images.split(size)
+            ]
+        return torch.stack(parts).sum(0) / len(images)
+
+    @staticmethod
+    def _loss(network: nn.Module, seen: Tensor, label: int) -> Tensor:
+        logits = network(seen.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits.float(), torch.full((len(seen),), label, device=seen.device))
+
+    def _reals(self, label: int, n: int) -> Tensor:
+        """The first n images of the class's seeded order, without those that cannot be decoded, uint8 (m, 3, h, w)."""
+        name = self.source.class_names[label]
+        generator = torch.Generator().manual_seed(seed_of(self.options.surrogate_seed, name, "surrogate"))
+        drawn = torch.randperm(self.source.count(label), generator=generator)[:n]
+        _, images = self.source.readable(label, drawn.tolist())
+        if not len(images):
+            raise DapError(f"None of {len(drawn)} real images of class {name!r} can be decoded; repair them.")
+        return (images * 255).round().byte()
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """What the network is shown of real images."""
+        return run(self.protocol.test_steps, images.to(self.device).float() / 255)
+
+    def _network(self) -> nn.Module:
+        with seeded(0, torch.device("cpu")):
+            return new_network(self.protocol.network, self.protocol, 3, self.classes)
+
+    def _loaded(self, network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+        network.load_state_dict(state)
+        return network.eval().to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _protocol(options: IgdOptions, size: int) -> Protocol:
+    """How the surrogate is trained: hard labels, no augmentation, the learning rate's steps of IDC's training."""
+    network = options.network if options.network != "auto" else "convnet6" if size >= 128 else "convnet3"
+    return load_protocol(
+        "reference",
+        network=network,
+        size=size,
+        width=options.width,
+        mean=(0.5,),
+        std=(0.5,),
+        epochs=options.epochs,
+        batch=options.batch,
+        lr=options.lr,
+        decay_at=("2/3", "5/6"),
+    )
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+class Igd(Vanilla):
+    """Images whose gradient in a network trained on the real data points where the real images' does, and that keep apart."""
+
+    needs = frozenset({"backbone", "training"})
+    reference = "Chen, Du, Huang, Wang, Zhang & Wang, ICLR 2025 (IGD)"
+    cost = "a network trained on the real data, once; image by image, second order through it and the decoder in guided steps"
+    together = True
+    Options = IgdOptions
+
+    def build(self, task: Task) -> Guidance:
+        recipe, options, backbone = task.recipe, task.options, task.backbone
+        assert backbone is not None and recipe.sampling is not None
+        parts: list[Guidance] = []
+        if options.influence > 0:
+            influence = Influence(Surrogate(task, options), options.through)
+            parts.append(Descend(influence, options.influence, "noise"))
+        if options.deviation > 0:
+            scale = options.deviation * math.prod(backbone.latent_shape) / PAPER_LATENTS
+            parts.append(Descend(Deviation(options.memory, options.through), scale))
+        window = Window(Sum(tuple(parts)), options.start, options.stop) if parts else Nothing()
+        steps = recipe.sampling.steps
+        # Without a guided step no surrogate is trained.
+        return window if any(window.active(index, steps) for index in range(steps)) else Nothing()
