@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap.evaluation.augment import Operation, dsa
+from dap.evaluation.batches import slice_size
+from dap.evaluation.layers import Network
 from dap.methods.dm import augmented
 from dap.methods.matching import ALL, Matching, MatchingOptions, Run
 from dap.seeding import seed_of
@@ -105,9 +107,16 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 def _gradient(
     network: nn.Module, images: Tensor, label: int, parameters: Sequence[Tensor], keep: bool = False
 ) -> tuple[Tensor, ...]:
-    """Gradient of the mean cross-entropy; `keep` keeps its graph."""
-    loss = F.cross_entropy(network(images), torch.full((len(images),), label))
-    return torch.autograd.grad(loss, parameters, create_graph=keep)
+    """Gradient of the mean cross-entropy; `keep` keeps its graph, which takes all images at once."""
+    # No image changes another's part where norms are per image, and a small slice stays in a CPU's cache.
+    alone = isinstance(network, Network) and network.per_image and not keep
+    size = slice_size(*images.shape[2:], images.device) if alone else len(images)
+    total: list[Tensor] = []
+    for part in images.split(size):  # pyright: ignore[reportCallIssue]
+        loss = F.cross_entropy(network(part), torch.full((len(part),), label), reduction="sum") / len(images)
+        found = torch.autograd.grad(loss, parameters, create_graph=keep)
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
+    return tuple(total)
 
 
 def _train(network: nn.Module, run: Run, options: DcOptions, epochs: int, iteration: int, turn: int) -> None:
