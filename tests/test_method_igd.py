@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,9 +67,11 @@ def test_a_checkpoint_is_kept_where_the_gradient_has_turned(make):
         return sum(F.cosine_similarity(p, q, dim=0).item() for p, q in zip(found[a], found[b], strict=True)) / 3
 
     steps = sorted(alike(a, b) for a in range(4) for b in range(a + 1, 4))
-    for threshold in [-1.0, *((low + high) / 2 for low, high in zip(steps, steps[1:], strict=False))]:
+    for threshold in [-1.0, *((low + high) / 2 for low, high in pairwise(steps))]:
         wanted = [0]
-        wanted += [epoch for epoch in (1, 2, 3) if alike(wanted[-1], epoch) < threshold and not wanted.append(epoch)][:0]
+        wanted += [epoch for epoch in (1, 2, 3) if alike(wanted[-1], epoch) < threshold and not wanted.append(epoch)][
+            :0
+        ]
         few = surrogate(make(threshold=threshold))
         assert len(few._networks) == len(wanted)
         for net, epoch in zip(few._networks, wanted, strict=True):

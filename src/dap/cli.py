@@ -160,6 +160,19 @@ def _methods(args: argparse.Namespace) -> None:
     print(one(args.name) if args.name else table())
 
 
+def _caption(args: argparse.Namespace) -> None:
+    from dap.backbones import device_of
+    from dap.captioning import caption
+    from dap.data.sources import open_source
+
+    source, device = open_source(args.data, size=args.size, classes=args.classes), str(device_of(args.device))
+    options = {"per_class": args.per_class, "prompt": args.prompt, "offline": args.offline}
+    caption(source, args.out, args.model, device=device, progress=Bars().images(args.out.name), **options)
+    print(
+        f"Captions in {args.out}\nNext: dap distill --method vlcp --captions {shlex.quote(str(args.out))} --out DIR …"
+    )
+
+
 def _convert(args: argparse.Namespace) -> None:
     from dap.backbones.convert import convert
 
@@ -214,6 +227,7 @@ VERBS = {
     "evaluate": judging.evaluate,
     "train-teacher": judging.train_teacher,
     "report": judging.report,
+    "caption": _caption,
     "convert": _convert,
     "verify": _verify,
     "import": _import,

@@ -104,6 +104,18 @@ class Backbone(ABC):
             DapError: a name is not among this backbone's classes; the message lists both.
         """
 
+    def prompt(self, texts: Sequence[str]) -> Tensor:
+        """Conditions (n, …) for texts of any kind, such as captions.
+
+        Raises:
+            DapError: this backbone takes labels, not text.
+        """
+        del texts
+        raise DapError(
+            f"{self.card.name} takes labels, not text; give a text-conditioned backbone, such as --backbone starter-unet or a "
+            "Stable Diffusion."
+        )
+
     @abstractmethod
     def null(self, n: int) -> Tensor:
         """The unconditional condition, n times."""

@@ -59,18 +59,19 @@ class Prompts:
                     f"The classes {owners[prompt]!r} and {name!r} have the same prompt, {prompt!r}, so their images could "
                     "not differ. Rename one, or give ImageNet's folders by WordNet id."
                 )
-        return self._numbers([prompts[name] for name in class_names])
+        return self.numbers([prompts[name] for name in class_names])
 
     def null(self, n: int) -> Tensor:
         """The row of the negative prompt, n times."""
-        return self._numbers([self._null]).expand(n)
+        return self.numbers([self._null]).expand(n)
 
     def rows(self, condition: Tensor) -> tuple[Tensor, ...]:
         """The encodings (n, …) behind row numbers."""
         return tuple(part[condition] for part in self._table)
 
     @torch.no_grad()
-    def _numbers(self, prompts: list[str]) -> Tensor:
+    def numbers(self, prompts: Sequence[str]) -> Tensor:
+        """Row numbers (n,) of prompts as they are; new ones are encoded."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if new:
             parts = [self._encode(new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]

@@ -110,9 +110,10 @@ def _gradient(
     """Gradient of the mean cross-entropy; `keep` keeps its graph, which takes all images at once."""
     # No image changes another's part where norms are per image, and a small slice stays in a CPU's cache.
     alone = isinstance(network, Network) and network.per_image and not keep
-    size = slice_size(*images.shape[2:], images.device) if alone else len(images)
+    height, width = images.shape[2:]
+    size = slice_size(height, width, images.device) if alone else len(images)
     total: list[Tensor] = []
-    for part in images.split(size):  # pyright: ignore[reportCallIssue]
+    for part in images.split(size):
         loss = F.cross_entropy(network(part), torch.full((len(part),), label), reduction="sum") / len(images)
         found = torch.autograd.grad(loss, parameters, create_graph=keep)
         total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)

@@ -114,9 +114,7 @@ class Surrogate:
         labels = torch.arange(self.classes).repeat_interleave(torch.tensor([len(part) for part in reals]))
         compared = [self._seen(part[: self.options.compared]) for part in reals]
         train = Images((torch.cat(reals), labels), self.protocol.train_steps, self.device)
-        training = Training(
-            train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes
-        )
+        training = Training(train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes)
         notes: dict[str, Any] = {"epochs": [0], "kept": [_copied(training.net)]}
         last: dict[int, list[Tensor]] = {}
 
@@ -150,7 +148,8 @@ class Surrogate:
     def _gradient(self, network: nn.Module, images: Tensor, label: int) -> Tensor:
         """(P,), the mean over images as the network sees them."""
         parameters = tuple(network.parameters())
-        size = slice_size(*images.shape[2:], self.device)
+        height, width = images.shape[2:]
+        size = slice_size(height, width, self.device)
         with torch.enable_grad():
             parts = [
                 flat_gradient(self._loss(network, part, label) * len(part), parameters) for part in images.split(size)
