@@ -83,7 +83,7 @@ class DiT(ModuleBackbone):
     def module(self, layer: str) -> nn.Module:
         return self.transformer.transformer_blocks[int(layer)]
 
-    def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
+    def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         timestep = torch.as_tensor(t, device=x.device).expand(len(x))
         with self._frequencies():
             x = x.to(self.transformer.dtype)

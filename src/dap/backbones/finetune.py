@@ -172,7 +172,7 @@ class Denoising:
     likelihood of pixels, it is the same divergence with the variance of the step before.
 
     Args:
-        backbone: with a variance-preserving schedule.
+        backbone: one that predicts noise, with a variance-preserving schedule.
     """
 
     def __init__(self, backbone: ModuleBackbone) -> None:
@@ -202,7 +202,8 @@ class Denoising:
         alpha, sigma = at(self.abar.sqrt()), at((1 - self.abar).sqrt())
         x = alpha * x0 + sigma * noise
         condition = torch.where(dropped, self.backbone.null(n), batch.condition)
-        found = self.backbone.read(x, t, self.backbone.run(x, t, condition))  # pyright: ignore[reportArgumentType]
+        # A prediction of noise is read alike at every time.
+        found = self.backbone.read(x, 0, self.backbone.run(x, t, condition))
         loss = (noise - found.eps).square().mean()
         predicted = (x - sigma * found.eps) / alpha
         if found.variance is not None:

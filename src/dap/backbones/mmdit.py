@@ -55,12 +55,12 @@ class MMDiT(ModuleBackbone):
     def module(self, layer: str) -> nn.Module:
         return self.denoiser.transformer_blocks[int(layer)]
 
-    def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
+    def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         states, pooled = self._prompts.rows(condition)
         dtype = self.denoiser.dtype
         return self.denoiser(
             hidden_states=x.to(dtype),
-            timestep=torch.full((len(x),), float(t), device=x.device),
+            timestep=torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(len(x)),
             encoder_hidden_states=states.to(dtype),
             pooled_projections=pooled.to(dtype),
         ).sample.float()

@@ -53,7 +53,7 @@ class ModuleBackbone(Backbone):
         """The denoiser's raw output in float32; `t` is one time for all images, or a tensor (B,)."""
 
     @abstractmethod
-    def read(self, x: Tensor, t: Time | Tensor, output: Tensor) -> Prediction:
+    def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
         """What the raw output means, without features."""
 
     def predict(

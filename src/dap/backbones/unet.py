@@ -70,7 +70,7 @@ class UNet(ModuleBackbone):
     def module(self, layer: str) -> nn.Module:
         return self._by_layer[layer]
 
-    def run(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
+    def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         (context,) = self._prompts.rows(condition)
         timestep = torch.as_tensor(t, device=x.device).expand(len(x))
         dtype = self.denoiser.dtype
