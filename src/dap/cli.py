@@ -213,6 +213,7 @@ VERBS = {
     "methods": _methods,
     "evaluate": judging.evaluate,
     "train-teacher": judging.train_teacher,
+    "classify": judging.classify,
     "report": judging.report,
     "convert": _convert,
     "verify": _verify,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from dap.errors import DapError
 from dap.methods.base import Made, Method, Options, Task, Unit, plan
+from dap.methods.cao2 import CaO2
+from dap.methods.d3hr import D3HR
 from dap.methods.dap import Dap, DapSlots
 from dap.methods.dc import DC, DSA
 from dap.methods.dm import DM
@@ -29,6 +31,8 @@ METHODS: Mapping[str, type[Method]] = {
     "vanilla": Vanilla,
     "dit": Dit,
     "sd": Sd,
+    "d3hr": D3HR,
+    "cao2": CaO2,
     "dap": Dap,
     "dap-slots": DapSlots,
 }
