@@ -226,6 +226,7 @@ VERBS = {
     "methods": _methods,
     "evaluate": judging.evaluate,
     "train-teacher": judging.train_teacher,
+    "classify": judging.classify,
     "report": judging.report,
     "caption": _caption,
     "convert": _convert,

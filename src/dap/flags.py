@@ -144,6 +144,8 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     teacher.add_argument("--out", type=Path, required=True, help="file to write, such as teacher.safetensors")
     _machine(teacher)
 
+    _classify(verb)
+
     report = verb("report", "write one HTML page on evaluated sets, with its tables as Markdown and CSV")
     report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")
     report.add_argument("--out", type=Path, required=True, help="page or folder")
@@ -224,6 +226,27 @@ def _import_export(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     rank.add_argument("--augmented", metavar="PROTOCOL", help="protocol with augmentation")
     rank.add_argument("--plain", metavar="PROTOCOL", help="protocol without")
     rank.add_argument("--full", type=float, metavar="FRACTION", help="accuracy of training on all real images")
+
+
+def _classify(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    added = verb("classify", "let the backbone itself say what the images of sets show, and real test images")
+    added.add_argument("sets", nargs="+", type=Path, help="distilled sets, folders that hold some, or class folders")
+    added.add_argument("--backbone", help="as in a recipe (default: what each set was made with)")
+    added.add_argument("--data", help="real images to test it on (default: what the set was made from)")
+    added.add_argument("--classes", nargs="+", metavar="NAME", help="for a folder of others: as in a recipe")
+    added.add_argument("--reals", type=_positive, default=50, metavar="N", help="test images a class (%(default)s)")
+    added.add_argument(
+        "--times", type=_positive, default=10, metavar="T", help="noise levels an image and class (%(default)s)"
+    )
+    added.add_argument(
+        "--keep",
+        type=lambda text: [_positive(part) for part in text.split(",")],
+        default=[],
+        metavar="K,…",
+        help="of many classes: how many are left after each stage, such as 100,10 (default: all to the end)",
+    )
+    added.add_argument("--seed", type=int, default=0, help="of the noises and the test images (%(default)s)")
+    _machine(added)
 
 
 def _sharing(parser: argparse.ArgumentParser) -> None:

@@ -202,3 +202,36 @@ def rank(args: argparse.Namespace) -> None:
         told = [f"{name} {value:.3f}" for name, value in scores.shown.items()]
         print(f"{path}: {', '.join(told) or 'no score: its trials, or those of random images, are missing'}")
     print(f"Next: dap report {shlex.join(map(str, args.sets))} --out report")
+
+
+def classify(args: argparse.Namespace) -> None:
+    """Zero-shot: the backbone of each set, or the one named, as a classifier of real images and of the set's."""
+    from dap.data.distilled import DistilledSet
+    from dap.recipe import BackboneChoice, Recipe
+    from dap.store import Store
+    from dap.zeroshot import Levels, ZeroShot
+
+    workshop, levels = open_workshop(args), Levels(args.times, tuple(args.keep), args.seed)
+    folders = [f for path in args.sets for f in [c.parent for c in sorted(path.glob("**/classes.json"))] or [path]]
+    opened = [DistilledSet.from_folder(path, args.classes) for path in folders]
+    unfinished = opened[0].path / ".zeroshot"
+    store, told = Store(args.cache or unfinished), Bars().work
+    for made in opened:
+        recipe = made.recipe or {}
+        if not (args.backbone or recipe.get("backbone")):
+            raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
+        if not (args.data or recipe.get("data")):
+            raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
+        choice = BackboneChoice(path=args.backbone) if args.backbone else BackboneChoice(**recipe["backbone"])
+        backbone = workshop.backbone(choice)
+        path, size = args.data or recipe["data"]["path"], backbone.card.size
+        data = Recipe.parse({"data": {"path": path, "classes": list(made.class_names), "size": size}}).data
+        judge = ZeroShot(backbone, str(workshop.weights_hash(backbone)), levels, args.reals, store, told)
+        found = judge(made, workshop.source(data, "test"), opened)
+        real = found["real"]
+        print(
+            f"{made.path}: {found['agreement']:.1%} of {len(found['images'])} images are what they are labelled to "
+            f"{found['backbone']}, which is right on {real['accuracy']:.1%} of {real['images']} real test images"
+        )
+    shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"Next: dap report {shlex.join(map(str, args.sets))} --out report")

@@ -68,7 +68,7 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
     notes += [f"The first {MAX_CLASSES} of {len(names)} classes are shown."] if len(names) > MAX_CLASSES else []
     if len({record.seed for _, record in chosen}) > 1:
         notes.append("Not all groups have a set of the same seed; each row names its own.")
-    looked = {record.path: inspected(record) for _, record in chosen}
+    looked = {record.path: _seen(record) for _, record in chosen}
     classes, reals = [], Reals()
     for name in shown:
         rows = []
@@ -105,6 +105,16 @@ def inspected(record: SetRecord) -> dict[str, Json]:
     images = record.inspected.get("images")
     listed = images if isinstance(images, list) else []
     return {one["path"]: one for one in listed if isinstance(one, dict) and isinstance(one.get("path"), str)}
+
+
+def _seen(record: SetRecord) -> dict[str, Json]:
+    """What is known of each image by its path: `inspected`, and with `zero_shot` the label that a backbone predicts."""
+    seen: dict[str, Json] = inspected(record)
+    images = record.zeroshot.get("images")
+    for one in images if isinstance(images, list) else []:
+        if isinstance(one, dict) and isinstance(one.get("path"), str):
+            seen[one["path"]] = {**seen.get(one["path"], {}), "zero_shot": one.get("predicted")}
+    return seen
 
 
 def near_copies(groups: Sequence[Group]) -> list[str]:
@@ -185,6 +195,7 @@ def _tile(record: SetRecord, image: Json, seen: Json | None, reals: Reals) -> di
     predicted, wrong = _predicted(record, image["label"], seen)
     near = _nearest(record, seen, reals)
     told += [predicted] if predicted else []
+    told += [f"to the backbone {record.class_name(seen['zero_shot'])}"] if "zero_shot" in seen else []
     told += [f"nearest real image {one['space']}: {one['name']}" for one in near]
     copy = seen.get("copy") is True
     told += ["near-copy of a real training image"] if copy else []

@@ -24,6 +24,7 @@ MEANINGS = {
     "diversity": Meaning("higher", "mean distance between a class's distilled images"),
     "coverage": Meaning("higher", "share of real images with a distilled one nearby"),
     "label_agreement": Meaning("higher", "share of images whose label a network trained on real images predicts"),
+    "zero_shot_agreement": Meaning("higher", "share of images whose label the backbone itself predicts (dap classify)"),
     "nearest": Meaning("", "mean distance to the nearest real image; close to 0 means copies"),
     "precision": Meaning("higher", "share of distilled images that lie among real ones"),
     "recall": Meaning("higher", "share of real images that lie among distilled ones"),

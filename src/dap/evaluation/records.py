@@ -47,6 +47,8 @@ class SetRecord:
     """`protocols.json`: the fields of each protocol that trials name in `by`."""
     ranking: Json = field(default_factory=dict)
     """`ranking.json`: DD-Ranking's scores and the accuracies behind them."""
+    zeroshot: Json = field(default_factory=dict)
+    """`zeroshot.json`: what a backbone says the images show, and how often it is right on real ones."""
 
     @property
     def method(self) -> str:
@@ -138,13 +140,14 @@ def load_set(path: Path | str) -> SetRecord:
         images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
         trials=tuple(trials),
         cost=_object(path / "cost.json"),
-        measures=_object(path / "measures.json"),
+        measures={**_object(path / "measures.json"), **_agreement(_object(path / "zeroshot.json"))},
         env=_object(path / "env.json"),
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
         unreadable=bad_images + bad_trials,
         inspected=_object(path / "images.json"),
         protocols=_object(path / "protocols.json"),
         ranking=_object(path / "ranking.json"),
+        zeroshot=_object(path / "zeroshot.json"),
     )
 
 
@@ -154,6 +157,10 @@ def _drawn(imported: Json) -> Json:
     if not isinstance(recipe, Mapping):
         return {}
     return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
+
+
+def _agreement(zeroshot: Json) -> dict[str, Any]:
+    return {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
 
 
 def read_lines(path: Path, accept: Callable[[Json], bool]) -> tuple[list[Json], int]:

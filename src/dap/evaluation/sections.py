@@ -9,7 +9,7 @@ from typing import Any
 from dap.evaluation.charts import bar
 from dap.evaluation.gallery import inspected
 from dap.evaluation.meanings import meaning, ordered
-from dap.evaluation.records import MEASURES, SetRecord, is_number
+from dap.evaluation.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.spread import Stat
 from dap.evaluation.summary import Group, Row, Setting, flatten, full_seconds
 from dap.evaluation.tables import Cell, Column, Table, cell, named
@@ -46,7 +46,18 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
             rows.append((named(g.label), *cells))
     features = distinct(s.measures.get("features") for g in groups for s in g.sets)
     note = f"Distances and neighbourhoods are within each class, in the features of: {', '.join(features)}."
-    return Table("measures", "Measures", tuple(columns), tuple(rows), note if features else "")
+    notes = [note] if features else []
+    notes += distinct(_classifier(s.zeroshot) for g in groups for s in g.sets)
+    return Table("measures", "Measures", tuple(columns), tuple(rows), " ".join(notes))
+
+
+def _classifier(zeroshot: Json) -> str | None:
+    """Who predicts the labels of `dap classify`, and how well; None where nobody does."""
+    real = zeroshot.get("real")
+    if not (isinstance(real, dict) and is_number(real.get("accuracy")) and is_number(real.get("images"))):
+        return None
+    right = f"{percent(real['accuracy'])} % of {real['images']} real test images"
+    return f"Zero-shot, {zeroshot.get('backbone')} is right on {right}."
 
 
 def _copied(group: Group) -> list[float]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from dap.errors import DapError
 from dap.methods.base import Made, Method, Options, Task, Unit, plan
+from dap.methods.cao2 import CaO2
+from dap.methods.d3hr import D3HR
 from dap.methods.d4m import D4m
 from dap.methods.dap import Dap, DapSlots
 from dap.methods.dc import Dc, Dsa
@@ -29,22 +31,24 @@ METHODS: Mapping[str, type[Method]] = {
     "random": Random,
     "herding": Herding,
     "k-center": KCenter,
-    "rded": Rded,
     "dm": Dm,
     "dc": Dc,
     "dsa": Dsa,
     "mtt": Mtt,
+    "rded": Rded,
     "vanilla": Vanilla,
     "dit": Dit,
     "sd": Sd,
-    "dap": Dap,
-    "dap-slots": DapSlots,
-    "mgd3": Mgd3,
     "d4m": D4m,
     "vlcp": Vlcp,
     "minimax": Minimax,
+    "mgd3": Mgd3,
     "manifold-gd": ManifoldGd,
     "igd": Igd,
+    "dap": Dap,
+    "dap-slots": DapSlots,
+    "d3hr": D3HR,
+    "cao2": CaO2,
 }
 
 

@@ -1,0 +1,208 @@
+r"""CaO2: over-generate, keep what a classifier agrees with, then refine the latents that stay.
+
+1. Several times ipc images of a class are sampled. Of those that a classifier takes for the class the ipc most confident ones
+   are kept where ipc is small, the least confident ones where it is large.
+2. The latent z of each is moved by Adam to where the backbone predicts its noise better,
+
+    loss(z) = mean (eps_theta(z_t, t, c) - eps)^2 + lambda max |eps_theta(z_t, t, c) - eps|,   z_t = alpha_t z + sigma_t eps,
+
+   with one noise eps an image and a low noise level t drawn anew every iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from dap import sampling, solvers
+from dap.backbones.base import Backbone, ClassifierFree
+from dap.backbones.schedules import Time
+from dap.errors import DapError
+from dap.guidance import Nothing
+from dap.methods import base
+from dap.methods.base import Made, Task, Unit, plan
+from dap.methods.vanilla import Vanilla
+from dap.seeding import generators, image_seeds, normal, seed_of
+
+SMALL = 10
+"""The largest ipc for which the most confident images are kept."""
+
+
+class Cao2Options(base.Options):
+    """Defaults are the paper's."""
+
+    candidates: int = Field(
+        default=4,
+        ge=1,
+        description="Images sampled for each that is kept; the paper has 4 on ImageNet-1K, its code 2 on ten classes. 1 keeps "
+        "all.",
+    )
+    prefer: Literal["auto", "most", "least"] = Field(
+        default="auto",
+        description="Which of the correctly classified are kept, by confidence; auto: the most confident up to ipc 10, else "
+        "the least.",
+    )
+    iterations: int = Field(default=100, ge=0, description="Steps of Adam an image; 0 refines nothing.")
+    lr: float = Field(default=6e-4, gt=0, description="Learning rate of Adam.")
+    peak: float = Field(default=10.0, ge=0, description="lambda, weight of the largest error of the predicted noise.")
+    window: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Noise levels of the refinement: the lowest of the run up to this part of it, but for the very lowest (of "
+        "50 steps 1 ... 11 from the end). The backbone is told the level's timestep; the paper's code tells it the step's number.",
+    )
+    condition: Literal["class", "null"] = Field(
+        default="class",
+        description="What the backbone is told in the refinement; the paper's code has the class on ImageNet-1K, null on ten "
+        "classes.",
+    )
+
+
+class CaO2(Vanilla):
+    """Keeps of several samples those that a classifier agrees with, and refines their latents under the diffusion loss.
+
+    Candidates are vanilla's images of the slots 0 ... candidates * ipc - 1, and what is kept stays in their order, so one
+    candidate an image and no iteration is vanilla itself. Where too few are classified correctly, the others with the most
+    probability of their class fill up; the manifest says of each image which candidate it is, how confident the classifier
+    was, and whether it was right. Guidance is the backbone card's; the paper's on DiT is --cfg 2.7.
+    """
+
+    needs = frozenset({"backbone", "classifier"})
+    reference = "Wang et al., ICCV 2025 (CaO2)"
+    cost = "vanilla's four times, a look of the classifier, and 100 passes forth and back an image"
+    Options = Cao2Options
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        super().prepare(task)  # its checks: what is sampled here is vanilla's
+        recipe, backbone, options, source = task.recipe, task.backbone, task.options, task.source
+        assert backbone is not None and recipe.sampling is not None and isinstance(options, Cao2Options)
+        run = solvers.make(backbone, recipe.sampling.solver, recipe.sampling.steps, recipe.sampling.eta)
+        times = run.timesteps[::-1][1 : max(2, int(len(run.timesteps) * options.window))]
+
+        def make(unit: Unit) -> Made:
+            kept = self.kept(task, unit.label)
+            rows = list(unit.slots)
+            latents = kept["latents"][rows].to(backbone.device)
+            name, candidates = source.class_names[unit.label], kept["candidates"][rows].tolist()
+            seeds = image_seeds(recipe.seed, source.class_names, [unit.label] * len(rows), candidates)
+            if options.iterations:
+                told = backbone.condition([name] * len(rows))
+                given = backbone.null(len(rows)) if options.condition == "null" else told
+                noise = normal(backbone.latent_shape, generators([seed_of(seed, "cao2") for seed in seeds]), latents)
+                drawn = torch.Generator().manual_seed(seed_of(recipe.seed, name, "cao2"))
+                order = [times[i] for i in torch.randint(len(times), (options.iterations,), generator=drawn).tolist()]
+                latents = refine(backbone, latents, given, noise, order, lr=options.lr, peak=options.peak)
+            told = zip(
+                seeds, candidates, kept["confidence"][rows].tolist(), kept["correct"][rows].tolist(), strict=True
+            )
+            records = [
+                {"seed": seed, "candidate": candidate, "confidence": round(confidence, 4), "correct": correct}
+                for seed, candidate, confidence, correct in told
+            ]
+            return Made(backbone.decode(latents).cpu(), records)
+
+        return make
+
+    def kept(self, task: Task, label: int) -> dict[str, Tensor]:
+        """Of a class: latents (ipc, C, *spatial), candidates, confidence and correct (ipc,), made once and kept."""
+        recipe, options, name = task.recipe, task.options, task.source.class_names[label]
+        assert recipe.sampling is not None
+        key = {"class": name, "seed": recipe.seed, "ipc": recipe.ipc, "block": recipe.block, "size": task.source.size}
+        key |= {"sampling": recipe.sampling.model_dump(), **options.model_dump(include={"candidates", "prefer"})}
+
+        def make() -> dict[str, Tensor]:
+            latents, confidence, correct = self.candidates(task, label, key)
+            least = options.prefer == "least" or (options.prefer == "auto" and recipe.ipc > SMALL)
+            chosen = choose(confidence, correct, recipe.ipc, least=least)
+            found = {"latents": latents, "confidence": confidence, "correct": correct}
+            return {**{part: tensor[chosen] for part, tensor in found.items()}, "candidates": torch.tensor(chosen)}
+
+        return task.store.get(f"candidates of {name}", key, make)
+
+    def candidates(self, task: Task, label: int, key: dict[str, object]) -> tuple[Tensor, Tensor, Tensor]:
+        """All candidates of a class: latents, the classifier's probability of the class, and whether it is its first choice."""
+        recipe, backbone, classifier, options = task.recipe, task.backbone, task.classifier, task.options
+        assert backbone is not None and classifier is not None and recipe.sampling is not None
+        assert recipe.sampling.cfg is not None and recipe.sampling.cfg_channels is not None and recipe.block is not None
+        model = ClassifierFree(backbone, recipe.sampling.cfg, recipe.sampling.cfg_channels)
+        run = {name: getattr(recipe.sampling, name) for name in ("steps", "solver", "eta")}
+        name = task.source.class_names[label]
+        units = plan(1, recipe.ipc * options.candidates, recipe.block)
+        checkpoint = task.store.checkpoint(f"candidates of {name}", key)
+        parts: list[Tensor] = (checkpoint.read() or {"parts": []})["parts"]
+        for unit in units[len(parts) :]:
+            parts.append(sampling.latents(model, Nothing(), self.batch(task, label, unit.slots), **run).cpu())
+            if checkpoint.due:
+                checkpoint.write({"parts": parts})
+            task.tell(f"candidates of {name}", unit.slots[-1] + 1, recipe.ipc * options.candidates)
+        said = torch.cat([classifier.logits(backbone.decode(part.to(backbone.device))).cpu() for part in parts])
+        if not torch.isfinite(said).all():
+            raise DapError(f"The classifier {classifier.name} gives logits of {name!r} that are not finite.")
+        task.store.discard(checkpoint)
+        return torch.cat(parts), said.softmax(1)[:, label], said.argmax(1) == label
+
+
+def choose(confidence: Float[Tensor, " n"], correct: Bool[Tensor, " n"], k: int, *, least: bool) -> list[int]:
+    """k of n candidates, in their own order; of equal ones the earlier.
+
+    Args:
+        confidence: the classifier's probability of the class.
+        correct: whether the class is its first choice. Those come first; of the others the most probable.
+        k: at most n.
+        least: of the correct ones the least confident instead of the most.
+    """
+
+    def rank(i: int) -> tuple[bool, float]:
+        right, sure = bool(correct[i]), float(confidence[i])
+        return not right, sure if right and least else -sure
+
+    return sorted(sorted(range(len(confidence)), key=rank)[:k])
+
+
+def loss(eps: Float[Tensor, "b c *spatial"], noise: Float[Tensor, "b c *spatial"], peak: float) -> Float[Tensor, " b"]:
+    """mean (eps − noise)² + peak · max |eps − noise| of each image."""
+    gap = (eps - noise).flatten(1)
+    return gap.square().mean(1) + peak * gap.abs().amax(1)
+
+
+def refine(
+    backbone: Backbone,
+    latents: Float[Tensor, "b c *spatial"],
+    condition: Tensor,
+    noise: Float[Tensor, "b c *spatial"],
+    times: Sequence[Time],
+    *,
+    lr: float = 6e-4,
+    peak: float = 10.0,
+) -> Float[Tensor, "b c *spatial"]:
+    """The latents after one step of Adam a timestep; each image's loss is its own, so a batch is as good as one by one.
+
+    Args:
+        backbone: asked without classifier-free guidance.
+        latents: x_0.
+        condition: what it is told of each image.
+        noise: eps of each image, the same throughout.
+        times: the timestep of every iteration.
+        lr: learning rate.
+        peak: see `loss`.
+
+    Raises:
+        DapError: a gradient is not finite.
+    """
+    z = latents.clone().requires_grad_()
+    optimiser = torch.optim.Adam([z], lr=lr)
+    for t in times:
+        alpha, sigma = backbone.schedule.level(t)
+        with torch.enable_grad():
+            eps = backbone.predict(alpha * z + sigma * noise, t, condition, grad_through="denoiser").eps
+            (z.grad,) = torch.autograd.grad(loss(eps, noise, peak).sum(), z)
+        if not torch.isfinite(z.grad).all():
+            raise DapError(f"The refinement of cao2 has a gradient that is not finite at t = {t}; use --dtype float32.")
+        optimiser.step()
+    return z.detach()

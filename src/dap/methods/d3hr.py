@@ -1,0 +1,227 @@
+r"""D3HR: noise that stands for a class, found by inverting real images, and a group of draws from it that is like the whole.
+
+1. The latents of real images of a class are taken back to noise level t by DDIM inversion, where they are nearly Gaussian.
+2. Each dimension gets a Gaussian N(mu, sd^2) of its own.
+3. Of many groups of ipc draws from it the one is kept that has the smallest
+
+    w_1 ||mean(S) - mu|| + w_2 ||std(S) - sd|| + w_3 ||skew(S)||.
+
+4. DDIM takes the group back to images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from dap import sampling, solvers
+from dap.backbones.base import ClassifierFree
+from dap.errors import DapError
+from dap.methods import base
+from dap.methods.base import Task
+from dap.methods.vanilla import Vanilla
+from dap.seeding import seed_of
+from dap.solvers import Solver
+
+TOGETHER = 64
+"""Real images that are inverted together."""
+NUMBERS = 2**21
+"""Numbers of a chunk of candidate groups; a constant, since it decides which draws are the candidates."""
+
+
+class D3hrOptions(base.Options):
+    """Defaults are the paper's, but for the numbers of real images and candidates: those are for a small machine."""
+
+    reals: int = Field(
+        default=200,
+        ge=2,
+        description="Real images a class that are inverted (all of a smaller class), drawn by the run seed; the paper takes "
+        "all.",
+    )
+    strength: float = Field(
+        default=0.62,
+        gt=0,
+        le=1,
+        description="How far the inversion goes, as a part of the run: the paper's 31 of 50 steps.",
+    )
+    refine: int = Field(
+        default=0,
+        ge=0,
+        description="Fixed-point iterations that make each step of the inversion exact; the paper has none, and predicts the "
+        "noise of a level from the latents of the level before.",
+    )
+    candidates: int = Field(
+        default=20_000, ge=1, description="Groups to choose among, a class; the paper has 1,000,000."
+    )
+    weights: tuple[float, float, float] = Field(
+        default=(1.0, 1.0, 0.5),
+        description="Of mean, standard deviation and skewness in the choice; the paper's (its code has 1, 1, 0.1).",
+    )
+
+
+class D3HR(Vanilla):
+    """Inverts real images to a noise level where a class is nearly Gaussian, and samples from the group of draws like it.
+
+    What follows the inversion is vanilla sampling from that level, with the same classifier-free guidance both ways. A group
+    of one image has no deviation, and one of two no skewness; their weights are then zero.
+    """
+
+    reference = "Zhao et al., ICML 2025 (D3HR)"
+    cost = "inversion of the real images, two passes a step and image; then less than vanilla's"
+    sampling = {"solver": "ddim"}
+    Options = D3hrOptions
+
+    def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start]:
+        recipe, options, source = task.recipe, task.options, task.source
+        assert task.backbone is not None and recipe.sampling is not None and isinstance(options, D3hrOptions)
+        if not any(options.weights) or min(options.weights) < 0:
+            raise DapError(f"The weights of d3hr must be at least 0, and one above, not {list(options.weights)}.")
+        few = [name for label, name in enumerate(source.class_names) if source.count(label) < 2]
+        if few:
+            raise DapError(f"Class {few[0]!r} has one image alone, which has no spread for d3hr to follow.")
+        steps = recipe.sampling.steps
+        index = sampling.Start.at(torch.empty(0), options.strength, steps).index
+
+        def begin(batch: sampling.Batch) -> sampling.Start:
+            groups = {label: self.group(task, label, index) for label in set(batch.labels)}
+            chosen = [groups[label][slot] for label, slot in zip(batch.labels, batch.slots, strict=True)]
+            return sampling.Start(torch.stack(chosen), index, noised=True)
+
+        return begin
+
+    def group(self, task: Task, label: int, index: int) -> Float[Tensor, "ipc c *spatial"]:
+        """The latents x_t of a class's slots at the step `index`, found once and kept."""
+        recipe, options, name = task.recipe, task.options, task.source.class_names[label]
+        assert recipe.sampling is not None
+        key = {"class": name, "seed": recipe.seed, "size": task.source.size, "sampling": recipe.sampling.model_dump()}
+        of_class = {**key, "index": index, **options.model_dump(include={"reals", "refine"})}
+        spread = task.store.get(f"spread of {name}", of_class, lambda: self.spread(task, label, index))
+        of_group = {**of_class, "ipc": recipe.ipc, **options.model_dump(include={"candidates", "weights"})}
+
+        def make() -> dict[str, Tensor]:
+            seed = seed_of(recipe.seed, name, "d3hr")
+            group, score = best_group(
+                spread["mean"].flatten(), spread["std"].flatten(), recipe.ipc, options.candidates, seed, options.weights
+            )
+            return {"latents": group.view(recipe.ipc, *spread["mean"].shape), "score": torch.tensor(score)}
+
+        return task.store.get(f"group of {name}", of_group, make)["latents"]
+
+    def spread(self, task: Task, label: int, index: int) -> dict[str, Tensor]:
+        """Mean and standard deviation (C, *spatial) of the inverted latents of a class."""
+        backbone, source, options, chosen = task.backbone, task.source, task.options, task.recipe.sampling
+        assert backbone is not None and chosen is not None and chosen.cfg is not None
+        assert chosen.cfg_channels is not None
+        model = ClassifierFree(backbone, chosen.cfg, chosen.cfg_channels)
+        name = source.class_names[label]
+        drawn = source.good(label, min(options.reals, source.count(label)), seed_of(task.recipe.seed, name, "reals"))
+        found = []
+        for start in range(0, len(drawn), TOGETHER):
+            indices = drawn[start : start + TOGETHER]
+            latents = backbone.encode(source.images(label, indices).to(backbone.device))
+            run = solvers.make(backbone, chosen.solver, chosen.steps, chosen.eta)
+            condition = backbone.condition([name] * len(indices))
+            found.append(invert(model, latents, condition, run, index, options.refine).cpu())
+            task.tell(f"inverting {name}", start + len(indices), len(drawn))
+        std, mean = torch.std_mean(torch.cat(found).double(), dim=0)
+        return {"mean": mean.float(), "std": std.float()}
+
+
+@torch.no_grad()
+def invert(
+    model: ClassifierFree,
+    latents: Float[Tensor, "n c *spatial"],
+    condition: Tensor,
+    run: Solver,
+    index: int,
+    refine: int = 0,
+) -> Float[Tensor, "n c *spatial"]:
+    r"""DDIM backwards: from x_0 up the levels of a run to x_t at its step `index`.
+
+    DDIM's step from t down to s gives x_s = alpha_s x_0 + sigma_s eps(x_t, t) with x_0 = (x_t - sigma_t eps(x_t, t)) / alpha_t,
+    so that
+
+        x_t = alpha_t / alpha_s (x_s - sigma_s eps(x_t, t)) + sigma_t eps(x_t, t),
+
+    with x_t on both sides. The usual inversion puts x_s into eps; each iteration of `refine` puts in the x_t found so far.
+
+    Args:
+        model: what the run samples with.
+        latents: x_0.
+        condition: of each image.
+        run: whose timesteps and levels are gone along.
+        index: 0 (all the way) ... steps - 1.
+        refine: fixed-point iterations a step.
+
+    Raises:
+        DapError: the result is not finite.
+    """
+    x = latents
+    for step in range(len(run.timesteps) - 1, index - 1, -1):
+        (alpha, sigma), (after, left) = run.levels[step], run.levels[step + 1]
+        guess = x
+        for _ in range(refine + 1):
+            eps = model.predict(guess, run.timesteps[step], condition).eps
+            guess = alpha / after * (x - left * eps) + sigma * eps
+        x = guess
+    if not torch.isfinite(x).all():
+        raise DapError("The inversion left the finite numbers; lower --cfg, the option refine, or use --dtype float32.")
+    return x
+
+
+def best_group(
+    mean: Float[Tensor, " d"],
+    std: Float[Tensor, " d"],
+    size: int,
+    candidates: int,
+    seed: int,
+    weights: tuple[float, float, float] = (1.0, 1.0, 0.5),
+) -> tuple[Float[Tensor, "size d"], float]:
+    """Of many groups of draws from a Gaussian the one most like it, and its score; of equal ones the first.
+
+    Args:
+        mean: of each dimension.
+        std: likewise.
+        size: draws a group.
+        candidates: groups to choose among.
+        seed: of all draws.
+        weights: see `scores`.
+    """
+    each = max(1, NUMBERS // (size * len(mean)))
+    best: tuple[float, Any] = (float("inf"), None)
+    for chunk in range(-(-candidates // each)):
+        generator = torch.Generator().manual_seed(seed_of(seed, chunk))
+        drawn = torch.randn(each, size, len(mean), generator=generator)[: candidates - chunk * each]
+        found = scores(drawn * std + mean, mean, std, weights)
+        if (score := found.min().item()) < best[0]:
+            place = int(found.argmin())
+            best = score, (drawn[place] * std + mean)
+    assert best[1] is not None
+    return best[1], best[0]
+
+
+def scores(
+    groups: Float[Tensor, "n size d"],
+    mean: Float[Tensor, " d"],
+    std: Float[Tensor, " d"],
+    weights: tuple[float, float, float],
+) -> Float[Tensor, " n"]:
+    """How unlike each group is to N(mean, std²), by dimension: Euclidean norms over the dimensions, weighted and added.
+
+    The standard deviation is the unbiased one, from two draws on; the skewness the third standardised moment, from three on.
+    """
+    centre = groups.mean(1)
+    total = weights[0] * (centre - mean).norm(dim=1)
+    apart = groups - centre[:, None]
+    squares = apart.square()
+    if groups.shape[1] > 1:
+        total = total + weights[1] * ((squares.sum(1) / (groups.shape[1] - 1)).sqrt() - std).norm(dim=1)
+    if groups.shape[1] > 2:
+        spread = squares.mean(1).clamp_min(1e-12)
+        total = total + weights[2] * ((squares * apart).mean(1) / spread.pow(1.5)).norm(dim=1)
+    return total

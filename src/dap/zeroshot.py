@@ -1,0 +1,243 @@
+r"""The diffusion classifier: which class explains an image's noise best.
+
+Li, Prabhudesai, Duggal, Brown & Pathak, "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023: of classes with
+equal priors, the one whose condition predicts the noise best has the largest evidence lower bound,
+
+    error(z, c) = mean over (t, eps) of ||eps - eps_theta(alpha_t z + sigma_t eps, t, c)||^2 / dim,
+    label(z)    = argmin_c error(z, c),
+
+with the same noise levels and noises for all classes: their difference is what counts, and it varies far less than either.
+As a measure it says how well a backbone tells the classes of real images apart (what DAP's features rest on), and of a
+distilled image whether the backbone itself sees its label in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dap.backbones.base import Backbone
+from dap.backbones.schedules import Flow, Time
+from dap.data.distilled import DistilledSet
+from dap.data.sources import Source
+from dap.errors import DapError
+from dap.seeding import generators, normal, seed_of
+from dap.store import Store
+
+NOTE = "zeroshot.json"
+"""The file of a set that holds its result."""
+
+BATCH = 100
+"""Pairs of image and class that go through the backbone together."""
+
+Tell = Callable[[int, int], object]
+"""Called with (done, all), in pairs of image and class."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Which noises are looked at, and for how many classes.
+
+    Args:
+        times: noise levels an image and class, evenly spread over the schedule, one noise each.
+        keep: how many classes are left after each stage but the last; the levels are shared out evenly over the stages, each
+            of which spreads over the whole schedule. Nothing: one stage, all classes to the end.
+        seed: of the noises.
+
+    Raises:
+        DapError: no time, fewer times than stages, or numbers of classes that do not fall.
+    """
+
+    times: int = 10
+    keep: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.times < len(self.keep) + 1:
+            raise DapError(f"{len(self.keep) + 1} stages need as many noise levels at least, not {self.times}.")
+        if any(k < 1 for k in self.keep) or list(self.keep) != sorted(set(self.keep), reverse=True):
+            raise DapError(f"The classes kept must fall from stage to stage and be at least 1, not {list(self.keep)}.")
+
+    def stages(self, backbone: Backbone) -> list[list[Time]]:
+        """The timesteps of each stage: midpoints of equal parts of the schedule, dealt out so that each stage spreads widely."""
+        schedule = backbone.schedule
+        length: int = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+        middles = [length * (i + 0.5) / self.times for i in range(self.times)]
+        grid: list[Time] = [t if isinstance(schedule, Flow) else int(t) for t in middles]
+        if len(set(grid)) < len(grid):
+            raise DapError(f"{backbone.card.name} has {length} noise levels, not {self.times}.")
+        dealt = [grid[i] for i in sorted(range(self.times), key=_reversed_bits)]
+        bounds = [round(i * self.times / (len(self.keep) + 1)) for i in range(len(self.keep) + 2)]
+        return [dealt[a:b] for a, b in pairwise(bounds)]
+
+
+def _reversed_bits(i: int) -> int:
+    """The order in which every beginning of a range spreads over all of it: 0, 4, 2, 6, 1, 5, 3, 7."""
+    return int(f"{i:020b}"[::-1], 2)
+
+
+@torch.no_grad()
+def errors(
+    backbone: Backbone,
+    latents: Float[Tensor, "n c *spatial"],
+    class_names: Sequence[str],
+    levels: Levels = Levels(),
+    *,
+    batch: int = BATCH,
+    tell: Tell | None = None,
+) -> Float[Tensor, "n classes"]:
+    """The mean squared error of the predicted noise for every image and class, float64 on the CPU.
+
+    An image's row depends on no other image but for the rounding of batches. A class that is left out after a stage has an
+    infinite error.
+
+    Args:
+        backbone: asked without classifier-free guidance.
+        latents: x_0 of the images.
+        class_names: the classes to choose among, known to the backbone.
+        levels: the noises.
+        batch: pairs of image and class that go through the backbone together.
+        tell: told of the pairs done.
+
+    Raises:
+        DapError: the backbone does not know a class, or a prediction is not finite.
+    """
+    latents, conditions = latents.to(backbone.device), backbone.condition(class_names)
+    n, classes = len(latents), len(class_names)
+    total = torch.zeros(n, classes, dtype=torch.float64)
+    left = torch.ones(n, classes, dtype=torch.bool)
+    stages, alive = levels.stages(backbone), [classes, *(min(k, classes) for k in levels.keep)]
+    planned = n * sum(len(times) * k for times, k in zip(stages, alive, strict=True))
+    done = 0
+    for times, most in zip(stages, [*alive[1:], alive[-1]], strict=True):
+        pairs = left.nonzero().to(backbone.device)
+        for t in times:
+            alpha, sigma = backbone.schedule.level(t)
+            noise = normal(backbone.latent_shape, generators([seed_of(levels.seed, "zero-shot", t)]), latents)
+            for rows, columns in (part.unbind(1) for part in pairs.split(batch)):
+                x = alpha * latents[rows] + sigma * noise
+                eps = backbone.predict(x, t, conditions[columns]).eps
+                found = (eps - noise).flatten(1).square().mean(1).double().cpu()
+                total[rows.cpu(), columns.cpu()] += found
+                done += len(rows)
+                if tell is not None:
+                    tell(done, planned)
+        nearest = total.masked_fill(~left, torch.inf).sort(dim=1, stable=True).indices[:, :most]
+        left = torch.zeros_like(left).scatter_(1, nearest, True)
+    if not torch.isfinite(total).all():
+        raise DapError(f"{backbone.card.name} predicts noise that is not finite; use --dtype float32.")
+    return (total / levels.times).masked_fill(~left, torch.inf)
+
+
+def agreement(predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """The fraction of predictions that are the labels."""
+    return sum(p == q for p, q in zip(predicted, labels, strict=True)) / len(labels)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Judges sets by a backbone's own view of their labels, and the backbone by real images.
+
+    Args:
+        backbone: the classifier.
+        weights: its `weights_hash`.
+        levels: the noises.
+        reals: real test images a class that the backbone's accuracy is measured on; of a smaller class all.
+        store: where finished classes are kept, so that a killed run goes on.
+        tell: told of what is looked at, and of the pairs of image and class done.
+    """
+
+    backbone: Backbone
+    weights: str
+    levels: Levels = field(default_factory=Levels)
+    reals: int = 50
+    store: Store = field(default_factory=Store)
+    tell: Callable[[str, int, int], object] = lambda what, done, total: None
+
+    def __call__(self, judged: DistilledSet, real: Source, known: Sequence[DistilledSet] = ()) -> dict[str, Any]:
+        """What `zeroshot.json` then holds: the accuracy on real images, the agreement of the set, each image's prediction.
+
+        What is there already under the same key is kept, and the accuracy on the same real images is taken from any of
+        the `known` sets.
+
+        Args:
+            judged: the set; labels in the file are positions among its classes.
+            real: test images at the backbone's size, of the set's classes in its order.
+            known: other sets whose files may hold the same accuracy.
+
+        Raises:
+            DapError: the set is not whole, or the backbone does not know its classes.
+        """
+        names = judged.class_names
+        if (judged.path / "classes.json").is_file() and judged.missing():
+            raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; finish it first.")
+        self.backbone.condition(names)  # an unknown class shows before the real images are read
+        how = {"weights": self.weights, "classes": names, **asdict(self.levels)}
+        of_real = {**how, "reals": self.reals, "data": real.fingerprint()}
+        of_set = {**how, "images": [record["sha256"] for record in judged.records]}
+        before = judged.noted(NOTE) or {}
+        keys = {"judged": _hash(of_set), "tested": _hash(of_real)}
+        if keys.items() <= before.items():
+            return before
+        notes = [before, *(other.noted(NOTE) or {} for other in known)]
+        shared = [note["real"] for note in notes if note.get("tested") == keys["tested"]]
+        tested = shared[0] if shared else self._real(real, of_real)
+        if before.get("judged") == keys["judged"]:
+            found: dict[str, Any] = {name: before[name] for name in ("agreement", "seconds", "images")}
+        else:
+            found = self._set(judged, of_set)
+        about = {"backbone": self.backbone.card.name, **asdict(self.levels), "real": tested}
+        judged.note(NOTE, {**about, **found, **keys})
+        return judged.noted(NOTE)
+
+    def _real(self, real: Source, key: dict[str, Any]) -> dict[str, Any]:
+        predicted: list[int] = []
+        labels: list[int] = []
+        seconds = 0.0
+        for label, name in enumerate(real.class_names):
+            wanted = min(self.reals, real.count(label))
+            chosen = real.good(label, wanted, seed_of(self.levels.seed, "zero-shot", name))
+            said, spent = self._told(f"real {name}", real.images(label, chosen), real.class_names, {**key, "of": name})
+            predicted, labels, seconds = predicted + said, labels + [label] * wanted, seconds + spent
+        return {"accuracy": agreement(predicted, labels), "images": len(labels), "seconds": round(seconds, 2)}
+
+    def _set(self, judged: DistilledSet, key: dict[str, Any]) -> dict[str, Any]:
+        images, labels = judged.tensors(self.backbone.card.size)
+        listed: list[dict[str, Any]] = []
+        seconds = 0.0
+        for label, name in enumerate(judged.class_names):
+            mine = [record for record in judged.records if record["label"] == label]
+            if not mine:
+                continue
+            what = f"{judged.path.name} {name}"
+            said, spent = self._told(what, images[labels == label], judged.class_names, {**key, "of": name})
+            seconds += spent
+            for record, predicted in zip(mine, said, strict=True):
+                listed.append({part: record[part] for part in ("label", "slot", "path")} | {"predicted": predicted})
+        right = agreement([line["predicted"] for line in listed], [line["label"] for line in listed])
+        return {"agreement": right, "seconds": round(seconds, 2), "images": listed}
+
+    def _told(self, what: str, images: Tensor, names: Sequence[str], key: dict[str, Any]) -> tuple[list[int], float]:
+        """The predicted labels of images of one class, and the seconds it took."""
+
+        def make() -> dict[str, Tensor]:
+            began = time.monotonic()
+            latents = self.backbone.encode(images.to(self.backbone.device))
+            found = errors(self.backbone, latents, names, self.levels, tell=lambda *done: self.tell(what, *done))
+            return {"errors": found, "seconds": torch.tensor(time.monotonic() - began)}
+
+        kept = self.store.get("zeroshot", {"key": _hash(key), "what": what}, make)
+        return kept["errors"].argmin(1).tolist(), kept["seconds"].item()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
