@@ -281,8 +281,9 @@ def test_an_unknown_verb_is_a_usage_error():
 
 def test_every_recipe_field_can_be_given_as_a_flag():
     """A valid value for each, so that no flag refuses what the field takes."""
-    from dap.flags import build_parser, flag_of, recipe_fields
+    from dap.flags import build_parser
     from dap.recipe import Recipe
+    from dap.recipe_flags import flag_of, recipe_fields
 
     odd = {"cfg-channels": ["3", "all"], "kernel": ["rbf"], "data": ["x"], "backbone": ["x"], "method": ["dap"]}
     parser = build_parser(dict.fromkeys(VERBS, print))

@@ -12,7 +12,8 @@ from dap.data.distilled import DistilledSet
 from dap.engine import Workshop, distill
 from dap.errors import DapError
 from dap.evaluation.augment import dsa
-from dap.methods.dc import Dc, DcOptions, gradient_distance, loops
+from dap.evaluation.networks import build
+from dap.methods.dc import Dc, DcOptions, gradient_distance, gradient_of, loops
 from dap.methods.dm import Dm, DmOptions, augmented
 from dap.methods.matching import ALL, Run
 from dap.methods.mtt import Mtt, flat, unrolled
@@ -46,6 +47,16 @@ def test_distance_of_gradients_by_hand():
     kernel = torch.randn(4, 3, 2, 2)
     assert float(gradient_distance((kernel,), (kernel * 7,))) == pytest.approx(0, abs=1e-6)
     assert float(gradient_distance((kernel,), (-kernel,))) == pytest.approx(8)
+
+
+def test_a_gradient_in_slices_is_that_of_all_images_at_once():
+    network = build("convnet2", channels=1, classes=3, size=32, width=4)
+    images, parameters = torch.randn(37, 1, 32, 32), list(network.parameters())
+    whole = torch.autograd.grad(F.cross_entropy(network(images), torch.full((37,), 2)), parameters)
+    for keep in (False, True):
+        found = gradient_of(network, images, 2, parameters, keep=keep)
+        torch.testing.assert_close(found, whole, atol=1e-6, rtol=1e-4)
+        assert found[0].requires_grad == keep
 
 
 def test_loops_are_the_published_ones():
@@ -168,6 +179,8 @@ def test_mistakes_are_said_before_any_work(coloured, tmp_path):
         distill(recipe("dm", iteration=3), tmp_path / "a", Workshop("cpu"))
     with pytest.raises(DapError, match="convnet8 halves the image"):
         distill(recipe("dsa", network="convnet8"), tmp_path / "a", Workshop("cpu"))
+    with pytest.raises(DapError, match="'convnet2' with norm 'batch' is none; convnet3 with norm instance is"):
+        distill(recipe("dm", norm="batch"), tmp_path / "a", Workshop("cpu"))
     assert not (tmp_path / "a").exists()
     assert DmOptions().iterations == 20_000 and DcOptions().iterations == 1000
 

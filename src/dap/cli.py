@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 
 from dap import judging
 from dap.errors import DapError
-from dap.flags import build_parser, flag_of, recipe_fields
+from dap.flags import build_parser
 from dap.progress import Bars, Lines
+from dap.recipe_flags import flag_of, recipe_fields
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -134,7 +134,7 @@ class Workshop:
             }
         )
         task = Task(resolved, source, backbone if needed else None, self.cache, options, classifier, captions)
-        return method, replace(task, store=Store(None, self.inputs(task)))
+        return method, replace(task, store=Store(None, self.inputs(task)), device=backbones.device_of(self.device))
 
     def classifier(self, method: Method, recipe: Recipe, source: Source) -> Teacher | None:
         """The network trained on the real data that a method needs; None for one that needs none.
@@ -154,12 +154,10 @@ class Workshop:
                 f"Method {recipe.method!r} needs a network trained on the real data: make one with dap train-teacher "
                 f"--data {recipe.data.path} --out FILE and give --classifier FILE, or give torchvision:NAME."
             )
-        from dap.backbones import device_of
-
         key = (name, source.class_names)
         if key not in self._classifiers:
             path = REFERENCE if name == STARTER else name
-            found = load_teacher(path, source.class_names, str(device_of(self.device)), offline=self.offline)
+            found = load_teacher(path, source.class_names, str(backbones.device_of(self.device)), offline=self.offline)
             self._classifiers[key] = replace(found, name=name)
         return self._classifiers[key]
 

@@ -1,17 +1,14 @@
-"""The flags of the command `dap`: its verbs, and one flag for every field of a recipe."""
+"""The flags of the command `dap`, verb by verb."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from dap import __version__
-
-FLAGS = {"data.path": "data", "backbone.path": "backbone", "guidance.seed": "reals-seed"}
-"""Recipe fields whose flag is not simply their name."""
+from dap.recipe_flags import add_recipe_flags
 
 Verb = Callable[[argparse.Namespace], int | None]
 
@@ -53,7 +50,7 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     distill = verb("distill", "make a distilled set, or go on with an interrupted one")
     distill.add_argument("recipe", nargs="?", help="YAML file, or the name of a shipped recipe; flags override it")
     distill.add_argument("--out", type=Path, required=True, help="folder of the set")
-    _recipe_flags(distill)
+    add_recipe_flags(distill)
     _machine(distill)
 
     sweep = verb("sweep", "distil and evaluate a grid of recipes, and report on it")
@@ -70,7 +67,7 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
         "--sets", type=_positive, default=5, help="distilled sets a point, each of its own seed (%(default)s)"
     )
     _sharing(sweep)
-    _recipe_flags(sweep)
+    add_recipe_flags(sweep)
     _judging(sweep)
     _machine(sweep)
 
@@ -108,7 +105,7 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
         help="judge also random draws of N images a class from each larger set, as the paper's scaling table does",
     )
     _sharing(compare)
-    _recipe_flags(compare, without=("method", "ipc", "options"))
+    add_recipe_flags(compare, without=("method", "ipc", "options"))
     _judging(compare)
     _machine(compare)
 
@@ -320,45 +317,3 @@ def _overriding(group: Any) -> None:
 def _tracking(group: Any) -> None:
     text = "also log trials, measures and images for it; wandb sends them unless WANDB_MODE=offline"
     group.add_argument("--track", choices=["tensorboard", "wandb"], help=text)
-
-
-def recipe_fields() -> list[tuple[str, Any]]:
-    """Every field of a recipe as (dotted name, pydantic field)."""
-    from dap.recipe import BackboneChoice, Data, GuidanceOptions, Recipe, Sampling
-
-    sections = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}
-    top = [(name, f) for name, f in Recipe.model_fields.items() if name not in sections]
-    return top + [(f"{section}.{name}", f) for section, m in sections.items() for name, f in m.model_fields.items()]
-
-
-def flag_of(field: str) -> str:
-    """The flag of a recipe field, without its dashes."""
-    return FLAGS.get(field, field.split(".")[-1]).replace("_", "-")
-
-
-def _recipe_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
-    group = parser.add_argument_group("recipe")
-    for name, field in recipe_fields():
-        if name in without:
-            continue
-        kind = field.annotation
-        options: dict[str, Any] = {"dest": name, "help": (field.description or "").replace("%", "%%")}
-        if field.default is not None and field.default != "":
-            options["help"] += f" Default: {field.default}."
-        arms = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-        arms = tuple(get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms)
-        choices = [c for arm in arms if get_origin(arm) is Literal for c in get_args(arm)]
-        if name == "options":
-            text = "one of the method's own options, as YAML (dap methods NAME lists them); may be repeated"
-            group.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=text)
-            continue
-        if name == "data.classes":
-            options |= {"nargs": "+", "metavar": "NAME"}
-        elif choices and int not in arms:
-            options["choices"] = choices
-        elif bool in arms:
-            options["choices"] = ["true", "false"]
-        else:
-            plain = next((a.__name__.upper() for a in arms if isinstance(a, type)), "VALUE")
-            options["metavar"] = "|".join([plain, *choices])
-        group.add_argument(f"--{flag_of(name)}", **options)

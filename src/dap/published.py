@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from dap import shipped
-from dap.flags import flag_of
+from dap.recipe_flags import flag_of
 from dap.recipe import Recipe
 from dap.shipped import Expected
 

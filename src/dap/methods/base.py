@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
@@ -75,6 +76,7 @@ class Task:
         captions: of real images, by `Source.keys`; None for a method that needs none.
         store: where the method keeps what it makes once, and the checkpoints of long work.
         tell: told of long work before the first image: what, how much is done, and of how much.
+        device: where a method that trains does so.
     """
 
     recipe: Recipe
@@ -86,6 +88,7 @@ class Task:
     captions: Mapping[str, str] | None = None
     store: Store = field(default_factory=Store)
     tell: Callable[[str, int, int], object] = lambda what, done, total: None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Method(ABC):

@@ -55,7 +55,7 @@ class Cao2Options(base.Options):
         gt=0,
         le=1,
         description="Noise levels of the refinement: the lowest of the run up to this part of it, but for the very lowest (of "
-        "50 steps 1 ... 11 from the end). The backbone is told the level's timestep; the paper's code tells it the step's number.",
+        "50 steps 1 ... 11 from the end). The backbone is told the level's timestep; the paper's code gives the step's number.",
     )
     condition: Literal["class", "null"] = Field(
         default="class",

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from dap.evaluation.augment import Operation, dsa
 from dap.evaluation.batches import slice_size
-from dap.evaluation.layers import Network
 from dap.methods.dm import augmented
 from dap.methods.matching import ALL, Matching, MatchingOptions, Run
 from dap.seeding import seed_of
@@ -66,9 +65,9 @@ class Dc(Matching):
             for label, name in enumerate(run.task.source.class_names):
                 real = run.reals.draw(label, options.real_batch, run.generator("real", iteration, turn, name))
                 seed = seed_of(run.seed, "augment", iteration, turn, name)
-                wanted = _gradient(network, augmented(real, seed, options.augment), label, parameters)
+                wanted = gradient_of(network, augmented(real, seed, options.augment), label, parameters)
                 mine = run.pixels[run.of(label)].detach().requires_grad_()
-                found = _gradient(network, augmented(mine, seed, options.augment), label, parameters, keep=True)
+                found = gradient_of(network, augmented(mine, seed, options.augment), label, parameters, keep=True)
                 distance = gradient_distance(wanted, found)
                 (gradient[run.of(label)],) = torch.autograd.grad(distance, mine)
             run.descend(gradient)
@@ -104,17 +103,16 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
     return total
 
 
-def _gradient(
+def gradient_of(
     network: nn.Module, images: Tensor, label: int, parameters: Sequence[Tensor], keep: bool = False
 ) -> tuple[Tensor, ...]:
     """Gradient of the mean cross-entropy; `keep` keeps its graph, which takes all images at once."""
-    # No image changes another's part where norms are per image, and a small slice stays in a CPU's cache.
-    alone = isinstance(network, Network) and network.per_image and not keep
+    # Each image passes alone, and a small slice stays in a CPU's cache.
     height, width = images.shape[2:]
-    size = slice_size(height, width, images.device) if alone else len(images)
-    total: list[Tensor] = []
-    for part in images.split(size):
-        loss = F.cross_entropy(network(part), torch.full((len(part),), label), reduction="sum") / len(images)
+    size = len(images) if keep else slice_size(height, width, images.device)
+    labels, total = torch.full((len(images),), label, device=images.device), []
+    for part, wanted in zip(images.split(size), labels.split(size), strict=True):
+        loss = F.cross_entropy(network(part), wanted, reduction="sum") / len(images)
         found = torch.autograd.grad(loss, parameters, create_graph=keep)
         total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
     return tuple(total)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dap.evaluation.augment import Operation, dsa
 from dap.evaluation.batches import in_slices
-from dap.evaluation.layers import Network
 from dap.methods.matching import ALL, Matching, MatchingOptions, Run
 from dap.seeding import seed_of
 
@@ -38,7 +37,6 @@ class Dm(Matching):
         options = run.options
         assert isinstance(options, DmOptions)
         network = run.network(iteration)
-        assert isinstance(network, Network)
         network.requires_grad_(False)
         gradient = torch.zeros_like(run.pixels)
         for label, name in enumerate(run.task.source.class_names):

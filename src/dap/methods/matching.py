@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from dap.errors import DapError
 from dap.evaluation.augment import Operation
 from dap.evaluation.fitting import seeded
 from dap.evaluation.layers import Norm
-from dap.evaluation.networks import build
+from dap.evaluation.networks import Network, build
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
 from dap.seeding import seed_of
@@ -97,10 +97,10 @@ class Reals:
         return (images - mean.to(images)) / std.to(images)
 
     def draw(self, label: int, n: int, generator: Generator) -> Tensor:
-        """n images of a class without replacement, or all of a smaller one, normalised (n, c, h, w)."""
+        """n images of a class without replacement, or all of a smaller one, normalised (n, c, h, w), on the device."""
         images = self.classes[label]
         chosen = torch.randperm(len(images), generator=generator)[:n]
-        return self.normalise(images[chosen].float() / 255)
+        return self.normalise(images[chosen].to(self.task.device).float() / 255)
 
 
 class Matching(Method):
@@ -120,7 +120,12 @@ class Matching(Method):
         options: MatchingOptions = task.options
         self.check(task)
         size, classes = task.source.size, len(task.source.class_names)
-        build(options.network, channels=3, classes=max(2, classes), size=size, norm=options.norm, width=options.width)
+        made = build(options.network, classes=max(2, classes), size=size, norm=options.norm, width=options.width)
+        if not isinstance(made, Network) or not made.per_image:
+            raise DapError(
+                f"Method {task.recipe.method!r} matches in networks that pass each image alone and have features, and "
+                f"{options.network!r} with norm {options.norm!r} is none; convnet3 with norm instance is."
+            )
         ipc = task.recipe.ipc
         if options.init == "real":
             for label, name in enumerate(task.source.class_names):
@@ -172,7 +177,8 @@ class Run:
         self.reals = Reals(task, options)
         self.seed, self.ipc = task.recipe.seed, task.recipe.ipc
         self.n_classes = len(task.source.class_names)
-        self.labels = torch.arange(self.n_classes).repeat_interleave(self.ipc)
+        self.device = task.device
+        self.labels = torch.arange(self.n_classes, device=self.device).repeat_interleave(self.ipc)
         self.pixels = self.clamped(self._first()).contiguous(memory_format=torch.channels_last)
         self.velocity = torch.zeros_like(self.pixels)
         self.iteration = 0
@@ -184,8 +190,8 @@ class Run:
         """A generator of this purpose alone; everything random comes from one, so a resumed run needs no states."""
         return torch.Generator().manual_seed(seed_of(self.seed, "matching", *purpose))
 
-    def network(self, *purpose: object) -> nn.Module:
-        """A freshly initialised network of this purpose alone."""
+    def network(self, *purpose: object) -> Network:
+        """A freshly initialised network of this purpose alone; it drops nothing at random."""
         options, size = self.options, self.task.source.size
         with seeded(seed_of(self.seed, "matching", "network", *purpose), torch.device("cpu")):
             made = build(
@@ -196,7 +202,8 @@ class Run:
                 norm=options.norm,
                 width=options.width,
             )
-        return made.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        assert isinstance(made, Network)
+        return made.eval().to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def of(self, label: int) -> slice:
         """Where the images of a label are among the pixels."""
@@ -210,12 +217,13 @@ class Run:
 
     def clamped(self, pixels: Tensor) -> Tensor:
         """Into [0, 1], seen from the normalised units."""
-        low, high = (self.reals.normalise(torch.full_like(self.reals.statistics[0], value)) for value in (0.0, 1.0))
+        corner = torch.zeros_like(pixels[:1, :, :1, :1])
+        low, high = self.reals.normalise(corner), self.reals.normalise(corner + 1)
         return torch.minimum(torch.maximum(pixels, low), high)
 
     def images(self) -> Tensor:
         """(classes · ipc, c, h, w) in [0, 1]."""
-        mean, std = self.reals.statistics
+        mean, std = (values.to(self.pixels) for values in self.reals.statistics)
         return (self.pixels * std + mean).clamp(0, 1)
 
     def state(self) -> dict[str, Any]:
@@ -224,8 +232,9 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.iteration, self.also = state["iteration"], state["also"]
-        self.pixels, self.velocity = state["pixels"], state["velocity"]
+        self.iteration = state["iteration"]
+        self.also = {name: value.to(self.device) for name, value in state["also"].items()}
+        self.pixels, self.velocity = state["pixels"].to(self.device), state["velocity"].to(self.device)
 
     def _first(self) -> Tensor:
         parts = []
@@ -235,7 +244,8 @@ class Run:
                 parts.append(self.reals.draw(label, self.ipc, generator))
             else:
                 size = self.task.source.size
-                parts.append(torch.randn(self.ipc, self.reals.channels, size, size, generator=generator))
+                noise = torch.randn(self.ipc, self.reals.channels, size, size, generator=generator)
+                parts.append(noise.to(self.device))
         return torch.cat(parts)
 
 
