@@ -137,9 +137,10 @@ def test_selection_is_the_definition_on_the_class_s_images(source, method, pool,
         assert sum(task.classifier.asked) == len(among) * 2, "once here and once by the method, for all units"
 
 
-def test_only_a_pool_makes_several_sets(source):
+def test_only_a_pool_makes_several_sets(source, tmp_path):
     def keys(method, seed, **options):
-        made = find(method).prepare(seen(source, method, ipc=3, seed=seed, **options))(Unit(0, (0, 1, 2)))
+        shared = Store(tmp_path / "cache")  # in which one set's pool must not pass for another's
+        made = find(method).prepare(seen(source, method, ipc=3, seed=seed, store=shared, **options))(Unit(0, (0, 1, 2)))
         return [record["real"] for record in made.records]
 
     for method in ("herding", "k-center"):
@@ -162,6 +163,16 @@ def test_broken_images_are_left_out_and_too_many_are_said(colours, tmp_path):
             DapError, match="'red' .* has only 9 decodable images of 12 to choose from, and 10 are needed"
         ):
             find(method).prepare(seen(broken, method, ipc=10, **options))(Unit(RED, (0,)))
+
+
+@pytest.mark.parametrize("method", ["herding", "k-center", "rded"])
+def test_a_class_without_any_decodable_image_is_said(colours, tmp_path, method):
+    shutil.copytree(colours / "train", tmp_path / "train")
+    for file in (tmp_path / "train" / "red").iterdir():
+        file.write_bytes(b"torn")
+    broken = open_source(tmp_path, "train", size=8, max_bad_fraction=1.0)
+    with pytest.raises(DapError, match="only 0 decodable images of 12 to choose from"):
+        find(method).prepare(seen(broken, method, ipc=1))(Unit(RED, (0,)))
 
 
 def test_features_are_shared_by_sets_and_a_larger_one_still_checks(colours, tmp_path):
