@@ -160,6 +160,20 @@ def _methods(args: argparse.Namespace) -> None:
     print(one(args.name) if args.name else table())
 
 
+def _caption(args: argparse.Namespace) -> None:
+    from dap.captioning import MODEL, SIZE, Captioner, caption
+    from dap.data.sources import open_source
+
+    source = open_source(args.data, "train", size=SIZE, classes=args.classes)
+    name, bars = args.model or MODEL, Bars()
+    say = Captioner(name, device=args.device, offline=args.offline)
+    options = {"ask": args.ask or say.ask, "per_class": args.per_class, "batch": args.batch}
+    made = caption(source, args.out, say, name, tell=bars.work, **options)
+    print(
+        f"{made} captions added to {args.out}\nNext: dap distill --method vlcp --captions {shlex.quote(str(args.out))} ..."
+    )
+
+
 def _convert(args: argparse.Namespace) -> None:
     from dap.backbones.convert import convert
 
@@ -214,6 +228,7 @@ VERBS = {
     "evaluate": judging.evaluate,
     "train-teacher": judging.train_teacher,
     "report": judging.report,
+    "caption": _caption,
     "convert": _convert,
     "verify": _verify,
     "import": _import,

@@ -33,12 +33,14 @@ class Batch:
         labels: label of each image, in the data's label space.
         slots: which of the ipc images of its label each one is.
         seeds: one for each image; all its noise comes from it.
+        prompts: a text for each image in place of its class, for text-conditioned backbones; None: the class.
     """
 
     class_names: tuple[str, ...]
     labels: tuple[int, ...]
     slots: tuple[int, ...]
     seeds: tuple[int, ...]
+    prompts: tuple[str, ...] | None = None
 
     @staticmethod
     def of(class_names: Sequence[str], labels: Sequence[int], slots: Sequence[int], run_seed: int) -> Batch:
@@ -104,7 +106,10 @@ def sample(
         raise DapError(
             "push_into='eps' has no meaning on a flow: its first x_t is pure noise, whatever eps says of x_0."
         )
-    condition = backbone.condition([batch.class_names[label] for label in batch.labels])
+    if batch.prompts is None:
+        condition = backbone.condition([batch.class_names[label] for label in batch.labels])
+    else:
+        condition = backbone.prompt(batch.prompts)
     labels, slots = torch.tensor(batch.labels), torch.tensor(batch.slots)
     gens = generators(batch.seeds)
     like = torch.empty(0, device=backbone.device)

@@ -104,6 +104,18 @@ class Backbone(ABC):
             DapError: a name is not among this backbone's classes; the message lists both.
         """
 
+    def prompt(self, texts: Sequence[str]) -> Tensor:
+        """Conditions (n, …) for texts of single images, such as captions, instead of classes; good for the run they begin.
+
+        Raises:
+            DapError: this backbone takes labels, not text.
+        """
+        del texts
+        raise DapError(
+            f"{self.card.name} is told labels, not text. What works with captions needs a text-conditioned backbone, such as "
+            "--backbone starter-unet or a Stable Diffusion."
+        )
+
     @abstractmethod
     def null(self, n: int) -> Tensor:
         """The unconditional condition, n times."""

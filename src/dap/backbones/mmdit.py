@@ -46,6 +46,9 @@ class MMDiT(ModuleBackbone):
     def condition(self, class_names: Sequence[str]) -> Tensor:
         return self._prompts.condition(class_names)
 
+    def prompt(self, texts: Sequence[str]) -> Tensor:
+        return self._prompts.texts(texts)
+
     def null(self, n: int) -> Tensor:
         return self._prompts.null(n)
 

@@ -20,6 +20,7 @@ from dap.methods.mtt import Mtt
 from dap.methods.random import Random
 from dap.methods.rded import Rded
 from dap.methods.vanilla import Dit, Sd, Vanilla
+from dap.methods.vlcp import Vlcp
 from dap.registry import resolve
 
 __all__ = ["METHODS", "Made", "Method", "Options", "Task", "Unit", "find", "plan"]
@@ -40,6 +41,7 @@ METHODS: Mapping[str, type[Method]] = {
     "dap-slots": DapSlots,
     "mgd3": Mgd3,
     "d4m": D4m,
+    "vlcp": Vlcp,
     "minimax": Minimax,
     "manifold-gd": ManifoldGd,
     "igd": Igd,

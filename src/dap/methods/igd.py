@@ -114,9 +114,7 @@ class Surrogate:
         labels = torch.arange(self.classes).repeat_interleave(torch.tensor([len(part) for part in reals]))
         compared = [self._seen(part[: self.options.compared]) for part in reals]
         train = Images((torch.cat(reals), labels), self.protocol.train_steps, self.device)
-        training = Training(
-            train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes
-        )
+        training = Training(train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes)
         notes: dict[str, Any] = {"epochs": [0], "kept": [_copied(training.net)]}
         last: dict[int, list[Tensor]] = {}
 

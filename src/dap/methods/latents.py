@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,7 +31,13 @@ def check_reals(task: Task, reals: int) -> None:
 
 
 def class_latents(
-    task: Task, name: str, reals: int, *, seed: int | None = None, flip: bool = False
+    task: Task,
+    name: str,
+    reals: int,
+    *,
+    seed: int | None = None,
+    flip: bool = False,
+    among: Sequence[int] | None = None,
 ) -> tuple[list[int], Float[Tensor, "n c *spatial"]]:
     """Indices of a class's images, a draw by a seed and the class's name, and their latents on the CPU.
 
@@ -39,6 +47,7 @@ def class_latents(
         reals: at most so many.
         seed: of the draw; default: the run's.
         flip: mirror a random half of the images before they are encoded.
+        among: indices to draw from; default: all of the class.
 
     Raises:
         DapError: fewer than ipc of them can be decoded.
@@ -48,7 +57,8 @@ def class_latents(
     label = source.class_names.index(name)
     seed = task.recipe.seed if seed is None else seed
     generator = torch.Generator().manual_seed(seed_of(seed, name, "reals"))
-    drawn = torch.randperm(source.count(label), generator=generator)[:reals]
+    pool = torch.arange(source.count(label)) if among is None else torch.tensor(among)
+    drawn = pool[torch.randperm(len(pool), generator=generator)[:reals]]
     parts, kept = [], []
     for chunk in drawn.split(CHUNK):
         indices, images = source.readable(label, chunk.tolist())
