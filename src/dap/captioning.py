@@ -1,96 +1,149 @@
-"""Captions of real images by a captioning model of transformers, as JSON lines that `data.captions` reads."""
+"""Captions of real images by a captioning or chat model of transformers, for methods that need them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
+from dap.backbones import device_of
+from dap.backbones.hub import explained
 from dap.data.sources import Source
 from dap.errors import DapError
 from dap.files import drop_torn_line, read_lines
+from dap.imagenet import spoken
+from dap.seeding import seed_of
 
-TOGETHER = 16
-"""Images that are captioned together."""
+MODEL = "Salesforce/blip-image-captioning-base"
+"""A small captioner (BSD-3-Clause, 1 GB). VLCP's authors use llava-hf/llava-1.5-7b-hf."""
+
+SIZE = 384
+"""Side in px of what the captioner is shown; its own processor scales from there."""
+
+ASK = "Describe the {} in this picture in one or two sentences: its shape, pose, colours, and what stands around it."
+"""What a chat model is asked where nothing else is given."""
+
+
+class Captioner:
+    """A model that says what is in an image.
+
+    Args:
+        model: folder or hub id of anything that transformers' `AutoModelForImageTextToText` opens.
+        device: "auto", "cpu", "cuda", …
+        offline: never ask the network.
+
+    Attributes:
+        ask: what it is asked where nothing else is given; None for a model that is not asked but only shown images.
+
+    Raises:
+        DapError: it cannot be loaded.
+    """
+
+    def __init__(self, model: str = MODEL, *, device: str = "auto", offline: bool = False) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.device = device_of(device)
+        # Half precision, as many of these weights are stored, is slow on a CPU or missing there.
+        dtype = torch.float32 if self.device.type == "cpu" else "auto"
+        with explained("captioner", model):
+            options = {"local_files_only": offline or Path(model).is_dir()}
+            self._processor: Any = AutoProcessor.from_pretrained(model, **options)
+            network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
+        self._network = network.to(self.device).eval()
+        self._chats = getattr(self._processor, "chat_template", None) is not None
+        self.ask = ASK if self._chats else None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, ask: str | None = None, tokens: int = 100) -> list[str]:
+        """A caption for each image, greedily decoded.
+
+        Args:
+            images: (n, 3, h, w) in [0, 1].
+            ask: what a chat model is asked, needed there; the beginning of every caption of another model.
+            tokens: at most so many are generated.
+        """
+        pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        given: dict[str, Any] = {"images": [Image.fromarray(image) for image in pixels], "return_tensors": "pt"}
+        if self._chats:
+            content = [{"type": "image"}, {"type": "text", "text": ask}]
+            ask = self._processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        if ask:
+            given["text"] = [ask] * len(images)
+        inputs = self._processor(**given).to(self.device, self._network.dtype)
+        made = self._network.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=tokens)
+        if self._chats:  # these repeat what they were asked
+            made = made[:, inputs["input_ids"].shape[1] :]
+        return [" ".join(text.split()) for text in self._processor.batch_decode(made, skip_special_tokens=True)]
 
 
 def caption(
     source: Source,
-    out: str | Path,
+    out: Path,
+    say: Callable[[Tensor, str | None], list[str]],
     model: str,
     *,
+    ask: str | None = None,
     per_class: int | None = None,
-    prompt: str | None = None,
-    device: str = "cpu",
-    offline: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Path:
-    """Write {"path": ..., "caption": ...} for the images of a source; lines that are there already are kept.
+    batch: int = 16,
+    tell: Callable[[str, int, int], object] = lambda what, done, total: None,
+) -> int:
+    """Append captions of a source's images to a file of JSON lines, those that are not there yet; returns how many.
+
+    A killed run goes on where it was. Which images of a class a smaller `per_class` takes depends on the class's name and
+    number of images alone, and a larger one takes them too.
 
     Args:
-        source: the real images.
-        out: the file, to which lines are appended as they are made.
-        model: hub id or folder of an image-to-text model, such as BLIP.
-        per_class: at most so many images a class, a draw that grows with the number; default: all.
-        prompt: words that the captions begin with, for models that take some.
-        device: where the model runs.
-        offline: never ask the network.
-        progress: told (done, all, class name).
+        source: the images.
+        out: the file; `data.captions.read_captions` says what a line is.
+        say: a `Captioner`, or another function of images (n, 3, h, w) and what is asked.
+        model: its name, which every line says.
+        ask: what it is asked, {} for the class's name.
+        per_class: at most so many images of each class; default: all.
+        batch: images at once.
+        tell: told of the captions done, and of all.
 
     Raises:
-        DapError: the model cannot be loaded.
+        DapError: the file has captions of another model or to another question, or too many images are broken.
+        OSError: with the path in it.
     """
-    out = Path(out)
-    captioner = _Captioner(model, prompt, device, offline)
     out.parent.mkdir(parents=True, exist_ok=True)
     drop_torn_line(out)
-    known = {line.get("path") for line in read_lines(out)}
-    wanted = []
-    for label in range(len(source.class_names)):
-        chosen = range(source.count(label))
-        if per_class is not None and per_class < len(chosen):
-            chosen = source.good(label, per_class, 0)
-        wanted += [(label, index) for index in chosen]
-    done = 0
-    for label, name in enumerate(source.class_names):
-        indices = [index for of, index in wanted if of == label]
-        todo = [i for i, key in zip(indices, source.keys(label, indices), strict=True) if key not in known]
-        done += len(indices) - len(todo)
-        for start in range(0, len(todo), TOGETHER):
-            kept, images = source.readable(label, todo[start : start + TOGETHER])
-            texts = captioner(images) if kept else []
-            lines = zip(source.keys(label, kept), texts, strict=True)
-            with out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"path": k, "caption": t}, ensure_ascii=False) + "\n" for k, t in lines)
-            done += len(todo[start : start + TOGETHER])
-            if progress is not None:
-                progress(done, len(wanted), name)
-    return out
-
-
-class _Captioner:
-    def __init__(self, model: str, prompt: str | None, device: str, offline: bool) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        try:
-            self.processor: Any = AutoProcessor.from_pretrained(model, local_files_only=offline)
-            self.model: Any = AutoModelForImageTextToText.from_pretrained(model, local_files_only=offline)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
+    there = set()
+    for line in read_lines(out):
+        there.add(line.get("path"))
+        before = (line.get("model", model), line.get("ask", ask))
+        if before != (model, ask):
             raise DapError(
-                f"The captioning model {model!r} could not be loaded ({reason}). Give the hub id or folder of an image-to-text "
-                "model, such as --model Salesforce/blip-image-captioning-base."
-            ) from error
-        self.model.eval().requires_grad_(False).to(device)
-        self.prompt = prompt
+                f"{out} has captions by {before[0]}{f' asked {before[1]!r}' if before[1] else ''}; choose another file for "
+                f"those by {model}{f' asked {ask!r}' if ask else ''}."
+            )
+    wanted = list(_wanted(source, per_class, there))
+    total, done, made = sum(len(indices) for _, indices in wanted), 0, 0
+    with out.open("a", encoding="utf-8") as file:
+        for label, indices in wanted:
+            question = ask and ask.replace("{}", spoken(source.class_names[label]))
+            for start in range(0, len(indices), batch):
+                kept, images = source.readable(label, indices[start : start + batch])
+                if kept:
+                    for key, text in zip(source.keys(label, kept), say(images, question), strict=True):
+                        said = {"path": key, "caption": text, "model": model, **({"ask": ask} if ask else {})}
+                        file.write(json.dumps(said, ensure_ascii=False) + "\n")
+                    file.flush()
+                made, done = made + len(kept), done + len(indices[start : start + batch])
+                tell("captions", done, total)
+    return made
 
-    @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> list[str]:
-        pictures = [(image.permute(1, 2, 0) * 255).round().byte().numpy() for image in images]
-        text = {} if self.prompt is None else {"text": [self.prompt] * len(pictures)}
-        given = self.processor(images=pictures, return_tensors="pt", **text).to(self.model.device)
-        made = self.model.generate(**given, max_new_tokens=40, do_sample=False)
-        return [text.strip() for text in self.processor.batch_decode(made, skip_special_tokens=True)]
+
+def _wanted(source: Source, per_class: int | None, there: set[Any]) -> Iterator[tuple[int, list[int]]]:
+    for label, name in enumerate(source.class_names):
+        generator = torch.Generator().manual_seed(seed_of(0, name, "captions"))
+        drawn = torch.randperm(source.count(label), generator=generator)[:per_class].tolist()
+        keys = source.keys(label, drawn)
+        yield label, [index for index, key in zip(drawn, keys, strict=True) if key not in there]

@@ -162,15 +162,16 @@ def _methods(args: argparse.Namespace) -> None:
 
 
 def _caption(args: argparse.Namespace) -> None:
-    from dap.backbones import device_of
-    from dap.captioning import caption
+    from dap.captioning import MODEL, SIZE, Captioner, caption
     from dap.data.sources import open_source
 
-    source, device = open_source(args.data, size=args.size, classes=args.classes), str(device_of(args.device))
-    options = {"per_class": args.per_class, "prompt": args.prompt, "offline": args.offline}
-    caption(source, args.out, args.model, device=device, progress=Bars().images(args.out.name), **options)
+    source = open_source(args.data, "train", size=SIZE, classes=args.classes)
+    name, bars = args.model or MODEL, Bars()
+    say = Captioner(name, device=args.device, offline=args.offline)
+    options = {"ask": args.ask or say.ask, "per_class": args.per_class, "batch": args.batch}
+    made = caption(source, args.out, say, name, tell=bars.work, **options)
     print(
-        f"Captions in {args.out}\nNext: dap distill --method vlcp --captions {shlex.quote(str(args.out))} --out DIR …"
+        f"{made} captions added to {args.out}\nNext: dap distill --method vlcp --captions {shlex.quote(str(args.out))} ..."
     )
 
 

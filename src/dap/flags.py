@@ -141,7 +141,19 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     teacher.add_argument("--out", type=Path, required=True, help="file to write, such as teacher.safetensors")
     _machine(teacher)
 
-    _classify(verb)
+    caption = verb(
+        "caption", "write a caption for every real image, for methods that need captions; goes on where it was"
+    )
+    caption.add_argument("--data", required=True, help="real images, as in a recipe")
+    caption.add_argument("--classes", nargs="+", metavar="NAME", help="as in a recipe")
+    caption.add_argument("--out", type=Path, required=True, help="file of JSON lines, such as captions.jsonl")
+    caption.add_argument("--model", help="folder or hub id of an image-to-text model of transformers (default: BLIP)")
+    caption.add_argument(
+        "--ask", metavar="TEXT", help="what a chat model is asked, or a caption's beginning; {} is the class"
+    )
+    caption.add_argument("--per-class", type=_positive, metavar="N", help="images of each class (default: all)")
+    caption.add_argument("--batch", type=_positive, default=16, metavar="N", help="images at once (%(default)s)")
+    _place(caption)
 
     report = verb("report", "write one HTML page on evaluated sets, with its tables as Markdown and CSV")
     report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")

@@ -33,7 +33,7 @@ class Batch:
         labels: label of each image, in the data's label space.
         slots: which of the ipc images of its label each one is.
         seeds: one for each image; all its noise comes from it.
-        prompts: a text for each image instead of its class, for a text-conditioned backbone.
+        prompts: a text for each image in place of its class, for text-conditioned backbones; None: the class.
     """
 
     class_names: tuple[str, ...]

@@ -105,15 +105,15 @@ class Backbone(ABC):
         """
 
     def prompt(self, texts: Sequence[str]) -> Tensor:
-        """Conditions (n, …) for texts of any kind, such as captions.
+        """Conditions (n, …) for texts of single images, such as captions, instead of classes; good for the run they begin.
 
         Raises:
             DapError: this backbone takes labels, not text.
         """
         del texts
         raise DapError(
-            f"{self.card.name} takes labels, not text; give a text-conditioned backbone, such as --backbone starter-unet or a "
-            "Stable Diffusion."
+            f"{self.card.name} is told labels, not text. What works with captions needs a text-conditioned backbone, such as "
+            "--backbone starter-unet or a Stable Diffusion."
         )
 
     @abstractmethod

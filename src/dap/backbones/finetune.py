@@ -42,12 +42,14 @@ class Tuning:
         lr: its step size.
         seed: of times, noise and dropped conditions; each step has its own generator.
         ema: decay of the averaged weights, which are what is kept; 0 keeps the last ones.
+        clip: the largest norm of a gradient, over all parameters; None for any.
     """
 
     steps: int
     lr: float
     seed: int
     ema: float = 0.9999
+    clip: float | None = None
 
 
 Extra = Callable[[Tensor, Batch], Tensor]
@@ -141,6 +143,8 @@ def fine_tune(
             loss = loss + more(x0, given)
         optimiser.zero_grad()
         loss.backward()
+        if tuning.clip is not None:
+            nn.utils.clip_grad_norm_(parameters.values(), tuning.clip)
         optimiser.step()
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -42,7 +42,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
 
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
-    with _explained("backbone", source, revision):
+    with explained("backbone", source, revision):
         folder = Path(source) if Path(source).is_dir() else _fetch(source, revision, offline)
         options, index = _which(folder), read_json(folder / "model_index.json")
         if UNUSED[0] in index:
@@ -69,7 +69,7 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
     folder = Path(source).expanduser()
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise DapError(f"There is no autoencoder at {source!r}: no such folder. Give a folder or a hub id owner/name.")
-    with _explained("autoencoder", source):
+    with explained("autoencoder", source):
         for suffix in ("safetensors", "bin"):
             files = ["config.json", f"diffusion_pytorch_model.{suffix}"]
             if not Path(source).expanduser().is_dir():
@@ -86,7 +86,7 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
 
 
 @contextmanager
-def _explained(what: str, source: str, revision: str | None = None) -> Iterator[None]:
+def explained(what: str, source: str, revision: str | None = None) -> Iterator[None]:
     """Loading without progress bars, whose failures are one sentence.
 
     Raises:
@@ -113,7 +113,7 @@ def _explained(what: str, source: str, revision: str | None = None) -> Iterator[
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DapError(
             f"The {what} {source!r}{at} could not be loaded: {reason} "
-            "Give a local diffusers folder or a hub id that this machine can reach."
+            "Give a local folder or a hub id that this machine can reach."
         ) from error
     finally:
         logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Text conditions: a prompt for each class, encoded once by the pipeline's own encoders."""
+"""Text conditions: a prompt for each class or a text for each image, encoded by the pipeline's own encoders."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from dap.imagenet import spoken
 
 TOGETHER = 32
 """Prompts that go through the text encoders at once."""
+
+KEPT = 256
+"""Texts of single images that are kept encoded. There may be a million of them, where the classes are a thousand."""
 
 
 class Prompts:
@@ -36,6 +39,8 @@ class Prompts:
         self._rows: dict[str, int] = {}
         self._table: tuple[Tensor, ...] = ()
         self._null = card.negative_prompt or ""
+        self._passing: list[str] = []
+        self._free: list[int] = []
 
     def prompt(self, class_name: str) -> str:
         """The template with the class's name: the first of comma-separated synonyms, an ImageNet id by its name.
@@ -59,15 +64,29 @@ class Prompts:
                     f"The classes {owners[prompt]!r} and {name!r} have the same prompt, {prompt!r}, so their images could "
                     "not differ. Rename one, or give ImageNet's folders by WordNet id."
                 )
-        return self.numbers([prompts[name] for name in class_names])
+        return self._lasting([prompts[name] for name in class_names])
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Row numbers (n,) of texts as they are, without the template; good until `KEPT` others have been asked for."""
+        asked = dict.fromkeys(texts)
+        others = [text for text in self._passing if text not in asked]
+        gone = max(0, len(others) + len(asked) - KEPT)
+        self._free += [self._rows.pop(text) for text in others[:gone]]
+        mine = [text for text in asked if text in self._passing or text not in self._rows]
+        self._passing = others[gone:] + mine
+        return self._numbers(list(texts))
 
     def null(self, n: int) -> Tensor:
         """The row of the negative prompt, n times."""
-        return self.numbers([self._null]).expand(n)
+        return self._lasting([self._null]).expand(n)
 
     def rows(self, condition: Tensor) -> tuple[Tensor, ...]:
         """The encodings (n, …) behind row numbers."""
         return tuple(part[condition] for part in self._table)
+
+    def _lasting(self, prompts: list[str]) -> Tensor:
+        self._passing = [text for text in self._passing if text not in prompts]
+        return self._numbers(prompts)
 
     @torch.no_grad()
     def numbers(self, prompts: Sequence[str]) -> Tensor:
@@ -77,6 +96,10 @@ class Prompts:
             parts = [self._encode(new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
             encoded = tuple(torch.cat(rows) for rows in zip(*parts, strict=True))
             old = self._table or tuple(part[:0] for part in encoded)
-            self._rows |= {prompt: len(self._rows) + i for i, prompt in enumerate(new)}
-            self._table = tuple(torch.cat(pair) for pair in zip(old, encoded, strict=True))
+            reused, self._free = self._free[: len(new)], self._free[len(new) :]
+            size, more = len(old[0]), len(new) - len(reused)
+            self._rows |= zip(new, [*reused, *range(size, size + more)], strict=True)
+            for part, rows in zip(old, encoded, strict=True):
+                part[reused] = rows[: len(reused)]
+            self._table = tuple(torch.cat([a, b[len(reused) :]]) for a, b in zip(old, encoded, strict=True))
         return torch.tensor([self._rows[prompt] for prompt in prompts], device=self._table[0].device)

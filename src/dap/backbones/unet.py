@@ -62,7 +62,7 @@ class UNet(ModuleBackbone):
         return self._prompts.condition(class_names)
 
     def prompt(self, texts: Sequence[str]) -> Tensor:
-        return self._prompts.numbers(texts)
+        return self._prompts.texts(texts)
 
     def null(self, n: int) -> Tensor:
         return self._prompts.null(n)

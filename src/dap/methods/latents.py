@@ -57,8 +57,8 @@ def class_latents(
     label = source.class_names.index(name)
     seed = task.recipe.seed if seed is None else seed
     generator = torch.Generator().manual_seed(seed_of(seed, name, "reals"))
-    candidates = torch.arange(source.count(label)) if among is None else torch.tensor(list(among))
-    drawn = candidates[torch.randperm(len(candidates), generator=generator)[:reals]]
+    pool = torch.arange(source.count(label)) if among is None else torch.tensor(among)
+    drawn = pool[torch.randperm(len(pool), generator=generator)[:reals]]
     parts, kept = [], []
     for chunk in drawn.split(CHUNK):
         indices, images = source.readable(label, chunk.tolist())
