@@ -112,18 +112,6 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     methods = verb("methods", "list the methods: what each needs, costs and is after, or one with its options")
     methods.add_argument("name", nargs="?", help="a method, or file.py:Name")
 
-    caption = verb("caption", "describe real images by a captioning model, for methods that need captions")
-    caption.add_argument("--data", required=True, help="real images, as in a recipe")
-    caption.add_argument("--classes", nargs="+", metavar="NAME", help="as in a recipe")
-    caption.add_argument("--size", type=_positive, default=384, help="side in px at which they are read (%(default)s)")
-    caption.add_argument("--out", type=Path, required=True, help="file of JSON lines; what is there is kept")
-    caption.add_argument(
-        "--model", default="Salesforce/blip-image-captioning-base", help="hub id or folder, image to text (%(default)s)"
-    )
-    caption.add_argument("--prompt", metavar="TEXT", help="words the captions begin with, for models that take some")
-    caption.add_argument("--per-class", type=_positive, metavar="N", help="images a class (default: all)")
-    _place(caption)
-
     judge = verb("evaluate", "train networks on distilled sets and test them on real images")
     judge.add_argument("sets", nargs="+", type=Path, help="distilled sets, or any folder of class folders")
     judge.add_argument("--data", help="real images to test on (default: what the set was made from)")
@@ -154,6 +142,8 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     caption.add_argument("--per-class", type=_positive, metavar="N", help="images of each class (default: all)")
     caption.add_argument("--batch", type=_positive, default=16, metavar="N", help="images at once (%(default)s)")
     _place(caption)
+
+    _classify(verb)
 
     report = verb("report", "write one HTML page on evaluated sets, with its tables as Markdown and CSV")
     report.add_argument("sets", nargs="+", type=Path, help="distilled sets, or folders that hold some")

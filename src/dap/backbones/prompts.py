@@ -89,8 +89,7 @@ class Prompts:
         return self._numbers(prompts)
 
     @torch.no_grad()
-    def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """Row numbers (n,) of prompts as they are; new ones are encoded."""
+    def _numbers(self, prompts: list[str]) -> Tensor:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if new:
             parts = [self._encode(new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
