@@ -48,7 +48,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from dap.data.sources import open_source
 from dap.evaluation.networks import InstanceNorm, build
 from dap.evaluation.protocol import Protocol, load_protocol
-from dap.evaluation.summary import welch
+from dap.evaluation.spread import welch
 from dap.evaluation.training import evaluate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -54,6 +54,10 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         for name, tensor in getattr(network, "state_dict", dict)().items():
             if tensor.is_meta:  # what diffusers leaves of a tensor that is in no file
                 raise DapError(f"The weights of the {part} in {folder} lack {name}; fetch or save the folder anew.")
+        for weight in getattr(network, "parameters", tuple)():
+            # Files are mapped into memory, where weights lie at whatever address the format gives them, and a CPU's kernels
+            # round by address: a copy makes one model of one's weights, whatever file they came from.
+            weight.data = weight.data.clone()
     return pipe, folder
 
 
