@@ -252,6 +252,19 @@ def test_as_many_images_as_real_ones_and_no_more(make, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_slots_without_a_target_are_said_before_the_first_class_is_made(make, colours, tmp_path):
+    """The last class has fewer real images than slots; the others would have been made."""
+    shutil.copytree(colours, tmp_path / "data")
+    for i in range(3, 12):
+        (tmp_path / "data" / "train" / "red" / f"{i}.png").unlink()
+    wanted = make("dap-slots", ipc=4)
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"path": str(tmp_path / "data")})})
+    with pytest.raises(DapError, match="Class 'red' has 3 real images, too few for 4 targets"):
+        run(wanted, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    run(wanted.model_copy(update={"guidance": GuidanceOptions(scale=0.0)}), tmp_path / "vanilla")
+
+
 def test_mistakes_are_said_before_any_work(make, tmp_path):
     def refused(words, method="manifold-gd", **values):
         with pytest.raises(DapError, match=words):
