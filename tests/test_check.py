@@ -17,7 +17,7 @@ import tiny
 from dap.backbones import Mixture, VariancePreserving, from_pipeline, load
 from dap.cli import main
 from dap.errors import DapError
-from dap.guidance import Descend, Energy, Guidance, Nothing, Representative, Window
+from dap.guidance import Descend, Deviation, Energy, Guidance, Nothing, Representative, Window
 from dap.kernels import KERNELS, Linear, parse
 from dap.methods import Made, Method, find
 from dap.methods.random import Random
@@ -406,6 +406,8 @@ GOOD = [
     lambda: Window(Descend(ToZero(), 0.1, "step"), 0.0, 0.5),
     lambda: Descend(Representative(Reals()), 0.1, "step") + 0.5 * Descend(ToZero(), 0.1, "step"),
     ToZero,
+    Deviation,
+    lambda: Descend(Deviation(), 5.0) + Descend(ToZero(), 0.1, "step"),
 ]
 
 
@@ -509,6 +511,19 @@ def test_an_energy_through_the_denoiser_passes():
     energy = energy_with(lambda s: s.x0_hat.square().flatten(1).sum(1), grad_through="denoiser")
     assert not wrongs(check_guidance(energy))
     caught(check_guidance(push_with(lambda s: small(s) / s.proposal.std(), joint=True)), "batch mates", "ok", "joint")
+
+
+def test_a_sequential_guidance_may_look_back_and_not_ahead():
+    class Ahead(Deviation):
+        def __call__(self, state):
+            return state.x.flatten(1).sum(1) * len(self._finished)
+
+    class Unsaid(Deviation):
+        sequential = False
+
+    caught(check_guidance(Deviation()), "batch mates", "ok", "does on no later one")
+    caught(check_guidance(Ahead()), "batch mates", "wrong", "earlier ones alone")
+    caught(check_guidance(Unsaid()), "batch mates", "wrong", "sequential, if it looks at finished ones")
 
 
 # --- methods

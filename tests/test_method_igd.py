@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from dap.backbones import load
-from dap.backbones.base import Backbone
+from dap.backbones.base import Backbone, ClassifierFree
 from dap.engine import Workshop, distill
 from dap.errors import DapError
 from dap.evaluation.fitting import Training
-from dap.guidance import Deviation, Nothing
+from dap.guidance import Descend, Deviation, Nothing, State
 from dap.methods.igd import Igd, IgdOptions, Surrogate
 from dap.recipe import Recipe
 from dap.sampling import Batch
@@ -101,6 +101,65 @@ def test_the_decoder_carries_a_gradient(backbone):
     assert (gradient * direction).sum().item() == pytest.approx(((up - down) / (2 * h)).item(), rel=1e-2)
 
 
+@pytest.mark.parametrize("folder", ["pipeline_folder", "sd_folder"])
+def test_the_gradient_goes_through_both_halves_and_the_whole_denoiser(folder, request):
+    """Of the deviation in x_t under classifier-free guidance, against finite differences of plain predictions."""
+    backbone = load(str(request.getfixturevalue(folder)))
+    model, generator = ClassifierFree(backbone, 3.0), torch.Generator().manual_seed(0)
+    t, condition = 400, backbone.condition(["red"])
+    alpha, sigma = backbone.schedule.level(t)
+    x, kept, direction = (torch.randn(1, *backbone.latent_shape, generator=generator) for _ in range(3))
+
+    def x0_hat(x):
+        cond, null = (backbone.predict(x, t, of).eps for of in (condition, backbone.null(1)))
+        return (x - sigma * (null + 3.0 * (cond - null))) / alpha
+
+    def cosine(sign):
+        return F.cosine_similarity(x0_hat(x + sign * 1e-2 * direction).double().flatten(), kept.double().flatten(), 0)
+
+    energy, leaf = Deviation(), x.clone().requires_grad_()
+    prediction = model.predict(leaf, t, condition, grad_through=energy.grad_through)
+    known = {"t": t, "index": 0, "steps": 4, "alpha": alpha, "sigma": sigma, "features": None, "proposal": x}
+    at = State(
+        x=leaf,
+        x0_hat=backbone.schedule.eps_to_x0(leaf, t, prediction.eps),
+        eps=prediction.eps,
+        labels=torch.tensor([0]),
+        slots=torch.tensor([1]),
+        **known,
+    )
+    energy.finish(replace(at, slots=torch.tensor([0]), next=kept))
+    push = Descend(energy, 2.0)(at)
+    slope = ((cosine(1) - cosine(-1)) / 2e-2).item()
+    assert (push * direction).sum().item() == pytest.approx(-2.0 * slope, rel=2e-2)
+    assert not any(part.requires_grad for part in backbone.denoiser.parameters())
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "unipc"])
+def test_other_solvers_and_a_u_net(make, sd_folder, solver, tmp_path):
+    """Under a guidance of all channels, more images than there are real ones, and where it is off, vanilla."""
+    sampling = {"solver": solver, "steps": 3, "cfg": 3.0}
+
+    def run(name, **values):
+        wanted = make(**values).model_dump(exclude_unset=True)
+        wanted |= {"backbone": {"path": str(sd_folder)}, "sampling": sampling}
+        wanted["data"] |= {"classes": ["red", "blue"]}
+        made = distill(Recipe.parse(wanted), tmp_path / name, Workshop("cpu"))
+        return [r["sha256"] for r in made.records]
+
+    plain = run("plain", method="vanilla")
+    assert run("off", influence=0, deviation=0) == plain
+    pushed = run("on")
+    assert not set(pushed) & set(plain) and len(set(pushed)) == 4
+    assert run("deviation", influence=0)[::2] != pushed[::2]
+
+
+def test_one_image_a_class_and_more_than_there_are_real_ones(make, tmp_path):
+    one = distill(make(ipc=1, images=50, gradients=50), tmp_path / "one", Workshop("cpu"))
+    many = distill(make(ipc=14, steps=2, memory=3, images=50, gradients=50), tmp_path / "many", Workshop("cpu"))
+    assert len({r["sha256"] for r in one.records}) == 3 and len({r["sha256"] for r in many.records}) == 42
+
+
 def test_without_guidance_it_is_vanilla_bit_for_bit(make, tmp_path):
     plain = distill(make(method="vanilla", ipc=3), tmp_path / "plain", Workshop("cpu"))
     for name, options in {
@@ -154,7 +213,8 @@ def test_sets_share_the_surrogate_but_not_their_images(make, tmp_path):
     )
     prepared = [made.noted("cost.json")["prepared"] for made in (first, second, third)]
     assert [p["surrogate"]["made"] for p in prepared] == [True, False, True]
-    assert [p["gradients"]["made"] for p in prepared] == [True, False, True]
+    for name in ("red", "green", "blue"):  # each in full, for a set's cost is their sum
+        assert [p[f"gradients of {name}"]["made"] for p in prepared] == [True, False, True]
     images = [{r["sha256"] for r in made.records} for made in (first, second, third)]
     assert images[0].isdisjoint(images[1]) and images[0] != images[2]
 
@@ -195,11 +255,13 @@ def test_mistakes_are_said_before_any_work(make, tmp_path, monkeypatch):
     assert not (tmp_path / "a").exists()
 
 
-def test_on_the_starter():
+@pytest.mark.parametrize("name", ["starter", "starter-unet"])
+def test_on_the_starter(name):
     """Two classes, two slots: images that are pushed, one after another, through the real decoder."""
     workshop = Workshop("cpu", offline=True)
     small = {"width": 8, "images": 16, "epochs": 1, "compared": 4, "gradients": 8, "threshold": 1.0}
     values = {"method": "igd", "ipc": 2, "sampling": {"steps": 4}, "options": {**small, "stop": 0.5}}
+    values["backbone"] = {"path": name}
     values["data"] = {"path": "fashion-mnist", "classes": ["Trouser", "Bag"]}
     method, task = workshop.task(Recipe.parse(values))
     task = replace(task, store=Store(None, task.store.inputs))

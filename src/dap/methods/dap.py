@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dap.data.bank import BankOptions, FeatureBank
+from dap.errors import DapError
 from dap.guidance import Descend, Guidance, Representative, Window
 from dap.kernels import parse
 from dap.methods.base import Task
@@ -21,6 +22,13 @@ class Dap(Vanilla):
         assert backbone is not None and recipe.guidance is not None and recipe.block is not None
         options = recipe.guidance
         assert options.scale is not None and options.unit is not None
+        if options.targets == "slot" and options.scale > 0:
+            for label, name in enumerate(task.source.class_names):
+                if task.source.count(label) < recipe.ipc:
+                    raise DapError(
+                        f"Class {name!r} has {task.source.count(label)} real images, too few for {recipe.ipc} targets, one a "
+                        "slot; lower ipc, or use targets: class."
+                    )
         bank = FeatureBank(
             task.source,
             backbone,

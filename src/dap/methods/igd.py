@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,8 +88,10 @@ class Surrogate:
         self._real = {label: real for label, real in self._real.items() if label in labels}
         for label in labels:
             if label not in self._real:
-                key = self._key() | {"class": self.source.class_names[label], "gradients": self.options.gradients}
-                found = self.task.store.get("gradients", key, lambda at=label: {"x": self._gradients(at)})
+                name = self.source.class_names[label]
+                key = self._key() | {"class": name, "gradients": self.options.gradients}
+                find = partial(self._gradients, label)
+                found = self.task.store.get(f"gradients of {name}", key, find)
                 self._real[label] = found["x"].to(self.device)
 
     def images(self, latents: Tensor) -> Tensor:
@@ -140,10 +143,10 @@ class Surrogate:
         kept = {f"{at}.{name}": value for at, state in enumerate(notes["kept"]) for name, value in state.items()}
         return {"epochs": torch.tensor(notes["epochs"]), **kept}
 
-    def _gradients(self, label: int) -> Tensor:
+    def _gradients(self, label: int) -> dict[str, Tensor]:
         """(checkpoints, P), the class's mean gradient in each."""
         images = self._seen(self._reals(label, self.options.gradients))
-        return torch.stack([self._gradient(network, images, label) for network in self._networks])
+        return {"x": torch.stack([self._gradient(network, images, label) for network in self._networks])}
 
     def _gradient(self, network: nn.Module, images: Tensor, label: int) -> Tensor:
         """(P,), the mean over images as the network sees them."""

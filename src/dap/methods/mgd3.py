@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -90,7 +91,8 @@ class ClassModes:
                     "seed": self.task.recipe.seed,
                     **options.model_dump(include={"reals", "discovery"}),
                 }
-                self._modes[label] = self.task.store.get("modes", key, lambda at=label: {"x": self._find(at)})["x"]
+                find = partial(self._find, label)
+                self._modes[label] = self.task.store.get(f"modes of {name}", key, find)["x"]
 
     def of(self, label: int) -> Float[Tensor, "slots c *spatial"]:
         """The modes of a class that `begin` was told of, on the CPU."""
@@ -100,10 +102,10 @@ class ClassModes:
         """A hash of the run seed, the class's name and the purpose."""
         return seed_of(self.task.recipe.seed, self.task.source.class_names[label], *purpose)
 
-    def _find(self, label: int) -> Tensor:
+    def _find(self, label: int) -> dict[str, Tensor]:
         _, latents = class_latents(self.task, self.task.source.class_names[label], self.options.reals)
         modes = find_modes(latents.flatten(1), self.ipc, self.options.discovery, self.seed(label, "modes"))
-        return modes.view(self.ipc, *latents.shape[1:])
+        return {"x": modes.view(self.ipc, *latents.shape[1:])}
 
 
 class Mgd3(Vanilla):

@@ -58,6 +58,8 @@ class Vanilla(Method):
             raise DapError(
                 f"This guidance looks at all slots of a class together: set block >= ipc ({recipe.ipc}), not {recipe.block}."
             )
+        if not acts:
+            guidance = Nothing()  # which clusters, encodes and trains nothing
         models: list[ClassifierFree] = []
 
         def make(unit: Unit) -> Made:

@@ -19,6 +19,8 @@ from dap.sampling import Batch, latents
 from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, run, warn, wrong
 
 LABELS, SLOTS, STEPS = (0, 1, 0), (0, 0, 1), 4
+SEQUENCE = (1, 0, 2)
+"""The rows, class after class and in the order of their slots; the class with two slots last, so that it is remembered."""
 
 
 class Stage(Mixture):
@@ -46,7 +48,7 @@ class Watch(Guidance):
     def __init__(self, inner: Guidance) -> None:
         self.inner, self.shapes, self.faults = inner, list[str](), dict[str, str]()
         self.layer, self.branch, self.joint = inner.layer, inner.branch, inner.joint
-        self.grad_through = inner.grad_through
+        self.grad_through, self.sequential = inner.grad_through, inner.sequential
 
     def begin(self, labels: Sequence[int]) -> None:
         self.inner.begin(labels)
@@ -94,6 +96,10 @@ class Probe:
         return tuple(self.backbone.class_names[:2]) or ("dress", "bag")
 
     def latents(self, guidance: Guidance | None, rows: Sequence[int] = (0, 1, 2)) -> Tensor:
+        """The samples of some rows of `LABELS` and `SLOTS`; a sequential guidance has them one by one, class after class."""
+        if guidance is not None and guidance.sequential and len(rows) > 1:
+            found = {row: self.latents(guidance, [row]) for row in SEQUENCE if row in rows}
+            return torch.cat([found[row] for row in rows])
         batch = Batch.of(self.names, [LABELS[i] for i in rows], [SLOTS[i] for i in rows], 0)
         return latents(ClassifierFree(self.backbone, 1.0), guidance, batch, steps=STEPS)
 
@@ -136,13 +142,13 @@ def description(p: Probe) -> Verdicts:
         yield wrong(f"grad_through is {thing.grad_through!r}; one of {', '.join(get_args(GradThrough))}.")
     if thing.branch not in ("cond", "null"):
         yield wrong(f"branch is {thing.branch!r}; it is 'cond' or 'null'.")
-    if not isinstance(thing.joint, bool):
-        yield wrong(f"joint is {thing.joint!r}; make it True if an image depends on the other slots of its class.")
+    for name, other in (("joint", "other"), ("sequential", "earlier")):
+        if not isinstance(value := getattr(thing, name), bool):
+            yield wrong(f"{name} is {value!r}; make it True if an image depends on the {other} slots of its class.")
     if p.energy is not None and thing.grad_through == "nothing":
         yield wrong("grad_through is 'nothing', so the energy has no gradient; 'features' or 'denoiser'.")
-    return (
-        f"layer {thing.layer!r}, gradient through {thing.grad_through}, {'joint' if thing.joint else 'image by image'}"
-    )
+    how = "joint" if thing.joint else "one after another" if thing.sequential else "image by image"
+    return f"layer {thing.layer!r}, gradient through {thing.grad_through}, {how}"
 
 
 def active(p: Probe) -> Verdicts:
@@ -190,12 +196,20 @@ def random_state(p: Probe) -> Verdicts:
 def batch_mates(p: Probe) -> Verdicts:
     if p.guidance.joint:
         return "joint: an image may depend on the other slots of its class"
+    if p.guidance.sequential:
+        first = p.latents(p.guidance)[:2]
+        gap = max(difference(p.latents(p.guidance, [i]), first[i : i + 1]) for i in (0, 1))
+        if gap:
+            yield wrong(
+                f"the first slot changes by {gap:.1e} (relative) with later ones; it may know earlier ones alone."
+            )
+        return "sequential: an image may depend on the earlier slots of its class, and does on no later one"
     together = p.latents(p.guidance)
     gap = max(difference(p.latents(p.guidance, [i]), together[i : i + 1]) for i in range(len(LABELS)))
     if gap > 1e-3:
         yield wrong(
             f"an image changes by {gap:.1e} (relative) with what shares its batch; take sums and norms image by image, "
-            "or set joint = True."
+            "or set joint = True (sequential, if it looks at finished ones)."
         )
     return f"an image is the same alone and in a batch, to {gap:.0e}"
 
@@ -219,6 +233,8 @@ def gradient(p: Probe) -> Verdicts:
     """Of the energy, against finite differences of each image's own energy; of the sum as well where it is joint."""
     found = p.energy
     assert found is not None
+    if found.sequential:
+        p.latents(p.guidance)  # so that there are earlier slots
     found.begin(sorted(set(LABELS)))
     x, h = p.x, 5e-3
     with torch.enable_grad():
