@@ -80,6 +80,10 @@ def test_strength_one_is_the_vanilla_sample_and_classes_are_keyed_by_name(shop, 
     free = distill(recipe(strength=1, reals=20), tmp_path / "a", shop)
     vanilla = distill(recipe("vanilla"), tmp_path / "b", shop)
     assert [r["sha256"] for r in free.records] == [r["sha256"] for r in vanilla.records]
+    free = distill(recipe(strength=1, reals=1), tmp_path / "f", shop)
+    assert [r["sha256"] for r in free.records] == [r["sha256"] for r in vanilla.records], (
+        "no prototype, no image needed"
+    )
     one = distill(recipe(reals=20), tmp_path / "c", shop)
     other = distill(recipe(reals=20, classes=("Bag", "Trouser")), tmp_path / "d", shop)
     by_name = [{(r["class_name"], r["slot"]): r["sha256"] for r in made.records} for made in (one, other)]

@@ -148,3 +148,38 @@ def test_a_backbone_that_is_no_dit_is_refused_before_any_work(tmp_path):
     with pytest.raises(DapError, match="Minimax fine-tunes a diffusion transformer"):
         distill(Recipe.parse({"method": "minimax", "backbone": {"path": "starter-unet"}}), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_fewer_images_than_a_batch_or_than_slots_are_tuned_on_too(colours, pipeline_folder, tmp_path):
+    shop = Workshop("cpu")
+    how = {"lr": 0.05, "ema": 0.0, "reals": 1, "epochs": 2, "batch": 50}
+    made = distill(recipe(colours, pipeline_folder, **how), tmp_path / "a", shop)
+    vanilla = distill(recipe(colours, pipeline_folder, "vanilla"), tmp_path / "b", shop)
+    assert made.noted("cost.json")["prepared"]["minimax"]["made"]
+    assert {r["sha256"] for r in made.records}.isdisjoint(r["sha256"] for r in vanilla.records)
+
+
+def test_half_precision_is_refused(colours, pipeline_folder, tmp_path):
+    """In bfloat16 the averaged weights would never move: 1 + 1e-4 is 1."""
+    values = recipe(colours, pipeline_folder, epochs=1).model_dump(exclude_unset=True)
+    values["backbone"]["dtype"] = "bfloat16"
+    with pytest.raises(DapError, match="Minimax fine-tunes in --dtype float32"):
+        distill(Recipe.parse(values), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_every_phase_is_tuned_on_its_own_classes(colours, pipeline_folder, tmp_path):
+    """The third class's images are those of a run on that class alone."""
+    shop, how = Workshop("cpu"), {"epochs": 1, "batch": 4, "lr": 0.05, "ema": 0.0}
+    both = distill(recipe(colours, pipeline_folder, together=2, **how), tmp_path / "a", shop)
+    values = recipe(colours, pipeline_folder, **how).model_dump(exclude_unset=True)
+    values["data"]["classes"] = [both.class_names[2]]
+    alone = distill(Recipe.parse(values), tmp_path / "b", shop)
+    assert [r["sha256"] for r in both.records if r["label"] == 2] == [r["sha256"] for r in alone.records]
+
+
+def test_on_the_starter(tmp_path):
+    values = {"method": "minimax", "ipc": 2, "data": {"classes": ["Trouser", "Bag"]}, "sampling": {"steps": 4}}
+    options = {"epochs": 1, "max_steps": 3, "reals": 16, "flip": False}
+    made = distill(Recipe.parse({**values, "options": options}), tmp_path / "a")
+    assert len(made.records) == 4 and not (tmp_path / "a" / ".work").exists()

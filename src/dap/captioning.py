@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dap.backbones import device_of
 from dap.backbones.hub import explained
+from dap.data.captions import finder
 from dap.data.sources import Source
 from dap.errors import DapError
 from dap.files import drop_torn_line, read_lines
@@ -115,10 +116,11 @@ def caption(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     drop_torn_line(out)
-    there = set()
+    find, there = finder(source), set()
     for line in read_lines(out):
-        there.add(line.get("path"))
-        before = (line.get("model", model), line.get("ask", ask))
+        path = line.get("path", line.get("file_name"))
+        there.add(find(path) if isinstance(path, str) else None)
+        before = (line["model"], line.get("ask")) if "model" in line else (model, ask)  # without: by hand
         if before != (model, ask):
             raise DapError(
                 f"{out} has captions by {before[0]}{f' asked {before[1]!r}' if before[1] else ''}; choose another file for "

@@ -19,6 +19,7 @@ import torch
 
 from dap import backbones
 from dap.backbones.base import Backbone
+from dap.data.captions import check_captions, read_captions
 from dap.data.cards import cell, size_category
 from dap.data.decode import Fit
 from dap.data.distilled import DistilledSet
@@ -116,17 +117,18 @@ class Workshop:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
         method = find(recipe.method)
-        check_path(recipe.data.path)  # before a backbone is loaded, or downloaded
+        # Before a backbone is loaded, or downloaded:
+        check_path(recipe.data.path)
+        options, classifier_name = method.parse(recipe.options, recipe.method), self._given(method, recipe)
         needed = "backbone" in method.needs
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
         size = recipe.data.size or (backbone.card.size if backbone else 0)
-        options = method.parse(recipe.options, recipe.method)
         resolved = recipe.resolved(
             backbone if needed else None, method.guidance, size, method.sampling, method.together
         )
         source = self.source(resolved.data)
-        classifier = self.classifier(method, recipe, source)
-        captions = self.captions(method, recipe, source)
+        classifier = None if classifier_name is None else self.classifier(classifier_name, source)
+        captions = self.captions(recipe, source)
         resolved = resolved.model_copy(
             update={
                 "options": options.model_dump(mode="json") if options else {},
@@ -136,15 +138,24 @@ class Workshop:
         task = Task(resolved, source, backbone if needed else None, self.cache, options, classifier, captions)
         return method, replace(task, store=Store(None, self.inputs(task)), device=backbones.device_of(self.device))
 
-    def classifier(self, method: Method, recipe: Recipe, source: Source) -> Teacher | None:
-        """The network trained on the real data that a method needs; None for one that needs none.
+    def _given(self, method: Method, recipe: Recipe) -> str | None:
+        """The name of the classifier that a method needs, None for one that needs none; that captions are there too.
 
         Raises:
-            DapError: it is needed and there is none, or given and not needed.
+            DapError: one of them is needed and not given, or given and not needed, or there is no such file.
         """
+        for need in ("classifier", "captions"):
+            if need not in method.needs and getattr(recipe, need):
+                thing = "a classifier" if need == "classifier" else need
+                raise DapError(f"Method {recipe.method!r} has no use for {thing}; leave out --{need}.")
+        if "captions" in method.needs:
+            if recipe.captions is None:
+                raise DapError(
+                    f"Method {recipe.method!r} needs captions of the real images: give --captions FILE, JSON lines of path "
+                    f"and caption; dap caption --data {recipe.data.path} --out FILE writes one."
+                )
+            check_captions(recipe.captions)
         if "classifier" not in method.needs:
-            if recipe.classifier:
-                raise DapError(f"Method {recipe.method!r} has no use for a classifier; leave out --classifier.")
             return None
         name = recipe.classifier
         if name in (None, STARTER) and recipe.data.path == "fashion-mnist":
@@ -154,6 +165,10 @@ class Workshop:
                 f"Method {recipe.method!r} needs a network trained on the real data: make one with dap train-teacher "
                 f"--data {recipe.data.path} --out FILE and give --classifier FILE, or give torchvision:NAME."
             )
+        return name
+
+    def classifier(self, name: str, source: Source) -> Teacher:
+        """The network trained on the real data, "starter" or whatever `load_teacher` opens, for the source's classes."""
         key = (name, source.class_names)
         if key not in self._classifiers:
             path = REFERENCE if name == STARTER else name
@@ -161,24 +176,13 @@ class Workshop:
             self._classifiers[key] = replace(found, name=name)
         return self._classifiers[key]
 
-    def captions(self, method: Method, recipe: Recipe, source: Source) -> Mapping[str, str] | None:
-        """The captions that a method needs, by key of the real image; None for one that needs none.
+    def captions(self, recipe: Recipe, source: Source) -> Mapping[str, str] | None:
+        """The captions that a recipe names, by key of the real image.
 
         Raises:
-            DapError: they are needed and not given, given and not needed, or the file is not what it should be.
+            DapError: the file is not what it should be.
         """
-        if "captions" not in method.needs:
-            if recipe.captions:
-                raise DapError(f"Method {recipe.method!r} has no use for captions; leave out --captions.")
-            return None
-        if recipe.captions is None:
-            raise DapError(
-                f"Method {recipe.method!r} needs captions of the real images: give --captions FILE, JSON lines of path and "
-                f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
-            )
-        from dap.data.captions import read_captions
-
-        return read_captions(recipe.captions, source)
+        return None if recipe.captions is None else read_captions(recipe.captions, source)
 
     def inputs(self, task: Task) -> dict[str, Any]:
         """What a recipe only names: fingerprints of data, weights, classifier, captions and user code."""
@@ -186,7 +190,7 @@ class Workshop:
         if task.classifier is not None:
             found["classifier"] = task.classifier.fingerprint
         if task.captions is not None:
-            found["captions"] = sha256_of(Path(task.recipe.captions or ""))
+            found["captions"] = sha256_of(Path(task.recipe.captions or "").expanduser())
         return found
 
 
@@ -216,13 +220,16 @@ def distill(
     workshop = workshop or Workshop()
     method, task = workshop.task(recipe)
     work = Path(out) / WORK
-    store = Store(workshop.cache or work, task.store.inputs, every=float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60)))
+    # A set's recipe has the prompts. What several sets share does not know it, and text decides it as weights do.
+    inputs, prompts = task.store.inputs, task.backbone.card.prompts if task.backbone else {}
+    every = float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60))
+    store = Store(workshop.cache or work, {**inputs, **prompts}, every=every)
     task = replace(task, store=store, tell=tell or task.tell)
     make = method.prepare(task)
     recipe, names = task.recipe, task.source.class_names
     assert recipe.block is not None
     with locked(Path(out)):
-        made = DistilledSet.create(out, names, recipe.ipc, said(recipe), task.store.inputs)
+        made = DistilledSet.create(out, names, recipe.ipc, said(recipe), inputs)
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
         began, done = time.monotonic(), 0

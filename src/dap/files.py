@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dap.errors import DapError
 
@@ -22,11 +22,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: with the path in it; nothing is left behind.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends well, for what need not be in memory as a whole.
+
+    Raises:
+        OSError: with the path in it; nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -7,9 +7,9 @@ can be deleted at any time: what is missing is made again, with the same bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.files import write_atomically
+from dap.files import replacing, write_atomically
 
 log = logging.getLogger("dap")
+
+HELD_BYTES = 256 * 2**20
+"""How much of what lies in a folder is kept in memory too. Weights may have gigabytes, and prototypes a thousand classes."""
+
+SHARE = 0.1
+"""Part of the time that writing checkpoints may take, where they are large."""
 
 
 @dataclass
@@ -39,6 +45,7 @@ class Checkpoint:
     key: str
     every: float = 60.0
     _written: float = field(default_factory=time.monotonic, init=False, repr=False)
+    _took: float = field(default=0.0, init=False, repr=False)
 
     def read(self) -> dict[str, Any] | None:
         """What was written last under this key; None if nothing was, or it cannot be read."""
@@ -53,17 +60,19 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether `every` seconds have passed since the last write, or since the beginning."""
-        return self.path is not None and time.monotonic() - self._written >= self.every
+        """Whether `every` seconds have passed since the last write, or since the beginning; more where a write takes long."""
+        wait = max(self.every, self._took / SHARE) if self.every else 0.0
+        return self.path is not None and time.monotonic() - self._written >= wait
 
     def write(self, state: dict[str, Any]) -> None:
         """Keep a state of tensors, numbers, names and nestings of them."""
         if self.path is None:
             return
-        buffer = io.BytesIO()
-        torch.save({**state, "key": self.key}, buffer)
-        write_atomically(self.path, buffer.getvalue())
+        began = time.monotonic()
+        with replacing(self.path) as file:
+            torch.save({**state, "key": self.key}, file)
         self._written = time.monotonic()
+        self._took = self._written - began
 
 
 class Store:
@@ -80,8 +89,9 @@ class Store:
     ) -> None:
         self.folder, self.inputs, self.every = folder, dict(inputs or {}), every
         self._held: dict[str, dict[str, Tensor]] = {}
+        self._counted: set[str] = set()
         self.used: dict[str, dict[str, Any]] = {}
-        """What was asked for, by name: the seconds it took to make, and whether this run made it."""
+        """What was asked for, by name: the seconds it took to make, over all keys, and whether this run made it."""
 
     def get(self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of this name and key, on the CPU; `make` is called if they are not there.
@@ -93,25 +103,42 @@ class Store:
             key: everything it depends on beyond `inputs`, as JSON values.
             make: gives the tensors.
         """
-        mark = f"{name}-{self._hash(name, key)}"
-        if mark not in self._held:
-            with self._alone(mark):
-                found = self._read(mark)
-                began = time.monotonic()
-                if found is None:
-                    value = {part: tensor.detach().cpu().contiguous() for part, tensor in make().items()}
-                    seconds = time.monotonic() - began
-                    self._write(mark, value, seconds)
-                else:
-                    value, seconds = found
-                self._held[mark] = value
-                self.used[name] = {"seconds": round(seconds, 2), "made": found is None}
-        return self._held[mark]
+        mark = f"{_file_name(name)}-{self._hash(name, key)}"
+        if (held := self._held.get(mark)) is not None:
+            return held
+        with self._alone(mark):
+            found = self._read(mark)
+            began = time.monotonic()
+            if found is None:
+                value = {part: tensor.detach().cpu().contiguous() for part, tensor in make().items()}
+                seconds = time.monotonic() - began
+                self._write(mark, value, seconds)
+            else:
+                value, seconds = found
+        self._held[mark] = value
+        while self.folder is not None and len(self._held) > 1 and self._bytes() > HELD_BYTES:
+            del self._held[next(iter(self._held))]
+        if mark not in self._counted:  # what was let go and is read again has been counted
+            self._counted.add(mark)
+            self._count(name, seconds, made=found is None)
+        return value
+
+    def _bytes(self) -> int:
+        return sum(tensor.nbytes for value in self._held.values() for tensor in value.values())
+
+    def _count(self, name: str, seconds: float, *, made: bool) -> None:
+        entry = self.used.setdefault(name, {"seconds": 0.0, "made": made})
+        if entry["made"] != made:  # the one is in the run's own seconds and the other is not
+            said = f"{name} ({'made here' if made else 'made before'})"
+            entry = self.used.setdefault(said, {"seconds": 0.0, "made": made})
+        entry["seconds"] = round(entry["seconds"] + seconds, 2)
 
     def checkpoint(self, name: str, key: Mapping[str, Any]) -> Checkpoint:
         """A checkpoint for work that takes long; `discard` it when what it leads to is kept."""
         mark = self._hash(name, key)
-        return Checkpoint(None if self.folder is None else self.folder / f"{name}-{mark}.pt", mark, self.every)
+        return Checkpoint(
+            None if self.folder is None else self.folder / f"{_file_name(name)}-{mark}.pt", mark, self.every
+        )
 
     @staticmethod
     def discard(checkpoint: Checkpoint) -> None:
@@ -152,3 +179,8 @@ class Store:
         from safetensors.torch import save
 
         write_atomically(self.folder / f"{mark}.safetensors", save(value, {"seconds": f"{seconds:.2f}"}))
+
+
+def _file_name(name: str) -> str:
+    """A name as a part of a file's; class names may hold what no file name does, and the hash beside it tells them apart."""
+    return re.sub(r"[^\w ,.()'+-]", "_", name).encode()[:120].decode(errors="ignore")

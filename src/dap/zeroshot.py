@@ -181,7 +181,7 @@ class ZeroShot:
         if (judged.path / "classes.json").is_file() and judged.missing():
             raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; finish it first.")
         self.backbone.condition(names)  # an unknown class shows before the real images are read
-        how = {"weights": self.weights, "classes": names, **asdict(self.levels)}
+        how = {"weights": self.weights, "classes": names, **self.backbone.card.prompts, **asdict(self.levels)}
         of_real = {**how, "reals": self.reals, "data": real.fingerprint()}
         of_set = {**how, "images": [record["sha256"] for record in judged.records]}
         before = judged.noted(NOTE) or {}
@@ -204,10 +204,9 @@ class ZeroShot:
         labels: list[int] = []
         seconds = 0.0
         for label, name in enumerate(real.class_names):
-            wanted = min(self.reals, real.count(label))
-            chosen = real.good(label, wanted, seed_of(self.levels.seed, "zero-shot", name))
+            chosen = real.good(label, self.reals, seed_of(self.levels.seed, "zero-shot", name), least=1)
             said, spent = self._told(f"real {name}", real.images(label, chosen), real.class_names, {**key, "of": name})
-            predicted, labels, seconds = predicted + said, labels + [label] * wanted, seconds + spent
+            predicted, labels, seconds = predicted + said, labels + [label] * len(chosen), seconds + spent
         return {"accuracy": agreement(predicted, labels), "images": len(labels), "seconds": round(seconds, 2)}
 
     def _set(self, judged: DistilledSet, key: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,12 @@ class Card:
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Template and negative prompt where there are any: they decide predictions, and are not among the weights."""
+        told = {"template": self.template, "negative_prompt": self.negative_prompt}
+        return {name: text for name, text in told.items() if text is not None}
+
 
 @dataclass(frozen=True)
 class Prediction:

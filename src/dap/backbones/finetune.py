@@ -26,11 +26,16 @@ DROP = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step is made on: clean latents (n, C, *spatial), conditions (n,), and which class each is of."""
+    """What one step is made on: clean latents (n, C, *spatial), conditions (n,), and which class each is of.
+
+    `null` (n,) is what a dropped condition becomes; None: the backbone's own, which on a text-conditioned one is its negative
+    prompt, and so none to tune on where that says something.
+    """
 
     latents: Tensor
     condition: Tensor
     labels: Sequence[int]
+    null: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,6 @@ class Denoising:
         before = torch.cat([self.abar.new_ones(1), self.abar[:-1]])
         self.beta = 1 - self.abar / before
         self.of_x0 = self.beta * before.sqrt() / (1 - self.abar)
-        self.of_xt = (1 - before) * (1 - self.beta).sqrt() / (1 - self.abar)
         variance = self.beta * (1 - before) / (1 - self.abar)
         variance[0] = variance[1]
         self.low, self.high = variance.log(), self.beta.log()
@@ -205,7 +209,7 @@ class Denoising:
 
         alpha, sigma = at(self.abar.sqrt()), at((1 - self.abar).sqrt())
         x = alpha * x0 + sigma * noise
-        condition = torch.where(dropped, self.backbone.null(n), batch.condition)
+        condition = torch.where(dropped, self.backbone.null(n) if batch.null is None else batch.null, batch.condition)
         # A prediction of noise is read alike at every time.
         found = self.backbone.read(x, 0, self.backbone.run(x, t, condition))
         loss = (noise - found.eps).square().mean()

@@ -97,16 +97,24 @@ class Source(ABC):
         """The names of images: a path relative to the class folders, `file.parquet#row`, or `train/123`."""
         return [self._key(label, self._checked(label, index)) for index in indices]
 
-    def good(self, label: int, n: int, seed: int) -> list[int]:
+    def good(self, label: int, n: int, seed: int, least: int | None = None) -> list[int]:
         """Draw `n` indices of decodable images of a class, uniformly without replacement.
 
         The draw depends on the seed and the class's images alone, and a smaller `n` gives the beginning of the same
         list. What was decoded stays in memory, so reading it next costs nothing.
 
+        Args:
+            label: of the class.
+            n: how many.
+            seed: of the draw.
+            least: be content with so many where the class has no more; default: `n`.
+
         Raises:
-            DapError: the class has fewer than `n`, or too many of all images read, with these, are broken.
+            DapError: the class has fewer than `least`, or too many of all images read, with these, are broken.
         """
         total = self.count(label)
+        if least is not None:
+            n = max(min(n, total), least)
         if not 0 <= n <= total:
             raise DapError(
                 f"class {self.class_names[label]!r} of {self.name} has {total} images, not the {n} asked for"
@@ -115,10 +123,12 @@ class Source(ABC):
         found: list[int] = []
         while len(found) < n:
             drawn = list(islice(order, n - len(found)))
+            if not drawn and least is not None and len(found) >= least:
+                break
             if not drawn:
                 raise DapError(
                     f"class {self.class_names[label]!r} of {self.name} has only {len(found)} decodable images "
-                    f"of {total}, but {n} are asked for; ask for fewer or add images"
+                    f"of {total}, but {n if least is None else least} are asked for; ask for fewer or add images"
                 )
             planned = self._seen_after((label, index) for index in drawn)
             for index in sorted(drawn):  # neighbours on disk one after the other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,12 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
     Raises:
         DapError: no such file, a line that is not one, or a class without any captioned image.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DapError(f"There is no file of captions {path}; dap caption writes one.")
-    keys = [source.keys(label, range(source.count(label))) for label in range(len(source.class_names))]
-    index = _Index([key for mine in keys for key in mine])
+    file = check_captions(path)
+    keys, find = _keys(source), finder(source)
     found: dict[str, str] = {}
     last = None
     for last, caption in _lines(file):
-        key = index.find(last)
+        key = find(last)
         if key is not None and caption.strip():
             found[key] = caption.strip()
     for name, mine in zip(source.class_names, keys, strict=True):
@@ -48,6 +45,27 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
                 "dap caption adds what is missing."
             )
     return found
+
+
+def check_captions(path: str | Path) -> Path:
+    """The file, found to be there without reading it.
+
+    Raises:
+        DapError: it is not.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DapError(f"There is no file of captions {path}; dap caption writes one.")
+    return file
+
+
+def finder(source: Source) -> Callable[[str], str | None]:
+    """What gives the key of a source's image for a path that people write, as `read_captions` says; None for no image's."""
+    return _Index([key for mine in _keys(source) for key in mine]).find
+
+
+def _keys(source: Source) -> list[list[str]]:
+    return [source.keys(label, range(source.count(label))) for label in range(len(source.class_names))]
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:

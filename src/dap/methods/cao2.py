@@ -123,7 +123,9 @@ class CaO2(Vanilla):
             found = {"latents": latents, "confidence": confidence, "correct": correct}
             return {**{part: tensor[chosen] for part, tensor in found.items()}, "candidates": torch.tensor(chosen)}
 
-        return task.store.get(f"candidates of {name}", key, make)
+        kept = task.store.get(f"candidates of {name}", key, make)
+        task.store.discard(task.store.checkpoint(f"candidates of {name}", key))
+        return kept
 
     def candidates(self, task: Task, label: int, key: dict[str, object]) -> tuple[Tensor, Tensor, Tensor]:
         """All candidates of a class: latents, the classifier's probability of the class, and whether it is its first choice."""
@@ -144,7 +146,6 @@ class CaO2(Vanilla):
         said = torch.cat([classifier.logits(backbone.decode(part.to(backbone.device))).cpu() for part in parts])
         if not torch.isfinite(said).all():
             raise DapError(f"The classifier {classifier.name} gives logits of {name!r} that are not finite.")
-        task.store.discard(checkpoint)
         return torch.cat(parts), said.softmax(1)[:, label], said.argmax(1) == label
 
 

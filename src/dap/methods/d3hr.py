@@ -119,7 +119,7 @@ class D3HR(Vanilla):
         assert chosen.cfg_channels is not None
         model = ClassifierFree(backbone, chosen.cfg, chosen.cfg_channels)
         name = source.class_names[label]
-        drawn = source.good(label, min(options.reals, source.count(label)), seed_of(task.recipe.seed, name, "reals"))
+        drawn = source.good(label, options.reals, seed_of(task.recipe.seed, name, "reals"), least=2)
         found = []
         for start in range(0, len(drawn), TOGETHER):
             indices = drawn[start : start + TOGETHER]

@@ -41,7 +41,8 @@ class D4m(Vanilla):
     Options = D4mOptions
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
-        check_reals(task, task.options.reals)
+        if task.options.strength < 1:
+            check_reals(task, task.options.reals)
         return super().prepare(task)
 
     def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start] | None:

@@ -38,6 +38,7 @@ def class_latents(
     seed: int | None = None,
     flip: bool = False,
     among: Sequence[int] | None = None,
+    least: int | None = None,
 ) -> tuple[list[int], Float[Tensor, "n c *spatial"]]:
     """Indices of a class's images, a draw by a seed and the class's name, and their latents on the CPU.
 
@@ -48,9 +49,10 @@ def class_latents(
         seed: of the draw; default: the run's.
         flip: mirror a random half of the images before they are encoded.
         among: indices to draw from; default: all of the class.
+        least: how many are needed; default: ipc, for as many clusters.
 
     Raises:
-        DapError: fewer than ipc of them can be decoded.
+        DapError: fewer than `least` of them can be decoded.
     """
     source, backbone, ipc = task.source, task.backbone, task.recipe.ipc
     assert backbone is not None
@@ -69,7 +71,9 @@ def class_latents(
             parts.append(backbone.encode(images.to(backbone.device)).float().cpu())
             kept += indices
         task.tell(f"latents of {name}", len(kept), len(drawn))
-    if len(kept) < ipc:
+    if least is not None and len(kept) < least:
+        raise DapError(f"Of {len(drawn)} images of class {name!r} only {len(kept)} can be decoded; repair them.")
+    if least is None and len(kept) < ipc:
         raise DapError(
             f"{ipc} clusters of class {name!r} need as many real images, and of {len(drawn)} drawn only {len(kept)} can be "
             "decoded; repair them, lower ipc, or raise reals."

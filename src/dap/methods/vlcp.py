@@ -24,6 +24,7 @@ from dap.methods.base import Made, Task, Unit
 from dap.methods.latents import class_latents
 from dap.methods.vanilla import Vanilla
 from dap.seeding import seed_of
+from dap.store import Checkpoint
 
 CLIP = 1.0
 """The largest norm of a gradient while tuning, the authors'."""
@@ -184,6 +185,11 @@ class Vlcp(Vanilla):
                 "VLCP fine-tunes Stable Diffusion's U-Net in --dtype float32; with another backbone or dtype give --option "
                 "epochs=0."
             )
+        if original.prediction_type != "epsilon":
+            raise DapError(
+                f"VLCP fine-tunes a U-Net that predicts noise, and {original.card.name} predicts {original.prediction_type!r}; "
+                "give --option epochs=0, or a Stable Diffusion 1."
+            )
         unet = original
         key: dict[str, Any] = {
             "classes": list(task.source.class_names),
@@ -191,17 +197,18 @@ class Vlcp(Vanilla):
         }
 
         def load() -> Backbone:
-            found = task.store.get("vlcp", key, lambda: self._train(task, unet, key))
+            checkpoint = task.store.checkpoint("vlcp", key)
+            found = task.store.get("vlcp", key, lambda: self._train(task, unet, checkpoint))
+            task.store.discard(checkpoint)
             return load_tuned(tuned(unet), found)
 
         return load
 
-    def _train(self, task: Task, original: UNet, key: dict[str, Any]) -> dict[str, Tensor]:
+    def _train(self, task: Task, original: UNet, checkpoint: Checkpoint) -> dict[str, Tensor]:
         options: VlcpOptions = task.options
         twin = tuned(original)
         batch, a_pass = self.passes(task, twin)
-        checkpoint = task.store.checkpoint("vlcp", key)
-        made = fine_tune(
+        return fine_tune(
             twin,
             [name for name, _ in twin.denoiser.named_parameters()],
             batch,
@@ -209,8 +216,6 @@ class Vlcp(Vanilla):
             checkpoint=checkpoint,
             tell=lambda done, total: task.tell("vlcp: fine-tuning", done, total),
         )
-        task.store.discard(checkpoint)
-        return made
 
     def passes(self, task: Task, twin: Backbone) -> tuple[Callable[[int], Batch], int]:
         """Step -> latents and captions of random images of all classes; and how many steps are one pass over them."""
@@ -242,7 +247,9 @@ class Vlcp(Vanilla):
                 sides = torch.Generator().manual_seed(seed_of(options.tune_seed, "flip", step))
                 mirrored = torch.rand(len(pixels), 1, 1, 1, generator=sides) < 0.5
                 pixels = torch.where(mirrored, pixels.flip(3), pixels)
-            return Batch(twin.encode(pixels.to(twin.device)), twin.prompt(texts), labels)
+            told = twin.prompt([*texts, ""]) if twin.card.negative_prompt else twin.prompt(texts)
+            null = told[-1:].expand(len(texts)) if twin.card.negative_prompt else None
+            return Batch(twin.encode(pixels.to(twin.device)), told[: len(texts)], labels, null)
 
         return batch, a_pass
 

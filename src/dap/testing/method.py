@@ -15,7 +15,7 @@ from torch import Tensor
 from dap.backbones import load
 from dap.backbones.base import Backbone
 from dap.data.sources import Source, open_source
-from dap.engine import Workshop
+from dap.engine import STARTER, Workshop
 from dap.methods import METHODS
 from dap.methods.base import Made, Method, Task, Unit, plan
 from dap.recipe import GuidanceOptions, Recipe
@@ -50,9 +50,13 @@ class Probe:
         method = self.method
         recipe = Recipe.parse(values).resolved(used, method.guidance, 32, method.sampling, method.together)
         name = type(self.method).__name__
-        options, wanted = self.method.parse({}, name), Recipe.parse({"method": name})
-        classifier = Workshop("cpu", offline=True).classifier(self.method, wanted, self.source)
-        return Task(recipe, self.source, used, options=options, classifier=classifier)
+        options, needs, names = self.method.parse({}, name), self.method.needs, self.source.class_names
+        shop, captions = Workshop("cpu", offline=True), None
+        if "captions" in needs:
+            keys = [(self.source.keys(at, range(self.source.count(at))), told) for at, told in enumerate(names)]
+            captions = {key: f"a {told}" for mine, told in keys for key in mine}
+        classifier = shop.classifier(STARTER, self.source) if "classifier" in needs else None
+        return Task(recipe, self.source, used, options=options, classifier=classifier, captions=captions)
 
     def make(self, ipc: int = 2, seed: int = 0, backwards: bool = False) -> dict[Unit, Made]:
         task = self.task(ipc, seed)
