@@ -83,7 +83,9 @@ class Store:
         self.used: dict[str, dict[str, Any]] = {}
         """What was asked for, by name: the seconds it took to make, and whether this run made it."""
 
-    def get(self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def get(
+        self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]], *, hold: bool = True
+    ) -> dict[str, Tensor]:
         """The tensors of this name and key, on the CPU; `make` is called if they are not there.
 
         Of several processes that want the same at once, one makes it and the others wait.
@@ -92,6 +94,7 @@ class Store:
             name: for people and for the file's name.
             key: everything it depends on beyond `inputs`, as JSON values.
             make: gives the tensors.
+            hold: keep them in memory too; False for what is large and one of many, if there is a folder to read it from.
         """
         mark = f"{name}-{self._hash(name, key)}"
         if mark not in self._held:
@@ -104,8 +107,11 @@ class Store:
                     self._write(mark, value, seconds)
                 else:
                     value, seconds = found
-                self._held[mark] = value
-                self.used[name] = {"seconds": round(seconds, 2), "made": found is None}
+                # What was made and let go stays made.
+                self.used.setdefault(name, {"seconds": round(seconds, 2), "made": found is None})
+            if not hold and self.folder is not None:
+                return value
+            self._held[mark] = value
         return self._held[mark]
 
     def checkpoint(self, name: str, key: Mapping[str, Any]) -> Checkpoint:
