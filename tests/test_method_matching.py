@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from itertools import chain, pairwise
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from dap.data.distilled import DistilledSet
@@ -13,6 +16,7 @@ from dap.engine import Workshop, distill
 from dap.errors import DapError
 from dap.evaluation.augment import dsa
 from dap.evaluation.networks import build
+from dap.methods import mtt
 from dap.methods.dc import Dc, DcOptions, gradient_distance, gradient_of, loops
 from dap.methods.dm import Dm, DmOptions, augmented
 from dap.methods.matching import ALL, Run
@@ -185,6 +189,84 @@ def test_mistakes_are_said_before_any_work(coloured, tmp_path):
     assert DmOptions().iterations == 20_000 and DcOptions().iterations == 1000
 
 
+def test_broken_images_neither_end_a_run_nor_shift_the_labels(colours, tmp_path):
+    shutil.copytree(colours / "train", tmp_path / "data" / "train")
+    for name in ("0.png", "5.png"):
+        (tmp_path / "data" / "train" / "blue" / name).write_bytes(b"torn")
+    data = {"path": str(tmp_path / "data"), "size": 8, "max_bad_fraction": 1.0}
+    made = distill(recipe("dm", data=data, ipc=10, iterations=0), tmp_path / "a", Workshop("cpu"))
+    source = Workshop("cpu").source(recipe("dm", data=data).data)
+    images, labels = made.tensors()
+    for label in range(3):
+        _, reals = source.readable(label, range(source.count(label)))
+        real = {(image * 255).round().byte().numpy().tobytes() for image in reals}
+        assert {(image * 255).round().byte().numpy().tobytes() for image in images[labels == label]} <= real
+    with pytest.raises(DapError, match="'blue' .* has only 10 decodable images of 12 .*, and 11 are needed"):
+        distill(recipe("dm", data=data, ipc=11, iterations=0), tmp_path / "b", Workshop("cpu"))
+    for file in (tmp_path / "data" / "train" / "blue").iterdir():
+        file.write_bytes(b"torn")
+    with pytest.raises(DapError, match="only 0 decodable images of 12"):
+        distill(recipe("dm", data=data, init="noise"), tmp_path / "c", Workshop("cpu"))
+
+
+def test_one_coloured_image_makes_colour_and_grey_is_the_mean_of_the_channels(tmp_path):
+    """However far back among the grey ones it is: its other channels are not dropped."""
+    for name, n in (("a", 90), ("b", 2)):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for k in range(n):
+            Image.new("L", (8, 8), 40 + k).save(tmp_path / "train" / name / f"{k:02}.png")
+    data = {"path": str(tmp_path), "size": 8}
+    assert {part.shape[1] for part in a_run(data, "dm").reals.classes} == {1}
+    Image.new("RGB", (8, 8), (200, 20, 50)).save(tmp_path / "train" / "a" / "47.png")
+    run = a_run(data, "dm")
+    assert {part.shape[1] for part in run.reals.classes} == {3} and run.pixels.shape[1] == 3
+    assert run.reals.classes[0][47, :, 0, 0].tolist() == [200, 20, 50]
+    greyed = a_run(data, "dm", grey="yes").reals.classes[0]
+    assert greyed.shape == (90, 1, 8, 8)
+    assert greyed[46:48, 0, 0, 0].tolist() == [86, 90]
+
+
+@pytest.mark.parametrize("method", ["dm", "dsa"])
+def test_clamped_at_the_end_pixels_are_those_of_plain_sgd_with_momentum(coloured, method):
+    run = a_run(coloured, method, clamp="end", init="noise", lr_images=3.0, momentum=0.5)
+    assert (run.images() == 0).any() and run.pixels.min() < run.reals.normalise(torch.zeros(1, 3, 1, 1)).min()
+    free = run.pixels.clone().requires_grad_()
+    optimiser = torch.optim.SGD([free], lr=3.0, momentum=0.5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        free.grad = torch.randn(free.shape, generator=generator)
+        optimiser.step()
+        run.descend(free.grad)
+    torch.testing.assert_close(run.pixels, free.detach(), atol=1e-5, rtol=1e-5)
+    mean, std = run.reals.statistics
+    torch.testing.assert_close(run.images(), (free.detach() * std + mean).clamp(0, 1), atol=1e-6, rtol=0)
+    assert not torch.equal(
+        a_run(coloured, method, init="noise").pixels, a_run(coloured, method, clamp="end", init="noise").pixels
+    )
+
+
+def test_sets_begun_before_there_was_a_choice_of_clamping_are_still_of_their_recipe():
+    assert "clamp" not in DmOptions(clamp="step").model_dump(mode="json")
+    assert DmOptions(clamp="end").model_dump(mode="json")["clamp"] == "end"
+    assert DmOptions.model_validate(DmOptions(clamp="end").model_dump()).clamp == "end"
+
+
+def test_a_changed_network_of_one_s_own_is_another_set(coloured, tmp_path):
+    file = tmp_path / "mine.py"
+    text = (
+        "from dap.evaluation.networks import build\n\ndef net(**shape):\n"
+        "    return build('convnet2', **{**shape, 'width': 4})\n"
+    )
+    file.write_text(text)
+    wanted = recipe("dm", data=coloured, network=f"{file}:net", iterations=1)
+    _, task = Workshop("cpu").task(wanted)
+    distill(wanted, tmp_path / "a", Workshop("cpu"))
+    file.write_text(text.replace("'width': 4", "'width': 5"))
+    assert Workshop("cpu").task(wanted)[1].store.inputs != task.store.inputs
+    with pytest.raises(DapError, match="made by another recipe"):
+        distill(wanted, tmp_path / "a", Workshop("cpu"))
+
+
 def test_sets_of_one_seed_share_what_was_optimised(coloured, tmp_path):
     _, task = Workshop("cpu").task(recipe("dm", data=coloured))
     store = Store(tmp_path, task.store.inputs)
@@ -259,3 +341,47 @@ def test_mtt_trains_experts_once_for_all_sets_and_goes_on_when_killed(tmp_path, 
 def test_a_match_beyond_the_experts_is_refused(tmp_path):
     with pytest.raises(DapError, match="needs experts of 23 epochs, not 5"):
         distill(recipe("mtt", expert_epochs=5), tmp_path / "a", Workshop("cpu"))
+
+
+def test_small_batches_of_a_student_see_every_image_equally_often(coloured, monkeypatch):
+    run = a_run(coloured, "mtt", **{**MTT, "augment": [], "steps": 7, "batch": 2})
+    network, seen = run.network("shape"), []
+    pixels, lr = run.pixels.clone().requires_grad_(), torch.tensor(0.01).requires_grad_()
+    plain = mtt.functional_call
+
+    def watched(module, parameters, arguments):
+        seen.append([next(i for i, one in enumerate(pixels) if torch.equal(one, image)) for image in arguments[0]])
+        return plain(module, parameters, arguments)
+
+    monkeypatch.setattr(mtt, "functional_call", watched)
+    first = flat(network)
+    unrolled(network, first, first + 0.1, pixels, run.labels, lr, run.options, run, 0)
+    assert [len(batch) for batch in seen] == [2] * 7
+    assert all(sorted(chain(*seen[at : at + 3])) == list(range(6)) for at in (0, 3))
+    assert seen[:3] != seen[3:6]
+
+
+def test_an_expert_goes_on_from_its_last_epoch(coloured, tmp_path, monkeypatch):
+    def trained(folder, stop=None):
+        _, task = Workshop("cpu").task(recipe("mtt", data=coloured, **MTT))
+        told = []
+
+        def tell(what, done, total):
+            told.append(done)
+            if done == stop and len(told) > 1:
+                raise KeyboardInterrupt
+
+        store = Store(tmp_path / folder, task.store.inputs, every=0.0)
+        run = Run(replace(task, store=store, tell=tell), task.options)
+        found = [mtt.trajectory(run, task.options, 0) for _ in range(2)]
+        assert torch.equal(*found) and store.used["expert 0"]["made"]
+        assert not list((tmp_path / folder).glob("*.pt"))
+        return found[0], told
+
+    whole, told = trained("whole")
+    assert told == [1, 2, 3] and whole.shape[0] == 4
+    assert all(not torch.equal(a, b) for a, b in pairwise(whole))
+    with pytest.raises(KeyboardInterrupt):
+        trained("part", stop=2)
+    again, told = trained("part")
+    assert told == [2, 3] and torch.equal(again, whole)

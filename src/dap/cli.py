@@ -178,7 +178,9 @@ def _caption(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from dap.backbones.convert import convert
 
-    made = convert(**{name: value for name, value in vars(args).items() if name not in ("run", "verb", "debug", "argv")})
+    made = convert(
+        **{name: value for name, value in vars(args).items() if name not in ("run", "verb", "debug", "argv")}
+    )
     print(f"Pipeline in {made}\nNext: dap distill --backbone {shlex.quote(str(made))} --out runs/first")
 
 

@@ -300,6 +300,7 @@ def _code(recipe: Recipe) -> dict[str, str]:
         recipe.method,
         recipe.guidance.kernel if recipe.guidance else "",
         recipe.backbone.path if recipe.backbone else "",
+        *(value for value in recipe.options.values() if isinstance(value, str)),  # a network to match in
     ]
     files = [text.rpartition(":")[0] for text in named if text.rpartition(":")[0].endswith(".py")]
     return {f"code {file}": sha256_of(Path(file)) or "" for file in files}

@@ -1,7 +1,8 @@
 """What DC, DSA, DM and MTT share: synthetic images of all classes as one tensor of pixels, optimised in small steps.
 
-The published methods let pixels leave the range of an image and keep floating-point tensors. Here a set is images, so pixels
-are clamped to [0, 1] after every step (a projected gradient), and what is stored is what was optimised, to 8 bits.
+The published methods let pixels leave the range of an image and keep floating-point tensors. Here a set is images of 8 bits.
+By default pixels are clamped to [0, 1] after every step (a projected gradient), so what is stored is what was optimised; with
+`clamp=end` they are free, as published, and clamped when they are stored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Generator, Tensor
 
 from dap.errors import DapError
@@ -23,10 +24,8 @@ from dap.evaluation.layers import Norm
 from dap.evaluation.networks import Network, build
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
+from dap.methods.features import check_decoded
 from dap.seeding import seed_of
-
-LOOKED = 64
-"""Real images a class by which colours are found to be absent."""
 
 
 class MatchingOptions(base.Options):
@@ -44,6 +43,16 @@ class MatchingOptions(base.Options):
         default="auto",
         description="One channel for all three, as the papers have it on grey data; auto: where the real images have no colour.",
     )
+    clamp: Literal["step", "end"] = Field(
+        default="step",
+        description="When pixels are brought back into the range of an image: after every step, or when they are stored.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left unsaid at its default, so that sets begun before there was this option are still of the same recipe.
+        values = dump(self)
+        return {name: value for name, value in values.items() if (name, value) != ("clamp", "step")}
 
 
 @dataclass
@@ -60,35 +69,41 @@ class Reals:
 
     @cached_property
     def classes(self) -> list[Tensor]:
-        """Of each label all decodable images, uint8 (n, c, h, w)."""
+        """Of each label all decodable images, uint8 (n, c, h, w), with c = 1 where all classes are grey, else 3.
+
+        Raises:
+            DapError: a class has fewer than are needed to begin from, or as `Source.readable`.
+        """
         source, found = self.task.source, []
         for label in range(len(source.class_names)):
             parts = []
             for start in range(0, source.count(label), 1024):
                 indices = range(start, min(start + 1024, source.count(label)))
                 _, images = source.readable(label, list(indices))
-                parts.append((images[:, : self.channels] * 255).round().byte())
-            found.append(torch.cat(parts))
-        return found
+                # The mean of three equal channels is each of them.
+                images = images.mean(1, keepdim=True) if self.options.grey == "yes" else images
+                parts.append((images * 255).round().byte())
+            images = torch.cat(parts)
+            check_decoded(source, label, len(images), self.task.recipe.ipc if self.options.init == "real" else 1)
+            if self.options.grey == "auto" and (images == images[:, :1]).all():
+                images = images[:, :1].clone()
+            found.append(images)
+        channels = max(images.shape[1] for images in found)
+        return [images.expand(-1, channels, -1, -1) for images in found]
 
-    @cached_property
+    @property
     def channels(self) -> int:
         """1 for grey images, else 3."""
-        if self.options.grey != "auto":
-            return 1 if self.options.grey == "yes" else 3
-        source = self.task.source
-        looked = [
-            source.images(label, source.good(label, min(LOOKED, source.count(label)), seed_of(0, "grey")))
-            for label in range(len(source.class_names))
-        ]
-        return 1 if all((images == images[:, :1]).all() for images in looked) else 3
+        return self.classes[0].shape[1]
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the pixels of each channel, (1, c, 1, 1), each class counting alike."""
-        pixels = [images.float() / 255 for images in self.classes]
-        mean = torch.stack([part.mean((0, 2, 3)) for part in pixels]).mean(0)
-        square = torch.stack([part.square().mean((0, 2, 3)) for part in pixels]).mean(0)
+        moments = []
+        for images in self.classes:  # one after another: as floats a class takes four times the memory
+            pixels = images.float().div_(255)
+            moments.append((pixels.mean((0, 2, 3)), pixels.square_().mean((0, 2, 3))))
+        mean, square = (torch.stack(parts).mean(0) for parts in zip(*moments, strict=True))
         std = (square - mean.square()).clamp_min(1e-8).sqrt()
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
@@ -211,12 +226,14 @@ class Run:
 
     @torch.no_grad()
     def descend(self, gradient: Tensor) -> None:
-        """One step of gradient descent with momentum on all pixels, back into the range of an image."""
+        """One step of gradient descent with momentum on all pixels, back into the range of an image if `clamp` says so."""
         self.velocity.mul_(self.options.momentum).add_(gradient)
         self.pixels = self.clamped(self.pixels - self.options.lr_images * self.velocity)
 
     def clamped(self, pixels: Tensor) -> Tensor:
-        """Into [0, 1], seen from the normalised units."""
+        """Into [0, 1], seen from the normalised units; as they are where only `images` clamps."""
+        if self.options.clamp == "end":
+            return pixels
         corner = torch.zeros_like(pixels[:1, :, :1, :1])
         low, high = self.reals.normalise(corner), self.reals.normalise(corner + 1)
         return torch.minimum(torch.maximum(pixels, low), high)

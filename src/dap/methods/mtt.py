@@ -17,6 +17,7 @@ from dap.evaluation.networks import build
 from dap.methods.base import Task
 from dap.methods.matching import ALL, Matching, MatchingOptions, Run
 from dap.seeding import seed_of
+from dap.store import Checkpoint
 
 
 class MttOptions(MatchingOptions):
@@ -38,7 +39,11 @@ class MttOptions(MatchingOptions):
     start: int = Field(default=20, ge=0, description="Last epoch of an expert at which a match begins.")
     ahead: int = Field(default=3, ge=1, description="Epochs of the expert that the student is to cover.")
     steps: int = Field(default=20, ge=1, description="Steps of the student on synthetic images.")
-    batch: int | None = Field(default=None, ge=1, description="Synthetic images a step. Default: all.")
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Synthetic images a step, from which memory follows: at 32 px some 4 MB an image and step. Default: all.",
+    )
     lr_student: float = Field(default=0.01, gt=0, description="Step size of the student at first; it is learned.")
     lr_lr: float = Field(default=1e-5, ge=0, description="Step size on the student's step size.")
     augment: tuple[Operation, ...] = Field(
@@ -73,13 +78,13 @@ class Mtt(Matching):
         chosen = int(torch.randint(options.experts, (), generator=generator))
         begin = int(torch.randint(options.start + 1, (), generator=generator))
         path = trajectory(run, options, chosen)
+        first, target = path[begin].to(run.device), path[begin + options.ahead].to(run.device)
         network = run.network("shape")
         if "lr" not in run.also:
-            run.also = {"lr": torch.tensor(options.lr_student), "velocity": torch.tensor(0.0)}
+            start = {"lr": options.lr_student, "velocity": 0.0}
+            run.also = {name: torch.tensor(value, device=run.device) for name, value in start.items()}
         pixels, lr = run.pixels.detach().requires_grad_(), run.also["lr"].detach().requires_grad_()
-        loss = unrolled(
-            network, path[begin], path[begin + options.ahead], pixels, run.labels, lr, options, run, iteration
-        )
+        loss = unrolled(network, first, target, pixels, run.labels, lr, options, run, iteration)
         by_pixels, by_lr = torch.autograd.grad(loss, (pixels, lr))
         run.descend(by_pixels)
         velocity = options.momentum * run.also["velocity"] + by_lr
@@ -99,13 +104,17 @@ def unrolled(
     run: Run,
     iteration: int,
 ) -> Tensor:
-    """The loss of a student's steps from `first`, both flat parameters; differentiable in pixels and lr."""
-    student = first.clone().requires_grad_()
+    """The loss of a student's steps from `first`, both flat parameters; differentiable in pixels and lr.
+
+    Batches smaller than the set are parts of one shuffle until all images were seen, as in the authors' code.
+    """
+    student, left = first.clone().requires_grad_(), []
     for step in range(options.steps):
         generator = run.generator("student", iteration, step)
         images, wanted = pixels, labels
         if options.batch is not None and options.batch < len(pixels):
-            mine = torch.randperm(len(pixels), generator=generator)[: options.batch]
+            left = left or list(torch.randperm(len(pixels), generator=generator).split(options.batch))
+            mine = left.pop(0)
             images, wanted = pixels[mine], labels[mine]
         if options.augment:
             images = dsa(images, generator, options.augment)
@@ -122,11 +131,18 @@ def trajectory(run: Run, options: MttOptions, k: int) -> Tensor:
         "network", "width", "norm", "grey", "expert_epochs", "expert_images", "expert_seed", "lr_expert", "augment",
     )  # fmt: skip
     key = {"expert": k, **options.model_dump(mode="json", include=set(names))}
-    return run.task.store.get(f"expert {k}", key, lambda: {"path": train_expert(run, options, k)})["path"]
+    store = run.task.store
+    checkpoint = store.checkpoint(f"expert {k} half", key)
+    made = store.get(f"expert {k}", key, lambda: {"path": train_expert(run, options, k, checkpoint)})
+    store.discard(checkpoint)
+    return made["path"]
 
 
-def train_expert(run: Run, options: MttOptions, k: int) -> Tensor:
-    """Train expert k on the real images; see `trajectory`."""
+def train_expert(run: Run, options: MttOptions, k: int, checkpoint: Checkpoint) -> Tensor:
+    """Train expert k on the real images, on the run's device; see `trajectory`.
+
+    The optimiser has no memory of its own, so the path up to an epoch is all that is needed to go on from there.
+    """
     seed = seed_of(options.expert_seed, "expert", k)
     drawn, labels = [], []
     for label, name in enumerate(run.task.source.class_names):
@@ -145,26 +161,39 @@ def train_expert(run: Run, options: MttOptions, k: int) -> Tensor:
             norm=options.norm,
             width=options.width,
         )
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.to(run.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimiser = torch.optim.SGD(network.parameters(), lr=options.lr_expert)
-    path = [flat(network)]
-    for epoch in range(options.expert_epochs):
+    path = [flat(network).cpu()]
+    if (state := checkpoint.read()) is not None:
+        path = list(state["path"])
+        load_flat(network, path[-1])
+    for epoch in range(len(path) - 1, options.expert_epochs):
         generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
         for chosen in torch.randperm(len(images), generator=generator).split(256):
-            batch = run.reals.normalise(images[chosen].float() / 255)
+            batch = run.reals.normalise(images[chosen].to(run.device).float() / 255)
             batch = dsa(batch, generator, options.augment) if options.augment else batch
             optimiser.zero_grad()
             logits = network(batch.contiguous(memory_format=torch.channels_last))
-            F.cross_entropy(logits, targets[chosen]).backward()
+            F.cross_entropy(logits, targets[chosen].to(run.device)).backward()
             optimiser.step()
-        path.append(flat(network))
+        path.append(flat(network).cpu())
         run.task.tell(f"expert {k}", epoch + 1, options.expert_epochs)
+        if checkpoint.due:
+            checkpoint.write({"path": torch.stack(path)})
     return torch.stack(path)
 
 
 def flat(network: nn.Module) -> Tensor:
     """All parameters as one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@torch.no_grad()
+def load_flat(network: nn.Module, vector: Tensor) -> None:
+    """Give a network the parameters of one vector; they stay where they lie, in the layout they have."""
+    parts = unflat(network, vector)
+    for name, parameter in network.named_parameters():
+        parameter.copy_(parts[name])
 
 
 def unflat(network: nn.Module, vector: Tensor) -> dict[str, Tensor]:
