@@ -183,3 +183,37 @@ def test_on_the_starter(tmp_path):
     options = {"epochs": 1, "max_steps": 3, "reals": 16, "flip": False}
     made = distill(Recipe.parse({**values, "options": options}), tmp_path / "a")
     assert len(made.records) == 4 and not (tmp_path / "a" / ".work").exists()
+
+
+@pytest.mark.parametrize("ema", [0.9999, 0.15, 0.0])
+def test_the_averaged_weights_are_kept(backbone, ema):
+    """Against the average written out: at step n the decay is (1 + n) / (10 + n), and never above the option."""
+    condition = backbone.condition(["red", "blue"])
+    latents = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    twin = tuned(backbone, 1)
+    names = light(twin)
+    parameters = dict(twin.denoiser.named_parameters())
+    seen = [{name: parameters[name].detach().double() for name in names}]
+
+    def look(done, total):
+        seen.append({name: parameters[name].detach().double() for name in names})
+
+    made = fine_tune(twin, names, lambda step: Batch(latents, condition, [0, 2]), Tuning(4, 1e-2, 0, ema), tell=look)
+    for name in names:
+        mean = seen[0][name]
+        for step in range(4):
+            decay = min(ema, (1 + step) / (10 + step)) if ema else 0.0
+            mean = decay * mean + (1 - decay) * seen[step + 1][name]
+        torch.testing.assert_close(made[name], mean.float())
+
+
+def test_the_factors_scale_what_attention_and_feed_forward_add(backbone):
+    """Both at 0, a block hands on what it gets; one alone does not do it, and blocks beyond have none."""
+    twin = tuned(backbone, 2)
+    x, condition = torch.randn(2, *backbone.latent_shape), backbone.condition(["red", "blue"])
+    before, block = twin.tap(x, 500, condition, "0"), twin.transformer.transformer_blocks[1]
+    for part, same in ((block.attn1, False), (block.ff, True)):
+        torch.nn.init.zeros_(part.factor)
+        assert torch.allclose(twin.tap(x, 500, condition, "1"), before) == same
+    assert not hasattr(twin.transformer.transformer_blocks[2].ff, "factor")
+    assert not hasattr(backbone.transformer.transformer_blocks[0].ff, "factor")
