@@ -87,7 +87,7 @@ class Clips:
     def __init__(self, shape):
         self.clips = torch.randn(2, 12, *shape, generator=torch.Generator().manual_seed(1))
 
-    def good(self, label, n, seed):
+    def good(self, label, n, seed, least=None):
         return list(range(n))
 
     def images(self, label, indices):

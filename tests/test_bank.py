@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 from dap.data.bank import BankOptions, FeatureBank
 from dap.data.clusters import balanced_kmeans
+from dap.data.sources import open_source
 from dap.errors import DapError
 from dap.guidance import Representative, State
 from dap.kernels import parse
@@ -231,3 +234,16 @@ def test_squared_and_other_kernels():
     gaps = torch.tensor([1.0, 3.0])
     expected = (2 * (1 - (-gaps.square() / (2 * 16)).exp())).sqrt().mean()
     torch.testing.assert_close(rbf[0], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"refresh": "step"}, {"targets": "slot", "clustered": 12}])
+def test_a_broken_image_of_a_small_class_is_left_out(colours, backbone, options, tmp_path, caplog):
+    """A class with no more images than are asked for gives those that can be decoded."""
+    shutil.copytree(colours, tmp_path / "data")
+    (tmp_path / "data" / "train" / "green" / "3.png").write_bytes(b"no image")
+    source = open_source(str(tmp_path / "data"), size=8, max_bad_fraction=0.5)
+    made = bank(source, backbone, reals=12, **options)
+    reals = 11 if options.get("targets") != "slot" else len(made._ready[1][0])
+    assert made.at(1, 500).shape[0] == reals <= 11 and "3.png" in caplog.text
+    with pytest.raises(DapError, match="only 11 decodable images of 12, but 12 are asked for"):
+        bank(source, backbone, ipc=12, targets="slot", reals=12)

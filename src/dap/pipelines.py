@@ -226,7 +226,8 @@ class InMemory:
     def count(self, label: int) -> int:
         return len(self._images[label])
 
-    def good(self, label: int, n: int, seed: int) -> list[int]:
+    def good(self, label: int, n: int, seed: int, least: int | None = None) -> list[int]:
+        del least  # nothing in memory is broken
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(self.count(label), generator=generator)[:n].tolist()
 

@@ -35,8 +35,8 @@ class RealImages(Protocol):
 
     class_names: tuple[str, ...]
 
-    def good(self, label: int, n: int, seed: int) -> list[int]:
-        """A seeded draw of n images of a class that can be decoded."""
+    def good(self, label: int, n: int, seed: int, least: int | None = None) -> list[int]:
+        """A seeded draw of n images of a class that can be decoded; of `least` or more where it has no n of them."""
         ...
 
     def images(self, label: int, indices: Sequence[int]) -> Tensor:
@@ -170,25 +170,25 @@ class FeatureBank:
         """Latents (N, C, *spatial) of the label's reals, and the slots' weights over them."""
         n = min(self.options.reals, self.source.count(label))
         if self.options.targets == "class":
-            return self._encode(label, n, "reals"), None
+            return self._encode(label, n, "reals", least=1), None
         pool = min(self.source.count(label), max(n, self.options.clustered, self.ipc))
         if pool < self.ipc:
             name = self.source.class_names[label]
             raise DapError(
                 f"Class {name!r} has {pool} real images, too few for {self.ipc} targets; use targets: class."
             )
-        latents = self._encode(label, pool, "reals")
+        latents = self._encode(label, pool, "reals", least=self.ipc)
         cluster = balanced_kmeans(latents.flatten(1), self.ipc, self._seed_of(label, "kmeans"))
         quota = max(1, n // self.ipc)
         chosen = torch.cat([(cluster == slot).nonzero()[:quota, 0] for slot in range(self.ipc)])
         weights = (cluster[chosen][None] == torch.arange(self.ipc)[:, None]).float()
         return latents[chosen.to(latents.device)], weights / weights.sum(1, keepdim=True)
 
-    def _encode(self, label: int, n: int, purpose: str) -> Tensor:
+    def _encode(self, label: int, n: int, purpose: str, *, least: int) -> Tensor:
         seed = self._seed_of(label, purpose)
 
         def compute() -> Tensor:
-            images = self.source.images(label, self.source.good(label, n, seed))
+            images = self.source.images(label, self.source.good(label, n, seed, least))
             parts = images.to(self.backbone.device).split(CHUNK)
             return torch.cat([self.backbone.encode(part) for part in parts])
 
@@ -197,7 +197,7 @@ class FeatureBank:
     def _tap(self, label: int, t: Time) -> Tensor:
         options, latents = self.options, self._ready[label][0]
         if options.refresh == "step":
-            latents = self._encode(label, len(latents), f"reals at {t}")
+            latents = self._encode(label, len(latents), f"reals at {t}", least=1)
         n = len(latents)
         condition = (
             self.backbone.null(n)
