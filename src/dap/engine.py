@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import resource
 import shutil
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,15 +15,17 @@ import torch
 
 from dap import backbones
 from dap.backbones.base import Backbone
+from dap.cost import Meter
+from dap.data.captions import check_captions, read_captions
 from dap.data.cards import cell, size_category
 from dap.data.decode import Fit
 from dap.data.distilled import DistilledSet
 from dap.data.held import Part
 from dap.data.sources import Source, check_path, open_source
 from dap.errors import DapError
-from dap.evaluation.teacher import Teacher, load_teacher
-from dap.files import locked, sha256_of
-from dap.methods import Method, Task, find, plan
+from dap.evaluation.teacher import Teacher, check_teacher, load_teacher
+from dap.files import check_folder, locked, sha256_of
+from dap.methods import Method, Options, Task, find, plan
 from dap.recipe import BackboneChoice, Data, Recipe, said
 from dap.starter import REFERENCE
 from dap.store import Store
@@ -109,18 +107,31 @@ class Workshop:
             self._hashes[id(backbone)] = backbone.weights_hash()
         return self._hashes[id(backbone)]
 
+    def asked(self, recipe: Recipe) -> tuple[Method, Options | None]:
+        """The method and its own options: all that can be said of a recipe before anything is loaded, or downloaded.
+
+        Raises:
+            DapError: an unknown method or option, no such data, or something that the method needs is not given.
+        """
+        method = find(recipe.method)
+        check_path(recipe.data.path)
+        options = method.parse(recipe.options, recipe.method)
+        if (name := _classifier(method, recipe)) is not None:
+            check_teacher(name)
+        if (file := _captions(method, recipe)) is not None:
+            check_captions(file)
+        return method, options
+
     def task(self, recipe: Recipe) -> tuple[Method, Task]:
         """The method and all it needs, with the recipe resolved.
 
         Raises:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
-        method = find(recipe.method)
-        check_path(recipe.data.path)  # before a backbone is loaded, or downloaded
+        method, options = self.asked(recipe)
         needed = "backbone" in method.needs
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
         size = recipe.data.size or (backbone.card.size if backbone else 0)
-        options = method.parse(recipe.options, recipe.method)
         resolved = recipe.resolved(
             backbone if needed else None, method.guidance, size, method.sampling, method.together
         )
@@ -142,21 +153,11 @@ class Workshop:
         Raises:
             DapError: it is needed and there is none, or given and not needed.
         """
-        if "classifier" not in method.needs:
-            if recipe.classifier:
-                raise DapError(f"Method {recipe.method!r} has no use for a classifier; leave out --classifier.")
+        if (path := _classifier(method, recipe)) is None:
             return None
-        name = recipe.classifier
-        if name in (None, STARTER) and recipe.data.path == "fashion-mnist":
-            name = STARTER
-        if name is None:
-            raise DapError(
-                f"Method {recipe.method!r} needs a network trained on the real data: make one with dap train-teacher "
-                f"--data {recipe.data.path} --out FILE and give --classifier FILE, or give torchvision:NAME."
-            )
+        name = STARTER if path == REFERENCE else str(path)
         key = (name, source.class_names)
         if key not in self._classifiers:
-            path = REFERENCE if name == STARTER else name
             found = load_teacher(path, source.class_names, str(backbones.device_of(self.device)), offline=self.offline)
             self._classifiers[key] = replace(found, name=name)
         return self._classifiers[key]
@@ -167,18 +168,8 @@ class Workshop:
         Raises:
             DapError: they are needed and not given, given and not needed, or the file is not what it should be.
         """
-        if "captions" not in method.needs:
-            if recipe.captions:
-                raise DapError(f"Method {recipe.method!r} has no use for captions; leave out --captions.")
-            return None
-        if recipe.captions is None:
-            raise DapError(
-                f"Method {recipe.method!r} needs captions of the real images: give --captions FILE, JSON lines of path and "
-                f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
-            )
-        from dap.data.captions import read_captions
-
-        return read_captions(recipe.captions, source)
+        file = _captions(method, recipe)
+        return None if file is None else read_captions(file, source)
 
     def inputs(self, task: Task) -> dict[str, Any]:
         """What a recipe only names: fingerprints of data, weights, classifier, captions and user code."""
@@ -186,8 +177,46 @@ class Workshop:
         if task.classifier is not None:
             found["classifier"] = task.classifier.fingerprint
         if task.captions is not None:
-            found["captions"] = sha256_of(Path(task.recipe.captions or ""))
+            found["captions"] = sha256_of(check_captions(task.recipe.captions or ""))
         return found
+
+
+def _classifier(method: Method, recipe: Recipe) -> str | Path | None:
+    """What `load_teacher` is to load for a method; None for one that needs no classifier.
+
+    Raises:
+        DapError: it is needed and there is none, or given and not needed.
+    """
+    if "classifier" not in method.needs:
+        if recipe.classifier:
+            raise DapError(f"Method {recipe.method!r} has no use for a classifier; leave out --classifier.")
+        return None
+    if recipe.classifier in (None, STARTER) and recipe.data.path == "fashion-mnist":
+        return REFERENCE
+    if recipe.classifier is None:
+        raise DapError(
+            f"Method {recipe.method!r} needs a network trained on the real data: make one with dap train-teacher "
+            f"--data {recipe.data.path} --out FILE and give --classifier FILE, or give torchvision:NAME."
+        )
+    return recipe.classifier
+
+
+def _captions(method: Method, recipe: Recipe) -> str | None:
+    """The file of captions for a method; None for one that needs none.
+
+    Raises:
+        DapError: it is needed and not given, or given and not needed.
+    """
+    if "captions" not in method.needs:
+        if recipe.captions:
+            raise DapError(f"Method {recipe.method!r} has no use for captions; leave out --captions.")
+        return None
+    if recipe.captions is None:
+        raise DapError(
+            f"Method {recipe.method!r} needs captions of the real images: give --captions FILE, JSON lines of path and "
+            f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
+        )
+    return recipe.captions
 
 
 def distill(
@@ -213,6 +242,7 @@ def distill(
         DapError: a mistake in what was given; what was made before stays.
         OSError: disk full or no permission; what was made before stays.
     """
+    check_folder(Path(out))
     workshop = workshop or Workshop()
     method, task = workshop.task(recipe)
     work = Path(out) / WORK
@@ -225,8 +255,7 @@ def distill(
         made = DistilledSet.create(out, names, recipe.ipc, said(recipe), task.store.inputs)
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
-        began, done = time.monotonic(), 0
-        forget_peak_memory()
+        meter = Meter(made, method.needs, store)
         if progress is not None:
             progress(0, len(names) * recipe.ipc, "")
         for unit in units:
@@ -234,46 +263,14 @@ def distill(
                 result = make(unit)
                 for row, slot in enumerate(unit.slots):
                     made.add(unit.label, slot, result.images[row], **result.records[row])
-                done += len(unit.slots)
+                meter.add(len(unit.slots))
             if progress is not None:
                 progress(unit.slots[-1] + 1 + unit.label * recipe.ipc, len(names) * recipe.ipc, names[unit.label])
-        if done:
-            before: dict[str, Any] = made.noted("cost.json") or {"seconds": 0, "images": 0}
-            made.note(
-                "cost.json",
-                {
-                    "seconds": round(before["seconds"] + time.monotonic() - began, 2),
-                    "images": before["images"] + done,
-                    "peak_memory_gb": max(before.get("peak_memory_gb", 0), peak_memory_gb()),
-                    "needs": sorted(method.needs),
-                    # What an earlier sitting made for this set stays its own.
-                    "prepared": {**store.used, **before.get("prepared", {})},
-                },
-            )
+        meter.write()
     if made.missing():
         raise DapError(f"{out} still lacks {len(made.missing())} images.")
     shutil.rmtree(work, ignore_errors=True)
     return made
-
-
-def forget_peak_memory() -> None:
-    """Let `peak_memory_gb` count from now on, where the system can: on a GPU and on Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_gb() -> float:
-    """Peak memory of this process since `forget_peak_memory`, in GB (10⁹ bytes): the GPU's if it is in use, else resident."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        peak = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
-        return round(int(peak) * 1024 / 1e9, 2)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
 def versions() -> dict[str, str]:

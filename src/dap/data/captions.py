@@ -29,9 +29,7 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
     Raises:
         DapError: no such file, a line that is not one, or a class without any captioned image.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DapError(f"There is no file of captions {path}; dap caption writes one.")
+    file = check_captions(path)
     keys = [source.keys(label, range(source.count(label))) for label in range(len(source.class_names))]
     index = _Index([key for mine in keys for key in mine])
     found: dict[str, str] = {}
@@ -48,6 +46,18 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
                 "dap caption adds what is missing."
             )
     return found
+
+
+def check_captions(path: str | Path) -> Path:
+    """The file of captions at a path.
+
+    Raises:
+        DapError: there is none.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DapError(f"There is no file of captions {path}; dap caption writes one.")
+    return file
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
