@@ -31,8 +31,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dap.backbones import Backbone, ClassifierFree
+from dap.cost import peak_memory_gb
 from dap.data.bank import BankOptions, FeatureBank
-from dap.engine import peak_memory_gb
 from dap.guidance import Descend, Guidance, Representative
 from dap.kernels import Linear
 from dap.sampling import Batch, latents

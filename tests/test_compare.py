@@ -18,7 +18,7 @@ from dap.cli import main
 from dap.errors import DapError
 from dap.experiment import comparison
 from dap.recipe import Recipe
-from dap.workers import share
+from dap.workers import share, visible_gpus
 
 FAST = ["--set", "epochs=2", "--set", "width=4", "--set", "size=16", "--networks", "convnet1"]
 
@@ -83,6 +83,46 @@ def test_a_piece_that_another_process_holds_is_waited_for(tmp_path):
 
         share([("a", lambda: done.append("a")), ("b", b)], tmp_path, wait=0.05)
     assert done == ["b", "a"]
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
+    """That one is killed with SIGKILL, so it cannot stop its worker; the worker has nothing to do and would sleep on."""
+    worker, began = tmp_path / "worker", tmp_path / "began"
+    code = (
+        "import os, pathlib, sys, time\n"
+        "from dap.workers import end_with_parent\n"
+        "end_with_parent()\n"
+        f"pathlib.Path({str(tmp_path / 'aside')!r}).write_text(str(os.getpid()))\n"
+        f"os.replace({str(tmp_path / 'aside')!r}, {str(began)!r})\n"
+        "time.sleep(600)\n"
+    )
+    worker.write_text(f"#!{sys.executable}\n{code}")
+    worker.chmod(0o700)
+    code = "import sys; from dap.workers import run_workers; sys.executable = sys.argv[1]; run_workers([], 1)"
+    with subprocess.Popen([sys.executable, "-c", code, str(worker)]) as parent:
+        while not began.exists():
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.kill()
+    pid = began.read_text()
+    for _ in range(600):
+        stat = Path("/proc", pid, "stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(int(pid), signal.SIGKILL)
+        pytest.fail("the worker went on")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [(None, ["0", "1"]), ("2,5", ["2", "5"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_workers_keep_to_the_gpus_that_are_given(given, found, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus(2) == found
 
 
 @pytest.fixture
@@ -223,6 +263,10 @@ def test_draws_from_a_larger_set_are_judged_as_its_method_s(colours, pipeline_fo
     assert len(mine) == 6 and mine < whole
     assert len(list(tmp_path.glob("*/*/trials.jsonl"))) == 2 * 2 * 4
     assert not list(tmp_path.glob("*ipc=1_drawn*"))
+    costs = [
+        json.loads((folder / "cost.json").read_text()) for folder in (drawn, tmp_path / "method=dap_ipc=3" / "seed1")
+    ]
+    assert costs[0] == costs[1], "a draw costs what it was drawn from"
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = [(row["method"], row["ipc"], row["recipe.drawn_from"], row["paired"]) for row in csv.DictReader(file)]
     assert ("dap", "2", "3", "True") in rows and ("vanilla", "1", "3", "") in rows and ("dap", "1", "", "True") in rows

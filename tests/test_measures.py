@@ -299,3 +299,29 @@ def test_the_starters_images_are_as_the_protocol_expects_them():
     inner = images[:, 0, 2:30, 2:30]
     assert inner.mean().item() == pytest.approx(protocol.mean[0], abs=2e-3)
     assert inner.std().item() == pytest.approx(protocol.std[0], abs=2e-3)
+
+
+def test_what_is_kept_of_the_real_images_changes_no_value(monkeypatch):
+    """The second set held against the same real ones measures as alone, and no mean over real images is computed anew."""
+    real = torch.cat([cloud(12, seed=1), cloud(12, seed=2) + 1]), torch.arange(2).repeat_interleave(12)
+    sets = [
+        (torch.cat([cloud(4, seed=n), cloud(4, seed=n + 9) + 1]), torch.arange(2).repeat_interleave(4)) for n in (3, 4)
+    ]
+    kept: dict = {}
+    options = {"distances": {"rbf": RBF()}}
+    first = measures.compare(sets[0], real, 2, kept=kept, **options)
+    assert first == measures.compare(sets[0], real, 2, **options)
+    asked = []
+    plain = distributions.within
+
+    def watched(x, kernel=None):
+        asked.append(x)
+        return plain(x, kernel)
+
+    for module in (measures, distributions):
+        monkeypatch.setattr(module, "within", watched)
+    second = measures.compare(sets[1], real, 2, kept=kept, **options)
+    assert second != first and {len(x) for x in asked} == {4, 8}, "of the distilled images alone"
+    assert sum(len(x) == 8 for x in asked) == 1, "the whole set once, not once a draw"
+    monkeypatch.undo()
+    assert second == measures.compare(sets[1], real, 2, **options)

@@ -100,16 +100,19 @@ def _distill(args: argparse.Namespace) -> None:
 
 def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
     from dap.experiment import check, folders, sweep
-    from dap.workers import run_workers
+    from dap.workers import end_with_parent, run_workers
 
     judging.check_tracking(args)
+    if getattr(args, "worker", False):
+        end_with_parent()
     workshop = judging.open_workshop(args)
     bars = Lines() if getattr(args, "worker", False) else Bars()
     judge_for, failed, drawn = judging.judges(args, workshop), None, getattr(args, "subsample", [])
-    check(cells, workshop)
+    check(cells, workshop, judge_for, args.out)
     try:
         if getattr(args, "workers", 1) > 1:
-            run_workers([*args.argv, "--workers", "1", "--worker"], args.workers)
+            again = [*args.argv, "--workers", "1", "--worker"]
+            run_workers(again, args.workers, spread=args.device in ("auto", "cuda"))
         else:
             said = {"progress": bars.images, "tell": bars.work, "on_trial": bars.trial, "on_epoch": bars.epoch}
             sweep(cells, args.out, workshop, judge_for, command=_command(), subsample=drawn, **said)
@@ -151,8 +154,32 @@ def _compare(args: argparse.Namespace) -> None:
     from dap.experiment import comparison
 
     options = judging.assignments(args.option, "--option", "METHOD.NAME")
+    _check_wanted(args)
     cells = comparison(_recipe_values(args), args.methods, args.ipcs, args.sets, options)
+    most = max(recipe.ipc for _, recipe in cells)
+    for n in (n for n in args.subsample if n >= most):
+        raise DapError(
+            f"--subsample {n}: no set has more than {n} images a class to draw from, the largest has {most}."
+        )
     _grid(args, cells, "Methods compared")
+
+
+def _check_wanted(args: argparse.Namespace) -> None:
+    """Whether somebody wants what was given by a flag; a recipe file may say more than the methods take."""
+    from dap.methods import find
+
+    methods = {name: find(name.partition("@")[0]) for name in args.methods}
+    for name, wanted in (
+        ("guidance", [made.guidance is not None for made in methods.values()]),
+        ("classifier", ["classifier" in made.needs for made in methods.values()]),
+        ("captions", ["captions" in made.needs for made in methods.values()]),
+    ):
+        fields = [f for f, _ in recipe_fields() if f.partition(".")[0] == name and getattr(args, f, None) is not None]
+        if fields and not any(wanted):
+            raise DapError(
+                f"Of {', '.join(methods)} none takes --{flag_of(fields[0])}; a method's own options are given as --option "
+                "METHOD.NAME=VALUE."
+            )
 
 
 def _methods(args: argparse.Namespace) -> None:

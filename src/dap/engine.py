@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import resource
 import shutil
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +15,7 @@ import torch
 
 from dap import backbones
 from dap.backbones.base import Backbone
+from dap.cost import Meter
 from dap.data.captions import check_captions, read_captions
 from dap.data.cards import cell, size_category
 from dap.data.decode import Fit
@@ -26,9 +23,9 @@ from dap.data.distilled import DistilledSet
 from dap.data.held import Part
 from dap.data.sources import Source, check_path, open_source
 from dap.errors import DapError
-from dap.evaluation.teacher import Teacher, load_teacher
-from dap.files import locked, sha256_of
-from dap.methods import Method, Task, find, plan
+from dap.evaluation.teacher import Teacher, check_teacher, load_teacher
+from dap.files import check_folder, locked, sha256_of
+from dap.methods import Method, Options, Task, find, plan
 from dap.recipe import BackboneChoice, Data, Recipe, said
 from dap.starter import REFERENCE
 from dap.store import Store
@@ -110,16 +107,28 @@ class Workshop:
             self._hashes[id(backbone)] = backbone.weights_hash()
         return self._hashes[id(backbone)]
 
+    def asked(self, recipe: Recipe) -> tuple[Method, Options | None]:
+        """The method and its own options: all that can be said of a recipe before anything is loaded, or downloaded.
+
+        Raises:
+            DapError: an unknown method or option, no such data, or something that the method needs is not given.
+        """
+        method = find(recipe.method)
+        check_path(recipe.data.path)
+        options = method.parse(recipe.options, recipe.method)
+        if (name := _classifier(method, recipe)) not in (None, STARTER):
+            check_teacher(name)
+        if (file := _captions(method, recipe)) is not None:
+            check_captions(file)
+        return method, options
+
     def task(self, recipe: Recipe) -> tuple[Method, Task]:
         """The method and all it needs, with the recipe resolved.
 
         Raises:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
-        method = find(recipe.method)
-        # Before a backbone is loaded, or downloaded:
-        check_path(recipe.data.path)
-        options, classifier_name = method.parse(recipe.options, recipe.method), self._given(method, recipe)
+        method, options = self.asked(recipe)
         needed = "backbone" in method.needs
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
         size = recipe.data.size or (backbone.card.size if backbone else 0)
@@ -127,8 +136,9 @@ class Workshop:
             backbone if needed else None, method.guidance, size, method.sampling, method.together
         )
         source = self.source(resolved.data)
-        classifier = None if classifier_name is None else self.classifier(classifier_name, source)
-        captions = self.captions(recipe, source)
+        name, file = _classifier(method, recipe), _captions(method, recipe)
+        classifier = None if name is None else self.classifier(name, source)
+        captions = None if file is None else read_captions(file, source)
         resolved = resolved.model_copy(
             update={
                 "options": options.model_dump(mode="json") if options else {},
@@ -137,35 +147,6 @@ class Workshop:
         )
         task = Task(resolved, source, backbone if needed else None, self.cache, options, classifier, captions)
         return method, replace(task, store=Store(None, self.inputs(task)), device=backbones.device_of(self.device))
-
-    def _given(self, method: Method, recipe: Recipe) -> str | None:
-        """The name of the classifier that a method needs, None for one that needs none; that captions are there too.
-
-        Raises:
-            DapError: one of them is needed and not given, or given and not needed, or there is no such file.
-        """
-        for need in ("classifier", "captions"):
-            if need not in method.needs and getattr(recipe, need):
-                thing = "a classifier" if need == "classifier" else need
-                raise DapError(f"Method {recipe.method!r} has no use for {thing}; leave out --{need}.")
-        if "captions" in method.needs:
-            if recipe.captions is None:
-                raise DapError(
-                    f"Method {recipe.method!r} needs captions of the real images: give --captions FILE, JSON lines of path "
-                    f"and caption; dap caption --data {recipe.data.path} --out FILE writes one."
-                )
-            check_captions(recipe.captions)
-        if "classifier" not in method.needs:
-            return None
-        name = recipe.classifier
-        if name in (None, STARTER) and recipe.data.path == "fashion-mnist":
-            name = STARTER
-        if name is None:
-            raise DapError(
-                f"Method {recipe.method!r} needs a network trained on the real data: make one with dap train-teacher "
-                f"--data {recipe.data.path} --out FILE and give --classifier FILE, or give torchvision:NAME."
-            )
-        return name
 
     def classifier(self, name: str, source: Source) -> Teacher:
         """The network trained on the real data, "starter" or whatever `load_teacher` opens, for the source's classes."""
@@ -176,22 +157,52 @@ class Workshop:
             self._classifiers[key] = replace(found, name=name)
         return self._classifiers[key]
 
-    def captions(self, recipe: Recipe, source: Source) -> Mapping[str, str] | None:
-        """The captions that a recipe names, by key of the real image.
-
-        Raises:
-            DapError: the file is not what it should be.
-        """
-        return None if recipe.captions is None else read_captions(recipe.captions, source)
-
     def inputs(self, task: Task) -> dict[str, Any]:
         """What a recipe only names: fingerprints of data, weights, classifier, captions and user code."""
         found = {"data": task.source.fingerprint(), "weights": self.weights_hash(task.backbone), **_code(task.recipe)}
         if task.classifier is not None:
             found["classifier"] = task.classifier.fingerprint
         if task.captions is not None:
-            found["captions"] = sha256_of(Path(task.recipe.captions or "").expanduser())
+            found["captions"] = sha256_of(check_captions(task.recipe.captions or ""))
         return found
+
+
+def _classifier(method: Method, recipe: Recipe) -> str | None:
+    """The name of the classifier that a method is to have, for `Workshop.classifier`; None for one that needs none.
+
+    Raises:
+        DapError: it is needed and there is none, or given and not needed.
+    """
+    if "classifier" not in method.needs:
+        if recipe.classifier:
+            raise DapError(f"Method {recipe.method!r} has no use for a classifier; leave out --classifier.")
+        return None
+    if recipe.classifier in (None, STARTER) and recipe.data.path == "fashion-mnist":
+        return STARTER
+    if recipe.classifier is None:
+        raise DapError(
+            f"Method {recipe.method!r} needs a network trained on the real data: make one with dap train-teacher "
+            f"--data {recipe.data.path} --out FILE and give --classifier FILE, or give torchvision:NAME."
+        )
+    return recipe.classifier
+
+
+def _captions(method: Method, recipe: Recipe) -> str | None:
+    """The file of captions for a method; None for one that needs none.
+
+    Raises:
+        DapError: it is needed and not given, or given and not needed.
+    """
+    if "captions" not in method.needs:
+        if recipe.captions:
+            raise DapError(f"Method {recipe.method!r} has no use for captions; leave out --captions.")
+        return None
+    if recipe.captions is None:
+        raise DapError(
+            f"Method {recipe.method!r} needs captions of the real images: give --captions FILE, JSON lines of path and "
+            f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
+        )
+    return recipe.captions
 
 
 def distill(
@@ -217,6 +228,7 @@ def distill(
         DapError: a mistake in what was given; what was made before stays.
         OSError: disk full or no permission; what was made before stays.
     """
+    check_folder(Path(out))
     workshop = workshop or Workshop()
     method, task = workshop.task(recipe)
     work = Path(out) / WORK
@@ -232,8 +244,7 @@ def distill(
         made = DistilledSet.create(out, names, recipe.ipc, said(recipe), inputs)
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
-        began, done = time.monotonic(), 0
-        forget_peak_memory()
+        meter = Meter(made, method.needs, store)
         if progress is not None:
             progress(0, len(names) * recipe.ipc, "")
         for unit in units:
@@ -241,46 +252,14 @@ def distill(
                 result = make(unit)
                 for row, slot in enumerate(unit.slots):
                     made.add(unit.label, slot, result.images[row], **result.records[row])
-                done += len(unit.slots)
+                meter.add(len(unit.slots))
             if progress is not None:
                 progress(unit.slots[-1] + 1 + unit.label * recipe.ipc, len(names) * recipe.ipc, names[unit.label])
-        if done:
-            before: dict[str, Any] = made.noted("cost.json") or {"seconds": 0, "images": 0}
-            made.note(
-                "cost.json",
-                {
-                    "seconds": round(before["seconds"] + time.monotonic() - began, 2),
-                    "images": before["images"] + done,
-                    "peak_memory_gb": max(before.get("peak_memory_gb", 0), peak_memory_gb()),
-                    "needs": sorted(method.needs),
-                    # What an earlier sitting made for this set stays its own.
-                    "prepared": {**store.used, **before.get("prepared", {})},
-                },
-            )
+        meter.write()
     if made.missing():
         raise DapError(f"{out} still lacks {len(made.missing())} images.")
     shutil.rmtree(work, ignore_errors=True)
     return made
-
-
-def forget_peak_memory() -> None:
-    """Let `peak_memory_gb` count from now on, where the system can: on a GPU and on Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_gb() -> float:
-    """Peak memory of this process since `forget_peak_memory`, in GB (10⁹ bytes): the GPU's if it is in use, else resident."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        peak = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
-        return round(int(peak) * 1024 / 1e9, 2)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
 def versions() -> dict[str, str]:

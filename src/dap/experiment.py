@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import torch
 
+from dap.cost import NOTE as COST
 from dap.data.distilled import DistilledSet
 from dap.data.imports import import_set
 from dap.engine import Progress, Workshop, distill
@@ -19,9 +20,10 @@ from dap.evaluation.fitting import seeded
 from dap.evaluation.networks import Network, build
 from dap.evaluation.reference import load_reference
 from dap.evaluation.trials import Trial
+from dap.files import check_folder
 from dap.judge import Features, Judge
 from dap.methods import find
-from dap.recipe import Data, Recipe
+from dap.recipe import Data, Recipe, said
 from dap.workers import share
 
 
@@ -136,15 +138,35 @@ def comparison(
     return [(name.replace("/set/", "/"), recipe) for name, recipe in cells]
 
 
-def check(cells: Sequence[tuple[str, Recipe]], workshop: Workshop) -> None:
-    """Whether every recipe can be run, found out before the first one is.
+def check(
+    cells: Sequence[tuple[str, Recipe]],
+    workshop: Workshop,
+    judge_for: Callable[[Data], Judge] | None = None,
+    out: Path | None = None,
+) -> None:
+    """Whether every cell can be made and judged, found out before the first one is; what is cheap to know first.
+
+    Args:
+        cells: as of `sweep`.
+        workshop: likewise.
+        judge_for: likewise; None: the sets are not judged.
+        out: likewise; None: the folders are not looked at.
 
     Raises:
         DapError: one cannot, with what is wrong with it.
     """
+    if out is not None:
+        check_folder(out)
     for _, recipe in cells:
+        workshop.asked(recipe)
+    if judge_for is not None:
+        for data in dict.fromkeys(recipe.data for _, recipe in cells):
+            judge_for(data).check()
+    for name, recipe in cells:
         method, task = workshop.task(recipe)
         method.prepare(task)
+        if out is not None:
+            DistilledSet.check_begun(out / name, task.source.class_names, said(task.recipe), task.store.inputs)
 
 
 def sweep(
@@ -184,7 +206,7 @@ def sweep(
         DapError: every recipe is checked before the first one is run. A cell that fails later does not stop the others; the
             error then names it.
     """
-    check(cells, workshop)
+    check(cells, workshop, judge_for, out)
 
     def do(name: str, recipe: Recipe) -> None:
         made = distill(recipe, out / name, workshop, progress=progress(name), tell=tell, command=command)
@@ -194,8 +216,11 @@ def sweep(
         for n, folder in draws(name, recipe, subsample):
             if not (out / folder).is_dir():
                 import_set(out / name, out / folder, ipc=n, pick="random", seed=recipe.seed)
+            drawn = DistilledSet.open(out / folder)
+            if drawn.noted(COST) is None:  # a draw costs what it was drawn from
+                drawn.note(COST, made.noted(COST))
             told = None if on_trial is None else functools.partial(on_trial, folder)
-            judge(DistilledSet.open(out / folder), on_trial=told, on_epoch=on_epoch)
+            judge(drawn, on_trial=told, on_epoch=on_epoch)
 
     share([(name, functools.partial(do, name, recipe)) for name, recipe in cells], out)
     return folders(cells, out, subsample)

@@ -63,14 +63,26 @@ def locked(folder: Path) -> Iterator[None]:
         raise DapError(f"Another process is writing {folder}; wait for it or stop it.") from error
 
 
+def check_folder(out: Path) -> None:
+    """Whether a folder is there or can be.
+
+    Raises:
+        DapError: it, or one that it should lie in, is a file.
+    """
+    for place in (out, *out.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise DapError(f"{place} is a file; give a folder with --out.")
+            return
+
+
 def in_use(out: Path) -> bool:
     """Whether there is something in a folder, a left lock aside.
 
     Raises:
         DapError: it is a file.
     """
-    if out.exists() and not out.is_dir():
-        raise DapError(f"{out} is a file; give a folder with --out.")
+    check_folder(out)
     return out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dap import __version__
 from dap.recipe_flags import add_recipe_flags
@@ -19,13 +19,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists what can be given\n")
+
+
 def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     """The parser of the command.
 
     Args:
         run: what each verb does.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dap",
         description="Distil a small training set from a pre-trained diffusion model, and judge it. Start with: dap demo",
     )

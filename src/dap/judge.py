@@ -23,10 +23,11 @@ from dap.data.distilled import DistilledSet
 from dap.data.sources import Source
 from dap.errors import DapError
 from dap.evaluation.batches import Labelled
-from dap.evaluation.fitting import Labeller
+from dap.evaluation.fitting import Labeller, new_network, seeded
 from dap.evaluation.inspection import Inspector
 from dap.evaluation.parts import Soft, Stored
 from dap.evaluation.protocol import Protocol
+from dap.evaluation.reference import Reference
 from dap.evaluation.steps import Resize, Step
 from dap.evaluation.stored_labels import Labelling, StoredLabels, open_labels, write_labels
 from dap.evaluation.teacher import load_teacher
@@ -101,6 +102,40 @@ class Judge:
             self._teachers[key] = load_teacher(name, class_names, self.device, offline=self.offline)
         return self._teachers[key]
 
+    def check(self) -> None:
+        """Whether sets made from these real images can be judged, found out before one is made.
+
+        Raises:
+            DapError: an unknown or unfit network, no teacher or one that does not know the classes, no images to test on or
+                other classes there, features of other classes, or a protocol that trains on labels of one finished set.
+        """
+        if isinstance(self.protocol.labels, Stored):
+            raise DapError(
+                f"{self.protocol.name} trains on stored labels, which are made of one finished set: dap distill it, dap export "
+                "SET --layout fkd --teacher NAME --out DIR, then dap evaluate SET --labels DIR."
+            )
+        if self.labels is not None:
+            raise DapError(f"{self.protocol.name} has no use for stored labels (--labels); fkd-soft has.")
+        names = self.open("train", self.protocol.size).class_names
+        self._check_networks(len(names))
+        self.labeller(names)
+        self._check_classes(names, "The training data")
+        if isinstance(self.features[1], Reference):
+            self.features[1].columns(names)
+
+    def _check_networks(self, classes: int) -> None:
+        for network in self.networks or (self.protocol.network,):
+            with seeded(0, torch.device("cpu")):
+                new_network(network, self.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
+
+    def _check_classes(self, class_names: Sequence[str], whose: str) -> None:
+        names = self.test.class_names
+        if sorted(class_names) != sorted(names):
+            raise DapError(
+                f"{whose} has classes {', '.join(class_names)}; the test data has {', '.join(names)}. "
+                "Choose the same with --classes."
+            )
+
     def __call__(
         self,
         judged: DistilledSet,
@@ -121,17 +156,15 @@ class Judge:
         Raises:
             DapError: the set is not finished, or its classes are not the test data's.
         """
-        into, names = judged.path, self.test.class_names
+        into = judged.path
         if (into / "classes.json").is_file() and judged.missing():
             again = (
                 "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
             )
             raise DapError(f"{into} still lacks {len(judged.missing())} images; {again}.")
-        if sorted(judged.class_names) != sorted(names):
-            raise DapError(
-                f"The set {into} has classes {', '.join(judged.class_names)}; the test data has {', '.join(names)}. "
-                "Choose the same with --classes."
-            )
+        self._check_classes(judged.class_names, f"The set {into}")
+        if len(self.networks) > 1:  # a misspelt second one shows before the first is trained
+            self._check_networks(len(judged.class_names))
         _ = self._inspector  # features of other classes show before any training
         key = {"judged": _hash(_hashes(judged)), "tested": self.test.fingerprint(sized=False)[:16]}
         trials = [

@@ -7,6 +7,7 @@ import functools
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,15 @@ def finish(paths: Sequence[Path], out: Path, title: str, track: str | None) -> N
     from dap.evaluation.claims import Claims
     from dap.evaluation.records import load
     from dap.evaluation.summary import summarise
+    from dap.evaluation.terminal import terminal
     from dap.evaluation.wording import table
     from dap.published import published
 
-    page = write_page(paths, out, title)
-    print(table(summarise(load(paths)), Claims(published=published)))
+    page, rows, claims = write_page(paths, out, title), summarise(load(paths)), Claims(published=published)
+    if sys.stdout.isatty():
+        print(terminal(rows, claims, shutil.get_terminal_size().columns))
+    else:  # a file or a pipe gets the whole table, as Markdown
+        print(table(rows, claims))
     print(f"\nReport: {page}")
     if track:
         from dap.evaluation.tracking import track as log

@@ -44,8 +44,14 @@ class Checkpoint:
     path: Path | None
     key: str
     every: float = 60.0
-    _written: float = field(default_factory=time.monotonic, init=False, repr=False)
+    carried: float = field(default=0.0, init=False)
+    """Seconds of work before this process, known after `read`."""
+    _began: float = field(init=False, repr=False)
+    _written: float = field(init=False, repr=False)
     _took: float = field(default=0.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._began = self._written = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
         """What was written last under this key; None if nothing was, or it cannot be read."""
@@ -56,7 +62,10 @@ class Checkpoint:
         except Exception as error:  # damaged in whatever way: the work is then begun anew
             log.warning("%s cannot be read (%s); this work starts anew", self.path, type(error).__name__)
             return None
-        return state if isinstance(state, dict) and state.get("key") == self.key else None
+        if not isinstance(state, dict) or state.get("key") != self.key:
+            return None
+        self.carried = state.pop("spent", 0.0)
+        return state
 
     @property
     def due(self) -> bool:
@@ -70,7 +79,7 @@ class Checkpoint:
             return
         began = time.monotonic()
         with replacing(self.path) as file:
-            torch.save({**state, "key": self.key}, file)
+            torch.save({**state, "key": self.key, "spent": self.carried + began - self._began}, file)
         self._written = time.monotonic()
         self._took = self._written - began
 
@@ -90,8 +99,11 @@ class Store:
         self.folder, self.inputs, self.every = folder, dict(inputs or {}), every
         self._held: dict[str, dict[str, Tensor]] = {}
         self._counted: set[str] = set()
+        self._checkpoints: list[Checkpoint] = []
         self.used: dict[str, dict[str, Any]] = {}
         """What was asked for, by name: the seconds it took to make, over all keys, and whether this run made it."""
+        self.waited = 0.0
+        """Seconds in which another process made what was asked for here."""
 
     def get(self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of this name and key, on the CPU; `make` is called if they are not there.
@@ -106,12 +118,14 @@ class Store:
         mark = f"{_file_name(name)}-{self._hash(name, key)}"
         if (held := self._held.get(mark)) is not None:
             return held
+        asked = time.monotonic()
         with self._alone(mark):
+            began, carried = time.monotonic(), self.carried
+            self.waited += began - asked
             found = self._read(mark)
-            began = time.monotonic()
             if found is None:
                 value = {part: tensor.detach().cpu().contiguous() for part, tensor in make().items()}
-                seconds = time.monotonic() - began
+                seconds = time.monotonic() - began + self.carried - carried
                 self._write(mark, value, seconds)
             else:
                 value, seconds = found
@@ -136,9 +150,15 @@ class Store:
     def checkpoint(self, name: str, key: Mapping[str, Any]) -> Checkpoint:
         """A checkpoint for work that takes long; `discard` it when what it leads to is kept."""
         mark = self._hash(name, key)
-        return Checkpoint(
-            None if self.folder is None else self.folder / f"{_file_name(name)}-{mark}.pt", mark, self.every
-        )
+        path = None if self.folder is None else self.folder / f"{_file_name(name)}-{mark}.pt"
+        made = Checkpoint(path, mark, self.every)
+        self._checkpoints.append(made)
+        return made
+
+    @property
+    def carried(self) -> float:
+        """Seconds that killed runs had spent on the work that was gone on with here."""
+        return sum(checkpoint.carried for checkpoint in self._checkpoints)
 
     @staticmethod
     def discard(checkpoint: Checkpoint) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -53,7 +55,24 @@ def share(pieces: Sequence[tuple[str, Callable[[], object]]], out: Path, wait: f
         raise DapError(f"{len(failed)} of {len(pieces)} failed, the others are done. {told}")
 
 
-def run_workers(arguments: Sequence[str], workers: int) -> None:
+def visible_gpus(count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each of the GPUs that this process sees, which may be some of the machine's alone."""
+    given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (given or [str(k) for k in range(count)])[:count]
+
+
+def end_with_parent() -> None:
+    """Let this process, one of `run_workers`, be interrupted when the one that started it has ended, killed or not."""
+
+    def watch() -> None:
+        with suppress(OSError):
+            os.read(sys.stdin.fileno(), 1)  # returns when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_workers(arguments: Sequence[str], workers: int, spread: bool = True) -> None:
     """Run the command line `dap` with these arguments in several processes and wait for all.
 
     Each gets its share of the CPU threads, and where there are several GPUs its own in turn. What they say goes to this
@@ -62,24 +81,27 @@ def run_workers(arguments: Sequence[str], workers: int) -> None:
     Args:
         arguments: of a command that shares its work by `share`.
         workers: how many processes.
+        spread: over the GPUs there are; not where one is named.
 
     Raises:
         DapError: one of them failed; what was done is kept.
     """
     import torch
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = visible_gpus(torch.cuda.device_count()) if spread and torch.cuda.is_available() else []
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     with ExitStack() as stack:
         running = []
         for k in range(workers):
             environment = {**os.environ, "DAP_PLAIN_PROGRESS": "1"}
             environment.setdefault("OMP_NUM_THREADS", threads)
-            if gpus > 1:
-                environment["CUDA_VISIBLE_DEVICES"] = str(k % gpus)
+            if len(gpus) > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[k % len(gpus)]
             command = [sys.executable, "-m", "dap", *arguments]
-            running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
-            stack.callback(_stop, running[-1])
+            # Nothing is ever written to it; it closes when this process ends, however that happens.
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            running.append(stack.enter_context(process))
+            stack.callback(_stop, process)
         found = [process.wait() for process in running]
     wrong = [str(k) for k, status in enumerate(found) if status]
     if wrong:

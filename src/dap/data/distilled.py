@@ -116,26 +116,36 @@ class DistilledSet:
             OSError: the folder cannot be written.
         """
         path = Path(path)
-        pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
-        begun = path / "recipe.json"
-        foreign = [p for p in path.glob("*") if p.name not in (".lock", *pinned) and not p.name.startswith(".tmp-")]
-        if foreign and not begun.exists():
-            raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
-        for name, value in pinned.items():
-            if (path / name).exists():
-                changed = differences(read_json(path / name), json.loads(dump(value)))
-                if changed:
-                    raise DapError(
-                        f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
-                        "Use what it was begun with, or another --out."
-                    )
-            else:
+        for name, value in DistilledSet.check_begun(path, class_names, recipe, inputs).items():
+            if not (path / name).exists():
                 write_atomically(path / name, dump(value))
         write_atomically(path / "classes.json", dump(_classes(class_names, ipc)))
         for left in (*path.glob(".tmp-*"), *path.glob("images/*/.tmp-*")):
             left.unlink(missing_ok=True)
         drop_torn_line(path / "manifest.jsonl")
         return DistilledSet.open(path)
+
+    @staticmethod
+    def check_begun(
+        path: Path, class_names: Sequence[str], recipe: dict[str, Any], inputs: dict[str, Any] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Whether `create` would take a folder; returns what is to be in its files, by their names.
+
+        Raises:
+            DapError: as `create`.
+        """
+        pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
+        foreign = [p for p in path.glob("*") if p.name not in (".lock", *pinned) and not p.name.startswith(".tmp-")]
+        if foreign and not (path / "recipe.json").exists():
+            raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
+        for name, value in pinned.items():
+            changed = differences(read_json(path / name), json.loads(dump(value))) if (path / name).exists() else []
+            if changed:
+                raise DapError(
+                    f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
+                    "Use what it was begun with, or another --out."
+                )
+        return pinned
 
     @staticmethod
     def blank(path: Path, class_names: Sequence[str], ipc: int) -> DistilledSet:

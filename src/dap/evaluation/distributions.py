@@ -5,7 +5,8 @@ Everything is computed in float64, over features (n, D) of any extractor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,26 +16,40 @@ from dap.errors import DapError
 GramFunction = Callable[[Tensor, Tensor], Tensor]
 """k(x, y): (n, D), (m, D) -> (n, m), positive semi-definite; every `dap.kernels.Kernel` is one."""
 
+T = TypeVar("T")
+
 CHUNK = 1000
 """Rows of a kernel matrix held at once."""
 
 
-def mmd2(synthetic: Tensor, real: Tensor, kernel: GramFunction | None = None) -> float:
+def within(x: Tensor, kernel: GramFunction | None = None) -> float:
+    """Mean of k(x_i, x_j) over i != j, of rows (n, D); of `kid_kernel` unless another is given. Needs two rows."""
+    x, kernel = x.double(), kernel or kid_kernel
+    total = diagonal = 0.0
+    for start in range(0, len(x), CHUNK):
+        gram = kernel(x[start : start + CHUNK], x)
+        total += gram.sum().item()
+        diagonal += gram[:, start:].diagonal().sum().item()
+    return (total - diagonal) / (len(x) * (len(x) - 1))
+
+
+def across(x: Tensor, y: Tensor, kernel: GramFunction | None = None) -> float:
+    """Mean of k(x_i, y_j), of rows (n, D) and (m, D); of `kid_kernel` unless another is given."""
+    x, y, kernel = x.double(), y.double(), kernel or kid_kernel
+    return sum(kernel(x, part).sum().item() for part in y.split(CHUNK)) / (len(x) * len(y))
+
+
+def mmd2(
+    synthetic: Tensor, real: Tensor, kernel: GramFunction | None = None, *, within_real: float | None = None
+) -> float:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3); lower is closer, may be negative.
 
     mean of k(s_i, s_j) over i != j, plus the same for real images, minus twice the mean of k(s_i, r_j), over all images
-    of both sides. The default kernel is KID's. Needs two images on either side.
+    of both sides. The default kernel is KID's. Needs two images on either side. `within_real` is the second mean, where it is
+    known already.
     """
-    kernel = kernel or kid_kernel
-    s, r = synthetic.double(), real.double()
-
-    def within(x: Tensor) -> float:
-        total = sum(kernel(part, x).sum().item() for part in x.split(CHUNK))
-        diagonal = sum(kernel(part, part).diagonal().sum().item() for part in x.split(CHUNK))
-        return (total - diagonal) / (len(x) * (len(x) - 1))
-
-    across = sum(kernel(s, part).sum().item() for part in r.split(CHUNK)) / (len(s) * len(r))
-    return within(s) + within(r) - 2 * across
+    of_real = within(real, kernel) if within_real is None else within_real
+    return within(synthetic, kernel) + of_real - 2 * across(synthetic, real, kernel)
 
 
 def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -43,13 +58,27 @@ def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kid(
-    synthetic: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    synthetic: Tensor,
+    real: Tensor,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    kept: MutableMapping[Any, Any] | None = None,
 ) -> tuple[float, float]:
     """Kernel Inception Distance as torch-fidelity and torchmetrics define it, over these features.
 
     The mean and standard deviation, over `subsets` draws without replacement of `subset_size` images from either side,
     of `mmd2` with `kid_kernel`. Their default of 1000 exceeds most distilled sets; where it is the size of both sides,
     every draw is the whole and the mean is `mmd2` itself.
+
+    Args:
+        synthetic: features (n, D).
+        real: likewise.
+        subsets: how many draws.
+        subset_size: images of either side in a draw.
+        seed: of the draws, which depend on nothing else but the numbers of images.
+        kept: where what depends on the real features alone is kept, for other sets held against the same.
 
     Raises:
         DapError: a side has fewer than `subset_size` images, or that is below 2.
@@ -60,10 +89,29 @@ def kid(
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(x: Tensor) -> Tensor:
-        return x[torch.randperm(len(x), generator=generator)[:subset_size]]
+        return torch.randperm(len(x), generator=generator)[:subset_size]
 
-    found = torch.tensor([mmd2(drawn(synthetic), drawn(real)) for _ in range(subsets)], dtype=torch.float64)
+    draws = [(drawn(synthetic), drawn(real)) for _ in range(subsets)]
+    key = ("kid", len(synthetic), subsets, subset_size, seed)
+    known = once(kept, key, lambda: [within(real[r]) for _, r in draws])
+    whole = within(synthetic) if subset_size == len(synthetic) else None  # whatever the order of a draw
+    found = torch.tensor(
+        [
+            (within(synthetic[s]) if whole is None else whole) + mean - 2 * across(synthetic[s], real[r])
+            for (s, r), mean in zip(draws, known, strict=True)
+        ],
+        dtype=torch.float64,
+    )
     return found.mean().item(), found.std(correction=0).item()
+
+
+def once(kept: MutableMapping[Any, Any] | None, key: object, make: Callable[[], T]) -> T:
+    """What is kept under a key, made where it is not there or nothing is kept."""
+    if kept is None:
+        return make()
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def frechet(synthetic: Tensor, real: Tensor) -> float:

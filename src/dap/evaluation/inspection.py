@@ -69,6 +69,8 @@ class Inspector:
         self, train: Source, test: Labelled, features: tuple[str, Features], *, limit: int | None = None
     ) -> None:
         self.train, self.test, self.name, self.features, self.limit = train, test, *features, limit
+        self._kept: dict[Any, Any] = {}
+        """What `compare` computes of the real images alone."""
         self.columns = features[1].columns(train.class_names) if isinstance(features[1], Reference) else None
 
     @cached_property
@@ -127,7 +129,7 @@ class Inspector:
         pools = self.reals.features
         real = torch.cat(pools), torch.arange(len(pools)).repeat_interleave(torch.tensor([len(p) for p in pools]))
         try:
-            compared = compare((features, labels), real, len(pools), distances={"rbf": RBF()})
+            compared = compare((features, labels), real, len(pools), distances={"rbf": RBF()}, kept=self._kept)
         except DapError as error:  # too few images of a class, say; all else stands
             log.warning("No measures: %s", error)
             return Comparison({}, [], {}), {"measures": str(error)}

@@ -6,16 +6,17 @@ which need all pairs of a class, use |x|^2 + |y|^2 - 2 x.y, whose error there is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dap.errors import DapError
 from dap.evaluation.batches import Labelled, check_labelled
-from dap.evaluation.distributions import GramFunction, frechet, kid, mmd2
+from dap.evaluation.distributions import GramFunction, frechet, kid, mmd2, once, within
 from dap.kernels import Kernel
 
 CHUNK = 1000
@@ -50,7 +51,7 @@ def diversity(synthetic: Tensor) -> float:
     return _distances(synthetic, synthetic).sum().item() / (n * (n - 1))
 
 
-def prdc(synthetic: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
+def prdc(synthetic: Tensor, real: Tensor, k: int = 5, radii: Tensor | None = None) -> dict[str, float]:
     """Precision, recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020) by k nearest neighbours.
 
     The ball of an image is open and reaches to the k-th nearest other image of its own set. With M synthetic images s
@@ -60,9 +61,9 @@ def prdc(synthetic: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
         recall    = 1/N #{r in the ball of some s}      coverage = 1/N #{r whose ball holds some s}
 
     A synthetic set of k images or fewer takes its balls from M - 1 neighbours; a single image has no ball, so recall is
-    then left out. Needs k + 1 real images.
+    then left out. Needs k + 1 real images. `radii` (N,) are those of the real balls, where they are known already.
     """
-    radii = _radii(real, k)
+    radii = _radii(real, k) if radii is None else radii
     parts = zip(real.split(CHUNK), radii.split(CHUNK), strict=True)
     in_real = torch.cat([_distances(synthetic, part) < radius for part, radius in parts], 1)
     found = {
@@ -135,6 +136,7 @@ def compare(
     k: int = 5,
     kernel: GramFunction | None = None,
     distances: Mapping[str, Kernel] = EMPTY,
+    kept: MutableMapping[Any, Any] | None = None,
 ) -> Comparison:
     """Every measure of this module within each class, and KID and the Fréchet distance of the whole set.
 
@@ -146,6 +148,8 @@ def compare(
         kernel: of `mmd2`.
         distances: kernels whose `representativeness` is added as `representativeness_<name>`; open bandwidths are fitted
             to the class's real features.
+        kept: where what depends on the real features alone is kept, for other sets held against the same with the same
+            kernels.
 
     Returns:
         By class representativeness, nearest, precision, density, coverage, recall, diversity, mmd2 and the pairs
@@ -165,12 +169,16 @@ def compare(
     rows: list[dict[str, float]] = []
     for label in range(classes):
         s, r = synthetic[0][synthetic[1] == label].double(), real[0][real[1] == label].double()
-        row = {"representativeness": representativeness(s, r), "nearest": nearest(s, r), **prdc(s, r, k)}
+        radii = once(kept, ("radii", label, k), lambda r=r: _radii(r, k))
+        row = {"representativeness": representativeness(s, r), "nearest": nearest(s, r), **prdc(s, r, k, radii)}
         row["minimax_representativeness"] = minimax_representativeness(s, r)
         row["mgd3_representativeness"] = mgd3_representativeness(s, r)
-        row |= {f"representativeness_{n}": representativeness(s, r, d.fit(r)) for n, d in distances.items()}
+        for name, open_kernel in distances.items():
+            fitted = once(kept, ("kernel", name, label), lambda d=open_kernel, r=r: d.fit(r))
+            row[f"representativeness_{name}"] = representativeness(s, r, fitted)
         if len(s) > 1:
-            row |= {"diversity": diversity(s), "mmd2": mmd2(s, r, kernel)}
+            mean = once(kept, ("within", label), lambda r=r: within(r, kernel))
+            row |= {"diversity": diversity(s), "mmd2": mmd2(s, r, kernel, within_real=mean)}
             row |= {"minimax_diversity": minimax_diversity(s), "mgd3_diversity": mgd3_diversity(s)}
         rows.append(row)
     shared = [name for name in max(rows, key=len) if all(name in row for row in rows)]
@@ -180,7 +188,7 @@ def compare(
         notes |= dict.fromkeys([n for n in max(rows, key=len) if n not in shared], "a class has a single image")
     size = min(len(synthetic[0]), len(real[0]), 1000)
     if size > 1:
-        values["kid"], values["kid_std"] = kid(synthetic[0], real[0], subset_size=size)
+        values["kid"], values["kid_std"] = kid(synthetic[0], real[0], subset_size=size, kept=kept)
     try:
         values["frechet"] = frechet(synthetic[0], real[0])
     except DapError as error:

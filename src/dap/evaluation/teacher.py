@@ -97,6 +97,19 @@ class Teacher:
         return found.float()[:, list(self.columns)]
 
 
+def check_teacher(name_or_path: str | Path) -> None:
+    """Whether a name can be a teacher's, found out without loading one; as of `load_teacher`.
+
+    Raises:
+        DapError: it is no file, and no name of one of the other kinds.
+    """
+    if not (Path(name_or_path).is_file() or ":" in str(name_or_path)):
+        raise DapError(
+            f"No teacher {name_or_path}: neither a file (dap train-teacher makes one), nor torchvision:NAME, nor "
+            "file.py:build."
+        )
+
+
 def load_teacher(
     name_or_path: str | Path, class_names: Sequence[str], device: str | torch.device = "cpu", *, offline: bool = False
 ) -> Teacher:
@@ -113,16 +126,13 @@ def load_teacher(
     Raises:
         DapError: it is unknown, its file is damaged, it does not know a class, or its weights cannot be fetched.
     """
+    check_teacher(name_or_path)
     name, wanted, device = str(name_or_path), tuple(class_names), torch.device(device)
     if name.startswith("torchvision:"):
         return _torchvision(name, wanted, device, offline)
     if Path(name).is_file():
         return _trained(Path(name), wanted, device)
-    if ":" in name:
-        return _own(name, wanted, device)
-    raise DapError(
-        f"No teacher {name}: neither a file (dap train-teacher makes one), nor torchvision:NAME, nor file.py:build."
-    )
+    return _own(name, wanted, device)
 
 
 def train_teacher(
@@ -228,7 +238,7 @@ def _imagenet_columns(wanted: tuple[str, ...], teacher: str) -> tuple[int, ...]:
         if not found:
             raise DapError(
                 f"{teacher} knows ImageNet's thousand classes, and {name!r} is none of them; "
-                "dap train-teacher makes one that knows yours (--teacher FILE)."
+                "dap train-teacher makes one that knows yours."
             )
         if len(found) > 1 or found[0] in columns:
             raise DapError(f"{name!r} does not name one class of ImageNet alone; name the classes by WordNet id.")
