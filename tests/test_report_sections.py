@@ -387,3 +387,21 @@ def test_hostile_names_stay_text_in_every_section(tmp_path: Path) -> None:
     assert "</script" not in "".join(value or "" for value in re.findall(r"data-near='([^']*)'", page))
     assert HOSTILE not in (tmp_path / "out" / "report.md").read_text()
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_accuracies_have_the_columns_of_which_a_row_says_something(tmp_path: Path) -> None:
+    """Without a guided method none for its scale; where it stands, its unit is beside it and not below."""
+
+    def heads(page: str) -> list[str]:
+        table = page[page.index('<section id="accuracy">') :]
+        return re.findall(r"<th scope=\"col\"[^>]*>([^<]*)", table[: table.index("</thead>")])
+
+    plain = [make_set(tmp_path / m, recipe(m, 0), [trial(0.6)]) for m in ("random", "vanilla")]
+    always = ["method", "ipc", "accuracy (last), %", "per set", "vs vanilla", "sets × trials", "s per set", "GB"]
+    assert heads(page_of(plain, tmp_path / "out")) == [*always, "representativeness", "diversity", "coverage"]
+    cost = json.loads((plain[0] / "cost.json").read_text())
+    (plain[0] / "cost.json").write_text(json.dumps({**cost, "needs": ["classifier"]}))
+    page = page_of([*plain, make_set(tmp_path / "dap", recipe("dap", 0), [trial(0.7)])], tmp_path / "out")
+    guided = [*always[:2], "scale", "targets", *always[2:], "needs", "representativeness", "diversity", "coverage"]
+    assert heads(page) == guided
+    assert re.search(r'<td class="n scale"[^>]*>0.05 <small>step</small>', page) and "td.scale small" in page

@@ -213,6 +213,7 @@ def _tables(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
                 "name": "Not evaluated yet" if setting is None else setting_name(setting),
                 "headline": setting.headline if setting else None,
                 "rows": lines,
+                "told": _told(here),
                 "missing": [label for key, label in elsewhere.items() if setting and key not in present],
                 "expected": "published" if expected and all(one.source for one in expected) else "expected",
                 "claimed": bool(expected),
@@ -227,6 +228,13 @@ def _tables(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
             }
         )
     return tables
+
+
+def _told(rows: Sequence[Row]) -> set[str]:
+    """Those of the columns that are not always there of which some row says something."""
+    told = {"scale": lambda row: row.scale, "targets": lambda row: row.targets, "needs": lambda row: row.needs}
+    found = {name for name, of in told.items() if any(of(row) for row in rows)}
+    return found | {name for name in MEASURES if any(row.measures[name] is not None for row in rows)}
 
 
 def _line(row: Row, rows: Sequence[Row], span: tuple[float, float] | None, claims: Claims) -> dict[str, Any]:
@@ -244,7 +252,7 @@ def _line(row: Row, rows: Sequence[Row], span: tuple[float, float] | None, claim
         "difference": signed(row.difference.value) if row.difference else DASH,
         "interval": interval(row.difference) if row.difference else "",
         "times": times(row),
-        "measures": [(row.measures[name], figure(row.measures[name])) for name in MEASURES],
+        "measures": [(name, row.measures[name], figure(row.measures[name])) for name in MEASURES],
         "seconds": figure(row.seconds),
         "memory": figure(row.memory),
         "needs": ", ".join(row.needs),
