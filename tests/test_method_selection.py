@@ -212,7 +212,7 @@ def test_unmet_needs_are_said_before_any_work(colours, tmp_path):
     with pytest.raises(DapError, match="3 images of class 'Trouser' cannot be chosen among 2"):
         distill(recipe("herding", pool=2), tmp_path / "few", Workshop("cpu"))
     with pytest.raises(DapError, match="take 8000 crops"):
-        distill(recipe("rded", ipc=2000), tmp_path / "many", Workshop("cpu"))
+        distill(recipe("rded", ipc=2000, factor=2), tmp_path / "many", Workshop("cpu"))
     with pytest.raises(DapError, match="no use for a classifier"):
         distill(
             Recipe.parse({"method": "random", "classifier": "torchvision:resnet18", "data": {"size": 8}}),
@@ -262,14 +262,16 @@ def test_rded_against_a_plain_loop(source, monkeypatch, factor, ipc, chunk):
 
 def test_rded_looks_at_enough_images_and_says_what_does_not_fit(source):
     """A small `images` is raised to the crops that are needed, here all twelve of the class."""
-    made = find("rded").prepare(seen(source, "rded", ipc=3, images=1))(Unit(0, (0, 1, 2)))
+    made = find("rded").prepare(seen(source, "rded", ipc=3, images=1, factor=2))(Unit(0, (0, 1, 2)))
     assert len({key for record in made.records for key in record["real"]}) == 12
     with pytest.raises(DapError, match=r"take 16 crops .* it has 12; give --option factor=1 or a smaller ipc"):
-        find("rded").prepare(seen(source, "rded", ipc=4))
+        find("rded").prepare(seen(source, "rded", ipc=4, factor=2))
     with pytest.raises(DapError, match=r"take 13 crops .* it has 12; give a smaller ipc"):
         find("rded").prepare(seen(source, "rded", ipc=13, factor=1))
     with pytest.raises(DapError, match="8 px cannot be cut into 9 tiles a side"):
         find("rded").prepare(seen(source, "rded", ipc=1, factor=9))
+    small = find("rded").prepare(seen(source, "rded", ipc=12))(Unit(0, (0,)))
+    assert len(small.records[0]["real"]) == 1, "small images are one crop each, as in the paper"
 
 
 @pytest.mark.parametrize("method", ["herding", "k-center", "rded"])
@@ -284,7 +286,7 @@ def test_an_interrupted_set_goes_on_to_the_same_bytes_without_the_work_done(
             "data": {"path": str(colours), "size": 8},
             "classifier": own,
             "backbone": None,
-            "options": {"images": 12} if method == "rded" else {"pool": 7},
+            "options": {"images": 12, "factor": 2} if method == "rded" else {"pool": 7},
         }
     )
     whole = distill(wanted, tmp_path / "whole", Workshop("cpu"))

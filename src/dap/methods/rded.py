@@ -20,11 +20,17 @@ CHUNK = 64
 """At most so many real images have their crops judged together."""
 
 
+SMALL = 64
+"""Side in px up to which the paper's scripts take one crop an image: CIFAR's and Tiny-ImageNet's."""
+
+
 class RdedOptions(base.Options):
     """Defaults are those of the paper's scripts."""
 
-    factor: int = Field(
-        default=2, ge=1, description="An image is factor x factor crops; the paper has 2, on small images 1."
+    factor: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"An image is factor x factor crops. Default, as the paper's scripts: 1 up to {SMALL} px, else 2.",
     )
     crops: int = Field(default=5, ge=1, description="Random crops of a real image, of which the best one stays.")
     smallest: float = Field(
@@ -56,19 +62,18 @@ class Rded(Method):
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, source, options, classifier = task.recipe, task.source, task.options, task.classifier
         assert classifier is not None and isinstance(options, RdedOptions)
-        wanted = recipe.ipc * options.factor**2
-        if options.factor > source.size:
-            raise DapError(
-                f"Images of {source.size} px cannot be cut into {options.factor} tiles a side; lower factor."
-            )
+        factor = options.factor or (1 if source.size <= SMALL else 2)
+        wanted = recipe.ipc * factor**2
+        if factor > source.size:
+            raise DapError(f"Images of {source.size} px cannot be cut into {factor} tiles a side; lower factor.")
         for label, name in enumerate(source.class_names):
             if source.count(label) < wanted:
-                less = "--option factor=1 or a smaller ipc" if options.factor > 1 else "a smaller ipc"
+                less = "--option factor=1 or a smaller ipc" if factor > 1 else "a smaller ipc"
                 raise DapError(
                     f"{recipe.ipc} images of class {name!r} take {wanted} crops of as many real images, and it has "
                     f"{source.count(label)}; give {less}."
                 )
-        step = RandomResizedCrop(size=source.size // options.factor, scale=(options.smallest, 1.0), ratio=(1.0, 1.0))
+        step = RandomResizedCrop(size=source.size // factor, scale=(options.smallest, 1.0), ratio=(1.0, 1.0))
 
         def crops(name: str) -> dict[str, Tensor]:
             label = source.class_names.index(name)
@@ -97,13 +102,13 @@ class Rded(Method):
 
         def make(unit: Unit) -> Made:
             name = source.class_names[unit.label]
-            key = {"class": name, "ipc": recipe.ipc, "seed": recipe.seed, **options.model_dump()}
+            key = {"class": name, "ipc": recipe.ipc, "seed": recipe.seed, **options.model_dump(), "factor": factor}
             made = task.store.get(f"surest crops of {name}", key, lambda: crops(name))
-            n = options.factor**2
+            n = factor**2
             images, records = [], []
             for slot in unit.slots:
                 part = slice(slot, n * recipe.ipc, recipe.ipc)
-                images.append(tiled(made["crops"][part], options.factor, source.size))
+                images.append(tiled(made["crops"][part], factor, source.size))
                 records.append({"seed": recipe.seed, "real": source.keys(unit.label, made["indices"][part].tolist())})
             return Made(torch.stack(images), records)
 
