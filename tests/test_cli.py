@@ -182,7 +182,7 @@ def test_classes_the_backbone_does_not_know(pipeline_folder, tmp_path, capsys):
     assert not (tmp_path / "set").exists()
 
 
-def test_broken_images_are_named_counted_and_limited(pipeline_folder, colours, tmp_path, capsys):
+def test_broken_images_are_named_counted_and_limited(pipeline_folder, colours, tmp_path, capsys, caplog):
     import shutil
 
     data = tmp_path / "data"
@@ -191,7 +191,11 @@ def test_broken_images_are_named_counted_and_limited(pipeline_folder, colours, t
     victim.write_bytes(victim.read_bytes()[:60])
     args = ["distill", "--backbone", pipeline_folder, "--data", data, "--steps", 2, "--reals", 12, "--ipc", 2]
     status, err = call(capsys, *args, "--out", tmp_path / "one")
-    assert status == 1 and "red" in err and "11" in err  # twelve were asked for, eleven can be read
+    # Twelve of the class's twelve are asked for and eleven can be read: "all of a smaller class" are those.
+    assert status == 0 and "left out red/3.png" in caplog.text, err
+    slots = ["--targets", "slot", "--ipc", 12]
+    status, err = call(capsys, *args, *slots, "--out", tmp_path / "slots")
+    assert status == 1 and "red" in err and "11" in err  # twelve targets need twelve
     status, err = call(capsys, *args, "--reals", 8, "--out", tmp_path / "two")
     assert status == 0, err
     for i in range(9):
