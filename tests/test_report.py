@@ -189,6 +189,13 @@ def test_groups_are_recipes_without_the_seed(sets: list[Path], tmp_path: Path) -
     assert "guidance.scale 0.05 (in 3 of 5)" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_path_is_named_after_what_lies_there(tmp_path: Path) -> None:
+    made = [{**recipe("vanilla", 0), "backbone": {"path": name}} for name in ("starter", "starter-unet")]
+    sets = [make_set(tmp_path / f"{at}", one, [trial(0.7)]) for at, one in enumerate(made)]
+    labels = [group.label for group in group_sets(report.load(sets))]
+    assert labels == ["vanilla (backbone starter)", "vanilla (backbone starter-unet)"]
+
+
 def test_a_folder_of_images_from_elsewhere_is_reported(tmp_path: Path) -> None:
     for name in ("bag", "shirt"):
         (tmp_path / "theirs" / name).mkdir(parents=True)

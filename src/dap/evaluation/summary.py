@@ -172,7 +172,8 @@ def varying(records: Sequence[SetRecord]) -> list[str]:
 def described(record: SetRecord, fields: Sequence[str]) -> str:
     """A record's value of each of these fields, as in "scale 0.05, layer 4"; fields it does not have are left out."""
     values = flatten(record.recipe)
-    leaves = [field.rpartition(".")[2] for field in fields]
+    # A path is named after what lies there: "backbone starter", not "path starter".
+    leaves = [field.removesuffix(".path").rpartition(".")[2] for field in fields]
     names = [leaf if leaves.count(leaf) == 1 else field for leaf, field in zip(leaves, fields, strict=True)]
     pairs = [(name, values.get(field)) for name, field in zip(names, fields, strict=True)]
     texts = ((name, f"{value:g}" if is_number(value) else value) for name, value in pairs if value not in (None, ""))
