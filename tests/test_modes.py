@@ -9,13 +9,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from chain import chain
 from dap.backbones import ClassifierFree, Mixture
 from dap.errors import DapError
 from dap.guidance import Descend, Deviation, Guidance, Manifold, Modes, State, Sum, Window
 from dap.guidance.manifold import normal_to_plane
 from dap.guidance.modes import Centres
 from dap.sampling import Batch, latents, sample
-from dap.seeding import generators, seed_of
+from dap.seeding import seed_of
 from dap.solvers import SOLVERS
 from dap.testing import check_guidance
 
@@ -86,35 +87,10 @@ def test_the_chain_equals_mgd3_written_anew_in_float64(backbone):
     made = latents(ClassifierFree(backbone, cfg, 3), guidance, batch, steps=50)
     towards = torch.stack([modes[0, 1], modes[1, 0]]).double()
 
-    model = backbone.transformer.double()
-    try:
-        labels, null = torch.tensor([0, 2]), torch.tensor([3, 3])
-        abar = torch.cat([(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0), torch.ones(1)])
-        gens = generators(batch.seeds)
+    def push(i, sigma, x0):
+        return -scale * sigma * (x0 - towards) if i > stop_t else 0
 
-        def noise():
-            return torch.stack([torch.randn(4, 4, 4, generator=g) for g in gens]).double()
-
-        x = noise()
-        ts = [round(i * 999 / 49) for i in range(50)]
-        for i in reversed(range(50)):
-            t, before = ts[i], ts[i - 1] if i else -1
-            with torch.no_grad():
-                full = torch.full((2,), t)
-                cond = model(x, timestep=full, class_labels=labels).sample
-                free = model(x, timestep=full, class_labels=null).sample
-            eps = cond[:, :4].clone()
-            eps[:, :3] = free[:, :3] + cfg * (cond[:, :3] - free[:, :3])
-            a, b = abar[t], abar[before]
-            beta = 1 - a / b
-            x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
-            x = b.sqrt() * beta / (1 - a) * x0 + (a / b).sqrt() * (1 - b) / (1 - a) * x
-            if i > 0:
-                low, high = (beta * (1 - b) / (1 - a)).log(), beta.log()
-                sigma = (0.5 * (low + (cond[:, 4:] + 1) / 2 * (high - low))).exp()
-                x = x - (scale * sigma * (x0 - towards) if i > stop_t else 0) + sigma * noise()
-    finally:
-        backbone.transformer.float()
+    x = chain(backbone, batch, cfg, 50, push)
     plain = latents(ClassifierFree(backbone, cfg, 3), None, batch, steps=50)
     assert (made - plain).abs().amax() > 0.1
     torch.testing.assert_close(made.double(), x, rtol=1e-3, atol=1e-3)

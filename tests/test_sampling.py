@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
+from chain import chain
 from dap.backbones import ClassifierFree, Mixture
 from dap.errors import DapError
 from dap.guidance import Descend, Energy, Guidance, Nothing, Representative, Window
 from dap.sampling import Batch, images, latents, sample
-from dap.seeding import generators, seed_of
+from dap.seeding import seed_of
 
 
 @pytest.fixture(scope="module")
@@ -59,38 +60,7 @@ def test_the_chain_equals_an_independent_float64_implementation(backbone):
     cfg, steps = 3.0, 50
     batch = Batch.of(("red", "blue"), [0, 1], [0, 5], 7)
     made = latents(ClassifierFree(backbone, cfg, 3), None, batch, steps=steps)
-
-    model = backbone.transformer.double()
-    try:
-        labels, null = torch.tensor([0, 2]), torch.tensor([3, 3])
-        abar = torch.cat([(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0), torch.ones(1)])
-        gens = generators(batch.seeds)
-        shape = (4, 4, 4)
-
-        def noise():
-            return torch.stack([torch.randn(*shape, generator=g) for g in gens]).double()
-
-        x = noise()
-        ts = [round(i * 999 / (steps - 1)) for i in range(steps)][::-1]
-        for t, before in zip(ts, [*ts[1:], -1], strict=True):
-            with torch.no_grad():
-                full = torch.full((2,), t)
-                cond = model(x, timestep=full, class_labels=labels).sample
-                free = model(x, timestep=full, class_labels=null).sample
-            eps = cond[:, :4].clone()
-            eps[:, :3] = free[:, :3] + cfg * (cond[:, :3] - free[:, :3])
-            a, b = abar[t], abar[before]
-            beta = 1 - a / b
-            x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
-            mean = b.sqrt() * beta / (1 - a) * x0 + (a / b).sqrt() * (1 - b) / (1 - a) * x
-            if t > 0:
-                low, high = (beta * (1 - b) / (1 - a)).log(), beta.log()
-                log_variance = low + (cond[:, 4:] + 1) / 2 * (high - low)
-                x = mean + (0.5 * log_variance).exp() * noise()
-            else:
-                x = mean
-    finally:
-        backbone.transformer.float()
+    x = chain(backbone, batch, cfg, steps)
     torch.testing.assert_close(made.double(), x, rtol=1e-3, atol=1e-3)
 
 
