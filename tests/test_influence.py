@@ -97,9 +97,9 @@ def test_in_units_of_noise_the_push_is_rho_of_the_paper():
         torch.testing.assert_close(push[i], -rho * gradient[i])
 
 
-@pytest.mark.parametrize("energy", [Influence(Tiny(), "x0"), Deviation(through="x0")])
+@pytest.mark.parametrize("energy", [Influence(Tiny(), "x0"), Deviation(of="x0")])
 def test_through_x0_leaves_the_denoiser_out(energy):
-    whole = Influence(energy.trajectory) if isinstance(energy, Influence) else Deviation()
+    whole = Influence(energy.trajectory) if isinstance(energy, Influence) else Deviation(of="denoiser")
     x, x0 = draw(2, *SHAPE, seed=5).requires_grad_(), draw(2, *SHAPE, seed=7)
     for deviation in (energy, whole):
         if isinstance(deviation, Deviation):
@@ -113,6 +113,7 @@ def test_through_x0_leaves_the_denoiser_out(energy):
 def test_deviation_is_the_largest_cosine_to_what_came_before():
     kept = [draw(1, *SHAPE, seed=20 + i) for i in range(4)]
     energy, x = Deviation(memory=2), draw(1, *SHAPE, seed=1).requires_grad_()
+    assert energy.grad_through == "features", "of x_t itself, so no graph goes through the denoiser"
     energy.begin([0])
 
     def cosine(i):
@@ -120,7 +121,7 @@ def test_deviation_is_the_largest_cosine_to_what_came_before():
         return (a @ b / a.norm() / b.norm()).item()
 
     def now(slot, label=0):
-        return state(x, 1.0 * x, (label,), (slot,))
+        return state(x, draw(1, *SHAPE, seed=2), (label,), (slot,))
 
     first = now(0)
     assert energy(first).item() == 0 and not Descend(energy, 120.0)(first).any()

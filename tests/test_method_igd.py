@@ -69,9 +69,9 @@ def test_a_checkpoint_is_kept_where_the_gradient_has_turned(make):
     steps = sorted(alike(a, b) for a in range(4) for b in range(a + 1, 4))
     for threshold in [-1.0, *((low + high) / 2 for low, high in pairwise(steps))]:
         wanted = [0]
-        wanted += [epoch for epoch in (1, 2, 3) if alike(wanted[-1], epoch) < threshold and not wanted.append(epoch)][
-            :0
-        ]
+        for epoch in (1, 2, 3):
+            if alike(wanted[-1], epoch) < threshold:
+                wanted.append(epoch)
         few = surrogate(make(threshold=threshold))
         assert len(few._networks) == len(wanted)
         for net, epoch in zip(few._networks, wanted, strict=True):
@@ -103,7 +103,7 @@ def test_the_decoder_carries_a_gradient(backbone):
 
 @pytest.mark.parametrize("folder", ["pipeline_folder", "sd_folder"])
 def test_the_gradient_goes_through_both_halves_and_the_whole_denoiser(folder, request):
-    """Of the deviation in x_t under classifier-free guidance, against finite differences of plain predictions."""
+    """Of the deviation of x0_hat under classifier-free guidance, against finite differences of plain predictions."""
     backbone = load(str(request.getfixturevalue(folder)))
     model, generator = ClassifierFree(backbone, 3.0), torch.Generator().manual_seed(0)
     t, condition = 400, backbone.condition(["red"])
@@ -117,7 +117,7 @@ def test_the_gradient_goes_through_both_halves_and_the_whole_denoiser(folder, re
     def cosine(sign):
         return F.cosine_similarity(x0_hat(x + sign * 1e-2 * direction).double().flatten(), kept.double().flatten(), 0)
 
-    energy, leaf = Deviation(), x.clone().requires_grad_()
+    energy, leaf = Deviation(of="denoiser"), x.clone().requires_grad_()
     prediction = model.predict(leaf, t, condition, grad_through=energy.grad_through)
     known = {"t": t, "index": 0, "steps": 4, "alpha": alpha, "sigma": sigma, "features": None, "proposal": x}
     at = State(
@@ -235,6 +235,12 @@ def test_gamma_grows_with_the_latents(backbone, make):
     _, off = Workshop("cpu").task(make(influence=0, deviation=0))
     assert isinstance(method.build(off), Nothing)
     assert backbone.latent_shape == (4, 4, 4)
+
+
+def test_k_is_counted_in_the_unit_of_the_authors_sampler(make):
+    method, task = Workshop("cpu").task(make(influence=5, deviation=0))
+    (descend,) = method.build(task).guidance.guidances
+    assert descend.scale == pytest.approx(0.0075) and descend.unit == "noise"
 
 
 def test_mistakes_are_said_before_any_work(make, tmp_path, monkeypatch):

@@ -224,7 +224,7 @@ def test_neutral_settings_are_the_vanilla_sample_bit_for_bit(mixture, guidance):
 
 def test_pushes_of_papers_add_up_each_in_its_window(mixture):
     """MGD3 and a plane in the first half, IGD's deviation later: at every state the sum of those that are at work."""
-    given, apart = Given(mixture.means), Deviation()
+    given, apart = Given(mixture.means), Deviation(of="denoiser")
     parts = (Window(Modes(given, 0.3), stop=0.5), Window(Manifold(given), stop=0.25))
     both = parts[0] + parts[1] + Window(Descend(apart, 5.0), start=0.25)
     assert both.sequential and both.grad_through == "denoiser"

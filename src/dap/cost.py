@@ -53,7 +53,7 @@ class Meter:
         here = self.written - self.began - self.store.waited + self.store.carried
         seconds = self.before["seconds"] + here
         cost = {
-            "seconds": round(seconds, 2),
+            "seconds": round(seconds, 4),  # of tiny sets too, which a hundredth would say cost nothing
             "images": self.before["images"] + self.images,
             "peak_memory_gb": max(self.before.get("peak_memory_gb", 0), peak_memory_gb()),
             "needs": self.needs,

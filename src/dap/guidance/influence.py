@@ -4,11 +4,15 @@ Chen, Du, Huang, Wang, Zhang & Wang, "Influence-Guided Diffusion for Dataset Dis
 
     x_{t-1} = \tilde x_{t-1} - \rho_t \nabla_{x_t} G_I(\hat x_0) - \gamma \nabla_{x_t} G_D(\hat x_0)
     G_I = mean_k [1 - cos(\nabla_\theta \ell(\theta_k; decode(\hat x_0), c), g_{k,c})]
-    \rho_t = k \sigma_t \|\epsilon\| / \|\nabla G_I\|
-    G_D = max over finished latents z of the class of cos(\hat x_0, z)
+    \rho_t = k u \sigma_t \|\epsilon\| / \|\nabla G_I\|,  u = 0.0015
+    G_D = max over finished latents z of the class of cos(x_t, z)
 
 θ_k are checkpoints of a network trained on the real data and g_{k,c} the mean gradient of class c's real images there. ρ_t is
-`Descend` with the unit "noise"; the steps that are guided are a `Window`.
+`Descend` with the unit "noise" and scale k · `STRENGTH_UNIT`; the steps that are guided are a `Window`.
+
+The paper's formulas are known to us at second hand, without u and with x0_hat in G_D. u and x_t are what the sampler does in
+Lokshaw-Chau/MinimaxDiffusion, which carries IGD's own scripts (diffusion/gaussian_diffusion.py, commit 3a9bbbdd); the authors'
+copy of that file could not be read. Without u, k = 5 pushes several times as far in each step as the sampler itself.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ from dap.guidance.base import Energy, GradThrough, State
 
 Through = Literal["denoiser", "x0"]
 """What the energies are differentiated in: x_t, through the whole noise prediction, or x0_hat as if x_t moved it one to one."""
+
+STRENGTH_UNIT = 0.0015
+"""What k = 1 is, in units of the noise in x_t; see above."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +116,27 @@ class Influence(Energy):
 
 @dataclass(frozen=True)
 class Deviation(Energy):
-    """G_D, −1 … 1: the largest cosine between an image's x0_hat and the finished latents of the slots before it in its class.
+    """G_D, −1 … 1: the largest cosine between an image and the finished latents of the slots before it in its class.
 
     0 for the first slot, which nothing is to be kept apart from.
 
     Args:
         memory: how many slots back are remembered, 64 in the paper.
-        through: as of `Influence`.
+        of: "x" compares x_t itself; "denoiser" and "x0" compare x0_hat, differentiated as `Through` says.
 
     Raises:
         DapError: memory is less than 1.
     """
 
     memory: int = 64
-    through: Through = "denoiser"
+    of: Literal["x"] | Through = "x"
     _finished: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
     sequential = True
 
     def __post_init__(self) -> None:
         if self.memory < 1:
             raise DapError(f"memory must be at least 1, not {self.memory}.")
-        object.__setattr__(self, "grad_through", _carrier(self.through))
+        object.__setattr__(self, "grad_through", "features" if self.of == "x" else _carrier(self.of))
 
     def begin(self, labels: Sequence[int]) -> None:
         for label, slot in [*self._finished]:
@@ -148,7 +155,7 @@ class Deviation(Energy):
 
     def __call__(self, state: State) -> Float[Tensor, " b"]:
         energies = []
-        flat = _x0(state, self.through).flatten(1)
+        flat = (state.x if self.of == "x" else _x0(state, self.of)).flatten(1)
         for mine, label, slot in zip(flat, state.labels.tolist(), state.slots.tolist(), strict=True):
             others = self.before(label, slot)
             energies.append(F.cosine_similarity(mine[None], torch.stack(others)).amax() if others else 0 * mine.sum())

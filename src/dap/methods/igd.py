@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from dap.evaluation.fitting import Training, new_network, run_with_checkpoint, s
 from dap.evaluation.protocol import Protocol, load_protocol
 from dap.evaluation.transforms import run
 from dap.guidance import Descend, Deviation, Guidance, Influence, Nothing, Sum, Window
-from dap.guidance.influence import Moment, Through, flat_gradient
+from dap.guidance.influence import STRENGTH_UNIT, Moment, Through, flat_gradient
 from dap.methods.base import Options, Task
 from dap.methods.vanilla import Vanilla
 from dap.seeding import seed_of
@@ -31,8 +31,11 @@ PAPER_LATENTS = 4 * 32 * 32
 class IgdOptions(Options):
     """The two guidances, and the surrogate they need."""
 
-    influence: float = Field(default=5.0, ge=0, description="k. 0: none, and no surrogate is trained.")
-    deviation: float = Field(default=120.0, ge=0, description="gamma. 0: none.")
+    influence: float = Field(default=5.0, ge=0, description="k; the paper: 5. 0: none, and no surrogate is trained.")
+    deviation: float = Field(default=120.0, ge=0, description="gamma; the paper: 120. 0: none.")
+    apart: Literal["x", "denoiser", "x0"] = Field(
+        default="x", description="What is kept apart: x is x_t; denoiser and x0 are x0_hat, as `through` has them."
+    )
     start: float = Field(default=0.08, ge=0, le=1, description="Guide from this fraction of the run on.")
     stop: float = Field(default=0.4, ge=0, le=1, description="Guide until this fraction of the run.")
     memory: int = Field(default=64, ge=1, description="Earlier images of the class to keep apart from; the paper's 64.")
@@ -223,10 +226,10 @@ class Igd(Vanilla):
         parts: list[Guidance] = []
         if options.influence > 0:
             influence = Influence(Surrogate(task, options), options.through)
-            parts.append(Descend(influence, options.influence, "noise"))
+            parts.append(Descend(influence, options.influence * STRENGTH_UNIT, "noise"))
         if options.deviation > 0:
             scale = options.deviation * math.prod(backbone.latent_shape) / PAPER_LATENTS
-            parts.append(Descend(Deviation(options.memory, options.through), scale))
+            parts.append(Descend(Deviation(options.memory, options.apart), scale))
         window = Window(Sum(tuple(parts)), options.start, options.stop) if parts else Nothing()
         steps = recipe.sampling.steps
         # Without a guided step no surrogate is trained.
