@@ -185,3 +185,14 @@ def test_by_command_on_the_starter(tmp_path, capsys):
     found = made.noted(NOTE)
     assert found["agreement"] == 1 and found["real"]["accuracy"] >= 0.75, "trousers are no bags"
     assert not (tmp_path / "a" / ".zeroshot").exists()
+
+
+def test_what_any_set_lacks_is_said_before_the_first_is_looked_at(colours, pipeline_folder, tmp_path, capsys):
+    shared = {"ipc": 1, "data": {"path": str(colours), "size": 8}, "sampling": {"steps": 2}}
+    made = distill(
+        Recipe.parse({"method": "vanilla", "backbone": {"path": str(pipeline_folder)}, **shared}), tmp_path / "a"
+    )
+    distill(Recipe.parse({"method": "random", **{k: shared[k] for k in ("ipc", "data")}}), tmp_path / "b")
+    assert main(["classify", str(tmp_path / "a"), str(tmp_path / "b"), "--reals", "2", "--times", "2"]) == 1
+    told = capsys.readouterr()
+    assert "b was made without a backbone" in told.err and not told.out and made.noted(NOTE) is None

@@ -221,12 +221,13 @@ def classify(args: argparse.Namespace) -> None:
     opened = [DistilledSet.from_folder(path, args.classes) for path in folders]
     unfinished = opened[0].path / ".zeroshot"
     store, told = Store(args.cache or unfinished), Bars().work
-    for made in opened:
-        recipe = made.recipe or {}
+    recipes = [made.recipe or {} for made in opened]
+    for made, recipe in zip(opened, recipes, strict=True):
         if not (args.backbone or recipe.get("backbone")):
             raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
         if not (args.data or recipe.get("data")):
             raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
+    for made, recipe in zip(opened, recipes, strict=True):
         choice = BackboneChoice(path=args.backbone) if args.backbone else BackboneChoice(**recipe["backbone"])
         backbone = workshop.backbone(choice)
         path, size = args.data or recipe["data"]["path"], backbone.card.size
