@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-EVALUATION = Path(__file__).parents[1] / "benchmarks" / "evaluation.py"
+ROOT = Path(__file__).parents[1]
+EVALUATION, RIVALS = (ROOT / "benchmarks" / name for name in ("evaluation.py", "rivals.py"))
 
 
 def test_a_tiny_comparison_of_training_loops(monkeypatch, capsys):
@@ -46,3 +47,50 @@ def test_cutmix_of_the_plain_loop_knows_the_area_it_kept():
             assert set(image.unique().tolist()) <= {label, other}
             if label != other:
                 assert (image == label).float().mean().item() == pytest.approx(own, abs=1e-6)
+
+
+def test_the_rivals_tables_are_what_the_ledger_says():
+    """docs/results.md shows what docs/rivals.csv holds, and nothing else."""
+    rivals = runpy.run_path(str(RIVALS))
+    page = (ROOT / "docs" / "results.md").read_text()
+    shown = page.partition(rivals["BEGIN"])[2].partition(rivals["END"])[0].strip()
+    assert shown == rivals["tables"](rivals["ledger"](ROOT / "docs" / "rivals.csv"))
+
+
+def cell(out, method, seed, accuracies, ipc=1, larger=None, **trial):
+    """What `dap compare` leaves of a set and its trainings."""
+    folder = out / f"method={method}" / f"seed{seed}"
+    folder.mkdir(parents=True)
+    recipe = {"method": method, "ipc": larger or ipc, "seed": seed}
+    if larger is None:
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+    else:
+        (folder / "import.json").write_text(json.dumps({"facts": {"recipe": recipe}}))
+    (folder / "classes.json").write_text(json.dumps({"ipc": ipc}))
+    (folder / "cost.json").write_text(json.dumps({"seconds": 30.0}))
+    known = {"protocol": "small-hard", "network": "convnet3", **trial}
+    trials = [known | {"seed": k, "last": value, "best": 1.0} for k, value in enumerate(accuracies)]
+    (folder / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
+
+
+def test_trainings_are_taken_up_once_and_summed_up_by_hand(tmp_path, monkeypatch, capsys):
+    (tmp_path / "rivals.csv").write_text("method\n")
+    (tmp_path / "results.md").write_text("before <!-- made by benchmarks/rivals.py --write -->old")
+    for seed, (random_, herding) in enumerate([((0.5, 0.52), (0.6,)), ((0.55, 0.55), (0.7,))]):
+        cell(tmp_path / "a", "random", seed, random_)
+        cell(tmp_path / "a", "herding", seed, herding)
+        cell(tmp_path / "b", "random", seed, (0.4,), larger=2)
+        cell(tmp_path / "c", "random", seed, (0.8,), ipc=2)
+        cell(tmp_path / "d", "random", seed, (0.3,), network="resnet18")
+    for _ in range(2):
+        folders = [str(tmp_path / name) for name in "abcd"]
+        monkeypatch.setattr(sys, "argv", [RIVALS.name, "--docs", str(tmp_path), "--write", "--add", *folders])
+        runpy.run_path(str(RIVALS), run_name="__main__")
+    assert not capsys.readouterr().out
+    assert len((tmp_path / "rivals.csv").read_text().splitlines()) == 1 + 4 + 2 + 2 + 2 + 2
+    page = (tmp_path / "results.md").read_text()
+    assert page.startswith("before <!--") and "old" not in page
+    assert "| `random` | 53.0 ± 2.8 | 2 × 2 | – | 51.4 ± 3.8 | – | 30 |" in page
+    assert "| `herding` | 65.0 ± 7.1 | 2 × 1 | – | 67.0 | classifier | 30 |" in page
+    assert "drawn down" in page and "| `random` | 80.0 ± 0.0 | 40.0 ± 0.0 | 2 |" in page
+    assert "several networks" in page and "| `random` | 53.0 ± 2.8 | 30.0 ± 0.0 | 2 |" in page

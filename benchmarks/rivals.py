@@ -1,0 +1,241 @@
+"""docs/rivals.csv, a line for each training of the rivals, and the tables of docs/results.md, which are made of it alone.
+
+    python benchmarks/rivals.py --add runs/ipc1 runs/ipc10     # takes up what `dap compare` left there, each training once
+    python benchmarks/rivals.py --write                        # puts the tables into docs/results.md, between its marks
+
+Accuracies are of the last epoch: mean and sample standard deviation over sets, each set's mean being over its trainings, and
+differences to vanilla of the same backbone with their 95 % intervals, all as `dap compare` has them (`dap.evaluation.spread`).
+Of a set that was drawn from a larger one, `ipc` is its own and `drawn_from` that of the larger one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dap.evaluation.spread import Stat, difference, spread_of
+from dap.methods import find
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+COLUMNS = (
+    "method", "backbone", "ipc", "drawn_from", "set_seed", "protocol", "network", "trial_seed",
+    "last_percent", "best_percent", "set_seconds", "set_peak_gb", "options",
+)  # fmt: skip
+
+PUBLISHED: dict[str, dict[str, str]] = {
+    "random": {"1": "51.4 ± 3.8", "10": "73.8 ± 0.7", "50": "82.5 ± 0.7"},
+    "herding": {"1": "67.0", "10": "71.1", "50": "71.9"},
+    "k-center": {"1": "66.9", "10": "54.7", "50": "68.3"},
+    "dc": {"1": "70.5", "10": "82.3", "50": "83.6"},
+    "dsa": {"1": "70.6", "10": "84.6", "50": "88.7"},
+    "dm": {"1": "70.7", "10": "83.5", "50": "88.1"},
+    "mtt": {"1": "75.3", "10": "87.2", "50": "88.3"},
+}
+"""By images a class. DC and DSA: README of VICO-UoE/DatasetCondensation; the others: from memory of papers."""
+
+AUGMENTED = {"dsa", "dm", "mtt"}
+"""Their published figures are with DSA's augmentation, those of the others without."""
+
+BEGIN, END = "<!-- made by benchmarks/rivals.py --write -->", "<!-- made until here -->"
+
+Line = dict[str, str]
+Row = tuple[str, str, str]
+"""Method, backbone, options."""
+
+
+def trainings(folders: Iterable[Path]) -> list[Line]:
+    """All that are in folders of `dap compare`, whatever was judged there."""
+    found: list[Line] = []
+    for folder in folders:
+        for file in sorted(folder.glob("*/seed*/trials.jsonl")):
+            recipe, cost, classes = (_read(file.parent / f"{name}.json") for name in ("recipe", "cost", "classes"))
+            if not recipe:  # a set that was drawn from another says that one's
+                recipe = _read(file.parent / "import.json")["facts"]["recipe"]
+            known = {
+                "method": recipe["method"],
+                "backbone": (recipe.get("backbone") or {}).get("path", ""),
+                "ipc": classes["ipc"],
+                "drawn_from": recipe["ipc"] if classes["ipc"] != recipe["ipc"] else "",
+                "set_seed": recipe["seed"],
+                "set_seconds": cost.get("seconds", ""),
+                "set_peak_gb": cost.get("peak_memory_gb", ""),
+                "options": json.dumps(recipe.get("options") or {}),
+            }
+            for trial in map(json.loads, file.read_text().splitlines()):
+                known |= {"protocol": trial["protocol"], "network": trial["network"], "trial_seed": trial["seed"]}
+                known |= {f"{name}_percent": f"{100 * trial[name]:.2f}" for name in ("last", "best")}
+                found.append({name: str(known[name]) for name in COLUMNS})
+    return found
+
+
+def merged(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
+    """Each training once, as it was said last, in the order of what it is."""
+    numbers = {"ipc", "drawn_from", "set_seed", "trial_seed"}
+    first = ("ipc", "drawn_from", "protocol", "network", "method", "backbone", "options", "set_seed", "trial_seed")
+
+    def which(line: Line) -> tuple[Any, ...]:
+        return tuple(int(line[name] or 0) if name in numbers else line[name] for name in first)
+
+    every = {which(line): line for lines in (old, new) for line in lines}
+    return [every[key] for key in sorted(every)]
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """What goes into docs/results.md: a table a setting with ConvNet-3, one of sub-sampling, one over networks a setting."""
+    made: list[str] = []
+    whole = [line for line in lines if not line["drawn_from"]]
+    for (ipc, protocol), of in _grouped(whole, "ipc", "protocol").items():
+        own = [line for line in of if line["network"] == "convnet3"]
+        title = (
+            f"### {ipc} image{'s' if ipc != '1' else ''} per class, `{protocol.removesuffix('+looks=1')}`, ConvNet-3"
+        )
+        made += [title, _setting(own, ipc, protocol)] if own else []
+    drawn = [line for line in lines if line["drawn_from"]]
+    for (larger, protocol, network), of in _grouped(drawn, "drawn_from", "protocol", "network").items():
+        full = [o for o in whole if (o["ipc"], o["protocol"], o["network"]) == (larger, protocol, network)]
+        title = f"### Sets of {larger} images per class drawn down, `{protocol.removesuffix('+looks=1')}`, {network}"
+        made += [title, _side_by_side([*full, *of], "ipc", lambda ipc: f"{ipc} per class")]
+    for (ipc, protocol), of in _grouped([line | _judge(line) for line in whole], "ipc", "protocol").items():
+        judged = _grouped(of, "method", "backbone", "options", "set_seed").values()
+        across = [line for sets in judged if len({line["network"] for line in sets}) > 1 for line in sets]
+        # A network that judged a single set compares nothing.
+        across = [line for sets in _grouped(across, "network").values() if len(sets) > 1 for line in sets]
+        title = f"### {ipc} images per class, `{protocol}`, the same sets judged by several networks"
+        made += [title, _side_by_side(across, "network", lambda name: name)] if across else []
+    return "\n\n".join(made)
+
+
+def _judge(line: Line) -> Line:
+    """A protocol without what was set otherwise, and that with the network instead."""
+    protocol, *changed = line["protocol"].split("+")
+    said = ", ".join(part for part in changed if part != "looks=1")
+    return {"protocol": protocol, "network": line["network"] + (f" ({said})" if said else "")}
+
+
+def _setting(lines: Sequence[Line], ipc: str, protocol: str) -> str:
+    rows = _stats(lines)
+    augmented = "-dsa" in protocol
+    shown: list[tuple[str, ...]] = []
+    for row, (stat, of) in rows.items():
+        method, backbone, _ = row
+        each = sorted({len(scores) for scores in _scores(of).values()})
+        gap = "–"
+        vanilla = rows.get(("vanilla", backbone or "starter", "{}"))
+        if vanilla is not None and method != "vanilla":
+            found = difference(stat, vanilla[0])
+            gap = _signed(found.value)
+            if found.interval is not None:
+                gap += f" ({_signed(found.interval[0])} to {_signed(found.interval[1])})"
+        published = "–"
+        if method in PUBLISHED and (method in AUGMENTED) == augmented and protocol.startswith("small-hard"):
+            published = PUBLISHED[method].get(ipc, "–")
+        seconds = [float(line["set_seconds"]) for line in of if line["set_seconds"]]
+        needs = ", ".join(sorted(find(method).needs)) or "–"
+        n = f"{len(stat.sets)} × {'/'.join(map(str, each))}"
+        shown.append((_called(row, rows), _percent(stat), n, gap, published, needs, f"{fmean(seconds):,.0f}"))
+    heads = ("method", "accuracy, %", "sets × trainings", "against vanilla (95 %)", "published", "needs", "s a set")
+    return _table(heads, shown)
+
+
+def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) -> str:
+    """A row a method, a column a value of `by`: falling numbers, or names."""
+    columns = sorted(
+        {line[by] for line in lines}, key=lambda value: (-int(value), "") if value.isdigit() else (0, value)
+    )
+    rows = _stats(lines)
+    shown = []
+    for row, (_, of) in rows.items():
+        cells = _grouped(of, by)
+        stats = [_stat(cells[(value,)]) if (value,) in cells else None for value in columns]
+        sets = len({line["set_seed"] for line in of})
+        shown.append((_called(row, rows), *("–" if stat is None else _percent(stat) for stat in stats), str(sets)))
+    return _table(("method", *map(called, columns), "sets"), shown)
+
+
+def _stats(lines: Sequence[Line]) -> dict[Row, tuple[Stat, list[Line]]]:
+    """Of each method, by falling mean."""
+    rows = {row: (_stat(of), of) for row, of in _grouped(lines, "method", "backbone", "options").items()}
+    return {row: rows[row] for row in sorted(rows, key=lambda row: (-rows[row][0].mean, row))}
+
+
+def _stat(lines: Sequence[Line]) -> Stat:
+    scores = _scores(lines)
+    return spread_of([*scores.values()], tuple(scores))
+
+
+def _scores(lines: Sequence[Line]) -> dict[int, list[float]]:
+    """Of each set the accuracies of its trainings."""
+    scores: dict[int, list[float]] = defaultdict(list)
+    for line in lines:
+        scores[int(line["set_seed"])].append(float(line["last_percent"]))
+    return scores
+
+
+def _called(row: Row, rows: Iterable[Row]) -> str:
+    """A method's name, with its backbone if that is not the usual one, and with those options in which rows of it differ."""
+    method, backbone, options = row
+    own = json.loads(options)
+    others = [json.loads(other[2]) for other in rows if other[:2] == row[:2]]
+    differing = [f"{name}={value}" for name, value in own.items() if any(other.get(name) != value for other in others)]
+    name = method + (f"@{backbone}" if backbone not in ("", "starter") else "")
+    return f"`{name}`" + (f" ({', '.join(differing)})" if differing else "")
+
+
+def _grouped(lines: Iterable[Line], *by: str) -> dict[tuple[str, ...], list[Line]]:
+    groups: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[tuple(line[name] for name in by)].append(line)
+    return groups
+
+
+def _percent(stat: Stat) -> str:
+    return f"{stat.mean:.1f}" + ("" if stat.std_sets is None else f" ± {stat.std_sets:.1f}")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def ledger(file: Path) -> list[Line]:
+    """Its lines; a column that it lacks is empty."""
+    with file.open(newline="") as opened:
+        return [{name: line.get(name) or "" for name in COLUMNS} for line in csv.DictReader(opened)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="DIR", help="folders of dap compare")
+    parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="with rivals.csv and results.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into results.md; else they are printed")
+    args = parser.parse_args()
+    lines = ledger(args.docs / "rivals.csv")
+    if args.add:
+        lines = merged(lines, trainings(args.add))
+        with (args.docs / "rivals.csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([COLUMNS, *(line.values() for line in lines)])
+    if not args.write:
+        print(tables(lines))
+        return
+    page = args.docs / "results.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{tables(lines)}\n\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
