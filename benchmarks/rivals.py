@@ -46,7 +46,7 @@ AUGMENTED = {"dsa", "dm", "mtt"}
 BEGIN, END = "<!-- made by benchmarks/rivals.py --write -->", "<!-- made until here -->"
 
 Line = dict[str, str]
-Row = tuple[str, str, str]
+Row = tuple[str, ...]
 """Method, backbone, options."""
 
 
