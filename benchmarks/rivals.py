@@ -19,7 +19,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dap.evaluation.records import load_set
 from dap.evaluation.spread import Stat, difference, spread_of
+from dap.evaluation.wording import DASH, accuracy, interval, signed
 from dap.methods import find
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -55,20 +57,18 @@ def trainings(folders: Iterable[Path]) -> list[Line]:
     found: list[Line] = []
     for folder in folders:
         for file in sorted(folder.glob("*/seed*/trials.jsonl")):
-            recipe, cost, classes = (_read(file.parent / f"{name}.json") for name in ("recipe", "cost", "classes"))
-            if not recipe:  # a set that was drawn from another says that one's
-                recipe = _read(file.parent / "import.json")["facts"]["recipe"]
+            record = load_set(file.parent)
             known = {
-                "method": recipe["method"],
-                "backbone": (recipe.get("backbone") or {}).get("path", ""),
-                "ipc": classes["ipc"],
-                "drawn_from": recipe["ipc"] if classes["ipc"] != recipe["ipc"] else "",
-                "set_seed": recipe["seed"],
-                "set_seconds": cost.get("seconds", ""),
-                "set_peak_gb": cost.get("peak_memory_gb", ""),
-                "options": json.dumps(recipe.get("options") or {}),
+                "method": record.method,
+                "backbone": record.value("backbone.path") or "",
+                "ipc": record.ipc,
+                "drawn_from": record.recipe.get("drawn_from", ""),
+                "set_seed": record.seed,
+                "set_seconds": record.cost.get("seconds", ""),
+                "set_peak_gb": record.cost.get("peak_memory_gb", ""),
+                "options": json.dumps(record.recipe.get("options") or {}),
             }
-            for trial in map(json.loads, file.read_text().splitlines()):
+            for trial in record.trials:
                 known |= {"protocol": trial["protocol"], "network": trial["network"], "trial_seed": trial["seed"]}
                 known |= {f"{name}_percent": f"{100 * trial[name]:.2f}" for name in ("last", "best")}
                 found.append({name: str(known[name]) for name in COLUMNS})
@@ -126,20 +126,18 @@ def _setting(lines: Sequence[Line], ipc: str, protocol: str) -> str:
     for row, (stat, of) in rows.items():
         method, backbone, _ = row
         each = sorted({len(scores) for scores in _scores(of).values()})
-        gap = "–"
+        gap = DASH
         vanilla = rows.get(("vanilla", backbone or "starter", "{}"))
         if vanilla is not None and method != "vanilla":
             found = difference(stat, vanilla[0])
-            gap = _signed(found.value)
-            if found.interval is not None:
-                gap += f" ({_signed(found.interval[0])} to {_signed(found.interval[1])})"
-        published = "–"
+            gap = signed(found.value) + (f" ({interval(found)})" if found.interval else "")
+        published = DASH
         if method in PUBLISHED and (method in AUGMENTED) == augmented and protocol.startswith("small-hard"):
-            published = PUBLISHED[method].get(ipc, "–")
+            published = PUBLISHED[method].get(ipc, DASH)
         seconds = [float(line["set_seconds"]) for line in of if line["set_seconds"]]
-        needs = ", ".join(sorted(find(method).needs)) or "–"
+        needs = ", ".join(sorted(find(method).needs)) or DASH
         n = f"{len(stat.sets)} × {'/'.join(map(str, each))}"
-        shown.append((_called(row, rows), _percent(stat), n, gap, published, needs, f"{fmean(seconds):,.0f}"))
+        shown.append((_called(row, rows), accuracy(stat), n, gap, published, needs, f"{fmean(seconds):,.0f}"))
     heads = ("method", "accuracy, %", "sets × trainings", "against vanilla (95 %)", "published", "needs", "s a set")
     return _table(heads, shown)
 
@@ -155,7 +153,7 @@ def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) 
         cells = _grouped(of, by)
         stats = [_stat(cells[(value,)]) if (value,) in cells else None for value in columns]
         sets = len({line["set_seed"] for line in of})
-        shown.append((_called(row, rows), *("–" if stat is None else _percent(stat) for stat in stats), str(sets)))
+        shown.append((_called(row, rows), *(DASH if stat is None else accuracy(stat) for stat in stats), str(sets)))
     return _table(("method", *map(called, columns), "sets"), shown)
 
 
@@ -171,10 +169,10 @@ def _stat(lines: Sequence[Line]) -> Stat:
 
 
 def _scores(lines: Sequence[Line]) -> dict[int, list[float]]:
-    """Of each set the accuracies of its trainings."""
+    """Of each set the accuracies of its trainings, as fractions."""
     scores: dict[int, list[float]] = defaultdict(list)
     for line in lines:
-        scores[int(line["set_seed"])].append(float(line["last_percent"]))
+        scores[int(line["set_seed"])].append(float(line["last_percent"]) / 100)
     return scores
 
 
@@ -195,20 +193,8 @@ def _grouped(lines: Iterable[Line], *by: str) -> dict[tuple[str, ...], list[Line
     return groups
 
 
-def _percent(stat: Stat) -> str:
-    return f"{stat.mean:.1f}" + ("" if stat.std_sets is None else f" ± {stat.std_sets:.1f}")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
-
-
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
-
-
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def ledger(file: Path) -> list[Line]:

@@ -65,8 +65,8 @@ def cell(out, method, seed, accuracies, ipc=1, larger=None, **trial):
     if larger is None:
         (folder / "recipe.json").write_text(json.dumps(recipe))
     else:
-        (folder / "import.json").write_text(json.dumps({"facts": {"recipe": recipe}}))
-    (folder / "classes.json").write_text(json.dumps({"ipc": ipc}))
+        (folder / "import.json").write_text(json.dumps({"ipc": ipc, "recipe": recipe}))
+    (folder / "classes.json").write_text(json.dumps({"folders": ["bag"], "ipc": ipc}))
     (folder / "cost.json").write_text(json.dumps({"seconds": 30.0}))
     known = {"protocol": "small-hard", "network": "convnet3", **trial}
     trials = [known | {"seed": k, "last": value, "best": 1.0} for k, value in enumerate(accuracies)]

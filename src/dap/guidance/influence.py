@@ -32,6 +32,9 @@ from dap.guidance.base import Energy, GradThrough, State
 Through = Literal["denoiser", "x0"]
 """What the energies are differentiated in: x_t, through the whole noise prediction, or x0_hat as if x_t moved it one to one."""
 
+Compared = Literal["x", "denoiser", "x0"]
+"""What is kept apart: x_t itself, or x0_hat, differentiated as `Through` says."""
+
 STRENGTH_UNIT = 0.0015
 """What k = 1 is, in units of the noise in x_t; see above."""
 
@@ -73,7 +76,7 @@ def flat_gradient(loss: Tensor, parameters: Sequence[Tensor], *, graph: bool = F
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, create_graph=graph)])
 
 
-def _carrier(through: Through) -> GradThrough:
+def _carrier(through: Compared) -> GradThrough:
     """What the sampler is asked to carry a graph through: without a layer, "features" is a graph in x_t alone."""
     return "denoiser" if through == "denoiser" else "features"
 
@@ -122,21 +125,21 @@ class Deviation(Energy):
 
     Args:
         memory: how many slots back are remembered, 64 in the paper.
-        of: "x" compares x_t itself; "denoiser" and "x0" compare x0_hat, differentiated as `Through` says.
+        of: what is compared with them, see `Compared`.
 
     Raises:
         DapError: memory is less than 1.
     """
 
     memory: int = 64
-    of: Literal["x"] | Through = "x"
+    of: Compared = "x"
     _finished: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
     sequential = True
 
     def __post_init__(self) -> None:
         if self.memory < 1:
             raise DapError(f"memory must be at least 1, not {self.memory}.")
-        object.__setattr__(self, "grad_through", "features" if self.of == "x" else _carrier(self.of))
+        object.__setattr__(self, "grad_through", _carrier(self.of))
 
     def begin(self, labels: Sequence[int]) -> None:
         for label, slot in [*self._finished]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from dap.evaluation.fitting import Training, new_network, run_with_checkpoint, s
 from dap.evaluation.protocol import Protocol, load_protocol
 from dap.evaluation.transforms import run
 from dap.guidance import Descend, Deviation, Guidance, Influence, Nothing, Sum, Window
-from dap.guidance.influence import STRENGTH_UNIT, Moment, Through, flat_gradient
+from dap.guidance.influence import STRENGTH_UNIT, Compared, Moment, Through, flat_gradient
 from dap.methods.base import Options, Task
 from dap.methods.vanilla import Vanilla
 from dap.seeding import seed_of
@@ -33,7 +33,7 @@ class IgdOptions(Options):
 
     influence: float = Field(default=5.0, ge=0, description="k; the paper: 5. 0: none, and no surrogate is trained.")
     deviation: float = Field(default=120.0, ge=0, description="gamma; the paper: 120. 0: none.")
-    apart: Literal["x", "denoiser", "x0"] = Field(
+    apart: Compared = Field(
         default="x", description="What is kept apart: x is x_t; denoiser and x0 are x0_hat, as `through` has them."
     )
     start: float = Field(default=0.08, ge=0, le=1, description="Guide from this fraction of the run on.")
