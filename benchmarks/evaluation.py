@@ -10,7 +10,7 @@ Ways, timed in interleaved rounds, so that a machine which changes its speed hit
             one image after another is opened, resized, cropped, jittered and normalised by the workers of a DataLoader, one
             network is trained at a time, and every look at the test set decodes it anew. Training images are decoded once and
             kept, as MinimaxDiffusion does by default; --from-disk opens them every time, as many others do.
-    dap     `dap.evaluation.training.evaluate` by --protocol
+    dap     `dap.evaluation.training.evaluate.evaluate` by --protocol
 
 Both see the same PNG files, a random real subset of Fashion-MNIST and test images of it, enlarged (to 8/7 of --size, as 256
 px are to 224), and train the same architectures from their own random numbers: the plain way with torch's GroupNorm and
@@ -45,11 +45,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from dap.data.sources import open_source
-from dap.evaluation.networks import InstanceNorm, build
-from dap.evaluation.protocol import Protocol, load_protocol
-from dap.evaluation.spread import welch
-from dap.evaluation.training import evaluate
+from dap.data.real.sources import open_source
+from dap.evaluation.report.spread import welch
+from dap.evaluation.training.evaluate import evaluate
+from dap.evaluation.training.networks import InstanceNorm, build
+from dap.evaluation.training.protocol import Protocol, load_protocol
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)

@@ -4,7 +4,8 @@
     python benchmarks/rivals.py --write                        # puts the tables into docs/results.md, between its marks
 
 Accuracies are of the last epoch: mean and sample standard deviation over sets, each set's mean being over its trainings, and
-differences to vanilla of the same backbone with their 95 % intervals, all as `dap compare` has them (`dap.evaluation.spread`).
+differences to vanilla of the same backbone with their 95 % intervals, all as `dap compare` has them
+(`dap.evaluation.report.spread`).
 Of a set that was drawn from a larger one, `ipc` is its own and `drawn_from` that of the larger one.
 """
 
@@ -19,9 +20,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dap.evaluation.records import load_set
-from dap.evaluation.spread import Stat, difference, spread_of
-from dap.evaluation.wording import DASH, accuracy, interval, signed
+from dap.evaluation.report.records import load_set
+from dap.evaluation.report.spread import Stat, difference, spread_of
+from dap.evaluation.report.wording import DASH, accuracy, interval, signed
 from dap.methods import find
 
 DOCS = Path(__file__).parents[1] / "docs"

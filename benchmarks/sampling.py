@@ -31,12 +31,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dap.backbones import Backbone, ClassifierFree
+from dap.base.seeding import generators, normal
 from dap.cost import peak_memory_gb
 from dap.data.bank import BankOptions, FeatureBank
 from dap.guidance import Descend, Guidance, Representative
 from dap.kernels import Linear
 from dap.sampling import Batch, latents
-from dap.seeding import generators, normal
 from dap.solvers import make
 from shapes import SHAPES, build
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dap.data.sources import Source, open_source
+from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
 
 WORDS = (("dark", "bright"), ("tall", "wide"), ("plain", "rough"))

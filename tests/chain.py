@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dap.seeding import generators
+from dap.base.seeding import generators
 
 
 def chain(backbone, batch, cfg, steps, push=None):

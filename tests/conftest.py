@@ -137,7 +137,7 @@ def backbone(pipeline_folder):
 
 @pytest.fixture(scope="session")
 def source(colours):
-    from dap.data.sources import open_source
+    from dap.data.real.sources import open_source
 
     return open_source(colours, "train", size=8)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dap.evaluation import report
+from dap.evaluation.report import page as report
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -15,12 +15,12 @@ from torch import nn
 
 import tiny
 from dap.backbones import Mixture, VariancePreserving, from_pipeline, load
-from dap.cli import main
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.cli.main import main
 from dap.guidance import Descend, Deviation, Energy, Guidance, Nothing, Representative, Window
 from dap.kernels import KERNELS, Linear, parse
 from dap.methods import Made, Method, find
-from dap.methods.random import Random
+from dap.methods.selection.random import Random
 from dap.testing import check, check_backbone, check_guidance, check_kernel, check_method
 from dap.testing.guidance import Stage
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dap import cost, store
+from dap import cost
+from dap.base import store
+from dap.base.store import Store
 from dap.cost import Meter
-from dap.data.distilled import DistilledSet
-from dap.engine import Workshop, distill
-from dap.methods.random import Random
+from dap.data.sets.distilled import DistilledSet
+from dap.methods.selection.random import Random
 from dap.recipe import Recipe
-from dap.store import Store
+from dap.verbs.distill import distill
+from dap.workshop import Workshop
 
 
 class Clock:

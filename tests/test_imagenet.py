@@ -12,9 +12,9 @@ from conftest import tiny_transformer, tiny_vae
 from dap import imagenet as ids
 from dap.backbones import Card
 from dap.backbones.dit import DiT
-from dap.data.distilled import DistilledSet
-from dap.data.sources import open_source
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.data.real.sources import open_source
+from dap.data.sets.distilled import DistilledSet
 from dap.recipe import Recipe
 
 FULL = list(ids.names().values())

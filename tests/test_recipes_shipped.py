@@ -14,11 +14,12 @@ import yaml
 
 from dap import imagenet as ids
 from dap import shipped
-from dap.cli import main
-from dap.engine import Workshop, distill
-from dap.errors import DapError
-from dap.evaluation.networks import KNOWN
+from dap.base.errors import DapError
+from dap.cli.main import main
+from dap.evaluation.training.networks import KNOWN
 from dap.recipe import Recipe
+from dap.verbs.distill import distill
+from dap.workshop import Workshop
 
 RECIPES = [name for name in shipped.names() if not name.startswith("smoke/")]
 PAPER = [

@@ -10,9 +10,10 @@ import torch
 
 import dap.starter.unet
 from dap.backbones import ClassifierFree, load
-from dap.evaluation.reference import load_reference
+from dap.evaluation.training.reference import load_reference
 from dap.sampling import Batch, latents
-from dap.starter import CLASS_NAMES, PIPELINE, REFERENCE, UNET_PIPELINE, training_images
+from dap.starter import CLASS_NAMES, PIPELINE, REFERENCE, UNET_PIPELINE
+from dap.starter.images import training_images
 
 BOTH = pytest.mark.parametrize("name", ["starter", "starter-unet"])
 

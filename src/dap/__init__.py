@@ -8,30 +8,72 @@ real images in the backbone's own features under a **kernel** distance; the **di
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports a name when it is first asked for
+    from dap.backbones import load as load_backbone
+    from dap.backbones.base import Backbone as Backbone
+    from dap.base.errors import DapError as DapError
+    from dap.data.real.sources import open_source as open_source
+    from dap.data.sets.distilled import DistilledSet as DistilledSet
+    from dap.data.sets.export import export as export
+    from dap.data.sets.imports import import_set as import_set
+    from dap.evaluation.report.page import write_report as write_report
+    from dap.evaluation.training.evaluate import evaluate as evaluate
+    from dap.evaluation.training.protocol import load_protocol as load_protocol
+    from dap.pipelines import DAPDiTPipeline as DAPDiTPipeline
+    from dap.pipelines import DAPStableDiffusionPipeline as DAPStableDiffusionPipeline
+    from dap.recipe import Recipe as Recipe
+    from dap.verbs.distill import distill as distill
+    from dap.workshop import Workshop as Workshop
+
+__version__ = "0.1.0"
 
 _HOMES = {
-    "Backbone": "dap.backbones",
+    "Backbone": "dap.backbones.base",
     "DAPDiTPipeline": "dap.pipelines",
     "DAPStableDiffusionPipeline": "dap.pipelines",
-    "DapError": "dap.errors",
-    "DistilledSet": "dap.data.distilled",
+    "DapError": "dap.base.errors",
+    "DistilledSet": "dap.data.sets.distilled",
     "Recipe": "dap.recipe",
-    "Workshop": "dap.engine",
-    "distill": "dap.engine",
-    "evaluate": "dap.evaluation.training",
-    "export": "dap.data.export",
-    "import_set": "dap.data.imports",
-    "load_protocol": "dap.evaluation.protocol",
-    "open_source": "dap.data.sources",
-    "write_report": "dap.evaluation.report",
+    "Workshop": "dap.workshop",
+    "distill": "dap.verbs.distill",
+    "evaluate": "dap.evaluation.training.evaluate",
+    "export": "dap.data.sets.export",
+    "import_set": "dap.data.sets.imports",
+    "load_backbone": "dap.backbones:load",
+    "load_protocol": "dap.evaluation.training.protocol",
+    "open_source": "dap.data.real.sources",
+    "write_report": "dap.evaluation.report.page",
 }
+"""Where each public name lives: a module, or module:name where the name is another one there."""
 
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-__version__ = "0.1.0"
+__all__ = [
+    "Backbone",
+    "DAPDiTPipeline",
+    "DAPStableDiffusionPipeline",
+    "DapError",
+    "DistilledSet",
+    "Recipe",
+    "Workshop",
+    "distill",
+    "evaluate",
+    "export",
+    "import_set",
+    "load_backbone",
+    "load_protocol",
+    "open_source",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dap' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    found = globals()[name] = getattr(importlib.import_module(module), attribute or name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,6 @@
 
 import sys
 
-from dap.cli import main
+from dap.cli.main import main
 
 sys.exit(main())

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from dap.data.distilled import DistilledSet
-from dap.store import Store
+from dap.base.store import Store
+from dap.data.sets.distilled import DistilledSet
 
 NOTE = "cost.json"
 

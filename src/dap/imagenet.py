@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 SUBSETS = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
 """Named class lists. ImageWoof, ImageIDC and ImageNet-100 are in the order of MinimaxDiffusion's files, which is not sorted."""

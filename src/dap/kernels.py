@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.errors import DapError
-from dap.registry import resolve
+from dap.base.errors import DapError
+from dap.base.registry import resolve
 
 EPSILON = 1e-12
 """Under the root of `Kernel.distance`: keeps its gradient finite at x = y."""

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from dap.backbones import Backbone, ClassifierFree, from_pipeline
+from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
-from dap.data.decode import fit_square
-from dap.errors import DapError
+from dap.data.real.decode import fit_square
 from dap.guidance import Descend, Guidance, Nothing, Representative
 from dap.kernels import parse
 from dap.sampling import Batch, latents

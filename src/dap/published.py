@@ -9,8 +9,8 @@ from pathlib import PurePath
 from typing import Any
 
 from dap import shipped
+from dap.cli.recipe_flags import flag_of
 from dap.recipe import Recipe
-from dap.recipe_flags import flag_of
 from dap.shipped import Expected
 
 FREE = frozenset({"seed", "block", "data.path", "backbone.revision", "backbone.dtype"})

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dap import imagenet, shipped
 from dap.backbones.base import Backbone
+from dap.base.errors import DapError
+from dap.base.registry import suggest
 from dap.data.bank import BankOptions
-from dap.errors import DapError
-from dap.registry import suggest
 from dap.solvers import SolverName, default_for
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)

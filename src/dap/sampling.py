@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import ClassifierFree
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.seeding import generators, image_seeds, normal
 from dap.guidance.base import Guidance, Nothing, State
-from dap.seeding import generators, image_seeds, normal
 from dap.solvers import make
 
 STEPS = 50

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dap.errors import DapError
-from dap.registry import suggest
+from dap.base.errors import DapError
+from dap.base.registry import suggest
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -20,7 +20,7 @@ class Value(BaseModel):
     """One published accuracy of a network trained on the distilled set and tested on the real test images.
 
     Attributes:
-        network: as `evaluation.networks` calls it.
+        network: as `evaluation.training.networks` calls it.
         labels: what it was trained with: the set's own labels, or a teacher's.
         mean: accuracy in percent.
         std: standard deviation over trainings in points; None where none is published.

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Flow, Schedule, Time, VariancePreserving
-from dap.errors import DapError
-from dap.registry import suggest
-from dap.seeding import normal
+from dap.base.errors import DapError
+from dap.base.registry import suggest
+from dap.base.seeding import normal
 
 Generators = Sequence[torch.Generator]
 

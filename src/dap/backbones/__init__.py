@@ -15,9 +15,9 @@ from dap.backbones.base import Backbone, Card, ClassifierFree, Prediction
 from dap.backbones.hub import open_pipeline
 from dap.backbones.mixture import Mixture
 from dap.backbones.schedules import Flow, Schedule, VariancePreserving
-from dap.errors import DapError
-from dap.files import read_json
-from dap.registry import build, resolve, suggest
+from dap.base.errors import DapError
+from dap.base.files import read_json
+from dap.base.registry import build, resolve, suggest
 
 __all__ = [
     "Backbone",

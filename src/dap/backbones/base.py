@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.schedules import Schedule, Time
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.registry import suggest
 from dap.guidance.base import GradThrough
-from dap.registry import suggest
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,6 @@ class Backbone(ABC):
     schedule: Schedule
     learned_variance: bool
     device: torch.device
-
-    @staticmethod
-    def from_pretrained(path: str, **options: Any) -> Backbone:
-        """Weights from "starter", a local folder or a hub id; see `dap.backbones.load`."""
-        from dap.backbones import load
-
-        return load(path, **options)
 
     @abstractmethod
     def condition(self, class_names: Sequence[str]) -> Tensor:

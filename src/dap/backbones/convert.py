@@ -19,9 +19,9 @@ from dap import __version__, imagenet
 from dap.backbones import from_pipeline, source_of
 from dap.backbones.base import Card
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
-from dap.errors import DapError
-from dap.files import dump, locked, read_json
-from dap.registry import suggest
+from dap.base.errors import DapError
+from dap.base.files import dump, locked, read_json
+from dap.base.registry import suggest
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Width to attention heads of DiT-S, B, L and XL (Peebles & Xie 2023, table 1): the file does not say."""

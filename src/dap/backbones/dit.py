@@ -13,7 +13,7 @@ from dap import imagenet
 from dap.backbones.base import Card, Prediction
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import Time, VariancePreserving
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 
 class DiT(ModuleBackbone):

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from dap.backbones.dit import DiT
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import VariancePreserving
-from dap.seeding import seed_of
-from dap.store import Checkpoint
+from dap.base.seeding import seed_of
+from dap.base.store import Checkpoint
 
 DROP = 0.1
 """Part of the conditions that are replaced by the null condition, so that classifier-free guidance stays possible."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class TuningBatch:
     """What one step is made on: clean latents (n, C, *spatial), conditions (n,), and which class each is of.
 
     `null` (n,) is what a dropped condition becomes; None: the backbone's own, which on a text-conditioned one is its negative
@@ -57,7 +57,7 @@ class Tuning:
     clip: float | None = None
 
 
-Extra = Callable[[Tensor, Batch], Tensor]
+Extra = Callable[[Tensor, TuningBatch], Tensor]
 """A further loss of the predicted x_0 (n, C, *spatial)."""
 
 
@@ -103,7 +103,7 @@ def light(backbone: ModuleBackbone) -> list[str]:
 def fine_tune(
     twin: ModuleBackbone,
     names: Sequence[str],
-    batch: Callable[[int], Batch],
+    batch: Callable[[int], TuningBatch],
     tuning: Tuning,
     *,
     extra: Callable[[dict[str, Any]], Extra] | None = None,
@@ -196,7 +196,7 @@ class Denoising:
         variance[0] = variance[1]
         self.low, self.high = variance.log(), self.beta.log()
 
-    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: TuningBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The loss and the predicted x_0 of a batch at random times."""
         x0, n = batch.latents, len(batch.latents)
         t = torch.randint(len(self.abar), (n,), generator=generator)

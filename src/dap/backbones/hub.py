@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from dap.errors import DapError
-from dap.files import read_json
-from dap.registry import suggest
+from dap.base.errors import DapError
+from dap.base.files import read_json
+from dap.base.registry import suggest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone, Card, Prediction
 from dap.backbones.schedules import Schedule, Time, VariancePreserving
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.base import Card
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.imagenet import spoken
 
 TOGETHER = 32

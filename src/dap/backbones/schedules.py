@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 Time = int | float
 """A timestep of the training schedule: whole for variance-preserving schedules, real for flows."""

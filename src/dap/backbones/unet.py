@@ -12,7 +12,7 @@ from dap.backbones.base import Card, Prediction
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.prompts import Prompts
 from dap.backbones.schedules import Time, VariancePreserving
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 
 class UNet(ModuleBackbone):

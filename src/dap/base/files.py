@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 
 def write_atomically(path: Path, data: bytes) -> None:

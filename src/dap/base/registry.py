@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

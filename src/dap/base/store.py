@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.files import replacing, write_atomically
+from dap.base.files import replacing, write_atomically
 
 log = logging.getLogger("dap")
 

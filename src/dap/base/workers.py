@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 CLAIMS = ".claims"
 """Folder of the locks that say which process works on which piece."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dap import __version__
-from dap.recipe_flags import add_recipe_flags
+from dap.cli.recipe_flags import add_recipe_flags
 
 Verb = Callable[[argparse.Namespace], int | None]
 

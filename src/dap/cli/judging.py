@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dap.errors import DapError
-from dap.progress import Bars
+from dap.base.errors import DapError
+from dap.cli.bars import Bars
 
 
 def open_workshop(args: argparse.Namespace) -> Any:
     import torch
 
-    from dap.engine import Workshop
+    from dap.workshop import Workshop
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -29,8 +29,8 @@ def open_workshop(args: argparse.Namespace) -> Any:
 def judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
     """The judge of sets made from some data, loaded once for each."""
     from dap.backbones import device_of
-    from dap.experiment import embedding
-    from dap.judge import Judge
+    from dap.evaluation.judge import Judge
+    from dap.evaluation.measures.embedding import embedding
 
     protocol, device = open_protocol(args), str(device_of(args.device))
     if args.reference:
@@ -61,7 +61,7 @@ def judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
 
 
 def open_protocol(args: argparse.Namespace) -> Any:
-    from dap.evaluation.protocol import load_protocol
+    from dap.evaluation.training.protocol import load_protocol
 
     changes: dict[str, Any] = {"epochs": args.epochs} if args.epochs else {}
     changes |= {"network": args.network} if args.verb == "train-teacher" and args.network else {}
@@ -88,18 +88,18 @@ def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
 
 
 def write_page(paths: Sequence[Path], out: Path, title: str) -> Path:
-    from dap.evaluation.report import write_report
+    from dap.evaluation.report.page import write_report
     from dap.published import published
 
     return write_report(paths, out, title=title, published=published).resolve()
 
 
 def finish(paths: Sequence[Path], out: Path, title: str, track: str | None) -> None:
-    from dap.evaluation.claims import Claims
-    from dap.evaluation.records import load
-    from dap.evaluation.summary import summarise
-    from dap.evaluation.terminal import terminal
-    from dap.evaluation.wording import table
+    from dap.evaluation.report.expected import Claims
+    from dap.evaluation.report.records import load
+    from dap.evaluation.report.summary import summarise
+    from dap.evaluation.report.terminal import terminal
+    from dap.evaluation.report.wording import table
     from dap.published import published
 
     page, rows, claims = write_page(paths, out, title), summarise(load(paths)), Claims(published=published)
@@ -109,20 +109,20 @@ def finish(paths: Sequence[Path], out: Path, title: str, track: str | None) -> N
         print(table(rows, claims))
     print(f"\nReport: {page}")
     if track:
-        from dap.evaluation.tracking import track as log
+        from dap.evaluation.report.tracking import track as log
 
         print(f"Logged for {track}: {log(load(paths), track, page.parent).resolve()}")
 
 
 def check_tracking(args: argparse.Namespace) -> None:
     if args.track:
-        from dap.evaluation.tracking import require
+        from dap.evaluation.report.tracking import require
 
         require(args.track)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from dap.data.distilled import DistilledSet
+    from dap.data.sets.distilled import DistilledSet
     from dap.recipe import Recipe
 
     check_tracking(args)
@@ -142,8 +142,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def train_teacher(args: argparse.Namespace) -> None:
     from dap.backbones import device_of
-    from dap.evaluation.reference import save_reference
-    from dap.evaluation.teacher import train_teacher
+    from dap.evaluation.training.reference import save_reference
+    from dap.evaluation.training.teacher import train_teacher
     from dap.recipe import Recipe
 
     if args.out.exists():
@@ -178,7 +178,7 @@ def set_folders(folders: Sequence[Path]) -> list[Path]:
 
 def store_labels(args: argparse.Namespace, made: Any) -> None:
     from dap.backbones import device_of
-    from dap.judge import store_labels
+    from dap.evaluation.judge import store_labels
 
     if not args.teacher:
         raise DapError("Stored labels need a teacher: --teacher FILE of dap train-teacher, or torchvision:NAME.")
@@ -199,7 +199,7 @@ def store_labels(args: argparse.Namespace, made: Any) -> None:
 
 
 def rank(args: argparse.Namespace) -> None:
-    from dap.evaluation.ranking import rank_sets
+    from dap.evaluation.report.ranking import rank_sets
 
     found = set_folders(args.sets)
     protocols = {name: getattr(args, name) for name in ("hard", "own", "augmented", "plain")}
@@ -211,10 +211,10 @@ def rank(args: argparse.Namespace) -> None:
 
 def classify(args: argparse.Namespace) -> None:
     """Zero-shot: the backbone of each set, or the one named, as a classifier of real images and of the set's."""
-    from dap.data.distilled import DistilledSet
+    from dap.base.store import Store
+    from dap.data.sets.distilled import DistilledSet
     from dap.recipe import BackboneChoice, Recipe
-    from dap.store import Store
-    from dap.zeroshot import Levels, ZeroShot
+    from dap.verbs.classify import Levels, ZeroShot
 
     workshop, levels = open_workshop(args), Levels(args.times, tuple(args.keep), args.seed)
     folders = [f for path in args.sets for f in [c.parent for c in sorted(path.glob("**/classes.json"))] or [path]]

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dap import judging
-from dap.errors import DapError
-from dap.flags import build_parser
-from dap.progress import Bars, Lines
-from dap.recipe_flags import flag_of, recipe_fields
+from dap.base.errors import DapError
+from dap.cli import judging
+from dap.cli.bars import Bars, Lines
+from dap.cli.flags import build_parser
+from dap.cli.recipe_flags import flag_of, recipe_fields
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,8 +80,8 @@ def _command() -> str:
 
 
 def _distill(args: argparse.Namespace) -> None:
-    from dap.engine import distill
     from dap.recipe import Recipe
+    from dap.verbs.distill import distill
 
     recipe, bars = Recipe.parse(_recipe_values(args), str(args.recipe or "the recipe")), Bars()
     made = distill(
@@ -99,8 +99,8 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
-    from dap.experiment import check, folders, sweep
-    from dap.workers import end_with_parent, run_workers
+    from dap.base.workers import end_with_parent, run_workers
+    from dap.verbs.compare import check, folders, sweep
 
     judging.check_tracking(args)
     if getattr(args, "worker", False):
@@ -126,7 +126,7 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from dap.experiment import grid
+    from dap.verbs.compare import grid
 
     args.out = args.out or Path(f"runs/demo-{args.backbone}")
     base = {"backbone": {"path": {"dit": "starter", "unet": "starter-unet"}[args.backbone]}}
@@ -136,8 +136,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from dap.experiment import grid
-    from dap.registry import suggest
+    from dap.base.registry import suggest
+    from dap.verbs.compare import grid
 
     fields = {flag_of(name): name for name, _ in recipe_fields()}
     vary = {}
@@ -151,7 +151,7 @@ def _sweep(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from dap.experiment import comparison
+    from dap.verbs.compare import comparison
 
     options = judging.assignments(args.option, "--option", "METHOD.NAME")
     _check_wanted(args)
@@ -189,8 +189,8 @@ def _methods(args: argparse.Namespace) -> None:
 
 
 def _caption(args: argparse.Namespace) -> None:
-    from dap.captioning import MODEL, SIZE, Captioner, caption
-    from dap.data.sources import open_source
+    from dap.data.real.sources import open_source
+    from dap.verbs.caption import MODEL, SIZE, Captioner, caption
 
     source = open_source(args.data, "train", size=SIZE, classes=args.classes)
     name, bars = args.model or MODEL, Bars()
@@ -212,7 +212,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from dap.data.imports import import_set
+    from dap.data.sets.imports import import_set
 
     names = ("source", "out", "layout", "ipc", "pick", "seed", "labels", "mean", "std", "licence")
     given = {name: getattr(args, name) for name in names}
@@ -222,8 +222,8 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from dap.data.distilled import DistilledSet
-    from dap.data.export import export
+    from dap.data.sets.distilled import DistilledSet
+    from dap.data.sets.export import export
 
     made, told = DistilledSet.open(args.set), Bars().images(args.out.name)
     if args.layout == "fkd":
@@ -233,7 +233,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from dap.data.distilled import DistilledSet
+    from dap.data.sets.distilled import DistilledSet
 
     made = DistilledSet.open(args.set)
     made.check_whole()

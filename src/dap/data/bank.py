@@ -21,9 +21,9 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
+from dap.base.errors import DapError
+from dap.base.seeding import generators, normal, seed_of
 from dap.data.clusters import balanced_kmeans
-from dap.errors import DapError
-from dap.seeding import generators, normal, seed_of
 
 CHUNK = 64
 """Real images that go through the network together."""
@@ -31,7 +31,7 @@ CHUNK = 64
 
 @runtime_checkable
 class RealImages(Protocol):
-    """What the bank asks of real data; `dap.data.sources.Source` is one."""
+    """What the bank asks of real data; `dap.data.real.sources.Source` is one."""
 
     class_names: tuple[str, ...]
 

@@ -17,26 +17,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from dap.data.distilled import DistilledSet
-from dap.data.sources import Source
-from dap.errors import DapError
-from dap.evaluation.batches import Labelled
-from dap.evaluation.fitting import Labeller, new_network, seeded
-from dap.evaluation.inspection import Inspector
-from dap.evaluation.parts import Soft, Stored
-from dap.evaluation.protocol import Protocol
-from dap.evaluation.reference import Reference
-from dap.evaluation.steps import Resize, Step
-from dap.evaluation.stored_labels import Labelling, StoredLabels, open_labels, write_labels
-from dap.evaluation.teacher import load_teacher
-from dap.evaluation.training import evaluate
-from dap.evaluation.trials import Trial
-from dap.files import drop_torn_line, read_lines, write_atomically
-
-Features = Callable[[Tensor], Tensor]
-"""Images (n, 3, h, w) in [0, 1] -> (n, D)."""
+from dap.base.errors import DapError
+from dap.base.files import drop_torn_line, read_lines, write_atomically
+from dap.data.real.sources import Source
+from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.measures.embedding import Features
+from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.training.batches import Labelled
+from dap.evaluation.training.evaluate import evaluate
+from dap.evaluation.training.fitting import Labeller, new_network, seeded
+from dap.evaluation.training.labels import Soft, Stored
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.reference import Reference
+from dap.evaluation.training.steps import Resize, Step
+from dap.evaluation.training.stored_labels import Labelling, StoredLabels, open_labels, write_labels
+from dap.evaluation.training.teacher import load_teacher
+from dap.evaluation.training.trials import Trial
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
 """The real images of a split at a size."""
@@ -49,18 +46,18 @@ class Judge:
     Args:
         open: gives the real images. Those of `on` are tested on, for reporting alone; training images are what the
             measures compare with.
-        protocol: see `evaluation.protocol`.
+        protocol: see `evaluation.training.protocol`.
         seeds: one training a seed.
         networks: one or more, instead of the protocol's own.
         features: images -> (n, D) for the measures, and what to call them.
         device: where to train.
-        teacher: whose labels a protocol with soft labels trains on, instead of its own: see `evaluation.teacher`.
+        teacher: whose labels a protocol with soft labels trains on, instead of its own: see `evaluation.training.teacher`.
         labels: folder of a set's stored labels, for a protocol that trains on them; see `store_labels`.
         offline: a teacher's weights come from the local cache alone.
         on: "validation" tests on held-out training images, for choices; the test set is then not opened.
-        neighbours: real images of a class that are searched for near-copies; see `evaluation.inspection`.
+        neighbours: real images of a class that are searched for near-copies; see `evaluation.measures.inspection`.
         every: seconds between two checkpoints of a training.
-        together: how many seeds to train in one pass; see `evaluation.training.Plan`.
+        together: how many seeds to train in one pass; see `evaluation.training.evaluate.Plan`.
     """
 
     open: Open
@@ -292,13 +289,15 @@ def store_labels(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Write down what a teacher says of every augmented batch of every epoch of a protocol; see `evaluation.stored_labels`.
+    """Write down what a teacher says of every augmented batch of every epoch of a protocol.
+
+    See `evaluation.training.stored_labels`.
 
     Args:
         judged: the set, whole.
         protocol: whose steps, mixing, batch and epochs are taken, such as `fkd-soft`.
         out: folder; epochs that are there already are kept.
-        teacher: see `evaluation.teacher.load_teacher`.
+        teacher: see `evaluation.training.teacher.load_teacher`.
         device: where it runs.
         offline: its weights come from the local cache alone.
         seed: of order and augmentation.

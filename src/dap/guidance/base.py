@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 GradThrough = Literal["nothing", "features", "denoiser"]
 """What x_t carries a graph through: nothing, the backbone up to the tapped layer, or the whole noise prediction."""

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.guidance.base import Energy, GradThrough, State
 
 Through = Literal["denoiser", "x0"]
@@ -56,7 +56,7 @@ class Moment:
 
 @runtime_checkable
 class Trajectory(Protocol):
-    """Where the moments come from; `dap.methods.igd.Surrogate` trains for them."""
+    """Where the moments come from; `dap.methods.diffusion.igd.Surrogate` trains for them."""
 
     def begin(self, labels: Sequence[int]) -> None:
         """Make ready for these labels."""

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.guidance.base import Guidance, State
 from dap.guidance.modes import Centres, targets
 

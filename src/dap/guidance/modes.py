@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.guidance.base import Guidance, State
 
 
 @runtime_checkable
 class Centres(Protocol):
-    """Where the modes come from; `dap.methods.mgd3.ClassModes` finds them by clustering."""
+    """Where the modes come from; `dap.methods.diffusion.mgd3.ClassModes` finds them by clustering."""
 
     def begin(self, labels: Sequence[int]) -> None:
         """Make ready for these labels."""

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.guidance.base import Energy, State
 from dap.kernels import Kernel, Linear
 
 
 @runtime_checkable
-class Reals(Protocol):
+class RealFeatures(Protocol):
     """Where the real features come from; `dap.data.bank.FeatureBank` is one."""
 
     @property
@@ -69,7 +69,7 @@ class Representative(Energy):
         DapError: repulsion is negative.
     """
 
-    reals: Reals
+    reals: RealFeatures
     kernel: Kernel = field(default_factory=Linear)
     squared: bool = False
     repulsion: float = 0.0

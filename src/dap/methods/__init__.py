@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.registry import resolve
 from dap.methods.base import Made, Method, Options, Task, Unit, plan
-from dap.methods.cao2 import CaO2
-from dap.methods.d3hr import D3HR
-from dap.methods.d4m import D4m
-from dap.methods.dap import Dap, DapSlots
-from dap.methods.dc import Dc, Dsa
-from dap.methods.dm import Dm
-from dap.methods.herding import Herding
-from dap.methods.igd import Igd
-from dap.methods.kcenter import KCenter
-from dap.methods.manifold_gd import ManifoldGd
-from dap.methods.mgd3 import Mgd3
-from dap.methods.minimax import Minimax
-from dap.methods.mtt import Mtt
-from dap.methods.random import Random
-from dap.methods.rded import Rded
-from dap.methods.vanilla import Dit, Sd, Vanilla
-from dap.methods.vlcp import Vlcp
-from dap.registry import resolve
+from dap.methods.diffusion.cao2 import CaO2
+from dap.methods.diffusion.d3hr import D3HR
+from dap.methods.diffusion.d4m import D4m
+from dap.methods.diffusion.dap import Dap, DapSlots
+from dap.methods.diffusion.igd import Igd
+from dap.methods.diffusion.manifold_gd import ManifoldGd
+from dap.methods.diffusion.mgd3 import Mgd3
+from dap.methods.diffusion.minimax import Minimax
+from dap.methods.diffusion.vanilla import Dit, Sd, Vanilla
+from dap.methods.diffusion.vlcp import Vlcp
+from dap.methods.matching.dc import Dc, Dsa
+from dap.methods.matching.dm import Dm
+from dap.methods.matching.mtt import Mtt
+from dap.methods.selection.herding import Herding
+from dap.methods.selection.kcenter import KCenter
+from dap.methods.selection.random import Random
+from dap.methods.selection.rded import Rded
 
 __all__ = ["METHODS", "Made", "Method", "Options", "Task", "Unit", "find", "plan"]
 

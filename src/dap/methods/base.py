@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.data.sources import Source
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.store import Store
+from dap.data.real.sources import Source
 from dap.recipe import Recipe, explain
-from dap.store import Store
 
 Need = Literal["backbone", "classifier", "training", "captions"]
 
@@ -45,7 +45,7 @@ class Options(BaseModel):
 
 
 class Classifier(Protocol):
-    """A network trained on the real data; `evaluation.teacher.Teacher` is one."""
+    """A network trained on the real data; `evaluation.training.teacher.Teacher` is one."""
 
     @property
     def name(self) -> str: ...

@@ -6,12 +6,6 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from dap.data.idx import read_idx
-
 CLASS_NAMES = (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -47,11 +41,3 @@ def verify_data() -> None:
         path = DATA / name
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise ValueError(f"{path} is missing or damaged; reinstall the package")
-
-
-def training_images(split: str) -> tuple[Tensor, Tensor]:
-    """Fashion-MNIST as the starter was trained on it: uint8 images (n, 1, 32, 32), zero-padded from 28, and labels (n,)."""
-    stem = {"train": "train", "test": "t10k"}[split]
-    images = torch.from_numpy(read_idx(DATA / f"{stem}-images-idx3-ubyte.gz"))
-    labels = torch.from_numpy(read_idx(DATA / f"{stem}-labels-idx1-ubyte.gz")).long()
-    return F.pad(images[:, None], (2, 2, 2, 2)), labels

@@ -1,6 +1,6 @@
 """Train the starter's reference network on Fashion-MNIST: `python -m dap.starter.reference --out DIR`.
 
-A ConvNet-3 by the protocol `reference`. DIR gets `convnet3.safetensors`, for `dap.evaluation.reference.load_reference`,
+A ConvNet-3 by the protocol `reference`. DIR gets `convnet3.safetensors`, for `dap.evaluation.training.reference.load_reference`,
 and `training.json`: recipe, seed, accuracy after every epoch and cost.
 """
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dap.evaluation.protocol import load_protocol
-from dap.evaluation.reference import save_reference, train_reference
-from dap.starter import CLASS_NAMES, training_images, verify_data
+from dap.evaluation.training.protocol import load_protocol
+from dap.evaluation.training.reference import save_reference, train_reference
+from dap.starter import CLASS_NAMES, verify_data
+from dap.starter.images import training_images
 
 
 def real_images(split: str) -> tuple[Tensor, Tensor]:

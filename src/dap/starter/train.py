@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dap.starter import CLASS_NAMES, PIPELINE, training_images
+from dap.starter import CLASS_NAMES, PIPELINE
+from dap.starter.images import training_images
 
 BETAS = (1e-4, 0.02)
 TRAIN_STEPS = 1000

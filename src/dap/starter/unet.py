@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dap.starter import CLASS_NAMES, PIPELINE, UNET_PIPELINE, training_images
+from dap.starter import CLASS_NAMES, PIPELINE, UNET_PIPELINE
+from dap.starter.images import training_images
 from dap.starter.train import DROP_LABEL, describe, encode_all, fit, normal, pick
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}

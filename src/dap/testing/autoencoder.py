@@ -8,8 +8,8 @@ from torch import Tensor
 from dap.backbones.base import ClassifierFree
 from dap.guidance.base import Descend, Energy, State
 from dap.sampling import Batch, latents
-from dap.testing.backbone import B, Probe
 from dap.testing.findings import Verdicts, difference, draw, kind_of, warn, wrong
+from dap.testing.probe import B, Probe
 
 
 def encode(p: Probe) -> Verdicts:

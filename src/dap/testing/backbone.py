@@ -4,114 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dap import solvers
-from dap.backbones.base import Backbone, Card, Prediction
-from dap.backbones.schedules import Flow, Schedule, Time, VariancePreserving
-from dap.errors import DapError
-from dap.guidance.base import GradThrough
-from dap.sampling import STEPS
-from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, run, said, warn, wrong
-
-B = 3
-"""Images a pass."""
-
-
-class Probe:
-    """A backbone, and what its checks share; each is computed when it is first asked for.
-
-    Args:
-        backbone: what is checked.
-        images: real ones of its classes, (n, 3, h, w) in [0, 1]; default: a few of Fashion-MNIST.
-    """
-
-    def __init__(self, backbone: Backbone, images: Tensor | None = None) -> None:
-        self.backbone, self._given = backbone, images
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Three classes: first, middle and last; for a backbone of prompts, any."""
-        known = self.backbone.class_names or ("dress", "bag", "sandal")
-        return [known[0], known[len(known) // 2], known[-1]]
-
-    @cached_property
-    def times(self) -> tuple[Time, Time, Time]:
-        """First, middle (as much signal as noise) and last time of the default solver's grid."""
-        schedule = self.backbone.schedule
-        most = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
-        grid = solvers.make(self.backbone, None, min(STEPS, most)).timesteps
-
-        def imbalance(t: Time) -> float:
-            alpha, sigma = schedule.level(t)
-            return abs(alpha - sigma)
-
-        return grid[0], min(grid, key=imbalance), grid[-1]
-
-    @cached_property
-    def x(self) -> Tensor:
-        """Noise (3, C, *spatial)."""
-        return draw((B, *self.backbone.latent_shape), 1, self.backbone.device)
-
-    @cached_property
-    def condition(self) -> Tensor:
-        return self.backbone.condition(self.names)
-
-    @cached_property
-    def images(self) -> Tensor:
-        """Real images (3, 3, *size) in [0, 1]; noise where the backbone's are not flat pictures."""
-        device, size = self.backbone.device, self.backbone.card.size
-        if self._given is not None:
-            return self._given.to(device).float()
-        if len(self.backbone.latent_shape) != 3:
-            empty = torch.zeros(1, *self.backbone.latent_shape, device=device)
-            return draw((B, 3, *self.backbone.decode(empty).shape[2:]), 2, device).mul(0.25).add(0.5).clamp(0, 1)
-        from dap.starter import training_images
-
-        pictures, labels = training_images("test")
-        chosen = torch.stack([pictures[labels == label][0] for label in (0, 1, 8)]).float() / 255
-        return F.interpolate(chosen, (size, size), mode="area" if size < 32 else "bicubic").clamp(0, 1).expand(
-            -1, 3, -1, -1
-        ).to(device)  # fmt: skip
-
-    @cached_property
-    def latents(self) -> Tensor:
-        return self.backbone.encode(self.images)
-
-    @cached_property
-    def half(self) -> str | None:
-        """The half-precision type of the weights, if they have one."""
-        kinds = {value.dtype for value in self.backbone.state().values()}
-        return next((str(kind)[6:] for kind in (torch.bfloat16, torch.float16) if kind in kinds), None)
-
-    @cached_property
-    def tolerance(self) -> float:
-        """Relative difference that rounding explains; on a GPU convolutions round to TF32."""
-        return 5e-2 if self.half else 1e-2 if self.backbone.device.type == "cuda" else 1e-3
-
-    @cached_property
-    def layers(self) -> list[str]:
-        """The three layers that are looked at closely: first, the card's, last."""
-        names = self.backbone.layers
-        return list(dict.fromkeys([names[0], self.backbone.card.layer, names[-1]]))
-
-    def predict(
-        self, x: Tensor, t: Time | None = None, layer: str | None = None, through: GradThrough = "nothing"
-    ) -> Prediction:
-        """At the middle time unless one is given; without gradients unless something is to carry them."""
-        with torch.set_grad_enabled(through != "nothing"):
-            time = self.times[1] if t is None else t
-            return self.backbone.predict(x, time, self.condition[: len(x)], layer=layer, grad_through=through)
-
-    @cached_property
-    def eps(self) -> Tensor:
-        """The plain prediction at `x`."""
-        return self.predict(self.x).eps
+from dap.backbones.base import Backbone, Card
+from dap.backbones.schedules import Flow, Schedule, VariancePreserving
+from dap.base.errors import DapError
+from dap.testing import autoencoder, features
+from dap.testing.findings import Finding, Verdicts, difference, kind_of, run, said, warn, wrong
+from dap.testing.probe import B, Probe
 
 
 def description(p: Probe) -> Verdicts:
@@ -273,10 +176,12 @@ def unknown_class(p: Probe) -> Verdicts:
             yield warn(f"the error does not name the unknown class: {said(error)}")
         return f"refused in a sentence: {said(error)[:60]}…"
     except Exception as error:
-        yield wrong(f"condition([{name!r}]) raises {said(error)}; raise dap.errors.DapError with both lists of names.")
+        yield wrong(
+            f"condition([{name!r}]) raises {said(error)}; raise dap.base.errors.DapError with both lists of names."
+        )
     else:
         yield wrong(
-            f"condition([{name!r}]) was accepted; raise dap.errors.DapError, or every typing error costs a set."
+            f"condition([{name!r}]) was accepted; raise dap.base.errors.DapError, or every typing error costs a set."
         )
     return ""
 
@@ -305,8 +210,6 @@ def state(p: Probe) -> Verdicts:
 
 def findings(backbone: Backbone, images: Tensor | None = None) -> Iterator[Finding]:
     """The findings of all checks, as they come."""
-    from dap.testing import autoencoder, features
-
     checks = {
         "description": description,
         "schedule": schedule,

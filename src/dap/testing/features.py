@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dap.backbones.modules import ModuleBackbone, tokens
 from dap.guidance.base import GradThrough
-from dap.testing.backbone import B, Probe
 from dap.testing.findings import Verdicts, difference, kind_of, slope, wrong
+from dap.testing.probe import B, Probe
 
 
 def _everywhere(p: Probe) -> Mapping[str, Tensor]:

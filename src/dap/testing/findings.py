@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 Level = Literal["ok", "warn", "wrong"]
 Verdict = tuple[Level, str]

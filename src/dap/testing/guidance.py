@@ -186,7 +186,9 @@ def random_state(p: Probe) -> Verdicts:
     before, first, after = now(), p.latents(p.guidance), now()
     for name, old, new in zip(("torch", "numpy"), before, after, strict=True):
         if old != new:
-            yield wrong(f"it draws from the global generator of {name}; use dap.seeding.generators of its own seeds.")
+            yield wrong(
+                f"it draws from the global generator of {name}; use dap.base.seeding.generators of its own seeds."
+            )
     gap = difference(p.latents(p.guidance), first)
     if gap:
         yield wrong(f"the same seeds give another image the second time (by {gap:.1e}); keep no state between runs.")

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dap.backbones import load
 from dap.backbones.base import Backbone
-from dap.data.sources import Source, open_source
-from dap.engine import STARTER, Workshop
+from dap.base.registry import suggest
+from dap.data.real.sources import Source, open_source
 from dap.methods import METHODS
 from dap.methods.base import Made, Method, Task, Unit, plan
 from dap.recipe import GuidanceOptions, Recipe
-from dap.registry import suggest
 from dap.testing.findings import Finding, Verdicts, difference, kind_of, run, warn, wrong
+from dap.workshop import STARTER, Workshop
 
 NEEDS = ("backbone", "classifier", "training", "captions")
 SLOW = 2.0
@@ -160,7 +160,7 @@ def repeatable(p: Probe) -> Verdicts:
     if gap:
         yield wrong(
             f"the same recipe gives other images the second time (by {gap:.1e}): something ignores recipe.seed; draw from "
-            "generators of dap.seeding.seed_of(recipe.seed, …)."
+            "generators of dap.base.seeding.seed_of(recipe.seed, …)."
         )
     elif gap := difference(pixels(p.make(backwards=True)), pixels(p.made)):
         yield wrong(
@@ -179,7 +179,7 @@ def random_state(p: Probe) -> Verdicts:
     before = torch.get_rng_state()
     p.make(ipc=1)
     if not torch.equal(before, torch.get_rng_state()):
-        yield warn("it moves torch's global generator; draw from generators of its own (dap.seeding).")
+        yield warn("it moves torch's global generator; draw from generators of its own (dap.base.seeding).")
     return "torch's global generator is left alone"
 
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from dap import backbones
 from dap.backbones.base import Backbone
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.registry import build, resolve, suggest
 from dap.guidance.base import Energy, Guidance
 from dap.kernels import KERNELS, Kernel
 from dap.methods import METHODS, Method
-from dap.registry import build, resolve, suggest
 from dap.testing import backbone, guidance, kernel, method
 from dap.testing.findings import Finding
 

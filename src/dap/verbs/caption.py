@@ -13,12 +13,12 @@ from torch import Tensor
 
 from dap.backbones import device_of
 from dap.backbones.hub import explained
-from dap.data.captions import finder
-from dap.data.sources import Source
-from dap.errors import DapError
-from dap.files import drop_torn_line, read_lines
+from dap.base.errors import DapError
+from dap.base.files import drop_torn_line, read_lines
+from dap.base.seeding import seed_of
+from dap.data.real.captions import finder
+from dap.data.real.sources import Source
 from dap.imagenet import spoken
-from dap.seeding import seed_of
 
 MODEL = "Salesforce/blip-image-captioning-base"
 """A small captioner (BSD-3-Clause, 1 GB). VLCP's authors use llava-hf/llava-1.5-7b-hf."""
@@ -102,7 +102,7 @@ def caption(
 
     Args:
         source: the images.
-        out: the file; `data.captions.read_captions` says what a line is.
+        out: the file; `data.real.captions.read_captions` says what a line is.
         say: a `Captioner`, or another function of images (n, 3, h, w) and what is asked.
         model: its name, which every line says.
         ask: what it is asked, {} for the class's name.

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Flow, Time
-from dap.data.distilled import DistilledSet
-from dap.data.sources import Source
-from dap.errors import DapError
-from dap.seeding import generators, normal, seed_of
-from dap.store import Store
+from dap.base.errors import DapError
+from dap.base.seeding import generators, normal, seed_of
+from dap.base.store import Store
+from dap.data.real.sources import Source
+from dap.data.sets.distilled import DistilledSet
 
 NOTE = "zeroshot.json"
 """The file of a set that holds its result."""

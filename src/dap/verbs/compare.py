@@ -9,60 +9,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import torch
-
+from dap.base.errors import DapError
+from dap.base.files import check_folder
+from dap.base.workers import share
 from dap.cost import NOTE as COST
-from dap.data.distilled import DistilledSet
-from dap.data.imports import import_set
-from dap.engine import Progress, Workshop, distill
-from dap.errors import DapError
-from dap.evaluation.fitting import seeded
-from dap.evaluation.networks import Network, build
-from dap.evaluation.reference import load_reference
-from dap.evaluation.trials import Trial
-from dap.files import check_folder
-from dap.judge import Features, Judge
+from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.imports import import_set
+from dap.evaluation.judge import Judge
+from dap.evaluation.training.trials import Trial
 from dap.methods import find
 from dap.recipe import Data, Recipe, said
-from dap.workers import share
-
-
-def embedding(
-    data: str, size: int, reference: str | Path | None = None, device: str | torch.device = "cpu"
-) -> tuple[str, Features]:
-    """Features for the measures, and their name.
-
-    A network trained on the real data, where one is given or, for the embedded data, ours (`starter.reference`): its
-    features, and its predictions too. For other data a ConvNet with random weights of a fixed seed, whose features
-    distribution matching (DM) shows to be useful; they compare sets of the same data, and nothing else. It has so many
-    layers that 4 to 7 pixels a side are left of images of 32 px or more.
-
-    Args:
-        data: the name or path of the data.
-        size: of the images, in pixels.
-        reference: a file of `evaluation.reference.save_reference`, as `dap train-teacher` writes.
-        device: where the network runs.
-
-    Raises:
-        DapError: the file is not there, is no reference network, or holds one of somebody's own without features.
-    """
-    if reference is None and data == "fashion-mnist":
-        from dap.starter import REFERENCE
-
-        reference = REFERENCE
-    if reference is not None:
-        if not Path(reference).is_file():
-            raise DapError(f"There is no reference network {reference}; dap train-teacher writes one.")
-        trained = load_reference(reference, device)
-        if not isinstance(trained.network, Network):
-            raise DapError(f"{reference} holds somebody's own network, which has no features to measure with.")
-        name = {"convnet3": "ConvNet-3"}.get(trained.protocol.network, trained.protocol.network)
-        return f"{name} trained on the real data ({trained.accuracy:.1%})", trained
-    depth = min(8, max(3, size.bit_length() - 3))
-    with seeded(0, torch.device("cpu")):
-        network = build(f"convnet{depth}", classes=2, size=size).eval().requires_grad_(False).to(device)
-    assert isinstance(network, Network)
-    return f"ConvNet-{depth} with random weights", lambda images: network.features(images.to(device))
+from dap.verbs.distill import Progress, distill
+from dap.workshop import Workshop
 
 
 def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) -> Iterator[tuple[str, Recipe]]:

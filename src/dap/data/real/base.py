@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from dap import imagenet
-from dap.data.decode import BrokenImage, Fit, check_fit
-from dap.data.layouts import LAYOUTS
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.data.real.decode import BrokenImage, Fit, check_fit
+from dap.data.real.layouts import LAYOUTS
 
 log = logging.getLogger("dap")
 
@@ -40,7 +40,7 @@ class Source(ABC):
         name: what the data set is called in manifests and messages.
         class_names: in label order.
         licence: of the images, where known.
-        size, fit: see `dap.data.decode.fit_square`.
+        size, fit: see `dap.data.real.decode.fit_square`.
     """
 
     def __init__(

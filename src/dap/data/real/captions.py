@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dap.data.layouts import SPLITS
-from dap.data.sources import Source
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.data.real.layouts import SPLITS
+from dap.data.real.sources import Source
 
 
 def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:

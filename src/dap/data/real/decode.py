@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 Fit = Literal["crop", "pad", "crop-bilinear"]
 """How an image becomes square; see `square`."""

@@ -9,9 +9,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from dap.data.base import Source
-from dap.errors import DapError
-from dap.seeding import seed_of
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.data.real.base import Source
 
 
 @final

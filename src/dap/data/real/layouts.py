@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 """The splits, and the folder names or file prefixes each goes by, in order of preference."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from torch import Tensor
 
-from dap.data.base import CACHE_BYTES, Recent, Source, by_class, select, some
-from dap.data.decode import BrokenImage, Fit, decode
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.data.real.base import CACHE_BYTES, Recent, Source, by_class, select, some
+from dap.data.real.decode import BrokenImage, Fit, decode
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,6 +1,6 @@
 """Real images from class folders, parquet files or IDX files, and the embedded Fashion-MNIST.
 
-`open_source` finds out what a path holds and opens it; what a source offers is in `dap.data.base.Source`.
+`open_source` finds out what a path holds and opens it; what a source offers is in `dap.data.real.base.Source`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from dap import imagenet
-from dap.data.base import Source, by_class, select
-from dap.data.decode import Fit, check_fit, decode, fit_square
-from dap.data.idx import read_idx
-from dap.data.layouts import LAYOUTS, check_folder, class_folders, image_files, locate, unreadable
-from dap.data.parquet import ParquetSource
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.data.real.base import Source, by_class, select
+from dap.data.real.decode import Fit, check_fit, decode, fit_square
+from dap.data.real.idx import read_idx
+from dap.data.real.layouts import LAYOUTS, check_folder, class_folders, image_files, locate, unreadable
+from dap.data.real.parquet import ParquetSource
 from dap.starter import CLASS_NAMES, DATA, verify_data
 
 __all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "check_path", "open_source"]
@@ -45,7 +45,7 @@ def open_source(
     Args:
         path: the name or the folder. A folder that is itself called fashion-mnist is `./fashion-mnist`.
         split: `train` or `test` (also found as `val` and `validation`).
-        size, fit: height and width of the images, and how they get there; see `dap.data.decode.fit_square`.
+        size, fit: height and width of the images, and how they get there; see `dap.data.real.decode.fit_square`.
         classes: which classes, in label order, or the name of a subset of ImageNet such as "imagenette", in WordNet ids. By
             default all: in name order, or in the order the files say. Give a test split the train split's
             `class_names`, so that a class missing there cannot shift the labels. WordNet ids also find classes that go

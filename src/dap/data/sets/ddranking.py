@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dap import imagenet
-from dap.data.base import some
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.data.real.base import some
 
 SCORED: dict[str, Sequence[int]] = {
     "ImageNette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),

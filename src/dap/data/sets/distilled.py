@@ -26,10 +26,10 @@ from jaxtyping import Float, Int, Num
 from PIL import Image
 from torch import Tensor
 
-from dap.data.decode import Fit, decode, encode_png
-from dap.data.folders import class_order, images_by_folder, other_than_folders
-from dap.errors import DapError
-from dap.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
+from dap.base.errors import DapError
+from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
+from dap.data.real.decode import Fit, decode, encode_png
+from dap.data.sets.folders import class_order, images_by_folder, other_than_folders
 
 
 def folders_of(class_names: Sequence[str]) -> list[str]:
@@ -294,7 +294,7 @@ class DistilledSet:
         """Images in [0, 1] and labels, in (label, slot) order.
 
         Args:
-            size, fit: make them square as real images are made, see `data.decode.square`; default: as stored, and then
+            size, fit: make them square as real images are made, see `data.real.decode.square`; default: as stored, and then
                 all must be alike.
             dtype: uint8 for whole numbers from 0 to 255 instead, in a quarter of the memory.
 

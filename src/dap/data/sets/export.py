@@ -22,14 +22,14 @@ import torch
 import yaml
 from PIL import Image
 
-from dap.data import ddranking
-from dap.data.cards import card, cell, code, deeper, read_card, size_category
-from dap.data.decode import as_png
-from dap.data.distilled import DistilledSet, differences, folders_of
-from dap.data.folders import exported
-from dap.errors import DapError
-from dap.files import building, dump, in_use, sha256_of, write_atomically
-from dap.registry import suggest
+from dap.base.errors import DapError
+from dap.base.files import building, dump, in_use, sha256_of, write_atomically
+from dap.base.registry import suggest
+from dap.data.real.decode import as_png
+from dap.data.sets import ddranking
+from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.sets.distilled import DistilledSet, differences, folders_of
+from dap.data.sets.folders import exported
 
 Progress = Callable[[int, int, str], None]
 
@@ -207,7 +207,7 @@ normalised, `labels` (n,) int64, and `class_names` in label order."""
 
 
 def _parquet(job: Job) -> Written:
-    from dap.data.shards import write_parquet
+    from dap.data.sets.shards import write_parquet
 
     return Written(
         *write_parquet(job.made.class_names, job.images(), len(job.made.records), job.folder, job.shard_size)
@@ -215,7 +215,7 @@ def _parquet(job: Job) -> Written:
 
 
 def _webdataset(job: Job) -> Written:
-    from dap.data.shards import write_webdataset
+    from dap.data.sets.shards import write_webdataset
 
     return Written(*write_webdataset(job.images(by_slot=True), job.folder, job.shard_size))
 

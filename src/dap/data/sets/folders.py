@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dap import imagenet
-from dap.data.base import select, some
-from dap.data.layouts import class_folders, is_image, unreadable, visible
-from dap.errors import DapError
-from dap.files import natural_order, read_json
+from dap.base.errors import DapError
+from dap.base.files import natural_order, read_json
+from dap.data.real.base import select, some
+from dap.data.real.layouts import class_folders, is_image, unreadable, visible
 
 SORTED = "sorted"
 """As `class_names`: the class folders in name order, said on purpose."""

@@ -13,12 +13,16 @@ from typing import Any
 import torch
 
 from dap import imagenet
-from dap.data.base import some
-from dap.data.cards import card, cell, code, deeper, read_card, size_category
-from dap.data.decode import BrokenImage, as_png
-from dap.data.distilled import DistilledSet
-from dap.data.folders import by_position, exported, files_by_kind, images_by_folder, other_than_folders
-from dap.data.readers import (
+from dap.base.errors import DapError
+from dap.base.files import building, in_use, natural_order, read_json
+from dap.base.registry import suggest
+from dap.base.seeding import seed_of
+from dap.data.real.base import some
+from dap.data.real.decode import BrokenImage, as_png
+from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.folders import by_position, exported, files_by_kind, images_by_folder, other_than_folders
+from dap.data.sets.readers import (
     Ask,
     Entry,
     Reading,
@@ -29,11 +33,7 @@ from dap.data.readers import (
     read_set,
     read_webdataset,
 )
-from dap.data.tensors import read_tensors
-from dap.errors import DapError
-from dap.files import building, in_use, natural_order, read_json
-from dap.registry import suggest
-from dap.seeding import seed_of
+from dap.data.sets.tensors import read_tensors
 
 LAYOUTS: dict[str, Callable[[Path, Ask], Reading]] = {
     "folders": read_folders,

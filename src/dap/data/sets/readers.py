@@ -1,4 +1,4 @@
-"""Distilled sets of others, as files: class folders, parquet and WebDataset shards. Tensors are in `dap.data.tensors`."""
+"""Distilled sets of others, as files: class folders, parquet and WebDataset shards. Tensors are in `dap.data.sets.tensors`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dap import imagenet
-from dap.data.base import some
-from dap.data.distilled import DistilledSet
-from dap.data.folders import (
+from dap.base.errors import DapError
+from dap.data.real.base import some
+from dap.data.real.layouts import IMAGE_SUFFIXES, locate
+from dap.data.real.parquet import ParquetSource
+from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.folders import (
     by_number,
     by_position,
     choose,
@@ -24,9 +27,6 @@ from dap.data.folders import (
     listed,
     wnid_order,
 )
-from dap.data.layouts import IMAGE_SUFFIXES, locate
-from dap.data.parquet import ParquetSource
-from dap.errors import DapError
 
 Entry = tuple[str, Callable[[], bytes]]
 """An image's name in its source, and what reads its file, in any format Pillow knows."""
@@ -37,7 +37,7 @@ class Ask:
     """What a user says about a source.
 
     Attributes:
-        class_names: see `dap.data.folders.listed`.
+        class_names: see `dap.data.sets.folders.listed`.
         ipc: images a class, where the source itself does not say.
         labels: a file of labels beside one of images.
         mean, std: by channel, of the normalisation that tensors have undergone.

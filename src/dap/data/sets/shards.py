@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dap.files import write_atomically
+from dap.base.files import write_atomically
 
 ROW_GROUP = 100
 """Images a row group: what a reader has to hold at once."""
@@ -28,7 +28,7 @@ def write_parquet(
     The schema carries the note by which datasets knows an Image and a ClassLabel with its names.
 
     Returns:
-        The fields of `dap.data.export.Written`.
+        The fields of `dap.data.sets.export.Written`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -77,7 +77,7 @@ def write_webdataset(
     Every time, owner and mode in the tar is fixed. Images should come slot by slot, so that any shard has all classes.
 
     Returns:
-        The fields of `dap.data.export.Written`.
+        The fields of `dap.data.sets.export.Written`.
     """
     for number, shard in enumerate(_chunks(iter(images), shard_size)):
         out = io.BytesIO()

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dap.data.base import some
-from dap.data.decode import encode_png
-from dap.data.folders import choose, files_by_kind
-from dap.data.readers import Ask, Reading
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.data.real.base import some
+from dap.data.real.decode import encode_png
+from dap.data.sets.folders import choose, files_by_kind
+from dap.data.sets.readers import Ask, Reading
 
 _IMAGES, _LABELS = ("images", "image", "imgs", "x", "data"), ("labels", "label", "targets", "target", "y")
 _NAMES = ("class_names", "classes", "names")

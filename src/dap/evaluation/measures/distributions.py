@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 GramFunction = Callable[[Tensor, Tensor], Tensor]
 """k(x, y): (n, D), (m, D) -> (n, m), positive semi-definite; every `dap.kernels.Kernel` is one."""

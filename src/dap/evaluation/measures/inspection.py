@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -24,20 +23,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dap.data.base import Source
-from dap.data.distilled import DistilledSet
-from dap.errors import DapError
-from dap.evaluation.batches import Labelled
-from dap.evaluation.measures import Comparison, compare, extract
-from dap.evaluation.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
-from dap.evaluation.reals import Reals
-from dap.evaluation.reference import Reference
-from dap.files import write_atomically
+from dap.base.errors import DapError
+from dap.base.files import write_atomically
+from dap.base.seeding import seed_of
+from dap.data.real.base import Source
+from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.measures.embedding import Features
+from dap.evaluation.measures.measures import Comparison, compare, extract
+from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
+from dap.evaluation.measures.pictures import Pictures
+from dap.evaluation.training.batches import Labelled
+from dap.evaluation.training.reference import Reference
 from dap.kernels import RBF
-from dap.seeding import seed_of
-
-Features = Callable[[Tensor], Tensor]
-"""Images (n, 3, h, w) in [0, 1] -> (n, D)."""
 
 COMPARED, COMPARED_IN_ALL = 500, 50_000
 """Real images whose features are computed: of a class, and of all classes together."""
@@ -74,11 +71,11 @@ class Inspector:
         self.columns = features[1].columns(train.class_names) if isinstance(features[1], Reference) else None
 
     @cached_property
-    def reals(self) -> Reals:
+    def reals(self) -> Pictures:
         classes = len(self.train.class_names)
         limit = self.limit or max(SEARCHED_IN_ALL // classes, 100)
         compared = min(COMPARED, max(COMPARED_IN_ALL // classes, 100))
-        return Reals(self.train, self.features, limit=limit, compared=compared)
+        return Pictures(self.train, self.features, limit=limit, compared=compared)
 
     @cached_property
     def search(self) -> Search:

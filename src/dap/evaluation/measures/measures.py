@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.errors import DapError
-from dap.evaluation.batches import Labelled, check_labelled
-from dap.evaluation.distributions import GramFunction, frechet, kid, mmd2, once, within
+from dap.base.errors import DapError
+from dap.evaluation.measures.distributions import GramFunction, frechet, kid, mmd2, once, within
+from dap.evaluation.training.batches import Labelled, check_labelled
 from dap.kernels import Kernel
 
 CHUNK = 1000

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dap.errors import DapError
-from dap.evaluation.measures import extract
-from dap.evaluation.reals import Reals, coarse
-from dap.seeding import seed_of
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.evaluation.measures.measures import extract
+from dap.evaluation.measures.pictures import Pictures, coarse
 
 PIXEL_RATE = 0.01
 """Share of fresh real images whose c in pixels falls under the threshold."""
@@ -107,13 +107,13 @@ class Search:
     """Finds the neighbours of images among real ones.
 
     Args:
-        reals: see `Reals`. In features, those are searched that have some, and the nearest in pixels.
+        reals: see `Pictures`. In features, those are searched that have some, and the nearest in pixels.
 
     Raises:
         DapError: a class has fewer than 3 images, of which none is much nearer than the others.
     """
 
-    def __init__(self, reals: Reals) -> None:
+    def __init__(self, reals: Pictures) -> None:
         self.reals = reals
         for name, indices in zip(reals.source.class_names, reals.indices, strict=True):
             if len(indices) < 3:
@@ -268,7 +268,7 @@ def _moved(images: Tensor, move: tuple[bool, int, int], side: int) -> Tensor:
 
 
 def _coarse_distances(moved: list[Tensor], pool: Tensor) -> Tensor:
-    """Squared distances (n, m) at 8 px of pictures in their best move to the (m, d) of `Reals.coarse`."""
+    """Squared distances (n, m) at 8 px of pictures in their best move to the (m, d) of `Pictures.coarse`."""
     queries = torch.stack([coarse(one) for one in moved], 1)
     products = queries.flatten(0, 1) @ pool.T
     nearest = (queries.square().sum(2)[:, :, None] - 2 * products.unflatten(0, queries.shape[:2])).amin(1)

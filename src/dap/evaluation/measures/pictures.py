@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dap.data.base import Source
-from dap.evaluation.measures import extract
-from dap.seeding import seed_of
+from dap.base.seeding import seed_of
+from dap.data.real.base import Source
+from dap.evaluation.measures.measures import extract
 
 SIDE = 32
 """Largest side, in pixels, of the pictures in which images are compared."""
@@ -24,7 +24,7 @@ def coarse(pictures: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(pictures.float() / 255, min(COARSE, pictures.shape[-1])).flatten(1)
 
 
-class Reals:
+class Pictures:
     """The images of a source, read once, class by class.
 
     Args:

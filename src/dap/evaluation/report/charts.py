@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 from markupsafe import Markup, escape
 
-from dap.evaluation.records import is_number
+from dap.evaluation.report.records import is_number
 
 Samples = tuple[float, ...]
 X = float | str

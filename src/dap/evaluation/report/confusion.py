@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dap.evaluation.records import Json
-from dap.evaluation.summary import Group, Row, Setting, collect
-from dap.evaluation.tables import Cell, Column, Table, named
-from dap.evaluation.wording import setting_name
+from dap.evaluation.report.records import Json
+from dap.evaluation.report.summary import Group, Row, Setting, collect
+from dap.evaluation.report.tables import Cell, Column, Table, named
+from dap.evaluation.report.wording import setting_name
 
 CLASSES = 20
 """Classes shown of each confusion; the CSV has them all."""

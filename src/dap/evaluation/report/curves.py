@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from dap.evaluation.charts import COLOURS, NARROW, SMALL, WIDE, Series, line_chart, logarithmic, positions
-from dap.evaluation.meanings import MEANINGS
-from dap.evaluation.records import MEASURES, Json, is_number
-from dap.evaluation.summary import Group, Row, Setting, collect, described, reference, sweeps, varying
-from dap.evaluation.wording import setting_name
+from dap.evaluation.report.charts import COLOURS, NARROW, SMALL, WIDE, Series, line_chart, logarithmic, positions
+from dap.evaluation.report.meanings import MEANINGS
+from dap.evaluation.report.records import MEASURES, Json, is_number
+from dap.evaluation.report.summary import Group, Row, Setting, collect, described, reference, sweeps, varying
+from dap.evaluation.report.wording import setting_name
 
 SWEPT = {
     "guidance.scale": ("Guidance scale", "scale"),

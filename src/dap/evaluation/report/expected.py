@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dap.evaluation.records import Json
-from dap.evaluation.summary import Row, collect
+from dap.evaluation.report.records import Json
+from dap.evaluation.report.summary import Row, collect
 from dap.shipped import Expected
 
 Published = Callable[[Json, str], Expected | None]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dap.evaluation.records import Json, SetRecord, is_number
-from dap.evaluation.summary import Group
-from dap.evaluation.wording import count, figure
+from dap.evaluation.report.records import Json, SetRecord, is_number
+from dap.evaluation.report.summary import Group
+from dap.evaluation.report.wording import count, figure
 
 ByClass = dict[str, dict[int, Json]]
 
@@ -28,7 +28,7 @@ SPACES = {"feature": "by features", "pixel": "in pixels"}
 """The spaces in which the nearest real image is looked for."""
 
 
-class Reals:
+class NearestReals:
     """The nearest real images of a page, each embedded once however many images it is nearest to."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
     if len({record.seed for _, record in chosen}) > 1:
         notes.append("Not all groups have a set of the same seed; each row names its own.")
     looked = {record.path: _seen(record) for _, record in chosen}
-    classes, reals = [], Reals()
+    classes, reals = [], NearestReals()
     for name in shown:
         rows = []
         for group, record, by_class in indexed:
@@ -185,7 +185,7 @@ def _affordable(indexed: Sequence[tuple[Group, SetRecord, ByClass]], columns: di
     return slots
 
 
-def _tile(record: SetRecord, image: Json, seen: Json | None, reals: Reals) -> dict[str, Any]:
+def _tile(record: SetRecord, image: Json, seen: Json | None, reals: NearestReals) -> dict[str, Any]:
     """One image for the page; `src` is None where the file is missing or cannot be read."""
     file = file_in(record, image["path"])
     src, reduced = embedded(file) if file else (None, False)
@@ -214,7 +214,7 @@ def _predicted(record: SetRecord, label: int, seen: Json) -> tuple[str, bool]:
     return f"predicted {record.class_name(predicted)}{sure}, {verdict}", predicted != label
 
 
-def _nearest(record: SetRecord, seen: Json, reals: Reals) -> list[dict[str, Any]]:
+def _nearest(record: SetRecord, seen: Json, reals: NearestReals) -> list[dict[str, Any]]:
     """The nearest real image in each space that was looked at: its name, distance, and place among the reals."""
     nearest = seen.get("nearest")
     found = []

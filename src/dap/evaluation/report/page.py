@@ -18,19 +18,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dap.errors import DapError
-from dap.evaluation import sections, tables
-from dap.evaluation.charts import strip
-from dap.evaluation.claims import Claims, Published
-from dap.evaluation.confusion import SHOWN, Confusion, by_class, confusions, long_form
-from dap.evaluation.curves import curves, training
-from dap.evaluation.gallery import gallery, near_copies
-from dap.evaluation.meanings import MEANINGS
-from dap.evaluation.records import MEASURES, SetRecord, load
-from dap.evaluation.scatter import maps
-from dap.evaluation.summary import Group, Row, flatten, group_sets, reference, summarise
-from dap.evaluation.tables import Table
-from dap.evaluation.wording import (
+from dap.base.errors import DapError
+from dap.evaluation.report import sections, tables
+from dap.evaluation.report.charts import strip
+from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
+from dap.evaluation.report.curves import curves, training
+from dap.evaluation.report.expected import Claims, Published
+from dap.evaluation.report.gallery import gallery, near_copies
+from dap.evaluation.report.meanings import MEANINGS
+from dap.evaluation.report.records import MEASURES, SetRecord, load
+from dap.evaluation.report.scatter import maps
+from dap.evaluation.report.summary import Group, Row, flatten, group_sets, reference, summarise
+from dap.evaluation.report.tables import Table
+from dap.evaluation.report.wording import (
     DASH,
     accuracy,
     figure,
@@ -164,7 +164,7 @@ def _html(content: Content) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = PackageLoader("dap.evaluation")
+    loader = PackageLoader("dap.evaluation.report")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     css, script = (Markup(loader.get_source(page, f"report.{kind}")[0]) for kind in ("css", "js"))
     groups, rows = content.groups, content.rows

@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dap.errors import DapError
-from dap.evaluation.records import load
-from dap.evaluation.trials import Trial
-from dap.files import dump, write_atomically
+from dap.base.errors import DapError
+from dap.base.files import dump, write_atomically
+from dap.evaluation.report.records import load
+from dap.evaluation.training.trials import Trial
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from dap.errors import DapError
-from dap.files import natural_order
+from dap.base.errors import DapError
+from dap.base.files import natural_order
 
 Json = Mapping[str, Any]
 

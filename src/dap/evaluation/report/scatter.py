@@ -17,10 +17,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from dap.evaluation.charts import tag
-from dap.evaluation.gallery import common_seed, with_seed
-from dap.evaluation.records import SetRecord
-from dap.evaluation.summary import Group
+from dap.evaluation.report.charts import tag
+from dap.evaluation.report.gallery import common_seed, with_seed
+from dap.evaluation.report.records import SetRecord
+from dap.evaluation.report.summary import Group
 
 Array = NDArray[Any]
 

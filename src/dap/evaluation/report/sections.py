@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from dap.evaluation.charts import bar
-from dap.evaluation.gallery import inspected
-from dap.evaluation.meanings import meaning, ordered
-from dap.evaluation.records import MEASURES, Json, SetRecord, is_number
-from dap.evaluation.spread import Stat
-from dap.evaluation.summary import Group, Row, Setting, flatten, full_seconds
-from dap.evaluation.tables import Cell, Column, Table, cell, named
-from dap.evaluation.wording import DASH, accuracy, count, differing, figure, percent, setting_name
+from dap.evaluation.report.charts import bar
+from dap.evaluation.report.gallery import inspected
+from dap.evaluation.report.meanings import meaning, ordered
+from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
+from dap.evaluation.report.spread import Stat
+from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds
+from dap.evaluation.report.tables import Cell, Column, Table, cell, named
+from dap.evaluation.report.wording import DASH, accuracy, count, differing, figure, percent, setting_name
 
 BOOKKEEPING = frozenset({"k", "classes", "images", "copies"})
 """Numbers in `measures.json` that are no measures."""

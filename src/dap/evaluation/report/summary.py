@@ -1,6 +1,6 @@
 """From trials to numbers: sets that differ only in the seed form a `Group`; a `Row` sums one up under one `Setting`.
 
-What its mean, spreads and difference to vanilla are is said in `evaluation.spread`.
+What its mean, spreads and difference to vanilla are is said in `evaluation.report.spread`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from dap.evaluation.records import MEASURES, VANILLA, Json, SetRecord, is_number
-from dap.evaluation.spread import Difference, Stat, difference, spread_of
+from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number
+from dap.evaluation.report.spread import Difference, Stat, difference, spread_of
 
 COLUMNS = ("method", "ipc", "guidance.scale", "guidance.unit", "guidance.targets")
 """Fields with a column of their own; a group's note names the others in which groups of its method differ."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dap.evaluation.claims import Claims
-from dap.evaluation.summary import Row, flatten, varying
-from dap.evaluation.wording import PENDING, grid, plain, seeds
+from dap.evaluation.report.expected import Claims
+from dap.evaluation.report.summary import Row, flatten, varying
+from dap.evaluation.report.wording import PENDING, grid, plain, seeds
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dap.evaluation.claims import Claims
-from dap.evaluation.records import MEASURES
-from dap.evaluation.summary import Row
-from dap.evaluation.wording import DASH, cells, figure, setting_name
+from dap.evaluation.report.expected import Claims
+from dap.evaluation.report.records import MEASURES
+from dap.evaluation.report.summary import Row
+from dap.evaluation.report.wording import DASH, cells, figure, setting_name
 
 NAME = 16
 """Characters of the column of names that are left at least; longer names are broken into lines."""

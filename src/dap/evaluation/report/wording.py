@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from dap.evaluation.claims import Claims
-from dap.evaluation.records import MEASURES, SetRecord, is_number
-from dap.evaluation.spread import Difference, Stat
-from dap.evaluation.summary import Group, Row, Setting, flatten, recipe_key
+from dap.evaluation.report.expected import Claims
+from dap.evaluation.report.records import MEASURES, SetRecord, is_number
+from dap.evaluation.report.spread import Difference, Stat
+from dap.evaluation.report.summary import Group, Row, Setting, flatten, recipe_key
 
 DASH = "–"
 PENDING = "not evaluated yet"

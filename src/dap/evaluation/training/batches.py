@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from dap.errors import DapError
-from dap.evaluation.steps import CenterCrop, Resize, Step
-from dap.evaluation.transforms import run, size_after
+from dap.base.errors import DapError
+from dap.evaluation.training.steps import CenterCrop, Resize, Step
+from dap.evaluation.training.transforms import run, size_after
 
 Labelled = tuple[Tensor, Tensor]
 """Images (n, c, h, w), float in [0, 1] or uint8 from 0 to 255, and labels (n,), int64."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dap.errors import DapError
-from dap.evaluation.layers import Network, Norm, at_least, he_normal, norm_layer
+from dap.base.errors import DapError
+from dap.evaluation.training.layers import Network, Norm, at_least, he_normal, norm_layer
 
 
 def convnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:

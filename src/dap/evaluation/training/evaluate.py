@@ -14,14 +14,22 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor, nn
 
-from dap.errors import DapError
-from dap.evaluation.batches import Images, Labelled, accuracy, check_labelled, confusion
-from dap.evaluation.fitting import Batch, Checkpoint, Labeller, Training, new_network, run_with_checkpoint, seeded
-from dap.evaluation.parts import Soft, Stored
-from dap.evaluation.protocol import Protocol
-from dap.evaluation.together import Together, why_alone
-from dap.evaluation.transforms import size_after, split
-from dap.evaluation.trials import Trial
+from dap.base.errors import DapError
+from dap.evaluation.training.batches import Images, Labelled, accuracy, check_labelled, confusion
+from dap.evaluation.training.fitting import (
+    Checkpoint,
+    Labeller,
+    Training,
+    TrainingBatch,
+    new_network,
+    run_with_checkpoint,
+    seeded,
+)
+from dap.evaluation.training.labels import Soft, Stored
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.together import Together, why_alone
+from dap.evaluation.training.transforms import size_after, split
+from dap.evaluation.training.trials import Trial
 
 __all__ = ["Labelled", "Plan", "Trial", "evaluate", "train_and_test"]
 
@@ -50,7 +58,7 @@ class Replayed(Interface):
         """Of all of them."""
         ...
 
-    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[Batch]]:
+    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[TrainingBatch]]:
         """Epoch, counted from 0 -> its batches."""
         ...
 
@@ -68,7 +76,7 @@ class Plan:
         checkpoints: folder in which a training is kept until it is done, so that a killed one goes on.
         every: seconds between two checkpoints.
         together: how many seeds to train in one pass; trials are the same up to rounding. For GPUs, where it has not been
-            measured; slower on a CPU. A network that does not allow it (`evaluation.together`) is trained one after another,
+            measured; slower on a CPU. A network that does not allow it is trained one after another,
             which is logged. An interrupted group goes on if the same seeds are wanted together again.
         tested_on: what the test images are: "test" or "validation".
     """

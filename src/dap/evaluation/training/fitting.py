@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dap.errors import DapError
-from dap.evaluation.batches import Images, slice_size
-from dap.evaluation.networks import Network, build
-from dap.evaluation.parts import Hard
-from dap.evaluation.protocol import Protocol
-from dap.evaluation.transforms import run, split, unnormalised
-from dap.store import Checkpoint
+from dap.base.errors import DapError
+from dap.base.store import Checkpoint
+from dap.evaluation.training.batches import Images, slice_size
+from dap.evaluation.training.labels import Hard
+from dap.evaluation.training.networks import Network, build
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.transforms import run, split, unnormalised
 
 log = logging.getLogger("dap")
 
@@ -41,7 +41,7 @@ class Labeller(Interface):
         ...
 
 
-Batch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
+TrainingBatch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
 """Images as the network sees them, and the loss of logits for a part of them, summed over its images. Where several
 networks are trained together, images (n, networks, c, h, w) and logits (n, networks, classes) have their losses (networks,)."""
 
@@ -68,7 +68,7 @@ class Training:
         channels: int,
         classes: int,
         teacher: Labeller | None = None,
-        replay: Callable[[int], Iterator[Batch]] | None = None,
+        replay: Callable[[int], Iterator[TrainingBatch]] | None = None,
     ) -> None:
         """
         Args:
@@ -187,7 +187,7 @@ class Training:
             return torch.optim.AdamW(groups, lr=lr, betas=protocol.betas, fused=True)
         return torch.optim.SGD(groups, lr=lr, momentum=protocol.momentum, fused=True)
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int) -> Iterator[TrainingBatch]:
         protocol = self.protocol
         if self.replay is not None:
             yield from self.replay(epoch - protocol.first_epoch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 Norm = Literal["instance", "batch", "none"]
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Generator, Tensor
 
-from dap.evaluation.steps import Chance, Closed, Drawn, between
+from dap.evaluation.training.steps import Chance, Closed, Drawn, between
 
 
 class Mixing(Closed):

@@ -18,11 +18,11 @@ from typing import get_args
 
 from torch import nn
 
-from dap.errors import DapError
-from dap.evaluation.convnets import convnet, resnetap10
-from dap.evaluation.layers import InstanceNorm, Network, Norm, n_parameters
-from dap.evaluation.zoo import FAMILIES, LIBRARIES
-from dap.registry import resolve
+from dap.base.errors import DapError
+from dap.base.registry import resolve
+from dap.evaluation.training.convnets import convnet, resnetap10
+from dap.evaluation.training.layers import InstanceNorm, Network, Norm, n_parameters
+from dap.evaluation.training.zoo import FAMILIES, LIBRARIES
 
 __all__ = ["KNOWN", "InstanceNorm", "Network", "Norm", "build", "convnet", "n_parameters", "resnetap10"]
 

@@ -28,12 +28,12 @@ from pydantic import (
     model_validator,
 )
 
-from dap.errors import DapError
-from dap.evaluation.networks import Norm
-from dap.evaluation.parts import Case, Hard, Labels
-from dap.evaluation.steps import Step
-from dap.evaluation.transforms import Mix, parse
-from dap.registry import suggest
+from dap.base.errors import DapError
+from dap.base.registry import suggest
+from dap.evaluation.training.labels import Case, Hard, Labels
+from dap.evaluation.training.networks import Norm
+from dap.evaluation.training.steps import Step
+from dap.evaluation.training.transforms import Mix, parse
 
 
 class Protocol(BaseModel):
@@ -46,7 +46,7 @@ class Protocol(BaseModel):
     source: str
     """Where the recipe and its numbers come from."""
     network: str
-    """A name of `dap.evaluation.networks`, `torchvision:NAME`, `timm:NAME`, `file.py:callable`."""
+    """A name of `dap.evaluation.training.networks`, `torchvision:NAME`, `timm:NAME`, `file.py:callable`."""
     size: PositiveInt
     """Height and width in pixels that the network sees."""
     norm: Norm = "instance"
@@ -58,7 +58,7 @@ class Protocol(BaseModel):
     std: tuple[PositiveFloat, ...]
     """Divides the images after that, as `mean`."""
     train: tuple[Mapping[str, Any], ...]
-    """Steps (`dap.evaluation.transforms`) from an image of the set in [0, 1] to what the network sees in training.
+    """Steps (`dap.evaluation.training.transforms`) from an image of the set in [0, 1] to what the network sees in training.
     Sides and sizes left out are `size`, and "8/7" is size // 7 * 8; `normalize` takes `mean` and `std`."""
     test: tuple[Mapping[str, Any], ...]
     """The same for a real test image; none of these steps is random."""
@@ -235,7 +235,7 @@ def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
 
 def known_protocols() -> tuple[str, ...]:
     """Names of the protocols that ship with the package."""
-    folder = files("dap.evaluation") / "protocols"
+    folder = files("dap.evaluation.training") / "protocols"
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
@@ -248,7 +248,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     if name not in known_protocols():
         known = suggest(name, known_protocols())
         raise DapError(f"Unknown protocol {name!r}. {known} Or give the .yaml file of your own.")
-    return (files("dap.evaluation") / "protocols" / f"{name}.yaml").read_text(), f"The protocol {name}"
+    return (files("dap.evaluation.training") / "protocols" / f"{name}.yaml").read_text(), f"The protocol {name}"
 
 
 def _validate(fields: Mapping[str, Any], where: str) -> Protocol:

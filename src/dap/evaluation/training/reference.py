@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dap.data.base import select
-from dap.errors import DapError
-from dap.evaluation.batches import Labelled, in_slices, prepare
-from dap.evaluation.fitting import new_network, seeded
-from dap.evaluation.networks import Network
-from dap.evaluation.protocol import Protocol
-from dap.evaluation.training import train_and_test
-from dap.evaluation.trials import Trial
-from dap.files import write_atomically
+from dap.base.errors import DapError
+from dap.base.files import write_atomically
+from dap.data.real.base import select
+from dap.evaluation.training.batches import Labelled, in_slices, prepare
+from dap.evaluation.training.evaluate import train_and_test
+from dap.evaluation.training.fitting import new_network, seeded
+from dap.evaluation.training.networks import Network
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.trials import Trial
 
 
 @dataclass(frozen=True)

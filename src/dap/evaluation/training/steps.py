@@ -25,8 +25,8 @@ from pydantic import (
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from dap.errors import DapError
-from dap.evaluation.augment import OPERATIONS, Operation, dsa
+from dap.base.errors import DapError
+from dap.evaluation.training.augment import OPERATIONS, Operation, dsa
 
 Drawn = Mapping[str, Tensor]
 """Parameters of one step for one batch."""

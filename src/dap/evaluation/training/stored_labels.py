@@ -23,21 +23,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dap.data.distilled import differences
-from dap.errors import DapError
-from dap.evaluation.batches import Images
-from dap.evaluation.fitting import Batch, soft_loss
-from dap.evaluation.mixing import Mixing
-from dap.evaluation.steps import Drawn, Step
-from dap.evaluation.teacher import Teacher
-from dap.evaluation.transforms import apply_all, draw_all, size_after, split, unnormalised
-from dap.files import dump, locked, read_json, write_atomically
-from dap.seeding import seed_of
+from dap.base.errors import DapError
+from dap.base.files import dump, locked, read_json, write_atomically
+from dap.base.seeding import seed_of
+from dap.data.sets.distilled import differences
+from dap.evaluation.training.batches import Images
+from dap.evaluation.training.fitting import TrainingBatch, soft_loss
+from dap.evaluation.training.mixing import Mixing
+from dap.evaluation.training.steps import Drawn, Step
+from dap.evaluation.training.teacher import Teacher
+from dap.evaluation.training.transforms import apply_all, draw_all, size_after, split, unnormalised
 
 FORMAT = 1
 
 
-class Stored(NamedTuple):
+class StoredBatch(NamedTuple):
     """One batch of m images."""
 
     indices: Tensor
@@ -172,7 +172,7 @@ class StoredLabels:
         """Of what they were made of."""
         return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()[:16]
 
-    def epoch(self, number: int) -> Iterator[Stored]:
+    def epoch(self, number: int) -> Iterator[StoredBatch]:
         """The batches of an epoch, counted from 0.
 
         Raises:
@@ -199,9 +199,9 @@ class StoredLabels:
         batches = zip(indices.split(self._how.batch), logits.split(self._how.batch), strict=True)
         for b, (chosen, said) in enumerate(batches):
             drawn = [found.get(f"{b}/{k}", {}) for k in range(n_steps)]
-            yield Stored(chosen, drawn, found.get(f"{b}/mix"), said[:, self._columns])
+            yield StoredBatch(chosen, drawn, found.get(f"{b}/mix"), said[:, self._columns])
 
-    def seen(self, images: Images, batch: Stored) -> Tensor:
+    def seen(self, images: Images, batch: StoredBatch) -> Tensor:
         """The images (m, c, h, w) of a batch, normalised, of which the teacher said `batch.logits`.
 
         Args:
@@ -210,10 +210,10 @@ class StoredLabels:
         """
         return self._how.seen(images, batch.indices, batch.drawn, batch.mix)
 
-    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[Batch]]:
+    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[TrainingBatch]]:
         """What a training takes instead of batches of its own: epoch, counted from 0 -> images and their loss."""
 
-        def batches(number: int) -> Iterator[Batch]:
+        def batches(number: int) -> Iterator[TrainingBatch]:
             for stored in self.epoch(number):
                 said = stored.logits.to(images.labels.device)
                 yield self.seen(images, stored), soft_loss(said, temperature)

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap import imagenet
-from dap.data.base import select
-from dap.data.sources import Source
-from dap.errors import DapError
-from dap.evaluation.batches import in_slices
-from dap.evaluation.protocol import Protocol
-from dap.evaluation.reference import Reference, load_reference, train_reference
-from dap.evaluation.steps import CenterCrop, Normalize, Resize
-from dap.evaluation.transforms import run
-from dap.evaluation.trials import Trial
-from dap.files import sha256_of
-from dap.registry import resolve, suggest
+from dap.base.errors import DapError
+from dap.base.files import sha256_of
+from dap.base.registry import resolve, suggest
+from dap.data.real.base import select
+from dap.data.real.sources import Source
+from dap.evaluation.training.batches import in_slices
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.reference import Reference, load_reference, train_reference
+from dap.evaluation.training.steps import CenterCrop, Normalize, Resize
+from dap.evaluation.training.transforms import run
+from dap.evaluation.training.trials import Trial
 
 WEIGHTS = "IMAGENET1K_V1"
 """Which of torchvision's weights: the original ones of every network, which the published soft-label figures use."""

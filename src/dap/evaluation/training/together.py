@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from dap.errors import DapError
-from dap.evaluation.batches import Images
-from dap.evaluation.fitting import Batch, Training
-from dap.evaluation.layers import InstanceNorm
-from dap.evaluation.protocol import Protocol
+from dap.base.errors import DapError
+from dap.evaluation.training.batches import Images
+from dap.evaluation.training.fitting import Training, TrainingBatch
+from dap.evaluation.training.layers import InstanceNorm
+from dap.evaluation.training.protocol import Protocol
 
 
 class Stack(nn.Module):
@@ -100,7 +100,7 @@ class Together(Training):
     def _logits(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int) -> Iterator[TrainingBatch]:
         for batches in zip(*(member._batches(epoch) for member in self.members), strict=True):
             losses = [loss_of for _, loss_of in batches]
 

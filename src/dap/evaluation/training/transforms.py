@@ -14,9 +14,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 from torch import Generator, Tensor
 
-from dap.errors import DapError
-from dap.evaluation.mixing import CutMix, Mixing, MixUp
-from dap.evaluation.steps import (
+from dap.base.errors import DapError
+from dap.base.registry import suggest
+from dap.evaluation.training.mixing import CutMix, Mixing, MixUp
+from dap.evaluation.training.steps import (
     CenterCrop,
     Closed,
     ColorJitter,
@@ -30,7 +31,6 @@ from dap.evaluation.steps import (
     Step,
     Tiles,
 )
-from dap.registry import suggest
 
 STEPS = (Resize, CenterCrop, Tiles, RandomResizedCrop, Flip, ColorJitter, Lighting, Normalize, Dsa)
 MIXINGS = (CutMix, MixUp)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 
 KEYS = ("judged", "tested", "by")
 """What a line of trials.jsonl says beside the trial: hashes of the set's images, of the test data, of the protocol."""

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dap.errors import DapError
-from dap.evaluation.layers import InstanceNorm, Network, Norm, at_least, he_normal
+from dap.base.errors import DapError
+from dap.evaluation.training.layers import InstanceNorm, Network, Norm, at_least, he_normal
 
 
 def resnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:

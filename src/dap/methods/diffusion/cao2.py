@@ -22,12 +22,12 @@ from torch import Tensor
 from dap import sampling, solvers
 from dap.backbones.base import Backbone, ClassifierFree
 from dap.backbones.schedules import Time
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.seeding import generators, image_seeds, normal, seed_of
 from dap.guidance import Nothing
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit, plan
-from dap.methods.vanilla import Vanilla
-from dap.seeding import generators, image_seeds, normal, seed_of
+from dap.methods.diffusion.vanilla import Vanilla
 
 SMALL = 10
 """The largest ipc for which the most confident images are kept."""

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from dap import sampling, solvers
 from dap.backbones.base import ClassifierFree
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
 from dap.methods import base
 from dap.methods.base import Task
-from dap.methods.vanilla import Vanilla
-from dap.seeding import seed_of
+from dap.methods.diffusion.vanilla import Vanilla
 from dap.solvers import Solver
 
 TOGETHER = 64

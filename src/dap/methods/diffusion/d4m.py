@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from dap import sampling
+from dap.base.seeding import seed_of
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit
-from dap.methods.latents import check_reals, class_latents
-from dap.methods.vanilla import Vanilla
-from dap.seeding import seed_of
+from dap.methods.diffusion.latents import check_reals, class_latents
+from dap.methods.diffusion.vanilla import Vanilla
 
 
 class D4mOptions(base.Options):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
-from dap.errors import DapError
 from dap.guidance import Descend, Guidance, Representative, Window
 from dap.kernels import parse
 from dap.methods.base import Task
-from dap.methods.vanilla import Vanilla
+from dap.methods.diffusion.vanilla import Vanilla
 
 
 class Dap(Vanilla):

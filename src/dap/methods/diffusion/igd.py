@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap.backbones.base import Backbone
-from dap.errors import DapError
-from dap.evaluation.batches import Images, slice_size
-from dap.evaluation.fitting import Training, new_network, run_with_checkpoint, seeded
-from dap.evaluation.protocol import Protocol, load_protocol
-from dap.evaluation.transforms import run
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.evaluation.training.batches import Images, slice_size
+from dap.evaluation.training.fitting import Training, new_network, run_with_checkpoint, seeded
+from dap.evaluation.training.protocol import Protocol, load_protocol
+from dap.evaluation.training.transforms import run
 from dap.guidance import Descend, Deviation, Guidance, Influence, Nothing, Sum, Window
 from dap.guidance.influence import STRENGTH_UNIT, Compared, Moment, Through, flat_gradient
 from dap.methods.base import Options, Task
-from dap.methods.vanilla import Vanilla
-from dap.seeding import seed_of
+from dap.methods.diffusion.vanilla import Vanilla
 
 PAPER_LATENTS = 4 * 32 * 32
 """Numbers in a latent of the paper's backbone."""

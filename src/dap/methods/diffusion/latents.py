@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
 from dap.methods.base import Task
-from dap.seeding import seed_of
 
 CHUNK = 64
 """Real images that are read and encoded together."""

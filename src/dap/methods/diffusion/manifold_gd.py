@@ -6,11 +6,11 @@ import math
 
 from pydantic import Field
 
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.guidance import Guidance, Manifold, Modes, Window
 from dap.methods.base import Task
-from dap.methods.mgd3 import ClassModes, Discovery, ModeOptions
-from dap.methods.vanilla import Vanilla
+from dap.methods.diffusion.mgd3 import ClassModes, Discovery, ModeOptions
+from dap.methods.diffusion.vanilla import Vanilla
 
 
 class ManifoldOptions(ModeOptions):

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from dap.base.seeding import seed_of
 from dap.guidance import Guidance, Modes, Window
 from dap.methods.base import Options, Task
-from dap.methods.latents import check_reals, class_latents
-from dap.methods.vanilla import Vanilla
-from dap.seeding import seed_of
+from dap.methods.diffusion.latents import check_reals, class_latents
+from dap.methods.diffusion.vanilla import Vanilla
 
 Discovery = Literal["kmeans", "nearest", "tree"]
 

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from dap.backbones.base import Backbone
 from dap.backbones.dit import DiT
-from dap.backbones.finetune import Batch, Tuning, fine_tune, light, load_tuned, tuned
-from dap.errors import DapError
+from dap.backbones.finetune import Tuning, TuningBatch, fine_tune, light, load_tuned, tuned
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.base.store import Checkpoint
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit
-from dap.methods.latents import class_latents
-from dap.methods.vanilla import Vanilla
-from dap.seeding import seed_of
-from dap.store import Checkpoint
+from dap.methods.diffusion.latents import class_latents
+from dap.methods.diffusion.vanilla import Vanilla
 
 
 class MinimaxOptions(base.Options):
@@ -149,12 +149,12 @@ def train(
     conditions = original.condition(task.source.class_names)
     per_epoch = max(1, len(everything) // options.batch)
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> TuningBatch:
         epoch, place = divmod(step, per_epoch)
         order = torch.Generator().manual_seed(seed_of(options.tune_seed, "minimax", epoch))
         chosen = torch.randperm(len(everything), generator=order)[place * options.batch : (place + 1) * options.batch]
         mine = owners[chosen].tolist()
-        return Batch(everything[chosen].to(original.device), conditions[mine], mine)
+        return TuningBatch(everything[chosen].to(original.device), conditions[mine], mine)
 
     twin = tuned(original, scales)
     how = Tuning(steps, options.lr, options.tune_seed, options.ema)
@@ -182,7 +182,7 @@ class Criteria:
         self.real: dict[int, Tensor] = memory.setdefault("real", {})
         self.made: dict[int, Tensor] = memory.setdefault("made", {})
 
-    def __call__(self, x0: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, x0: Tensor, batch: TuningBatch) -> Tensor:
         total, labels = x0.new_zeros(()), torch.tensor(batch.labels)
         present = sorted(set(batch.labels))
         for label in present:

@@ -10,7 +10,7 @@ from dap import sampling, solvers
 from dap.backbones.base import Backbone, ClassifierFree
 from dap.backbones.dit import DiT
 from dap.backbones.unet import UNet
-from dap.errors import DapError
+from dap.base.errors import DapError
 from dap.guidance import Guidance, Nothing
 from dap.methods.base import Made, Method, Task, Unit
 

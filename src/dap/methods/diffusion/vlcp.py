@@ -16,15 +16,15 @@ from torch import Tensor
 
 from dap import imagenet, sampling
 from dap.backbones.base import Backbone
-from dap.backbones.finetune import Batch, Tuning, fine_tune, load_tuned, tuned
+from dap.backbones.finetune import Tuning, TuningBatch, fine_tune, load_tuned, tuned
 from dap.backbones.unet import UNet
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.base.store import Checkpoint
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit
-from dap.methods.latents import class_latents
-from dap.methods.vanilla import Vanilla
-from dap.seeding import seed_of
-from dap.store import Checkpoint
+from dap.methods.diffusion.latents import class_latents
+from dap.methods.diffusion.vanilla import Vanilla
 
 CLIP = 1.0
 """The largest norm of a gradient while tuning, the authors'."""
@@ -217,7 +217,7 @@ class Vlcp(Vanilla):
             tell=lambda done, total: task.tell("vlcp: fine-tuning", done, total),
         )
 
-    def passes(self, task: Task, twin: Backbone) -> tuple[Callable[[int], Batch], int]:
+    def passes(self, task: Task, twin: Backbone) -> tuple[Callable[[int], TuningBatch], int]:
         """Step -> latents and captions of random images of all classes; and how many steps are one pass over them."""
         options: VlcpOptions = task.options
         source, captions = task.source, task.captions
@@ -229,7 +229,7 @@ class Vlcp(Vanilla):
             pairs += [(label, pool[i]) for i in torch.randperm(len(pool), generator=order)[: options.reals].tolist()]
         a_pass = max(1, len(pairs) // options.batch)
 
-        def batch(step: int) -> Batch:
+        def batch(step: int) -> TuningBatch:
             epoch, place = divmod(step, a_pass)
             order = torch.Generator().manual_seed(seed_of(options.tune_seed, "vlcp", epoch))
             chosen = torch.randperm(len(pairs), generator=order)[place * options.batch : (place + 1) * options.batch]
@@ -249,7 +249,7 @@ class Vlcp(Vanilla):
                 pixels = torch.where(mirrored, pixels.flip(3), pixels)
             told = twin.prompt([*texts, ""]) if twin.card.negative_prompt else twin.prompt(texts)
             null = told[-1:].expand(len(texts)) if twin.card.negative_prompt else None
-            return Batch(twin.encode(pixels.to(twin.device)), told[: len(texts)], labels, null)
+            return TuningBatch(twin.encode(pixels.to(twin.device)), told[: len(texts)], labels, null)
 
         return batch, a_pass
 

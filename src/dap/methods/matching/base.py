@@ -17,15 +17,15 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Generator, Tensor
 
-from dap.errors import DapError
-from dap.evaluation.augment import Operation
-from dap.evaluation.fitting import seeded
-from dap.evaluation.layers import Norm
-from dap.evaluation.networks import Network, build
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.evaluation.training.augment import Operation
+from dap.evaluation.training.fitting import seeded
+from dap.evaluation.training.layers import Norm
+from dap.evaluation.training.networks import Network, build
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
-from dap.methods.features import check_decoded
-from dap.seeding import seed_of
+from dap.methods.selection.features import check_decoded
 
 
 class MatchingOptions(base.Options):
@@ -56,7 +56,7 @@ class MatchingOptions(base.Options):
 
 
 @dataclass
-class Reals:
+class RealPixels:
     """The real images of all classes in memory, normalised, in one channel where they are grey.
 
     Args:
@@ -189,7 +189,7 @@ class Run:
 
     def __init__(self, task: Task, options: MatchingOptions) -> None:
         self.task, self.options = task, options
-        self.reals = Reals(task, options)
+        self.reals = RealPixels(task, options)
         self.seed, self.ipc = task.recipe.seed, task.recipe.ipc
         self.n_classes = len(task.source.class_names)
         self.device = task.device

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dap.evaluation.augment import Operation, dsa
-from dap.evaluation.batches import slice_size
-from dap.methods.dm import augmented
-from dap.methods.matching import ALL, Matching, MatchingOptions, Run
-from dap.seeding import seed_of
+from dap.base.seeding import seed_of
+from dap.evaluation.training.augment import Operation, dsa
+from dap.evaluation.training.batches import slice_size
+from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
+from dap.methods.matching.dm import augmented
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Outer steps and inner epochs by images per class, as published; between two, those of the smaller."""

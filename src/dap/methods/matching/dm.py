@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dap.evaluation.augment import Operation, dsa
-from dap.evaluation.batches import in_slices
-from dap.methods.matching import ALL, Matching, MatchingOptions, Run
-from dap.seeding import seed_of
+from dap.base.seeding import seed_of
+from dap.evaluation.training.augment import Operation, dsa
+from dap.evaluation.training.batches import in_slices
+from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 
 
 class DmOptions(MatchingOptions):

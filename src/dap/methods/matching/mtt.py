@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from dap.errors import DapError
-from dap.evaluation.augment import Operation, dsa
-from dap.evaluation.fitting import seeded
-from dap.evaluation.networks import build
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.base.store import Checkpoint
+from dap.evaluation.training.augment import Operation, dsa
+from dap.evaluation.training.fitting import seeded
+from dap.evaluation.training.networks import build
 from dap.methods.base import Task
-from dap.methods.matching import ALL, Matching, MatchingOptions, Run
-from dap.seeding import seed_of
-from dap.store import Checkpoint
+from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 
 
 class MttOptions(MatchingOptions):

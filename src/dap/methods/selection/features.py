@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dap.data.sources import Source
-from dap.errors import DapError
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.data.real.sources import Source
 from dap.methods.base import Task
-from dap.seeding import seed_of
 
 CHUNK = 512
 """Images that are decoded and embedded together."""

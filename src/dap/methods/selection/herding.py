@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
-from dap.methods.features import check_pool, class_features
+from dap.methods.selection.features import check_pool, class_features
 
 
 class SelectionOptions(base.Options):

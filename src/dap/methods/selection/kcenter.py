@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dap.methods.herding import Selection
+from dap.methods.selection.herding import Selection
 
 
 class KCenter(Selection):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dap.base.seeding import seed_of
 from dap.methods.base import Made, Method, Task, Unit
-from dap.seeding import seed_of
 
 
 class Random(Method):

@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dap.errors import DapError
-from dap.evaluation.steps import RandomResizedCrop
+from dap.base.errors import DapError
+from dap.base.seeding import seed_of
+from dap.evaluation.training.steps import RandomResizedCrop
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
-from dap.methods.features import check_decoded, decodable
-from dap.seeding import seed_of
+from dap.methods.selection.features import check_decoded, decodable
 
 CHUNK = 64
 """At most so many real images have their crops judged together."""

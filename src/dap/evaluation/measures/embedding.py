@@ -1,0 +1,55 @@
+"""What the measures measure with: features of images, by a network that knows the data or by one of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dap.base.errors import DapError
+from dap.evaluation.training.fitting import seeded
+from dap.evaluation.training.networks import Network, build
+from dap.evaluation.training.reference import load_reference
+
+Features = Callable[[Tensor], Tensor]
+"""Images (n, 3, h, w) in [0, 1] -> (n, D)."""
+
+
+def embedding(
+    data: str, size: int, reference: str | Path | None = None, device: str | torch.device = "cpu"
+) -> tuple[str, Features]:
+    """Features for the measures, and their name.
+
+    A network trained on the real data, where one is given or, for the embedded data, ours (`starter.reference`): its
+    features, and its predictions too. For other data a ConvNet with random weights of a fixed seed, whose features
+    distribution matching (DM) shows to be useful; they compare sets of the same data, and nothing else. It has so many
+    layers that 4 to 7 pixels a side are left of images of 32 px or more.
+
+    Args:
+        data: the name or path of the data.
+        size: of the images, in pixels.
+        reference: a file of `evaluation.training.reference.save_reference`, as `dap train-teacher` writes.
+        device: where the network runs.
+
+    Raises:
+        DapError: the file is not there, is no reference network, or holds one of somebody's own without features.
+    """
+    if reference is None and data == "fashion-mnist":
+        from dap.starter import REFERENCE
+
+        reference = REFERENCE
+    if reference is not None:
+        if not Path(reference).is_file():
+            raise DapError(f"There is no reference network {reference}; dap train-teacher writes one.")
+        trained = load_reference(reference, device)
+        if not isinstance(trained.network, Network):
+            raise DapError(f"{reference} holds somebody's own network, which has no features to measure with.")
+        name = {"convnet3": "ConvNet-3"}.get(trained.protocol.network, trained.protocol.network)
+        return f"{name} trained on the real data ({trained.accuracy:.1%})", trained
+    depth = min(8, max(3, size.bit_length() - 3))
+    with seeded(0, torch.device("cpu")):
+        network = build(f"convnet{depth}", classes=2, size=size).eval().requires_grad_(False).to(device)
+    assert isinstance(network, Network)
+    return f"ConvNet-{depth} with random weights", lambda images: network.features(images.to(device))

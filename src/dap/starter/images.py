@@ -1,0 +1,18 @@
+"""Fashion-MNIST as tensors, for the scripts that trained the starters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dap.data.real.idx import read_idx
+from dap.starter import DATA
+
+
+def training_images(split: str) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST as the starter was trained on it: uint8 images (n, 1, 32, 32), zero-padded from 28, and labels (n,)."""
+    stem = {"train": "train", "test": "t10k"}[split]
+    images = torch.from_numpy(read_idx(DATA / f"{stem}-images-idx3-ubyte.gz"))
+    labels = torch.from_numpy(read_idx(DATA / f"{stem}-labels-idx1-ubyte.gz")).long()
+    return F.pad(images[:, None], (2, 2, 2, 2)), labels

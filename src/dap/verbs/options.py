@@ -1,0 +1,59 @@
+"""What a verb can be told beside its own arguments: the machine it runs on, and how sets are judged.
+
+The command line makes its flags of these classes, and Python users pass the same names as keywords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where work runs. Nothing here changes a recipe or is stored with a set.
+
+    Attributes:
+        device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1" name a device.
+        offline: never ask the network; use the local cache alone.
+        cache: folder in which several runs share real features and what methods make once.
+        threads: CPU threads; None leaves the choice to torch.
+    """
+
+    device: str = "auto"
+    offline: bool = False
+    cache: Path | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How distilled sets are judged.
+
+    Attributes:
+        protocol: the name of a shipped protocol, or a YAML file.
+        networks: networks to train instead of the protocol's own: convnet3, resnetap10, resnet18, torchvision:NAME,
+            timm:NAME, file.py:build.
+        trials: trainings of each set, each with its own seed.
+        epochs: training epochs instead of the protocol's own.
+        changes: other values of the protocol's fields, such as {"size": 64}.
+        teacher: the classifier whose logits are the soft labels: a file of `dap train-teacher`, or torchvision:NAME.
+        labels: folder of stored labels, as `dap export --layout fkd` writes them.
+        on: "test" tests on the test images; "validation" tests on training images that were held out of distillation,
+            to make choices on.
+        reference: file of a classifier trained on the real data, for measures and predicted labels.
+        neighbours: how many real images of a class are searched for near-copies; None searches all of them.
+    """
+
+    protocol: str = "small-hard"
+    networks: tuple[str, ...] = ()
+    trials: int = 1
+    epochs: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
+    labels: Path | None = None
+    on: Literal["test", "validation"] = "test"
+    reference: Path | None = None
+    neighbours: int | None = None

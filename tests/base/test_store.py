@@ -1,0 +1,162 @@
+"""What is made once and kept."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import pytest
+import torch
+
+from dap.base.store import Checkpoint, Store
+
+
+def test_made_once_for_a_key(tmp_path):
+    made = []
+
+    def make(value):
+        def called():
+            made.append(value)
+            return {"x": torch.full((2,), float(value))}
+
+        return called
+
+    store = Store(tmp_path, {"data": "a"})
+    assert store.get("modes", {"k": 1}, make(1))["x"].tolist() == [1, 1]
+    assert store.get("modes", {"k": 1}, make(2))["x"].tolist() == [1, 1]
+    assert store.used["modes"]["made"]
+    again = Store(tmp_path, {"data": "a"})
+    assert again.get("modes", {"k": 1}, make(3))["x"].tolist() == [1, 1]
+    assert not again.used["modes"]["made"]
+    assert again.get("modes", {"k": 2}, make(4))["x"].tolist() == [4, 4]
+    assert Store(tmp_path, {"data": "b"}).get("modes", {"k": 1}, make(5))["x"].tolist() == [5, 5]
+    assert made == [1, 4, 5]
+
+
+def test_without_a_folder_it_is_kept_in_memory():
+    store = Store()
+    first = store.get("a", {}, lambda: {"x": torch.ones(1)})
+    assert store.get("a", {}, lambda: {"x": torch.zeros(1)}) is first
+    checkpoint = store.checkpoint("a", {})
+    checkpoint.write({"i": 1})
+    assert checkpoint.read() is None and not checkpoint.due
+
+
+def test_seconds_are_those_of_all_keys_of_a_name(tmp_path, monkeypatch):
+    """Three classes' modes cost three times one's, however often they are asked for; what was there before is told apart."""
+    clock = iter(range(1000))
+    store = Store(tmp_path)
+    for key in range(3):
+        monkeypatch.setattr("dap.base.store.time.monotonic", lambda: float(next(clock)))
+        for _ in range(2):
+            store.get("modes", {"k": key}, lambda: {"x": torch.ones(1)})
+    assert store.used == {"modes": {"seconds": 3.0, "made": True}}
+    again = Store(tmp_path)
+    for key in (3, 0, 1):
+        again.get("modes", {"k": key}, lambda: {"x": torch.ones(1)})
+    assert again.used["modes"] == {"seconds": 1.0, "made": True}
+    assert again.used["modes (made before)"] == {"seconds": 2.0, "made": False}
+
+
+def test_what_lies_in_a_folder_does_not_pile_up_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("dap.base.store.HELD_BYTES", 1000)
+    store, made = Store(tmp_path), []
+
+    def make(key):
+        made.append(key)
+        return {"x": torch.full((100,), float(key))}
+
+    for _ in range(2):
+        for key in range(9):
+            assert store.get("spread", {"k": key}, lambda key=key: make(key))["x"].unique().tolist() == [key]
+            assert store._bytes() <= 1000
+    assert made == list(range(9)) and store.used["spread"]["made"] and len(store.used) == 1
+    memory = Store()
+    for key in range(9):
+        memory.get("spread", {"k": key}, lambda key=key: make(key))
+    assert memory.get("spread", {"k": 0}, lambda: make(0))["x"].sum() == 0 and len(made) == 18
+
+
+@pytest.mark.parametrize(
+    "name", ["prototypes of T-shirt/top", "modes of " + "long " * 100, "a/../../../b", "Ä" * 200, "NUL\0"]
+)
+def test_a_name_may_hold_what_no_file_name_does(tmp_path, name):
+    folder = tmp_path / "a" / "b" / "c"
+    store = Store(folder)
+    store.get(name, {}, lambda: {"x": torch.ones(2)})
+    store.checkpoint(name, {}).write({"i": 1})
+    assert Store(folder).get(name, {}, lambda: {"x": torch.zeros(2)})["x"].sum() == 2
+    assert store.checkpoint(name, {}).read()["i"] == 1
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 3 and {file.parent for file in files} == {folder}
+
+
+def test_large_checkpoints_are_written_more_rarely(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("dap.base.store.time.monotonic", lambda: now[0])
+    checkpoint = Store(tmp_path, every=60.0).checkpoint("a", {})
+    save = torch.save
+    monkeypatch.setattr("dap.base.store.torch.save", lambda *args: (save(*args), now.__setitem__(0, now[0] + 30.0)))
+    checkpoint.write({"i": 1})
+    now[0] += 299
+    assert not checkpoint.due, "half a minute of writing after a minute's work would be a third of the time"
+    now[0] += 2
+    assert checkpoint.due
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    checkpoint = Store(tmp_path).checkpoint("a", {})
+    checkpoint.write({"i": 1})
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dap.base.store.torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write({"i": 2})
+    assert checkpoint.read()["i"] == 1 and [file.name for file in tmp_path.iterdir()] == [checkpoint.path.name]
+
+
+def test_a_damaged_entry_is_made_again(tmp_path):
+    Store(tmp_path).get("a", {}, lambda: {"x": torch.ones(3)})
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-4])
+    assert Store(tmp_path).get("a", {}, lambda: {"x": torch.zeros(3)})["x"].sum() == 0
+
+
+def _make_slowly(folder, marks):
+    def make():
+        marks.put(1)
+        time.sleep(0.5)
+        return {"x": torch.ones(1)}
+
+    Store(folder).get("slow", {}, make)
+
+
+def test_of_several_processes_one_makes_it(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    marks = context.Queue()
+    processes = [context.Process(target=_make_slowly, args=(tmp_path, marks)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert marks.get(timeout=5) == 1 and marks.empty()
+
+
+def test_a_checkpoint_is_of_its_key_alone(tmp_path):
+    store = Store(tmp_path, every=0.0)
+    checkpoint = store.checkpoint("pixels", {"lr": 1})
+    assert checkpoint.read() is None and checkpoint.due
+    checkpoint.write({"iteration": 7, "images": torch.ones(2)})
+    state = store.checkpoint("pixels", {"lr": 1}).read()
+    assert state is not None and state["iteration"] == 7 and state["images"].sum() == 2
+    assert store.checkpoint("pixels", {"lr": 2}).read() is None
+    assert Checkpoint(checkpoint.path, "another").read() is None
+    checkpoint.path.write_bytes(b"torn")
+    assert checkpoint.read() is None
+    store.discard(checkpoint)
+    store.discard(checkpoint)
+    assert not list(tmp_path.glob("*.pt"))

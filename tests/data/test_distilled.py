@@ -1,0 +1,175 @@
+"""The distilled set on disk: atomic, resumable, verifiable, and safe with any class name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dap.base.errors import DapError
+from dap.base.files import locked
+from dap.data.sets.distilled import DistilledSet, differences, folders_of
+
+RECIPE = {"method": "x", "guidance": {"scale": 0.1}}
+
+
+def image(value: float = 0.5):
+    return torch.full((3, 4, 4), value)
+
+
+def filled(path, ipc=2):
+    made = DistilledSet.create(path, ["a", "b"], ipc, RECIPE)
+    for label, slot in made.missing():
+        made.add(label, slot, image((1 + 2 * label + slot) / 255), seed=label)
+    return made
+
+
+def test_round_trip(tmp_path):
+    filled(tmp_path / "s")
+    opened = DistilledSet.open(tmp_path / "s")
+    images, labels = opened.tensors()
+    assert labels.tolist() == [0, 0, 1, 1] and opened.missing() == [] and opened.verify() == []
+    torch.testing.assert_close(images[:, 0, 0, 0] * 255, torch.tensor([1.0, 2, 3, 4]))
+    assert opened.recipe == RECIPE and opened.class_names == ("a", "b") and opened.records[3]["seed"] == 1
+    file = tmp_path / "s" / opened.records[0]["path"]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == opened.records[0]["sha256"]
+
+
+def test_a_changed_recipe_is_refused_field_by_field(tmp_path):
+    filled(tmp_path / "s")
+    with pytest.raises(DapError, match=r"guidance.scale: 0.1 -> 0.2; guidance.layer: nothing -> \"3\""):
+        DistilledSet.create(tmp_path / "s", ["a", "b"], 2, {"method": "x", "guidance": {"scale": 0.2, "layer": "3"}})
+    assert DistilledSet.open(tmp_path / "s").missing() == []
+
+
+def test_changed_inputs_are_refused(tmp_path):
+    """The same recipe over other classes or other weights would mix two sets under one name."""
+    DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE, {"weights": "1"})
+    with pytest.raises(DapError, match=r"weights: \"1\" -> \"2\""):
+        DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE, {"weights": "2"})
+    with pytest.raises(DapError, match="classes"):
+        DistilledSet.create(tmp_path / "s", ["A", "a", "b"], 2, RECIPE, {"weights": "1"})
+
+
+def test_killed_before_the_first_image(tmp_path):
+    """Whatever of the first files is there, the same call goes on."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".lock").touch()
+    (tmp_path / "s" / ".tmp-1-abcd").write_text("{")
+    filled(tmp_path / "s")
+    for name in ("classes.json", "inputs.json"):
+        (tmp_path / "s" / name).unlink()
+        assert DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE).missing() == []
+    assert not (tmp_path / "s" / ".tmp-1-abcd").exists()
+
+
+def test_a_foreign_folder_is_not_written_into(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(DapError, match="not empty"):
+        DistilledSet.create(tmp_path, ["a"], 1, RECIPE)
+
+
+def test_torn_line_stale_file_flipped_byte_and_deleted_image_are_made_again(tmp_path):
+    made = filled(tmp_path / "s")
+    manifest = tmp_path / "s" / "manifest.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(lines[:3]) + lines[3][:20])  # killed while writing the last line
+    files = [tmp_path / "s" / record["path"] for record in made.records]
+    damaged = bytearray(files[0].read_bytes())
+    damaged[-20] ^= 1
+    files[0].write_bytes(damaged)
+    files[1].unlink()
+    stale = files[2].with_name(".tmp-1-abcd")
+    stale.write_bytes(b"half")
+    again = DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE)
+    assert again.missing() == [(0, 0), (0, 1), (1, 1)] and not stale.exists()
+    assert [p.partition(":")[0] for p in again.verify()] == ["missing", "images/a/00000.png", "images/a/00001.png"]
+    for label, slot in again.missing():
+        again.add(label, slot, image(), seed=9)
+    assert DistilledSet.open(tmp_path / "s").verify() == []
+    assert len([json.loads(line) for line in manifest.read_text().splitlines()]) == 6
+
+
+@pytest.mark.parametrize("when", ["write", "replace"])
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, when):
+    made = DistilledSet.create(tmp_path / "s", ["a", "b"], 2, RECIPE)
+    made.add(0, 0, image())
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(os, "fsync" if when == "write" else "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        made.add(0, 1, image())
+    monkeypatch.undo()
+    opened = DistilledSet.open(tmp_path / "s")
+    assert opened.missing() == [(0, 1), (1, 0), (1, 1)]
+    assert not list((tmp_path / "s").rglob(".tmp-*"))
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with locked(tmp_path / "s"), pytest.raises(DapError, match="Another process"), locked(tmp_path / "s"):
+        pass
+    with locked(tmp_path / "s"):
+        pass
+
+
+def test_non_finite_pixels_are_not_stored(tmp_path):
+    made = DistilledSet.create(tmp_path / "s", ["a"], 1, RECIPE)
+    with pytest.raises(DapError, match="non-finite"):
+        made.add(0, 0, image(float("nan")))
+    assert made.missing() == [(0, 0)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=150), min_size=1, max_size=6, unique=True))
+def test_any_class_names_give_safe_distinct_folders(names):
+    folders = folders_of(names)
+    assert len({f.lower() for f in folders}) == len(names)
+    for folder in folders:
+        assert "/" not in folder and "\0" not in folder and folder.strip(". ") and len(folder.encode()) < 200
+
+
+def test_plain_names_stay_readable():
+    assert folders_of(["Ankle boot", "tench, Tinca tinca", "T-shirt", "../x", "a", "A"]) == [
+        "Ankle boot", "tench, Tinca tinca", "T-shirt", "%2E%2E%2Fx", "a", "A~5",
+    ]  # fmt: skip
+
+
+def test_a_folder_of_others_opens_in_natural_order_and_given_class_order(tmp_path):
+    for name, value in (("n02", 20), ("n01", 10)):
+        (tmp_path / name).mkdir()
+        for i in (0, 1, 2, 10):
+            Image.new("RGB", (4, 4), (value + i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    opened = DistilledSet.from_folder(tmp_path)
+    assert (opened.tensors()[0][:, 0, 0, 0] * 255).round().int().tolist() == [10, 11, 12, 20, 20, 21, 22, 30]
+    given = DistilledSet.from_folder(tmp_path, ["n02", "n01"])
+    assert (given.tensors()[0][:4, 0, 0, 0] * 255).round().int().tolist() == [20, 21, 22, 30]
+    with pytest.raises(DapError, match="unknown class 'n03' in .*; known classes: n02, n01"):
+        DistilledSet.from_folder(tmp_path, ["n03"])
+
+
+def test_mistaken_paths(tmp_path):
+    with pytest.raises(DapError, match="There is no folder"):
+        DistilledSet.open(tmp_path / "none")
+    with pytest.raises(DapError, match="no distilled set"):
+        DistilledSet.open(tmp_path)
+    with pytest.raises(DapError, match="no class folders with images"):
+        DistilledSet.from_folder(tmp_path)
+    with pytest.raises(DapError, match="no finished image"):
+        DistilledSet.create(tmp_path / "s", ["a"], 1, RECIPE).tensors()
+
+
+def test_differences_name_every_field():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": None}) == [
+        "a.c: 2 -> 3",
+        "d: nothing -> null",
+    ]
+    assert differences({"a": [1, 2]}, {"a": [1, 2]}) == []

@@ -1,0 +1,75 @@
+"""The accuracy table in terminals of several widths."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dap.cli.judging import finish
+from dap.evaluation.report.expected import Claims
+from dap.evaluation.report.records import load
+from dap.evaluation.report.summary import summarise
+from dap.evaluation.report.terminal import terminal
+from dap.evaluation.report.wording import accuracy, figure, interval, signed, times, trainings
+from reported import make_set, recipe, sweep, trial
+
+LONG = "folder/of/somebody/with_a_method.py:WithALongName"
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Methods that need nothing, a backbone, and all there is, with two sets of two trainings on two networks."""
+    paths = []
+    for m, method in enumerate(("random", "vanilla", "dap", LONG)):
+        for seed in (0, 1):
+            trials = [
+                trial(0.6 + 0.03 * m + 0.02 * seed + 0.01 * k, k, network=f"convnet{n}") for k in (0, 1) for n in (2, 3)
+            ]
+            path = make_set(tmp_path / f"{m}-{seed}", recipe(method, seed), trials)
+            cost = json.loads((path / "cost.json").read_text())
+            needs = ["backbone", "captions", "classifier", "training"] if method == LONG else []
+            (path / "cost.json").write_text(json.dumps({**cost, "seconds": 8 + m, "needs": needs}))
+            paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160, 250])
+def test_it_fits_and_says_what_counts(compared, width):
+    rows = summarise(load(compared))
+    text = terminal(rows, Claims(), width)
+    titles = {f"convnet{n}, small-hard, 300 epochs, 10,000 test images" for n in (2, 3)}
+    lines = text.split("\n")
+    assert titles <= set(lines) and max(len(line) for line in lines) <= width
+    for row in rows:
+        assert row.difference is None or row.difference.paired
+        wanted = [accuracy(row.score), trainings(row.score), times(row)]
+        wanted += [signed(row.difference.value), interval(row.difference)] if row.difference else []
+        assert any(all(part in line for part in wanted) for line in lines), wanted
+        # The cost stands in the same line, or in that of a table below.
+        costs = [figure(row.seconds), figure(row.memory), *([", ".join(row.needs)] if row.needs else [])]
+        assert any(all(part in line for part in costs) for line in lines), costs
+    shown = "representa-" in text
+    assert shown or "in the report: representativeness, diversity, coverage" in " ".join(lines)
+    assert shown or width < 200
+
+
+def test_points_of_a_sweep_stay_apart(tmp_path):
+    rows = summarise(load(sweep(tmp_path, "scale", [0.1, 0.2, 0.3])))
+    text = terminal(rows, Claims(), 80)
+    assert all(f"{scale} step" in text for scale in (0.1, 0.2, 0.3))
+
+
+def test_sets_without_a_trial_are_shown(tmp_path):
+    text = terminal(summarise(load([make_set(tmp_path / "a", recipe("random", 0))])), Claims(), 80)
+    assert text.startswith("not evaluated yet\n")
+
+
+def test_a_pipe_gets_markdown_and_a_terminal_does_not(compared, tmp_path, capsys, monkeypatch):
+    finish(compared, tmp_path / "out", "A title", None)
+    assert "| method " in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "90")
+    finish(compared, tmp_path / "out", "A title", None)
+    told = capsys.readouterr().out
+    assert "|" not in told and max(map(len, told.partition("\nReport: ")[0].split("\n"))) <= 90
