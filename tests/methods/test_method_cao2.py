@@ -13,10 +13,10 @@ from dap.methods.diffusion.cao2 import choose, loss, refine
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
+from watching import hearing
 
 OWN = """
 import torch
-from watching import hearing
 
 
 class Own(torch.nn.Module):
