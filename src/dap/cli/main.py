@@ -90,9 +90,8 @@ def _distill(args: argparse.Namespace) -> None:
     made = distill(
         recipe,
         args.out,
-        open_workshop(judging.machine(args)),
-        progress=functools.partial(bars.images, args.out.name),
-        tell=bars.work,
+        workshop=open_workshop(judging.machine(args)),
+        watcher=bars,
         command=_command(),
     )
     page = write_page([args.out], args.out, f"{args.out.name}: {recipe.method}")

@@ -297,8 +297,7 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
     check(cells.cells, workshop, judge_for, out)
 
     def do(name: str, recipe: Recipe) -> None:
-        told = functools.partial(watcher.images, name)
-        made = distill(recipe, out / name, workshop, progress=told, tell=watcher.work, command=cells.command)
+        made = distill(recipe, out / name, workshop=workshop, watcher=watcher, name=name, command=cells.command)
         judge = judge_for(workshop.task(recipe)[1].recipe.data)
         judge(made, on_trial=functools.partial(watcher.trial, name), on_epoch=watcher.epoch)
         for n, folder in draws(name, recipe, cells.subsample):
