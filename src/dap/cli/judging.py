@@ -98,15 +98,14 @@ def finish(paths: Sequence[Path], out: Path, title: str, track: str | None) -> N
     from dap.evaluation.report.expected import Claims
     from dap.evaluation.report.records import load
     from dap.evaluation.report.summary import summarise
-    from dap.evaluation.report.terminal import terminal
-    from dap.evaluation.report.wording import table
+    from dap.evaluation.report.tables import accuracy_table
     from dap.published import published
 
-    page, rows, claims = write_page(paths, out, title), summarise(load(paths)), Claims(published=published)
+    page, table = write_page(paths, out, title), accuracy_table(summarise(load(paths)), Claims(published=published))
     if sys.stdout.isatty():
-        print(terminal(rows, claims, shutil.get_terminal_size().columns))
+        print(table.terminal(shutil.get_terminal_size().columns))
     else:  # a file or a pipe gets the whole table, as Markdown
-        print(table(rows, claims))
+        print(table.markdown())
     print(f"\nReport: {page}")
     if track:
         from dap.evaluation.report.tracking import track as log
