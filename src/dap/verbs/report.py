@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dap.base.errors import DapError
+
+if TYPE_CHECKING:
+    from dap.evaluation.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,15 @@ class Results:
     page: Path | None = None
 
     @cached_property
-    def table(self) -> Any:
+    def table(self) -> Table:
         """The accuracies as the report shows them, read from the folders of the sets when they are first asked for."""
-        from dap.verbs.accuracies import accuracies
+        from dap.evaluation.report.expected import Claims
+        from dap.evaluation.report.records import load
+        from dap.evaluation.report.summary import summarise
+        from dap.evaluation.report.tables import accuracy_table
+        from dap.published import published
 
-        return accuracies(self.sets)
+        return accuracy_table(summarise(load(self.sets)), Claims(published=published))
 
     @cached_property
     def trials(self) -> dict[Path, list[Any]]:
