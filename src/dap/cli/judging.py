@@ -142,8 +142,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def train_teacher(args: argparse.Namespace) -> None:
     from dap.backbones import device_of
-    from dap.evaluation.training.reference import save_reference
-    from dap.evaluation.training.teacher import train_teacher
+    from dap.evaluation.training.classifier import save_classifier
+    from dap.evaluation.training.trained import train_classifier
     from dap.recipe import Recipe
 
     if args.out.exists():
@@ -151,7 +151,7 @@ def train_teacher(args: argparse.Namespace) -> None:
     protocol = open_protocol(args)
     data = Recipe.parse({"data": {"path": args.data, "classes": args.classes, "size": protocol.size}}).data
     workshop, kept = open_workshop(args), args.out.with_name(args.out.name + ".partial")
-    reference, trial = train_teacher(
+    classifier, trial = train_classifier(
         workshop.source(data, "train"),
         workshop.source(data, "test"),
         protocol,
@@ -159,7 +159,7 @@ def train_teacher(args: argparse.Namespace) -> None:
         progress=Bars().epoch,
         checkpoints=kept,
     )
-    save_reference(reference, args.out)
+    save_classifier(classifier, args.out)
     shutil.rmtree(kept, ignore_errors=True)
     print(f"{args.out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s")
 
