@@ -47,7 +47,7 @@ class Results:
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""
-        return self.table.html()
+        return self.table._repr_html_()
 
 
 class Unfinished(DapError):

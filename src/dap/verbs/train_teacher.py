@@ -12,8 +12,8 @@ from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
-from dap.evaluation.training import teacher
-from dap.evaluation.training.reference import save_reference
+from dap.evaluation.training.classifier import save_classifier
+from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
 from dap.recipe import Recipe
 from dap.verbs.judges import open_protocol, open_workshop
@@ -65,7 +65,7 @@ def train_teacher(
         wanted = Recipe.parse({"data": values}).data
         train, test = workshop.source(wanted, "train"), workshop.source(wanted, "test")
     kept = out.with_name(out.name + ".partial")
-    reference, trial = teacher.train_teacher(
+    classifier, trial = train_classifier(
         train,
         test,
         chosen,
@@ -74,6 +74,6 @@ def train_teacher(
         checkpoints=kept,
         every=checkpoint_seconds(),
     )
-    save_reference(reference, out)
+    save_classifier(classifier, out)
     shutil.rmtree(kept, ignore_errors=True)
     return trial
