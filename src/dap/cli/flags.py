@@ -290,13 +290,6 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         default=trials,
         help="trainings a set, each of its own seed (%(default)s)",
     )
-    group.add_argument(
-        "--together",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="trials to train in one pass, for GPUs; slower on a CPU (%(default)s)",
-    )
     _overriding(group)
     group.add_argument(
         "--teacher", help="of soft labels: a file of dap train-teacher, torchvision:NAME with its ImageNet weights"

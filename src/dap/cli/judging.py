@@ -54,7 +54,6 @@ def judges(args: argparse.Namespace, workshop: Any) -> Callable[[Any], Any]:
             on=args.on,
             every=float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60)),
             neighbours=args.neighbours,
-            together=args.together,
         )
 
     return lambda data: judge(data.model_copy(update={"size": protocol.size}))
