@@ -56,7 +56,6 @@ class Judge:
         on: "validation" tests on held-out training images, for choices; the test set is then not opened.
         neighbours: real images of a class that are searched for near-copies; see `evaluation.measures.inspection`.
         every: seconds between two checkpoints of a training.
-        together: how many seeds to train in one pass; see `evaluation.training.evaluate.Plan`.
     """
 
     open: Open
@@ -71,7 +70,6 @@ class Judge:
     on: Literal["test", "validation"] = "test"
     neighbours: int | None = None
     every: float = 60.0
-    together: int = 1
     _tests: dict[int, Labelled] = field(default_factory=dict, init=False, repr=False, compare=False)
     _classifiers: dict[tuple[str, ...], Classifier] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -223,7 +221,6 @@ class Judge:
             progress=on_epoch,
             checkpoints=unfinished,
             every=self.every,
-            together=self.together,
             tested_on=self.on,
         )
         judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: said})
