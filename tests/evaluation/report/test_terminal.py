@@ -7,12 +7,13 @@ import re
 
 import pytest
 
-from dap.cli.judging import finish
+from dap.cli.judging import show
 from dap.evaluation.report.expected import Claims
 from dap.evaluation.report.records import load
 from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.tables import accuracy_table
 from dap.evaluation.report.text import accuracy, figure, interval, signed, times, trainings
+from dap.verbs.report import Results, write_page
 from reported import make_set, recipe, sweep, trial
 
 LONG = "folder/of/somebody/with_a_method.py:WithALongName"
@@ -69,12 +70,12 @@ def test_sets_without_a_trial_are_shown(tmp_path):
 
 
 def test_a_pipe_gets_markdown_and_a_terminal_does_not(compared, tmp_path, capsys, monkeypatch):
-    finish(compared, tmp_path / "out", "A title", None)
+    show(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title")), None)
     assert "| method " in capsys.readouterr().out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "90")
     monkeypatch.setenv("NO_COLOR", "1")
-    finish(compared, tmp_path / "out", "A title", None)
+    show(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title")), None)
     told = capsys.readouterr().out
     assert "|" not in told and max(map(len, told.partition("\nReport: ")[0].split("\n"))) <= 90
 
