@@ -68,7 +68,7 @@ def distill(
         made = DistilledSet.create(out, names, recipe.ipc, said(recipe), inputs)
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
-        meter = Meter(made, method.needs, store)
+        meter = Meter(made, method.needs, store, task.backbone.device if task.backbone else task.device)
         if progress is not None:
             progress(0, len(names) * recipe.ipc, "")
         for unit in units:
