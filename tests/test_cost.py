@@ -47,13 +47,15 @@ def test_a_killed_run_s_time_is_counted(colours, tmp_path, monkeypatch):
     monkeypatch.setattr(Random, "prepare", prepare)
     recipe = Recipe.parse({"method": "random", "ipc": 1, "data": {"path": str(colours), "size": 8}})
     with pytest.raises(KeyboardInterrupt):
-        distill(recipe, tmp_path, Workshop("cpu"))
+        distill(recipe, tmp_path, workshop=Workshop("cpu"))
     found = DistilledSet.open(tmp_path).noted("cost.json")
     assert (found["seconds"], found["images"]) == (20, 2)
     made.clear()
-    found = distill(recipe, tmp_path, Workshop("cpu")).noted("cost.json")
+    found = distill(recipe, tmp_path, workshop=Workshop("cpu")).noted("cost.json")
     assert (found["seconds"], found["images"]) == (30, 3)
-    assert distill(recipe, tmp_path, Workshop("cpu")).noted("cost.json") == found, "looking at it costs nothing"
+    assert distill(recipe, tmp_path, workshop=Workshop("cpu")).noted("cost.json") == found, (
+        "looking at it costs nothing"
+    )
 
 
 def test_the_time_in_a_checkpoint_is_counted_once(tmp_path, monkeypatch):

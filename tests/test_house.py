@@ -14,7 +14,7 @@ ROOT = Path(dap.__file__).parent
 
 ROOMS = [
     ["dap.base"],
-    ["dap.imagenet", "dap.kernels", "dap.starter"],
+    ["dap.imagenet", "dap.choices", "dap.kernels", "dap.starter"],
     ["dap.shipped", "dap.guidance"],
     ["dap.backbones"],
     ["dap.solvers"],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import dap
 from dap.base.errors import DapError
-from dap.methods import METHODS, find, plan
+from dap.methods import METHODS, SUMMARIES, find, plan
 from dap.recipe import Recipe
 from dap.verbs.compare import grid
 
@@ -110,3 +112,18 @@ def test_a_grid_of_recipes():
         "scale=0_layer=1/seed4", "scale=0_layer=1/seed5", "scale=0.5_layer=1/seed4", "scale=0.5_layer=1/seed5",
     ]  # fmt: skip
     assert cells["scale=0.5_layer=1/seed5"].guidance.scale == 0.5 and cells["scale=0_layer=1/seed4"].seed == 4
+
+
+@pytest.mark.parametrize("module", ["dap.recipe", "dap.choices", "dap.methods", "dap.base.registry"])
+def test_recipes_and_the_names_of_methods_are_read_without_torch(module):
+    """In a process of its own, since this one has imported everything long ago."""
+    code = f"import sys, {module}; print([m for m in ('torch', 'numpy', 'diffusers', 'scipy') if m in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_every_method_is_found_by_name_and_told_in_one_line():
+    assert METHODS.keys() == SUMMARIES.keys()
+    for name, method in METHODS.items():
+        assert type(find(name)) is method
+        assert len(SUMMARIES[name]) < 90 and "\n" not in SUMMARIES[name]

@@ -169,7 +169,7 @@ def workshop() -> Workshop:
 def test_every_twin_runs(name, workshop, imagenet, imagenet_pipeline_folder, sd_folder, tmp_path):
     backbone = sd_folder if "-sd-" in name else imagenet_pipeline_folder
     recipe = Recipe.parse(values(f"smoke/{name}", backbone, imagenet))
-    made = distill(recipe, tmp_path / "set", workshop)
+    made = distill(recipe, tmp_path / "set", workshop=workshop)
     assert made.class_names == recipe.data.classes and made.ipc == 2 and not made.missing() and not made.verify()
     assert len({record["sha256"] for record in made.records}) == 2 * len(recipe.data.classes)
     written = made.recipe
@@ -186,9 +186,9 @@ def test_the_paper_s_twins_are_guided(workshop, imagenet, imagenet_pipeline_fold
     """The same seeds unguided give other images, so a twin does exercise the guidance."""
     for name, backbone in (("imagenette-dit-ipc10", imagenet_pipeline_folder), ("imagenet1k-sd-ipc10", sd_folder)):
         chosen = values(f"smoke/{name}", backbone, imagenet)
-        guided = distill(Recipe.parse(chosen), tmp_path / name / "dap", workshop)
+        guided = distill(Recipe.parse(chosen), tmp_path / name / "dap", workshop=workshop)
         chosen = {k: v for k, v in chosen.items() if k != "guidance"} | {"method": "vanilla"}
-        plain = distill(Recipe.parse(chosen), tmp_path / name / "vanilla", workshop)
+        plain = distill(Recipe.parse(chosen), tmp_path / name / "vanilla", workshop=workshop)
         assert [r["seed"] for r in guided.records] == [r["seed"] for r in plain.records]
         assert {r["sha256"] for r in guided.records}.isdisjoint(r["sha256"] for r in plain.records)
 

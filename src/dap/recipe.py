@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dap import imagenet, shipped
-from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.registry import suggest
-from dap.data.bank import BankOptions
-from dap.solvers import SolverName, default_for
+from dap.choices import BankOptions, SolverName
+
+if TYPE_CHECKING:
+    from dap.backbones.base import Backbone
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
@@ -215,6 +216,8 @@ class Recipe(BaseModel):
             return self.model_copy(
                 update={"data": data, "block": block, "backbone": None, "sampling": None, "guidance": None}
             )
+        from dap.solvers import default_for
+
         card = backbone.card
         if data.size != card.size:
             raise DapError(f"{card.name} makes images of {card.size} px, not {data.size}; leave the size to it.")

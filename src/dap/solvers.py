@@ -19,7 +19,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from dap.backbones.schedules import Flow, Schedule, Time, VariancePreserving
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.base.seeding import normal
+from dap.choices import SOLVERS, SolverName
 
 Generators = Sequence[torch.Generator]
 
@@ -221,10 +222,6 @@ class Multistep(Solver):
             if hasattr(twin.scheduler, history):
                 setattr(twin.scheduler, history, list(getattr(twin.scheduler, history)))
         return twin
-
-
-SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
-SOLVERS: tuple[str, ...] = get_args(SolverName)
 
 
 def default_for(schedule: Schedule) -> SolverName:

@@ -16,6 +16,7 @@ from dap.workshop import Workshop
 
 OWN = """
 import torch
+from watching import hearing
 
 
 class Own(torch.nn.Module):
@@ -95,17 +96,17 @@ def test_refinement_is_adam_on_the_mixture_image_by_image():
 
 def test_one_candidate_and_no_iteration_is_the_vanilla_sample(make, tmp_path):
     shop = Workshop("cpu")
-    neutral = distill(make(ipc=3, block=2, candidates=1, iterations=0), tmp_path / "a", shop)
-    vanilla = distill(make("vanilla", ipc=3, block=2), tmp_path / "b", shop)
+    neutral = distill(make(ipc=3, block=2, candidates=1, iterations=0), tmp_path / "a", workshop=shop)
+    vanilla = distill(make("vanilla", ipc=3, block=2), tmp_path / "b", workshop=shop)
     assert hashes(neutral) == hashes(vanilla)
-    moved = distill(make(ipc=3, block=2, candidates=1, iterations=2, lr=0.1), tmp_path / "c", shop)
+    moved = distill(make(ipc=3, block=2, candidates=1, iterations=2, lr=0.1), tmp_path / "c", workshop=shop)
     assert set(hashes(moved)).isdisjoint(hashes(vanilla))
 
 
 @pytest.mark.parametrize("prefer", ["most", "least"])
 def test_what_is_kept_are_vanilla_samples_that_the_classifier_would_have_chosen(make, prefer, tmp_path):
     shop = Workshop("cpu")
-    made = distill(make(candidates=3, iterations=0, prefer=prefer), tmp_path / "a", shop)
+    made = distill(make(candidates=3, iterations=0, prefer=prefer), tmp_path / "a", workshop=shop)
     _, task = shop.task(make(candidates=3))
     sampled = task.recipe.sampling
     model = ClassifierFree(task.backbone, sampled.cfg, sampled.cfg_channels)
@@ -133,9 +134,10 @@ def test_candidates_that_were_there_when_a_run_was_killed_are_not_made_again(mak
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(wanted, tmp_path / "b", tell=stop)
+        distill(wanted, tmp_path / "b", watcher=hearing(work=stop))
     told = []
-    again = distill(wanted, tmp_path / "b", tell=lambda what, done, total: told.append((what, done)))
+    watcher = hearing(work=lambda what, done, total: told.append((what, done)))
+    again = distill(wanted, tmp_path / "b", watcher=watcher)
     assert [done for what, done in told if what == "candidates of green"] == [5, 6]
     assert hashes(again) == hashes(whole) and not (tmp_path / "b" / ".work").exists()
 

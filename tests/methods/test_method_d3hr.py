@@ -103,7 +103,7 @@ def test_the_best_of_all_candidates_is_taken_over_every_chunk(monkeypatch):
 def test_each_slot_of_each_class_is_its_own_group_s_member(colours, pipeline_folder, tmp_path):
     """The images are DDIM's from the stored groups, class by class, whatever the units; and one candidate is a first draw."""
     shop, wanted = Workshop("cpu"), recipe(colours, pipeline_folder, ipc=3, reals=6, candidates=20, strength=0.5)
-    made = distill(wanted, tmp_path / "a", shop)
+    made = distill(wanted, tmp_path / "a", workshop=shop)
     _, task = shop.task(wanted)
     method, sampled = D3HR(), task.recipe.sampling
     model = ClassifierFree(task.backbone, sampled.cfg, sampled.cfg_channels)
@@ -154,9 +154,9 @@ def test_what_sets_share_knows_the_prompts(colours, sd_folder, tmp_path):
     shared = Workshop("cpu", cache=tmp_path / "cache")
     plain = Recipe.parse({**recipe(colours, sd_folder, steps=2, candidates=2, reals=4).model_dump(exclude_unset=True)})
     words = plain.model_copy(update={"backbone": plain.backbone.model_copy(update={"template": "no {}"})})
-    first = distill(plain, tmp_path / "a", shared)
-    with_cache = distill(words, tmp_path / "b", shared)
-    alone = distill(words, tmp_path / "c", Workshop("cpu"))
+    first = distill(plain, tmp_path / "a", workshop=shared)
+    with_cache = distill(words, tmp_path / "b", workshop=shared)
+    alone = distill(words, tmp_path / "c", workshop=Workshop("cpu"))
     hashes = [[r["sha256"] for r in made.records] for made in (first, with_cache, alone)]
     assert hashes[1] == hashes[2] != hashes[0]
     assert first.noted("inputs.json").keys() == {"classes", "data", "weights"}, "a set says the template in its recipe"

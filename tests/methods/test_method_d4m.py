@@ -54,7 +54,7 @@ def test_a_run_begins_at_the_schedule_s_noise_level(shop):
 def test_as_little_strength_as_one_step_gives_the_prototypes_back(shop, tmp_path):
     """50 steps at strength 0.02 leave the smallest noise level alone, so images are decoded centres of the latents."""
     wanted = recipe(steps=50, strength=0.02, reals=40)
-    made = distill(wanted, tmp_path / "a", shop)
+    made = distill(wanted, tmp_path / "a", workshop=shop)
     _, task = shop.task(wanted)
     images, labels = made.tensors()
     centres = torch.cat([D4m().prototypes(task, name) for name in ("Trouser", "Bag")])
@@ -78,18 +78,18 @@ def test_prototypes_are_the_means_of_their_clusters(shop):
 
 
 def test_strength_one_is_the_vanilla_sample_and_classes_are_keyed_by_name(shop, tmp_path):
-    free = distill(recipe(strength=1, reals=20), tmp_path / "a", shop)
-    vanilla = distill(recipe("vanilla"), tmp_path / "b", shop)
+    free = distill(recipe(strength=1, reals=20), tmp_path / "a", workshop=shop)
+    vanilla = distill(recipe("vanilla"), tmp_path / "b", workshop=shop)
     assert [r["sha256"] for r in free.records] == [r["sha256"] for r in vanilla.records]
-    free = distill(recipe(strength=1, reals=1), tmp_path / "f", shop)
+    free = distill(recipe(strength=1, reals=1), tmp_path / "f", workshop=shop)
     assert [r["sha256"] for r in free.records] == [r["sha256"] for r in vanilla.records], (
         "no prototype, no image needed"
     )
-    one = distill(recipe(reals=20), tmp_path / "c", shop)
-    other = distill(recipe(reals=20, classes=("Bag", "Trouser")), tmp_path / "d", shop)
+    one = distill(recipe(reals=20), tmp_path / "c", workshop=shop)
+    other = distill(recipe(reals=20, classes=("Bag", "Trouser")), tmp_path / "d", workshop=shop)
     by_name = [{(r["class_name"], r["slot"]): r["sha256"] for r in made.records} for made in (one, other)]
     assert by_name[0] == by_name[1]
     with pytest.raises(
         DapError, match="2 clusters of class 'Trouser' need as many real images; it has 6000, and reals is 1"
     ):
-        distill(recipe(reals=1), tmp_path / "e", shop)
+        distill(recipe(reals=1), tmp_path / "e", workshop=shop)

@@ -145,7 +145,7 @@ def test_other_solvers_and_a_u_net(make, sd_folder, solver, tmp_path):
         wanted = make(**values).model_dump(exclude_unset=True)
         wanted |= {"backbone": {"path": str(sd_folder)}, "sampling": sampling}
         wanted["data"] |= {"classes": ["red", "blue"]}
-        made = distill(Recipe.parse(wanted), tmp_path / name, Workshop("cpu"))
+        made = distill(Recipe.parse(wanted), tmp_path / name, workshop=Workshop("cpu"))
         return [r["sha256"] for r in made.records]
 
     plain = run("plain", method="vanilla")
@@ -156,25 +156,27 @@ def test_other_solvers_and_a_u_net(make, sd_folder, solver, tmp_path):
 
 
 def test_one_image_a_class_and_more_than_there_are_real_ones(make, tmp_path):
-    one = distill(make(ipc=1, images=50, gradients=50), tmp_path / "one", Workshop("cpu"))
-    many = distill(make(ipc=14, steps=2, memory=3, images=50, gradients=50), tmp_path / "many", Workshop("cpu"))
+    one = distill(make(ipc=1, images=50, gradients=50), tmp_path / "one", workshop=Workshop("cpu"))
+    many = distill(
+        make(ipc=14, steps=2, memory=3, images=50, gradients=50), tmp_path / "many", workshop=Workshop("cpu")
+    )
     assert len({r["sha256"] for r in one.records}) == 3 and len({r["sha256"] for r in many.records}) == 42
 
 
 def test_without_guidance_it_is_vanilla_bit_for_bit(make, tmp_path):
-    plain = distill(make(method="vanilla", ipc=3), tmp_path / "plain", Workshop("cpu"))
+    plain = distill(make(method="vanilla", ipc=3), tmp_path / "plain", workshop=Workshop("cpu"))
     for name, options in {
         "off": {"influence": 0, "deviation": 0},
         "never": {"start": 0.5, "stop": 0.5},
     }.items():
-        made = distill(make(ipc=3, **options), tmp_path / name, Workshop("cpu"))
+        made = distill(make(ipc=3, **options), tmp_path / name, workshop=Workshop("cpu"))
         assert [r["sha256"] for r in made.records] == [r["sha256"] for r in plain.records]
         assert not made.noted("cost.json")["prepared"], "nothing is trained for nothing"
 
 
 def test_a_killed_run_goes_on_with_the_same_bytes(make, tmp_path, monkeypatch):
     wanted = make(ipc=3)
-    whole = distill(wanted, tmp_path / "whole", Workshop("cpu"))
+    whole = distill(wanted, tmp_path / "whole", workshop=Workshop("cpu"))
     monkeypatch.setenv("DAP_CHECKPOINT_SECONDS", "0")
     plain, seen = Training._epoch, []
 
@@ -186,7 +188,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(make, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Training, "_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(wanted, tmp_path / "part", Workshop("cpu"))
+        distill(wanted, tmp_path / "part", workshop=Workshop("cpu"))
     finish, done = Deviation.finish, []
 
     def killed_later(self, state):
@@ -197,9 +199,9 @@ def test_a_killed_run_goes_on_with_the_same_bytes(make, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Deviation, "finish", killed_later)
     with pytest.raises(KeyboardInterrupt):
-        distill(wanted, tmp_path / "part", Workshop("cpu"))
+        distill(wanted, tmp_path / "part", workshop=Workshop("cpu"))
     assert seen == [1, 2, 3, 3], "epochs that were done are not done again"
-    again = distill(wanted, tmp_path / "part", Workshop("cpu"))
+    again = distill(wanted, tmp_path / "part", workshop=Workshop("cpu"))
     assert [r["sha256"] for r in again.records] == [r["sha256"] for r in whole.records]
     assert done[5:] == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)], "a class is made as a whole"
     assert not (tmp_path / "part" / ".work").exists()
@@ -209,7 +211,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(make, tmp_path, monkeypatch):
 def test_sets_share_the_surrogate_but_not_their_images(make, tmp_path):
     workshop = Workshop("cpu", cache=tmp_path / "cache")
     first, second, third = (
-        distill(make(seed=seed, surrogate_seed=own), tmp_path / f"{seed}{own}", workshop)
+        distill(make(seed=seed, surrogate_seed=own), tmp_path / f"{seed}{own}", workshop=workshop)
         for seed, own in ((0, 0), (1, 0), (0, 1))
     )
     prepared = [made.noted("cost.json")["prepared"] for made in (first, second, third)]
@@ -222,8 +224,8 @@ def test_sets_share_the_surrogate_but_not_their_images(make, tmp_path):
 
 def test_a_class_is_one_unit_and_its_first_image_stands_alone(make, tmp_path):
     assert Workshop("cpu").task(make(ipc=12))[1].recipe.block == 12
-    apart = distill(make(ipc=3), tmp_path / "apart", Workshop("cpu"))
-    alone = distill(make(ipc=3, deviation=0, block=1), tmp_path / "alone", Workshop("cpu"))
+    apart = distill(make(ipc=3), tmp_path / "apart", workshop=Workshop("cpu"))
+    alone = distill(make(ipc=3, deviation=0, block=1), tmp_path / "alone", workshop=Workshop("cpu"))
     same = [a["sha256"] == b["sha256"] for a, b in zip(apart.records, alone.records, strict=True)]
     assert same == [record["slot"] == 0 for record in apart.records]
 
@@ -247,7 +249,7 @@ def test_k_is_counted_in_the_unit_of_the_authors_sampler(make):
 def test_mistakes_are_said_before_any_work(make, tmp_path, monkeypatch):
     def refused(words, **values):
         with pytest.raises(DapError, match=words):
-            distill(make(**values), tmp_path / "a", Workshop("cpu"))
+            distill(make(**values), tmp_path / "a", workshop=Workshop("cpu"))
 
     refused("Unknown key 'epoch'. Did you mean 'epochs'", epoch=3)
     refused("all slots of a class together: set block >= ipc", ipc=3, block=2)

@@ -132,7 +132,7 @@ def test_both_sides_are_augmented_alike():
 @pytest.mark.parametrize("method", ["dm", "dc", "dsa"])
 def test_grey_images_stay_grey_and_a_killed_run_goes_on_with_the_same_bytes(method, tmp_path, monkeypatch):
     wanted = recipe(method, outer=2, inner=1, iterations=4) if method != "dm" else recipe(method, iterations=4)
-    whole = distill(wanted, tmp_path / "whole", Workshop("cpu"))
+    whole = distill(wanted, tmp_path / "whole", workshop=Workshop("cpu"))
     images, _ = whole.tensors()
     assert images.shape == (4, 3, 32, 32) and torch.equal(images[:, 0], images[:, 2])
     monkeypatch.setenv("DAP_CHECKPOINT_SECONDS", "0")
@@ -147,8 +147,8 @@ def test_grey_images_stay_grey_and_a_killed_run_goes_on_with_the_same_bytes(meth
 
     monkeypatch.setattr(kind, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(wanted, tmp_path / "part", Workshop("cpu"))
-    again = distill(wanted, tmp_path / "part", Workshop("cpu"))
+        distill(wanted, tmp_path / "part", workshop=Workshop("cpu"))
+    again = distill(wanted, tmp_path / "part", workshop=Workshop("cpu"))
     assert seen == [0, 1, 2, 3, 3], "what was done before is not done again"
     assert [r["sha256"] for r in again.records] == [r["sha256"] for r in whole.records]
     assert not (tmp_path / "part" / ".work").exists()
@@ -158,34 +158,34 @@ def test_grey_images_stay_grey_and_a_killed_run_goes_on_with_the_same_bytes(meth
 
 def test_without_a_step_the_images_are_real_ones(tmp_path):
     """The neutral setting: the seeded real images that the optimisation begins from."""
-    made = distill(recipe("dm", iterations=0), tmp_path / "a", Workshop("cpu"))
+    made = distill(recipe("dm", iterations=0), tmp_path / "a", workshop=Workshop("cpu"))
     source = Workshop("cpu").source(recipe("dm").data)
     real = {(source.images(0, [i])[0, 0] * 255).round().byte().numpy().tobytes() for i in range(source.count(0))}
     images, labels = DistilledSet.open(tmp_path / "a").tensors()
     for image in images[labels == 0]:
         assert (image[0] * 255).round().byte().numpy().tobytes() in real
-    other = distill(recipe("dm", iterations=0, seed=1), tmp_path / "b", Workshop("cpu"))
+    other = distill(recipe("dm", iterations=0, seed=1), tmp_path / "b", workshop=Workshop("cpu"))
     assert {r["sha256"] for r in made.records}.isdisjoint(r["sha256"] for r in other.records)
 
 
 def test_colours_are_kept_and_noise_is_within_range(coloured, tmp_path):
-    images, _ = distill(recipe("dc", data=coloured, iterations=1), tmp_path / "a", Workshop("cpu")).tensors()
+    images, _ = distill(recipe("dc", data=coloured, iterations=1), tmp_path / "a", workshop=Workshop("cpu")).tensors()
     assert not torch.equal(images[:, 0], images[:, 1])
     greyed, _ = distill(
-        recipe("dc", data=coloured, iterations=0, grey="yes"), tmp_path / "b", Workshop("cpu")
+        recipe("dc", data=coloured, iterations=0, grey="yes"), tmp_path / "b", workshop=Workshop("cpu")
     ).tensors()
     assert torch.equal(greyed[:, 0], greyed[:, 1])
 
 
 def test_mistakes_are_said_before_any_work(coloured, tmp_path):
     with pytest.raises(DapError, match="has 12 images, too few to begin 50 from; give --option init=noise"):
-        distill(recipe("dm", ipc=50, data=coloured), tmp_path / "a", Workshop("cpu"))
+        distill(recipe("dm", ipc=50, data=coloured), tmp_path / "a", workshop=Workshop("cpu"))
     with pytest.raises(DapError, match="Unknown key 'iteration'. Did you mean 'iterations'"):
-        distill(recipe("dm", iteration=3), tmp_path / "a", Workshop("cpu"))
+        distill(recipe("dm", iteration=3), tmp_path / "a", workshop=Workshop("cpu"))
     with pytest.raises(DapError, match="convnet8 halves the image"):
-        distill(recipe("dsa", network="convnet8"), tmp_path / "a", Workshop("cpu"))
+        distill(recipe("dsa", network="convnet8"), tmp_path / "a", workshop=Workshop("cpu"))
     with pytest.raises(DapError, match="'convnet2' with norm 'batch' is none; convnet3 with norm instance is"):
-        distill(recipe("dm", norm="batch"), tmp_path / "a", Workshop("cpu"))
+        distill(recipe("dm", norm="batch"), tmp_path / "a", workshop=Workshop("cpu"))
     assert not (tmp_path / "a").exists()
     assert DmOptions().iterations == 20_000 and DcOptions().iterations == 1000
 
@@ -195,7 +195,7 @@ def test_broken_images_neither_end_a_run_nor_shift_the_labels(colours, tmp_path)
     for name in ("0.png", "5.png"):
         (tmp_path / "data" / "train" / "blue" / name).write_bytes(b"torn")
     data = {"path": str(tmp_path / "data"), "size": 8, "max_bad_fraction": 1.0}
-    made = distill(recipe("dm", data=data, ipc=10, iterations=0), tmp_path / "a", Workshop("cpu"))
+    made = distill(recipe("dm", data=data, ipc=10, iterations=0), tmp_path / "a", workshop=Workshop("cpu"))
     source = Workshop("cpu").source(recipe("dm", data=data).data)
     images, labels = made.tensors()
     for label in range(3):
@@ -203,11 +203,11 @@ def test_broken_images_neither_end_a_run_nor_shift_the_labels(colours, tmp_path)
         real = {(image * 255).round().byte().numpy().tobytes() for image in reals}
         assert {(image * 255).round().byte().numpy().tobytes() for image in images[labels == label]} <= real
     with pytest.raises(DapError, match="'blue' .* has only 10 decodable images of 12 .*, and 11 are needed"):
-        distill(recipe("dm", data=data, ipc=11, iterations=0), tmp_path / "b", Workshop("cpu"))
+        distill(recipe("dm", data=data, ipc=11, iterations=0), tmp_path / "b", workshop=Workshop("cpu"))
     for file in (tmp_path / "data" / "train" / "blue").iterdir():
         file.write_bytes(b"torn")
     with pytest.raises(DapError, match="only 0 decodable images of 12"):
-        distill(recipe("dm", data=data, init="noise"), tmp_path / "c", Workshop("cpu"))
+        distill(recipe("dm", data=data, init="noise"), tmp_path / "c", workshop=Workshop("cpu"))
 
 
 def test_one_coloured_image_makes_colour_and_grey_is_the_mean_of_the_channels(tmp_path):
@@ -261,11 +261,11 @@ def test_a_changed_network_of_one_s_own_is_another_set(coloured, tmp_path):
     file.write_text(text)
     wanted = recipe("dm", data=coloured, network=f"{file}:net", iterations=1)
     _, task = Workshop("cpu").task(wanted)
-    distill(wanted, tmp_path / "a", Workshop("cpu"))
+    distill(wanted, tmp_path / "a", workshop=Workshop("cpu"))
     file.write_text(text.replace("'width': 4", "'width': 5"))
     assert Workshop("cpu").task(wanted)[1].store.inputs != task.store.inputs
     with pytest.raises(DapError, match="made by another recipe"):
-        distill(wanted, tmp_path / "a", Workshop("cpu"))
+        distill(wanted, tmp_path / "a", workshop=Workshop("cpu"))
 
 
 def test_sets_of_one_seed_share_what_was_optimised(coloured, tmp_path):
@@ -316,10 +316,10 @@ def test_the_unrolled_loss_of_mtt_and_its_gradients_against_finite_differences(c
 
 def test_mtt_trains_experts_once_for_all_sets_and_goes_on_when_killed(tmp_path, monkeypatch):
     shop = Workshop("cpu", cache=tmp_path / "cache")
-    first = distill(recipe("mtt", **MTT, batch=3), tmp_path / "a", shop)
+    first = distill(recipe("mtt", **MTT, batch=3), tmp_path / "a", workshop=shop)
     assert {"expert 0", "expert 1"} & set(first.noted("cost.json")["prepared"])
     before = {file.name for file in (tmp_path / "cache").glob("expert*")}
-    second = distill(recipe("mtt", seed=1, **MTT, batch=3), tmp_path / "b", shop)
+    second = distill(recipe("mtt", seed=1, **MTT, batch=3), tmp_path / "b", workshop=shop)
     used = {name: part for name, part in second.noted("cost.json")["prepared"].items() if name.startswith("expert")}
     assert before <= {file.name for file in (tmp_path / "cache").glob("expert*")} and used
     assert {r["sha256"] for r in first.records}.isdisjoint(r["sha256"] for r in second.records)
@@ -334,14 +334,14 @@ def test_mtt_trains_experts_once_for_all_sets_and_goes_on_when_killed(tmp_path, 
 
     monkeypatch.setattr(Mtt, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        distill(recipe("mtt", **MTT, batch=3), tmp_path / "c", Workshop("cpu"))
-    again = distill(recipe("mtt", **MTT, batch=3), tmp_path / "c", Workshop("cpu"))
+        distill(recipe("mtt", **MTT, batch=3), tmp_path / "c", workshop=Workshop("cpu"))
+    again = distill(recipe("mtt", **MTT, batch=3), tmp_path / "c", workshop=Workshop("cpu"))
     assert seen == [0, 1, 1] and [r["sha256"] for r in again.records] == [r["sha256"] for r in first.records]
 
 
 def test_a_match_beyond_the_experts_is_refused(tmp_path):
     with pytest.raises(DapError, match="needs experts of 23 epochs, not 5"):
-        distill(recipe("mtt", expert_epochs=5), tmp_path / "a", Workshop("cpu"))
+        distill(recipe("mtt", expert_epochs=5), tmp_path / "a", workshop=Workshop("cpu"))
 
 
 def test_small_batches_of_a_student_see_every_image_equally_often(coloured, monkeypatch):

@@ -120,13 +120,13 @@ def test_a_killed_fine_tuning_goes_on_with_the_same_bytes(backbone, tmp_path):
 
 def test_no_epoch_is_the_vanilla_sample_and_sets_share_the_tuning(colours, pipeline_folder, tmp_path):
     shop = Workshop("cpu", cache=tmp_path / "cache")
-    free = distill(recipe(colours, pipeline_folder, epochs=0), tmp_path / "a", shop)
-    vanilla = distill(recipe(colours, pipeline_folder, "vanilla"), tmp_path / "b", shop)
+    free = distill(recipe(colours, pipeline_folder, epochs=0), tmp_path / "a", workshop=shop)
+    vanilla = distill(recipe(colours, pipeline_folder, "vanilla"), tmp_path / "b", workshop=shop)
     hashes = [[r["sha256"] for r in made.records] for made in (free, vanilla)]
     assert hashes[0] == hashes[1]
     how = {"epochs": 1, "batch": 4, "lr": 0.05, "ema": 0.0}
-    one = distill(recipe(colours, pipeline_folder, **how), tmp_path / "c", shop)
-    two = distill(recipe(colours, pipeline_folder, seed=1, **how), tmp_path / "d", shop)
+    one = distill(recipe(colours, pipeline_folder, **how), tmp_path / "c", workshop=shop)
+    two = distill(recipe(colours, pipeline_folder, seed=1, **how), tmp_path / "d", workshop=shop)
     assert (
         one.noted("cost.json")["prepared"]["minimax"]["made"]
         and not two.noted("cost.json")["prepared"]["minimax"]["made"]
@@ -137,11 +137,11 @@ def test_no_epoch_is_the_vanilla_sample_and_sets_share_the_tuning(colours, pipel
 
 def test_many_classes_are_tuned_in_phases(colours, pipeline_folder, tmp_path):
     shop = Workshop("cpu", cache=tmp_path / "cache")
-    made = distill(recipe(colours, pipeline_folder, epochs=1, batch=4, together=2), tmp_path / "a", shop)
+    made = distill(recipe(colours, pipeline_folder, epochs=1, batch=4, together=2), tmp_path / "a", workshop=shop)
     assert len(made.records) == 6 and len(list((tmp_path / "cache").glob("minimax-*.safetensors"))) == 2
     few = {**recipe(colours, pipeline_folder, epochs=1, batch=4).model_dump(), "data": {"path": str(colours)}}
     few["data"]["classes"] = ["red", "green"]
-    alone = distill(Recipe.parse(few), tmp_path / "b", shop)
+    alone = distill(Recipe.parse(few), tmp_path / "b", workshop=shop)
     assert {r["class_name"] for r in alone.records} == {"red", "green"}
 
 
@@ -154,8 +154,8 @@ def test_a_backbone_that_is_no_dit_is_refused_before_any_work(tmp_path):
 def test_fewer_images_than_a_batch_or_than_slots_are_tuned_on_too(colours, pipeline_folder, tmp_path):
     shop = Workshop("cpu")
     how = {"lr": 0.05, "ema": 0.0, "reals": 1, "epochs": 2, "batch": 50}
-    made = distill(recipe(colours, pipeline_folder, **how), tmp_path / "a", shop)
-    vanilla = distill(recipe(colours, pipeline_folder, "vanilla"), tmp_path / "b", shop)
+    made = distill(recipe(colours, pipeline_folder, **how), tmp_path / "a", workshop=shop)
+    vanilla = distill(recipe(colours, pipeline_folder, "vanilla"), tmp_path / "b", workshop=shop)
     assert made.noted("cost.json")["prepared"]["minimax"]["made"]
     assert {r["sha256"] for r in made.records}.isdisjoint(r["sha256"] for r in vanilla.records)
 
@@ -172,10 +172,10 @@ def test_half_precision_is_refused(colours, pipeline_folder, tmp_path):
 def test_every_phase_is_tuned_on_its_own_classes(colours, pipeline_folder, tmp_path):
     """The third class's images are those of a run on that class alone."""
     shop, how = Workshop("cpu"), {"epochs": 1, "batch": 4, "lr": 0.05, "ema": 0.0}
-    both = distill(recipe(colours, pipeline_folder, together=2, **how), tmp_path / "a", shop)
+    both = distill(recipe(colours, pipeline_folder, together=2, **how), tmp_path / "a", workshop=shop)
     values = recipe(colours, pipeline_folder, **how).model_dump(exclude_unset=True)
     values["data"]["classes"] = [both.class_names[2]]
-    alone = distill(Recipe.parse(values), tmp_path / "b", shop)
+    alone = distill(Recipe.parse(values), tmp_path / "b", workshop=shop)
     assert [r["sha256"] for r in both.records if r["label"] == 2] == [r["sha256"] for r in alone.records]
 
 

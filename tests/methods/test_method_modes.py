@@ -40,7 +40,7 @@ def make(pipeline_folder, colours):
 
 
 def run(wanted, out):
-    return distill(wanted, out, Workshop("cpu"))
+    return distill(wanted, out, workshop=Workshop("cpu"))
 
 
 def bytes_of(made):
@@ -282,13 +282,13 @@ def test_mistakes_are_said_before_any_work(make, tmp_path):
 def test_sets_share_modes_and_each_counts_them_in_full(make, tmp_path):
     """The second of two equal sets finds the modes of all classes in the cache; its cost names each of them."""
     workshop = Workshop("cpu", cache=tmp_path / "cache")
-    sets = [distill(make(scale=scale), tmp_path / str(scale), workshop) for scale in (0.1, 0.2)]
+    sets = [distill(make(scale=scale), tmp_path / str(scale), workshop=workshop) for scale in (0.1, 0.2)]
     prepared = [made.noted("cost.json")["prepared"] for made in sets]
     assert [len(parts) for parts in prepared] == [3, 3], "a class each"
     assert [{part["made"] for part in parts.values()} for parts in prepared] == [{True}, {False}]
     assert bytes_of(sets[0]) != bytes_of(sets[1])
     for i, other in enumerate(({"seed": 1}, {"reals": 7}, {"discovery": "tree"}, {"ipc": 3})):
-        made = distill(make(**other), tmp_path / f"other{i}", workshop)
+        made = distill(make(**other), tmp_path / f"other{i}", workshop=workshop)
         assert all(part["made"] for part in made.noted("cost.json")["prepared"].values()), "modes of their own"
 
 
@@ -298,8 +298,8 @@ def test_on_the_starter(method, name, tmp_path):
     values = {"method": method, "ipc": 2, "sampling": {"steps": 4}, "options": {"reals": 12}}
     values |= {"data": {"path": "fashion-mnist", "classes": ["Bag", "Trouser"]}, "backbone": {"path": name}}
     workshop = Workshop("cpu", offline=True)
-    made = distill(Recipe.parse(values), tmp_path / "made", workshop)
-    plain = distill(Recipe.parse(values | {"method": "vanilla", "options": {}}), tmp_path / "plain", workshop)
+    made = distill(Recipe.parse(values), tmp_path / "made", workshop=workshop)
+    plain = distill(Recipe.parse(values | {"method": "vanilla", "options": {}}), tmp_path / "plain", workshop=workshop)
     images, others = made.tensors()[0], plain.tensors()[0]
     assert images.shape == (4, 3, 32, 32) and not any(torch.equal(a, b) for a, b in zip(images, others, strict=True))
     assert json.loads((tmp_path / "made" / "recipe.json").read_text())["options"]["stop"] == 0.48

@@ -25,6 +25,7 @@ from dap.methods.selection.rded import bordered, tiled
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
+from watching import hearing
 
 CLASSES = ["Trouser", "Bag"]
 RED = 2  # label of the folder of that name; blue and green come before it
@@ -192,7 +193,7 @@ def test_features_are_shared_by_sets_and_a_larger_one_still_checks(colours, tmp_
 
 @pytest.mark.parametrize("method", ["herding", "k-center"])
 def test_real_images_are_chosen_by_the_starter_s_features(method, tmp_path):
-    made = distill(recipe(method, pool=30), tmp_path / "a", Workshop("cpu"))
+    made = distill(recipe(method, pool=30), tmp_path / "a", workshop=Workshop("cpu"))
     keys = [record["real"] for record in made.records]
     assert len(set(keys)) == 6 and all(key.startswith("train/") for key in keys)
     source = Workshop("cpu").source(recipe(method).data)
@@ -201,7 +202,7 @@ def test_real_images_are_chosen_by_the_starter_s_features(method, tmp_path):
         index = source.keys(label, range(source.count(label))).index(key)
         torch.testing.assert_close(source.images(label, [index])[0], image)
     other = Recipe.model_validate({**recipe(method, pool=30).model_dump(), "seed": 1})
-    assert [r["real"] for r in distill(other, tmp_path / "b", Workshop("cpu")).records] != keys
+    assert [r["real"] for r in distill(other, tmp_path / "b", workshop=Workshop("cpu")).records] != keys
 
 
 def test_unmet_needs_are_said_before_any_work(colours, tmp_path):
@@ -212,9 +213,9 @@ def test_unmet_needs_are_said_before_any_work(colours, tmp_path):
         ):
             distill(wanted, tmp_path / method)
     with pytest.raises(DapError, match="3 images of class 'Trouser' cannot be chosen among 2"):
-        distill(recipe("herding", pool=2), tmp_path / "few", Workshop("cpu"))
+        distill(recipe("herding", pool=2), tmp_path / "few", workshop=Workshop("cpu"))
     with pytest.raises(DapError, match="take 8000 crops"):
-        distill(recipe("rded", ipc=2000, factor=2), tmp_path / "many", Workshop("cpu"))
+        distill(recipe("rded", ipc=2000, factor=2), tmp_path / "many", workshop=Workshop("cpu"))
     with pytest.raises(DapError, match="no use for a classifier"):
         distill(
             Recipe.parse({"method": "random", "classifier": "torchvision:resnet18", "data": {"size": 8}}),
@@ -291,21 +292,21 @@ def test_an_interrupted_set_goes_on_to_the_same_bytes_without_the_work_done(
             "options": {"images": 12, "factor": 2} if method == "rded" else {"pool": 7},
         }
     )
-    whole = distill(wanted, tmp_path / "whole", Workshop("cpu"))
+    whole = distill(wanted, tmp_path / "whole", workshop=Workshop("cpu"))
 
-    def killed(done, total, what):
+    def killed(name, done, total, what=""):
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(wanted, tmp_path / "torn", Workshop("cpu"), progress=killed)
+        distill(wanted, tmp_path / "torn", workshop=Workshop("cpu"), watcher=hearing(images=killed))
     asked = []
     for name in ("features", "logits"):
         usual = getattr(Teacher, name)
         monkeypatch.setattr(
             Teacher, name, lambda self, images, usual=usual: (asked.append(len(images)), usual(self, images))[1]
         )
-    torn = distill(wanted, tmp_path / "torn", Workshop("cpu"))
+    torn = distill(wanted, tmp_path / "torn", workshop=Workshop("cpu"))
     assert [r["sha256"] for r in torn.records] == [r["sha256"] for r in whole.records]
     assert [r["real"] for r in torn.records] == [r["real"] for r in whole.records]
     # Green had begun, so its work was kept; only blue's is left. RDED judges five crops of each of its twelve.
@@ -314,7 +315,7 @@ def test_an_interrupted_set_goes_on_to_the_same_bytes_without_the_work_done(
 
 def test_rded_of_whole_images_are_real_images(tmp_path):
     """Its neutral setting: one crop of everything, one tile; bit for bit before it is written."""
-    made = distill(recipe("rded", factor=1, crops=1, smallest=1.0, images=5), tmp_path / "a", Workshop("cpu"))
+    made = distill(recipe("rded", factor=1, crops=1, smallest=1.0, images=5), tmp_path / "a", workshop=Workshop("cpu"))
     source = Workshop("cpu").source(recipe("rded").data)
     images, labels = made.tensors()
     for image, label, record in zip(images, labels.tolist(), made.records, strict=True):

@@ -18,6 +18,7 @@ from dap.methods.diffusion.vlcp import Vlcp, by_distance, inliers, text_prototyp
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
+from watching import hearing
 
 NEUTRAL = {"text": "class", "strength": 1, "epochs": 0}
 
@@ -75,7 +76,7 @@ def test_outliers_are_the_points_far_from_all_others():
 
 def test_a_slot_gets_its_own_cluster_s_centre_and_a_caption_of_an_image_in_it(make, captions, tmp_path):
     shop, wanted = Workshop("cpu"), make(ipc=3, outliers=0, epochs=0, strength=0.5, block=2)
-    made = distill(wanted, tmp_path / "a", shop)
+    made = distill(wanted, tmp_path / "a", workshop=shop)
     _, task = shop.task(wanted)
     backbone, source, images = task.backbone, task.source, made.tensors()[0]
     said = {line["path"]: line["caption"] for line in map(json.loads, captions.read_text().splitlines())}
@@ -101,11 +102,11 @@ def test_a_slot_gets_its_own_cluster_s_centre_and_a_caption_of_an_image_in_it(ma
 
 def test_the_neutral_setting_is_the_vanilla_sample(make, tmp_path):
     shop = Workshop("cpu")
-    neutral = distill(make(**NEUTRAL), tmp_path / "a", shop)
-    vanilla = distill(make("vanilla"), tmp_path / "b", shop)
+    neutral = distill(make(**NEUTRAL), tmp_path / "a", workshop=shop)
+    vanilla = distill(make("vanilla"), tmp_path / "b", workshop=shop)
     assert hashes(neutral) == hashes(vanilla)
     for place, change in enumerate(({"text": "prototype"}, {"strength": 0.5}, {"epochs": 1, "lr": 1e-2, "batch": 8})):
-        other = distill(make(**NEUTRAL | change), tmp_path / f"c{place}", shop)
+        other = distill(make(**NEUTRAL | change), tmp_path / f"c{place}", workshop=shop)
         assert set(hashes(other)).isdisjoint(hashes(vanilla)), change
 
 
@@ -115,16 +116,17 @@ def test_tuning_is_shared_by_seeds_and_kept_until_its_weights_are(make, tmp_path
 
     monkeypatch.setenv("DAP_CHECKPOINT_SECONDS", "0")
     shop, how = Workshop("cpu", cache=tmp_path / "cache"), {**NEUTRAL, "epochs": 2, "batch": 8, "lr": 1e-3}
-    whole = distill(make(**how), tmp_path / "a", Workshop("cpu"))
+    whole = distill(make(**how), tmp_path / "a", workshop=Workshop("cpu"))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Store, "_write", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        distill(make(**how), tmp_path / "b", shop)
+        distill(make(**how), tmp_path / "b", workshop=shop)
     assert len(list((tmp_path / "cache").glob("vlcp-*.pt"))) == 1
     told = []
-    resumed = distill(make(**how), tmp_path / "b", shop, tell=lambda what, done, total: told.append(what))
+    watcher = hearing(work=lambda what, done, total: told.append(what))
+    resumed = distill(make(**how), tmp_path / "b", workshop=shop, watcher=watcher)
     assert "vlcp: fine-tuning" not in told and hashes(resumed) == hashes(whole)
     assert not list((tmp_path / "cache").glob("*.pt"))
-    other = distill(make(seed=1, **how), tmp_path / "c", shop)
+    other = distill(make(seed=1, **how), tmp_path / "c", workshop=shop)
     assert not other.noted("cost.json")["prepared"]["vlcp"]["made"]
 
 

@@ -177,7 +177,7 @@ def test_an_unfinished_set_is_refused(coloured, colours, source, tmp_path):
 
 def test_by_command_on_the_starter(tmp_path, capsys):
     values = {"method": "random", "ipc": 2, "data": {"classes": ["Trouser", "Bag"], "size": 32}}
-    made = distill(Recipe.parse(values), tmp_path / "a", Workshop("cpu"))
+    made = distill(Recipe.parse(values), tmp_path / "a", workshop=Workshop("cpu"))
     run = ["classify", str(tmp_path / "a"), "--reals", "4", "--times", "4"]
     assert main(run) == 1 and "say which one should classify: --backbone NAME" in capsys.readouterr().err
     assert main([*run, "--backbone", "starter"]) == 0

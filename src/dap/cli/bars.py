@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
+from dap.base.watch import Watcher
+
 
 class Bars:
     """A progress bar for images, one for the epochs of a training, and a line for each result."""
@@ -81,3 +83,19 @@ class Lines(Bars):
 
     def epoch(self, seed: int, done: int, total: int) -> None:
         del seed, done, total
+
+
+def watching(bars: Bars) -> Watcher:
+    """The bars as a `Watcher`."""
+
+    class Told(Watcher):
+        def __init__(self) -> None:
+            self.bars: dict[str, Callable[[int, int, str], None]] = {}
+
+        def images(self, name: str, done: int, total: int, what: str = "") -> None:
+            self.bars.setdefault(name, bars.images(name))(done, total, what)
+
+        def work(self, what: str, done: int, total: int) -> None:
+            bars.work(what, done, total)
+
+    return Told()

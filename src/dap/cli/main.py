@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from dap.base.errors import DapError
 from dap.cli import judging
-from dap.cli.bars import Bars, Lines
+from dap.cli.bars import Bars, Lines, watching
 from dap.cli.flags import build_parser
 from dap.cli.recipe_flags import flag_of, recipe_fields
 
@@ -87,9 +87,8 @@ def _distill(args: argparse.Namespace) -> None:
     made = distill(
         recipe,
         args.out,
-        judging.open_workshop(args),
-        progress=bars.images(args.out.name),
-        tell=bars.work,
+        workshop=judging.open_workshop(args),
+        watcher=watching(bars),
         command=_command(),
     )
     page = judging.write_page([args.out], args.out, f"{args.out.name}: {recipe.method}")
@@ -114,7 +113,7 @@ def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
             again = [*args.argv, "--workers", "1", "--worker"]
             run_workers(again, args.workers, spread=args.device in ("auto", "cuda"))
         else:
-            said = {"progress": bars.images, "tell": bars.work, "on_trial": bars.trial, "on_epoch": bars.epoch}
+            said = {"watcher": watching(bars), "on_trial": bars.trial, "on_epoch": bars.epoch}
             sweep(cells, args.out, workshop, judge_for, command=_command(), subsample=drawn, **said)
     except DapError as error:  # of some cells: the report on the others is still written
         failed = error

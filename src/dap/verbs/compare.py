@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from dap.base.errors import DapError
 from dap.base.files import check_folder
+from dap.base.watch import Watcher
 from dap.base.workers import share
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
@@ -19,7 +20,7 @@ from dap.evaluation.judge import Judge
 from dap.evaluation.training.trials import Trial
 from dap.methods import find
 from dap.recipe import Data, Recipe, said
-from dap.verbs.distill import Progress, distill
+from dap.verbs.distill import distill
 from dap.workshop import Workshop
 
 
@@ -133,8 +134,7 @@ def sweep(
     workshop: Workshop,
     judge_for: Callable[[Data], Judge],
     *,
-    progress: Callable[[str], Progress | None] = lambda name: None,
-    tell: Callable[[str, int, int], object] | None = None,
+    watcher: Watcher | None = None,
     on_trial: Callable[[str, Trial], None] | None = None,
     on_epoch: Callable[[int, int, int], None] | None = None,
     command: str | None = None,
@@ -150,8 +150,7 @@ def sweep(
         out: where the folders go.
         workshop: loaded backbones and data.
         judge_for: the judge of sets made from these data.
-        progress: given a cell's name, returns what is told of its images.
-        tell: told of long work before the first image of a cell.
+        watcher: is told of the images of each cell, and of long work before the first of them.
         on_trial: told of every training.
         on_epoch: told of every epoch of a training.
         command: the shell command to record.
@@ -167,7 +166,7 @@ def sweep(
     check(cells, workshop, judge_for, out)
 
     def do(name: str, recipe: Recipe) -> None:
-        made = distill(recipe, out / name, workshop, progress=progress(name), tell=tell, command=command)
+        made = distill(recipe, out / name, workshop=workshop, watcher=watcher, name=name, command=command)
         told = None if on_trial is None else functools.partial(on_trial, name)
         judge = judge_for(workshop.task(recipe)[1].recipe.data)
         judge(made, on_trial=told, on_epoch=on_epoch)

@@ -5,80 +5,93 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import check_folder, locked
 from dap.base.store import Store
+from dap.base.watch import Watcher
 from dap.cost import Meter
+from dap.data.real.sources import Source
 from dap.data.sets.cards import cell, size_category
 from dap.data.sets.distilled import DistilledSet
-from dap.methods import Task, plan
+from dap.guidance.base import Energy, Guidance
+from dap.methods.base import Method, Task, plan
 from dap.recipe import Recipe, said
+from dap.verbs.options import Machine
 from dap.workshop import Workshop
 
 WORK = ".work"
 """Folder of a set for what is made once and for checkpoints; gone when the set is finished."""
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, all, what) after every unit, in images."""
-
 
 def distill(
-    recipe: Recipe,
-    out: str | Path,
-    workshop: Workshop | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    out: str | Path | None = None,
     *,
-    progress: Progress | None = None,
-    tell: Callable[[str, int, int], object] | None = None,
+    method: Method | None = None,
+    backbone: Backbone | None = None,
+    guidance: Guidance | Energy | None = None,
+    source: Source | str | Path | None = None,
+    machine: Machine | None = None,
+    workshop: Workshop | None = None,
+    watcher: Watcher | None = None,
+    name: str | None = None,
     command: str | None = None,
+    **fields: Any,
 ) -> DistilledSet:
     """Make a distilled set, or go on with one that was interrupted.
 
     Args:
         recipe: what to make.
         out: the folder; empty, new, or a set of the same recipe.
-        workshop: loaded backbones and data, shared over several calls.
-        progress: told after every unit.
-        tell: told of long work before the first image: what, how much is done, and of how much.
+        machine: where the work runs; it decides no byte of the recipe. Default: `Machine()`.
+        workshop: loaded backbones and data, shared over several calls, in place of `machine`.
+        watcher: is told how the work goes on.
+        name: what the watcher is told as the set's name; default: the name of the folder.
         command: the shell command to record.
 
     Raises:
         DapError: a mistake in what was given; what was made before stays.
         OSError: disk full or no permission; what was made before stays.
     """
+    if out is None or not isinstance(recipe, Recipe):
+        raise DapError("Give a recipe and the folder of the set.")
+    del method, backbone, guidance, source, fields
+    machine, watcher, name = machine or Machine(), watcher or Watcher(), name or Path(out).name
     check_folder(Path(out))
-    workshop = workshop or Workshop()
-    method, task = workshop.task(recipe)
+    workshop = workshop or Workshop(machine.device, machine.offline, machine.cache)
+    maker, task = workshop.task(recipe)
     work = Path(out) / WORK
     # A set's recipe has the prompts. What several sets share does not know it, and text decides it as weights do.
     inputs, prompts = task.store.inputs, task.backbone.card.prompts if task.backbone else {}
     every = float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60))
     store = Store(workshop.cache or work, {**inputs, **prompts}, every=every)
-    task = replace(task, store=store, tell=tell or task.tell)
-    make = method.prepare(task)
+    task = replace(task, store=store, tell=watcher.work)
+    make = maker.prepare(task)
     recipe, names = task.recipe, task.source.class_names
     assert recipe.block is not None
     with locked(Path(out)):
         made = DistilledSet.create(out, names, recipe.ipc, said(recipe), inputs)
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
-        meter = Meter(made, method.needs, store, task.backbone.device if task.backbone else task.device)
-        if progress is not None:
-            progress(0, len(names) * recipe.ipc, "")
+        meter = Meter(made, maker.needs, store, task.backbone.device if task.backbone else task.device)
+        total = len(names) * recipe.ipc
+        watcher.images(name, 0, total)
         for unit in units:
             if not all(made.has(unit.label, slot) for slot in unit.slots):
                 result = make(unit)
                 for row, slot in enumerate(unit.slots):
                     made.add(unit.label, slot, result.images[row], **result.records[row])
                 meter.add(len(unit.slots))
-            if progress is not None:
-                progress(unit.slots[-1] + 1 + unit.label * recipe.ipc, len(names) * recipe.ipc, names[unit.label])
+            watcher.images(name, unit.slots[-1] + 1 + unit.label * recipe.ipc, total, names[unit.label])
         meter.write()
     if made.missing():
         raise DapError(f"{out} still lacks {len(made.missing())} images.")
