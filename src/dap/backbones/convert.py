@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from dap import __version__, imagenet
-from dap.backbones import from_pipeline, source_of
+from dap.backbones.opening import from_pipeline, source_of
 from dap.backbones.base import Card
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.base.errors import DapError
