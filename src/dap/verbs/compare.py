@@ -22,10 +22,12 @@ from dap.base.workers import CLAIMS, run_workers, share
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
+from dap.evaluation.judge import check as check_judging
+from dap.evaluation.judge import judge
 from dap.methods import find
 from dap.recipe import Recipe, said
 from dap.verbs.distill import distill
-from dap.verbs.judges import JudgeFor, judges, open_workshop
+from dap.verbs.judges import LoadedFor, loader, open_workshop
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.workshop import Workshop
@@ -107,7 +109,7 @@ def comparison(
 def check(
     cells: Sequence[tuple[str, Recipe]],
     workshop: Workshop,
-    judge_for: JudgeFor | None = None,
+    loaded_for: LoadedFor | None = None,
     out: Path | None = None,
 ) -> None:
     """Whether every cell can be made and judged, found out before the first one is; what is cheap to know first.
@@ -115,7 +117,7 @@ def check(
     Args:
         cells: as of `sweep`.
         workshop: likewise.
-        judge_for: likewise; None: the sets are not judged.
+        loaded_for: likewise; None: the sets are not judged.
         out: likewise; None: the folders are not looked at.
 
     Raises:
@@ -125,9 +127,9 @@ def check(
         check_folder(out)
     for _, recipe in cells:
         workshop.asked(recipe)
-    if judge_for is not None:
+    if loaded_for is not None:
         for data in dict.fromkeys(recipe.data for _, recipe in cells):
-            judge_for(data).check()
+            check_judging(loaded_for(data))
     for name, recipe in cells:
         method, task = workshop.task(recipe)
         method.prepare(task)
@@ -293,20 +295,20 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
         DapError: a cell cannot be made or judged, told before the first one is made.
     """
     workshop = open_workshop(cells.machine)
-    judge_for, out, finished = judges(cells.judging, cells.machine, workshop), cells.out, set[str]()
-    check(cells.cells, workshop, judge_for, out)
+    loaded_for, out, finished = loader(cells.judging, cells.machine, workshop), cells.out, set[str]()
+    check(cells.cells, workshop, loaded_for, out)
 
     def do(name: str, recipe: Recipe) -> None:
         made = distill(recipe, out / name, workshop=workshop, watcher=watcher, name=name, command=cells.command)
-        judge = judge_for(workshop.task(recipe)[1].recipe.data)
-        judge(made, on_trial=functools.partial(watcher.trial, name), on_epoch=watcher.epoch)
+        loaded = loaded_for(workshop.task(recipe)[1].recipe.data)
+        judge(made, loaded, watcher, name)
         for n, folder in draws(name, recipe, cells.subsample):
             if not (out / folder).is_dir():
                 import_set(out / name, out / folder, ipc=n, pick="random", seed=recipe.seed)
             drawn = DistilledSet.open(out / folder)
             if drawn.noted(COST) is None:  # a draw costs what it was drawn from
                 drawn.note(COST, made.noted(COST))
-            judge(drawn, on_trial=functools.partial(watcher.trial, folder), on_epoch=watcher.epoch)
+            judge(drawn, loaded, watcher, folder)
         finished.add(name)
         watcher.cells(len(finished), len(cells.cells))
         if done is not None:
@@ -347,7 +349,7 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
 def _check_once(cells: Grid) -> None:
     """`check`, after which nothing of what it loaded is kept: the workers need the memory, above all a GPU's."""
     workshop = open_workshop(cells.machine)
-    check(cells.cells, workshop, judges(cells.judging, cells.machine, workshop), cells.out)
+    check(cells.cells, workshop, loader(cells.judging, cells.machine, workshop), cells.out)
     del workshop
     gc.collect()
     if torch.cuda.is_initialized():
