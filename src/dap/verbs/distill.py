@@ -82,7 +82,7 @@ def distill(
         made = DistilledSet.create(out, names, recipe.ipc, said(recipe), inputs)
         _describe(made, task, command)
         units = plan(len(names), recipe.ipc, recipe.block)
-        meter = Meter(made, maker.needs, store)
+        meter = Meter(made, maker.needs, store, task.backbone.device if task.backbone else task.device)
         total = len(names) * recipe.ipc
         watcher.images(name, 0, total)
         for unit in units:
