@@ -226,7 +226,9 @@ def test_the_graph_of_a_step_is_free_before_the_next_forward_pass(backbone, bank
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda box: box.tensor):
             for state in sample(Watched(backbone, 2.0, 3), guidance, batch, steps=4, solver=solver):
-                assert not any(getattr(state, name).requires_grad for name in ("x", "x0_hat", "eps", "proposal", "next"))
+                assert not any(
+                    getattr(state, name).requires_grad for name in ("x", "x0_hat", "eps", "proposal", "next")
+                )
     finally:
         gc.enable()
     assert counts == [0] * 4 and min(most) > 0
