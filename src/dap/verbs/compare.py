@@ -19,7 +19,7 @@ from dap.data.sets.imports import import_set
 from dap.evaluation.judge import Judge
 from dap.evaluation.training.trials import Trial
 from dap.methods import find
-from dap.recipe import Data, Recipe, said
+from dap.recipe import Data, Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
 
@@ -125,7 +125,7 @@ def check(
         method, task = workshop.task(recipe)
         method.prepare(task)
         if out is not None:
-            DistilledSet.check_begun(out / name, task.source.class_names, said(task.recipe), task.store.inputs)
+            DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
 
 
 def sweep(
