@@ -28,7 +28,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
 from dap.evaluation.judge import check as check_judging
 from dap.evaluation.judge import judge
-from dap.recipe import Recipe, said
+from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.verbs.judges import LoadedFor, loader, open_workshop
 from dap.verbs.options import Judging, Machine
@@ -205,7 +205,7 @@ def check(
         method, task = workshop.task(recipe)
         method.prepare(task)
         if out is not None:
-            DistilledSet.check_begun(out / name, task.source.class_names, said(task.recipe), task.store.inputs)
+            DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:

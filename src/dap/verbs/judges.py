@@ -77,7 +77,7 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
         embedding("", size, judging.reference)  # a mistake is told now and not after an hour of training
 
     def loaded_for(data: Data) -> Loaded:
-        sized = data.model_copy(update={"size": size})
+        sized = Data(**{**data.model_dump(), "size": size})  # the same data, whether a recipe or a resolved one says so
 
         def opened(split: Literal["train", "validation", "test"], side: int) -> Source:
             return workshop.source(sized.model_copy(update={"size": side}), split, "crop-bilinear")
