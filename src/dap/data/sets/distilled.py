@@ -32,6 +32,9 @@ from dap.data.real.decode import Fit, decode, encode_png, opened
 from dap.data.sets.folders import class_order, folders_of, images_by_folder, other_than_folders
 from dap.data.sets.sheet import contact_sheet
 
+WORK = ".work"
+"""Folder of a set for what its method makes once and for checkpoints; gone when the set is finished."""
+
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """Field by field, what differs between two nested dictionaries: "guidance.scale: 0.1 -> 0.2"."""
@@ -161,7 +164,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             DapError: as `create`.
         """
         pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
-        foreign = [p for p in path.glob("*") if p.name not in (".lock", *pinned) and not p.name.startswith(".tmp-")]
+        left = (".lock", WORK, *pinned)  # a run killed before its first image has left these alone
+        foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
         if foreign and not (path / "recipe.json").exists():
             raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
         for name, value in pinned.items():

@@ -66,7 +66,6 @@ class Surrogate:
     """
 
     def __init__(self, task: Task, options: IgdOptions) -> None:
-        assert task.backbone is not None
         self.task, self.backbone, self.options, self.source = task, task.backbone, options, task.source
         self.device, self.classes = self.backbone.device, len(self.source.class_names)
         if type(self.backbone).decode_with_graph is Backbone.decode_with_graph:
@@ -222,7 +221,6 @@ class Igd(Vanilla):
 
     def build(self, task: Task) -> Guidance:
         recipe, options, backbone = task.recipe, task.options, task.backbone
-        assert backbone is not None and recipe.sampling is not None
         parts: list[Guidance] = []
         if options.influence > 0:
             influence = Influence(Surrogate(task, options), options.through)
