@@ -24,6 +24,7 @@ from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.measures.own import Own, own_measures
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
 from dap.evaluation.training.evaluate import evaluate
@@ -57,6 +58,7 @@ class Judge:
         neighbours: real images of a class that are searched for near-copies; see `evaluation.measures.inspection`.
         every: seconds between two checkpoints of a training.
         together: how many seeds to train in one pass; see `evaluation.training.evaluate.Plan`.
+        measures: names of measures of one's own, as `file.py:Name`; see `evaluation.measures.own`.
     """
 
     open: Open
@@ -72,6 +74,7 @@ class Judge:
     neighbours: int | None = None
     every: float = 60.0
     together: int = 1
+    measures: Sequence[str] = ()
     _tests: dict[int, Labelled] = field(default_factory=dict, init=False, repr=False, compare=False)
     _classifiers: dict[tuple[str, ...], Classifier] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -112,6 +115,7 @@ class Judge:
             )
         if self.labels is not None:
             raise DapError(f"{self.protocol.name} has no use for stored labels (--labels); fkd-soft has.")
+        _ = self._own  # a file that cannot be loaded shows now
         names = self.open("train", self.protocol.size).class_names
         self._check_networks(len(names))
         self.classifier(names)
@@ -274,7 +278,11 @@ class Judge:
     def _inspector(self) -> Inspector:
         images, labels = self.test.tensors()
         train = self.open("train", self.protocol.size)
-        return Inspector(train, (images, labels), self.features, limit=self.neighbours)
+        return Inspector(train, (images, labels), self.features, limit=self.neighbours, own=self._own)
+
+    @cached_property
+    def _own(self) -> list[Own]:
+        return own_measures(self.measures)
 
 
 def store_labels(

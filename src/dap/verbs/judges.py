@@ -77,6 +77,7 @@ def judges(judging: Judging, machine: Machine, workshop: Workshop) -> JudgeFor:
             on=judging.on,
             every=checkpoint_seconds(),
             neighbours=judging.neighbours,
+            measures=judging.measures,
         )
 
     def judge_for(data: Data) -> Judge:

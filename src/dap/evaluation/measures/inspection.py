@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
+from dap.evaluation.measures.own import Own, Subject
 from dap.evaluation.measures.pictures import Pictures
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier
@@ -57,15 +59,22 @@ class Inspector:
         features: what to call the extractor, and the extractor. A `Classifier` also predicts labels.
         limit: real images of a class that are searched for near-copies; default: all, or a random choice of
             `SEARCHED_IN_ALL` altogether where there are more.
+        own: measures of one's own, whose numbers go into `measures.json` too; see `measures.own`.
 
     Raises:
         DapError: the features are a `Classifier` of other classes than the data.
     """
 
     def __init__(
-        self, train: Source, test: Labelled, features: tuple[str, Features], *, limit: int | None = None
+        self,
+        train: Source,
+        test: Labelled,
+        features: tuple[str, Features],
+        *,
+        limit: int | None = None,
+        own: Sequence[Own] = (),
     ) -> None:
-        self.train, self.test, self.name, self.features, self.limit = train, test, *features, limit
+        self.train, self.test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
         self._kept: dict[Any, Any] = {}
         """What `compare` computes of the real images alone."""
         known = features[1]
@@ -83,15 +92,19 @@ class Inspector:
         return Search(self.reals)
 
     def done(self, judged: DistilledSet, key: str) -> bool:
-        """Whether the files of a set were written under this key and with these features."""
+        """Whether the files of a set were written under this key, with these features and by these measures of one's own."""
+        kept = (judged.noted("measures.json") or {}).get("own") or {}
+        return self._inspected(judged, key) and all(kept.get(one.name, {}).get("code") == one.code for one in self.own)
+
+    def _inspected(self, judged: DistilledSet, key: str) -> bool:
         written = [judged.noted(name) or {} for name in ("measures.json", "images.json")]
         same = all((one.get("judged"), one.get("features")) == (key, self.name) for one in written)
         return same and (judged.path / "map.npz").is_file()
 
     def __call__(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
-        """Write all files of a set.
+        """Write all files of a set that are not there yet.
 
-        What cannot be said, for want of real images, is left out and noted.
+        What cannot be said, for want of real images or because a measure of one's own fails, is left out and noted.
 
         Args:
             judged: the set.
@@ -102,6 +115,30 @@ class Inspector:
         Raises:
             DapError: the features are not (n, D) or not finite, or too many real images are broken.
         """
+        if not self._inspected(judged, key):
+            self._inspect(judged, images, labels, key)
+        if self.own:
+            self._measure_own(judged, images, labels)
+
+    def _measure_own(self, judged: DistilledSet, images: Tensor, labels: Tensor) -> None:
+        """Put the numbers of one's own measures into `measures.json`; those of other ones that are there stay."""
+        measures = judged.noted("measures.json") or {}
+        kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
+        subject = Subject(images, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
+        for one in self.own:
+            if kept.get(one.name, {}).get("code") == one.code:
+                continue
+            kept.pop(one.name, None)
+            notes.pop(one.name, None)
+            theirs = {name for other in kept.values() for name in other["values"]}
+            try:
+                kept[one.name] = one.measured(subject, {*measures, *theirs})
+            except DapError as error:  # the trainings and all other measures stand
+                log.warning("%s: %s", judged.path, error)
+                notes[one.name] = str(error)
+        judged.note("measures.json", {**measures, "notes": notes, "own": kept})
+
+    def _inspect(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
         names = self.train.class_names
         own = [judged.class_names.index(name) for name in names]
         features = extract(self.features, images).float()

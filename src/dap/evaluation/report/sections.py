@@ -9,7 +9,7 @@ from typing import Any
 from dap.evaluation.report.cells import Cell, Column, cell, named
 from dap.evaluation.report.charts import bar
 from dap.evaluation.report.gallery import inspected
-from dap.evaluation.report.meanings import meaning, ordered
+from dap.evaluation.report.meanings import MEANINGS, meaning, ordered, own_meanings
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Stat
 from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds
@@ -33,7 +33,9 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
     if not set(names) - set(MEASURES) and not any(map(_copied, groups)):
         return None
     columns = [Column("group", numeric=False)]
-    columns += [Column(n.replace("_", " "), better=meaning(n).better, hint=meaning(n).text, field=n) for n in names]
+    own = own_meanings(s.measures for g in groups for s in g.sets)
+    about = {name: own[name] if name in own and name not in MEANINGS else meaning(name) for name in names}
+    columns += [Column(n.replace("_", " "), better=about[n].better, hint=about[n].text, field=n) for n in names]
     copies = {g.key: _copied(g) for g in groups}
     looked = any(copies.values())
     columns += [Column("near-copies, %", better="lower", hint=COPIES, field="near_copies")] if looked else []
