@@ -1,14 +1,14 @@
-"""Everything beside test accuracy that is said of a set: measures, near-copies, predicted labels, and a map of features.
+"""What judging says of a set beside its test accuracy: measures, near-copies, predicted labels, and a map of features.
 
-Written into the set's folder, so that a report needs neither the data nor a network:
+All of this is written into the set's folder, so that a report needs neither the real data nor a network:
 
     measures.json   every measure, by class too; the share of images that a reference network predicts as labelled
     images.json     of each image the nearest real ones, whether it is a near-copy, and the predicted label
-    neighbours/     those real images; private where the data are private. A plain folder of class folders gets none,
-                    since readers of such folders would take it for a class
+    neighbours/     those real images. They are private where the data are private. A plain folder of class folders gets
+                    no such folder, because readers of class folders would take it for a class
     map.npz         synthetic and a few real features in at most 50 dimensions, for a joint t-SNE
 
-Labels in these files are positions among the set's own classes. Test images are used for the map alone.
+Labels in these files are positions among the set's own classes. Test images are used for the map and for nothing else.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ from dap.evaluation.training.classifier import Classifier
 from dap.kernels import RBF
 
 COMPARED, COMPARED_IN_ALL = 500, 50_000
-"""Real images whose features are computed: of a class, and of all classes together."""
+"""So many real images get features at most: of one class, and of all classes together."""
 
 SEARCHED_IN_ALL = 100_000
-"""Real images that are searched for near-copies, of all classes together, unless another number is asked for."""
+"""So many real images of all classes together are searched for near-copies, unless the user asks for another number."""
 
 MAPPED, MAPPED_IN_ALL, DIMENSIONS = 50, 5000, 50
-"""Real images of a class, and of all, in each half of a map; and the map's dimensions."""
+"""Each half of a map, of training and of test images, has at most so many real images: of a class, and of all classes. The third
+number is that of the map's dimensions."""
 
 log = logging.getLogger("dap")
 
 
 class Inspector:
-    """Inspects sets made from one data set; the real images are read and embedded once, at the first set.
+    """Inspects sets that were made from one data set. The real images are read once, when the first set is inspected.
 
     Args:
         train: real training images.
@@ -76,7 +77,7 @@ class Inspector:
     ) -> None:
         self.train, self.test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
         self._kept: dict[Any, Any] = {}
-        """What `compare` computes of the real images alone."""
+        """Values that `compare` computes from the real images alone."""
         known = features[1]
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 

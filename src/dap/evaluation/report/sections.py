@@ -12,7 +12,7 @@ from dap.evaluation.report.gallery import inspected
 from dap.evaluation.report.meanings import MEANINGS, meaning, ordered, own_meanings
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Stat
-from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds
+from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds, spoken
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
 
@@ -109,7 +109,11 @@ def cost_table(groups: Sequence[Group]) -> Table:
 def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]]:
     """The recipe fields in which groups differ, and the others with their one value."""
     fields, body, shared = differing(groups)
-    columns = (Column("group", numeric=False), Column("seeds", numeric=False), *(Column(f, False) for f in fields))
+    columns = (
+        Column("group", numeric=False),
+        Column("seeds", numeric=False),
+        *(Column(spoken(f), False, field=f) for f in fields),
+    )
     rows = tuple((named(label), *(Cell(v, None if v == DASH else v) for v in values)) for label, *values in body)
     return plain_table("recipes", "Recipes: what differs", columns, rows), shared
 
