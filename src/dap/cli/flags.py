@@ -311,6 +311,14 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
     group.add_argument(
         "--neighbours", type=_positive, metavar="N", help="real images a class to search for near-copies (default: all)"
     )
+    group.add_argument(
+        "--measure",
+        action="append",
+        default=[],
+        metavar="FILE:NAME",
+        dest="measures",
+        help="a measure of your own, file.py:Name, for the report; may be repeated",
+    )
     _tracking(group)
 
 

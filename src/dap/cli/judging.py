@@ -35,6 +35,7 @@ def judging(args: argparse.Namespace) -> Judging:
         on=args.on,
         reference=args.reference,
         neighbours=args.neighbours,
+        measures=tuple(args.measures),
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from dap.evaluation.report.records import own_measures
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,18 @@ MEANINGS = {
 def meaning(name: str) -> Meaning:
     """What a measure means; of one that is not known, nothing."""
     return MEANINGS.get(name, Meaning("", "not described here"))
+
+
+def own_meanings(measures: Iterable[Mapping[str, Any]]) -> dict[str, Meaning]:
+    """The numbers of measures of one's own in these contents of `measures.json`, and what the measures say they mean."""
+    found = {}
+    for name, one in (pair for of_set in measures for pair in own_measures(of_set).items()):
+        better = one.get("better") if isinstance(one.get("better"), Mapping) else {}
+        text = f"{one['text']} ({name})" if one.get("text") else f"measured by {name}"
+        for number in one["values"]:
+            way = str((better or {}).get(number, ""))
+            found[number] = Meaning(way if way in ("higher", "lower") else "", text)
+    return found
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -214,6 +214,10 @@ def _versions(sets: Sequence[SetRecord]) -> list[tuple[str, str]]:
 def _notes(content: Content) -> list[str]:
     bad = [(s.path, s.unreadable) for s in content.sets if s.unreadable]
     notes = [f"{path}: {n} unreadable line(s) of trials.jsonl or manifest.jsonl left out." for path, n in bad]
+    for record in content.sets:
+        absent = record.measures.get("notes")
+        failed = absent.items() if isinstance(absent, Mapping) else ()
+        notes += [f"{record.path}: {text}" for name, text in failed if ":" in str(name)]
     features = sections.distinct(s.measures.get("features") for s in content.sets)
     if len(features) > 1:
         notes.append(f"Measures were taken with different features ({', '.join(features)}) and do not compare.")

@@ -140,7 +140,7 @@ def load_set(path: Path | str) -> SetRecord:
         images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
         trials=tuple(trials),
         cost=_object(path / "cost.json"),
-        measures={**_object(path / "measures.json"), **_agreement(_object(path / "zeroshot.json"))},
+        measures=_measures(path),
         env=_object(path / "env.json"),
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
         unreadable=bad_images + bad_trials,
@@ -159,8 +159,19 @@ def _drawn(imported: Json) -> Json:
     return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
 
 
-def _agreement(zeroshot: Json) -> dict[str, Any]:
-    return {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
+def _measures(path: Path) -> dict[str, Any]:
+    """What `measures.json` holds, with the numbers of one's own measures and of `zeroshot.json` among the others."""
+    measures, zeroshot = _object(path / "measures.json"), _object(path / "zeroshot.json")
+    own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
+    agreement = {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
+    return {**own, **measures, **agreement}
+
+
+def own_measures(measures: Json) -> dict[str, Json]:
+    """What one's own measures gave, by their names (`file.py:Name`): numbers, directions and what the numbers mean."""
+    own = measures.get("own")
+    entries = own.items() if isinstance(own, Mapping) else ()
+    return {str(n): one for n, one in entries if isinstance(one, Mapping) and isinstance(one.get("values"), Mapping)}
 
 
 def read_lines(path: Path, accept: Callable[[Json], bool]) -> tuple[list[Json], int]:

@@ -9,10 +9,10 @@ from typing import Any
 from dap.evaluation.report.cells import Cell, Column, cell, named
 from dap.evaluation.report.charts import bar
 from dap.evaluation.report.gallery import inspected
-from dap.evaluation.report.meanings import meaning, ordered
+from dap.evaluation.report.meanings import MEANINGS, meaning, ordered, own_meanings
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Stat
-from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds
+from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds, spoken
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
 
@@ -33,7 +33,9 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
     if not set(names) - set(MEASURES) and not any(map(_copied, groups)):
         return None
     columns = [Column("group", numeric=False)]
-    columns += [Column(n.replace("_", " "), better=meaning(n).better, hint=meaning(n).text, field=n) for n in names]
+    own = own_meanings(s.measures for g in groups for s in g.sets)
+    about = {name: own[name] if name in own and name not in MEANINGS else meaning(name) for name in names}
+    columns += [Column(n.replace("_", " "), better=about[n].better, hint=about[n].text, field=n) for n in names]
     copies = {g.key: _copied(g) for g in groups}
     looked = any(copies.values())
     columns += [Column("near-copies, %", better="lower", hint=COPIES, field="near_copies")] if looked else []
@@ -107,7 +109,11 @@ def cost_table(groups: Sequence[Group]) -> Table:
 def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]]:
     """The recipe fields in which groups differ, and the others with their one value."""
     fields, body, shared = differing(groups)
-    columns = (Column("group", numeric=False), Column("seeds", numeric=False), *(Column(f, False) for f in fields))
+    columns = (
+        Column("group", numeric=False),
+        Column("seeds", numeric=False),
+        *(Column(spoken(f), False, field=f) for f in fields),
+    )
     rows = tuple((named(label), *(Cell(v, None if v == DASH else v) for v in values)) for label, *values in body)
     return plain_table("recipes", "Recipes: what differs", columns, rows), shared
 

@@ -169,12 +169,17 @@ def varying(records: Sequence[SetRecord]) -> list[str]:
     return [f for f in fields if len({json.dumps(recipe.get(f), default=str) for recipe in recipes}) > 1]
 
 
+def spoken(field: str) -> str:
+    """A field's name as a report says it. `drawn_from` is no field of a recipe but a word of `records` for drawn sets."""
+    return "drawn from" if field == "drawn_from" else field
+
+
 def described(record: SetRecord, fields: Sequence[str]) -> str:
     """A record's value of each of these fields, as in "scale 0.05, layer 4"; fields it does not have are left out."""
     values = flatten(record.recipe)
     # A path is named after what lies there: "backbone starter", not "path starter".
     leaves = [field.removesuffix(".path").rpartition(".")[2] for field in fields]
-    names = [leaf if leaves.count(leaf) == 1 else field for leaf, field in zip(leaves, fields, strict=True)]
+    names = [spoken(leaf if leaves.count(leaf) == 1 else field) for leaf, field in zip(leaves, fields, strict=True)]
     pairs = [(name, values.get(field)) for name, field in zip(names, fields, strict=True)]
     texts = ((name, f"{value:g}" if is_number(value) else value) for name, value in pairs if value not in (None, ""))
     return ", ".join(f"{name} {text}" for name, text in texts)

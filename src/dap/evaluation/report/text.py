@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from dap.evaluation.report.records import SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat
-from dap.evaluation.report.summary import Group, Row, Setting, flatten, recipe_key
+from dap.evaluation.report.summary import Group, Row, Setting, flatten, recipe_key, spoken
 
 DASH = "–"
 PENDING = "not evaluated yet"
@@ -189,7 +189,7 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list
     fields = [field for field, values in found.items() if len(set(values)) > 1]
     body = [[g.label, seeds(g), *(plain(r.get(f)) for f in fields)] for g, r in zip(groups, recipes, strict=True)]
     shared = [
-        (field, values[0] if len(values) == len(groups) else f"{values[0]} (in {len(values)} of {len(groups)})")
+        (spoken(field), values[0] if len(values) == len(groups) else f"{values[0]} (in {len(values)} of {len(groups)})")
         for field, values in found.items()
         if field not in fields
     ]
