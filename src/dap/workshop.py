@@ -57,6 +57,13 @@ class Workshop:
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
 
+    def with_method(self, method: Method) -> Workshop:
+        """A workshop that makes its sets by this object. It shares all that this one has loaded and will load."""
+        other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
+        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept")
+        vars(other).update({name: getattr(self, name) for name in shared})
+        return other
+
     def backbone(self, choice: BackboneChoice) -> Backbone:
         """The backbone of a recipe, or the object that was given in its place."""
         if self.objects.backbone is not None:
