@@ -162,6 +162,8 @@ class Workshop:
         path = own.path or ""
         made = self.objects.guidance or build(resolve(path, {}, "guidance"), path)
         if isinstance(made, Energy):
+            if made.grad_through == "nothing":
+                raise DapError(f"The energy {path} keeps no gradient to descend; set its grad_through to 'features'.")
             made = Descend(made, own.scale, own.unit)
         elif not isinstance(made, Guidance):
             raise DapError(
