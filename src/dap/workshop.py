@@ -19,7 +19,7 @@ from dap.data.real.decode import Fit
 from dap.data.real.held import Part
 from dap.data.real.memory import MemorySource, by_class
 from dap.data.real.sources import Source, check_path, open_source
-from dap.evaluation.training.teacher import Teacher, check_teacher, load_teacher
+from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
 from dap.methods import find
 from dap.methods.base import Given, Method, Options, Task
@@ -53,7 +53,7 @@ class Workshop:
         self._listings: dict[tuple[Any, ...], Source] = {}
         self._sources: dict[tuple[Any, ...], Source] = {}
         self._hashes: dict[int, str] = {}
-        self._classifiers: dict[tuple[str, tuple[str, ...]], Teacher] = {}
+        self._classifiers: dict[tuple[str, tuple[str, ...]], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
 
@@ -141,7 +141,7 @@ class Workshop:
             check_path(recipe.data.path)
         options = method.parse(recipe.options, recipe.method)
         if (name := _classifier(method, recipe)) not in (None, STARTER):
-            check_teacher(name)
+            check_classifier(name)
         if (file := _captions(method, recipe)) is not None:
             check_captions(file)
         if recipe.own_guidance is not None and recipe.own_guidance.path is not None:
@@ -206,12 +206,13 @@ class Workshop:
         task = Task(resolved, source, given, self.cache, options, device=backbones.device_of(self.device))
         return method, replace(task, store=Store(None, self.inputs(task)))
 
-    def classifier(self, name: str, source: Source) -> Teacher:
-        """The network trained on the real data, "starter" or whatever `load_teacher` opens, for the source's classes."""
+    def classifier(self, name: str, source: Source) -> Classifier:
+        """The network trained on the real data, "starter" or whatever `load_classifier` opens, for the source's classes."""
         key = (name, source.class_names)
         if key not in self._classifiers:
             path = REFERENCE if name == STARTER else name
-            found = load_teacher(path, source.class_names, str(backbones.device_of(self.device)), offline=self.offline)
+            device = str(backbones.device_of(self.device))
+            found = load_classifier(path, source.class_names, device, offline=self.offline)
             self._classifiers[key] = replace(found, name=name)
         return self._classifiers[key]
 

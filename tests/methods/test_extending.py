@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
-    method, mine, notebook, guided = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    method, mine, notebook, guided, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (folder / "medoids.py").write_text(method)
     (folder / "mine.py").write_text(mine)
     (folder / "notebook.py").write_text(notebook)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -11,7 +10,7 @@ from tqdm import tqdm
 from dap.base.watch import Watcher
 
 
-class Bars:
+class Bars(Watcher):
     """A progress bar for images, one for the epochs of a training, and a line for each result."""
 
     open: ClassVar[list[Any]] = []
@@ -19,22 +18,19 @@ class Bars:
 
     def __init__(self) -> None:
         self._work: dict[str, Any] = {}
+        self._images: dict[str, Any] = {}
 
-    def images(self, name: str) -> Callable[[int, int, str], None]:
-        bar: Any = None
-
-        def told(done: int, total: int, what: str) -> None:
-            nonlocal bar  # begun late, so that an error before the first image stands on a line of its own
-            if bar is None:
-                bar = tqdm(desc=name, unit="image", leave=False, dynamic_ncols=True, total=total)
-                self.open.append(bar)
-            bar.set_postfix_str(what, refresh=False)
-            bar.update(done - bar.n)
-            if done == total:
-                bar.close()
-                self.open.remove(bar)
-
-        return told
+    def images(self, name: str, done: int, total: int, what: str = "") -> None:
+        bar = self._images.get(name)
+        if bar is None:  # begun late, so that an error before the first image stands on a line of its own
+            bar = self._images[name] = tqdm(desc=name, unit="image", leave=False, dynamic_ncols=True, total=total)
+            self.open.append(bar)
+        bar.set_postfix_str(what, refresh=False)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+            self.open.remove(bar)
+            del self._images[name]
 
     def work(self, what: str, done: int, total: int) -> None:
         """A bar for long work before the first image."""
@@ -70,12 +66,9 @@ class Bars:
 class Lines(Bars):
     """Results alone, a line each: for one of several processes that share a terminal."""
 
-    def images(self, name: str) -> Callable[[int, int, str], None]:
-        def told(done: int, total: int, what: str) -> None:
-            if done == total:
-                sys.stderr.write(f"{name}: {total} images\n")
-
-        return told
+    def images(self, name: str, done: int, total: int, what: str = "") -> None:
+        if done == total:
+            sys.stderr.write(f"{name}: {total} images\n")
 
     def work(self, what: str, done: int, total: int) -> None:
         if done == total:
@@ -83,19 +76,3 @@ class Lines(Bars):
 
     def epoch(self, seed: int, done: int, total: int) -> None:
         del seed, done, total
-
-
-def watching(bars: Bars) -> Watcher:
-    """The bars as a `Watcher`."""
-
-    class Told(Watcher):
-        def __init__(self) -> None:
-            self.bars: dict[str, Callable[[int, int, str], None]] = {}
-
-        def images(self, name: str, done: int, total: int, what: str = "") -> None:
-            self.bars.setdefault(name, bars.images(name))(done, total, what)
-
-        def work(self, what: str, done: int, total: int) -> None:
-            bars.work(what, done, total)
-
-    return Told()

@@ -173,6 +173,11 @@ def build_parser(run: Mapping[str, Verb]) -> argparse.ArgumentParser:
 
     _import_export(verb)
 
+    # For the processes that --workers starts, not for people.
+    worker = verbs.add_parser("worker")
+    worker.set_defaults(run=run["worker"])
+    worker.add_argument("job", type=Path)
+
     check = verb("check", "try a backbone, kernel, guidance or method and say in words what is wrong with it")
     check.add_argument("name", help="starter, a folder, a hub id, a kernel, a method, or your own as file.py:Name")
     _place(check)
@@ -258,7 +263,6 @@ def _classify(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 def _sharing(parser: argparse.ArgumentParser) -> None:
     text = "processes that share the cells (%(default)s); the same command run again elsewhere on the folder joins in"
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help=text)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
@@ -289,13 +293,6 @@ def _judging(parser: argparse.ArgumentParser, protocol: str = "small-hard", tria
         type=_positive,
         default=trials,
         help="trainings a set, each of its own seed (%(default)s)",
-    )
-    group.add_argument(
-        "--together",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="trials to train in one pass, for GPUs; slower on a CPU (%(default)s)",
     )
     _overriding(group)
     group.add_argument(

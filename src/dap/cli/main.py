@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dap.base.errors import DapError
 from dap.cli import judging
-from dap.cli.bars import Bars, Lines, watching
+from dap.cli.bars import Bars, Lines
 from dap.cli.flags import build_parser
 from dap.cli.recipe_flags import flag_of, recipe_fields
 
@@ -82,61 +83,60 @@ def _command() -> str:
 def _distill(args: argparse.Namespace) -> None:
     from dap.recipe import Recipe
     from dap.verbs.distill import distill
+    from dap.verbs.judges import open_workshop
+    from dap.verbs.report import write_page
 
     recipe, bars = Recipe.parse(_recipe_values(args), str(args.recipe or "the recipe")), Bars()
     made = distill(
         recipe,
         args.out,
-        workshop=judging.open_workshop(args),
-        watcher=watching(bars),
+        workshop=open_workshop(judging.machine(args)),
+        watcher=bars,
         command=_command(),
     )
-    page = judging.write_page([args.out], args.out, f"{args.out.name}: {recipe.method}")
+    page = write_page([args.out], args.out, f"{args.out.name}: {recipe.method}")
     print(
         f"{len(made.records)} images in {made.path}\nReport: {page}\nNext: dap evaluate {shlex.quote(str(made.path))}"
     )
 
 
-def _grid(args: argparse.Namespace, cells: Any, title: str) -> None:
-    from dap.base.workers import end_with_parent, run_workers
-    from dap.verbs.compare import check, folders, sweep
+def _shown(args: argparse.Namespace, run: Callable[..., Any], *given: Any, **options: Any) -> None:
+    """Run `compare` or `sweep` and show what they found, also where some cells failed."""
+    from dap.verbs.report import Unfinished
 
     judging.check_tracking(args)
-    if getattr(args, "worker", False):
-        end_with_parent()
-    workshop = judging.open_workshop(args)
-    bars = Lines() if getattr(args, "worker", False) else Bars()
-    judge_for, failed, drawn = judging.judges(args, workshop), None, getattr(args, "subsample", [])
-    check(cells, workshop, judge_for, args.out)
+    told = {"judging": judging.judging(args), "machine": judging.machine(args), "watcher": Bars()}
     try:
-        if getattr(args, "workers", 1) > 1:
-            again = [*args.argv, "--workers", "1", "--worker"]
-            run_workers(again, args.workers, spread=args.device in ("auto", "cuda"))
-        else:
-            said = {"watcher": watching(bars), "on_trial": bars.trial, "on_epoch": bars.epoch}
-            sweep(cells, args.out, workshop, judge_for, command=_command(), subsample=drawn, **said)
-    except DapError as error:  # of some cells: the report on the others is still written
-        failed = error
-    made = [path for path in folders(cells, args.out, drawn) if (path / "classes.json").is_file()]
-    if made and not getattr(args, "worker", False):
-        judging.finish(made, args.out, title, args.track)
-    if failed is not None:
-        raise failed
+        results = run(*given, **options, **told, workers=getattr(args, "workers", 1), command=_command())
+    except Unfinished as error:
+        if error.results is not None:
+            judging.show(error.results, args.track)
+        raise
+    judging.show(results, args.track)
+
+
+def _worker(args: argparse.Namespace) -> None:
+    """One of the processes that `--workers` starts."""
+    from dap.base.workers import end_with_parent
+    from dap.verbs.compare import work_on
+
+    end_with_parent()
+    work_on(args.job, Lines())
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from dap.verbs.compare import grid
+    from dap.verbs.compare import sweep
 
-    args.out = args.out or Path(f"runs/demo-{args.backbone}")
     base = {"backbone": {"path": {"dit": "starter", "unet": "starter-unet"}[args.backbone]}}
-    cells = list(grid(base, {"method": ["random", "vanilla", "dap", "dap-slots"]}, args.sets))
+    vary = {"method": ["random", "vanilla", "dap", "dap-slots"]}
     name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[args.backbone]
-    _grid(args, cells, f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})")
+    title = f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})"
+    _shown(args, sweep, base, vary, args.sets, args.out or Path(f"runs/demo-{args.backbone}"), title=title)
 
 
 def _sweep(args: argparse.Namespace) -> None:
     from dap.base.registry import suggest
-    from dap.verbs.compare import grid
+    from dap.verbs.compare import sweep
 
     fields = {flag_of(name): name for name, _ in recipe_fields()}
     vary = {}
@@ -145,22 +145,17 @@ def _sweep(args: argparse.Namespace) -> None:
         if flag not in fields or not values:
             raise DapError(f"--vary takes FLAG=V1,V2,…, not {item!r}. {suggest(flag, fields)}")
         vary[fields[flag]] = values.split(",")
-    cells = list(grid(_recipe_values(args), vary, args.sets))
-    _grid(args, cells, f"Sweep over {', '.join(item.partition('=')[0] for item in args.vary) or 'seeds'}")
+    title = f"Sweep over {', '.join(item.partition('=')[0] for item in args.vary) or 'seeds'}"
+    _shown(args, sweep, _recipe_values(args), vary, args.sets, args.out, title=title)
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from dap.verbs.compare import comparison
+    from dap.verbs.compare import compare
 
     options = judging.assignments(args.option, "--option", "METHOD.NAME")
     _check_wanted(args)
-    cells = comparison(_recipe_values(args), args.methods, args.ipcs, args.sets, options)
-    most = max(recipe.ipc for _, recipe in cells)
-    for n in (n for n in args.subsample if n >= most):
-        raise DapError(
-            f"--subsample {n}: no set has more than {n} images a class to draw from, the largest has {most}."
-        )
-    _grid(args, cells, "Methods compared")
+    told = {"options": options, "subsample": args.subsample}
+    _shown(args, compare, _recipe_values(args), args.methods, args.ipcs, args.sets, args.out, **told)
 
 
 def _check_wanted(args: argparse.Namespace) -> None:
@@ -188,14 +183,13 @@ def _methods(args: argparse.Namespace) -> None:
 
 
 def _caption(args: argparse.Namespace) -> None:
-    from dap.data.real.sources import open_source
-    from dap.verbs.caption import MODEL, SIZE, Captioner, caption
+    from dap.verbs.caption import MODEL, caption
 
-    source = open_source(args.data, "train", size=SIZE, classes=args.classes)
-    name, bars = args.model or MODEL, Bars()
-    say = Captioner(name, device=args.device, offline=args.offline)
-    options = {"ask": args.ask or say.ask, "per_class": args.per_class, "batch": args.batch}
-    made = caption(source, args.out, say, name, tell=bars.work, **options)
+    names = ("classes", "ask", "per_class", "batch")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    made = caption(
+        args.data, args.out, model=args.model or MODEL, **options, machine=judging.machine(args), watcher=Bars()
+    )
     print(
         f"{made} captions added to {args.out}\nNext: dap distill --method vlcp --captions {shlex.quote(str(args.out))} ..."
     )
@@ -215,7 +209,7 @@ def _import(args: argparse.Namespace) -> None:
 
     names = ("source", "out", "layout", "ipc", "pick", "seed", "labels", "mean", "std", "licence")
     given = {name: getattr(args, name) for name in names}
-    made = import_set(class_names=args.classes, progress=Bars().images(args.out.name), **given)
+    made = import_set(class_names=args.classes, progress=functools.partial(Bars().images, args.out.name), **given)
     print("\n".join(made.noted("import.json")["notes"]))
     print(f"{len(made.records)} images in {made.path}\nNext: dap evaluate {shlex.quote(str(made.path))} --data FOLDER")
 
@@ -224,7 +218,7 @@ def _export(args: argparse.Namespace) -> None:
     from dap.data.sets.distilled import DistilledSet
     from dap.data.sets.export import export
 
-    made, told = DistilledSet.open(args.set), Bars().images(args.out.name)
+    made, told = DistilledSet.open(args.set), functools.partial(Bars().images, args.out.name)
     if args.layout == "fkd":
         return judging.store_labels(args, made)
     said = export(made, args.out, args.layout, shard_size=args.shard_size, progress=told)
@@ -265,6 +259,7 @@ VERBS = {
     "export": _export,
     "rank": judging.rank,
     "check": _check,
+    "worker": _worker,
 }
 
 

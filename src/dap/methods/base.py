@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.store import Store
 from dap.data.real.sources import Source
+from dap.evaluation.training.labels import ClassifierLike
 from dap.guidance.base import Guidance
 from dap.recipe import explain
 from dap.resolved import Resolved, promised
@@ -46,24 +47,6 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
-class Classifier(Protocol):
-    """A network trained on the real data; `evaluation.training.teacher.Teacher` is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(n, classes) in the data's label order, of images (n, 3, h, w) in [0, 1]."""
-        ...
-
-    def features(self, images: Tensor) -> Tensor:
-        """(n, D), what its last layer sees."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """What a method is given because it has asked for it; None for what it has not asked for.
@@ -76,7 +59,7 @@ class Given:
     """
 
     backbone: Backbone | None = None
-    classifier: Classifier | None = None
+    classifier: ClassifierLike | None = None
     captions: Mapping[str, str] | None = None
     guidance: Guidance | None = None
 
@@ -111,7 +94,7 @@ class Task:
         return promised(self.given.backbone, self.recipe.method, "task.backbone", 'its `needs` must name "backbone"')
 
     @property
-    def classifier(self) -> Classifier:
+    def classifier(self) -> ClassifierLike:
         """The network trained on real data. Raises `DapError` where the method does not name "classifier" in its `needs`."""
         how = 'its `needs` must name "classifier"'
         return promised(self.given.classifier, self.recipe.method, "task.classifier", how)

@@ -130,7 +130,7 @@ def _make(
     with locked(out):
         made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
         _describe(made, task, command)
-        meter = Meter(made, method.needs, store)
+        meter = Meter(made, method.needs, store, task.given.backbone.device if task.given.backbone else task.device)
         watcher.images(name, 0, total)
         for unit in plan(len(names), resolved.ipc, resolved.block):
             if not all(made.has(unit.label, slot) for slot in unit.slots):

@@ -126,16 +126,16 @@ class Surrogate:
         def gradients(network: nn.Module) -> list[Tensor]:
             return [self._gradient(network, images, label) for label, images in enumerate(compared)]
 
-        def after(epoch: int, nets: Sequence[nn.Module]) -> None:
+        def after(epoch: int, network: nn.Module) -> None:
             before = notes["epochs"][-1]
             if before not in last:
                 last.clear()
                 last[before] = gradients(self._loaded(self._scratch, notes["kept"][-1]))
-            now = gradients(nets[0].eval())
+            now = gradients(network.eval())
             cosines = [F.cosine_similarity(a, b, dim=0) for a, b in zip(last[before], now, strict=True)]
             if float(torch.stack(cosines).mean()) < self.options.threshold:
                 notes["epochs"].append(epoch)
-                notes["kept"].append(_copied(nets[0]))
+                notes["kept"].append(_copied(network))
                 last[epoch] = now
             self.task.tell("surrogate: epochs", epoch, epochs)
 
