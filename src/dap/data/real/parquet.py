@@ -113,7 +113,7 @@ def check_pyarrow() -> None:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
-    """A parquet file; whatever goes wrong in it while it is open becomes one sentence."""
+    """An open parquet file. Any error in it while it is open becomes a `DapError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
