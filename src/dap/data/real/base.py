@@ -72,7 +72,7 @@ class Source(ABC):
 
     @abstractmethod
     def _key(self, label: int, index: int) -> str:
-        """A name for the image that a person can find it by, the same on every machine."""
+        """A name by which a person finds the image; it is the same on every machine."""
 
     @abstractmethod
     def _decode(self, label: int, index: int) -> Tensor:
@@ -80,7 +80,7 @@ class Source(ABC):
 
     @abstractmethod
     def _listing(self) -> Iterator[str]:
-        """What `fingerprint` hashes: a line for each file, without times or absolute paths."""
+        """One line for each file, without times or absolute paths; `fingerprint` hashes these lines."""
 
     @property
     def bad(self) -> list[tuple[str, str]]:
@@ -101,13 +101,13 @@ class Source(ABC):
         """Draw `n` indices of decodable images of a class, uniformly without replacement.
 
         The draw depends on the seed and the class's images alone, and a smaller `n` gives the beginning of the same
-        list. What was decoded stays in memory, so reading it next costs nothing.
+        list. The decoded images stay in memory, so that they need not be decoded again when they are read.
 
         Args:
             label: of the class.
             n: how many.
             seed: of the draw.
-            least: be content with so many where the class has no more; default: `n`.
+            least: the smallest number that will do where the class has fewer than `n`; default: `n`.
 
         Raises:
             DapError: the class has fewer than `least`, or too many of all images read, with these, are broken.
@@ -206,10 +206,13 @@ class Source(ABC):
         return kept, images[: len(kept)]
 
     def fingerprint(self, *, sized: bool = True) -> str:
-        """sha256 of what decides the images: classes in order, size, fit, and a listing of the files.
+        """sha256 of everything that decides the images: classes in order, size, fit, and a listing of the files.
 
-        Without size and fit it is the same at every size. The listing has names and sizes (for IDX the files' own
-        sha256), so a copy elsewhere has the same fingerprint.
+        The listing has the names and sizes of the files (of IDX files their sha256), so that a copy in another place has the
+        same fingerprint.
+
+        Args:
+            sized: False leaves out size and fit, so that the fingerprint is the same at every size.
         """
         digest = hashlib.sha256()
         facts = [self.class_names, self.size, self.fit] if sized else [self.class_names]
@@ -247,7 +250,8 @@ class Source(ABC):
         return new + len(self._bad) + sum(states.count(1) for states in self._good)
 
     def _check_bad_fraction(self, planned: int) -> None:
-        # Against what will have been read, not what has: the verdict must not hang on which image comes first.
+        # The number of broken images is compared with the number that will have been read, not with the number that was
+        # read so far, because the verdict must not depend on which image comes first.
         bad = len(self._bad)
         if bad > 1 and bad / planned > self.max_bad_fraction:
             raise DapError(
@@ -263,7 +267,7 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """The values used last, up to a number of bytes; the newest stays whatever its size."""
+    """A cache of the values used last, up to a number of bytes. The newest value stays, whatever its size."""
 
     def __init__(self, budget: int) -> None:
         self._budget, self._used = budget, 0
