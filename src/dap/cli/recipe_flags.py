@@ -7,22 +7,19 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-FLAGS = {"data.path": "data", "backbone.path": "backbone", "guidance.seed": "reals-seed"}
-"""Recipe fields whose flag is not simply their name."""
-
 
 def recipe_fields() -> list[tuple[str, Any]]:
     """Every field of a recipe as (dotted name, pydantic field)."""
-    from dap.recipe import BackboneChoice, Data, GuidanceOptions, Recipe, Sampling
+    from dap.recipe import keywords
 
-    sections = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}
-    top = [(name, f) for name, f in Recipe.model_fields.items() if name not in sections]
-    return top + [(f"{section}.{name}", f) for section, m in sections.items() for name, f in m.model_fields.items()]
+    return list(keywords().values())
 
 
 def flag_of(field: str) -> str:
     """The flag of a recipe field, without its dashes."""
-    return FLAGS.get(field, field.split(".")[-1]).replace("_", "-")
+    from dap.recipe import KEYWORDS
+
+    return KEYWORDS.get(field, field.split(".")[-1]).replace("_", "-")
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:

@@ -18,30 +18,22 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from dap.base.errors import DapError
 from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
-from dap.data.real.decode import Fit, decode, encode_png
-from dap.data.sets.folders import class_order, images_by_folder, other_than_folders
+from dap.data.real.decode import Fit, decode, encode_png, opened
+from dap.data.sets.folders import class_order, folders_of, images_by_folder, other_than_folders
+from dap.data.sets.sheet import contact_sheet
 
-
-def folders_of(class_names: Sequence[str]) -> list[str]:
-    """A safe, distinct folder name for each class: the name itself where a file system takes it."""
-    folders: list[str] = []
-    for label, name in enumerate(class_names):
-        folder = (
-            quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
-        )
-        taken = {f.lower() for f in folders}
-        folders.append(folder if folder.lower() not in taken else f"{folder}~{label}")
-    return folders
+WORK = ".work"
+"""Folder of a set for what its method makes once and for checkpoints; gone when the set is finished."""
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -65,8 +57,11 @@ def _classes(class_names: Sequence[str], ipc: int) -> dict[str, Any]:
     return {"names": list(class_names), "folders": folders_of(class_names), "ipc": ipc}
 
 
-class DistilledSet:
+class DistilledSet(Dataset[tuple[Tensor, int]]):
     """Images by (label, slot) with their manifest. Use `create`, `open` or `from_folder`.
+
+    A set is a torch `Dataset`: `len(made)` counts the finished images, and `made[i]` is the image (3, h, w), float32 in [0, 1],
+    and the label of `made.records[i]`. Images are read from their files each time; `tensors` reads all of them at once.
 
     Attributes:
         path: the folder.
@@ -87,10 +82,44 @@ class DistilledSet:
     ) -> None:
         self.path, self.class_names, self.ipc, self.recipe = path, tuple(class_names), ipc, recipe
         self._folders, self._records = tuple(folders), dict(records)
+        self._ordered: list[dict[str, Any]] | None = None
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        return [self._records[key] for key in sorted(self._records)]
+        return list(self._in_order())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 h w"], int]:
+        """The image and the label of a record; a negative index counts from the end.
+
+        Raises:
+            IndexError: there are not so many images.
+            BrokenImage: the file cannot be decoded.
+        """
+        line = self._in_order()[index]
+        return torch.from_numpy(self._pixels(line)).permute(2, 0, 1).float() / 255, line["label"]
+
+    def __repr__(self) -> str:
+        return f"DistilledSet({str(self.path)!r}: {self._counts()})"
+
+    def _repr_html_(self) -> str:
+        """A contact sheet, for notebooks."""
+        return contact_sheet(self.path, self.class_names, self.records, f"{self.path}: {self._counts()}")
+
+    def _in_order(self) -> list[dict[str, Any]]:
+        """The records, sorted once until an image is added."""
+        if self._ordered is None:
+            self._ordered = [self._records[key] for key in sorted(self._records)]
+        return self._ordered
+
+    def _counts(self) -> str:
+        """How many images and classes there are and, of a set of ours, how many images are still to be made."""
+        counts = f"{len(self)} images of {len(self.class_names)} classes"
+        if not (self.path / "classes.json").is_file():
+            return counts
+        return f"{counts}, {self.ipc} a class" + (f", {len(missing)} missing" if (missing := self.missing()) else "")
 
     @staticmethod
     def create(
@@ -135,7 +164,8 @@ class DistilledSet:
             DapError: as `create`.
         """
         pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
-        foreign = [p for p in path.glob("*") if p.name not in (".lock", *pinned) and not p.name.startswith(".tmp-")]
+        left = (".lock", WORK, *pinned)  # a run killed before its first image has left these alone
+        foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
         if foreign and not (path / "recipe.json").exists():
             raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
         for name, value in pinned.items():
@@ -251,6 +281,7 @@ class DistilledSet:
             file.flush()
             os.fsync(file.fileno())
         self._records[label, slot] = line
+        self._ordered = None
 
     def note(self, name: str, value: Any) -> None:
         """Write a JSON (dict or list) or text file beside the images, atomically."""
@@ -310,11 +341,13 @@ class DistilledSet:
                 pixels = decode(self.path / line["path"], size, fit)
                 row.copy_(pixels if dtype.is_floating_point else (pixels * 255).round())
             return images, labels
-        arrays = []
-        for line in self.records:
-            with Image.open(self.path / line["path"]) as image:
-                arrays.append(np.asarray(image.convert("RGB")))
+        arrays = [self._pixels(line) for line in self.records]
         if len({a.shape for a in arrays}) > 1:
             raise DapError(f"The images in {self.path} differ in size; give size=.")
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
+
+    def _pixels(self, line: Mapping[str, Any]) -> np.ndarray:
+        """The bytes (h, w, 3) of the image of a manifest line, as stored."""
+        with opened(self.path / line["path"]) as image:
+            return np.array(image.convert("RGB"))
