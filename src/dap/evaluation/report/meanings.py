@@ -1,4 +1,4 @@
-"""What each measure means and which way is better."""
+"""What each measure means, and which direction is better."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dap.evaluation.report.records import own_measures
 
 @dataclass(frozen=True)
 class Meaning:
-    """`better` is "higher" or "lower", or nothing where neither is better as such."""
+    """What a measure means. `better` is "higher" or "lower", or empty where neither direction is better as such."""
 
     better: str
     text: str
@@ -48,7 +48,7 @@ MEANINGS = {
 
 
 def meaning(name: str) -> Meaning:
-    """What a measure means; of one that is not known, nothing."""
+    """What a measure means; a measure that is not known is "not described here"."""
     return MEANINGS.get(name, Meaning("", "not described here"))
 
 
@@ -65,6 +65,6 @@ def own_meanings(measures: Iterable[Mapping[str, Any]]) -> dict[str, Meaning]:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names of measures: the known ones in their order, then the others by name."""
+    """The names of measures in order: the known ones as in `MEANINGS`, then all others by name."""
     known = list(MEANINGS)
     return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))

@@ -1,7 +1,7 @@
-"""What a distilled set's folder says about itself, read as plain records.
+"""The files in the folder of a distilled set, read as plain records.
 
-Only JSON and file names are read here, so that a report needs neither torch nor the code that made the set. A line of
-`trials.jsonl` or `manifest.jsonl` that cannot be used (a run was killed while it wrote) is skipped and counted.
+This module reads only JSON and file names, so that a report needs neither torch nor the code that made the set. A line of
+`trials.jsonl` or `manifest.jsonl` that cannot be used is skipped and counted: a run that was killed may leave half a line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SetRecord:
 
     @property
     def method(self) -> str:
-        """The recipe's method, or the folder's name where there is no recipe."""
+        """The method of the recipe, or the name of the folder where there is no recipe."""
         return str(self.recipe.get("method") or self.path.name)
 
     @property
@@ -62,23 +62,23 @@ class SetRecord:
 
     @property
     def ipc(self) -> int:
-        """Images per class: the recipe's figure, or else the largest class."""
+        """Images per class, as the recipe says; without a recipe, the images of the largest class."""
         if isinstance(self.recipe.get("ipc"), int):
             return self.recipe["ipc"]
         labels = [image["label"] for image in self.images]
         return max((labels.count(label) for label in set(labels)), default=0)
 
     def class_name(self, label: object) -> str:
-        """The name of a label of this set, or "label 12" for one that it does not name."""
+        """The class name of a label of this set, or "label 12" for a label without a name."""
         if isinstance(label, int) and 0 <= label < len(self.class_names):
             return self.class_names[label]
         return f"label {label}"
 
     def guidance(self, field: str) -> object:
-        """A field of the recipe's guidance, "4" as the number 4; None for a method without guidance."""
+        """A field of the recipe's guidance, with "4" as the number 4; None for a method without guidance."""
         section = self.recipe.get("guidance")
         value = section.get(field) if isinstance(section, Mapping) and self.method not in VANILLA else None
-        # Layers are names, which for most backbones are numbers; only as numbers do they sort and make an axis.
+        # Layers are names, and for most backbones these names are numbers. Only as numbers they sort and make an axis.
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     def value(self, field: str) -> object:
@@ -98,7 +98,7 @@ class SetRecord:
 
 
 def load(paths: Iterable[Path | str]) -> list[SetRecord]:
-    """Read several sets, in the given order; a folder named twice is read once.
+    """Read several sets in the given order. A folder that is named twice is read once.
 
     Raises:
         FileNotFoundError: a path is not the folder of a set.
@@ -113,7 +113,7 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
 def load_set(path: Path | str) -> SetRecord:
     """Read one set: what its JSON files, its `manifest.jsonl` and `trials.jsonl` and its `command.txt` say.
 
-    All of these may be absent. Without `classes.json` the classes are the image folders in string order.
+    Any of these files may be absent. Without `classes.json` the classes are the folders of images, in string order.
 
     Raises:
         FileNotFoundError: `path` holds neither `classes.json` nor folders of images.
@@ -152,7 +152,8 @@ def load_set(path: Path | str) -> SetRecord:
 
 
 def _drawn(imported: Json) -> Json:
-    """The recipe behind a set drawn from one of ours, with its own ipc and the one it was `drawn_from`; {} for another's."""
+    """The recipe of the set that this one was drawn from, with this set's own ipc; `drawn_from` is the ipc of the larger set. The
+    recipe is {} for images that another project made."""
     recipe = imported.get("recipe")
     if not isinstance(recipe, Mapping):
         return {}
@@ -175,7 +176,7 @@ def own_measures(measures: Json) -> dict[str, Json]:
 
 
 def read_lines(path: Path, accept: Callable[[Json], bool]) -> tuple[list[Json], int]:
-    """The JSON objects of a file, one a line, that `accept` takes, and how many other non-empty lines there were."""
+    """The JSON objects in the lines of a file that `accept` takes, and the number of all other lines that are not empty."""
     if not path.exists():
         return [], 0
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]

@@ -27,7 +27,7 @@ def distinct(values: Iterable[Any]) -> list[str]:
 
 
 def measures_table(groups: Sequence[Group]) -> Table | None:
-    """Every measure that some set has, mean over a group's sets ± their spread; None without any."""
+    """Every measure that some set has: the mean over a group's sets ± their spread. None without any but `MEASURES`."""
     found = {n for g in groups for s in g.sets for n, v in s.measures.items() if is_number(v) and n not in BOOKKEEPING}
     names = ordered(found)
     if not set(names) - set(MEASURES) and not any(map(_copied, groups)):
@@ -55,7 +55,7 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
 
 
 def _classifier(zeroshot: Json) -> str | None:
-    """Who predicts the labels of `dap classify`, and how well; None where nobody does."""
+    """A sentence that says which backbone predicts the labels of `dap classify`, and how well; None where there are none."""
     real = zeroshot.get("real")
     if not (isinstance(real, dict) and is_number(real.get("accuracy")) and is_number(real.get("images"))):
         return None
@@ -64,7 +64,7 @@ def _classifier(zeroshot: Json) -> str | None:
 
 
 def _copied(group: Group) -> list[float]:
-    """The share of near-copies in every set that was looked at."""
+    """The share of near-copies in every set that was searched for them."""
     looks = [[one.get("copy") is True for one in inspected(record).values()] for record in group.sets]
     return [fmean(look) for look in looks if look]
 
@@ -79,7 +79,8 @@ def _measured(values: Sequence[float]) -> Cell:
 
 
 def cost_table(groups: Sequence[Group]) -> Table:
-    """Per group: seconds a set, of these what sets share, and an image, peak GB, needs, seconds a trial, its devices."""
+    """For each group: seconds for a set, the part of these that sets share, seconds for an image, peak memory in GB, what the
+    method needs, seconds for a trial, and the devices of the trials."""
     numbers = (
         Column("s per set", hint="everything a set takes alone, what is shared counted in full", field="s_per_set"),
         Column(
@@ -119,7 +120,7 @@ def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]
 
 
 def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]:
-    """For every protocol that two networks or more were trained by: accuracy of each group on each network, with bars."""
+    """For every protocol by which two networks or more were trained: the accuracy of each group on each network, with bars."""
     tables = []
     kinds = dict.fromkeys(_but_network(row.setting) for row in rows if row.setting)
     for kind in kinds:
@@ -158,7 +159,7 @@ def _bar(stat: Stat | None, top: float, unguided: bool) -> Cell:
 
 
 def protocols_used(sets: Sequence[SetRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Every recorded protocol that a trial used, and its fields; two of one name are told apart by their key."""
+    """Every recorded protocol that a trial used, and its fields. The key tells two protocols of one name apart."""
     used = dict.fromkeys(str(trial["by"]) for s in sets for trial in s.trials if trial.get("by") is not None)
     known = {key: fields for s in sets for key, fields in s.protocols.items() if isinstance(fields, dict)}
     keys = [key for key in used if key in known]
@@ -189,7 +190,7 @@ RANKED = {
 
 
 def ranking_table(groups: Sequence[Group]) -> Table | None:
-    """DD-Ranking's scores and every accuracy they were computed from; None where no set has them."""
+    """DD-Ranking's scores, and every accuracy that they were computed from; None where no set has scores."""
     ranked = [(group, record) for group in groups for record in group.sets if record.ranking]
     flat = [(group, record, flatten(record.ranking)) for group, record in ranked]
     raw = dict.fromkeys(n for _, _, r in flat for n, v in r.items() if n not in RANKED and is_number(v))
