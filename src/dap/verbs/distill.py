@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import torch
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import check_folder, locked
-from dap.base.store import Store
+from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.cost import Meter
 from dap.data.sets.cards import cell, size_category
@@ -121,8 +120,7 @@ def _make(
     # The recipe of a set holds the prompts. The store may be shared by several sets and does not know their recipes, and the
     # prompts decide what it keeps as much as the weights do, so they are among its inputs.
     inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
-    every = float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60))
-    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=every)
+    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds())
     task = replace(task, store=store, tell=watcher.work)
     make = method.prepare(task)
     resolved, names = task.recipe, task.source.class_names
@@ -130,7 +128,8 @@ def _make(
     with locked(out):
         made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
         _describe(made, task, command)
-        meter = Meter(made, method.needs, store, task.given.backbone.device if task.given.backbone else task.device)
+        device = task.given.backbone.device if task.given.backbone else task.device
+        meter = Meter(made, method.needs, store, device)
         watcher.images(name, 0, total)
         for unit in plan(len(names), resolved.ipc, resolved.block):
             if not all(made.has(unit.label, slot) for slot in unit.slots):
