@@ -15,8 +15,7 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
-from dap.data.real.base import Source
-from dap.data.real.sources import open_source
+from dap.data.real.sources import FolderSource, open_source
 from dap.guidance import Energy, Guidance, Scaled
 from dap.methods import Made, Method
 from dap.methods.diffusion.vanilla import Vanilla
@@ -231,7 +230,7 @@ def test_a_cell_is_built_once_and_its_data_and_weights_are_looked_at_once(asked,
         monkeypatch.setattr(owner, name, call)
 
     counted(Workshop, "_built")
-    counted(Source, "fingerprint")
+    counted(FolderSource, "_listing")
     counted(Backbone, "weights_hash")
     monkeypatch.setattr("dap.workshop.open_source", open_source)
     counted(sys.modules["dap.workshop"], "open_source")
@@ -244,8 +243,9 @@ def test_a_cell_is_built_once_and_its_data_and_weights_are_looked_at_once(asked,
     fast = Judging(networks=("convnet1",), epochs=1, changes={"width": 4, "size": 8})
     made = compare.compare(base, ["vanilla", "dap"], [1, 2], 1, tmp_path, judging=fast, machine=asked["machine"])
     assert len(made.sets) == 4
-    print(count)
-    assert count == {"_built": 4, "open_source": 2, "fingerprint": 2, "weights_hash": 1}
+    # Training and test images are listed once each. What is hashed is each listing at a size and fit: the training images as
+    # the backbone takes them, and training and test images as the evaluation takes them.
+    assert count == {"_built": 4, "open_source": 2, "_listing": 3, "weights_hash": 1}
 
 
 HANGS = """

@@ -14,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.data.real.base import CACHE_BYTES, Recent, Source, by_class, select, some
+from dap.data.real.base import CACHE_BYTES, Source, by_class, select, some
 from dap.data.real.decode import BrokenImage, Fit, decode
+from dap.data.real.recent import Recent
 
 if TYPE_CHECKING:
     import pyarrow as pa
