@@ -58,9 +58,8 @@ class IgdOptions(Options):
     )
     through: Through = Field(
         default="denoiser",
-        description="How the influence gradient reaches x_t. denoiser: through the whole backbone. x0: as if the "
-        "predicted noise "
-        "were constant.",
+        description="How the gradient reaches x_t. denoiser: through the whole noise prediction. x0: as if the predicted clean "
+        "sample moved with x_t one to one.",
     )
     network: str = Field(
         default="auto", description="The surrogate network. auto: convnet3 below 128 px, convnet6 from there on."
