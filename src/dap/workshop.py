@@ -53,7 +53,7 @@ class Workshop:
         self._listings: dict[tuple[Any, ...], Source] = {}
         self._sources: dict[tuple[Any, ...], Source] = {}
         self._hashes: dict[int, str] = {}
-        self._classifiers: dict[tuple[str, tuple[str, ...]], Classifier] = {}
+        self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
 
@@ -183,7 +183,8 @@ class Workshop:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
         asked = self.asked(recipe)  # which loads a user's own file anew where it has changed
-        key = f"{recipe.model_dump_json()} {_code(recipe)}"
+        captions = sha256_of(Path(recipe.captions)) if recipe.captions else None
+        key = f"{recipe.model_dump_json()} {_code(recipe)} {_code_of_classifier(recipe.classifier)} {captions}"
         if key not in self._tasks:
             self._tasks[key] = self._built(recipe, *asked)
         return self._tasks[key]
@@ -210,7 +211,8 @@ class Workshop:
 
     def classifier(self, name: str, source: Source) -> Classifier:
         """The network trained on the real data, "starter" or whatever `load_classifier` opens, for the source's classes."""
-        key = (name, source.class_names)
+        # A user's own file that has changed is another classifier.
+        key = (name, source.class_names, str(_code_of_classifier(name)))
         if key not in self._classifiers:
             path = REFERENCE if name == STARTER else name
             device = str(backbones.device_of(self.device))
@@ -271,6 +273,10 @@ def _captions(method: Method, recipe: Recipe) -> str | None:
             f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
         )
     return recipe.captions
+
+
+def _code_of_classifier(name: str | None) -> dict[str, str]:
+    return {} if name is None or name.startswith("torchvision:") else code_of(name)
 
 
 def _code(recipe: Recipe | Resolved) -> dict[str, str]:
