@@ -96,16 +96,17 @@ class Workshop:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
         if split == "validation" and not data.held_out:
             raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
-        listing = (data.path, data.classes, data.size, data.max_bad_fraction, split == "test", fit)
-        key = (*listing, data.held_out, split)
+        listing = (data.path, data.classes, data.max_bad_fraction, split == "test")
+        key = (*listing, data.size, fit, data.held_out, split)
         if key not in self._sources:
             if listing not in self._listings:
                 self._listings[listing] = self._listed(data, "test" if split == "test" else "train", fit)
-            whole = self._listings[listing]
+            whole = self._listings[listing].fitted(data.size, fit)
             self._sources[key] = Part(whole, split, data.held_out) if split != "test" and data.held_out else whole
         return self._sources[key]
 
     def _listed(self, data: Data, split: Literal["train", "test"], fit: Fit) -> Source:
+        """All images of a split, listed anew."""
         given, size = self.objects.source, data.size or 0
         if given is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
@@ -114,13 +115,9 @@ class Workshop:
             raise DapError(
                 "The real images were given as an object, which has no test images; judge the set with --data."
             )
-        if not isinstance(given, Source):
-            return MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
-        if given.size != size:
-            raise DapError(
-                f"The images of {given.name} have {given.size} px and {size} are needed; open it at that size."
-            )
-        return given
+        if isinstance(given, Source):
+            return given
+        return MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
 
     def weights_hash(self, backbone: Backbone | None) -> str | None:
         """`Backbone.weights_hash`, computed once; None for no backbone."""

@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 
 from dap.base.errors import DapError
-from dap.data.real.base import Recent, Source
+from dap.data.real.base import Source
 from dap.data.real.decode import BrokenImage, Fit, decode
 from dap.data.real.idx import read_idx
+from dap.data.real.recent import Recent
 from dap.data.real.sources import FolderSource, IdxSource, ParquetSource, open_source
 from dap.starter import CLASS_NAMES, DATA, SHA256
 

@@ -1,4 +1,4 @@
-"""A distilled set on disk: the one thing that makers and judges of images share.
+"""A distilled set on disk. Methods write it and the evaluation reads it; they share nothing else.
 
     images/<class>/<slot>.png   8-bit RGB
     classes.json                names and folders, in label order
@@ -6,8 +6,8 @@
     manifest.jsonl              one line an image: path, label, class name, slot, seed, sha256, …
     env.json, README.md         versions and weights' hash; the dataset card with the licences
 
-Data before marker: an image is written aside, flushed, moved into place, and only then gets its manifest line. Whatever
-has no matching line is made again, so a run can be killed at any point.
+A run can be killed at any point, because an image is written aside, flushed and moved into place before its manifest line is
+written. An image without a matching line is made again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WORK = ".work"
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Field by field, what differs between two nested dictionaries: "guidance.scale: 0.1 -> 0.2"."""
+    """The fields in which two nested dictionaries differ, as in "guidance.scale: 0.1 -> 0.2"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         missing = object()
@@ -67,7 +67,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         path: the folder.
         class_names: in label order.
         ipc: images per class when complete.
-        recipe: the resolved recipe, or None for a folder made by others.
+        recipe: the resolved recipe, or None for a folder that another project made.
         records: the valid manifest lines, in (label, slot) order.
     """
 
@@ -138,7 +138,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             class_names: in label order.
             ipc: images per class.
             recipe: resolved.
-            inputs: what a recipe only names: fingerprints of data, weights and user code.
+            inputs: fingerprints of the data, the weights and the user's code, which the recipe only names.
 
         Raises:
             DapError: the folder holds a set of another recipe (each differing field is named), or something else.
@@ -265,7 +265,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self.store(label, slot, encode_png(pixels), **record)
 
     def store(self, label: int, slot: int, png: bytes, **record: Any) -> None:
-        """`add` for an image that is an 8-bit RGB PNG already, kept to the byte."""
+        """Like `add`, for an image that is an 8-bit RGB PNG already; its bytes are kept."""
         relative = f"images/{self._folders[label]}/{slot:05d}.png"
         write_atomically(self.path / relative, png)
         line = {
@@ -288,7 +288,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         write_atomically(self.path / name, value.encode() if isinstance(value, str) else dump(value))
 
     def noted(self, name: str) -> Any:
-        """What `note` wrote as JSON under this name, or None."""
+        """The value that `note` wrote as JSON under this name, or None."""
         return read_json(self.path / name) if (self.path / name).is_file() else None
 
     def verify(self) -> list[str]:

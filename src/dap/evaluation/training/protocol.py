@@ -1,7 +1,7 @@
 """A protocol pins every detail of how a distilled set is judged, because each of them changes the score.
 
-What depends on the number of images per class, the number of classes or the network stands in `cases`;
-`Protocol.settled` applies those that hold and gives a protocol without any.
+Values that depend on the number of images per class, the number of classes or the network stand in `cases`. `Protocol.settled`
+applies the cases that hold and returns a protocol without cases.
 """
 
 from __future__ import annotations
