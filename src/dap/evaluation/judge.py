@@ -27,7 +27,7 @@ from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
-from dap.evaluation.measures.own import Own, own_measures
+from dap.evaluation.measures.own import own_measures
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
@@ -98,7 +98,6 @@ class Loaded:
         self._tensors: dict[int, Labelled] = {}
         self._teachers: dict[tuple[str, ...], Classifier] = {}
         self._inspector: Inspector | None = None
-        self._own: list[Own] | None = None
 
     def tensors(self, side: int, class_names: Sequence[str]) -> Labelled:
         """The images to test on, (n, 3, side, side) uint8, and their labels (n,) in the order of these class names."""
@@ -129,19 +128,9 @@ class Loaded:
         """Measures the images of sets; None without features."""
         if self._inspector is None and self.features is not None:
             train, tested = self.open("train", self.plan.protocol.size), self.test.tensors()
-            limit, own = self.plan.neighbours, self.own_measures()
+            limit, own = self.plan.neighbours, own_measures(self.plan.measures)
             self._inspector = Inspector(train, tested, self.features, limit=limit, own=own)
         return self._inspector
-
-    def own_measures(self) -> list[Own]:
-        """The measures of one's own.
-
-        Raises:
-            DapError: the file of a measure cannot be loaded, or holds no measure.
-        """
-        if self._own is None:
-            self._own = own_measures(self.plan.measures)
-        return self._own
 
 
 def check(loaded: Loaded) -> None:
@@ -159,7 +148,7 @@ def check(loaded: Loaded) -> None:
         )
     if plan.labels is not None:
         raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
-    loaded.own_measures()  # a file that cannot be loaded is told now
+    own_measures(plan.measures)  # a file that cannot be loaded is told now
     names = loaded.open("train", protocol.size).class_names
     _check_networks(plan, len(names))
     loaded.teacher(names)

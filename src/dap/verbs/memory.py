@@ -88,10 +88,12 @@ def loaded_from(data: Any, class_names: Sequence[str], plan: JudgingPlan) -> Loa
         plan: how to judge.
 
     Raises:
-        DapError: a validation part is asked for, or as `MemorySource`.
+        DapError: a validation part or a measure of one's own is asked for, or as `MemorySource`.
     """
     if plan.on == "validation":
         raise DapError("Only data that are given by name or folder have a validation part; give the folder as data.")
+    if plan.measures:
+        raise DapError("Measures of your own need real training images; give the data by name or folder.")
     found = None if isinstance(data, Source) else named(data, class_names)
 
     def opened(split: Literal["train", "validation", "test"], size: int) -> Source:

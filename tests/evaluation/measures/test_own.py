@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,18 +39,6 @@ seen.better = {"mine_count": "lower"}
 
 
 @pytest.fixture
-def fresh():
-    """Forgets the user's files that are loaded, as a new process would have."""
-
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.startswith("dap_user_")]:
-            del sys.modules[name]
-
-    forget()
-    return forget
-
-
-@pytest.fixture
 def made(tmp_path):
     made = DistilledSet.create(tmp_path / "set", ("red", "green", "blue"), 2, {"method": "mine"})
     for label in range(3):
@@ -83,7 +70,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_it_gets_the_set_and_the_real_data_and_the_report_shows_it(inspect, made, tmp_path, fresh):
+def test_it_gets_the_set_and_the_real_data_and_the_report_shows_it(inspect, made, tmp_path):
     mine = write(tmp_path / "mine.py", GOOD)
     found = inspect(f"{mine}:seen")
     values = found["own"][f"{mine}:seen"]["values"]
@@ -96,7 +83,7 @@ def test_it_gets_the_set_and_the_real_data_and_the_report_shows_it(inspect, made
     assert "mine_count" in (tmp_path / "out" / "report-measures.csv").read_text().splitlines()[0]
 
 
-def test_an_edited_file_is_computed_anew_and_nothing_else(inspect, made, tmp_path, fresh):
+def test_an_edited_file_is_computed_anew_and_nothing_else(inspect, made, tmp_path):
     counted = (
         "def mine(subject):\n    with open({log!r}, 'a') as log:\n        log.write('x')\n    return {{'mine': {n}}}\n"
     )
@@ -107,7 +94,6 @@ def test_an_edited_file_is_computed_anew_and_nothing_else(inspect, made, tmp_pat
     inspect(f"{mine}:mine")
     assert log.read_text() == "x"
     write(mine, counted.format(log=str(log), n=2))
-    fresh()
     assert inspect(f"{mine}:mine")["own"][f"{mine}:mine"]["values"] == {"mine": 2} and log.read_text() == "xx"
     assert before == {name: (made.path / name).stat().st_mtime_ns for name in before}
     inspect()
@@ -126,7 +112,7 @@ def test_an_edited_file_is_computed_anew_and_nothing_else(inspect, made, tmp_pat
         ("def m(subject):\n    return 5", "failed: TypeError"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_costs_nothing_else(inspect, made, tmp_path, fresh, text, said, caplog):
+def test_a_mistake_is_one_sentence_and_costs_nothing_else(inspect, made, tmp_path, text, said, caplog):
     wrong, right = write(tmp_path / "wrong.py", text), write(tmp_path / "right.py", GOOD)
     found = inspect(f"{wrong}:m", f"{right}:seen")
     note = found["notes"][f"{wrong}:m"]
@@ -135,11 +121,10 @@ def test_a_mistake_is_one_sentence_and_costs_nothing_else(inspect, made, tmp_pat
     page = write_report([made.path], tmp_path / "out", title="T").read_text()
     assert any(note in text for text in Outline(page).texts)
     write(wrong, "def m(subject):\n    return {'mine': 1}")
-    fresh()
     assert f"{wrong}:m" not in inspect(f"{wrong}:m")["notes"]
 
 
-def test_what_cannot_be_used_is_said_before_anything_is_trained(tmp_path, fresh):
+def test_what_cannot_be_used_is_said_before_anything_is_trained(tmp_path):
     file = write(
         tmp_path / "mine.py", "number = 3\n\n\nclass Needs:\n    def __init__(self, x): ...\n\n\ndef odd(s): ...\n"
     )
@@ -157,7 +142,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_trained(tmp_path, fresh)
     assert Judging(measures=("a.py:A",)).measures == ("a.py:A",)
 
 
-def test_the_documented_measure_is_judged_and_reported(colours, made, tmp_path, capsys, fresh):
+def test_the_documented_measure_is_judged_and_reported(colours, made, tmp_path, capsys):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     (example,) = [block for block in blocks if "class Sharpness" in block]
     mine = write(tmp_path / "sharpness.py", example)

@@ -14,15 +14,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.base.files import sha256_of
-from dap.base.registry import build, resolve
+from dap.base.registry import build, code_of, resolve
 from dap.data.real.base import Source
 from dap.evaluation.training.fitting import seeded
 
@@ -123,8 +121,8 @@ def _found(name: str) -> Own:
     if ":" not in name:
         raise DapError(f"A measure of your own is given as file.py:Name, not as {name!r}.")
     thing = resolve(name, {}, "measure")
-    code = _code(name, thing)
     made = build(thing, name) if inspect.isclass(thing) else thing
+    code = next(iter(code_of(name).values()), "")
     if not callable(made):
         raise DapError(f"{name} cannot be called, so it is no measure; give a function, or a class with __call__.")
     better = getattr(made, "better", "")
@@ -133,13 +131,3 @@ def _found(name: str) -> Own:
         raise DapError(f"{name} says that {better!r} is better; say 'higher', 'lower', or nothing.")
     said = getattr(made, "text", "") or next(iter((inspect.getdoc(thing) or "").splitlines()), "")
     return Own(name, made, dict(better) if isinstance(better, Mapping) else better, str(said).strip().rstrip("."), code)
-
-
-def _code(name: str, thing: Any) -> str:
-    """sha256 of the file that a measure is in; empty where that is not known."""
-    where = name.rpartition(":")[0]
-    try:
-        file = where if where.endswith(".py") else inspect.getsourcefile(inspect.getmodule(thing) or thing)
-    except TypeError:  # of a thing that is not written in Python
-        return ""
-    return (sha256_of(Path(file)) if file else None) or ""
