@@ -17,7 +17,8 @@ from PIL import Image
 
 from dap.base.errors import DapError
 from dap.base.files import locked
-from dap.data.sets.distilled import DistilledSet, differences
+from dap.data.sets.differences import differences
+from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import folders_of
 
 RECIPE = {"method": "x", "guidance": {"scale": 0.1}}

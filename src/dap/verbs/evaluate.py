@@ -10,7 +10,8 @@ from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import Loaded, judge
+from dap.evaluation.judge import judge
+from dap.evaluation.plan import Loaded
 from dap.recipe import Data, Recipe
 from dap.verbs.judges import judging_plan, loader, open_workshop
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from

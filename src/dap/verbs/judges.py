@@ -10,8 +10,8 @@ import torch
 
 from dap.backbones import device_of
 from dap.data.real.sources import Source
-from dap.evaluation.judge import JudgingPlan, Loaded
 from dap.evaluation.measures.embedding import embedding
+from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.options import Judging, Machine

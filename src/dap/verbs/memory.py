@@ -17,7 +17,7 @@ from dap.base.errors import DapError
 from dap.data.real.base import Source
 from dap.data.real.memory import MemorySource, by_class
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import JudgingPlan, Loaded
+from dap.evaluation.plan import JudgingPlan, Loaded
 
 
 def is_in_memory(thing: Any) -> bool:

@@ -16,10 +16,10 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import JudgingPlan, Loaded
 from dap.evaluation.judge import judge as judge_set
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.training.classifier import save_classifier
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.trained import train_on_tensors

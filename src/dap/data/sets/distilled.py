@@ -29,27 +29,12 @@ from torch.utils.data import Dataset
 from dap.base.errors import DapError
 from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
 from dap.data.real.decode import Fit, decode, encode_png, opened
+from dap.data.sets.differences import differences
 from dap.data.sets.folders import class_order, folders_of, images_by_folder, other_than_folders
 from dap.data.sets.sheet import contact_sheet
 
 WORK = ".work"
 """Folder of a set for what its method makes once and for checkpoints; gone when the set is finished."""
-
-
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The fields in which two nested dictionaries differ, as in "guidance.scale: 0.1 -> 0.2"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = list(dict.fromkeys([*old, *new]))
-        missing = object()
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key, missing), new.get(key, missing), f"{where}.{key}".lstrip("."))
-        ]
-    if old == new:
-        return []
-    before, after = ("nothing" if v.__class__ is object else json.dumps(v) for v in (old, new))
-    return [f"{where}: {before} -> {after}"]
 
 
 def _classes(class_names: Sequence[str], ipc: int) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from dap.base.registry import suggest
 from dap.data.real.decode import as_png
 from dap.data.sets import ddranking
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
-from dap.data.sets.distilled import DistilledSet, differences, folders_of
+from dap.data.sets.differences import differences
+from dap.data.sets.distilled import DistilledSet, folders_of
 from dap.data.sets.folders import exported
 
 Progress = Callable[[int, int, str], None]

@@ -26,7 +26,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.base.files import dump, locked, read_json, write_atomically
 from dap.base.seeding import seed_of
-from dap.data.sets.distilled import differences
+from dap.data.sets.differences import differences
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import TrainingBatch, soft_loss

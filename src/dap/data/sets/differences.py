@@ -1,0 +1,23 @@
+"""What differs between two records, such as the recipes of two sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """The fields in which two nested dictionaries differ, as in "guidance.scale: 0.1 -> 0.2"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = list(dict.fromkeys([*old, *new]))
+        missing = object()
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key, missing), new.get(key, missing), f"{where}.{key}".lstrip("."))
+        ]
+    if old == new:
+        return []
+    before, after = ("nothing" if v.__class__ is object else json.dumps(v) for v in (old, new))
+    return [f"{where}: {before} -> {after}"]

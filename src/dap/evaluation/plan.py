@@ -1,0 +1,113 @@
+"""How sets are judged, and what is loaded once to judge all sets of one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dap.base.errors import DapError
+from dap.data.real.base import Source
+from dap.evaluation.measures.embedding import Features
+from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.measures.own import own_measures
+from dap.evaluation.training.batches import Labelled
+from dap.evaluation.training.classifier import Classifier, load_classifier
+from dap.evaluation.training.labels import Soft
+from dap.evaluation.training.protocol import Protocol
+
+Open = Callable[[Literal["train", "validation", "test"], int], Source]
+"""From a split and a size in pixels to the real images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingPlan:
+    """How sets are judged.
+
+    Attributes:
+        protocol: how the networks are trained, see `evaluation.training.protocol`.
+        seeds: every network is trained once with each of these seeds.
+        networks: the networks to train; () for the protocol's own.
+        device: where to train.
+        teacher: the classifier whose labels a protocol with soft labels trains on, instead of the protocol's own teacher.
+        labels: folder of the stored labels of a set, for a protocol that trains on stored labels; see `store_labels`.
+        offline: the weights of a teacher come from the local cache alone.
+        on: "validation" tests on held-out training images, to make choices by; the test images are then not opened.
+        neighbours: how many real images of a class are searched for near-copies, see `evaluation.measures.inspection`.
+        measures: names of measures of one's own, as `file.py:Name`; see `evaluation.measures.own`.
+    """
+
+    protocol: Protocol
+    seeds: Sequence[int] = (0,)
+    networks: Sequence[str] = ()
+    device: str = "cpu"
+    teacher: str | None = None
+    labels: Path | None = None
+    offline: bool = False
+    on: Literal["test", "validation"] = "test"
+    neighbours: int | None = None
+    measures: Sequence[str] = ()
+
+    @property
+    def all_networks(self) -> Sequence[str]:
+        """The networks that are trained."""
+        return self.networks or (self.protocol.network,)
+
+
+class Loaded:
+    """The real images and the classifiers that judging needs, loaded once for all sets of one data set.
+
+    Args:
+        plan: how to judge.
+        open: opens the real images. Networks are tested on those of `plan.on`, for reporting alone; the measures compare
+            with the training images.
+        features: the name of the features that the measures use, and a function images -> (n, D). None leaves the measures
+            out, for real images without a training part.
+
+    Attributes:
+        plan, open, features: as given.
+        test: the images that networks are tested on, at the protocol's size.
+    """
+
+    def __init__(self, plan: JudgingPlan, open: Open, features: tuple[str, Features] | None) -> None:
+        self.plan, self.open, self.features = plan, open, features
+        self.test = open(plan.on, plan.protocol.size)
+        self._tensors: dict[int, Labelled] = {}
+        self._teachers: dict[tuple[str, ...], Classifier] = {}
+        self._inspector: Inspector | None = None
+
+    def tensors(self, side: int, class_names: Sequence[str]) -> Labelled:
+        """The images to test on, (n, 3, side, side) uint8, and their labels (n,) in the order of these class names."""
+        if side not in self._tensors:
+            self._tensors[side] = self.open(self.plan.on, side).tensors(dtype=torch.uint8)
+        images, labels = self._tensors[side]
+        return images, labels.new_tensor([class_names.index(name) for name in self.test.class_names])[labels]
+
+    def teacher(self, class_names: Sequence[str]) -> Classifier | None:
+        """The teacher, whose logits are in the order of these names; None for a protocol that needs no teacher.
+
+        Raises:
+            DapError: a teacher is needed and not given, or given and not needed, or does not know these classes.
+        """
+        plan, labels = self.plan, self.plan.protocol.labels
+        if not isinstance(labels, Soft):
+            if plan.teacher:
+                raise DapError(f"{plan.protocol.name} trains on the set's own labels; it has no use for a teacher.")
+            return None
+        name, key = plan.teacher or labels.teacher, tuple(class_names)
+        if name is None:
+            raise DapError(f"{plan.protocol.name} trains on a teacher's labels; give one (--teacher).")
+        if key not in self._teachers:
+            self._teachers[key] = load_classifier(name, class_names, plan.device, offline=plan.offline)
+        return self._teachers[key]
+
+    def inspector(self) -> Inspector | None:
+        """Measures the images of sets; None without features."""
+        if self._inspector is None and self.features is not None:
+            train, tested = self.open("train", self.plan.protocol.size), self.test.tensors()
+            limit, own = self.plan.neighbours, own_measures(self.plan.measures)
+            self._inspector = Inspector(train, tested, self.features, limit=limit, own=own)
+        return self._inspector
