@@ -52,7 +52,7 @@ class RandomReals:
     def count(self, label: int) -> int:
         return 100_000
 
-    def good(self, label: int, n: int, seed: int) -> list[int]:
+    def good(self, label: int, n: int, seed: int, least: int | None = None) -> list[int]:
         return list(range(n))
 
     def images(self, label: int, indices: Sequence[int]) -> torch.Tensor:

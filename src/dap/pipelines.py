@@ -18,7 +18,7 @@ from torch import Tensor
 from dap.backbones import Backbone, ClassifierFree, from_pipeline
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
-from dap.data.real.decode import fit_square
+from dap.data.real.memory import MemorySource
 from dap.guidance import Descend, Guidance, Nothing, Representative
 from dap.kernels import parse
 from dap.sampling import Batch, latents
@@ -153,7 +153,7 @@ def _guidance(
     card = backbone.card
     if scale is None and unit not in (None, card.unit):
         raise DapError(f"The card's scale is in unit {card.unit!r}; with unit {unit!r} give a scale.")
-    source = InMemory(batch.class_names, real_images, card.size)
+    source = _source(batch.class_names, real_images, card.size)
     largest = max(source.count(label) for label in range(len(batch.class_names)))
     values = (options or BankOptions()).model_dump() | {"reals": largest}
     values |= {} if layer is None else {"layer": str(layer)}
@@ -162,8 +162,8 @@ def _guidance(
     return Descend(energy, card.scale if scale is None else scale, unit or card.unit)
 
 
-class InMemory:
-    """Real images that are in memory already, behind the interface that the feature bank asks for.
+def _source(class_names: Sequence[str], images: Mapping[str, Images], size: int) -> MemorySource:
+    """The real images of these classes, in label order.
 
     Args:
         class_names: the classes, in label order.
@@ -171,34 +171,13 @@ class InMemory:
         size: side in px.
 
     Raises:
-        DapError: a class has no images, or they are of another size.
+        DapError: a class has no images, or its tensor is of another size.
     """
-
-    def __init__(self, class_names: Sequence[str], images: Mapping[str, Images], size: int) -> None:
-        self.class_names = tuple(class_names)
-        absent = [name for name in class_names if name not in images or not len(images[name])]
-        if absent:
-            raise DapError(f"real_images has none for {absent[0]!r}; it has some for {', '.join(images) or 'nothing'}.")
-        self._images = [self._tensor(images[name], size) for name in class_names]
-
-    @staticmethod
-    def _tensor(images: Images, size: int) -> Tensor:
-        if isinstance(images, Tensor):
-            if images.shape[1:] != (3, size, size):
-                raise DapError(f"Real images should be (n, 3, {size}, {size}), not {tuple(images.shape)}.")
-            return images
-        return torch.stack([fit_square(image.convert("RGB"), size, "crop") for image in images])
-
-    def count(self, label: int) -> int:
-        return len(self._images[label])
-
-    def good(self, label: int, n: int, seed: int, least: int | None = None) -> list[int]:
-        del least  # images in memory cannot be broken
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(self.count(label), generator=generator)[:n].tolist()
-
-    def images(self, label: int, indices: Sequence[int]) -> Tensor:
-        return self._images[label][list(indices)]
-
-    def fingerprint(self) -> str:
-        return "in memory"
+    absent = [name for name in class_names if name not in images or not len(images[name])]
+    if absent:
+        raise DapError(f"real_images has none for {absent[0]!r}; it has some for {', '.join(images) or 'nothing'}.")
+    for name in class_names:
+        given = images[name]
+        if isinstance(given, Tensor) and given.shape[1:] != (3, size, size):
+            raise DapError(f"Real images should be (n, 3, {size}, {size}), not {tuple(given.shape)}.")
+    return MemorySource({name: images[name] for name in class_names}, size=size)

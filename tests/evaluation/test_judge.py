@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_protocol import tiny
-from test_training import AUGMENTED, LINEAR, Linear, stripes, trained
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,6 +28,7 @@ from dap.evaluation.training import fitting
 from dap.evaluation.training.evaluate import evaluate, train_and_test
 from dap.evaluation.training.transforms import apply_all, draw_all
 from dap.evaluation.training.trials import Trial
+from trainings import AUGMENTED, LINEAR, Linear, stripes, tiny, trained
 
 SMALL = ["--set", "size=16", "--set", "width=4", "--epochs", 2]
 

@@ -15,16 +15,7 @@ from dap.base.errors import DapError
 from dap.evaluation.training.networks import KNOWN, build, n_parameters
 from dap.evaluation.training.protocol import Protocol, known_protocols, load_protocol
 from dap.evaluation.training.transforms import MIXINGS, STEPS, run
-
-TINY: dict[str, Any] = {
-    "name": "tiny", "source": "test", "network": "convnet2", "size": 8, "width": 4, "mean": [0.5], "std": [0.25],
-    "train": [{"op": "resize"}, {"op": "normalize"}], "test": [{"op": "resize"}, {"op": "normalize"}],
-    "epochs": 6, "batch": 64, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "score": "last", "looks": 3,
-}  # fmt: skip
-
-
-def tiny(**changes: object) -> Protocol:
-    return Protocol.model_validate({**TINY, **changes})
+from trainings import TINY, tiny
 
 
 def test_small_hard_is_the_published_recipe():
