@@ -70,7 +70,7 @@ Where = str | Path | DistilledSet
 
 
 def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: str = "Distilled sets compared") -> Path:
-    """Write one HTML page on sets, and its tables as Markdown and CSV beside it.
+    """Write one HTML page on sets, and its tables as Markdown, LaTeX and CSV beside it.
 
     Args:
         sets: distilled sets, their folders, folders that hold some at any depth, or the results of another verb.
