@@ -22,7 +22,7 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.held import Part
 from dap.data.real.sources import open_source
-from dap.evaluation.judge import store_labels
+from dap.evaluation.labelling import store_labels
 from dap.evaluation.training import evaluate as training
 from dap.evaluation.training import fitting
 from dap.evaluation.training.evaluate import evaluate, train_and_test

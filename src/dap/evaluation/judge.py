@@ -12,9 +12,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +21,16 @@ from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.labelling import first_side, image_hashes, labelling, largest
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
-from dap.evaluation.training.classifier import Classifier, load_classifier
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.fitting import new_network, seeded
 from dap.evaluation.training.labels import Stored
 from dap.evaluation.training.protocol import Protocol
-from dap.evaluation.training.steps import Resize, Step
-from dap.evaluation.training.stored_labels import Labelling, StoredLabels, open_labels, write_labels
+from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
 
 
@@ -83,7 +81,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names))
     loaded.inspector()  # so that features of other classes are told before any training
-    key = {"judged": _hash(_hashes(judged)), "tested": loaded.test.fingerprint(sized=False)[:16]}
+    key = {"judged": _hash(image_hashes(judged)), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
         trial
@@ -104,7 +102,7 @@ def _trials_of(
 ) -> list[Trial]:
     """The trials of one network, in the order of their seeds; those that are missing are made."""
     plan, recorded = loaded.plan, RecordedTrials(judged.path)
-    protocol = plan.protocol.settled(ipc=_largest(judged), classes=len(judged.class_names), network=network)
+    protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
     if plan.on == "validation":
         protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
     teacher, stored = loaded.teacher(judged.class_names), _stored_labels(judged, plan, protocol)
@@ -138,9 +136,9 @@ def _training(
     judged: DistilledSet, loaded: Loaded, protocol: Protocol, seeds: Sequence[int], options: dict[str, Any]
 ) -> Iterator[Trial]:
     """Trials of these seeds, one after the other. Everything is checked before the first one begins."""
-    side = _first_side(protocol.test_steps) or loaded.plan.protocol.size
+    side = first_side(protocol.test_steps) or loaded.plan.protocol.size
     return evaluate(
-        judged.tensors(_first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
+        judged.tensors(first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
         loaded.tensors(side, judged.class_names),
         protocol,
         seeds,
@@ -190,61 +188,7 @@ def _stored_labels(judged: DistilledSet, plan: JudgingPlan, protocol: Protocol) 
             f"{protocol.name} trains on stored labels; make them with dap export {judged.path} --layout fkd "
             "--teacher NAME --out DIR, and give --labels DIR."
         )
-    return open_labels(plan.labels, _hashes(judged), judged.class_names, _labelling(protocol))
-
-
-def store_labels(
-    judged: DistilledSet,
-    protocol: Protocol,
-    out: Path,
-    *,
-    teacher: str,
-    device: str = "cpu",
-    offline: bool = False,
-    seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
-) -> Path:
-    """Write the logits that a teacher gives to every augmented batch of every epoch of a protocol.
-
-    See `evaluation.training.stored_labels`.
-
-    Args:
-        judged: the set, whole.
-        protocol: its steps, mixing, batch and epochs are taken, such as those of `fkd-soft`.
-        out: folder; epochs that are there already are kept.
-        teacher: see `evaluation.training.classifier.load_classifier`.
-        device: where the teacher runs.
-        offline: the weights of the teacher come from the local cache alone.
-        seed: of order and augmentation.
-        progress: told of the epochs done, and of all.
-
-    Raises:
-        DapError: the set is not whole, the teacher does not know its classes, or as `write_labels`.
-    """
-    judged.check_whole()
-    settled = protocol.settled(ipc=_largest(judged), classes=len(judged.class_names))
-    images, _ = judged.tensors(_first_side(settled.train_steps), fit="crop-bilinear", dtype=torch.uint8)
-    said = load_classifier(teacher, judged.class_names, device, offline=offline)
-    how = _labelling(settled, seed)
-    return write_labels(out, images, _hashes(judged), how, said, protocol=settled.name, progress=progress)
-
-
-def _labelling(protocol: Protocol, seed: int = 0) -> Labelling:
-    return Labelling(protocol.train_steps, protocol.mix, protocol.batch, protocol.epochs, seed)
-
-
-def _hashes(judged: DistilledSet) -> list[str]:
-    return [record["sha256"] for record in judged.records]
-
-
-def _first_side(steps: Sequence[Step]) -> int | None:
-    """The side that images are resized to before any other step; that is best done while they are decoded."""
-    return steps[0].side if steps and isinstance(steps[0], Resize) else None
-
-
-def _largest(judged: DistilledSet) -> int:
-    """Images of the largest class."""
-    return max(Counter(record["label"] for record in judged.records).values(), default=0)
+    return open_labels(plan.labels, image_hashes(judged), judged.class_names, labelling(protocol))
 
 
 def _hash(value: Any) -> str:

@@ -33,7 +33,8 @@ class JudgingPlan:
         networks: the networks to train; () for the protocol's own.
         device: where to train.
         teacher: the classifier whose labels a protocol with soft labels trains on, instead of the protocol's own teacher.
-        labels: folder of the stored labels of a set, for a protocol that trains on stored labels; see `store_labels`.
+        labels: folder of the stored labels of a set, for a protocol that trains on stored labels,
+            see `evaluation.labelling.store_labels`.
         offline: the weights of a teacher come from the local cache alone.
         on: "validation" tests on held-out training images, to make choices by; the test images are then not opened.
         neighbours: how many real images of a class are searched for near-copies, see `evaluation.measures.inspection`.

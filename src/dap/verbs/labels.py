@@ -10,7 +10,7 @@ from dap.backbones import device_of
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation import judge
+from dap.evaluation import labelling
 from dap.verbs.judges import open_protocol
 from dap.verbs.options import Machine
 
@@ -48,7 +48,7 @@ def store_labels(
     """
     if not teacher:
         raise DapError("Stored labels need a teacher: --teacher FILE of dap train-teacher, or torchvision:NAME.")
-    return judge.store_labels(
+    return labelling.store_labels(
         made if isinstance(made, DistilledSet) else DistilledSet.open(made),
         open_protocol(protocol, epochs, changes),
         Path(out),

@@ -1,0 +1,71 @@
+"""Stored labels of a set: the logits that a teacher gives to every augmented batch that a protocol trains on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.training.classifier import load_classifier
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.steps import Resize, Step
+from dap.evaluation.training.stored_labels import Labelling, write_labels
+
+
+def store_labels(
+    judged: DistilledSet,
+    protocol: Protocol,
+    out: Path,
+    *,
+    teacher: str,
+    device: str = "cpu",
+    offline: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Write the logits that a teacher gives to every augmented batch of every epoch of a protocol.
+
+    See `evaluation.training.stored_labels`.
+
+    Args:
+        judged: the set, whole.
+        protocol: its steps, mixing, batch and epochs are taken, such as those of `fkd-soft`.
+        out: folder; epochs that are there already are kept.
+        teacher: see `evaluation.training.classifier.load_classifier`.
+        device: where the teacher runs.
+        offline: the weights of the teacher come from the local cache alone.
+        seed: of order and augmentation.
+        progress: told of the epochs done, and of all.
+
+    Raises:
+        DapError: the set is not whole, the teacher does not know its classes, or as `write_labels`.
+    """
+    judged.check_whole()
+    settled = protocol.settled(ipc=largest(judged), classes=len(judged.class_names))
+    images, _ = judged.tensors(first_side(settled.train_steps), fit="crop-bilinear", dtype=torch.uint8)
+    said = load_classifier(teacher, judged.class_names, device, offline=offline)
+    how = labelling(settled, seed)
+    return write_labels(out, images, image_hashes(judged), how, said, protocol=settled.name, progress=progress)
+
+
+def labelling(protocol: Protocol, seed: int = 0) -> Labelling:
+    """The parts of a protocol that decide its augmented batches, and so the stored labels of a set."""
+    return Labelling(protocol.train_steps, protocol.mix, protocol.batch, protocol.epochs, seed)
+
+
+def image_hashes(judged: DistilledSet) -> list[str]:
+    """The sha256 of every image of a set, in the order of its records."""
+    return [record["sha256"] for record in judged.records]
+
+
+def first_side(steps: Sequence[Step]) -> int | None:
+    """The side that images are resized to before any other step; that is best done while they are decoded."""
+    return steps[0].side if steps and isinstance(steps[0], Resize) else None
+
+
+def largest(judged: DistilledSet) -> int:
+    """Images of the largest class."""
+    return max(Counter(record["label"] for record in judged.records).values(), default=0)
