@@ -1,0 +1,164 @@
+"""The verbs of the command: where each one's function is, what it is for, and two examples.
+
+The table is read without importing any of the functions, so that `dap --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAKE, JUDGE, EXCHANGE, LOOK = "Make sets", "Judge sets", "Exchange sets and weights", "Look and check"
+
+
+class Verb(NamedTuple):
+    """A verb of the command.
+
+    Attributes:
+        home: the module below `dap.cli` and the function in it.
+        says: what the verb does, a sentence without its full stop; empty for a verb that is not for people.
+        group: the heading that it stands under in `dap --help`.
+        examples: command lines that run as they stand where their files are there.
+    """
+
+    home: str
+    says: str
+    group: str = LOOK
+    examples: tuple[str, ...] = ()
+
+
+VERBS = {
+    "demo": Verb(
+        "making:demo",
+        "Run the main job on the embedded starter: four methods, their accuracy and a report.",
+        MAKE,
+        ("dap demo", "dap demo --backbone unet --sets 3 --out runs/unet"),
+    ),
+    "distill": Verb(
+        "making:distill",
+        "Make a distilled set, or go on with an interrupted one.",
+        MAKE,
+        (
+            "dap distill --method random --ipc 1 --out runs/random",
+            "dap distill imagenette-dit-ipc10 --data ~/imagenet --scale 0.1 --out runs/nette",
+        ),
+    ),
+    "compare": Verb(
+        "making:compare",
+        "Make sets by several methods, train several networks on them, and write one table and report.",
+        MAKE,
+        (
+            "dap compare --methods random,herding --ipc 1,10 --networks convnet3 --sets 3 --out runs/compare",
+            "dap compare --methods mgd3,dap --option mgd3.scale=0.2 --workers 2 --out runs/two",
+        ),
+    ),
+    "sweep": Verb(
+        "making:sweep",
+        "Make and judge sets for every combination of values of some recipe flags, and report on them.",
+        MAKE,
+        (
+            "dap sweep --vary scale=0,0.02,0.05 --sets 5 --out runs/scale",
+            "dap sweep --vary method=random,dap --vary ipc=1,10 --protocol quick-hard --out runs/grid",
+        ),
+    ),
+    "caption": Verb(
+        "making:caption",
+        "Write a caption for every real image, for methods that need captions; an interrupted run goes on.",
+        MAKE,
+        (
+            "dap caption --data fashion-mnist --per-class 100 --out captions.jsonl",
+            'dap caption --data ~/animals --classes tench goldfish --ask "a photo of a {}" --out captions.jsonl',
+        ),
+    ),
+    "evaluate": Verb(
+        "judging:evaluate",
+        "Train networks on sets and test them on real images.",
+        JUDGE,
+        (
+            "dap evaluate runs/random --protocol small-hard --trials 3",
+            "dap evaluate runs/theirs --data ~/animals --networks convnet3,resnet18 --set size=64 --epochs 100",
+        ),
+    ),
+    "train-teacher": Verb(
+        "judging:train_teacher",
+        "Train a classifier on all real images, for soft labels and as a ceiling.",
+        JUDGE,
+        (
+            "dap train-teacher --data fashion-mnist --network convnet3 --out teacher.safetensors",
+            "dap train-teacher --data ~/animals --classes imagenette --epochs 50 --out teacher.safetensors",
+        ),
+    ),
+    "classify": Verb(
+        "judging:classify",
+        "Let the backbone itself say which class the images of sets show, and real test images.",
+        JUDGE,
+        (
+            "dap classify runs/random --backbone starter --reals 5",
+            "dap classify runs/nette --times 20 --keep 5,2",
+        ),
+    ),
+    "report": Verb(
+        "judging:report",
+        "Write one HTML page on evaluated sets, with its tables as Markdown and CSV beside it.",
+        JUDGE,
+        (
+            "dap report runs --out report",
+            'dap report runs/scale runs/grid --title "What the scale does" --out scale.html',
+        ),
+    ),
+    "rank": Verb(
+        "judging:rank",
+        "Give DD-Ranking's scores of evaluated sets: how much is the images, how much labels and augmentation.",
+        JUDGE,
+        (
+            "dap rank runs --hard small-hard --network convnet3",
+            "dap rank runs --hard small-hard --own rded-soft --full 0.92",
+        ),
+    ),
+    "import": Verb(
+        "exchange:import_",
+        "Make a distilled set of images that others made, in any layout of the field.",
+        EXCHANGE,
+        (
+            "dap import minimax/imagewoof --classes imagewoof --ipc 10 --out runs/theirs",
+            "dap import images.pt --labels labels.pt --classes 10 --mean 0.5 --std 0.5 --out runs/theirs",
+        ),
+    ),
+    "export": Verb(
+        "exchange:export",
+        "Write a distilled set in a layout that other tools read.",
+        EXCHANGE,
+        (
+            "dap export runs/random --layout parquet --out hub/mine",
+            "dap export runs/random --layout fkd --teacher teacher.safetensors --out labels",
+        ),
+    ),
+    "convert": Verb(
+        "exchange:convert",
+        "Write weights that people have as a diffusers folder of safetensors.",
+        EXCHANGE,
+        (
+            "dap convert facebook/DiT-XL-2-256 --out weights/dit",
+            "dap convert DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out weights/original",
+        ),
+    ),
+    "methods": Verb(
+        "looking:methods",
+        "List the methods: what each one needs; or tell of one method what it does, costs and can be told.",
+        LOOK,
+        ("dap methods", "dap methods mgd3"),
+    ),
+    "verify": Verb(
+        "looking:verify",
+        "Decode and hash every image of a set, and say what is missing or damaged.",
+        LOOK,
+        ("dap verify runs/random", "dap verify runs/random --json"),
+    ),
+    "check": Verb(
+        "looking:check",
+        "Try a backbone, kernel, guidance or method, and say in words what is wrong with it.",
+        LOOK,
+        ("dap check rbf", "dap check my_method.py:Mine --device cpu"),
+    ),
+    "worker": Verb("making:worker", "", MAKE),
+}
+"""Every verb by its name. `dap worker` is what the processes of `--workers` run."""
