@@ -15,14 +15,39 @@ from dap.cli.flags import (
     Dtype,
     Floats,
     MaybePositive,
-    Output,
-    Place,
+    OutputFlags,
+    PlaceFlags,
     Told,
     assignments,
+    machine_of,
+    watcher_of,
 )
 
 LABELS = Group("Stored labels (--layout fkd)", sort_key=20)
 Source = Annotated[str, Parameter(metavar="SOURCE")]
+Layout = Annotated[
+    str,
+    Parameter(
+        help="folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, set. "
+        "Default: found out and said.",
+        show_default=False,
+    ),
+]
+Names = Annotated[
+    Classes,
+    Parameter(
+        help="Names in label order; or imagenette, imagewoof, imageidc, imagenet100, imagenet1k; or a .txt or .json file of "
+        "names; or 'sorted'; or how many classes there are, where they are only numbered.",
+    ),
+]
+Pick = Annotated[
+    str | None,
+    Parameter(
+        metavar="natural|string|random",
+        help="natural takes the first images, 2 before 10. string takes the first images, 10 before 2, as MinimaxDiffusion's "
+        "evaluation does. random draws them. Default: string for the layout minimax, else natural.",
+    ),
+]
 
 
 def import_(
@@ -30,29 +55,23 @@ def import_(
     /,
     *,
     out: Path,
-    layout: str = "auto",
-    classes: Classes = None,
+    layout: Layout = "auto",
+    classes: Names = None,
     ipc: MaybePositive = None,
-    pick: Annotated[str | None, Parameter(metavar="natural|string|random")] = None,
+    pick: Pick = None,
     seed: int = 0,
     mean: Floats = None,
     std: Floats = None,
     labels: Annotated[str | None, Parameter(metavar="FILE")] = None,
     licence: str | None = None,
-    output: Output = Output(),
+    output: OutputFlags | None = None,
 ) -> Told:
     """Import a set.
 
     Args:
         source: A folder of class folders, or a .pt, .safetensors, parquet or .tar file.
         out: Folder of the set.
-        layout: folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, set.
-            Default: found out and said.
-        classes: Names in label order; or imagenette, imagewoof, imageidc, imagenet100, imagenet1k; or a .txt or .json file
-            of names; or 'sorted'; or how many classes there are, where they are only numbered.
         ipc: Images per class. Default: all.
-        pick: natural takes the first images, 2 before 10. string takes the first images, 10 before 2, as
-            MinimaxDiffusion's evaluation does. random draws them. Default: string for minimax, else natural.
         seed: Seed of a random pick.
         mean: Mean that normalised tensors have lost: one number, or one for each channel.
         std: Standard deviation of normalised tensors, likewise.
@@ -61,7 +80,7 @@ def import_(
     """
     from dap.data.sets.imports import import_set
 
-    told = functools.partial(output.watcher().images, out.name)
+    told = functools.partial(watcher_of(output).images, out.name)
     given = {"layout": layout, "ipc": ipc, "pick": pick, "seed": seed, "labels": labels, "licence": licence}
     made = import_set(source, out, class_names=classes, mean=mean, std=std, progress=told, **given)
     notes = made.noted("import.json")["notes"]
@@ -82,9 +101,9 @@ def export(
     teacher: Annotated[str | None, Parameter(group=LABELS)] = None,
     protocol: Annotated[str, Parameter(group=LABELS)] = "fkd-soft",
     epochs: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
-    changes: Annotated[Changes | None, Parameter(group=LABELS)] = None,
-    machine: Place = Place(),
-    output: Output = Output(),
+    changes: Annotated[Changes, Parameter(group=LABELS)] = None,
+    machine: PlaceFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Export a set.
 
@@ -99,13 +118,13 @@ def export(
     """
     from dap.data.sets.distilled import DistilledSet
 
-    made, watcher = DistilledSet.open(set_), output.watcher()
+    made, watcher = DistilledSet.open(set_), watcher_of(output)
     if layout == "fkd":
         from dap.verbs.labels import store_labels
 
         changed = assignments(changes or [], "--set", "FIELD")
         asked = {"teacher": teacher, "protocol": protocol, "epochs": epochs, "changes": changed}
-        store_labels(made, out, machine=machine, watcher=watcher, **asked)
+        store_labels(made, out, machine=machine_of(machine), watcher=watcher, **asked)
         again = ["--protocol", protocol, *(["--epochs", str(epochs)] if epochs else [])]
         again += [part for item in changes or [] for part in ("--set", item)]
         line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])
@@ -130,7 +149,7 @@ def convert(
     classes: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     dtype: Dtype = "float32",
     offline: bool = False,
-    output: Output = Output(),
+    output: OutputFlags | None = None,
 ) -> Told:
     """Convert weights.
 

@@ -1,17 +1,19 @@
 """The types of the flags that several verbs share.
 
-A command is a function whose annotations say what its flags are; the library cyclopts reads them. The classes here add the
-spelling of a flag to the classes that the functions behind the verbs take, so that every name, default and sentence of help
-stands in one place.
+A command is a function whose annotations say what its flags are; the library cyclopts reads them. The flags that several
+verbs share are made of the classes that the functions behind the verbs take, so that every name, default and sentence of
+help stands in one place.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -19,6 +21,7 @@ from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.verbs.options import Judging, Machine
 
+OTHERS = Group("Other flags", sort_key=90)
 JUDGING = Group("Judging", sort_key=20)
 MACHINE = Group("Machine (decides no byte of a set)", sort_key=30)
 OUTPUT = Group("Output", sort_key=40)
@@ -88,20 +91,14 @@ def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
 
 Positive = Annotated[int, Parameter(converter=positive, metavar="N")]
 MaybePositive = Annotated[int | None, Parameter(converter=positive, metavar="N")]
-Words = Annotated[tuple[str, ...], Parameter(converter=words, metavar="NAME,…", allow_repeating=True)]
-Numbers = Annotated[tuple[int, ...], Parameter(converter=numbers, metavar="N,…", allow_repeating=True)]
+Words = Annotated[tuple[str, ...], Parameter(converter=words, metavar="NAME,…", show_default=False)]
+Numbers = Annotated[tuple[int, ...], Parameter(converter=numbers, metavar="N,…", show_default=False)]
 Floats = Annotated[list[float] | None, Parameter(consume_multiple=(1, None), metavar="X …")]
-Changes = Annotated[
-    list[str],
-    Parameter(
-        name="--set",
-        metavar="FIELD=VALUE",
-        help="Another value of a field of the protocol, as YAML: size=64, 'mean=[0.5]'. May be repeated.",
-    ),
-]
 Classes = Annotated[list[str] | None, Parameter(consume_multiple=(1, None), metavar="NAME …")]
 Sets = Annotated[list[Path], Parameter(metavar="SET …")]
 Dtype = Literal["float32", "bfloat16", "float16"]
+CHANGES = "Another value of a field of the protocol, as YAML: size=64, 'mean=[0.5]'. May be repeated."
+Changes = Annotated[list[str] | None, Parameter(name="--set", metavar="FIELD=VALUE", help=CHANGES)]
 Track = Annotated[
     Literal["tensorboard", "wandb"] | None,
     Parameter(
@@ -111,59 +108,12 @@ Track = Annotated[
     ),
 ]
 
+SPELLED = {"changes": "--set", "trials": ("--trials", "--seeds")}
+"""Fields whose flag is not simply their name."""
 
-@Parameter(name="*", group=MACHINE)
-@dataclass(frozen=True, kw_only=True)
-class Place(Machine):
-    """Where a verb runs that shares nothing with other runs: the device, and whether the network may be asked."""
-
-    device: str = "auto"
-    offline: bool = False
-    cache: Annotated[Path | None, Parameter(parse=False)] = None
-    threads: Annotated[int | None, Parameter(parse=False)] = None
+METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR"}
 
 
-@Parameter(name="*", group=MACHINE)
-@dataclass(frozen=True, kw_only=True)
-class MachineFlags(Machine):
-    """The flags of `Machine`."""
-
-    threads: MaybePositive = None
-
-
-@Parameter(name="*", group=JUDGING)
-@dataclass(frozen=True, kw_only=True)
-class JudgingFlags(Judging):
-    """The flags of `Judging`. `changes` comes as texts and is read by `judging`."""
-
-    networks: Words = ()
-    trials: Annotated[int, Parameter(name=("--trials", "--seeds"), converter=positive, metavar="N")] = 1
-    epochs: MaybePositive = None
-    changes: Changes = field(default_factory=list)  # pyright: ignore[reportIncompatibleVariableOverride]
-    labels: Annotated[Path | None, Parameter(metavar="DIR")] = None
-    reference: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    neighbours: MaybePositive = None
-
-
-@Parameter(name="*", group=JUDGING)
-@dataclass(frozen=True, kw_only=True)
-class QuickJudgingFlags(JudgingFlags):
-    """The flags of `Judging` with the protocol of the demo."""
-
-    protocol: str = "quick-hard"
-
-
-def judging(flags: JudgingFlags) -> Judging:
-    """The `Judging` that these flags say.
-
-    Raises:
-        DapError: a text of `--set` is not FIELD=VALUE.
-    """
-    given = {name: getattr(flags, name) for name in Judging.__dataclass_fields__}
-    return Judging(**{**given, "changes": assignments(given["changes"], "--set", "FIELD")})
-
-
-@Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What a verb writes to the terminal.
@@ -178,11 +128,97 @@ class Output:
     quiet: bool = False
     debug: bool = False
 
-    def watcher(self) -> Watcher:
-        """What draws the progress of a long verb on standard error."""
-        from dap.cli.bars import watcher
 
-        return Watcher() if self.quiet else watcher()
+def sentences(doc: str) -> dict[str, str]:
+    """What a docstring's section "Attributes" says of each attribute, as one sentence or several."""
+    section = inspect.cleandoc(doc).partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in found}
+    return {name: text[0].upper() + text[1:] for name, text in texts.items()}
+
+
+def _kind(name: str, hint: Any) -> tuple[Any, dict[str, Any]]:
+    """The type of a field's flag, and what else the library must know of the flag."""
+    if name == "changes":
+        return list[str], {"metavar": "FIELD=VALUE", "help": CHANGES}
+    if hint in (int, int | None):
+        return int, {"converter": positive, "metavar": "N"}
+    if hint == tuple[str, ...]:
+        return hint, {"converter": words, "metavar": "NAME,…"}
+    about = {"metavar": METAVARS[name]} if name in METAVARS else {}
+    return next((arm for arm in get_args(hint) if isinstance(arm, type)), hint), about
+
+
+def flags_of(made: type, group: Group, without: Collection[str] = (), **defaults: Any) -> Any:
+    """A flag for every field of a dataclass, with the sentence that its docstring has for the field.
+
+    Only the flags that were given stand in the dictionary that a command then gets, by the names of the fields.
+
+    Args:
+        made: the dataclass, such as `Machine`.
+        group: the heading of the flags in the help.
+        without: fields that get no flag.
+        defaults: values that the help states instead of the defaults of the class.
+    """
+    hints, says, flags = get_type_hints(made), sentences(made.__doc__ or ""), {}
+    for one in fields(made):
+        if one.name in without:
+            continue
+        hint, about = _kind(one.name, hints[one.name])
+        default = defaults.get(one.name, one.default)
+        known = isinstance(default, (str, int)) and not isinstance(default, bool)
+        about.setdefault("help", says[one.name] + (f" Default: {default}." if known else ""))
+        about["name"] = SPELLED.get(one.name, f"--{one.name.replace('_', '-')}")
+        flags[one.name] = Annotated[hint, Parameter(group=group, **about)]
+    return parameters(f"{made.__name__}Flags", flags)
+
+
+def parameters(title: str, flags: Mapping[str, Any]) -> Any:
+    """Flags that a command gets as one dictionary."""
+    found = TypedDict(title, dict(flags), total=False)  # noqa: UP013  # pyright: ignore
+    # The library would parse the source of this module for the help of each flag, which stands in the flags already. That
+    # takes a tenth of the time that a verb's help may take. A class of an unknown module has no source.
+    found.__module__ = "dap.no_source"
+    return Annotated[found, Parameter(name="*")]
+
+
+if TYPE_CHECKING:
+    MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = dict[str, Any]
+else:
+    MachineFlags = flags_of(Machine, MACHINE)
+    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads"))
+    JudgingFlags = flags_of(Judging, JUDGING)
+    QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")
+    OutputFlags = flags_of(Output, OUTPUT)
+
+
+def machine_of(given: Mapping[str, Any] | None) -> Machine:
+    """The machine that the flags say."""
+    return Machine(**(given or {}))
+
+
+def judging_of(given: Mapping[str, Any] | None, **defaults: Any) -> Judging:
+    """How the flags say that sets are judged.
+
+    Raises:
+        DapError: a text of `--set` is not FIELD=VALUE.
+    """
+    chosen = {**defaults, **(given or {})}
+    return Judging(**{**chosen, "changes": assignments(chosen.get("changes") or [], "--set", "FIELD")})
+
+
+def output_of(given: Mapping[str, Any] | None) -> Output:
+    """What the flags say of the terminal."""
+    return Output(**(given or {}))
+
+
+def watcher_of(given: Mapping[str, Any] | None) -> Watcher:
+    """What draws the progress of a long verb on standard error; under `--quiet` nothing does."""
+    if output_of(given).quiet:
+        return Watcher()
+    from dap.cli.bars import watcher
+
+    return watcher()
 
 
 @dataclass(frozen=True)
@@ -198,23 +234,6 @@ class Told:
     text: str
     values: Mapping[str, Any]
     status: int = 0
-
-
-def shell(command: Sequence[str]) -> str:
-    """A command line as it is typed into a shell."""
-    import shlex
-
-    return shlex.join(command)
-
-
-def stdout_width(text: Callable[[int], str], other: Callable[[], str]) -> str:
-    """A table as wide as the terminal, or its other form where standard output is a file or a pipe."""
-    import shutil
-    import sys
-
-    if sys.stdout.isatty():
-        return text(shutil.get_terminal_size().columns)
-    return other()
 
 
 def plain(value: Any) -> Any:

@@ -15,14 +15,16 @@ from dap.cli.flags import (
     MachineFlags,
     MaybePositive,
     Numbers,
-    Output,
+    OutputFlags,
     Positive,
     Sets,
     Told,
     Track,
     assignments,
+    judging_of,
+    machine_of,
+    watcher_of,
 )
-from dap.cli.flags import judging as judging_of
 from dap.cli.results import shown
 
 
@@ -33,10 +35,10 @@ def evaluate(
     data: str | None = None,
     classes: Classes = None,
     out: Path | None = None,
-    judged: JudgingFlags = JudgingFlags(),
+    judged: JudgingFlags | None = None,
     track: Track = None,
-    machine: MachineFlags = MachineFlags(),
-    output: Output = Output(),
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Judge sets.
 
@@ -50,7 +52,7 @@ def evaluate(
     from dap.verbs.report import check_tracking
 
     check_tracking(track)
-    told = {"judging": judging_of(judged), "machine": machine, "watcher": output.watcher()}
+    told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
     return shown(run(sets, data=data, classes=classes, out=out or sets[0], **told), track)
 
 
@@ -62,9 +64,9 @@ def train_teacher(
     network: str | None = None,
     protocol: str = "reference",
     epochs: MaybePositive = None,
-    changes: Changes | None = None,
-    machine: MachineFlags = MachineFlags(),
-    output: Output = Output(),
+    changes: Changes = None,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Train a classifier.
 
@@ -86,8 +88,8 @@ def train_teacher(
         protocol=protocol,
         epochs=epochs,
         changes=assignments(changes or [], "--set", "FIELD"),
-        machine=machine,
-        watcher=output.watcher(),
+        machine=machine_of(machine),
+        watcher=watcher_of(output),
     )
     return Told(
         f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
@@ -106,8 +108,8 @@ def classify(
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
     keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
     seed: int = 0,
-    machine: MachineFlags = MachineFlags(),
-    output: Output = Output(),
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Classify by a backbone.
 
@@ -125,7 +127,7 @@ def classify(
     from dap.verbs.classify import classify as run
 
     levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
-    found = run(sets, **chosen, reals=reals, levels=levels, machine=machine, watcher=output.watcher())
+    found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "
         f"which is right on {one['real']['accuracy']:.1%} of {one['real']['images']} real test images"
@@ -145,7 +147,7 @@ def report(
     out: Path,
     title: str = "Distilled sets compared",
     track: Track = None,
-    output: Output = Output(),
+    output: OutputFlags | None = None,
 ) -> Told:
     """Report on sets.
 
@@ -172,7 +174,7 @@ def rank(
     augmented: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     plain: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     full: Annotated[float | None, Parameter(metavar="FRACTION")] = None,
-    output: Output = Output(),
+    output: OutputFlags | None = None,
 ) -> Told:
     """Rank sets.
 

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dap.cli.flags import Dtype, Output, Place, Told
+from dap.cli.flags import Dtype, OutputFlags, PlaceFlags, Told, machine_of, output_of
 
 
 def methods(
     name: Annotated[str | None, Parameter(metavar="NAME")] = None,
     /,
     *,
-    output: Output = Output(),
+    output: OutputFlags | None = None,
 ) -> Told:
     """List the methods.
 
@@ -37,7 +37,7 @@ def verify(
     set_: Annotated[Path, Parameter(name="SET", metavar="SET")],
     /,
     *,
-    output: Output = Output(),
+    output: OutputFlags | None = None,
 ) -> Told:
     """Verify a set.
 
@@ -57,8 +57,8 @@ def check(
     /,
     *,
     dtype: Dtype = "float32",
-    machine: Place = Place(),
-    output: Output = Output(),
+    machine: PlaceFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Check a part.
 
@@ -69,11 +69,12 @@ def check(
     from dap.testing import check as run
     from dap.testing import summary
 
-    kind, found = run(name, device=machine.device, dtype=dtype, offline=machine.offline)
+    where, told = machine_of(machine), output_of(output)
+    kind, found = run(name, device=where.device, dtype=dtype, offline=where.offline)
     seen = []
     for finding in found:  # each one is shown when it is found, because a backbone takes minutes
         seen.append(finding)
-        if not (output.json or output.quiet):
+        if not (told.json or told.quiet):
             print(finding, flush=True)
     values = {"name": name, "kind": kind, "findings": [{"level": one.level, "says": str(one)} for one in seen]}
     return Told(summary(name, kind, seen), values, status=int(any(one.level == "wrong" for one in seen)))

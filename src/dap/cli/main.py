@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 from dap import __version__
 from dap.base.errors import DapError
 from dap.base.registry import suggest
-from dap.cli.flags import Output, Told, plain
+from dap.cli.flags import OTHERS, Output, Told, output_of, plain
 from dap.cli.verbs import VERBS
 
 DONE, MISTAKE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -43,20 +43,22 @@ def build_app() -> App:
         help=ABOUT,
         version=f"dap {__version__}",
         help_format="plaintext",
-        help_epilogue=ENDS,
+        help_epilogue=f"{ENDS}\n",
+        group_commands=OTHERS,
         default_parameter=Parameter(negative=(), allow_repeating=True),
         print_error=False,
         exit_on_error=False,
         suppress_keyboard_interrupt=False,
     )
-    for name, verb in VERBS.items():
+    for place, (name, verb) in enumerate(VERBS.items()):
         app.command(
             f"dap.cli.{verb.home}",
             name=name,
             help=verb.says,
             group=verb.group,
+            sort_key=place,
             show=bool(verb.says),
-            help_epilogue="\n".join(["Examples:", *(f"  {example}" for example in verb.examples)]),
+            help_epilogue="\n".join(["Examples:", *(f"  {example}" for example in verb.examples), ""]),
         )
     app.register_install_completion_command(
         name="--install-completion", help="Let the shell complete verbs, flags and values.", add_to_startup=True
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the command line cannot be read; the status is 2.
     """
+    # Without this, pydantic looks for plugins in the metadata of every installed package, which takes longer than a help page.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--debug"] and len(words) > 1:  # the older place of the flag, before the verb
         words[:2] = [words[1], "--debug"]
@@ -84,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, bound, _ = app.parse_args(words or ["--help"], print_error=False, exit_on_error=False)
     except CycloptsError as error:
         _unreadable(words, error)
-    output = bound.arguments.get("output") or Output()
+    output = output_of(bound.arguments.get("output"))
     logging.basicConfig(format="dap: %(message)s", level=logging.ERROR if output.quiet else logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _interrupt)

@@ -16,15 +16,18 @@ from dap.cli.flags import (
     MachineFlags,
     MaybePositive,
     Numbers,
-    Output,
-    Place,
+    OutputFlags,
+    PlaceFlags,
     Positive,
     QuickJudgingFlags,
     Told,
     Track,
     Words,
     assignments,
-    judging,
+    judging_of,
+    machine_of,
+    output_of,
+    watcher_of,
 )
 from dap.cli.recipe import CommonFlags, Ipcs, RecipeFlags, flag_of, recipe_fields, recipe_values, varied
 from dap.cli.results import shown
@@ -36,6 +39,13 @@ RecipeFile = Annotated[
 ]
 SetsEach = Annotated[Positive, Parameter(name="--sets")]
 Workers = Annotated[Positive, Parameter(name="--workers")]
+Methods = Annotated[
+    Words,
+    Parameter(
+        help="Methods with commas between them, each a name or file.py:Name; dap methods lists the names. NAME@BACKBONE takes "
+        "another backbone for one method. Default: random,vanilla,dap,dap-slots.",
+    ),
+]
 Subsample = Annotated[Numbers, Parameter(name="--subsample")]
 
 
@@ -50,8 +60,8 @@ def distill(
     *,
     out: Path,
     flags: RecipeFlags | None = None,
-    machine: MachineFlags = MachineFlags(),
-    output: Output = Output(),
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Make a distilled set.
 
@@ -62,7 +72,7 @@ def distill(
     from dap.verbs.distill import distill as make
 
     chosen = Recipe.parse(recipe_values(recipe, flags or {}), recipe or "the recipe")
-    made = make(chosen, out, machine=machine, watcher=output.watcher(), command=command())
+    made = make(chosen, out, machine=machine_of(machine), watcher=watcher_of(output), command=command())
     from dap.verbs.report import write_page
 
     page = write_page([out], out, f"{out.name}: {chosen.method}")
@@ -78,10 +88,10 @@ def demo(
     out: Path | None = None,
     backbone: Literal["dit", "unet"] = "dit",
     sets: SetsEach = 1,
-    judged: QuickJudgingFlags = QuickJudgingFlags(),
+    judged: QuickJudgingFlags | None = None,
     track: Track = None,
-    machine: MachineFlags = MachineFlags(),
-    output: Output = Output(),
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Run the main job.
 
@@ -97,7 +107,18 @@ def demo(
     name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[backbone]
     title = f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})"
     where = out or Path(f"runs/demo-{backbone}")
-    return _grid(run, base, vary, sets, where, title=title, judged=judged, machine=machine, output=output, track=track)
+    return _grid(
+        run,
+        base,
+        vary,
+        sets,
+        where,
+        title=title,
+        judged=judged,
+        machine=machine_of(machine),
+        output=output,
+        track=track,
+    )
 
 
 def sweep(
@@ -109,10 +130,10 @@ def sweep(
     sets: SetsEach = 5,
     workers: Workers = 1,
     flags: RecipeFlags | None = None,
-    judged: JudgingFlags = JudgingFlags(),
+    judged: JudgingFlags | None = None,
     track: Track = None,
-    machine: MachineFlags = MachineFlags(),
-    output: Output = Output(),
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Make and judge a grid.
 
@@ -126,7 +147,7 @@ def sweep(
 
     values, fields = recipe_values(recipe, flags or {}), varied(vary or [])
     title = f"Sweep over {', '.join(item.partition('=')[0] for item in vary or []) or 'seeds'}"
-    told = {"judged": judged, "machine": machine, "output": output, "track": track, "workers": workers}
+    told = {"judging": judging_of(judged), "machine": machine, "output": output, "track": track, "workers": workers}
     return _grid(run, values, fields, sets, out, title=title, **told)
 
 
@@ -135,24 +156,22 @@ def compare(
     /,
     *,
     out: Path,
-    methods: Words = ("random", "vanilla", "dap", "dap-slots"),
+    methods: Methods = ("random", "vanilla", "dap", "dap-slots"),
     ipcs: Ipcs = (),
     sets: SetsEach = 3,
     option: Annotated[list[str] | None, Parameter(metavar="METHOD.NAME=VALUE")] = None,
     subsample: Subsample = (),
     workers: Workers = 1,
     flags: CommonFlags | None = None,
-    judged: JudgingFlags = JudgingFlags(),
+    judged: JudgingFlags | None = None,
     track: Track = None,
-    machine: MachineFlags = MachineFlags(),
-    output: Output = Output(),
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Compare methods.
 
     Args:
         out: Folder of the comparison.
-        methods: Names of methods as dap methods lists them, or file.py:Name, with commas between them. NAME@BACKBONE takes
-            another backbone for one method.
         ipcs: Images per class: one number, or several with commas between them. Default: the recipe's, which is 10.
         sets: Distilled sets of each method, each with its own seed.
         option: An option of one method's own, as YAML; dap methods NAME lists them. May be repeated.
@@ -164,7 +183,7 @@ def compare(
     options = assignments(option or [], "--option", "METHOD.NAME")
     _check_wanted(methods, flags or {})
     values = recipe_values(recipe, flags or {})
-    told = {"judged": judged, "machine": machine, "output": output, "track": track, "workers": workers}
+    told = {"judging": judging_of(judged), "machine": machine, "output": output, "track": track, "workers": workers}
     return _grid(run, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
 
 
@@ -187,8 +206,8 @@ def caption(
     ask: Annotated[str | None, Parameter(metavar="TEXT")] = None,
     per_class: MaybePositive = None,
     batch: Positive = 16,
-    machine: Place = Place(),
-    output: Output = Output(),
+    machine: PlaceFlags | None = None,
+    output: OutputFlags | None = None,
 ) -> Told:
     """Caption real images.
 
@@ -205,7 +224,7 @@ def caption(
     from dap.verbs.caption import caption as run
 
     chosen: dict[str, Any] = {"classes": classes, "ask": ask, "per_class": per_class, "batch": batch}
-    made = run(data, out, model=model or MODEL, machine=machine, watcher=output.watcher(), **chosen)
+    made = run(data, out, model=model or MODEL, machine=machine_of(machine), watcher=watcher_of(output), **chosen)
     again = shlex.join(["dap", "distill", "--method", "vlcp", "--captions", str(out)])
     return Told(f"{made} captions added to {out}\nNext: {again} ...", {"captions": out, "added": made})
 
@@ -213,9 +232,9 @@ def caption(
 def _grid(
     run: Callable[..., Any],
     *given: Any,
-    judged: JudgingFlags,
-    machine: MachineFlags,
-    output: Output,
+    judging: Judging,
+    machine: MachineFlags | None,
+    output: OutputFlags | None,
     track: str | None,
     **options: Any,
 ) -> Told:
@@ -223,15 +242,14 @@ def _grid(
     from dap.verbs.report import Unfinished, check_tracking
 
     check_tracking(track)
-    asked: Judging = judging(judged)
-    told = {"judging": asked, "machine": machine, "watcher": output.watcher(), "command": command()}
+    told = {"judging": judging, "machine": machine_of(machine), "watcher": watcher_of(output), "command": command()}
     try:
         return shown(run(*given, **options, **told), track)
     except Unfinished as error:
         if error.results is not None:
             found = shown(error.results, track)
             error.values = found.values  # pyright: ignore[reportAttributeAccessIssue]
-            if not (output.json or output.quiet):
+            if not (output_of(output).json or output_of(output).quiet):
                 print(found.text)
         raise
 

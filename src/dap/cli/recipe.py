@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
 from dap.base.errors import DapError
-from dap.cli.flags import Numbers, assignments
+from dap.cli.flags import Numbers, assignments, parameters
 from dap.methods import SUMMARIES
 from dap.recipe import BackboneChoice, Data, GuidanceOptions, Recipe, Sampling
 
@@ -64,20 +64,20 @@ def annotation(name: str, field: Any) -> Any:
     if choices and int not in arms:
         return Annotated[Literal[tuple(choices)], Parameter(**about, help=says)]
     kind = next((arm.__name__.upper() for arm in arms if isinstance(arm, type)), "VALUE")
-    metavar = "|".join([{"STR": "TEXT"}.get(kind, kind), *choices])
+    metavar = "|".join([kind, *choices])
     return Annotated[str, Parameter(**about, help=says, metavar=metavar, allow_leading_hyphen=True)]
 
 
-def _flags(title: str, without: Collection[str] = ()) -> Any:
-    fields = {name: annotation(name, field) for name, field in recipe_fields() if name not in without}
-    return TypedDict(title, fields, total=False)  # pyright: ignore[reportArgumentType]
+def recipe_flags(title: str, without: Collection[str] = ()) -> Any:
+    """A flag for every field of a recipe but some: dotted name -> the text that was given."""
+    return parameters(title, {name: annotation(name, field) for name, field in recipe_fields() if name not in without})
 
 
-RecipeFlags = Annotated[_flags("RecipeFlags"), Parameter(name="*")]
-"""A flag for every field of a recipe: dotted name -> the text that was given."""
-
-CommonFlags = Annotated[_flags("CommonFlags", ("method", "ipc", "options")), Parameter(name="*")]
-"""Likewise, less the fields that `dap compare` varies."""
+if TYPE_CHECKING:
+    RecipeFlags = CommonFlags = dict[str, Any]
+else:
+    RecipeFlags = recipe_flags("RecipeFlags")
+    CommonFlags = recipe_flags("CommonFlags", ("method", "ipc", "options"))  # less what `dap compare` varies
 
 Ipcs = Annotated[Numbers, Parameter(name="--ipc", group=GROUPS[""])]
 """Images per class of `dap compare`: one number or several."""

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MAKE, JUDGE, EXCHANGE, LOOK = "Make sets", "Judge sets", "Exchange sets and weights", "Look and check"
+from cyclopts import Group
+
+MAKE = Group("Make sets", sort_key=1)
+JUDGE = Group("Judge sets", sort_key=2)
+EXCHANGE = Group("Exchange sets and weights", sort_key=3)
+LOOK = Group("Look and check", sort_key=4)
 
 
 class Verb(NamedTuple):
@@ -22,7 +27,7 @@ class Verb(NamedTuple):
 
     home: str
     says: str
-    group: str = LOOK
+    group: Group = LOOK
     examples: tuple[str, ...] = ()
 
 
@@ -39,7 +44,7 @@ VERBS = {
         MAKE,
         (
             "dap distill --method random --ipc 1 --out runs/random",
-            "dap distill imagenette-dit-ipc10 --data ~/imagenet --scale 0.1 --out runs/nette",
+            "dap distill imagenette-dit-ipc10 --data ~/imagenet --out runs/nette",
         ),
     ),
     "compare": Verb(
@@ -47,8 +52,8 @@ VERBS = {
         "Make sets by several methods, train several networks on them, and write one table and report.",
         MAKE,
         (
-            "dap compare --methods random,herding --ipc 1,10 --networks convnet3 --sets 3 --out runs/compare",
-            "dap compare --methods mgd3,dap --option mgd3.scale=0.2 --workers 2 --out runs/two",
+            "dap compare --methods random,dm,dap --ipc 1,10 --out runs/compare",
+            "dap compare --methods mgd3,dap --option mgd3.scale=0.2 --out runs/two",
         ),
     ),
     "sweep": Verb(
@@ -57,7 +62,7 @@ VERBS = {
         MAKE,
         (
             "dap sweep --vary scale=0,0.02,0.05 --sets 5 --out runs/scale",
-            "dap sweep --vary method=random,dap --vary ipc=1,10 --protocol quick-hard --out runs/grid",
+            "dap sweep --vary method=random,dap --vary ipc=1,10 --out runs/grid",
         ),
     ),
     "caption": Verb(
@@ -66,7 +71,7 @@ VERBS = {
         MAKE,
         (
             "dap caption --data fashion-mnist --per-class 100 --out captions.jsonl",
-            'dap caption --data ~/animals --classes tench goldfish --ask "a photo of a {}" --out captions.jsonl',
+            'dap caption --data ~/animals --ask "a photo of a {}" --out captions.jsonl',
         ),
     ),
     "evaluate": Verb(
@@ -75,7 +80,7 @@ VERBS = {
         JUDGE,
         (
             "dap evaluate runs/random --protocol small-hard --trials 3",
-            "dap evaluate runs/theirs --data ~/animals --networks convnet3,resnet18 --set size=64 --epochs 100",
+            "dap evaluate runs/theirs --data ~/animals --set size=64 --epochs 100",
         ),
     ),
     "train-teacher": Verb(
@@ -83,8 +88,8 @@ VERBS = {
         "Train a classifier on all real images, for soft labels and as a ceiling.",
         JUDGE,
         (
-            "dap train-teacher --data fashion-mnist --network convnet3 --out teacher.safetensors",
-            "dap train-teacher --data ~/animals --classes imagenette --epochs 50 --out teacher.safetensors",
+            "dap train-teacher --data fashion-mnist --out teacher.safetensors",
+            "dap train-teacher --data ~/animals --network resnet18 --out r18.safetensors",
         ),
     ),
     "classify": Verb(
@@ -102,7 +107,7 @@ VERBS = {
         JUDGE,
         (
             "dap report runs --out report",
-            'dap report runs/scale runs/grid --title "What the scale does" --out scale.html',
+            'dap report runs/scale --title "What the scale does" --out scale.html',
         ),
     ),
     "rank": Verb(
@@ -119,8 +124,8 @@ VERBS = {
         "Make a distilled set of images that others made, in any layout of the field.",
         EXCHANGE,
         (
-            "dap import minimax/imagewoof --classes imagewoof --ipc 10 --out runs/theirs",
-            "dap import images.pt --labels labels.pt --classes 10 --mean 0.5 --std 0.5 --out runs/theirs",
+            "dap import minimax/woof --classes imagewoof --ipc 10 --out runs/theirs",
+            "dap import images.pt --labels y.pt --mean 0.5 --std 0.5 --out runs/theirs",
         ),
     ),
     "export": Verb(
@@ -138,7 +143,7 @@ VERBS = {
         EXCHANGE,
         (
             "dap convert facebook/DiT-XL-2-256 --out weights/dit",
-            "dap convert DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out weights/original",
+            "dap convert DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out w",
         ),
     ),
     "methods": Verb(
