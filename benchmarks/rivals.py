@@ -22,7 +22,7 @@ from typing import Any
 
 from dap.evaluation.report.records import load_set
 from dap.evaluation.report.spread import Stat, difference, spread_of
-from dap.evaluation.report.wording import DASH, accuracy, interval, signed
+from dap.evaluation.report.text import DASH, accuracy, interval, signed
 from dap.methods import find
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -13,6 +13,9 @@ import numpy as np
 from PIL import Image
 
 from dap.evaluation.report import page as report
+from dap.evaluation.report.expected import Claims
+from dap.evaluation.report.summary import Row
+from dap.evaluation.report.tables import accuracy_table
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -87,6 +90,12 @@ def sweep(tmp_path: Path, field: str, values: Sequence[Any], **changes: Any) -> 
 
 def page_of(paths: Sequence[Path], out: Path, title: str = "A title", expected: dict[str, str] | None = None) -> str:
     return report.write_report(paths, out, title=title, expected=expected).read_text(encoding="utf-8")
+
+
+def table(rows: Sequence[Row], expected: dict[str, str] | Claims | None = None) -> str:
+    """The accuracies as Markdown."""
+    claims = expected if isinstance(expected, Claims) else Claims(expected)
+    return accuracy_table(rows, claims).markdown()
 
 
 class Outline(HTMLParser):

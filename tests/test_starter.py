@@ -10,7 +10,7 @@ import torch
 
 import dap.starter.unet
 from dap.backbones import ClassifierFree, load
-from dap.evaluation.training.reference import load_reference
+from dap.evaluation.training.classifier import load_trained
 from dap.sampling import Batch, latents
 from dap.starter import CLASS_NAMES, PIPELINE, REFERENCE, UNET_PIPELINE
 from dap.starter.images import training_images
@@ -26,7 +26,7 @@ def test_samples_are_of_their_class(name):
     batch = Batch.of(CLASS_NAMES, labels, [0, 1, 2] * 10, 0)
     model = ClassifierFree(backbone, backbone.card.cfg, backbone.card.cfg_channels)
     made = backbone.decode(latents(model, None, batch, steps=10, solver="dpm++2m"))
-    reference = load_reference(REFERENCE)
+    reference = load_trained(REFERENCE)
     guessed = reference.predict(made)
     assert (guessed == torch.tensor(labels)).float().mean() >= 0.7
     # A class's three samples differ: not one picture each.

@@ -15,7 +15,7 @@ from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part
 from dap.data.real.sources import Source, check_path, open_source
-from dap.evaluation.training.teacher import Teacher, check_teacher, load_teacher
+from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.methods import Method, Options, Task, find
 from dap.recipe import BackboneChoice, Data, Recipe
 from dap.starter import REFERENCE
@@ -42,7 +42,7 @@ class Workshop:
         self._backbones: dict[BackboneChoice, Backbone] = {}
         self._sources: dict[tuple[Data, str, Fit], Source] = {}
         self._hashes: dict[int, str] = {}
-        self._classifiers: dict[tuple[str, tuple[str, ...]], Teacher] = {}
+        self._classifiers: dict[tuple[str, tuple[str, ...]], Classifier] = {}
 
     def backbone(self, choice: BackboneChoice) -> Backbone:
         if choice not in self._backbones:
@@ -101,7 +101,7 @@ class Workshop:
         check_path(recipe.data.path)
         options = method.parse(recipe.options, recipe.method)
         if (name := _classifier(method, recipe)) not in (None, STARTER):
-            check_teacher(name)
+            check_classifier(name)
         if (file := _captions(method, recipe)) is not None:
             check_captions(file)
         return method, options
@@ -132,12 +132,13 @@ class Workshop:
         task = Task(resolved, source, backbone if needed else None, self.cache, options, classifier, captions)
         return method, replace(task, store=Store(None, self.inputs(task)), device=backbones.device_of(self.device))
 
-    def classifier(self, name: str, source: Source) -> Teacher:
-        """The network trained on the real data, "starter" or whatever `load_teacher` opens, for the source's classes."""
+    def classifier(self, name: str, source: Source) -> Classifier:
+        """The network trained on the real data, "starter" or whatever `load_classifier` opens, for the source's classes."""
         key = (name, source.class_names)
         if key not in self._classifiers:
             path = REFERENCE if name == STARTER else name
-            found = load_teacher(path, source.class_names, str(backbones.device_of(self.device)), offline=self.offline)
+            device = str(backbones.device_of(self.device))
+            found = load_classifier(path, source.class_names, device, offline=self.offline)
             self._classifiers[key] = replace(found, name=name)
         return self._classifiers[key]
 

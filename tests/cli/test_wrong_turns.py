@@ -19,7 +19,7 @@ FAST = ["--set", "epochs=1", "--set", "width=4", "--set", "size=16", "--sets", "
         ("mgd3,vlcp", [], r"'vlcp' needs captions of the real images: give --captions"),
         ("mgd3,vlcp", ["--captions", "nowhere.jsonl"], r"no file of captions nowhere.jsonl"),
         ("mgd3,herding", [], r"'herding' needs a network trained on the real data"),
-        ("mgd3,rded", ["--classifier", "nowhere.safetensors"], r"No teacher nowhere.safetensors"),
+        ("mgd3,rded", ["--classifier", "nowhere.safetensors"], r"No classifier nowhere.safetensors"),
         ("mgd3,random", ["--scale", "0.4"], r"Of mgd3, random none takes --scale"),
         ("mgd3,random", ["--classifier", "torchvision:resnet18"], r"none takes --classifier"),
         ("mgd3", ["--subsample", "1,2"], r"--subsample 2: no set has more than 2 images a class"),

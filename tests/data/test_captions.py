@@ -11,7 +11,7 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.captions import read_captions
 from dap.data.real.sources import open_source
-from dap.verbs.caption import caption
+from dap.verbs.caption import write_captions
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def read(file):
 def test_every_image_gets_its_own_caption_and_a_killed_run_goes_on(source, tmp_path):
     whole, torn = tmp_path / "a.jsonl", tmp_path / "deep" / "b.jsonl"
     told = []
-    assert caption(source, whole, say, "m", batch=5, tell=lambda *done: told.append(done)) == 36
+    assert write_captions(source, whole, say, "m", batch=5, tell=lambda *done: told.append(done)) == 36
     assert told[-1] == ("captions", 36, 36)
     for label in range(3):
         images = source.images(label, range(12))
@@ -95,39 +95,39 @@ def test_every_image_gets_its_own_caption_and_a_killed_run_goes_on(source, tmp_p
         return say(images, ask)
 
     with pytest.raises(KeyboardInterrupt):
-        caption(source, torn, dies, "m", batch=5)
+        write_captions(source, torn, dies, "m", batch=5)
     torn.write_text(torn.read_text()[:-4])  # cut in the last line
-    assert caption(source, torn, say, "m", batch=5) > 0
+    assert write_captions(source, torn, say, "m", batch=5) > 0
     assert sorted(map(json.dumps, read(torn))) == sorted(map(json.dumps, read(whole)))
-    assert caption(source, torn, say, "m") == 0
+    assert write_captions(source, torn, say, "m") == 0
 
 
 def test_fewer_a_class_are_a_part_of_more(source, tmp_path):
     file = tmp_path / "a.jsonl"
-    assert caption(source, file, say, "m", per_class=2) == 6
+    assert write_captions(source, file, say, "m", per_class=2) == 6
     before = read(file)
-    assert caption(source, file, say, "m", per_class=5) == 9 and read(file)[:6] == before
+    assert write_captions(source, file, say, "m", per_class=5) == 9 and read(file)[:6] == before
     assert len({said["path"] for said in read(file)}) == 15
 
 
 def test_the_question_names_the_class(source, tmp_path):
-    caption(source, tmp_path / "a.jsonl", say, "m", ask="a {} is", per_class=1)
+    write_captions(source, tmp_path / "a.jsonl", say, "m", ask="a {} is", per_class=1)
     assert {said["caption"].split(" is")[0] for said in read(tmp_path / "a.jsonl")} == {"a red", "a green", "a blue"}
 
 
 def test_captions_of_another_model_or_to_another_question_are_not_mixed(source, tmp_path):
     file = tmp_path / "a.jsonl"
-    caption(source, file, say, "m", per_class=1)
+    write_captions(source, file, say, "m", per_class=1)
     with pytest.raises(DapError, match="has captions by m; choose another file for those by n"):
-        caption(source, file, say, "n")
+        write_captions(source, file, say, "n")
     with pytest.raises(DapError, match="has captions by m; choose another file for those by m asked 'what'"):
-        caption(source, file, say, "m", ask="what")
+        write_captions(source, file, say, "m", ask="what")
 
 
 def test_captions_by_hand_stay_whatever_their_paths(source, write):
     """A later caption counts, so one that is there under another name of the image must not be made again."""
     file = write(line("train/red/0.png", "mine"), {"file_name": "./green/4.png", "text": "mine too"})
-    assert caption(source, file, say, "m") == 34
+    assert write_captions(source, file, say, "m") == 34
     found = read_captions(file, source)
     assert len(found) == 36 and found["red/0.png"] == "mine" and found["green/4.png"] == "mine too"
 

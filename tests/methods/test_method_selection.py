@@ -14,8 +14,8 @@ from dap.base.seeding import seed_of
 from dap.base.store import Store
 from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.steps import RandomResizedCrop
-from dap.evaluation.training.teacher import Teacher
 from dap.methods import Task, Unit, find
 from dap.methods.selection import features as selecting
 from dap.methods.selection import rded
@@ -302,9 +302,9 @@ def test_an_interrupted_set_goes_on_to_the_same_bytes_without_the_work_done(
         distill(wanted, tmp_path / "torn", workshop=Workshop("cpu"), watcher=hearing(images=killed))
     asked = []
     for name in ("features", "logits"):
-        usual = getattr(Teacher, name)
+        usual = getattr(Classifier, name)
         monkeypatch.setattr(
-            Teacher, name, lambda self, images, usual=usual: (asked.append(len(images)), usual(self, images))[1]
+            Classifier, name, lambda self, images, usual=usual: (asked.append(len(images)), usual(self, images))[1]
         )
     torn = distill(wanted, tmp_path / "torn", workshop=Workshop("cpu"))
     assert [r["sha256"] for r in torn.records] == [r["sha256"] for r in whole.records]

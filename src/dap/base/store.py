@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,11 @@ HELD_BYTES = 256 * 2**20
 
 SHARE = 0.1
 """Part of the time that writing checkpoints may take, where they are large."""
+
+
+def checkpoint_seconds() -> float:
+    """Seconds between two checkpoints of long work: 60, or what the environment variable DAP_CHECKPOINT_SECONDS says."""
+    return float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60))
 
 
 @dataclass

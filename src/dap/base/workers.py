@@ -72,7 +72,12 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_workers(arguments: Sequence[str], workers: int, spread: bool = True) -> None:
+def run_workers(
+    arguments: Sequence[str],
+    workers: int,
+    spread: bool = True,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> None:
     """Run the command line `dap` with these arguments in several processes and wait for all.
 
     Each gets its share of the CPU threads, and where there are several GPUs its own in turn. What they say goes to this
@@ -82,6 +87,7 @@ def run_workers(arguments: Sequence[str], workers: int, spread: bool = True) -> 
         arguments: of a command that shares its work by `share`.
         workers: how many processes.
         spread: over the GPUs there are; not where one is named.
+        meanwhile: called about twice a second while they run.
 
     Raises:
         DapError: one of them failed; what was done is kept.
@@ -102,6 +108,9 @@ def run_workers(arguments: Sequence[str], workers: int, spread: bool = True) -> 
             process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
             running.append(stack.enter_context(process))
             stack.callback(_stop, process)
+        while any(process.poll() is None for process in running):
+            meanwhile()
+            time.sleep(0.5)
         found = [process.wait() for process in running]
     wrong = [str(k) for k, status in enumerate(found) if status]
     if wrong:

@@ -25,14 +25,13 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
 from dap.evaluation.training.batches import Labelled
+from dap.evaluation.training.classifier import Classifier, load_classifier
 from dap.evaluation.training.evaluate import evaluate
-from dap.evaluation.training.fitting import Labeller, new_network, seeded
+from dap.evaluation.training.fitting import new_network, seeded
 from dap.evaluation.training.labels import Soft, Stored
 from dap.evaluation.training.protocol import Protocol
-from dap.evaluation.training.reference import Reference
 from dap.evaluation.training.steps import Resize, Step
 from dap.evaluation.training.stored_labels import Labelling, StoredLabels, open_labels, write_labels
-from dap.evaluation.training.teacher import load_teacher
 from dap.evaluation.training.trials import Trial
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
@@ -51,7 +50,7 @@ class Judge:
         networks: one or more, instead of the protocol's own.
         features: images -> (n, D) for the measures, and what to call them.
         device: where to train.
-        teacher: whose labels a protocol with soft labels trains on, instead of its own: see `evaluation.training.teacher`.
+        teacher: whose labels a protocol with soft labels trains on, instead of its own: see `evaluation.training.classifier`.
         labels: folder of a set's stored labels, for a protocol that trains on them; see `store_labels`.
         offline: a teacher's weights come from the local cache alone.
         on: "validation" tests on held-out training images, for choices; the test set is then not opened.
@@ -74,14 +73,14 @@ class Judge:
     every: float = 60.0
     together: int = 1
     _tests: dict[int, Labelled] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _teachers: dict[tuple[str, ...], Labeller] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _classifiers: dict[tuple[str, ...], Classifier] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def test(self) -> Source:
         """The images tested on, at the protocol's size."""
         return self.open(self.on, self.protocol.size)
 
-    def labeller(self, class_names: Sequence[str]) -> Labeller | None:
+    def classifier(self, class_names: Sequence[str]) -> Classifier | None:
         """The teacher, whose logits are in the order of these names; None for a protocol that needs none.
 
         Raises:
@@ -95,9 +94,9 @@ class Judge:
         name, key = self.teacher or labels.teacher, tuple(class_names)
         if name is None:
             raise DapError(f"{self.protocol.name} trains on a teacher's labels; give one (--teacher).")
-        if key not in self._teachers:
-            self._teachers[key] = load_teacher(name, class_names, self.device, offline=self.offline)
-        return self._teachers[key]
+        if key not in self._classifiers:
+            self._classifiers[key] = load_classifier(name, class_names, self.device, offline=self.offline)
+        return self._classifiers[key]
 
     def check(self) -> None:
         """Whether sets made from these real images can be judged, found out before one is made.
@@ -115,10 +114,10 @@ class Judge:
             raise DapError(f"{self.protocol.name} has no use for stored labels (--labels); fkd-soft has.")
         names = self.open("train", self.protocol.size).class_names
         self._check_networks(len(names))
-        self.labeller(names)
+        self.classifier(names)
         self._check_classes(names, "The training data")
-        if isinstance(self.features[1], Reference):
-            self.features[1].columns(names)
+        if isinstance(self.features[1], Classifier):
+            self.features[1].select(names)
 
     def _check_networks(self, classes: int) -> None:
         for network in self.networks or (self.protocol.network,):
@@ -184,13 +183,13 @@ class Judge:
         protocol = self.protocol.settled(ipc=_largest(judged), classes=classes, network=network)
         if self.on == "validation":
             protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
-        labeller = self.labeller(judged.class_names)
+        classifier = self.classifier(judged.class_names)
         said = protocol.model_dump(mode="json")
         stored = self._stored(judged, protocol)
         if stored is not None:
             said["labels"] |= {"teacher": stored.teacher, "fingerprint": stored.fingerprint}
-        if labeller is not None:
-            said["labels"] |= {"teacher": labeller.name, "fingerprint": labeller.fingerprint}
+        if classifier is not None:
+            said["labels"] |= {"teacher": classifier.name, "fingerprint": classifier.fingerprint}
         key = {**of_data, "by": _hash(said)}
         known = list(read_lines(into / "trials.jsonl"))
         # Of images that are no longer there, or of this very protocol and network as they were before a change.
@@ -219,7 +218,7 @@ class Judge:
             todo,
             classes=classes,
             device=self.device,
-            teacher=labeller,
+            teacher=classifier,
             stored=stored,
             progress=on_epoch,
             checkpoints=unfinished,
@@ -297,7 +296,7 @@ def store_labels(
         judged: the set, whole.
         protocol: whose steps, mixing, batch and epochs are taken, such as `fkd-soft`.
         out: folder; epochs that are there already are kept.
-        teacher: see `evaluation.training.teacher.load_teacher`.
+        teacher: see `evaluation.training.classifier.load_classifier`.
         device: where it runs.
         offline: its weights come from the local cache alone.
         seed: of order and augmentation.
@@ -309,7 +308,7 @@ def store_labels(
     judged.check_whole()
     settled = protocol.settled(ipc=_largest(judged), classes=len(judged.class_names))
     images, _ = judged.tensors(_first_side(settled.train_steps), fit="crop-bilinear", dtype=torch.uint8)
-    said = load_teacher(teacher, judged.class_names, device, offline=offline)
+    said = load_classifier(teacher, judged.class_names, device, offline=offline)
     how = _labelling(settled, seed)
     return write_labels(out, images, _hashes(judged), how, said, protocol=settled.name, progress=progress)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.store import Store
 from dap.data.real.sources import Source
+from dap.evaluation.training.labels import ClassifierLike
 from dap.recipe import Recipe, explain
 
 Need = Literal["backbone", "classifier", "training", "captions"]
@@ -44,24 +45,6 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
-class Classifier(Protocol):
-    """A network trained on the real data; `evaluation.training.teacher.Teacher` is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(n, classes) in the data's label order, of images (n, 3, h, w) in [0, 1]."""
-        ...
-
-    def features(self, images: Tensor) -> Tensor:
-        """(n, D), what its last layer sees."""
-        ...
-
-
 @dataclass(frozen=True)
 class Task:
     """What a method gets: a resolved recipe and the objects behind it.
@@ -84,7 +67,7 @@ class Task:
     backbone: Backbone | None
     cache: Path | None = None
     options: Any = None
-    classifier: Classifier | None = None
+    classifier: ClassifierLike | None = None
     captions: Mapping[str, str] | None = None
     store: Store = field(default_factory=Store)
     tell: Callable[[str, int, int], object] = lambda what, done, total: None

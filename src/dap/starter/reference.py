@@ -1,6 +1,6 @@
 """Train the starter's reference network on Fashion-MNIST: `python -m dap.starter.reference --out DIR`.
 
-A ConvNet-3 by the protocol `reference`. DIR gets `convnet3.safetensors`, for `dap.evaluation.training.reference.load_reference`,
+A ConvNet-3 by the protocol `reference`. DIR gets `convnet3.safetensors`, for `dap.evaluation.training.classifier.load_trained`,
 and `training.json`: recipe, seed, accuracy after every epoch and cost.
 """
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dap.evaluation.training.classifier import save_classifier
 from dap.evaluation.training.protocol import load_protocol
-from dap.evaluation.training.reference import save_reference, train_reference
+from dap.evaluation.training.trained import train_on_tensors
 from dap.starter import CLASS_NAMES, verify_data
 from dap.starter.images import training_images
 
@@ -36,7 +37,7 @@ def main() -> None:
     verify_data()
     protocol = load_protocol("reference", epochs=args.epochs, looks=args.epochs)
     with tqdm(total=args.epochs, desc="reference", unit="epoch") as bar:
-        reference, trial = train_reference(
+        classifier, trial = train_on_tensors(
             real_images("train"),
             real_images("test"),
             protocol,
@@ -46,7 +47,7 @@ def main() -> None:
             device=args.device,
             progress=lambda seed, finished, total: bar.update(),
         )
-    save_reference(reference, args.out / "convnet3.safetensors")
+    save_classifier(classifier, args.out / "convnet3.safetensors")
     facts = {"protocol": protocol.model_dump(), "trial": json.loads(trial.to_json())}
     (args.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(trial.to_json())

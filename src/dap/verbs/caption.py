@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from dap.backbones.hub import explained
 from dap.base.errors import DapError
 from dap.base.files import drop_torn_line, read_lines
 from dap.base.seeding import seed_of
+from dap.base.watch import Watcher
 from dap.data.real.captions import finder
-from dap.data.real.sources import Source
+from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
+from dap.verbs.options import Machine
 
 MODEL = "Salesforce/blip-image-captioning-base"
 """A small captioner (BSD-3-Clause, 1 GB). VLCP's authors use llava-hf/llava-1.5-7b-hf."""
@@ -28,6 +30,10 @@ SIZE = 384
 
 ASK = "Describe the {} in this picture in one or two sentences: its shape, pose, colours, and what stands around it."
 """What a chat model is asked where nothing else is given."""
+
+
+Say = Callable[[Tensor, str | None], list[str]]
+"""Images (n, 3, h, w) in [0, 1] and what is asked, or None -> a caption for each image."""
 
 
 class Captioner:
@@ -85,9 +91,54 @@ class Captioner:
 
 
 def caption(
+    data: str | Path | Source,
+    out: str | Path,
+    *,
+    model: str = MODEL,
+    say: Say | None = None,
+    classes: Sequence[str] | None = None,
+    ask: str | None = None,
+    per_class: int | None = None,
+    batch: int = 16,
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+) -> int:
+    """Write a caption for every real image, for methods that need captions.
+
+    Captions that are in the file already stay, so a call that was interrupted goes on where it was.
+
+    Args:
+        data: the real images: "fashion-mnist", a folder, or an opened source.
+        out: a file of JSON lines, such as captions.jsonl.
+        model: folder or hub id of an image-to-text model of transformers. Every line of the file names it.
+        say: a function of images (n, 3, h, w) in [0, 1] and the question that gives n captions, used instead of loading
+            the model.
+        classes: the classes to use, or a subset of ImageNet; by default all. For a name or folder.
+        ask: what a chat model is asked, or how each caption of another model begins; {} stands for the class. By default
+            `ASK` for a chat model and nothing for another one.
+        per_class: at most so many images of each class; by default all.
+        batch: images at once.
+        machine: the device, and whether the network may be asked.
+        watcher: told of the captions done.
+
+    Returns:
+        How many captions were added.
+
+    Raises:
+        DapError: the data or the model cannot be opened, or as `write_captions`.
+    """
+    source = data if isinstance(data, Source) else open_source(data, "train", size=SIZE, classes=classes)
+    if say is None:
+        say = Captioner(model, device=machine.device, offline=machine.offline)
+        ask = ask or say.ask
+    options: dict[str, Any] = {"ask": ask, "per_class": per_class, "batch": batch, "tell": watcher.work}
+    return write_captions(source, Path(out), say, model, **options)
+
+
+def write_captions(
     source: Source,
     out: Path,
-    say: Callable[[Tensor, str | None], list[str]],
+    say: Say,
     model: str,
     *,
     ask: str | None = None,

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +32,12 @@ from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
+from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.recipe import BackboneChoice, Recipe
+from dap.verbs.judges import open_workshop
+from dap.verbs.options import Machine
 
 NOTE = "zeroshot.json"
 """The file of a set that holds its result."""
@@ -240,3 +246,79 @@ class ZeroShot:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def classify(
+    sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet,
+    *,
+    backbone: str | Backbone | None = None,
+    data: str | Path | Source | None = None,
+    classes: Sequence[str] | None = None,
+    reals: int = 50,
+    levels: Levels = Levels(),
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+) -> dict[Path, dict[str, Any]]:
+    """Let a backbone itself say which class each image of some sets shows, and how often it is right on real test images.
+
+    Args:
+        sets: distilled sets, folders that hold some, or folders of class folders.
+        backbone: its name as in a recipe, or a loaded one; by default what each set was made with.
+        data: the real images, a name, a folder or opened test images at the backbone's size; by default the data that each
+            set was made of.
+        classes: for folders that others made, the names of the class folders in label order, or a subset of ImageNet.
+        reals: real test images of each class; of a smaller class all.
+        levels: the noise levels that are looked at.
+        machine: the device and its like.
+        watcher: told of the pairs of image and class done.
+
+    Returns:
+        Of each set, by its folder, what its `zeroshot.json` says: "agreement", the share of its images that the backbone
+        gives their own label; "real", the accuracy on real test images; "images", the prediction for each image.
+
+    Raises:
+        DapError: a set says neither which backbone made it nor which data it was made of, and they are not given; or as
+            `ZeroShot`.
+    """
+    workshop = open_workshop(machine)
+    opened = _opened(sets, classes)
+    unfinished = opened[0].path / ".zeroshot"
+    store = Store(machine.cache or unfinished)
+    recipes = [made.recipe or {} for made in opened]
+    for made, recipe in zip(opened, recipes, strict=True):
+        if backbone is None and not recipe.get("backbone"):
+            raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
+        if data is None and not recipe.get("data"):
+            raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
+    found: dict[Path, dict[str, Any]] = {}
+    for made, recipe in zip(opened, recipes, strict=True):
+        if isinstance(backbone, Backbone):
+            judge_by = backbone
+        else:
+            choice = BackboneChoice(path=backbone) if backbone else BackboneChoice(**recipe["backbone"])
+            judge_by = workshop.backbone(choice)
+        if isinstance(data, Source):
+            real = data
+        else:
+            path, size = str(data or recipe["data"]["path"]), judge_by.card.size
+            values = {"path": path, "classes": list(made.class_names), "size": size}
+            real = workshop.source(Recipe.parse({"data": values}).data, "test")
+        weights = str(workshop.weights_hash(judge_by))
+        judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)
+        found[made.path] = judge(made, real, opened)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return found
+
+
+def _opened(
+    sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet, classes: Sequence[str] | None
+) -> list[DistilledSet]:
+    """The sets at these places; a folder that holds several sets stands for all of them."""
+    opened: list[DistilledSet] = []
+    for one in [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets:
+        if isinstance(one, DistilledSet):
+            opened.append(one)
+            continue
+        folders = [file.parent for file in sorted(Path(one).glob("**/classes.json"))] or [Path(one)]
+        opened += [DistilledSet.from_folder(folder, classes) for folder in folders]
+    return opened

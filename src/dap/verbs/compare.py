@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import torch
+
 from dap.base.errors import DapError
-from dap.base.files import check_folder
+from dap.base.files import check_folder, read_json
 from dap.base.watch import Watcher
-from dap.base.workers import share
+from dap.base.workers import CLAIMS, run_workers, share
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
-from dap.evaluation.judge import Judge
-from dap.evaluation.training.trials import Trial
 from dap.methods import find
-from dap.recipe import Data, Recipe, said
+from dap.recipe import Recipe, said
 from dap.verbs.distill import distill
+from dap.verbs.judges import JudgeFor, judges, open_workshop
+from dap.verbs.options import Judging, Machine
+from dap.verbs.report import Results, Unfinished, write_page
 from dap.workshop import Workshop
 
 
@@ -100,7 +107,7 @@ def comparison(
 def check(
     cells: Sequence[tuple[str, Recipe]],
     workshop: Workshop,
-    judge_for: Callable[[Data], Judge] | None = None,
+    judge_for: JudgeFor | None = None,
     out: Path | None = None,
 ) -> None:
     """Whether every cell can be made and judged, found out before the first one is; what is cheap to know first.
@@ -128,59 +135,223 @@ def check(
             DistilledSet.check_begun(out / name, task.source.class_names, said(task.recipe), task.store.inputs)
 
 
-def sweep(
-    cells: Sequence[tuple[str, Recipe]],
-    out: Path,
-    workshop: Workshop,
-    judge_for: Callable[[Data], Judge],
+def compare(
+    base: Mapping[str, Any],
+    methods: Sequence[str],
+    ipcs: Sequence[int],
+    sets: int,
+    out: str | Path,
     *,
-    watcher: Watcher | None = None,
-    on_trial: Callable[[str, Trial], None] | None = None,
-    on_epoch: Callable[[int, int, int], None] | None = None,
-    command: str | None = None,
+    options: Mapping[str, Any] | None = None,
     subsample: Sequence[int] = (),
-) -> list[Path]:
-    """Distil and judge every cell; finished ones are kept, so the same call goes on after an interruption.
+    title: str = "Methods compared",
+    judging: Judging = Judging(),
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+    workers: int = 1,
+    command: str | None = None,
+) -> Results:
+    """Make sets by several methods, judge them, and report on them beside each other.
 
-    Several processes may run the same call side by side, on one machine or on several that share the folder: each takes the
-    next cell that nobody holds, and one left behind by a killed process is taken up by another.
+    Finished sets and trainings are kept, so the same call goes on after an interruption. Several processes may run the same
+    call side by side, on one machine or on several that share the folder: each takes the next cell that nobody holds.
 
     Args:
-        cells: folder names and recipes, see `grid` and `comparison`.
-        out: where the folders go.
-        workshop: loaded backbones and data.
-        judge_for: the judge of sets made from these data.
-        watcher: is told of the images of each cell, and of long work before the first of them.
-        on_trial: told of every training.
-        on_epoch: told of every epoch of a training.
-        command: the shell command to record.
-        subsample: from each set also random draws of so many images a class, where it has more, are judged.
-
-    Returns:
-        The folders of all cells, and of what was drawn from them.
+        base: values of a recipe, nested, that the cells share; see `comparison`.
+        methods: names, or NAME@BACKBONE for another backbone than the base's.
+        ipcs: images per class, one or several; () for the base's.
+        sets: how many sets a method and ipc, each of its own run seed, from the base's seed on.
+        out: the folder of the sets and of the report.
+        options: the methods' own options, "METHOD.NAME" -> value.
+        subsample: random draws of so many images a class are judged too, from every set that has more.
+        title: the heading of the page.
+        judging: the protocol, networks and trials.
+        machine: the device and its like.
+        watcher: told of images, trainings and cells.
+        workers: processes that share the cells. What they say goes to this process's standard error.
+        command: the shell command to record in each set.
 
     Raises:
-        DapError: every recipe is checked before the first one is run. A cell that fails later does not stop the others; the
-            error then names it.
+        Unfinished: some cells failed; the others are done, and the error has their results.
+        DapError: a mistake in what was given, told before the first image is made.
     """
-    check(cells, workshop, judge_for, out)
+    cells = comparison(base, methods, ipcs, sets, options)
+    most = max(recipe.ipc for _, recipe in cells)
+    for n in (n for n in subsample if n >= most):
+        raise DapError(
+            f"--subsample {n}: no set has more than {n} images a class to draw from, the largest has {most}."
+        )
+    grid_of = Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command)
+    return run_grid(grid_of, title, watcher, workers)
+
+
+def sweep(
+    base: Mapping[str, Any],
+    vary: Mapping[str, Sequence[Any]],
+    sets: int,
+    out: str | Path,
+    *,
+    title: str | None = None,
+    judging: Judging = Judging(),
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+    workers: int = 1,
+    command: str | None = None,
+) -> Results:
+    """Make sets for every combination of values of some recipe fields, judge them, and report on them.
+
+    Args:
+        base: values of a recipe, nested, that the cells share.
+        vary: the fields and their values, such as {"guidance.scale": [0, 0.1]}.
+        sets: how many sets a combination, each of its own run seed, from the base's seed on.
+        out, judging, machine, watcher, workers, command: see `compare`.
+        title: the heading of the page; by default it names the fields.
+
+    Raises:
+        Unfinished: some cells failed; the others are done, and the error has their results.
+        DapError: a mistake in what was given, told before the first image is made.
+    """
+    fields = ", ".join(field.rpartition(".")[2] for field in vary) or "seeds"
+    cells = Grid(tuple(grid(base, vary, sets)), Path(out), judging, machine, command=command)
+    return run_grid(cells, title or f"Sweep over {fields}", watcher, workers)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All that processes which share a grid must agree on.
+
+    Attributes:
+        cells: folder names and recipes, see `grid` and `comparison`.
+        out: where the folders go.
+        judging, machine: see `compare`.
+        subsample: likewise.
+        command: likewise.
+    """
+
+    cells: tuple[tuple[str, Recipe], ...]
+    out: Path
+    judging: Judging
+    machine: Machine
+    subsample: tuple[int, ...] = ()
+    command: str | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """This grid as JSON; `load` reads it."""
+        # What a recipe leaves open must stay open: a value that is stated means more than the same value by default.
+        cells = [[name, recipe.model_dump(mode="json", exclude_unset=True)] for name, recipe in self.cells]
+        rest = {"judging": asdict(self.judging), "machine": asdict(self.machine), "out": self.out.absolute()}
+        return {"cells": cells, "subsample": self.subsample, "command": self.command, **rest}
+
+    @staticmethod
+    def load(values: Mapping[str, Any]) -> Grid:
+        """The grid that `dump` wrote."""
+        cells = tuple((name, Recipe.parse(recipe)) for name, recipe in values["cells"])
+        judging, machine = dict(values["judging"]), dict(values["machine"])
+        for told, names in ((judging, ("labels", "reference")), (machine, ("cache",))):
+            told.update({name: Path(told[name]) for name in names if told[name] is not None})
+        judging["networks"] = tuple(judging["networks"])
+        shared = (tuple(values["subsample"]), values["command"])
+        return Grid(cells, Path(values["out"]), Judging(**judging), Machine(**machine), *shared)
+
+
+def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int = 1) -> Results:
+    """Make and judge every cell of a grid, and write the page.
+
+    Raises:
+        Unfinished: some cells failed; the others are done, and the error has their results.
+        DapError: every recipe is checked before the first one is run.
+    """
+    failed = None
+    try:
+        if workers > 1:
+            _run_in_workers(cells, watcher, workers)
+        else:
+            work(cells, watcher)
+    except CellsFailed as error:  # the report on the others is still written
+        failed = error
+    made = [path for path in folders(cells.cells, cells.out, cells.subsample) if (path / "classes.json").is_file()]
+    results = Results(tuple(made), write_page(made, cells.out, title)) if made else None
+    if failed is not None or results is None:
+        raise Unfinished(str(failed or f"No set in {cells.out}."), results) from failed
+    return results
+
+
+class CellsFailed(DapError):
+    """Cells of a grid failed after all of them were checked."""
+
+
+def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) -> None:
+    """Do the cells of a grid that nobody else does, until all are done; what each of several workers runs.
+
+    Args:
+        cells: the grid.
+        watcher: told of images, trainings and cells.
+        done: folder in which an empty file tells of every finished cell.
+
+    Raises:
+        CellsFailed: some cells failed; the others are done.
+        DapError: a cell cannot be made or judged, told before the first one is made.
+    """
+    workshop = open_workshop(cells.machine)
+    judge_for, out, finished = judges(cells.judging, cells.machine, workshop), cells.out, set[str]()
+    check(cells.cells, workshop, judge_for, out)
 
     def do(name: str, recipe: Recipe) -> None:
-        made = distill(recipe, out / name, workshop=workshop, watcher=watcher, name=name, command=command)
-        told = None if on_trial is None else functools.partial(on_trial, name)
+        made = distill(recipe, out / name, workshop=workshop, watcher=watcher, name=name, command=cells.command)
         judge = judge_for(workshop.task(recipe)[1].recipe.data)
-        judge(made, on_trial=told, on_epoch=on_epoch)
-        for n, folder in draws(name, recipe, subsample):
+        judge(made, on_trial=functools.partial(watcher.trial, name), on_epoch=watcher.epoch)
+        for n, folder in draws(name, recipe, cells.subsample):
             if not (out / folder).is_dir():
                 import_set(out / name, out / folder, ipc=n, pick="random", seed=recipe.seed)
             drawn = DistilledSet.open(out / folder)
             if drawn.noted(COST) is None:  # a draw costs what it was drawn from
                 drawn.note(COST, made.noted(COST))
-            told = None if on_trial is None else functools.partial(on_trial, folder)
-            judge(drawn, on_trial=told, on_epoch=on_epoch)
+            judge(drawn, on_trial=functools.partial(watcher.trial, folder), on_epoch=watcher.epoch)
+        finished.add(name)
+        watcher.cells(len(finished), len(cells.cells))
+        if done is not None:
+            (done / quote(name, safe="")).touch()
 
-    share([(name, functools.partial(do, name, recipe)) for name, recipe in cells], out)
-    return folders(cells, out, subsample)
+    watcher.cells(0, len(cells.cells))
+    try:
+        share([(name, functools.partial(do, name, recipe)) for name, recipe in cells.cells], out)
+    except DapError as error:
+        raise CellsFailed(str(error)) from error
+
+
+def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
+    """`work` on the grid that a parent process wrote into a file; what `dap worker FILE` does."""
+    work(Grid.load(read_json(job)), watcher, job.parent)
+
+
+def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
+    """Share the cells among processes, after all of them were checked once in this one."""
+    _check_once(cells)
+    (cells.out / CLAIMS).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=cells.out / CLAIMS) as folder:
+        job, total = Path(folder) / "grid.json", len(cells.cells)
+        job.write_text(json.dumps(cells.dump(), default=str), encoding="utf-8")
+
+        def count() -> None:
+            watcher.cells(sum(1 for _ in job.parent.iterdir()) - 1, total)
+
+        count()
+        spread = cells.machine.device in ("auto", "cuda")
+        try:
+            run_workers(["worker", str(job)], workers, spread=spread, meanwhile=count)
+        except DapError as error:
+            raise CellsFailed(str(error)) from error
+        count()
+
+
+def _check_once(cells: Grid) -> None:
+    """`check`, after which nothing of what it loaded is kept: the workers need the memory, above all a GPU's."""
+    workshop = open_workshop(cells.machine)
+    check(cells.cells, workshop, judges(cells.judging, cells.machine, workshop), cells.out)
+    del workshop
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.judge import Judge
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.training.classifier import save_classifier
 from dap.evaluation.training.protocol import load_protocol
-from dap.evaluation.training.reference import save_reference, train_reference
+from dap.evaluation.training.trained import train_on_tensors
 
 NAMES = ("red", "green", "blue")
 """Another order than the data's, which is by name."""
@@ -42,10 +44,10 @@ def reference(sources, protocol, tmp_path_factory) -> Path:
     longer = load_protocol(
         "reference", size=8, width=8, network="convnet2", mean=[0.5], std=[0.5], epochs=15, looks=1, batch=12
     )
-    trained, trial = train_reference(train, test, longer, 3, class_names=sources[0].class_names)
+    trained, trial = train_on_tensors(train, test, longer, 3, class_names=sources[0].class_names)
     assert trial.last > 0.9
     path = tmp_path_factory.mktemp("reference") / "net.safetensors"
-    save_reference(trained, path)
+    save_classifier(trained, path)
     return path
 
 
@@ -190,19 +192,19 @@ def test_a_reference_of_other_classes_is_refused_before_any_training(protocol, s
     few = [open_source(colours, split, size=8, classes=["red", "blue"]) for split in ("train", "test")]
     features = embedding("colours", 8, reference)
     Inspector(few[0], few[1].tensors(), features)  # two of its three classes, by name
-    unnamed = (features[0], type(features[1])(**{**vars(features[1]), "class_names": ()}))
+    unnamed = (features[0], replace(features[1], class_names=()))
     with pytest.raises(DapError, match="knows 3 classes and the data have 2"):
         Inspector(few[0], few[1].tensors(), unnamed)
     Inspector(sources[0], sources[1].tensors(), unnamed)
-    other = (features[0], type(features[1])(**{**vars(features[1]), "class_names": ("a", "b", "c")}))
-    with pytest.raises(DapError, match="unknown class.* in the reference network"):
+    other = (features[0], replace(features[1], class_names=("a", "b", "c")))
+    with pytest.raises(DapError, match="unknown class.* in the classifier"):
         Inspector(sources[0], sources[1].tensors(), other)
 
 
 def test_a_choice_of_classes_is_predicted_among_these(reference, sources, colours, tmp_path):
     features = embedding("colours", 8, reference)[1]
     images, labels = open_source(colours, "test", size=8, classes=["red", "blue"]).tensors()
-    found = features.probabilities(images, features.columns(["red", "blue"]))
+    found = features.select(["red", "blue"]).probabilities(images)
     assert found.shape == (12, 2) and torch.allclose(found.sum(1), torch.ones(12, dtype=found.dtype))
     assert (found.argmax(1) == labels).float().mean() > 0.8
 
@@ -212,10 +214,10 @@ def test_the_command_takes_a_reference_and_says_what_is_wrong_with_it(sources, c
     common = ["evaluate", str(made), "--data", str(colours), "--protocol", "quick-hard", "--epochs", "1"]
     common += ["--out", str(tmp_path / "r")]
     assert main([*common, "--reference", str(tmp_path / "none.safetensors")]) == 1
-    assert "There is no reference network" in capsys.readouterr().err
+    assert "There is no reference classifier" in capsys.readouterr().err
     (tmp_path / "bad.safetensors").write_text("nothing")
     assert main([*common, "--reference", str(tmp_path / "bad.safetensors")]) == 1
-    assert "is not a reference network" in capsys.readouterr().err
+    assert "is not a classifier of dap train-teacher" in capsys.readouterr().err
     assert not (made / "trials.jsonl").exists()
     assert main([*common, "--reference", str(reference), "--neighbours", "5"]) == 0
     assert read(made, "images.json")["searched"] == {"pixel": 15, "feature": 15, "of": 36}

@@ -14,8 +14,9 @@ from torch import Tensor
 import dap.starter.reference
 from dap.base.errors import DapError
 from dap.evaluation.measures import distributions, measures
+from dap.evaluation.training.classifier import load_trained, save_classifier
 from dap.evaluation.training.protocol import load_protocol
-from dap.evaluation.training.reference import load_reference, save_reference, train_reference
+from dap.evaluation.training.trained import train_on_tensors
 from dap.kernels import RBF, parse
 
 
@@ -248,11 +249,11 @@ def test_measure_refuses_what_it_cannot_judge(synthetic, real, features, message
 def test_a_reference_network_is_trained_saved_and_read_back(tmp_path):
     protocol = load_protocol("reference", epochs=2, looks=2, size=8, width=4, network="convnet2", mean=[0.5], std=[0.5])
     train, test = labelled(10, 3, seed=0), labelled(5, 3, seed=1)
-    reference, trial = train_reference(train, test, protocol, 3, seed=1)
-    save_reference(reference, tmp_path / "deep" / "net.safetensors")
+    reference, trial = train_on_tensors(train, test, protocol, 3, seed=1)
+    save_classifier(reference, tmp_path / "deep" / "net.safetensors")
     assert [f.name for f in (tmp_path / "deep").iterdir()] == ["net.safetensors"]
-    again = load_reference(tmp_path / "deep" / "net.safetensors")
-    assert (again.accuracy, again.classes, again.channels, again.protocol) == (trial.last, 3, 3, protocol)
+    again = load_trained(tmp_path / "deep" / "net.safetensors")
+    assert (again.accuracy, again.known, again.channels, again.protocol) == (trial.last, 3, 3, protocol)
     assert torch.equal(again(test[0]), reference(test[0]))
     assert again(test[0]).shape == (15, 4 * 2 * 2)
     right = (again.predict(test[0]) == test[1]).float().mean()
@@ -262,17 +263,17 @@ def test_a_reference_network_is_trained_saved_and_read_back(tmp_path):
 
 
 def test_a_file_that_is_no_reference_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No reference network .*missing"):
-        load_reference(tmp_path / "missing.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"No classifier .*missing"):
+        load_trained(tmp_path / "missing.safetensors")
     file = tmp_path / "net.safetensors"
     file.write_bytes(b"nothing of the kind")
-    with pytest.raises(DapError, match=r"net.safetensors is not a reference network, or is damaged"):
-        load_reference(file)
+    with pytest.raises(DapError, match=r"net.safetensors is not a classifier of dap train-teacher, or is damaged"):
+        load_trained(file)
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(2)}, file)
-    with pytest.raises(DapError, match="is not a reference network"):
-        load_reference(file)
+    with pytest.raises(DapError, match="is not a classifier of dap train-teacher"):
+        load_trained(file)
 
 
 def test_the_starters_script_writes_weights_and_their_history(tmp_path, monkeypatch, capsys):
@@ -283,7 +284,7 @@ def test_the_starters_script_writes_weights_and_their_history(tmp_path, monkeypa
     monkeypatch.setattr(dap.starter.reference, "real_images", few)
     monkeypatch.setattr(sys, "argv", ["reference", "--out", str(tmp_path), "--epochs", "1", "--device", "cpu"])
     dap.starter.reference.main()
-    reference = load_reference(tmp_path / "convnet3.safetensors")
+    reference = load_trained(tmp_path / "convnet3.safetensors")
     written = json.loads((tmp_path / "training.json").read_text())
     assert written["trial"]["last"] == reference.accuracy
     assert written["protocol"]["epochs"] == 1

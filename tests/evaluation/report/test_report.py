@@ -21,8 +21,8 @@ from dap.evaluation.report import page as report
 from dap.evaluation.report.charts import positions, ticks
 from dap.evaluation.report.gallery import BUDGET
 from dap.evaluation.report.summary import group_sets, sweeps
-from dap.evaluation.report.wording import summary
-from reported import HOSTILE, Outline, hostile, luminance, make_set, page_of, recipe, sweep, trial, write_lines
+from dap.evaluation.report.text import summary
+from reported import HOSTILE, Outline, hostile, luminance, make_set, page_of, recipe, sweep, table, trial, write_lines
 
 SCORES = {
     "random": [[0.75, 0.76], [0.74, 0.75], [0.76, 0.75]],
@@ -154,7 +154,7 @@ def test_best_is_shown_where_the_protocol_says_best(tmp_path: Path) -> None:
     path = make_set(tmp_path / "a", recipe("vanilla", 0), [trial(0.5, headline="best")])
     (row,) = report.summarise(report.load([path]))
     assert row.score is row.best and row.score is not None and row.score.mean == pytest.approx(0.51)
-    assert "accuracy (best), %" in report.table([row])
+    assert "accuracy (best), %" in table([row])
 
 
 def test_sets_without_trials_are_not_evaluated_yet(sets: list[Path], tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_sets_without_trials_are_not_evaluated_yet(sets: list[Path], tmp_path: P
     page = page_of([fresh], tmp_path / "alone")
     assert "not evaluated yet: run `dap evaluate` on each set" in page
     assert "not evaluated yet" in (tmp_path / "alone" / "report.md").read_text()
-    assert "not evaluated yet" in report.table(report.summarise(report.load([fresh])))
+    assert "not evaluated yet" in table(report.summarise(report.load([fresh])))
 
 
 def test_unguided_rows_show_dashes(tmp_path: Path) -> None:
     made = [recipe("random", 0), recipe("vanilla", 0), recipe("dap", 0, scale=0), recipe("dap", 0, scale=0.5)]
     paths = [make_set(tmp_path / str(i), one, [trial(0.7)]) for i, one in enumerate(made)]
-    lines = report.table(report.summarise(report.load(paths))).splitlines()[4:]
+    lines = table(report.summarise(report.load(paths))).splitlines()[4:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [line[2:4] for line in cells] == [["–", "–"], ["–", "–"], ["–", "–"], ["0.5 step", "class"]]
     page = page_of(paths, tmp_path / "out")
@@ -374,7 +374,7 @@ def test_the_page_needs_nothing_and_allows_nothing_else(sets: list[Path], tmp_pa
 def test_markdown_and_csv_hold_the_same_numbers(sets: list[Path], tmp_path: Path) -> None:
     report.write_report(sets, tmp_path / "out" / "name.html", title="T", expected={"dap": "74.0 ± 1.0", "mgd3": "75"})
     text = (tmp_path / "out" / "name.md").read_text()
-    assert report.table(report.summarise(report.load(sets)), {"dap": "74.0 ± 1.0"}).strip() in text
+    assert table(report.summarise(report.load(sets)), {"dap": "74.0 ± 1.0"}).strip() in text
     assert re.search(r"\| dap-slots +\| +2 \|.*76\.4 ± 0\.\d \| +± 0\.\d \| +\+3\.2 \|", text)
     assert "74.0 ± 1.0" in text and "Expected, but not among these sets: mgd3 75." in text
     with open(tmp_path / "out" / "name.csv", newline="") as file:

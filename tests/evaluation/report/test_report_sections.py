@@ -23,7 +23,7 @@ from dap.evaluation.report.summary import group_sets
 from dap.published import published
 from dap.recipe import Recipe
 from dap.shipped import Expected
-from reported import HOSTILE, Outline, judged, looked, make_set, page_of, recipe, trial, write_lines
+from reported import HOSTILE, Outline, judged, looked, make_set, page_of, recipe, table, trial, write_lines
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -325,9 +325,7 @@ def test_published_values_stand_beside_measured_ones(sets: list[Path], tmp_path:
     assert [key for key, claim in found.items() if claim] == [("dap", "convnet3")]
     claim = found["dap", "convnet3"]
     assert claim and (claim.text, claim.mean, claim.source) == ("64.8 ± 0.8", 64.8, "published, Table 3")
-    assert "64.8 ± 0.8 (published)" in report.table(rows, claims()) and "Source: published, Table 3." in report.table(
-        rows, claims()
-    )
+    assert "64.8 ± 0.8 (published)" in table(rows, claims()) and "Source: published, Table 3." in table(rows, claims())
     protocols = {"p1": {"name": "small-hard", "labels": {"teacher": "resnet18"}}}
     for path in sets:
         (path / "protocols.json").write_text(json.dumps(protocols))

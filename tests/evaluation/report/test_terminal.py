@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from dap.cli.judging import finish
+from dap.cli.judging import show
 from dap.evaluation.report.expected import Claims
 from dap.evaluation.report.records import load
 from dap.evaluation.report.summary import summarise
-from dap.evaluation.report.terminal import terminal
-from dap.evaluation.report.wording import accuracy, figure, interval, signed, times, trainings
+from dap.evaluation.report.tables import accuracy_table
+from dap.evaluation.report.text import accuracy, figure, interval, signed, times, trainings
+from dap.verbs.report import Results, write_page
 from reported import make_set, recipe, sweep, trial
 
 LONG = "folder/of/somebody/with_a_method.py:WithALongName"
@@ -37,7 +39,7 @@ def compared(tmp_path):
 @pytest.mark.parametrize("width", [80, 100, 120, 160, 250])
 def test_it_fits_and_says_what_counts(compared, width):
     rows = summarise(load(compared))
-    text = terminal(rows, Claims(), width)
+    text = accuracy_table(rows, Claims()).terminal(width, colour=False)
     titles = {f"convnet{n}, small-hard, 300 epochs, 10,000 test images" for n in (2, 3)}
     lines = text.split("\n")
     assert titles <= set(lines) and max(len(line) for line in lines) <= width
@@ -56,20 +58,49 @@ def test_it_fits_and_says_what_counts(compared, width):
 
 def test_points_of_a_sweep_stay_apart(tmp_path):
     rows = summarise(load(sweep(tmp_path, "scale", [0.1, 0.2, 0.3])))
-    text = terminal(rows, Claims(), 80)
+    text = accuracy_table(rows, Claims()).terminal(80, colour=False)
     assert all(f"{scale} step" in text for scale in (0.1, 0.2, 0.3))
 
 
 def test_sets_without_a_trial_are_shown(tmp_path):
-    text = terminal(summarise(load([make_set(tmp_path / "a", recipe("random", 0))])), Claims(), 80)
+    text = accuracy_table(summarise(load([make_set(tmp_path / "a", recipe("random", 0))])), Claims()).terminal(
+        80, colour=False
+    )
     assert text.startswith("not evaluated yet\n")
 
 
 def test_a_pipe_gets_markdown_and_a_terminal_does_not(compared, tmp_path, capsys, monkeypatch):
-    finish(compared, tmp_path / "out", "A title", None)
+    show(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title")), None)
     assert "| method " in capsys.readouterr().out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "90")
-    finish(compared, tmp_path / "out", "A title", None)
+    monkeypatch.setenv("NO_COLOR", "1")
+    show(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title")), None)
     told = capsys.readouterr().out
     assert "|" not in told and max(map(len, told.partition("\nReport: ")[0].split("\n"))) <= 90
+
+
+def test_styles_are_for_terminals_alone_and_change_no_text(compared, monkeypatch):
+    table = accuracy_table(summarise(load(compared)))
+    plain, styled = (table.terminal(100, colour=colour) for colour in (False, True))
+    marks = re.compile("\x1b\\[[0-9;]*m")
+    assert marks.search(styled) and not marks.search(plain)
+    assert [line.rstrip() for line in marks.sub("", styled).split("\n")] == plain.split("\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert table.terminal(100) == plain
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert table.terminal(100) == styled
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert table.terminal(100) == plain
+
+
+def test_a_name_cannot_write_elsewhere_on_the_terminal(tmp_path):
+    hostile = recipe("dap\x1b[2J\r[bold]x[/bold]", 0)
+    text = accuracy_table(summarise(load([make_set(tmp_path / "a", hostile, [trial(0.5)])]))).terminal(
+        100, colour=False
+    )
+    assert "\x1b" not in text and "\r" not in text and "[bold]x[/bold]" in text

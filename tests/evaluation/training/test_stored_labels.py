@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from dap.base.errors import DapError
 from dap.evaluation.training import stored_labels
 from dap.evaluation.training.batches import Images
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import fit
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.stored_labels import Labelling, open_labels, write_labels
-from dap.evaluation.training.teacher import Teacher
 from dap.evaluation.training.transforms import parse, split
 
 NAMES = ("red", "green", "blue")
@@ -60,8 +60,8 @@ class Watched:
         self.seen.append(x.clone())
         return self.net(x.flatten(1)) * self.factor
 
-    def teacher(self, fingerprint: str = "f") -> Teacher:
-        return Teacher("watched", NAMES, 0.5, fingerprint, torch.device("cpu"), self, 3, (0, 1, 2))
+    def teacher(self, fingerprint: str = "f") -> Classifier:
+        return Classifier("watched", NAMES, self, fingerprint, torch.device("cpu"), 3, (0, 1, 2), 0.5)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.evaluation.training.classifier import load_trained
 from dap.evaluation.training.fitting import seeded
 from dap.evaluation.training.networks import Network, build
-from dap.evaluation.training.reference import load_reference
 
 Features = Callable[[Tensor], Tensor]
 """Images (n, 3, h, w) in [0, 1] -> (n, D)."""
@@ -30,11 +30,11 @@ def embedding(
     Args:
         data: the name or path of the data.
         size: of the images, in pixels.
-        reference: a file of `evaluation.training.reference.save_reference`, as `dap train-teacher` writes.
+        reference: a file of `evaluation.training.classifier.save_classifier`, as `dap train-teacher` writes.
         device: where the network runs.
 
     Raises:
-        DapError: the file is not there, is no reference network, or holds one of somebody's own without features.
+        DapError: the file is not there, holds no classifier, or holds one without features.
     """
     if reference is None and data == "fashion-mnist":
         from dap.starter import REFERENCE
@@ -42,10 +42,13 @@ def embedding(
         reference = REFERENCE
     if reference is not None:
         if not Path(reference).is_file():
-            raise DapError(f"There is no reference network {reference}; dap train-teacher writes one.")
-        trained = load_reference(reference, device)
-        if not isinstance(trained.network, Network):
-            raise DapError(f"{reference} holds somebody's own network, which has no features to measure with.")
+            raise DapError(f"There is no reference classifier {reference}; dap train-teacher writes one.")
+        trained = load_trained(reference, device)
+        if not trained.has_features:
+            raise DapError(
+                f"{reference} holds a network without a linear layer, so it has no features to measure with."
+            )
+        assert trained.protocol is not None and trained.accuracy is not None
         name = {"convnet3": "ConvNet-3"}.get(trained.protocol.network, trained.protocol.network)
         return f"{name} trained on the real data ({trained.accuracy:.1%})", trained
     depth = min(8, max(3, size.bit_length() - 3))

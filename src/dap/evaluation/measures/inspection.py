@@ -33,7 +33,7 @@ from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.pictures import Pictures
 from dap.evaluation.training.batches import Labelled
-from dap.evaluation.training.reference import Reference
+from dap.evaluation.training.classifier import Classifier
 from dap.kernels import RBF
 
 COMPARED, COMPARED_IN_ALL = 500, 50_000
@@ -54,12 +54,12 @@ class Inspector:
     Args:
         train: real training images.
         test: real test images (n, 3, h, w) in [0, 1] and labels (n,), for the map alone.
-        features: what to call the extractor, and the extractor. A `Reference` also predicts labels.
+        features: what to call the extractor, and the extractor. A `Classifier` also predicts labels.
         limit: real images of a class that are searched for near-copies; default: all, or a random choice of
             `SEARCHED_IN_ALL` altogether where there are more.
 
     Raises:
-        DapError: the features are a `Reference` of other classes than the data.
+        DapError: the features are a `Classifier` of other classes than the data.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Inspector:
         self.train, self.test, self.name, self.features, self.limit = train, test, *features, limit
         self._kept: dict[Any, Any] = {}
         """What `compare` computes of the real images alone."""
-        self.columns = features[1].columns(train.class_names) if isinstance(features[1], Reference) else None
+        known = features[1]
+        self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 
     @cached_property
     def reals(self) -> Pictures:
@@ -141,9 +142,7 @@ class Inspector:
             return []
 
     def _probabilities(self, images: Tensor) -> Tensor | None:
-        if self.columns is None or not isinstance(self.features, Reference):
-            return None
-        return self.features.probabilities(images, self.columns).cpu()
+        return None if self.classifier is None else self.classifier.probabilities(images).cpu()
 
     def _images(
         self,

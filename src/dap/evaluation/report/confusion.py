@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dap.evaluation.report.cells import Cell, Column, named
 from dap.evaluation.report.records import Json
 from dap.evaluation.report.summary import Group, Row, Setting, collect
-from dap.evaluation.report.tables import Cell, Column, Table, named
-from dap.evaluation.report.wording import setting_name
+from dap.evaluation.report.tables import Table, plain_table
+from dap.evaluation.report.text import setting_name
 
 CLASSES = 20
 """Classes shown of each confusion; the CSV has them all."""
@@ -54,7 +55,7 @@ class Confusion:
         columns = (Column("true class", numeric=False), *map(Column, names))
         rows = [(named(name), *(self._cell(i, j) for j in range(len(names)))) for i, name in enumerate(names)]
         title = f"{self.group.label}, {setting_name(self.setting)}"
-        return Table("confusion", title, columns, tuple(rows), self.worst)
+        return plain_table("confusion", title, columns, tuple(rows), self.worst)
 
     def _cell(self, i: int, j: int) -> Cell:
         share, n = float(self.shares[i, j]), int(self.counts[i].sum())
@@ -102,7 +103,7 @@ def by_class(found: Sequence[Confusion]) -> list[Table]:
             (named(one.group.label), *(Cell(f"{100 * v:.1f}", float(v)) for v in np.diag(one.shares)[: len(names)]))
             for one in here
         ]
-        tables.append(Table("classes", setting_name(setting), columns, tuple(rows)))
+        tables.append(plain_table("classes", setting_name(setting), columns, tuple(rows)))
     return tables
 
 

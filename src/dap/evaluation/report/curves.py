@@ -10,7 +10,7 @@ from dap.evaluation.report.charts import COLOURS, NARROW, SMALL, WIDE, Series, l
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES, Json, is_number
 from dap.evaluation.report.summary import Group, Row, Setting, collect, described, reference, sweeps, varying
-from dap.evaluation.report.wording import setting_name
+from dap.evaluation.report.text import setting_name
 
 SWEPT = {
     "guidance.scale": ("Guidance scale", "scale"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from dap.evaluation.report.records import Json, SetRecord, is_number
 from dap.evaluation.report.summary import Group
-from dap.evaluation.report.wording import count, figure
+from dap.evaluation.report.text import count, figure
 
 ByClass = dict[str, dict[int, Json]]
 

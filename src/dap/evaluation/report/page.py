@@ -16,36 +16,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from dap.base.errors import DapError
-from dap.evaluation.report import sections, tables
-from dap.evaluation.report.charts import strip
+from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
 from dap.evaluation.report.curves import curves, training
 from dap.evaluation.report.expected import Claims, Published
 from dap.evaluation.report.gallery import gallery, near_copies
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES, SetRecord, load
+from dap.evaluation.report.renderings import html, markdown, spreadsheet
 from dap.evaluation.report.scatter import maps
-from dap.evaluation.report.summary import Group, Row, flatten, group_sets, reference, summarise
-from dap.evaluation.report.tables import Table
-from dap.evaluation.report.wording import (
-    DASH,
-    accuracy,
-    figure,
-    interval,
-    scale,
-    seeds,
-    setting_name,
-    signed,
-    summary,
-    table,
-    times,
-    trainings,
-)
+from dap.evaluation.report.summary import Group, Row, flatten, group_sets, summarise
+from dap.evaluation.report.tables import Table, accuracy_table, comma_separated
+from dap.evaluation.report.text import DASH, seeds, summary
 
-__all__ = ["Group", "Row", "SetRecord", "load", "summarise", "table", "write_report"]
+__all__ = ["Group", "Row", "SetRecord", "load", "summarise", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +43,7 @@ class Content:
     groups: Sequence[Group]
     rows: Sequence[Row]
     claims: Claims
+    accuracy: Table
     measures: Table | None
     networks: Sequence[Table]
     classes: Sequence[Table]
@@ -72,11 +59,11 @@ class Content:
         """CSV texts by their part of the file name; the accuracies' is empty."""
         one = {t.key: [t] for t in (self.measures, self.ranking, self.recipes, self.cost) if t}
         several = {"networks": self.networks, "classes": self.classes}
-        texts = {key: tables.comma_separated(found) for key, found in {**one, **several}.items() if found}
-        texts |= {"confusion": tables.written(long_form(self.confusions))} if self.confusions else {}
+        texts = {key: comma_separated(found) for key, found in {**one, **several}.items() if found}
+        texts |= {"confusion": spreadsheet.written(long_form(self.confusions))} if self.confusions else {}
         fields = [{"protocol": name, "field": f, "value": v} for name, pairs in self.protocols for f, v in pairs]
-        texts |= {"protocols": tables.written(fields)} if fields else {}
-        return {"": tables.accuracies(self.rows, self.claims), **texts}
+        texts |= {"protocols": spreadsheet.written(fields)} if fields else {}
+        return {"": self.accuracy.csv(), **texts}
 
 
 BESIDE = ("measures", "ranking", "recipes", "cost", "networks", "classes", "confusion", "protocols")
@@ -136,6 +123,7 @@ def _content(sets: Sequence[SetRecord], title: str, claims: Claims) -> Content:
         groups=groups,
         rows=rows,
         claims=claims,
+        accuracy=accuracy_table(rows, claims),
         measures=sections.measures_table(groups),
         networks=sections.networks_tables(groups, rows),
         classes=by_class(found),
@@ -161,103 +149,40 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _html(content: Content) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    loader = PackageLoader("dap.evaluation.report")
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    css, script = (Markup(loader.get_source(page, f"report.{kind}")[0]) for kind in ("css", "js"))
+    css, script = html.source("report.css"), html.source("report.js")
     groups, rows = content.groups, content.rows
     sentence, findings = summary(rows, content.sets)
-    return page.get_template("report.html.j2").render(
-        content=content,
-        css=css,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        sentence=_unbroken(sentence),
-        findings=[_unbroken(line) for line in findings],
-        tables=_tables(rows, content.claims),
-        figures=curves(groups, rows),
-        training=training(groups, rows),
-        maps=maps(groups),
-        heats=[one.heat for one in content.confusions[:SHOWN]],
-        unshown=max(0, len(content.confusions) - SHOWN),
-        gallery=gallery(groups),
-        commands=_commands(groups),
-        recipes=[(g.label, seeds(g), json.dumps(g.first.recipe, indent=2, ensure_ascii=False)) for g in groups],
-        versions=_versions(content.sets),
-        warnings=near_copies(groups),
-        notes=_notes(content),
-        measures={name: MEANINGS[name] for name in MEASURES},
-        described=_described(content),
-        dash=DASH,
+    return (
+        html.templates()
+        .get_template("report.html.j2")
+        .render(
+            content=content,
+            css=css,
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            sentence=_unbroken(sentence),
+            findings=[_unbroken(line) for line in findings],
+            figures=curves(groups, rows),
+            training=training(groups, rows),
+            maps=maps(groups),
+            heats=[one.heat for one in content.confusions[:SHOWN]],
+            unshown=max(0, len(content.confusions) - SHOWN),
+            gallery=gallery(groups),
+            commands=_commands(groups),
+            recipes=[(g.label, seeds(g), json.dumps(g.first.recipe, indent=2, ensure_ascii=False)) for g in groups],
+            versions=_versions(content.sets),
+            warnings=near_copies(groups),
+            notes=_notes(content),
+            measures={name: MEANINGS[name] for name in MEASURES},
+            described=_described(content),
+            dash=DASH,
+        )
     )
 
 
 def _unbroken(text: str) -> str:
     """With no-break spaces where a line should not end: "n = 5", "95 %"."""
     return text.replace("n = ", "n\u00a0=\u00a0").replace(" %", "\u00a0%")
-
-
-def _tables(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
-    tables = []
-    for setting in dict.fromkeys(row.setting for row in rows):
-        here = [row for row in rows if row.setting == setting]
-        values = [value for row in here if row.score for value in row.score.sets]
-        present, sizes = {row.group.key for row in here}, {row.ipc for row in here}
-        elsewhere = {row.group.key: row.group.label for row in rows if row.setting and row.ipc in sizes}
-        lines = [_line(row, rows, (min(values), max(values)) if values else None, claims) for row in here]
-        expected = [line["expected"] for line in lines if line["expected"]]
-        tables.append(
-            {
-                "name": "Not evaluated yet" if setting is None else setting_name(setting),
-                "headline": setting.headline if setting else None,
-                "rows": lines,
-                "told": _told(here),
-                "missing": [label for key, label in elsewhere.items() if setting and key not in present],
-                "expected": "published" if expected and all(one.source for one in expected) else "expected",
-                "claimed": bool(expected),
-                "sources": list(dict.fromkeys(one.source for one in expected if one.source)),
-                "over_trials": any(
-                    row.score and len(row.score.sets) == 1 and row.score.std is not None for row in here
-                ),
-                "unsure": any(row.difference and row.difference.interval and not row.difference.shown for row in here),
-                "intervals": any(row.difference and row.difference.interval for row in here),
-                "paired": any(row.difference and row.difference.paired for row in here),
-                "within": any(trainings(row.score) != DASH for row in here),
-            }
-        )
-    return tables
-
-
-def _told(rows: Sequence[Row]) -> set[str]:
-    """Those of the columns that are not always there of which some row says something."""
-    told = {"scale": lambda row: row.scale, "targets": lambda row: row.targets, "needs": lambda row: row.needs}
-    found = {name for name, of in told.items() if any(of(row) for row in rows)}
-    return found | {name for name in MEASURES if any(row.measures[name] is not None for row in rows)}
-
-
-def _line(row: Row, rows: Sequence[Row], span: tuple[float, float] | None, claims: Claims) -> dict[str, Any]:
-    level = reference(row, rows)
-    css = "strip vanilla" if row.group.first.unguided else "strip"
-    mean = level.score.mean if level and level.score else None
-    return {
-        "row": row,
-        "note": row.group.note,
-        "scale": scale(row),
-        "accuracy": accuracy(row.score),
-        "trainings": trainings(row.score),
-        "mean": row.score.mean if row.score else "",
-        "strip": strip(row.score.sets, *span, mean, css) if row.score and span else "",
-        "difference": signed(row.difference.value) if row.difference else DASH,
-        "interval": interval(row.difference) if row.difference else "",
-        "times": times(row),
-        "measures": [(name, row.measures[name], figure(row.measures[name])) for name in MEASURES],
-        "seconds": figure(row.seconds),
-        "memory": figure(row.memory),
-        "needs": ", ".join(row.needs),
-        "expected": claims.of(row),
-    }
 
 
 def _commands(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
@@ -302,7 +227,7 @@ def _markdown(content: Content) -> str:
     parts = [f"# {content.title}", sentence, "\n".join(f"- {line}" for line in lines)]
     spread = "± is the sample standard deviation over sets, or over trials where there is one set; that over the trainings of "
     spread += "one set stands apart. Differences to vanilla are taken seed by seed where both have the seeds."
-    parts += ["## Accuracy", spread, table(content.rows, content.claims)]
+    parts += ["## Accuracy", spread, content.accuracy.markdown()]
     parts += _titled("Networks", content.networks)
     if found := content.measures:
         told = [f"- {name}: {text}." for name, text in _described(content)]
@@ -314,7 +239,7 @@ def _markdown(content: Content) -> str:
     shared = ", ".join(f"{field} {value}" for field, value in content.shared)
     parts += [f"## {content.recipes.title}", content.recipes.markdown(), f"Shared: {shared}." if shared else ""]
     for name, pairs in content.protocols:
-        parts += [f"## Protocol {name}", tables.grid(["field", "value"], pairs)]
+        parts += [f"## Protocol {name}", markdown.grid(["field", "value"], pairs)]
     parts += ["## Cost", content.cost.markdown()]
     parts += ["\n".join(f"- {note}" for note in _notes(content))]
     return "\n\n".join(part.strip() for part in parts if part.strip()).replace("<", "&lt;") + "\n"

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from dap.evaluation.report.cells import Cell, Column, cell, named
 from dap.evaluation.report.charts import bar
 from dap.evaluation.report.gallery import inspected
 from dap.evaluation.report.meanings import meaning, ordered
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Stat
 from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds
-from dap.evaluation.report.tables import Cell, Column, Table, cell, named
-from dap.evaluation.report.wording import DASH, accuracy, count, differing, figure, percent, setting_name
+from dap.evaluation.report.tables import Table, plain_table
+from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
 
 BOOKKEEPING = frozenset({"k", "classes", "images", "copies"})
 """Numbers in `measures.json` that are no measures."""
@@ -48,7 +49,7 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
     note = f"Distances and neighbourhoods are within each class, in the features of: {', '.join(features)}."
     notes = [note] if features else []
     notes += distinct(_classifier(s.zeroshot) for g in groups for s in g.sets)
-    return Table("measures", "Measures", tuple(columns), tuple(rows), " ".join(notes))
+    return plain_table("measures", "Measures", tuple(columns), tuple(rows), " ".join(notes))
 
 
 def _classifier(zeroshot: Json) -> str | None:
@@ -100,7 +101,7 @@ def cost_table(groups: Sequence[Group]) -> Table:
         devices = ", ".join(distinct(t.get("device") for t in trials))
         needs = ", ".join(distinct(need for c in costs for need in c.get("needs", ())))
         rows.append((named(group.label), *(Cell(figure(v), v) for v in means), cell(needs), cell(devices)))
-    return Table("cost", "Cost", columns, tuple(rows))
+    return plain_table("cost", "Cost", columns, tuple(rows))
 
 
 def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]]:
@@ -108,7 +109,7 @@ def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]
     fields, body, shared = differing(groups)
     columns = (Column("group", numeric=False), Column("seeds", numeric=False), *(Column(f, False) for f in fields))
     rows = tuple((named(label), *(Cell(v, None if v == DASH else v) for v in values)) for label, *values in body)
-    return Table("recipes", "Recipes: what differs", columns, rows), shared
+    return plain_table("recipes", "Recipes: what differs", columns, rows), shared
 
 
 def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]:
@@ -134,7 +135,7 @@ def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]
                 body.append((named(group.label), *cells, Cell(percent(overall), overall)))
         _, protocol, *rest = setting_name(here[next(iter(here))].setting).split(", ", 2)
         title = ", ".join([protocol, *rest])
-        tables.append(Table("networks", f"{title}: accuracy ({kind[-1]}), %", tuple(columns), tuple(body)))
+        tables.append(plain_table("networks", f"{title}: accuracy ({kind[-1]}), %", tuple(columns), tuple(body)))
     return tables
 
 
@@ -198,7 +199,7 @@ def ranking_table(groups: Sequence[Group]) -> Table | None:
         rows.append((named(group.label), cell(record.seed), *told, *accuracies))
     note = "HLR, IOR and β in points, LRS and ARS in fractions of 1 as DD-Ranking defines them; beside them the "
     note += "accuracies they come from, in %."
-    return Table("ranking", "DD-Ranking", tuple(columns), tuple(rows), note)
+    return plain_table("ranking", "DD-Ranking", tuple(columns), tuple(rows), note)
 
 
 def _ranked(value: object, factor: int) -> Cell:

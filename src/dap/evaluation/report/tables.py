@@ -1,96 +1,262 @@
-"""A table as data: built once, then shown on the page, in Markdown and as CSV."""
+"""A table as data, built once and then shown by five renderings; and the main table of a report, that of the accuracies."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
-from dap.evaluation.report.expected import Claims
-from dap.evaluation.report.summary import Row, flatten, varying
-from dap.evaluation.report.wording import PENDING, grid, plain, seeds
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's heading. `better` is "higher", "lower" or nothing; `field` its name in CSV, if another."""
-
-    name: str
-    numeric: bool = True
-    better: str = ""
-    hint: str = ""
-    field: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a cell says, the value behind it for sorting and CSV, its spread, a smaller second line and a hover text."""
-
-    text: str
-    value: object = None
-    std: float | None = None
-    small: str = ""
-    hint: str = ""
-    drawing: Markup | str = ""
-    css: str = ""
+from dap.evaluation.report.cells import Block, Cell, Column, cell
+from dap.evaluation.report.charts import strip
+from dap.evaluation.report.expected import Claim, Claims
+from dap.evaluation.report.meanings import MEANINGS
+from dap.evaluation.report.records import MEASURES
+from dap.evaluation.report.renderings import html, latex, markdown, spreadsheet, terminal
+from dap.evaluation.report.summary import Row, Setting, flatten, reference, varying
+from dap.evaluation.report.text import (
+    DASH,
+    PENDING,
+    accuracy,
+    figure,
+    interval,
+    scale,
+    seeds,
+    setting_name,
+    signed,
+    times,
+    trainings,
+)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns; the first column names the row. `key` is its part of file names."""
+    """Blocks of rows under a title. A notebook shows the table by itself.
+
+    Attributes:
+        key: the table's part of file names.
+        title: what the table shows.
+        blocks: most tables have one.
+        note: sentences below the table, on the page.
+        data: the lines of the CSV, one for each row of all blocks, where they hold more than the cells do; empty where the
+            cells' values are the data.
+    """
 
     key: str
     title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    blocks: tuple[Block, ...]
     note: str = ""
+    data: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the first block."""
+        return self.blocks[0].columns
+
+    @property
+    def rows(self) -> tuple[tuple[Cell, ...], ...]:
+        """The rows of all blocks."""
+        return tuple(row for block in self.blocks for row in block.rows)
+
+    def html(self) -> str:
+        """The table as a part of a page that has the report's style; all texts are escaped."""
+        return html.part(self.title, self.blocks, self.note)
 
     def markdown(self) -> str:
         """The table as Markdown; columns in which no row says anything are left out."""
-        body = [[f"{c.text} ({c.small})" if c.small else c.text for c in row] for row in self.rows]
-        return grid([column.name for column in self.columns], body)
+        return markdown.markdown(self.blocks)
+
+    def csv(self) -> str:
+        """The numbers behind the table as CSV; accuracies are fractions."""
+        return spreadsheet.written(self.lines())
+
+    def latex(self) -> str:
+        """The table as LaTeX, which needs the package booktabs."""
+        return latex.latex(self.title, self.blocks)
+
+    def terminal(self, width: int, colour: bool | None = None) -> str:
+        """The table for a terminal of this width in characters.
+
+        Args:
+            width: what does not fit is left out, and the text says what that is.
+            colour: whether bold and dim text is marked; default: where standard output is a terminal and the environment
+                variable NO_COLOR is not set.
+        """
+        return terminal.terminal(self.blocks, width, colour=colour)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of the CSV."""
+        return [dict(line) for line in self.data] if self.data else spreadsheet.lines_of(self.blocks)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table with a style of its own, without a script or anything from elsewhere."""
+        return html.alone(self.title, self.blocks, self.note)
 
 
-def cell(value: object) -> Cell:
-    """A cell that says its value as it was set; a dash for nothing."""
-    return Cell(plain(value), value)
-
-
-def named(label: str) -> Cell:
-    """The cell that names a row."""
-    return Cell(label, label)
+def plain_table(
+    key: str, title: str, columns: Iterable[Column], rows: Iterable[Sequence[Cell]], note: str = ""
+) -> Table:
+    """A table of one block without a title of its own."""
+    return Table(key, title, (Block("", tuple(columns), tuple(tuple(row) for row in rows)),), note)
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
-    """Tables of the same columns as one CSV; a title column tells them apart where there are several."""
-    lines: list[Mapping[str, Any]] = []
-    for one in tables:
-        fields = [column.field or column.name for column in one.columns]
-        with_std = {i for table in tables for row in table.rows for i, c in enumerate(row) if c.std is not None}
-        for row in one.rows:
-            line: dict[str, Any] = {"table": one.title} if len(tables) > 1 else {}
-            for i, (field, found) in enumerate(zip(fields, row, strict=True)):
-                line[field] = found.value
-                line |= {f"{field}_std": found.std} if i in with_std else {}
-            lines.append(line)
-    return written(lines)
+    """Tables of the same columns as one CSV; where there are several, a column `table` holds the title of each."""
+    if len(tables) == 1:
+        return tables[0].csv()
+    together = spreadsheet.lines_of([block for table in tables for block in table.blocks])
+    titles = [table.title for table in tables for _ in table.rows]
+    return spreadsheet.written([{"table": title, **line} for title, line in zip(titles, together, strict=True)])
 
 
-def written(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Mappings as CSV under the union of their keys."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+def accuracy_table(rows: Sequence[Row], claims: Claims | None = None) -> Table:
+    """The main table of a report: one block for each setting, one row for each group that was tested under it.
+
+    Args:
+        rows: from `summary.summarise`.
+        claims: finds the figures that stand beside the measured ones; default: none.
+    """
+    claims = claims or Claims()
+    settings = dict.fromkeys(row.setting for row in rows)
+    blocks = tuple(_block(setting, rows, claims) for setting in settings)
+    return Table("", "Accuracy", blocks, _note(rows), tuple(_data(rows, claims)))
 
 
-def accuracies(rows: Sequence[Row], claims: Claims) -> str:
-    """The rows as CSV, one line per group and setting; accuracies and differences are fractions."""
+def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims) -> Block:
+    here = [row for row in rows if row.setting == setting]
+    found = [claims.of(row) for row in here]
+    claimed = [claim for claim in found if claim]
+    # Scale and targets name a row where method and images per class do not.
+    alike = len({(row.method, row.group.note, row.ipc) for row in here}) < len(here)
+    told = [
+        _method(here),
+        (Column("ipc", names=True, spare=0), [Cell(str(row.ipc), row.ipc) for row in here]),
+        (Column("scale", beside=True, names=alike, spare=0 if alike else 3), [_scale(row) for row in here]),
+        (Column("targets", False, names=alike, spare=0 if alike else 4), [cell(row.targets) for row in here]),
+        _accuracies(setting, here),
+        *([_strips(here, rows)] if setting else []),
+        _differences(here),
+        _claimed(found),
+        (Column("sets × trials", short="sets ×\ntrials", spare=0), [Cell(times(row), row.n_trials) for row in here]),
+        *_costs(here),
+        *(_measure(name, here) for name in MEASURES),
+    ]
+    optional = {"scale", "targets", "needs", "expected", "published", *MEASURES}
+    kept = [(c, cells) for c, cells in told if c.name not in optional or any(one.text != DASH for one in cells)]
+    elsewhere = {row.group.key: row.group.label for row in rows if row.setting and row.ipc in {r.ipc for r in here}}
+    missing = [label for key, label in elsewhere.items() if setting and key not in {row.group.key for row in here}]
+    return Block(
+        setting_name(setting),
+        tuple(column for column, _ in kept),
+        tuple(zip(*(cells for _, cells in kept), strict=True)),
+        tuple(dict.fromkeys(claim.source for claim in claimed if claim.source)),
+        (f"Not evaluated under this setting: {', '.join(missing)}.",) if missing else (),
+    )
+
+
+Told = tuple[Column, list[Cell]]
+"""A column and its cells."""
+
+
+def _method(rows: Sequence[Row]) -> Told:
+    return Column("method", False), [Cell(row.method, row.group.label, small=row.group.note) for row in rows]
+
+
+def _scale(row: Row) -> Cell:
+    text, unit = scale(row)
+    return Cell(text, row.scale, small=unit, css="scale")
+
+
+def _accuracies(setting: Setting | None, rows: Sequence[Row]) -> Told:
+    name = f"accuracy ({setting.headline}), %" if setting else "accuracy, %"
+    short = f"accuracy\n({setting.headline}), %" if setting else "accuracy\n%"
+    cells = []
+    for row in rows:
+        within = trainings(row.score)
+        css = "main" if row.score else "pending"
+        mean = row.score.mean if row.score else None
+        cells.append(Cell(accuracy(row.score), mean, small="" if within == DASH else within, css=css))
+    return Column(name, below="± trainings", short=short, spare=0), cells
+
+
+def _strips(here: Sequence[Row], rows: Sequence[Row]) -> Told:
+    """Every set as a dot on an axis that all rows of a setting share."""
+    values = [value for row in here if row.score for value in row.score.sets]
+    cells = []
+    for row in here:
+        level = reference(row, rows)
+        mean = level.score.mean if level and level.score else None
+        css = "strip vanilla" if row.group.first.unguided else "strip"
+        drawing = strip(row.score.sets, min(values), max(values), mean, css) if row.score else ""
+        cells.append(Cell("", drawing=drawing, css="cell-strip"))
+    return Column("per set", False, drawn=True, css="plain"), cells
+
+
+def _differences(rows: Sequence[Row]) -> Told:
+    cells = []
+    for row in rows:
+        if row.difference is None:
+            cells.append(Cell(DASH))
+            continue
+        css = "shown" if row.difference.shown else "unsure" if row.difference.interval else ""
+        cells.append(Cell(signed(row.difference.value), row.difference.value, small=interval(row.difference), css=css))
+    return Column("vs vanilla", below="95 % interval", short="vs\nvanilla", spare=0), cells
+
+
+def _claimed(found: Sequence[Claim | None]) -> Told:
+    """Earlier figures. The heading says "published" where all of them are; else those that are say so themselves."""
+    published = all(claim.source for claim in found if claim)
+    cells = [
+        Cell(c.text, c.mean, small="published" if c.source else "", hint=c.source, css="claim")
+        if c
+        else Cell(DASH, css="claim")
+        for c in found
+    ]
+    return Column("published" if published else "expected", spare=1), cells
+
+
+def _costs(rows: Sequence[Row]) -> list[Told]:
+    hint = "peak memory while a set is made, 10⁹ bytes"
+    return [
+        (Column("s per set", short="s per\nset", apart=True), [Cell(figure(r.seconds), r.seconds) for r in rows]),
+        (Column("GB", hint=hint, short="peak\nGB", apart=True), [Cell(figure(r.memory), r.memory) for r in rows]),
+        (
+            Column("needs", False, hint="beside a backbone and real images", apart=True),
+            [cell(", ".join(r.needs) or None) for r in rows],
+        ),
+    ]
+
+
+def _measure(name: str, rows: Sequence[Row]) -> Told:
+    about, values = MEANINGS[name], [row.measures[name] for row in rows]
+    short = name.replace("representativeness", "representa-\ntiveness")
+    column = Column(name, better=about.better, hint=about.text, short=short, spare=5)
+    return column, [Cell(figure(value), value) for value in values]
+
+
+def _note(rows: Sequence[Row]) -> str:
+    """How to read the table: what ± is, and what stands below an accuracy and a difference."""
+    differences = [row.difference for row in rows if row.difference and row.difference.interval]
+    said = "Accuracies are mean ± sample standard deviation over distilled sets, each set counting by the mean of its trials"
+    if any(row.score and len(row.score.sets) == 1 and row.score.std is not None for row in rows):
+        said += "; where a group has one set, ± is the spread of its trials, the noise of training alone"
+    said += "."
+    if any(trainings(row.score) != DASH for row in rows):
+        said += " The smaller ± below is the spread over the trainings of one set."
+    said += " “Last” is the last epoch, “best” the best epoch on the test set; both are in the CSV."
+    if differences:
+        by = "Welch, over sets"
+        if any(difference.paired for difference in differences):
+            by = "Student’s t over differences between sets of one seed, Welch’s where seeds are not shared"
+        said += (
+            f" Under each difference stands its 95\u00a0% interval ({by}; not corrected for the number of comparisons)"
+        )
+        unsure = any(not difference.shown for difference in differences)
+        said += "; in grey where it includes 0: no difference shown." if unsure else "."
+    return said
+
+
+def _data(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
+    """One line for each group and setting; accuracies and differences are fractions."""
     fields = [f for f in varying([row.group.first for row in rows]) if f not in {"method", "ipc"}]
     lines = []
     for row in rows:
@@ -112,4 +278,4 @@ def accuracies(rows: Sequence[Row], claims: Claims) -> str:
         line |= {"expected_source": claim and claim.source}
         recipe = flatten(row.group.first.recipe)
         lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})
-    return written(lines)
+    return lines

@@ -50,7 +50,7 @@ class Images:
 
     def take(self, chosen: Tensor | slice) -> Tensor:
         """Images (m, c, h, w), float32 and channels-last."""
-        found = _as_float(self._kept[chosen])
+        found = as_float(self._kept[chosen])
         return (run(self._steps, found) if self._steps else found).contiguous(memory_format=torch.channels_last)
 
     def slices(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,7 +63,7 @@ class Images:
 
 def prepare(images: Tensor, steps: Sequence[Step], device: torch.device | str = "cpu") -> Tensor:
     """Images (n, c, h, w), float in [0, 1] or uint8, after steps none of which is random; float32 and channels-last."""
-    parts = [run(steps, _as_float(part.to(device))) for part in images.split(500)]
+    parts = [run(steps, as_float(part.to(device))) for part in images.split(500)]
     return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
 
@@ -124,5 +124,6 @@ def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
             )
 
 
-def _as_float(images: Tensor) -> Tensor:
+def as_float(images: Tensor) -> Tensor:
+    """Images in [0, 1], float32, of such images or of uint8 from 0 to 255."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()

@@ -18,14 +18,13 @@ from dap.base.errors import DapError
 from dap.evaluation.training.batches import Images, Labelled, accuracy, check_labelled, confusion
 from dap.evaluation.training.fitting import (
     Checkpoint,
-    Labeller,
     Training,
     TrainingBatch,
     new_network,
     run_with_checkpoint,
     seeded,
 )
-from dap.evaluation.training.labels import Soft, Stored
+from dap.evaluation.training.labels import ClassifierLike, Soft, Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.together import Together, why_alone
 from dap.evaluation.training.transforms import size_after, split
@@ -83,7 +82,7 @@ class Plan:
 
     network: str | None = None
     device: str | torch.device = "cpu"
-    teacher: Labeller | None = None
+    teacher: ClassifierLike | None = None
     stored: Replayed | None = None
     progress: Progress | None = None
     checkpoints: Path | None = None

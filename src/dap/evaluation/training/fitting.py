@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
-from typing import Protocol as Interface
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +16,12 @@ from torch.nn import functional as F
 from dap.base.errors import DapError
 from dap.base.store import Checkpoint
 from dap.evaluation.training.batches import Images, slice_size
-from dap.evaluation.training.labels import Hard
+from dap.evaluation.training.labels import ClassifierLike, Hard
 from dap.evaluation.training.networks import Network, build
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.transforms import run, split, unnormalised
 
 log = logging.getLogger("dap")
-
-
-class Labeller(Interface):
-    """A teacher: what it says of images."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Of everything its words depend on."""
-        ...
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(n, classes) of images (n, c, h, w) in [0, 1]."""
-        ...
 
 
 TrainingBatch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
@@ -67,7 +50,7 @@ class Training:
         network: str,
         channels: int,
         classes: int,
-        teacher: Labeller | None = None,
+        teacher: ClassifierLike | None = None,
         replay: Callable[[int], Iterator[TrainingBatch]] | None = None,
     ) -> None:
         """

@@ -5,10 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
+from typing import Protocol as Interface
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from torch import Tensor
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ClassifierLike(Interface):
+    """Whatever knows the classes, for code that must not depend on `classifier.Classifier`, which is one of these."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that the logits depend on."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n, classes), in label order, of images (n, c, h, w) in [0, 1]; without a gradient."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (n, D), the input of the last linear layer, of the same images; without a gradient."""
+        ...
 
 
 class Hard(BaseModel):

@@ -28,10 +28,10 @@ from dap.base.files import dump, locked, read_json, write_atomically
 from dap.base.seeding import seed_of
 from dap.data.sets.distilled import differences
 from dap.evaluation.training.batches import Images
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import TrainingBatch, soft_loss
 from dap.evaluation.training.mixing import Mixing
 from dap.evaluation.training.steps import Drawn, Step
-from dap.evaluation.training.teacher import Teacher
 from dap.evaluation.training.transforms import apply_all, draw_all, size_after, split, unnormalised
 
 FORMAT = 1
@@ -85,7 +85,7 @@ def write_labels(
     images: Tensor,
     hashes: Sequence[str],
     how: Labelling,
-    teacher: Teacher,
+    teacher: Classifier,
     *,
     protocol: str,
     progress: Callable[[int, int], object] | None = None,
@@ -248,7 +248,7 @@ def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence
     return StoredLabels(folder, index, how, [index["classes"].index(name) for name in class_names])
 
 
-def _write_epoch(path: Path, key: str, images: Images, epoch: int, how: Labelling, teacher: Teacher) -> None:
+def _write_epoch(path: Path, key: str, images: Images, epoch: int, how: Labelling, teacher: Classifier) -> None:
     from safetensors.torch import save
 
     steps = split(how.steps)[1]

@@ -17,14 +17,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dap.base.errors import DapError
+from dap.base.registry import suggest
 from dap.evaluation.training.layers import InstanceNorm, Network, Norm, at_least, he_normal
 
 
@@ -118,6 +121,38 @@ def from_torchvision(model: str, *, channels: int, classes: int, size: int, norm
         return network
 
     return _fitted(make, f"torchvision:{model}", channels, classes, size, norm)
+
+
+WEIGHTS = "IMAGENET1K_V1"
+"""Which of torchvision's weights: the first ones of every network, which the published soft-label figures use."""
+
+
+def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
+    """One of torchvision's classifiers with its published weights for ImageNet, and torchvision's card of these weights.
+
+    Raises:
+        DapError: there is no such network or it has no such weights, or they are not here and cannot be fetched.
+    """
+    from torchvision import models
+
+    name, known = f"torchvision:{model}", models.list_models(module=models)
+    if model not in known:
+        raise DapError(f"Unknown classifier {name}. {suggest(model, known)}")
+    choices = models.get_model_weights(model)
+    if WEIGHTS not in choices.__members__:
+        raise DapError(f"torchvision has no {WEIGHTS} weights of {model}; take another network.")
+    weights = choices[WEIGHTS]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    if offline and not file.is_file():
+        raise DapError(f"The weights of {name} are not here and --offline forbids to fetch them; put them at {file}.")
+    try:
+        return models.get_model(model, weights=weights, progress=False), weights
+    except (OSError, RuntimeError, EOFError) as error:  # a connection, a torn file, or another network's weights
+        reason = " ".join(str(error).split())[:200]
+        raise DapError(
+            f"The weights of {name} could not be loaded ({type(error).__name__}: {reason}). Delete {file} if it is there, "
+            f"and connect to the network once, or put {weights.url} there."
+        ) from error
 
 
 def from_timm(model: str, *, channels: int, classes: int, size: int, norm: Norm, width: int) -> nn.Module:

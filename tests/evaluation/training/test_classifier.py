@@ -1,8 +1,9 @@
-"""Teachers: files that come back bit for bit, torchvision's published weights, your own; classes are matched by name."""
+"""Classifiers: files that come back bit for bit, torchvision's published weights, your own; classes are matched by name."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from dap import imagenet
 from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.sources import open_source
+from dap.evaluation.training.classifier import load_classifier, load_trained, save_classifier
 from dap.evaluation.training.protocol import load_protocol
-from dap.evaluation.training.reference import load_reference, save_reference, train_reference
-from dap.evaluation.training.teacher import load_teacher, train_teacher
+from dap.evaluation.training.trained import train_classifier, train_on_tensors
 
 NAMES = ("red", "green", "blue")
 SCALED = {"mode": "bilinear", "antialias": True}
@@ -63,9 +64,9 @@ def tiny(**changes: object):
 @pytest.fixture(scope="module")
 def trained(colours, tmp_path_factory) -> Path:
     train, test = (open_source(colours, split, size=8, classes=NAMES) for split in ("train", "test"))
-    reference, trial = train_teacher(train, test, tiny(epochs=8, batch=8))
+    reference, trial = train_classifier(train, test, tiny(epochs=8, batch=8))
     file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_reference(reference, file)
+    save_classifier(reference, file)
     assert trial.last == reference.accuracy > 0.9
     return file
 
@@ -74,20 +75,18 @@ def trained(colours, tmp_path_factory) -> Path:
 def test_a_network_of_any_name_comes_back_bit_for_bit(network, own, tmp_path):
     protocol = tiny(network=f"{own}:net" if network == "own" else network, norm="batch")
     labels = torch.arange(9) % 3
-    made, _ = train_reference((images(9), labels), (images(9), labels), protocol, 3, class_names=NAMES)
-    save_reference(made, tmp_path / "net.safetensors")
-    again = load_reference(tmp_path / "net.safetensors")
+    made, _ = train_on_tensors((images(9), labels), (images(9), labels), protocol, 3, class_names=NAMES)
+    save_classifier(made, tmp_path / "net.safetensors")
+    again = load_trained(tmp_path / "net.safetensors")
     assert again.class_names == NAMES and again.protocol == made.protocol
     before, after = made.network.state_dict(), again.network.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(again.predict(images()), made.predict(images()))
-    if network == "own":
-        with pytest.raises(DapError, match="Features need one of this package's networks"):
-            again(images())
+    assert torch.equal(again.features(images()), made.features(images()))
 
 
 def test_a_trained_teacher_says_what_its_network_says(trained):
-    teacher, reference = load_teacher(trained, NAMES), load_reference(trained)
+    teacher, reference = load_classifier(trained, NAMES), load_trained(trained)
     x = images()
     expected = reference.network((x - 0.5) / 0.5)
     assert torch.equal(teacher.logits(x), expected)
@@ -100,43 +99,45 @@ def test_a_trained_teacher_says_what_its_network_says(trained):
 
 
 def test_columns_follow_the_names_asked_for(trained):
-    whole = load_teacher(trained, NAMES).logits(images())
-    assert torch.equal(load_teacher(trained, ("blue", "red", "green")).logits(images()), whole[:, [2, 0, 1]])
-    assert torch.equal(load_teacher(trained, ("green", "red")).logits(images()), whole[:, [1, 0]])
-    with pytest.raises(DapError, match=r"unknown class 'yellow' in the teacher .*known classes: red, green, blue"):
-        load_teacher(trained, ("red", "yellow"))
+    whole = load_classifier(trained, NAMES).logits(images())
+    assert torch.equal(load_classifier(trained, ("blue", "red", "green")).logits(images()), whole[:, [2, 0, 1]])
+    assert torch.equal(load_classifier(trained, ("green", "red")).logits(images()), whole[:, [1, 0]])
+    with pytest.raises(
+        DapError, match=r"unknown class 'yellow' in the classifier teacher.safetensors; known classes: red, green, blue"
+    ):
+        load_classifier(trained, ("red", "yellow"))
 
 
 def test_what_is_no_teacher_is_named(trained, tmp_path):
     with pytest.raises(
-        DapError, match=r"No teacher nowhere: neither a file .* nor torchvision:NAME, nor file.py:build"
+        DapError, match=r"No classifier nowhere: neither a file .* nor torchvision:NAME, nor file.py:build"
     ):
-        load_teacher("nowhere", NAMES)
+        load_classifier("nowhere", NAMES)
     file = tmp_path / "torn.safetensors"
     file.write_bytes(trained.read_bytes()[:-100])
-    with pytest.raises(DapError, match=r"torn.safetensors is not a reference network, or is damaged"):
-        load_teacher(file, NAMES)
-    reference = load_reference(trained)
-    save_reference(type(reference)(reference.network, reference.protocol, 3, 3, 0.5), file)
+    with pytest.raises(DapError, match=r"torn.safetensors is not a classifier of dap train-teacher, or is damaged"):
+        load_classifier(file, NAMES)
+    reference = load_trained(trained)
+    save_classifier(replace(reference, class_names=()), file)
     with pytest.raises(DapError, match="does not say which classes it knows"):
-        load_teacher(file, NAMES)
-    save_reference(type(reference)(reference.network, tiny(network="gone.py:net"), 3, 3, 0.5, NAMES), file)
+        load_classifier(file, NAMES)
+    save_classifier(replace(reference, protocol=tiny(network="gone.py:net")), file)
     with pytest.raises(DapError, match=r"No file gone.py"):
-        load_teacher(file, NAMES)
+        load_classifier(file, NAMES)
 
 
 def test_your_own_teacher_is_told_the_classes_and_held_to_them(own):
-    teacher = load_teacher(f"{own}:teach", NAMES)
+    teacher = load_classifier(f"{own}:teach", NAMES)
     assert torch.allclose(teacher.logits(images()), images().mean((2, 3)))
     assert teacher.accuracy is None and len(teacher.fingerprint) == 16
     with pytest.raises(DapError, match=r"gives \(5, 3\) logits for 5 images of 4 classes"):
-        load_teacher(f"{own}:teach", ("a", "b", "c", "d")).logits(images())
+        load_classifier(f"{own}:teach", ("a", "b", "c", "d")).logits(images())
     with pytest.raises(DapError, match="should give a module or a function from images to logits, not a int"):
-        load_teacher(f"{own}:broken", NAMES)
+        load_classifier(f"{own}:broken", NAMES)
     with pytest.raises(DapError, match="could not be called with the class names: TypeError"):
-        load_teacher(f"{own}:refuses", NAMES)
-    with pytest.raises(DapError, match="has no 'teech' to use as teacher. Did you mean 'teach'"):
-        load_teacher(f"{own}:teech", NAMES)
+        load_classifier(f"{own}:refuses", NAMES)
+    with pytest.raises(DapError, match="has no 'teech' to use as classifier. Did you mean 'teach'"):
+        load_classifier(f"{own}:teech", NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_torchvisions_weights_speak_of_a_subset_in_its_order(hub, monkeypatch):
 
     monkeypatch.setenv("TORCH_HOME", str(hub))
     subset = imagenet.subset("imagewoof")
-    teacher = load_teacher("torchvision:squeezenet1_1", subset, offline=True)
+    teacher = load_classifier("torchvision:squeezenet1_1", subset, offline=True)
     net = get_model("squeezenet1_1", weights="IMAGENET1K_V1").eval()
     x = images(2, 224)
     expected = net(
@@ -168,7 +169,7 @@ def test_torchvisions_weights_speak_of_a_subset_in_its_order(hub, monkeypatch):
     assert labels != sorted(labels)
     assert torch.allclose(teacher.logits(x), expected[:, labels], atol=1e-5)
     assert teacher.accuracy == pytest.approx(0.58178)
-    by_name = load_teacher("torchvision:squeezenet1_1", [imagenet.name_of(w) for w in subset])
+    by_name = load_classifier("torchvision:squeezenet1_1", [imagenet.name_of(w) for w in subset])
     assert by_name.columns == teacher.columns and by_name.fingerprint == teacher.fingerprint
 
 
@@ -178,13 +179,13 @@ def test_torchvisions_weights_speak_of_a_subset_in_its_order(hub, monkeypatch):
         ("torchvision:squeezenet1_1", NAMES, "knows ImageNet's thousand classes, and 'red' is none of them"),
         ("torchvision:squeezenet1_1", ["crane"], "'crane' does not name one class of ImageNet alone"),
         ("torchvision:squeezenet1_1", ["tench", "n01440764"], "'n01440764' does not name one class"),
-        ("torchvision:squeeznet", ["tench"], "Unknown teacher torchvision:squeeznet. Did you mean 'squeezenet1_"),
+        ("torchvision:squeeznet", ["tench"], "Unknown classifier torchvision:squeeznet. Did you mean 'squeezenet1_"),
         ("torchvision:vit_h_14", ["tench"], "torchvision has no IMAGENET1K_V1 weights of vit_h_14"),
     ],
 )
 def test_a_wrong_name_for_torchvision_is_told(name, classes, message):
     with pytest.raises(DapError, match=message):
-        load_teacher(name, classes)
+        load_classifier(name, classes)
 
 
 def test_weights_that_cannot_be_fetched_are_one_sentence(tmp_path, monkeypatch):
@@ -192,14 +193,14 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(DapError, match=r"are not here and --offline forbids .*squeezenet1_1-\w+.pth"):
-        load_teacher("torchvision:squeezenet1_1", ["tench"], offline=True)
+        load_classifier("torchvision:squeezenet1_1", ["tench"], offline=True)
 
     def unreachable(*args: object, **options: object) -> None:
         raise URLError("no route")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     with pytest.raises(DapError, match=r"could not be loaded \(URLError: .*no route.*connect to the network once"):
-        load_teacher("torchvision:squeezenet1_1", ["tench"])
+        load_classifier("torchvision:squeezenet1_1", ["tench"])
 
 
 def test_the_verb_trains_writes_and_prints(colours, tmp_path, capsys):
@@ -208,7 +209,7 @@ def test_the_verb_trains_writes_and_prints(colours, tmp_path, capsys):
     command = ["train-teacher", "--data", colours, "--classes", *NAMES, "--protocol", protocol, "--out", out]
     assert main([str(a) for a in [*command, "--network", "convnet1", "--epochs", 3, "--device", "cpu"]]) == 0
     assert "convnet1" in (printed := capsys.readouterr().out) and "of 18 test images" in printed
-    reference = load_reference(out)
+    reference = load_trained(out)
     assert (reference.class_names, reference.protocol.epochs) == (NAMES, 3)
     assert f"{reference.accuracy:.1%}" in printed
     assert [f.name for f in out.parent.iterdir()] == [out.name]
@@ -237,24 +238,24 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(colours, tmp_path, 
         assert main([*common, str(tmp_path / "torn")]) == 130
     assert (tmp_path / "torn.partial").is_dir() and not (tmp_path / "torn").exists()
     assert main([*common, str(tmp_path / "torn")]) == 0
-    torn, whole = (load_teacher(tmp_path / name, NAMES) for name in ("torn", "whole"))
+    torn, whole = (load_classifier(tmp_path / name, NAMES) for name in ("torn", "whole"))
     assert (torn.fingerprint, torn.accuracy) == (whole.fingerprint, whole.accuracy)
     assert not (tmp_path / "torn.partial").exists()
     capsys.readouterr()
 
 
 def test_the_fingerprint_is_of_the_weights(trained, tmp_path):
-    before = load_teacher(trained, NAMES).fingerprint
-    reference = load_reference(trained)
+    before = load_classifier(trained, NAMES).fingerprint
+    reference = load_trained(trained)
     with torch.no_grad():
         next(reference.network.parameters()).flatten(0, 0)[0] += 1e-3
-    save_reference(reference, tmp_path / "other.safetensors")
-    assert load_teacher(tmp_path / "other.safetensors", NAMES).fingerprint != before
+    save_classifier(reference, tmp_path / "other.safetensors")
+    assert load_classifier(tmp_path / "other.safetensors", NAMES).fingerprint != before
     assert isinstance(reference.network, nn.Module) and len(before) == 16
 
 
 def test_features_are_what_the_last_linear_layer_is_given(trained):
-    teacher, reference = load_teacher(trained, ("blue", "red")), load_reference(trained)
+    teacher, reference = load_classifier(trained, ("blue", "red")), load_trained(trained)
     x = images(300)  # more than one slice
     found = teacher.features(x)
     assert torch.equal(found, reference(x)) and found.dtype == torch.float32 and not found.requires_grad
@@ -274,20 +275,39 @@ def test_features_of_your_own_and_of_torchvisions_network(own, hub, monkeypatch)
         "from torch import nn\n\ndef deep(names):\n    return nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 6),"
         " nn.ReLU(), nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Linear(6, len(names)))\n"
     )
-    teacher = load_teacher(f"{file}:deep", NAMES)
+    teacher = load_classifier(f"{file}:deep", NAMES)
     layers, x = list(teacher.network), images().double()
     expected = layers[2](layers[0](x.float()).flatten(1)).relu()
     torch.testing.assert_close(teacher.features(x), expected.detach())
     message = "has no linear layer whose input could serve as features; take another network"
     with pytest.raises(DapError, match=f"mine.py:teach {message}"):
-        load_teacher(f"{own}:teach", NAMES).features(images())
+        load_classifier(f"{own}:teach", NAMES).features(images())
     monkeypatch.setenv("TORCH_HOME", str(hub))
     with pytest.raises(DapError, match=f"torchvision:squeezenet1_1 {message}"):  # its classes come from a convolution
-        load_teacher("torchvision:squeezenet1_1", ["tench"], offline=True).features(images())
+        load_classifier("torchvision:squeezenet1_1", ["tench"], offline=True).features(images())
 
 
 def test_a_failure_on_the_way_leaves_no_hook(trained):
-    teacher = load_teacher(trained, NAMES)
+    teacher = load_classifier(trained, NAMES)
     with pytest.raises((RuntimeError, ValueError)):
         teacher.features(torch.rand(2, 5, 8, 8))
     assert not any(m._forward_pre_hooks for m in teacher.network.modules())
+
+
+def test_labels_and_probabilities_are_of_the_classes_asked_for(trained):
+    whole, x = load_trained(trained), images(40)
+    few = whole.select(("blue", "red"))
+    assert torch.equal(few.logits(x), whole.logits(x)[:, [2, 0]])
+    assert torch.equal(few.select(("red",)).logits(x), whole.logits(x)[:, :1])
+    assert torch.equal(few.predict(x), few.logits(x).argmax(1))
+    assert torch.equal(few.probabilities(x), whole.logits(x)[:, [2, 0]].double().softmax(1))
+    bytes_ = (x * 255).round().to(torch.uint8)
+    assert torch.equal(whole.logits(bytes_), whole.logits(bytes_.float() / 255)), "bytes go from 0 to 255"
+
+
+def test_what_cannot_be_saved_is_told(trained, own, tmp_path):
+    with pytest.raises(DapError, match="the logits of some of its classes alone"):
+        save_classifier(load_trained(trained).select(("blue", "red")), tmp_path / "few")
+    with pytest.raises(DapError, match=r"mine.py:teach was not trained here"):
+        save_classifier(load_classifier(f"{own}:teach", NAMES), tmp_path / "own")
+    assert not list(tmp_path.iterdir())

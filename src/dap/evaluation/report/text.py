@@ -1,12 +1,11 @@
-"""A report's numbers in words: one sentence, further findings, and Markdown tables that read well in a terminal."""
+"""A report's numbers in words: how each number is written, one sentence that sums a report up, and further findings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
-from dap.evaluation.report.expected import Claims
-from dap.evaluation.report.records import MEASURES, SetRecord, is_number
+from dap.evaluation.report.records import SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat
 from dap.evaluation.report.summary import Group, Row, Setting, flatten, recipe_key
 
@@ -173,62 +172,6 @@ def _findings(setting: Setting | None, rows: Sequence[Row]) -> list[tuple[Settin
             assert row.difference is not None
             lines.append((setting, compared(row.group.label, row.difference) + _pick(row, here)))
     return lines
-
-
-def grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table padded so that it lines up in a terminal; columns without a value are left out."""
-    keep = [i for i in range(len(header)) if i == 0 or any(line[i] != DASH for line in body)]
-    lines = [[_cell(line[i]) for i in keep] for line in (header, *body)]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(keep))]
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (aligned[0], rule, *aligned[1:]))
-
-
-def _cell(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
-
-
-def table(rows: Sequence[Row], expected: Mapping[str, str] | Claims | None = None) -> str:
-    """The accuracy table as Markdown for a terminal or a file: one block per setting, accuracies in per cent.
-
-    `expected` gives published or earlier figures, as `Claims` or by group label or method; it adds a column.
-    """
-    claims = expected if isinstance(expected, Claims) else Claims(expected)
-    blocks = []
-    for setting in dict.fromkeys(row.setting for row in rows):
-        here = [row for row in rows if row.setting == setting]
-        score = f"accuracy ({setting.headline}), %" if setting else "accuracy, %"
-        header = [
-            "method",
-            "ipc",
-            "scale",
-            "targets",
-            score,
-            "± trainings",
-            "vs vanilla",
-            "95 % interval",
-            "sets × trials",
-        ]
-        header += [*MEASURES, "s per set", "GB", "needs", "expected"]
-        costs = [(figure(row.seconds), figure(row.memory), ", ".join(row.needs) or DASH) for row in here]
-        figures = [[figure(row.measures[m]) for m in MEASURES] for row in here]
-        body = [[*cells(row), *more, *cost] for row, more, cost in zip(here, figures, costs, strict=True)]
-        found = [claims.of(row) for row in here]
-        claimed = [f"{one.text}{' (published)' if one.source else ''}" if one else DASH for one in found]
-        block = grid(header, [[*line, text] for line, text in zip(body, claimed, strict=True)])
-        sources = dict.fromkeys(one.source for one in found if one and one.source)
-        blocks.append("\n\n".join([setting_name(setting), block, *(f"Source: {source}." for source in sources)]))
-    return "\n\n".join(blocks) + "\n"
-
-
-def cells(row: Row) -> list[str]:
-    """The text of a row's first nine columns, up to sets × trials."""
-    method = f"{row.method} ({row.group.note})" if row.group.note else row.method
-    difference = (signed(row.difference.value), interval(row.difference) or DASH) if row.difference else (DASH, DASH)
-    scaled = " ".join(filter(None, scale(row)))
-    score = [accuracy(row.score), trainings(row.score)]
-    return [method, str(row.ipc), scaled, row.targets or DASH, *score, *difference, times(row)]
 
 
 def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list[tuple[str, str]]]:

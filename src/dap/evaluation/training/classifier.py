@@ -1,0 +1,329 @@
+"""Classifiers: networks that know the classes. They give soft labels, the features of the measures, and predicted labels.
+
+A classifier is a file that `dap train-teacher` wrote, a network of torchvision with its published weights, or a network or
+function of the user's own. The flags `--teacher`, `--reference` and `--classifier` name what it is used for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dap import imagenet
+from dap.base.errors import DapError
+from dap.base.files import sha256_of, write_atomically
+from dap.base.registry import resolve
+from dap.data.real.base import select
+from dap.evaluation.training.batches import as_float, in_slices
+from dap.evaluation.training.fitting import new_network, seeded
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.steps import CenterCrop, Normalize, Resize, Step
+from dap.evaluation.training.transforms import run
+from dap.evaluation.training.zoo import pretrained
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network and the classes that it knows. Images are (n, c, h, w) in [0, 1] of any size.
+
+    All results are on the classifier's device and carry no gradient. They are ordinary tensors, so that a loss of another
+    network can be computed from them.
+
+    Called on images, a classifier gives their `features`, so that it serves as an extractor of the measures.
+    """
+
+    name: str
+    """The file's name, `torchvision:resnet18`, or `file.py:build`."""
+    class_names: tuple[str, ...]
+    """The names of the columns of the logits; () if the file does not say them."""
+    network: Callable[[Tensor], Tensor]
+    """A module, or a function of the user's own: images after `steps` -> logits (n, known)."""
+    fingerprint: str
+    """Sixteen digits that change with the weights; of a function, with the file that holds it."""
+    device: torch.device
+    known: int
+    """How many classes the network knows."""
+    columns: tuple[int, ...]
+    """Which of those classes, in which order, are the columns of the logits."""
+    accuracy: float | None = None
+    """A fraction, on the real test images of all known classes; None if nobody measured it."""
+    size: int | None = None
+    """Images are first scaled, as a whole, to this many pixels a side; None: they are left as they are."""
+    steps: tuple[Step, ...] = ()
+    """What is done with images before the network sees them, after they are scaled."""
+    protocol: Protocol | None = None
+    """How it was trained, settled for its data; None for a network that was not trained here."""
+    channels: int = 3
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n, classes), float32, in the order of `class_names`.
+
+        Raises:
+            DapError: the network gives another shape than one logit for each class and image.
+        """
+        found = in_slices(self._pass, as_float(images.to(self.device)))
+        if found.shape != (len(images), self.known):
+            raise DapError(
+                f"The classifier {self.name} gives {tuple(found.shape)} logits for {len(images)} images of {self.known} "
+                "classes."
+            )
+        return found.float()[:, list(self.columns)]
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Labels (n,), int64: the columns of the highest logits."""
+        return self.logits(images).argmax(1)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Softmax (n, classes), float64, of the logits of the classes asked for."""
+        return self.logits(images).double().softmax(1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (n, D), float32: the input of the last linear layer.
+
+        Raises:
+            DapError: the network has no linear layer.
+        """
+        layer = self._last_linear()
+        if layer is None:
+            raise DapError(
+                f"{self.name} has no linear layer whose input could serve as features; take another network."
+            )
+        seen: list[Tensor] = []
+        handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().flatten(1).float()))
+        try:
+            in_slices(self._pass, as_float(images.to(self.device)))
+        finally:
+            handle.remove()
+        return torch.cat(seen)
+
+    __call__ = features
+
+    @property
+    def has_features(self) -> bool:
+        """Whether `features` can be computed."""
+        return self._last_linear() is not None
+
+    def select(self, class_names: Sequence[str]) -> Classifier:
+        """The same classifier with the logits of these classes, in this order.
+
+        Classes are matched by name. A classifier that does not say its class names keeps its own order.
+
+        Raises:
+            DapError: a class is not known, or, without names, the number of classes is another.
+        """
+        wanted = tuple(class_names)
+        if self.class_names:
+            chosen = select(self.class_names, list(wanted), f"the classifier {self.name}")[1]
+            return replace(self, class_names=wanted, columns=tuple(self.columns[k] for k in chosen))
+        if len(wanted) != len(self.columns):
+            raise DapError(
+                f"The classifier {self.name} knows {len(self.columns)} classes and the data have {len(wanted)}; "
+                "give --reference one that was trained on these data."
+            )
+        return self
+
+    def _pass(self, images: Tensor) -> Tensor:
+        return self.network(run(self.steps, images if self.size is None else _scaled(images, self.size)))
+
+    def _last_linear(self) -> nn.Linear | None:
+        parts = self.network.modules() if isinstance(self.network, nn.Module) else ()
+        return next((part for part in reversed(list(parts)) if isinstance(part, nn.Linear)), None)
+
+
+def check_classifier(name_or_path: str | Path) -> None:
+    """Find out, without loading anything, whether `load_classifier` could open this.
+
+    Raises:
+        DapError: it is neither a file nor a name of the other kinds.
+    """
+    if not (Path(name_or_path).is_file() or ":" in str(name_or_path)):
+        raise DapError(
+            f"No classifier {name_or_path}: neither a file (dap train-teacher makes one), nor torchvision:NAME, nor "
+            "file.py:build."
+        )
+
+
+def load_classifier(
+    name_or_path: str | Path, class_names: Sequence[str], device: str | torch.device = "cpu", *, offline: bool = False
+) -> Classifier:
+    """A classifier whose logits are in the order of `class_names`, matched by name.
+
+    Images of other sizes than the network's are scaled to it as a whole. Nothing is cut off, because soft labels must be
+    about everything that the student sees.
+
+    Args:
+        name_or_path: a file of `dap train-teacher`; `torchvision:NAME`, trained on ImageNet's thousand classes; or
+            `file.py:build`, called as build(class_names) for a module or function from images (n, c, h, w) in [0, 1] to
+            logits (n, len(class_names)) in this order.
+        class_names: the classes of the set, in label order; the classifier may know others beside them.
+        device: where the network runs.
+        offline: do not fetch weights.
+
+    Raises:
+        DapError: nothing is found under this name, the file is damaged, a class is not known, or the weights cannot be
+            fetched.
+    """
+    check_classifier(name_or_path)
+    name, wanted, device = str(name_or_path), tuple(class_names), torch.device(device)
+    if name.startswith("torchvision:"):
+        return _torchvision(name, wanted, device, offline)
+    if not Path(name).is_file():
+        return _own(name, wanted, device)
+    found = load_trained(name, device)
+    if not found.class_names:
+        raise DapError(f"{name} does not say which classes it knows; train it again with dap train-teacher.")
+    assert found.protocol is not None
+    whole = tuple(step for step in found.steps if not isinstance(step, (Resize, CenterCrop)))
+    return replace(found.select(wanted), size=found.protocol.size, steps=whole)
+
+
+def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """The classifier of a file that `save_classifier` wrote, with all its classes.
+
+    It sees images as it saw its own test images: after the `test` steps of its protocol, which may scale and crop them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DapError: the file holds something else or is damaged, or the code of a user's own network is not there.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path, device = Path(path), torch.device(device)
+    if not path.is_file():
+        raise FileNotFoundError(f"No classifier {path}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            written = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        protocol, facts = Protocol.model_validate_json(written["protocol"]), json.loads(written["facts"])
+        channels, classes, accuracy = (facts[name] for name in ("channels", "classes", "accuracy"))
+        with seeded(0, torch.device("cpu")):
+            network = new_network(protocol.network, protocol, channels, classes)
+        network.load_state_dict(weights)
+    except DapError:
+        raise
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise DapError(
+            f"{path} is not a classifier of dap train-teacher, or is damaged: {type(error).__name__}: {error}"
+        ) from error
+    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    names = tuple(facts.get("class_names", ()))
+    return of_training(path.name, network, protocol, channels, classes, accuracy, names, device)
+
+
+def save_classifier(classifier: Classifier, path: str | Path) -> None:
+    """Write a classifier that was trained here to one safetensors file, whole or not at all.
+
+    `load_classifier` and `load_trained` need nothing beside the file, unless the network is the user's own code.
+
+    Raises:
+        DapError: the classifier was not trained here, or gives the logits of some of its classes alone.
+    """
+    from safetensors.torch import save
+
+    if classifier.protocol is None or not isinstance(classifier.network, nn.Module):
+        raise DapError(f"{classifier.name} was not trained here, so there is no file to write of it.")
+    if classifier.columns != tuple(range(classifier.known)):
+        raise DapError(f"{classifier.name} gives the logits of some of its classes alone; save the whole classifier.")
+    state = classifier.network.state_dict()
+    weights = {name: value.cpu().contiguous().clone() for name, value in state.items()}  # tied weights are two here
+    facts = {"channels": classifier.channels, "classes": classifier.known, "accuracy": classifier.accuracy}
+    facts |= {"class_names": classifier.class_names}
+    metadata = {"protocol": classifier.protocol.model_dump_json(), "facts": json.dumps(facts)}
+    write_atomically(Path(path), save(weights, metadata))
+
+
+def of_training(
+    name: str,
+    network: nn.Module,
+    protocol: Protocol,
+    channels: int,
+    classes: int,
+    accuracy: float,
+    class_names: tuple[str, ...],
+    device: torch.device,
+) -> Classifier:
+    """A classifier around a network that was trained here by a settled protocol."""
+    return Classifier(
+        name,
+        class_names,
+        network,
+        _fingerprint(network),
+        device,
+        classes,
+        tuple(range(classes)),
+        accuracy,
+        steps=protocol.test_steps,
+        protocol=protocol,
+        channels=channels,
+    )
+
+
+def _torchvision(name: str, wanted: tuple[str, ...], device: torch.device, offline: bool) -> Classifier:
+    columns = _imagenet_columns(wanted, name)
+    network, weights = pretrained(name.partition(":")[2], offline=offline)
+    network.eval().requires_grad_(False).to(device)
+    shown = weights.transforms()
+    size, normalize = shown.crop_size[0], Normalize(mean=tuple(shown.mean), std=tuple(shown.std))
+    known, accuracy = len(imagenet.names()), weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
+    mark = _fingerprint(network)
+    return Classifier(name, wanted, network, mark, device, known, columns, accuracy, size=size, steps=(normalize,))
+
+
+def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Classifier:
+    build = resolve(spec, {}, "classifier")
+    try:
+        made: Any = build(wanted)
+    except DapError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DapError(f"{spec} could not be called with the class names: {type(error).__name__}: {reason}.") from error
+    if not callable(made):
+        raise DapError(f"{spec} should give a module or a function from images to logits, not a {type(made).__name__}.")
+    code = (sha256_of(Path(spec.rpartition(":")[0])) or "")[:16]
+    if isinstance(made, nn.Module):
+        made.eval().requires_grad_(False).to(device)
+        code += _fingerprint(made)
+    network: Callable[[Tensor], Tensor] = made  # pyright: ignore[reportAssignmentType]
+    return Classifier(spec, wanted, network, code, device, len(wanted), tuple(range(len(wanted))))
+
+
+def _imagenet_columns(wanted: tuple[str, ...], name: str) -> tuple[int, ...]:
+    """Where ImageNet's thousand classes hold the classes asked for, by WordNet id or by name."""
+    labels = imagenet.lookup(list(imagenet.names().values()))
+    columns = []
+    for one in wanted:
+        found = imagenet.find(one, labels)
+        if not found:
+            raise DapError(
+                f"{name} knows ImageNet's thousand classes, and {one!r} is none of them; "
+                "dap train-teacher makes one that knows yours."
+            )
+        if len(found) > 1 or found[0] in columns:
+            raise DapError(f"{one!r} does not name one class of ImageNet alone; name the classes by WordNet id.")
+        columns += found
+    return tuple(columns)
+
+
+def _scaled(images: Tensor, size: int) -> Tensor:
+    if images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """Sixteen digits of the sha256 of all weights and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,68 @@
+"""Training a classifier on all real images; `classifier.save_classifier` writes the result to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dap.base.errors import DapError
+from dap.data.real.sources import Source
+from dap.evaluation.training.batches import Labelled
+from dap.evaluation.training.classifier import Classifier, of_training
+from dap.evaluation.training.evaluate import train_and_test
+from dap.evaluation.training.protocol import Protocol
+from dap.evaluation.training.trials import Trial
+
+
+def train_classifier(
+    train: Source, test: Source, protocol: Protocol, *, seed: int = 0, **plan: Any
+) -> tuple[Classifier, Trial]:
+    """Train the protocol's network on all real images and test it.
+
+    Args:
+        train: real training images.
+        test: real test images of the same classes.
+        protocol: how to train.
+        seed: of the training.
+        plan: the keywords of `evaluate`: network, device, progress, checkpoints, …
+
+    Raises:
+        DapError: as `evaluate`, or the test images have other classes.
+    """
+    if train.class_names != test.class_names:
+        raise DapError("The test data has other classes than the training data.")
+    names = train.class_names
+    labelled = (train.tensors(), test.tensors())
+    return train_on_tensors(*labelled, protocol, len(names), class_names=names, seed=seed, **plan)
+
+
+def train_on_tensors(
+    train: Labelled,
+    test: Labelled,
+    protocol: Protocol,
+    classes: int,
+    *,
+    class_names: Sequence[str] = (),
+    seed: int = 0,
+    **plan: Any,
+) -> tuple[Classifier, Trial]:
+    """`train_classifier` of images and labels in memory.
+
+    Args:
+        train, test: images (n, c, h, w) and labels (n,).
+        protocol: how to train.
+        classes: number of labels.
+        class_names: in label order; () leaves them unsaid.
+        seed: of the training.
+        plan: the keywords of `evaluate`.
+
+    Raises:
+        DapError: as `evaluate`, or there are not as many names as classes.
+    """
+    if class_names and len(class_names) != classes:
+        raise DapError(f"There are {len(class_names)} class names for {classes} classes.")
+    network, trial = train_and_test(train, test, protocol, seed, classes=classes, **plan)
+    settled = protocol.settled(ipc=int(train[1].bincount().max()), classes=classes, network=plan.get("network"))
+    device = next(network.parameters()).device
+    facts = (train[0].shape[1], classes, trial.last, tuple(class_names), device)
+    return of_training(settled.network, network, settled, *facts), trial

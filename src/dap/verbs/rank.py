@@ -1,0 +1,42 @@
+"""`dap rank`: DD-Ranking's scores of evaluated sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dap.evaluation.report.ranking import Ranking, rank_sets
+from dap.verbs.report import Results, found_sets
+
+
+def rank(
+    sets: Sequence[str | Path] | str | Path | Results,
+    *,
+    network: str = "convnet3",
+    hard: str | None = None,
+    own: str | None = None,
+    augmented: str | None = None,
+    plain: str | None = None,
+    full: float | None = None,
+) -> dict[Path, Ranking]:
+    """How much of each set's accuracy is the images, and how much soft labels or augmentation.
+
+    The scores of a set are also written to its `ranking.json`. Sets of the method "random" must be among the sets, since the
+    scores compare with them.
+
+    Args:
+        sets: folders of evaluated sets, folders that hold some, or the results of another verb.
+        network: only trainings of this network count.
+        hard: the name of a protocol with hard labels.
+        own: the name of the methods' own protocol, such as one with soft labels.
+        augmented, plain: the names of a protocol with augmentation and of one without.
+        full: the accuracy of training on all real images with hard labels, a fraction in [0, 1].
+
+    Returns:
+        The scores of every set that is not of the method "random", by its folder.
+
+    Raises:
+        DapError: there is no set or no random set, or a protocol is recorded in no trial.
+    """
+    protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
+    return dict(rank_sets(found_sets(sets), network=network, full_hard=full, **protocols))

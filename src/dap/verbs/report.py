@@ -1,0 +1,133 @@
+"""`dap report`: one page on judged sets. `Results` is what every verb that judges gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dap.base.errors import DapError
+
+if TYPE_CHECKING:
+    from dap.evaluation.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Results:
+    """Judged sets: where they are, their accuracies as a table, and the page that reports on them.
+
+    Attributes:
+        sets: the folders of the sets, in the order of the table's groups.
+        page: the HTML page; None where none was asked for.
+    """
+
+    sets: tuple[Path, ...]
+    page: Path | None = None
+
+    @cached_property
+    def table(self) -> Table:
+        """The accuracies as the report shows them, read from the folders of the sets when they are first asked for."""
+        from dap.evaluation.report.expected import Claims
+        from dap.evaluation.report.records import load
+        from dap.evaluation.report.summary import summarise
+        from dap.evaluation.report.tables import accuracy_table
+        from dap.published import published
+
+        return accuracy_table(summarise(load(self.sets)), Claims(published=published))
+
+    @cached_property
+    def trials(self) -> dict[Path, list[Any]]:
+        """Of each set its trials: every `evaluation.training.trials.Trial` that its folder records."""
+        from dap.evaluation.report.records import load
+        from dap.evaluation.training.trials import Trial
+
+        return {one.path: [Trial.from_record(line) for line in one.trials] for one in load(self.sets)}
+
+    def _repr_html_(self) -> str:
+        """The table for a notebook."""
+        return self.table._repr_html_()
+
+
+class Unfinished(DapError):
+    """Some cells of a grid could not be made or judged. The others were, and `results` has them.
+
+    Attributes:
+        results: the cells that are there; None where no cell is.
+    """
+
+    def __init__(self, message: str, results: Results | None = None) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+def report(
+    sets: Sequence[str | Path] | str | Path | Results, out: str | Path, *, title: str = "Distilled sets compared"
+) -> Path:
+    """Write one HTML page on sets, and its tables as Markdown and CSV beside it.
+
+    Args:
+        sets: folders of distilled sets, folders that hold some at any depth, or the results of another verb.
+        out: the page, with a name that ends in .html, or a folder for `report.html`.
+        title: the heading of the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DapError: there is no set in a folder, a file of a set cannot be read, or the page cannot be written.
+    """
+    return write_page(found_sets(sets), Path(out), title)
+
+
+def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
+    """`report` for folders each of which is a set; a folder of images that others made may be among them."""
+    from dap.evaluation.report.page import write_report
+    from dap.published import published
+
+    return write_report(sets, out, title=title, published=published).resolve()
+
+
+def found_sets(sets: Sequence[str | Path] | str | Path | Results) -> list[Path]:
+    """The folders of all distilled sets in these folders, at any depth.
+
+    Raises:
+        DapError: there is none.
+    """
+    if isinstance(sets, Results):
+        return list(sets.sets)
+    folders = [Path(sets)] if isinstance(sets, (str, Path)) else [Path(path) for path in sets]
+    found = [file.parent for path in folders for file in sorted(path.glob("**/classes.json"))]
+    if not found:
+        raise DapError(f"No distilled set in {', '.join(map(str, folders))} (looked for classes.json).")
+    return found
+
+
+def check_tracking(to: str | None) -> None:
+    """Whether trials can be logged for TensorBoard or wandb, found out before long work.
+
+    Args:
+        to: "tensorboard", "wandb", or None for no logging.
+
+    Raises:
+        DapError: the package is not installed.
+    """
+    if to is not None:
+        from dap.evaluation.report.tracking import require
+
+        require(to)
+
+
+def log_for(to: str, results: Results) -> Path:
+    """Log the trials, measures and images of these sets for TensorBoard or wandb; returns where.
+
+    Args:
+        to: "tensorboard" or "wandb".
+        results: with a page, beside which the log is written.
+    """
+    from dap.evaluation.report.records import load
+    from dap.evaluation.report.tracking import track
+
+    where = results.page.parent if results.page is not None else results.sets[0]
+    return track(load(results.sets), to, where).resolve()

@@ -1,0 +1,79 @@
+"""`dap train-teacher`: train a classifier on all real images, for soft labels and as a ceiling."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dap.backbones import device_of
+from dap.base.errors import DapError
+from dap.base.store import checkpoint_seconds
+from dap.base.watch import Watcher
+from dap.data.real.sources import Source
+from dap.evaluation.training.classifier import save_classifier
+from dap.evaluation.training.trained import train_classifier
+from dap.evaluation.training.trials import Trial
+from dap.recipe import Recipe
+from dap.verbs.judges import open_protocol, open_workshop
+from dap.verbs.options import Machine
+
+
+def train_teacher(
+    data: str | Path | tuple[Source, Source],
+    out: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    network: str | None = None,
+    protocol: str | Path = "reference",
+    epochs: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+) -> Trial:
+    """Train a network on all real images, test it on the real test images, and write it to a file.
+
+    A call that was interrupted goes on from its checkpoint, which lies beside `out`.
+
+    Args:
+        data: the real images: "fashion-mnist", a folder, or an opened training source and test source.
+        out: the file to write, such as teacher.safetensors.
+        classes: the classes to use, in label order, or a subset of ImageNet; by default all. For a name or folder.
+        network: instead of the protocol's own: resnet18, convnet3, file.py:build.
+        protocol: the name of a shipped protocol, or a YAML file.
+        epochs: training epochs instead of the protocol's own.
+        changes: other values of the protocol's fields, such as {"size": 64}.
+        machine: the device and its like.
+        watcher: told of every epoch.
+
+    Returns:
+        The training and its accuracy on the test images.
+
+    Raises:
+        DapError: the file is there already, or there is no such data, protocol or network.
+    """
+    out = Path(out)
+    if out.exists():
+        raise DapError(f"{out} is there already; choose another --out.")
+    chosen = open_protocol(protocol, epochs, changes, network=network)
+    workshop = open_workshop(machine)
+    if isinstance(data, tuple):
+        train, test = data
+    else:
+        values = {"path": str(data), "classes": classes, "size": chosen.size}
+        wanted = Recipe.parse({"data": values}).data
+        train, test = workshop.source(wanted, "train"), workshop.source(wanted, "test")
+    kept = out.with_name(out.name + ".partial")
+    classifier, trial = train_classifier(
+        train,
+        test,
+        chosen,
+        device=str(device_of(machine.device)),
+        progress=watcher.epoch,
+        checkpoints=kept,
+        every=checkpoint_seconds(),
+    )
+    save_classifier(classifier, out)
+    shutil.rmtree(kept, ignore_errors=True)
+    return trial
