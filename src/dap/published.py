@@ -1,77 +1,118 @@
-"""What is published for a set: the expected values of the shipped recipe it was made by."""
+"""Published accuracies for a set: the expected values of the shipped recipe that the set was made by."""
 
 from __future__ import annotations
 
 import functools
-import shlex
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
+import yaml
+
 from dap import shipped
-from dap.cli.recipe_flags import flag_of
-from dap.recipe import Recipe
+from dap.recipe import GuidanceOptions, Recipe
 from dap.shipped import Expected
 
 FREE = frozenset({"seed", "block", "data.path", "backbone.revision", "backbone.dtype"})
-"""Fields that do not decide whether a set is the one that a recipe describes."""
+"""Fields in which a set may differ from the recipe whose values it is held against."""
+
+KINDS = {
+    "facebook/DiT-XL-2-256": "dit",
+    "facebook/DiT-XL-2-512": "dit",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "unet",
+    "stabilityai/stable-diffusion-2-1-base": "unet",
+}
+"""Which defaults of `backbones/cards.yaml` hold for weights, without a look at these weights."""
+
+FROM_CARD = {
+    "data.size": "size",
+    "backbone.template": "template",
+    "backbone.negative_prompt": "negative_prompt",
+    "sampling.cfg": "cfg",
+    "sampling.cfg_channels": "cfg_channels",
+    "guidance.layer": "layer",
+    "guidance.scale": "scale",
+    "guidance.unit": "unit",
+}
+"""Recipe fields that the backbone's card decides where a recipe of DAP leaves them open, and the card's name for each."""
+
+MAY_BE_EMPTY = frozenset({"template", "negative_prompt"})
+"""Fields of a card that weights without prompts do not have."""
 
 
-def published(recipe: Mapping[str, Any], command: str) -> Expected | None:
-    """What the shipped recipe that made a set expects of it; None for a set of no shipped recipe.
+def published(recipe: Mapping[str, Any]) -> Expected | None:
+    """The published values of the shipped recipe that made a set; None for a set of no shipped recipe.
 
-    A set is of a shipped recipe where every value that this one states or takes by default is the set's own. What it
-    leaves to the backbone's card or the method (a layer, a scale) is so unless the command says otherwise.
+    A set is of a shipped recipe where every field of its resolved recipe equals that of the shipped one, `FREE` ones aside.
+    What the shipped recipe leaves open, such as the layer, is what the card of its backbone says. Where the weights would
+    have to be loaded to know a value, there is no claim.
 
     Args:
-        recipe: of the set, with every open choice made, as `recipe.json` holds it.
-        command: the shell command that made the set, as `command.txt` holds it.
+        recipe: the set's own, with every open choice made, as `recipe.json` holds it.
     """
-    return next((claim for values, claim in _claims() if _describes(values, recipe, command)), None)
+    made = _flat(recipe)
+    return next((expected for wanted, expected in _claims() if _same(wanted, made)), None)
 
 
 @functools.cache
 def _claims() -> list[tuple[dict[str, Any], Expected]]:
-    """The raw values of each shipped recipe that expects something, and what it expects."""
+    """Every shipped recipe that expects values and can be resolved here: its resolved fields, and what it expects."""
     found = []
     for name in shipped.names():
-        if not name.startswith("smoke/"):
-            values = shipped.read(name)
-            expected = shipped.expected_of(values, name)
-            values.pop("expected", None)
-            found += [(values, expected)] if expected and expected.values else []
+        if name.startswith("smoke/"):
+            continue
+        values = shipped.read(name)
+        expected = shipped.expected_of(values, name)
+        values.pop("expected", None)
+        if expected and expected.values and (wanted := _resolved(values)) is not None:
+            found.append((wanted, expected))
     return found
 
 
-def _describes(values: dict[str, Any], recipe: Mapping[str, Any], command: str) -> bool:
-    stated = _flat(values)
-    wanted, made = _flat(Recipe.parse(values).model_dump(mode="json")), _flat(recipe)
-    if (
-        values.get("method") != "dap"
-    ):  # other methods have defaults of their own for the guidance, so only what is stated counts
-        wanted = {k: v for k, v in wanted.items() if not k.startswith("guidance.") or k in stated}
-    if wanted.get("data.classes") != made.get("data.classes"):
-        return False
+def _resolved(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields of a shipped recipe with every open choice made; None where one of them cannot be known here.
+
+    Defaults of other methods than DAP are the methods' own, and this module does not know methods.
+    """
+    recipe = Recipe.parse(values)
+    card = _card(recipe.backbone.path if recipe.backbone else "")
+    if recipe.method != "dap" or recipe.sampling is None or recipe.sampling.solver is None or card is None:
+        return None
+    guidance = recipe.guidance or GuidanceOptions()
+    fields = _flat({**recipe.model_dump(mode="json"), "guidance": guidance.model_dump(mode="json")})
+    for field, name in FROM_CARD.items():
+        if fields.get(field) is None:
+            fields[field] = card.get(name)
+            if fields[field] is None and name not in MAY_BE_EMPTY:
+                return None
+    if recipe.sampling.solver == "ddim":
+        fields["sampling.eta"] = recipe.sampling.eta or 0.0
+    return fields
+
+
+def _card(weights: str) -> dict[str, Any] | None:
+    """What is known of weights by their name; None for weights that are not known."""
+    cards = yaml.safe_load((files("dap") / "backbones" / "cards.yaml").read_text(encoding="utf-8"))
+    return {**cards[KINDS[weights]], **cards.get(weights, {})} if weights in KINDS else None
+
+
+def _same(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+    """Whether a set's fields are the wanted ones; a field that the set does not state has its default."""
     free = FREE - ({"data.path"} if wanted.get("data.classes") is None else set())
-    for field, value in made.items():
-        want = wanted.get(field)
-        if field in free:
-            continue
-        if want in (None, ""):
-            if _overridden(field, command):
-                return False
-        elif want != value and not (field == "backbone.path" and PurePath(str(want)).name == PurePath(str(value)).name):
+    defaults = _defaults()
+    for field in {*wanted, *made} - free:
+        want, have = wanted.get(field), made.get(field, defaults.get(field))
+        # A copy of the weights in a folder of their name is the same backbone.
+        copied = field == "backbone.path" and PurePath(str(want)).name == PurePath(str(have)).name
+        if want != have and not copied:
             return False
-    return all(field in made for field, want in stated.items() if field not in free and want is not None)
+    return bool(made)
 
 
-def _overridden(field: str, command: str) -> bool:
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    flag = flag_of(field)
-    return any(word == f"--{flag}" or word.startswith((f"--{flag}=", f"{flag}=")) for word in words)
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return _flat({**Recipe().model_dump(mode="json"), "guidance": GuidanceOptions().model_dump(mode="json")})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

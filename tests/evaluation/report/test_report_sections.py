@@ -8,20 +8,25 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from dap import backbones, shipped
+from dap.backbones.base import Card
 from dap.evaluation.report import page as report
 from dap.evaluation.report.confusion import confusions
 from dap.evaluation.report.expected import Claims
 from dap.evaluation.report.gallery import REAL_BUDGET, near_copies
 from dap.evaluation.report.scatter import layout, maps
 from dap.evaluation.report.summary import group_sets
+from dap.methods import find
 from dap.published import published
-from dap.recipe import Recipe
+from dap.recipe import Recipe, said
 from dap.shipped import Expected
 from reported import HOSTILE, Outline, judged, looked, make_set, page_of, recipe, table, trial, write_lines
 
@@ -316,7 +321,7 @@ def claims() -> Claims:
         {"network": "convnet3", "labels": "soft", "mean": 90, "source": f"published, {HOSTILE}"},
     ]
     expected = Expected.model_validate({"values": values})
-    return Claims(published=lambda recipe, command: expected if recipe["method"] == "dap" else None)
+    return Claims(published=lambda recipe: expected if recipe["method"] == "dap" else None)
 
 
 def test_published_values_stand_beside_measured_ones(sets: list[Path], tmp_path: Path) -> None:
@@ -350,22 +355,64 @@ def made_by(name: str, **changes: Any) -> dict[str, Any]:
 
 def test_a_set_of_a_shipped_recipe_is_recognised() -> None:
     name = "imagenette-dit-ipc10"
-    command = f"dap distill {name} --data /somewhere --out x"
-    found = published(made_by(name, seed=7), command)
+    found = published(made_by(name, seed=7))
     assert found and {value.network for value in found.values} == {"convnet6", "resnetap10", "resnet18"}
-    assert published(made_by(name, backbone__path="/weights/DiT-XL-2-256"), command) == found
+    assert published(made_by(name, backbone__path="/weights/DiT-XL-2-256")) == found
+    kept = said(Recipe.parse(made_by(name)))
+    assert "options" not in kept and published(kept) == found, "what the method has no use for is not recorded"
     others = [
         {"guidance__scale": 0.5},
         {"guidance__kernel": "rbf"},
+        {"guidance__layer": "4"},
         {"ipc": 11},
         {"sampling__steps": 20},
+        {"sampling__cfg_channels": "all"},
         {"data__classes": "imagewoof"},
+        {"data__held_out": 0.1},
+        {"data__size": 512},
+        {"options": {"own": 1}},
+        {"drawn_from": 50},
     ]
     for changes in [*others, {"method": "vanilla"}, {"backbone__path": "starter"}, {"guidance": None}]:
-        assert published(made_by(name, **changes), command) is None, changes
-    assert published(made_by(name), f"{command} --layer 4") is None
-    assert published(made_by(name), f"dap sweep {name} --vary layer=4,8 --out x") is None
-    assert published({}, "") is None
+        assert published(made_by(name, **changes)) is None, changes
+    assert published({}) is None
+
+
+def test_a_recipe_file_with_another_layer_claims_nothing(tmp_path: Path) -> None:
+    """What the user changed may be in a file as well as in the command; only the resolved recipe has it all."""
+    shipped_one = resolve("imagenette-dit-ipc10")
+    assert published(shipped_one)
+    values = Recipe.load("imagenette-dit-ipc10")
+    values["guidance"] = {**values["guidance"], "layer": "12"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    mine = resolve(str(tmp_path / "mine.yaml"))
+    assert mine["guidance"]["layer"] == "12" and published(mine) is None
+    path = make_set(tmp_path / "set", mine, [trial(0.6, network="resnetap10")])
+    (path / "command.txt").write_text("dap distill imagenette-dit-ipc10 --data /somewhere --out set")
+    rows = report.summarise(report.load([path]))
+    assert Claims(published=published).of(rows[0]) is None
+    (path / "recipe.json").write_text(json.dumps(shipped_one))
+    claim = Claims(published=published).of(report.summarise(report.load([path]))[0])
+    assert claim is not None and claim.text == "67.8 ± 1.2"
+
+
+def resolve(name: str) -> dict[str, Any]:
+    """The resolved recipe that a set made by this file or shipped recipe keeps; only the backbone's weights are missing."""
+    recipe = Recipe.parse(Recipe.load(name))
+    assert recipe.backbone is not None
+    cards = yaml.safe_load((Path(backbones.__file__).parent / "cards.yaml").read_text())
+    kind = "dit" if "DiT" in recipe.backbone.path else "unet"
+    card = Card(**{"name": recipe.backbone.path, **cards[kind], **cards[recipe.backbone.path]})
+    backbone = SimpleNamespace(card=card, schedule=None, check_layer=lambda layer: layer)
+    return said(recipe.resolved(cast(Any, backbone), find("dap").guidance, card.size))
+
+
+def test_every_shipped_recipe_with_values_is_recognised_by_what_it_resolves_to() -> None:
+    names = [name for name in shipped.names() if not name.startswith("smoke/")]
+    claiming = [name for name in names if (expected := shipped.expected(name)) and expected.values]
+    assert len(claiming) >= 10
+    for name in claiming:
+        assert published(resolve(name)) == shipped.expected(name), name
 
 
 def test_hostile_names_stay_text_in_every_section(tmp_path: Path) -> None:

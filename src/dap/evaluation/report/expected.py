@@ -9,8 +9,8 @@ from dap.evaluation.report.records import Json
 from dap.evaluation.report.summary import Row, collect
 from dap.shipped import Expected
 
-Published = Callable[[Json, str], Expected | None]
-"""From a set's recipe and the command that made it to what is published for them; None where nothing is."""
+Published = Callable[[Json], Expected | None]
+"""From a set's resolved recipe to what is published for it; None where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Claims:
             return Claim(given)
         if self._published is None or row.setting is None:
             return None
-        found = self._published(row.group.first.recipe, row.group.first.command)
+        found = self._published(row.group.first.recipe)
         wanted = (_plain(row.setting.network), _labels(row))
         for value in found.values if found else ():
             if (_plain(value.network), value.labels) == wanted:

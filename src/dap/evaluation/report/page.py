@@ -1,4 +1,4 @@
-"""One self-contained HTML page about distilled sets and their trials, with its tables as Markdown and CSV beside it.
+"""One self-contained HTML page about distilled sets and their trials, with its tables as Markdown, LaTeX and CSV beside it.
 
 The page needs no network: styles, script, charts and images are inside it, and its content security policy allows
 nothing else. Whatever a set says about itself (class names, methods, commands) is text and is escaped as text.
@@ -36,7 +36,7 @@ __all__ = ["Group", "Row", "SetRecord", "load", "summarise", "write_report"]
 
 @dataclass(frozen=True)
 class Content:
-    """What page, Markdown and CSV all show."""
+    """What page, Markdown, LaTeX and CSV all show."""
 
     title: str
     sets: Sequence[SetRecord]
@@ -78,7 +78,7 @@ def write_report(
     expected: Mapping[str, str] | None = None,
     published: Published | None = None,
 ) -> Path:
-    """Write the report on these sets: the page, and its tables as `.md` and `.csv` of the same name beside it.
+    """Write the report on these sets: the page, and its tables as `.md`, `.tex` and `.csv` of the same name beside it.
 
     The accuracies are `report.csv`; every other table has a file of its own such as `report-measures.csv`.
 
@@ -100,7 +100,8 @@ def write_report(
     page = out if out.suffix.lower() in {".html", ".htm"} else out / "report.html"
     content = _content(load(paths), title, Claims(expected, published))
     beside = {f"{page.stem}{'-' if key else ''}{key}.csv": text for key, text in content.beside.items()}
-    files = {**beside, f"{page.stem}.md": _markdown(content), page.name: _html(content)}
+    files = {**beside, f"{page.stem}.md": _markdown(content), f"{page.stem}.tex": _latex(content)}
+    files[page.name] = _html(content)  # last, since who finds the page looks for the others
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -243,6 +244,13 @@ def _markdown(content: Content) -> str:
     parts += ["## Cost", content.cost.markdown()]
     parts += ["\n".join(f"- {note}" for note in _notes(content))]
     return "\n\n".join(part.strip() for part in parts if part.strip()).replace("<", "&lt;") + "\n"
+
+
+def _latex(content: Content) -> str:
+    """The tables that a paper may show, without a preamble."""
+    found = [content.accuracy, *content.networks, content.measures, content.ranking, content.cost]
+    tables = "\n\n".join(one.latex() for one in found if one)
+    return "% Tables to be read by \\input; they need \\usepackage{booktabs,graphicx}.\n\n" + tables + "\n"
 
 
 def _described(content: Content) -> list[tuple[str, str]]:

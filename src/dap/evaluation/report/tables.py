@@ -70,7 +70,7 @@ class Table:
         return spreadsheet.written(self.lines())
 
     def latex(self) -> str:
-        """The table as LaTeX, which needs the package booktabs."""
+        """The table as LaTeX, which needs the packages booktabs and graphicx."""
         return latex.latex(self.title, self.blocks)
 
     def terminal(self, width: int, colour: bool | None = None) -> str:

@@ -1,4 +1,4 @@
-"""A table as LaTeX with the rules of the package booktabs."""
+"""A table as LaTeX with the rules of the package booktabs; graphicx makes a wide one as wide as the text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ ESCAPES = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
     "–": "--",
     "−": "$-$",
     "±": r"$\pm$",
@@ -33,6 +32,12 @@ ESCAPES = {
     "…": r"\ldots{}",
     "\u00a0": "~",
 }
+SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+"""Makes what is wider than the text as wide as the text; needs the package graphicx."""
+
+WIDEST = 10
+"""A table of more columns is split in two."""
+
 BOLD = "Bold: the 95 % interval of the difference to vanilla excludes 0."
 
 
@@ -42,32 +47,45 @@ def escaped(text: str) -> str:
 
 
 def latex(title: str, blocks: Sequence[Block]) -> str:
-    r"""One `table` environment for each block.
+    r"""A `table` environment for each block, or two where a block has more than `WIDEST` columns.
 
     No best value is set in bold: that a mean is the largest of a table does not show that it is larger than the second one.
     Bold are the differences to vanilla that are shown, and a line below says so.
     """
-    return "\n\n".join(_table(title, block) for block in blocks if block.rows)
+    tables = []
+    for block in blocks:
+        if not block.rows:
+            continue
+        caption = f"{title}: {block.title}" if block.title else title
+        tables += [_table(caption, columns, block) for columns in _split(flat(block))]
+    return "\n\n".join(tables)
 
 
-def _table(title: str, block: Block) -> str:
-    columns = flat(block)
-    width = len(columns)
+def _split(columns: list[Flat]) -> list[list[Flat]]:
+    """The columns, or those that a narrow terminal leaves out or moves last, and the others, both with the row's names."""
+    later = [one for one in columns if one.column.apart or (one.column.spare or 0) > 4]
+    if len(columns) <= WIDEST or not later:
+        return [columns]
+    names = [one for i, one in enumerate(columns) if i == 0 or one.column.names]
+    return [[one for one in columns if one not in later], [*names, *later]]
+
+
+def _table(caption: str, columns: Sequence[Flat], block: Block) -> str:
     shown = any("shown" in css.split() for one in columns for css in one.css)
     notes = [BOLD] if shown else []
     notes += [f"Source: {source}." for source in block.sources]
     lines = [
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{escaped(f'{title}: {block.title}' if block.title else title)}}}",
-        rf"  \begin{{tabular}}{{{''.join('r' if one.column.numeric else 'l' for one in columns)}}}",
+        rf"  \caption{{{escaped(caption)}}}",
+        rf"  {SHRUNK}{{\begin{{tabular}}{{{''.join('r' if one.column.numeric else 'l' for one in columns)}}}",
         r"    \toprule",
         f"    {_line([escaped(one.heading) for one in columns])}",
         r"    \midrule",
         *(f"    {_line([_text(one, i) for one in columns])}" for i in range(len(block.rows))),
         r"    \bottomrule",
-        *(rf"    \multicolumn{{{width}}}{{l}}{{\footnotesize {escaped(note)}}} \\" for note in notes),
-        r"  \end{tabular}",
+        r"  \end{tabular}}",
+        *(rf"  \par\smallskip{{\footnotesize {escaped(note)}}}" for note in notes),
         r"\end{table}",
     ]
     return "\n".join(lines)
