@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dap.cli.main import VERBS, main
+from dap.cli.main import main
 
 
 def environment() -> dict[str, str]:
@@ -285,12 +285,12 @@ def test_an_unknown_verb_is_a_usage_error():
 
 def test_every_recipe_field_can_be_given_as_a_flag():
     """A valid value for each, so that no flag refuses what the field takes."""
-    from dap.cli.flags import build_parser
-    from dap.cli.recipe_flags import flag_of, recipe_fields
+    from dap.cli.main import build_app
+    from dap.cli.recipe import flag_of, recipe_fields
     from dap.recipe import Recipe
 
     odd = {"cfg-channels": ["3", "all"], "kernel": ["rbf"], "data": ["x"], "backbone": ["x"], "method": ["dap"]}
-    parser = build_parser(dict.fromkeys(VERBS, print))
+    app = build_app()
     for name, field in recipe_fields():
         if name == "options":
             continue  # --option NAME=VALUE
@@ -299,19 +299,21 @@ def test_every_recipe_field_can_be_given_as_a_flag():
         literal = re.findall(r"Literal\[(.*?)\]", kinds)
         values = odd.get(flag_of(name)) or ([v.strip(" '") for v in literal[0].split(",")] if literal else plain)
         for value in values:
-            args = parser.parse_args(["distill", "--out", "o", f"--{flag_of(name)}", value])
+            _, bound, _ = app.parse_args(["distill", "--out", "o", f"--{flag_of(name)}", value])
             section, _, leaf = name.rpartition(".")
             given = [value] if name == "data.classes" else value
             Recipe.parse({section: {leaf: given}} if section else {leaf: given})
-            assert getattr(args, name) == given
+            assert bound.arguments["flags"] == {name: given}
 
 
 def test_a_gpu_that_is_full_is_told_in_a_sentence(capsys, monkeypatch):
     import torch
 
-    def full(args):
+    from dap.data.sets.distilled import DistilledSet
+
+    def full(path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB")
 
-    monkeypatch.setitem(VERBS, "verify", full)
+    monkeypatch.setattr(DistilledSet, "open", full)
     assert main(["verify", "x"]) == 1
     assert "Out of memory" in capsys.readouterr().err

@@ -107,18 +107,9 @@ def demo(
     name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[backbone]
     title = f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})"
     where = out or Path(f"runs/demo-{backbone}")
-    return _grid(
-        run,
-        base,
-        vary,
-        sets,
-        where,
-        title=title,
-        judged=judged,
-        machine=machine_of(machine),
-        output=output,
-        track=track,
-    )
+    told = {"machine": machine, "output": output, "track": track}
+    judging = judging_of(judged, protocol="quick-hard")
+    return _grid(run, base, vary, sets, where, title=title, judging=judging, **told)
 
 
 def sweep(
