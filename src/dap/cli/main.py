@@ -7,7 +7,6 @@ This module imports neither torch nor pydantic. A verb's own module is imported 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -60,9 +59,8 @@ def build_app() -> App:
             show=bool(verb.says),
             help_epilogue="\n".join(["Examples:", *(f"  {example}" for example in verb.examples), ""]),
         )
-    app.register_install_completion_command(
-        name="--install-completion", help="Let the shell complete verbs, flags and values.", add_to_startup=True
-    )
+    says = "Let the shell complete verbs, flags and values; --shell bash, zsh or fish names it."
+    app.command("dap.cli.completion:install", name="--install-completion", help=says)
     return app
 
 
@@ -88,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, bound, _ = app.parse_args(words or ["--help"], print_error=False, exit_on_error=False)
     except CycloptsError as error:
         _unreadable(words, error)
+    import logging
+
     output = output_of(bound.arguments.get("output"))
     logging.basicConfig(format="dap: %(message)s", level=logging.ERROR if output.quiet else logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
