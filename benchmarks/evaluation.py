@@ -181,7 +181,7 @@ def plain(
     return run
 
 
-def together(runs: Sequence[Run]) -> Run:
+def averaged(runs: Sequence[Run]) -> Run:
     """Trials of a round: the mean over them of each epoch's and each look's time, and all their accuracies."""
     train = [statistics.fmean(times) for times in zip(*(run.train for run in runs), strict=True)]
     test = [statistics.fmean(times) for times in zip(*(run.test for run in runs), strict=True)]
@@ -210,7 +210,7 @@ def ours(
         spent[protocol.first_epoch + done - 1] += (now(device) - began) / len(seeds)
         began = now(device)
 
-    options = {"network": network, "device": device, "progress": finished, "together": args.together}
+    options = {"network": network, "device": device, "progress": finished}
     trials = evaluate(train, test, protocol, seeds, classes=args.classes, **options)
     run.setup, began = now(device) - began, now(device)
     for trial in trials:
@@ -298,7 +298,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--looks", type=int, help="at the test set (default: half as many as epochs, 100 at most)")
     parser.add_argument("--seeds", type=int, default=1, help="trials each way in a round")
-    parser.add_argument("--together", type=int, default=1, help="trials dap trains in one pass, of --seeds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the plain way's loaders")
     parser.add_argument("--from-disk", action="store_true", help="the plain way opens training images every time")
@@ -325,7 +324,7 @@ def main() -> None:
             for network in args.network:
                 settled = protocol.settled(ipc=args.ipc, classes=args.classes, network=network)
                 alone = [plain(files[0], files[1], network, settled.look_epochs, seed, args) for seed in seeds]
-                runs = {"plain": together(alone), "dap": ours(train, test, settled, network, seeds, args)}
+                runs = {"plain": averaged(alone), "dap": ours(train, test, settled, network, seeds, args)}
                 rounds[network].append(runs)
                 for way, run in runs.items():
                     facts = {"round": number, "network": network, "way": way, "size": args.size, "seeds": list(seeds)}
@@ -336,7 +335,7 @@ def main() -> None:
         end="",
     )
     print(f"{args.workers} workers, torch {torch.__version__}; ", end="")
-    print(f"rounds {args.rounds}, seeds in each {args.seeds}, together {args.together}; accuracies: {protocol.score}\n")
+    print(f"rounds {args.rounds}, seeds in each {args.seeds}; accuracies: {protocol.score}\n")
     whole = load_protocol(args.protocol, size=args.size).settled(ipc=args.ipc, classes=args.classes)
     epochs, number = whole.epochs - whole.first_epoch + 1, len(whole.look_epochs)
     names = [

@@ -103,3 +103,36 @@ def test_waiting_for_another_process_s_work_is_no_cost(tmp_path, monkeypatch):
     meter.add(1)
     found = made.noted("cost.json")
     assert found["seconds"] == 2 and found["prepared"] == {"a": {"seconds": 50, "made": False}}
+
+
+def test_the_peak_is_that_of_the_gpu_in_use(tmp_path, monkeypatch):
+    """On "cuda:1" the memory of GPU 0 is neither reset nor read; on a CPU no GPU is asked."""
+    asked = []
+    allocated = {0: 9_000_000_000, 1: 2_500_000_000, 2: 0}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device.index))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: allocated[device.index])
+
+    def peak(name, device):
+        made = DistilledSet.create(tmp_path / name, ["a"], 1, {"method": "x"})
+        meter = Meter(made, [], Store(), torch.device(device))
+        meter.add(1)
+        meter.write()
+        return made.noted("cost.json")["peak_memory_gb"]
+
+    assert peak("one", "cuda:1") == 2.5 and asked == [1]
+    resident = peak("cpu", "cpu")
+    assert 0 < resident < 9 and asked == [1]
+    assert peak("two", "cuda:2") >= resident, "nothing was allocated there, so the process's memory counts"
+
+
+def test_a_set_is_measured_on_its_backbone_s_device(colours, pipeline_folder, tmp_path, monkeypatch):
+    seen, workshop = [], Workshop("cpu")
+    monkeypatch.setattr(cost, "forget_peak_memory", seen.append)
+    monkeypatch.setattr(cost, "peak_memory_gb", lambda device: seen.append(device) or 1.0)
+    values = {"data": {"path": str(colours)}, "backbone": {"path": str(pipeline_folder)}, "sampling": {"steps": 2}}
+    recipe = Recipe.parse({"method": "vanilla", "ipc": 1, **values})
+    distill(recipe, tmp_path, workshop=workshop)
+    assert recipe.backbone is not None
+    device = workshop.backbone(recipe.backbone).device
+    assert seen and all(asked is device for asked in seen)

@@ -14,9 +14,9 @@ ROOT = Path(dap.__file__).parent
 
 ROOMS = [
     ["dap.base"],
-    ["dap.imagenet", "dap.choices", "dap.kernels", "dap.starter"],
-    ["dap.shipped", "dap.guidance"],
-    ["dap.backbones"],
+    ["dap.imagenet", "dap.kernels", "dap.starter"],
+    ["dap.choices", "dap.shipped", "dap.guidance"],
+    ["dap.resolved", "dap.backbones"],
     ["dap.solvers"],
     ["dap.sampling"],
     ["dap.data.real", "dap.data.clusters"],
@@ -27,6 +27,7 @@ ROOMS = [
     ["dap.evaluation.measures", "dap.evaluation.report"],
     ["dap.evaluation"],
     ["dap.methods", "dap.pipelines"],
+    ["dap.objects"],
     ["dap.workshop"],
     ["dap.verbs"],
     ["dap.testing"],

@@ -58,7 +58,7 @@ def test_resolved_fills_the_card_s_choices(backbone):
     recipe = Recipe.parse({"guidance": {"reals": 3}}).resolved(backbone, find("dap").guidance, 8)
     assert (recipe.guidance.layer, recipe.guidance.scale, recipe.guidance.unit) == ("1", 0.1, "step")
     assert (recipe.sampling.cfg, recipe.sampling.cfg_channels, recipe.guidance.reals) == (2.0, 3, 3)
-    assert recipe.resolved(backbone, find("dap").guidance, 8) == recipe
+    assert Recipe.parse(recipe.values()).resolved(backbone, find("dap").guidance, 8) == recipe
 
 
 def test_the_method_s_defaults_lie_between_card_and_user(backbone):
@@ -70,7 +70,10 @@ def test_the_method_s_defaults_lie_between_card_and_user(backbone):
 def test_a_baseline_never_sees_the_method_s_options(backbone):
     with pytest.raises(DapError, match="no guidance, so these options mean nothing to it: scale"):
         Recipe.parse({"method": "vanilla", "guidance": {"scale": 1.0}}).resolved(backbone, find("vanilla").guidance, 8)
-    assert Recipe.parse({"method": "random"}).resolved(None, None, 8).sampling is None
+    plain = Recipe.parse({"method": "random"}).resolved(None, None, 8)
+    assert plain.values()["sampling"] is None
+    with pytest.raises(DapError, match="Method 'random' uses recipe.sampling, so its `needs` must name \"backbone\""):
+        _ = plain.sampling
 
 
 def test_the_size_is_part_of_the_recipe(backbone):

@@ -1,4 +1,4 @@
-"""What making a set costs: seconds, peak memory, needs; kept in its `cost.json`."""
+"""What making a set costs: seconds, peak memory and needs. The set keeps the figures in its `cost.json`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from dap.data.sets.distilled import DistilledSet
 NOTE = "cost.json"
 
 EVERY = 1.0
-"""Seconds between two writes, at least; so much of a killed run's time goes uncounted at most, beside its unit under way."""
+"""The least number of seconds between two writes of the cost. A killed run loses the count of at most so much time, and of the
+unit that it was making."""
+
+CPU = torch.device("cpu")
 
 
 class Meter:
-    """Counts from its beginning on, and writes what a set has cost so far, over all sittings.
+    """Counts the cost of a set from the moment the meter is made, and adds it to what earlier sittings cost.
 
     Args:
         made: the set.
-        needs: of its method.
-        store: where its method keeps what is made once.
+        needs: the needs of its method.
+        store: where its method keeps what it makes once.
+        device: where the work is done. The peak memory of a set is that of this GPU, or of the process on a CPU.
     """
 
-    def __init__(self, made: DistilledSet, needs: Iterable[str], store: Store) -> None:
-        self.made, self.needs, self.store = made, sorted(needs), store
+    def __init__(self, made: DistilledSet, needs: Iterable[str], store: Store, device: torch.device = CPU) -> None:
+        self.made, self.needs, self.store, self.device = made, sorted(needs), store, device
         self.before: dict[str, Any] = made.noted(NOTE) or {"seconds": 0, "images": 0}
         self.began = self.written = time.monotonic()
         self.images = 0
-        forget_peak_memory()
+        forget_peak_memory(device)
 
     def add(self, images: int) -> None:
         """Count images that were made just now."""
@@ -44,37 +48,47 @@ class Meter:
             self.write()
 
     def write(self) -> None:
-        """Write the cost; nothing if no image was made, since looking at a finished set is no part of it."""
+        """Write the cost. Nothing is written if no image was made, because looking at a finished set costs nothing."""
         if not self.images:
             return
         self.written = time.monotonic()
-        # What a killed sitting spent on work that goes on here is in the checkpoint; it wrote no cost of its own for that.
-        # What another process made while this one waited is in `used`, with its own seconds.
+        # A killed sitting may have spent time on work that goes on here. The checkpoint of that work knows the time, and
+        # the killed sitting wrote no cost for it. While this process waited, another one made what both need; the seconds of
+        # that work are in `used`.
         here = self.written - self.began - self.store.waited + self.store.carried
         seconds = self.before["seconds"] + here
         cost = {
-            "seconds": round(seconds, 4),  # of tiny sets too, which a hundredth would say cost nothing
+            "seconds": round(seconds, 4),  # four digits, because a tiny set takes less than a hundredth of a second
             "images": self.before["images"] + self.images,
-            "peak_memory_gb": max(self.before.get("peak_memory_gb", 0), peak_memory_gb()),
+            "peak_memory_gb": max(self.before.get("peak_memory_gb", 0), peak_memory_gb(self.device)),
             "needs": self.needs,
-            # What an earlier sitting made for this set stays its own.
+            # What an earlier sitting made for this set keeps the seconds that it took then.
             "prepared": {**self.store.used, **self.before.get("prepared", {})},
         }
         self.made.note(NOTE, cost)
 
 
-def forget_peak_memory() -> None:
-    """Let `peak_memory_gb` count from now on, where the system can: on a GPU and on Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def forget_peak_memory(device: torch.device = CPU) -> None:
+    """Let `peak_memory_gb` count from now on. Only CUDA and Linux can do this; elsewhere the peak is that of the process.
+
+    Args:
+        device: the GPU whose peak is forgotten; a CPU has only the peak of the process.
+    """
+    if device.type == "cuda" and torch.cuda.is_initialized():  # before that, nothing was allocated on any GPU
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_gb() -> float:
-    """Peak memory of this process since `forget_peak_memory`, in GB (10⁹ bytes): the GPU's if it is in use, else resident."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+def peak_memory_gb(device: torch.device = CPU) -> float:
+    """Peak memory since `forget_peak_memory`, in GB (10⁹ bytes).
+
+    Args:
+        device: a GPU gives what this process allocated on it. A CPU, or a GPU on which nothing was allocated, gives the
+            resident memory of the process.
+    """
+    if device.type == "cuda" and (allocated := torch.cuda.max_memory_allocated(device)):
+        return round(allocated / 1e9, 2)
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         peak = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))

@@ -1,7 +1,9 @@
-"""ImageNet's thousand classes: WordNet id, index in the sorted ILSVRC 2012 list (DiT's label), and name; and its subsets.
+"""The thousand classes of ImageNet and its subsets, and the search for a class by its name.
 
-The names are WordNet's synonyms of each id. Two ids can share them ("crane" is a bird and a machine), ids never do. Here is
-also how class names find labels in any list of names, `lookup` and `find`, for that is where the label spaces cross.
+Each class has a WordNet id, an index in the sorted list of ILSVRC 2012 (DiT uses the index as its label), and names. The
+names are the synonyms that WordNet gives for the id. Two ids can share a name ("crane" is a bird and a machine); no two
+classes share an id. `lookup` and `find` take class names to labels in any list of names. This is the place where the
+labels of the data and the labels of a backbone meet.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from importlib.resources import files
 from dap.base.errors import DapError
 
 SUBSETS = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
-"""Named class lists. ImageWoof, ImageIDC and ImageNet-100 are in the order of MinimaxDiffusion's files, which is not sorted."""
+"""Named lists of classes. ImageWoof, ImageIDC and ImageNet-100 have the unsorted order of MinimaxDiffusion's files."""
 
 
 @functools.cache
@@ -25,10 +27,13 @@ def subset(name: str) -> tuple[str, ...]:
 
 
 def expand(classes: str | Sequence[str] | None) -> Sequence[str] | None:
-    """The WordNet ids of a subset where its name, alone or as the only item, stands for them; other lists as they are.
+    """The WordNet ids of a subset that is given by its name; a list of class names is returned unchanged.
+
+    Args:
+        classes: the name of a subset, a list that holds only this name, a list of class names, or None.
 
     Raises:
-        DapError: a text that names no subset.
+        DapError: the text is not the name of a subset.
     """
     alone = classes[0] if classes and not isinstance(classes, str) and len(classes) == 1 else classes
     if isinstance(alone, str) and alone in SUBSETS:
@@ -54,20 +59,22 @@ def indices() -> dict[str, int]:
 
 
 def is_wnid(text: str) -> bool:
-    """Whether it looks like a WordNet id, n and eight digits."""
+    """Whether the text looks like a WordNet id: the letter n and eight digits."""
     return re.fullmatch(r"n\d{8}", text) is not None
 
 
 def name_of(text: str) -> str:
-    """The names behind a WordNet id of the thousand; any other text as it is."""
+    """The names of one of the thousand WordNet ids; any other text is returned unchanged."""
     return names().get(text, text)
 
 
 def spoken(text: str) -> str:
-    """One name to say in a prompt: the first of comma-separated synonyms, and for a WordNet id one that no other id has.
+    """The one name of a class that a prompt says.
+
+    Of comma-separated synonyms this is the first. For a WordNet id it is a synonym that no other id has.
 
     Raises:
-        DapError: a WordNet id that is none of the thousand.
+        DapError: the text is a WordNet id, but not one of the thousand.
     """
     if is_wnid(text):
         if text not in names():
@@ -78,7 +85,7 @@ def spoken(text: str) -> str:
 
 @functools.cache
 def _told_apart() -> dict[str, str]:
-    """WordNet id -> its first synonym that is not the first of an earlier id."""
+    """For each WordNet id the first of its synonyms that no earlier id has taken."""
     taken: dict[str, str] = {}
     for wnid, listed in names().items():
         synonyms = [name.strip() for name in listed.split(",")]
@@ -89,26 +96,31 @@ def _told_apart() -> dict[str, str]:
 
 
 def lookup(class_names: Sequence[str]) -> dict[str, list[int]]:
-    """Labels by name, for `find`: those of that full name, else those that have it among comma-separated synonyms.
+    """The table in which `find` looks up the labels of a name.
 
-    ImageNet has names that two labels share (crane, the bird and the machine), hence the lists, and names that differ in a
-    capital letter alone (cardigan and Cardigan, the garment and the dog), hence both spellings as keys. A list of its
-    thousand classes, recognised by `is_imagenet`, is also found by WordNet id and by the wording of the names here.
+    A name leads to the labels that have exactly this name. Where there is none, the name leads to the labels that have it
+    among their comma-separated synonyms. The values are lists because two labels of ImageNet can share a name (crane, the
+    bird and the machine). The keys keep both spellings because two names can differ in a capital letter alone (cardigan,
+    the garment, and Cardigan, the dog). Where the list is the thousand classes of ImageNet (see `is_imagenet`), its labels
+    are also found by WordNet id and by the names that this module uses.
     """
     found = _by_name([name.lower() for name in class_names]) | _by_name(class_names)
     return {**_own(), **found, **_by_id()} if is_imagenet(class_names) else found
 
 
 def find(name: str, labels: Mapping[str, list[int]]) -> list[int]:
-    """The labels of a name in a `lookup`: as it is spelt, else in any case, else with blanks for underscores."""
+    """The labels of a name in the table of `lookup`.
+
+    The name is tried as it is spelt, then in lower case, then with blanks in place of underscores.
+    """
     spellings = (name, name.lower(), name.replace("_", " "), name.replace("_", " ").lower())
     return next((labels[spelling] for spelling in spellings if spelling in labels), [])
 
 
 def is_imagenet(class_names: Sequence[str]) -> bool:
-    """Whether these are ImageNet's thousand classes in sorted order, by WordNet id or by some name of nearly all of them.
+    """Whether these are the thousand classes of ImageNet in sorted order, given by WordNet ids or by names.
 
-    Lists in use differ in the wording of a few names, so nine in ten is enough; the order is what matters.
+    Lists that people use differ in the wording of a few names, so nine matching names in ten are enough. The order decides.
     """
     if len(class_names) != len(names()):
         return False
@@ -119,9 +131,9 @@ def is_imagenet(class_names: Sequence[str]) -> bool:
 
 
 def places(known: Sequence[str]) -> dict[str, int | None]:
-    """WordNet id -> position of the class of `known` that goes by its name; None where names alone do not decide.
+    """For each WordNet id the position in `known` of the class with its name.
 
-    They do not where a name belongs to several ids, or several of `known` to one id.
+    The position is None where names cannot decide: a name belongs to several ids, or several of `known` belong to one id.
     """
     if is_imagenet(known):
         return dict(indices())

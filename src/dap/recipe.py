@@ -8,127 +8,88 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
-from dap import imagenet, shipped
+from dap import shipped
 from dap.base.errors import DapError
 from dap.base.registry import suggest
-from dap.choices import BankOptions, SolverName
+from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling
+from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedSampling, Run
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
     from dap.backbones.base import Backbone
 
-_CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
-
+__all__ = [
+    "BackboneChoice",
+    "Data",
+    "GuidanceOptions",
+    "Recipe",
+    "Resolved",
+    "Sampling",
+    "explain",
+    "keywords",
+    "overlaid",
+]
 
 BLOCK = 10
 """Slots of a class that are sampled together where nothing ties all of them."""
 
 
-class Data(BaseModel):
-    """The real images."""
+SECTIONS: dict[str, type[Closed]] = {
+    "data": Data,
+    "backbone": BackboneChoice,
+    "sampling": Sampling,
+    "guidance": GuidanceOptions,
+    "own_guidance": OwnGuidance,
+}
+"""The parts of a recipe that have fields of their own."""
 
-    model_config = _CLOSED
-
-    path: str = Field(
-        default="fashion-mnist", description="'fashion-mnist' (embedded), an image, parquet or IDX folder."
-    )
-    classes: tuple[str, ...] | None = Field(
-        default=None,
-        description="Classes to use, in label order, or a subset of ImageNet: imagenette, imagewoof, imageidc, "
-        "imagenet100, imagenet1k. Default: all.",
-    )
-    size: int | None = Field(default=None, ge=1, description="Side in px. Default: the backbone's.")
-    max_bad_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded."
-    )
-    held_out: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Part of each class's training images that distillation never sees, to make choices on: dap sweep "
-        "--on validation.",
-    )
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _by_id(cls, value: Any) -> Any:
-        """A subset's name becomes its WordNet ids, so that the recipe says what its classes are."""
-        return imagenet.expand(value) if isinstance(value, (str, list, tuple)) else value
+KEYWORDS = {
+    "data.path": "data",
+    "backbone.path": "backbone",
+    "guidance.seed": "reals_seed",
+    "own_guidance.path": "guidance",
+    **{f"own_guidance.{name}": f"guidance_{name}" for name in OwnGuidance.model_fields if name != "path"},
+}
+"""The keywords of those fields whose keyword is not simply their own name."""
 
 
-class BackboneChoice(BaseModel):
-    """The pre-trained diffusion model."""
+def keywords() -> dict[str, tuple[str, FieldInfo]]:
+    """Every field of a recipe by its keyword: its dotted name in the recipe, and the field.
 
-    model_config = _CLOSED
-
-    path: str = Field(
-        default="starter",
-        description="'starter', 'starter-unet' (embedded), a diffusers folder, a hub id, or file.py:Name.",
-    )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Weights and activations.")
-    template: str | None = Field(
-        default=None,
-        description="Prompt of a text-conditioned backbone, {} for the class name. Default: the backbone card's.",
-    )
-    negative_prompt: str | None = Field(
-        default=None, description="What its unconditional half is given. Default: the backbone card's, mostly empty."
-    )
+    The keyword is what a Python user gives to `dap.distill`; the command line's flag is the same with hyphens.
+    """
+    top = {name: field for name, field in Recipe.model_fields.items() if name not in SECTIONS}
+    inner = {f"{section}.{name}": f for section, model in SECTIONS.items() for name, f in model.model_fields.items()}
+    return {KEYWORDS.get(name, name.rpartition(".")[2]): (name, field) for name, field in {**top, **inner}.items()}
 
 
-class Sampling(BaseModel):
-    """The reverse process."""
+def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested values of a recipe with some fields, given by their keywords, put over them.
 
-    model_config = _CLOSED
-
-    steps: int = Field(default=50, ge=2, description="Reverse steps, each one pass of the backbone.")
-    solver: SolverName | None = Field(
-        default=None,
-        description="ddpm: respaced ancestral steps, the paper's and the default. The others need fewer; on a flow ddim.",
-    )
-    eta: float | None = Field(
-        default=None, ge=0, le=1, description="Of ddim: 0 deterministic, 1 as stochastic as ancestral. Default: 0."
-    )
-    cfg: float | None = Field(
-        default=None, ge=0, description="Classifier-free guidance scale. Default: the backbone card's."
-    )
-    cfg_channels: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        default=None, description="Latent channels it mixes (the DiT lineage: 3 of 4). Default: the backbone card's."
-    )
+    Raises:
+        DapError: a keyword that is no field's.
+    """
+    known = keywords()
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for keyword, value in fields.items():
+        if keyword not in known:
+            raise DapError(f"A recipe has no field {keyword!r}. {suggest(keyword, known)}")
+        section, _, field = known[keyword][0].rpartition(".")
+        if section:
+            found[section] = {**(found.get(section) or {}), field: value}
+        else:
+            found[field] = value
+    return found
 
 
-class GuidanceOptions(BankOptions):
-    """The guidance of DAP: the energy, its scale and its window, beside the real features it needs."""
-
-    scale: float | None = Field(
-        default=None, ge=0, description="gamma. 0 is the unguided sample. Default: the backbone card's."
-    )
-    unit: Literal["paper", "step"] | None = Field(
-        default=None,
-        description="paper: gamma as in Eq. 8. step: relative to the sampler's own step, so that one value means the "
-        "same on every backbone. Default: the backbone card's.",
-    )
-    kernel: str = Field(
-        default="linear", description="A name or an expression: 'rbf', 'linear + 0.5 * rbf(bandwidth=3)'."
-    )
-    squared: bool = Field(default=False, description="Use the squared distance; the paper does not.")
-    repulsion: float = Field(
-        default=0.0, ge=0, description="lambda: pushes the slots of a class apart. The paper has none."
-    )
-    start: float = Field(
-        default=0.0, ge=0, le=1, description="Guide from this fraction of the run on. The paper: always."
-    )
-    stop: float = Field(default=1.0, ge=0, le=1, description="Guide until this fraction of the run.")
-    last_step: bool = Field(default=True, description="Also push at the very last step, after which nothing denoises.")
-
-
-class Recipe(BaseModel):
-    """A distilled set in full. `resolved` fills what depends on the backbone's card and the method."""
-
-    model_config = _CLOSED
+class Recipe(Closed, frozen=True):
+    """A distilled set as a user asks for it. `resolved` makes the choices that are left open."""
 
     method: str = Field(default="dap", description="random, vanilla, dap, dap-slots, or file.py:Name.")
     ipc: int = Field(default=10, ge=1, description="Images per class.")
@@ -157,6 +118,7 @@ class Recipe(BaseModel):
     backbone: BackboneChoice | None = BackboneChoice()
     sampling: Sampling | None = Sampling()
     guidance: GuidanceOptions | None = None
+    own_guidance: OwnGuidance | None = None
 
     @staticmethod
     def parse(values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
@@ -193,15 +155,20 @@ class Recipe(BaseModel):
         size: int,
         sampling: Mapping[str, Any] | None = None,
         together: bool = False,
-    ) -> Recipe:
+        *,
+        options: Mapping[str, Any] | None = None,
+        classifier: str | None = None,
+    ) -> Resolved:
         """This recipe with every open choice made.
 
         Args:
-            backbone: whose card supplies what was left open; None for a method that needs none.
+            backbone: its card supplies what was left open; None for a method that needs none.
+            guidance: the method's own defaults, which the user's choices override; None for a method without guidance.
             size: side in px of the images where the recipe does not say.
-            guidance: the method's own defaults under the user's choices; None for a method without guidance.
-            sampling: likewise.
+            sampling: the method's own defaults, as for `guidance`.
             together: whether the method makes all slots of a class as one unit unless `block` says otherwise.
+            options: the method's own options, all of them; default: those of the recipe.
+            classifier: the name of the classifier that the method is given; default: that of the recipe.
 
         Raises:
             DapError: guidance options for a method that has no guidance, an unknown layer, or another size than the
@@ -210,51 +177,77 @@ class Recipe(BaseModel):
         if guidance is None and self.guidance is not None and self.guidance.model_fields_set:
             given = ", ".join(sorted(self.guidance.model_fields_set))
             raise DapError(f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}.")
-        data = self.data.model_copy(update={"size": self.data.size or size})
-        if backbone is None:
-            block = self.block or (self.ipc if together else BLOCK)
-            return self.model_copy(
-                update={"data": data, "block": block, "backbone": None, "sampling": None, "guidance": None}
+        side = self.data.size or size
+        if backbone is not None and side != backbone.card.size:
+            card = backbone.card
+            raise DapError(f"{card.name} makes images of {card.size} px, not {side}; leave the size to it.")
+        own = self._own(backbone)
+        run = None if backbone is None else self._run(backbone, guidance, sampling or {})
+        repels = run is not None and run.guidance is not None and run.guidance.repulsion > 0
+        return Resolved(
+            method=self.method,
+            ipc=self.ipc,
+            seed=self.seed,
+            block=self.block or (self.ipc if together or repels else BLOCK),
+            options=dict(self.options if options is None else options),
+            classifier=classifier or self.classifier,
+            captions=self.captions,
+            data=ResolvedData.model_validate({**self.data.model_dump(), "size": side}),
+            run=run,
+            own=own,
+        )
+
+    def _own(self, backbone: Backbone | None) -> OwnGuidance | None:
+        """The user's own guidance, checked to have a path and something to guide."""
+        own = self.own_guidance
+        if own is None or not own.model_fields_set:
+            return None
+        if own.path is None:
+            given = ", ".join(f"own_guidance.{name}" for name in sorted(own.model_fields_set))
+            raise DapError(
+                f"A guidance of your own is missing, and these options are for one: {given}. Give --guidance."
             )
+        if backbone is None:
+            raise DapError(f"Method {self.method!r} samples no backbone, so it has no use for the guidance {own.path}.")
+        if own.start > own.stop:
+            raise DapError(f"Your own guidance would stop (at {own.stop}) before it starts (at {own.start}).")
+        return own
+
+    def _run(self, backbone: Backbone, guidance: Mapping[str, Any] | None, sampling: Mapping[str, Any]) -> Run:
+        """How the backbone is sampled: the user's choices over the method's defaults over the backbone's card."""
         from dap.solvers import default_for
 
         card = backbone.card
-        if data.size != card.size:
-            raise DapError(f"{card.name} makes images of {card.size} px, not {data.size}; leave the size to it.")
         chosen = (self.sampling or Sampling()).model_dump(exclude_unset=True)
-        chosen = {**(sampling or {}), **{name: value for name, value in chosen.items() if value is not None}}
+        chosen = {**sampling, **{name: value for name, value in chosen.items() if value is not None}}
         sampled = Sampling.model_validate(chosen)
         solver = sampled.solver or default_for(backbone.schedule)
         choice = self.backbone or BackboneChoice()
-        update: dict[str, Any] = {
-            "data": data,
-            "block": self.block or (self.ipc if together else BLOCK),
-            "backbone": choice.model_copy(update={"template": card.template, "negative_prompt": card.negative_prompt}),
-            "sampling": Sampling(
+        return Run(
+            backbone=choice.model_copy(update={"template": card.template, "negative_prompt": card.negative_prompt}),
+            sampling=ResolvedSampling(
                 steps=sampled.steps,
                 solver=solver,
                 eta=(sampled.eta or 0.0) if solver == "ddim" else sampled.eta,
                 cfg=card.cfg if sampled.cfg is None else sampled.cfg,
                 cfg_channels=card.cfg_channels if sampled.cfg_channels is None else sampled.cfg_channels,
             ),
-            "guidance": None,
-        }
-        if guidance is not None:
-            mine = (self.guidance or GuidanceOptions()).model_dump(exclude_unset=True)
-            card_values = {"layer": card.layer, "scale": card.scale, "unit": card.unit}
-            defaults = {**card_values, **guidance}
-            merged = {**defaults, **{k: v for k, v in mine.items() if v is not None}}
-            if merged["unit"] != defaults["unit"] and mine.get("scale") is None:
-                raise DapError(
-                    f"The default scale {defaults['scale']} is in unit {defaults['unit']!r}; "
-                    f"with unit {merged['unit']!r} give a scale."
-                )
-            options = GuidanceOptions.model_validate(merged)
-            backbone.check_layer(str(options.layer))
-            update["guidance"] = options
-            if self.block is None and options.repulsion:
-                update["block"] = self.ipc
-        return self.model_copy(update=update)
+            guidance=None if guidance is None else self._guidance(backbone, guidance),
+        )
+
+    def _guidance(self, backbone: Backbone, guidance: Mapping[str, Any]) -> ResolvedGuidance:
+        card = backbone.card
+        mine = (self.guidance or GuidanceOptions()).model_dump(exclude_unset=True)
+        defaults = {"layer": card.layer, "scale": card.scale, "unit": card.unit, **guidance}
+        merged = {**defaults, **{k: v for k, v in mine.items() if v is not None}}
+        if merged["unit"] != defaults["unit"] and mine.get("scale") is None:
+            raise DapError(
+                f"The default scale {defaults['scale']} is in unit {defaults['unit']!r}; "
+                f"with unit {merged['unit']!r} give a scale."
+            )
+        options = ResolvedGuidance.model_validate(merged)
+        backbone.check_layer(options.layer)
+        return options
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -265,17 +258,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             inside: Any = model
             for part in problem["loc"][:-1]:
-                sections = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}
-                inside = sections[str(part)]
+                inside = SECTIONS[str(part)]
             lines.append(f"Unknown key {where!r}. {suggest(str(problem['loc'][-1]), inside.model_fields)}")
         else:
             said = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {said} (given: {problem['input']!r}).")
     return " ".join(lines)
-
-
-def said(recipe: Recipe) -> dict[str, Any]:
-    """A resolved recipe as its set keeps it: without what the method has no use for."""
-    values = recipe.model_dump(mode="json")
-    unused = [name for name in ("options", "classifier", "captions") if not values[name]]
-    return {name: value for name, value in values.items() if name not in unused}

@@ -1,8 +1,9 @@
-"""The one sampling loop: the steps of a solver, and after each the guidance's push.
+"""The one sampling loop: a solver takes its steps, and the guidance adds its push to each of them.
 
 x_{t−1} = x̃_{t−1} + push(x_t),     push = γ g_t for DAP (Eq. 8, Algorithm 1)
 
-A multistep solver gets the same push through eps (see `dap.solvers`), so that its history sees it.
+A multistep solver looks back at earlier predictions. It gets the same push through eps (see `dap.solvers`), so that its
+history contains the push.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Batch:
     """Images that are sampled together.
 
     Attributes:
-        class_names: of the data, in label order.
-        labels: label of each image, in the data's label space.
-        slots: which of the ipc images of its label each one is.
-        seeds: one for each image; all its noise comes from it.
-        prompts: a text for each image in place of its class, for text-conditioned backbones; None: the class.
+        class_names: the data's classes, in label order.
+        labels: for each image its label, a position in `class_names`.
+        slots: for each image its slot, that is, which of the ipc images of its class it is.
+        seeds: for each image one seed; all noise of the image comes from it.
+        prompts: for each image a text that takes the place of its class, for text-conditioned backbones. None: the class.
     """
 
     class_names: tuple[str, ...]
@@ -44,19 +45,19 @@ class Batch:
 
     @staticmethod
     def of(class_names: Sequence[str], labels: Sequence[int], slots: Sequence[int], run_seed: int) -> Batch:
-        """A batch whose seeds are hashes of (run seed, class name, slot)."""
+        """A batch in which each image's seed is a hash of (run seed, class name, slot)."""
         seeds = image_seeds(run_seed, class_names, labels, slots)
         return Batch(tuple(class_names), tuple(labels), tuple(slots), tuple(seeds))
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins when it is not pure noise: images, noised to some level, or latents of that level.
+    """Where a run begins that does not begin at pure noise.
 
     Attributes:
         latents: (B, C, *spatial).
-        index: the first step that is done, 0 … steps − 1; the ones before are left out.
-        noised: whether the latents are x_t of that step already. If not they are x_0, and each gets its own image's noise.
+        index: the first step that is taken, 0 … steps − 1. The steps before it are left out.
+        noised: True: the latents are x_t at that step. False: they are x_0, and each is noised with its own image's seed.
     """
 
     latents: Tensor
@@ -65,7 +66,13 @@ class Start:
 
     @staticmethod
     def at(latents: Tensor, strength: float, steps: int) -> Start:
-        """Image-to-image from x_0: the last `strength` of the run, at least one step, as diffusers counts them."""
+        """Image-to-image from x_0: the last `strength` of the run.
+
+        Args:
+            latents: x_0, (B, C, *spatial).
+            strength: the fraction of the run that is taken, 0 … 1. At least one step is taken; diffusers counts the same way.
+            steps: the length of the whole run.
+        """
         return Start(latents, steps - max(1, min(int(steps * strength), steps)))
 
 
@@ -80,68 +87,107 @@ def sample(
     push_into: Literal["x", "eps"] | None = None,
     start: Start | None = None,
 ) -> Iterator[State]:
-    """Sample a batch and yield every state; `next` of the last one holds the finished latents.
+    """Sample a batch and yield the state after every step; `next` of the last state holds the finished latents.
 
     Args:
         model: the backbone in its classifier-free wrapper.
         guidance: None or `Nothing()` for vanilla sampling.
         batch: what to sample.
-        steps: reverse steps.
-        solver: see `dap.solvers`; None is ancestral sampling ("ddpm"), on a flow the probability-flow ODE ("ddim").
-        eta: of the solver "ddim".
-        push_into: where the push goes: "x" adds it to x_{t−1}; "eps" moves the prediction so that a first-order step would
-            move by it. None: "eps" for solvers with a history, else "x"; without a history they are the same step.
+        steps: the number of reverse steps.
+        solver: a name of `dap.solvers`. None: ancestral sampling ("ddpm"), and on a flow the probability-flow ODE ("ddim").
+        eta: of the solver "ddim", 0 … 1.
+        push_into: where the push goes. "x" adds it to x_{t−1}. "eps" changes the prediction so that a first-order step moves
+            by the push. None: "eps" for solvers with a history, else "x". Without a history both are the same step.
         start: None begins at pure noise.
 
     Raises:
-        DapError: unknown class, layer or solver before the first step; a non-finite sample, with the step it appeared at.
+        DapError: unknown class, layer or solver, before the first step. A sample that is not finite, with the step at which
+            it appeared.
     """
     guidance = guidance or Nothing()
-    backbone = model.backbone
-    if guidance.layer is not None:
-        backbone.check_layer(guidance.layer)
-    run = make(backbone, solver, steps, eta)
-    into = push_into or ("eps" if run.multistep else "x")
-    if into == "eps" and run.levels[0][0] == 0:
-        raise DapError(
-            "push_into='eps' has no meaning on a flow: its first x_t is pure noise, whatever eps says of x_0."
-        )
-    if batch.prompts is None:
-        condition = backbone.condition([batch.class_names[label] for label in batch.labels])
-    else:
-        condition = backbone.prompt(batch.prompts)
-    labels, slots = torch.tensor(batch.labels), torch.tensor(batch.slots)
-    gens = generators(batch.seeds)
-    like = torch.empty(0, device=backbone.device)
+    run = _Run(model, guidance, batch, steps, solver, eta, push_into)
+    if start is not None and not 0 <= start.index < steps:
+        raise DapError(f"A run of {steps} steps can begin at step 0 to {steps - 1}, not at {start.index}.")
     guidance.begin(sorted(set(batch.labels)))
-    x, state = normal(backbone.latent_shape, gens, like), None
+    x = normal(model.backbone.latent_shape, run.gens, torch.empty(0, device=model.backbone.device))
     first = 0
     if start is not None:
-        if not 0 <= start.index < steps:
-            raise DapError(f"A run of {steps} steps can begin at step 0 to {steps - 1}, not at {start.index}.")
         first, given = start.index, start.latents.to(x)
-        alpha, sigma = run.levels[first]
+        alpha, sigma = run.solver.levels[first]
         x = given if start.noised else alpha * given + sigma * x
-    for index, t in list(enumerate(run.timesteps))[first:]:
-        active = guidance.active(index, steps)
+    state = None
+    for index in range(first, steps):
+        state = run.step(index, x)
+        assert state.next is not None
+        x = state.next
+        yield state
+    assert state is not None
+    guidance.finish(state)
+
+
+class _Run:
+    """One batch on its way through a solver.
+
+    Args: see `sample`.
+    """
+
+    def __init__(
+        self,
+        model: ClassifierFree,
+        guidance: Guidance,
+        batch: Batch,
+        steps: int,
+        solver: str | None,
+        eta: float | None,
+        push_into: Literal["x", "eps"] | None,
+    ) -> None:
+        backbone = model.backbone
+        if guidance.layer is not None:
+            backbone.check_layer(guidance.layer)
+        self.model, self.guidance, self.steps = model, guidance, steps
+        self.solver = make(backbone, solver, steps, eta)
+        self.into = push_into or ("eps" if self.solver.multistep else "x")
+        if self.into == "eps" and self.solver.levels[0][0] == 0:
+            raise DapError(
+                "push_into='eps' has no meaning on a flow: its first x_t is pure noise, whatever eps says of x_0."
+            )
+        if batch.prompts is None:
+            self.condition = backbone.condition([batch.class_names[label] for label in batch.labels])
+        else:
+            self.condition = backbone.prompt(batch.prompts)
+        self.labels, self.slots = torch.tensor(batch.labels), torch.tensor(batch.slots)
+        self.gens = generators(batch.seeds)
+
+    def step(self, index: int, x: Tensor) -> State:
+        """The state of one step, without any graph; its `next` is x_{t−1}.
+
+        Everything that carries a graph is a local variable of this function. So the graph of a step is free before the
+        next step builds its own, and the memory of a run does not hold two of them.
+
+        Args:
+            index: of the step, 0 … steps − 1.
+            x: x_t, (B, C, *spatial).
+        """
+        solver, guidance, t = self.solver, self.guidance, self.solver.timesteps[index]
+        active = guidance.active(index, self.steps)
         through = guidance.grad_through if active else "nothing"
         x = x.detach().requires_grad_(through != "nothing")
-        prediction = model.predict(
+        prediction = self.model.predict(
             x,
             t,
-            condition,
+            self.condition,
             layer=guidance.layer if active else None,
             branch=guidance.branch if active else "cond",
             grad_through=through,
         )
-        eps, variance = prediction.eps, prediction.variance
-        at = x if through == "denoiser" else x.detach()
-        x0 = backbone.schedule.eps_to_x0(at, t, eps) if prediction.x0 is None else prediction.x0
-        alpha, sigma = run.levels[index]
+        eps, variance, x0 = prediction.eps, prediction.variance, prediction.x0
+        if x0 is None:
+            x0 = self.model.backbone.schedule.eps_to_x0(x if through == "denoiser" else x.detach(), t, eps)
+        alpha, sigma = solver.levels[index]
         with torch.no_grad():
-            step = run.preview if active and into == "eps" else run.step
-            proposal = step(index, x, eps, x0, variance, gens)
-            step_std = run.std(index, variance)
+            take = solver.preview if active and self.into == "eps" else solver.step
+            proposal = take(index, x, eps, x0, variance, self.gens)
+            step_std = solver.std(index, variance)
         state = State(
             x=x,
             proposal=proposal,
@@ -150,37 +196,33 @@ def sample(
             features=prediction.features,
             t=t,
             index=index,
-            steps=steps,
+            steps=self.steps,
             alpha=alpha,
             sigma=sigma,
-            labels=labels,
-            slots=slots,
+            labels=self.labels,
+            slots=self.slots,
             step_std=step_std,
         )
         after = proposal
         if active:
             push = guidance(state)
-            if into == "x":
+            if self.into == "x":
                 after = proposal + push
             else:
                 with torch.no_grad():
-                    more = push / run.per_eps(index)
-                    after = run.step(index, x, eps + more, x0 - sigma / alpha * more, variance, gens)
+                    more = push / solver.per_eps(index)
+                    after = solver.step(index, x, eps + more, x0 - sigma / alpha * more, variance, self.gens)
         if not torch.isfinite(after).all():
             raise DapError(
-                f"Sampling left the finite numbers at t = {t} (step {index + 1} of {steps}); "
+                f"Sampling left the finite numbers at t = {t} (step {index + 1} of {self.steps}); "
                 "lower the guidance scale, or use --dtype float32."
             )
-        x = after.detach()
-        plain = {"x": state.x.detach(), "x0_hat": state.x0_hat.detach(), "eps": eps.detach()}
-        state = replace(state, **plain, features=None, next=x)
-        yield state
-    assert state is not None
-    guidance.finish(state)
+        plain = {"x": x.detach(), "x0_hat": x0.detach(), "eps": eps.detach()}
+        return replace(state, **plain, features=None, next=after.detach())
 
 
 def latents(model: ClassifierFree, guidance: Guidance | None, batch: Batch, **run: Any) -> Tensor:
-    """The finished latents (B, C, *spatial) of `sample`, which says what `run` may hold."""
+    """The finished latents (B, C, *spatial) of `sample`; `run` holds further keywords of `sample`."""
     result = None
     for state in sample(model, guidance, batch, **run):
         result = state.next

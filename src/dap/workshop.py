@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,14 +11,21 @@ from dap import backbones
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import sha256_of
+from dap.base.registry import build, code_of, resolve
 from dap.base.store import Store
+from dap.choices import OwnGuidance
 from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part
+from dap.data.real.memory import MemorySource, by_class
 from dap.data.real.sources import Source, check_path, open_source
 from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
-from dap.methods import Method, Options, Task, find
+from dap.guidance.base import Descend, Energy, Guidance, Window
+from dap.methods import find
+from dap.methods.base import Given, Method, Options, Task
+from dap.objects import Objects
 from dap.recipe import BackboneChoice, Data, Recipe
+from dap.resolved import Resolved
 from dap.starter import REFERENCE
 
 STARTER = "starter"
@@ -26,27 +34,36 @@ STARTER = "starter"
 
 @dataclass
 class Workshop:
-    """Loads sources and backbones once, for as many recipes as are run with it.
+    """Loads data, backbones and classifiers once, and builds the task of a recipe once, for all recipes run with it.
 
     Args:
         device: "auto", "cpu", "cuda", …
         offline: never ask the network.
         cache: folder in which runs share their real features, or None.
+        objects: what is given as objects in place of the recipes' names.
     """
 
     device: str = "auto"
     offline: bool = False
     cache: Path | None = None
+    objects: Objects = field(default_factory=Objects)
 
     def __post_init__(self) -> None:
-        self._backbones: dict[BackboneChoice, Backbone] = {}
-        self._sources: dict[tuple[Data, str, Fit], Source] = {}
+        self._backbones: dict[tuple[BackboneChoice, str], Backbone] = {}
+        self._listings: dict[tuple[Any, ...], Source] = {}
+        self._sources: dict[tuple[Any, ...], Source] = {}
         self._hashes: dict[int, str] = {}
         self._classifiers: dict[tuple[str, tuple[str, ...]], Classifier] = {}
+        self._tasks: dict[str, tuple[Method, Task]] = {}
+        self._kept: list[Backbone | Source] = []
 
     def backbone(self, choice: BackboneChoice) -> Backbone:
-        if choice not in self._backbones:
-            self._backbones[choice] = backbones.load(
+        """The backbone of a recipe, or the object that was given in its place."""
+        if self.objects.backbone is not None:
+            return self.objects.backbone
+        key = (choice, str(code_of(choice.path)))  # a user's own file that has changed is another backbone
+        if key not in self._backbones:
+            self._backbones[key] = backbones.load(
                 choice.path,
                 revision=choice.revision,
                 dtype=choice.dtype,
@@ -55,41 +72,63 @@ class Workshop:
                 template=choice.template,
                 negative_prompt=choice.negative_prompt,
             )
-        return self._backbones[choice]
+        return self._backbones[key]
 
     def source(self, data: Data, split: Literal["train", "validation", "test"] = "train", fit: Fit = "crop") -> Source:
-        """The real images of a recipe whose size is set.
+        """The real images of a recipe whose size is set. Data are listed once, however many recipes use them.
 
         Args:
-            data: what and how large.
+            data: which images, and how large.
             split: `validation` is the part of the training images that is held out, `train` the others.
             fit: see `data.real.decode.square`.
 
         Raises:
-            DapError: nothing is held out for a validation, or as `open_source`.
+            DapError: the recipe leaves the size open, nothing is held out for a validation, or as `open_source`.
         """
-        assert data.size is not None
-        if (data, split, fit) not in self._sources:
-            if split == "validation" and not data.held_out:
-                raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
-            options: dict[str, Any] = {
-                "size": data.size,
-                "classes": data.classes,
-                "max_bad_fraction": data.max_bad_fraction,
-            }
-            source = open_source(data.path, "test" if split == "test" else "train", fit=fit, **options)
-            if data.held_out and split != "test":
-                source = Part(source, split, data.held_out)
-            self._sources[data, split, fit] = source
-        return self._sources[data, split, fit]
+        if data.size is None:
+            raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
+        if split == "validation" and not data.held_out:
+            raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
+        listing = (data.path, data.classes, data.size, data.max_bad_fraction, split == "test", fit)
+        key = (*listing, data.held_out, split)
+        if key not in self._sources:
+            if listing not in self._listings:
+                self._listings[listing] = self._listed(data, "test" if split == "test" else "train", fit)
+            whole = self._listings[listing]
+            self._sources[key] = Part(whole, split, data.held_out) if split != "test" and data.held_out else whole
+        return self._sources[key]
+
+    def _listed(self, data: Data, split: Literal["train", "test"], fit: Fit) -> Source:
+        given, size = self.objects.source, data.size or 0
+        if given is None:
+            how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
+            return open_source(data.path, split, fit=fit, **how)
+        if split == "test":
+            raise DapError(
+                "The real images were given as an object, which has no test images; judge the set with --data."
+            )
+        if not isinstance(given, Source):
+            return MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
+        if given.size != size:
+            raise DapError(
+                f"The images of {given.name} have {given.size} px and {size} are needed; open it at that size."
+            )
+        return given
 
     def weights_hash(self, backbone: Backbone | None) -> str | None:
         """`Backbone.weights_hash`, computed once; None for no backbone."""
-        if backbone is None:
-            return None
-        if id(backbone) not in self._hashes:
-            self._hashes[id(backbone)] = backbone.weights_hash()
-        return self._hashes[id(backbone)]
+        return None if backbone is None else self._hashed(backbone, backbone.weights_hash)
+
+    def fingerprint(self, source: Source) -> str:
+        """`Source.fingerprint`, computed once."""
+        return self._hashed(source, source.fingerprint)
+
+    def _hashed(self, thing: Backbone | Source, compute: Any) -> str:
+        # The number of an object is its own only while it lives, and the workshop holds what it has loaded.
+        if id(thing) not in self._hashes:
+            self._hashes[id(thing)] = compute()
+            self._kept.append(thing)
+        return self._hashes[id(thing)]
 
     def asked(self, recipe: Recipe) -> tuple[Method, Options | None]:
         """The method and its own options: all that can be said of a recipe before anything is loaded, or downloaded.
@@ -97,40 +136,73 @@ class Workshop:
         Raises:
             DapError: an unknown method or option, no such data, or something that the method needs is not given.
         """
-        method = find(recipe.method)
-        check_path(recipe.data.path)
+        method = self.objects.method or find(recipe.method)
+        if self.objects.source is None:
+            check_path(recipe.data.path)
         options = method.parse(recipe.options, recipe.method)
         if (name := _classifier(method, recipe)) not in (None, STARTER):
             check_classifier(name)
         if (file := _captions(method, recipe)) is not None:
             check_captions(file)
+        if recipe.own_guidance is not None and recipe.own_guidance.path is not None:
+            if not method.steered:
+                raise DapError(
+                    f"Method {recipe.method!r} has no use for a guidance of your own; leave out --guidance, or take a method "
+                    "that samples a backbone, such as vanilla."
+                )
+            self.guidance(recipe.own_guidance)
         return method, options
 
+    def guidance(self, own: OwnGuidance) -> Guidance:
+        """The user's own guidance, scaled and confined to its part of the run.
+
+        Raises:
+            DapError: no such file or name, or it is neither a guidance nor an energy.
+        """
+        path = own.path or ""
+        made = self.objects.guidance or build(resolve(path, {}, "guidance"), path)
+        if isinstance(made, Energy):
+            made = Descend(made, own.scale, own.unit)
+        elif not isinstance(made, Guidance):
+            raise DapError(
+                f"{path!r} is a {type(made).__name__} and neither a guidance nor an energy; subclass dap.guidance.Guidance "
+                "or dap.guidance.Energy."
+            )
+        elif own.scale != 1:
+            made = own.scale * made
+        return made if (own.start, own.stop) == (0, 1) else Window(made, own.start, own.stop)
+
     def task(self, recipe: Recipe) -> tuple[Method, Task]:
-        """The method and all it needs, with the recipe resolved.
+        """The method and all it needs, with the recipe resolved. A task is built once and handed out again.
 
         Raises:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
-        method, options = self.asked(recipe)
+        asked = self.asked(recipe)  # which loads a user's own file anew where it has changed
+        key = f"{recipe.model_dump_json()} {_code(recipe)}"
+        if key not in self._tasks:
+            self._tasks[key] = self._built(recipe, *asked)
+        return self._tasks[key]
+
+    def _built(self, recipe: Recipe, method: Method, options: Options | None) -> tuple[Method, Task]:
         needed = "backbone" in method.needs
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
         size = recipe.data.size or (backbone.card.size if backbone else 0)
-        resolved = recipe.resolved(
-            backbone if needed else None, method.guidance, size, method.sampling, method.together
-        )
-        source = self.source(resolved.data)
+        data = recipe.data.model_copy(update={"size": size})
+        said = options.model_dump(mode="json") if options else {}
+        how: dict[str, Any] = {"sampling": method.sampling, "together": method.together, "options": said}
         name, file = _classifier(method, recipe), _captions(method, recipe)
-        classifier = None if name is None else self.classifier(name, source)
-        captions = None if file is None else read_captions(file, source)
-        resolved = resolved.model_copy(
-            update={
-                "options": options.model_dump(mode="json") if options else {},
-                "classifier": classifier and classifier.name,
-            }
+        resolved = recipe.resolved(backbone if needed else None, method.guidance, size, classifier=name, **how)
+        source = self.source(data)
+        own = resolved.own
+        given = Given(
+            backbone=backbone if needed else None,
+            classifier=None if name is None else self.classifier(name, source),
+            captions=None if file is None else read_captions(file, source),
+            guidance=None if own is None else self.guidance(own),
         )
-        task = Task(resolved, source, backbone if needed else None, self.cache, options, classifier, captions)
-        return method, replace(task, store=Store(None, self.inputs(task)), device=backbones.device_of(self.device))
+        task = Task(resolved, source, given, self.cache, options, device=backbones.device_of(self.device))
+        return method, replace(task, store=Store(None, self.inputs(task)))
 
     def classifier(self, name: str, source: Source) -> Classifier:
         """The network trained on the real data, "starter" or whatever `load_classifier` opens, for the source's classes."""
@@ -143,12 +215,19 @@ class Workshop:
         return self._classifiers[key]
 
     def inputs(self, task: Task) -> dict[str, Any]:
-        """What a recipe only names: fingerprints of data, weights, classifier, captions and user code."""
-        found = {"data": task.source.fingerprint(), "weights": self.weights_hash(task.backbone), **_code(task.recipe)}
-        if task.classifier is not None:
-            found["classifier"] = task.classifier.fingerprint
-        if task.captions is not None:
+        """What a recipe only names: fingerprints of data, weights, classifier, captions, user code and given objects."""
+        given = task.given
+        found: dict[str, Any] = {
+            "data": self.fingerprint(task.source),
+            "weights": self.weights_hash(given.backbone),
+            **_code(task.recipe),
+        }
+        if given.classifier is not None:
+            found["classifier"] = given.classifier.fingerprint
+        if given.captions is not None:
             found["captions"] = sha256_of(check_captions(task.recipe.captions or ""))
+        if described := self.objects.described():
+            found["objects"] = described
         return found
 
 
@@ -190,13 +269,15 @@ def _captions(method: Method, recipe: Recipe) -> str | None:
     return recipe.captions
 
 
-def _code(recipe: Recipe) -> dict[str, str]:
-    """sha256 of the user's own files that the recipe names as `file.py:Name`."""
-    named = [
-        recipe.method,
-        recipe.guidance.kernel if recipe.guidance else "",
-        recipe.backbone.path if recipe.backbone else "",
-        *(value for value in recipe.options.values() if isinstance(value, str)),  # a network to match in
-    ]
-    files = [text.rpartition(":")[0] for text in named if text.rpartition(":")[0].endswith(".py")]
-    return {f"code {file}": sha256_of(Path(file)) or "" for file in files}
+def _code(recipe: Recipe | Resolved) -> dict[str, str]:
+    """sha256 of the code of the user's own that the recipe names as `file.py:Name` or `package.module:Name`."""
+    values: Mapping[str, Any] = recipe.values() if isinstance(recipe, Resolved) else recipe.model_dump()
+    named = [values["method"]]
+    for section, leaf in (("guidance", "kernel"), ("backbone", "path"), ("own_guidance", "path")):
+        named.append((values.get(section) or {}).get(leaf))
+    named += (values.get("options") or {}).values()  # such as a network to match in
+    found: dict[str, str] = {}
+    for text in named:
+        if isinstance(text, str) and not text.startswith(("torchvision:", "timm:")):
+            found |= code_of(text)
+    return {f"code {where}": digest for where, digest in found.items()}

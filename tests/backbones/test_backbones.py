@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 import tiny
-from dap import imagenet
-from dap.backbones import Backbone, Card, ClassifierFree, Flow, Prediction, from_pipeline
+from dap import backbones, imagenet
+from dap.backbones import Card, ClassifierFree, Flow, ModuleBackbone, from_pipeline
+from dap.backbones.prompts import KEPT, TOGETHER, Prompts
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
 from dap.guidance import Descend, Representative
@@ -18,13 +21,13 @@ from dap.sampling import Batch, latents
 NAMES = ("red", "green")
 
 
-class Video(Backbone):
+class Video(ModuleBackbone):
     """A random Wan transformer: velocity on a flow over (frames, height, width); what a user would write."""
 
     def __init__(self):
         from diffusers import WanTransformer3DModel
 
-        self.model = tiny.seeded(
+        model = tiny.seeded(
             lambda: WanTransformer3DModel(
                 patch_size=(1, 2, 2),
                 num_attention_heads=2,
@@ -37,46 +40,27 @@ class Video(Backbone):
                 num_layers=2,
                 rope_max_seq_len=32,
             )
-        ).requires_grad_(False)
+        )
+        super().__init__(
+            model,
+            card=Card("video", "CC0-1.0", 4, 2.0, "all", "blocks.1", 0.1, "step"),
+            schedule=Flow(shift=3.0),
+            latent_shape=(4, 3, 4, 4),
+            layers=("blocks.0", "blocks.1"),
+            class_names=NAMES,
+            predicts="velocity",
+        )
         self.words = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
-        self.schedule, self.latent_shape, self.layers = Flow(shift=3.0), (4, 3, 4, 4), ("0", "1")
-        self.class_names, self.learned_variance, self.device = NAMES, False, torch.device("cpu")
-        self.card = Card("video", "CC0-1.0", 4, 2.0, "all", "1", 0.1, "step")
-
-    def condition(self, class_names):
-        return torch.tensor([NAMES.index(name) for name in class_names])
-
-    def null(self, n):
-        return torch.full((n,), 2)
 
     def run(self, x, t, condition):
         time = torch.full((len(x),), float(t))
-        return self.model(hidden_states=x, timestep=time, encoder_hidden_states=self.words[condition]).sample
-
-    def predict(self, x, t, condition, *, layer=None, grad_through="nothing"):
-        kept = []
-        hook = (lambda m, a, out: kept.append(out) or out.detach()) if grad_through == "features" else None
-        hook = hook or (lambda m, a, out: kept.append(out))
-        handle = self.model.blocks[int(layer or 0)].register_forward_hook(hook)
-        velocity = self.run(x, t, condition)
-        handle.remove()
-        eps, x0 = self.schedule.velocity_to_eps(x, t, velocity), self.schedule.velocity_to_x0(x, t, velocity)
-        if grad_through == "features":
-            eps, x0 = eps.detach(), x0.detach()
-        return Prediction(eps, None, kept[0] if layer else None, x0)
-
-    @torch.no_grad()
-    def tap(self, x, t, condition, layer):
-        return self.predict(x, t, condition, layer=layer).features
+        return self.denoiser(hidden_states=x, timestep=time, encoder_hidden_states=self.words[condition]).sample
 
     def encode(self, images):
         return images
 
     def decode(self, latents):
         return latents[:, :3].clamp(0, 1)
-
-    def state(self):
-        return self.model.state_dict()
 
 
 class Clips:
@@ -291,3 +275,72 @@ def test_a_bank_keeps_half_precision_where_that_loses_nothing():
         assert bank.at(0, 500).dtype == torch.float32
         assert bank._features[0, 500].dtype == dtype
         assert torch.equal(bank.at(0, 500), bank._features[0, 500].float())
+
+
+def encoder(seen):
+    """Encodes a text as its own numbers, and notes what it was asked for."""
+
+    def encode(texts):
+        seen.append(list(texts))
+        numbers = torch.tensor([[float(sum(map(ord, text))), len(text)] for text in texts])
+        return numbers, numbers[:, :1] * 2
+
+    return encode
+
+
+CARD = Card("words", "CC0-1.0", 8, 1.0, "all", "0", 0.1, "step", template="a {}", negative_prompt="no")
+
+
+def test_texts_are_kept_encoded_within_bounds():
+    """Of a million captions `KEPT` are held; classes stay; the longest unasked is given up; rows mean what they meant."""
+    seen = []
+    prompts = Prompts(encoder(seen), CARD)
+
+    def means(rows, texts):
+        expected = encoder([])(list(texts))
+        return all(torch.equal(a, b) for a, b in zip(prompts.rows(rows), expected, strict=True))
+
+    classes, null = prompts.condition(["dog", "cat"]), prompts.null(3)
+    favourite = prompts.texts(["favourite"])
+    for start in range(0, 3 * KEPT, 50):
+        texts = [f"caption {i}" for i in range(start, start + 50)] + [f"caption {start}"]
+        assert means(prompts.texts(texts), texts)
+        assert torch.equal(prompts.texts(["favourite"]), favourite), "who is asked for again stays"
+    assert means(classes, ["a dog", "a cat"]) and means(null, ["no"] * 3) and means(favourite, ["favourite"])
+    assert len(prompts._table[0]) <= KEPT + 3 and len(prompts._passing) <= KEPT
+    assert max(map(len, seen)) <= TOGETHER
+    asked = [text for texts in seen for text in texts]
+    assert len(asked) == len(set(asked)), "nothing is encoded twice while it is kept"
+    prompts.texts(["caption 0"])
+    assert seen[-1] == ["caption 0"], "what was given up is encoded anew"
+
+
+def test_more_texts_at_once_than_are_kept_and_a_text_that_becomes_a_class():
+    seen = []
+    prompts = Prompts(encoder(seen), CARD)
+    texts = [f"caption {i}" for i in range(KEPT + 40)]
+    rows = prompts.texts(texts)
+    assert len(set(rows.tolist())) == len(texts)
+    size = len(prompts._table[0])
+    for i in range(60):
+        assert len(prompts.texts([f"other {i}", f"another {i}"])) == 2
+    assert len(prompts._table[0]) == size, "the table does not grow beyond its largest batch"
+    (before,) = prompts.texts(["a dog"]).tolist()
+    assert prompts.condition(["dog"]).tolist() == [before]
+    prompts.texts(texts)
+    assert prompts.condition(["dog"]).tolist() == [before] and prompts.texts(["a dog"]).tolist() == [before]
+    assert sum(asked.count("a dog") for asked in seen) == 1
+
+
+def test_the_interface_is_imported_without_its_loaders():
+    """`import dap.backbones.base` reads no YAML and no diffusers; the names of `dap.backbones` come when they are asked for."""
+    code = (
+        "import sys, dap.backbones.base; heavy = {'yaml', 'diffusers', 'transformers', 'scipy', 'sklearn', 'pandas'}; "
+        "print(sorted(heavy & set(sys.modules)), 'dap.backbones.opening' in sys.modules); "
+        "import dap.backbones as b; print(b.load.__module__, 'Mixture' in dir(b), sorted(set(b.__all__) - set(dir(b)))); "
+        "import dap; print(dap.load_backbone is b.load, 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[] False", "dap.backbones.opening True []", "True False"]
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        getattr(backbones, "laod")  # noqa: B009

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
-    method, guided = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    method, guided, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (folder / "medoids.py").write_text(method)
     (folder / "guided.py").write_text(guided)
     return folder

@@ -15,6 +15,7 @@ from dap.base.store import Store
 from dap.guidance import Descend, Deviation, Manifold, Modes, Window
 from dap.methods import METHODS as KNOWN
 from dap.methods import Unit
+from dap.methods.base import Given
 from dap.methods.diffusion.dap import Dap
 from dap.methods.diffusion.mgd3 import ClassModes, Mgd3, ModeOptions, find_modes
 from dap.methods.diffusion.vanilla import Vanilla
@@ -126,7 +127,7 @@ def test_each_image_ends_at_the_mode_of_its_own_class_and_slot(make):
     assert source.class_names == ("blue", "green", "red")
     reals = {name: source.images(label, range(12)) for label, name in enumerate(source.class_names)}
     backbone = Mixture(torch.stack([reals[name] * 2 - 1 for name in names]), std=0.03, class_names=names)
-    task = replace(task, backbone=backbone, store=Store())
+    task = replace(task, given=Given(backbone=backbone), store=Store())
     modes, draw = ClassModes(task, task.options), method.prepare(task)
     modes.begin([0, 1, 2])
     for label, slots in ((2, (2, 0)), (0, (0, 1, 2)), (1, (1,)), (2, (1,))):

@@ -17,6 +17,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.steps import RandomResizedCrop
 from dap.methods import Task, Unit, find
+from dap.methods.base import Given
 from dap.methods.selection import features as selecting
 from dap.methods.selection import rded
 from dap.methods.selection.herding import Herding
@@ -59,7 +60,7 @@ def seen(source, method, ipc, seed=0, store=None, **options):
     """A task of a method on a source, with a `Seer`."""
     wanted = Recipe.parse({"method": method, "ipc": ipc, "seed": seed}).resolved(None, None, 8)
     parsed = find(method).parse(options, method)
-    return Task(wanted, source, None, options=parsed, classifier=Seer(), store=store or Store())
+    return Task(wanted, source, Given(classifier=Seer()), options=parsed, store=store or Store())
 
 
 def files(source, label):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -179,6 +181,57 @@ def test_the_graph_ends_at_the_tapped_layer(backbone):
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(backbone.tap(x.detach(), 500, label, "1"), cut.features.detach())
     assert not any(block._forward_hooks for block in backbone.transformer.transformer_blocks)
+
+
+class Held:
+    """A tensor that a graph keeps for its backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class FromX0(Energy):
+    """An energy whose graph goes through the whole denoiser."""
+
+    grad_through = "denoiser"
+
+    def __call__(self, state):
+        return state.x0_hat.square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("kind", ["features", "denoiser", "both", "eps"])
+def test_the_graph_of_a_step_is_free_before_the_next_forward_pass(backbone, bank, kind):
+    """Counts the tensors that autograd holds whenever the denoiser starts; the garbage collector does not help."""
+    held: weakref.WeakSet[Held] = weakref.WeakSet()
+    counts, most = [], []
+
+    def keep(tensor):
+        box = Held(tensor.detach())  # an output that a node keeps of itself would be a circle
+        held.add(box)
+        return box
+
+    class Watched(ClassifierFree):
+        def predict(self, *args, **options):
+            counts.append(len(held))
+            prediction = super().predict(*args, **options)
+            most.append(len(held))
+            return prediction
+
+    energies = {"features": Representative(bank), "denoiser": FromX0(), "eps": Representative(bank)}
+    guidance = Descend(energies.get(kind, FromX0()), 0.05, "step")
+    guidance = guidance + Descend(Representative(bank), 0.05, "step") if kind == "both" else guidance
+    batch = Batch.of(("red", "blue"), [0, 1], [0, 0], 0)
+    solver = "dpm++2m" if kind == "eps" else None
+    gc.disable()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda box: box.tensor):
+            for state in sample(Watched(backbone, 2.0, 3), guidance, batch, steps=4, solver=solver):
+                assert not any(
+                    getattr(state, name).requires_grad for name in ("x", "x0_hat", "eps", "proposal", "next")
+                )
+    finally:
+        gc.enable()
+    assert counts == [0] * 4 and min(most) > 0
 
 
 def test_classifier_free_guidance_channels_and_scale_one(backbone):

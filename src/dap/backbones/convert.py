@@ -16,9 +16,9 @@ import yaml
 from torch import Tensor
 
 from dap import __version__, imagenet
-from dap.backbones import from_pipeline, source_of
 from dap.backbones.base import Card
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
+from dap.backbones.opening import from_pipeline, source_of
 from dap.base.errors import DapError
 from dap.base.files import dump, locked, read_json
 from dap.base.registry import suggest

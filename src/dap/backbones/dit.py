@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dap import imagenet
-from dap.backbones.base import Card, Prediction
+from dap.backbones.base import Card
+from dap.backbones.cards import Found, image_size
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import Time, VariancePreserving
 from dap.base.errors import DapError
+
+log = logging.getLogger(__name__)
 
 
 class DiT(ModuleBackbone):
@@ -22,14 +25,14 @@ class DiT(ModuleBackbone):
     Layers are the block indices "0" … "n−1"; the features are the block's output tokens (B, tokens, width).
 
     Args:
-        transformer: `DiTTransformer2DModel`; its last embedding row is the null label.
+        transformer: `DiTTransformer2DModel`; the last row of its label table is the null label.
         vae: `AutoencoderKL`.
-        schedule: of training; DiT's by default, 1000 linear betas from 1e-4 to 0.02.
+        schedule: of the noise in training. Default: DiT's, 1000 linear betas from 1e-4 to 0.02.
         class_names: the labels of the transformer, in order.
         card: what belongs to the weights.
 
     Raises:
-        DapError: not one class name for each label of the transformer.
+        DapError: there are not as many class names as labels of the transformer.
     """
 
     def __init__(
@@ -47,38 +50,47 @@ class DiT(ModuleBackbone):
                 f"{card.name} has {config.num_embeds_ada_norm} labels but {len(class_names)} class names; "
                 "put the right list into classes.json beside the weights."
             )
-        super().__init__(transformer, vae)
+        channels, side = config.in_channels, config.sample_size
+        super().__init__(
+            transformer,
+            vae,
+            card=card,
+            schedule=schedule or VariancePreserving.from_betas(1e-4, 0.02, 1000),
+            latent_shape=(channels, side, side),
+            layers=[str(i) for i in range(len(transformer.transformer_blocks))],
+            class_names=class_names,
+            learned_variance=config.out_channels == 2 * channels,
+        )
         self.transformer = transformer
-        self.card = card
-        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
-        self.layers = tuple(str(i) for i in range(len(transformer.transformer_blocks)))
-        self.class_names = tuple(class_names)
-        self.schedule = schedule or VariancePreserving.from_betas(1e-4, 0.02, 1000)
-        self.learned_variance = config.out_channels == 2 * config.in_channels
-        self._labels = imagenet.lookup(self.class_names)
         self._clocks = [block.norm1.emb.time_proj for block in transformer.transformer_blocks]
 
-    def condition(self, class_names: Sequence[str]) -> Tensor:
-        labels = {name: imagenet.find(name, self._labels) for name in class_names}
-        unknown = [name for name, found in labels.items() if not found]
-        if unknown:
-            known = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
-            data = ", ".join(dict.fromkeys(class_names[:10])) + (", …" if len(class_names) > 10 else "")
-            raise DapError(
-                f"{self.card.name} was not trained on {', '.join(map(repr, unknown[:5]))}. The data's classes: {data}. "
-                f"The backbone's {len(self.class_names)}: {known}. Rename the class folders to the backbone's names, or "
-                "choose classes with --classes."
-            )
-        for name, found in labels.items():
-            if len(found) > 1:
-                raise DapError(
-                    f"{name!r} is the name of several labels of {self.card.name}: {found}. "
-                    "Tell them apart in classes.json beside the weights, or name ImageNet's folders by WordNet id."
-                )
-        return torch.tensor([labels[name][0] for name in class_names], device=self.device)
+    @classmethod
+    def from_pipeline(cls, pipe: Any, found: Found) -> DiT:
+        """The backbone of a `DiTPipeline`.
 
-    def null(self, n: int) -> Tensor:
-        return torch.full((n,), self.transformer.config.num_embeds_ada_norm, device=self.device)
+        Raises:
+            DapError: prompts were given, or the schedule is not supported.
+        """
+        if found.prompts:
+            given = " and ".join(found.prompts)
+            raise DapError(f"{found.name} is conditioned on labels, not on prompts: leave out {given}.")
+        config = pipe.transformer.config
+        # The paper's middle blocks, scaled to the depth: block 8 of 28.
+        layer = str(round(config.num_layers * 8 / 28))
+        card = found.card("dit", size=image_size(config.sample_size, pipe.vae), layer=layer)
+        if card.frequency_shift is None and (config.num_layers, config.num_embeds_ada_norm) == (28, 1000):
+            log.warning(
+                "%s looks like DiT-XL/2 but is not known by name. If its weights come from the original code, put "
+                "'frequency_shift: 0' into card.yaml beside them; for weights trained in diffusers put 1.",
+                found.name,
+            )
+        return cls(
+            pipe.transformer,
+            pipe.vae,
+            schedule=VariancePreserving.from_config(pipe.scheduler.config),
+            class_names=found.names(pipe, config.num_embeds_ada_norm),
+            card=card,
+        )
 
     def module(self, layer: str) -> nn.Module:
         return self.transformer.transformer_blocks[int(layer)]
@@ -91,7 +103,7 @@ class DiT(ModuleBackbone):
 
     @contextmanager
     def _frequencies(self) -> Iterator[None]:
-        """The card's time embedding for the length of a pass: the modules may be shared with a stock pipeline."""
+        """Use the card's time embedding during one pass. The modules may be shared with a stock pipeline, which has its own."""
         before = [clock.downscale_freq_shift for clock in self._clocks]
         for clock, own in zip(self._clocks, before, strict=True):
             clock.downscale_freq_shift = own if self.card.frequency_shift is None else self.card.frequency_shift
@@ -103,7 +115,3 @@ class DiT(ModuleBackbone):
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "frequency_shift": self.card.frequency_shift}
-
-    def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
-        eps, variance = output.chunk(2, dim=1) if self.learned_variance else (output, None)
-        return Prediction(eps, variance, None)

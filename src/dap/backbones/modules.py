@@ -1,60 +1,128 @@
-"""What backbones made of diffusers modules share: the autoencoder, the frozen state, and the tap at a layer."""
+"""A backbone from any torch denoiser: labels, the tap at a layer, prediction and features in one pass, the autoencoder."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dap.backbones.base import Backbone, Prediction
-from dap.backbones.schedules import Time
+from dap import imagenet
+from dap.backbones.base import Backbone, Card, Prediction
+from dap.backbones.schedules import Predicts, Schedule, Time
+from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
 
 PIXELS = 64 * 256**2
-"""Of the images that go through the autoencoder together."""
+"""How many pixels go through the autoencoder at once."""
 
 
 class _Tapped(Exception):
-    """Leaves the network at the tapped layer with its features."""
+    """Carries the features of the tapped layer out of the network, so that the layers behind it are not run."""
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
 
 
 class ModuleBackbone(Backbone):
-    """A denoiser and an autoencoder of diffusers, frozen.
+    """A frozen torch denoiser as a backbone; docs/extending.md has a whole example.
 
-    Subclasses name the modules that can be tapped, run the denoiser and say what its output means.
+    A subclass calls this `__init__` and overrides only what is different from the following defaults:
+
+    * `run` calls `denoiser(x, t, condition)` with t (B,) and takes the output as it is;
+    * `read` understands the output as `predicts` says, followed by a variance under `learned_variance`;
+    * `module` takes a layer's name as the path of a submodule, such as "blocks.3";
+    * `condition` gives labels, positions in `class_names`, and `null` the label after the last;
+    * `encode` and `decode` use `vae`. Without a `vae` latents are the pixels themselves, moved from [0, 1] to [−1, 1].
 
     Args:
-        denoiser: the network that is tapped.
-        vae: `AutoencoderKL`.
+        denoiser: the network. It is put into evaluation mode, and its parameters are frozen.
+        vae: `AutoencoderKL` of diffusers, or None for a model in pixel space.
+        card: what belongs to the weights.
+        schedule: of the noise in training.
+        latent_shape: (C, *spatial).
+        layers: names of the layers that can be tapped.
+        class_names: in the order of the labels; none for a backbone that takes prompts.
+        predicts: "eps", "velocity" or "x0"; see `Schedule.read`.
+        learned_variance: whether the output holds the raw variance behind the prediction, along the channels.
         others: further modules that decide a prediction, by name, such as text encoders.
     """
 
-    def __init__(self, denoiser: Any, vae: Any, **others: Any) -> None:
-        self._parts: dict[str, nn.Module] = {"denoiser": denoiser, "vae": vae, **others}
+    def __init__(
+        self,
+        denoiser: Any,
+        vae: Any = None,
+        *,
+        card: Card,
+        schedule: Schedule,
+        latent_shape: Sequence[int],
+        layers: Sequence[str],
+        class_names: Sequence[str] = (),
+        predicts: Predicts = "eps",
+        learned_variance: bool = False,
+        **others: nn.Module,
+    ) -> None:
+        self._parts: dict[str, nn.Module] = {"denoiser": denoiser, **({} if vae is None else {"vae": vae}), **others}
         for part in self._parts.values():
             # Training mode would drop labels or units at random.
             part.eval().requires_grad_(False)
         self.denoiser, self.vae = denoiser, vae
         self.device = next(denoiser.parameters()).device
+        self.card, self.schedule, self.latent_shape = card, schedule, tuple(latent_shape)
+        self.layers, self.class_names = tuple(layers), tuple(class_names)
+        self.predicts: Predicts = predicts
+        self.learned_variance = learned_variance
+        self._labels = imagenet.lookup(self.class_names)
 
-    @abstractmethod
+    def condition(self, class_names: Sequence[str]) -> Tensor:
+        """Labels (n,) of classes by name; see `dap.imagenet.find` for how names are compared.
+
+        Raises:
+            DapError: a name is unknown, or several labels have it.
+        """
+        labels = {name: imagenet.find(name, self._labels) for name in class_names}
+        unknown = [name for name, found in labels.items() if not found]
+        if unknown:
+            known = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
+            data = ", ".join(dict.fromkeys(class_names[:10])) + (", …" if len(class_names) > 10 else "")
+            raise DapError(
+                f"{self.card.name} was not trained on {', '.join(map(repr, unknown[:5]))}. The data's classes: {data}. "
+                f"The backbone's {len(self.class_names)}: {known}. Rename the class folders to the backbone's names, or "
+                "choose classes with --classes."
+            )
+        for name, found in labels.items():
+            if len(found) > 1:
+                raise DapError(
+                    f"{name!r} is the name of several labels of {self.card.name}: {found}. "
+                    "Tell them apart in classes.json beside the weights, or name ImageNet's folders by WordNet id."
+                )
+        return torch.tensor([labels[name][0] for name in class_names], device=self.device)
+
+    def null(self, n: int) -> Tensor:
+        return torch.full((n,), len(self.class_names), device=self.device)
+
     def module(self, layer: str) -> nn.Module:
-        """The module whose output a layer's features are."""
+        """The module whose output gives the features of a layer."""
+        return self.denoiser.get_submodule(layer)
 
-    @abstractmethod
     def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
-        """The denoiser's raw output in float32; `t` is one time for all images, or a tensor (B,)."""
+        """The denoiser's raw output in float32.
 
-    @abstractmethod
+        Args:
+            x: x_t, (B, C, *spatial).
+            t: one time for all images, or a tensor (B,).
+            condition: (B, …).
+        """
+        times = torch.as_tensor(t, device=x.device).expand(len(x))
+        return self.denoiser(x.to(next(self.denoiser.parameters()).dtype), times, condition).float()
+
     def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
-        """What the raw output means, without features."""
+        """What the raw output of `run` means, without features."""
+        output, variance = output.chunk(2, dim=1) if self.learned_variance else (output, None)
+        eps, x0 = self.schedule.read(self.predicts, x, t, output)
+        return Prediction(eps, variance, None, x0)
 
     def predict(
         self,
@@ -71,8 +139,8 @@ class ModuleBackbone(Backbone):
             kept.append(tokens(output))
             if grad_through == "denoiser" or not torch.is_grad_enabled():
                 return output
-            # What follows builds no graph, though a U-Net's skip connections still carry one past this layer: the
-            # enclosing `set_grad_enabled` turns gradients on again.
+            # The layers behind this one need no graph. Detaching the output is not enough, because the skip connections of a
+            # U-Net carry a graph past this layer. The enclosing `set_grad_enabled` turns gradients on again.
             torch.set_grad_enabled(False)
             return detached(output)
 
@@ -106,7 +174,10 @@ class ModuleBackbone(Backbone):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
+        x = images * 2 - 1
+        if self.vae is None:
+            return x.to(self.device)
+        x = x.to(self.vae.device, self.vae.dtype)
         means = [self.vae.encode(part).latent_dist.mean.float() for part in x.split(self._together)]
         return (torch.cat(means) - self._shift) * self.vae.config.scaling_factor
 
@@ -115,13 +186,15 @@ class ModuleBackbone(Backbone):
         return self.decode_with_graph(latents).clamp(0, 1)
 
     def decode_with_graph(self, latents: Tensor) -> Tensor:
+        if self.vae is None:
+            return latents / 2 + 0.5
         z = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
         images = torch.cat([self.vae.decode(part).sample.float() for part in z.split(self._together)])
         return images / 2 + 0.5
 
     @property
     def _together(self) -> int:
-        """Images that go through the autoencoder at once: its activations grow with the pixels."""
+        """How many images go through the autoencoder at once. Its activations grow with the pixels."""
         return max(1, PIXELS // self.card.size**2)
 
     @property
@@ -129,8 +202,9 @@ class ModuleBackbone(Backbone):
         return self.vae.config.get("shift_factor") or 0.0
 
     def settings(self) -> dict[str, Any]:
-        config = self.vae.config
-        return {**super().settings(), "latents": [config.scaling_factor, self._shift]}
+        if self.vae is None:
+            return {**super().settings(), "predicts": self.predicts}
+        return {**super().settings(), "latents": [self.vae.config.scaling_factor, self._shift]}
 
     def state(self) -> dict[str, Tensor]:
         parts: Mapping[str, nn.Module] = self._parts
@@ -140,7 +214,10 @@ class ModuleBackbone(Backbone):
 
 
 def stream(output: Any) -> Tensor:
-    """The image stream of a block's output: a tensor, (hidden, skips) of a U-Net, or (text, image) of a joint transformer."""
+    """The part of a block's output that belongs to the image.
+
+    A block gives a tensor, or (hidden, skips) in a U-Net, or (text, image) in a transformer of both.
+    """
     if isinstance(output, Tensor):
         return output
     first, second = output[0], output[1]

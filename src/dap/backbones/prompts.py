@@ -1,34 +1,37 @@
-"""Text conditions: a prompt for each class or a text for each image, encoded by the pipeline's own encoders."""
+"""Text conditions: a prompt for each class, or a text for each image, encoded by the text encoders of a pipeline."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dap.backbones.base import Card
+from dap.backbones.modules import ModuleBackbone
 from dap.base.errors import DapError
 from dap.imagenet import spoken
 
 TOGETHER = 32
-"""Prompts that go through the text encoders at once."""
+"""How many prompts go through the text encoders at once."""
 
 KEPT = 256
-"""Texts of single images that are kept encoded. There may be a million of them, where the classes are a thousand."""
+"""How many texts of single images are kept encoded. There may be a million of them, while classes are at most a thousand."""
 
 
 class Prompts:
     """Conditions of a text-conditioned backbone: row numbers of a table of encoded prompts.
 
-    A condition then is one whole number an image, as for label-conditioned backbones, however large the encoding.
+    However large an encoding is, a condition is one whole number for each image, as it is for label-conditioned backbones.
 
     Args:
-        encode: prompts to what the network takes: tensors (n, …), such as token states and a pooled vector.
-        card: its template and negative prompt.
+        encode: turns prompts into what the network takes: tensors (n, …), such as token states and a pooled vector.
+        card: holds the template and the negative prompt.
 
     Raises:
-        DapError: a template without {}.
+        DapError: the template has no {} for the class name.
     """
 
     def __init__(self, encode: Callable[[list[str]], tuple[Tensor, ...]], card: Card) -> None:
@@ -36,25 +39,26 @@ class Prompts:
         if "{}" not in self.template:
             raise DapError(f"The prompt template {self.template!r} has no {{}} for the class name.")
         self._encode = encode
-        self._rows: dict[str, int] = {}
-        self._table: tuple[Tensor, ...] = ()
         self._null = card.negative_prompt or ""
-        self._passing: list[str] = []
-        self._free: list[int] = []
+        self._table: tuple[Tensor, ...] = ()
+        self._lasting: dict[str, int] = {}
+        """Rows of class prompts and of the negative prompt; they are never given up."""
+        self._passing: dict[str, int] = {}
+        """Rows of other texts; the one that was asked for longest ago comes first."""
 
     def prompt(self, class_name: str) -> str:
-        """The template with the class's name: the first of comma-separated synonyms, an ImageNet id by its name.
+        """The template with the name of a class: the first of comma-separated synonyms, or the name of an ImageNet id.
 
         Raises:
-            DapError: a WordNet id that is none of ImageNet's thousand.
+            DapError: the name is a WordNet id that is none of ImageNet's thousand.
         """
         return self.template.replace("{}", spoken(class_name))
 
     def condition(self, class_names: Sequence[str]) -> Tensor:
-        """Row numbers (n,).
+        """Row numbers (n,) of the prompts of classes.
 
         Raises:
-            DapError: two classes with one prompt, or a WordNet id without a name.
+            DapError: two classes have the same prompt, or a WordNet id has no name.
         """
         prompts = {name: self.prompt(name) for name in class_names}
         owners: dict[str, str] = {}
@@ -64,41 +68,79 @@ class Prompts:
                     f"The classes {owners[prompt]!r} and {name!r} have the same prompt, {prompt!r}, so their images could "
                     "not differ. Rename one, or give ImageNet's folders by WordNet id."
                 )
-        return self._lasting([prompts[name] for name in class_names])
+        return self._keep([prompts[name] for name in class_names])
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Row numbers (n,) of texts as they are, without the template; good until `KEPT` others have been asked for."""
-        asked = dict.fromkeys(texts)
-        others = [text for text in self._passing if text not in asked]
-        gone = max(0, len(others) + len(asked) - KEPT)
-        self._free += [self._rows.pop(text) for text in others[:gone]]
-        mine = [text for text in asked if text in self._passing or text not in self._rows]
-        self._passing = others[gone:] + mine
-        return self._numbers(list(texts))
+        """Row numbers (n,) of texts as they are, without the template. They stay valid until `KEPT` others are asked for."""
+        asked = [text for text in dict.fromkeys(texts) if text not in self._lasting]
+        for text in asked:
+            if text in self._passing:  # the newest comes last
+                self._passing[text] = self._passing.pop(text)
+        new = [text for text in asked if text not in self._passing]
+        room = max(KEPT, len(asked)) - len(new)
+        oldest = list(self._passing)[: max(0, min(len(new), len(self._passing) - room))]
+        self._passing |= self._encoded(new, [self._passing.pop(text) for text in oldest])
+        return self._numbers(texts)
 
     def null(self, n: int) -> Tensor:
-        """The row of the negative prompt, n times."""
-        return self._lasting([self._null]).expand(n)
+        """The row number of the negative prompt, n times."""
+        return self._keep([self._null]).expand(n)
 
     def rows(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """The encodings (n, …) behind row numbers."""
+        """The encodings (n, …) behind row numbers (n,)."""
         return tuple(part[condition] for part in self._table)
 
-    def _lasting(self, prompts: list[str]) -> Tensor:
-        self._passing = [text for text in self._passing if text not in prompts]
+    def _keep(self, prompts: list[str]) -> Tensor:
+        """Row numbers of prompts that are never given up."""
+        asked = dict.fromkeys(prompts)
+        self._lasting |= {text: self._passing.pop(text) for text in asked if text in self._passing}
+        self._lasting |= self._encoded([text for text in asked if text not in self._lasting])
         return self._numbers(prompts)
 
+    def _numbers(self, texts: Sequence[str]) -> Tensor:
+        rows = self._lasting | self._passing
+        return torch.tensor([rows[text] for text in texts], device=self._table[0].device)
+
     @torch.no_grad()
-    def _numbers(self, prompts: list[str]) -> Tensor:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
-        if new:
-            parts = [self._encode(new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
-            encoded = tuple(torch.cat(rows) for rows in zip(*parts, strict=True))
-            old = self._table or tuple(part[:0] for part in encoded)
-            reused, self._free = self._free[: len(new)], self._free[len(new) :]
-            size, more = len(old[0]), len(new) - len(reused)
-            self._rows |= zip(new, [*reused, *range(size, size + more)], strict=True)
-            for part, rows in zip(old, encoded, strict=True):
-                part[reused] = rows[: len(reused)]
-            self._table = tuple(torch.cat([a, b[len(reused) :]]) for a, b in zip(old, encoded, strict=True))
-        return torch.tensor([self._rows[prompt] for prompt in prompts], device=self._table[0].device)
+    def _encoded(self, new: list[str], given_up: Sequence[int] = ()) -> dict[str, int]:
+        """Encode texts into the table: first into rows that were given up, then into further ones. Returns the rows."""
+        if not new:
+            return {}
+        parts = [self._encode(new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
+        encoded = tuple(torch.cat(rows) for rows in zip(*parts, strict=True))
+        table, old = self._table or tuple(part[:0] for part in encoded), len(given_up)
+        rows = [*given_up, *range(len(table[0]), len(table[0]) + len(new) - old)]
+        for part, fresh in zip(table, encoded, strict=True):
+            part[list(given_up)] = fresh[:old]
+        self._table = tuple(torch.cat([part, fresh[old:]]) for part, fresh in zip(table, encoded, strict=True))
+        return dict(zip(new, rows, strict=True))
+
+
+class PromptedBackbone(ModuleBackbone):
+    """A `ModuleBackbone` that is conditioned on text: classes are prompts, so any class that has a name will do.
+
+    A subclass says how prompts are encoded, and its `run` gets the encodings of a condition from `encodings`.
+
+    Args: as `ModuleBackbone`, without class names.
+    """
+
+    def __init__(self, denoiser: Any, vae: Any, *, card: Card, **rest: Any) -> None:
+        super().__init__(denoiser, vae, card=card, **rest)
+        self._prompts = Prompts(self.encode_prompts, card)
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        """What the denoiser takes of prompts: tensors (n, …)."""
+
+    def encodings(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """The tensors (B, …) of `encode_prompts` behind a condition (B,)."""
+        return self._prompts.rows(condition)
+
+    def condition(self, class_names: Sequence[str]) -> Tensor:
+        return self._prompts.condition(class_names)
+
+    def prompt(self, texts: Sequence[str]) -> Tensor:
+        return self._prompts.texts(texts)
+
+    def null(self, n: int) -> Tensor:
+        return self._prompts.null(n)

@@ -1,7 +1,8 @@
 """Noise schedules: how much of the data and how much noise x_t holds, x_t = alpha(t) x_0 + sigma(t) eps.
 
-Two families. Variance-preserving (DDPM; DiT, Stable Diffusion): alpha² + sigma² = 1 over the whole-number timesteps 0 … T − 1.
-Flow matching (Liu et al. 2023; Esser et al. 2024, Stable Diffusion 3): alpha = 1 − sigma, with a real time t = T · sigma.
+There are two families. Variance-preserving schedules (DDPM; DiT, Stable Diffusion) have alpha² + sigma² = 1 and whole timesteps
+t = 0 … T − 1. Flow matching (Liu et al. 2023; Esser et al. 2024, Stable Diffusion 3) has alpha = 1 − sigma and a real time
+t = T · sigma.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,8 +23,12 @@ Time = int | float
 """A timestep of the training schedule: whole for variance-preserving schedules, real for flows."""
 
 
+Predicts = Literal["eps", "velocity", "x0"]
+"""What the output of a denoiser is: the noise, the velocity of the schedule's family, or the clean data."""
+
+
 class Schedule(ABC):
-    """What `Backbone.schedule` says of its noise."""
+    """How much data and how much noise there is at every time of a backbone."""
 
     @abstractmethod
     def level(self, t: Time) -> tuple[float, float]:
@@ -31,10 +36,33 @@ class Schedule(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything that tells one schedule of the kind from another, as JSON."""
+        """Everything in which two schedules of the same kind can differ, as JSON values."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(eps, x_0) of a predicted velocity; x_0 is None where `eps_to_x0` gives it as well."""
+
+    def read(self, predicts: Predicts, x: Tensor, t: Time, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The noise that a denoiser's output means, and x_0 where the output says it better than `eps_to_x0` does.
+
+        Args:
+            predicts: what the output is.
+            x: x_t, (B, C, *spatial).
+            t: the time.
+            output: of the denoiser, (B, C, *spatial).
+
+        Returns:
+            (eps, x_0), both (B, C, *spatial); x_0 may be None.
+        """
+        if predicts == "eps":
+            return output, None
+        if predicts == "velocity":
+            return self.velocity(x, t, output)
+        alpha, sigma = self.level(t)
+        return (x - alpha * output) / sigma, output
 
     def eps_to_x0(self, x: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """The x_0 that a noise prediction means, (x − sigma · eps) / alpha."""
+        """The x_0 that a predicted noise means, (x − sigma · eps) / alpha."""
         alpha, sigma = self.level(t)
         return (x - sigma * eps) / alpha
 
@@ -64,12 +92,15 @@ class VariancePreserving(Schedule):
         alpha, sigma = self.level(t)
         return alpha * velocity + sigma * x
 
+    def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.velocity_to_eps(x, t, velocity), None
+
     @staticmethod
     def from_betas(start: float, end: float, steps: int, shape: str = "linear") -> VariancePreserving:
-        """The schedule of `steps` betas from start to end: "linear", or "scaled_linear" in their square roots.
+        """The schedule of `steps` betas from start to end, evenly spaced ("linear") or with even square roots ("scaled_linear").
 
         Raises:
-            DapError: another shape.
+            DapError: the shape has another name.
         """
         if shape == "linear":
             beta = torch.linspace(start, end, steps, dtype=torch.float64)
@@ -84,7 +115,7 @@ class VariancePreserving(Schedule):
         """The schedule in the config of a diffusers scheduler.
 
         Raises:
-            DapError: a kind of schedule that is not supported.
+            DapError: the schedule is of a kind that is not supported.
         """
         if config.get("trained_betas") is not None:
             beta = torch.tensor(config["trained_betas"], dtype=torch.float64)
@@ -107,7 +138,7 @@ class Flow(Schedule):
 
     Args:
         steps: T, the time at which x is pure noise.
-        shift: how sampling grids are pushed towards noise, sigma' = shift · sigma / (1 + (shift − 1) · sigma).
+        shift: by how much sampling grids are moved towards noise, sigma' = shift · sigma / (1 + (shift − 1) · sigma).
     """
 
     steps: int = 1000
@@ -120,10 +151,13 @@ class Flow(Schedule):
     def settings(self) -> dict[str, Any]:
         return {"steps": self.steps, "shift": self.shift}
 
+    def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.velocity_to_eps(x, t, velocity), self.velocity_to_x0(x, t, velocity)
+
     def velocity_to_eps(self, x: Tensor, t: Time, velocity: Tensor) -> Tensor:
         """eps = x + (1 − sigma) · v."""
         return x + (1 - t / self.steps) * velocity
 
     def velocity_to_x0(self, x: Tensor, t: Time, velocity: Tensor) -> Tensor:
-        """x_0 = x − sigma · v, also where alpha is 0 and eps says nothing of x_0."""
+        """x_0 = x − sigma · v. This also holds where alpha is 0 and eps says nothing of x_0."""
         return x - t / self.steps * velocity

@@ -1,4 +1,4 @@
-"""The one exception the command line turns into a sentence."""
+"""`DapError`, the one exception that the command line prints as a sentence."""
 
 
 class DapError(ValueError):

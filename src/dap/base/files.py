@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and reading what an interrupted writer left."""
+"""Writing files so that a reader finds the whole file or none, and reading files whose writer was killed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dap.base.errors import DapError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file so that a reader finds the whole file or the one that was there before.
 
     Raises:
-        OSError: with the path in it; nothing is left behind.
+        OSError: the disk is full or the folder cannot be written; the error holds the path, and no part is left behind.
     """
     with replacing(path) as file:
         file.write(data)
@@ -28,10 +28,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends well, for what need not be in memory as a whole.
+    """Open a file to write that replaces `path` when the block ends without an error.
+
+    Use this function where the content is too large to hold in memory as a whole.
 
     Raises:
-        OSError: with the path in it; nothing is left behind.
+        OSError: the disk is full or the folder cannot be written; the error holds the path, and no part is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -48,10 +50,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for writing; makes it if need be.
+    """Hold a folder for writing while the block runs; the folder is made where it does not exist.
 
     Raises:
-        DapError: another process holds it. The lock of a killed process is free at once.
+        DapError: another process holds the folder. The system frees the lock of a killed process at once.
     """
     from filelock import FileLock, Timeout
 
@@ -64,10 +66,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_folder(out: Path) -> None:
-    """Whether a folder is there or can be.
+    """Check that a folder exists or can be made.
 
     Raises:
-        DapError: it, or one that it should lie in, is a file.
+        DapError: the path itself, or one of the folders above it, is a file.
     """
     for place in (out, *out.parents):
         if place.exists():
@@ -77,10 +79,10 @@ def check_folder(out: Path) -> None:
 
 
 def in_use(out: Path) -> bool:
-    """Whether there is something in a folder, a left lock aside.
+    """Whether a folder holds any file; a lock that a killed process left does not count.
 
     Raises:
-        DapError: it is a file.
+        DapError: the path is a file.
     """
     check_folder(out)
     return out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir())
@@ -88,19 +90,20 @@ def in_use(out: Path) -> bool:
 
 @contextmanager
 def building(out: Path, marker: str) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `out` when the block ends well; whatever goes wrong, `out` stays.
+    """Give an empty folder to fill; that folder replaces `out` when the block ends without an error.
 
-    Where `out` is in use already, its files are replaced one by one, and `marker`, a file in it, last.
+    After an error `out` is as it was. Where `out` holds files already, they are replaced one by one. The file `marker` is
+    replaced last, so a reader who checks the marker never sees a mixture.
 
     Raises:
         DapError: another process is building the same folder.
-        OSError: with the path in it.
+        OSError: a file cannot be written; the error holds the path.
     """
     out = out.resolve()
     aside = out.with_name(f".{out.name}.partial")
     with locked(aside):
         try:
-            for left in aside.iterdir():  # of a process that was killed
+            for left in aside.iterdir():  # files of a process that was killed
                 if left.name != ".lock":
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield aside
@@ -121,15 +124,21 @@ def building(out: Path, marker: str) -> Iterator[Path]:
 
 
 def natural_order(file: Path) -> tuple[str, str]:
-    """A sorting key under which 2.png comes before 10.png."""
+    """The sorting key that puts 2.png before 10.png."""
     return re.sub(r"\d+", lambda digits: digits[0].zfill(12), file.stem), file.name
 
 
 def dump(value: Any) -> bytes:
+    """JSON text as this package writes it to files: indented by one, in UTF-8, with a newline at the end."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        DapError: the file is not valid JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -137,7 +146,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON lines; a torn last line, left by a killed writer, is not one."""
+    """The values of a file of JSON lines; nothing where there is no file.
+
+    A killed writer can leave half a last line. That line, and any other that is not JSON, is left out.
+    """
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
@@ -148,6 +160,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def drop_torn_line(path: Path) -> None:
+    """Cut off the half line that a killed writer left at the end of a file, so that the next line starts on its own."""
     if path.is_file():
         data = path.read_bytes()
         if data and not data.endswith(b"\n"):
@@ -155,6 +168,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str | None:
+    """The sha256 of a file as 64 hex digits; None where there is no file."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dap.base.errors import DapError
@@ -93,26 +98,83 @@ def build(thing: Any, spec: str) -> Any:
         ) from error
 
 
-def _load_file(path: Path, kind: str) -> Any:
+def code_of(spec: str) -> dict[str, str]:
+    """sha256 of the code behind `file.py:Name` or `package.module:Name`, by file or module; {} for any other name.
+
+    The code is loaded first, as `resolve` would load it, so the hash is that of the code that runs.
+
+    Raises:
+        DapError: the file has an error in it.
+    """
+    where, _, attribute = spec.rpartition(":")
+    if not where or not attribute.isidentifier():
+        return {}
+    if where.endswith(".py"):
+        if not Path(where).is_file():
+            return {}
+        _load_file(Path(where), attribute)
+        return {where: _LOADED[str(Path(where))].sha256}
+    if all(part.isidentifier() for part in where.split(".")):
+        with contextlib.suppress(DapError):
+            _load_module(where, attribute)
+        return {where: _IMPORTED[where]} if where in _IMPORTED else {}
+    return {}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A user's file as it was last run in this process."""
+
+    sha256: str
+    module: ModuleType
+
+
+_LOADED: dict[str, _Loaded] = {}
+_IMPORTED: dict[str, str] = {}
+
+
+def _load_file(path: Path, kind: str) -> ModuleType:
+    """The module of a file. A file whose content has changed is run anew, so that no run uses old code under a new hash."""
     if not path.is_file():
         raise DapError(f"No file {path} to load a {kind} from.")
-    name = f"dap_user_{path.stem}_{abs(hash(path.resolve())):x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while the class body runs
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise DapError(f"{path} could not be loaded as a {kind}: {type(error).__name__}: {error}") from error
+    content = path.read_bytes()
+    digest, where = hashlib.sha256(content).hexdigest(), str(path)
+    if where in _LOADED and _LOADED[where].sha256 == digest:
+        return _LOADED[where].module
+    name = f"dap_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{digest[:8]}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None:
+            raise DapError(f"{path} is not a Python file to load a {kind} from.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up while the class body runs
+        try:
+            exec(compile(content, where, "exec"), module.__dict__)
+        except Exception as error:
+            del sys.modules[name]
+            raise DapError(f"{path} could not be loaded as a {kind}: {type(error).__name__}: {error}") from error
+        linecache.checkcache(where)  # or a traceback would show the lines of the old content
+    _LOADED[where] = _Loaded(digest, module)
     return module
 
 
-def _load_module(name: str, kind: str) -> Any:
+def _load_module(name: str, kind: str) -> ModuleType:
+    """An importable module. One whose file has changed since it was first resolved here is run anew, in its own name space."""
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ImportError as error:
         raise DapError(f"No module {name!r} to load a {kind} from: {error}") from error
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return module
+    content = Path(file).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if _IMPORTED.get(name, digest) != digest and file.endswith(".py"):
+        try:
+            exec(compile(content, file, "exec"), module.__dict__)
+        except Exception as error:
+            raise DapError(f"{file} has changed and could not be loaded: {type(error).__name__}: {error}") from error
+        linecache.checkcache(file)
+    _IMPORTED[name] = digest
+    return module

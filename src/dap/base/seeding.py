@@ -1,4 +1,7 @@
-"""One generator per image, so that an image depends on its own seed alone, whatever the batch, order or resume."""
+"""Random numbers with one generator for each image.
+
+An image then depends on its own seed alone. The batch it is made in, the order of the work and a resume change nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from a hash of the parts, e.g. `seed_of(run_seed, class_name, slot)`. Stable over versions."""
+    """A seed of 63 bits: the hash of the parts, as in `seed_of(run_seed, class_name, slot)`. Versions do not change it."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -21,11 +24,11 @@ def image_seeds(run_seed: int, class_names: Sequence[str], labels: Sequence[int]
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per seed. CPU generators also serve other devices, so an image does not depend on the device."""
+    """One CPU generator for each seed. They serve other devices too, so that an image does not depend on the device."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def normal(shape: Sequence[int], gens: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """Standard normal noise (B, *shape) on the device and in the dtype of `like`, row k from generator k."""
+    """Standard normal noise (B, *shape) on the device and in the dtype of `like`; generator k draws row k."""
     rows = [torch.randn(*shape, generator=g) for g in gens]
     return torch.stack(rows).to(like)

@@ -1,7 +1,7 @@
-"""What a run makes once and keeps: trained weights, trajectories, half-done optimisations.
+"""A store keeps tensors that a run makes once: trained weights, trajectories, unfinished optimisations.
 
-A `Store` belongs to one distilled set, or is shared by many runs. Everything in it is keyed by all that it depends on, so it
-can be deleted at any time: what is missing is made again, with the same bytes.
+A `Store` belongs to one distilled set, or many runs share it. The key of an entry names everything that the entry depends
+on. So a store can be deleted at any time: the next run makes the missing entries again, with the same bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from dap.base.files import replacing, write_atomically
 log = logging.getLogger("dap")
 
 HELD_BYTES = 256 * 2**20
-"""How much of what lies in a folder is kept in memory too. Weights may have gigabytes, and prototypes a thousand classes."""
+"""Bytes of a folder's entries that are kept in memory too. There is a bound because weights can have gigabytes."""
 
 SHARE = 0.1
-"""Part of the time that writing checkpoints may take, where they are large."""
+"""The largest part of the running time that writing large checkpoints may take."""
 
 
 def checkpoint_seconds() -> float:
@@ -39,19 +39,19 @@ def checkpoint_seconds() -> float:
 
 @dataclass
 class Checkpoint:
-    """Where a long piece of work is kept while it runs, so that a killed one goes on.
+    """The file that holds the state of long work, so that work which was killed can go on.
 
     Args:
-        path: the file, replaced as a whole; None keeps nothing.
-        key: of everything the work depends on; a file with another key is not used.
-        every: seconds between two writes, for those who ask `due`.
+        path: the file, which each write replaces as a whole; None keeps nothing.
+        key: a hash of everything the work depends on; a file with another key is ignored.
+        every: seconds between two writes, for callers that ask `due`.
     """
 
     path: Path | None
     key: str
     every: float = 60.0
     carried: float = field(default=0.0, init=False)
-    """Seconds of work before this process, known after `read`."""
+    """Seconds that earlier processes spent on this work; known after `read`."""
     _began: float = field(init=False, repr=False)
     _written: float = field(init=False, repr=False)
     _took: float = field(default=0.0, init=False, repr=False)
@@ -60,12 +60,12 @@ class Checkpoint:
         self._began = self._written = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last under this key; None if nothing was, or it cannot be read."""
+        """The state that was written last under this key; None where there is none or the file cannot be read."""
         if self.path is None or not self.path.is_file():
             return None
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
-        except Exception as error:  # damaged in whatever way: the work is then begun anew
+        except Exception as error:  # a damaged file raises many kinds of errors; the work then starts anew
             log.warning("%s cannot be read (%s); this work starts anew", self.path, type(error).__name__)
             return None
         if not isinstance(state, dict) or state.get("key") != self.key:
@@ -75,12 +75,12 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether `every` seconds have passed since the last write, or since the beginning; more where a write takes long."""
+        """Whether the next write is due: `every` seconds after the last one, and later where a write takes long."""
         wait = max(self.every, self._took / SHARE) if self.every else 0.0
         return self.path is not None and time.monotonic() - self._written >= wait
 
     def write(self, state: dict[str, Any]) -> None:
-        """Keep a state of tensors, numbers, names and nestings of them."""
+        """Write a state: tensors, numbers, texts, and lists and mappings of these."""
         if self.path is None:
             return
         began = time.monotonic()
@@ -94,8 +94,8 @@ class Store:
     """Named tensors that are made once.
 
     Args:
-        folder: where they are kept; None keeps them in memory alone, as a check of a method does.
-        inputs: what everything in it depends on besides its own key: fingerprints of data, weights and code.
+        folder: the folder of the files; None keeps the tensors in memory alone.
+        inputs: what all entries depend on beside their own keys: fingerprints of data, weights and code.
         every: seconds between two checkpoints.
     """
 
@@ -107,19 +107,19 @@ class Store:
         self._counted: set[str] = set()
         self._checkpoints: list[Checkpoint] = []
         self.used: dict[str, dict[str, Any]] = {}
-        """What was asked for, by name: the seconds it took to make, over all keys, and whether this run made it."""
+        """For each name that was asked for: the seconds it took to make, over all keys, and whether this run made it."""
         self.waited = 0.0
-        """Seconds in which another process made what was asked for here."""
+        """Seconds in which this process waited for another one that made the same entry."""
 
     def get(self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of this name and key, on the CPU; `make` is called if they are not there.
+        """The tensors of this name and key, on the CPU; `make` is called where the store does not have them.
 
-        Of several processes that want the same at once, one makes it and the others wait.
+        Where several processes ask for the same entry, one of them makes it and the others wait.
 
         Args:
-            name: for people and for the file's name.
-            key: everything it depends on beyond `inputs`, as JSON values.
-            make: gives the tensors.
+            name: a name for people, which is also part of the file's name.
+            key: everything the entry depends on beside `inputs`, as JSON values.
+            make: computes the tensors.
         """
         mark = f"{_file_name(name)}-{self._hash(name, key)}"
         if (held := self._held.get(mark)) is not None:
@@ -138,7 +138,7 @@ class Store:
         self._held[mark] = value
         while self.folder is not None and len(self._held) > 1 and self._bytes() > HELD_BYTES:
             del self._held[next(iter(self._held))]
-        if mark not in self._counted:  # what was let go and is read again has been counted
+        if mark not in self._counted:  # an entry that left the memory and is read again was counted before
             self._counted.add(mark)
             self._count(name, seconds, made=found is None)
         return value
@@ -148,13 +148,13 @@ class Store:
 
     def _count(self, name: str, seconds: float, *, made: bool) -> None:
         entry = self.used.setdefault(name, {"seconds": 0.0, "made": made})
-        if entry["made"] != made:  # the one is in the run's own seconds and the other is not
+        if entry["made"] != made:  # the run's own seconds hold the time of one of them and not of the other
             said = f"{name} ({'made here' if made else 'made before'})"
             entry = self.used.setdefault(said, {"seconds": 0.0, "made": made})
         entry["seconds"] = round(entry["seconds"] + seconds, 2)
 
     def checkpoint(self, name: str, key: Mapping[str, Any]) -> Checkpoint:
-        """A checkpoint for work that takes long; `discard` it when what it leads to is kept."""
+        """A checkpoint for long work. Call `discard` when the result of the work is kept."""
         mark = self._hash(name, key)
         path = None if self.folder is None else self.folder / f"{_file_name(name)}-{mark}.pt"
         made = Checkpoint(path, mark, self.every)
@@ -163,12 +163,12 @@ class Store:
 
     @property
     def carried(self) -> float:
-        """Seconds that killed runs had spent on the work that was gone on with here."""
+        """Seconds that killed runs spent on the work that this run continued."""
         return sum(checkpoint.carried for checkpoint in self._checkpoints)
 
     @staticmethod
     def discard(checkpoint: Checkpoint) -> None:
-        """Delete a checkpoint that is no longer needed."""
+        """Delete the file of a checkpoint whose work is finished."""
         if checkpoint.path is not None:
             checkpoint.path.unlink(missing_ok=True)
 
@@ -196,7 +196,7 @@ class Store:
             with safe_open(str(self.folder / f"{mark}.safetensors"), framework="pt") as file:
                 seconds = float((file.metadata() or {}).get("seconds", 0.0))
                 return {name: file.get_tensor(name) for name in file.keys()}, seconds  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):  # absent, or cut short by a crash of the machine
+        except (FileNotFoundError, SafetensorError):  # there is no file, or a crash of the machine cut it short
             return None
 
     def _write(self, mark: str, value: dict[str, Tensor], seconds: float) -> None:
@@ -208,5 +208,5 @@ class Store:
 
 
 def _file_name(name: str) -> str:
-    """A name as a part of a file's; class names may hold what no file name does, and the hash beside it tells them apart."""
+    """A name as part of a file name. Characters that file names cannot hold are replaced; the hash tells names apart."""
     return re.sub(r"[^\w ,.()'+-]", "_", name).encode()[:120].decode(errors="ignore")

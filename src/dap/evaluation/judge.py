@@ -1,29 +1,33 @@
-"""What judges a distilled set: networks trained on it and tested on real images, and measures of its images.
+"""How a distilled set is judged: networks are trained on it and tested on real images, and its images are measured.
 
-Everything is kept beside the images: trials, the protocols they followed, measures. A recorded trial counts only for the
-same images, test data and protocol.
+All results are kept beside the images: trials, the protocols they followed, measures. A recorded trial counts only for the
+same images, test data and protocol, so that a changed set is judged anew.
+
+`JudgingPlan` says how to judge, `Loaded` holds what is loaded once for many sets, and `judge` judges one set.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from dap.base.errors import DapError
-from dap.base.files import drop_torn_line, read_lines, write_atomically
-from dap.data.real.sources import Source
+from dap.base.store import checkpoint_seconds
+from dap.base.watch import Watcher
+from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
 from dap.evaluation.training.evaluate import evaluate
@@ -35,34 +39,27 @@ from dap.evaluation.training.stored_labels import Labelling, StoredLabels, open_
 from dap.evaluation.training.trials import Trial
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
-"""The real images of a split at a size."""
+"""From a split and a size in pixels to the real images."""
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Trains by a protocol, tests on real images, and measures.
+@dataclass(frozen=True, kw_only=True)
+class JudgingPlan:
+    """How sets are judged.
 
-    Args:
-        open: gives the real images. Those of `on` are tested on, for reporting alone; training images are what the
-            measures compare with.
-        protocol: see `evaluation.training.protocol`.
-        seeds: one training a seed.
-        networks: one or more, instead of the protocol's own.
-        features: images -> (n, D) for the measures, and what to call them.
+    Attributes:
+        protocol: how the networks are trained, see `evaluation.training.protocol`.
+        seeds: every network is trained once with each of these seeds.
+        networks: the networks to train; () for the protocol's own.
         device: where to train.
-        teacher: whose labels a protocol with soft labels trains on, instead of its own: see `evaluation.training.classifier`.
-        labels: folder of a set's stored labels, for a protocol that trains on them; see `store_labels`.
-        offline: a teacher's weights come from the local cache alone.
-        on: "validation" tests on held-out training images, for choices; the test set is then not opened.
-        neighbours: real images of a class that are searched for near-copies; see `evaluation.measures.inspection`.
-        every: seconds between two checkpoints of a training.
-        together: how many seeds to train in one pass; see `evaluation.training.evaluate.Plan`.
+        teacher: the classifier whose labels a protocol with soft labels trains on, instead of the protocol's own teacher.
+        labels: folder of the stored labels of a set, for a protocol that trains on stored labels; see `store_labels`.
+        offline: the weights of a teacher come from the local cache alone.
+        on: "validation" tests on held-out training images, to make choices by; the test images are then not opened.
+        neighbours: how many real images of a class are searched for near-copies, see `evaluation.measures.inspection`.
     """
 
-    open: Open
     protocol: Protocol
-    seeds: Sequence[int]
-    features: tuple[str, Features]
+    seeds: Sequence[int] = (0,)
     networks: Sequence[str] = ()
     device: str = "cpu"
     teacher: str | None = None
@@ -70,211 +67,222 @@ class Judge:
     offline: bool = False
     on: Literal["test", "validation"] = "test"
     neighbours: int | None = None
-    every: float = 60.0
-    together: int = 1
-    _tests: dict[int, Labelled] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _classifiers: dict[tuple[str, ...], Classifier] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
-    def test(self) -> Source:
-        """The images tested on, at the protocol's size."""
-        return self.open(self.on, self.protocol.size)
+    @property
+    def all_networks(self) -> Sequence[str]:
+        """The networks that are trained."""
+        return self.networks or (self.protocol.network,)
 
-    def classifier(self, class_names: Sequence[str]) -> Classifier | None:
-        """The teacher, whose logits are in the order of these names; None for a protocol that needs none.
+
+class Loaded:
+    """The real images and the classifiers that judging needs, loaded once for all sets of one data set.
+
+    Args:
+        plan: how to judge.
+        open: opens the real images. Networks are tested on those of `plan.on`, for reporting alone; the measures compare
+            with the training images.
+        features: the name of the features that the measures use, and a function images -> (n, D). None leaves the measures
+            out, for real images without a training part.
+
+    Attributes:
+        plan, open, features: as given.
+        test: the images that networks are tested on, at the protocol's size.
+    """
+
+    def __init__(self, plan: JudgingPlan, open: Open, features: tuple[str, Features] | None) -> None:
+        self.plan, self.open, self.features = plan, open, features
+        self.test = open(plan.on, plan.protocol.size)
+        self._tensors: dict[int, Labelled] = {}
+        self._teachers: dict[tuple[str, ...], Classifier] = {}
+        self._inspector: Inspector | None = None
+
+    def tensors(self, side: int, class_names: Sequence[str]) -> Labelled:
+        """The images to test on, (n, 3, side, side) uint8, and their labels (n,) in the order of these class names."""
+        if side not in self._tensors:
+            self._tensors[side] = self.open(self.plan.on, side).tensors(dtype=torch.uint8)
+        images, labels = self._tensors[side]
+        return images, labels.new_tensor([class_names.index(name) for name in self.test.class_names])[labels]
+
+    def teacher(self, class_names: Sequence[str]) -> Classifier | None:
+        """The teacher, whose logits are in the order of these names; None for a protocol that needs no teacher.
 
         Raises:
-            DapError: one is needed and not given, or given and not needed, or it does not know these classes.
+            DapError: a teacher is needed and not given, or given and not needed, or does not know these classes.
         """
-        labels = self.protocol.labels
+        plan, labels = self.plan, self.plan.protocol.labels
         if not isinstance(labels, Soft):
-            if self.teacher:
-                raise DapError(f"{self.protocol.name} trains on the set's own labels; it has no use for a teacher.")
+            if plan.teacher:
+                raise DapError(f"{plan.protocol.name} trains on the set's own labels; it has no use for a teacher.")
             return None
-        name, key = self.teacher or labels.teacher, tuple(class_names)
+        name, key = plan.teacher or labels.teacher, tuple(class_names)
         if name is None:
-            raise DapError(f"{self.protocol.name} trains on a teacher's labels; give one (--teacher).")
-        if key not in self._classifiers:
-            self._classifiers[key] = load_classifier(name, class_names, self.device, offline=self.offline)
-        return self._classifiers[key]
+            raise DapError(f"{plan.protocol.name} trains on a teacher's labels; give one (--teacher).")
+        if key not in self._teachers:
+            self._teachers[key] = load_classifier(name, class_names, plan.device, offline=plan.offline)
+        return self._teachers[key]
 
-    def check(self) -> None:
-        """Whether sets made from these real images can be judged, found out before one is made.
+    def inspector(self) -> Inspector | None:
+        """Measures the images of sets; None without features."""
+        if self._inspector is None and self.features is not None:
+            train, tested = self.open("train", self.plan.protocol.size), self.test.tensors()
+            self._inspector = Inspector(train, tested, self.features, limit=self.plan.neighbours)
+        return self._inspector
 
-        Raises:
-            DapError: an unknown or unfit network, no teacher or one that does not know the classes, no images to test on or
-                other classes there, features of other classes, or a protocol that trains on labels of one finished set.
-        """
-        if isinstance(self.protocol.labels, Stored):
-            raise DapError(
-                f"{self.protocol.name} trains on stored labels, which are made of one finished set: dap distill it, dap export "
-                "SET --layout fkd --teacher NAME --out DIR, then dap evaluate SET --labels DIR."
-            )
-        if self.labels is not None:
-            raise DapError(f"{self.protocol.name} has no use for stored labels (--labels); fkd-soft has.")
-        names = self.open("train", self.protocol.size).class_names
-        self._check_networks(len(names))
-        self.classifier(names)
-        self._check_classes(names, "The training data")
-        if isinstance(self.features[1], Classifier):
-            self.features[1].select(names)
 
-    def _check_networks(self, classes: int) -> None:
-        for network in self.networks or (self.protocol.network,):
-            with seeded(0, torch.device("cpu")):
-                new_network(network, self.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
+def check(loaded: Loaded) -> None:
+    """Whether sets that will be made from these real images can be judged, found out before the first one is made.
 
-    def _check_classes(self, class_names: Sequence[str], whose: str) -> None:
-        names = self.test.class_names
-        if sorted(class_names) != sorted(names):
-            raise DapError(
-                f"{whose} has classes {', '.join(class_names)}; the test data has {', '.join(names)}. "
-                "Choose the same with --classes."
-            )
-
-    def __call__(
-        self,
-        judged: DistilledSet,
-        *,
-        on_trial: Callable[[Trial], None] | None = None,
-        on_epoch: Callable[[int, int, int], None] | None = None,
-    ) -> list[Trial]:
-        """All trials of a set; those already in its `trials.jsonl` are kept, new ones are appended.
-
-        A recorded trial counts only for the same images, test data and protocol; others of the same name are dropped. A
-        training that was interrupted goes on from its checkpoint.
-
-        Args:
-            judged: the set. Its class names are matched with the test data's by name.
-            on_trial: told of every new trial.
-            on_epoch: told of every epoch: seed, epochs done, epochs to do.
-
-        Raises:
-            DapError: the set is not finished, or its classes are not the test data's.
-        """
-        into = judged.path
-        if (into / "classes.json").is_file() and judged.missing():
-            again = (
-                "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
-            )
-            raise DapError(f"{into} still lacks {len(judged.missing())} images; {again}.")
-        self._check_classes(judged.class_names, f"The set {into}")
-        if len(self.networks) > 1:  # a misspelt second one shows before the first is trained
-            self._check_networks(len(judged.class_names))
-        _ = self._inspector  # features of other classes show before any training
-        key = {"judged": _hash(_hashes(judged)), "tested": self.test.fingerprint(sized=False)[:16]}
-        trials = [
-            trial
-            for network in self.networks or (self.protocol.network,)
-            for trial in self._trials(judged, network, key, on_trial, on_epoch)
-        ]
-        self._measure(judged, _hash([key, self.protocol.size]))
-        return trials
-
-    def _trials(
-        self,
-        judged: DistilledSet,
-        network: str,
-        of_data: dict[str, str],
-        on_trial: Callable[[Trial], None] | None,
-        on_epoch: Callable[[int, int, int], None] | None,
-    ) -> list[Trial]:
-        into, classes = judged.path, len(judged.class_names)
-        protocol = self.protocol.settled(ipc=_largest(judged), classes=classes, network=network)
-        if self.on == "validation":
-            protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
-        classifier = self.classifier(judged.class_names)
-        said = protocol.model_dump(mode="json")
-        stored = self._stored(judged, protocol)
-        if stored is not None:
-            said["labels"] |= {"teacher": stored.teacher, "fingerprint": stored.fingerprint}
-        if classifier is not None:
-            said["labels"] |= {"teacher": classifier.name, "fingerprint": classifier.fingerprint}
-        key = {**of_data, "by": _hash(said)}
-        known = list(read_lines(into / "trials.jsonl"))
-        # Of images that are no longer there, or of this very protocol and network as they were before a change.
-        kept = [
-            line
-            for line in known
-            if line.get("judged") == key["judged"]
-            and ((line["protocol"], line["network"]) != (protocol.name, network) or key.items() <= line.items())
-        ]
-        if kept != known:
-            write_atomically(into / "trials.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
-        drop_torn_line(into / "trials.jsonl")
-        trials = {
-            line["seed"]: Trial.from_record(line)
-            for line in kept
-            if key.items() <= line.items() and line["network"] == network and line["seed"] in self.seeds
-        }
-        todo = [seed for seed in self.seeds if seed not in trials]
-        if not todo:
-            return [trials[seed] for seed in sorted(trials)]
-        unfinished = into / "checkpoints" / key["by"]
-        training = evaluate(
-            judged.tensors(_first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
-            self._tested(protocol, judged.class_names),
-            protocol,
-            todo,
-            classes=classes,
-            device=self.device,
-            teacher=classifier,
-            stored=stored,
-            progress=on_epoch,
-            checkpoints=unfinished,
-            every=self.every,
-            together=self.together,
-            tested_on=self.on,
+    Raises:
+        DapError: a network is unknown or unfit, there is no teacher or it does not know the classes, the test images have
+            other classes, the features are of other classes, or the protocol trains on the labels of one finished set.
+    """
+    plan, protocol = loaded.plan, loaded.plan.protocol
+    if isinstance(protocol.labels, Stored):
+        raise DapError(
+            f"{protocol.name} trains on stored labels, which are made of one finished set: dap distill it, dap export "
+            "SET --layout fkd --teacher NAME --out DIR, then dap evaluate SET --labels DIR."
         )
-        judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: said})
+    if plan.labels is not None:
+        raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
+    names = loaded.open("train", protocol.size).class_names
+    _check_networks(plan, len(names))
+    loaded.teacher(names)
+    _check_classes(loaded, names, "The training data")
+    if loaded.features is not None and isinstance(loaded.features[1], Classifier):
+        loaded.features[1].select(names)
+
+
+def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), name: str | None = None) -> list[Trial]:
+    """Train and test all networks of the plan on a set and measure its images; results that are there already are kept.
+
+    Results are appended to the set's `trials.jsonl`. Recorded trials of the same protocol and network that are of other
+    images or test data, or of the protocol as it was before a change, are dropped. A training that was interrupted goes on
+    from its checkpoint.
+
+    Args:
+        judged: the set. Its class names are matched with those of the test data by name.
+        loaded: how to judge, and the real images.
+        watcher: told of every epoch and of every new trial.
+        name: what the set is called to the watcher; by default the name of its folder.
+
+    Raises:
+        DapError: the set is not finished, or its classes are not those of the test data.
+    """
+    if (judged.path / "classes.json").is_file() and judged.missing():
+        again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
+        raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
+    _check_classes(loaded, judged.class_names, f"The set {judged.path}")
+    if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
+        _check_networks(loaded.plan, len(judged.class_names))
+    loaded.inspector()  # so that features of other classes are told before any training
+    key = {"judged": _hash(_hashes(judged)), "tested": loaded.test.fingerprint(sized=False)[:16]}
+    told = functools.partial(watcher.trial, name or judged.path.name)
+    trials = [
+        trial
+        for network in loaded.plan.all_networks
+        for trial in _trials_of(judged, loaded, network, key, watcher, told)
+    ]
+    _measure(judged, loaded, _hash([key, loaded.plan.protocol.size]))
+    return trials
+
+
+def _trials_of(
+    judged: DistilledSet,
+    loaded: Loaded,
+    network: str,
+    of_data: dict[str, str],
+    watcher: Watcher,
+    told: Callable[[Trial], object],
+) -> list[Trial]:
+    """The trials of one network, in the order of their seeds; those that are missing are made."""
+    plan, recorded = loaded.plan, RecordedTrials(judged.path)
+    protocol = plan.protocol.settled(ipc=_largest(judged), classes=len(judged.class_names), network=network)
+    if plan.on == "validation":
+        protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
+    teacher, stored = loaded.teacher(judged.class_names), _stored_labels(judged, plan, protocol)
+    facts = protocol.model_dump(mode="json")
+    if stored is not None:
+        facts["labels"] |= {"teacher": stored.teacher, "fingerprint": stored.fingerprint}
+    if teacher is not None:
+        facts["labels"] |= {"teacher": teacher.name, "fingerprint": teacher.fingerprint}
+    key = {**of_data, "by": _hash(facts)}
+    known = recorded.valid(key, protocol.name, network)
+    found = {seed: known[seed] for seed in plan.seeds if seed in known}
+    todo = [seed for seed in plan.seeds if seed not in found]
+    unfinished = judged.path / "checkpoints" / key["by"]
+    if todo:
+        options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
+        training = _training(judged, loaded, protocol, todo, options)
+        judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: facts})
         for trial in training:
-            with (into / "trials.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
+            recorded.add(trial, key)
             for left in unfinished.glob(f"*-{trial.seed}.pt"):
                 left.unlink()
-            trials[trial.seed] = trial
-            if on_trial is not None:
-                on_trial(trial)
+            found[trial.seed] = trial
+            told(trial)
         for folder in (unfinished, unfinished.parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        return [trials[seed] for seed in sorted(trials)]
+    return [found[seed] for seed in sorted(found)]
 
-    def _stored(self, judged: DistilledSet, protocol: Protocol) -> StoredLabels | None:
-        if not isinstance(protocol.labels, Stored):
-            if self.labels is not None:
-                raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
-            return None
-        if self.labels is None:
-            raise DapError(
-                f"{protocol.name} trains on stored labels; make them with dap export {judged.path} --layout fkd "
-                "--teacher NAME --out DIR, and give --labels DIR."
-            )
-        return open_labels(self.labels, _hashes(judged), judged.class_names, _labelling(protocol))
 
-    def _tested(self, protocol: Protocol, class_names: Sequence[str]) -> Labelled:
-        """The images to test on, labelled in the order of the set's class names."""
-        side = _first_side(protocol.test_steps) or protocol.size
-        if side not in self._tests:
-            self._tests[side] = self.open(self.on, side).tensors(dtype=torch.uint8)
-        images, labels = self._tests[side]
-        return images, labels.new_tensor([class_names.index(name) for name in self.test.class_names])[labels]
+def _training(
+    judged: DistilledSet, loaded: Loaded, protocol: Protocol, seeds: Sequence[int], options: dict[str, Any]
+) -> Iterator[Trial]:
+    """Trials of these seeds, one after the other. Everything is checked before the first one begins."""
+    side = _first_side(protocol.test_steps) or loaded.plan.protocol.size
+    return evaluate(
+        judged.tensors(_first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
+        loaded.tensors(side, judged.class_names),
+        protocol,
+        seeds,
+        classes=len(judged.class_names),
+        device=loaded.plan.device,
+        every=checkpoint_seconds(),
+        tested_on=loaded.plan.on,
+        **options,
+    )
 
-    def _measure(self, judged: DistilledSet, key: str) -> None:
-        if self._inspector.done(judged, key):
-            return
-        images, labels = judged.tensors(self.protocol.size, fit="crop-bilinear")
-        own = labels.new_tensor([self.test.class_names.index(name) for name in judged.class_names])
-        try:
-            self._inspector(judged, images, own[labels], key)
-        except DapError as error:  # of the features or of broken real images; the accuracies stand all the same
-            logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
 
-    @cached_property
-    def _inspector(self) -> Inspector:
-        images, labels = self.test.tensors()
-        train = self.open("train", self.protocol.size)
-        return Inspector(train, (images, labels), self.features, limit=self.neighbours)
+def _measure(judged: DistilledSet, loaded: Loaded, key: str) -> None:
+    """Write the measures of a set, unless they are there already."""
+    inspector = loaded.inspector()
+    if inspector is None or inspector.done(judged, key):
+        return
+    images, labels = judged.tensors(loaded.plan.protocol.size, fit="crop-bilinear")
+    own = labels.new_tensor([loaded.test.class_names.index(name) for name in judged.class_names])
+    try:
+        inspector(judged, images, own[labels], key)
+    except DapError as error:  # of the features or of broken real images; the accuracies stand all the same
+        logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
+
+
+def _check_networks(plan: JudgingPlan, classes: int) -> None:
+    for network in plan.all_networks:
+        with seeded(0, torch.device("cpu")):
+            new_network(network, plan.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
+
+
+def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:
+    names = loaded.test.class_names
+    if sorted(class_names) != sorted(names):
+        raise DapError(
+            f"{whose} has classes {', '.join(class_names)}; the test data has {', '.join(names)}. "
+            "Choose the same with --classes."
+        )
+
+
+def _stored_labels(judged: DistilledSet, plan: JudgingPlan, protocol: Protocol) -> StoredLabels | None:
+    if not isinstance(protocol.labels, Stored):
+        if plan.labels is not None:
+            raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
+        return None
+    if plan.labels is None:
+        raise DapError(
+            f"{protocol.name} trains on stored labels; make them with dap export {judged.path} --layout fkd "
+            "--teacher NAME --out DIR, and give --labels DIR."
+        )
+    return open_labels(plan.labels, _hashes(judged), judged.class_names, _labelling(protocol))
 
 
 def store_labels(
@@ -288,17 +296,17 @@ def store_labels(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Write down what a teacher says of every augmented batch of every epoch of a protocol.
+    """Write the logits that a teacher gives to every augmented batch of every epoch of a protocol.
 
     See `evaluation.training.stored_labels`.
 
     Args:
         judged: the set, whole.
-        protocol: whose steps, mixing, batch and epochs are taken, such as `fkd-soft`.
+        protocol: its steps, mixing, batch and epochs are taken, such as those of `fkd-soft`.
         out: folder; epochs that are there already are kept.
         teacher: see `evaluation.training.classifier.load_classifier`.
-        device: where it runs.
-        offline: its weights come from the local cache alone.
+        device: where the teacher runs.
+        offline: the weights of the teacher come from the local cache alone.
         seed: of order and augmentation.
         progress: told of the epochs done, and of all.
 
@@ -322,7 +330,7 @@ def _hashes(judged: DistilledSet) -> list[str]:
 
 
 def _first_side(steps: Sequence[Step]) -> int | None:
-    """What images are resized to before anything else, which is best done while they are decoded."""
+    """The side that images are resized to before any other step; that is best done while they are decoded."""
     return steps[0].side if steps and isinstance(steps[0], Resize) else None
 
 

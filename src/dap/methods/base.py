@@ -18,7 +18,9 @@ from dap.base.errors import DapError
 from dap.base.store import Store
 from dap.data.real.sources import Source
 from dap.evaluation.training.labels import ClassifierLike
-from dap.recipe import Recipe, explain
+from dap.guidance.base import Guidance
+from dap.recipe import explain
+from dap.resolved import Resolved, promised
 
 Need = Literal["backbone", "classifier", "training", "captions"]
 
@@ -45,33 +47,62 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a method is given because it has asked for it; None for what it has not asked for.
+
+    Attributes:
+        backbone: for a method whose `needs` name "backbone".
+        classifier: for one whose `needs` name "classifier".
+        captions: of real images, by `Source.keys`; for one whose `needs` name "captions".
+        guidance: the user's own guidance, to be added to the method's.
+    """
+
+    backbone: Backbone | None = None
+    classifier: ClassifierLike | None = None
+    captions: Mapping[str, str] | None = None
+    guidance: Guidance | None = None
+
+
 @dataclass(frozen=True)
 class Task:
     """What a method gets: a resolved recipe and the objects behind it.
 
     Attributes:
-        recipe: resolved.
+        recipe: with every open choice made.
         source: the real training images.
-        backbone: None for a method that needs none.
+        given: what the method has asked for; read it by the properties of the same names.
         cache: folder for real features that several runs share, or None.
         options: the method's own, an instance of its `Options`; None for a method without.
-        classifier: None for a method that needs none.
-        captions: of real images, by `Source.keys`; None for a method that needs none.
         store: where the method keeps what it makes once, and the checkpoints of long work.
-        tell: told of long work before the first image: what, how much is done, and of how much.
+        tell: told of long work before the first image: its name, how much is done, and of how much.
         device: where a method that trains does so.
     """
 
-    recipe: Recipe
+    recipe: Resolved
     source: Source
-    backbone: Backbone | None
+    given: Given = Given()
     cache: Path | None = None
     options: Any = None
-    classifier: ClassifierLike | None = None
-    captions: Mapping[str, str] | None = None
     store: Store = field(default_factory=Store)
     tell: Callable[[str, int, int], object] = lambda what, done, total: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def backbone(self) -> Backbone:
+        """The diffusion model. Raises `DapError` where the method does not name "backbone" in its `needs`."""
+        return promised(self.given.backbone, self.recipe.method, "task.backbone", 'its `needs` must name "backbone"')
+
+    @property
+    def classifier(self) -> ClassifierLike:
+        """The network trained on real data. Raises `DapError` where the method does not name "classifier" in its `needs`."""
+        how = 'its `needs` must name "classifier"'
+        return promised(self.given.classifier, self.recipe.method, "task.classifier", how)
+
+    @property
+    def captions(self) -> Mapping[str, str]:
+        """Captions by `Source.keys`. Raises `DapError` where the method does not name "captions" in its `needs`."""
+        return promised(self.given.captions, self.recipe.method, "task.captions", 'its `needs` must name "captions"')
 
 
 class Method(ABC):
@@ -84,6 +115,7 @@ class Method(ABC):
         cost: what it takes beside the units themselves, in a few words.
         guidance: the method's own defaults over `GuidanceOptions`, or None for a method without DAP's guidance.
         sampling: the method's own defaults over `Sampling`.
+        steered: whether the method adds `Task.given.guidance`, the user's own, to what it samples.
         together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.
         Options: the method's own options, or None. They are the recipe's `options`.
     """
@@ -93,12 +125,17 @@ class Method(ABC):
     cost: ClassVar[str] = ""
     guidance: ClassVar[Mapping[str, Any] | None] = None
     sampling: ClassVar[Mapping[str, Any]] = {}
+    steered: ClassVar[bool] = False
     together: ClassVar[bool] = False
     Options: ClassVar[type[Options] | None] = None
 
     @abstractmethod
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
-        """Do what is done once, and return what makes a unit. Must be cheap when every unit is already there."""
+        """Check the task and return the function that makes a unit.
+
+        Called also when every image is there already, and by `dap compare` for every cell before the first one is run. So it
+        checks, and leaves long work to the first unit.
+        """
 
     def parse(self, options: Mapping[str, Any], name: str) -> Options | None:
         """The method's own options from a recipe's.

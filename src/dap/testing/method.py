@@ -17,7 +17,7 @@ from dap.backbones.base import Backbone
 from dap.base.registry import suggest
 from dap.data.real.sources import Source, open_source
 from dap.methods import METHODS
-from dap.methods.base import Made, Method, Task, Unit, plan
+from dap.methods.base import Given, Made, Method, Task, Unit, plan
 from dap.recipe import GuidanceOptions, Recipe
 from dap.testing.findings import Finding, Verdicts, difference, kind_of, run, warn, wrong
 from dap.workshop import STARTER, Workshop
@@ -56,12 +56,12 @@ class Probe:
             keys = [(self.source.keys(at, range(self.source.count(at))), told) for at, told in enumerate(names)]
             captions = {key: f"a {told}" for mine, told in keys for key in mine}
         classifier = shop.classifier(STARTER, self.source) if "classifier" in needs else None
-        return Task(recipe, self.source, used, options=options, classifier=classifier, captions=captions)
+        given = Given(backbone=used, classifier=classifier, captions=captions)
+        return Task(recipe, self.source, given, options=options)
 
     def make(self, ipc: int = 2, seed: int = 0, backwards: bool = False) -> dict[Unit, Made]:
         task = self.task(ipc, seed)
         make = self.method.prepare(task)
-        assert task.recipe.block is not None
         units = plan(2, ipc, task.recipe.block)
         made = {unit: make(unit) for unit in (units[::-1] if backwards else units)}
         return {unit: made[unit] for unit in units}

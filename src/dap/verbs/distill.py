@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -16,30 +15,27 @@ import torch
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import check_folder, locked
-from dap.base.store import Store
+from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.cost import Meter
-from dap.data.real.sources import Source
 from dap.data.sets.cards import cell, size_category
-from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.distilled import WORK, DistilledSet
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method, Task, plan
-from dap.recipe import Recipe, said
+from dap.objects import Objects
+from dap.recipe import Recipe, overlaid
 from dap.verbs.options import Machine
 from dap.workshop import Workshop
-
-WORK = ".work"
-"""Folder of a set for what is made once and for checkpoints; gone when the set is finished."""
 
 
 def distill(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     *,
-    method: Method | None = None,
-    backbone: Backbone | None = None,
-    guidance: Guidance | Energy | None = None,
-    source: Source | str | Path | None = None,
+    method: str | Method | type[Method] | None = None,
+    backbone: str | Backbone | None = None,
+    guidance: str | Guidance | Energy | None = None,
+    source: Any = None,
     machine: Machine | None = None,
     workshop: Workshop | None = None,
     watcher: Watcher | None = None,
@@ -49,53 +45,103 @@ def distill(
 ) -> DistilledSet:
     """Make a distilled set, or go on with one that was interrupted.
 
+    What is asked for is a recipe, keywords, or a recipe with keywords over it. Four parts of a recipe may be objects in place of
+    names; the set then keeps the names and the code hashes of their classes, and goes on with no others.
+
+        dap.distill(out="runs/first", method="dap", ipc=1, scale=0.05)
+        dap.distill("imagenette-dit-ipc10", "runs/second", backbone=dap.load_backbone("my/folder"), seed=1)
+
     Args:
-        recipe: what to make.
-        out: the folder; empty, new, or a set of the same recipe.
+        recipe: a `Recipe`, its nested values, the path of a YAML file, or the name of a shipped recipe. Default: an empty
+            recipe, every choice of which is the default one.
+        out: the folder of the set: empty, new, or holding a set of the same recipe. It must be given.
+        method: a name, `file.py:Name`, a `Method` or its class.
+        backbone: a name, a folder, a hub id, `file.py:Name`, or a `Backbone`.
+        guidance: `file.py:Name`, a `Guidance` or an `Energy` of your own, added to the guidance of the method.
+        source: a folder or another place of real images, a `Source`, or images in memory: a mapping from class name to images,
+            a pair of images and labels, or a collection of (image, label) pairs. Images are pictures, or tensors (3, h, w)
+            or (1, h, w) of floats in [0, 1] or bytes.
         machine: where the work runs; it decides no byte of the recipe. Default: `Machine()`.
-        workshop: loaded backbones and data, shared over several calls, in place of `machine`.
-        watcher: is told how the work goes on.
-        name: what the watcher is told as the set's name; default: the name of the folder.
-        command: the shell command to record.
+        workshop: loaded backbones and data, shared over several calls. It takes the place of `machine` and of objects.
+        watcher: is told how the work goes on. Default: nobody is told.
+        name: what the watcher is told as the set's name. Default: the name of the folder.
+        command: the shell command to record in the set.
+        fields: any other fields of the recipe by their keywords, which are the flags of `dap distill` with underscores:
+            ipc, seed, steps, scale, reals, guidance_scale, ... The keyword `options` takes the method's own options.
+
+    Returns:
+        The finished set.
 
     Raises:
         DapError: a mistake in what was given; what was made before stays.
         OSError: disk full or no permission; what was made before stays.
     """
-    if out is None or not isinstance(recipe, Recipe):
-        raise DapError("Give a recipe and the folder of the set.")
-    del method, backbone, guidance, source, fields
-    machine, watcher, name = machine or Machine(), watcher or Watcher(), name or Path(out).name
+    if out is None:
+        raise DapError("The folder of the set is missing; give out, such as out='runs/first'.")
     check_folder(Path(out))
-    workshop = workshop or Workshop(machine.device, machine.offline, machine.cache)
-    maker, task = workshop.task(recipe)
-    work = Path(out) / WORK
-    # A set's recipe has the prompts. What several sets share does not know it, and text decides it as weights do.
-    inputs, prompts = task.store.inputs, task.backbone.card.prompts if task.backbone else {}
-    every = float(os.environ.get("DAP_CHECKPOINT_SECONDS", 60))
-    store = Store(workshop.cache or work, {**inputs, **prompts}, every=every)
+    method = method() if isinstance(method, type) else method
+    named = {"method": method, "backbone": backbone, "guidance": guidance, "data": source}
+    fields |= {key: str(value) for key, value in named.items() if isinstance(value, (str, Path))}
+    given = {
+        "method": None if isinstance(method, str) else method,
+        "backbone": None if isinstance(backbone, (str, Path)) else backbone,
+        "guidance": None if isinstance(guidance, str) else guidance,
+        "source": None if isinstance(source, (str, Path)) else source,
+    }
+    if workshop is not None and any(value is not None for value in given.values()):
+        raise DapError("Give objects, or a workshop that has them (Workshop(objects=Objects(...))), but not both.")
+    objects = workshop.objects if workshop else Objects(**given)
+    recipe = _asked(recipe, objects, fields)
+    if workshop is None:
+        machine = machine or Machine()
+        if machine.threads is not None:
+            torch.set_num_threads(machine.threads)
+        workshop = Workshop(machine.device, machine.offline, machine.cache, objects)
+    return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command)
+
+
+def _asked(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None, objects: Objects, fields: Mapping[str, Any]
+) -> Recipe:
+    """The recipe with the keywords over it, and the names of the objects in it."""
+    where = "the recipe"
+    if isinstance(recipe, (str, Path)):
+        where, recipe = str(recipe), Recipe.load(recipe)
+    if isinstance(recipe, Recipe):
+        recipe = recipe.model_dump(exclude_unset=True)
+    values = overlaid(recipe or {}, fields)
+    return Recipe.parse(overlaid(values, objects.named()), where)
+
+
+def _make(
+    recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None
+) -> DistilledSet:
+    method, task = workshop.task(recipe)
+    # The recipe of a set holds the prompts. The store may be shared by several sets and does not know their recipes, and the
+    # prompts decide what it keeps as much as the weights do, so they are among its inputs.
+    inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
+    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds())
     task = replace(task, store=store, tell=watcher.work)
-    make = maker.prepare(task)
-    recipe, names = task.recipe, task.source.class_names
-    assert recipe.block is not None
-    with locked(Path(out)):
-        made = DistilledSet.create(out, names, recipe.ipc, said(recipe), inputs)
+    make = method.prepare(task)
+    resolved, names = task.recipe, task.source.class_names
+    total = len(names) * resolved.ipc
+    with locked(out):
+        made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
         _describe(made, task, command)
-        units = plan(len(names), recipe.ipc, recipe.block)
-        meter = Meter(made, maker.needs, store)
-        total = len(names) * recipe.ipc
+        device = task.given.backbone.device if task.given.backbone else task.device
+        meter = Meter(made, method.needs, store, device)
         watcher.images(name, 0, total)
-        for unit in units:
+        for unit in plan(len(names), resolved.ipc, resolved.block):
             if not all(made.has(unit.label, slot) for slot in unit.slots):
                 result = make(unit)
                 for row, slot in enumerate(unit.slots):
                     made.add(unit.label, slot, result.images[row], **result.records[row])
                 meter.add(len(unit.slots))
-            watcher.images(name, unit.slots[-1] + 1 + unit.label * recipe.ipc, total, names[unit.label])
+            watcher.images(name, unit.slots[-1] + 1 + unit.label * resolved.ipc, total, names[unit.label])
         meter.write()
     if made.missing():
         raise DapError(f"{out} still lacks {len(made.missing())} images.")
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(out / WORK, ignore_errors=True)
     return made
 
 
@@ -111,7 +157,7 @@ def versions() -> dict[str, str]:
 
 
 def _describe(made: DistilledSet, task: Task, command: str | None) -> None:
-    backbone, recipe = task.backbone, task.recipe
+    backbone, recipe = task.given.backbone, task.recipe
     if made.noted("env.json") is None:
         device = str(backbone.device) if backbone else None
         made.note("env.json", {"versions": versions(), "device": device, **(made.noted("inputs.json") or {})})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.judge import judge
 from dap.recipe import Data, Recipe
-from dap.verbs.judges import judges, open_workshop
+from dap.verbs.judges import loader, open_workshop
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Results, write_page
 
@@ -47,10 +47,9 @@ def evaluate(
     workshop = open_workshop(machine)
     given = [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets
     opened = [one if isinstance(one, DistilledSet) else DistilledSet.from_folder(one, classes) for one in given]
-    judge_for = judges(judging, machine, workshop)
+    loaded_for = loader(judging, machine, workshop)
     for made in opened:
-        judge = judge_for(_data_of(made, None if data is None else str(data)))
-        judge(made, on_trial=functools.partial(watcher.trial, made.path.name), on_epoch=watcher.epoch)
+        judge(made, loaded_for(_data_of(made, None if data is None else str(data))), watcher)
     paths = tuple(made.path for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title))
 

@@ -1,4 +1,4 @@
-"""What the verbs that judge share: from the words of `Judging` and `Machine` to a protocol, a workshop and judges."""
+"""What the verbs that judge share: they open what `Judging` and `Machine` name."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any, Literal
 import torch
 
 from dap.backbones import device_of
-from dap.base.store import checkpoint_seconds
 from dap.data.real.sources import Source
-from dap.evaluation.judge import Judge
+from dap.evaluation.judge import JudgingPlan, Loaded
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.options import Judging, Machine
 from dap.workshop import Workshop
 
-JudgeFor = Callable[[Data], Judge]
-"""From the real data that a set was made of to the judge of such sets. The judge is made once for each data."""
+LoadedFor = Callable[[Data], Loaded]
+"""From the real data that a set was made of to what judging such sets needs."""
 
 
 def open_workshop(machine: Machine) -> Workshop:
@@ -47,42 +46,44 @@ def open_protocol(
     return load_protocol(str(protocol), **{**given, **(changes or {})})
 
 
-def judges(judging: Judging, machine: Machine, workshop: Workshop) -> JudgeFor:
-    """Judges of sets, by the real data that the sets were made of; the data are loaded once for all sets of them.
+def judging_plan(judging: Judging, machine: Machine) -> JudgingPlan:
+    """How sets are judged, with the protocol opened and the device chosen.
+
+    Raises:
+        DapError: the protocol is unknown or the device is not there.
+    """
+    return JudgingPlan(
+        protocol=open_protocol(judging.protocol, judging.epochs, judging.changes),
+        seeds=range(judging.trials),
+        networks=judging.networks,
+        device=str(device_of(machine.device)),
+        teacher=judging.teacher,
+        labels=judging.labels,
+        offline=machine.offline,
+        on=judging.on,
+        neighbours=judging.neighbours,
+    )
+
+
+def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
+    """What judging needs, by the real data that sets were made of; it is loaded once for all sets of the same data.
 
     Raises:
         DapError: the protocol is unknown, or the file of the reference classifier cannot be used.
     """
-    protocol = open_protocol(judging.protocol, judging.epochs, judging.changes)
-    device = str(device_of(machine.device))
+    plan, made = judging_plan(judging, machine), dict[Data, Loaded]()
+    size = plan.protocol.size
     if judging.reference:
-        embedding("", protocol.size, judging.reference)  # a mistake is told now and not after an hour of training
+        embedding("", size, judging.reference)  # a mistake is told now and not after an hour of training
 
-    made: dict[Data, Judge] = {}
+    def loaded_for(data: Data) -> Loaded:
+        sized = Data(**{**data.model_dump(), "size": size})  # the same data, whether a recipe or a resolved one says so
 
-    def new(data: Data) -> Judge:
-        def opened(split: Literal["train", "validation", "test"], size: int) -> Source:
-            return workshop.source(data.model_copy(update={"size": size}), split, "crop-bilinear")
+        def opened(split: Literal["train", "validation", "test"], side: int) -> Source:
+            return workshop.source(sized.model_copy(update={"size": side}), split, "crop-bilinear")
 
-        return Judge(
-            opened,
-            protocol,
-            range(judging.trials),
-            embedding(data.path, protocol.size, judging.reference, device),
-            judging.networks,
-            device,
-            teacher=judging.teacher,
-            labels=judging.labels,
-            offline=machine.offline,
-            on=judging.on,
-            every=checkpoint_seconds(),
-            neighbours=judging.neighbours,
-        )
-
-    def judge_for(data: Data) -> Judge:
-        sized = data.model_copy(update={"size": protocol.size})
         if sized not in made:
-            made[sized] = new(sized)
+            made[sized] = Loaded(plan, opened, embedding(data.path, size, judging.reference, plan.device))
         return made[sized]
 
-    return judge_for
+    return loaded_for

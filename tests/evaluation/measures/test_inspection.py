@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import Judge
+from dap.evaluation.judge import JudgingPlan, Loaded
+from dap.evaluation.judge import judge as judge_set
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.inspection import Inspector
 from dap.evaluation.training.classifier import save_classifier
@@ -71,8 +73,9 @@ def make(path: Path, sources, copied: bool = True) -> DistilledSet:
 
 
 @pytest.fixture(scope="module")
-def judge(sources, protocol, reference) -> Judge:
-    return Judge(opener(sources), protocol, [0], embedding("colours", 8, reference))
+def judge(sources, protocol, reference):
+    loaded = Loaded(JudgingPlan(protocol=protocol), opener(sources), embedding("colours", 8, reference))
+    return functools.partial(judge_set, loaded=loaded)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +181,8 @@ def test_too_few_real_images_leave_the_rest(protocol, sources, colours, tmp_path
             shutil.copy(colours / "train" / name / f"{i}.png", tmp_path / "data" / name)
     few = open_source(tmp_path / "data", "train", size=8)
     made = make(tmp_path / "set", sources)
-    assert len(Judge(opener((few, sources[1])), protocol, [0], embedding("few", 8))(made)) == 1
+    loaded = Loaded(JudgingPlan(protocol=protocol), opener((few, sources[1])), embedding("few", 8))
+    assert len(judge_set(made, loaded)) == 1
     notes = read(made.path, "measures.json")["notes"]
     assert "2 real images; 5 neighbours need at least 6" in notes["measures"]
     assert "needs at least 3" in notes["neighbours"]

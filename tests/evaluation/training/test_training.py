@@ -236,3 +236,39 @@ def test_a_trial_survives_json():
     }.items():
         with pytest.raises(DapError, match=message):
             Trial.from_json(damaged)
+
+
+def test_bfloat16_learns_as_much_and_leaves_weights_in_float32():
+    two = stripes(20), stripes(60, seed=1)
+    curves = []
+    for precision in ("float32", "bfloat16"):
+        protocol = tiny(epochs=20, looks=4, precision=precision)
+        trials = list(evaluate(*two, protocol, [0, 1], classes=2))
+        assert [t.last for t in trials] == [1.0, 1.0]
+        ready = Images(stripes(13, noise=0.9), training.split(protocol.train_steps)[0], torch.device("cpu"))
+        one = fitting.Training(ready, protocol, 0, network=protocol.network, channels=3, classes=2)
+        net = one.epochs()
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+        assert all(v.dtype == torch.float32 for s in one.optimiser.state.values() for v in s.values())
+        curves.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert not torch.equal(*curves)
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+    train, test = stripes(12, noise=0.9), stripes(40, seed=1, noise=0.9)
+    protocol = tiny(**AUGMENTED, epochs=5, looks=5)
+    options: dict[str, Any] = {"classes": 2}
+    whole = list(evaluate(train, test, protocol, [0, 1], **options))
+    told: list[int] = []
+
+    def killed(seed: int, done: int, total: int) -> None:
+        told.append(done)
+        if told == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    options |= {"checkpoints": tmp_path, "every": 0.0, "progress": killed}
+    with pytest.raises(KeyboardInterrupt):
+        list(evaluate(train, test, protocol, [0, 1], **options))
+    again = list(evaluate(train, test, protocol, [0, 1], **options))
+    assert told[3:] == [3, 4, 5, 1, 2, 3, 4, 5]
+    assert [(t.curve, t.confusion) for t in again] == [(t.curve, t.confusion) for t in whole]

@@ -31,6 +31,9 @@ from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_o
 from dap.data.real.decode import Fit, decode, encode_png
 from dap.data.sets.folders import class_order, images_by_folder, other_than_folders
 
+WORK = ".work"
+"""Folder of a set for what its method makes once and for checkpoints; gone when the set is finished."""
+
 
 def folders_of(class_names: Sequence[str]) -> list[str]:
     """A safe, distinct folder name for each class: the name itself where a file system takes it."""
@@ -135,7 +138,8 @@ class DistilledSet:
             DapError: as `create`.
         """
         pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
-        foreign = [p for p in path.glob("*") if p.name not in (".lock", *pinned) and not p.name.startswith(".tmp-")]
+        left = (".lock", WORK, *pinned)  # a run killed before its first image has left these alone
+        foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
         if foreign and not (path / "recipe.json").exists():
             raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
         for name, value in pinned.items():

@@ -26,7 +26,6 @@ from dap.evaluation.training.fitting import (
 )
 from dap.evaluation.training.labels import ClassifierLike, Soft, Stored
 from dap.evaluation.training.protocol import Protocol
-from dap.evaluation.training.together import Together, why_alone
 from dap.evaluation.training.transforms import size_after, split
 from dap.evaluation.training.trials import Trial
 
@@ -35,10 +34,9 @@ __all__ = ["Labelled", "Plan", "Trial", "evaluate", "train_and_test"]
 log = logging.getLogger("dap")
 
 Progress = Callable[[int, int, int], object]
-"""Called after every epoch with the seed (of several trained together: the first), the epochs finished and the epochs to
-run."""
+"""Called after every epoch with the seed, the epochs finished and the epochs to run."""
 
-LAYOUT = 2
+LAYOUT = 3
 """Counts changes of what a checkpoint holds; one of another layout is not used."""
 MOST_CLASSES = 100
 """Up to so many classes a trial keeps its confusion matrix."""
@@ -74,9 +72,6 @@ class Plan:
         progress: told of every epoch.
         checkpoints: folder in which a training is kept until it is done, so that a killed one goes on.
         every: seconds between two checkpoints.
-        together: how many seeds to train in one pass; trials are the same up to rounding. For GPUs, where it has not been
-            measured; slower on a CPU. A network that does not allow it is trained one after another,
-            which is logged. An interrupted group goes on if the same seeds are wanted together again.
         tested_on: what the test images are: "test" or "validation".
     """
 
@@ -87,7 +82,6 @@ class Plan:
     progress: Progress | None = None
     checkpoints: Path | None = None
     every: float = 60.0
-    together: int = 1
     tested_on: str = "test"
 
 
@@ -101,7 +95,7 @@ def evaluate(
 
     A trial is a function of its seed: initialisation, order and augmentation have their own generators, and torch's
     global ones are left as they were. On a CPU with the same number of threads it repeats bit for bit, in one sitting or
-    in several; with `together`, in groups of the same seeds.
+    in several.
 
     Args:
         train: the distilled set.
@@ -117,15 +111,14 @@ def evaluate(
             runs, the loss is no longer finite.
     """
     ready = _Ready(train, test, protocol, classes, Plan(**plan))
-    starts = range(0, len(seeds), ready.together)
-    return (trial for start in starts for _, trial in ready.trials(seeds[start : start + ready.together]))
+    return (ready.trial(seed)[1] for seed in seeds)
 
 
 def train_and_test(
     train: Labelled, test: Labelled, protocol: Protocol, seed: int, *, classes: int, **plan: Any
 ) -> tuple[nn.Module, Trial]:
     """One trial of `evaluate`, and its network in evaluation mode."""
-    return _Ready(train, test, protocol, classes, Plan(**plan)).trials([seed])[0]
+    return _Ready(train, test, protocol, classes, Plan(**plan)).trial(seed)
 
 
 class _Ready:
@@ -153,8 +146,7 @@ class _Ready:
                     f"networks see {size} px; they need a crop, or other images."
                 )
         with seeded(0, device):  # an unknown or unfit network shows here, not after an hour
-            net = new_network(self.protocol.network, self.protocol, self.channels, classes)
-            self.together = _together(net, self.protocol, self.channels, plan)
+            new_network(self.protocol.network, self.protocol, self.channels, classes)
         fixed, _ = split(self.protocol.train_steps)
         self.train = Images(train, fixed, device)
         self.plain = Images(train, self.protocol.test_steps, device, keep=False)
@@ -164,73 +156,59 @@ class _Ready:
             self.replay = plan.stored.replay(self.train, self.protocol.labels.temperature)
         self.key = _key(train, self.protocol, plan)
 
-    def trials(self, seeds: Sequence[int]) -> list[tuple[nn.Module, Trial]]:
-        """One trial a seed and its network; several seeds are trained together."""
+    def trial(self, seed: int) -> tuple[nn.Module, Trial]:
+        """The network of a seed, trained, and its trial."""
         protocol, plan = self.protocol, self.plan
         first = protocol.first_epoch
         notes: dict[str, Any] = {"curve": [], "seconds": 0.0}
-        """Of the curve: an epoch, and an accuracy for every seed."""
         counts: list[Tensor] = []
+        """The confusion matrix of the last look, once there was one."""
 
-        def after(epoch: int, nets: Sequence[nn.Module]) -> None:
+        def after(epoch: int, net: nn.Module) -> None:
             if epoch in protocol.look_epochs:
-                counts[:] = [confusion(net, self.test, self.classes) for net in nets]
-                notes["curve"].append([epoch, [accuracy(each) for each in counts]])
+                counts[:] = [confusion(net, self.test, self.classes)]
+                notes["curve"].append([epoch, accuracy(counts[0])])
             if plan.progress is not None:
-                plan.progress(seeds[0], epoch - first + 1, protocol.epochs - first + 1)
+                plan.progress(seed, epoch - first + 1, protocol.epochs - first + 1)
 
-        options: dict[str, Any] = {
-            "network": protocol.network,
-            "channels": self.channels,
-            "classes": self.classes,
-            "teacher": plan.teacher,
-            "replay": self.replay,
-        }
-        if len(seeds) > 1:
-            training = Together(self.train, protocol, seeds, **options)
-        else:
-            training = Training(self.train, protocol, seeds[0], **options)
+        training = Training(
+            self.train,
+            protocol,
+            seed,
+            network=protocol.network,
+            channels=self.channels,
+            classes=self.classes,
+            teacher=plan.teacher,
+            replay=self.replay,
+        )
         checkpoint = None
         if plan.checkpoints is not None:
-            name = "-".join([self.key, *map(str, seeds)])
+            name = f"{self.key}-{seed}"
             checkpoint = Checkpoint(plan.checkpoints / f"{name}.pt", name, plan.every)
-        nets = run_with_checkpoint(training, checkpoint, after, notes)
-        if not counts:  # the checkpoint was written after the last look, and the trials not
-            counts = [confusion(net, self.test, self.classes) for net in nets]
-        trials = []
-        for k, (seed, net) in enumerate(zip(seeds, nets, strict=True)):
-            curve = tuple((epoch, values[k]) for epoch, values in notes["curve"])
-            trial = Trial(
-                protocol=protocol.name,
-                network=protocol.network,
-                seed=seed,
-                epochs=protocol.epochs,
-                n_train=len(self.train),
-                n_test=len(self.test),
-                last=curve[-1][1],
-                best=max(value for _, value in curve),
-                headline=protocol.score,
-                curve=curve,
-                train_last=accuracy(confusion(net, self.plain, self.classes)),
-                seconds=round(notes["seconds"] / len(seeds), 3),
-                device=str(self.test.labels.device),
-                torch=str(torch.__version__),
-                tested_on=plan.tested_on,
-                labels=_labels(protocol, plan),
-                confusion=tuple(map(tuple, counts[k].tolist())) if self.classes <= MOST_CLASSES else (),
-            )
-            trials.append((net, trial))
-        return trials
-
-
-def _together(net: nn.Module, protocol: Protocol, channels: int, plan: Plan) -> int:
-    """How many seeds at a time."""
-    if plan.together < 1:
-        raise DapError(f"together counts networks and should be at least 1, not {plan.together}.")
-    if plan.together > 1 and (reason := why_alone(net, channels, protocol.size)):
-        log.warning("%s is trained one seed after another: %s.", protocol.network, reason)
-        return 1
-    return plan.together
+        net = run_with_checkpoint(training, checkpoint, after, notes)
+        if not counts:  # the checkpoint was written after the last look, and the trial was not
+            counts = [confusion(net, self.test, self.classes)]
+        curve = tuple((epoch, value) for epoch, value in notes["curve"])
+        trial = Trial(
+            protocol=protocol.name,
+            network=protocol.network,
+            seed=seed,
+            epochs=protocol.epochs,
+            n_train=len(self.train),
+            n_test=len(self.test),
+            last=curve[-1][1],
+            best=max(value for _, value in curve),
+            headline=protocol.score,
+            curve=curve,
+            train_last=accuracy(confusion(net, self.plain, self.classes)),
+            seconds=round(notes["seconds"], 3),
+            device=str(self.test.labels.device),
+            torch=str(torch.__version__),
+            tested_on=plan.tested_on,
+            labels=_labels(protocol, plan),
+            confusion=tuple(map(tuple, counts[0].tolist())) if self.classes <= MOST_CLASSES else (),
+        )
+        return net, trial
 
 
 def _check_teacher(protocol: Protocol, plan: Plan) -> None:

@@ -1,13 +1,13 @@
-"""Training one network by a protocol, in sittings: what an interrupted one left in its checkpoint is gone on with."""
+"""Training one network by a protocol. An interrupted training continues from its checkpoint."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,18 @@ log = logging.getLogger("dap")
 
 
 TrainingBatch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
-"""Images as the network sees them, and the loss of logits for a part of them, summed over its images. Where several
-networks are trained together, images (n, networks, c, h, w) and logits (n, networks, classes) have their losses (networks,)."""
+"""Images (n, c, h, w) as the network sees them, and a function from the logits of a slice of them and that slice to the sum
+of the losses of its images."""
 
-After = Callable[[int, Sequence[nn.Module]], None]
-"""Called at the end of every epoch with its number and the networks, one for every seed."""
+After = Callable[[int, nn.Module], None]
+"""Called at the end of every epoch with its number and the network."""
 
 
 class Training:
-    """One network in training; `epochs` runs it.
+    """One network in training; `epochs` runs the training.
 
     Everything random is a function of the seed: initialisation, order and augmentation have their own generators.
     """
-
-    leading: ClassVar[int] = 0
-    """How many dimensions a parameter has before those it has in the network."""
 
     def __init__(
         self,
@@ -65,7 +62,7 @@ class Training:
             replay: for stored labels: the batches of an epoch, counted from 0.
         """
         self.train, self.protocol, self.network, self.classes = train, protocol, network, classes
-        self.seeds = (seed,)
+        self.seed = seed
         self.device = train.labels.device
         self.teacher, self.replay = teacher, replay
         streams = torch.Generator().manual_seed(seed)
@@ -77,14 +74,13 @@ class Training:
             self.net = new_network(network, protocol, channels, classes).to(self.device)
             self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             self._global_state = _generators(self.device)
-        self.nets = (self.net,)
         self.per_image = isinstance(self.net, Network) and self.net.per_image
         self.optimiser = self._new_optimiser(protocol.lr)
         self.epoch = protocol.first_epoch - 1
         """The last epoch that is done."""
 
-    def epochs(self, after: After | None = None) -> Sequence[nn.Module]:
-        """Run all epochs still to do; returns the networks.
+    def epochs(self, after: After | None = None) -> nn.Module:
+        """Run all epochs that are still to do, and return the network.
 
         Raises:
             DapError: the loss is no longer finite; the message names the epoch and the seed.
@@ -98,17 +94,17 @@ class Training:
                     self.optimiser = self._new_optimiser(lr)
                 for group in self.optimiser.param_groups:
                     group["lr"] = lr
-                for seed, loss in zip(self.seeds, self._epoch(epoch), strict=True):
-                    if not math.isfinite(loss):
-                        raise DapError(
-                            f"The loss became {loss} in epoch {epoch} of seed {seed} ({self.network}, "
-                            f"{self.protocol.name}); look at the images, or lower lr."
-                        )
+                loss = self._epoch(epoch)
+                if not math.isfinite(loss):
+                    raise DapError(
+                        f"The loss became {loss} in epoch {epoch} of seed {self.seed} ({self.network}, "
+                        f"{self.protocol.name}); look at the images, or lower lr."
+                    )
                 self.epoch = epoch
                 self._global_state = _generators(self.device)
                 if after is not None:
-                    after(epoch, self.nets)
-        return self.nets
+                    after(epoch, self.net)
+        return self.net
 
     def state(self) -> dict[str, Any]:
         """Everything to go on from, in tensors, numbers and names alone."""
@@ -130,9 +126,9 @@ class Training:
         self.augment.set_state(state["augment"])
         self._global_state = state["global"]
 
-    def _epoch(self, epoch: int) -> list[float]:
-        """One pass over the images; returns the mean loss of an image, for every seed."""
-        total, seen = torch.zeros(len(self.seeds), device=self.device), 0
+    def _epoch(self, epoch: int) -> float:
+        """One pass over the images; returns the mean loss of an image."""
+        total, seen = torch.zeros((), device=self.device), 0
         dtype, wanted = torch.bfloat16, self.protocol.precision == "bfloat16"
         self.net.train()
         for x, loss_of in self._batches(epoch):
@@ -143,25 +139,19 @@ class Training:
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
                 with torch.autocast(self.device.type, dtype, enabled=wanted):
-                    logits = self._logits(x[part])
+                    logits = self.net(x[part].contiguous(memory_format=torch.channels_last))
                 loss = loss_of(logits.float(), part)
-                (loss.sum() / len(x)).backward()
+                (loss / len(x)).backward()
                 total += loss.detach()
             self.optimiser.step()
             seen += len(x)
-        return (total / seen).tolist()
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.net(x.contiguous(memory_format=torch.channels_last))
-
-    def _named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        return self.net.named_parameters()
+        return total.item() / seen
 
     def _new_optimiser(self, lr: float) -> torch.optim.Optimizer:
         protocol = self.protocol
         decayed, free = [], []
-        for name, parameter in self._named_parameters():
-            matrix = parameter.ndim > self.leading + 1 and name.endswith("weight")
+        for name, parameter in self.net.named_parameters():
+            matrix = parameter.ndim > 1 and name.endswith("weight")
             whole = protocol.weight_decay_on == "all" or matrix
             (decayed if whole else free).append(parameter)
         groups = [{"params": decayed, "weight_decay": protocol.weight_decay}]
@@ -208,12 +198,12 @@ def fit(
 ) -> nn.Module:
     """A network trained by a settled protocol in one sitting; arguments as of `Training`."""
     training = Training(train, protocol, seed, network=network, channels=channels, classes=classes, **options)
-    return training.epochs()[0]
+    return training.epochs()
 
 
 def run_with_checkpoint(
     training: Training, checkpoint: Checkpoint | None, after: After, notes: dict[str, Any]
-) -> Sequence[nn.Module]:
+) -> nn.Module:
     """`training.epochs`, from the checkpoint on if there is one, and writing it from time to time.
 
     Args:
@@ -227,9 +217,9 @@ def run_with_checkpoint(
         notes.update(found["notes"])
     began, before, written = time.perf_counter(), notes.get("seconds", 0.0), time.perf_counter()
 
-    def kept(epoch: int, nets: Sequence[nn.Module]) -> None:
+    def kept(epoch: int, net: nn.Module) -> None:
         nonlocal written
-        after(epoch, nets)
+        after(epoch, net)
         notes["seconds"] = before + time.perf_counter() - began
         if checkpoint is not None and time.perf_counter() - written >= checkpoint.every:
             checkpoint.write({"training": training.state(), "notes": notes})

@@ -68,12 +68,7 @@ class InstanceNorm(nn.GroupNorm):
     """GroupNorm with one channel a group: w (x - mean) / sqrt(var + eps) + b over each image's pixels.
 
     On a CPU the gradient is written out here, because torch's own is slow in the channels-last layout.
-
-    Attributes:
-        own: False: torch's gradient there too, as `torch.func.vmap` needs it.
     """
-
-    own: bool = True
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__(channels, channels, eps=eps)
@@ -81,7 +76,7 @@ class InstanceNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         if input.shape[2] * input.shape[3] == 1:
             raise DapError("instance normalisation of a single pixel erases it; use larger images or norm batch.")
-        if not self.own or input.device.type != "cpu":
+        if input.device.type != "cpu":
             return super().forward(input)
         return _InstanceNorm.apply(input, self.weight, self.bias, self.eps)  # pyright: ignore[reportReturnType]
 

@@ -80,8 +80,13 @@ class CaO2(Vanilla):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         super().prepare(task)  # its checks: what is sampled here is vanilla's
-        recipe, backbone, options, source = task.recipe, task.backbone, task.options, task.source
-        assert backbone is not None and recipe.sampling is not None and isinstance(options, Cao2Options)
+        recipe, backbone, source = task.recipe, task.backbone, task.source
+        options: Cao2Options = task.options
+        if task.given.guidance is not None and (task.given.guidance.joint or task.given.guidance.sequential):
+            raise DapError(
+                "cao2 samples more candidates than it keeps, so it cannot take a guidance under which the images of a class "
+                "depend on each other; use it with another method."
+            )
         run = solvers.make(backbone, recipe.sampling.solver, recipe.sampling.steps, recipe.sampling.eta)
         times = run.timesteps[::-1][1 : max(2, int(len(run.timesteps) * options.window))]
 
@@ -112,9 +117,9 @@ class CaO2(Vanilla):
     def kept(self, task: Task, label: int) -> dict[str, Tensor]:
         """Of a class: latents (ipc, C, *spatial), candidates, confidence and correct (ipc,), made once and kept."""
         recipe, options, name = task.recipe, task.options, task.source.class_names[label]
-        assert recipe.sampling is not None
         key = {"class": name, "seed": recipe.seed, "ipc": recipe.ipc, "block": recipe.block, "size": task.source.size}
         key |= {"sampling": recipe.sampling.model_dump(), **options.model_dump(include={"candidates", "prefer"})}
+        key |= {} if recipe.own is None else {"own_guidance": recipe.own.model_dump()}
 
         def make() -> dict[str, Tensor]:
             latents, confidence, correct = self.candidates(task, label, key)
@@ -130,16 +135,15 @@ class CaO2(Vanilla):
     def candidates(self, task: Task, label: int, key: dict[str, object]) -> tuple[Tensor, Tensor, Tensor]:
         """All candidates of a class: latents, the classifier's probability of the class, and whether it is its first choice."""
         recipe, backbone, classifier, options = task.recipe, task.backbone, task.classifier, task.options
-        assert backbone is not None and classifier is not None and recipe.sampling is not None
-        assert recipe.sampling.cfg is not None and recipe.sampling.cfg_channels is not None and recipe.block is not None
         model = ClassifierFree(backbone, recipe.sampling.cfg, recipe.sampling.cfg_channels)
         run = {name: getattr(recipe.sampling, name) for name in ("steps", "solver", "eta")}
         name = task.source.class_names[label]
+        guidance = task.given.guidance or Nothing()
         units = plan(1, recipe.ipc * options.candidates, recipe.block)
         checkpoint = task.store.checkpoint(f"candidates of {name}", key)
         parts: list[Tensor] = (checkpoint.read() or {"parts": []})["parts"]
         for unit in units[len(parts) :]:
-            parts.append(sampling.latents(model, Nothing(), self.batch(task, label, unit.slots), **run).cpu())
+            parts.append(sampling.latents(model, guidance, self.batch(task, label, unit.slots), **run).cpu())
             if checkpoint.due:
                 checkpoint.write({"parts": parts})
             task.tell(f"candidates of {name}", unit.slots[-1] + 1, recipe.ipc * options.candidates)

@@ -78,7 +78,6 @@ class D3HR(Vanilla):
 
     def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start]:
         recipe, options, source = task.recipe, task.options, task.source
-        assert task.backbone is not None and recipe.sampling is not None and isinstance(options, D3hrOptions)
         if not any(options.weights) or min(options.weights) < 0:
             raise DapError(f"The weights of d3hr must be at least 0, and one above, not {list(options.weights)}.")
         few = [name for label, name in enumerate(source.class_names) if source.count(label) < 2]
@@ -97,7 +96,6 @@ class D3HR(Vanilla):
     def group(self, task: Task, label: int, index: int) -> Float[Tensor, "ipc c *spatial"]:
         """The latents x_t of a class's slots at the step `index`, found once and kept."""
         recipe, options, name = task.recipe, task.options, task.source.class_names[label]
-        assert recipe.sampling is not None
         key = {"class": name, "seed": recipe.seed, "size": task.source.size, "sampling": recipe.sampling.model_dump()}
         of_class = {**key, "index": index, **options.model_dump(include={"reals", "refine"})}
         spread = task.store.get(f"spread of {name}", of_class, lambda: self.spread(task, label, index))
@@ -115,8 +113,6 @@ class D3HR(Vanilla):
     def spread(self, task: Task, label: int, index: int) -> dict[str, Tensor]:
         """Mean and standard deviation (C, *spatial) of the inverted latents of a class."""
         backbone, source, options, chosen = task.backbone, task.source, task.options, task.recipe.sampling
-        assert backbone is not None and chosen is not None and chosen.cfg is not None
-        assert chosen.cfg_channels is not None
         model = ClassifierFree(backbone, chosen.cfg, chosen.cfg_channels)
         name = source.class_names[label]
         drawn = source.good(label, options.reals, seed_of(task.recipe.seed, name, "reals"), least=2)

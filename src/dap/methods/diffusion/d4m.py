@@ -47,7 +47,6 @@ class D4m(Vanilla):
 
     def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start] | None:
         options: D4mOptions = task.options
-        assert task.recipe.sampling is not None
         if options.strength == 1:
             return None
         steps, ipc = task.recipe.sampling.steps, task.recipe.ipc

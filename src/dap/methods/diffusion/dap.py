@@ -19,9 +19,7 @@ class Dap(Vanilla):
 
     def build(self, task: Task) -> Guidance:
         recipe, backbone = task.recipe, task.backbone
-        assert backbone is not None and recipe.guidance is not None and recipe.block is not None
         options = recipe.guidance
-        assert options.scale is not None and options.unit is not None
         if options.targets == "slot" and options.scale > 0:
             for label, name in enumerate(task.source.class_names):
                 if task.source.count(label) < recipe.ipc:

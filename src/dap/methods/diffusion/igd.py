@@ -66,7 +66,6 @@ class Surrogate:
     """
 
     def __init__(self, task: Task, options: IgdOptions) -> None:
-        assert task.backbone is not None
         self.task, self.backbone, self.options, self.source = task, task.backbone, options, task.source
         self.device, self.classes = self.backbone.device, len(self.source.class_names)
         if type(self.backbone).decode_with_graph is Backbone.decode_with_graph:
@@ -127,16 +126,16 @@ class Surrogate:
         def gradients(network: nn.Module) -> list[Tensor]:
             return [self._gradient(network, images, label) for label, images in enumerate(compared)]
 
-        def after(epoch: int, nets: Sequence[nn.Module]) -> None:
+        def after(epoch: int, network: nn.Module) -> None:
             before = notes["epochs"][-1]
             if before not in last:
                 last.clear()
                 last[before] = gradients(self._loaded(self._scratch, notes["kept"][-1]))
-            now = gradients(nets[0].eval())
+            now = gradients(network.eval())
             cosines = [F.cosine_similarity(a, b, dim=0) for a, b in zip(last[before], now, strict=True)]
             if float(torch.stack(cosines).mean()) < self.options.threshold:
                 notes["epochs"].append(epoch)
-                notes["kept"].append(_copied(nets[0]))
+                notes["kept"].append(_copied(network))
                 last[epoch] = now
             self.task.tell("surrogate: epochs", epoch, epochs)
 
@@ -222,7 +221,6 @@ class Igd(Vanilla):
 
     def build(self, task: Task) -> Guidance:
         recipe, options, backbone = task.recipe, task.options, task.backbone
-        assert backbone is not None and recipe.sampling is not None
         parts: list[Guidance] = []
         if options.influence > 0:
             influence = Influence(Surrogate(task, options), options.through)

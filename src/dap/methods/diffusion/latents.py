@@ -55,7 +55,6 @@ def class_latents(
         DapError: fewer than `least` of them can be decoded.
     """
     source, backbone, ipc = task.source, task.backbone, task.recipe.ipc
-    assert backbone is not None
     label = source.class_names.index(name)
     seed = task.recipe.seed if seed is None else seed
     generator = torch.Generator().manual_seed(seed_of(seed, name, "reals"))

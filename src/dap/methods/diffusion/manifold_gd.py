@@ -57,7 +57,6 @@ class ManifoldGd(Vanilla):
 
     def build(self, task: Task) -> Guidance:
         options = task.options
-        assert task.backbone is not None
         size = math.prod(task.backbone.latent_shape)
         if options.tangent >= size:
             raise DapError(f"A plane in {size} dimensions cannot have {options.tangent}; lower tangent.")

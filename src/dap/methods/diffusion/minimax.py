@@ -71,13 +71,18 @@ class Minimax(Vanilla):
     Options = MinimaxOptions
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
-        if not isinstance(task.backbone, DiT):
-            raise DapError("Minimax fine-tunes a diffusion transformer; give --backbone starter or another DiT.")
-        if task.backbone.denoiser.dtype != torch.float32 and task.options.epochs:
+        if self.transformer(task).denoiser.dtype != torch.float32 and task.options.epochs:
             raise DapError("Minimax fine-tunes in --dtype float32: in others its small steps are rounded away.")
         if len(task.source.class_names) > task.options.together:
             return self._by_phase(task)
         return super().prepare(task)
+
+    @staticmethod
+    def transformer(task: Task) -> DiT:
+        """The backbone that is fine-tuned. Raises `DapError` where it is not a diffusion transformer."""
+        if not isinstance(task.backbone, DiT):
+            raise DapError("Minimax fine-tunes a diffusion transformer; give --backbone starter or another DiT.")
+        return task.backbone
 
     def _by_phase(self, task: Task) -> Callable[[Unit], Made]:
         """One method's worth of work for each phase of classes, made when its first unit is."""
@@ -99,8 +104,7 @@ class Minimax(Vanilla):
 
     def tune(self, task: Task) -> Callable[[], Backbone] | None:
         options: MinimaxOptions = task.options
-        original = task.backbone
-        assert isinstance(original, DiT)
+        original = self.transformer(task)
         labels = self.labels(task)
         count = sum(min(task.source.count(label), options.reals) for label in labels)
         steps = options.epochs * max(1, count // options.batch)

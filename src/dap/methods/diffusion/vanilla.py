@@ -25,6 +25,7 @@ class Vanilla(Method):
     needs = frozenset({"backbone"})
     reference = "Ho, Jain & Abbeel 2020; Peebles & Xie 2023 (DiT); Rombach et al. 2022 (Stable Diffusion)"
     cost = "two passes of the backbone a step and image"
+    steered = True
 
     def build(self, task: Task) -> Guidance:
         """The guidance of the run."""
@@ -43,16 +44,14 @@ class Vanilla(Method):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, backbone = task.recipe, task.backbone
-        assert backbone is not None and recipe.sampling is not None
         options = recipe.sampling
-        cfg, channels = options.cfg, options.cfg_channels
-        assert cfg is not None and channels is not None
         # A class the backbone does not know, or a wrong number of steps, stops the run here.
         backbone.condition(task.source.class_names)
         run = {"steps": options.steps, "solver": options.solver, "eta": options.eta}
         solvers.make(backbone, **run)
         guidance, start, tune = self.build(task), self.start(task), self.tune(task)
-        assert recipe.block is not None
+        if (own := task.given.guidance) is not None:
+            guidance = own if isinstance(guidance, Nothing) else guidance + own
         acts = any(guidance.active(index, options.steps) for index in range(options.steps))
         if (guidance.joint or guidance.sequential) and acts and recipe.block < recipe.ipc:
             raise DapError(
@@ -64,7 +63,7 @@ class Vanilla(Method):
 
         def make(unit: Unit) -> Made:
             if not models:
-                models.append(ClassifierFree(tune() if tune else backbone, cfg, channels))
+                models.append(ClassifierFree(tune() if tune else backbone, options.cfg, options.cfg_channels))
             alone = guidance.sequential and acts
             parts = [(slot,) for slot in unit.slots] if alone else [unit.slots]
             images, seeds = [], []

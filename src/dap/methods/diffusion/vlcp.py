@@ -97,7 +97,6 @@ class Vlcp(Vanilla):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: VlcpOptions = task.options
-        assert task.backbone is not None and task.captions is not None
         task.backbone.prompt(["a photo"])  # raises where labels alone are understood
         for label, name in enumerate(task.source.class_names):
             captioned = min(len(self.captioned(task, label)), options.reals)
@@ -118,13 +117,11 @@ class Vlcp(Vanilla):
 
     def captioned(self, task: Task, label: int) -> list[int]:
         """Indices of the class's images that have a caption."""
-        assert task.captions is not None
         keys = task.source.keys(label, range(task.source.count(label)))
         return [index for index, key in enumerate(keys) if key in task.captions]
 
     def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start] | None:
         options: VlcpOptions = task.options
-        assert task.recipe.sampling is not None
         if options.strength == 1:
             return None
         steps = task.recipe.sampling.steps
@@ -139,7 +136,6 @@ class Vlcp(Vanilla):
         batch = super().batch(task, label, slots)
         if task.options.text == "class":
             return batch
-        assert task.captions is not None
         indices = self.prototypes(task, label)["caption"][list(slots)].tolist()
         return replace(batch, prompts=tuple(task.captions[key] for key in task.source.keys(label, indices)))
 
@@ -167,7 +163,6 @@ class Vlcp(Vanilla):
         seed = seed_of(task.recipe.seed, name, "k-means") % 2**32
         found = KMeans(ipc, random_state=seed, n_init=10).fit(points.numpy())  # pyright: ignore[reportArgumentType]
         centres = torch.from_numpy(found.cluster_centers_).float()
-        assert task.captions is not None
         said = [task.captions[key] for key in task.source.keys(label, [indices[row] for row in rows])]
         members = [by_distance(points, centres[k], found.labels_ == k) for k in range(ipc)]
         captions = [[said[i] for i in mine] for mine in members]
@@ -221,7 +216,6 @@ class Vlcp(Vanilla):
         """Step -> latents and captions of random images of all classes; and how many steps are one pass over them."""
         options: VlcpOptions = task.options
         source, captions = task.source, task.captions
-        assert captions is not None
         pairs: list[tuple[int, int]] = []
         for label, name in enumerate(source.class_names):
             pool = self.captioned(task, label)

@@ -55,8 +55,7 @@ class Dc(Matching):
     Options = DcOptions
 
     def step(self, run: Run, iteration: int) -> Iterator[None]:
-        options = run.options
-        assert isinstance(options, DcOptions)
+        options: DcOptions = run.task.options
         outer, inner = loops(run.ipc, options)
         network = run.network(iteration)
         parameters = list(network.parameters())

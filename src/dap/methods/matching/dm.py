@@ -34,8 +34,7 @@ class Dm(Matching):
     Options = DmOptions
 
     def step(self, run: Run, iteration: int) -> Iterator[None]:
-        options = run.options
-        assert isinstance(options, DmOptions)
+        options: DmOptions = run.task.options
         network = run.network(iteration)
         network.requires_grad_(False)
         gradient = torch.zeros_like(run.pixels)

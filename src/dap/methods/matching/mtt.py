@@ -72,8 +72,7 @@ class Mtt(Matching):
             )
 
     def step(self, run: Run, iteration: int) -> Iterator[None]:
-        options = run.options
-        assert isinstance(options, MttOptions)
+        options: MttOptions = run.task.options
         generator = run.generator("match", iteration)
         chosen = int(torch.randint(options.experts, (), generator=generator))
         begin = int(torch.randint(options.start + 1, (), generator=generator))

@@ -28,7 +28,6 @@ def class_features(task: Task, label: int, pool: int | None = None) -> tuple[Ten
         DapError: fewer than ipc of them can be decoded, or as `Source.readable`.
     """
     source, classifier, name = task.source, task.classifier, task.source.class_names[label]
-    assert classifier is not None
 
     def make() -> dict[str, Tensor]:
         kept, found = [], []

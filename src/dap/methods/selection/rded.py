@@ -61,7 +61,6 @@ class Rded(Method):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, source, options, classifier = task.recipe, task.source, task.options, task.classifier
-        assert classifier is not None and isinstance(options, RdedOptions)
         factor = options.factor or (1 if source.size <= SMALL else 2)
         wanted = recipe.ipc * factor**2
         if factor > source.size:

@@ -1,0 +1,120 @@
+"""The card and the class names of weights: cards.yaml, and the files card.yaml and classes.json beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dap.backbones.base import Card
+from dap.base.errors import DapError
+from dap.base.files import read_json
+from dap.base.registry import suggest
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a pipeline besides its modules.
+
+    Attributes:
+        name: how manifests and reports call the weights; a hub id is also the key into cards.yaml.
+        folder: where the weights lie, or None for a pipeline that was made in memory.
+        class_names: the caller's names of the classes, in label order; None: those in the folder.
+        prompts: the caller's `template` and `negative_prompt`, where they take the place of the card's.
+    """
+
+    name: str
+    folder: Path | None = None
+    class_names: Sequence[str] | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    def card(self, kind: str, *, size: int, layer: str) -> Card:
+        """The card of the weights.
+
+        Later sources win: the defaults of the kind in cards.yaml, then `size` and `layer`, then the entry of the hub id in
+        cards.yaml, then the folder's card.yaml, then the caller's prompts.
+
+        Args:
+            kind: "dit", "unet" or "mmdit".
+            size: side of the images in px, as the modules say it.
+            layer: the default layer of weights that nobody knows by name.
+
+        Raises:
+            DapError: card.yaml is no mapping, or has a field that no card has.
+        """
+        cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
+        values = {**cards[kind], "name": self.name, "size": size, "layer": layer, **self._known(cards)}
+        if self.folder and (file := self.folder / "card.yaml").is_file():
+            mine = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if not isinstance(mine, dict):
+                raise DapError(f"{file} should hold a mapping such as 'licence: MIT'.")
+            for key in mine:
+                if key not in Card.__dataclass_fields__:
+                    raise DapError(f"Unknown field {key!r} in {file}. {suggest(key, Card.__dataclass_fields__)}")
+            values |= mine
+        values |= {"layer": str(values["layer"]), **self.prompts}
+        return Card(**values)
+
+    def names(self, pipe: Any, labels: int) -> list[str]:
+        """The class names of a label-conditioned pipeline, in label order.
+
+        A saved pipeline forgets its names. Numbers take their place, so that class folders named 0, 1, … still work.
+
+        Args:
+            pipe: the pipeline; its `labels` are a table of names.
+            labels: how many labels its network has. Names beyond the last label stay, because they are left over from before a
+                fine-tuning, and only the user can say which ones are right.
+
+        Raises:
+            DapError: classes.json is not a list of names.
+        """
+        if self.class_names is not None:
+            return list(self.class_names)
+        folder = self.folder
+        if folder and (folder / "classes.json").is_file():
+            names = read_json(folder / "classes.json")
+            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise DapError(f"{folder / 'classes.json'} should be a list of class names in label order.")
+            return names
+        # Two labels can share a name. The pipeline's own table from name to label has lost such labels; the file has them.
+        index = read_json(folder / "model_index.json") if folder and (folder / "model_index.json").is_file() else {}
+        by_label = {int(label): str(name) for label, name in (index.get("id2label") or {}).items()}
+        if not by_label:
+            for name, label in (getattr(pipe, "labels", None) or {}).items():
+                by_label[label] = f"{by_label[label]}, {name}" if label in by_label else name
+        return [by_label.get(label, str(label)) for label in range(max(labels, 1 + max(by_label, default=0)))]
+
+    def without_class_names(self) -> None:
+        """Refuse class names for a backbone that is conditioned on text.
+
+        Raises:
+            DapError: the caller gave class names.
+        """
+        if self.class_names is not None:
+            raise DapError(
+                f"{self.name} takes prompts made from the data's class names: it has no class names of its own."
+            )
+
+    def _known(self, cards: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The entry of cards.yaml for these weights.
+
+        The hub id is the name, or that of the hub cache in which the folder lies, or ends with the folder's name, as the
+        folder of a copy often does.
+        """
+        ids = [self.name]
+        if self.folder:
+            folder = self.folder.resolve()
+            ids += [
+                part.removeprefix("models--").replace("--", "/") for part in folder.parts if part.startswith("models--")
+            ]
+            ids += [key for key in cards if "/" in key and key.endswith(f"/{folder.name}")]
+        return next((cards[key] for key in ids if "/" in key and key in cards), {})
+
+
+def image_size(latent_side: int, vae: Any) -> int:
+    """The side in px of the images that latents of a side decode to: each level of the autoencoder but one doubles it."""
+    return latent_side * 2 ** (len(vae.config.block_out_channels) - 1)

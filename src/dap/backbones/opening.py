@@ -1,0 +1,162 @@
+"""Backbones by name: the embedded starters, diffusers folders, hub ids, pipelines in memory and a user's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dap.backbones.base import Backbone
+from dap.backbones.cards import Found
+from dap.backbones.hub import open_pipeline
+from dap.base.errors import DapError
+from dap.base.registry import Lazy, build, resolve
+
+KINDS = Lazy(
+    {
+        "DiTPipeline": "dap.backbones.dit:DiT",
+        "StableDiffusionPipeline": "dap.backbones.unet:UNet",
+        "StableDiffusion3Pipeline": "dap.backbones.mmdit:MMDiT",
+    }
+)
+"""Pipelines of diffusers that have a backbone, by class name. Each backbone has a class method `from_pipeline(pipe, found)`."""
+
+
+def load(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "auto",
+    offline: bool = False,
+    template: str | None = None,
+    negative_prompt: str | None = None,
+) -> Backbone:
+    """Load a backbone: an embedded starter, a local diffusers folder, a hub id, or a user's own.
+
+    Args:
+        path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, or
+            `file.py:Name` or `package.module:Name`: a `Backbone` subclass, or a function without arguments that returns a
+            backbone.
+        revision: branch, tag or commit of a hub id.
+        dtype: of the weights and activations. Features and distances are float32 in every case.
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
+        offline: never ask the network; read only the local cache.
+        template: prompt of a text-conditioned backbone, with {} for the class name. Default: the card's.
+        negative_prompt: the text that its unconditional half is given. Default: the card's.
+
+    Raises:
+        DapError: nothing lies at the path, or no pipeline, or a pipeline of a kind that has no backbone; or prompts were given
+            for a backbone that takes labels.
+    """
+    if ":" in path and not Path(path).expanduser().is_dir():
+        given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
+        return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
+    where = device_of(device)
+    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
+    prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
+    return from_pipeline(pipe.to(where), path=str(folder), name=path, **prompts)
+
+
+def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", **given: str | None) -> Backbone:
+    """Check a user's own backbone, which is made without arguments and so chooses its dtype, device and prompts itself.
+
+    Args:
+        made: the object that the path led to.
+        path: `file.py:Name`, for the message.
+        dtype, device, given: the choices that `load` was given.
+
+    Raises:
+        DapError: the object is no backbone, or `load` was given a choice that the backbone does not follow.
+    """
+    if not isinstance(made, Backbone):
+        raise DapError(f"{path!r} is not a backbone but a {type(made).__name__}; subclass dap.Backbone.")
+    # A resolved recipe repeats the prompts of the card; that is not a choice of the user.
+    refused = [name for name, value in given.items() if value not in (None, getattr(made.card, name, None))]
+    if dtype != "float32":
+        refused.append("dtype")
+    where = device_of(device)
+    if device != "auto" and (where.type != made.device.type or where.index not in (None, made.device.index)):
+        refused.append(f"device (it is on {made.device})")
+    if refused:
+        raise DapError(f"{path} is made without arguments and chooses this itself: leave out {', '.join(refused)}.")
+    return made
+
+
+def device_of(name: str) -> torch.device:
+    """The device behind "auto", "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        DapError: this machine has no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise DapError(f"There is no device {name!r}; use auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DapError(f"Device {name!r} was asked for but this machine has no such CUDA device; use --device cpu.")
+    return device
+
+
+def from_pipeline(
+    pipe: Any,
+    *,
+    path: str | None = None,
+    name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    **prompts: str,
+) -> Backbone:
+    """A backbone around the modules of a diffusers pipeline. The modules are shared and not copied.
+
+    Args:
+        pipe: a `DiTPipeline`, `StableDiffusionPipeline` or `StableDiffusion3Pipeline`.
+        path: its folder, in which `classes.json` and `card.yaml` are looked for. Default: where it was loaded from.
+        name: how manifests and reports call the weights, and the key into cards.yaml. Default: the hub id or folder that the
+            pipeline was loaded from.
+        class_names: the names of a label-conditioned backbone's classes, in label order. Default: those of classes.json, else
+            of model_index.json, else numbers.
+        prompts: `template` and `negative_prompt` in place of the card's.
+
+    Raises:
+        DapError: the pipeline is of a kind without a backbone, its schedule is not supported, or it takes no prompts.
+    """
+    kind = next((of.__name__ for of in type(pipe).__mro__ if of.__name__ in KINDS), None)
+    if kind is None:
+        *first, last = KINDS
+        raise DapError(
+            f"A {type(pipe).__name__} has no backbone yet; {', '.join(first)} and {last} have. "
+            "Your own is a subclass of dap.Backbone, given as file.py:Name."
+        )
+    known: str | None = path or getattr(pipe, "name_or_path", None)
+    folder = Path(known) if known and Path(known).is_dir() else None
+    name = name or (folder.name if folder else known or type(pipe).__name__)
+    return KINDS[kind].from_pipeline(pipe, Found(name, folder, class_names, prompts))
+
+
+def source_of(path: str) -> str:
+    """The folder or hub id behind "starter", "starter-unet", a folder or a hub id.
+
+    Raises:
+        DapError: the path is none of these.
+    """
+    from dap.starter import PIPELINE, UNET_PIPELINE
+
+    embedded = {"starter": PIPELINE, "starter-unet": UNET_PIPELINE}
+    if path in embedded:
+        return str(embedded[path])
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise DapError(f"{folder} has no model_index.json, so it is not a diffusers pipeline folder.")
+        return str(folder)
+    if folder.is_file():
+        raise DapError(
+            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one."
+        )
+    if path.count("/") != 1 or path.startswith((".", "~", "/")):
+        raise DapError(
+            f"There is no backbone at {path!r}: no such folder. Use 'starter', 'starter-unet', a folder, or a hub id owner/name."
+        )
+    return path

@@ -1,0 +1,126 @@
+"""A resolved recipe: what a recipe becomes once every open choice is made.
+
+A `Recipe` says what a user asked for and may leave choices open, such as the guidance scale that suits the backbone. A method
+must not meet an open choice. So `Recipe.resolved` makes all of them and returns a `Resolved`, in whose fields a value is
+always there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from dap.base.errors import DapError
+from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling, SolverName
+
+T = TypeVar("T")
+
+# The models below take away the defaults of a recipe's sections, for a resolved recipe leaves nothing to a default. The type
+# checker doubts that such a field may follow those that keep theirs; pydantic takes fields by name, so their order is free.
+
+
+class ResolvedData(Data, frozen=True):
+    """The real images, with their size."""
+
+    size: int  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class ResolvedSampling(Sampling, frozen=True):
+    """The reverse process in full. `eta` is a number for the solver ddim and None for the others, which have none."""
+
+    solver: SolverName  # pyright: ignore[reportGeneralTypeIssues]
+    cfg: float  # pyright: ignore[reportGeneralTypeIssues]
+    cfg_channels: int | Literal["all"]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class ResolvedGuidance(GuidanceOptions, frozen=True):
+    """The guidance of DAP in full."""
+
+    layer: str  # pyright: ignore[reportGeneralTypeIssues]
+    scale: float  # pyright: ignore[reportGeneralTypeIssues]
+    unit: Literal["paper", "step"]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class Run(Closed, frozen=True):
+    """How a backbone is sampled: the part of a resolved recipe that only methods with a backbone have.
+
+    Attributes:
+        backbone: the weights and their prompts.
+        sampling: the reverse process.
+        guidance: DAP's; None for a method without it.
+    """
+
+    backbone: BackboneChoice
+    sampling: ResolvedSampling
+    guidance: ResolvedGuidance | None
+
+
+class Resolved(Closed, frozen=True):
+    """A distilled set in full, with nothing open.
+
+    Attributes:
+        method: its name, or file.py:Name.
+        ipc: images per class.
+        seed: of the run.
+        block: slots of a class that are sampled together.
+        options: the method's own options, every one of them.
+        classifier: the name of the classifier; None for a method that needs none.
+        captions: the file of captions; None for a method that needs none.
+        data: the real images.
+        run: how the backbone is sampled; None for a method that needs no backbone.
+        own: the user's own guidance; None where there is none.
+    """
+
+    method: str
+    ipc: int
+    seed: int
+    block: int
+    options: dict[str, Any]
+    classifier: str | None
+    captions: str | None
+    data: ResolvedData
+    run: Run | None
+    own: OwnGuidance | None = None
+
+    @property
+    def backbone(self) -> BackboneChoice:
+        """The choice of weights. Raises `DapError` where the method does not name "backbone" in its `needs`."""
+        return promised(self.run, self.method, "recipe.backbone", 'its `needs` must name "backbone"').backbone
+
+    @property
+    def sampling(self) -> ResolvedSampling:
+        """The reverse process. Raises `DapError` where the method does not name "backbone" in its `needs`."""
+        return promised(self.run, self.method, "recipe.sampling", 'its `needs` must name "backbone"').sampling
+
+    @property
+    def guidance(self) -> ResolvedGuidance:
+        """DAP's guidance. Raises `DapError` where the method has no `guidance` defaults, not even an empty mapping."""
+        found = self.run.guidance if self.run else None
+        return promised(found, self.method, "recipe.guidance", "its `guidance` must be a mapping, such as {}")
+
+    def values(self) -> dict[str, Any]:
+        """The recipe as its set keeps it in recipe.json: without the sections that the method has no use for.
+
+        The values are a recipe again, and it resolves to the same.
+        """
+        said = self.model_dump(mode="json", exclude={"run", "own"})
+        run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
+        unused = [name for name in ("options", "classifier", "captions") if not said[name]]
+        own = {"own_guidance": self.own.model_dump(mode="json")} if self.own else {}
+        return {**{name: value for name, value in said.items() if name not in unused}, **run, **own}
+
+
+def promised(value: T | None, method: str, what: str, how: str) -> T:
+    """The value itself, which a method is promised to find where it has asked for it.
+
+    Args:
+        value: None where the method has not asked.
+        method: its name, for the message.
+        what: the name of the value, for the message.
+        how: how a method asks for it, for the message.
+
+    Raises:
+        DapError: the method uses what it has not asked for.
+    """
+    if value is None:
+        raise DapError(f"Method {method!r} uses {what}, so {how}.")
+    return value

@@ -1,0 +1,105 @@
+"""Grids from Python: what is told and given back, what workers are handed, and what is let go before they start."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+
+from dap import backbones
+from dap.base.errors import DapError
+from dap.base.watch import Watcher
+from dap.verbs import cells
+from dap.verbs.compare import compare, comparison, sweep, work_on
+from dap.verbs.options import Judging, Machine
+from dap.verbs.report import Unfinished
+
+FAST = Judging(networks=("convnet1",), epochs=1, changes={"size": 16, "width": 4})
+
+
+class Told(Watcher):
+    def __init__(self):
+        self.counts, self.trials = [], []
+
+    def cells(self, done, total):
+        self.counts.append((done, total))
+
+    def trial(self, name, trial):
+        self.trials.append((name, trial.network))
+
+
+@pytest.fixture
+def base(colours, pipeline_folder):
+    return {
+        "data": {"path": str(colours)},
+        "backbone": {"path": str(pipeline_folder)},
+        "sampling": {"steps": 3},
+        "guidance": {"reals": 2},
+    }
+
+
+def test_a_sweep_gives_back_its_sets_table_and_page(base, tmp_path):
+    told = Told()
+    options = {"judging": FAST, "machine": Machine(device="cpu"), "watcher": told}
+    found = sweep({**base, "ipc": 1}, {"guidance.scale": [0.0, 0.1]}, 1, tmp_path, **options)
+    names = ["scale=0.0/seed0", "scale=0.1/seed0"]
+    assert found.sets == tuple(tmp_path / name for name in names)
+    assert told.counts == [(0, 2), (1, 2), (2, 2)] and told.trials == [(name, "convnet1") for name in names]
+    assert found.page == tmp_path / "report.html" and found.page.is_file()
+    (trial,) = found.trials[tmp_path / names[0]]
+    assert f"{100 * trial.accuracy:.1f}" in found.table.markdown() and "<table" in found._repr_html_()
+    assert sweep({**base, "ipc": 1}, {"guidance.scale": [0.0, 0.1]}, 1, tmp_path, **options).trials == found.trials
+
+
+def test_a_failing_cell_is_an_error_that_has_the_others(base, tmp_path, monkeypatch):
+    from dap.methods.selection.random import Random
+
+    def prepare(self, task):
+        def make(unit):
+            raise DapError("no more images.")
+
+        return make
+
+    monkeypatch.setattr(Random, "prepare", prepare)
+    with pytest.raises(Unfinished, match="1 of 2 failed, the others are done. method=random_ipc=1/seed0") as error:
+        compare(base, ["random", "vanilla"], [1], 1, tmp_path, judging=FAST)
+    assert error.value.results is not None
+    assert [path.parent.name for path in error.value.results.sets if (path / "trials.jsonl").exists()] == [
+        "method=vanilla_ipc=1"
+    ]
+    with pytest.raises(Unfinished, match="no more images") as error:
+        compare(base, ["random"], [1], 1, tmp_path / "alone", judging=FAST)
+
+
+def test_workers_are_handed_the_grid_and_no_backbone_stays_with_their_parent(base, tmp_path, monkeypatch):
+    """In place of processes the grid is worked on here, from the file that they would read."""
+    told, loaded, load = Told(), [], backbones.load
+
+    def remembered(*args, **options):
+        made = load(*args, **options)
+        loaded.append(weakref.ref(made))
+        return made
+
+    def in_this_process(arguments, workers, spread=True, meanwhile=lambda: None):
+        assert loaded and not any(one() for one in loaded), "the parent keeps a backbone"
+        assert arguments[0] == "worker" and workers == 2
+        meanwhile()
+        work_on(cells.Path(arguments[1]))
+        meanwhile()
+
+    monkeypatch.setattr(backbones, "load", remembered)
+    monkeypatch.setattr(cells, "run_workers", in_this_process)
+    shared = {"judging": FAST, "machine": Machine(device="cpu", cache=tmp_path / "cache"), "subsample": (1,)}
+    found = compare(base, ["vanilla", "dap"], [2], 1, tmp_path / "out", watcher=told, workers=2, **shared)
+    assert told.counts[0] == (0, 2) and told.counts[-1] == (2, 2) and not told.trials
+    assert len(found.sets) == 4 and all(len(trials) == 1 for trials in found.trials.values())
+    assert not list((tmp_path / "out" / ".claims").glob("run-*"))
+
+
+def test_a_grid_is_the_same_after_it_was_written_down(base, tmp_path):
+    made = tuple(comparison({**base, "classifier": "x"}, ["random", "dap", "herding"], [1, 2], 2))
+    judging = Judging(networks=("convnet1", "convnet2"), changes={"mean": [0.5]}, labels=tmp_path, trials=2)
+    one = cells.Grid(made, tmp_path, judging, Machine(cache=tmp_path), (1,), "dap compare")
+    again = cells.Grid.load(cells.json.loads(cells.json.dumps(one.dump(), default=str)))
+    assert again == one
+    assert [recipe.model_fields_set for _, recipe in again.cells] == [recipe.model_fields_set for _, recipe in made]
