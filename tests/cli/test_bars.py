@@ -85,7 +85,9 @@ def drawn(code: str, **settings: str) -> str:
     mine, theirs = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     environment = {**kept, "TERM": "xterm-256color", "COLUMNS": "80", **settings}
-    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, stdout=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=theirs, stdout=subprocess.PIPE, env=environment
+    ) as process:
         os.close(theirs)
         told = b""
         while True:

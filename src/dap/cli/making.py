@@ -29,7 +29,7 @@ from dap.cli.flags import (
     output_of,
     watcher_of,
 )
-from dap.cli.recipe import CommonFlags, Ipcs, RecipeFlags, flag_of, recipe_fields, recipe_values, varied
+from dap.cli.recipe import CommonFlags, Ipcs, RecipeFlags, recipe_fields, recipe_values, varied
 from dap.cli.results import shown
 from dap.verbs.options import Judging
 
@@ -260,9 +260,11 @@ def _check_wanted(methods: Sequence[str], flags: dict[str, Any]) -> None:
         ("classifier", ["classifier" in method.needs for method in made.values()]),
         ("captions", ["captions" in method.needs for method in made.values()]),
     ):
-        fields = [name for name, _ in recipe_fields() if name.partition(".")[0] == section and name in flags]
-        if fields and not any(wanted):
+        given = [
+            flag for name, (flag, _) in recipe_fields().items() if name.partition(".")[0] == section and name in flags
+        ]
+        if given and not any(wanted):
             raise DapError(
-                f"Of {', '.join(methods)} none takes --{flag_of(fields[0])}; a method's own options are given as --option "
+                f"Of {', '.join(methods)} none takes --{given[0]}; a method's own options are given as --option "
                 "METHOD.NAME=VALUE."
             )

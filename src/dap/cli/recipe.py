@@ -11,12 +11,7 @@ from cyclopts import Group, Parameter
 from dap.base.errors import DapError
 from dap.cli.flags import Numbers, assignments, parameters
 from dap.methods import SUMMARIES
-from dap.recipe import BackboneChoice, Data, GuidanceOptions, Recipe, Sampling
-
-SPELLED = {"data.path": "data", "backbone.path": "backbone", "guidance.seed": "reals-seed"}
-"""Fields of a recipe whose flag is not simply their name."""
-
-SECTIONS = {"data": Data, "backbone": BackboneChoice, "sampling": Sampling, "guidance": GuidanceOptions}
+from dap.recipe import Recipe, keywords
 
 GROUPS = {
     "": Group("Recipe", sort_key=10),
@@ -24,21 +19,16 @@ GROUPS = {
     "backbone": Group("Recipe: backbone", sort_key=12),
     "sampling": Group("Recipe: sampling", sort_key=13),
     "guidance": Group("Recipe: guidance", sort_key=14),
+    "own_guidance": Group("Recipe: a guidance of your own", sort_key=15),
 }
 
 
-def recipe_fields() -> list[tuple[str, Any]]:
-    """Every field of a recipe as (dotted name, pydantic field)."""
-    top = [(name, f) for name, f in Recipe.model_fields.items() if name not in SECTIONS]
-    return top + [(f"{section}.{name}", f) for section, m in SECTIONS.items() for name, f in m.model_fields.items()]
+def recipe_fields() -> dict[str, tuple[str, Any]]:
+    """Every field of a recipe by its dotted name: its flag without the dashes, and the pydantic field."""
+    return {name: (keyword.replace("_", "-"), field) for keyword, (name, field) in keywords().items()}
 
 
-def flag_of(field: str) -> str:
-    """The flag of a field of a recipe, without its dashes."""
-    return SPELLED.get(field, field.split(".")[-1]).replace("_", "-")
-
-
-def annotation(name: str, field: Any) -> Any:
+def annotation(name: str, flag: str, field: Any) -> Any:
     """The type of the flag of a field.
 
     A flag is kept as the text that was typed, because a recipe file may stand under it: the whole recipe is checked once,
@@ -50,7 +40,7 @@ def annotation(name: str, field: Any) -> Any:
     says = field.description or ""
     if field.default is not None and field.default != "":
         says += f" Default: {field.default}."
-    about: dict[str, Any] = {"name": f"--{flag_of(name)}", "group": GROUPS[name.rpartition(".")[0]]}
+    about: dict[str, Any] = {"name": f"--{flag}", "group": GROUPS[name.rpartition(".")[0]]}
     if name == "options":
         says = "An option of the method's own, as YAML; dap methods NAME lists them. May be repeated."
         return Annotated[list[str], Parameter(name="--option", help=says, metavar="NAME=VALUE", group=about["group"])]
@@ -70,7 +60,9 @@ def annotation(name: str, field: Any) -> Any:
 
 def recipe_flags(title: str, without: Collection[str] = ()) -> Any:
     """A flag for every field of a recipe but some: dotted name -> the text that was given."""
-    return parameters(title, {name: annotation(name, field) for name, field in recipe_fields() if name not in without})
+    return parameters(
+        title, {name: annotation(name, *about) for name, about in recipe_fields().items() if name not in without}
+    )
 
 
 if TYPE_CHECKING:
@@ -116,7 +108,7 @@ def varied(items: Sequence[str]) -> dict[str, list[str]]:
     """
     from dap.base.registry import suggest
 
-    fields = {flag_of(name): name for name, _ in recipe_fields()}
+    fields = {flag: name for name, (flag, _) in recipe_fields().items()}
     found = {}
     for item in items:
         flag, _, values = item.partition("=")

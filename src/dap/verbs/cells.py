@@ -161,7 +161,7 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
         count()
         spread = cells.machine.device in ("auto", "cuda")
         try:
-            run_workers(["worker", str(job)], workers, spread=spread, meanwhile=count)
+            run_workers(["worker", str(job)], workers, spread=spread, meanwhile=count, tell=watcher.note)
         except DapError as error:
             raise CellsFailed(str(error)) from error
         count()
