@@ -54,6 +54,7 @@ def build_app() -> App:
             f"dap.cli.{verb.home}",
             name=name,
             help=verb.says,
+            usage=f"Usage: dap {name} {verb.usage}",
             group=verb.group,
             sort_key=place,
             show=bool(verb.says),
@@ -82,8 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["--debug"] and len(words) > 1:  # the older place of the flag, before the verb
         words[:2] = [words[1], "--debug"]
     app = build_app()
+    if not words or words[0] in ("--help", "-h") or (words[0] in VERBS and {"--help", "-h"} & set(words)):
+        app.help_print(words[:1] if words and words[0] in VERBS else [])
+        return DONE
     try:
-        command, bound, _ = app.parse_args(words or ["--help"], print_error=False, exit_on_error=False)
+        command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         _unreadable(words, error)
     import logging

@@ -21,12 +21,14 @@ class Verb(NamedTuple):
     Attributes:
         home: the module below `dap.cli` and the function in it.
         says: what the verb does, a sentence without its full stop; empty for a verb that is not for people.
+        usage: what follows the verb on a command line.
         group: the heading that it stands under in `dap --help`.
         examples: command lines that run as they stand where their files are there.
     """
 
     home: str
     says: str
+    usage: str = ""
     group: Group = LOOK
     examples: tuple[str, ...] = ()
 
@@ -35,12 +37,14 @@ VERBS = {
     "demo": Verb(
         "making:demo",
         "Run the main job on the embedded starter: four methods, their accuracy and a report.",
+        "[FLAGS]",
         MAKE,
         ("dap demo", "dap demo --backbone unet --sets 3 --out runs/unet"),
     ),
     "distill": Verb(
         "making:distill",
         "Make a distilled set, or go on with an interrupted one.",
+        "[RECIPE] --out DIR [FLAGS]",
         MAKE,
         (
             "dap distill --method random --ipc 1 --out runs/random",
@@ -50,6 +54,7 @@ VERBS = {
     "compare": Verb(
         "making:compare",
         "Make sets by several methods, train several networks on them, and write one table and report.",
+        "[RECIPE] --out DIR [FLAGS]",
         MAKE,
         (
             "dap compare --methods random,dm,dap --ipc 1,10 --out runs/compare",
@@ -59,6 +64,7 @@ VERBS = {
     "sweep": Verb(
         "making:sweep",
         "Make and judge sets for every combination of values of some recipe flags, and report on them.",
+        "[RECIPE] --out DIR [FLAGS]",
         MAKE,
         (
             "dap sweep --vary scale=0,0.02,0.05 --sets 5 --out runs/scale",
@@ -68,6 +74,7 @@ VERBS = {
     "caption": Verb(
         "making:caption",
         "Write a caption for every real image, for methods that need captions; an interrupted run goes on.",
+        "--data DIR --out FILE [FLAGS]",
         MAKE,
         (
             "dap caption --data fashion-mnist --per-class 100 --out captions.jsonl",
@@ -77,6 +84,7 @@ VERBS = {
     "evaluate": Verb(
         "judging:evaluate",
         "Train networks on sets and test them on real images.",
+        "SET … [FLAGS]",
         JUDGE,
         (
             "dap evaluate runs/random --protocol small-hard --trials 3",
@@ -86,6 +94,7 @@ VERBS = {
     "train-teacher": Verb(
         "judging:train_teacher",
         "Train a classifier on all real images, for soft labels and as a ceiling.",
+        "--data DIR --out FILE [FLAGS]",
         JUDGE,
         (
             "dap train-teacher --data fashion-mnist --out teacher.safetensors",
@@ -95,6 +104,7 @@ VERBS = {
     "classify": Verb(
         "judging:classify",
         "Let the backbone itself say which class the images of sets show, and real test images.",
+        "SET … [FLAGS]",
         JUDGE,
         (
             "dap classify runs/random --backbone starter --reals 5",
@@ -104,6 +114,7 @@ VERBS = {
     "report": Verb(
         "judging:report",
         "Write one HTML page on evaluated sets, with its tables as Markdown and CSV beside it.",
+        "SET … --out PATH [FLAGS]",
         JUDGE,
         (
             "dap report runs --out report",
@@ -113,6 +124,7 @@ VERBS = {
     "rank": Verb(
         "judging:rank",
         "Give DD-Ranking's scores of evaluated sets: how much is the images, how much labels and augmentation.",
+        "SET … [FLAGS]",
         JUDGE,
         (
             "dap rank runs --hard small-hard --network convnet3",
@@ -122,6 +134,7 @@ VERBS = {
     "import": Verb(
         "exchange:import_",
         "Make a distilled set of images that others made, in any layout of the field.",
+        "SOURCE --out DIR [FLAGS]",
         EXCHANGE,
         (
             "dap import minimax/woof --classes imagewoof --ipc 10 --out runs/theirs",
@@ -131,6 +144,7 @@ VERBS = {
     "export": Verb(
         "exchange:export",
         "Write a distilled set in a layout that other tools read.",
+        "SET --out DIR [FLAGS]",
         EXCHANGE,
         (
             "dap export runs/random --layout parquet --out hub/mine",
@@ -140,6 +154,7 @@ VERBS = {
     "convert": Verb(
         "exchange:convert",
         "Write weights that people have as a diffusers folder of safetensors.",
+        "SOURCE --out DIR [FLAGS]",
         EXCHANGE,
         (
             "dap convert facebook/DiT-XL-2-256 --out weights/dit",
@@ -149,21 +164,24 @@ VERBS = {
     "methods": Verb(
         "looking:methods",
         "List the methods: what each one needs; or tell of one method what it does, costs and can be told.",
+        "[NAME] [FLAGS]",
         LOOK,
         ("dap methods", "dap methods mgd3"),
     ),
     "verify": Verb(
         "looking:verify",
         "Decode and hash every image of a set, and say what is missing or damaged.",
+        "SET [FLAGS]",
         LOOK,
         ("dap verify runs/random", "dap verify runs/random --json"),
     ),
     "check": Verb(
         "looking:check",
         "Try a backbone, kernel, guidance or method, and say in words what is wrong with it.",
+        "NAME [FLAGS]",
         LOOK,
         ("dap check rbf", "dap check my_method.py:Mine --device cpu"),
     ),
-    "worker": Verb("making:worker", "", MAKE),
+    "worker": Verb("making:worker", "", "FILE"),
 }
 """Every verb by its name. `dap worker` is what the processes of `--workers` run."""
