@@ -7,6 +7,10 @@ Accuracies are of the last epoch: mean and sample standard deviation over sets, 
 differences to vanilla of the same backbone with their 95 % intervals, all as `dap compare` has them
 (`dap.evaluation.report.spread`).
 Of a set that was drawn from a larger one, `ipc` is its own and `drawn_from` that of the larger one.
+
+`set_seconds` is `seconds` of the set's `cost.json`: the seconds that this set took itself. What sets share and an earlier set had
+made already, such as a trained network or clusters, is not in it. Reports (`dap.evaluation.report.summary.full_seconds`) count
+such shared work in full for each set, so their "s per set" is larger for methods that share something.
 """
 
 from __future__ import annotations

@@ -19,12 +19,19 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.data.sets.export import export as export
     from dap.data.sets.imports import import_set as import_set
     from dap.evaluation.report.page import write_report as write_report
-    from dap.evaluation.training.evaluate import evaluate as evaluate
     from dap.evaluation.training.protocol import load_protocol as load_protocol
     from dap.pipelines import DAPDiTPipeline as DAPDiTPipeline
     from dap.pipelines import DAPStableDiffusionPipeline as DAPStableDiffusionPipeline
     from dap.recipe import Recipe as Recipe
+    from dap.verbs.classify import classify as classify
+    from dap.verbs.compare import compare as compare
+    from dap.verbs.compare import sweep as sweep
     from dap.verbs.distill import distill as distill
+    from dap.verbs.evaluate import evaluate as evaluate
+    from dap.verbs.options import Judging as Judging
+    from dap.verbs.options import Machine as Machine
+    from dap.verbs.report import report as report
+    from dap.verbs.train_teacher import train_teacher as train_teacher
     from dap.workshop import Workshop as Workshop
 
 __version__ = "0.1.0"
@@ -35,15 +42,22 @@ _HOMES = {
     "DAPStableDiffusionPipeline": "dap.pipelines",
     "DapError": "dap.base.errors",
     "DistilledSet": "dap.data.sets.distilled",
+    "Judging": "dap.verbs.options",
+    "Machine": "dap.verbs.options",
     "Recipe": "dap.recipe",
     "Workshop": "dap.workshop",
+    "classify": "dap.verbs.classify",
+    "compare": "dap.verbs.compare",
     "distill": "dap.verbs.distill",
-    "evaluate": "dap.evaluation.training.evaluate",
+    "evaluate": "dap.verbs.evaluate",
     "export": "dap.data.sets.export",
     "import_set": "dap.data.sets.imports",
     "load_backbone": "dap.backbones:load",
     "load_protocol": "dap.evaluation.training.protocol",
     "open_source": "dap.data.real.sources",
+    "report": "dap.verbs.report",
+    "sweep": "dap.verbs.compare",
+    "train_teacher": "dap.verbs.train_teacher",
     "write_report": "dap.evaluation.report.page",
 }
 """Where each public name lives: a module, or module:name where the name is another one there."""
@@ -54,8 +68,12 @@ __all__ = [
     "DAPStableDiffusionPipeline",
     "DapError",
     "DistilledSet",
+    "Judging",
+    "Machine",
     "Recipe",
     "Workshop",
+    "classify",
+    "compare",
     "distill",
     "evaluate",
     "export",
@@ -63,6 +81,9 @@ __all__ = [
     "load_backbone",
     "load_protocol",
     "open_source",
+    "report",
+    "sweep",
+    "train_teacher",
     "write_report",
 ]
 

@@ -4,9 +4,9 @@ A positive semi-definite kernel K induces (DAP, Section 3)
 
     D_K(x, y) = \sqrt{K(x, x) + K(y, y) - 2 K(x, y)},
 
-a metric on the image of its feature map (Theorem 3.1). Every kernel is a callable `k(x, y) -> (n, m)` with `diag(x)`;
-kernels compose with `+` and `*` and scale with a positive number. `squared_distance` is where the numerics live: the
-textbook expansion above loses all digits when x is close to y, so every built-in kernel has a form without cancellation.
+a metric on the image of its feature map (Theorem 3.1). Every kernel is a callable `k(x, y) -> (n, m)` with a method `diag(x)`.
+Kernels are combined with `+` and `*` and scaled with a positive number. The expansion above loses all digits when x is close to
+y. So every built-in kernel has its own `squared_distance`, in a form that does not subtract large numbers.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from dap.base.errors import DapError
 from dap.base.registry import resolve
 
 EPSILON = 1e-12
-"""Under the root of `Kernel.distance`: keeps its gradient finite at x = y."""
+"""Is added under the root of `Kernel.distance`, so that its gradient is finite at x = y."""
 
 
 def euclidean(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """‖x_i − y_j‖ as the norm of a difference, whose gradient at 0 is 0."""
+    """‖x_i − y_j‖, computed as the norm of a difference. Its gradient at x_i = y_j is 0."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 class Kernel(ABC):
-    """A positive semi-definite function of two vectors. A subclass needs `__call__` and `diag`."""
+    """A positive semi-definite function of two vectors. A subclass must have `__call__` and `diag`."""
 
     @abstractmethod
     def __call__(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -44,16 +44,16 @@ class Kernel(ABC):
         """The diagonal K(x_i, x_i) without the matrix."""
 
     def squared_distance(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-        """D_K². The default expands in float64; override it where a form without cancellation is known."""
+        """D_K(x_i, y_j)². The default expands it in float64. Override it if a form is known that subtracts no large numbers."""
         x, y = x.double(), y.double()
         return (self.diag(x)[:, None] + self.diag(y)[None] - 2 * self(x, y)).clamp_min(0)
 
     def fit(self, features: Float[Tensor, "n d"]) -> Kernel:
-        """This kernel with its data-dependent parameters (a bandwidth left open) set from features. Default: itself."""
+        """This kernel with open parameters, such as a bandwidth, set from features. Default: the kernel itself."""
         return self
 
     def distance(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-        """D_K(x_i, y_j) in at least float32, differentiable everywhere, also at x_i = y_j."""
+        """D_K(x_i, y_j), in float32 or float64. It is differentiable everywhere, even at x_i = y_j."""
         x, y = (v if v.dtype == torch.float64 else v.float() for v in (x, y))
         return (self.squared_distance(x, y) + EPSILON).sqrt().to(x.dtype)
 
@@ -127,7 +127,7 @@ class Cosine(Kernel):
 
 @dataclass(frozen=True)
 class _Stationary(Kernel):
-    """K(x, y) = exp(−h(r)) with r = ‖x − y‖_p / bandwidth; an open bandwidth is the median distance (`fit`)."""
+    """K(x, y) = exp(−h(r)) with r = ‖x − y‖_p / bandwidth. If the bandwidth is open, `fit` sets it to the median distance."""
 
     bandwidth: float | None = None
 
@@ -168,7 +168,7 @@ class _Stationary(Kernel):
 
 @dataclass(frozen=True)
 class RBF(_Stationary):
-    """K(x, y) = exp(−‖x − y‖² / (2 bandwidth²)); an open bandwidth is the median heuristic."""
+    """K(x, y) = exp(−‖x − y‖² / (2 bandwidth²)); an open bandwidth is set by the median heuristic."""
 
     def exponent(self, r: Tensor) -> Tensor:
         return r.square() / 2
@@ -203,7 +203,7 @@ class RationalQuadratic(_Stationary):
 
 @dataclass(frozen=True)
 class Sum(Kernel):
-    """K = a + b; the squared distances add."""
+    """K = a + b. The squared distances are added too."""
 
     a: Kernel
     b: Kernel
@@ -246,7 +246,7 @@ class Product(Kernel):
 
 @dataclass(frozen=True)
 class Scaled(Kernel):
-    """K = factor · a with factor > 0; the distance scales with its root."""
+    """K = factor · a with factor > 0. The distance is multiplied by the root of the factor."""
 
     a: Kernel
     factor: float
@@ -269,10 +269,10 @@ class Scaled(Kernel):
 
 
 def _product_distance(da: Tensor, axx: Tensor, ayy: Tensor, db: Tensor, bxx: Tensor, byy: Tensor) -> Tensor:
-    """D² of a product from the factors' D² and diagonals.
+    """D² of a product of two kernels, from the D² and the diagonals of both.
 
-    With a(x,y) = (a(x,x) + a(y,y) − D_a²)/2, and b alike, the expansion of the product collects to
-    ½ [(a_xx − a_yy)(b_xx − b_yy) + (a_xx + a_yy) D_b² + (b_xx + b_yy) D_a² − D_a² D_b²]: small terms only.
+    Put a(x, y) = (a(x, x) + a(y, y) − D_a²)/2, and b in the same way, into the expansion of the product. It becomes
+    ½ [(a_xx − a_yy)(b_xx − b_yy) + (a_xx + a_yy) D_b² + (b_xx + b_yy) D_a² − D_a² D_b²], in which all terms are small.
     """
     asum, adiff = axx[:, None] + ayy[None], axx[:, None] - ayy[None]
     bsum, bdiff = bxx[:, None] + byy[None], bxx[:, None] - byy[None]
@@ -293,7 +293,7 @@ def parse(text: str) -> Kernel:
     """A kernel from its name or an expression, e.g. `linear`, `rbf(bandwidth=3)`, `linear + 0.5 * rbf`, `file.py:Mine`.
 
     Raises:
-        DapError: an unknown kernel or parameter, or an expression with anything else in it.
+        DapError: a kernel or parameter is unknown, or the expression holds anything else.
     """
     if text in KERNELS or ":" in text:
         return _make(text, {})

@@ -1,13 +1,13 @@
-"""DAP for people who live in diffusers: pipelines whose call takes real images.
+"""DAP for people who work with diffusers: pipelines whose call takes real images.
 
-`from_pretrained`, `from_pipe`, `.to` and `save_pretrained` are those of the diffusers pipeline each one is. A call puts the
-modules into evaluation mode and freezes their parameters, also for a pipeline that shares them.
+`from_pretrained`, `from_pipe`, `.to` and `save_pretrained` are inherited from diffusers. A call puts the modules into evaluation
+mode and freezes their parameters, and this also holds for another pipeline that shares the modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DiTPipeline, StableDiffusionPipeline
@@ -29,18 +29,14 @@ Unit = Literal["paper", "step"]
 Output = Literal["pil", "pt", "latent"]
 
 
-class DAPDiTPipeline(DiTPipeline):
-    """`DiTPipeline` with representativeness guidance.
-
-    Unlike the stock pipeline it samples with respaced ancestral DDPM steps and the learned variance, whatever scheduler
-    is set, and knows the null label of a fine-tuned DiT with another number of classes.
-    """
+class GuidedPipeline:
+    """The call that both pipelines share. It samples guided by real images, on the modules of the diffusers pipeline."""
 
     @torch.no_grad()
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __call__(
         self,
-        class_labels: Sequence[int | str],
-        real_images: Mapping[int | str, Images] | None = None,
+        classes: Sequence[int | str],
+        real_images: Mapping[Any, Images] | None = None,
         *,
         scale: float | None = None,
         unit: Unit | None = None,
@@ -48,109 +44,90 @@ class DAPDiTPipeline(DiTPipeline):
         kernel: str = "linear",
         repulsion: float = 0.0,
         options: BankOptions | None = None,
+        template: str | None = None,
+        negative_prompt: str | None = None,
         guidance_scale: float | None = None,
         num_inference_steps: int = 50,
         solver: SolverName | None = None,
         seeds: Sequence[int] | None = None,
         output_type: Output = "pil",
     ) -> ImagePipelineOutput:
-        """Sample one image for each label.
+        """Sample one image for each entry of `classes`. Equal entries are the slots of one class.
 
         Args:
-            class_labels: labels or class names of the backbone.
-            real_images: for each label or name that occurs, real images of it: PIL images, or a tensor (n, 3, h, w) in
-                [0, 1] at the backbone's size. None: vanilla sampling.
-            scale: γ; default: the backbone card's, and then in the card's unit.
-            unit: see `guidance.Descend`.
-            layer: where features are tapped; default: the card's.
-            kernel: see `kernels.parse`.
-            repulsion: see `guidance.Representative`.
-            options: everything else about the real features; all the images given are used as the N reals.
-            guidance_scale: of classifier-free guidance; default: the card's.
-            num_inference_steps: reverse steps.
-            solver: see `dap.solvers`; default: ancestral.
-            seeds: one an image; default 0, 1, …
-            output_type: "pil", "pt" (tensor in [0, 1]) or "latent".
+            classes: for a DiT its labels or class names; for Stable Diffusion names of classes, or ImageNet's WordNet ids.
+            real_images: for each class that occurs, real images of it: PIL images, or a tensor (n, 3, h, w) in [0, 1] at the
+                backbone's size. None: vanilla sampling.
+            scale: γ ≥ 0. Default: the card's, in the card's unit.
+            unit: "paper" or "step", see `dap.guidance.Descend`.
+            layer: where features are tapped: of a DiT a block's number; of Stable Diffusion "down.0" …, "mid", "up.0" ….
+                Default: the card's.
+            kernel: see `dap.kernels.parse`.
+            repulsion: λ ≥ 0, see `dap.guidance.Representative`.
+            options: all other choices about the real features. All images given are used as the N real images.
+            template: prompt of Stable Diffusion with {} for the class name. Default: the card's, "a photo of a {}". "{}" takes
+                the names as whole prompts.
+            negative_prompt: the text that Stable Diffusion's unconditional half is given. Default: the card's, an empty one.
+            guidance_scale: of classifier-free guidance. Default: the card's.
+            num_inference_steps: the number of reverse steps.
+            solver: see `dap.solvers`. Default: ancestral sampling.
+            seeds: one for each image. Default: 0, 1, ….
+            output_type: "pil", "pt" (a tensor (B, 3, h, w) in [0, 1]) or "latent" (B, C, h', w').
 
         Raises:
-            DapError: unknown labels, no real images for a label, an unknown layer or kernel.
+            DapError: a class is unknown or has no real images; the layer or the kernel is unknown; a template has no {}, or is
+                given for a DiT, which takes labels.
         """
-        backbone = from_pipeline(self)
-
-        def name(label: int | str) -> str:
-            if isinstance(label, str):
-                return label
-            if not 0 <= label < len(backbone.class_names):
-                raise DapError(f"Label {label} is not among the backbone's {len(backbone.class_names)} labels.")
-            return backbone.class_names[label]
-
-        batch = _batch([name(label) for label in class_labels], seeds)
-        given = None if real_images is None else {name(label): images for label, images in real_images.items()}
+        prompts = {"template": template, "negative_prompt": negative_prompt}
+        backbone = from_pipeline(self, **{key: text for key, text in prompts.items() if text is not None})
+        batch = _batch([_name(backbone, one) for one in _listed(classes)], seeds)
+        given = None if real_images is None else {_name(backbone, one): some for one, some in real_images.items()}
         guidance = _guidance(backbone, batch, given, scale, unit, layer, kernel, repulsion, options)
-        return _sampled(self, backbone, guidance, batch, guidance_scale, num_inference_steps, solver, output_type)
+        card = backbone.card
+        model = ClassifierFree(backbone, card.cfg if guidance_scale is None else guidance_scale, card.cfg_channels)
+        made = latents(model, guidance, batch, steps=num_inference_steps, solver=solver)
+        if output_type != "latent":
+            made = backbone.decode(made)
+        if output_type == "pil":
+            arrays = made.cpu().permute(0, 2, 3, 1).numpy()
+            return ImagePipelineOutput(images=DiffusionPipeline.numpy_to_pil(arrays))
+        return ImagePipelineOutput(images=made)  # pyright: ignore[reportArgumentType]
 
 
-class DAPStableDiffusionPipeline(StableDiffusionPipeline):
-    """`StableDiffusionPipeline` with representativeness guidance: classes are prompts.
+class DAPDiTPipeline(GuidedPipeline, DiTPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """`DiTPipeline` with representativeness guidance; see `GuidedPipeline.__call__`.
+
+    Unlike the stock pipeline it samples with respaced ancestral DDPM steps and the learned variance, whatever scheduler is
+    set. It also knows the null label of a fine-tuned DiT that has another number of classes.
+    """
+
+
+class DAPStableDiffusionPipeline(GuidedPipeline, StableDiffusionPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """`StableDiffusionPipeline` with representativeness guidance, in which classes are prompts; see `GuidedPipeline.__call__`.
 
     Unlike the stock pipeline it samples with a solver of `dap.solvers`, whatever scheduler is set, with one seed an image.
     """
 
-    @torch.no_grad()
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        class_names: Sequence[str],
-        real_images: Mapping[str, Images] | None = None,
-        *,
-        template: str | None = None,
-        negative_prompt: str | None = None,
-        scale: float | None = None,
-        unit: Unit | None = None,
-        layer: str | None = None,
-        kernel: str = "linear",
-        repulsion: float = 0.0,
-        options: BankOptions | None = None,
-        guidance_scale: float | None = None,
-        num_inference_steps: int = 50,
-        solver: SolverName | None = None,
-        seeds: Sequence[int] | None = None,
-        output_type: Output = "pil",
-    ) -> ImagePipelineOutput:
-        """Sample one image for each class name.
 
-        Args:
-            class_names: names of classes, or ImageNet's WordNet ids; equal ones are slots of one class.
-            real_images: for each name that occurs, real images of it: PIL images, or a tensor (n, 3, h, w) in [0, 1] at
-                the backbone's size. None: vanilla sampling.
-            template: prompt with {} for the class name; default: the card's, "a photo of a {}". "{}" takes the names as
-                whole prompts.
-            negative_prompt: what the unconditional half is given; default: the card's, empty.
-            scale: γ; default: the card's, and then in the card's unit.
-            unit: see `guidance.Descend`.
-            layer: "down.0" …, "mid", "up.0" …; default: the card's, "mid".
-            kernel: see `kernels.parse`.
-            repulsion: see `guidance.Representative`.
-            options: everything else about the real features; all the images given are used as the N reals.
-            guidance_scale: of classifier-free guidance; default: the card's.
-            num_inference_steps: reverse steps.
-            solver: see `dap.solvers`; default: ancestral.
-            seeds: one an image; default 0, 1, …
-            output_type: "pil", "pt" (tensor in [0, 1]) or "latent".
+def _listed(classes: Sequence[int | str]) -> Sequence[int | str]:
+    if isinstance(classes, str):
+        raise DapError(f"Give a list of classes, one for each image, not the text {classes!r}.")
+    return classes
 
-        Raises:
-            DapError: no real images for a class, an unknown layer or kernel, a template without {}.
-        """
-        prompts = {"template": template, "negative_prompt": negative_prompt}
-        backbone = from_pipeline(self, **{key: text for key, text in prompts.items() if text is not None})
-        batch = _batch(class_names, seeds)
-        guidance = _guidance(backbone, batch, real_images, scale, unit, layer, kernel, repulsion, options)
-        return _sampled(self, backbone, guidance, batch, guidance_scale, num_inference_steps, solver, output_type)
+
+def _name(backbone: Backbone, one: int | str) -> str:
+    """The class name behind a label or a name."""
+    if isinstance(one, str):
+        return one
+    if not backbone.class_names:
+        raise DapError(f"{backbone.card.name} takes names of classes, not the label {one}.")
+    if not 0 <= one < len(backbone.class_names):
+        raise DapError(f"Label {one} is not among the backbone's {len(backbone.class_names)} labels.")
+    return backbone.class_names[one]
 
 
 def _batch(names: Sequence[str], seeds: Sequence[int] | None) -> Batch:
-    """Equal names are slots of one class."""
-    if isinstance(names, str):
-        raise DapError(f"Give a list of classes, one for each image, not the text {names!r}.")
+    """The batch of an image for each name. Equal names are slots of one class."""
     classes = tuple(dict.fromkeys(names))
     rows = [classes.index(name) for name in names]
     slots = [rows[:i].count(row) for i, row in enumerate(rows)]
@@ -185,28 +162,17 @@ def _guidance(
     return Descend(energy, card.scale if scale is None else scale, unit or card.unit)
 
 
-def _sampled(
-    pipe: DiffusionPipeline,
-    backbone: Backbone,
-    guidance: Guidance,
-    batch: Batch,
-    cfg: float | None,
-    steps: int,
-    solver: SolverName | None,
-    output_type: Output,
-) -> ImagePipelineOutput:
-    card = backbone.card
-    model = ClassifierFree(backbone, card.cfg if cfg is None else cfg, card.cfg_channels)
-    made = latents(model, guidance, batch, steps=steps, solver=solver)
-    if output_type != "latent":
-        made = backbone.decode(made)
-    if output_type == "pil":
-        return ImagePipelineOutput(images=pipe.numpy_to_pil(made.cpu().permute(0, 2, 3, 1).numpy()))
-    return ImagePipelineOutput(images=made)  # pyright: ignore[reportArgumentType]
-
-
 class InMemory:
-    """Real images that are already in memory, as the feature bank asks for them."""
+    """Real images that are in memory already, behind the interface that the feature bank asks for.
+
+    Args:
+        class_names: the classes, in label order.
+        images: for each name PIL images, or a tensor (n, 3, size, size) in [0, 1].
+        size: side in px.
+
+    Raises:
+        DapError: a class has no images, or they are of another size.
+    """
 
     def __init__(self, class_names: Sequence[str], images: Mapping[str, Images], size: int) -> None:
         self.class_names = tuple(class_names)
@@ -227,7 +193,7 @@ class InMemory:
         return len(self._images[label])
 
     def good(self, label: int, n: int, seed: int, least: int | None = None) -> list[int]:
-        del least  # nothing in memory is broken
+        del least  # images in memory cannot be broken
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(self.count(label), generator=generator)[:n].tolist()
 

@@ -1,7 +1,7 @@
 """A recipe: everything that decides the bytes of a distilled set, checked before any work starts.
 
-YAML in, JSON beside the images out. An unknown key is an error that lists the known ones. What does not decide the bytes
-(device, cache, progress) is no part of it.
+A recipe is read from YAML and written as JSON beside the images. An unknown key is an error that lists the known keys. The
+device, the cache and the progress decide no byte, so they are no part of a recipe.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
 class Recipe(Closed, frozen=True):
     """A distilled set as a user asks for it. `resolved` makes the choices that are left open."""
 
-    method: str = Field(default="dap", description="random, vanilla, dap, dap-slots, or file.py:Name.")
+    method: str = Field(
+        default="dap", description="A name that dap methods lists, or a method of your own as file.py:Name."
+    )
     ipc: int = Field(default=10, ge=1, description="Images per class.")
     seed: int = Field(
         default=0, ge=0, description="Run seed; an image's own is a hash of it, the class name and the slot."
@@ -252,7 +254,7 @@ class Recipe(Closed, frozen=True):
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong with the values of a model, in a sentence for each; an unknown key with the known ones."""
+    """One sentence for each wrong value of a model; for an unknown key the sentence lists the known ones."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])

@@ -1,4 +1,4 @@
-"""Recipe files: those that are shipped, by name, and the published values that a recipe is expected to reproduce."""
+"""Shipped recipe files by name, and the published values that a recipe is expected to reproduce."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Value(BaseModel):
     """One published accuracy of a network trained on the distilled set and tested on the real test images.
 
     Attributes:
-        network: as `evaluation.training.networks` calls it.
-        labels: what it was trained with: the set's own labels, or a teacher's.
+        network: its name in `evaluation.training.networks`.
+        labels: "hard" for the set's own labels, "soft" for those of a teacher.
         mean: accuracy in percent.
         std: standard deviation over trainings in points; None where none is published.
-        source: where it is published, and how it was read.
+        source: where the value is published, and how it was read there.
     """
 
     model_config = _CLOSED
@@ -41,7 +41,7 @@ class Expected(BaseModel):
 
     Attributes:
         values: one for each network and kind of labels.
-        note: what to know about them.
+        note: what a reader should know about the values.
     """
 
     model_config = _CLOSED
@@ -86,7 +86,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def expected(path: str | Path) -> Expected | None:
-    """What a recipe, by file or shipped name, is expected to reproduce; None for one that claims nothing.
+    """The values that a recipe, given as a file or by a shipped name, is expected to reproduce; None where it claims nothing.
 
     Raises:
         DapError: as `read`, or the section is wrong.

@@ -1,4 +1,4 @@
-"""Reverse-time solvers: one step from x_t to a lower noise level, given the prediction at t.
+"""Reverse-time solvers: each takes a step from x_t to a lower noise level, given the prediction at t.
 
 | name | what | noise | history |
 |---|---|---|---|
@@ -8,9 +8,9 @@
 | dpm++2m-sde | its stochastic form (diffusers) | yes | yes |
 | unipc | Zhao et al. 2023 (diffusers) | no | yes |
 
-A guidance pushes x_{t−1}. A multistep solver would forget that push, for its next step looks at predictions it kept, so
-there the push goes into eps instead: divided by `Solver.per_eps`, how far the solver's own first-order step moves
-x_{t−1} per unit of eps. For a solver without history both forms are the same step.
+A guidance pushes x_{t−1}. A multistep solver would forget this push, because its next step looks at earlier predictions. So its
+push goes into eps: it is divided by `Solver.per_eps`, by which the solver's first-order step moves x_{t−1} per unit of eps. For a
+solver without history both ways give the same step.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Generators = Sequence[torch.Generator]
 
 
 class Solver(ABC):
-    """A run of `len(timesteps)` steps; made anew for every batch.
+    """A run of `len(timesteps)` steps. Every batch needs a new solver, because a solver may have a history.
 
     Attributes:
-        timesteps: where the backbone is asked, falling.
-        levels: (alpha, sigma) at each of them and at the end, which is (1, 0).
+        timesteps: the times at which the backbone is asked, in falling order.
+        levels: (alpha, sigma) at each of these times, and (1, 0) for the end.
         multistep: whether a step looks at earlier predictions.
     """
 
@@ -53,30 +53,30 @@ class Solver(ABC):
 
     @abstractmethod
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
-        """x at the next level, (B, C, *spatial).
+        """Take a step: x at the next level, (B, C, *spatial).
 
         Args:
-            index: of the step, 0 … steps − 1, in order.
-            x: at `timesteps[index]`.
-            eps: predicted noise there.
-            x0: predicted x_0 there.
-            variance: raw learned-range variance, or None.
-            gens: one an image; a step draws from them only if it is stochastic.
+            index: of the step, 0 … steps − 1. Steps are taken in order.
+            x: x_t at `timesteps[index]`, (B, C, *spatial).
+            eps: the predicted noise there.
+            x0: the predicted x_0 there.
+            variance: the raw learned-range variance, or None.
+            gens: one generator for each image. A step draws from them only if it is stochastic.
         """
 
     @abstractmethod
     def per_eps(self, index: int) -> float:
-        """∂x_{t−1}/∂eps of the first-order step, at fixed x_t."""
+        """The derivative ∂x_{t−1}/∂eps of the first-order step at fixed x_t."""
 
     def std(self, index: int, variance: Tensor | None) -> Tensor | float:
-        """How widely x_{t−1} spreads around its mean: the square root of the variance of q(x_{t−1} | x_t, x_0).
+        """The standard deviation of x_{t−1} around its mean: that of q(x_{t−1} | x_t, x_0).
 
-        It is a property of the two noise levels, so a deterministic solver has it too: what an ancestral step between
-        them would draw. Ancestral steps with a learned variance have that instead, (B, C, *spatial).
+        It depends only on the two noise levels, so a deterministic solver has it too: an ancestral step between the two
+        levels would draw noise of this size. Ancestral steps with a learned variance have the learned one, (B, C, *spatial).
 
         Args:
             index: of the step.
-            variance: raw learned-range variance, or None.
+            variance: the raw learned-range variance, or None.
         """
         del variance
         return _spread(self.levels, index)
@@ -84,7 +84,7 @@ class Solver(ABC):
     def preview(
         self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators
     ) -> Tensor:
-        """What `step` would return, without taking it: neither history nor generators move."""
+        """What `step` would return. The step is not taken: neither the history nor a generator changes."""
         before = [generator.get_state() for generator in gens]
         try:
             return self._copy().step(index, x, eps, x0, variance, gens)
@@ -103,16 +103,16 @@ def _posterior(levels: Sequence[tuple[float, float]], index: int) -> float:
 
 
 def _spread(levels: Sequence[tuple[float, float]], index: int) -> float:
-    """The standard deviation of q(x_s | x_t, x_0), on either family of schedules."""
+    """The standard deviation of q(x_s | x_t, x_0), for both families of schedules."""
     (alpha, sigma), (after, left) = levels[index], levels[index + 1]
     return left / sigma * math.sqrt(max(0.0, sigma**2 - (alpha * left / after) ** 2))
 
 
 class Ancestral(Solver):
-    """Respaced ancestral sampling as the DiT lineage does it, on diffusers' `DDPMScheduler`.
+    """Respaced ancestral sampling as in the DiT lineage, by diffusers' `DDPMScheduler`.
 
-    Linear spacing of `steps` timesteps from T − 1 to 0, no clipping, and the learned-range variance of Nichol & Dhariwal
-    (2021) where the backbone predicts one.
+    `steps` timesteps are spaced evenly from T − 1 to 0, and nothing is clipped. The variance is the learned-range one of
+    Nichol & Dhariwal (2021) if the backbone predicts it.
     """
 
     def __init__(self, schedule: VariancePreserving, learned_variance: bool, steps: int) -> None:
@@ -146,15 +146,15 @@ class Ancestral(Solver):
 
 
 class Ddim(Solver):
-    """x_s = alpha_s x_0 + √(sigma_s² − v²) eps + v z (Song, Meng & Ermon 2021, eq. 12), on either family of schedules.
+    """x_s = alpha_s x_0 + √(sigma_s² − v²) eps + v z (Song, Meng & Ermon 2021, eq. 12), for both families of schedules.
 
-    v = eta · sigma_s/sigma_t · √(sigma_t² − alpha_t² sigma_s²/alpha_s²), the spread of q(x_s | x_t, x_0), so eta = 1 is
-    ancestral sampling with the small variance. On a flow eta = 0 is Euler's method on the probability-flow ODE, and
-    eta > 0 a stochastic sampler of the same marginals. (diffusers' `stochastic_sampling` is another thing: it draws all the
-    noise anew at every step, and on an exact Gaussian loses a third of its spread however many steps are taken.)
+    v = eta · sigma_s/sigma_t · √(sigma_t² − alpha_t² sigma_s²/alpha_s²) is eta times the spread of q(x_s | x_t, x_0), so eta = 1
+    is ancestral sampling with the small variance. On a flow, eta = 0 is Euler's method on the probability-flow ODE, and eta > 0
+    is a stochastic sampler with the same marginals. (`stochastic_sampling` of diffusers is something else: it draws all the
+    noise anew at every step. On an exact Gaussian it loses a third of the spread, however many steps are taken.)
 
-    Written here because diffusers' `DDIMScheduler` takes t − T/steps for the next timestep, which is not the next one of
-    its own grid unless steps divides T. Timesteps are spaced "trailing": T − 1 down in steps of T/steps.
+    The step is written here because diffusers' `DDIMScheduler` takes t − T/steps as the next timestep. This is not the next
+    one of its own grid unless steps divides T. The timesteps here are "trailing": they fall from T − 1 by T/steps.
     """
 
     def __init__(self, schedule: Schedule, steps: int, eta: float = 0.0) -> None:
@@ -184,7 +184,7 @@ class Ddim(Solver):
 
 
 class Multistep(Solver):
-    """DPM-Solver++ 2M, its stochastic form, or UniPC, as diffusers has them; a learned variance is not used."""
+    """DPM-Solver++ 2M, its stochastic form, or UniPC, by diffusers. A learned variance is not used."""
 
     multistep = True
 
@@ -212,7 +212,7 @@ class Multistep(Solver):
 
     def per_eps(self, index: int) -> float:
         (alpha, sigma), (after, left) = self.levels[index], self.levels[index + 1]
-        # The stochastic first-order step has the mean of the ancestral one; the other is DDIM's.
+        # The first-order step of the stochastic form has the mean of the ancestral step; that of the others is DDIM's.
         return -_posterior(self.levels, index) * sigma / alpha if self.stochastic else left - after * sigma / alpha
 
     def _copy(self) -> Solver:
@@ -225,7 +225,7 @@ class Multistep(Solver):
 
 
 def default_for(schedule: Schedule) -> SolverName:
-    """The solver a schedule is run with unless one is named: the paper's, or on a flow its ODE."""
+    """The default solver of a schedule: the paper's, and on a flow the ODE."""
     return "ddim" if isinstance(schedule, Flow) else "ddpm"
 
 
@@ -233,13 +233,13 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
     """A solver for one batch.
 
     Args:
-        backbone: whose schedule is run backwards.
-        solver: of `SOLVERS`; None is "ddpm", and "ddim" on a flow.
-        steps: reverse steps, each one pass of the backbone.
-        eta: of "ddim": 0 (default) is deterministic, 1 as stochastic as ancestral sampling.
+        backbone: the backbone whose schedule is run backwards.
+        solver: a name of `SOLVERS`. None: "ddpm", and on a flow "ddim".
+        steps: the number of reverse steps, 2 … T. Each step is one pass of the backbone.
+        eta: of "ddim", 0 … 1. 0 (default) is deterministic, and 1 is as stochastic as ancestral sampling.
 
     Raises:
-        DapError: an unknown solver, one that the schedule or eta does not go with, or a number of steps it cannot take.
+        DapError: the solver is unknown, does not go with the schedule or with eta, or cannot take so many steps.
     """
     schedule = backbone.schedule
     flow = isinstance(schedule, Flow)

@@ -53,9 +53,16 @@ class Workshop:
         self._listings: dict[tuple[Any, ...], Source] = {}
         self._sources: dict[tuple[Any, ...], Source] = {}
         self._hashes: dict[int, str] = {}
-        self._classifiers: dict[tuple[str, tuple[str, ...]], Classifier] = {}
+        self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
+
+    def with_method(self, method: Method) -> Workshop:
+        """A workshop that makes its sets by this object. It shares all that this one has loaded and will load."""
+        other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
+        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept")
+        vars(other).update({name: getattr(self, name) for name in shared})
+        return other
 
     def backbone(self, choice: BackboneChoice) -> Backbone:
         """The backbone of a recipe, or the object that was given in its place."""
@@ -89,16 +96,17 @@ class Workshop:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
         if split == "validation" and not data.held_out:
             raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
-        listing = (data.path, data.classes, data.size, data.max_bad_fraction, split == "test", fit)
-        key = (*listing, data.held_out, split)
+        listing = (data.path, data.classes, data.max_bad_fraction, split == "test")
+        key = (*listing, data.size, fit, data.held_out, split)
         if key not in self._sources:
             if listing not in self._listings:
                 self._listings[listing] = self._listed(data, "test" if split == "test" else "train", fit)
-            whole = self._listings[listing]
+            whole = self._listings[listing].fitted(data.size, fit)
             self._sources[key] = Part(whole, split, data.held_out) if split != "test" and data.held_out else whole
         return self._sources[key]
 
     def _listed(self, data: Data, split: Literal["train", "test"], fit: Fit) -> Source:
+        """All images of a split, listed anew."""
         given, size = self.objects.source, data.size or 0
         if given is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
@@ -107,13 +115,9 @@ class Workshop:
             raise DapError(
                 "The real images were given as an object, which has no test images; judge the set with --data."
             )
-        if not isinstance(given, Source):
-            return MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
-        if given.size != size:
-            raise DapError(
-                f"The images of {given.name} have {given.size} px and {size} are needed; open it at that size."
-            )
-        return given
+        if isinstance(given, Source):
+            return given
+        return MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
 
     def weights_hash(self, backbone: Backbone | None) -> str | None:
         """`Backbone.weights_hash`, computed once; None for no backbone."""
@@ -179,7 +183,8 @@ class Workshop:
             DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
         """
         asked = self.asked(recipe)  # which loads a user's own file anew where it has changed
-        key = f"{recipe.model_dump_json()} {_code(recipe)}"
+        captions = sha256_of(Path(recipe.captions)) if recipe.captions else None
+        key = f"{recipe.model_dump_json()} {_code(recipe)} {_code_of_classifier(recipe.classifier)} {captions}"
         if key not in self._tasks:
             self._tasks[key] = self._built(recipe, *asked)
         return self._tasks[key]
@@ -206,7 +211,8 @@ class Workshop:
 
     def classifier(self, name: str, source: Source) -> Classifier:
         """The network trained on the real data, "starter" or whatever `load_classifier` opens, for the source's classes."""
-        key = (name, source.class_names)
+        # A user's own file that has changed is another classifier.
+        key = (name, source.class_names, str(_code_of_classifier(name)))
         if key not in self._classifiers:
             path = REFERENCE if name == STARTER else name
             device = str(backbones.device_of(self.device))
@@ -267,6 +273,10 @@ def _captions(method: Method, recipe: Recipe) -> str | None:
             f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
         )
     return recipe.captions
+
+
+def _code_of_classifier(name: str | None) -> dict[str, str]:
+    return {} if name is None or name.startswith("torchvision:") else code_of(name)
 
 
 def _code(recipe: Recipe | Resolved) -> dict[str, str]:

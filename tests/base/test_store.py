@@ -160,3 +160,21 @@ def test_a_checkpoint_is_of_its_key_alone(tmp_path):
     store.discard(checkpoint)
     store.discard(checkpoint)
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_store_can_hold_nothing_in_memory(tmp_path):
+    """Asked for again, it is read from its file; what a store without a folder made stays, because it has no other place."""
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": torch.ones(3)}
+
+    lean = Store(tmp_path, hold=0)
+    for _ in range(2):
+        assert torch.equal(lean.get("a", {}, make)["x"], torch.ones(3)) and not lean._held
+    assert len(made) == 1
+    memory = Store(None, hold=0)
+    for _ in range(2):
+        memory.get("a", {}, make)
+    assert len(made) == 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -143,6 +146,54 @@ def test_disk_cache_gives_the_same_bytes_and_survives_a_torn_file(source, backbo
     plain = FeatureBank(source, backbone, BankOptions(reals=6), ipc=4)
     plain.begin([0])
     assert torch.equal(first, plain.at(0, 500))
+
+
+@pytest.mark.parametrize("options", [{}, {"refresh": "step"}, {"noise": "none"}, {"targets": "slot", "clustered": 12}])
+def test_what_the_cache_gives_is_what_is_computed(source, backbone, tmp_path, options):
+    """Every choice has a key of its own in one folder, and neither memory nor disk holds more than `keep` says."""
+
+    def features(cache, **other):
+        made = FeatureBank(source, backbone, BankOptions(reals=6, **options, **other), ipc=2, cache=cache, keep=False)
+        made.begin([0, 1])
+        found = [made.at(label, t) for label in (0, 1) for t in (900, 100)]
+        assert not made._features and not any(store._held for store in made._stores.values())
+        made.begin([1])
+        assert set(made._stores) <= {1} and set(made._ready) == {1}
+        return found
+
+    for other in ({}, {"seed": 5}, {"pool": "mean"}):
+        plain = features(None, **other)
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(plain, features(tmp_path, **other), strict=True))
+
+
+def test_without_a_cache_nothing_is_written(source, backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dap.data.bank.Store", lambda *args, **options: pytest.fail("no store is made"))
+    bank(source, backbone).at(0, 500)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_share_a_cache(source, backbone, tmp_path):
+    """Two banks ask for the same at once: one computes, the other waits and reads."""
+    taps = []
+
+    def tap(x, t, condition, layer):
+        taps.append(t)
+        time.sleep(0.2)
+        return backbone.tap(x, t, condition, layer)
+
+    slow = copy.copy(backbone)
+    slow.tap = tap
+
+    def ask():
+        made = FeatureBank(source, slow, BankOptions(reals=6), ipc=4, cache=tmp_path)
+        made.begin([0])
+        return made.at(0, 500)
+
+    with ThreadPoolExecutor(2) as pool:  # a file lock holds between two objects of one process as well
+        first, second = (job.result() for job in [pool.submit(ask), pool.submit(ask)])
+    assert torch.equal(first, second) and taps == [500]
 
 
 def test_balanced_kmeans_sizes_and_separation():

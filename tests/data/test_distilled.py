@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from PIL import Image
 
 from dap.base.errors import DapError
 from dap.base.files import locked
-from dap.data.sets.distilled import DistilledSet, differences, folders_of
+from dap.data.sets.distilled import DistilledSet, differences
+from dap.data.sets.folders import folders_of
 
 RECIPE = {"method": "x", "guidance": {"scale": 0.1}}
 
@@ -173,3 +176,88 @@ def test_differences_name_every_field():
         "d: nothing -> null",
     ]
     assert differences({"a": [1, 2]}, {"a": [1, 2]}) == []
+
+
+def test_a_set_is_a_dataset_for_torchs_loader(tmp_path):
+    from torch.utils.data import DataLoader
+
+    made = filled(tmp_path / "s", ipc=3)
+    images, labels = made.tensors()
+    assert len(made) == 6 and made.class_names == ("a", "b")
+    loaded = list(DataLoader(made, batch_size=4))
+    assert torch.equal(torch.cat([x for x, _ in loaded]), images)
+    assert torch.equal(torch.cat([y for _, y in loaded]), labels)
+    image, label = made[-1]
+    assert torch.equal(image, images[-1]) and label == 1 and image.dtype == torch.float32
+    with pytest.raises(IndexError):
+        made[6]
+    assert len(list(made)) == 6, "iteration ends"
+
+
+LOADER = """
+import sys
+import torch
+from torch.utils.data import DataLoader
+from dap.data.sets.distilled import DistilledSet
+
+made = DistilledSet.open(sys.argv[1])
+images, labels = (torch.cat(part) for part in zip(*DataLoader(made, batch_size=4, num_workers=2), strict=True))
+assert torch.equal(images, made.tensors()[0]) and torch.equal(labels, made.tensors()[1])
+"""
+
+
+def test_the_loader_may_have_worker_processes(tmp_path):
+    """In a process of its own: workers hand tensors over sockets, which tests here may not open."""
+    filled(tmp_path / "s", ipc=3)
+    subprocess.run([sys.executable, "-c", LOADER, str(tmp_path / "s")], check=True, timeout=120)
+
+
+def test_an_added_image_joins_in_its_place(tmp_path):
+    made = DistilledSet.create(tmp_path / "s", ["a", "b"], 1, RECIPE)
+    assert len(made) == 0 and list(made) == []
+    made.add(1, 0, image(1.0))
+    assert made[0][1] == 1
+    made.add(0, 0, image(0.0))
+    assert [label for _, label in made] == [0, 1] and float(made[1][0].mean()) == 1
+
+
+def test_a_broken_image_is_named_when_it_is_read(tmp_path):
+    made = filled(tmp_path / "s")
+    file = tmp_path / "s" / made.records[1]["path"]
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(DapError, match=file.name):
+        made[1]
+    with pytest.raises(DapError, match=file.name):
+        made.tensors()
+    assert "<img" in made._repr_html_(), "a display does not fail"
+
+
+def test_its_repr_counts(tmp_path):
+    made = filled(tmp_path / "s")
+    assert repr(made) == f"DistilledSet('{tmp_path / 's'}': 4 images of 2 classes, 2 a class)"
+    begun = DistilledSet.create(tmp_path / "t", ["a", "b"], 2, RECIPE)
+    begun.add(0, 0, image())
+    assert "1 images of 2 classes, 2 a class, 3 missing" in repr(begun)
+    plain = DistilledSet.from_folder(tmp_path / "s" / "images")
+    assert "4 images of 2 classes)" in repr(plain)
+
+
+def test_the_contact_sheet_is_one_bounded_escaped_piece_of_html(tmp_path):
+    from html.parser import HTMLParser
+
+    names = ["<script>alert(1)</script>", 'a" onload="x', *(f"class {k}" for k in range(30))]
+    made = DistilledSet.create(tmp_path / "<b>s", names, 20, RECIPE)
+    noise = torch.rand(3, 96, 40, generator=torch.Generator().manual_seed(0))
+    for label in range(14):
+        for slot in range(15):
+            made.add(label, slot, noise)
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))
+    parser.feed(page := made._repr_html_())
+    sources = [attrs["src"] for tag, attrs in tags if tag == "img"]
+    assert sources and all(str(source).startswith("data:image/jpeg;base64,") for source in sources)
+    assert {tag for tag, _ in tags} == {"div", "p", "table", "tr", "td", "img"}
+    assert all(set(attrs) <= {"src", "alt", "style"} for _, attrs in tags)
+    assert "&lt;script&gt;" in page and "and 3 more" in page and "and 20 more classes" in page
+    assert len(page) < 500_000

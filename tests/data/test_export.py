@@ -335,3 +335,15 @@ def test_one_export_at_a_time(odd, tmp_path):
 
     with building(tmp_path / "o", "export.json"), pytest.raises(DapError, match="Another process is writing"):
         export(odd, tmp_path / "o")
+
+
+def test_parquet_without_pyarrow_is_a_sentence(monkeypatch, tmp_path):
+    from dap.data.real import parquet
+
+    monkeypatch.setattr(parquet, "find_spec", lambda name: None)
+    with pytest.raises(DapError, match=r"need the package pyarrow; pip install 'diffusion-as-priors\[parquet\]'"):
+        parquet.ParquetSource([tmp_path / "x.parquet"], size=8)
+    made = DistilledSet.create(tmp_path / "s", ["a"], 1, {"method": "x"})
+    made.add(0, 0, torch.zeros(3, 4, 4))
+    with pytest.raises(DapError, match="need the package pyarrow"):
+        export(made, tmp_path / "o", "parquet")

@@ -19,9 +19,11 @@ import torch
 from PIL import Image
 
 from dap.base.errors import DapError
-from dap.data.real.base import Recent, Source
+from dap.data.real.base import Source
 from dap.data.real.decode import BrokenImage, Fit, decode
+from dap.data.real.held import Part
 from dap.data.real.idx import read_idx
+from dap.data.real.recent import Recent
 from dap.data.real.sources import FolderSource, IdxSource, ParquetSource, open_source
 from dap.starter import CLASS_NAMES, DATA, SHA256
 
@@ -850,3 +852,16 @@ def test_idx_problems_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     forbid(monkeypatch, images)
     with pytest.raises(DapError, match=f"cannot read {images}: permission denied"):
         open_source(root, size=6)
+
+
+def test_the_same_images_at_another_size_are_not_listed_again(colours, monkeypatch):
+    whole = open_source(colours, "train", size=8)
+    anew = open_source(colours, "train", size=5, fit="crop-bilinear")
+    held = {size: Part(open_source(colours, "train", size=size), "train", 0.3) for size in (8, 5)}
+    monkeypatch.setattr("dap.data.real.sources.image_files", lambda *args: pytest.fail("listed again"))
+    smaller = whole.fitted(5, "crop-bilinear")
+    assert torch.equal(smaller.images(1, [0, 3]), anew.images(1, [0, 3])) and whole.images(1, [0]).shape[-1] == 8
+    assert smaller.fingerprint() == anew.fingerprint() != whole.fingerprint()
+    assert whole.fitted(8, "crop") is whole
+    part = held[8].fitted(5, "crop")
+    assert torch.equal(part.images(2, [1]), held[5].images(2, [1])) and part.fingerprint() == held[5].fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
-    method, guided, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    method, mine, notebook, guided, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (folder / "medoids.py").write_text(method)
+    (folder / "mine.py").write_text(mine)
+    (folder / "notebook.py").write_text(notebook)
     (folder / "guided.py").write_text(guided)
     return folder
 
@@ -62,3 +65,37 @@ def test_the_guided_method_adds_to_another(blocks, tmp_path):
         for name in ("Both", "mgd3")
     )
     assert both != alone
+
+
+def test_a_guidance_of_one_s_own_needs_no_method(blocks, colours, pipeline_folder, tmp_path, capsys):
+    data = ["--data", str(colours), "--backbone", str(pipeline_folder), "--ipc", "1", "--steps", "4"]
+    made = {}
+    for name, words in {
+        "plain": ["--method", "vanilla"],
+        "inward": ["--method", "vanilla", "--guidance", f"{blocks}/mine.py:Inward"],
+        "dap": ["--method", "dap", "--reals", "2"],
+        "smooth": [
+            "--method",
+            "dap",
+            "--reals",
+            "2",
+            "--guidance",
+            f"{blocks}/mine.py:Smooth",
+            "--guidance-scale",
+            "0.1",
+        ],
+    }.items():
+        assert main(["distill", *words, *data, "--out", str(tmp_path / name)]) == 0, capsys.readouterr().err
+        lines = (tmp_path / name / "manifest.jsonl").read_text().splitlines()
+        made[name] = tuple(json.loads(line)["sha256"] for line in lines)
+    assert len(set(made.values())) == 4
+    for name in ("Inward", "Smooth"):
+        assert main(["check", f"{blocks}/mine.py:{name}"]) == 0, capsys.readouterr().out
+
+
+def test_the_notebook_s_lines_run(blocks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(blocks))
+    found: dict[str, Any] = {}
+    exec((blocks / "notebook.py").read_text(), found)
+    assert found["images"].shape == (2, 3, 32, 32)

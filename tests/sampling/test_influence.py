@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -168,6 +171,54 @@ def test_both_compose_with_windows_and_each_other():
     assert torch.equal(made[0], image(alone, 0)), "the first image has nothing to keep apart from"
     assert not torch.equal(made[1], image(alone, 1))
     assert tiny.begun and all(labels == [1] for labels in tiny.begun)
+
+
+class Token:
+    """Lives as long as the graph in which it was put."""
+
+
+class Decode(torch.autograd.Function):
+    """The images of `Tiny`, with a token in the graph."""
+
+    @staticmethod
+    def forward(ctx, latents, token):
+        ctx.token = token
+        return latents / 2 + 0.5
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2, None
+
+
+@pytest.mark.parametrize("through", ["denoiser", "x0"])
+def test_the_graph_of_second_order_is_free_after_each_step(through):
+    """Neither energy nor the sampler keeps a graph until the next prediction; the garbage collector does not help."""
+    alive: weakref.WeakSet[Token] = weakref.WeakSet()
+    before, made = [], []
+
+    class Marked(Tiny):
+        def images(self, latents):
+            token = Token()
+            alive.add(token)
+            made.append(1)
+            return Decode.apply(latents, token)
+
+    class Watched(ClassifierFree):
+        def predict(self, *args, **options):
+            before.append(len(alive))
+            return super().predict(*args, **options)
+
+    backbone, batch = Mixture(draw(2, 2, *SHAPE, seed=3), std=0.4), Batch.of(("0", "1"), [1], [0], 0)
+    both = Descend(Influence(Marked(), through), 0.3, "noise") + Descend(Deviation(of=through), 2.0)
+    gc.disable()
+    try:
+        list(sample(Watched(backbone, 1.0), both, batch, steps=4))
+    finally:
+        gc.enable()
+    assert before == [0] * 4 and len(made) == 4
+    plain = Descend(Influence(Tiny(), through), 0.3, "noise") + Descend(Deviation(of=through), 2.0)
+    marked = latents(ClassifierFree(backbone, 1.0), both, batch, steps=4)
+    assert torch.equal(latents(ClassifierFree(backbone, 1.0), plain, batch, steps=4), marked)
 
 
 def test_influence_keeps_the_contract():

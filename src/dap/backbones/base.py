@@ -1,4 +1,4 @@
-"""A backbone: frozen diffusion weights behind one small interface, with everything that belongs to them in a `Card`."""
+"""The interface of a backbone: frozen diffusion weights, and a `Card` with everything that belongs to them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ from dap.guidance.base import GradThrough
 
 @dataclass(frozen=True)
 class Card:
-    """What belongs to weights rather than to a method.
+    """Facts that belong to weights, and not to a method.
 
     Attributes:
-        name: how the manifest and the report call them.
-        licence: of the weights; the dataset card repeats it.
-        size: side in px of the images they make.
-        cfg: classifier-free guidance scale; 1 switches it off.
-        cfg_channels: how many latent channels it mixes, or "all". The DiT lineage mixes 3 of 4.
+        name: how the manifest and the report call the weights.
+        licence: of the weights; the card of a distilled set repeats it.
+        size: side in px of the images that the weights make.
+        cfg: scale of classifier-free guidance; 1 switches it off.
+        cfg_channels: how many latent channels classifier-free guidance mixes, or "all". The DiT lineage mixes 3 of 4.
         layer: the layer whose features guide by default.
-        scale: default γ of `dap`, in `unit`.
-        unit: unit of `scale`, see `guidance.Descend`.
-        template: prompt of a text-conditioned backbone, with {} for the class name; None for label-conditioned ones.
-        negative_prompt: what its unconditional half is given.
-        frequency_shift: of DiT's sinusoidal time embedding, whose i-th of 128 frequencies is 10000^(−i / (128 − shift)). The
-            original code has 0, diffusers 1; weights trained with one are a little off under the other.
+        scale: the default γ of the method `dap`, in `unit`.
+        unit: the unit of `scale`, "paper" or "step", see `dap.guidance.Descend`.
+        template: the prompt of a text-conditioned backbone, with {} for the class name. None: the backbone takes labels.
+        negative_prompt: the text that the unconditional half of a text-conditioned backbone is given.
+        frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
+            10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
+            predict a little wrong with the other.
+
+    Raises:
+        DapError: the unit or `cfg_channels` has a value that it cannot have.
     """
 
     name: str
@@ -58,20 +62,21 @@ class Card:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Template and negative prompt where there are any: they decide predictions, and are not among the weights."""
+        """The template and the negative prompt, if there are any. They decide predictions, but are not among the weights."""
         told = {"template": self.template, "negative_prompt": self.negative_prompt}
         return {name: text for name, text in told.items() if text is not None}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one pass of a backbone gives.
+    """The result of one pass of a backbone.
 
     Attributes:
         eps: predicted noise, (B, C, *spatial).
-        variance: the raw learned-range variance channels, same shape, in [-1, 1], or None.
-        features: output of the tapped layer, (B, tokens, width), or None.
-        x0: predicted x_0, where the model knows it better than (x − sigma eps) / alpha does: a flow starts at alpha = 0.
+        variance: the raw channels of a learned-range variance, same shape, in [-1, 1], or None.
+        features: the output of the tapped layer, (B, tokens, width), or None.
+        x0: the predicted x_0, or None where (x − sigma eps) / alpha gives it. A flow gives it, because a flow starts at
+            alpha = 0, where this formula fails.
     """
 
     eps: Float[Tensor, "b c *spatial"]
@@ -81,10 +86,18 @@ class Prediction:
 
 
 class Backbone(ABC):
-    """A pre-trained diffusion model, its autoencoder and its label space; evaluation mode, no parameter trains.
+    """A pre-trained diffusion model, its autoencoder and its label space. No parameter trains.
 
-    Subclasses set: `card`; `latent_shape` (C, *spatial); `layers`, the names that can be tapped; `class_names`, in the
-    backbone's own label order; `schedule`; `learned_variance`; `device`.
+    `dap.backbones.ModuleBackbone` makes one from a torch network and is the easier start for a backbone of one's own.
+
+    Attributes:
+        card: what belongs to the weights.
+        latent_shape: (C, *spatial).
+        layers: the names of the layers that can be tapped.
+        class_names: in the backbone's own label order; empty for a backbone that takes prompts.
+        schedule: how much noise there is at every time.
+        learned_variance: whether predictions have a variance.
+        device: where the weights are.
     """
 
     card: Card
@@ -97,21 +110,21 @@ class Backbone(ABC):
 
     @abstractmethod
     def condition(self, class_names: Sequence[str]) -> Tensor:
-        """Conditions (n, …) for names of classes: the one place where label spaces cross.
+        """Conditions (n, …) for names of classes. This is the only place where the data's labels become the backbone's.
 
         Raises:
-            DapError: a name is not among this backbone's classes; the message lists both.
+            DapError: a name is not among this backbone's classes. The message lists the names of both.
         """
 
     def prompt(self, texts: Sequence[str]) -> Tensor:
-        """Conditions (n, …) for texts of single images, such as captions, instead of classes; good for the run they begin.
+        """Conditions (n, …) for texts of single images, such as captions. They are good for the run that they begin.
 
         Raises:
-            DapError: this backbone takes labels, not text.
+            DapError: this backbone takes labels and not text.
         """
         del texts
         raise DapError(
-            f"{self.card.name} is told labels, not text. What works with captions needs a text-conditioned backbone, such as "
+            f"{self.card.name} is told labels, not text. Work with captions needs a text-conditioned backbone, such as "
             "--backbone starter-unet or a Stable Diffusion."
         )
 
@@ -129,33 +142,43 @@ class Backbone(ABC):
         layer: str | None = None,
         grad_through: GradThrough = "nothing",
     ) -> Prediction:
-        """Noise prediction and, if a layer is named, its features, in one pass.
+        """The noise prediction and, if a layer is named, the features of this layer, in one pass.
 
-        Under "features" only the features carry a graph back to x: it ends at the tapped layer, so a gradient costs the
-        backward pass of the layers before it and no more.
+        Under "features" only the features carry a graph back to x. The graph ends at the tapped layer, so a gradient costs
+        the backward pass of the layers up to there and no more.
+
+        Args:
+            x: x_t.
+            t: the time, one for all images.
+            condition: (B, …), from `condition`, `prompt` or `null`.
+            layer: a name of `layers`, or None.
+            grad_through: how far a gradient can flow back to x.
+
+        Raises:
+            DapError: there is no such layer.
         """
 
     @abstractmethod
     def tap(
         self, x: Float[Tensor, "b c *spatial"], t: Time, condition: Tensor, layer: str
     ) -> Float[Tensor, "b tokens width"]:
-        """Features alone, without a graph, leaving the network at the tapped layer."""
+        """The features alone, without a graph. The layers behind the tapped one need not be run."""
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "b 3 *size"]) -> Float[Tensor, "b c *spatial"]:
-        """Images in [0, 1] to latents of about unit variance (the posterior mean)."""
+        """Images in [0, 1] to latents of about unit variance: the mean of the posterior, and no graph."""
 
     @abstractmethod
     def decode(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
-        """Latents to images in [0, 1]."""
+        """Latents to images in [0, 1], without a graph."""
 
     def decode_with_graph(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
-        """As `decode`, but differentiable in the latents, and not clamped, so that no gradient ends at black or white.
+        """As `decode`, but differentiable in the latents. Pixels are not clamped, so that no gradient ends at black or white.
 
         Only guidances that look at pixels ask for it.
 
         Raises:
-            DapError: this backbone cannot.
+            DapError: this backbone cannot do it.
         """
         del latents
         raise DapError(f"{self.card.name} cannot carry a gradient through its decoder; give it decode_with_graph.")
@@ -165,11 +188,11 @@ class Backbone(ABC):
         """Every tensor that decides a prediction, by name, for `weights_hash`."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides a prediction beside the weights, for `weights_hash`. The schedule, unless a subclass adds to it."""
+        """What decides a prediction besides the weights, for `weights_hash`: the schedule, and what a subclass adds."""
         return {"schedule": self.schedule.settings()}
 
     def weights_hash(self) -> str:
-        """sha256 over the settings and the names and bytes of all weights as loaded."""
+        """The sha256 of the settings and of the names and bytes of all weights as they were loaded."""
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())
@@ -177,10 +200,10 @@ class Backbone(ABC):
         return digest.hexdigest()
 
     def check_layer(self, layer: str) -> str:
-        """The layer itself if it can be tapped.
+        """Give the layer back if it can be tapped.
 
         Raises:
-            DapError: it cannot; the message lists the layers that can.
+            DapError: it cannot be tapped. The message lists the layers that can.
         """
         if layer not in self.layers:
             raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
@@ -194,10 +217,10 @@ class ClassifierFree:
     The two halves are two calls, so that only the half that supplies the features builds a graph.
 
     Args:
-        backbone: what to wrap.
-        scale: 1 is the conditional model alone, and costs one call.
-        channels: how many latent channels are mixed; the others, and the variance, are the conditional half's. The DiT
-            code base mixes 3 of 4, and every published table made with it inherits that.
+        backbone: the backbone to wrap.
+        scale: 1 is the conditional model alone, which costs only one call.
+        channels: how many latent channels are mixed. The other channels and the variance are those of the conditional half.
+            The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
     """
 
     backbone: Backbone
@@ -214,7 +237,7 @@ class ClassifierFree:
         branch: Literal["cond", "null"] = "cond",
         grad_through: GradThrough = "nothing",
     ) -> Prediction:
-        """As `Backbone.predict`; the features come from the half that `branch` names."""
+        """As `Backbone.predict`. The features come from the half that `branch` names."""
 
         def half(which: str, of: Tensor) -> Prediction:
             wanted = layer is not None and which == branch

@@ -1,4 +1,4 @@
-"""Weights in whatever form people have them, written once as a diffusers folder of safetensors."""
+"""Conversion of weights, in the forms in which people have them, to a diffusers folder of safetensors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from dap.base.files import dump, locked, read_json
 from dap.base.registry import suggest
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Width to attention heads of DiT-S, B, L and XL (Peebles & Xie 2023, table 1): the file does not say."""
+"""The number of attention heads for the width of DiT-S, B, L and XL (Peebles & Xie 2023, table 1). The file lacks it."""
 
 RECORD = "conversion.json"
-"""Marks a folder as ours to replace."""
+"""A file that marks a folder as made by a conversion, so that the next one may replace it."""
 
 KEPT = ("classes.json", "card.yaml", "README.md", "LICENSE", "LICENSE.md")
 
@@ -43,18 +43,18 @@ def convert(
     dtype: str = "float32",
     offline: bool = False,
 ) -> Path:
-    """Write a pipeline as a diffusers folder of safetensors that behaves as its source does: names, card and all.
+    """Write a pipeline as a diffusers folder of safetensors that behaves as its source does, with its names and its card.
 
     Args:
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
-            (facebookresearch/DiT), bare or with "ema" or "model" in it; SiT's look the same, but predict something else.
-            Pickles are opened by the weights-only path.
-        out: the folder; one that an earlier conversion wrote is replaced, and is there whole or not at all.
+            (facebookresearch/DiT), bare or with "ema" or "model" in it. Checkpoints of SiT look the same, but predict
+            something else. Pickles are opened by the weights-only path.
+        out: the folder. It is written as a whole or not at all, and replaces one that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
-        vae: of a checkpoint file: folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
-        heads: of a checkpoint file of a width that DiT-S, B, L and XL do not have.
-        classes: file with a JSON list of class names in label order; default: the source's, ImageNet's for a checkpoint
-            file of 1000 labels, else numbers.
+        vae: for a checkpoint file the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
+        heads: for a checkpoint file of a width that DiT-S, B, L and XL do not have: how many attention heads.
+        classes: a file with a JSON list of class names in label order. Default: the names of the source; for a checkpoint
+            file of 1000 labels ImageNet's, and else numbers.
         dtype: of the weights written.
         offline: never ask the network, only the local cache.
 
@@ -62,7 +62,8 @@ def convert(
         The folder.
 
     Raises:
-        DapError: nothing there, not such weights, something missing for them, or `out` holds something else.
+        DapError: nothing is there, the weights are of another kind, something that they need is missing, or `out` holds something
+            else.
     """
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
@@ -89,7 +90,7 @@ def convert(
         kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
         record["commit"] = folder.name if folder.parent.name == "snapshots" else None
     fields = {key: value for key, value in asdict(card).items() if value is not None}
-    if path.exists():  # a local source was called after where it lay, and so will the folder be
+    if path.exists():  # a local source got its name from its place, and so will the new folder
         del fields["name"]
     files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
     listed = {"classes.json": dump(list(names))} if names else {}
@@ -108,14 +109,17 @@ def _names(file: Path) -> list[str]:
 
 
 def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
-    """Write the folder aside, then put it in its place; on failure what was there before stays."""
+    """Write the folder aside and then put it in its place. If this fails, the old folder stays."""
     aside = out.with_name(f".{out.name}.partial")
     with locked(aside):
         made, old = aside / "new", aside / "old"
         shutil.rmtree(made, ignore_errors=True)  # of a killed run
         try:
             pipe.save_pretrained(made, safe_serialization=True)
-            for config in (*made.glob("*.json"), *made.glob("*/config.json")):  # they name a path of this machine
+            for config in (
+                *made.glob("*.json"),
+                *made.glob("*/config.json"),
+            ):  # these files name a path of this machine
                 values = read_json(config)
                 values.pop("_name_or_path", None)
                 config.write_bytes(dump(values))
@@ -133,7 +137,7 @@ def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
 def _from_checkpoint(
     path: Path, vae: str | None, heads: int | None, names: list[str] | None, dtype: str, offline: bool
 ) -> tuple[Any, Card, Sequence[str]]:
-    """The pipeline of an original checkpoint, its card and its class names."""
+    """The pipeline of a checkpoint of the original code, its card and its class names."""
     from diffusers import DDIMScheduler, DiTPipeline
 
     if vae is None:
@@ -158,24 +162,26 @@ def _from_checkpoint(
     pipe = DiTPipeline(_transformer(state, config, path, DTYPES[dtype]), autoencoder, scheduler)
     name, published = path.name, re.fullmatch(r"DiT-XL-2-(256|512)x\1\.pt", path.name)
     if published and labels == 1000 and config["sample_size"] * 8 == int(published[1]):
-        name = f"facebook/DiT-XL-2-{published[1]}"  # the same weights: their licence and best layer are known
+        name = (
+            f"facebook/DiT-XL-2-{published[1]}"  # these are the same weights, so their licence and best layer are known
+        )
     card = from_pipeline(pipe, name=name, class_names=names).card
     return pipe, replace(card, frequency_shift=0), names
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: the file's own, or its moving average, or its model."""
+    """The state dict in a checkpoint file: its moving average, or its model, or the file itself."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        # The original trainer keeps its parsed arguments, a plain record, in its checkpoints.
+        # The original trainer keeps its parsed arguments, which are a plain record, in its checkpoints.
         with torch.serialization.safe_globals([Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # a file of another kind makes the readers raise almost anything
+    except Exception as error:  # on a file of another kind the readers raise almost any error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DapError(
             f"{path} is not a checkpoint that can be opened without running code from it: {reason}"
@@ -212,10 +218,10 @@ _LABELS = "y_embedder.embedding_table.weight"
 
 
 def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[str, Any]:
-    """The sizes of the transformer, read from the tensors.
+    """The sizes of the transformer, read from the shapes of the tensors.
 
     Raises:
-        DapError: a tensor is missing, too many or of no fitting shape, or the number of heads is not known.
+        DapError: a tensor is missing, unknown or of a wrong shape, or the number of heads is not known.
     """
     depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=0)
     expected = [*_both(*_REST, *_EMBEDDER), _LABELS, "pos_embed"]
@@ -256,10 +262,10 @@ def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[
 
 
 def _transformer(state: Mapping[str, Tensor], config: Mapping[str, Any], path: Path, dtype: torch.dtype) -> Any:
-    """diffusers' DiT with these weights. Every block of it owns a copy of the time and label embedders.
+    """diffusers' DiT with these weights. In diffusers every block owns a copy of the time and label embedders.
 
     Raises:
-        DapError: a shape that does not fit the others, or positions that are not the sinusoids diffusers computes.
+        DapError: a shape does not fit the others, or the positions are not the sinusoids that diffusers computes.
     """
     from accelerate import init_empty_weights
     from diffusers import DiTTransformer2DModel

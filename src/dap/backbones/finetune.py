@@ -1,13 +1,14 @@
 """Fine-tuning a denoiser on real latents: a short run of denoising score matching over chosen parameters.
 
-The original backbone is never touched: `tuned` gives a copy of the denoiser that shares autoencoder and text encoders.
+The original backbone is never touched: `tuned` gives a copy of the denoiser that shares the autoencoder and the text encoders
+with the original.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +27,17 @@ DROP = 0.1
 
 @dataclass(frozen=True)
 class TuningBatch:
-    """What one step is made on: clean latents (n, C, *spatial), conditions (n,), and which class each is of.
-
-    `null` (n,) is what a dropped condition becomes; None: the backbone's own, which on a text-conditioned one is its negative
-    prompt, and so none to tune on where that says something.
-    """
+    """The data of one training step."""
 
     latents: Tensor
+    """Clean latents (n, C, *spatial)."""
     condition: Tensor
+    """(n,), the condition of each, as `Backbone.condition` gives it."""
     labels: Sequence[int]
+    """The class of each."""
     null: Tensor | None = None
+    """(n,), what replaces a dropped condition. None: the null condition of the backbone. On a text-conditioned backbone that is
+    the negative prompt, which serves for tuning only while it is empty."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Tuning:
     """How to fine-tune.
 
     Args:
-        steps: of AdamW without weight decay.
-        lr: its step size.
-        seed: of times, noise and dropped conditions; each step has its own generator.
-        ema: decay of the averaged weights, which are what is kept; 0 keeps the last ones.
-        clip: the largest norm of a gradient, over all parameters; None for any.
+        steps: how many steps of AdamW without weight decay.
+        lr: the step size.
+        seed: decides times, noise and dropped conditions; each step has its own generator.
+        ema: decay of the moving average of the weights, which is the result; 0 keeps the last weights.
+        clip: the largest norm of a gradient, over all parameters; None does not clip.
     """
 
     steps: int
@@ -58,16 +60,45 @@ class Tuning:
 
 
 Extra = Callable[[Tensor, TuningBatch], Tensor]
-"""A further loss of the predicted x_0 (n, C, *spatial)."""
+"""A further loss: predicted x_0 (n, C, *spatial) and the batch -> a scalar."""
+
+
+class MovingAverage:
+    """The exponential moving average of named parameters, whose decay grows with the steps.
+
+    After step k, counted from 0, the decay is min(`decay`, (1 + k) / (10 + k)): the average of a short run would otherwise
+    still be the weights of its beginning.
+
+    The `EMAModel` of diffusers has the same formula, but its first step has decay 0 instead of 1/10 and it rounds otherwise
+    (s - w (s - p) instead of `lerp`). The bytes of the Minimax method would change, so this class stays.
+
+    Args:
+        parameters: the parameters at the start, by name.
+        decay: the largest decay; 0 makes the average equal to the last weights.
+
+    Attributes:
+        values: the average, by name.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], decay: float) -> None:
+        self.decay = decay
+        self.values = {name: parameter.detach().clone() for name, parameter in parameters}
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[tuple[str, Tensor]], step: int) -> None:
+        """Take in the parameters after a step, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in parameters:
+            self.values[name].lerp_(parameter, 1 - decay)
 
 
 def tuned(backbone: ModuleBackbone, scales: int = 0) -> ModuleBackbone:
-    """A copy whose denoiser may be changed; everything else is shared.
+    """A copy of a backbone whose denoiser may be changed; everything else is shared.
 
     Args:
         backbone: the original.
-        scales: of a DiT's first blocks, how many get DiffFit's factors (Xie et al., ICCV 2023) on the outputs of attention
-            and of the feed-forward, a vector each that begins at 1.
+        scales: how many of a DiT's first blocks get the factors of DiffFit (Xie et al., ICCV 2023): one vector for the output
+            of attention and one for the output of the feed-forward, both 1 at the start.
     """
     shared = {id(part): part for name, part in backbone._parts.items() if name != "denoiser"}
     twin = copy.deepcopy(backbone, shared)
@@ -88,7 +119,7 @@ def _scaled(module: Any, given: Any, output: Tensor) -> Tensor:
 
 
 def light(backbone: ModuleBackbone) -> list[str]:
-    """Names of the denoiser's parameters that DiffFit trains: biases, affine norms, class embeddings, and the factors."""
+    """Names of the denoiser's parameters that DiffFit trains: biases, affine norms, class embeddings, and its factors."""
     chosen = []
     norms = (nn.LayerNorm, nn.GroupNorm)
     of_norms = {
@@ -110,24 +141,24 @@ def fine_tune(
     checkpoint: Checkpoint | None = None,
     tell: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Tensor]:
-    """Train the named parameters of a `tuned` copy; returns their averaged values, which `load_tuned` puts into a copy.
+    """Train the named parameters of a `tuned` copy and return their averaged values; `load_tuned` puts these into a copy.
 
-    A killed run goes on from its checkpoint and gives the same bytes.
+    A killed run continues from its checkpoint and gives the same bytes.
 
     Args:
-        twin: a copy; it is changed.
-        names: parameters of its denoiser.
-        batch: step -> what it is made on; a function of the step alone.
-        tuning: see there.
-        extra: given a memory that is kept in the checkpoint ({} at first), returns a further loss.
-        checkpoint: where it is kept.
-        tell: told of the steps done, and of all.
+        twin: the copy, which is changed.
+        names: names of parameters of its denoiser.
+        batch: step -> the data of the step; a function of the step alone.
+        tuning: how to fine-tune.
+        extra: makes a further loss. Its argument is a memory, {} at first, that is kept in the checkpoint.
+        checkpoint: where an unfinished run is kept; None keeps nothing.
+        tell: called with the number of steps that are done and of all steps.
     """
     parameters = {name: p for name, p in twin.denoiser.named_parameters() if name in set(names)}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters.values(), lr=tuning.lr, weight_decay=0.0)
-    mean = {name: p.detach().clone() for name, p in parameters.items()}
+    average = MovingAverage(parameters.items(), tuning.ema)
     memory: dict[str, Any] = {}
     first = 0
     if checkpoint is not None and (state := checkpoint.read()) is not None:
@@ -137,7 +168,7 @@ def fine_tune(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state["values"][name])
-                mean[name].copy_(state["mean"][name])
+                average.values[name].copy_(state["mean"][name])
     more = extra(memory) if extra else None
     loss_of = Denoising(twin)
     for step in range(first, tuning.steps):
@@ -151,23 +182,19 @@ def fine_tune(
         if tuning.clip is not None:
             nn.utils.clip_grad_norm_(parameters.values(), tuning.clip)
         optimiser.step()
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                # A short run would otherwise still be the beginning's average.
-                decay = min(tuning.ema, (1 + step) / (10 + step)) if tuning.ema else 0.0
-                mean[name].lerp_(parameter, 1 - decay)
+        average.update(parameters.items(), step)
         tell(step + 1, tuning.steps)
         if checkpoint is not None and checkpoint.due:
             values = {name: p.detach() for name, p in parameters.items()}
             written = {"step": step + 1, "optimiser": optimiser.state_dict(), "memory": memory}
-            checkpoint.write({**written, "values": values, "mean": mean})
+            checkpoint.write({**written, "values": values, "mean": average.values})
     twin.denoiser.requires_grad_(False)
-    return mean
+    return average.values
 
 
 @torch.no_grad()
 def load_tuned(twin: ModuleBackbone, values: Mapping[str, Tensor]) -> ModuleBackbone:
-    """Put what `fine_tune` returned into a copy of the same kind."""
+    """Put the values that `fine_tune` returned into a copy of the same kind."""
     parameters = dict(twin.denoiser.named_parameters())
     for name, value in values.items():
         parameters[name].copy_(value)
@@ -177,11 +204,11 @@ def load_tuned(twin: ModuleBackbone, values: Mapping[str, Tensor]) -> ModuleBack
 class Denoising:
     r"""||eps - eps_hat||^2 + KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) of a learned variance, as DiT is trained.
 
-    The second term, in bits, trains the variance alone (Nichol & Dhariwal 2021); at the last step, where they take the
-    likelihood of pixels, it is the same divergence with the variance of the step before.
+    The second term, in bits, trains the variance alone (Nichol & Dhariwal 2021). At the last step the paper takes the likelihood
+    of the pixels; here it is the same divergence, with the variance of the step before.
 
     Args:
-        backbone: one that predicts noise, with a variance-preserving schedule.
+        backbone: a backbone that predicts noise and has a variance-preserving schedule.
     """
 
     def __init__(self, backbone: ModuleBackbone) -> None:

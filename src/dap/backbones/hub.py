@@ -1,4 +1,4 @@
-"""Diffusers folders, on disk or behind a hub id: which files are needed, and plain words where they are not there."""
+"""Diffusers folders, on disk or behind a hub id: which files are read, and clear errors where files are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dap.base.registry import suggest
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 UNUSED = ("safety_checker", "feature_extractor")
-"""Parts of Stable Diffusion's folders that look at finished images: a gigabyte that no backbone calls."""
+"""Parts of Stable Diffusion's folders that look at finished images. They have a gigabyte, and no backbone calls them."""
 
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)"
@@ -27,16 +27,19 @@ WEIGHTS = re.compile(
 
 
 def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: bool) -> tuple[Any, Path]:
-    """A diffusers pipeline and its folder. Pickles are opened by diffusers' weights-only path.
+    """Open a diffusers pipeline. Pickles are opened by diffusers' weights-only path, which runs no code from them.
 
     Args:
         source: a folder with a `model_index.json`, or a hub id owner/name.
         revision: branch, tag or commit of a hub id; a folder has none.
-        dtype: of the weights, whatever the files hold.
-        offline: only the local cache.
+        dtype: of the weights in memory, whatever type the files hold.
+        offline: read only the local cache.
+
+    Returns:
+        The pipeline and its folder.
 
     Raises:
-        DapError: not there, no weights of a part, or diffusers does not take it.
+        DapError: there is no such pipeline, a part has no weights, or diffusers cannot load it.
     """
     from diffusers import DiffusionPipeline
 
@@ -47,25 +50,25 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         options, index = _which(folder), read_json(folder / "model_index.json")
         if UNUSED[0] in index:
             options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
-        if index.get("id2label"):  # JSON's keys are strings, of which diffusers would complain
+        if index.get("id2label"):  # JSON has only strings as keys, and diffusers complains about them
             options["id2label"] = {int(label): name for label, name in index["id2label"].items()}
         pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=DTYPES[dtype], local_files_only=True, **options)
     for part, network in pipe.components.items():
         for name, tensor in getattr(network, "state_dict", dict)().items():
-            if tensor.is_meta:  # what diffusers leaves of a tensor that is in no file
+            if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
                 raise DapError(f"The weights of the {part} in {folder} lack {name}; fetch or save the folder anew.")
         for weight in getattr(network, "parameters", tuple)():
-            # Files are mapped into memory, where weights lie at whatever address the format gives them, and a CPU's kernels
-            # round by address: a copy makes one model of one's weights, whatever file they came from.
+            # A file is mapped into memory, so its format decides the address of a weight, and a CPU's kernels round by
+            # address. A copy makes the same weights give the same predictions, whatever file they came from.
             weight.data = weight.data.clone()
     return pipe, folder
 
 
 def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
-    """An `AutoencoderKL` from its own folder or hub id, or from a pipeline's.
+    """Open an `AutoencoderKL` from its own folder or hub id, or from that of a pipeline.
 
     Raises:
-        DapError: not there, or not an autoencoder.
+        DapError: nothing is there, or it is no autoencoder.
     """
     from diffusers import AutoencoderKL
     from huggingface_hub import is_offline_mode, snapshot_download
@@ -91,10 +94,10 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
 
 @contextmanager
 def explained(what: str, source: str, revision: str | None = None) -> Iterator[None]:
-    """Loading without progress bars, whose failures are one sentence.
+    """Load something without progress bars, and turn any failure into one sentence.
 
     Raises:
-        DapError: with what failed and what to do.
+        DapError: loading failed. The sentence says why and what to do.
     """
     from diffusers.utils import logging
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -107,7 +110,7 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
         yield
     except DapError:
         raise
-    except Exception as error:  # the hub library and diffusers raise a dozen kinds for a folder or id that is no good
+    except Exception as error:  # the hub library and diffusers raise a dozen kinds of errors
         at = f" at revision {revision!r}" if revision else ""
         if isinstance(error, LocalEntryNotFoundError):
             raise DapError(
@@ -121,12 +124,12 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
         ) from error
     finally:
         logging.enable_progress_bar()
-        if shown:  # turning on what the environment turned off would only warn
+        if shown:  # if the environment turned it off, turning it on would only warn
             text_logging.enable_progress_bar()
 
 
 def _fetch(source: str, revision: str | None, offline: bool) -> Path:
-    """The snapshot folder of a hub id, without the parts nobody calls."""
+    """The snapshot folder of a hub id, without the parts that nobody calls."""
     from diffusers import DiffusionPipeline
     from huggingface_hub import is_offline_mode
 
@@ -134,13 +137,13 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
     options |= dict.fromkeys(UNUSED)
     folder = Path(DiffusionPipeline.download(source, **options))
     if not options["local_files_only"] and not all(_weights(folder).values()):
-        with suppress(ValueError):  # there are no such files either; what is missing is named later
+        with suppress(ValueError):  # there are no such files either; a later check names what is missing
             folder = Path(DiffusionPipeline.download(source, variant="fp16", **options))
     return folder
 
 
 def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
-    """For each part that is a network, what its weights are there in: (variant, suffix); the plain variant is None."""
+    """For each network of a pipeline the (variant, suffix) pairs of its weight files; the plain variant is None."""
     index = read_json(folder / "model_index.json")
     parts = [folder / name for name, value in index.items() if isinstance(value, list) and name not in UNUSED]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
@@ -148,7 +151,7 @@ def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
 
 
 def _which(folder: Path) -> dict[str, Any]:
-    """Which of the weights diffusers should take: plain ones wherever every part has them, and no pickle if it can be.
+    """The options by which diffusers takes the right weight files: plain ones if every part has them, and pickles last.
 
     Raises:
         DapError: a network has no weights.

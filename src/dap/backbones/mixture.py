@@ -1,4 +1,4 @@
-"""A backbone whose score is known exactly: a Gaussian mixture, for tests, teaching and the first lines of the docs.
+"""A backbone whose score is known exactly: a Gaussian mixture, for tests and for teaching.
 
 Data of class c are sum_k w_k N(mu_k, s² I); diffused to noise level t they are sum_k w_k N(a mu_k, v I) with
 v = a² s² + sigma² for x_t = a x_0 + sigma eps, hence
@@ -24,12 +24,12 @@ class Mixture(Backbone):
     """An exact class-conditional Gaussian mixture over latents.
 
     Args:
-        means: for each class, its modes, (classes, modes, C, *spatial).
-        std: s, the same for all modes.
-        class_names: default "0" … "n".
-        schedule: of the noise; default: DiT's, 1000 linear betas from 1e-4 to 0.02.
+        means: the modes of each class, (classes, modes, C, *spatial).
+        std: s, the standard deviation of all modes.
+        class_names: default: "0", "1", ….
+        schedule: of the noise. Default: DiT's, 1000 linear betas from 1e-4 to 0.02.
 
-    Layers: "x0" is the posterior mean E[x_0 | x_t, c], a non-linear feature; "x" is x_t itself.
+    The layer "x0" is the posterior mean E[x_0 | x_t, c], a non-linear feature. The layer "x" is x_t itself.
     """
 
     def __init__(

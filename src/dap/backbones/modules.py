@@ -68,7 +68,8 @@ class ModuleBackbone(Backbone):
         for part in self._parts.values():
             # Training mode would drop labels or units at random.
             part.eval().requires_grad_(False)
-        self.denoiser, self.vae = denoiser, vae
+        self.denoiser: Any = denoiser
+        self.vae: Any = vae
         self.device = next(denoiser.parameters()).device
         self.card, self.schedule, self.latent_shape = card, schedule, tuple(latent_shape)
         self.layers, self.class_names = tuple(layers), tuple(class_names)

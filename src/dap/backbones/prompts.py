@@ -71,7 +71,7 @@ class Prompts:
         return self._keep([prompts[name] for name in class_names])
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Row numbers (n,) of texts as they are, without the template. They stay valid until `KEPT` others are asked for."""
+        """Row numbers (n,) of texts as they are, without the template. Good until `KEPT` other texts were asked for."""
         asked = [text for text in dict.fromkeys(texts) if text not in self._lasting]
         for text in asked:
             if text in self._passing:  # the newest comes last

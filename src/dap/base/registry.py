@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import linecache
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,28 +20,40 @@ from typing import Any
 from dap.base.errors import DapError
 
 
-class Lazy(Mapping[str, Any]):
-    """Objects by name, each of which is imported when it is asked for.
+class Lazy(MutableMapping[str, Any]):
+    """Objects by name, each of which is imported when it is asked for. Further objects may be put in.
 
     Args:
         places: for each name the place of its object, as "package.module:Name".
     """
 
     def __init__(self, places: Mapping[str, str]) -> None:
-        self.places = dict(places)
+        self._makers: dict[str, Callable[[], Any]] = {
+            name: functools.partial(_imported, place) for name, place in places.items()
+        }
 
     def __getitem__(self, name: str) -> Any:
-        module, _, attribute = self.places[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return self._makers[name]()
+
+    def __setitem__(self, name: str, thing: Any) -> None:
+        self._makers[name] = lambda: thing
+
+    def __delitem__(self, name: str) -> None:
+        del self._makers[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.places
+        return name in self._makers
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self._makers)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self._makers)
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

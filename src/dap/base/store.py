@@ -97,12 +97,18 @@ class Store:
         folder: the folder of the files; None keeps the tensors in memory alone.
         inputs: what all entries depend on beside their own keys: fingerprints of data, weights and code.
         every: seconds between two checkpoints.
+        hold: how many bytes of what lies in the folder may stay in memory too. 0 holds nothing; None: `HELD_BYTES`.
     """
 
     def __init__(
-        self, folder: Path | None = None, inputs: Mapping[str, Any] | None = None, every: float = 60.0
+        self,
+        folder: Path | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        every: float = 60.0,
+        hold: int | None = None,
     ) -> None:
         self.folder, self.inputs, self.every = folder, dict(inputs or {}), every
+        self.hold = HELD_BYTES if hold is None else hold
         self._held: dict[str, dict[str, Tensor]] = {}
         self._counted: set[str] = set()
         self._checkpoints: list[Checkpoint] = []
@@ -136,7 +142,8 @@ class Store:
             else:
                 value, seconds = found
         self._held[mark] = value
-        while self.folder is not None and len(self._held) > 1 and self._bytes() > HELD_BYTES:
+        least = 1 if self.hold else 0  # the newest stays even if it alone is too large
+        while self.folder is not None and len(self._held) > least and self._bytes() > self.hold:
             del self._held[next(iter(self._held))]
         if mark not in self._counted:  # an entry that left the memory and is read again was counted before
             self._counted.add(mark)

@@ -98,6 +98,7 @@ Classes = Annotated[list[str] | None, Parameter(consume_multiple=(1, None), meta
 Sets = Annotated[list[Path], Parameter(metavar="SET …")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 CHANGES = "Another value of a field of the protocol, as YAML: size=64, 'mean=[0.5]'. May be repeated."
+MEASURES = "A measure of your own as file.py:Name, whose number the report shows beside its own. May be repeated."
 Changes = Annotated[list[str] | None, Parameter(name="--set", metavar="FIELD=VALUE", help=CHANGES)]
 Track = Annotated[
     Literal["tensorboard", "wandb"] | None,
@@ -108,7 +109,7 @@ Track = Annotated[
     ),
 ]
 
-SPELLED = {"changes": "--set", "trials": ("--trials", "--seeds")}
+SPELLED = {"changes": "--set", "measures": "--measure", "trials": ("--trials", "--seeds")}
 """Fields whose flag is not simply their name."""
 
 METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR"}
@@ -141,6 +142,8 @@ def _kind(name: str, hint: Any) -> tuple[Any, dict[str, Any]]:
     """The type of a field's flag, and what else the library must know of the flag."""
     if name == "changes":
         return list[str], {"metavar": "FIELD=VALUE", "help": CHANGES}
+    if name == "measures":
+        return list[str], {"metavar": "FILE:NAME", "help": MEASURES}
     if hint in (int, int | None):
         return int, {"converter": positive, "metavar": "N"}
     if hint == tuple[str, ...]:
@@ -204,7 +207,8 @@ def judging_of(given: Mapping[str, Any] | None, **defaults: Any) -> Judging:
         DapError: a text of `--set` is not FIELD=VALUE.
     """
     chosen = {**defaults, **(given or {})}
-    return Judging(**{**chosen, "changes": assignments(chosen.get("changes") or [], "--set", "FIELD")})
+    changes = assignments(chosen.get("changes") or [], "--set", "FIELD")
+    return Judging(**{**chosen, "changes": changes, "measures": tuple(chosen.get("measures") or ())})
 
 
 def output_of(given: Mapping[str, Any] | None) -> Output:

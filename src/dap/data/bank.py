@@ -1,18 +1,16 @@
 """Features of real images, as the guidance needs them: φ(x_t^{(j)}, t) for N images of a class at a noise level.
 
-The paper leaves open how the real images are chosen, noised, pooled and reused. Each of these is a field of `BankOptions`
-with a default and its reason; all of them go into the manifest and into the key of the disk cache.
+The paper leaves open how the real images are chosen, noised, pooled and reused. `BankOptions` has a field for each of these
+choices, with a default and its reason. All of them go into the manifest and into the key of the cache.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,50 +20,56 @@ from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
+from dap.base.store import Store
 from dap.choices import BankOptions
 from dap.data.clusters import balanced_kmeans
 
 CHUNK = 64
-"""Real images that go through the network together."""
+"""How many real images go through the network at once."""
 
 
 @runtime_checkable
 class RealImages(Protocol):
-    """What the bank asks of real data; `dap.data.real.sources.Source` is one."""
+    """What the bank needs of a source of real images; `dap.data.real.sources.Source` has it."""
 
     class_names: tuple[str, ...]
 
     def good(self, label: int, n: int, seed: int, least: int | None = None) -> list[int]:
-        """A seeded draw of n images of a class that can be decoded; of `least` or more where it has no n of them."""
+        """The indices of a seeded draw of n images of a class, all of which can be decoded.
+
+        If the class has fewer than n such images, all of them are given, as long as there are `least`.
+        """
         ...
 
     def images(self, label: int, indices: Sequence[int]) -> Tensor:
-        """(n, 3, size, size) in [0, 1]."""
+        """The images (n, 3, size, size) in [0, 1] of some indices."""
         ...
 
     def count(self, label: int) -> int:
-        """How many images the class has."""
+        """How many images a class has."""
         ...
 
     def fingerprint(self) -> str:
-        """A hash of the listing."""
+        """A hash that changes when the images change."""
         ...
 
 
 class FeatureBank:
-    """Real features per class and step, computed on demand.
+    """The features of real images, for each class and step, computed when they are asked for.
 
     Args:
         source: the real images, at the backbone's size.
-        backbone: whose features.
+        backbone: the network whose features are taken.
         options: see `BankOptions`.
-        ipc: images per class, the number of shares under targets=slot.
-        run_seed: used where `options.seed` is None.
-        keep: hold a class's features in memory while the class is being sampled; worth it when it has several batches.
-        cache: None, or a folder that keeps them between runs; entries are keyed by everything they depend on.
+        ipc: images per class, which is the number of shares under targets=slot.
+        run_seed: the seed of the draw where `options.seed` is None.
+        keep: whether the features of a class stay in memory while the class is sampled. This pays if a class has several
+            batches.
+        cache: a folder in which runs share features, or None: nothing is written to disk. Entries are keyed by everything they
+            depend on. Several processes may use one folder at a time; what two of them want is computed by one.
 
     Raises:
-        DapError: the layer does not exist, or options that contradict each other.
+        DapError: the layer does not exist, or two options contradict each other.
     """
 
     def __init__(
@@ -86,45 +90,50 @@ class FeatureBank:
         self.seed = run_seed if options.seed is None else options.seed
         if options.targets == "slot" and options.refresh == "step":
             raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
-        self._cache = None if cache is None else Path(cache) / self._key()
+        self._key = None if cache is None else self._key_of_all()
+        self._folder = Path(cache or "") / "real features" / (self._key or "")
+        self._stores: dict[int, Store] = {}
         self._ready: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._features: dict[tuple[int, Time], Tensor] = {}
 
     def begin(self, labels: Sequence[int]) -> None:
-        """Draw and encode the labels' real images; other labels are let go."""
+        """Draw and encode the real images of these labels. What was kept of other labels is dropped."""
         self._ready = {k: v for k, v in self._ready.items() if k in labels}
         self._features = {k: v for k, v in self._features.items() if k[0] in labels}
+        self._stores = {k: v for k, v in self._stores.items() if k in labels}
         for label in labels:
             if label not in self._ready:
                 self._ready[label] = self._draw(label)
 
     def at(self, label: int, t: Time) -> Float[Tensor, "n d"]:
-        """φ of the label's real images at timestep t, (N, D) float32, after `transform`."""
+        """φ of a label's N real images at timestep t after `transform`, (N, D) float32, on the backbone's device.
+
+        `begin` must have been called with the label.
+        """
         t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
             return self._features[label, t].float()
-        name = f"{label:05d}/{t:04d}" if isinstance(t, int) else f"{label:05d}/{t:010.5f}"
-        features = self._cached(name, lambda: self._kept(self._tap(label, t)))
+        features = self._cached(label, "features", {"t": t}, lambda: self._kept(self._tap(label, t)))
         if self.keep:
             self._features[label, t] = features
         return features.float()
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
-        """Under targets=slot, each slot's weights over the N reals (rows sum to 1); else None."""
+        """Under targets=slot the weights of the N real images for each slot; each row sums to 1. Otherwise None."""
         return self._ready[label][1]
 
     def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
-        """Pool and normalise as the options say; float32."""
+        """Pool and normalise features of a layer as the options say; float32."""
         x = features.float().mean(1) if self.options.pool == "mean" else features.float().flatten(1)
         return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
 
     def _kept(self, features: Tensor) -> Tensor:
-        """What is kept of a layer's output: after `transform`, in half precision where that loses nothing."""
+        """A layer's output as it is kept: after `transform`, and in half precision if the output was and nothing was computed."""
         plain = self.options.pool == "none" and self.options.normalise == "none"
         return self.transform(features).to(features.dtype if plain else torch.float32)
 
     def _draw(self, label: int) -> tuple[Tensor, Tensor | None]:
-        """Latents (N, C, *spatial) of the label's reals, and the slots' weights over them."""
+        """Latents (N, C, *spatial) of a label's real images, and the slots' weights over them."""
         n = min(self.options.reals, self.source.count(label))
         if self.options.targets == "class":
             return self._encode(label, n, "reals", least=1), None
@@ -149,7 +158,7 @@ class FeatureBank:
             parts = images.to(self.backbone.device).split(CHUNK)
             return torch.cat([self.backbone.encode(part) for part in parts])
 
-        return self._cached(f"{label:05d}/latents-{seed:016x}-{n}", compute)
+        return self._cached(label, "latents", {"seed": seed, "n": n}, compute)
 
     def _tap(self, label: int, t: Time) -> Tensor:
         options, latents = self.options, self._ready[label][0]
@@ -177,7 +186,8 @@ class FeatureBank:
     def _seed_of(self, label: int, *purpose: object) -> int:
         return seed_of(self.seed, self.source.class_names[label], *purpose)
 
-    def _key(self) -> str:
+    def _key_of_all(self) -> str:
+        """A hash of everything that the features of all classes depend on."""
         parts = {
             "options": self.options.model_dump(exclude={"seed"}) | {"layer": self.layer},
             "seed": self.seed,
@@ -189,19 +199,15 @@ class FeatureBank:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
-    def _cached(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        if self._cache is None:
+    def _cached(self, label: int, name: str, key: Mapping[str, Any], compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives, from the class's part of the cache if there is a cache."""
+        if self._key is None:
             return compute()
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file, save_file
-
-        path = self._cache / f"{name}.safetensors"
-        try:
-            return load_file(path, device=str(self.backbone.device))["x"]
-        except (FileNotFoundError, SafetensorError):  # absent, or cut short by a crash of the machine
-            value = compute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        save_file({"x": value.contiguous()}, aside)
-        os.replace(aside, path)
-        return value
+        if label not in self._stores:
+            # The store holds nothing in memory: whether features stay there is the choice of `keep`.
+            self._stores[label] = Store(self._folder / f"{label:05d}", {"bank": self._key}, hold=0)
+        key = {"class": self.source.class_names[label], **key}
+        found = self._stores[label].get(name, key, lambda: {"x": compute()})["x"]
+        # A file is mapped into memory at an address of its own, and a CPU's kernels round by address. So a copy is taken, and
+        # features from a file give the same bytes as features that were computed just now.
+        return found.to(self.backbone.device, copy=True)

@@ -1,4 +1,4 @@
-"""Balanced k-means: clusters of equal size, for a target of its own for every slot."""
+"""Balanced k-means: clusters of equal size, so that every slot of a class gets its own real images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from torch import Tensor
 
 
 def balanced_kmeans(points: Float[Tensor, "n d"], k: int, seed: int, rounds: int = 25) -> Int[Tensor, " n"]:
-    """Cluster index of each point, sizes ⌊n/k⌋ or ⌈n/k⌉.
+    """The cluster of each point; every cluster has ⌊n/k⌋ or ⌈n/k⌉ points.
 
-    k-means++ seeds by scikit-learn, then alternately an optimal assignment of points to k·⌈n/k⌉ places and the means
-    (Malinen & Fränti 2014).
+    scikit-learn's k-means++ gives the first centres. Then points are assigned optimally to k·⌈n/k⌉ places, and the centres are
+    moved to the means of their points, in turn (Malinen & Fränti 2014).
+
+    Args:
+        points: (n, d), n ≥ k.
+        k: how many clusters.
+        seed: of k-means++.
+        rounds: the most rounds of assignment.
+
+    Returns:
+        (n,), from 0 to k − 1.
 
     Raises:
-        ValueError: fewer points than clusters.
+        ValueError: there are fewer points than clusters.
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist

@@ -27,6 +27,7 @@ from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.measures.own import own_measures
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
@@ -56,6 +57,7 @@ class JudgingPlan:
         offline: the weights of a teacher come from the local cache alone.
         on: "validation" tests on held-out training images, to make choices by; the test images are then not opened.
         neighbours: how many real images of a class are searched for near-copies, see `evaluation.measures.inspection`.
+        measures: names of measures of one's own, as `file.py:Name`; see `evaluation.measures.own`.
     """
 
     protocol: Protocol
@@ -67,6 +69,7 @@ class JudgingPlan:
     offline: bool = False
     on: Literal["test", "validation"] = "test"
     neighbours: int | None = None
+    measures: Sequence[str] = ()
 
     @property
     def all_networks(self) -> Sequence[str]:
@@ -125,7 +128,8 @@ class Loaded:
         """Measures the images of sets; None without features."""
         if self._inspector is None and self.features is not None:
             train, tested = self.open("train", self.plan.protocol.size), self.test.tensors()
-            self._inspector = Inspector(train, tested, self.features, limit=self.plan.neighbours)
+            limit, own = self.plan.neighbours, own_measures(self.plan.measures)
+            self._inspector = Inspector(train, tested, self.features, limit=limit, own=own)
         return self._inspector
 
 
@@ -144,6 +148,7 @@ def check(loaded: Loaded) -> None:
         )
     if plan.labels is not None:
         raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
+    own_measures(plan.measures)  # a file that cannot be loaded is told now
     names = loaded.open("train", protocol.size).class_names
     _check_networks(plan, len(names))
     loaded.teacher(names)

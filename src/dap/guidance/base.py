@@ -1,7 +1,7 @@
-"""What steers a sample: a `Guidance` looks at one `State` of the reverse process and returns what to add to x_{t-1}.
+"""Guidance of a sample: a `Guidance` looks at one `State` of the reverse process and returns what to add to x_{t-1}.
 
-A guidance that lowers a scalar is an `Energy` under `Descend`, the only place that differentiates in x_t.
-Guidances add with `+`, scale with a number and can be confined to a `Window` of the run.
+A guidance that lowers a scalar is an `Energy` under `Descend`, which is the only place that differentiates in x_t.
+Guidances are added with `+`, scaled with a number, and can be confined to a `Window` of the run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 
 GradThrough = Literal["nothing", "features", "denoiser"]
-"""What x_t carries a graph through: nothing, the backbone up to the tapped layer, or the whole noise prediction."""
+"""How far a gradient can flow back to x_t: not at all, from the tapped layer's features, or from the whole noise prediction."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,23 @@ class State:
     """One reverse step of a batch of B images, from noise level t to the next lower one.
 
     Attributes:
-        x: x_t, (B, C, *spatial); a leaf that requires grad when the guidance asks for a gradient.
-        proposal: x̃_{t−1}, what the sampler alone would take next, same shape, no graph.
-        x0_hat: the prediction of x_0 at t; differentiable in x under "denoiser".
-        eps: the guided noise prediction; differentiable in x under "denoiser".
-        features: φ(x_t, t) of the tapped layer, (B, tokens, width), or None; differentiable in x under "features" and "denoiser".
+        x: x_t, (B, C, *spatial). It is a leaf that requires grad if the guidance asks for a gradient.
+        proposal: x̃_{t−1}, the next sample without guidance, of the same shape. It carries no graph.
+        x0_hat: the prediction of x_0 at t. Under "denoiser" it is differentiable in x.
+        eps: the noise prediction after classifier-free guidance. Under "denoiser" it is differentiable in x.
+        features: φ(x_t, t) of the tapped layer, (B, tokens, width), or None. Under "features" and "denoiser" they are
+            differentiable in x.
         t: the timestep of the training schedule; a whole number unless the backbone is a flow.
         index: how many steps were done before, 0 … steps − 1.
         steps: the length of the run.
-        alpha: how much of x_0 is in x_t: √ᾱ_t, on a flow 1 − sigma.
-        sigma: how much noise: √(1 − ᾱ_t), on a flow t/T.
-        labels: (B,) label of each image, in the data's label space.
-        slots: (B,) which of the ipc images of its label each one is.
-        step_std: the standard deviation of x_{t−1} around the mean of the reverse step, a number or (B, C, *spatial): the learned
-            one where ancestral steps have it, else that of q(x_{t−1} | x_t, x_0), also where the solver draws no noise. 0 at
-            the last step.
-        next: x_{t−1} with the push, once it is taken; None while a guidance looks at the state.
+        alpha: how much of x_0 is in x_t: √ᾱ_t, and on a flow 1 − sigma.
+        sigma: how much noise is in x_t: √(1 − ᾱ_t), and on a flow t/T.
+        labels: (B,), the label of each image, in the data's label space.
+        slots: (B,), which of the ipc images of its class each image is.
+        step_std: the standard deviation of x_{t−1} around the mean of the reverse step, a number or (B, C, *spatial). Ancestral
+            steps with a learned variance have the learned one. All others have that of q(x_{t−1} | x_t, x_0), even if the
+            solver draws no noise. It is 0 at the last step.
+        next: x_{t−1} with the push. It is None while a guidance looks at the state, because the step is not taken yet.
     """
 
     x: Float[Tensor, "b c *spatial"]
@@ -67,30 +68,34 @@ class State:
 
 
 class Guidance(ABC):
-    """A push on the next sample. Attributes and the two hooks below have neutral defaults."""
+    """A push on the next sample. The attributes and the two hooks have neutral defaults; a subclass sets what it needs.
+
+    Attributes:
+        layer: the backbone layer whose features the guidance needs, or None.
+        branch: the half of classifier-free guidance that supplies the features.
+        grad_through: how far the guidance differentiates.
+        joint: whether an image depends on the other slots of its class. They are then sampled together.
+        sequential: whether an image depends on the earlier slots of its class. They are then sampled before it, one by one.
+    """
 
     layer: str | None = None
-    """The backbone layer whose features it needs."""
     branch: Literal["cond", "null"] = "cond"
-    """Which half of classifier-free guidance supplies the features."""
     grad_through: GradThrough = "nothing"
     joint: bool = False
-    """Whether an image depends on the other slots of its class, so that these must be sampled together."""
     sequential: bool = False
-    """Whether an image depends on the earlier slots of its class, so that these must be sampled before it, one by one."""
 
     @abstractmethod
     def __call__(self, state: State) -> Float[Tensor, "b c *spatial"]:
         """What to add to x_{t−1}."""
 
     def begin(self, labels: Sequence[int]) -> None:  # noqa: B027 - a hook; most guidances need none
-        """Called before a batch with the labels in it: prepare, load, compute what the class needs."""
+        """Prepare what the classes need. The sampling loop calls this before a batch, with the labels in the batch."""
 
     def finish(self, state: State) -> None:  # noqa: B027 - a hook; most guidances need none
-        """Called after the last step with the last state."""
+        """Look at the finished batch. The sampling loop calls this after the last step, with the last state."""
 
     def active(self, index: int, steps: int) -> bool:
-        """Whether the step needs this guidance at all; an inactive step is not asked and builds no graph."""
+        """Whether this guidance pushes at a step. At an inactive step it is not called, and no graph is built for it."""
         return True
 
     def __add__(self, other: Guidance) -> Guidance:
@@ -114,7 +119,10 @@ class Nothing(Guidance):
 
 
 class Energy(ABC):
-    """A scalar an image should have little of, differentiable in `State.x` through what `grad_through` keeps."""
+    """A scalar that is to be lowered for each image, differentiable in `State.x` as far as `grad_through` says.
+
+    The attributes are those of `Guidance`.
+    """
 
     layer: str | None = None
     branch: Literal["cond", "null"] = "cond"
@@ -140,12 +148,12 @@ class Descend(Guidance):
     Args:
         energy: the scalar to lower.
         scale: γ ≥ 0. 0 gives the unguided sample bit for bit.
-        unit: "paper" adds γ g_t as the paper writes it. "step" measures γ in units of the sampler's own step: the push
-            has norm γ · ‖x̃_{t−1} − x_t‖ for each image, so that one γ means the same on every backbone. "noise" measures it
-            in units of the noise in x_t: norm γ · σ_t · ‖eps‖ (IGD's ρ_t).
+        unit: "paper" adds γ g_t as the paper writes it. "step" measures γ in units of the sampler's own step: the push of
+            each image has the norm γ · ‖x̃_{t−1} − x_t‖, so that one γ means the same on every backbone. "noise" measures γ in
+            units of the noise in x_t: the push has the norm γ · σ_t · ‖eps‖ (IGD's ρ_t).
 
     Raises:
-        DapError: on a negative or non-finite scale, an unknown unit, or, while sampling, a non-finite gradient.
+        DapError: the scale is negative or not finite, the unit is unknown, or a gradient is not finite while sampling.
     """
 
     energy: Energy
@@ -157,8 +165,26 @@ class Descend(Guidance):
             raise DapError(f"scale must be a finite number >= 0, not {self.scale}.")
         if self.unit not in ("paper", "step", "noise"):
             raise DapError(f"unit must be 'paper', 'step' or 'noise', not {self.unit!r}.")
-        for name in ("layer", "branch", "grad_through", "joint", "sequential"):
-            object.__setattr__(self, name, getattr(self.energy, name))
+
+    @property
+    def layer(self) -> str | None:
+        return self.energy.layer
+
+    @property
+    def branch(self) -> Literal["cond", "null"]:
+        return self.energy.branch
+
+    @property
+    def grad_through(self) -> GradThrough:
+        return self.energy.grad_through
+
+    @property
+    def joint(self) -> bool:
+        return self.energy.joint
+
+    @property
+    def sequential(self) -> bool:
+        return self.energy.sequential
 
     def begin(self, labels: Sequence[int]) -> None:
         if self.scale > 0:
@@ -174,7 +200,7 @@ class Descend(Guidance):
     def __call__(self, state: State) -> Tensor:
         with torch.enable_grad():
             energy = self.energy(state)
-            # Another guidance of a sum may still go through the same graph.
+            # The graph is kept, because another guidance of a sum may go through the same one.
             (gradient,) = torch.autograd.grad(energy.sum(), state.x, retain_graph=True)
         if not torch.isfinite(gradient).all():
             raise DapError(
@@ -186,7 +212,7 @@ class Descend(Guidance):
                 length = per_image_norm(state.proposal - state.x.detach())
             else:
                 length = state.sigma * per_image_norm(state.eps.detach())
-            # A gradient of zero has no direction and pushes nothing.
+            # A gradient of zero has no direction, so it pushes nothing.
             gradient = gradient * torch.where(norm > 1e-30, length / norm.clamp_min(1e-30), 0.0)
         return -self.scale * gradient
 
@@ -198,19 +224,38 @@ def per_image_norm(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
 
 @dataclass(frozen=True)
 class _Wrapper(Guidance):
-    """A guidance around others: it needs whatever they need."""
+    """A guidance around others. It needs whatever they need.
+
+    Raises:
+        DapError: the guidances inside tap different layers or halves.
+    """
 
     def __post_init__(self) -> None:
-        parts = self.parts()
-        order: tuple[GradThrough, ...] = ("nothing", "features", "denoiser")
-        layers, branches = {p.layer for p in parts if p.layer}, {p.branch for p in parts if p.layer}
+        layers, branches = ({getattr(p, name) for p in self.parts() if p.layer} for name in ("layer", "branch"))
         if len(layers) > 1 or len(branches) > 1:
             raise DapError(f"Guidances tap different layers or branches ({sorted(layers)}); one run taps one.")
-        object.__setattr__(self, "layer", next(iter(layers), None))
-        object.__setattr__(self, "branch", next(iter(branches), "cond"))
-        object.__setattr__(self, "grad_through", max((p.grad_through for p in parts), key=order.index))
-        object.__setattr__(self, "joint", any(p.joint for p in parts))
-        object.__setattr__(self, "sequential", any(p.sequential for p in parts))
+
+    @property
+    def layer(self) -> str | None:
+        return next((part.layer for part in self.parts() if part.layer), None)
+
+    @property
+    def branch(self) -> Literal["cond", "null"]:
+        branches: list[Literal["cond", "null"]] = [part.branch for part in self.parts() if part.layer]
+        return branches[0] if branches else "cond"
+
+    @property
+    def grad_through(self) -> GradThrough:
+        asked: list[GradThrough] = [part.grad_through for part in self.parts()]
+        return max(asked, key=get_args(GradThrough).index)
+
+    @property
+    def joint(self) -> bool:
+        return any(part.joint for part in self.parts())
+
+    @property
+    def sequential(self) -> bool:
+        return any(part.sequential for part in self.parts())
 
     @abstractmethod
     def parts(self) -> tuple[Guidance, ...]:
@@ -230,7 +275,7 @@ class _Wrapper(Guidance):
 
 @dataclass(frozen=True)
 class Sum(_Wrapper):
-    """The pushes of several guidances, added."""
+    """The sum of the pushes of several guidances."""
 
     guidances: tuple[Guidance, ...]
 
@@ -247,7 +292,7 @@ class Sum(_Wrapper):
 
 @dataclass(frozen=True)
 class Scaled(_Wrapper):
-    """A push times a factor; factor 0 is inactive."""
+    """A push times a factor. With factor 0 no step is active."""
 
     guidance: Guidance
     factor: float
@@ -266,7 +311,10 @@ class Scaled(_Wrapper):
 class Window(_Wrapper):
     """A guidance in the part of the run where start <= progress < stop, both fractions in [0, 1].
 
-    `last=False` also leaves out the very last step, after which nothing denoises the push any more.
+    `last=False` also leaves out the very last step, because nothing denoises the push of that step any more.
+
+    Raises:
+        DapError: start and stop are not in this order, or not in [0, 1].
     """
 
     guidance: Guidance

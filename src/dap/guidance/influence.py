@@ -30,13 +30,13 @@ from dap.base.errors import DapError
 from dap.guidance.base import Energy, GradThrough, State
 
 Through = Literal["denoiser", "x0"]
-"""What the energies are differentiated in: x_t, through the whole noise prediction, or x0_hat as if x_t moved it one to one."""
+"""How the energies are differentiated: in x_t through the whole noise prediction, or as if x_t moved x0_hat one to one."""
 
 Compared = Literal["x", "denoiser", "x0"]
-"""What is kept apart: x_t itself, or x0_hat, differentiated as `Through` says."""
+"""What is kept apart: x_t itself, or x0_hat with the derivative that `Through` names."""
 
 STRENGTH_UNIT = 0.0015
-"""What k = 1 is, in units of the noise in x_t; see above."""
+"""The scale of `Descend`, in units of the noise in x_t, that k = 1 means; this is u above."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Moment:
     """A network at one point of its training, seen from one class.
 
     Attributes:
-        parameters: θ_k; leaves that require grad.
-        loss: mean loss of images (n, 3, h, w) in [0, 1], were they of the class.
-        real: (P,) g_{k,c}, the mean gradient of real images, all parameters flattened one after another.
+        parameters: θ_k, leaves that require grad.
+        loss: maps images (n, 3, h, w) in [0, 1] to their mean loss as members of the class.
+        real: (P,), g_{k,c}, the mean gradient of real images. All parameters are flattened, one after another.
     """
 
     parameters: tuple[Tensor, ...]
@@ -56,28 +56,28 @@ class Moment:
 
 @runtime_checkable
 class Trajectory(Protocol):
-    """Where the moments come from; `dap.methods.diffusion.igd.Surrogate` trains for them."""
+    """The source of moments; `dap.methods.diffusion.igd.Surrogate` trains a network for them."""
 
     def begin(self, labels: Sequence[int]) -> None:
-        """Make ready for these labels."""
+        """Prepare the moments of these labels."""
         ...
 
     def images(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
-        """The images of latents, about in [0, 1], with a graph."""
+        """The images of latents, roughly in [0, 1], with a graph."""
         ...
 
     def moments(self, label: int) -> Sequence[Moment]:
-        """The checkpoints, for a label that `begin` was told of."""
+        """The checkpoints, for one of the labels that `begin` was given."""
         ...
 
 
 def flat_gradient(loss: Tensor, parameters: Sequence[Tensor], *, graph: bool = False) -> Float[Tensor, " p"]:
-    """The gradient of a scalar in all parameters as one vector; `graph` makes it differentiable itself."""
+    """The gradient of a scalar in all parameters, as one vector. With `graph` the vector itself is differentiable."""
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, create_graph=graph)])
 
 
 def _carrier(through: Compared) -> GradThrough:
-    """What the sampler is asked to carry a graph through: without a layer, "features" is a graph in x_t alone."""
+    """How far the sampler must carry a graph. "features" without a layer makes x_t a leaf and nothing more."""
     return "denoiser" if through == "denoiser" else "features"
 
 
@@ -89,18 +89,19 @@ def _x0(state: State, through: Through) -> Float[Tensor, "b c *spatial"]:
 class Influence(Energy):
     """G_I, 0 … 2: how far the gradient of each image points from that of the class's real images, over all checkpoints.
 
-    The gradient of it is of second order in the network. One image after another: each has its own gradient.
+    Its gradient is of second order in the network. Images are taken one after another, because each has its own gradient.
 
     Args:
         trajectory: the checkpoints.
-        through: see `Through`; the paper's is "denoiser".
+        through: see `Through`. The paper's is "denoiser".
     """
 
     trajectory: Trajectory
     through: Through = "denoiser"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grad_through", _carrier(self.through))
+    @property
+    def grad_through(self) -> GradThrough:
+        return _carrier(self.through)
 
     def begin(self, labels: Sequence[int]) -> None:
         self.trajectory.begin(labels)
@@ -119,12 +120,12 @@ class Influence(Energy):
 
 @dataclass(frozen=True)
 class Deviation(Energy):
-    """G_D, −1 … 1: the largest cosine between an image and the finished latents of the slots before it in its class.
+    """G_D, −1 … 1: the largest cosine between an image and the finished latents of the earlier slots of its class.
 
-    0 for the first slot, which nothing is to be kept apart from.
+    It is 0 for the first slot, which has no earlier ones.
 
     Args:
-        memory: how many slots back are remembered, 64 in the paper.
+        memory: how many earlier slots are remembered, 64 in the paper.
         of: what is compared with them, see `Compared`.
 
     Raises:
@@ -139,7 +140,10 @@ class Deviation(Energy):
     def __post_init__(self) -> None:
         if self.memory < 1:
             raise DapError(f"memory must be at least 1, not {self.memory}.")
-        object.__setattr__(self, "grad_through", _carrier(self.of))
+
+    @property
+    def grad_through(self) -> GradThrough:
+        return _carrier(self.of)
 
     def begin(self, labels: Sequence[int]) -> None:
         for label, slot in [*self._finished]:
@@ -152,7 +156,7 @@ class Deviation(Energy):
             self._finished[where] = state.next[row].detach().flatten()
 
     def before(self, label: int, slot: int) -> list[Tensor]:
-        """The finished latents that a slot is kept apart from, each flat."""
+        """The finished latents (C · spatial,) of the earlier slots that a slot is kept apart from."""
         slots = range(max(0, slot - self.memory), slot)
         return [self._finished[label, at] for at in slots if (label, at) in self._finished]
 

@@ -24,7 +24,7 @@ from dap.guidance.base import Guidance, State
 from dap.guidance.modes import Centres, targets
 
 INNER = 0.1
-"""The radius at which the evenly spaced half of a cloud begins; it ends at the current radius, which may be smaller."""
+"""The radius at which the evenly spaced half of a cloud begins. It ends at the current radius, which may be smaller."""
 
 
 def normal_to_plane(x: Float[Tensor, " d"], points: Float[Tensor, "k d"], tangent: int) -> Float[Tensor, " d"]:
@@ -35,8 +35,8 @@ def normal_to_plane(x: Float[Tensor, " d"], points: Float[Tensor, "k d"], tangen
 
     Args:
         x: where the way begins.
-        points: at least tangent + 1 of them.
-        tangent: how many directions the plane has.
+        points: at least tangent + 1 points.
+        tangent: the dimension of the plane.
     """
     mean = points.mean(0)
     directions = torch.linalg.svd(points - mean, full_matrices=False).Vh[:tangent]
@@ -52,15 +52,15 @@ class Manifold(Guidance):
         centres: the modes.
         scale: the length of a full push, 0.1 in the paper. 0 gives the unguided sample bit for bit.
         radius: of the cloud of clean points around a mode.
-        bandwidth: the distance to the nearest point beyond which the push is nearly full.
-        tangent: dimension of the plane.
-        neighbours: how many noised points the plane is fitted to.
-        points: how many there are.
-        widening: by how much the radius is multiplied at the first step.
-        warm: the part of the run over which it shrinks back, as exp from `widening` to 1.
+        bandwidth: beyond this distance to the nearest point the push is nearly full.
+        tangent: the dimension of the plane.
+        neighbours: to how many noised points the plane is fitted.
+        points: how many points a cloud has.
+        widening: the factor on the radius at the first step, 1 or more.
+        warm: the fraction of the run in which the factor falls exponentially from `widening` to 1.
 
     Raises:
-        DapError: a number that makes no sense.
+        DapError: a number is out of its range.
     """
 
     centres: Centres
@@ -116,6 +116,6 @@ class Manifold(Guidance):
         return state.alpha * clean + state.sigma * torch.randn(shape, generator=generator).to(centre)
 
     def radius_at(self, progress: float) -> float:
-        """The clouds' radius at a fraction of the run that is done."""
+        """The radius of the clouds when a fraction of the run, 0 … 1, is done."""
         left = max(0.0, 1 - progress / self.warm) if self.warm else 0.0
         return self.radius * (1 + (self.widening - 1) * (math.exp(left) - 1) / (math.e - 1))

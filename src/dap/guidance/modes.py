@@ -5,7 +5,7 @@ arXiv 2505.18963.
 
     x_{t-1} = \tilde x_{t-1} - \lambda \sigma_t (\hat x_0 - m_i),    \sigma_t the standard deviation of the reverse step
 
-The paper stops half-way through the run ("stop guidance"); here that is a `Window` around it.
+The paper stops guiding half-way through the run ("stop guidance"). Here a `Window` around the guidance does that.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from dap.guidance.base import Guidance, State
 
 @runtime_checkable
 class Centres(Protocol):
-    """Where the modes come from; `dap.methods.diffusion.mgd3.ClassModes` finds them by clustering."""
+    """The source of modes; `dap.methods.diffusion.mgd3.ClassModes` finds them by clustering."""
 
     def begin(self, labels: Sequence[int]) -> None:
-        """Make ready for these labels."""
+        """Prepare the modes of these labels."""
         ...
 
     def of(self, label: int) -> Float[Tensor, "slots c *spatial"]:
-        """The modes of a class, clean latents; row i is slot i's."""
+        """The modes of a class, which are clean latents. Row i belongs to slot i."""
         ...
 
     def seed(self, label: int, *purpose: object) -> int:
-        """A seed of the class's own, the same whatever its label."""
+        """A seed that belongs to the class by name, so that its label does not change the seed."""
         ...
 
 
@@ -55,7 +55,7 @@ class Modes(Guidance):
         scale: λ ≥ 0, 0.1 in the paper. 0 gives the unguided sample bit for bit.
 
     Raises:
-        DapError: a negative or non-finite scale.
+        DapError: the scale is negative or not finite.
     """
 
     centres: Centres

@@ -25,32 +25,32 @@ from dap.kernels import Kernel, Linear
 
 @runtime_checkable
 class RealFeatures(Protocol):
-    """Where the real features come from; `dap.data.bank.FeatureBank` is one."""
+    """The source of real features; `dap.data.bank.FeatureBank` is one."""
 
     @property
     def layer(self) -> str:
-        """The backbone layer they come from."""
+        """The backbone layer that the features come from."""
         ...
 
     @property
     def branch(self) -> Literal["cond", "null"]:
-        """The half of classifier-free guidance they come from."""
+        """The half of classifier-free guidance that the features come from."""
         ...
 
     def begin(self, labels: Sequence[int]) -> None:
-        """Make ready for these labels."""
+        """Prepare the real features of these labels."""
         ...
 
     def at(self, label: int, t: int | float) -> Float[Tensor, "n d"]:
-        """φ(x_t^{(j)}, t) of the label's N real images at this step."""
+        """φ(x_t^{(j)}, t) of the label's N real images at time t, after `transform`."""
         ...
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
-        """Which real images each slot is drawn to, rows that sum to 1, or None for all of them, evenly."""
+        """For each slot the weights of the real images that pull it; each row sums to 1. None: all images pull evenly."""
         ...
 
     def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
-        """What was done to the real features after the layer (pooling, normalisation), for the synthetic ones."""
+        """Treat features of a layer as the real ones were treated: pool and normalise them."""
         ...
 
 
@@ -60,10 +60,10 @@ class Representative(Energy):
 
     Args:
         reals: the real features.
-        kernel: K; the paper's is linear. An open bandwidth is set from each step's real features.
-        squared: use D_K² instead of the paper's D_K (each real image then pulls in proportion to its distance).
-        repulsion: λ ≥ 0. Adds −λ · mean distance to the other slots of the class; 1 makes the sum the energy distance
-            between the two sets. The other slots are held fixed, so each image's energy is its own.
+        kernel: K. The paper's is linear. A bandwidth that is left open is set from the real features of each step.
+        squared: use D_K² instead of the paper's D_K. Each real image then pulls in proportion to its distance.
+        repulsion: λ ≥ 0. Adds −λ · mean distance to the other slots of the class. With 1 the sum is the energy distance
+            between the two sets. The other slots are held fixed, so each image has an energy of its own.
 
     Raises:
         DapError: repulsion is negative.
@@ -77,9 +77,18 @@ class Representative(Energy):
     def __post_init__(self) -> None:
         if not self.repulsion >= 0:
             raise DapError(f"repulsion must be >= 0, not {self.repulsion}.")
-        object.__setattr__(self, "layer", self.reals.layer)
-        object.__setattr__(self, "branch", self.reals.branch)
-        object.__setattr__(self, "joint", self.repulsion > 0)
+
+    @property
+    def layer(self) -> str:
+        return self.reals.layer
+
+    @property
+    def branch(self) -> Literal["cond", "null"]:
+        return self.reals.branch
+
+    @property
+    def joint(self) -> bool:
+        return self.repulsion > 0
 
     def begin(self, labels: Sequence[int]) -> None:
         self.reals.begin(labels)

@@ -1,9 +1,12 @@
 """Train the embedded starter from nothing: `python -m dap.starter.train --out DIR`.
 
-Three stages, each resumable at its last checkpoint and a function of the seed alone: a small `AutoencoderKL`
-(32 px -> 4x8x8 latents); its decoder again, alone, for the last of the reconstruction; then a class-conditional DiT on
-the latents with the hybrid loss of Nichol & Dhariwal (2021), L = ||eps - eps_hat||^2 + KL(q || p), so that it predicts
-eps and a learned variance exactly as DiT-XL/2 does.
+There are three stages. Each is a function of the seed alone and continues from its last checkpoint.
+
+1. A small `AutoencoderKL` is trained (32 px -> 4x8x8 latents).
+2. Its decoder is trained further, alone, because that makes the reconstructions sharper and leaves the latents as they are.
+3. A class-conditional DiT is trained on the latents with the hybrid loss of Nichol & Dhariwal (2021),
+   L = ||eps - eps_hat||^2 + KL(q || p), so that it predicts eps and a learned variance exactly as DiT-XL/2 does.
+
 The result is an ordinary diffusers `DiTPipeline` folder with fp16 safetensors.
 """
 
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dap.backbones.finetune import MovingAverage
 from dap.starter import CLASS_NAMES, PIPELINE
 from dap.starter.images import training_images
 
@@ -49,8 +53,8 @@ def build_autoencoder() -> Any:
 def build_transformer() -> Any:
     from diffusers import DiTTransformer2DModel
 
-    # Evaluation mode throughout: each block owns a label embedding that would drop labels on its own in training mode,
-    # so the null label is drawn here, once an image.
+    # The network stays in evaluation mode. In training mode each block would drop labels in its own label embedding; here
+    # the null label is drawn once for an image and all blocks see it.
     return DiTTransformer2DModel(
         num_attention_heads=6,
         attention_head_dim=32,
@@ -62,20 +66,6 @@ def build_transformer() -> Any:
         num_embeds_ada_norm=len(CLASS_NAMES),
         norm_num_groups=32,
     ).eval()
-
-
-class Ema:
-    """Exponential moving average of a module's parameters, with a warm-up."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in module.named_parameters():
-            self.values[name].lerp_(parameter, 1 - decay)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -98,18 +88,19 @@ def fit(
     decay: float,
     every: int = 250,
 ) -> dict[str, Any]:
-    """Minimise `loss_of` and leave the averaged weights in `module`; continues from `out/name.pt` if it is there.
+    """Minimise `loss_of`, and leave the averaged weights in `module`.
 
-    Each step draws from a generator seeded by (seed, step), so a resumed run sees the same batches.
+    A run continues from `out/name.pt` if that file exists. Each step draws from a generator seeded by (seed, step), so that a
+    resumed run sees the same batches.
     """
     checkpoint = out / f"{name}.pt"
     optimiser = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.0, betas=(0.9, 0.99))
-    ema, start, seconds = Ema(module, decay), 0, 0.0
+    average, start, seconds = MovingAverage(module.named_parameters(), decay), 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(saved["module"])
         optimiser.load_state_dict(saved["optimiser"])
-        ema.values, start, seconds = saved["ema"], saved["step"], saved["seconds"]
+        average.values, start, seconds = saved["ema"], saved["step"], saved["seconds"]
     began, log = time.monotonic(), out / f"{name}.jsonl"
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=10)
     for step in bar:
@@ -120,18 +111,18 @@ def fit(
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
-        ema.update(module, step)
+        average.update(module.named_parameters(), step)
         if (step + 1) % every == 0 or step + 1 == steps:
             spent = seconds + time.monotonic() - began
             bar.set_postfix(loss=f"{loss.item():.4f}")
             with log.open("a") as file:
                 file.write(json.dumps({"step": step + 1, "loss": loss.item(), "seconds": round(spent, 1)}) + "\n")
-            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema.values}
+            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "ema": average.values}
             aside = checkpoint.with_suffix(".tmp")
             torch.save({**state, "step": step + 1, "seconds": spent}, aside)
             os.replace(aside, checkpoint)
     seconds += time.monotonic() - began
-    module.load_state_dict(ema.values, strict=False)
+    module.load_state_dict(average.values, strict=False)
     return {"steps": steps, "seconds": round(seconds), "parameters": sum(p.numel() for p in module.parameters())}
 
 

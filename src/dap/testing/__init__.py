@@ -1,9 +1,10 @@
-"""Contracts for what users write: whether a backbone, kernel, guidance or method of their own keeps the library's promises.
+"""Checks of what users write: whether a backbone, kernel, guidance or method of their own keeps the library's promises.
 
     from dap.testing import check_kernel
     assert all(finding.level != "wrong" for finding in check_kernel(Mine()))
 
-Each check stands alone and says in words what was looked at, the number seen and what to do. `dap check NAME` prints the same.
+Each check is independent of the others. It says in words what it looked at, which number it found and what to do. `dap check
+NAME` prints the same findings.
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ __all__ = ["Finding", "check", "check_backbone", "check_guidance", "check_kernel
 
 
 def check_backbone(backbone: Backbone, images: Tensor | None = None) -> list[Finding]:
-    """The findings on a backbone: what it says of itself, predictions, features, gradients, autoencoder, a short run.
+    """Check a backbone: its description, predictions, features, gradients, autoencoder and a short run.
 
     Args:
-        backbone: what is checked.
-        images: at least one real image of its classes, (n, 3, h, w) in [0, 1] at its size; default: three of
-            Fashion-MNIST. They decide only how well the autoencoder and the noise prediction do.
+        backbone: the backbone to check.
+        images: one or more real images of its classes, (n, 3, h, w) in [0, 1] at its size. Default: three images of
+            Fashion-MNIST. They matter only for the quality of the autoencoder and of the noise prediction.
     """
     return list(_backbone.findings(backbone, images))
 
 
 def check_kernel(kernel: Kernel) -> list[Finding]:
-    """The findings on a kernel, on random points: positive semi-definite, a metric, a gradient that is right."""
+    """Check a kernel on random points: it is positive semi-definite, its distance is a metric, and its gradient is right."""
     return list(_kernel.findings(kernel))
 
 
 def check_guidance(guidance: Guidance | Energy, backbone: Backbone | None = None) -> list[Finding]:
-    """The findings on a guidance, or on an energy and its descent, in short runs on three images.
+    """Check a guidance, or an energy and its descent, in short runs on three images.
 
     Args:
-        guidance: what is checked.
-        backbone: what it is run on; default: an exact Gaussian mixture over latents (3, 4, 4), whose features (B, 1, 48)
-            stand in for whatever layer the guidance names.
+        guidance: the guidance or energy to check.
+        backbone: the backbone of the runs. Default: an exact Gaussian mixture over latents (3, 4, 4). Its features (B, 1, 48)
+            take the place of the layer that the guidance names.
     """
     return list(_guidance.findings(guidance, backbone))
 
 
 def check_method(method: Method) -> list[Finding]:
-    """The findings on a method, from tiny sets of two classes of Fashion-MNIST on the embedded starter."""
+    """Check a method by tiny sets of two classes of Fashion-MNIST, made on the embedded starter."""
     return list(_method.findings(method))
 
 

@@ -1,4 +1,4 @@
-"""Of the backbone contract: images to latents and back, whether the weights know anything, and a short run."""
+"""Checks of a backbone: images to latents and back, whether the weights are trained, and a short run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encode(p: Probe) -> Verdicts:
 
 
 def decode(p: Probe) -> Verdicts:
-    """Shape and range, also for latents far out, which guidance can produce."""
+    """The shape and range of images. Latents far from the data are tried too, because guidance can produce them."""
     size, flat = p.backbone.card.size, len(p.backbone.latent_shape) == 3
     for name, z in (("noise", p.x), ("latents far out", 10 * p.x[:1])):
         images = p.backbone.decode(z)
@@ -61,7 +61,7 @@ def reconstruction(p: Probe) -> Verdicts:
 
 
 def trained(p: Probe) -> Verdicts:
-    """Halfway between data and noise a trained model finds the noise better than any multiple of x does."""
+    """Halfway between data and noise a trained model predicts the noise better than any multiple of x does."""
     t = p.times[1]
     alpha, sigma = p.backbone.schedule.level(t)
     noise = draw(tuple(p.latents.shape), 5, p.backbone.device)
@@ -71,7 +71,7 @@ def trained(p: Probe) -> Verdicts:
     if not error <= 0.9 * naive:
         yield warn(
             f"at t = {t:g} the predicted noise of real images is off by {error:.2f} of its norm, the best multiple of x by "
-            f"{naive:.2f} only: these weights look untrained, or predict something else than eps."
+            f"{naive:.2f} only: these weights look untrained, or they do not predict eps."
         )
     return (
         f"at t = {t:g} the predicted noise of real images is off by {error:.2f} of its norm ({naive:.2f}: not trained)"
@@ -79,7 +79,7 @@ def trained(p: Probe) -> Verdicts:
 
 
 class _Size(Energy):
-    """The mean square of the features: an energy that every backbone has."""
+    """The mean square of the features, an energy that works on every backbone."""
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
@@ -90,13 +90,13 @@ class _Size(Energy):
 
 
 def sampling(p: Probe) -> Verdicts:
-    """Three steps: vanilla, guided with scale 0, and guided."""
+    """Runs of three steps: vanilla, guided with scale 0, and guided."""
     b, card = p.backbone, p.backbone.card
     model, work = ClassifierFree(b, card.cfg, card.cfg_channels), Batch.of(p.names[::2], [0, 1], [0, 0], 0)
     before = torch.get_rng_state()
     vanilla = latents(model, None, work, steps=3)
     if tuple(vanilla.shape) != (2, *b.latent_shape):
-        yield wrong(f"a sample of 2 images has latents {kind_of(vanilla)}, not {(2, *b.latent_shape)}.")
+        yield wrong(f"a sample of 2 images has latents {kind_of(vanilla)}; they should be {(2, *b.latent_shape)}.")
     zero = latents(model, Descend(_Size(card.layer), 0.0, "step"), work, steps=3)
     if not torch.equal(zero, vanilla):
         yield wrong(
@@ -108,7 +108,7 @@ def sampling(p: Probe) -> Verdicts:
         yield wrong(f"guidance through layer {card.layer!r} does not change the sample.")
     if not torch.equal(before, torch.get_rng_state()):
         yield wrong("a sample draws from torch's global generator; all noise comes from the images' own seeds.")
-    return f"three steps are finite, vanilla and guided (moved by {moved:.0e}); scale 0 is vanilla bit for bit"
+    return f"three steps are finite, vanilla and guided (guidance moves them by {moved:.0e}); scale 0 is vanilla bit for bit"
 
 
 CHECKS = {

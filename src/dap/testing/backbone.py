@@ -1,4 +1,4 @@
-"""The contract of a `Backbone`: what the sampling loop, the guidances and the feature bank rely on."""
+"""The contract of a `Backbone`: the properties that the sampling loop, the guidances and the feature bank rely on."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def schedule(p: Probe) -> Verdicts:
 
 
 def frozen(p: Probe) -> Verdicts:
-    """No parameter trains, no module is in training mode, and `state` names every parameter there is."""
+    """No parameter trains, no module is in training mode, and `state` names every parameter."""
     modules = _modules(p.backbone)
     parameters = {id(v): (f"{name}.{n}", v) for name, m in modules.items() for n, v in m.named_parameters()}
     trains = [name for name, v in parameters.values() if v.requires_grad]
@@ -77,16 +77,18 @@ def frozen(p: Probe) -> Verdicts:
         yield wrong(f"{len(trains)} tensors train ({trains[0]}); call module.requires_grad_(False) in __init__.")
     training = [name for name, m in modules.items() if any(part.training for part in m.modules())]
     if training:
-        yield wrong(f"{', '.join(training)} is in training mode, which drops at random; call .eval() in __init__.")
+        yield wrong(
+            f"{', '.join(training)} is in training mode, in which layers drop units at random; call .eval() in __init__."
+        )
     kept = {v.data_ptr() for v in p.backbone.state().values()}
     lost = [name for name, v in parameters.values() if v.numel() and v.data_ptr() not in kept]
     if lost:
         yield warn(f"{len(lost)} parameters ({lost[0]}) are not in state(), so the hash of the weights misses them.")
-    return f"{len(parameters)} parameters in {len(modules)} modules, none of them trains, all in evaluation mode"
+    return f"{len(parameters)} parameters in {len(modules)} modules: none trains, and all are in evaluation mode"
 
 
 def _modules(backbone: Backbone) -> dict[str, nn.Module]:
-    """The torch modules among a backbone's attributes, and in its dictionaries and lists; each once."""
+    """The torch modules among a backbone's attributes and in its dictionaries and lists, each of them once."""
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, value in [*vars(backbone).items()]:
         inside = (
@@ -99,7 +101,7 @@ def _modules(backbone: Backbone) -> dict[str, nn.Module]:
 
 
 def prediction(p: Probe) -> Verdicts:
-    """eps of x's shape, float32 and finite over the whole grid; variance where it is promised; no graph unasked."""
+    """eps is finite float32 of x's shape over the whole grid, variance is there if promised, and there is no unasked graph."""
     for t in p.times:
         got = p.backbone.predict(p.x, t, p.condition)
         parts = {"eps": got.eps, "variance": got.variance, "x0": got.x0}
@@ -148,7 +150,7 @@ def batch(p: Probe) -> Verdicts:
 
 
 def conditions(p: Probe) -> Verdicts:
-    """Known names and the null condition, one and three at a time."""
+    """The conditions of known names and the null condition, for one image and for three."""
     b = p.backbone
     for n in (1, B):
         for name, value in (("condition", b.condition(p.names[:n])), ("null", b.null(n))):
@@ -167,14 +169,14 @@ def conditions(p: Probe) -> Verdicts:
 
 def unknown_class(p: Probe) -> Verdicts:
     if not p.backbone.class_names:
-        return "prompts: any name of a class means something"
+        return "this backbone takes prompts, so any name of a class means something"
     name = "no such class, surely"
     try:
         p.backbone.condition([name])
     except DapError as error:
         if name not in str(error):
             yield warn(f"the error does not name the unknown class: {said(error)}")
-        return f"refused in a sentence: {said(error)[:60]}…"
+        return f"an unknown class is refused in a sentence: {said(error)[:60]}…"
     except Exception as error:
         yield wrong(
             f"condition([{name!r}]) raises {said(error)}; raise dap.base.errors.DapError with both lists of names."
@@ -192,7 +194,7 @@ def condition_matters(p: Probe) -> Verdicts:
     null = [b.predict(p.x, t, b.null(n)).eps for t in p.times[:2]]
     gap = max(difference(c, v) for c, v in zip(cond, null, strict=True))
     if gap < 1e-4:
-        yield warn(f"a class changes eps by {gap:.0e} against null: it is ignored, or the weights are untrained.")
+        yield warn(f"a class changes eps by only {gap:.0e} against null: it is ignored, or the weights are untrained.")
     return f"a class changes eps by {gap:.0e} (relative) against null()"
 
 
@@ -209,7 +211,7 @@ def state(p: Probe) -> Verdicts:
 
 
 def findings(backbone: Backbone, images: Tensor | None = None) -> Iterator[Finding]:
-    """The findings of all checks, as they come."""
+    """The findings of all checks, each as soon as it is made."""
     checks = {
         "description": description,
         "schedule": schedule,

@@ -1,4 +1,4 @@
-"""Of the backbone contract: features, the graph behind them, and gradients."""
+"""Checks of a backbone: features, the graph behind them, and gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dap.testing.probe import B, Probe
 
 
 def _everywhere(p: Probe) -> Mapping[str, Tensor]:
-    """Features at every layer: of a `ModuleBackbone` in one pass, else layer by layer."""
+    """The features at every layer. A `ModuleBackbone` gives them in one pass, others layer by layer."""
     backbone, x, t, condition = p.backbone, p.x[:2], p.times[1], p.condition[:2]
     if not isinstance(backbone, ModuleBackbone):
         return {layer: backbone.tap(x, t, condition, layer) for layer in backbone.layers}
@@ -72,7 +72,7 @@ def tap(p: Probe) -> Verdicts:
 
 
 def graph(p: Probe) -> Verdicts:
-    """What carries a graph to x under grad_through="features" and "denoiser", and that eps stays what it is."""
+    """Under grad_through="features" and "denoiser" the right outputs carry a graph to x, and eps stays the same."""
     for layer in p.layers:
         x = p.x.clone().requires_grad_()
         with torch.enable_grad():
@@ -99,9 +99,9 @@ def graph(p: Probe) -> Verdicts:
 
 
 def gradient(p: Probe) -> Verdicts:
-    """Autograd's directional derivative against a finite difference, of features at three layers and of eps."""
+    """Directional derivatives by autograd and by finite differences, of features at three layers and of eps."""
     if p.half:
-        return f"not compared with finite differences: in {p.half} they drown in rounding; check it in float32"
+        return f"gradients are not compared with finite differences, because in {p.half} they drown in rounding; check in float32"
 
     def function(layer: str | None, through: GradThrough) -> Callable[[Tensor], Tensor]:
         def of(x: Tensor) -> Tensor:

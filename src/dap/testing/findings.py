@@ -1,7 +1,7 @@
-"""What a contract says: one `Finding` a fact, and the runner that keeps checks independent of each other.
+"""Findings, and the runner that keeps checks independent of each other.
 
-A check is a generator. It yields a `warn` or a `wrong` for everything that is not as it should be, and returns the words
-for the case that it yielded nothing.
+A check is a generator. It yields a `warn` or a `wrong` for everything that is not as it should be. It returns a sentence, which
+becomes an `ok` finding if nothing was yielded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw.
+    """The result of one check.
 
     Attributes:
-        check: its name.
-        level: "ok", "warn" (works, but is probably not what was meant) or "wrong" (breaks the contract).
-        text: what was looked at, the number seen and, unless it is ok, what to do.
+        check: the name of the check.
+        level: "ok", "warn" (it works, but is probably not what was meant) or "wrong" (it breaks the contract).
+        text: what was looked at, the number that was found and, unless the level is "ok", what to do.
     """
 
     check: str
@@ -49,7 +49,7 @@ def wrong(text: str) -> Verdict:
 
 
 def run(checks: Mapping[str, Callable[[Subject], Verdicts]], subject: Subject) -> Iterator[Finding]:
-    """Every check in turn; what one of them raises becomes a finding and does not stop the next."""
+    """Run every check in turn. If one raises, that becomes a finding, and the next one runs all the same."""
     for name, check in checks.items():
         found, verdicts = 0, check(subject)
         while True:
@@ -67,39 +67,39 @@ def run(checks: Mapping[str, Callable[[Subject], Verdicts]], subject: Subject) -
 
 
 def said(error: BaseException) -> str:
-    """An exception in one line: a `DapError` by its sentence, another by its kind as well, without terminal colours."""
+    """An exception in one line without terminal colours: the sentence of a `DapError`, or the kind and text of another."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     text = text if len(text) <= 400 else text[:400] + " …"
     return text if isinstance(error, DapError) else f"{type(error).__name__}: {text}"
 
 
 def kind_of(x: object) -> str:
-    """A tensor as "(3, 4, 8, 8) float32", anything else by its type."""
+    """A tensor as "(3, 4, 8, 8) float32"; of anything else the type."""
     if not isinstance(x, Tensor):
         return f"a {type(x).__name__}"
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
 
 
 def difference(x: Tensor, y: Tensor) -> float:
-    """‖x − y‖ / ‖y‖, in float64; 0 for equal tensors."""
+    """The relative difference ‖x − y‖ / ‖y‖ in float64. It is 0 for equal tensors."""
     x, y = x.detach().double(), y.detach().double()
     gap = (x - y).norm().item()
     return 0.0 if gap == 0 else gap / max(y.norm().item(), 1e-30)
 
 
 def draw(shape: tuple[int, ...], seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal float32 of its own seed, the same on every device."""
+    """Standard normal float32 numbers from a seed; they are the same on every device."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def slope(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 2e-3) -> tuple[float, float]:
-    """A directional derivative of a function by autograd and by central differences, at x (B, …).
+    """A directional derivative of a function at x (B, …), by autograd and by central differences.
 
-    The direction d is random. The function is weighted by its own difference quotient q ≈ J d, so that both numbers are
-    near ‖q‖, however many outputs there are: ⟨Jᵀ q/‖q‖, d⟩ and ‖q‖.
+    The direction d is random, and q ≈ J d is the difference quotient along it. The outputs are weighted by q/‖q‖, so that one
+    number says it all, however many outputs there are: autograd gives ⟨Jᵀ q/‖q‖, d⟩, and the quotient gives ‖q‖.
 
     Returns:
-        (autograd's, the quotient's). The first is 0 where no graph leads from the output to x.
+        The number by autograd, and the number by the quotient. The first is 0 if no graph leads from the output to x.
     """
     direction = draw(tuple(x.shape), 77, x.device).to(x)
     x = x.detach()

@@ -1,4 +1,4 @@
-"""The contract of a `Guidance` or an `Energy`, on an exact Gaussian mixture unless a backbone is given."""
+"""The contract of a `Guidance` or an `Energy`, tried on an exact Gaussian mixture unless a backbone is given."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, r
 
 LABELS, SLOTS, STEPS = (0, 1, 0), (0, 0, 1), 4
 SEQUENCE = (1, 0, 2)
-"""The rows, class after class and in the order of their slots; the class with two slots last, so that it is remembered."""
+"""The rows class after class, in the order of their slots. The class with two slots comes last, so that it is remembered."""
 
 
 class Stage(Mixture):
-    """A mixture of two classes of two modes each over latents (3, 4, 4).
+    """A mixture of two classes with two modes each, over latents (3, 4, 4).
 
     Args:
-        layer: a further name for the features "x0", so that a guidance made for another backbone's layer can be tried.
+        layer: a further name for the features "x0", so that a guidance for a layer of another backbone can be tried.
     """
 
     def __init__(self, layer: str | None = None) -> None:
@@ -43,7 +43,7 @@ class Stage(Mixture):
 
 
 class Watch(Guidance):
-    """A guidance with a record of what it pushes; a push of the wrong shape is noted and left out."""
+    """Wraps a guidance and records its pushes. A push of the wrong shape is noted and not added."""
 
     def __init__(self, inner: Guidance) -> None:
         self.inner, self.shapes, self.faults = inner, list[str](), dict[str, str]()
@@ -80,7 +80,7 @@ class Watch(Guidance):
 
 
 class Probe:
-    """A guidance, or an energy under `Descend`, and where it is tried."""
+    """A guidance, or an energy under `Descend`, and the backbone on which it is tried."""
 
     def __init__(self, thing: Guidance | Energy, backbone: Backbone | None = None) -> None:
         self.thing = thing
@@ -96,7 +96,7 @@ class Probe:
         return tuple(self.backbone.class_names[:2]) or ("dress", "bag")
 
     def latents(self, guidance: Guidance | None, rows: Sequence[int] = (0, 1, 2)) -> Tensor:
-        """The samples of some rows of `LABELS` and `SLOTS`; a sequential guidance has them one by one, class after class."""
+        """The samples of some rows of `LABELS` and `SLOTS`; for a sequential guidance one by one, class after class."""
         if guidance is not None and guidance.sequential and len(rows) > 1:
             found = {row: self.latents(guidance, [row]) for row in SEQUENCE if row in rows}
             return torch.cat([found[row] for row in rows])
@@ -104,7 +104,7 @@ class Probe:
         return latents(ClassifierFree(self.backbone, 1.0), guidance, batch, steps=STEPS)
 
     def state(self, x: Tensor) -> State:
-        """A step in the middle of the run, from x (3, C, *spatial); its graph is what the energy asks for."""
+        """A step in the middle of the run, from x (3, C, *spatial), with the graph that the energy asks for."""
         thing, b = self.thing, self.backbone
         solver = solvers.make(b, None, STEPS)
         index = STEPS // 2
@@ -139,14 +139,14 @@ def description(p: Probe) -> Verdicts:
     if thing.layer is not None and thing.layer not in p.backbone.layers:
         yield wrong(f"layer is {thing.layer!r}; name a layer of the backbone ({', '.join(p.backbone.layers)}) or None.")
     if thing.grad_through not in get_args(GradThrough):
-        yield wrong(f"grad_through is {thing.grad_through!r}; one of {', '.join(get_args(GradThrough))}.")
+        yield wrong(f"grad_through is {thing.grad_through!r}; make it one of {', '.join(get_args(GradThrough))}.")
     if thing.branch not in ("cond", "null"):
-        yield wrong(f"branch is {thing.branch!r}; it is 'cond' or 'null'.")
+        yield wrong(f"branch is {thing.branch!r}; make it 'cond' or 'null'.")
     for name, other in (("joint", "other"), ("sequential", "earlier")):
         if not isinstance(value := getattr(thing, name), bool):
             yield wrong(f"{name} is {value!r}; make it True if an image depends on the {other} slots of its class.")
     if p.energy is not None and thing.grad_through == "nothing":
-        yield wrong("grad_through is 'nothing', so the energy has no gradient; 'features' or 'denoiser'.")
+        yield wrong("grad_through is 'nothing', so the energy has no gradient; make it 'features' or 'denoiser'.")
     how = "joint" if thing.joint else "one after another" if thing.sequential else "image by image"
     return f"layer {thing.layer!r}, gradient through {thing.grad_through}, {how}"
 
@@ -156,8 +156,8 @@ def active(p: Probe) -> Verdicts:
     if not all(isinstance(value, bool) for value in said):
         yield wrong(f"active(index, steps) returns {said[0]!r}; return True or False.")
     elif not any(said):
-        yield warn(f"it is active at none of {STEPS} steps, so nothing below was really tried.")
-    return f"at {sum(said)} of {STEPS} steps"
+        yield warn(f"the guidance is active at none of {STEPS} steps, so nothing below was really tried.")
+    return f"the guidance is active at {sum(said)} of {STEPS} steps"
 
 
 def push(p: Probe) -> Verdicts:
@@ -166,8 +166,8 @@ def push(p: Probe) -> Verdicts:
     for fault in watch.faults.values():
         yield wrong(fault)
     if watch.shapes and not watch.faults and torch.equal(made, p.latents(None)):
-        yield warn("its pushes are all zero: the sample is the vanilla one.")
-    return f"{watch.shapes[0]}, finite at each step" if watch.shapes else "never asked for"
+        yield warn("the pushes are all zero: the sample is the vanilla one.")
+    return f"{watch.shapes[0]}, finite at each step" if watch.shapes else "no push was asked for"
 
 
 def scale_zero(p: Probe) -> Verdicts:
@@ -178,7 +178,7 @@ def scale_zero(p: Probe) -> Verdicts:
 
 
 def random_state(p: Probe) -> Verdicts:
-    """The caller's generators stay where they are, and the same seeds give the same images."""
+    """The global generators do not move, and the same seeds give the same images."""
 
     def now() -> list[str]:
         return [str(torch.get_rng_state().tolist()), str([np.asarray(part).tolist() for part in np.random.get_state()])]
@@ -228,15 +228,15 @@ def energy(p: Probe) -> Verdicts:
         yield wrong("the energy is not finite.")
     if not value.requires_grad:
         yield wrong("the energy carries no graph to state.x; is something detached, or grad_through too narrow?")
-    return f"one number an image, ({len(LABELS)},), with a graph to x"
+    return f"one number for each image, ({len(LABELS)},), with a graph to x"
 
 
 def gradient(p: Probe) -> Verdicts:
-    """Of the energy, against finite differences of each image's own energy; of the sum as well where it is joint."""
+    """The energy's gradient against finite differences of each image's energy, and of their sum if the energy is joint."""
     found = p.energy
     assert found is not None
     if found.sequential:
-        p.latents(p.guidance)  # so that there are earlier slots
+        p.latents(p.guidance)  # now there are earlier slots
     found.begin(sorted(set(LABELS)))
     x, h = p.x, 5e-3
     with torch.enable_grad():
@@ -280,6 +280,6 @@ CHECKS: dict[str, Callable[[Probe], Verdicts]] = {
 
 
 def findings(thing: Guidance | Energy, backbone: Backbone | None = None) -> Iterator[Finding]:
-    """The findings of all checks, as they come."""
+    """The findings of all checks, each as soon as it is made."""
     own = {"energy": energy, "gradient": gradient} if isinstance(thing, Energy) else {}
     return run(own | CHECKS, Probe(thing, backbone))

@@ -11,11 +11,11 @@ from dap.kernels import Kernel
 from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, run, slope, warn, wrong
 
 SETS = ((24, 6, 1.0), (24, 6, 0.2), (16, 40, 1.0), (30, 2, 2.0))
-"""Number, width and spread of the random points a kernel is tried on."""
+"""Number, width and spread of the random points on which a kernel is tried."""
 
 
 class Probe:
-    """A kernel, and random points (n, d) in float64, each with the kernel fitted to them."""
+    """A kernel and sets of random points (n, d) in float64. `fitted` gives each set with the kernel that is fitted to it."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -33,7 +33,7 @@ def fit(p: Probe) -> Verdicts:
             yield wrong(f"fit returns {kind_of(got)}; return a kernel, self if nothing is open.")
         elif not torch.isfinite(got(points, points)).all():
             yield wrong(f"fitted to {len(points)} points, of which some are equal, the kernel is not finite.")
-    return "a kernel, also from a single point and from equal ones"
+    return "fit gives a kernel, also from a single point and from equal points"
 
 
 def shapes(p: Probe) -> Verdicts:
@@ -88,7 +88,7 @@ def zero(p: Probe) -> Verdicts:
     pairs = [(k.distance(x, x), x) for x, k in p.fitted()]
     worst = max((d.diagonal().max() / d.median().clamp_min(1e-30)).item() for d, _ in pairs)
     if not worst < 1e-3:
-        yield wrong(f"a point is {worst:.1e} (of the median distance) away from itself; it should be 0.")
+        yield wrong(f"a point is {worst:.1e} (of the median distance) away from itself; this distance should be 0.")
     return f"a point is no distance away from itself ({worst:.0e} of the median)"
 
 
@@ -129,11 +129,11 @@ def gradient(p: Probe) -> Verdicts:
         yield wrong(
             f"the gradient is {by_graph:.4g} along a random direction, a finite difference {by_difference:.4g}."
         )
-    return f"finite at equal points, and a finite difference elsewhere, to {gap:.0e}"
+    return f"finite at equal points, and equal to a finite difference elsewhere, to {gap:.0e}"
 
 
 def close(p: Probe) -> Verdicts:
-    """Points as close as a guided image and its target come, as wide as features are."""
+    """Points that are as close as a guided image comes to its target, and that have as many numbers as features have."""
     x = 1 + draw((4, 2000), 31)
     y = x + 3e-4 * draw((4, 2000), 32)
     kernel = p.kernel.fit(x)
@@ -162,5 +162,5 @@ CHECKS = {
 
 
 def findings(kernel: Kernel) -> Iterator[Finding]:
-    """The findings of all checks, as they come."""
+    """The findings of all checks, each as soon as it is made."""
     return run(CHECKS, Probe(kernel))

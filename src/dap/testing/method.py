@@ -1,4 +1,4 @@
-"""The contract of a `Method`: a tiny set on the embedded starter, made twice."""
+"""The contract of a `Method`, tried by making a tiny set on the embedded starter twice."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from dap.workshop import STARTER, Workshop
 
 NEEDS = ("backbone", "classifier", "training", "captions")
 SLOW = 2.0
-"""Seconds `prepare` may take on two classes of 32 px."""
+"""How many seconds `prepare` may take on two classes of 32 px."""
 
 
 class Probe:
-    """A method, and the sets it makes of two classes of Fashion-MNIST in two steps."""
+    """A method, and the sets that it makes of two classes of Fashion-MNIST in two steps."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -72,7 +72,7 @@ class Probe:
 
 
 def pixels(made: Mapping[Unit, Made]) -> Tensor:
-    """All images of a set (n, 3, h, w), unit after unit."""
+    """All images of a set (n, 3, h, w), in the order of its units."""
     return torch.cat([part.images for part in made.values()])
 
 
@@ -90,7 +90,7 @@ def description(p: Probe) -> Verdicts:
 
 
 def prepare(p: Probe) -> Verdicts:
-    """Cheap: it is also called where every image is there already."""
+    """`prepare` must be cheap, because it is called even if every image is there already."""
     calls: list[str] = []
     counted = copy.copy(p.backbone) if "backbone" in p.method.needs else None
     for name in ("predict", "tap", "encode", "decode") if counted is not None else ():
@@ -107,7 +107,7 @@ def prepare(p: Probe) -> Verdicts:
         yield warn(
             f"prepare takes {seconds:.1f} s on two tiny classes; leave the work to the first unit that needs it."
         )
-    return f"{seconds:.2f} s, and the network is not run"
+    return f"prepare takes {seconds:.2f} s and does not run the network"
 
 
 def _counting(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
@@ -142,7 +142,9 @@ def records(p: Probe) -> Verdicts:
     reserved = {"path", "label", "class_name", "slot", "sha256"}
     for unit, made in p.made.items():
         if len(made.records) != len(unit.slots):
-            yield wrong(f"unit {unit} has {len(made.records)} records for {len(unit.slots)} images; one an image.")
+            yield wrong(
+                f"unit {unit} has {len(made.records)} records for {len(unit.slots)} images; give one for each image."
+            )
         for record in made.records:
             try:
                 json.dumps(record)
@@ -151,11 +153,11 @@ def records(p: Probe) -> Verdicts:
             if taken := reserved & set(record):
                 yield wrong(f"a record has {', '.join(sorted(taken))}, which the set writes itself; use another name.")
     fields = sorted({key for made in p.made.values() for record in made.records for key in record})
-    return f"one an image, with {', '.join(fields) or 'nothing in it'}"
+    return f"one record for each image, with {', '.join(fields) or 'nothing in it'}"
 
 
 def repeatable(p: Probe) -> Verdicts:
-    """The same recipe gives the same bytes, also when its units are made in another order, as on resuming."""
+    """The same recipe gives the same bytes, even if its units are made in another order, as happens when a run is resumed."""
     gap = difference(pixels(p.make()), pixels(p.made))
     if gap:
         yield wrong(
@@ -171,7 +173,7 @@ def repeatable(p: Probe) -> Verdicts:
 
 def seed(p: Probe) -> Verdicts:
     if torch.equal(pixels(p.make(seed=1)), pixels(p.made)):
-        yield warn("another recipe.seed gives the same images: it ignores the seed, so several sets are one set.")
+        yield warn("another recipe.seed gives the same images: it ignores the seed, so several sets would be one set.")
     return "another seed gives other images"
 
 
@@ -179,8 +181,8 @@ def random_state(p: Probe) -> Verdicts:
     before = torch.get_rng_state()
     p.make(ipc=1)
     if not torch.equal(before, torch.get_rng_state()):
-        yield warn("it moves torch's global generator; draw from generators of its own (dap.base.seeding).")
-    return "torch's global generator is left alone"
+        yield warn("the method moves torch's global generator; draw from generators of its own (dap.base.seeding).")
+    return "torch's global generator does not move"
 
 
 def different(p: Probe) -> Verdicts:
@@ -204,5 +206,5 @@ CHECKS = {
 
 
 def findings(method: Method | str) -> Iterator[Finding]:
-    """The findings of all checks, as they come."""
+    """The findings of all checks, each as soon as it is made."""
     return run(CHECKS, Probe(METHODS[method]() if isinstance(method, str) else method))

@@ -1,4 +1,4 @@
-"""From a name to the thing that is checked and the contract for it."""
+"""From a name to the object that is checked and to the contract of its kind."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def check(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     offline: bool = False,
 ) -> tuple[str, Iterator[Finding]]:
-    """The contract of whatever a name stands for.
+    """Check the object that a name stands for against the contract of its kind.
 
-    A name is looked up in this order: the embedded starters, built-in kernels, built-in methods, a folder (a backbone),
-    `file.py:Name` or `package.module:Name` (a class, a function without arguments that returns the thing, or the thing;
-    its kind is told by what it is), a hub id `owner/name` (a backbone). So a folder called `rbf` is `./rbf`.
+    A name is looked up in this order: built-in kernels and methods; the embedded starters; a folder, which is a backbone;
+    `file.py:Name` or `package.module:Name`, which is a class, a function without arguments that returns the object, or the object
+    itself; a hub id `owner/name`, which is a backbone. So a folder that is called `rbf` must be given as `./rbf`.
 
     Args:
         name: see above.
-        device, dtype, offline: of a backbone, see `dap.backbones.load`; nothing else has them.
+        device, dtype, offline: of a backbone, see `dap.backbones.load`; other kinds do not have them.
 
     Returns:
         The kind ("backbone", "kernel", "guidance", "energy" or "method") and its findings as they are made.
 
     Raises:
-        DapError: nothing of that name, it cannot be loaded or made, or it is of no kind that has a contract.
+        DapError: there is nothing of that name, it cannot be loaded or made, or its kind has no contract.
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     thing: Any

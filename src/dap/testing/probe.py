@@ -1,4 +1,4 @@
-"""A backbone under check, and what the checks of it share."""
+"""A backbone under check, and the tensors that its checks share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dap.sampling import STEPS
 from dap.testing.findings import draw
 
 B = 3
-"""Images a pass."""
+"""Images in one pass."""
 
 
 class Probe:
-    """A backbone, and what its checks share; each is computed when it is first asked for.
+    """A backbone, and what its checks share. Each part is computed when it is first asked for.
 
     Args:
-        backbone: what is checked.
-        images: real ones of its classes, (n, 3, h, w) in [0, 1]; default: a few of Fashion-MNIST.
+        backbone: the backbone to check.
+        images: real images of its classes, (n, 3, h, w) in [0, 1]. Default: three of Fashion-MNIST.
     """
 
     def __init__(self, backbone: Backbone, images: Tensor | None = None) -> None:
@@ -32,13 +32,13 @@ class Probe:
 
     @cached_property
     def names(self) -> list[str]:
-        """Three classes: first, middle and last; for a backbone of prompts, any."""
+        """Three classes: the first, the middle and the last one. A backbone of prompts takes any."""
         known = self.backbone.class_names or ("dress", "bag", "sandal")
         return [known[0], known[len(known) // 2], known[-1]]
 
     @cached_property
     def times(self) -> tuple[Time, Time, Time]:
-        """First, middle (as much signal as noise) and last time of the default solver's grid."""
+        """The first, the middle and the last time of the default solver's grid. In the middle x holds as much data as noise."""
         schedule = self.backbone.schedule
         most = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
         grid = solvers.make(self.backbone, None, min(STEPS, most)).timesteps
@@ -60,7 +60,7 @@ class Probe:
 
     @cached_property
     def images(self) -> Tensor:
-        """Real images (3, 3, *size) in [0, 1]; noise where the backbone's are not flat pictures."""
+        """Real images (3, 3, *size) in [0, 1], or noise if the backbone does not make flat pictures."""
         device, size = self.backbone.device, self.backbone.card.size
         if self._given is not None:
             return self._given.to(device).float()
@@ -81,25 +81,25 @@ class Probe:
 
     @cached_property
     def half(self) -> str | None:
-        """The half-precision type of the weights, if they have one."""
+        """The half-precision type of the weights, or None."""
         kinds = {value.dtype for value in self.backbone.state().values()}
         return next((str(kind)[6:] for kind in (torch.bfloat16, torch.float16) if kind in kinds), None)
 
     @cached_property
     def tolerance(self) -> float:
-        """Relative difference that rounding explains; on a GPU convolutions round to TF32."""
+        """The relative difference that rounding explains. On a GPU convolutions round to TF32."""
         return 5e-2 if self.half else 1e-2 if self.backbone.device.type == "cuda" else 1e-3
 
     @cached_property
     def layers(self) -> list[str]:
-        """The three layers that are looked at closely: first, the card's, last."""
+        """The layers that are looked at closely: the first, the card's and the last."""
         names = self.backbone.layers
         return list(dict.fromkeys([names[0], self.backbone.card.layer, names[-1]]))
 
     def predict(
         self, x: Tensor, t: Time | None = None, layer: str | None = None, through: GradThrough = "nothing"
     ) -> Prediction:
-        """At the middle time unless one is given; without gradients unless something is to carry them."""
+        """A prediction, at the middle time unless a time is given, and without gradients unless `through` asks for them."""
         with torch.set_grad_enabled(through != "nothing"):
             time = self.times[1] if t is None else t
             return self.backbone.predict(x, time, self.condition[: len(x)], layer=layer, grad_through=through)

@@ -11,8 +11,8 @@ import functools
 import gc
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
 from dap.evaluation.judge import check as check_judging
 from dap.evaluation.judge import judge
+from dap.methods.base import Method
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.verbs.judges import LoadedFor, loader, open_workshop
@@ -44,19 +45,19 @@ class Grid:
     """All that processes which share a grid must agree on.
 
     Attributes:
-        cells: folder names and recipes, see `grid` and `comparison`.
-        out: where the folders go.
-        judging, machine: see `compare`.
-        subsample: likewise.
-        command: likewise.
+        cells: the sets to make.
+        out: where the folders of the sets go.
+        judging, machine, subsample, command: see `compare.compare`.
+        objects: the methods that are objects, by the names that the recipes give them. Other processes cannot have them.
     """
 
-    cells: tuple[tuple[str, Recipe], ...]
+    cells: tuple[Cell, ...]
     out: Path
     judging: Judging
     machine: Machine
     subsample: tuple[int, ...] = ()
     command: str | None = None
+    objects: Mapping[str, Method] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
         """This grid as JSON; `load` reads it."""
@@ -99,6 +100,22 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int
     return results
 
 
+class Workshops:
+    """The workshops of a grid: one for methods with a name, and one for each method that is an object. They share what they load.
+
+    Args:
+        cells: the grid.
+    """
+
+    def __init__(self, cells: Grid) -> None:
+        self.main = open_workshop(cells.machine)
+        self._own = {name: self.main.with_method(method) for name, method in cells.objects.items()}
+
+    def of(self, recipe: Recipe) -> Workshop:
+        """The workshop for a recipe."""
+        return self._own.get(recipe.method, self.main)
+
+
 class CellsFailed(DapError):
     """Cells of a grid failed after all of them were checked."""
 
@@ -115,11 +132,12 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
         CellsFailed: some cells failed; the others are done.
         DapError: a cell cannot be made or judged, told before the first one is made.
     """
-    workshop = open_workshop(cells.machine)
-    loaded_for, out, finished = loader(cells.judging, cells.machine, workshop), cells.out, set[str]()
-    check(cells.cells, workshop, loaded_for, out)
+    workshops = Workshops(cells)
+    loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
+    check(cells.cells, workshops.of, loaded_for, out)
 
     def do(name: str, recipe: Recipe) -> None:
+        workshop = workshops.of(recipe)
         made = distill(recipe, out / name, workshop=workshop, watcher=watcher, name=name, command=cells.command)
         loaded = loaded_for(workshop.task(recipe)[1].recipe.data)
         judge(made, loaded, watcher, name)
@@ -169,51 +187,43 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
 
 def _check_once(cells: Grid) -> None:
     """`check`, after which nothing of what it loaded is kept: the workers need the memory, above all a GPU's."""
-    workshop = open_workshop(cells.machine)
-    check(cells.cells, workshop, loader(cells.judging, cells.machine, workshop), cells.out)
-    del workshop
+    workshops = Workshops(cells)
+    check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out)
+    del workshops
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-def check(
-    cells: Sequence[tuple[str, Recipe]],
-    workshop: Workshop,
-    loaded_for: LoadedFor | None = None,
-    out: Path | None = None,
-) -> None:
-    """Whether every cell can be made and judged, found out before the first one is; what is cheap to know first.
+def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], loaded_for: LoadedFor, out: Path) -> None:
+    """Whether every cell can be made and judged, found out before the first one is made. Cheap checks come first.
 
     Args:
-        cells: as of `sweep`.
-        workshop: likewise.
-        loaded_for: likewise; None: the sets are not judged.
-        out: likewise; None: the folders are not looked at.
+        cells: the sets to make.
+        workshop_of: the workshop that makes a recipe's set.
+        loaded_for: what judging needs, by the real data.
+        out: where the folders of the sets go.
 
     Raises:
-        DapError: one cannot, with what is wrong with it.
+        DapError: a cell cannot be made or judged; the message says why.
     """
-    if out is not None:
-        check_folder(out)
+    check_folder(out)
     for _, recipe in cells:
-        workshop.asked(recipe)
-    if loaded_for is not None:
-        for data in dict.fromkeys(recipe.data for _, recipe in cells):
-            check_judging(loaded_for(data))
+        workshop_of(recipe).asked(recipe)
+    for data in dict.fromkeys(recipe.data for _, recipe in cells):
+        check_judging(loaded_for(data))
     for name, recipe in cells:
-        method, task = workshop.task(recipe)
+        method, task = workshop_of(recipe).task(recipe)
         method.prepare(task)
-        if out is not None:
-            DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
+        DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:
-    """Sizes and folder names of what is drawn from a cell."""
+    """The sizes and folder names of the random draws from a cell."""
     parent, _, seed = name.rpartition("/")
     return [(n, f"{parent}_drawn={n}/{seed}") for n in subsample if n < recipe.ipc]
 
 
-def folders(cells: Sequence[tuple[str, Recipe]], out: Path, subsample: Sequence[int] = ()) -> list[Path]:
-    """The folders of all cells and of what is drawn from them, in order."""
+def folders(cells: Sequence[Cell], out: Path, subsample: Sequence[int] = ()) -> list[Path]:
+    """The folders of all cells and of the draws from them, in order."""
     return [out / path for name, recipe in cells for path in (name, *(f for _, f in draws(name, recipe, subsample)))]

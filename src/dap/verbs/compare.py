@@ -11,6 +11,8 @@ from urllib.parse import quote
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.methods import find
+from dap.methods.base import Method
+from dap.objects import name_of
 from dap.recipe import Recipe
 from dap.verbs.cells import Grid, run_grid, work_on
 from dap.verbs.options import Judging, Machine
@@ -21,7 +23,7 @@ __all__ = ["compare", "comparison", "grid", "sweep", "work_on"]
 
 def compare(
     base: Mapping[str, Any],
-    methods: Sequence[str],
+    methods: Sequence[str | Method | type[Method]],
     ipcs: Sequence[int],
     sets: int,
     out: str | Path,
@@ -42,7 +44,8 @@ def compare(
 
     Args:
         base: values of a recipe, nested, that the cells share; see `comparison`.
-        methods: names, or NAME@BACKBONE for another backbone than the base's.
+        methods: names, NAME@BACKBONE for another backbone than the base's, or objects of your own. The name of an object is
+            its class, as "module:Class", so that two objects of one class cannot be compared.
         ipcs: images per class, one or several; () for the base's.
         sets: how many sets a method and ipc, each of its own run seed, from the base's seed on.
         out: the folder of the sets and of the report.
@@ -59,14 +62,43 @@ def compare(
         Unfinished: some cells failed; the others are done, and the error has their results.
         DapError: a mistake in what was given, told before the first image is made.
     """
-    cells = comparison(base, methods, ipcs, sets, options)
+    names, objects = _named(methods)
+    if objects and workers > 1:
+        raise DapError(
+            f"Several workers need methods that each of them can find by a name such as file.py:Name, and "
+            f"{next(iter(objects))} was given as an object; give its name, or workers=1."
+        )
+    cells = comparison(base, names, ipcs, sets, options, objects)
     most = max(recipe.ipc for _, recipe in cells)
     for n in (n for n in subsample if n >= most):
         raise DapError(
             f"--subsample {n}: no set has more than {n} images a class to draw from, the largest has {most}."
         )
-    grid_of = Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command)
+    grid_of = Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command, objects)
     return run_grid(grid_of, title, watcher, workers)
+
+
+def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], dict[str, Method]]:
+    """The names of the methods, and by their names those that are objects."""
+    names: list[str] = []
+    objects: dict[str, Method] = {}
+    for method in methods:
+        if isinstance(method, str):
+            names.append(method)
+            continue
+        made = method() if isinstance(method, type) else method
+        if not isinstance(made, Method):
+            raise DapError(
+                f"A {type(made).__name__} is not a method; subclass dap.methods.base.Method, or give a name."
+            )
+        name = name_of(made)
+        if name in objects:
+            raise DapError(
+                f"Two methods are objects of {name}; make a subclass of it for each, so that their names differ."
+            )
+        objects[name] = made
+        names.append(name)
+    return names, objects
 
 
 def sweep(
@@ -133,6 +165,7 @@ def comparison(
     ipcs: Sequence[int],
     sets: int,
     options: Mapping[str, Any] | None = None,
+    objects: Mapping[str, Method] | None = None,
 ) -> list[tuple[str, Recipe]]:
     """A folder name and a recipe for every method, ipc and set; each method gets what is its own and nothing else.
 
@@ -143,6 +176,7 @@ def comparison(
         ipcs: images per class; () for the base's.
         sets: how many run seeds, from the base's seed on.
         options: "METHOD.NAME" -> value, the methods' own options.
+        objects: the methods that are objects, by their names among `methods`.
 
     Raises:
         DapError: an option of a method that is not compared, or an unknown method.
@@ -160,9 +194,11 @@ def comparison(
     cells = []
     for method in methods:
         name, _, backbone = method.partition("@")
-        made = find(name)
-        mine = {key: value for key, value in base.items() if key not in ("guidance", "classifier", "captions")}
+        made = (objects or {}).get(name) or find(name)
+        apart = ("guidance", "own_guidance", "classifier", "captions")
+        mine = {key: value for key, value in base.items() if key not in apart}
         mine |= {"guidance": base["guidance"]} if made.guidance is not None and base.get("guidance") else {}
+        mine |= {"own_guidance": base["own_guidance"]} if made.steered and base.get("own_guidance") else {}
         mine |= {need: base[need] for need in ("classifier", "captions") if need in made.needs and base.get(need)}
         mine |= {"method": name, "options": given.get(method, {})}
         if backbone:

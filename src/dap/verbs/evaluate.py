@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import judge
+from dap.evaluation.judge import Loaded, judge
 from dap.recipe import Data, Recipe
-from dap.verbs.judges import loader, open_workshop
+from dap.verbs.judges import judging_plan, loader, open_workshop
+from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Results, write_page
+from dap.workshop import Workshop
 
 
 def evaluate(
-    sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet,
+    sets: Any,
     *,
-    data: str | Path | None = None,
+    data: Any = None,
     classes: Sequence[str] | None = None,
     out: str | Path | None = None,
     title: str = "Distilled sets judged",
@@ -31,27 +35,80 @@ def evaluate(
     Trials and measures are kept beside the images of each set. Those that are there already are not made again, so a call
     that was interrupted goes on where it was.
 
+        dap.evaluate("runs/first", judging=Judging(protocol="quick-hard", trials=3))
+        dap.evaluate((images, labels), data=(test_images, test_labels))
+
     Args:
-        sets: distilled sets, or any folders of class folders.
-        data: the real images: "fashion-mnist" or a folder. By default each set is tested on the data it was made of.
-        classes: for folders that others made, the names of the class folders in label order, or a subset of ImageNet.
+        sets: one set or a list of sets. A set is a `DistilledSet`, its folder, any folder of class folders, or images in
+            memory: a pair of images (n, 3, h, w) in [0, 1] and labels (n,), or a mapping from class name to images. Images
+            in memory are written to a folder that lives as long as the results.
+        data: the real images: "fashion-mnist", a folder, an opened `Source` of test images, or test images in memory. By
+            default each set is tested on the data it was made of. An opened source and images in memory have no training
+            part, so that the images of the sets are not measured against the real ones.
+        classes: the names of the class folders in label order, for folders that others made; the names of the labels, for
+            images in memory; or a subset of ImageNet.
         out: where a page on these sets is written, a name ending in .html or a folder; None writes none.
         title: the heading of the page.
         judging: the protocol, networks and trials.
         machine: the device and its like.
         watcher: told of every epoch and trial.
 
+    Returns:
+        The folders of the sets, their table of accuracies and trials, and the page.
+
     Raises:
         DapError: there is no such set or data, the classes differ, the protocol is unknown or needs what is not given.
     """
-    workshop = open_workshop(machine)
-    given = [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets
-    opened = [one if isinstance(one, DistilledSet) else DistilledSet.from_folder(one, classes) for one in given]
-    loaded_for = loader(judging, machine, workshop)
-    for made in opened:
-        judge(made, loaded_for(_data_of(made, None if data is None else str(data))), watcher)
+    workshop, held = open_workshop(machine), HeldSets()
+    opened = [_opened(one, data, classes, workshop, held) for one in _listed(sets)]
+    if not opened:
+        raise DapError("There is no set to judge; give a set or a list of sets.")
+    if data is None or isinstance(data, (str, Path)):
+        loaded_for = loader(judging, machine, workshop)
+        path = None if data is None else str(data)
+        for made in opened:
+            judge(made, loaded_for(_data_of(made, path)), watcher)
+    else:
+        _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.path for made in opened)
-    return Results(paths, None if out is None else write_page(paths, Path(out), title))
+    return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
+
+
+def _listed(sets: Any) -> list[Any]:
+    """The sets one by one. A tuple may be a pair of images and labels, so that only a list holds several sets of them."""
+    several = isinstance(sets, (list, tuple)) and not (isinstance(sets, tuple) and sets and is_in_memory(sets[0]))
+    return list(sets) if several else [sets]
+
+
+def _opened(one: Any, data: Any, classes: Sequence[str] | None, workshop: Workshop, held: HeldSets) -> DistilledSet:
+    if isinstance(one, DistilledSet):
+        return one
+    if not is_in_memory(one):
+        return DistilledSet.from_folder(one, classes)
+    if isinstance(data, Source):
+        return held.set_of(one, data.class_names)
+    if isinstance(data, (str, Path)):
+        # Any size will do, for only the names of the classes are asked for.
+        whole = Recipe.parse({"data": {"path": str(data), "classes": classes, "size": 32}}).data
+        return held.set_of(one, workshop.source(whole, "test").class_names)
+    return held.set_of(one, classes)
+
+
+def _judge_on(
+    data: Any,
+    opened: Sequence[DistilledSet],
+    classes: Sequence[str] | None,
+    judging: Judging,
+    machine: Machine,
+    watcher: Watcher,
+) -> None:
+    """Judge sets by test images that are objects; labels of images in memory count the classes of the set."""
+    plan, loaded = judging_plan(judging, machine), dict[tuple[str, ...], Loaded]()
+    for made in opened:
+        names = tuple(classes or made.class_names)
+        if names not in loaded:
+            loaded[names] = loaded_from(data, names, plan)
+        judge(made, loaded[names], watcher)
 
 
 def _data_of(made: DistilledSet, path: str | None) -> Data:

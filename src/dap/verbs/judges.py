@@ -62,6 +62,7 @@ def judging_plan(judging: Judging, machine: Machine) -> JudgingPlan:
         offline=machine.offline,
         on=judging.on,
         neighbours=judging.neighbours,
+        measures=judging.measures,
     )
 
 

@@ -45,6 +45,7 @@ class Judging:
             to make choices on.
         reference: file of a classifier trained on the real data, for measures and predicted labels.
         neighbours: how many real images of a class are searched for near-copies; by default all of them.
+        measures: measures of your own, each as file.py:Name; the report shows their numbers beside the built-in ones.
     """
 
     protocol: str = "small-hard"
@@ -57,3 +58,4 @@ class Judging:
     on: Literal["test", "validation"] = "test"
     reference: Path | None = None
     neighbours: int | None = None
+    measures: tuple[str, ...] = ()

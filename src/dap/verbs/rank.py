@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dap.evaluation.report.ranking import Ranking, rank_sets
-from dap.verbs.report import Results, found_sets
+from dap.verbs.report import Results, Where, found_sets
 
 
 def rank(
-    sets: Sequence[str | Path] | str | Path | Results,
+    sets: Sequence[Where] | Where | Results,
     *,
     network: str = "convnet3",
     hard: str | None = None,
@@ -25,7 +25,7 @@ def rank(
     scores compare with them.
 
     Args:
-        sets: folders of evaluated sets, folders that hold some, or the results of another verb.
+        sets: evaluated sets, their folders, folders that hold some, or the results of another verb.
         network: only trainings of this network count.
         hard: the name of a protocol with hard labels.
         own: the name of the methods' own protocol, such as one with soft labels.

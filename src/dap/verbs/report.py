@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dap.base.errors import DapError
+from dap.data.sets.distilled import DistilledSet
 
 if TYPE_CHECKING:
     from dap.evaluation.report.tables import Table
@@ -21,10 +22,12 @@ class Results:
     Attributes:
         sets: the folders of the sets, in the order of the table's groups.
         page: the HTML page; None where none was asked for.
+        held: keeps the folders of sets that were given as images in memory; they are deleted with these results.
     """
 
     sets: tuple[Path, ...]
     page: Path | None = None
+    held: object = field(default=None, repr=False, compare=False)
 
     @cached_property
     def table(self) -> Table:
@@ -62,13 +65,15 @@ class Unfinished(DapError):
         self.results = results
 
 
-def report(
-    sets: Sequence[str | Path] | str | Path | Results, out: str | Path, *, title: str = "Distilled sets compared"
-) -> Path:
+Where = str | Path | DistilledSet
+"""A folder of a set or of sets, or an opened set."""
+
+
+def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: str = "Distilled sets compared") -> Path:
     """Write one HTML page on sets, and its tables as Markdown and CSV beside it.
 
     Args:
-        sets: folders of distilled sets, folders that hold some at any depth, or the results of another verb.
+        sets: distilled sets, their folders, folders that hold some at any depth, or the results of another verb.
         out: the page, with a name that ends in .html, or a folder for `report.html`.
         title: the heading of the page.
 
@@ -89,7 +94,7 @@ def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
     return write_report(sets, out, title=title, published=published).resolve()
 
 
-def found_sets(sets: Sequence[str | Path] | str | Path | Results) -> list[Path]:
+def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
     """The folders of all distilled sets in these folders, at any depth.
 
     Raises:
@@ -97,10 +102,15 @@ def found_sets(sets: Sequence[str | Path] | str | Path | Results) -> list[Path]:
     """
     if isinstance(sets, Results):
         return list(sets.sets)
-    folders = [Path(sets)] if isinstance(sets, (str, Path)) else [Path(path) for path in sets]
-    found = [file.parent for path in folders for file in sorted(path.glob("**/classes.json"))]
+    given = [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets
+    found: list[Path] = []
+    for one in given:
+        if isinstance(one, DistilledSet):
+            found.append(one.path)
+        else:
+            found += [file.parent for file in sorted(Path(one).glob("**/classes.json"))]
     if not found:
-        raise DapError(f"No distilled set in {', '.join(map(str, folders))} (looked for classes.json).")
+        raise DapError(f"No distilled set in {', '.join(map(str, given))} (looked for classes.json).")
     return found
 
 

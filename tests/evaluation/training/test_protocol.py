@@ -254,3 +254,58 @@ def test_the_documents_protocol_of_ones_own_loads(tmp_path):
     assert run(many.test_steps, torch.rand(1, 3, 80, 90)).shape == (1, 3, 64, 64)
     overridden = load_protocol("small-hard", epochs=30, batch=64, mean=[0.5, 0.5, 0.5])
     assert f"`{overridden.name}`" in DOCUMENT
+
+
+def test_a_file_extends_a_shipped_protocol_and_another_file(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "long.yaml").write_text(
+        "extends: small-hard\nname: long\nepochs: 600\nmean: [0.5, 0.4, 0.3]\n"
+    )
+    (tmp_path / "wide.yaml").write_text("extends: deep/long.yaml\nname: wide\nwidth: 256\nsource: mine\n")
+    base, long, wide = (
+        load_protocol(p) for p in ("small-hard", tmp_path / "deep" / "long.yaml", tmp_path / "wide.yaml")
+    )
+    own = {"name": "long", "epochs": 600, "mean": (0.5, 0.4, 0.3), "source": "As small-hard, but for epochs, mean."}
+    assert long == base.model_copy(update=own)
+    assert wide == long.model_copy(update={"name": "wide", "width": 256, "source": "mine"})
+    assert load_protocol(tmp_path / "wide.yaml", epochs=2).name == "wide+epochs=2"
+
+
+def test_what_an_extending_file_says_holds_under_every_case(tmp_path):
+    file = tmp_path / "mine.yaml"
+    base = load_protocol("minimax-hard")
+    field = next(iter(base.cases[0].set))
+    value = base.model_dump(mode="json")[field]
+    file.write_text(yaml.safe_dump({"extends": "minimax-hard", "name": "mine", field: value}))
+    mine = load_protocol(file)
+    assert not any(field in case.set for case in mine.cases) and len(mine.cases) == len(base.cases)
+    for ipc in (1, 10, 50, 100):
+        expected = base.settled(ipc=ipc, classes=10).model_copy(
+            update={"name": "mine", "source": mine.source, field: getattr(base, field)}
+        )
+        assert mine.settled(ipc=ipc, classes=10) == expected
+    file.write_text(yaml.safe_dump({"extends": "minimax-hard", "name": "mine", "cases": []}))
+    assert load_protocol(file).cases == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "extends: b.yaml\nname: a", "b": "extends: a.yaml\nname: b"}, r"circle: a.yaml -> b.yaml -> a.yaml"),
+        ({"a": "extends: a.yaml\nname: a"}, r"circle: a.yaml -> a.yaml\. Remove `extends`"),
+        (
+            {"a": "extends: smal-hard\nname: a"},
+            r"a.yaml extends smal-hard: Unknown protocol .*Did you mean 'small-hard'",
+        ),
+        ({"a": "extends: gone.yaml\nname: a"}, r"a.yaml extends .*gone.yaml: No protocol file .*gone.yaml"),
+        ({"a": "extends: [x]\nname: a"}, r"extends should name one protocol, such as small-hard"),
+        ({"a": "extends: small-hard\nepochs: 3"}, r"give it a name of its own"),
+        ({"a": "extends: small-hard\nname: a\nepoch: 3"}, r"a.yaml: unknown field 'epoch'.*epochs"),
+        ({"a": "extends: b.yaml\nname: a", "b": "name: [b"}, r"b.yaml is not valid YAML"),
+    ],
+)
+def test_a_wrong_extends_is_a_sentence(files, message, tmp_path):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(DapError, match=message):
+        load_protocol(tmp_path / "a.yaml")

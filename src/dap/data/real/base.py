@@ -5,15 +5,16 @@ A broken image is named, counted and left out, up to a limit, instead of ending 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice, pairwise
-from typing import Generic, TypeVar
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from dap import imagenet
 from dap.base.errors import DapError
 from dap.data.real.decode import BrokenImage, Fit, check_fit
 from dap.data.real.layouts import LAYOUTS
+from dap.data.real.recent import Recent
 
 log = logging.getLogger("dap")
 
@@ -69,10 +71,22 @@ class Source(ABC):
         self._good: list[bytearray] = [bytearray(count) for count in counts]
         self._bad: dict[tuple[int, int], str] = {}
         self._cache: Recent[Tensor] = Recent(CACHE_BYTES)
+        self._fingerprints: dict[bool, str] = {}
+
+    def fitted(self, size: int, fit: Fit) -> Self:
+        """The same images at another size or fit, whose files are not listed again. Decoded images are kept apart."""
+        check_fit(size, fit)
+        if (size, fit) == (self.size, self.fit):
+            return self
+        twin = copy.copy(self)
+        twin.size, twin.fit = size, fit
+        twin._good, twin._bad = [bytearray(len(known)) for known in self._good], {}
+        twin._cache, twin._fingerprints = Recent(CACHE_BYTES), {}
+        return twin
 
     @abstractmethod
     def _key(self, label: int, index: int) -> str:
-        """A name for the image that a person can find it by, the same on every machine."""
+        """A name by which a person finds the image; it is the same on every machine."""
 
     @abstractmethod
     def _decode(self, label: int, index: int) -> Tensor:
@@ -80,7 +94,7 @@ class Source(ABC):
 
     @abstractmethod
     def _listing(self) -> Iterator[str]:
-        """What `fingerprint` hashes: a line for each file, without times or absolute paths."""
+        """One line for each file, without times or absolute paths; `fingerprint` hashes these lines."""
 
     @property
     def bad(self) -> list[tuple[str, str]]:
@@ -101,13 +115,13 @@ class Source(ABC):
         """Draw `n` indices of decodable images of a class, uniformly without replacement.
 
         The draw depends on the seed and the class's images alone, and a smaller `n` gives the beginning of the same
-        list. What was decoded stays in memory, so reading it next costs nothing.
+        list. The decoded images stay in memory, so that they need not be decoded again when they are read.
 
         Args:
             label: of the class.
             n: how many.
             seed: of the draw.
-            least: be content with so many where the class has no more; default: `n`.
+            least: the smallest number that will do where the class has fewer than `n`; default: `n`.
 
         Raises:
             DapError: the class has fewer than `least`, or too many of all images read, with these, are broken.
@@ -206,16 +220,21 @@ class Source(ABC):
         return kept, images[: len(kept)]
 
     def fingerprint(self, *, sized: bool = True) -> str:
-        """sha256 of what decides the images: classes in order, size, fit, and a listing of the files.
+        """sha256 of everything that decides the images: classes in order, size, fit, and a listing of the files.
 
-        Without size and fit it is the same at every size. The listing has names and sizes (for IDX the files' own
-        sha256), so a copy elsewhere has the same fingerprint.
+        The listing has the names and sizes of the files (of IDX files their sha256), so that a copy in another place has the
+        same fingerprint. It is computed once, because the listing of many files takes long.
+
+        Args:
+            sized: False leaves out size and fit, so that the fingerprint is the same at every size.
         """
-        digest = hashlib.sha256()
-        facts = [self.class_names, self.size, self.fit] if sized else [self.class_names]
-        for line in (json.dumps(facts), *self._listing()):
-            digest.update(line.encode() + b"\n")
-        return digest.hexdigest()
+        if sized not in self._fingerprints:
+            digest = hashlib.sha256()
+            facts = [self.class_names, self.size, self.fit] if sized else [self.class_names]
+            for line in (json.dumps(facts), *self._listing()):
+                digest.update(line.encode() + b"\n")
+            self._fingerprints[sized] = digest.hexdigest()
+        return self._fingerprints[sized]
 
     def _checked(self, label: int, index: int) -> int:
         count = self.count(label)
@@ -247,7 +266,8 @@ class Source(ABC):
         return new + len(self._bad) + sum(states.count(1) for states in self._good)
 
     def _check_bad_fraction(self, planned: int) -> None:
-        # Against what will have been read, not what has: the verdict must not hang on which image comes first.
+        # The number of broken images is compared with the number that will have been read, not with the number that was
+        # read so far, because the verdict must not depend on which image comes first.
         bad = len(self._bad)
         if bad > 1 and bad / planned > self.max_bad_fraction:
             raise DapError(
@@ -257,31 +277,6 @@ class Source(ABC):
 
     def _first_bad(self) -> str:
         return some([f"{key} ({reason})" for key, reason in self.bad[:3]])
-
-
-T = TypeVar("T")
-
-
-class Recent(Generic[T]):
-    """The values used last, up to a number of bytes; the newest stays whatever its size."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget, self._used = budget, 0
-        self._held: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
-
-    def get(self, key: Hashable) -> T | None:
-        """The value, now the newest, or None."""
-        if key not in self._held:
-            return None
-        self._held.move_to_end(key)
-        return self._held[key][0]
-
-    def put(self, key: Hashable, value: T, nbytes: int) -> None:
-        """Keep a value under a new key, and let the oldest ones go."""
-        self._held[key] = (value, nbytes)
-        self._used += nbytes
-        while self._used > self._budget and len(self._held) > 1:
-            self._used -= self._held.popitem(last=False)[1][1]
 
 
 def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tuple[list[str], list[int]]:

@@ -93,6 +93,22 @@ def as_png(data: bytes | Path) -> tuple[bytes, bool]:
         raise BrokenImage(_reason(error), where) from error
 
 
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """The image of a file, wholly loaded, as Pillow gives it.
+
+    Raises:
+        BrokenImage: as `decode` does.
+    """
+    try:
+        with _opened(file) as image:
+            yield image
+    except (MemoryError, BrokenImage):
+        raise
+    except Exception as error:
+        raise BrokenImage(_reason(error), file) from error
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """A PNG of bytes (h, w, 3), or of grey ones (h, w), which are repeated."""
     out = io.BytesIO()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
+from dap.data.real.decode import Fit
 
 
 @final
@@ -53,6 +54,11 @@ class Part(Source):
             max_bad_fraction=whole.max_bad_fraction,
             licence=whole.licence,
         )
+
+    def fitted(self, size: int, fit: Fit) -> Self:
+        twin = super().fitted(size, fit)
+        twin._whole = self._whole.fitted(size, fit)
+        return twin
 
     def _key(self, label: int, index: int) -> str:
         return self._whole._key(label, self._rows[label][index])

@@ -6,6 +6,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -13,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.data.real.base import CACHE_BYTES, Recent, Source, by_class, select, some
+from dap.data.real.base import CACHE_BYTES, Source, by_class, select, some
 from dap.data.real.decode import BrokenImage, Fit, decode
+from dap.data.real.recent import Recent
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +33,7 @@ class ParquetSource(Source):
     `labels`, `fine_label` or `class` are taken.
 
     Raises:
-        DapError: a file is damaged or unreadable, has no such columns, or a row has no label.
+        DapError: pyarrow is not installed, a file is damaged or unreadable, has no such columns, or a row has no label.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ParquetSource(Source):
         name: str | None = None,
         max_bad_fraction: float = 0.01,
     ) -> None:
+        check_pyarrow()
         self._files = list(files)
         self._groups: list[tuple[Path, int, int]] = []  # of each row group: file, number, first row of the file
         self._starts: list[int] = []  # of each row group: its first row, counted over all files
@@ -103,9 +106,15 @@ class ParquetSource(Source):
             yield f"{file.name}\t{file.stat().st_size}"
 
 
+def check_pyarrow() -> None:
+    """Raise `DapError` if pyarrow, which reads and writes parquet files, is not installed."""
+    if find_spec("pyarrow") is None:
+        raise DapError("Parquet files need the package pyarrow; pip install 'diffusion-as-priors[parquet]'.")
+
+
 @contextmanager
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
-    """A parquet file; whatever goes wrong in it while it is open becomes one sentence."""
+    """An open parquet file. Any error in it while it is open becomes a `DapError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""A distilled set on disk: the one thing that makers and judges of images share.
+"""A distilled set on disk. Methods write it and the evaluation reads it; they share nothing else.
 
     images/<class>/<slot>.png   8-bit RGB
     classes.json                names and folders, in label order
@@ -6,8 +6,8 @@
     manifest.jsonl              one line an image: path, label, class name, slot, seed, sha256, …
     env.json, README.md         versions and weights' hash; the dataset card with the licences
 
-Data before marker: an image is written aside, flushed, moved into place, and only then gets its manifest line. Whatever
-has no matching line is made again, so a run can be killed at any point.
+A run can be killed at any point, because an image is written aside, flushed and moved into place before its manifest line is
+written. An image without a matching line is made again.
 """
 
 from __future__ import annotations
@@ -18,37 +18,26 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from dap.base.errors import DapError
 from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
-from dap.data.real.decode import Fit, decode, encode_png
-from dap.data.sets.folders import class_order, images_by_folder, other_than_folders
+from dap.data.real.decode import Fit, decode, encode_png, opened
+from dap.data.sets.folders import class_order, folders_of, images_by_folder, other_than_folders
+from dap.data.sets.sheet import contact_sheet
 
 WORK = ".work"
 """Folder of a set for what its method makes once and for checkpoints; gone when the set is finished."""
 
 
-def folders_of(class_names: Sequence[str]) -> list[str]:
-    """A safe, distinct folder name for each class: the name itself where a file system takes it."""
-    folders: list[str] = []
-    for label, name in enumerate(class_names):
-        folder = (
-            quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
-        )
-        taken = {f.lower() for f in folders}
-        folders.append(folder if folder.lower() not in taken else f"{folder}~{label}")
-    return folders
-
-
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Field by field, what differs between two nested dictionaries: "guidance.scale: 0.1 -> 0.2"."""
+    """The fields in which two nested dictionaries differ, as in "guidance.scale: 0.1 -> 0.2"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         missing = object()
@@ -68,14 +57,17 @@ def _classes(class_names: Sequence[str], ipc: int) -> dict[str, Any]:
     return {"names": list(class_names), "folders": folders_of(class_names), "ipc": ipc}
 
 
-class DistilledSet:
+class DistilledSet(Dataset[tuple[Tensor, int]]):
     """Images by (label, slot) with their manifest. Use `create`, `open` or `from_folder`.
+
+    A set is a torch `Dataset`: `len(made)` counts the finished images, and `made[i]` is the image (3, h, w), float32 in [0, 1],
+    and the label of `made.records[i]`. Images are read from their files each time; `tensors` reads all of them at once.
 
     Attributes:
         path: the folder.
         class_names: in label order.
         ipc: images per class when complete.
-        recipe: the resolved recipe, or None for a folder made by others.
+        recipe: the resolved recipe, or None for a folder that another project made.
         records: the valid manifest lines, in (label, slot) order.
     """
 
@@ -90,10 +82,44 @@ class DistilledSet:
     ) -> None:
         self.path, self.class_names, self.ipc, self.recipe = path, tuple(class_names), ipc, recipe
         self._folders, self._records = tuple(folders), dict(records)
+        self._ordered: list[dict[str, Any]] | None = None
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        return [self._records[key] for key in sorted(self._records)]
+        return list(self._in_order())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 h w"], int]:
+        """The image and the label of a record; a negative index counts from the end.
+
+        Raises:
+            IndexError: there are not so many images.
+            BrokenImage: the file cannot be decoded.
+        """
+        line = self._in_order()[index]
+        return torch.from_numpy(self._pixels(line)).permute(2, 0, 1).float() / 255, line["label"]
+
+    def __repr__(self) -> str:
+        return f"DistilledSet({str(self.path)!r}: {self._counts()})"
+
+    def _repr_html_(self) -> str:
+        """A contact sheet, for notebooks."""
+        return contact_sheet(self.path, self.class_names, self.records, f"{self.path}: {self._counts()}")
+
+    def _in_order(self) -> list[dict[str, Any]]:
+        """The records, sorted once until an image is added."""
+        if self._ordered is None:
+            self._ordered = [self._records[key] for key in sorted(self._records)]
+        return self._ordered
+
+    def _counts(self) -> str:
+        """How many images and classes there are and, of a set of ours, how many images are still to be made."""
+        counts = f"{len(self)} images of {len(self.class_names)} classes"
+        if not (self.path / "classes.json").is_file():
+            return counts
+        return f"{counts}, {self.ipc} a class" + (f", {len(missing)} missing" if (missing := self.missing()) else "")
 
     @staticmethod
     def create(
@@ -112,7 +138,7 @@ class DistilledSet:
             class_names: in label order.
             ipc: images per class.
             recipe: resolved.
-            inputs: what a recipe only names: fingerprints of data, weights and user code.
+            inputs: fingerprints of the data, the weights and the user's code, which the recipe only names.
 
         Raises:
             DapError: the folder holds a set of another recipe (each differing field is named), or something else.
@@ -239,7 +265,7 @@ class DistilledSet:
         self.store(label, slot, encode_png(pixels), **record)
 
     def store(self, label: int, slot: int, png: bytes, **record: Any) -> None:
-        """`add` for an image that is an 8-bit RGB PNG already, kept to the byte."""
+        """Like `add`, for an image that is an 8-bit RGB PNG already; its bytes are kept."""
         relative = f"images/{self._folders[label]}/{slot:05d}.png"
         write_atomically(self.path / relative, png)
         line = {
@@ -255,13 +281,14 @@ class DistilledSet:
             file.flush()
             os.fsync(file.fileno())
         self._records[label, slot] = line
+        self._ordered = None
 
     def note(self, name: str, value: Any) -> None:
         """Write a JSON (dict or list) or text file beside the images, atomically."""
         write_atomically(self.path / name, value.encode() if isinstance(value, str) else dump(value))
 
     def noted(self, name: str) -> Any:
-        """What `note` wrote as JSON under this name, or None."""
+        """The value that `note` wrote as JSON under this name, or None."""
         return read_json(self.path / name) if (self.path / name).is_file() else None
 
     def verify(self) -> list[str]:
@@ -314,11 +341,13 @@ class DistilledSet:
                 pixels = decode(self.path / line["path"], size, fit)
                 row.copy_(pixels if dtype.is_floating_point else (pixels * 255).round())
             return images, labels
-        arrays = []
-        for line in self.records:
-            with Image.open(self.path / line["path"]) as image:
-                arrays.append(np.asarray(image.convert("RGB")))
+        arrays = [self._pixels(line) for line in self.records]
         if len({a.shape for a in arrays}) > 1:
             raise DapError(f"The images in {self.path} differ in size; give size=.")
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
+
+    def _pixels(self, line: Mapping[str, Any]) -> np.ndarray:
+        """The bytes (h, w, 3) of the image of a manifest line, as stored."""
+        with opened(self.path / line["path"]) as image:
+            return np.array(image.convert("RGB"))

@@ -40,7 +40,7 @@ class Job:
 
     Attributes:
         made: the set, known to be whole.
-        folder: empty; takes the place of the user's when the writer is done.
+        folder: an empty folder, which takes the place of the user's folder when the writer is done.
         shard_size: images a file, for layouts that have shards.
         progress: told (done, all, class name) after every image.
     """
@@ -63,13 +63,13 @@ class Job:
 
 @dataclass
 class Written:
-    """What a writer has to say.
+    """The words of a writer about the files that it wrote.
 
     Attributes:
-        how: how to read it, as Markdown, for the card.
-        front: what the hub should know beside the usual, for the card's front matter.
-        extra: for export.json.
-        notes: what a user should know, in sentences.
+        how: Markdown for the card that says how to read the files.
+        front: further fields of the card's front matter, for the hub.
+        extra: further fields of export.json.
+        notes: sentences for the user.
     """
 
     how: str

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dap import imagenet
 from dap.base.errors import DapError
@@ -196,3 +197,15 @@ def wnid_order(path: Path, folders: Sequence[str]) -> str:
             )
     known = "".join(f", which is also the order of {' and '.join(told)}" for told in readings.values())
     return f"class folders sorted by name{known}"
+
+
+def folders_of(class_names: Sequence[str]) -> list[str]:
+    """A safe, distinct folder name for each class: the name itself where a file system takes it."""
+    folders: list[str] = []
+    for label, name in enumerate(class_names):
+        folder = (
+            quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
+        )
+        taken = {f.lower() for f in folders}
+        folders.append(folder if folder.lower() not in taken else f"{folder}~{label}")
+    return folders

@@ -1,4 +1,4 @@
-"""A distilled set that others made, in any layout of the field, as a set of this library."""
+"""Distilled sets of other projects, in any layout of the field, become sets of this library."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ALIASES = {
     "pt": "tensors",
     "safetensors": "tensors",
 }
-"""Other names for them: of projects that write the same layout, and of `dap export`."""
+"""Other names of layouts: names of projects that write the same layout, and names of `dap export`."""
 
 PICKS = ("natural", "string", "random")
 """Which images of a class are taken where it has more than ipc: the first in natural order (2 before 10), the first in

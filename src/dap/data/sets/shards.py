@@ -1,4 +1,4 @@
-"""Writers of distilled sets as files of many images: parquet as Hugging Face datasets reads it, and WebDataset shards."""
+"""Writers of distilled sets as files of many images: parquet for Hugging Face datasets, and WebDataset shards."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.files import write_atomically
+from dap.data.real.parquet import check_pyarrow
 
 ROW_GROUP = 100
-"""Images a row group: what a reader has to hold at once."""
+"""Images in a row group, which is what a reader has to hold in memory at once."""
 
 Images = Iterable[tuple[dict[str, Any], bytes]]
 """Manifest lines and PNG files."""
@@ -27,9 +28,16 @@ def write_parquet(
 
     The schema carries the note by which datasets knows an Image and a ClassLabel with its names.
 
+    The file is written with pyarrow, as `datasets` itself does, and without `datasets`: its own note in the schema and its row
+    groups depend on its version, and an export must have the same bytes on every machine.
+
     Returns:
         The fields of `dap.data.sets.export.Written`.
+
+    Raises:
+        DapError: pyarrow is not installed.
     """
+    check_pyarrow()
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -74,7 +82,11 @@ def write_webdataset(
 ) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
     """`shard-000000.tar`, …; of each image a .png, a .cls with its label and a .json with its manifest line.
 
-    Every time, owner and mode in the tar is fixed. Images should come slot by slot, so that any shard has all classes.
+    Images should come slot by slot, so that every shard has all classes.
+
+    Times, owners, modes and the format of the tar are fixed, because an export must not depend on clock, user or machine. The
+    `TarWriter` of webdataset takes all of these too, but version 1.0.2 does not pass `format` on to tarfile; its bytes then
+    depend on the default of the Python version. The standard library does the same work without a further dependency.
 
     Returns:
         The fields of `dap.data.sets.export.Written`.

@@ -1,6 +1,6 @@
-"""How far the distribution of a set's features lies from that of the real ones: MMD, KID and the Fréchet distance.
+"""Distances between the features of a set and the features of real images: MMD, KID and the Fréchet distance.
 
-Everything is computed in float64, over features (n, D) of any extractor.
+All functions compute in float64. Features are rows (n, D) of any extractor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK = 1000
 
 
 def within(x: Tensor, kernel: GramFunction | None = None) -> float:
-    """Mean of k(x_i, x_j) over i != j, of rows (n, D); of `kid_kernel` unless another is given. Needs two rows."""
+    """Mean of k(x_i, x_j) over all i != j, for rows x (n, D). There must be two rows or more; k is `kid_kernel` by default."""
     x, kernel = x.double(), kernel or kid_kernel
     total = diagonal = 0.0
     for start in range(0, len(x), CHUNK):
@@ -34,7 +34,7 @@ def within(x: Tensor, kernel: GramFunction | None = None) -> float:
 
 
 def across(x: Tensor, y: Tensor, kernel: GramFunction | None = None) -> float:
-    """Mean of k(x_i, y_j), of rows (n, D) and (m, D); of `kid_kernel` unless another is given."""
+    """Mean of k(x_i, y_j) over all i and j, for rows x (n, D) and y (m, D); k is `kid_kernel` by default."""
     x, y, kernel = x.double(), y.double(), kernel or kid_kernel
     return sum(kernel(x, part).sum().item() for part in y.split(CHUNK)) / (len(x) * len(y))
 
@@ -42,11 +42,16 @@ def across(x: Tensor, y: Tensor, kernel: GramFunction | None = None) -> float:
 def mmd2(
     synthetic: Tensor, real: Tensor, kernel: GramFunction | None = None, *, within_real: float | None = None
 ) -> float:
-    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3); lower is closer, may be negative.
+    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3); lower is closer. The value may be negative.
 
-    mean of k(s_i, s_j) over i != j, plus the same for real images, minus twice the mean of k(s_i, r_j), over all images
-    of both sides. The default kernel is KID's. Needs two images on either side. `within_real` is the second mean, where it is
-    known already.
+    It is the mean of k(s_i, s_j) over i != j, plus the same mean over the real images, minus twice the mean of k(s_i, r_j).
+    The default kernel is KID's. Both sides need two images or more.
+
+    Args:
+        synthetic: features (n, D).
+        real: features (m, D).
+        kernel: k; default: `kid_kernel`.
+        within_real: the mean over the real images, where it is known already.
     """
     of_real = within(real, kernel) if within_real is None else within_real
     return within(synthetic, kernel) + of_real - 2 * across(synthetic, real, kernel)
@@ -68,17 +73,17 @@ def kid(
 ) -> tuple[float, float]:
     """Kernel Inception Distance as torch-fidelity and torchmetrics define it, over these features.
 
-    The mean and standard deviation, over `subsets` draws without replacement of `subset_size` images from either side,
-    of `mmd2` with `kid_kernel`. Their default of 1000 exceeds most distilled sets; where it is the size of both sides,
-    every draw is the whole and the mean is `mmd2` itself.
+    `subset_size` images are drawn from both sides without replacement, `subsets` times. KID is the mean and the standard
+    deviation of `mmd2` with `kid_kernel` over these draws. The two libraries draw 1000 images, and most distilled sets have
+    fewer. Where `subset_size` is the size of both sides, every draw is the whole set, and the mean is `mmd2` itself.
 
     Args:
         synthetic: features (n, D).
-        real: likewise.
+        real: features (m, D).
         subsets: how many draws.
         subset_size: images of either side in a draw.
-        seed: of the draws, which depend on nothing else but the numbers of images.
-        kept: where what depends on the real features alone is kept, for other sets held against the same.
+        seed: of the draws. The draws depend on this seed and on the numbers of images, and on nothing else.
+        kept: values that depend on the real features alone are kept here, for the next set that is compared with them.
 
     Raises:
         DapError: a side has fewer than `subset_size` images, or that is below 2.
@@ -106,7 +111,7 @@ def kid(
 
 
 def once(kept: MutableMapping[Any, Any] | None, key: object, make: Callable[[], T]) -> T:
-    """What is kept under a key, made where it is not there or nothing is kept."""
+    """The value under a key. It is made when it is missing, and always when `kept` is None."""
     if kept is None:
         return make()
     if key not in kept:
@@ -117,12 +122,13 @@ def once(kept: MutableMapping[Any, Any] | None, key: object, make: Callable[[], 
 def frechet(synthetic: Tensor, real: Tensor) -> float:
     """Fréchet distance of the two Gaussians fitted to the features (Heusel et al. 2017: FID); lower is closer.
 
-    |m_s - m_r|^2 + tr(C_s + C_r - 2 (C_s C_r)^(1/2)), with covariances over n - 1. With A and B the centred features over
-    the root of n - 1, the last trace is the sum of the singular values of A B^T, which needs no root of a matrix.
+    The distance is |m_s - m_r|^2 + tr(C_s + C_r - 2 (C_s C_r)^(1/2)), with covariances that divide by n - 1. The trace of
+    the root needs no root of a matrix: let A and B be the centred features divided by the root of n - 1; then the trace is
+    the sum of the singular values of A B^T.
 
     Raises:
-        DapError: a side has no more images than features, so that its covariance is singular and the value mostly
-            measures how few images there are. Use `mmd2` by class there.
+        DapError: a side has no more images than features. Its covariance is then singular, and the value would mostly
+            measure how few images there are. Use `mmd2` by class instead.
     """
     for what, x in (("synthetic", synthetic), ("real", real)):
         if len(x) <= x.shape[1]:
@@ -135,6 +141,6 @@ def frechet(synthetic: Tensor, real: Tensor) -> float:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (D,), and a triangular (D, D) matrix R with R^T R the covariance."""
+    """The mean (D,), and a triangular matrix R (D, D) such that R^T R is the covariance."""
     mean = x.mean(0)
     return mean, torch.linalg.qr((x - mean) / (len(x) - 1) ** 0.5, mode="r").R

@@ -1,4 +1,4 @@
-"""What the measures measure with: features of images, by a network that knows the data or by one of random weights."""
+"""Features of images for the measures. They come from a network trained on the real data, or from one with random weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def embedding(
 ) -> tuple[str, Features]:
     """Features for the measures, and their name.
 
-    A network trained on the real data, where one is given or, for the embedded data, ours (`starter.reference`): its
-    features, and its predictions too. For other data a ConvNet with random weights of a fixed seed, whose features
-    distribution matching (DM) shows to be useful; they compare sets of the same data, and nothing else. It has so many
-    layers that 4 to 7 pixels a side are left of images of 32 px or more.
+    Where a network trained on the real data is given, the features are its features, and the measures use its predictions
+    too. The embedded data have such a network (`starter.reference`). For all other data the features come from a ConvNet
+    with random weights of a fixed seed. Distribution matching (DM) shows that such features are useful, but they only
+    compare sets of the same data with each other. The ConvNet has so many layers that images of 32 px or more are reduced
+    to 4 to 7 pixels a side.
 
     Args:
         data: the name or path of the data.

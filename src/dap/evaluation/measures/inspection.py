@@ -1,20 +1,21 @@
-"""Everything beside test accuracy that is said of a set: measures, near-copies, predicted labels, and a map of features.
+"""What judging says of a set beside its test accuracy: measures, near-copies, predicted labels, and a map of features.
 
-Written into the set's folder, so that a report needs neither the data nor a network:
+All of this is written into the set's folder, so that a report needs neither the real data nor a network:
 
     measures.json   every measure, by class too; the share of images that a reference network predicts as labelled
     images.json     of each image the nearest real ones, whether it is a near-copy, and the predicted label
-    neighbours/     those real images; private where the data are private. A plain folder of class folders gets none,
-                    since readers of such folders would take it for a class
+    neighbours/     those real images. They are private where the data are private. A plain folder of class folders gets
+                    no such folder, because readers of class folders would take it for a class
     map.npz         synthetic and a few real features in at most 50 dimensions, for a joint t-SNE
 
-Labels in these files are positions among the set's own classes. Test images are used for the map alone.
+Labels in these files are positions among the set's own classes. Test images are used for the map and for nothing else.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -31,25 +32,27 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
+from dap.evaluation.measures.own import Own, Subject
 from dap.evaluation.measures.pictures import Pictures
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier
 from dap.kernels import RBF
 
 COMPARED, COMPARED_IN_ALL = 500, 50_000
-"""Real images whose features are computed: of a class, and of all classes together."""
+"""So many real images get features at most: of one class, and of all classes together."""
 
 SEARCHED_IN_ALL = 100_000
-"""Real images that are searched for near-copies, of all classes together, unless another number is asked for."""
+"""So many real images of all classes together are searched for near-copies, unless the user asks for another number."""
 
 MAPPED, MAPPED_IN_ALL, DIMENSIONS = 50, 5000, 50
-"""Real images of a class, and of all, in each half of a map; and the map's dimensions."""
+"""Each half of a map, of training and of test images, has at most so many real images: of a class, and of all classes. The third
+number is that of the map's dimensions."""
 
 log = logging.getLogger("dap")
 
 
 class Inspector:
-    """Inspects sets made from one data set; the real images are read and embedded once, at the first set.
+    """Inspects sets that were made from one data set. The real images are read once, when the first set is inspected.
 
     Args:
         train: real training images.
@@ -57,17 +60,24 @@ class Inspector:
         features: what to call the extractor, and the extractor. A `Classifier` also predicts labels.
         limit: real images of a class that are searched for near-copies; default: all, or a random choice of
             `SEARCHED_IN_ALL` altogether where there are more.
+        own: measures of one's own, whose numbers go into `measures.json` too; see `measures.own`.
 
     Raises:
         DapError: the features are a `Classifier` of other classes than the data.
     """
 
     def __init__(
-        self, train: Source, test: Labelled, features: tuple[str, Features], *, limit: int | None = None
+        self,
+        train: Source,
+        test: Labelled,
+        features: tuple[str, Features],
+        *,
+        limit: int | None = None,
+        own: Sequence[Own] = (),
     ) -> None:
-        self.train, self.test, self.name, self.features, self.limit = train, test, *features, limit
+        self.train, self.test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
         self._kept: dict[Any, Any] = {}
-        """What `compare` computes of the real images alone."""
+        """Values that `compare` computes from the real images alone."""
         known = features[1]
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 
@@ -83,15 +93,19 @@ class Inspector:
         return Search(self.reals)
 
     def done(self, judged: DistilledSet, key: str) -> bool:
-        """Whether the files of a set were written under this key and with these features."""
+        """Whether the files of a set were written under this key, with these features and by these measures of one's own."""
+        kept = (judged.noted("measures.json") or {}).get("own") or {}
+        return self._inspected(judged, key) and all(kept.get(one.name, {}).get("code") == one.code for one in self.own)
+
+    def _inspected(self, judged: DistilledSet, key: str) -> bool:
         written = [judged.noted(name) or {} for name in ("measures.json", "images.json")]
         same = all((one.get("judged"), one.get("features")) == (key, self.name) for one in written)
         return same and (judged.path / "map.npz").is_file()
 
     def __call__(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
-        """Write all files of a set.
+        """Write all files of a set that are not there yet.
 
-        What cannot be said, for want of real images, is left out and noted.
+        What cannot be said, for want of real images or because a measure of one's own fails, is left out and noted.
 
         Args:
             judged: the set.
@@ -102,6 +116,30 @@ class Inspector:
         Raises:
             DapError: the features are not (n, D) or not finite, or too many real images are broken.
         """
+        if not self._inspected(judged, key):
+            self._inspect(judged, images, labels, key)
+        if self.own:
+            self._measure_own(judged, images, labels)
+
+    def _measure_own(self, judged: DistilledSet, images: Tensor, labels: Tensor) -> None:
+        """Put the numbers of one's own measures into `measures.json`; those of other ones that are there stay."""
+        measures = judged.noted("measures.json") or {}
+        kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
+        subject = Subject(images, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
+        for one in self.own:
+            if kept.get(one.name, {}).get("code") == one.code:
+                continue
+            kept.pop(one.name, None)
+            notes.pop(one.name, None)
+            theirs = {name for other in kept.values() for name in other["values"]}
+            try:
+                kept[one.name] = one.measured(subject, {*measures, *theirs})
+            except DapError as error:  # the trainings and all other measures stand
+                log.warning("%s: %s", judged.path, error)
+                notes[one.name] = str(error)
+        judged.note("measures.json", {**measures, "notes": notes, "own": kept})
+
+    def _inspect(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
         names = self.train.class_names
         own = [judged.class_names.index(name) for name in names]
         features = extract(self.features, images).float()

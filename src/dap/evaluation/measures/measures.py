@@ -1,7 +1,7 @@
-"""How close a set is to the real images, and how varied, over features (n, D) of any extractor.
+"""How close a set is to the real images, and how varied the set is, over features (n, D) of any extractor.
 
-Everything is computed in float64. Distances are Euclidean norms of differences; only the radii of the neighbour balls,
-which need all pairs of a class, use |x|^2 + |y|^2 - 2 x.y, whose error there is below 1e-7 of the norms.
+All functions compute in float64. Distances are Euclidean norms of differences. Only the radii of the neighbour balls, which
+need all pairs of a class, use |x|^2 + |y|^2 - 2 x.y; the error of that formula is below 1e-7 of the norms here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ MGD3_NEIGHBOURS = 50
 def representativeness(synthetic: Tensor, real: Tensor, kernel: Kernel | None = None) -> float:
     """Mean over synthetic s and real r of D_K(s, r), by default of the linear kernel: |s - r|. Lower is closer.
 
-    DAP's energy (its Eq. 6). The overview figure of that paper prints a "representativeness" (2.16) and a "diversity"
-    (10.37) and defines neither; this one and `diversity` are what we show for that pair: the very quantity the method
-    lowers, and the same distance between the synthetic images. Features, scale and real images being unknown too, our
-    values compare sets with each other and not with the figure.
+    This is DAP's energy (Eq. 6 of the paper). The overview figure of the paper prints a "representativeness" (2.16) and a
+    "diversity" (10.37) and defines neither. We show this function and `diversity` for that pair: the quantity that the
+    method lowers, and the same distance between the synthetic images. The paper does not say which features, scale and real
+    images its figure uses. Our values therefore compare sets with each other, and not with the figure.
     """
     of = _distances if kernel is None else kernel.distance
     s, r = synthetic.double(), real.double()
@@ -60,8 +60,9 @@ def prdc(synthetic: Tensor, real: Tensor, k: int = 5, radii: Tensor | None = Non
         precision = 1/M #{s in the ball of some r}      density  = 1/(k M) #{(s, r): s in the ball of r}
         recall    = 1/N #{r in the ball of some s}      coverage = 1/N #{r whose ball holds some s}
 
-    A synthetic set of k images or fewer takes its balls from M - 1 neighbours; a single image has no ball, so recall is
-    then left out. Needs k + 1 real images. `radii` (N,) are those of the real balls, where they are known already.
+    The balls of a synthetic set of k images or fewer reach to the (M - 1)-th neighbour. A single image has no ball, so recall
+    is then left out. There must be k + 1 real images or more. `radii` (N,) are the radii of the real balls, where they are
+    known already.
     """
     radii = _radii(real, k) if radii is None else radii
     parts = zip(real.split(CHUNK), radii.split(CHUNK), strict=True)
@@ -91,8 +92,9 @@ def minimax_diversity(synthetic: Tensor) -> float:
 def mgd3_representativeness(synthetic: Tensor, real: Tensor, neighbours: int = MGD3_NEIGHBOURS) -> float:
     """Mean over synthetic s of the mean distance to its 50 nearest real images; lower is closer (MGD3's metric).
 
-    With fewer real images, all of them count. MGD3 measures in a t-SNE map of synthetic and real images together, whose
-    scale is the map's own; here it is over the features given, which may be such a map (`joint_map`).
+    Where there are fewer real images, all of them count. MGD3 measures in a t-SNE map of synthetic and real images together,
+    and the scale of its values is the scale of that map. Here the distances are those of the given features, which may be
+    the coordinates in such a map (`joint_map`).
     """
     table = torch.cat([_distances(synthetic, part) for part in real.split(CHUNK)], 1)
     return table.topk(min(neighbours, len(real)), dim=1, largest=False).values.mean().item()
@@ -106,7 +108,8 @@ def mgd3_diversity(synthetic: Tensor) -> float:
 def joint_map(synthetic: Tensor, real: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The t-SNE coordinates (n, 2) and (m, 2) of synthetic and real features in one map, as MGD3 measures in.
 
-    scikit-learn's defaults, with a perplexity of 30 or, below 91 images, of a third of them. A second for some 500.
+    The settings are scikit-learn's defaults. The perplexity is 30, or a third of the images where there are fewer than 91.
+    500 images take about a second.
     """
     from sklearn.manifold import TSNE
 
@@ -121,11 +124,11 @@ class Comparison:
     """What `compare` found."""
 
     values: dict[str, float]
-    """The mean over the classes of every measure that all classes have, and those of the whole set."""
+    """Every measure that all classes have, as the mean over the classes, and the measures of the whole set."""
     by_class: list[dict[str, float]]
-    """The measures of each label."""
+    """The measures of each class, in the order of the labels."""
     notes: dict[str, str]
-    """Why a measure is absent."""
+    """The reason for each measure that is absent."""
 
 
 def compare(
@@ -138,24 +141,24 @@ def compare(
     distances: Mapping[str, Kernel] = EMPTY,
     kept: MutableMapping[Any, Any] | None = None,
 ) -> Comparison:
-    """Every measure of this module within each class, and KID and the Fréchet distance of the whole set.
+    """All measures of this module within each class, and KID and the Fréchet distance of the whole set.
 
     Args:
         synthetic: features (n, D) and labels (n,).
-        real: likewise.
+        real: features (m, D) and labels (m,).
         classes: number of labels.
         k: neighbours of `prdc`.
         kernel: of `mmd2`.
         distances: kernels whose `representativeness` is added as `representativeness_<name>`; open bandwidths are fitted
             to the class's real features.
-        kept: where what depends on the real features alone is kept, for other sets held against the same with the same
-            kernels.
+        kept: values that depend on the real features alone are kept here, for the next set that is compared with the same
+            real features by the same kernels.
 
     Returns:
-        By class representativeness, nearest, precision, density, coverage, recall, diversity, mmd2 and the pairs
+        For each class: representativeness, nearest, precision, density, coverage, recall, diversity, mmd2 and the pairs
         minimax_* and mgd3_*. A class with a single image has no recall, diversity, mmd2, minimax_diversity and
-        mgd3_diversity, and then they are in no mean either. Of the whole set kid and kid_std (100 subsets of the smaller
-        side's size, at most 1000), and frechet where either side has more images than features.
+        mgd3_diversity; these measures then have no mean over the classes either. For the whole set: kid and kid_std (100
+        subsets of the smaller side's size, at most 1000), and frechet where both sides have more images than features.
 
     Raises:
         DapError: a class without synthetic images, or with fewer than k + 1 real ones.
@@ -209,7 +212,7 @@ def measure(
 
     Args:
         synthetic: images (n, c, h, w) in [0, 1] and labels (n,).
-        real: likewise, of any other size.
+        real: images and labels in the same form; their size may differ.
         features: images -> (n, D); called with at most 500 at a time.
         classes: number of labels.
         k: neighbours of `prdc`.

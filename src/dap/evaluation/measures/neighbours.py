@@ -1,17 +1,18 @@
-r"""Memorisation: the nearest real image of every synthetic one, and whether it is too near to be chance.
+r"""Memorisation: the nearest real image of each synthetic image, and whether the two are too near for chance.
 
-Images are compared as small pictures (at most 32 px), also mirrored and shifted by a pixel. How near is too near is not
-chosen but measured on the real images themselves. For an image s and its 16 nearest real images r_1 ... r_16 of a class,
+Images are compared as small pictures of at most 32 px, also mirrored and shifted by a pixel. Nobody chooses how near is too
+near: the real images themselves say it. For an image s and its 16 nearest real images r_1 ... r_16 of a class, let
 
     c(s) = d(s, r_1) / mean_{i > 1} d(s, r_i),
 
-after the ratio with which Carlini et al. (2023, "Extracting Training Data from Diffusion Models") find copies: the
-distance to the suspected original, in units of how far other images lie, so that plain and busy images are judged
-alike. d is the root mean squared difference; c is the smaller of its values as the pictures are and after smoothing their
-difference, which finds blurred copies. The same number is computed for a sample of real images, each left out of its own
-class. Then c(s) is compared with the lowest hundredth of these: of fresh real images, about 1 % would be as near to a
-training image. In features likewise, with the image put into its match's position, and the lowest tenth. A `copy` passes
-both, or is the same picture; so at most about 1 % of images that copy nothing are flagged.
+following the ratio with which Carlini et al. (2023, "Extracting Training Data from Diffusion Models") find copies. It is the
+distance to the suspected original, in units of the distance to other images, so that plain and busy images are judged alike.
+d is the root mean squared difference. c is computed twice, from the pictures as they are and from their smoothed difference,
+which finds blurred copies; the smaller value counts. The same number is computed for a sample of real images, each of which
+is left out of its own class. c(s) is then compared with the lowest hundredth of these numbers: about 1 % of fresh real images
+would be as near to a training image. The same is done in features, with the image mirrored and shifted as its match is, and
+with the lowest tenth. A `copy` is below both limits, or is the same picture. So at most about 1 % of the images that copy
+nothing are flagged.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from dap.evaluation.measures.measures import extract
 from dap.evaluation.measures.pictures import Pictures, coarse
 
 PIXEL_RATE = 0.01
-"""Share of fresh real images whose c in pixels falls under the threshold."""
+"""Share of fresh real images whose c in pixels is below the threshold."""
 
 FEATURE_RATE = 0.1
-"""The same in features."""
+"""Share of fresh real images whose c in features is below the threshold."""
 
 CANDIDATES = 16
 """Real images that are compared pixel by pixel, the nearest at 8 px."""
@@ -45,12 +46,12 @@ SAME = 0.5 / 255
 """Root mean squared difference below which two pictures are the same 8-bit picture."""
 
 MOVES = [(mirrored, down, right) for mirrored in (False, True) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-"""The ways in which an image is compared with another."""
+"""An image is compared with another one in each of these ways: mirrored or not, and shifted down and right by pixels."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A real image, and how far it is: root mean squared pixel difference in [0, 1], or |s - r| in features."""
+    """A real image and its distance: the root mean squared pixel difference in [0, 1], or |s - r| in features."""
 
     label: int
     index: int
@@ -74,13 +75,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What is near one synthetic image.
+    """The real images that are near one synthetic image.
 
     Attributes:
         pixel, feature: the nearest real image of its own class.
-        pixel_any, feature_any: of any class; of the other classes, pixels are compared in the nearest at 8 px.
-        closeness: c in pixels and in features, within its own class, or within the class of its original.
-        original: the real image it copies, or None.
+        pixel_any, feature_any: the nearest real image of any class. Of the other classes only those images are compared pixel
+            by pixel that are nearest at 8 px.
+        closeness: c in pixels and in features, within the image's own class, or within the class of its original.
+        original: the real image that the image copies; None where it copies none.
     """
 
     pixel: Match
@@ -93,9 +95,10 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """At or below which c is too near, and how many real images say so.
+    """The limits at or below which c is too near, and how many real images they were measured on.
 
-    With n of them no share below 1 / (n + 1) can be told, so fewer than 99 flag up to that share of fresh real images.
+    n real images cannot measure a share below 1 / (n + 1). With fewer than 99 real images, up to 1 / (n + 1) of fresh real images
+    are therefore flagged.
     """
 
     pixel: float
@@ -104,13 +107,14 @@ class Thresholds:
 
 
 class Search:
-    """Finds the neighbours of images among real ones.
+    """Finds the neighbours of images among real images.
 
     Args:
-        reals: see `Pictures`. In features, those are searched that have some, and the nearest in pixels.
+        reals: see `Pictures`. The search in features looks at those real images that have features, and at the nearest one in
+            pixels.
 
     Raises:
-        DapError: a class has fewer than 3 images, of which none is much nearer than the others.
+        DapError: a class has fewer than 3 real images. Among so few, none can be much nearer than the others.
     """
 
     def __init__(self, reals: Pictures) -> None:
@@ -123,7 +127,7 @@ class Search:
 
     @cached_property
     def thresholds(self) -> Thresholds:
-        """Measured at first use, with each real image left out of its class."""
+        """The limits, measured when they are first used. Each real image is left out of its own class for this."""
         each = math.ceil(CALIBRATION / len(self.reals.indices))
         found: list[Suspect] = []
         for label, features in enumerate(self.reals.features):

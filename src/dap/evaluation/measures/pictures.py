@@ -1,4 +1,4 @@
-"""Real training images as a set is compared with them: a small picture of every one, features of some."""
+"""The real training images that a set is compared with: a small picture of each image, and features of some images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = 32
 """Largest side, in pixels, of the pictures in which images are compared."""
 
 COARSE = 8
-"""Side of what is looked at first."""
+"""Side, in pixels, of the pictures that are compared first, because they are small."""
 
 
 def coarse(pictures: Tensor) -> Tensor:
@@ -30,11 +30,11 @@ class Pictures:
     Args:
         source: the images.
         features: images (n, 3, h, w) in [0, 1] -> (n, D); called with at most 500 at a time.
-        limit: at most so many images a class, drawn once and for all; default: all of them.
-        compared: how many of these, the first ones of each class, get features.
+        limit: at most so many images of a class are read, a fixed random draw; default: all of them.
+        compared: features are computed for so many of these images, the first ones of each class.
 
     Attributes:
-        side: of the pictures, the source's own size or `SIDE`.
+        side: of the pictures in pixels: the smaller one of the source's size and `SIDE`.
         pictures: of each class (n, 3, side, side), uint8: 3 kB an image of 32 px or more.
         coarse: of each class (n, 192), see `coarse`.
         indices: of each class, where in the source the pictures come from.
@@ -79,7 +79,7 @@ class Pictures:
         return images.clamp(0, 1).mul(255).round().byte()
 
     def key(self, label: int, index: int) -> str:
-        """What the source calls an image."""
+        """The name of an image in the source."""
         return self.source.keys(label, [index])[0]
 
     def images(self, where: list[tuple[int, int]]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Small inline SVG charts that take their colours from the page's CSS variables, and so follow light and dark.
+"""Small inline SVG charts. They take their colours from the CSS variables of the page, and so follow its light and dark theme.
 
-Geometry is computed here; looks live in `templates/report.css`. All text and attributes are escaped.
+This module computes the geometry; `templates/report.css` has the looks. All texts and attributes are escaped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ X = float | str
 
 @dataclass(frozen=True)
 class Series:
-    """One line: at each x the values of the sets there, in the unit of the y axis."""
+    """One line of a chart: for each x the values of the sets there, in the unit of the y axis."""
 
     name: str
     points: tuple[tuple[X, Samples], ...]
@@ -39,7 +39,7 @@ class Frame:
 
 
 COLOURS = 8
-"""How many series the page's CSS tells apart, `s1` on."""
+"""The page's CSS has colours for so many series, from `s1` on."""
 
 WIDE, NARROW, SMALL = Frame(1136, 380, right=64), Frame(330, 280, right=52), Frame(360, 220)
 
@@ -65,8 +65,9 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def positions(values: Iterable[X], linear: bool = False) -> dict[X, float]:
     """Where each x lies between 0 and 1.
 
-    Linear, but logarithmic, unless `linear` is asked for, when the positive values span more than a factor of 8, with 0
-    one mean step to the left of them; values that are not numbers (a layer named "mid") stand side by side in the given order.
+    The axis is logarithmic where the positive values span more than a factor of 8, unless `linear` is set; 0 then lies one mean
+    step to the left of them. Else the axis is linear. Values that are not numbers, such as a layer named "mid", stand side by
+    side in the given order.
     """
     named = list(dict.fromkeys(values))
     distinct = sorted(value for value in named if is_number(value))
@@ -116,12 +117,12 @@ def line_chart(
 
     Args:
         series: up to `COLOURS` lines, drawn in the colours `s1`, `s2`, ... of the page.
-        xs: where each x lies, from `positions`; charts that share it line up.
+        xs: the place of each x, from `positions`. Charts with the same places line up.
         frame: size and margins.
         x_title: below the axis.
         y_title: above the axis, with its unit.
         reference: a dashed level (vanilla), or None.
-        dense: many x on a linear axis: sets are not drawn, and not every x has its tick.
+        dense: whether there are many x on a linear axis. Then sets are not drawn, and not every x has a tick.
     """
     low, high = _extent(series, reference)
     inner_w, inner_h = frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom

@@ -1,4 +1,4 @@
-"""Which classes a network takes for which: per-class accuracy and confusion on the test set, summed over trials."""
+"""Accuracy by class, and confusion: which classes a network takes for which on the test set, summed over trials."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import setting_name
 
 CLASSES = 20
-"""Classes shown of each confusion; the CSV has them all."""
+"""The page shows so many classes of each confusion; the CSV has all classes."""
 SHOWN = 24
 """Confusions on one page."""
 WORST = 3
-"""Pairs of classes told in words."""
+"""So many pairs of classes are named in words."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Confusion:
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """Row by row the share of the true class's images; 0 for a class without test images."""
+        """The counts as shares of each row, that is of the true class; 0 for a class without test images."""
         return self.counts / np.maximum(self.counts.sum(1, keepdims=True), 1)
 
     @property

@@ -18,20 +18,20 @@ SWEPT = {
     "sampling.steps": ("Sampling steps", "sampling steps"),
     "ipc": ("Images per class", "images per class"),
 }
-"""Recipe fields whose sweeps are drawn: heading, and what the x axis says."""
+"""Recipe fields whose sweeps are drawn: the heading, and the title of the x axis."""
 UNITS = {"step": "scale, relative to the sampler's step", "paper": "scale γ, in the paper's unit"}
-"""What the x axis of a scale sweep says, by unit."""
+"""The title of the x axis of a scale sweep, by unit."""
 LOOKS = 3
-"""Training is drawn where the test set was looked at this many times or more."""
+"""Training is drawn where a trial tested at so many epochs or more."""
 
 
 def curves(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Charts of all sweeps, up to four sweeps of the same field and unit together."""
+    """Charts of all sweeps. A chart has up to four sweeps of the same field and unit."""
     return [chart for field in SWEPT for chart in _figures(groups, rows, field)]
 
 
 def _figures(groups: Sequence[Group], rows: Sequence[Row], field: str) -> list[dict[str, Any]]:
-    """Charts of sweeps over one field, up to four sweeps of the same unit together."""
+    """Charts of the sweeps over one field. A chart has up to four sweeps of the same unit."""
     families = sweeps(groups, field)
     scaled = field == "guidance.scale"
     units = dict.fromkeys(family[0].first.guidance("unit") if scaled else None for family in families)
@@ -95,7 +95,7 @@ def _sweep_name(family: list[Group], families: list[list[Group]], field: str) ->
 
 
 def _level(together: list[list[Group]], rows: Sequence[Row]) -> Row | None:
-    """The vanilla row that all sweeps of a chart share and none of them draws; None where there is no such row."""
+    """The vanilla row that all sweeps of a chart are compared with and that no sweep draws; None where there is no such row."""
     keys = {group.key for family in together for group in family}
     levels = [reference(row, [r for r in rows if r.group.key not in keys]) for row in rows if row.group.key in keys]
     found = {level.group.key for level in levels if level}
@@ -103,7 +103,7 @@ def _level(together: list[list[Group]], rows: Sequence[Row]) -> Row | None:
 
 
 def training(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Test accuracy by epoch for each setting whose trials recorded it: one line a group, the mean of its sets."""
+    """Test accuracy by epoch, for each setting whose trials recorded it. Each group is a line: the mean of its sets."""
     figures = []
     for setting in dict.fromkeys(row.setting for row in rows if row.setting):
         here = [row for row in rows if row.setting == setting]
@@ -118,7 +118,7 @@ def training(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any
 
 
 def _along(group: Group, setting: Setting) -> Series | None:
-    """A group's accuracy in per cent at the epochs at which all of its trials were tested; each set counts once."""
+    """A group's accuracy in per cent at the epochs at which all of its trials were tested. Each set counts once."""
     sets = [[dict(_looks(trial)) for trial in trials] for _, trials in collect(group, setting)]
     shared = set.intersection(*(set(looks) for of_set in sets for looks in of_set)) if sets else set()
     if len(shared) < LOOKS:

@@ -1,4 +1,4 @@
-"""What a row was expected to reach: a figure the caller gives, or the published one of the recipe a set was made by."""
+"""The accuracy that a row was expected to reach: given by the caller, or published for the recipe that made the sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Published = Callable[[Json], Expected | None]
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure to hold a measured accuracy against. `source` is empty for one that the caller gave."""
+    """An accuracy that a measured one is compared with. `source` is empty for a figure that the caller gave."""
 
     text: str
     mean: float | None = None
@@ -29,7 +29,7 @@ class Claims:
     """Finds the claim for a row.
 
     Args:
-        given: figures by group label or method, which come before published ones.
+        given: figures by group label or by method. They are taken before published ones.
         published: see `Published`.
     """
 
@@ -58,7 +58,7 @@ def _plain(network: str) -> str:
 
 
 def _labels(row: Row) -> str:
-    """ "hard" or "soft": what the recorded protocol of the row's trials says, else what the protocol's name says."""
+    """ "hard" or "soft", as the recorded protocol of the row's trials says; without a record, as the protocol's name says."""
     assert row.setting is not None
     trials = [t for _, of_set in collect(row.group, row.setting) for t in of_set]
     recorded = {key: fields for record in row.group.sets for key, fields in record.protocols.items()}

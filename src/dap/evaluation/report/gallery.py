@@ -1,4 +1,4 @@
-"""The images a report shows: the same slots of every group side by side, as base64, within a budget of bytes."""
+"""The images of a report, embedded as base64 within a budget of bytes. The same slots of all groups stand above each other."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MAX_SIDE = 64
 """Larger images are shown reduced to `THUMBNAIL` pixels."""
 THUMBNAIL = 96
 BUDGET = 4_500_000
-"""Bytes of base64 images in one page; fewer slots are shown where ten of each would exceed it."""
+"""Bytes of base64 images in one page. Fewer than ten slots are shown where ten would exceed the budget."""
 REAL_BUDGET = 2_500_000
-"""Bytes of base64 for the nearest real images beside them; those beyond it are named only."""
+"""Bytes of base64 for the nearest real images. Images beyond the budget are named and not shown."""
 SPACES = {"feature": "by features", "pixel": "in pixels"}
 """The spaces in which the nearest real image is looked for."""
 
 
 class NearestReals:
-    """The nearest real images of a page, each embedded once however many images it is nearest to."""
+    """The nearest real images of a page. Each is embedded once, even where it is the nearest one of several images."""
 
     def __init__(self) -> None:
         self.sources: list[str] = []
@@ -52,10 +52,10 @@ class NearestReals:
 
 
 def gallery(groups: Sequence[Group]) -> dict[str, Any]:
-    """Classes, each with a row per group and a column per slot, the nearest real images, and notes.
+    """Classes with a row for each group and a column for each slot, the nearest real images, and notes.
 
-    Every group is shown by its set of the seed that most groups have, so that a column shares seed and slot; a group
-    without that seed is shown by its first set, and its row names the seed.
+    Each group shows its set of the seed that most groups have, so that the images of a column have the same seed and slot. A
+    group without that seed shows its first set, and the row names the seed.
     """
     chosen = [(group, with_seed(group, common_seed(groups))) for group in groups]
     indexed = [(group, record, _by_class(record)) for group, record in chosen]
@@ -90,7 +90,7 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def common_seed(groups: Sequence[Group]) -> object:
-    """The seed that most groups have a set of; of several the one met first."""
+    """The seed of which most groups have a set; where several seeds do, the first of them."""
     counts = Counter(seed for group in groups for seed in dict.fromkeys(group.seeds) if seed is not None)
     return max(counts, key=lambda seed: counts[seed], default=None)
 
@@ -101,14 +101,14 @@ def with_seed(group: Group, seed: object) -> SetRecord:
 
 
 def inspected(record: SetRecord) -> dict[str, Json]:
-    """What `images.json` says of each image, by its path."""
+    """The entries of `images.json` by the paths of the images."""
     images = record.inspected.get("images")
     listed = images if isinstance(images, list) else []
     return {one["path"]: one for one in listed if isinstance(one, dict) and isinstance(one.get("path"), str)}
 
 
 def _seen(record: SetRecord) -> dict[str, Json]:
-    """What is known of each image by its path: `inspected`, and with `zero_shot` the label that a backbone predicts."""
+    """All that is known of each image, by its path: `inspected`, and as `zero_shot` the label that a backbone predicts."""
     seen: dict[str, Json] = inspected(record)
     images = record.zeroshot.get("images")
     for one in images if isinstance(images, list) else []:
@@ -150,7 +150,7 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
 
 
 def _rate(record: SetRecord) -> float:
-    """What part of fresh real images the search was calibrated to flag; 0 where it is not recorded."""
+    """The share of fresh real images that the search is calibrated to flag; 0 where it is not recorded."""
     rule = record.inspected.get("rule")
     pixel = rule.get("pixel") if isinstance(rule, dict) else None
     rate = pixel.get("rate") if isinstance(pixel, dict) else None
@@ -215,7 +215,7 @@ def _predicted(record: SetRecord, label: int, seen: Json) -> tuple[str, bool]:
 
 
 def _nearest(record: SetRecord, seen: Json, reals: NearestReals) -> list[dict[str, Any]]:
-    """The nearest real image in each space that was looked at: its name, distance, and place among the reals."""
+    """The nearest real image in each space that was searched: its name, its distance, and its place among `reals`."""
     nearest = seen.get("nearest")
     found = []
     for space, said in SPACES.items():
@@ -235,7 +235,7 @@ def _nearest(record: SetRecord, seen: Json, reals: NearestReals) -> list[dict[st
 def embedded(file: Path) -> tuple[str | None, bool]:
     """A data URI of an image, and whether it was reduced; (None, False) for a file that is no image.
 
-    A PNG of at most 64 px is embedded byte for byte, so it is the file that its sha256 names.
+    A PNG of at most 64 px is embedded byte for byte, so that the sha256 in the manifest is that of the embedded file.
     """
     from PIL import Image
 

@@ -1,14 +1,17 @@
-"""What each measure means and which way is better."""
+"""What each measure means, and which direction is better."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from dap.evaluation.report.records import own_measures
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """`better` is "higher" or "lower", or nothing where neither is better as such."""
+    """What a measure means. `better` is "higher" or "lower", or empty where neither direction is better as such."""
 
     better: str
     text: str
@@ -45,11 +48,23 @@ MEANINGS = {
 
 
 def meaning(name: str) -> Meaning:
-    """What a measure means; of one that is not known, nothing."""
+    """What a measure means; a measure that is not known is "not described here"."""
     return MEANINGS.get(name, Meaning("", "not described here"))
 
 
+def own_meanings(measures: Iterable[Mapping[str, Any]]) -> dict[str, Meaning]:
+    """The numbers of measures of one's own in these contents of `measures.json`, and what the measures say they mean."""
+    found = {}
+    for name, one in (pair for of_set in measures for pair in own_measures(of_set).items()):
+        better = one.get("better") if isinstance(one.get("better"), Mapping) else {}
+        text = f"{one['text']} ({name})" if one.get("text") else f"measured by {name}"
+        for number in one["values"]:
+            way = str((better or {}).get(number, ""))
+            found[number] = Meaning(way if way in ("higher", "lower") else "", text)
+    return found
+
+
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names of measures: the known ones in their order, then the others by name."""
+    """The names of measures in order: the known ones as in `MEANINGS`, then all others by name."""
     known = list(MEANINGS)
     return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))

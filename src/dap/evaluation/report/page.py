@@ -1,7 +1,7 @@
 """One self-contained HTML page about distilled sets and their trials, with its tables as Markdown, LaTeX and CSV beside it.
 
-The page needs no network: styles, script, charts and images are inside it, and its content security policy allows
-nothing else. Whatever a set says about itself (class names, methods, commands) is text and is escaped as text.
+The page needs no network: styles, script, charts and images are inside the page, and its content security policy allows
+nothing else. All that a set says about itself, such as class names, methods and commands, is escaped as text.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Content:
 
     @property
     def beside(self) -> dict[str, str]:
-        """CSV texts by their part of the file name; the accuracies' is empty."""
+        """The texts of the CSV files by the part of the name that tells the files apart; it is empty for the accuracies."""
         one = {t.key: [t] for t in (self.measures, self.ranking, self.recipes, self.cost) if t}
         several = {"networks": self.networks, "classes": self.classes}
         texts = {key: comma_separated(found) for key, found in {**one, **several}.items() if found}
@@ -67,7 +67,7 @@ class Content:
 
 
 BESIDE = ("measures", "ranking", "recipes", "cost", "networks", "classes", "confusion", "protocols")
-"""Parts of the names of the CSV files; those of an earlier report that this one does not have are removed."""
+"""Parts of the names of the CSV files. Files of an earlier report that the new report does not have are removed."""
 
 
 def write_report(
@@ -86,8 +86,8 @@ def write_report(
         paths: folders of distilled sets; those without trials are shown as not evaluated yet.
         out: the page (a name ending in .html), or a folder to hold `report.html`.
         title: the page's heading.
-        expected: earlier figures by group label or method, shown beside the measured ones.
-        published: finds what is published for a set, shown likewise with its source.
+        expected: earlier figures by group label or by method; they are shown beside the measured ones.
+        published: finds the published values for a set; they are shown with their source.
 
     Returns:
         The path of the page. Each file is replaced as a whole, the page last.
@@ -182,12 +182,12 @@ def _html(content: Content) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """With no-break spaces where a line should not end: "n = 5", "95 %"."""
+    """The text with no-break spaces where a line should not end: in "n = 5" and "95 %"."""
     return text.replace("n = ", "n\u00a0=\u00a0").replace(" %", "\u00a0%")
 
 
 def _commands(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """The distinct commands of each group; groups made by the same ones (a sweep) are named together."""
+    """The distinct commands of each group. Groups that were made by the same commands, as in a sweep, are named together."""
     made: dict[tuple[str, ...], list[str]] = {}
     for group in groups:
         made.setdefault(tuple(dict.fromkeys(s.command for s in group.sets if s.command)), []).append(group.label)
@@ -214,6 +214,10 @@ def _versions(sets: Sequence[SetRecord]) -> list[tuple[str, str]]:
 def _notes(content: Content) -> list[str]:
     bad = [(s.path, s.unreadable) for s in content.sets if s.unreadable]
     notes = [f"{path}: {n} unreadable line(s) of trials.jsonl or manifest.jsonl left out." for path, n in bad]
+    for record in content.sets:
+        absent = record.measures.get("notes")
+        failed = absent.items() if isinstance(absent, Mapping) else ()
+        notes += [f"{record.path}: {text}" for name, text in failed if ":" in str(name)]
     features = sections.distinct(s.measures.get("features") for s in content.sets)
     if len(features) > 1:
         notes.append(f"Measures were taken with different features ({', '.join(features)}) and do not compare.")

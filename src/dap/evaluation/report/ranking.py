@@ -1,7 +1,7 @@
-"""DD-Ranking's scores: how much of an accuracy is the images, and how much soft labels or augmentation.
+"""DD-Ranking's scores: how much of an accuracy comes from the images, and how much from soft labels or augmentation.
 
-Formulas of DD-Ranking (Li et al. 2025), on accuracies as fractions; the released code feeds them percentages, which takes
-its scores out of [0, 1]. The raw accuracies are kept, so that anybody can compute anew.
+The formulas are those of DD-Ranking (Li et al. 2025), on accuracies as fractions. The released code puts percentages into them,
+which takes its scores out of [0, 1]. The accuracies are kept beside the scores, so that anybody can compute the scores anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dap.evaluation.training.trials import Trial
 
 @dataclass(frozen=True)
 class Accuracies:
-    """What the scores are computed from; every one is a fraction in [0, 1], or None where it was not measured.
+    """The accuracies that the scores are computed from. Each is a fraction in [0, 1], or None where it was not measured.
 
     Attributes:
         full_hard: all real images, hard labels.
@@ -71,7 +71,7 @@ class Ranking:
 
     @property
     def shown(self) -> dict[str, float]:
-        """The scores there are, by name."""
+        """The known scores by name."""
         scores = {name: getattr(self, name) for name in ("hlr", "ior", "lrs", "ars")}
         return {name: value for name, value in scores.items() if value is not None}
 
@@ -100,7 +100,7 @@ def rank(accuracies: Accuracies, *, w: float = 0.5, gamma: float = 0.5) -> Ranki
 
 
 def normalised(x: float) -> float:
-    """(e^x - e^-1) / (e - e^-1): from [-1, 1] to [0, 1]."""
+    """(e^x - e^-1) / (e - e^-1), which maps [-1, 1] to [0, 1]."""
     return (math.exp(x) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
@@ -117,11 +117,11 @@ def rank_trials(
     w: float = 0.5,
     gamma: float = 0.5,
 ) -> Ranking:
-    """The scores from recorded trials, as far as they go: each accuracy is the mean headline of its trials.
+    """The scores that recorded trials allow. Each accuracy is the mean of the scores that the protocol reports, over its trials.
 
     Args:
-        synthetic: of one set, or of several of one method.
-        random: of as many random real images.
+        synthetic: trials of one set, or of several sets of one method.
+        random: trials of as many random real images.
         network: whose trials count.
         full_hard: accuracy of training on all real images with hard labels, a fraction.
         hard: name of the protocol with hard labels.
@@ -158,7 +158,7 @@ def _less(a: float | None, b: float | None) -> float | None:
 def rank_sets(
     paths: Iterable[Path], *, network: str, full_hard: float | None = None, **protocols: Any
 ) -> Iterator[tuple[Path, Ranking]]:
-    """The scores of evaluated sets on disk, each against the random sets of its ipc; written to its `ranking.json`.
+    """The scores of evaluated sets on disk. Each is compared with the random sets of its ipc; `ranking.json` keeps the scores.
 
     Args:
         paths: folders of sets, those of the method "random" among them.

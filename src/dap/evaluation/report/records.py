@@ -1,7 +1,7 @@
-"""What a distilled set's folder says about itself, read as plain records.
+"""The files in the folder of a distilled set, read as plain records.
 
-Only JSON and file names are read here, so that a report needs neither torch nor the code that made the set. A line of
-`trials.jsonl` or `manifest.jsonl` that cannot be used (a run was killed while it wrote) is skipped and counted.
+This module reads only JSON and file names, so that a report needs neither torch nor the code that made the set. A line of
+`trials.jsonl` or `manifest.jsonl` that cannot be used is skipped and counted: a run that was killed may leave half a line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SetRecord:
 
     @property
     def method(self) -> str:
-        """The recipe's method, or the folder's name where there is no recipe."""
+        """The method of the recipe, or the name of the folder where there is no recipe."""
         return str(self.recipe.get("method") or self.path.name)
 
     @property
@@ -62,23 +62,23 @@ class SetRecord:
 
     @property
     def ipc(self) -> int:
-        """Images per class: the recipe's figure, or else the largest class."""
+        """Images per class, as the recipe says; without a recipe, the images of the largest class."""
         if isinstance(self.recipe.get("ipc"), int):
             return self.recipe["ipc"]
         labels = [image["label"] for image in self.images]
         return max((labels.count(label) for label in set(labels)), default=0)
 
     def class_name(self, label: object) -> str:
-        """The name of a label of this set, or "label 12" for one that it does not name."""
+        """The class name of a label of this set, or "label 12" for a label without a name."""
         if isinstance(label, int) and 0 <= label < len(self.class_names):
             return self.class_names[label]
         return f"label {label}"
 
     def guidance(self, field: str) -> object:
-        """A field of the recipe's guidance, "4" as the number 4; None for a method without guidance."""
+        """A field of the recipe's guidance, with "4" as the number 4; None for a method without guidance."""
         section = self.recipe.get("guidance")
         value = section.get(field) if isinstance(section, Mapping) and self.method not in VANILLA else None
-        # Layers are names, which for most backbones are numbers; only as numbers do they sort and make an axis.
+        # Layers are names, and for most backbones these names are numbers. Only as numbers they sort and make an axis.
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     def value(self, field: str) -> object:
@@ -98,7 +98,7 @@ class SetRecord:
 
 
 def load(paths: Iterable[Path | str]) -> list[SetRecord]:
-    """Read several sets, in the given order; a folder named twice is read once.
+    """Read several sets in the given order. A folder that is named twice is read once.
 
     Raises:
         FileNotFoundError: a path is not the folder of a set.
@@ -113,7 +113,7 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
 def load_set(path: Path | str) -> SetRecord:
     """Read one set: what its JSON files, its `manifest.jsonl` and `trials.jsonl` and its `command.txt` say.
 
-    All of these may be absent. Without `classes.json` the classes are the image folders in string order.
+    Any of these files may be absent. Without `classes.json` the classes are the folders of images, in string order.
 
     Raises:
         FileNotFoundError: `path` holds neither `classes.json` nor folders of images.
@@ -140,7 +140,7 @@ def load_set(path: Path | str) -> SetRecord:
         images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
         trials=tuple(trials),
         cost=_object(path / "cost.json"),
-        measures={**_object(path / "measures.json"), **_agreement(_object(path / "zeroshot.json"))},
+        measures=_measures(path),
         env=_object(path / "env.json"),
         command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
         unreadable=bad_images + bad_trials,
@@ -152,19 +152,31 @@ def load_set(path: Path | str) -> SetRecord:
 
 
 def _drawn(imported: Json) -> Json:
-    """The recipe behind a set drawn from one of ours, with its own ipc and the one it was `drawn_from`; {} for another's."""
+    """The recipe of the set that this one was drawn from, with this set's own ipc; `drawn_from` is the ipc of the larger set. The
+    recipe is {} for images that another project made."""
     recipe = imported.get("recipe")
     if not isinstance(recipe, Mapping):
         return {}
     return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
 
 
-def _agreement(zeroshot: Json) -> dict[str, Any]:
-    return {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
+def _measures(path: Path) -> dict[str, Any]:
+    """What `measures.json` holds, with the numbers of one's own measures and of `zeroshot.json` among the others."""
+    measures, zeroshot = _object(path / "measures.json"), _object(path / "zeroshot.json")
+    own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
+    agreement = {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
+    return {**own, **measures, **agreement}
+
+
+def own_measures(measures: Json) -> dict[str, Json]:
+    """What one's own measures gave, by their names (`file.py:Name`): numbers, directions and what the numbers mean."""
+    own = measures.get("own")
+    entries = own.items() if isinstance(own, Mapping) else ()
+    return {str(n): one for n, one in entries if isinstance(one, Mapping) and isinstance(one.get("values"), Mapping)}
 
 
 def read_lines(path: Path, accept: Callable[[Json], bool]) -> tuple[list[Json], int]:
-    """The JSON objects of a file, one a line, that `accept` takes, and how many other non-empty lines there were."""
+    """The JSON objects in the lines of a file that `accept` takes, and the number of all other lines that are not empty."""
     if not path.exists():
         return [], 0
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]

@@ -1,7 +1,7 @@
 """A map of real and distilled images: one joint t-SNE (van der Maaten & Hinton 2008) of their features, a panel a group.
 
-The features come from `map.npz` in the sets' folders. Sets whose real features are the same share a map; within it the
-panels are comparable point by point, since all groups were laid out together. The layout is a function of the features.
+The features come from `map.npz` in the folders of the sets. Sets with the same real features share a map. The panels of a map
+are comparable point by point, because all groups were laid out together. The same features always give the same layout.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from dap.evaluation.report.summary import Group
 Array = NDArray[Any]
 
 REAL_POINTS, OWN_POINTS, PANELS = 1200, 300, 12
-"""Points of each real split, points of one group, and groups on one page, at most."""
+"""A map has at most so many points of each real split, points of one group, and panels."""
 SIDE = 360
 CLASS_COLOURS = 10
-"""Colours of classes in the page's CSS; further classes take them again, and their names tell them apart."""
+"""Number of class colours in the page's CSS. Further classes take the colours again, and their names tell them apart."""
 MARGIN = 14
 
 
@@ -43,7 +43,7 @@ class Features:
     test: Array
     test_label: Array
     features: str
-    """What computed the features."""
+    """The name of the network that computed the features."""
     data: str
     """Fingerprint of the real data."""
 
@@ -116,7 +116,7 @@ def _map(number: int, family: Sequence[tuple[Group, SetRecord, Features]]) -> di
 
 
 def layout(features: Array, random_state: int = 0) -> Array:
-    """Features (n, k) as positions (n, 2) by t-SNE; perplexity 30, or less for fewer than about a hundred points."""
+    """Positions (n, 2) of features (n, k) by t-SNE. The perplexity is 30, or less for fewer than about a hundred points."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max(2.0, (len(features) - 1) / 3))
@@ -136,7 +136,7 @@ def _fitted(points: Array) -> Array:
 
 
 def _thinned(labels: Array, most: int) -> Array:
-    """Indices of at most `most` points, evenly over the classes, the first of each."""
+    """Indices of at most `most` points: equally many of each class, the first ones."""
     if len(labels) <= most:
         return np.arange(len(labels))
     each = max(1, most // len(np.unique(labels)))

@@ -9,10 +9,10 @@ from typing import Any
 from dap.evaluation.report.cells import Cell, Column, cell, named
 from dap.evaluation.report.charts import bar
 from dap.evaluation.report.gallery import inspected
-from dap.evaluation.report.meanings import meaning, ordered
+from dap.evaluation.report.meanings import MEANINGS, meaning, ordered, own_meanings
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Stat
-from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds
+from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds, spoken
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
 
@@ -27,13 +27,15 @@ def distinct(values: Iterable[Any]) -> list[str]:
 
 
 def measures_table(groups: Sequence[Group]) -> Table | None:
-    """Every measure that some set has, mean over a group's sets ± their spread; None without any."""
+    """Every measure that some set has: the mean over a group's sets ± their spread. None without any but `MEASURES`."""
     found = {n for g in groups for s in g.sets for n, v in s.measures.items() if is_number(v) and n not in BOOKKEEPING}
     names = ordered(found)
     if not set(names) - set(MEASURES) and not any(map(_copied, groups)):
         return None
     columns = [Column("group", numeric=False)]
-    columns += [Column(n.replace("_", " "), better=meaning(n).better, hint=meaning(n).text, field=n) for n in names]
+    own = own_meanings(s.measures for g in groups for s in g.sets)
+    about = {name: own[name] if name in own and name not in MEANINGS else meaning(name) for name in names}
+    columns += [Column(n.replace("_", " "), better=about[n].better, hint=about[n].text, field=n) for n in names]
     copies = {g.key: _copied(g) for g in groups}
     looked = any(copies.values())
     columns += [Column("near-copies, %", better="lower", hint=COPIES, field="near_copies")] if looked else []
@@ -53,7 +55,7 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
 
 
 def _classifier(zeroshot: Json) -> str | None:
-    """Who predicts the labels of `dap classify`, and how well; None where nobody does."""
+    """A sentence that says which backbone predicts the labels of `dap classify`, and how well; None where there are none."""
     real = zeroshot.get("real")
     if not (isinstance(real, dict) and is_number(real.get("accuracy")) and is_number(real.get("images"))):
         return None
@@ -62,7 +64,7 @@ def _classifier(zeroshot: Json) -> str | None:
 
 
 def _copied(group: Group) -> list[float]:
-    """The share of near-copies in every set that was looked at."""
+    """The share of near-copies in every set that was searched for them."""
     looks = [[one.get("copy") is True for one in inspected(record).values()] for record in group.sets]
     return [fmean(look) for look in looks if look]
 
@@ -77,7 +79,8 @@ def _measured(values: Sequence[float]) -> Cell:
 
 
 def cost_table(groups: Sequence[Group]) -> Table:
-    """Per group: seconds a set, of these what sets share, and an image, peak GB, needs, seconds a trial, its devices."""
+    """For each group: seconds for a set, the part of these that sets share, seconds for an image, peak memory in GB, what the
+    method needs, seconds for a trial, and the devices of the trials."""
     numbers = (
         Column("s per set", hint="everything a set takes alone, what is shared counted in full", field="s_per_set"),
         Column(
@@ -107,13 +110,17 @@ def cost_table(groups: Sequence[Group]) -> Table:
 def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]]:
     """The recipe fields in which groups differ, and the others with their one value."""
     fields, body, shared = differing(groups)
-    columns = (Column("group", numeric=False), Column("seeds", numeric=False), *(Column(f, False) for f in fields))
+    columns = (
+        Column("group", numeric=False),
+        Column("seeds", numeric=False),
+        *(Column(spoken(f), False, field=f) for f in fields),
+    )
     rows = tuple((named(label), *(Cell(v, None if v == DASH else v) for v in values)) for label, *values in body)
     return plain_table("recipes", "Recipes: what differs", columns, rows), shared
 
 
 def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]:
-    """For every protocol that two networks or more were trained by: accuracy of each group on each network, with bars."""
+    """For every protocol by which two networks or more were trained: the accuracy of each group on each network, with bars."""
     tables = []
     kinds = dict.fromkeys(_but_network(row.setting) for row in rows if row.setting)
     for kind in kinds:
@@ -152,7 +159,7 @@ def _bar(stat: Stat | None, top: float, unguided: bool) -> Cell:
 
 
 def protocols_used(sets: Sequence[SetRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Every recorded protocol that a trial used, and its fields; two of one name are told apart by their key."""
+    """Every recorded protocol that a trial used, and its fields. The key tells two protocols of one name apart."""
     used = dict.fromkeys(str(trial["by"]) for s in sets for trial in s.trials if trial.get("by") is not None)
     known = {key: fields for s in sets for key, fields in s.protocols.items() if isinstance(fields, dict)}
     keys = [key for key in used if key in known]
@@ -183,7 +190,7 @@ RANKED = {
 
 
 def ranking_table(groups: Sequence[Group]) -> Table | None:
-    """DD-Ranking's scores and every accuracy they were computed from; None where no set has them."""
+    """DD-Ranking's scores, and every accuracy that they were computed from; None where no set has scores."""
     ranked = [(group, record) for group in groups for record in group.sets if record.ranking]
     flat = [(group, record, flatten(record.ranking)) for group, record in ranked]
     raw = dict.fromkeys(n for _, _, r in flat for n, v in r.items() if n not in RANKED and is_number(v))

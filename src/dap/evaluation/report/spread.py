@@ -1,11 +1,12 @@
 """Means and spreads over sets and trainings, and differences between them with their intervals.
 
-The unit of replication is the distilled set. A set's accuracy is the mean over its own trials; mean and sample standard
-deviation (ddof = 1) are taken over these per-set means. The spread over trainings is kept apart: the standard deviation of
-trials around the mean of their own set, over all sets as one pool. With one set only that is known. Sets of one run seed
-share their noise, and trials of one seed their initial network, so a difference to vanilla is taken set by set where two or
-more seeds are common, with Student's 95 % t interval; else it carries Welch's (1947) over the per-set means. Neither is
-corrected for the number of comparisons.
+The unit of replication is the distilled set. The accuracy of a set is the mean over its trials. The mean and the sample
+standard deviation (ddof = 1) are taken over these per-set means. The spread over trainings is another number: the standard
+deviation of trials around the mean of their own set, pooled over all sets. Where there is one set, only this spread is known.
+
+Sets of the same run seed share their noise, and trials of the same seed share their initial network. Where two or more seeds
+are common, a difference to vanilla is therefore taken set by set, with Student's 95 % t interval. Else it has Welch's interval
+(1947) over the per-set means. Neither interval is corrected for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from statistics import fmean, stdev, variance
 
 @dataclass(frozen=True)
 class Stat:
-    """Accuracies as fractions: one mean a set, and the number of trials behind them."""
+    """Accuracies as fractions: the mean of each set, and their spread."""
 
     sets: tuple[float, ...]
     std_trials: float | None
@@ -38,13 +39,13 @@ class Stat:
 
     @property
     def std(self) -> float | None:
-        """Over sets where there are two or more, else over trials."""
+        """The standard deviation over sets where there are two or more, else over trials."""
         return self.std_trials if self.std_sets is None else self.std_sets
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's mean minus vanilla's, as fractions; the interval is None unless both have two sets or more."""
+    """A row's mean minus vanilla's, as fractions. The interval is None unless both have two sets or more."""
 
     value: float
     interval: tuple[float, float] | None
@@ -60,7 +61,7 @@ class Difference:
 
 
 def spread_of(scores: list[list[float]], seeds: tuple[object, ...]) -> Stat:
-    """The scores of each set's trials, summed up; `seeds` are the sets' own."""
+    """Means and spreads of scores: one list for each set, with the scores of its trials. `seeds` are the sets' run seeds."""
     spread = [(variance(of_set), len(of_set) - 1) for of_set in scores if len(of_set) > 1]
     freedom = sum(n for _, n in spread)
     within = math.sqrt(sum(value * n for value, n in spread) / freedom) if freedom else None
@@ -68,7 +69,7 @@ def spread_of(scores: list[list[float]], seeds: tuple[object, ...]) -> Stat:
 
 
 def difference(row: Stat, vanilla: Stat) -> Difference:
-    """Paired over the run seeds that both have, where there are two or more; else as `welch`."""
+    """The difference over the pairs of sets with one run seed, where there are two pairs or more; else `welch`."""
     mine, theirs = (dict(zip(stat.seeds, stat.sets, strict=False)) for stat in (row, vanilla))
     common = [seed for seed in mine if seed is not None and seed in theirs]
     unique = len(mine) == len(row.sets) and len(theirs) == len(vanilla.sets)

@@ -1,6 +1,6 @@
-"""From trials to numbers: sets that differ only in the seed form a `Group`; a `Row` sums one up under one `Setting`.
+"""From trials to numbers. Sets that differ only in the seed form a `Group`. A `Row` sums up a group under one `Setting`.
 
-What its mean, spreads and difference to vanilla are is said in `evaluation.report.spread`.
+`evaluation.report.spread` says how mean, spread and difference to vanilla are computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is
 from dap.evaluation.report.spread import Difference, Stat, difference, spread_of
 
 COLUMNS = ("method", "ipc", "guidance.scale", "guidance.unit", "guidance.targets")
-"""Fields with a column of their own; a group's note names the others in which groups of its method differ."""
+"""Recipe fields that have a column in the table. A group's note names the other fields in which its method's groups differ."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Group:
 
     key: str
     label: str
-    """Unique among the groups of a report: the method, and the fields in which groups of that method differ."""
+    """The method, and the fields in which groups of that method differ. No two groups of a report have the same label."""
     note: str
     """The part of the label that no column shows."""
     sets: tuple[SetRecord, ...]
@@ -46,13 +46,13 @@ class Group:
         return fmean(numbers) if numbers else None
 
     def measure(self, name: str) -> tuple[float, ...]:
-        """One figure a set that was measured."""
+        """The measure of each set that has it."""
         return tuple(float(s.measures[name]) for s in self.sets if is_number(s.measures.get(name)))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What comparable accuracies share; `headline` is the score the protocol reports, "last" or "best"."""
+    """What comparable accuracies have in common. `headline` is the score that the protocol reports: "last" or "best"."""
 
     network: str
     protocol: str
@@ -73,14 +73,14 @@ class Row:
     """How many trials each evaluated set has."""
     difference: Difference | None
     seconds: float | None
-    """Mean cost of making one set; what sets share counts in full for each."""
+    """Mean seconds of making one set. Work that sets share counts in full for each set."""
     memory: float | None
     """Peak memory of making a set, in GB (10⁹ bytes)."""
     measures: Mapping[str, float | None]
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the method needs beside a backbone: "classifier", "training", "captions"."""
+        """What the method needs beside a backbone, such as "classifier", "training" or "captions"."""
         found = {str(need) for record in self.group.sets for need in record.cost.get("needs", ())}
         return tuple(sorted(found - {"backbone"}))
 
@@ -102,7 +102,7 @@ class Row:
 
     @property
     def unit(self) -> str:
-        """What the scale is relative to; empty where nothing is said."""
+        """The unit of the scale; empty where the recipe has none."""
         return str(self.group.first.guidance("unit") or "")
 
     @property
@@ -157,31 +157,36 @@ def flatten(recipe: Json, prefix: str = "") -> dict[str, Any]:
 
 
 def recipe_key(record: SetRecord, *without: str) -> str:
-    """The recipe as one string, less the seed and the named fields; a set without a recipe is a group of its own."""
+    """The recipe as one string, without the seed and the named fields. A set without a recipe is a group of its own."""
     fields = flatten(record.recipe) or {"path": str(record.path)}
     return json.dumps({k: v for k, v in fields.items() if k not in {"seed", *without}}, sort_keys=True, default=str)
 
 
 def varying(records: Sequence[SetRecord]) -> list[str]:
-    """The recipe's fields, the seed aside, that are not equal in all records, in the order of first appearance."""
+    """The fields of the recipes that are not equal in all records, without the seed, in order of first appearance."""
     recipes = [flatten(record.recipe) for record in records]
     fields = dict.fromkeys(field for recipe in recipes for field in recipe if field != "seed")
     return [f for f in fields if len({json.dumps(recipe.get(f), default=str) for recipe in recipes}) > 1]
 
 
+def spoken(field: str) -> str:
+    """A field's name as a report says it. `drawn_from` is no field of a recipe but a word of `records` for drawn sets."""
+    return "drawn from" if field == "drawn_from" else field
+
+
 def described(record: SetRecord, fields: Sequence[str]) -> str:
-    """A record's value of each of these fields, as in "scale 0.05, layer 4"; fields it does not have are left out."""
+    """A record's values of these fields, as in "scale 0.05, layer 4". Fields that the record does not have are left out."""
     values = flatten(record.recipe)
     # A path is named after what lies there: "backbone starter", not "path starter".
     leaves = [field.removesuffix(".path").rpartition(".")[2] for field in fields]
-    names = [leaf if leaves.count(leaf) == 1 else field for leaf, field in zip(leaves, fields, strict=True)]
+    names = [spoken(leaf if leaves.count(leaf) == 1 else field) for leaf, field in zip(leaves, fields, strict=True)]
     pairs = [(name, values.get(field)) for name, field in zip(names, fields, strict=True)]
     texts = ((name, f"{value:g}" if is_number(value) else value) for name, value in pairs if value not in (None, ""))
     return ", ".join(f"{name} {text}" for name, text in texts)
 
 
 def group_sets(sets: Sequence[SetRecord]) -> list[Group]:
-    """Sets that differ only in the seed, together: methods in order of appearance, each by ipc, scale and layer."""
+    """Groups of the sets that differ only in the seed: methods in order of appearance, each by ipc, scale and layer."""
     members: dict[str, list[SetRecord]] = {}
     for record in sets:
         members.setdefault(recipe_key(record), []).append(record)
@@ -205,7 +210,7 @@ def _rank(value: object) -> tuple[float, str]:
 
 
 def summarise(sets: Sequence[SetRecord]) -> list[Row]:
-    """One row per group and setting it was tested under, settings in order of appearance; untested groups come last."""
+    """A row for each group and each setting it was tested under, in order of the settings. Untested groups come last."""
     groups = group_sets(sets)
     settings = list(dict.fromkeys(_setting(trial) for record in sets for trial in record.trials))
     rows = []
@@ -232,7 +237,7 @@ def _row(group: Group, setting: Setting | None, last: Stat | None, best: Stat | 
 
 
 def full_seconds(cost: Json) -> float | None:
-    """Seconds of making a set alone: what it took from a store that sets share counts as if it had been made for it."""
+    """Seconds of making this set alone. Shared work that an earlier set did counts as if this set had done it."""
     if not is_number(cost.get("seconds")):
         return None
     prepared = cost.get("prepared")
@@ -247,7 +252,7 @@ def _setting(trial: Json) -> Setting:
 
 
 def collect(group: Group, setting: Setting) -> list[tuple[object, list[Json]]]:
-    """The run seed and the trials of each set under a setting, one a training seed: one that was run again counts once."""
+    """The run seed and the trials of each set under a setting. Of trials with one seed the last one counts."""
     found = []
     for record in group.sets:
         trials = {json.dumps(t.get("seed", i)): t for i, t in enumerate(record.trials) if _setting(t) == setting}
@@ -263,7 +268,8 @@ def _against_vanilla(row: Row, rows: Sequence[Row]) -> Row:
 
 
 def reference(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The vanilla row to hold `row` against: same setting, ipc, data, backbone; of several the most similar recipe."""
+    """The vanilla row that `row` is compared with. It has the same setting, ipc, data and backbone; of several rows, the
+    one with the most similar recipe is taken."""
     record = row.group.first
 
     def fits(other: Row) -> bool:
@@ -279,11 +285,11 @@ def reference(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def sweeps(groups: Sequence[Group], field: str) -> list[list[Group]]:
-    """Groups that differ in one field alone, such as "guidance.scale" or "ipc", where it takes three values or more."""
+    """Groups that differ only in one field, such as "guidance.scale" or "ipc", where the field has three values or more."""
     families: dict[str, list[Group]] = {}
     for group in groups:
         if group.first.value(field) is not None:
-            # Under repulsion the block is the whole class, so it follows the ipc.
+            # Under repulsion the block is the whole class, so that the block changes with the ipc.
             alike = recipe_key(group.first, field, *(["block"] if field == "ipc" else []))
             families.setdefault(alike, []).append(group)
     return [sorted(f, key=lambda g: _rank(g.first.value(field))) for f in families.values() if len(f) >= 3]

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from dap.evaluation.report.records import SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat
-from dap.evaluation.report.summary import Group, Row, Setting, flatten, recipe_key
+from dap.evaluation.report.summary import Group, Row, Setting, flatten, recipe_key, spoken
 
 DASH = "–"
 PENDING = "not evaluated yet"
@@ -39,7 +39,7 @@ def plain(value: object) -> str:
 
 
 def scale(row: Row) -> tuple[str, str]:
-    """The guidance scale and its unit; a dash and nothing where the sample is unguided."""
+    """The guidance scale and its unit; a dash and an empty text where the sample is unguided."""
     return (DASH, "") if not row.scale else (f"{row.scale:g}", row.unit)
 
 
@@ -56,7 +56,7 @@ def trainings(stat: Stat | None) -> str:
 
 
 def times(row: Row) -> str:
-    """Sets × trials of each, as in "3 × 2" or "3 of 5 × 2"; both totals where sets have unequal numbers of trials."""
+    """Sets × trials of each set, as in "3 × 2" or "3 of 5 × 2". Where sets have unequal numbers of trials, both totals."""
     of = len(row.group.sets)
     if not row.trials:
         return f"{of} × 0"
@@ -101,7 +101,7 @@ def compared(name: str, difference: Difference) -> str:
 
 
 def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[str]]:
-    """One sentence on what was run and what came out first, and one line for each further finding."""
+    """One sentence that says what was run and what came first, and one line for each further finding."""
     groups = list(dict.fromkeys(row.group.key for row in rows))
     scored = [row for row in rows if row.score is not None]
     where = f"{count(len(sets), 'distilled set').capitalize()} in {count(len(groups), 'group')}{_data(sets)}"
@@ -133,7 +133,8 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
 
 
 def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
-    """What tells a finding's setting: nothing for a single one, else the network, or all of it where networks recur."""
+    """The words that name the setting of a finding: none for a single setting, else the network, or the whole setting where a
+    network has several."""
     distinct = list(dict.fromkeys(settings))
     networks = {setting.network for setting in distinct if setting}
     short = {s: s.network if s and len(networks) == len(distinct) else setting_name(s) for s in distinct}
@@ -163,7 +164,7 @@ def _pick(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _findings(setting: Setting | None, rows: Sequence[Row]) -> list[tuple[Setting | None, str]]:
-    """A line for each row with a difference; of a sweep only its best point, called so."""
+    """A line for each row with a difference. Of a sweep only the best point has a line, and the line says that it is the best."""
     here = [row for row in rows if row.setting == setting]
     lines = []
     for row in (row for row in here if row.difference):
@@ -177,8 +178,8 @@ def _findings(setting: Setting | None, rows: Sequence[Row]) -> list[tuple[Settin
 def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list[tuple[str, str]]]:
     """The recipe fields in which groups differ, each group's label, seeds and values of them, and the other fields.
 
-    Groups differ in a field where those that set it do; one that only some methods know (a vanilla sample has no
-    guidance) and that is the same in all of these is among the others, with its value.
+    Groups differ in a field where the groups that set the field differ. Some fields are known to some methods only: a vanilla
+    sample has no guidance. Such a field is among the other fields where all groups that set it agree.
     """
     recipes = [flatten(group.first.recipe) for group in groups]
     found: dict[str, list[str]] = {}
@@ -189,7 +190,7 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list
     fields = [field for field, values in found.items() if len(set(values)) > 1]
     body = [[g.label, seeds(g), *(plain(r.get(f)) for f in fields)] for g, r in zip(groups, recipes, strict=True)]
     shared = [
-        (field, values[0] if len(values) == len(groups) else f"{values[0]} (in {len(values)} of {len(groups)})")
+        (spoken(field), values[0] if len(values) == len(groups) else f"{values[0]} (in {len(values)} of {len(groups)})")
         for field, values in found.items()
         if field not in fields
     ]

@@ -1,4 +1,4 @@
-"""Labelled images on their way into a network: checked, transformed as far as that can be done once, and cut into slices."""
+"""Labelled images on their way into a network: they are checked, transformed and cut into slices."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Labelled = tuple[Tensor, Tensor]
 """Images (n, c, h, w), float in [0, 1] or uint8 from 0 to 255, and labels (n,), int64."""
 
 KEPT_BYTES = 2 * 2**30
-"""Transformed test images are kept up to this size, and transformed anew at every look above it."""
+"""Test images are kept in memory after their steps up to this size; larger sets are transformed anew at every look."""
 
 
 class Images:
     """Labelled images after the fixed steps of a protocol, on a device.
 
-    What the steps leave as it is stays as it was given: bytes stay bytes until a batch is taken.
+    Images that the steps do not change keep their type: uint8 images stay uint8 until a batch is taken, to save memory.
 
     Attributes:
         labels: (n,), on the device.
@@ -31,9 +31,9 @@ class Images:
         """
         Args:
             labelled: see `Labelled`.
-            steps: without a random one.
-            device: where to.
-            keep: transform all now and keep the result, whatever its size.
+            steps: the steps to run; none of them is random.
+            device: where the images are kept.
+            keep: transform all images now and keep the result, whatever its size.
         """
         images, labels = labelled
         self.labels = labels.to(device)

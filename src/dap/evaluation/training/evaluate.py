@@ -37,22 +37,22 @@ Progress = Callable[[int, int, int], object]
 """Called after every epoch with the seed, the epochs finished and the epochs to run."""
 
 LAYOUT = 3
-"""Counts changes of what a checkpoint holds; one of another layout is not used."""
+"""The version of the contents of a checkpoint; a checkpoint of another version is not used."""
 MOST_CLASSES = 100
-"""Up to so many classes a trial keeps its confusion matrix."""
+"""With more classes a trial does not keep its confusion matrix."""
 
 
 class Replayed(Interface):
-    """Stored labels."""
+    """Stored labels, as `stored_labels.StoredLabels` has them."""
 
     @property
     def teacher(self) -> str:
-        """Whose they are."""
+        """The name of the classifier that gave the labels."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Of all of them."""
+        """Changes with everything that the labels depend on."""
         ...
 
     def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[TrainingBatch]]:
@@ -62,17 +62,17 @@ class Replayed(Interface):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `evaluate` is told beside data, protocol and seeds; each has a default.
+    """The options of `evaluate` beside data, protocol and seeds; each has a default.
 
     Args:
-        network: instead of the protocol's own.
+        network: the network to train instead of the protocol's own.
         device: where to train.
-        teacher: for soft labels: who gives them.
-        stored: for stored labels: see `stored_labels.open_labels`.
-        progress: told of every epoch.
-        checkpoints: folder in which a training is kept until it is done, so that a killed one goes on.
+        teacher: the classifier that gives soft labels, for a protocol that trains on them.
+        stored: stored labels, for a protocol that trains on them; see `stored_labels.open_labels`.
+        progress: called after every epoch.
+        checkpoints: folder in which an unfinished training is kept, so that it continues after a kill; None keeps nothing.
         every: seconds between two checkpoints.
-        tested_on: what the test images are: "test" or "validation".
+        tested_on: the split of the test images, "test" or "validation"; it is written into the trials.
     """
 
     network: str | None = None
@@ -90,12 +90,12 @@ def evaluate(
 ) -> Iterator[Trial]:
     """Train a network on `train` for every seed and test it on `test`. Everything is checked before the first epoch.
 
-    Training is given `train` alone: the test images are passed through the network at the protocol's looks, without a
-    gradient, and nothing that training does depends on what is found.
+    The training never sees the test images. They pass through the network at the protocol's looks, without a gradient, and the
+    training does not depend on the result.
 
-    A trial is a function of its seed: initialisation, order and augmentation have their own generators, and torch's
-    global ones are left as they were. On a CPU with the same number of threads it repeats bit for bit, in one sitting or
-    in several.
+    A trial is a function of its seed: initialisation, order and augmentation have their own generators, and torch's global
+    generators are left as they were. On a CPU with the same number of threads a trial repeats bit for bit, also if the
+    training was interrupted.
 
     Args:
         train: the distilled set.
@@ -221,7 +221,7 @@ def _check_teacher(protocol: Protocol, plan: Plan) -> None:
 
 
 def _labels(protocol: Protocol, plan: Plan) -> str:
-    """Whose labels the network was trained on."""
+    """The name of the classifier that gave the labels, or "hard"."""
     if isinstance(protocol.labels, Soft) and plan.teacher is not None:
         return plan.teacher.name
     if isinstance(protocol.labels, Stored) and plan.stored is not None:
@@ -230,7 +230,7 @@ def _labels(protocol: Protocol, plan: Plan) -> str:
 
 
 def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
-    """Of everything a training depends on but its seed."""
+    """A hash of everything that a training depends on, except its seed."""
     digest = hashlib.sha256()
     for tensor in train:
         digest.update(tensor.contiguous().numpy(force=True).tobytes())

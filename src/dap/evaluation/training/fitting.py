@@ -55,11 +55,11 @@ class Training:
             train: images after the fixed steps of the protocol's `train`.
             protocol: a settled one.
             seed: of everything random.
-            network: instead of the protocol's own.
-            channels: of the images.
+            network: the network to train instead of the protocol's own.
+            channels: channels of the images.
             classes: number of labels.
-            teacher: whom soft labels come from.
-            replay: for stored labels: the batches of an epoch, counted from 0.
+            teacher: the classifier that gives soft labels.
+            replay: for stored labels: epoch, counted from 0 -> its batches.
         """
         self.train, self.protocol, self.network, self.classes = train, protocol, network, classes
         self.seed = seed
@@ -77,7 +77,7 @@ class Training:
         self.per_image = isinstance(self.net, Network) and self.net.per_image
         self.optimiser = self._new_optimiser(protocol.lr)
         self.epoch = protocol.first_epoch - 1
-        """The last epoch that is done."""
+        """The number of the last epoch that is done."""
 
     def epochs(self, after: After | None = None) -> nn.Module:
         """Run all epochs that are still to do, and return the network.
@@ -107,7 +107,7 @@ class Training:
         return self.net
 
     def state(self) -> dict[str, Any]:
-        """Everything to go on from, in tensors, numbers and names alone."""
+        """Everything that is needed to continue; it holds tensors, numbers and names alone."""
         return {
             "epoch": self.epoch,
             "network": self.net.state_dict(),
@@ -118,7 +118,7 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a state that `state` gave."""
         self.epoch = state["epoch"]
         self.net.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -204,13 +204,13 @@ def fit(
 def run_with_checkpoint(
     training: Training, checkpoint: Checkpoint | None, after: After, notes: dict[str, Any]
 ) -> nn.Module:
-    """`training.epochs`, from the checkpoint on if there is one, and writing it from time to time.
+    """Run `training.epochs` from the checkpoint on, if there is one, and write the checkpoint from time to time.
 
     Args:
-        training: a fresh one.
-        checkpoint: None: keep nothing.
+        training: a fresh training.
+        checkpoint: where the unfinished training is kept; None keeps nothing.
         after: as in `epochs`; called before a checkpoint is written.
-        notes: kept in the checkpoint with the training, and updated from it at the start. JSON values and tensors.
+        notes: JSON values and tensors that are kept in the checkpoint with the training, and updated from it at the start.
     """
     if checkpoint is not None and (found := checkpoint.read()) is not None:
         training.restore(found["training"])
@@ -229,7 +229,7 @@ def run_with_checkpoint(
 
 
 def new_network(name: str, protocol: Protocol, channels: int, classes: int) -> nn.Module:
-    """A fresh network as the protocol wants it (image size, norm, width), of any name."""
+    """A fresh network of any name, with the image size, norm and width of the protocol."""
     size, norm, width = protocol.size, protocol.norm, protocol.width
     return build(name, channels=channels, classes=classes, size=size, norm=norm, width=width)
 
@@ -247,7 +247,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def soft_loss(said: Tensor, temperature: float) -> Callable[[Tensor, slice], Tensor]:
-    """Sum over images of KL(softmax(said / T) || softmax(logits / T)), for teacher's logits (n, classes)."""
+    """The sum over images of KL(softmax(said / T) || softmax(logits / T)), for the logits `said` (n, classes) of the teacher."""
     wanted = F.softmax(said.float() / temperature, 1)
     return lambda logits, part: F.kl_div(F.log_softmax(logits / temperature, 1), wanted[part], reduction="sum")
 

@@ -1,4 +1,4 @@
-"""Parts of a protocol: what a network is trained to say, and fields that depend on the set."""
+"""Parts of a protocol: the labels that a network is trained on, and fields that depend on the set."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Hard(BaseModel):
 
 
 class Soft(BaseModel):
-    """KL divergence from what a teacher says of exactly the augmented and mixed images the student sees."""
+    """KL divergence from the logits that a classifier, the teacher, gives for the very images that the student sees."""
 
     model_config = _CLOSED
 
@@ -54,7 +54,7 @@ class Soft(BaseModel):
 
 
 class Stored(BaseModel):
-    """The same, with a teacher's words and the augmentations kept in files (FKD), by `dap export --layout fkd`."""
+    """The same with the teacher's logits and the augmentations read from files (FKD), which `dap export --layout fkd` writes."""
 
     model_config = _CLOSED
 
@@ -67,7 +67,7 @@ Labels = Annotated[Hard | Soft | Stored, Field(discriminator="kind")]
 
 
 class When(BaseModel):
-    """When a case holds: all of what is given. Ranges are "10", "11-50" or "51-"."""
+    """The conditions of a case; it holds if all of those that are given hold. Ranges are "10", "11-50" or "51-"."""
 
     model_config = _CLOSED
 
@@ -90,7 +90,7 @@ class When(BaseModel):
 
 
 class Case(BaseModel):
-    """Fields that take other values under a condition."""
+    """Other values for some fields, under a condition."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""What the classifiers are made of: `Network`, the choice of normalisation, and an instance norm that is fast on a CPU."""
+"""Parts of the networks: `Network`, the choice of normalisation, and an instance norm that is fast on a CPU."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def he_normal(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def at_least(size: int, smallest: int, name: str) -> None:
-    """Raises DapError if images of this size are too small for the network."""
+    """Raise DapError if images of this size are too small for the network."""
     if size < smallest:
         raise DapError(f"{name} needs images of at least {smallest} px, not {size}.")
 
@@ -67,7 +67,8 @@ def at_least(size: int, smallest: int, name: str) -> None:
 class InstanceNorm(nn.GroupNorm):
     """GroupNorm with one channel a group: w (x - mean) / sqrt(var + eps) + b over each image's pixels.
 
-    On a CPU the gradient is written out here, because torch's own is slow in the channels-last layout.
+    On a CPU the gradient is written out here, because torch's own is slow in the channels-last layout. That saves 12 to 24 % of a
+    training step on one thread (docs/performance.md; `benchmarks/norm.py` measures it).
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -117,5 +118,5 @@ def _over_pixels(values: Tensor) -> Tensor:
 
 
 def _mixes(part: nn.Module) -> bool:
-    """Whether it is a batch norm: torch's, or one that keeps running statistics under the same name."""
+    """Whether a module is a batch norm: torch's, or another one that keeps a buffer `running_var`."""
     return isinstance(part, _BatchNorm) or any(name == "running_var" for name, _ in part.named_buffers(recurse=False))

@@ -1,4 +1,4 @@
-"""The classifiers that judge a distilled set, by name.
+"""The networks that are trained to judge a distilled set, by name.
 
     convnet1 ... convnet8, resnetap10               the field's own
     resnet18, resnet50, resnet101, mobilenet_v2,

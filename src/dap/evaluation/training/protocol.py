@@ -1,7 +1,7 @@
 """A protocol pins every detail of how a distilled set is judged, because each of them changes the score.
 
-What depends on the number of images per class, the number of classes or the network stands in `cases`;
-`Protocol.settled` applies those that hold and gives a protocol without any.
+Values that depend on the number of images per class, the number of classes or the network stand in `cases`. `Protocol.settled`
+applies the cases that hold and returns a protocol without cases.
 """
 
 from __future__ import annotations
@@ -202,21 +202,18 @@ class Protocol(BaseModel):
 
 
 def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
-    """A shipped protocol by name, or one of your own by the path of its YAML file, with some fields replaced.
+    """A shipped protocol by name, or a protocol of your own by the path of its YAML file, with some fields replaced.
 
-    What is replaced stays so under every case.
+    A file may begin with `extends: NAME`, the name of a shipped protocol or the path of another file, seen from the folder of
+    this file. It then needs only a `name` and the fields that differ.
+
+    A field that is replaced, here or by an extending file, keeps the new value under every case.
 
     Raises:
-        DapError: there is no such file, the name or a field is unknown, or a value is wrong; the message names it and
-            lists the known ones.
+        DapError: there is no such file, the name or a field is unknown, a value is wrong, or files extend each other in a
+            circle; the message names the culprit and lists the known names.
     """
-    text, where = _read(name_or_path)
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DapError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, Mapping):
-        raise DapError(f"{where} should be a mapping of fields such as {', '.join(list(Protocol.model_fields)[:4])}.")
+    fields, where = _fields(name_or_path)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     in_cases = {
         field for case in fields.get("cases") or () if isinstance(case, Mapping) for field in case.get("set", ())
@@ -237,6 +234,52 @@ def known_protocols() -> tuple[str, ...]:
     """Names of the protocols that ship with the package."""
     folder = files("dap.evaluation.training") / "protocols"
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def _fields(name_or_path: str | Path, begun: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """The fields of a protocol, those of the protocols that it extends among them, and what to call it in a message.
+
+    Args:
+        name_or_path: as of `load_protocol`.
+        begun: the files that led here, each of which extends the next.
+    """
+    text, where = _read(name_or_path)
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DapError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, Mapping):
+        raise DapError(f"{where} should be a mapping of fields such as {', '.join(list(Protocol.model_fields)[:4])}.")
+    own = dict(fields)
+    if "extends" not in own:
+        return own, where
+    extended, here = own.pop("extends"), str(Path(name_or_path).resolve())
+    if here in begun:
+        circle = " -> ".join(Path(file).name for file in (*begun[begun.index(here) :], here))
+        raise DapError(
+            f"These protocol files extend each other in a circle: {circle}. Remove `extends` from one of them."
+        )
+    if not isinstance(extended, str):
+        raise DapError(f"{where}: extends should name one protocol, such as small-hard, not {extended!r}.")
+    if extended.endswith((".yaml", ".yml")):
+        extended = str(Path(name_or_path).parent / extended)
+    try:
+        base, _ = _fields(extended, (*begun, here))
+    except DapError as error:
+        raise error if begun or "circle" in str(error) else DapError(f"{where} extends {extended}: {error}") from error
+    if own.get("name", base.get("name")) == base.get("name"):
+        raise DapError(f"{where} extends {extended}; give it a name of its own, so that their trials are told apart.")
+    changed = [field for field in own if field not in ("name", "source")]
+    base["source"] = f"As {base.get('name')}, but for {', '.join(changed) or 'its name'}."
+    cases = [_without(case, own) for case in base.get("cases") or ()]
+    return {**base, **({"cases": cases} if cases else {}), **own}, where
+
+
+def _without(case: Any, fields: Mapping[str, Any]) -> Any:
+    """A case as written, without what it sets of these fields. Whatever is no case is left to the validation."""
+    if not (isinstance(case, Mapping) and isinstance(case.get("set"), Mapping)):
+        return case
+    return {**case, "set": {key: value for key, value in case["set"].items() if key not in fields}}
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:

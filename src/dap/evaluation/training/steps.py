@@ -1,8 +1,8 @@
 """The steps of a transform, each a closed set of numbers that applies to a whole batch at once.
 
-A random step is two acts: `draw` gives the parameters of every image, and `apply` is a function of images and parameters
-alone, so what was drawn can be stored and replayed. Parameters are drawn on the generator's device; a CPU generator gives
-the same augmentation on every device. What an image becomes depends on no other image of its batch.
+A random step works in two parts. `draw` gives the parameters of every image; `apply` is a function of images and parameters
+alone, so that the parameters can be stored and the step can be replayed. Parameters are drawn on the generator's device; a
+generator on the CPU gives the same augmentation on every device. No image depends on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRIES = 10  # of a random crop, before the largest central one is taken; torchvi
 
 
 class Closed(BaseModel):
-    """Fields of known names alone, never changed."""
+    """A model that refuses unknown fields and is never changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -47,7 +47,7 @@ class Step(Closed):
     """One transform of a batch; this one changes nothing."""
 
     random: ClassVar[bool] = False
-    """Whether it draws anything; what comes before the first random step can be computed once for all epochs."""
+    """Whether `draw` draws anything. The steps before the first random step can be computed once for all epochs."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
         """Parameters for n images of this size, one row an image; {} for a step that is not random."""
@@ -60,10 +60,10 @@ class Step(Closed):
         return images
 
     def size_after(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what `apply` gives.
+        """Height and width of the images that `apply` returns.
 
         Raises:
-            DapError: it cannot be applied to images of this size.
+            DapError: the step cannot be applied to images of this size.
         """
         return height, width
 

@@ -1,13 +1,13 @@
-"""Soft labels on disk (FKD; Shen & Xing, ECCV 2022): what a teacher says of every augmented, mixed batch of every epoch.
+"""Soft labels on disk (FKD; Shen & Xing, ECCV 2022): a classifier's logits of every augmented, mixed batch of every epoch.
 
     epoch-00000.safetensors   one file an epoch
         indices                 (n,) int32: the images in the order of the epoch; `batch` of them are one batch
         logits                  (n, classes) float16: the teacher's, of the mixed images
         B/K.NAME                what step K drew for batch B, e.g. 0/1.flipped (steps counted from the first random one)
         B/mix.NAME              what the mixing drew: partner, box, share
-    index.json                what they were made of; written last
+    index.json                the set, the steps and the classifier that the labels belong to; written last
 
-The images are not kept: they are made again from the set and what was drawn, bit for bit on the same kind of device.
+The images are not stored. They are made again from the set and the drawn parameters, bit for bit on the same kind of device.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ def write_labels(
     protocol: str,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Label a set; epochs that are there already are kept, so an interrupted labelling goes on where it was.
+    """Label a set. Epochs that are in the folder already are kept, so an interrupted labelling continues.
 
     Args:
-        folder: where to; new, or begun by the same call.
+        folder: the folder to write; new, or begun by the same call.
         images: (n, c, h, w) of the set, float in [0, 1] or uint8.
         hashes: of each image's file, in the same order.
-        how: what the batches are made by.
-        teacher: who labels them; on its device everything is computed.
-        protocol: its name, for people.
-        progress: told of the epochs that are done, and of all.
+        how: how the batches are made.
+        teacher: the classifier whose logits are stored. Everything is computed on its device.
+        protocol: the protocol's name, which only people read.
+        progress: called with the number of epochs that are done and of all epochs.
 
     Returns:
         The folder.
@@ -169,7 +169,7 @@ class StoredLabels:
 
     @property
     def fingerprint(self) -> str:
-        """Of what they were made of."""
+        """Sixteen digits that change with everything that the labels depend on."""
         return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()[:16]
 
     def epoch(self, number: int) -> Iterator[StoredBatch]:
@@ -211,7 +211,7 @@ class StoredLabels:
         return self._how.seen(images, batch.indices, batch.drawn, batch.mix)
 
     def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[TrainingBatch]]:
-        """What a training takes instead of batches of its own: epoch, counted from 0 -> images and their loss."""
+        """The batches that a training uses instead of its own: epoch, counted from 0 -> images and their loss."""
 
         def batches(number: int) -> Iterator[TrainingBatch]:
             for stored in self.epoch(number):
@@ -287,7 +287,7 @@ def _file(epoch: int) -> str:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What differs in words; of images only how many."""
+    """The differences in words; of images only their number."""
     mine, theirs = new.pop("images"), old.pop("images")
     lines = differences(old, new)
     if mine != theirs:

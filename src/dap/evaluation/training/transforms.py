@@ -1,4 +1,4 @@
-"""Transforms as a protocol lists them: `Steps`, a list of mappings with an `op` each; and how batches run through them.
+"""Transforms as a protocol lists them: a list of mappings, each with an `op`. Batches run through them here.
 
 - {op: resize, side: 224}
 - {op: random_resized_crop, size: 224, scale: [0.5, 1]}
@@ -111,7 +111,7 @@ def run(steps: Sequence[Step], images: Tensor, generator: Generator | None = Non
 
 
 def unnormalised(steps: Sequence[Step], images: Tensor) -> Tensor:
-    """What the steps give, back on the scale of the images they were given: there a teacher with its own means begins."""
+    """Images after the steps, with `normalize` undone. A classifier that gives soft labels normalises them by its own mean."""
     for step in reversed(steps):
         if isinstance(step, Normalize):
             images = step.undo(images)

@@ -1,4 +1,4 @@
-"""What one training on a set came to: a line of trials.jsonl."""
+"""The result of one training on a set, which is a line of trials.jsonl."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from dap.base.errors import DapError
 
 KEYS = ("judged", "tested", "by")
-"""What a line of trials.jsonl says beside the trial: hashes of the set's images, of the test data, of the protocol."""
+"""The other fields of a line of trials.jsonl: hashes of the set's images, of the test data and of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Trial:
     last: float
     """On the test set after the last epoch."""
     best: float
-    """The highest of all looks, hence chosen on the test set itself."""
+    """The highest of all looks. It is chosen on the test set itself."""
     headline: str
     """"last" or "best": which of the two the protocol reports."""
     curve: tuple[tuple[int, float], ...]
     """(epoch, accuracy) at every look."""
     train_last: float
-    """On the training images, not augmented, against their own labels, after the last epoch."""
+    """On the training images, not augmented, after the last epoch."""
     seconds: float
     """Of training and testing, over all sittings of a resumed trial."""
     device: str

@@ -39,38 +39,44 @@ class Cao2Options(base.Options):
     candidates: int = Field(
         default=4,
         ge=1,
-        description="Images sampled for each that is kept; the paper has 4 on ImageNet-1K, its code 2 on ten classes. 1 keeps "
-        "all.",
+        description="How many images are sampled for each image that is kept. The paper has 4 on ImageNet-1K, its code 2 "
+        "on ten "
+        "classes. 1 keeps all.",
     )
     prefer: Literal["auto", "most", "least"] = Field(
         default="auto",
-        description="Which of the correctly classified are kept, by confidence; auto: the most confident up to ipc 10, else "
-        "the least.",
+        description="Which of the correctly classified images are kept: those with the most or the least confidence of the "
+        "classifier. auto: the most confident up to ipc 10, the least confident above.",
     )
-    iterations: int = Field(default=100, ge=0, description="Steps of Adam an image; 0 refines nothing.")
+    iterations: int = Field(default=100, ge=0, description="Steps of Adam on each latent. With 0 no latent is refined.")
     lr: float = Field(default=6e-4, gt=0, description="Learning rate of Adam.")
-    peak: float = Field(default=10.0, ge=0, description="lambda, weight of the largest error of the predicted noise.")
+    peak: float = Field(
+        default=10.0, ge=0, description="Weight lambda of the largest error of the predicted noise in the loss."
+    )
     window: float = Field(
         default=0.25,
         gt=0,
         le=1,
-        description="Noise levels of the refinement: the lowest of the run up to this part of it, but for the very lowest (of "
-        "50 steps 1 ... 11 from the end). The backbone is told the level's timestep; the paper's code gives the step's number.",
+        description="The refinement draws its noise levels from this part of the run, counted from the end, without the "
+        "very last "
+        "level (of 50 steps: levels 1 ... 11 from the end). The backbone is told the timestep of the level; the paper's code "
+        "tells it the number of the step.",
     )
     condition: Literal["class", "null"] = Field(
         default="class",
-        description="What the backbone is told in the refinement; the paper's code has the class on ImageNet-1K, null on ten "
-        "classes.",
+        description="The condition of the backbone in the refinement: the class, or none. The paper's code has the class on "
+        "ImageNet-1K and none on ten classes.",
     )
 
 
 class CaO2(Vanilla):
     """Keeps of several samples those that a classifier agrees with, and refines their latents under the diffusion loss.
 
-    Candidates are vanilla's images of the slots 0 ... candidates * ipc - 1, and what is kept stays in their order, so one
-    candidate an image and no iteration is vanilla itself. Where too few are classified correctly, the others with the most
-    probability of their class fill up; the manifest says of each image which candidate it is, how confident the classifier
-    was, and whether it was right. Guidance is the backbone card's; the paper's on DiT is --cfg 2.7.
+    The candidates are the images that vanilla makes for the slots 0 ... candidates * ipc - 1, and the kept ones stay in this
+    order. So with one candidate for each image and no iteration the set is the one of vanilla. Where too few candidates are
+    classified correctly, the wrong ones with the highest probability of the class fill the set up. The manifest says for each
+    image which candidate it is, how confident the classifier was, and whether the classifier was right. The scale of
+    classifier-free guidance is the backbone card's; the paper has --cfg 2.7 on DiT.
     """
 
     needs = frozenset({"backbone", "classifier"})

@@ -40,14 +40,15 @@ class D3hrOptions(base.Options):
     reals: int = Field(
         default=200,
         ge=2,
-        description="Real images a class that are inverted (all of a smaller class), drawn by the run seed; the paper takes "
-        "all.",
+        description="Real images of each class that are inverted, drawn by the run seed; all images of a smaller class. "
+        "The paper "
+        "takes all.",
     )
     strength: float = Field(
         default=0.62,
         gt=0,
         le=1,
-        description="How far the inversion goes, as a part of the run: the paper's 31 of 50 steps.",
+        description="How far the inversion goes, as a part of the run; the paper inverts over 31 of 50 steps.",
     )
     refine: int = Field(
         default=0,
@@ -56,19 +57,23 @@ class D3hrOptions(base.Options):
         "noise of a level from the latents of the level before.",
     )
     candidates: int = Field(
-        default=20_000, ge=1, description="Groups to choose among, a class; the paper has 1,000,000."
+        default=20_000,
+        ge=1,
+        description="How many groups of draws are compared for each class; the paper has 1,000,000.",
     )
     weights: tuple[float, float, float] = Field(
         default=(1.0, 1.0, 0.5),
-        description="Of mean, standard deviation and skewness in the choice; the paper's (its code has 1, 1, 0.1).",
+        description="Weights of mean, standard deviation and skewness in the choice. The defaults are the paper's; its "
+        "code has "
+        "1, 1, 0.1.",
     )
 
 
 class D3HR(Vanilla):
     """Inverts real images to a noise level where a class is nearly Gaussian, and samples from the group of draws like it.
 
-    What follows the inversion is vanilla sampling from that level, with the same classifier-free guidance both ways. A group
-    of one image has no deviation, and one of two no skewness; their weights are then zero.
+    After the inversion the group is sampled from that noise level as vanilla does, with the same classifier-free guidance in
+    both directions. One image has no standard deviation, and two have no skewness, so there these weights are zero.
     """
 
     reference = "Zhao et al., ICML 2025 (D3HR)"

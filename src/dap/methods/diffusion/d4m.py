@@ -17,22 +17,26 @@ from dap.methods.diffusion.vanilla import Vanilla
 
 
 class D4mOptions(base.Options):
-    """Defaults are the paper's, its guidance scale and negative prompt aside: those are --cfg 8 and --negative-prompt."""
+    """Defaults are the paper's, except for two that are not options of the method: --cfg 8 and --negative-prompt."""
 
     strength: float = Field(
         default=0.7,
         ge=0,
         le=1,
-        description="Part of the run that is done, from the prototype noised to its beginning: 0.7 of 50 steps are 35. At 1 the "
-        "prototype is left out, and the images are vanilla's.",
+        description="Which part of the run is done. The prototype is noised to the level where this part begins: 0.7 of "
+        "50 steps "
+        "are the last 35. With 1 the whole run is done without the prototype, and the images are vanilla's.",
     )
-    reals: int = Field(default=1300, ge=1, description="Real images a class that are clustered; all of a smaller one.")
+    reals: int = Field(
+        default=1300, ge=1, description="Real images of each class that are clustered; all images of a smaller class."
+    )
 
 
 class D4m(Vanilla):
-    """Of each class the k-means centres of its latents, one a slot, noised to a part of the run and denoised with the class.
+    """Samples that start from prototypes: the k-means centres of the latents of the class, one for each slot.
 
-    Clusters are keyed by the class's name, and slots take them in the order that k-means gives. On Stable Diffusion 1.5 the
+    Each prototype is noised to the level of a later step, and the rest of the run denoises it with the class as condition.
+    Clusters belong to the name of the class, and slots take them in the order that k-means gives. On Stable Diffusion 1.5 the
     authors' code has --cfg 8 and --negative-prompt "cartoon, anime, painting"; the backbone card's are the defaults here.
     """
 

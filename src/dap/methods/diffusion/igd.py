@@ -31,38 +31,78 @@ PAPER_LATENTS = 4 * 32 * 32
 class IgdOptions(Options):
     """The two guidances, and the surrogate they need."""
 
-    influence: float = Field(default=5.0, ge=0, description="k; the paper: 5. 0: none, and no surrogate is trained.")
-    deviation: float = Field(default=120.0, ge=0, description="gamma; the paper: 120. 0: none.")
+    influence: float = Field(
+        default=5.0,
+        ge=0,
+        description="Strength k of the influence guidance; the paper has 5. With 0 there is none, and no surrogate "
+        "network is trained.",
+    )
+    deviation: float = Field(
+        default=120.0,
+        ge=0,
+        description="Strength gamma of the deviation guidance, which keeps images apart; the paper has 120. With 0 there "
+        "is none.",
+    )
     apart: Compared = Field(
-        default="x", description="What is kept apart: x is x_t; denoiser and x0 are x0_hat, as `through` has them."
+        default="x",
+        description="What the deviation guidance keeps apart. x: the noisy sample x_t. denoiser, x0: the predicted clean "
+        "sample "
+        "x0_hat, with the gradient that `through` names.",
     )
     start: float = Field(default=0.08, ge=0, le=1, description="Guide from this fraction of the run on.")
     stop: float = Field(default=0.4, ge=0, le=1, description="Guide until this fraction of the run.")
-    memory: int = Field(default=64, ge=1, description="Earlier images of the class to keep apart from; the paper's 64.")
-    through: Through = Field(default="denoiser", description="denoiser or x0.")
-    network: str = Field(default="auto", description="auto: convnet3 below 128 px.")
-    width: int = Field(default=128, ge=1, description="Channels of a ConvNet.")
-    images: int = Field(default=200, ge=1, description="Real images a class it is trained on.")
-    epochs: int = Field(default=10, ge=1, description="Of its training; the paper: 50.")
-    batch: int = Field(default=64, ge=1, description="Of its training.")
-    lr: float = Field(default=0.01, gt=0, description="Of its training.")
-    threshold: float = Field(default=0.7, ge=-1, le=1, description="the paper's 0.7.")
-    compared: int = Field(default=32, ge=1, description="real images a class.")
-    gradients: int = Field(default=200, ge=1, description="the paper's 200.")
-    surrogate_seed: int = Field(default=0, ge=0, description="Of the surrogate.")
+    memory: int = Field(
+        default=64,
+        ge=1,
+        description="How many earlier images of the class a new image is kept apart from; the paper has 64.",
+    )
+    through: Through = Field(
+        default="denoiser",
+        description="How the gradient reaches x_t. denoiser: through the whole noise prediction. x0: as if the predicted clean "
+        "sample moved with x_t one to one.",
+    )
+    network: str = Field(
+        default="auto", description="The surrogate network. auto: convnet3 below 128 px, convnet6 from there on."
+    )
+    width: int = Field(default=128, ge=1, description="Channels of the surrogate, if it is a ConvNet.")
+    images: int = Field(default=200, ge=1, description="Real images of each class that the surrogate is trained on.")
+    epochs: int = Field(default=10, ge=1, description="Training epochs of the surrogate; the paper has 50.")
+    batch: int = Field(default=64, ge=1, description="Batch size of the surrogate's training.")
+    lr: float = Field(default=0.01, gt=0, description="Learning rate of the surrogate's training.")
+    threshold: float = Field(
+        default=0.7,
+        ge=-1,
+        le=1,
+        description="A state of the surrogate is kept when the mean cosine between the class gradients in it and in the "
+        "last kept "
+        "state is below this; the paper has 0.7.",
+    )
+    compared: int = Field(
+        default=32, ge=1, description="Real images of each class whose gradients are compared for that choice."
+    )
+    gradients: int = Field(
+        default=200,
+        ge=1,
+        description="Real images of each class whose mean gradient the samples follow; the paper has 200.",
+    )
+    surrogate_seed: int = Field(
+        default=0, ge=0, description="Seed of the surrogate's training; sets of all run seeds share one surrogate."
+    )
 
 
 class Surrogate:
-    """Checkpoints of a network trained on the real images, and the mean gradient of each class there; kept in the task's store.
+    """States of a network in training on the real images, and in each state the mean gradient of each class.
 
-    Everything random hangs on `surrogate_seed`, so sets with other run seeds share it.
+    Both are kept in the task's store. All random numbers come from `surrogate_seed`, so that sets of other run seeds share the
+    surrogate.
 
     Args:
         task: with a backbone that can decode with a graph.
         options: what decides it.
 
     Raises:
-        DapError: the network or the backbone will not do.
+        DapError: the network has an unknown name, there are fewer than 2 classes, or the backbone cannot carry a gradient
+            through its decoder.
     """
 
     def __init__(self, task: Task, options: IgdOptions) -> None:
@@ -81,7 +121,7 @@ class Surrogate:
         self._real: dict[int, Tensor] = {}
 
     def begin(self, labels: Sequence[int]) -> None:
-        """Train, or take from the store, and find the labels' gradients; other labels are let go."""
+        """Train the surrogate or take it from the store, and find the gradients of these labels; those of others are let go."""
         if not self._networks:
             kept = self.task.store.get("surrogate", self._key(), self._train)
             for at in range(len(kept["epochs"])):
@@ -211,7 +251,12 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
 
 
 class Igd(Vanilla):
-    """Images whose gradient in a network trained on the real data points where the real images' does, and that keep apart."""
+    """Samples guided so that they train a network as the real images do, and so that they differ from each other.
+
+    A surrogate network is trained on the real data. The influence guidance turns the gradient that a sample gives this network
+    towards the mean gradient of the real images of the class. The deviation guidance pushes a sample away from the samples of
+    its class that were made before it.
+    """
 
     needs = frozenset({"backbone", "training"})
     reference = "Chen, Du, Huang, Wang, Zhang & Wang, ICLR 2025 (IGD)"

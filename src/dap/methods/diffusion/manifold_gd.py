@@ -14,41 +14,55 @@ from dap.methods.diffusion.vanilla import Vanilla
 
 
 class ManifoldOptions(ModeOptions):
-    """MGD3's, and the neighbourhoods of the modes."""
+    """The options of MGD3, and the neighbourhoods of the modes."""
 
     discovery: Discovery = Field(
         default="tree",
-        description="tree: the centroids of ipc leaves of bisecting k-means, always the leaf of the largest squared error "
-        "next. kmeans, nearest: as mgd3.",
+        description="How the modes are found. tree: the centroids of the ipc leaves of bisecting k-means, which always "
+        "splits the "
+        "leaf with the largest squared error. kmeans, nearest: as in mgd3.",
     )
     manifold: float = Field(
-        default=0.1, ge=0, description="Length of a full push to the plane, the paper's 0.1. 0 leaves MGD3 alone."
+        default=0.1,
+        ge=0,
+        description="Length of a full push towards the plane; the paper has 0.1. With 0 the method is MGD3.",
     )
     radius: float = Field(
-        default=0.1, gt=0, description="Of a mode's neighbourhood in latents. The paper: 0.1; 0.05 on ImageNette."
+        default=0.1,
+        gt=0,
+        description="Radius of the neighbourhood of a mode, in latents. The paper has 0.1, and 0.05 on ImageNette.",
     )
     bandwidth: float = Field(
         default=0.2,
         gt=0,
-        description="Distance of x_t to its neighbours beyond which the push is full. The paper: 0.2 on ImageNette and "
+        description="The push is full where x_t is farther from its neighbours than this. The paper has 0.2 on ImageNette and "
         "ImageWoof, 0.1 on ImageNet-100 and ImageNet-1K.",
     )
-    tangent: int = Field(default=3, ge=1, description="Dimension of the plane; the paper's.")
-    neighbours: int = Field(default=12, ge=2, description="Noised points the plane is fitted to; the paper's.")
-    points: int = Field(default=300, ge=2, description="Noised points a step to find them among; the paper's.")
+    tangent: int = Field(default=3, ge=1, description="Dimension of the plane; the paper has 3.")
+    neighbours: int = Field(
+        default=12, ge=2, description="How many noised points the plane is fitted to; the paper has 12."
+    )
+    points: int = Field(
+        default=300,
+        ge=2,
+        description="How many noised points are drawn at each step to find the neighbours among; the paper has 300.",
+    )
     widening: float = Field(default=2.0, ge=1, description="The radius is this many times larger at the first step.")
     warm: float = Field(
-        default=0.1, ge=0, le=1, description="Part of the run over which it shrinks back. The paper: 5 of 50 steps."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Part of the run over which the radius shrinks back. The paper has 5 of 50 steps.",
     )
 
 
 class ManifoldGd(Vanilla):
-    """MGD3 towards the leaves of a tree of clusters, and a push of each x_t to the local plane around its mode.
+    """MGD3 towards the leaves of a tree of clusters, with a push of each x_t towards the local plane around its mode.
 
-    The text of the paper projects the mode's pull onto the plane; its released code, followed here, keeps that pull whole
-    and adds a push along the normal. The code also deals the leaves out level by level, which with as many leaves as images
-    only decides which slot gets which; here they stay in the tree's order. Its D × D eigen-decomposition for each guided
-    step is a decomposition of the twelve neighbours here, and gives the same plane.
+    The text of the paper projects the pull of the mode onto the plane. Its released code, which is followed here, keeps the
+    whole pull and adds a push along the normal of the plane. That code hands the leaves out level by level; as there are as
+    many leaves as images, this only decides which slot gets which leaf, and here the leaves stay in the order of the tree. The
+    code decomposes a D × D matrix at each guided step; here the twelve neighbours are decomposed, which gives the same plane.
     """
 
     reference = "Roy, Lee, Chakraborty & Lokhande, CVPR 2026 (ManifoldGD)"

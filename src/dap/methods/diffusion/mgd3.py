@@ -23,25 +23,28 @@ Discovery = Literal["kmeans", "nearest", "tree"]
 class ModeOptions(Options):
     """The modes, and how they guide."""
 
-    scale: float = Field(default=0.1, ge=0, description="lambda, the paper's 0.1. 0 is the unguided sample.")
+    scale: float = Field(
+        default=0.1, ge=0, description="Strength lambda of the pull; the paper has 0.1. 0 gives the unguided sample."
+    )
     stop: float = Field(
         default=0.48,
         ge=0,
         le=1,
-        description="Guide until this fraction of the run. The paper: while the respaced step is above 25 of 49 … 0, which "
-        "are the first 24 of 50 steps.",
+        description="Guide until this fraction of the run. The paper guides in the first 24 of 50 steps.",
     )
     reals: int = Field(
         default=1300,
         ge=1,
-        description="Real images a class whose modes are sought, a seeded draw (all of a smaller class). The paper: all, "
-        "at most 1300 in ImageNet.",
+        description="Real images of each class that are clustered, drawn by the run seed; all images of a smaller class. "
+        "The paper "
+        "takes all, which are at most 1300 in ImageNet.",
     )
     discovery: Discovery = Field(
         default="kmeans",
-        description="kmeans: the centroids of ipc clusters of the latents, the paper's. nearest: the real latent nearest "
-        "to each. tree: the centroids of ipc leaves of bisecting k-means, always the leaf of the largest squared error "
-        "next, as ManifoldGD.",
+        description="How the modes are found. kmeans: the centroids of ipc clusters of the latents, as in the paper. "
+        "nearest: the "
+        "real latent nearest to each centroid. tree: the centroids of the ipc leaves of bisecting k-means, which always splits "
+        "the leaf with the largest squared error, as in ManifoldGD.",
     )
 
 
@@ -64,7 +67,7 @@ def find_modes(points: Float[Tensor, "n d"], k: int, discovery: Discovery, seed:
 class ClassModes:
     """The modes of each class: clusters of the latents of its real images, one for each slot; kept in the task's store.
 
-    Everything hangs on a class's name, never on its label, so that another order of the classes moves no mode.
+    All seeds are made of the name of a class, never of its label, so that another order of the classes moves no mode.
 
     Args:
         task: with a backbone.
@@ -111,8 +114,8 @@ class ClassModes:
 class Mgd3(Vanilla):
     """Each slot is drawn towards its own mode, a cluster centre of the class's latents, in the first half of the run.
 
-    The paper flips half of the images before it encodes them; here none is, for a mirrored digit or letter is another
-    thing. Under a solver that draws no noise, σ_t is what an ancestral step would draw.
+    The paper mirrors half of the images before it encodes them. Here no image is mirrored, because a mirrored digit or letter
+    is no longer that digit or letter. Under a solver that draws no noise, σ_t is the noise that an ancestral step would draw.
     """
 
     reference = "Chan-Santiago, Tirupattur, Nayak, Liu & Shah, ICML 2025 (MGD3)"

@@ -25,44 +25,64 @@ from dap.methods.diffusion.vanilla import Vanilla
 class MinimaxOptions(base.Options):
     """Defaults are the paper's."""
 
-    epochs: int = Field(default=8, ge=0, description="Passes over the real images. 0 is the vanilla sample.")
-    max_steps: int | None = Field(
-        default=None, ge=0, description="End after so many steps; the paper samples from its checkpoint at 12,000."
+    epochs: int = Field(
+        default=8, ge=0, description="Passes over the real images in fine-tuning. With 0 the images are vanilla's."
     )
-    batch: int = Field(default=8, ge=1, description="Real images a step.")
-    lr: float = Field(default=1e-3, gt=0, description="Of AdamW without weight decay.")
+    max_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="End the fine-tuning after so many steps; the paper samples from its checkpoint at 12,000.",
+    )
+    batch: int = Field(default=8, ge=1, description="Real images in each step of the fine-tuning.")
+    lr: float = Field(default=1e-3, gt=0, description="Learning rate of AdamW, which is used without weight decay.")
     ema: float = Field(
         default=0.9999,
         ge=0,
         lt=1,
-        description="Decay of the averaged weights that are sampled from, at most: after n steps it is (1 + n) / (10 + n) while "
-        "that is less. The authors have 0.9999 from the beginning, which after 12,000 steps still holds 0.3 of the untuned "
-        "weights.",
+        description="Decay of the averaged weights, which are sampled from. After n steps the decay is (1 + n) / (10 + "
+        "n) as long as "
+        "that is smaller. The authors use 0.9999 from the beginning; then the averaged weights after 12,000 steps are still "
+        "0.3 of the untuned ones.",
     )
     representative: float = Field(
-        default=0.002, ge=0, description="Weight of 1 - the smallest cosine to remembered reals."
+        default=0.002, ge=0, description="Weight lambda_r of 1 - the smallest cosine to the remembered real images."
     )
-    diverse: float = Field(default=0.008, ge=0, description="Weight of the largest cosine to remembered predictions.")
-    memory: int = Field(default=64, ge=1, description="How many of each are remembered a class.")
-    reals: int = Field(default=1300, ge=1, description="Real images a class, a draw by tune_seed where there are more.")
+    diverse: float = Field(
+        default=0.008, ge=0, description="Weight lambda_d of the largest cosine to the remembered predictions."
+    )
+    memory: int = Field(
+        default=64, ge=1, description="How many real images and how many predictions are remembered for each class."
+    )
+    reals: int = Field(
+        default=1300,
+        ge=1,
+        description="Real images of each class that are tuned on, drawn by tune_seed where there are more.",
+    )
     flip: bool = Field(default=True, description="Mirror half of the images; switch it off for digits and letters.")
     scaled: float = Field(
-        default=0.5, ge=0, le=1, description="Part of the blocks, from the first, with DiffFit's factors."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Part of the blocks, counted from the first one, that get the factors of DiffFit.",
     )
     together: int = Field(
         default=20,
         ge=1,
-        description="Classes tuned at once (a phase); the authors saw more than 20 collapse on ImageNet.",
+        description="How many classes are tuned together, in one phase. The authors saw more than 20 classes collapse on "
+        "ImageNet.",
     )
-    tune_seed: int = Field(default=0, description="Of the tuning, which sets of all run seeds share.")
+    tune_seed: int = Field(
+        default=0, description="Seed of the fine-tuning; sets of all run seeds share one fine-tuned backbone."
+    )
 
 
 class Minimax(Vanilla):
     r"""L = L_diffusion + lambda_r (1 - min_j cos(x0_hat, real_j)) + lambda_d max_j cos(x0_hat, predicted_j), per class.
 
-    Biases, norms, class embeddings and DiffFit's factors are trained, with the predicted x_0 of every step against two
-    memories of its class, which then take in the batch. Terms are averaged over the classes in a batch, as in the authors'
-    code, and take the one smallest and largest cosine of all pairs. Sampled are the averaged weights, without guidance.
+    Only biases, norms, class embeddings and the factors of DiffFit are trained. At every step the predicted x_0 is compared
+    with two memories of its class, of real images and of earlier predictions; afterwards the memories take in the batch. The
+    terms are averaged over the classes in a batch, as in the authors' code, and use the one smallest and the one largest
+    cosine of all pairs. The images are sampled from the averaged weights, without guidance.
     """
 
     needs = frozenset({"backbone", "training"})

@@ -37,7 +37,9 @@ class VlcpOptions(base.Options):
         default=0.7,
         ge=0,
         le=1,
-        description="Part of the run that is done, from the prototype noised to its beginning. At 1 the prototype is left out.",
+        description="Which part of the run is done. The prototype is noised to the level where this part begins. With 1 "
+        "the whole run "
+        "is done without the prototype.",
     )
     text: Literal["prototype", "class"] = Field(
         default="prototype",
@@ -47,9 +49,9 @@ class VlcpOptions(base.Options):
     reals: int = Field(
         default=1300,
         ge=1,
-        description="Captioned images a class that are clustered and tuned on; all of a smaller one.",
+        description="Captioned images of each class that are clustered and tuned on; all images of a smaller class.",
     )
-    neighbours: int = Field(default=10, ge=1, description="Of the local outlier factor.")
+    neighbours: int = Field(default=10, ge=1, description="Neighbours that the local outlier factor looks at.")
     outliers: float = Field(
         default=0.1, ge=0, le=0.5, description="Part of the images left out as outliers; the authors have 0 on CIFAR."
     )
@@ -57,8 +59,9 @@ class VlcpOptions(base.Options):
         default=0.7,
         ge=0,
         le=1,
-        description="Words in so large a part of the class's captions tell clusters apart no more and are not counted; the "
-        "authors' script for CIFAR has 0.3.",
+        description="Words that occur in this part of the captions of the class, or more, are not counted, because they "
+        "do not tell "
+        "clusters apart. The authors' script for CIFAR has 0.3.",
     )
     words: int = Field(default=30, ge=1, description="Most frequent words of a cluster that captions are scored by.")
     epochs: int = Field(
@@ -68,15 +71,17 @@ class VlcpOptions(base.Options):
         default=1e-5, gt=0, description="Of AdamW; the authors have weight decay 0.01 with it, here there is none."
     )
     batch: int = Field(default=32, ge=1, description="Images a step; in the authors' README 8, added up 4 times.")
-    ema: float = Field(default=0.9999, ge=0, lt=1, description="Decay of the averaged weights that are sampled from.")
+    ema: float = Field(default=0.9999, ge=0, lt=1, description="Decay of the averaged weights, which are sampled from.")
     flip: bool = Field(
         default=True, description="Mirror half of the images tuned on; switch it off for digits and letters."
     )
-    tune_seed: int = Field(default=0, description="Of the tuning, which sets of all run seeds share.")
+    tune_seed: int = Field(
+        default=0, description="Seed of the fine-tuning; sets of all run seeds share one fine-tuned backbone."
+    )
 
 
 class Vlcp(Vanilla):
-    """Of each class the k-means centres of its latents without outliers, and for each centre the caption that says most.
+    """Samples that start from the k-means centres of a class's latents, each with the caption that describes its cluster best.
 
     Words of a cluster's captions are counted, without stop words (scikit-learn's), the class's own name and words that most
     captions of the class have. A caption scores the sum of the counts of the most frequent words in it, and the best one is

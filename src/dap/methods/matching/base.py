@@ -33,15 +33,24 @@ class MatchingOptions(base.Options):
 
     iterations: int = Field(default=1000, ge=0, description="Steps of the outermost loop.")
     lr_images: float = Field(default=1.0, gt=0, description="Step size on pixels in normalised units.")
-    momentum: float = Field(default=0.5, ge=0, lt=1, description="Of the pixels' optimiser.")
-    real_batch: int = Field(default=256, ge=1, description="Real images a class and step; the papers take 256.")
-    init: Literal["real", "noise"] = Field(default="real", description="What the images are at first.")
-    network: str = Field(default="convnet3", description="Network that is matched in; the papers' is ConvNet-3.")
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="Momentum of the optimiser of the pixels.")
+    real_batch: int = Field(
+        default=256, ge=1, description="Real images of each class in each step; the papers take 256."
+    )
+    init: Literal["real", "noise"] = Field(
+        default="real", description="The images at the beginning: real images, or noise."
+    )
+    network: str = Field(
+        default="convnet3",
+        description="The network in which real and synthetic images are compared; the papers have ConvNet-3.",
+    )
     width: int = Field(default=128, ge=1, description="Channels of a ConvNet; the papers take 128.")
-    norm: Norm = Field(default="instance", description="Its normalisation.")
+    norm: Norm = Field(default="instance", description="Normalisation of the network.")
     grey: Literal["auto", "yes", "no"] = Field(
         default="auto",
-        description="One channel for all three, as the papers have it on grey data; auto: where the real images have no colour.",
+        description="Whether images have one channel instead of three, as in the papers on grey data. auto: where the "
+        "real images "
+        "have no colour.",
     )
     clamp: Literal["step", "end"] = Field(
         default="step",

@@ -23,25 +23,39 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 class DcOptions(MatchingOptions):
     """Defaults are the paper's."""
 
-    iterations: int = Field(default=1000, ge=0, description="Networks that are begun anew; the paper has 1,000.")
+    iterations: int = Field(
+        default=1000,
+        ge=0,
+        description="How many networks are initialised and trained, one after another; the paper has 1,000.",
+    )
     lr_images: float = Field(default=0.1, gt=0, description="Step size on pixels in normalised units.")
     init: Literal["real", "noise"] = Field(default="noise", description="What the images are at first.")
     outer: int | None = Field(
-        default=None, ge=1, description="Steps on the pixels in each network. Default by ipc: 1: 1, 10: 10, 50: 50."
+        default=None,
+        ge=1,
+        description="Steps on the pixels with each network. Default by ipc: 1 step at ipc 1, 10 at 10, 50 at 50.",
     )
     inner: int | None = Field(
-        default=None, ge=0, description="Epochs of training between two. Default by ipc: 1: 1, 10: 50, 50: 10."
+        default=None,
+        ge=0,
+        description="Training epochs of the network between two steps. Default by ipc: 1 epoch at ipc 1, 50 at 10, 10 at 50.",
     )
-    lr_network: float = Field(default=0.01, gt=0, description="Step size of that training, SGD without momentum.")
-    batch: int = Field(default=256, ge=1, description="Its batch.")
-    augment: tuple[Operation, ...] = Field(default=(), description="Siamese augmentation, of DSA; [] for none.")
+    lr_network: float = Field(
+        default=0.01, gt=0, description="Learning rate of that training, by SGD without momentum."
+    )
+    batch: int = Field(default=256, ge=1, description="Batch size of that training.")
+    augment: tuple[Operation, ...] = Field(
+        default=(), description="Operations of the siamese augmentation, which is DSA's; [] for none."
+    )
 
 
 class DsaOptions(DcOptions):
     """Defaults are the paper's."""
 
     init: Literal["real", "noise"] = Field(default="real", description="What the images are at first.")
-    augment: tuple[Operation, ...] = Field(default=ALL, description="Siamese augmentation; [] for none, which is DC.")
+    augment: tuple[Operation, ...] = Field(
+        default=ALL, description="Operations of the siamese augmentation; [] for none, which is DC."
+    )
 
 
 class Dc(Matching):

@@ -20,13 +20,16 @@ class DmOptions(MatchingOptions):
     iterations: int = Field(
         default=20_000, ge=0, description="Steps, each in a new random network; the paper has 20,000."
     )
-    augment: tuple[Operation, ...] = Field(default=ALL, description="Siamese augmentation; [] for none.")
+    augment: tuple[Operation, ...] = Field(
+        default=ALL, description="Operations of the siamese augmentation; [] for none."
+    )
 
 
 class Dm(Matching):
-    r"""Per step and class ||mean_j f(a(x_j)) - mean_i f(a(s_i))||^2 in a new random network f, the same augmentation a on both.
+    r"""Minimises ||mean_j f(a(x_j)) - mean_i f(a(s_i))||^2 over the pixels of the synthetic images s_i of each class.
 
-    Summed over classes, the gradient goes to the pixels; no network is ever trained.
+    x_j are real images, f is the feature map of a network with new random weights in every step, and a is an augmentation that
+    is the same for both. No network is ever trained.
     """
 
     reference = "Zhao & Bilen, WACV 2023 (DM)"

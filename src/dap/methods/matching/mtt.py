@@ -23,29 +23,42 @@ from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 class MttOptions(MatchingOptions):
     """Defaults are the paper's, as far as it has one for all data."""
 
-    iterations: int = Field(default=5000, ge=0, description="Steps on the pixels; the paper has 5,000.")
+    iterations: int = Field(
+        default=5000, ge=0, description="Steps of the optimiser on the pixels; the paper has 5,000."
+    )
     lr_images: float = Field(
         default=1000.0, gt=0, description="Step size on pixels; the paper's 1,000 goes with its thousands of steps."
     )
     experts: int = Field(default=100, ge=1, description="Networks trained on the real images; the paper has 100.")
-    expert_epochs: int = Field(default=50, ge=1, description="Epochs of each; the paper has 50.")
+    expert_epochs: int = Field(default=50, ge=1, description="Training epochs of each expert; the paper has 50.")
     expert_images: int | None = Field(
         default=None,
         ge=1,
-        description="Real images a class that an expert sees, its own draw. Default: all, as the paper.",
+        description="Real images of each class that an expert is trained on, drawn for each expert anew. Default: all, "
+        "as in the paper.",
     )
-    expert_seed: int = Field(default=0, description="Of the experts, which sets of all run seeds share.")
-    lr_expert: float = Field(default=0.01, gt=0, description="SGD without momentum, batches of 256.")
+    expert_seed: int = Field(default=0, description="Seed of the experts; sets of all run seeds share them.")
+    lr_expert: float = Field(
+        default=0.01,
+        gt=0,
+        description="Learning rate of the experts, which are trained by SGD without momentum in batches of 256.",
+    )
     start: int = Field(default=20, ge=0, description="Last epoch of an expert at which a match begins.")
-    ahead: int = Field(default=3, ge=1, description="Epochs of the expert that the student is to cover.")
-    steps: int = Field(default=20, ge=1, description="Steps of the student on synthetic images.")
+    ahead: int = Field(default=3, ge=1, description="How many epochs of the expert the student should cover.")
+    steps: int = Field(default=20, ge=1, description="Training steps of the student on synthetic images in each match.")
     batch: int | None = Field(
         default=None,
         ge=1,
-        description="Synthetic images a step, from which memory follows: at 32 px some 4 MB an image and step. Default: all.",
+        description="Synthetic images in each step of the student. Memory grows with it: at 32 px some 4 MB for each "
+        "image and step. "
+        "Default: all.",
     )
-    lr_student: float = Field(default=0.01, gt=0, description="Step size of the student at first; it is learned.")
-    lr_lr: float = Field(default=1e-5, ge=0, description="Step size on the student's step size.")
+    lr_student: float = Field(
+        default=0.01, gt=0, description="Learning rate of the student at the beginning; the method learns it."
+    )
+    lr_lr: float = Field(
+        default=1e-5, ge=0, description="Step size with which the learning rate of the student is learned."
+    )
     augment: tuple[Operation, ...] = Field(
         default=ALL, description="Augmentation of experts and students; [] for none."
     )

@@ -19,17 +19,19 @@ class SelectionOptions(base.Options):
     pool: int | None = Field(
         default=None,
         ge=1,
-        description="Real images a class to choose among, drawn by the run seed; all, if there are no more. Default: all, as "
-        "published. The choice is then the same for every seed: several sets are one set, and the spread over sets is "
-        "nothing, not small. A pool makes sets differ, but is another method: a choice among fewer, towards their mean.",
+        description="Real images of each class to choose among, drawn by the run seed; all images of a smaller class. "
+        "Default: all, "
+        "as published. Then the choice is the same for every seed, so several sets are the same set and have no spread. With a "
+        "pool the sets differ, but the method is another one: it chooses among fewer images, towards the mean of these.",
     )
 
 
 class Selection(Method):
     """Chooses real images of each class by features of a classifier trained on the real data, before any augmentation.
 
-    A function of data and classifier alone, unless a `pool` is drawn. An honest comparison keeps the default and gives the
-    spread over trainings; what the choice owes to the classifier shows with classifiers of several seeds.
+    The choice is a function of the data and the classifier alone, unless a `pool` is drawn. An honest comparison keeps the
+    default and gives the spread over trainings. How much the choice depends on the classifier shows with several classifiers,
+    each trained with a seed of its own.
     """
 
     needs = frozenset({"classifier"})

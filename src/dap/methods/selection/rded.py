@@ -30,17 +30,21 @@ class RdedOptions(base.Options):
     factor: int | None = Field(
         default=None,
         ge=1,
-        description=f"An image is factor x factor crops. Default, as the paper's scripts: 1 up to {SMALL} px, else 2.",
+        description=f"An image is made of factor x factor crops. Default, as in the paper's scripts: 1 up to {SMALL} px, "
+        "2 above.",
     )
-    crops: int = Field(default=5, ge=1, description="Random crops of a real image, of which the best one stays.")
+    crops: int = Field(
+        default=5, ge=1, description="How many random crops of each real image are tried; the best one stays."
+    )
     smallest: float = Field(
-        default=0.08, gt=0, le=1, description="Least part of the real image's area that a crop covers."
+        default=0.08, gt=0, le=1, description="The smallest part of the real image's area that a crop may cover."
     )
     images: int = Field(
         default=300,
         ge=1,
-        description="Real images a class that are looked at, drawn by the run seed; never fewer than the crops that are "
-        "needed, and all, if there are no more.",
+        description="Real images of each class that are looked at, drawn by the run seed: at least as many as crops are "
+        "needed, and "
+        "all images of a smaller class.",
     )
 
 

@@ -1,0 +1,106 @@
+"""`dap.evaluate` and `dap.compare` on objects: sets and test images in memory, opened sources, methods of one's own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import dap
+from dap.data.real.sources import open_source
+from dap.methods.selection.random import Random
+from dap.verbs.options import Judging, Machine
+
+FAST = Judging(networks=("convnet1",), epochs=2, changes={"size": 8, "width": 4})
+CPU = Machine(device="cpu")
+
+
+@pytest.fixture
+def made(colours, tmp_path):
+    recipe = dap.Recipe.parse({"method": "random", "ipc": 2, "data": {"path": str(colours), "size": 8}})
+    return dap.distill(recipe, tmp_path / "set", machine=CPU)
+
+
+def test_a_set_its_folder_and_its_images_are_judged_alike(made, colours):
+    named = dap.evaluate(made.path, judging=FAST, machine=CPU)
+    images, labels = made.tensors()
+    (trial,) = named.trials[made.path]
+    test = open_source(colours, "test", size=8)
+    for given in ((images, labels), dict(zip(made.class_names, images.split(2), strict=True))):
+        for data in (test, colours, test.tensors()):
+            options = {"classes": made.class_names} if isinstance(data, tuple) else {}
+            found = dap.evaluate(given, data=data, **options, judging=FAST, machine=CPU)
+            (same,) = found.trials[found.sets[0]]
+            assert (same.curve, same.n_test, same.n_train) == (trial.curve, 18, 6)
+            assert found.page is None and f"{100 * same.accuracy:.1f}" in found.table.markdown()
+    folder = found.sets[0]
+    assert folder.is_dir() and json.loads((folder / "classes.json").read_text())["names"] == list(made.class_names)
+    del found
+    assert not folder.exists(), "a set in memory leaves nothing behind"
+
+
+def test_several_sets_and_a_page(made, tmp_path):
+    pair = made.tensors()
+    found = dap.evaluate([made, pair], data=(pair[0], pair[1]), classes=made.class_names, judging=FAST, out=tmp_path)
+    assert len(found.sets) == 2 and found.page == tmp_path / "report.html" and found.page.is_file()
+    one, other = (trials[0] for trials in found.trials.values())
+    assert one.curve == other.curve and one.n_test == 6
+    assert dap.report(found, tmp_path / "again") == tmp_path / "again" / "report.html"
+    assert dap.report([made], tmp_path / "one").is_file()
+    assert "<table" in found._repr_html_()
+
+
+def test_labels_without_names_are_numbers(made):
+    images, labels = made.tensors()
+    found = dap.evaluate((images, labels), data=(images, labels), judging=FAST)
+    assert json.loads((found.sets[0] / "classes.json").read_text())["names"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda images, labels: ((images[1:], labels[1:]), {}), "same number of images for every class, not 1 of"),
+        (lambda images, labels: ((images, labels + 1), {"classes": ["a", "b", "c"]}), "numbered from 0 to 2: a, b, c"),
+        (lambda images, labels: ((images + 1, labels), {}), r"floats in \[0, 1\]"),
+        (lambda images, labels: ([], {}), "no set to judge"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(made, change, says):
+    images, labels = made.tensors()
+    sets, options = change(images, labels)
+    with pytest.raises(dap.DapError, match=says):
+        dap.evaluate(sets, data=(images, labels), **options, judging=FAST)
+
+
+def test_data_that_are_objects_have_no_validation_part(made, colours):
+    judging = Judging(networks=("convnet1",), on="validation")
+    with pytest.raises(dap.DapError, match="give the folder as data"):
+        dap.evaluate(made, data=open_source(colours, "test", size=8), judging=judging)
+
+
+class Grey(Random):
+    """Random real images without their colours."""
+
+    def prepare(self, task):
+        make = super().prepare(task)
+
+        def grey(unit):
+            done = make(unit)
+            return type(done)(done.images.mean(1, keepdim=True).expand(-1, 3, -1, -1), done.records)
+
+        return grey
+
+
+def test_methods_of_one_s_own_are_compared_as_objects(colours, tmp_path):
+    base = {"data": {"path": str(colours), "size": 8}}
+    found = dap.compare(base, ["random", Grey()], [1], 1, tmp_path, judging=FAST, machine=CPU)
+    random, grey = (dap.DistilledSet.open(path) for path in found.sets)
+    torch.testing.assert_close(grey.tensors()[0][:, 0], random.tensors()[0].mean(1), atol=1 / 255, rtol=0)
+    assert grey.recipe["method"].endswith(":Grey") and "Grey" in found.table.markdown()
+    with pytest.raises(dap.DapError, match="Two methods are objects of"):
+        dap.compare(base, [Grey(), Grey], [1], 1, tmp_path)
+    with pytest.raises(dap.DapError, match="Several workers need methods that"):
+        dap.compare(base, [Grey], [1], 1, tmp_path, workers=2)
+    with pytest.raises(dap.DapError, match="A int is not a method"):
+        dap.compare(base, [3], [1], 1, tmp_path)
