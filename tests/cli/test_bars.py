@@ -50,6 +50,7 @@ def test_a_file_gets_a_line_every_few_seconds(clock, capsys):
 
 def test_short_work_says_nothing_before_it_is_done(clock, capsys):
     lines = Lines(every=5)
+    clock.seconds += 60  # a backbone was loaded; an error before the first image must stand alone
     lines.images("set", 0, 10)
     assert capsys.readouterr().err == ""
     lines.images("set", 10, 10)
@@ -65,9 +66,10 @@ def test_lines_tell_when_all_cells_will_be_done(clock, capsys):
     clock.seconds += 60
     lines.cells(3, 12)
     assert capsys.readouterr().err == "3 of 12 cells, about 9 min left\n"
+    lines.work("training", 0, 10)
     clock.seconds += 6
     lines.work("training", 1, 10)
-    assert capsys.readouterr().err == "training: 1 of 10 done, 3 of 12 cells, about 9 min left\n"
+    assert capsys.readouterr().err == "training: 1 of 10 done, about 54 s left, 3 of 12 cells, about 9 min left\n"
 
 
 def test_one_of_several_processes_tells_results_alone(clock, capsys):

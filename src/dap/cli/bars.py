@@ -131,7 +131,7 @@ class Lines(Watcher):
             del self._paces[name]
             if pace.first < done and unit != "epochs":  # what was there before the run began is no news
                 self._write(f"{name}: {total} {unit}")
-        elif clock - self._last >= self._every:
+        elif done > pace.first and clock - self._last >= self._every:
             left = pace.left(done, total, clock)
             self._write(", ".join(part for part in (f"{name}: {done} of {total} {unit}", left, self._cells) if part))
 
@@ -154,7 +154,7 @@ class Lines(Watcher):
         pace = self._paces.setdefault("", _Pace(done, clock))
         left = pace.left(done, total, clock)
         self._cells = f"{done} of {total} cells" + (f", {left}" if left else "")
-        if clock - self._last >= self._every:
+        if done > pace.first and clock - self._last >= self._every:
             self._write(self._cells)
 
     def trial(self, name: str, trial: Any) -> None:
