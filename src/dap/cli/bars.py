@@ -51,7 +51,7 @@ class _Pace:
     """When work began, and how much was done by then, which an interrupted run had done before."""
 
     def __init__(self, done: int, clock: float) -> None:
-        self.first, self.began = done, clock
+        self.first, self.began, self.told = done, clock, False
 
     def left(self, done: int, total: int, clock: float) -> str:
         return time_left(done - self.first, total - done, clock - self.began)
@@ -129,10 +129,10 @@ class Lines(Watcher):
         pace = self._paces.setdefault(name, _Pace(done, clock))
         if done >= total:
             del self._paces[name]
-            if pace.first < done and unit != "epochs":  # what was there before the run began is no news
+            if pace.told:  # work that was short, or done already, is no news
                 self._write(f"{name}: {total} {unit}")
         elif done > pace.first and clock - self._last >= self._every:
-            left = pace.left(done, total, clock)
+            left, pace.told = pace.left(done, total, clock), True
             self._write(", ".join(part for part in (f"{name}: {done} of {total} {unit}", left, self._cells) if part))
 
     def _write(self, text: str) -> None:

@@ -40,6 +40,7 @@ def build_app() -> App:
     app = App(
         name="dap",
         help=ABOUT,
+        usage="Usage: dap VERB [FLAGS]",
         version=f"dap {__version__}",
         help_format="plaintext",
         help_epilogue=f"{ENDS}\n",

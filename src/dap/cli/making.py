@@ -237,11 +237,8 @@ def _grid(
     try:
         return shown(run(*given, **options, **told), track)
     except Unfinished as error:
-        if error.results is not None:
-            found = shown(error.results, track)
-            error.values = found.values  # pyright: ignore[reportAttributeAccessIssue]
-            if not (output_of(output).json or output_of(output).quiet):
-                print(found.text)
+        if error.results is not None and not (output_of(output).json or output_of(output).quiet):
+            print(shown(error.results, track).text)
         raise
 
 
