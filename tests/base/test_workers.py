@@ -17,6 +17,6 @@ def test_a_file_of_the_current_folder_stands_in_for_no_module(tmp_path, monkeypa
 
 def test_lines_of_workers_are_told(tmp_path):
     lines = []
-    with pytest.raises(DapError, match="Worker 0, 1 of 2 stopped early; its message stands above"):
+    with pytest.raises(DapError, match="Worker 0, 1 of 2 stopped early. The last that was said there: .*nowhere"):
         run_workers(["verify", str(tmp_path / "nowhere")], 2, tell=lines.append)
     assert len(lines) == 2 and all(line.startswith("dap: error: ") and not line.endswith("\n") for line in lines)

@@ -98,6 +98,7 @@ def run_workers(
 
     gpus = visible_gpus(torch.cuda.device_count()) if spread and torch.cuda.is_available() else []
     threads = str(max(1, (os.cpu_count() or 1) // workers))
+    last: dict[int, str] = {}
     with ExitStack() as stack:
         running = []
         for k in range(workers):
@@ -116,7 +117,7 @@ def run_workers(
             )
             running.append(stack.enter_context(process))
             if tell is not None:
-                reader = threading.Thread(target=_pass_on, args=(process, tell), daemon=True)
+                reader = threading.Thread(target=_pass_on, args=(process, tell, last), daemon=True)
                 reader.start()
                 stack.callback(reader.join, 5)
             stack.callback(_stop, process)
@@ -124,20 +125,23 @@ def run_workers(
             meanwhile()
             time.sleep(0.5)
         found = [process.wait() for process in running]
-    wrong = [str(k) for k, status in enumerate(found) if status]
+    wrong = [k for k, status in enumerate(found) if status]
     if wrong:
+        said = dict.fromkeys(last[running[k].pid].removeprefix("dap: error: ") for k in wrong if running[k].pid in last)
+        told = f" The last that was said there: {' '.join(said)}" if said else ""
         raise DapError(
-            f"Worker {', '.join(wrong)} of {workers} stopped early; its message stands above. What was made is kept: run the "
-            "same again to go on."
+            f"Worker {', '.join(map(str, wrong))} of {workers} stopped early.{told} What was made is kept: run the same again "
+            "to go on."
         )
 
 
-def _pass_on(process: subprocess.Popen[bytes], tell: Callable[[str], object]) -> None:
-    """Tell every line that a worker writes to its standard error, until it ends."""
+def _pass_on(process: subprocess.Popen[bytes], tell: Callable[[str], object], last: dict[int, str]) -> None:
+    """Tell every line that a worker writes to its standard error, until it ends; keep the last line by the process id."""
     assert process.stderr is not None
     with suppress(ValueError):  # the pipe is closed while a process that the worker started still holds its other end
         for line in process.stderr:
-            tell(line.decode("utf-8", "replace").rstrip("\n"))
+            last[process.pid] = line.decode("utf-8", "replace").rstrip("\n")
+            tell(last[process.pid])
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
