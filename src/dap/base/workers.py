@@ -128,7 +128,13 @@ def run_workers(
     wrong = [k for k, status in enumerate(found) if status]
     if wrong:
         said = dict.fromkeys(last[running[k].pid].removeprefix("dap: error: ") for k in wrong if running[k].pid in last)
-        told = f" The last that was said there: {' '.join(said)}" if said else ""
+        told = (
+            f" The last that was said there: {' '.join(said)}"
+            if said
+            else " Its message stands above."
+            if tell is None
+            else ""
+        )
         raise DapError(
             f"Worker {', '.join(map(str, wrong))} of {workers} stopped early.{told} What was made is kept: run the same again "
             "to go on."

@@ -73,7 +73,7 @@ class Grid:
         judging, machine = dict(values["judging"]), dict(values["machine"])
         for told, names in ((judging, ("labels", "reference")), (machine, ("cache",))):
             told.update({name: Path(told[name]) for name in names if told[name] is not None})
-        judging["networks"] = tuple(judging["networks"])
+        judging.update({name: tuple(judging[name]) for name in ("networks", "measures")})
         shared = (tuple(values["subsample"]), values["command"])
         return Grid(cells, Path(values["out"]), Judging(**judging), Machine(**machine), *shared)
 
