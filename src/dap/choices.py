@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dap import imagenet
-
 
 class Closed(BaseModel, frozen=True, extra="forbid", coerce_numbers_to_str=True):
     """A model of a recipe: it refuses unknown keys, so that a misspelt choice is an error and not a default."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    # The checks are built when a value is first checked: help about recipes reads the fields alone, and must be quick.
+    model_config = ConfigDict(allow_inf_nan=False, defer_build=True)
 
 
 SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
@@ -52,6 +51,8 @@ class Data(Closed, frozen=True):
     @classmethod
     def _by_id(cls, value: Any) -> Any:
         """A subset's name becomes its WordNet ids, so that the recipe says what its classes are."""
+        from dap import imagenet
+
         return imagenet.expand(value) if isinstance(value, (str, list, tuple)) else value
 
 

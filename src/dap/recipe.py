@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from dap import shipped
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling
@@ -144,6 +143,8 @@ class Recipe(Closed, frozen=True):
         Raises:
             DapError: no such file or name, not a YAML mapping, or an `expected` section that is wrong.
         """
+        from dap import shipped
+
         values = shipped.read(path)
         shipped.expected_of(values, path)
         values.pop("expected", None)  # what the numbers should be decides no byte

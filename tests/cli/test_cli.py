@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dap.cli.main import VERBS, main
+from dap.cli.main import main
 
 
 def environment() -> dict[str, str]:
@@ -285,33 +285,35 @@ def test_an_unknown_verb_is_a_usage_error():
 
 def test_every_recipe_field_can_be_given_as_a_flag():
     """A valid value for each, so that no flag refuses what the field takes."""
-    from dap.cli.flags import build_parser
-    from dap.cli.recipe_flags import flag_of, recipe_fields
+    from dap.cli.main import build_app
+    from dap.cli.recipe import recipe_fields
     from dap.recipe import Recipe
 
     odd = {"cfg-channels": ["3", "all"], "kernel": ["rbf"], "data": ["x"], "backbone": ["x"], "method": ["dap"]}
-    parser = build_parser(dict.fromkeys(VERBS, print))
-    for name, field in recipe_fields():
+    app = build_app()
+    for name, (flag, field) in recipe_fields().items():
         if name == "options":
             continue  # --option NAME=VALUE
         kinds = str(field.annotation)
         plain = ["true"] if "bool" in kinds else ["2"] if "int" in kinds else ["0.5"] if "float" in kinds else ["x"]
         literal = re.findall(r"Literal\[(.*?)\]", kinds)
-        values = odd.get(flag_of(name)) or ([v.strip(" '") for v in literal[0].split(",")] if literal else plain)
+        values = odd.get(flag) or ([v.strip(" '") for v in literal[0].split(",")] if literal else plain)
         for value in values:
-            args = parser.parse_args(["distill", "--out", "o", f"--{flag_of(name)}", value])
+            _, bound, _ = app.parse_args(["distill", "--out", "o", f"--{flag}", value])
             section, _, leaf = name.rpartition(".")
             given = [value] if name == "data.classes" else value
             Recipe.parse({section: {leaf: given}} if section else {leaf: given})
-            assert getattr(args, name) == given
+            assert bound.arguments["flags"] == {name: given}
 
 
 def test_a_gpu_that_is_full_is_told_in_a_sentence(capsys, monkeypatch):
     import torch
 
-    def full(args):
+    from dap.data.sets.distilled import DistilledSet
+
+    def full(path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB")
 
-    monkeypatch.setitem(VERBS, "verify", full)
+    monkeypatch.setattr(DistilledSet, "open", full)
     assert main(["verify", "x"]) == 1
     assert "Out of memory" in capsys.readouterr().err

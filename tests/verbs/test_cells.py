@@ -80,7 +80,7 @@ def test_workers_are_handed_the_grid_and_no_backbone_stays_with_their_parent(bas
         loaded.append(weakref.ref(made))
         return made
 
-    def in_this_process(arguments, workers, spread=True, meanwhile=lambda: None):
+    def in_this_process(arguments, workers, spread=True, meanwhile=lambda: None, tell=None):
         assert loaded and not any(one() for one in loaded), "the parent keeps a backbone"
         assert arguments[0] == "worker" and workers == 2
         meanwhile()

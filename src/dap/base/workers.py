@@ -77,17 +77,19 @@ def run_workers(
     workers: int,
     spread: bool = True,
     meanwhile: Callable[[], object] = lambda: None,
+    tell: Callable[[str], object] | None = None,
 ) -> None:
     """Run the command line `dap` with these arguments in several processes and wait for all.
 
-    Each gets its share of the CPU threads, and where there are several GPUs its own in turn. What they say goes to this
-    process's standard error, line by line.
+    Each gets its share of the CPU threads, and where there are several GPUs its own in turn.
 
     Args:
         arguments: of a command that shares its work by `share`.
         workers: how many processes.
         spread: over the GPUs there are; not where one is named.
         meanwhile: called about twice a second while they run.
+        tell: called with every line that they write to standard error, from several threads. By default the lines go to
+            the standard error of this process; a caller who draws bars there writes them above the bars.
 
     Raises:
         DapError: one of them failed; what was done is kept.
@@ -96,28 +98,56 @@ def run_workers(
 
     gpus = visible_gpus(torch.cuda.device_count()) if spread and torch.cuda.is_available() else []
     threads = str(max(1, (os.cpu_count() or 1) // workers))
+    last: dict[int, str] = {}
     with ExitStack() as stack:
         running = []
         for k in range(workers):
-            environment = {**os.environ, "DAP_PLAIN_PROGRESS": "1"}
-            environment.setdefault("OMP_NUM_THREADS", threads)
+            environment = {"OMP_NUM_THREADS": threads, **os.environ}
             if len(gpus) > 1:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[k % len(gpus)]
-            command = [sys.executable, "-m", "dap", *arguments]
-            # Nothing is ever written to it; it closes when this process ends, however that happens.
-            process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            # -P: a file of the current folder, such as queue.py, must not stand in for a module of the standard library.
+            command = [sys.executable, "-P", "-m", "dap", *arguments]
+            # Nothing is ever written to stdin; it closes when this process ends, however that happens.
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=None if tell is None else subprocess.PIPE,
+            )
             running.append(stack.enter_context(process))
+            if tell is not None:
+                reader = threading.Thread(target=_pass_on, args=(process, tell, last), daemon=True)
+                reader.start()
+                stack.callback(reader.join, 5)
             stack.callback(_stop, process)
         while any(process.poll() is None for process in running):
             meanwhile()
             time.sleep(0.5)
         found = [process.wait() for process in running]
-    wrong = [str(k) for k, status in enumerate(found) if status]
+    wrong = [k for k, status in enumerate(found) if status]
     if wrong:
-        raise DapError(
-            f"Worker {', '.join(wrong)} of {workers} stopped early; its message stands above. What was made is kept: run the "
-            "same again to go on."
+        said = dict.fromkeys(last[running[k].pid].removeprefix("dap: error: ") for k in wrong if running[k].pid in last)
+        told = (
+            f" The last that was said there: {' '.join(said)}"
+            if said
+            else " Its message stands above."
+            if tell is None
+            else ""
         )
+        raise DapError(
+            f"Worker {', '.join(map(str, wrong))} of {workers} stopped early.{told} What was made is kept: run the same again "
+            "to go on."
+        )
+
+
+def _pass_on(process: subprocess.Popen[bytes], tell: Callable[[str], object], last: dict[int, str]) -> None:
+    """Tell every line that a worker writes to its standard error, until it ends; keep the last line by the process id."""
+    assert process.stderr is not None
+    with suppress(ValueError):  # the pipe is closed while a process that the worker started still holds its other end
+        for line in process.stderr:
+            last[process.pid] = line.decode("utf-8", "replace").rstrip("\n")
+            tell(last[process.pid])
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

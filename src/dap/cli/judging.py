@@ -1,145 +1,200 @@
-"""The verbs of the command that judge: from flags to the functions of `dap.verbs`, and what they found on the terminal."""
+"""The verbs that judge: evaluate, train-teacher, classify, report, rank."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
-import shutil
-import sys
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-from dap.base.errors import DapError
-from dap.cli.bars import Bars
-from dap.verbs.options import Judging, Machine
+from cyclopts import Parameter
 
-
-def machine(args: argparse.Namespace) -> Machine:
-    return Machine(
-        device=args.device,
-        offline=args.offline,
-        cache=getattr(args, "cache", None),
-        threads=getattr(args, "threads", None),
-    )
-
-
-def judging(args: argparse.Namespace) -> Judging:
-    return Judging(
-        protocol=args.protocol,
-        networks=tuple(args.networks),
-        trials=args.trials,
-        epochs=args.epochs,
-        changes=changes(args),
-        teacher=args.teacher,
-        labels=args.labels,
-        on=args.on,
-        reference=args.reference,
-        neighbours=args.neighbours,
-        measures=tuple(args.measures),
-    )
+from dap.cli.flags import (
+    Changes,
+    Classes,
+    JudgingFlags,
+    MachineFlags,
+    MaybePositive,
+    Numbers,
+    OutputFlags,
+    Positive,
+    Sets,
+    Told,
+    Track,
+    assignments,
+    judging_of,
+    machine_of,
+    watcher_of,
+)
+from dap.cli.results import shown
 
 
-def changes(args: argparse.Namespace) -> dict[str, Any]:
-    return assignments(args.changes, "--set", "FIELD")
+def evaluate(
+    sets: Sets,
+    /,
+    *,
+    data: str | None = None,
+    classes: Classes = None,
+    out: Path | None = None,
+    judged: JudgingFlags | None = None,
+    track: Track = None,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Judge sets.
 
-
-def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
-    """The values of a flag that is given as NAME=VALUE, as YAML, once or several times."""
-    import yaml
-
-    found = {}
-    for item in items:
-        name, _, value = item.partition("=")
-        if not value:
-            raise DapError(
-                f"{flag} takes {what}=VALUE, such as {'size=64' if flag == '--set' else 'scale=0.1'}, not {item!r}."
-            )
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise DapError(f"{flag} {item}: {value!r} is not valid YAML; are all brackets closed?") from error
-    return found
-
-
-def show(results: Any, track: str | None) -> None:
-    """The table, where the page is, and the log that was asked for."""
-    from dap.verbs.report import log_for
-
-    if sys.stdout.isatty():
-        print(results.table.terminal(shutil.get_terminal_size().columns))
-    else:  # a file or a pipe gets the whole table, as Markdown
-        print(results.table.markdown())
-    print(f"\nReport: {results.page}")
-    if track:
-        print(f"Logged for {track}: {log_for(track, results)}")
-
-
-def check_tracking(args: argparse.Namespace) -> None:
+    Args:
+        sets: Distilled sets, or any folders of class folders.
+        data: Real images to test on. Default: those that the set was made of.
+        classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
+        out: Folder of the report. Default: the first set's own.
+    """
+    from dap.verbs.evaluate import evaluate as run
     from dap.verbs.report import check_tracking
 
-    check_tracking(args.track)
+    check_tracking(track)
+    told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
+    return shown(run(sets, data=data, classes=classes, out=out or sets[0], **told), track)
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    from dap.verbs.evaluate import evaluate
+def train_teacher(
+    *,
+    data: str,
+    out: Path,
+    classes: Classes = None,
+    network: str | None = None,
+    protocol: str = "reference",
+    epochs: MaybePositive = None,
+    changes: Changes = None,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Train a classifier.
 
-    check_tracking(args)
-    options = {"data": args.data, "classes": args.classes, "out": args.out or args.sets[0]}
-    show(
-        evaluate(args.sets, **options, judging=judging(args), machine=machine(args), watcher=Bars()),
-        args.track,
+    Args:
+        data: The real images, as in a recipe: fashion-mnist, or a folder.
+        out: File to write, such as teacher.safetensors.
+        classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
+        network: Instead of the protocol's own network: resnet18, convnet3, file.py:build.
+        protocol: The name of a shipped protocol, or a YAML file.
+        epochs: Training epochs instead of the protocol's own.
+    """
+    from dap.verbs.train_teacher import train_teacher as run
+
+    trial = run(
+        data,
+        out,
+        classes=classes,
+        network=network,
+        protocol=protocol,
+        epochs=epochs,
+        changes=assignments(changes or [], "--set", "FIELD"),
+        machine=machine_of(machine),
+        watcher=watcher_of(output),
+    )
+    return Told(
+        f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
+        {"teacher": out, "network": trial.network, "accuracy": trial.last, "n_test": trial.n_test},
     )
 
 
-def train_teacher(args: argparse.Namespace) -> None:
-    from dap.verbs.train_teacher import train_teacher
+def classify(
+    sets: Sets,
+    /,
+    *,
+    backbone: str | None = None,
+    data: str | None = None,
+    classes: Classes = None,
+    reals: Positive = 50,
+    times: Annotated[Positive, Parameter(metavar="T")] = 10,
+    keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
+    seed: int = 0,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Classify by a backbone.
 
-    names = ("classes", "network", "protocol", "epochs")
-    options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    trial = train_teacher(args.data, args.out, **options, changes=changes(args), machine=machine(args), watcher=Bars())
-    print(f"{args.out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s")
+    Args:
+        sets: Distilled sets, folders that hold some, or class folders.
+        backbone: As in a recipe. Default: the backbone that each set was made with.
+        data: Real images to test the backbone on. Default: those that the set was made of.
+        classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
+        reals: Real test images of each class.
+        times: Noise levels for each image and class.
+        keep: With many classes: how many are left after each stage, such as 100,10. Default: all to the end.
+        seed: Seed of the noises and of the choice of test images.
+    """
+    from dap.verbs.classify import Levels
+    from dap.verbs.classify import classify as run
+
+    levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
+    found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
+    lines = [
+        f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "
+        f"which is right on {one['real']['accuracy']:.1%} of {one['real']['images']} real test images"
+        for path, one in found.items()
+    ]
+    lines.append(f"Next: dap report {shlex.join(map(str, sets))} --out report")
+    names = ("backbone", "agreement", "real")
+    return Told(
+        "\n".join(lines), {"sets": [{"set": path, **{n: one[n] for n in names}} for path, one in found.items()]}
+    )
 
 
-def report(args: argparse.Namespace) -> None:
-    from dap.verbs.report import Results, found_sets, report
+def report(
+    sets: Sets,
+    /,
+    *,
+    out: Path,
+    title: str = "Distilled sets compared",
+    track: Track = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Report on sets.
 
-    check_tracking(args)
-    found = found_sets(args.sets)
-    show(Results(tuple(found), report(args.sets, args.out, title=args.title)), args.track)
+    Args:
+        sets: Distilled sets, or folders that hold some.
+        out: The page to write, or its folder.
+        title: Heading of the page.
+    """
+    from dap.verbs.report import Results, check_tracking, found_sets, write_page
+
+    check_tracking(track)
+    del output
+    found = found_sets(sets)
+    return shown(Results(tuple(found), write_page(found, out, title)), track)
 
 
-def store_labels(args: argparse.Namespace, made: Any) -> None:
-    from dap.verbs.labels import store_labels
+def rank(
+    sets: Sets,
+    /,
+    *,
+    network: str = "convnet3",
+    hard: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
+    own: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
+    augmented: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
+    plain: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
+    full: Annotated[float | None, Parameter(metavar="FRACTION")] = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Rank sets.
 
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("teacher", "protocol", "epochs")}
-    store_labels(made, args.out, **options, changes=changes(args), machine=machine(args), watcher=Bars())
-    again = ["--protocol", args.protocol, *(["--epochs", str(args.epochs)] if args.epochs else [])]
-    again += [part for item in args.changes for part in ("--set", item)]
-    command = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(args.out)])
-    print(f"Labels in {args.out}\nNext: {command}")
+    Args:
+        sets: Evaluated sets, or folders that hold some. Sets of random images must be among them.
+        network: Only trainings of this network count.
+        hard: Protocol with hard labels.
+        own: The methods' own protocol, such as one with soft labels.
+        augmented: Protocol with augmentation.
+        plain: Protocol without augmentation.
+        full: Accuracy of training on all real images, a fraction in [0, 1].
+    """
+    from dap.verbs.rank import rank as run
 
-
-def rank(args: argparse.Namespace) -> None:
-    from dap.verbs.rank import rank
-
-    names = ("network", "hard", "own", "augmented", "plain", "full")
-    options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    for path, scores in rank(args.sets, **options).items():
+    del output
+    found = run(sets, network=network, hard=hard, own=own, augmented=augmented, plain=plain, full=full)
+    lines, values = [], []
+    for path, scores in found.items():
         told = [f"{name} {value:.3f}" for name, value in scores.shown.items()]
-        print(f"{path}: {', '.join(told) or 'no score: its trials, or those of random images, are missing'}")
-    print(f"Next: dap report {shlex.join(map(str, args.sets))} --out report")
-
-
-def classify(args: argparse.Namespace) -> None:
-    """Zero-shot: the backbone of each set, or the one named, as a classifier of real images and of the set's."""
-    from dap.verbs.classify import Levels, classify
-
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("backbone", "data", "classes", "reals")}
-    levels = Levels(args.times, tuple(args.keep), args.seed)
-    for path, found in classify(args.sets, **options, levels=levels, machine=machine(args), watcher=Bars()).items():
-        real = found["real"]
-        print(
-            f"{path}: {found['agreement']:.1%} of {len(found['images'])} images are what they are labelled to "
-            f"{found['backbone']}, which is right on {real['accuracy']:.1%} of {real['images']} real test images"
-        )
-    print(f"Next: dap report {shlex.join(map(str, args.sets))} --out report")
+        lines.append(f"{path}: {', '.join(told) or 'no score: its trials, or those of random images, are missing'}")
+        values.append({"set": path, **scores.shown})
+    lines.append(f"Next: dap report {shlex.join(map(str, sets))} --out report")
+    return Told("\n".join(lines), {"sets": values})

@@ -73,7 +73,7 @@ class Grid:
         judging, machine = dict(values["judging"]), dict(values["machine"])
         for told, names in ((judging, ("labels", "reference")), (machine, ("cache",))):
             told.update({name: Path(told[name]) for name in names if told[name] is not None})
-        judging["networks"] = tuple(judging["networks"])
+        judging.update({name: tuple(judging[name]) for name in ("networks", "measures")})
         shared = (tuple(values["subsample"]), values["command"])
         return Grid(cells, Path(values["out"]), Judging(**judging), Machine(**machine), *shared)
 
@@ -179,7 +179,7 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
         count()
         spread = cells.machine.device in ("auto", "cuda")
         try:
-            run_workers(["worker", str(job)], workers, spread=spread, meanwhile=count)
+            run_workers(["worker", str(job)], workers, spread=spread, meanwhile=count, tell=watcher.note)
         except DapError as error:
             raise CellsFailed(str(error)) from error
         count()

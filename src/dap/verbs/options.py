@@ -19,7 +19,7 @@ class Machine:
         device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1" name a device.
         offline: never ask the network; use the local cache alone.
         cache: folder in which several runs share real features and what methods make once.
-        threads: CPU threads; None leaves the choice to torch.
+        threads: how many CPU threads torch uses; by default torch chooses.
     """
 
     device: str = "auto"
@@ -44,7 +44,7 @@ class Judging:
         on: "test" tests on the test images; "validation" tests on training images that were held out of distillation,
             to make choices on.
         reference: file of a classifier trained on the real data, for measures and predicted labels.
-        neighbours: how many real images of a class are searched for near-copies; None searches all of them.
+        neighbours: how many real images of a class are searched for near-copies; by default all of them.
         measures: measures of your own, each as file.py:Name; the report shows their numbers beside the built-in ones.
     """
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from dap.cli.judging import show
+from dap.cli.results import shown
 from dap.evaluation.report.expected import Claims
 from dap.evaluation.report.records import load
 from dap.evaluation.report.summary import summarise
@@ -69,14 +69,12 @@ def test_sets_without_a_trial_are_shown(tmp_path):
     assert text.startswith("not evaluated yet\n")
 
 
-def test_a_pipe_gets_markdown_and_a_terminal_does_not(compared, tmp_path, capsys, monkeypatch):
-    show(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title")), None)
-    assert "| method " in capsys.readouterr().out
+def test_a_pipe_gets_markdown_and_a_terminal_does_not(compared, tmp_path, monkeypatch):
+    assert "| method " in shown(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title"))).text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "90")
     monkeypatch.setenv("NO_COLOR", "1")
-    show(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title")), None)
-    told = capsys.readouterr().out
+    told = shown(Results(tuple(compared), write_page(compared, tmp_path / "out", "A title"))).text
     assert "|" not in told and max(map(len, told.partition("\nReport: ")[0].split("\n"))) <= 90
 
 

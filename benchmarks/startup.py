@@ -1,0 +1,75 @@
+"""How long the command `dap` takes to answer, in seconds of processor time over a Python that does nothing.
+
+Processor time counts what this process and its children used, user and system, so that other work on the machine disturbs it
+little. The rows take turns, and each row's median stands in the table. `--check` fails where a row is above its bound.
+
+    python benchmarks/startup.py --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+
+BARE = "bare Python"
+
+ROWS: dict[str, tuple[list[str], float]] = {
+    BARE: (["-c", "pass"], float("inf")),
+    "import dap": (["-c", "import dap"], 0.1),
+    "dap --version": (["-m", "dap", "--version"], 0.3),
+    "dap --help": (["-m", "dap", "--help"], 0.3),
+    "dap destill (misspelt)": (["-m", "dap", "destill"], 0.3),
+    "dap distill --help": (["-m", "dap", "distill", "--help"], 0.3),
+    "dap compare --help": (["-m", "dap", "compare", "--help"], 0.3),
+    "dap evaluate --help": (["-m", "dap", "evaluate", "--help"], 0.3),
+    "dap import --help": (["-m", "dap", "import", "--help"], 0.3),
+    "dap distill --ipcc 3 (misspelt flag)": (["-m", "dap", "distill", "--ipcc", "3"], 0.3),
+}
+"""What is run, as arguments of Python, and how many seconds over bare Python it may take."""
+
+
+def cpu_seconds(arguments: Sequence[str]) -> float:
+    """Processor seconds of one run of this Python with these arguments; what it writes is thrown away."""
+    nowhere = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+    process = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ, file_actions=nowhere)
+    _, _, used = os.wait4(process, 0)
+    return used.ru_utime + used.ru_stime
+
+
+def medians(runs: int) -> dict[str, float]:
+    """The median processor seconds of every row, less those of bare Python."""
+    found: dict[str, list[float]] = {name: [] for name in ROWS}
+    for name, (arguments, _) in ROWS.items():  # the first run reads files from the disk and may write bytecode
+        cpu_seconds(arguments)
+        del name
+    for _ in range(runs):
+        for name, (arguments, _) in ROWS.items():
+            found[name].append(cpu_seconds(arguments))
+    bare = statistics.median(found[BARE])
+    return {name: statistics.median(seconds) - (0 if name == BARE else bare) for name, seconds in found.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=11, help="runs of each row (%(default)s)")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a row is above its bound")
+    args = parser.parse_args()
+    found = medians(args.runs)
+    bytecode = "no bytecode is written" if sys.dont_write_bytecode else "bytecode is written"
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {args.runs} runs, {bytecode}\n")
+    print("| what | seconds of processor time over bare Python | bound |\n|---|---|---|")
+    for name, seconds in found.items():
+        bound = ROWS[name][1]
+        print(f"| `{name}` | {seconds:.2f} | {'' if bound == float('inf') else bound} |")
+    above = [name for name, seconds in found.items() if seconds > ROWS[name][1]]
+    if above:
+        print(f"\nAbove the bound: {', '.join(above)}.")
+    return int(args.check and bool(above))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

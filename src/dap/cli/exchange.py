@@ -1,0 +1,172 @@
+"""The verbs that exchange sets and weights with other tools: import, export, convert."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from dap.cli.flags import (
+    Changes,
+    Classes,
+    Dtype,
+    Floats,
+    MaybePositive,
+    OutputFlags,
+    PlaceFlags,
+    Told,
+    assignments,
+    machine_of,
+    watcher_of,
+)
+
+LABELS = Group("Stored labels (--layout fkd)", sort_key=20)
+Source = Annotated[str, Parameter(metavar="SOURCE")]
+Layout = Annotated[
+    str,
+    Parameter(
+        help="folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, set. "
+        "Default: found out and said.",
+        show_default=False,
+    ),
+]
+Names = Annotated[
+    Classes,
+    Parameter(
+        help="Names in label order; or imagenette, imagewoof, imageidc, imagenet100, imagenet1k; or a .txt or .json file of "
+        "names; or 'sorted'; or how many classes there are, where they are only numbered.",
+    ),
+]
+Pick = Annotated[
+    str | None,
+    Parameter(
+        metavar="natural|string|random",
+        help="natural takes the first images, 2 before 10. string takes the first images, 10 before 2, as MinimaxDiffusion's "
+        "evaluation does. random draws them. Default: string for the layout minimax, else natural.",
+    ),
+]
+
+
+def import_(
+    source: Source,
+    /,
+    *,
+    out: Path,
+    layout: Layout = "auto",
+    classes: Names = None,
+    ipc: MaybePositive = None,
+    pick: Pick = None,
+    seed: int = 0,
+    mean: Floats = None,
+    std: Floats = None,
+    labels: Annotated[str | None, Parameter(metavar="FILE")] = None,
+    licence: str | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Import a set.
+
+    Args:
+        source: A folder of class folders, or a .pt, .safetensors, parquet or .tar file.
+        out: Folder of the set.
+        ipc: Images per class. Default: all.
+        seed: Seed of a random pick.
+        mean: Mean that normalised tensors have lost: one number, or one for each channel.
+        std: Standard deviation of normalised tensors, likewise.
+        labels: File of the labels of tensors, where the labels have a file of their own.
+        licence: Licence of the images, for the card.
+    """
+    from dap.data.sets.imports import import_set
+
+    told = functools.partial(watcher_of(output).images, out.name)
+    given = {"layout": layout, "ipc": ipc, "pick": pick, "seed": seed, "labels": labels, "licence": licence}
+    made = import_set(source, out, class_names=classes, mean=mean, std=std, progress=told, **given)
+    notes = made.noted("import.json")["notes"]
+    again = shlex.join(["dap", "evaluate", str(made.path)])
+    return Told(
+        "\n".join([*notes, f"{len(made.records)} images in {made.path}", f"Next: {again} --data FOLDER"]),
+        {"set": made.path, "images": len(made.records), "notes": notes},
+    )
+
+
+def export(
+    set_: Annotated[Path, Parameter(name="SET", metavar="SET")],
+    /,
+    *,
+    out: Path,
+    layout: str = "imagefolder",
+    shard_size: MaybePositive = None,
+    teacher: Annotated[str | None, Parameter(group=LABELS)] = None,
+    protocol: Annotated[str, Parameter(group=LABELS)] = "fkd-soft",
+    epochs: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
+    changes: Annotated[Changes, Parameter(group=LABELS)] = None,
+    machine: PlaceFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Export a set.
+
+    Args:
+        set_: The distilled set.
+        out: A new folder, or an earlier export of the same set.
+        layout: imagefolder, parquet, webdataset, ddranking, pt; or fkd, the labels that a teacher gives the images.
+        shard_size: Images in each file. Default: 5000 for parquet, 1000 for webdataset.
+        teacher: A file of dap train-teacher, or torchvision:NAME with its ImageNet weights.
+        protocol: The protocol whose augmentation and epochs are taken.
+        epochs: Epochs instead of the protocol's own.
+    """
+    from dap.data.sets.distilled import DistilledSet
+
+    made, watcher = DistilledSet.open(set_), watcher_of(output)
+    if layout == "fkd":
+        from dap.verbs.labels import store_labels
+
+        changed = assignments(changes or [], "--set", "FIELD")
+        asked = {"teacher": teacher, "protocol": protocol, "epochs": epochs, "changes": changed}
+        store_labels(made, out, machine=machine_of(machine), watcher=watcher, **asked)
+        again = ["--protocol", protocol, *(["--epochs", str(epochs)] if epochs else [])]
+        again += [part for item in changes or [] for part in ("--set", item)]
+        line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])
+        return Told(f"Labels in {out}\nNext: {line}", {"labels": out, "set": made.path})
+    from dap.data.sets.export import export as write
+
+    told = functools.partial(watcher.images, out.name)
+    said = write(made, out, layout, shard_size=shard_size, progress=told)
+    last = f"{len(made.records)} images as {layout} in {out}; see its README.md."
+    values = {"export": out, "layout": layout, "images": len(made.records), "notes": said["notes"]}
+    return Told("\n".join([*said["notes"], last]), values)
+
+
+def convert(
+    source: Source,
+    /,
+    *,
+    out: Path,
+    revision: str | None = None,
+    vae: str | None = None,
+    heads: MaybePositive = None,
+    classes: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    dtype: Dtype = "float32",
+    offline: bool = False,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Convert weights.
+
+    Args:
+        source: Hub id, diffusers folder, or a .pt of the original DiT code.
+        out: Folder of the pipeline.
+        revision: Branch, tag or commit of a hub id.
+        vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema.
+        heads: For a .pt whose width is none of the paper's four: the number of attention heads.
+        classes: JSON list of class names in label order.
+        dtype: Type of the numbers that are written.
+        offline: Never ask the network, only the local cache.
+    """
+    from dap.backbones.convert import convert as run
+
+    del output
+    chosen = {"revision": revision, "vae": vae, "heads": heads, "classes": classes, "dtype": dtype, "offline": offline}
+    made = run(source, out, **chosen)  # pyright: ignore[reportArgumentType]
+    again = shlex.join(["dap", "distill", "--backbone", str(made)])
+    return Told(f"Pipeline in {made}\nNext: {again} --out runs/first", {"pipeline": made})

@@ -1,0 +1,86 @@
+"""The verbs that look at things and change nothing: methods, verify, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from dap.cli.flags import Dtype, OutputFlags, PlaceFlags, Told, machine_of, output_of
+
+
+def methods(
+    name: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    /,
+    *,
+    output: OutputFlags | None = None,
+) -> Told:
+    """List the methods.
+
+    Args:
+        name: A method, or file.py:Name.
+    """
+    from dap.methods import METHODS, find
+    from dap.methods.catalogue import one, table
+
+    del output
+    chosen = {name: type(find(name))} if name else METHODS
+    values = {
+        known: {"needs": sorted(made.needs), "reference": made.reference, "options": _options(made)}
+        for known, made in chosen.items()
+    }
+    return Told(one(name) if name else table(), {"methods": values})
+
+
+def verify(
+    set_: Annotated[Path, Parameter(name="SET", metavar="SET")],
+    /,
+    *,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Verify a set.
+
+    Args:
+        set_: The distilled set.
+    """
+    from dap.data.sets.distilled import DistilledSet
+
+    del output
+    made = DistilledSet.open(set_)
+    made.check_whole()
+    return Told(f"{set_} is whole: {len(made.records)} images.", {"set": set_, "images": len(made.records)})
+
+
+def check(
+    name: Annotated[str, Parameter(metavar="NAME")],
+    /,
+    *,
+    dtype: Dtype = "float32",
+    machine: PlaceFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Check a part.
+
+    Args:
+        name: starter, a folder, a hub id, a kernel, a method, or your own as file.py:Name.
+        dtype: Type of a backbone's weights and activations.
+    """
+    from dap.testing import check as run
+    from dap.testing import summary
+
+    where, told = machine_of(machine), output_of(output)
+    kind, found = run(name, device=where.device, dtype=dtype, offline=where.offline)
+    seen = []
+    for finding in found:  # each one is shown when it is found, because a backbone takes minutes
+        seen.append(finding)
+        if not (told.json or told.quiet):
+            print(finding, flush=True)
+    values = {"name": name, "kind": kind, "findings": [{"level": one.level, "says": str(one)} for one in seen]}
+    return Told(summary(name, kind, seen), values, status=int(any(one.level == "wrong" for one in seen)))
+
+
+def _options(made: type) -> dict[str, object]:
+    """The options of a method's own, with their defaults."""
+    options = getattr(made, "Options", None)
+    return {} if options is None else {name: str(field.default) for name, field in options.model_fields.items()}

@@ -1,0 +1,267 @@
+"""The verbs that make sets and what methods need: demo, distill, sweep, compare, caption."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from dap.cli.flags import (
+    Classes,
+    JudgingFlags,
+    MachineFlags,
+    MaybePositive,
+    Numbers,
+    OutputFlags,
+    PlaceFlags,
+    Positive,
+    QuickJudgingFlags,
+    Told,
+    Track,
+    Words,
+    assignments,
+    judging_of,
+    machine_of,
+    output_of,
+    watcher_of,
+)
+from dap.cli.recipe import CommonFlags, Ipcs, RecipeFlags, recipe_fields, recipe_values, varied
+from dap.cli.results import shown
+from dap.verbs.options import Judging
+
+RecipeFile = Annotated[
+    str | None,
+    Parameter(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe. Flags override what stands in it."),
+]
+SetsEach = Annotated[Positive, Parameter(name="--sets")]
+Workers = Annotated[Positive, Parameter(name="--workers")]
+Methods = Annotated[
+    Words,
+    Parameter(
+        help="Methods with commas between them, each a name or file.py:Name; dap methods lists the names. NAME@BACKBONE takes "
+        "another backbone for one method. Default: random,vanilla,dap,dap-slots.",
+    ),
+]
+Subsample = Annotated[Numbers, Parameter(name="--subsample")]
+
+
+def command() -> str:
+    """The command line of this process, as it is recorded in a set."""
+    return shlex.join(["dap", *sys.argv[1:]])
+
+
+def distill(
+    recipe: RecipeFile = None,
+    /,
+    *,
+    out: Path,
+    flags: RecipeFlags | None = None,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Make a distilled set.
+
+    Args:
+        out: Folder of the set.
+    """
+    from dap.recipe import Recipe
+    from dap.verbs.distill import distill as make
+
+    chosen = Recipe.parse(recipe_values(recipe, flags or {}), recipe or "the recipe")
+    made = make(chosen, out, machine=machine_of(machine), watcher=watcher_of(output), command=command())
+    from dap.verbs.report import write_page
+
+    page = write_page([out], out, f"{out.name}: {chosen.method}")
+    again = shlex.join(["dap", "evaluate", str(made.path)])
+    return Told(
+        f"{len(made.records)} images in {made.path}\nReport: {page}\nNext: {again}",
+        {"set": made.path, "images": len(made.records), "page": page},
+    )
+
+
+def demo(
+    *,
+    out: Path | None = None,
+    backbone: Literal["dit", "unet"] = "dit",
+    sets: SetsEach = 1,
+    judged: QuickJudgingFlags | None = None,
+    track: Track = None,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Run the main job.
+
+    Args:
+        out: Folder of the sets and the report. Default: runs/demo-BACKBONE.
+        backbone: The embedded backbone.
+        sets: Distilled sets of each method, each with its own seed.
+    """
+    from dap.verbs.compare import sweep as run
+
+    base = {"backbone": {"path": {"dit": "starter", "unet": "starter-unet"}[backbone]}}
+    vary = {"method": ["random", "vanilla", "dap", "dap-slots"]}
+    name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[backbone]
+    title = f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})"
+    where = out or Path(f"runs/demo-{backbone}")
+    told = {"machine": machine, "output": output, "track": track}
+    judging = judging_of(judged, protocol="quick-hard")
+    return _grid(run, base, vary, sets, where, title=title, judging=judging, **told)
+
+
+def sweep(
+    recipe: RecipeFile = None,
+    /,
+    *,
+    out: Path,
+    vary: Annotated[list[str] | None, Parameter(metavar="FLAG=V1,V2,…")] = None,
+    sets: SetsEach = 5,
+    workers: Workers = 1,
+    flags: RecipeFlags | None = None,
+    judged: JudgingFlags | None = None,
+    track: Track = None,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Make and judge a grid.
+
+    Args:
+        out: Folder of the grid.
+        vary: A recipe flag and its values, such as scale=0,0.1,0.2. May be repeated.
+        sets: Distilled sets of each point of the grid, each with its own seed.
+        workers: Processes that share the cells. The same command, run elsewhere on the same folder, joins in.
+    """
+    from dap.verbs.compare import sweep as run
+
+    values, fields = recipe_values(recipe, flags or {}), varied(vary or [])
+    title = f"Sweep over {', '.join(item.partition('=')[0] for item in vary or []) or 'seeds'}"
+    told = {"judging": judging_of(judged), "machine": machine, "output": output, "track": track, "workers": workers}
+    return _grid(run, values, fields, sets, out, title=title, **told)
+
+
+def compare(
+    recipe: RecipeFile = None,
+    /,
+    *,
+    out: Path,
+    methods: Methods = ("random", "vanilla", "dap", "dap-slots"),
+    ipcs: Ipcs = (),
+    sets: SetsEach = 3,
+    option: Annotated[list[str] | None, Parameter(metavar="METHOD.NAME=VALUE")] = None,
+    subsample: Subsample = (),
+    workers: Workers = 1,
+    flags: CommonFlags | None = None,
+    judged: JudgingFlags | None = None,
+    track: Track = None,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Compare methods.
+
+    Args:
+        out: Folder of the comparison.
+        ipcs: Images per class: one number, or several with commas between them. Default: the recipe's, which is 10.
+        sets: Distilled sets of each method, each with its own seed.
+        option: An option of one method's own, as YAML; dap methods NAME lists them. May be repeated.
+        subsample: Judge also random draws of N images a class from each larger set, as the paper's scaling table does.
+        workers: Processes that share the cells. The same command, run elsewhere on the same folder, joins in.
+    """
+    from dap.verbs.compare import compare as run
+
+    options = assignments(option or [], "--option", "METHOD.NAME")
+    _check_wanted(methods, flags or {})
+    values = recipe_values(recipe, flags or {})
+    told = {"judging": judging_of(judged), "machine": machine, "output": output, "track": track, "workers": workers}
+    return _grid(run, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
+
+
+def worker(job: Path, /) -> None:
+    """Do the cells of a grid that a parent process wrote into a file."""
+    from dap.base.workers import end_with_parent
+    from dap.cli.bars import Lines
+    from dap.verbs.compare import work_on
+
+    end_with_parent()
+    work_on(job, Lines(every=float("inf")))
+
+
+def caption(
+    *,
+    data: str,
+    out: Path,
+    classes: Classes = None,
+    model: str | None = None,
+    ask: Annotated[str | None, Parameter(metavar="TEXT")] = None,
+    per_class: MaybePositive = None,
+    batch: Positive = 16,
+    machine: PlaceFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Caption real images.
+
+    Args:
+        data: The real images, as in a recipe: fashion-mnist, or a folder.
+        out: File of JSON lines to write, such as captions.jsonl.
+        classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
+        model: Folder or hub id of an image-to-text model of transformers. Default: BLIP.
+        ask: The question to a chat model, or the beginning of every caption of another model. {} stands for the class.
+        per_class: Images of each class. Default: all.
+        batch: Images that are captioned at once.
+    """
+    from dap.verbs.caption import MODEL
+    from dap.verbs.caption import caption as run
+
+    chosen: dict[str, Any] = {"classes": classes, "ask": ask, "per_class": per_class, "batch": batch}
+    made = run(data, out, model=model or MODEL, machine=machine_of(machine), watcher=watcher_of(output), **chosen)
+    again = shlex.join(["dap", "distill", "--method", "vlcp", "--captions", str(out)])
+    return Told(f"{made} captions added to {out}\nNext: {again} ...", {"captions": out, "added": made})
+
+
+def _grid(
+    run: Callable[..., Any],
+    *given: Any,
+    judging: Judging,
+    machine: MachineFlags | None,
+    output: OutputFlags | None,
+    track: str | None,
+    **options: Any,
+) -> Told:
+    """Run `compare` or `sweep`, and tell what they found also where some cells failed."""
+    from dap.verbs.report import Unfinished, check_tracking
+
+    check_tracking(track)
+    told = {"judging": judging, "machine": machine_of(machine), "watcher": watcher_of(output), "command": command()}
+    try:
+        return shown(run(*given, **options, **told), track)
+    except Unfinished as error:
+        if error.results is not None and not (output_of(output).json or output_of(output).quiet):
+            print(shown(error.results, track).text)
+        raise
+
+
+def _check_wanted(methods: Sequence[str], flags: dict[str, Any]) -> None:
+    """Whether some method takes what was given by a flag. A recipe file may say more than the methods take.
+
+    Raises:
+        DapError: a flag is of no use to any of the methods.
+    """
+    from dap.base.errors import DapError
+    from dap.methods import find
+
+    made = {name: find(name.partition("@")[0]) for name in methods}
+    for section, wanted in (
+        ("guidance", [method.guidance is not None for method in made.values()]),
+        ("classifier", ["classifier" in method.needs for method in made.values()]),
+        ("captions", ["captions" in method.needs for method in made.values()]),
+    ):
+        given = [
+            flag for name, (flag, _) in recipe_fields().items() if name.partition(".")[0] == section and name in flags
+        ]
+        if given and not any(wanted):
+            raise DapError(
+                f"Of {', '.join(methods)} none takes --{given[0]}; a method's own options are given as --option "
+                "METHOD.NAME=VALUE."
+            )

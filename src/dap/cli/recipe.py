@@ -1,0 +1,118 @@
+"""One flag for every field of a recipe, made from the pydantic models of `dap.recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts import Group, Parameter
+
+from dap.base.errors import DapError
+from dap.cli.flags import Numbers, assignments, parameters
+from dap.methods import SUMMARIES
+from dap.recipe import Recipe, keywords
+
+GROUPS = {
+    "": Group("Recipe", sort_key=10),
+    "data": Group("Recipe: real images", sort_key=11),
+    "backbone": Group("Recipe: backbone", sort_key=12),
+    "sampling": Group("Recipe: sampling", sort_key=13),
+    "guidance": Group("Recipe: guidance", sort_key=14),
+    "own_guidance": Group("Recipe: a guidance of your own", sort_key=15),
+}
+
+
+def recipe_fields() -> dict[str, tuple[str, Any]]:
+    """Every field of a recipe by its dotted name: its flag without the dashes, and the pydantic field."""
+    return {name: (keyword.replace("_", "-"), field) for keyword, (name, field) in keywords().items()}
+
+
+def annotation(name: str, flag: str, field: Any) -> Any:
+    """The type of the flag of a field.
+
+    A flag is kept as the text that was typed, because a recipe file may stand under it: the whole recipe is checked once,
+    when file and flags are one, by `Recipe.parse`. Only a closed list of values is checked at once.
+    """
+    arms = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    arms = tuple(get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms)
+    choices = [choice for arm in arms if get_origin(arm) is Literal for choice in get_args(arm)]
+    says = field.description or ""
+    if field.default is not None and field.default != "":
+        says += f" Default: {field.default}."
+    about: dict[str, Any] = {"name": f"--{flag}", "group": GROUPS[name.rpartition(".")[0]]}
+    if name == "options":
+        says = "An option of the method's own, as YAML; dap methods NAME lists them. May be repeated."
+        return Annotated[list[str], Parameter(name="--option", help=says, metavar="NAME=VALUE", group=about["group"])]
+    if name == "method":
+        says = f"One of {', '.join(SUMMARIES)}, or file.py:Name; dap methods explains each. Default: {field.default}."
+        return Annotated[str, Parameter(**about, help=says, metavar="NAME", completer=lambda context: dict(SUMMARIES))]
+    if name == "data.classes":
+        return Annotated[list[str], Parameter(**about, help=says, metavar="NAME …", consume_multiple=(1, None))]
+    if bool in arms:
+        return Annotated[Literal["true", "false"], Parameter(**about, help=says)]
+    if choices and int not in arms:
+        return Annotated[Literal[tuple(choices)], Parameter(**about, help=says)]
+    kind = next((arm.__name__.upper() for arm in arms if isinstance(arm, type)), "VALUE")
+    metavar = "|".join([kind, *choices])
+    return Annotated[str, Parameter(**about, help=says, metavar=metavar, allow_leading_hyphen=True)]
+
+
+def recipe_flags(title: str, without: Collection[str] = ()) -> Any:
+    """A flag for every field of a recipe but some: dotted name -> the text that was given."""
+    return parameters(
+        title, {name: annotation(name, *about) for name, about in recipe_fields().items() if name not in without}
+    )
+
+
+if TYPE_CHECKING:
+    RecipeFlags = CommonFlags = dict[str, Any]
+else:
+    RecipeFlags = recipe_flags("RecipeFlags")
+    CommonFlags = recipe_flags("CommonFlags", ("method", "ipc", "options"))  # less what `dap compare` varies
+
+Ipcs = Annotated[Numbers, Parameter(name="--ipc", group=GROUPS[""])]
+"""Images per class of `dap compare`: one number or several."""
+
+
+def recipe_values(recipe: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe file or a shipped recipe, under the flags that were given.
+
+    Args:
+        recipe: the file or the name; None for no recipe.
+        given: dotted name of a field -> what was typed, as `RecipeFlags` holds it.
+
+    Raises:
+        DapError: there is no such recipe, or a section of the file is not a mapping.
+    """
+    values: dict[str, Any] = Recipe.load(recipe) if recipe else {}
+    for name, value in given.items():
+        if name == "options":
+            continue
+        section, _, leaf = name.rpartition(".")
+        inside = values.setdefault(section, {}) if section else values
+        if not isinstance(inside, dict):
+            raise DapError(f"{section!r} in {recipe} should hold a mapping, not {inside!r}.")
+        inside[leaf] = value
+    if given.get("options"):
+        options = assignments(given["options"], "--option", "NAME")
+        values["options"] = {**(values.get("options") or {}), **options}
+    return values
+
+
+def varied(items: Sequence[str]) -> dict[str, list[str]]:
+    """The fields and values of `--vary FLAG=V1,V2,…`, by the dotted name of the field.
+
+    Raises:
+        DapError: there is no such flag, or it has no values.
+    """
+    from dap.base.registry import suggest
+
+    fields = {flag: name for name, (flag, _) in recipe_fields().items()}
+    found = {}
+    for item in items:
+        flag, _, values = item.partition("=")
+        if flag not in fields or not values:
+            raise DapError(f"--vary takes FLAG=V1,V2,…, not {item!r}. {suggest(flag, fields)}")
+        found[fields[flag]] = values.split(",")
+    return found
