@@ -28,23 +28,26 @@ class Data(Closed, frozen=True):
     """The real images."""
 
     path: str = Field(
-        default="fashion-mnist", description="'fashion-mnist' (embedded), an image, parquet or IDX folder."
+        default="fashion-mnist",
+        description="'fashion-mnist', which ships with dap, or a folder of images, of parquet files or of IDX files.",
     )
     classes: tuple[str, ...] | None = Field(
         default=None,
-        description="Classes to use, in label order, or a subset of ImageNet: imagenette, imagewoof, imageidc, "
-        "imagenet100, imagenet1k. Default: all.",
+        description="The classes to use, in label order, or the name of a subset of ImageNet: imagenette, imagewoof, "
+        "imageidc, imagenet100, imagenet1k. Default: all classes.",
     )
-    size: int | None = Field(default=None, ge=1, description="Side in px. Default: the backbone's.")
+    size: int | None = Field(
+        default=None, ge=1, description="Side of the images in pixels. Default: the size that the backbone makes."
+    )
     max_bad_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="Stop when more of the images cannot be decoded."
+        default=0.01, ge=0, le=1, description="The run stops when a larger fraction of the images cannot be decoded."
     )
     held_out: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Part of each class's training images that distillation never sees, to make choices on: dap sweep "
-        "--on validation.",
+        description="The fraction of the training images of each class that distillation never sees. Choices are made on "
+        "these images: dap sweep --on validation.",
     )
 
     @field_validator("classes", mode="before")
@@ -61,76 +64,100 @@ class BackboneChoice(Closed, frozen=True):
 
     path: str = Field(
         default="starter",
-        description="'starter', 'starter-unet' (embedded), a diffusers folder, a hub id, or file.py:Name.",
+        description="'starter' and 'starter-unet' ship with dap. Or a folder of a diffusers pipeline, a hub id, or "
+        "file.py:Name.",
     )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub id.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Weights and activations.")
+    revision: str | None = Field(default=None, description="The branch, tag or commit of a hub id.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="The number format of weights and activations."
+    )
     template: str | None = Field(
         default=None,
-        description="Prompt of a text-conditioned backbone, {} for the class name. Default: the backbone card's.",
+        description="The prompt of a backbone that reads text; {} stands for the class name. Default: the template of "
+        "the backbone's card.",
     )
     negative_prompt: str | None = Field(
-        default=None, description="What its unconditional half is given. Default: the backbone card's, mostly empty."
+        default=None,
+        description="The text that the unconditional half of classifier-free guidance reads. Default: the text of the "
+        "backbone's card, which is mostly empty.",
     )
 
 
 class Sampling(Closed, frozen=True):
     """The reverse process."""
 
-    steps: int = Field(default=50, ge=2, description="Reverse steps, each one pass of the backbone.")
+    steps: int = Field(
+        default=50, ge=2, description="How many reverse steps are taken; each step is one pass of the backbone."
+    )
     solver: SolverName | None = Field(
         default=None,
-        description="ddpm: respaced ancestral steps, the paper's and the default. The others need fewer; on a flow ddim.",
+        description="ddpm takes respaced ancestral steps; the paper uses it, and so does the default. The other solvers "
+        "need fewer steps. Default for a flow: ddim.",
     )
     eta: float | None = Field(
-        default=None, ge=0, le=1, description="Of ddim: 0 deterministic, 1 as stochastic as ancestral. Default: 0."
+        default=None,
+        ge=0,
+        le=1,
+        description="Noise of the solver ddim: 0 makes it deterministic, 1 as noisy as ancestral steps. Default: 0.",
     )
     cfg: float | None = Field(
-        default=None, ge=0, description="Classifier-free guidance scale. Default: the backbone card's."
+        default=None,
+        ge=0,
+        description="The scale of classifier-free guidance. Default: the scale of the backbone's card.",
     )
     cfg_channels: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        default=None, description="Latent channels it mixes (the DiT lineage: 3 of 4). Default: the backbone card's."
+        default=None,
+        description="How many latent channels classifier-free guidance mixes; the code of DiT mixes 3 of 4. Default: the "
+        "number of the backbone's card.",
     )
 
 
 class BankOptions(Closed, frozen=True):
-    """Which real features guide. Defaults are the paper's where it says, else the cheapest choice that is exact."""
+    """Which features of real images guide. Where the paper is silent, a default is the cheapest choice that is exact."""
 
     layer: str | None = Field(
-        default=None, description="Backbone layer to tap. Default: the one on the backbone's card."
+        default=None,
+        description="The backbone layer whose features are compared. Default: the layer of the backbone's card.",
     )
     reals: int = Field(
-        default=64, ge=1, description="N, real images a class (all of a smaller class). The paper does not say."
+        default=64,
+        ge=1,
+        description="N, the number of real images of each class; a smaller class gives all it has. The paper states no "
+        "number.",
     )
     refresh: Literal["fixed", "step"] = Field(
-        default="fixed", description="fixed: one draw for the whole run. step: a new draw of N at every step."
+        default="fixed",
+        description="fixed draws the real images once for the whole run. step draws N new ones at every step.",
     )
     noise: Literal["fixed", "fresh", "shared", "none"] = Field(
         default="fixed",
-        description="fixed: each real image keeps one noise over all t, a trajectory of its own. fresh: new at every "
-        "step. shared: one noise for all reals of the class. none: clean latents at t = 0 (phi(x_t, t) ~ phi(x_0)).",
+        description="fixed gives each real image one noise for all steps. fresh gives it a new noise at every step. "
+        "shared gives one noise to all real images of a class. none compares with clean latents at t = 0, since phi(x_t, t) "
+        "~ phi(x_0).",
     )
     pool: Literal["none", "mean"] = Field(
         default="none",
-        description="none: all tokens, flattened, as the paper's norm suggests. mean: over the tokens; small.",
+        description="none flattens all tokens, as the norm in the paper suggests. mean averages over the tokens, which "
+        "needs less memory.",
     )
     normalise: Literal["none", "l2"] = Field(
-        default="none", description="l2: features of unit length before the distance."
+        default="none", description="l2 brings features to unit length before their distance is taken."
     )
     branch: Literal["cond", "null"] = Field(
         default="cond",
-        description="Half of classifier-free guidance that supplies the features, real and synthetic alike.",
+        description="The half of classifier-free guidance whose features are compared, for real and synthetic images.",
     )
     targets: Literal["class", "slot"] = Field(
         default="class",
-        description="class: all images of a class share one target, as in the paper. slot: real images of the class are "
-        "split into ipc balanced shares by k-means on their latents, and slot i is drawn to its own share.",
+        description="class: all images of a class share one target, as in the paper. slot: k-means on latents splits the "
+        "real images of a class into ipc shares of equal size, and slot i is drawn to share i.",
     )
     clustered: int = Field(
-        default=256, ge=1, description="targets=slot: how many real images a class are split into shares."
+        default=256, ge=1, description="How many real images of a class are split into shares under --targets slot."
     )
     seed: int | None = Field(
-        default=None, description="Seed of the draw. Default: the run's, so every set draws its own reals."
+        default=None,
+        description="The seed that draws the real images. Default: the run seed, so that every set draws its own.",
     )
 
 
@@ -138,25 +165,37 @@ class GuidanceOptions(BankOptions, frozen=True):
     """The guidance of DAP: the energy, its scale and its window, beside the real features it needs."""
 
     scale: float | None = Field(
-        default=None, ge=0, description="gamma. 0 is the unguided sample. Default: the backbone card's."
+        default=None,
+        ge=0,
+        description="gamma, the strength of the guidance; 0 gives the unguided sample. Default: the scale of the "
+        "backbone's card.",
     )
     unit: Literal["paper", "step"] | None = Field(
         default=None,
-        description="paper: gamma as in Eq. 8. step: relative to the sampler's own step, so that one value means the "
-        "same on every backbone. Default: the backbone card's.",
+        description="paper takes gamma as Eq. 8 does. step measures gamma by the sampler's own step, so that one value "
+        "means the same on every backbone. Default: the unit of the backbone's card.",
     )
     kernel: str = Field(
-        default="linear", description="A name or an expression: 'rbf', 'linear + 0.5 * rbf(bandwidth=3)'."
+        default="linear",
+        description="The kernel that compares features: a name such as 'rbf', or an expression such as 'linear + 0.5 * "
+        "rbf(bandwidth=3)'.",
     )
-    squared: bool = Field(default=False, description="Use the squared distance; the paper does not.")
+    squared: bool = Field(default=False, description="true uses the squared distance; the paper does not square it.")
     repulsion: float = Field(
-        default=0.0, ge=0, description="lambda: pushes the slots of a class apart. The paper has none."
+        default=0.0,
+        ge=0,
+        description="lambda, the strength with which the images of a class are pushed apart. The paper has no such term.",
     )
     start: float = Field(
-        default=0.0, ge=0, le=1, description="Guide from this fraction of the run on. The paper: always."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The guidance acts from this fraction of the run on. In the paper it acts always.",
     )
-    stop: float = Field(default=1.0, ge=0, le=1, description="Guide until this fraction of the run.")
-    last_step: bool = Field(default=True, description="Also push at the very last step, after which nothing denoises.")
+    stop: float = Field(default=1.0, ge=0, le=1, description="The guidance acts until this fraction of the run.")
+    last_step: bool = Field(
+        default=True, description="true lets the guidance act at the last step too, after which nothing removes noise."
+    )
 
 
 class OwnGuidance(Closed, frozen=True):

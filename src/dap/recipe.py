@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 BLOCK = 10
-"""Slots of a class that are sampled together where nothing ties all of them."""
+"""How many slots of a class are sampled together where the method does not tie all of them."""
 
 
 SECTIONS: dict[str, type[Closed]] = {
@@ -93,27 +93,30 @@ class Recipe(Closed, frozen=True):
     method: str = Field(
         default="dap", description="A name that dap methods lists, or a method of your own as file.py:Name."
     )
-    ipc: int = Field(default=10, ge=1, description="Images per class.")
+    ipc: int = Field(default=10, ge=1, description="How many images each class gets.")
     seed: int = Field(
-        default=0, ge=0, description="Run seed; an image's own is a hash of it, the class name and the slot."
+        default=0,
+        ge=0,
+        description="The run seed. The seed of an image is a hash of the run seed, the class name and the slot.",
     )
     block: int | None = Field(
         default=None,
         ge=1,
-        description="Slots of a class sampled together; part of the recipe, since batches decide the last bits. Default: "
-        "10, or all of them under repulsion and for methods that make a class as a whole.",
+        description="How many slots of a class are sampled together. The batch decides the last bits of an image, so the "
+        "number is part of the recipe. Default: 10; all slots under repulsion and for methods that make a class as a whole.",
     )
     options: dict[str, Any] = Field(
-        default={}, description="The method's own options; dap methods NAME lists them. On the command line --option."
+        default={},
+        description="The options of the method; dap methods NAME lists them. The command line takes them as --option.",
     )
     classifier: str | None = Field(
         default=None,
-        description="Network trained on the real data, for methods that need one: a file of dap train-teacher, "
-        "torchvision:NAME or file.py:build. Default for the embedded data: the network that ships with it.",
+        description="A classifier trained on the real data, for methods that need one: a file of dap train-teacher, "
+        "torchvision:NAME or file.py:build. Default for fashion-mnist: the classifier that ships with dap.",
     )
     captions: str | None = Field(
         default=None,
-        description="JSON lines of path and caption, for methods that need captions; dap caption writes them.",
+        description="A file of JSON lines with path and caption, for methods that need captions. dap caption writes it.",
     )
     data: Data = Data()
     backbone: BackboneChoice | None = BackboneChoice()

@@ -113,7 +113,7 @@ VERBS = {
     ),
     "report": Verb(
         "judging:report",
-        "Write one HTML page on evaluated sets, with its tables as Markdown and CSV beside it.",
+        "Write one HTML page on evaluated sets, with its tables as Markdown, CSV and LaTeX beside it.",
         "SET … --out PATH [FLAGS]",
         JUDGE,
         (
