@@ -136,3 +136,39 @@ def test_folders_stay_small():
         if (n := len([file for file in folder.glob("*") if file.suffix in (".py", ".yaml")])) > 18
     }
     assert not crowded
+
+
+MAP = ROOT.parents[1] / "docs" / "architecture.md"
+
+
+def defined() -> set[str]:
+    """`module.function` and `Class.method` of the whole package."""
+    found = set()
+    for module, file in MODULES.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        places = [(module.rpartition(".")[2], tree)] + [
+            (node.name, node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+        ]
+        found |= {f"{name}.{node.name}" for name, place in places for node in place.body if hasattr(node, "name")}
+    return found
+
+
+def test_the_walks_of_the_map_exist_and_are_as_long_as_it_says():
+    import re
+
+    text = MAP.read_text(encoding="utf-8")
+    known, walks = defined(), re.findall(r"^\*\*.*\((\d+) functions.*\):\n\n((?:\d+\. .*\n(?:   .*\n)*)+)", text, re.M)
+    assert len(walks) == 3
+    for length, steps in walks:
+        names = re.findall(r"^\d+\. `([\w.]+)`", steps, re.M)
+        assert len(names) == int(length)
+        assert not [name for name in names if ".".join(name.split(".")[-2:]) not in known]
+
+
+def test_the_map_names_every_room():
+    text = MAP.read_text(encoding="utf-8")
+    rooms = {path.parent if path.name == "__init__.py" else path for path in ROOT.rglob("*.py")} - {ROOT}
+    top = {path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "") for path in rooms if path.parent == ROOT}
+    assert not {
+        name for name in top - {"__main__.py"} if f"`{name}`" not in text and name != "data/" and name != "evaluation/"
+    }

@@ -113,7 +113,7 @@ class FeatureBank:
         t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
             return self._features[label, t].float()
-        features = self._cached(label, "features", {"t": t}, lambda: self._kept(self._tap(label, t)))
+        features = self._cached(label, "features", {"t": t}, lambda: self._tap(label, t))
         if self.keep:
             self._features[label, t] = features
         return features.float()
@@ -126,11 +126,6 @@ class FeatureBank:
         """Pool and normalise features of a layer as the options say; float32."""
         x = features.float().mean(1) if self.options.pool == "mean" else features.float().flatten(1)
         return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
-
-    def _kept(self, features: Tensor) -> Tensor:
-        """A layer's output as it is kept: after `transform`, and in half precision if the output was and nothing was computed."""
-        plain = self.options.pool == "none" and self.options.normalise == "none"
-        return self.transform(features).to(features.dtype if plain else torch.float32)
 
     def _draw(self, label: int) -> tuple[Tensor, Tensor | None]:
         """Latents (N, C, *spatial) of a label's real images, and the slots' weights over them."""
@@ -161,6 +156,7 @@ class FeatureBank:
         return self._cached(label, "latents", {"seed": seed, "n": n}, compute)
 
     def _tap(self, label: int, t: Time) -> Tensor:
+        """The features of a label's real images at timestep t, after `transform`; in half precision where that loses nothing."""
         options, latents = self.options, self._ready[label][0]
         if options.refresh == "step":
             latents = self._encode(label, len(latents), f"reals at {t}", least=1)
@@ -170,18 +166,17 @@ class FeatureBank:
             if self.branch == "null"
             else self.backbone.condition([self.source.class_names[label]] * n)
         )
-        if options.noise == "none":
-            return self._features_of(latents, 0, condition)
-        moment = (t,) if options.noise == "fresh" or options.refresh == "step" else ()
-        owners = [0] * n if options.noise == "shared" else list(range(n))
-        gens = generators([self._seed_of(label, "noise", *moment, owner) for owner in owners])
-        eps = normal(latents.shape[1:], gens, latents)
-        alpha, sigma = self.backbone.schedule.level(t)
-        return self._features_of(alpha * latents + sigma * eps, t, condition)
-
-    def _features_of(self, x: Tensor, t: Time, condition: Tensor) -> Tensor:
+        x = latents
+        if options.noise != "none":
+            moment = (t,) if options.noise == "fresh" or options.refresh == "step" else ()
+            owners = [0] * n if options.noise == "shared" else list(range(n))
+            gens = generators([self._seed_of(label, "noise", *moment, owner) for owner in owners])
+            alpha, sigma = self.backbone.schedule.level(t)
+            x = alpha * latents + sigma * normal(latents.shape[1:], gens, latents)
         parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
-        return torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
+        features = torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
+        plain = options.pool == "none" and options.normalise == "none"
+        return self.transform(features).to(features.dtype if plain else torch.float32)
 
     def _seed_of(self, label: int, *purpose: object) -> int:
         return seed_of(self.seed, self.source.class_names[label], *purpose)
