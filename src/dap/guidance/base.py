@@ -153,7 +153,8 @@ class Descend(Guidance):
             units of the noise in x_t: the push has the norm γ · σ_t · ‖eps‖ (IGD's ρ_t).
 
     Raises:
-        DapError: the scale is negative or not finite, the unit is unknown, or a gradient is not finite while sampling.
+        DapError: the scale is negative or not finite, the unit is unknown, or the energy keeps no gradient. While sampling,
+            a gradient is not finite.
     """
 
     energy: Energy
@@ -165,6 +166,9 @@ class Descend(Guidance):
             raise DapError(f"scale must be a finite number >= 0, not {self.scale}.")
         if self.unit not in ("paper", "step", "noise"):
             raise DapError(f"unit must be 'paper', 'step' or 'noise', not {self.unit!r}.")
+        if self.energy.grad_through == "nothing":
+            name = type(self.energy).__name__
+            raise DapError(f"The energy {name} keeps no gradient to descend; set its grad_through to 'features'.")
 
     @property
     def layer(self) -> str | None:
