@@ -73,7 +73,7 @@ def setting_name(setting: Setting | None) -> str:
     """ "convnet3, small-hard, 300 epochs, 10,000 test images"."""
     if setting is None:
         return PENDING
-    epochs = f"{setting.epochs:,} epochs" if setting.epochs else ""
+    epochs = f"{setting.epochs:,} epoch{'' if setting.epochs == 1 else 's'}" if setting.epochs else ""
     kind = "validation" if setting.protocol.endswith(" on validation") else "test"
     images = f"{setting.n_test:,} {kind} images" if setting.n_test else ""
     return ", ".join(filter(None, (setting.network, setting.protocol, epochs, images)))
