@@ -201,7 +201,8 @@ def _parquet_files(folder: Path) -> tuple[Path, ...]:
 
 def _of_split(path: Path, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
     """The files of a split. These files have the split's prefix, as in `train-00000-of-00001.parquet`. Where no file
-    has the prefix of any split, they are all files."""
+    has the prefix of any split, all files belong to the train split, and to the split that the folder's own name
+    says."""
     by_prefix: dict[str, list[Path]] = {}
     for file in files:
         prefix = re.split(r"[-_.]", file.name.lower(), maxsplit=1)[0]

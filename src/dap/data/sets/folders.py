@@ -112,7 +112,7 @@ def class_order(
         path: the folder that holds the class folders. Where an `export.json` lies there, that file says which folder
             belongs to which class.
         folders: the names of the class folders, sorted.
-        class_names: the classes as for `listed`, or "sorted". Each is the name of a folder or its WordNet id. Where the
+        class_names: the classes as for `listed`, or "sorted". Each is the name of a class or its WordNet id. Where the
             folders are numbers, the names are given by position. By default all classes are taken.
 
     Raises:
