@@ -250,7 +250,7 @@ def _pixels(png: bytes) -> np.ndarray:
 
 
 def _split(pattern: str) -> dict[str, Any]:
-    """Front matter that tells the hub that all files are the train split. Without it, a class called "test" would be
+    """Front matter that tells the hub that all files are the train split. Without it, a class called "test" could be
     taken for a split."""
     return {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}]}
 
