@@ -18,9 +18,9 @@ GroupNorm and layout, and dap has its usual ones. A round is --seeds trials of e
 epochs of a round without the first epoch, in which processes and kernels start: "train" is the training of an epoch,
 "test" a look at the test set. Ratios are plain / dap, as median and range over rounds. "A trial" is computed from these
 times for the protocol's own number of epochs and looks, and from the work that dap does once before the first epoch.
-The first reading of the training images counts for neither way. Accuracies are the headline of the protocol over all
-trials, with Welch's 95 % interval of the difference. After few epochs they show whether both ways learn alike, not the
-accuracy of the protocol. Each way prints a JSON line in each round; the table follows.
+The first reading of the training images counts for neither way. Accuracies are the protocol's headline over all trials,
+with Welch's 95 % interval of the difference. After few epochs they show whether both ways learn alike, not the
+protocol's accuracy. JSON lines, one for each way and round, come before the table.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
 VECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-"""The principal axes of the colours of ImageNet's pixels: `VALUES` along each axis, and the directions as columns."""
+"""Colours of ImageNet's pixels: `VALUES` are standard deviations along the axes, `VECTORS` has the axes as columns."""
 
 File = tuple[Path, int]
 
@@ -112,8 +112,7 @@ class PcaNoise:
 
 
 def cut_mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
-    """A batch in which a rectangle comes from partner images, the labels of these, and the share of the area
-    outside."""
+    """A batch with one rectangle from partner images, the partners' labels, and the share of the area outside it."""
     height, width = images.shape[2:]
     partner = torch.randperm(len(images), device=images.device)
     side = math.sqrt(1 - random.betavariate(1, 1))

@@ -117,8 +117,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         recipe: dict[str, Any],
         inputs: dict[str, Any] | None = None,
     ) -> DistilledSet:
-        """Start a set, or continue a set of the same recipe. Images whose file does not match the manifest line are
-        made again.
+        """Start a set, or continue a set of the same recipe. An image that does not match its line counts as missing.
 
         The caller must hold `files.locked(path)`.
 
