@@ -210,7 +210,7 @@ class Search:
         flat_reals, flat = inside.flatten(2), windows.flatten(2)
         apart = flat_reals.square().sum(2)[:, :, None] + flat.square().sum(2)[:, None] - 2 * flat_reals @ flat.mT
         move = apart.argmin(2)
-        apart = inside - windows[torch.arange(len(images))[:, None], move]  # again, since the line above loses digits
+        apart = inside - windows[torch.arange(len(images))[:, None], move]  # again: the formula above loses digits
         sharp, smooth = (difference.square().mean((2, 3, 4)).sqrt() for difference in (apart, _smoothed(apart)))
         closeness = torch.minimum(_ratio(sharp), _ratio(smooth))
         distance, first = sharp.min(1)
