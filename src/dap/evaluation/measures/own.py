@@ -5,7 +5,7 @@ A measure is a class or a function, named as `file.py:Name` or `package.module:N
 arguments. The object or the function is called with a `Subject` and gives numbers by name: a mapping, or pairs that it
 yields. A measure may have two attributes:
 
-    better  "higher" or "lower", or a mapping from the names of its numbers to these words; the report sorts and words by it
+    better  "higher" or "lower", or a mapping from names of its numbers to these words; the report sorts and words by it
     text    what the numbers mean, in a few words; without it the first line of the docstring is taken
 
 The numbers are kept under the hash of the file, so that an edited file is computed anew.
