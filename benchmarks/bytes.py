@@ -1,13 +1,13 @@
-"""Do changes of the code leave the bytes of distilled sets alone?
+"""Checks whether a change of the code changes the bytes of distilled sets.
 
-Small runs of both starters are made by the command line, in processes of their own, and the sha256 of every image and the
-accuracies of one short training are compared with a record:
+The command line makes small sets with both starters, in processes of their own, and trains networks on one set for a
+few epochs. The sha256 of every image and the accuracies of these trainings are compared with a record:
 
     python benchmarks/bytes.py --write benchmarks/bytes.json     # before a change: keep a record
     python benchmarks/bytes.py --check benchmarks/bytes.json     # after it: exit status 1 names every run that differs
 
-The last bits of an image depend on the processor and on the version of torch, so a record is good for the machine that
-wrote it. That is why no test reads one.
+The last bits of an image depend on the processor and on the version of torch. So a record is valid only on the machine
+that wrote the record, and no test reads a record.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ RUNS = {
     "dc": f"--method dc {SHORT}",
     "rded": f"--method rded {COMMON} --ipc 2",
 }
-"""Arguments of `dap distill`; CACHE stands for a folder. A run ending in "-killed" is killed after its first image and gone
-on with."""
+"""Arguments of `dap distill`, by the name of the run; CACHE stands for a folder. A run whose name ends in "-killed" is
+killed after its first image and then continued."""
 
 JUDGED = "dap"
-"""The set that networks are trained on."""
+"""The name of the run whose set the networks are trained on."""
 
 TRAININGS = {
     "quick-hard": "--protocol quick-hard --epochs 3 --set width=16",
     "quick-hard bfloat16": "--protocol quick-hard --epochs 2 --set width=16 --set precision=bfloat16",
     "minimax-hard": "--protocol minimax-hard --set size=32 --epochs 2 --networks convnet4",
 }
-"""Arguments of `dap evaluate`."""
+"""Arguments of `dap evaluate`, by the name of the training."""
 
 
 def main() -> int:

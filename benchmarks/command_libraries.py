@@ -1,4 +1,6 @@
-"""What libraries for command lines cost at start: the same program of 17 verbs in each, in processor seconds over bare Python.
+"""Measures how long a program of 17 verbs takes to start, with each of several libraries for command lines.
+
+The times are processor seconds over those of bare Python.
 
 One verb has a flag for every field of a small pydantic recipe with sections, as `dap distill` has; the others have eleven
 flags of plain types. Install the libraries into an environment of their own, with bytecode, and run this file there:
@@ -43,7 +45,7 @@ def function(name: str) -> str:
 
 
 def model(name: str, fields: int) -> str:
-    """A pydantic model with so many fields."""
+    """A pydantic model with this number of fields."""
     lines = "".join(
         f"    {name}{k}: int = Field(default={k}, description='What it means, in words.')\n" for k in range(fields)
     )
@@ -113,7 +115,7 @@ def main(runs: int = 7) -> None:
         for turn in range(runs + 1):
             for row, arguments in rows.items():
                 seconds = cpu_seconds(arguments)
-                found[row] += [seconds] if turn else []  # the first turn writes bytecode
+                found[row] += [seconds] if turn else []  # the first turn writes bytecode and is not counted
     bare = statistics.median(found["", ""])
     print("| library | " + " | ".join(f"`{line}`" for line in LINES) + " |\n" + "|---" * (len(LINES) + 1) + "|")
     for name in PROGRAMS:

@@ -1,25 +1,26 @@
-"""What judging a distilled set costs beside the field's own training loop, side by side in one run.
+"""Measures the cost of judging a distilled set beside that of the field's own training loop, side by side in one run.
 
     python benchmarks/evaluation.py --epochs 8 --rounds 3
     python benchmarks/evaluation.py --size 224 --epochs 40 --rounds 5 --workers 8
     python benchmarks/evaluation.py --network convnet6 --size 64 --epochs 200 --rounds 5    # long enough to compare accuracies
 
-Ways, timed in interleaved rounds, so that a machine which changes its speed hits all of them:
+Two ways take turns in rounds, so that a change of the machine's speed affects both:
 
-    plain   the hard-label protocol of MinimaxDiffusion as a usual PyTorch script, written here from its description alone:
-            one image after another is opened, resized, cropped, jittered and normalised by the workers of a DataLoader, one
-            network is trained at a time, and every look at the test set decodes it anew. Training images are decoded once and
-            kept, as MinimaxDiffusion does by default; --from-disk opens them every time, as many others do.
+    plain   the hard-label protocol of MinimaxDiffusion as a usual PyTorch script, written here from its description
+            alone. The workers of a DataLoader open, resize, crop, jitter and normalise one image after another. One
+            network is trained at a time. Every look at the test set decodes it anew. Training images are decoded once
+            and kept, as MinimaxDiffusion does by default; with --from-disk they are opened every time, as others do.
     dap     `dap.evaluation.training.evaluate.evaluate` by --protocol
 
-Both see the same PNG files, a random real subset of Fashion-MNIST and test images of it, enlarged (to 8/7 of --size, as 256
-px are to 224), and train the same architectures from their own random numbers: the plain way with torch's GroupNorm and
-layout, dap with what it always does. A round is --seeds trials each way. Times are medians over the epochs of a round, the
-first left out, in which processes and kernels start: "train" is an epoch's training, "test" a look at the test set. Ratios
-are plain / dap, their median and range over rounds. "A trial" is what those times make of the protocol's own number of
-epochs and looks, with what dap does once before the first epoch; the first reading of the training images is in neither.
-Accuracies are those of the protocol's headline over all trials, with Welch's 95 % interval of the difference: with few
-epochs they say whether the two learn alike, not what the protocol gives. Every way in a round is a JSON line; the table follows.
+Both ways read the same PNG files: a random real subset of Fashion-MNIST and test images, enlarged to 8/7 of --size, as
+256 px are to 224. Both train the same architectures with random numbers of their own. The plain way has torch's
+GroupNorm and layout, and dap has its usual ones. A round is --seeds trials of each way. Times are medians over the
+epochs of a round without the first epoch, in which processes and kernels start: "train" is the training of an epoch,
+"test" a look at the test set. Ratios are plain / dap, as median and range over rounds. "A trial" is computed from these
+times for the protocol's own number of epochs and looks, and from the work that dap does once before the first epoch.
+The first reading of the training images counts for neither way. Accuracies are the protocol's headline over all trials,
+with Welch's 95 % interval of the difference. After few epochs they show whether both ways learn alike, not the
+protocol's accuracy. JSON lines, one for each way and round, come before the table.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
 VECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-"""Of the colours of ImageNet's pixels: standard deviations, and the directions as columns."""
+"""Colours of ImageNet's pixels: `VALUES` are standard deviations along the axes, `VECTORS` has the axes as columns."""
 
 File = tuple[Path, int]
 
 
 @dataclass
 class Run:
-    """One way in one round. Seconds, and accuracies as fractions, one for each seed."""
+    """The result of one way in one round: times in seconds, and accuracies as fractions, one for each seed."""
 
     setup: float = 0.0
     train: list[float] = field(default_factory=list)
@@ -71,13 +72,13 @@ class Run:
     last: list[float] = field(default_factory=list)
 
     def rounded(self) -> dict[str, object]:
-        """For a JSON line."""
+        """The values, rounded for a JSON line."""
         lists = {name: [round(value, 4) for value in found] for name, found in vars(self).items() if name != "setup"}
         return {"setup": round(self.setup, 4), **lists}
 
 
 class Pictures(Dataset):
-    """PNG files and their labels, one at a time."""
+    """A data set that gives the image of one PNG file and its label at a time."""
 
     def __init__(self, files: Sequence[File], transform: Callable[[Image.Image], Tensor], keep: bool) -> None:
         self.files, self.transform = files, transform
@@ -92,7 +93,7 @@ class Pictures(Dataset):
 
 
 class Jitter:
-    """Brightness, contrast and saturation of one image (3, h, w), in a random order, each by 1 + U(-0.4, 0.4)."""
+    """Changes brightness, contrast and saturation of an image (3, h, w), in random order, each by 1 + U(-0.4, 0.4)."""
 
     def __call__(self, image: Tensor) -> Tensor:
         for which in torch.randperm(3).tolist():
@@ -104,14 +105,14 @@ class Jitter:
 
 
 class PcaNoise:
-    """A colour added to one image (3, h, w), normal along ImageNet's principal axes."""
+    """Adds a random colour to one image (3, h, w), normal along the principal axes of ImageNet's colours."""
 
     def __call__(self, image: Tensor) -> Tensor:
         return image + (VECTORS @ (torch.randn(3) * 0.1 * VALUES)).view(3, 1, 1)
 
 
 def cut_mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
-    """A batch with one rectangle taken from partners, their labels, and the part of the area that is still its own."""
+    """A batch with one rectangle from partner images, the partners' labels, and the share of the area outside it."""
     height, width = images.shape[2:]
     partner = torch.randperm(len(images), device=images.device)
     side = math.sqrt(1 - random.betavariate(1, 1))
@@ -127,7 +128,7 @@ def cut_mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
 def plain(
     train: Sequence[File], test: Sequence[File], network: str, looks: Sequence[int], seed: int, args: argparse.Namespace
 ) -> Run:
-    """One trial of the usual script; `looks` are the epochs after which it is tested."""
+    """One trial of the usual script. `looks` are the epochs after which the network is tested."""
     device, run = torch.device(args.device), Run()
     torch.manual_seed(seed)
     random.seed(seed)
@@ -182,7 +183,7 @@ def plain(
 
 
 def averaged(runs: Sequence[Run]) -> Run:
-    """Trials of a round: the mean over them of each epoch's and each look's time, and all their accuracies."""
+    """One run for all trials of a round: the mean time of each epoch and of each look, and all accuracies."""
     train = [statistics.fmean(times) for times in zip(*(run.train for run in runs), strict=True)]
     test = [statistics.fmean(times) for times in zip(*(run.test for run in runs), strict=True)]
     return Run(0.0, train, test, [run.best[0] for run in runs], [run.last[0] for run in runs])
@@ -200,7 +201,7 @@ def ours(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], protocol: Protocol, network: str, seeds: Sequence[int],
     args: argparse.Namespace,
 ) -> Run:  # fmt: skip
-    """A round of trials by `evaluate`, told apart by the epochs that have a look at the test set and those that have none."""
+    """A round of trials by `evaluate`. A look is timed as an epoch with a look, minus the median epoch without one."""
     device, run = torch.device(args.device), Run()
     spent: dict[int, float] = defaultdict(float)
     began = now(device)
@@ -216,7 +217,7 @@ def ours(
     for trial in trials:
         run.best.append(trial.best)
         run.last.append(trial.last)
-        began = now(device)  # the look at the training images is no part of an epoch
+        began = now(device)  # the test on the training images is no part of an epoch
     run.train = [seconds for epoch, seconds in sorted(spent.items()) if epoch not in protocol.look_epochs]
     usual = median(run.train)
     run.test = [seconds - usual for epoch, seconds in sorted(spent.items()) if epoch in protocol.look_epochs]
@@ -230,12 +231,12 @@ def now(device: torch.device) -> float:
 
 
 def median(seconds: Sequence[float]) -> float:
-    """Without the first, unless there is but one."""
+    """The median without the first value, unless there is only one value."""
     return statistics.median(seconds[1:] or seconds)
 
 
 def written(split: str, each: int, side: int, seed: int, folder: Path) -> list[File]:
-    """So many random images of each class as PNG files of this side."""
+    """Write `each` random images of each class as PNG files with `side` pixels a side."""
     source = open_source("fashion-mnist", split, size=side)
     files = []
     for label, name in enumerate(source.class_names):

@@ -1,16 +1,17 @@
-"""docs/rivals.csv, a line for each training of the rivals, and the tables of docs/results.md, which are made of it alone.
+"""Keeps docs/rivals.csv, with a line for each training of the rivals, and makes the tables of docs/results.md from it.
 
-    python benchmarks/rivals.py --add runs/ipc1 runs/ipc10     # takes up what `dap compare` left there, each training once
+    python benchmarks/rivals.py --add runs/ipc1 runs/ipc10     # adds the trainings of `dap compare`, each once
     python benchmarks/rivals.py --write                        # puts the tables into docs/results.md, between its marks
 
-Accuracies are of the last epoch: mean and sample standard deviation over sets, each set's mean being over its trainings, and
-differences to vanilla of the same backbone with their 95 % intervals, all as `dap compare` has them
-(`dap.evaluation.report.spread`).
-Of a set that was drawn from a larger one, `ipc` is its own and `drawn_from` that of the larger one.
+Accuracies are those of the last epoch. The mean of a set is the mean over its trainings. The tables show mean and
+sample standard deviation over these per-set means, and the difference to vanilla of the same backbone with its 95 %
+interval. All these numbers are computed as `dap compare` computes them (`dap.evaluation.report.spread`).
+Where a set was drawn from a larger set, `ipc` is its own ipc and `drawn_from` is the ipc of the larger set.
 
-`set_seconds` is `seconds` of the set's `cost.json`: the seconds that this set took itself. What sets share and an earlier set had
-made already, such as a trained network or clusters, is not in it. Reports (`dap.evaluation.report.summary.full_seconds`) count
-such shared work in full for each set, so their "s per set" is larger for methods that share something.
+`set_seconds` is `seconds` of the set's `cost.json`: the seconds that this set took itself. Sets may share work, such as
+a trained network or clusters. Shared work that an earlier set had done already is not in `set_seconds`. Reports
+(`dap.evaluation.report.summary.full_seconds`) count shared work in full for each set, so their "s per set" is larger
+for methods that share work.
 """
 
 from __future__ import annotations
@@ -45,20 +46,21 @@ PUBLISHED: dict[str, dict[str, str]] = {
     "dm": {"1": "70.7", "10": "83.5", "50": "88.1"},
     "mtt": {"1": "75.3", "10": "87.2", "50": "88.3"},
 }
-"""By images a class. DC and DSA: README of VICO-UoE/DatasetCondensation; the others: from memory of papers."""
+"""Published accuracies in per cent, by method and images per class. The figures of DC and DSA are from the README of
+VICO-UoE/DatasetCondensation. The other figures are from memory of papers."""
 
 AUGMENTED = {"dsa", "dm", "mtt"}
-"""Their published figures are with DSA's augmentation, those of the others without."""
+"""Methods whose published figures are with DSA's augmentation. The figures of all other methods are without it."""
 
 BEGIN, END = "<!-- made by benchmarks/rivals.py --write -->", "<!-- made until here -->"
 
 Line = dict[str, str]
 Row = tuple[str, ...]
-"""Method, backbone, options."""
+"""What a row of a table stands for: method, backbone and options."""
 
 
 def trainings(folders: Iterable[Path]) -> list[Line]:
-    """All that are in folders of `dap compare`, whatever was judged there."""
+    """The lines of all trainings in folders of `dap compare`."""
     found: list[Line] = []
     for folder in folders:
         for file in sorted(folder.glob("*/seed*/trials.jsonl")):
@@ -81,7 +83,8 @@ def trainings(folders: Iterable[Path]) -> list[Line]:
 
 
 def merged(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
-    """Each training once, as it was said last, in the order of what it is."""
+    """The lines of both, with each training once, sorted by ipc, protocol, network, method and so on. Where a training
+    has several lines, the last line counts."""
     numbers = {"ipc", "drawn_from", "set_seed", "trial_seed"}
     first = ("ipc", "drawn_from", "protocol", "network", "method", "backbone", "options", "set_seed", "trial_seed")
 
@@ -93,7 +96,8 @@ def merged(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """What goes into docs/results.md: a table a setting with ConvNet-3, one of sub-sampling, one over networks a setting."""
+    """The tables of docs/results.md, as Markdown. Each ipc and protocol has a table for ConvNet-3, and a table of the
+    sets that several networks judged. Sets that were drawn from larger sets have tables of their own."""
     made: list[str] = []
     whole = [line for line in lines if not line["drawn_from"]]
     for (ipc, protocol), of in _grouped(whole, "ipc", "protocol").items():
@@ -110,7 +114,7 @@ def tables(lines: Sequence[Line]) -> str:
     for (ipc, protocol), of in _grouped([line | _judge(line) for line in whole], "ipc", "protocol").items():
         judged = _grouped(of, "method", "backbone", "options", "set_seed").values()
         across = [line for sets in judged if len({line["network"] for line in sets}) > 1 for line in sets]
-        # A network that judged a single set compares nothing.
+        # A network that judged a single set allows no comparison.
         across = [line for sets in _grouped(across, "network").values() if len(sets) > 1 for line in sets]
         title = f"### {ipc} images per class, `{protocol}`, the same sets judged by several networks"
         made += [title, _side_by_side(across, "network", lambda name: name)] if across else []
@@ -118,7 +122,8 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def _judge(line: Line) -> Line:
-    """A protocol without what was set otherwise, and that with the network instead."""
+    """The line's protocol without the settings that were changed in it, and the network with these settings in
+    brackets."""
     protocol, *changed = line["protocol"].split("+")
     said = ", ".join(part for part in changed if part != "looks=1")
     return {"protocol": protocol, "network": line["network"] + (f" ({said})" if said else "")}
@@ -148,7 +153,8 @@ def _setting(lines: Sequence[Line], ipc: str, protocol: str) -> str:
 
 
 def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) -> str:
-    """A row a method, a column a value of `by`: falling numbers, or names."""
+    """A table with a row for each method and a column for each value of `by`. Columns that are numbers stand from large
+    to small, columns that are names by name."""
     columns = sorted(
         {line[by] for line in lines}, key=lambda value: (-int(value), "") if value.isdigit() else (0, value)
     )
@@ -163,7 +169,7 @@ def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) 
 
 
 def _stats(lines: Sequence[Line]) -> dict[Row, tuple[Stat, list[Line]]]:
-    """Of each method, by falling mean."""
+    """For each row its mean and spread, and its lines. The row with the highest mean comes first."""
     rows = {row: (_stat(of), of) for row, of in _grouped(lines, "method", "backbone", "options").items()}
     return {row: rows[row] for row in sorted(rows, key=lambda row: (-rows[row][0].mean, row))}
 
@@ -174,7 +180,7 @@ def _stat(lines: Sequence[Line]) -> Stat:
 
 
 def _scores(lines: Sequence[Line]) -> dict[int, list[float]]:
-    """Of each set the accuracies of its trainings, as fractions."""
+    """The accuracies of the trainings of each set as fractions, by the seed of the set."""
     scores: dict[int, list[float]] = defaultdict(list)
     for line in lines:
         scores[int(line["set_seed"])].append(float(line["last_percent"]) / 100)
@@ -182,7 +188,8 @@ def _scores(lines: Sequence[Line]) -> dict[int, list[float]]:
 
 
 def _called(row: Row, rows: Iterable[Row]) -> str:
-    """A method's name, with its backbone if that is not the usual one, and with those options in which rows of it differ."""
+    """The name of a row: its method, its backbone unless this is the starter, and the options in which rows of the same
+    method and backbone differ."""
     method, backbone, options = row
     own = json.loads(options)
     others = [json.loads(other[2]) for other in rows if other[:2] == row[:2]]
@@ -203,7 +210,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def ledger(file: Path) -> list[Line]:
-    """Its lines; a column that it lacks is empty."""
+    """The lines of rivals.csv. A column that the file lacks is empty."""
     with file.open(newline="") as opened:
         return [{name: line.get(name) or "" for name in COLUMNS} for line in csv.DictReader(opened)]
 

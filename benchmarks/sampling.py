@@ -1,22 +1,22 @@
-"""What DAP costs beside vanilla sampling, side by side in one run.
+"""Measures the cost of DAP in comparison with vanilla sampling, side by side in one run.
 
     python benchmarks/sampling.py --shape starter --batch 10 --reals 64
     python benchmarks/sampling.py --shape dit-xl-2 --dtype bfloat16 --layer 8 12 --batch 1 8 32 64 --reals 16 64 256 --compile
     python benchmarks/sampling.py --shape sd-1.5 --dtype bfloat16 --batch 1 8 32 --reals 64
 
-Ways, timed in interleaved rounds, so that a machine which changes its speed hits all of them:
+The ways below take turns in rounds, so that a change of the machine's speed affects all of them:
 
     vanilla       the same loop without guidance
-    fresh         DAP, real features computed on the way: a class's first batch
-    cached        DAP, real features kept: its later batches, or an earlier run's
-    plain loop    the field's scripts: images one at a time, one graph through both halves, a second pass for the features,
-                  the real features computed for every image with the whole network
+    fresh         DAP that computes the real features during sampling, as for the first batch of a class
+    cached        DAP with real features that were kept, as for the later batches of a class or after an earlier run
+    plain loop    DAP as the field's scripts do it: images one at a time, one graph through both halves, a second pass
+                  for the features, and the real features computed for every image with the whole network
 
-A class of ipc images is one fresh batch and the rest cached. All costs are per image and as a multiple of vanilla at the
-same batch (median over rounds). "share of peak" is for the cached way: the matrix arithmetic of vanilla sampling and of the
-gradient (with frozen weights, that of the tapped part once more) per second, over the rate of one large matrix product
-measured on the same device in the same run. Cached features are those of the timed steps. Encoding the real images, once a
-class, and decoding are not timed.
+A class of ipc images needs one fresh batch; its other batches are cached. All costs are per image, and also as a
+multiple of vanilla at the same batch (median over rounds). "share of peak" is for the cached way. It divides two rates:
+the matrix arithmetic per second of vanilla sampling and of the gradient (with frozen weights, the gradient costs the
+tapped part once more), and the rate of one large matrix product on the same device in the same run. The cached features
+are those of the timed steps. Encoding the real images, which happens once for each class, and decoding are not timed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NAME = "0"
 
 
 class RandomReals:
-    """Real images of noise: what they show does not change the time."""
+    """Noise in place of real images, because the content of the images does not change the time."""
 
     def __init__(self, class_name: str, size: int) -> None:
         self.class_names, self.size = (class_name,), size
@@ -65,7 +65,7 @@ class RandomReals:
 def plain_loop(
     backbone: Backbone, cfg: float, layer: str, batch: Batch, reals: torch.Tensor, scale: float, steps: int
 ) -> torch.Tensor:
-    """DAP without any of the savings; the result is the same kind of sample."""
+    """Sample with DAP as the field's scripts do, without any of our savings. The result is the same kind of sample."""
     solver, gens = make(backbone, None, steps), generators(batch.seeds)
     x = normal(backbone.latent_shape, gens, reals)
     label, null = backbone.condition([batch.class_names[k] for k in batch.labels]), backbone.null(len(batch.labels))
@@ -104,7 +104,8 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def memory_of(run: Callable[[], object], device: torch.device) -> float:
-    """Peak GB on a GPU while it runs, weights included; NaN on a CPU, where the process never gives memory back."""
+    """Peak memory in GB on a GPU while `run` runs, with the weights. NaN on a CPU, where the process never gives memory
+    back."""
     if device.type != "cuda":
         return math.nan
     torch.cuda.reset_peak_memory_stats(device)
@@ -113,7 +114,7 @@ def memory_of(run: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large matrix product, best of ten."""
+    """Floating-point operations per second of one large matrix product: the best of ten runs."""
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     a @ b
@@ -166,7 +167,7 @@ def main() -> None:
     print("|---" * (8 + len(args.ipc)) + "|")
     alone = Batch.of(source.class_names, [0], [0], 0)
     layers = [str(layer) for layer in args.layer or [card.layer]]
-    work = {  # counted before anything is compiled, for torch sees no operations inside a fused kernel
+    work = {  # counted before compiling, because torch sees no operations inside a fused kernel
         (layer, size): operations(model, Batch.of(source.class_names, [0] * size, range(size), 0), layer, args.steps)
         for layer in layers
         for size in args.batch
@@ -181,7 +182,7 @@ def main() -> None:
 
             def dap(keep: bool, options: BankOptions = options) -> Guidance:
                 bank = FeatureBank(source, backbone, options, ipc=max(args.ipc), keep=keep)
-                bank.begin([0])  # encoding the reals is a cost of the class, not of the loop
+                bank.begin([0])  # encoding the real images is a cost of the class, not of the loop
                 return Descend(Representative(bank), 0.01)
 
             real = torch.randn(reals, *backbone.latent_shape, device=device)
@@ -202,7 +203,7 @@ def main() -> None:
                 for round_ in range(args.rounds + 1):
                     for way, run in rows.items():
                         spent = timed(run, device) / (1 if way == "plain" else size)
-                        if round_:  # the first warms up, and fills the cache
+                        if round_:  # the first round warms up and fills the cache
                             each[way].append(spent)
                 share = work[layer, size] / statistics.median(each["cached"]) / size / peak
 

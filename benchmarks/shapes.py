@@ -1,4 +1,5 @@
-"""Backbones of the shapes people use, with random weights: weights do not change the time."""
+"""Backbones of the sizes that people use, with random weights, because the values of the weights do not change the
+time."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def build(shape: str, device: torch.device, dtype: torch.dtype) -> Backbone:
 
 
 def autoencoder() -> Any:
-    """A small one with the real one's factor of 8: it is outside what is timed."""
+    """A small autoencoder that reduces images by the factor 8, as the real autoencoder does. It can be small because
+    the time of encoding and decoding is not measured."""
     from diffusers import AutoencoderKL
 
     kind: Any = AutoencoderKL
@@ -65,7 +67,7 @@ def stable_diffusion() -> Any:
     return StableDiffusionPipeline(
         vae=autoencoder(),
         unet=kind(sample_size=64, cross_attention_dim=768),
-        # Prompts are encoded once a class, outside what is timed.
+        # Prompts are encoded once for each class, and this time is not measured.
         text_encoder=CLIPTextModel(
             CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         ),

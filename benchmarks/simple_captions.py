@@ -1,11 +1,12 @@
-"""Captions from a few statistics of an image, so that methods that need captions run where there is no captioner.
+"""Makes captions from a few statistics of an image, so that methods that need captions can run without a captioner.
 
     python benchmarks/simple_captions.py --data fashion-mnist --out captions.jsonl
     dap distill --method vlcp --captions captions.jsonl --backbone starter-unet --out runs/vlcp
 
-A caption is the class's name and how the image differs from the median of its class, such as "dress dark tall": bright or dark,
-wide or tall (of what is brighter than the border), and plain or rough, the two in which it differs most. These say little of an
-image; they are here for tests and demonstrations, and no stand-in for what a captioner sees.
+A caption is the name of the class and two words, such as "dress dark tall". The words say how the image differs from
+the median of its class: bright or dark, wide or tall (this is the shape of the part that is brighter than the border),
+and plain or rough. The two words with the largest difference are taken. Such captions say little about an image. They
+are for tests and demonstrations, and do not replace a captioner.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
 
 WORDS = (("dark", "bright"), ("tall", "wide"), ("plain", "rough"))
-"""Below and above the median of each column of `statistics`."""
+"""For each column of `statistics`, the word for values below the median and the word for values above it."""
 
 
 def statistics(images: Tensor) -> Tensor:
-    """(n, 3): mean brightness, width minus height of the figure, and how rough it is, of images (n, 3, h, w) in [0, 1]."""
+    """Statistics (n, 3) of images (n, 3, h, w) in [0, 1]: mean brightness, width minus height of the figure, and
+    roughness."""
     grey = images.mean(1)
     figure = (grey > 0.1).float()
     extent = [figure.amax(side).sum(1) for side in (1, 2)]
@@ -34,7 +36,7 @@ def statistics(images: Tensor) -> Tensor:
 
 
 def captions(source: Source, label: int, most: int) -> list[tuple[str, str]]:
-    """(key, caption) of at most so many of the class's images that can be decoded."""
+    """Pairs (key, caption) for at most `most` images of the class that can be decoded."""
     kept, images = source.readable(label, range(min(source.count(label), most)))
     found = statistics(images)
     off = found - found.median(0).values

@@ -1,7 +1,7 @@
-"""How long the command `dap` takes to answer, in seconds of processor time over a Python that does nothing.
+"""Measures how long the command `dap` takes to answer, in processor seconds over those of a Python that does nothing.
 
-Processor time counts what this process and its children used, user and system, so that other work on the machine disturbs it
-little. The rows take turns, and each row's median stands in the table. `--check` fails where a row is above its bound.
+Processor time is the user and system time of a process and its children, so that other work on the machine changes it
+little. The rows take turns. The table shows the median of each row. `--check` fails where a row is above its bound.
 
     python benchmarks/startup.py --check
 """
@@ -29,11 +29,11 @@ ROWS: dict[str, tuple[list[str], float]] = {
     "dap import --help": (["-m", "dap", "import", "--help"], 0.3),
     "dap distill --ipcc 3 (misspelt flag)": (["-m", "dap", "distill", "--ipcc", "3"], 0.3),
 }
-"""What is run, as arguments of Python, and how many seconds over bare Python it may take."""
+"""For each row the arguments of Python, and the largest number of seconds over bare Python that the row may take."""
 
 
 def cpu_seconds(arguments: Sequence[str]) -> float:
-    """Processor seconds of one run of this Python with these arguments; what it writes is thrown away."""
+    """Processor seconds of one run of this Python with these arguments. The output of the run is thrown away."""
     nowhere = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
     process = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ, file_actions=nowhere)
     _, _, used = os.wait4(process, 0)
@@ -41,7 +41,7 @@ def cpu_seconds(arguments: Sequence[str]) -> float:
 
 
 def medians(runs: int) -> dict[str, float]:
-    """The median processor seconds of every row, less those of bare Python."""
+    """The median processor seconds of every row, minus those of bare Python."""
     found: dict[str, list[float]] = {name: [] for name in ROWS}
     for name, (arguments, _) in ROWS.items():  # the first run reads files from the disk and may write bytecode
         cpu_seconds(arguments)

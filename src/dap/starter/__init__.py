@@ -1,4 +1,5 @@
-"""The embedded starter: Fashion-MNIST and a small DiT trained on it, so that everything runs at once on any machine."""
+"""The embedded starter: Fashion-MNIST and small backbones trained on it, so that everything runs at once on any
+machine."""
 
 from __future__ import annotations
 
@@ -12,16 +13,17 @@ CLASS_NAMES = (
 """The ten classes of Fashion-MNIST in label order (Xiao, Rasul & Vollgraf 2017)."""
 
 PIPELINE = Path(str(files(__name__))) / "pipeline"
-"""The backbone: an ordinary diffusers `DiTPipeline` folder."""
+"""The folder of the first backbone, a small DiT: an ordinary diffusers `DiTPipeline` folder."""
 
 UNET_PIPELINE = Path(str(files(__name__))) / "unet-pipeline"
-"""The second backbone: an ordinary diffusers `StableDiffusionPipeline` folder on the same autoencoder."""
+"""The folder of the second backbone: an ordinary diffusers `StableDiffusionPipeline` folder with the same
+autoencoder."""
 
 REFERENCE = Path(str(files(__name__))) / "reference" / "convnet3.safetensors"
-"""A ConvNet-3 trained on all of Fashion-MNIST, whose features the measures use."""
+"""The file of a ConvNet-3 that was trained on all of Fashion-MNIST. The measures use the features of this network."""
 
 DATA = Path(str(files(__name__))) / "data"
-"""The four IDX files of Fashion-MNIST."""
+"""The folder with the four IDX files of Fashion-MNIST."""
 
 SHA256 = {
     "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",

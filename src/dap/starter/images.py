@@ -11,7 +11,8 @@ from dap.starter import DATA
 
 
 def training_images(split: str) -> tuple[Tensor, Tensor]:
-    """Fashion-MNIST as the starter was trained on it: uint8 images (n, 1, 32, 32), zero-padded from 28, and labels (n,)."""
+    """Fashion-MNIST as the starter was trained on it: images (n, 1, 32, 32), uint8, zero-padded from 28 px, and labels
+    (n,)."""
     stem = {"train": "train", "test": "t10k"}[split]
     images = torch.from_numpy(read_idx(DATA / f"{stem}-images-idx3-ubyte.gz"))
     labels = torch.from_numpy(read_idx(DATA / f"{stem}-labels-idx1-ubyte.gz")).long()

@@ -1,7 +1,8 @@
 """Train the starter's reference network on Fashion-MNIST: `python -m dap.starter.reference --out DIR`.
 
-A ConvNet-3 by the protocol `reference`. DIR gets `convnet3.safetensors`, for `dap.evaluation.training.classifier.load_trained`,
-and `training.json`: recipe, seed, accuracy after every epoch and cost.
+The network is a ConvNet-3, trained by the protocol `reference`. Two files are written into DIR: `convnet3.safetensors`,
+which `dap.evaluation.training.classifier.load_trained` reads, and `training.json` with recipe, seed, accuracy after
+every epoch and cost.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dap.starter.images import training_images
 
 
 def real_images(split: str) -> tuple[Tensor, Tensor]:
-    """Fashion-MNIST as the evaluation sees it: float images (n, 3, 32, 32) in [0, 1] and labels (n,)."""
+    """Fashion-MNIST as the evaluation reads it: float images (n, 3, 32, 32) in [0, 1] and labels (n,)."""
     images, labels = training_images(split)
     return (images.float() / 255).expand(-1, 3, -1, -1), labels
 

@@ -69,7 +69,7 @@ def build_transformer() -> Any:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
-    """Linear warm-up, then a cosine to one hundredth of the peak."""
+    """The learning rate at a step: a linear warm-up, then a cosine down to one hundredth of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -179,7 +179,8 @@ def encode_all(vae: Any, split: str, device: torch.device) -> Iterator[tuple[Ten
 
 @torch.no_grad()
 def psnr(vae: Any, split: str, device: torch.device) -> float:
-    """10 log10(1 / MSE) in dB over a split, images in [0, 1], reconstruction from the posterior mean."""
+    """The PSNR of the autoencoder over a split: 10 log10(1 / MSE) in dB, for images in [0, 1]. Images are reconstructed
+    from the mean of the posterior."""
     errors = [
         (vae.decode(posterior.mean).sample.clamp(-1, 1) - x).div(2).square().mean(dim=(1, 2, 3)).cpu()
         for x, posterior in encode_all(vae, split, device)
@@ -188,7 +189,7 @@ def psnr(vae: Any, split: str, device: torch.device) -> float:
 
 
 class HybridLoss:
-    """L_simple + L_vlb for a learned-range variance (Nichol & Dhariwal 2021, eq. 15 and 16), in latents."""
+    """The loss L_simple + L_vlb on latents, for a learned-range variance (Nichol & Dhariwal 2021, eq. 15 and 16)."""
 
     def __init__(self, device: torch.device) -> None:
         beta = torch.linspace(*BETAS, TRAIN_STEPS, dtype=torch.float64)
@@ -254,7 +255,7 @@ def export(vae: Any, transformer: Any, factor: float, cost: dict[str, Any], fold
 
 
 def describe(folder: Path, shipped: Path, cost: dict[str, Any]) -> None:
-    """Put class names, the shipped folder's card and the costs beside the weights."""
+    """Write the class names, the card of the shipped folder and the costs into the folder of the weights."""
     (folder / "classes.json").write_text(json.dumps(list(CLASS_NAMES), indent=1) + "\n")
     (folder / "card.yaml").write_text((shipped / "card.yaml").read_text())
     (folder / "training.json").write_text(json.dumps(cost, indent=1) + "\n")

@@ -1,8 +1,9 @@
 """Train the second starter from nothing: `python -m dap.starter.unet --out DIR`.
 
-A small Stable Diffusion: a `UNet2DConditionModel` on the latents of the first starter's autoencoder, and a CLIP text encoder
-that is trained with it on prompts such as "a photo of a dress". One prompt in ten is empty, which is what classifier-free
-guidance needs. The schedule is Stable Diffusion's. The result is an ordinary diffusers `StableDiffusionPipeline` folder.
+The second starter is a small Stable Diffusion. It has a `UNet2DConditionModel` on the latents of the first starter's
+autoencoder, and a CLIP text encoder. Both are trained together on prompts such as "a photo of a dress". One prompt in
+ten is empty, because classifier-free guidance needs this. The schedule is Stable Diffusion's. The result is an ordinary
+diffusers `StableDiffusionPipeline` folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dap.starter.images import training_images
 from dap.starter.train import DROP_LABEL, describe, encode_all, fit, normal, pick
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-"""Of Stable Diffusion 1 and 2."""
+"""The noise schedule of Stable Diffusion 1 and 2."""
 
 TEMPLATES = ("a photo of a {}", "a {}", "{}")
 PROMPT_TOKENS = 16
@@ -28,7 +29,8 @@ WIDTH = 64
 
 
 def build_tokenizer() -> Any:
-    """A CLIP tokenizer whose vocabulary is all single bytes and the words of our prompts, so that it can spell anything."""
+    """A CLIP tokenizer. Its vocabulary has the words of our prompts, and all single bytes, so that it can spell any
+    text."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
@@ -86,14 +88,15 @@ def build_unet() -> Any:
 
 
 def prompt_ids(tokenizer: Any, device: torch.device) -> Tensor:
-    """Token ids (1 + classes · templates, tokens): the empty prompt, then class by class its templates."""
+    """Token ids (1 + classes · templates, tokens): first the empty prompt, then for each class its prompt by each
+    template."""
     prompts = ["", *(template.format(name) for name in CLASS_NAMES for template in TEMPLATES)]
     encoded = tokenizer(prompts, padding="max_length", truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt")
     return encoded.input_ids.to(device)
 
 
 def train(out: Path, vae: Any, steps: int, batch: int, seed: int, device: torch.device) -> tuple[Any, dict[str, Any]]:
-    """The U-Net, text encoder and tokenizer, and what they cost."""
+    """Train the U-Net and the text encoder. Returns both with the tokenizer, and the cost of the training."""
     torch.manual_seed(seed)
     labels = training_images("train")[1].to(device)
     posteriors = [posterior for _, posterior in encode_all(vae, "train", device)]
@@ -137,7 +140,7 @@ def export(vae: Any, trained: tuple[Any, Any, Any], cost: dict[str, Any], folder
     )
     pipe.save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "vae" / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where it lay on this machine
+    config.pop("_name_or_path", None)  # the path of the model on this machine
     (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     describe(folder, UNET_PIPELINE, cost)
 

@@ -29,7 +29,7 @@ from dap.data.real.recent import Recent
 log = logging.getLogger("dap")
 
 CACHE_BYTES = 256 * 2**20
-"""How much a source keeps in memory of what it has decoded, and of what it has read to decode."""
+"""The largest number of bytes that a source keeps in memory: of decoded images, and again of data read for decoding."""
 
 MOST_CLASSES = 1_000_000
 """Unnamed labels above this are identifiers of something else, not classes."""
@@ -39,10 +39,10 @@ class Source(ABC):
     """Labelled real images. Labels are positions in `class_names`; indices count the images of one class from 0.
 
     Attributes:
-        name: what the data set is called in manifests and messages.
-        class_names: in label order.
-        licence: of the images, where known.
-        size, fit: see `dap.data.real.decode.fit_square`.
+        name: the name of the data set in manifests and messages.
+        class_names: the classes in label order.
+        licence: the licence of the images, where it is known.
+        size, fit: the side of the images in pixels, and how images are made square; see `dap.data.real.decode.square`.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class Source(ABC):
         self._fingerprints: dict[bool, str] = {}
 
     def fitted(self, size: int, fit: Fit) -> Self:
-        """The same images at another size or fit, whose files are not listed again. Decoded images are kept apart."""
+        """The same images at another size or fit. The files are not listed again. Each source keeps its own decoded
+        images."""
         check_fit(size, fit)
         if (size, fit) == (self.size, self.fit):
             return self
@@ -118,13 +119,14 @@ class Source(ABC):
         list. The decoded images stay in memory, so that they need not be decoded again when they are read.
 
         Args:
-            label: of the class.
-            n: how many.
-            seed: of the draw.
-            least: the smallest number that will do where the class has fewer than `n`; default: `n`.
+            label: the label of the class.
+            n: the number of images.
+            seed: the seed of the draw.
+            least: the smallest number that is enough where the class has fewer than `n` decodable images; default: `n`.
 
         Raises:
-            DapError: the class has fewer than `least`, or too many of all images read, with these, are broken.
+            DapError: the class has fewer than `least` decodable images, or too many of all images read, with these, are
+                broken.
         """
         total = self.count(label)
         if least is not None:
@@ -175,7 +177,7 @@ class Source(ABC):
         uint8 the images are whole numbers from 0 to 255, in a quarter of the memory.
 
         Raises:
-            DapError: too many images are broken, or all of a class.
+            DapError: too many images are broken, or all images of a class.
         """
         if limit_per_class is not None and limit_per_class < 1:
             raise DapError(f"limit_per_class must be at least 1, not {limit_per_class}")
@@ -202,7 +204,7 @@ class Source(ABC):
         return images[: len(labels)], torch.tensor(labels)
 
     def readable(self, label: int, indices: Sequence[int]) -> tuple[list[int], Tensor]:
-        """Those of the indices whose image can be decoded, and the images (n, 3, size, size); none is kept in memory.
+        """The indices whose image can be decoded, and these images (n, 3, size, size). The source keeps none in memory.
 
         Raises:
             DapError: an index does not exist, or too many of all images read, with these, are broken.
@@ -243,7 +245,7 @@ class Source(ABC):
         return int(index)
 
     def _fetch(self, label: int, index: int, keep: bool = True) -> Tensor | None:
-        """The image, or None for a broken one, which is logged the first time."""
+        """The image, or None for a broken image. A broken image is logged when it is first met."""
         where = (label, index)
         if where in self._bad:
             return None
@@ -261,7 +263,8 @@ class Source(ABC):
         return image
 
     def _seen_after(self, places: Iterable[tuple[int, int]]) -> int:
-        """How many images will have been read once those at (label, index) are, with all read before."""
+        """The number of different images that will have been read when the images at these (label, index) are read
+        too."""
         new = sum(not self._good[label][index] and (label, index) not in self._bad for label, index in places)
         return new + len(self._bad) + sum(states.count(1) for states in self._good)
 
@@ -280,13 +283,14 @@ class Source(ABC):
 
 
 def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tuple[list[str], list[int]]:
-    """The chosen classes, by the names they were asked for, and their positions in `known`; all of them for None.
+    """The chosen classes, by the names in `wanted`, and their positions in `known`. None stands for all classes.
 
-    A class asked for by WordNet id is also found by its ImageNet name, where that decides.
+    A WordNet id in `wanted` also finds a class that `known` lists by its ImageNet name, where only one class has that
+    name.
 
     Raises:
-        DapError: classes are unknown (the known ones are listed, close matches first), repeated, or not told apart by
-            name, or none is named.
+        DapError: a class is unknown (the message lists the known classes, close matches first), a class is repeated, a
+            WordNet id could mean several classes, or `wanted` is empty.
     """
     for names in (known, wanted or ()):
         if repeated := [name for name, times in Counter(names).items() if times > 1]:
@@ -315,13 +319,14 @@ def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tu
 
 
 def _told(name: str) -> str:
-    """A class name for a message, an ImageNet id with its name."""
+    """A class name as a message shows it. A WordNet id stands with its ImageNet name."""
     told = imagenet.name_of(name).split(",")[0]
     return f"{name!r} ({told})" if told != name else repr(name)
 
 
 def by_class(labels: np.ndarray, names: Sequence[str] | None, where: str) -> tuple[list[str], list[np.ndarray]]:
-    """The classes of numeric labels (n,), by default named by their numbers, and the rows of each in ascending order.
+    """The class names for numeric labels (n,), and for each class its rows in ascending order. By default the names are
+    the numbers of the labels.
 
     Raises:
         DapError: a label is negative or has no name.

@@ -14,20 +14,21 @@ from dap.data.real.sources import Source
 
 
 def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
-    """Caption of each real image by its key (`Source.keys`): of those that have one, in the file's order.
+    """Read the captions of real images: key of the image (`Source.keys`) -> caption, in the order of the file.
 
-    A path in the file is found by its end: with the folders above the class folders in front of it, `train/` or absolute, or
-    as a bare file name where that belongs to one image alone. A path below another split's folder, such as `val/`, is none of
-    the training images. Of two captions of an image the later one counts, an empty caption is none, and those of images that
-    the source does not have (other classes, held-out images) are left aside.
+    Images without a caption are absent. A path in the file may be longer than the key: folders such as `train/`, or an
+    absolute path, may stand in front of the key. A bare file name is enough where only one image has that name. A path
+    whose key stands directly below a test split's folder, such as `val/`, names no training image. Where an image has
+    two captions, the later one counts. Empty captions are ignored. Captions of images that the source does not have
+    (other classes, held-out images) are ignored too.
 
     Args:
-        path: a file with one JSON object a line, {"path": key, "caption": text}; or {"file_name": ..., "text": ...}, as in
-            the metadata.jsonl of an image folder.
-        source: whose images they are of.
+        path: a file with one JSON object in each line, {"path": key, "caption": text}; or {"file_name": ..., "text":
+            ...}, as in the metadata.jsonl of an image folder.
+        source: the real images.
 
     Raises:
-        DapError: no such file, a line that is not one, or a class without any captioned image.
+        DapError: there is no such file, a line is not such an object, or a class has no image with a caption.
     """
     file = check_captions(path)
     keys, find = _keys(source), finder(source)
@@ -48,10 +49,10 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
 
 
 def check_captions(path: str | Path) -> Path:
-    """The file, found to be there without reading it.
+    """Check that the file of captions exists, without reading the file. The path of the file is returned.
 
     Raises:
-        DapError: it is not.
+        DapError: there is no such file.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -60,7 +61,10 @@ def check_captions(path: str | Path) -> Path:
 
 
 def finder(source: Source) -> Callable[[str], str | None]:
-    """What gives the key of a source's image for a path that people write, as `read_captions` says; None for no image's."""
+    """A function that finds an image of the source: path as a person writes it -> key of the image, or None.
+
+    `read_captions` says which paths name an image.
+    """
     return _Index([key for mine in _keys(source) for key in mine]).find
 
 
@@ -83,7 +87,8 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 
 
 NAMES = (("path", "file_name"), ("caption", "text"))
-"""Of the two fields, ours and those of image folders with metadata."""
+"""The names of the two fields of a line. The first name of each pair is ours. The second name is that of image folders
+with metadata."""
 
 
 def _wrong(file: Path, number: int, line: str) -> DapError:
@@ -91,7 +96,7 @@ def _wrong(file: Path, number: int, line: str) -> DapError:
 
 
 class _Index:
-    """Keys of images by what people write for them."""
+    """Finds the key of an image for a path as people write it."""
 
     def __init__(self, keys: list[str]) -> None:
         self._keys = frozenset(keys)
@@ -99,7 +104,7 @@ class _Index:
         self._by_name = {name: key for key in keys if names[name := key.rpartition("/")[2]] == 1}
 
     def find(self, path: str) -> str | None:
-        """The key that a path means, or None."""
+        """The key of the image that the path names; None where the path names no image."""
         if path in self._keys:
             return path
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
@@ -107,5 +112,6 @@ class _Index:
             key = "/".join(parts[start:])
             if key in self._keys:
                 return None if start and parts[start - 1] in SPLITS["test"] else key
-        # A folder's own numbering says nothing of an image of another folder, so only a bare name is looked up as one.
+        # Two folders may number their files alike. So `0001.png` in an unknown folder may be another image than
+        # `0001.png` of the source, and only a path without a folder is looked up by its file name.
         return self._by_name.get(parts[0]) if len(parts) == 1 else None

@@ -1,4 +1,5 @@
-"""One image, from a file or from memory, to one tensor: whatever its mode, depth, orientation or shape."""
+"""Decode one image, from a file or from memory, as one tensor. Images of any mode, depth, orientation and shape are
+read."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ Fit = Literal["crop", "pad", "crop-bilinear"]
 
 
 class BrokenImage(DapError):
-    """An image that cannot be decoded. `reason` is the sentence without the image's name."""
+    """An image cannot be decoded. `reason` is the cause in words, without the name of the image."""
 
     def __init__(self, reason: str, where: object = "the image") -> None:
         super().__init__(f"cannot decode {where}: {reason}")
@@ -29,7 +30,7 @@ class BrokenImage(DapError):
 
 
 def check_fit(size: int, fit: str) -> None:
-    """Raise `DapError` unless `size` is at least 1 and `fit` is one of the known ones."""
+    """Raise `DapError` unless `size` is at least 1 and `fit` is a known way."""
     if size < 1:
         raise DapError(f"the image size must be at least 1 pixel, not {size}")
     if fit not in get_args(Fit):
@@ -39,10 +40,10 @@ def check_fit(size: int, fit: str) -> None:
 def decode(data: bytes | Path, size: int, fit: Fit = "crop") -> Tensor:
     """Decode an image completely and make it square.
 
-    The EXIF orientation is applied and the first frame is taken. Every mode becomes RGB: grey and 1-bit are repeated,
-    palettes looked up, CMYK and LAB converted, and transparency is laid on white, as a page would show it. Grey of more
-    than 8 bits keeps its depth: integers (Pillow's `I;16` and `I`) count from 0 to 65535, floats (`F`) from 0 to 1;
-    values outside have no agreed scale and make the image a broken one rather than a guess.
+    The EXIF orientation is applied, and the first frame is taken. Every mode becomes RGB: grey and 1-bit values are
+    repeated, colours of palettes are looked up, CMYK and LAB are converted, and transparent images are laid on white,
+    as a page shows them. Grey of more than 8 bits keeps its depth: integers (Pillow's `I;16` and `I`) run from 0 to
+    65535, floats (`F`) from 0 to 1. Values outside these ranges have no agreed scale, so the image counts as broken.
 
     Args:
         data: the bytes of an image file, or its path.
@@ -53,8 +54,9 @@ def decode(data: bytes | Path, size: int, fit: Fit = "crop") -> Tensor:
         (3, size, size), float32 in [0, 1].
 
     Raises:
-        BrokenImage: unreadable, not an image, cut off, above Pillow's decompression-bomb limit, or without a scale.
-        DapError: `size` or `fit` make no sense.
+        BrokenImage: the file is unreadable, not an image, or cut off, the image is above Pillow's decompression-bomb
+            limit, or its values have no agreed scale.
+        DapError: `size` is below 1, or `fit` is unknown.
     """
     check_fit(size, fit)
     where = "the image" if isinstance(data, bytes) else data
@@ -71,10 +73,11 @@ def as_png(data: bytes | Path) -> tuple[bytes, bool]:
     """An image of any kind as an 8-bit RGB PNG of its own size, by the rules of `decode`.
 
     Returns:
-        The file, and whether it is the very bytes that were given: so where they are such a PNG already.
+        The bytes of the PNG, and whether these are the given bytes. They are where the given file is such a PNG
+        already, upright and without transparency.
 
     Raises:
-        BrokenImage: as `decode` does.
+        BrokenImage: for the reasons that `decode` names.
     """
     where = "the image" if isinstance(data, bytes) else data
     try:
@@ -95,10 +98,10 @@ def as_png(data: bytes | Path) -> tuple[bytes, bool]:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """The image of a file, wholly loaded, as Pillow gives it.
+    """The image of a file, completely loaded, as Pillow gives it.
 
     Raises:
-        BrokenImage: as `decode` does.
+        BrokenImage: the file is unreadable, not an image, cut off, or above Pillow's decompression-bomb limit.
     """
     try:
         with _opened(file) as image:
@@ -110,7 +113,8 @@ def opened(file: Path) -> Iterator[Image.Image]:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A PNG of bytes (h, w, 3), or of grey ones (h, w), which are repeated."""
+    """The bytes of an RGB PNG. `pixels` are uint8 (h, w, 3), or grey (h, w), which is repeated for the three
+    colours."""
     out = io.BytesIO()
     Image.fromarray(pixels).convert("RGB").save(out, format="PNG")
     return out.getvalue()
@@ -118,11 +122,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 @contextmanager
 def _opened(data: bytes | Path) -> Iterator[Image.Image]:
-    """An image, wholly loaded."""
-    # Pillow's `verify` passes cut-off JPEGs: nothing less than a full load tells a whole image from a broken one.
+    """The image, completely loaded."""
+    # Pillow's `verify` accepts JPEGs that are cut off. Only a full load shows whether an image is whole.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata is no reason to refuse good pixels ...
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # ... but a bomb is
+        warnings.simplefilter("ignore")  # an image with odd metadata may have good pixels ...
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # ... but a decompression bomb is refused
         content = data if isinstance(data, bytes) else data.read_bytes()
         if not content:
             raise ValueError("it is empty (0 bytes)")
@@ -132,21 +136,24 @@ def _opened(data: bytes | Path) -> Iterator[Image.Image]:
 
 
 def fit_square(image: Image.Image, size: int, fit: Fit) -> Tensor:
-    """An image of mode L, RGB or F (the last already in [0, 1]) as a square tensor (3, size, size) in [0, 1]: `square`."""
+    """Make an image square with `square`, and return it as a tensor (3, size, size) in [0, 1].
+
+    The mode of the image is L, RGB or F; values of mode F must lie in [0, 1] already.
+    """
     image = square(image, size, fit)
     values = torch.from_numpy(np.array(image, dtype=np.float32))
     if image.mode != "F":
         values /= 255
-    values.clamp_(0, 1)  # bicubic overshoots in floating point
+    values.clamp_(0, 1)  # bicubic resampling of floats may give values outside [0, 1]
     return values.expand(3, -1, -1).contiguous() if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
 
 
 def square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """An image of mode L, RGB or F as one of size x size pixels.
+    """Make an image of mode L, RGB or F square, with size x size pixels.
 
-    `crop` resizes the short side to `size` (bicubic, antialiased) and keeps the centre; `crop-bilinear` does so by
-    bilinear resampling, as torchvision's Resize and CenterCrop. `pad` puts an image that fits into the square onto the
-    centre of a black one without resampling, and crops any other.
+    `crop` resizes the short side to `size` (bicubic, antialiased) and keeps the centre. `crop-bilinear` does the same
+    with bilinear resampling, as torchvision's Resize and CenterCrop do. `pad` puts an image that fits into the square
+    on the centre of a black square, without resampling; any other image is cropped as with `crop`.
     """
     (width, height), short = image.size, min(image.size)
     if fit == "pad" and max(width, height) <= size:
@@ -154,7 +161,8 @@ def square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
         canvas.paste(image, ((size - width) // 2, (size - height) // 2))
         image = canvas
     elif (width, height) != (size, size):
-        # Cropping inside the resize keeps a 1 x 10000 strip from growing to gigabytes; whole pixels keep it sharp.
+        # The crop is a part of the resize, because a strip of 1 x 10000 pixels would else grow to gigabytes. The
+        # corners of the crop are whole pixels, which keeps the image sharp.
         left, top = (width - short) // 2, (height - short) // 2
         kind = Image.Resampling.BILINEAR if fit == "crop-bilinear" else Image.Resampling.BICUBIC
         image = image.resize((size, size), kind, box=(left, top, left + short, top + short))
@@ -176,7 +184,7 @@ def _plain(image: Image.Image) -> Image.Image:
 def _unit(image: Image.Image, peak: int) -> Image.Image:
     values = np.asarray(image).astype(np.float32)
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= peak):  # also catches NaN
+    if not (low >= 0 and high <= peak):  # this form of the condition also catches NaN
         raise ValueError(f"its mode {image.mode} values run from {low:g} to {high:g}; rescale them to [0, {peak}]")
     return Image.fromarray(values / np.float32(peak))
 

@@ -1,4 +1,4 @@
-"""A part of a source: training images that a validation keeps to itself, or all the others."""
+"""A part of a source: the training images that are held out for validation, or all other images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dap.data.real.decode import Fit
 class Part(Source):
     """One of two disjoint parts of another source, the same on every machine.
 
-    Of each class a seeded draw of the held-out fraction, rounded up, is `validation`; the others are `train`. The draw
-    hangs on the class's name and number of images alone.
+    In each class, a seeded draw of the held-out fraction, rounded up, is `validation`. The other images are `train`.
+    The draw depends only on the name of the class and on its number of images.
 
     Args:
-        whole: what is divided.
-        which: the part.
-        held_out: fraction of each class that is `validation`, above 0 and below 1.
+        whole: the source that is divided.
+        which: the part to take.
+        held_out: the fraction of each class that is `validation`, above 0 and below 1.
 
     Raises:
         DapError: a class would have no image left in one of the parts.

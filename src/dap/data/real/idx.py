@@ -1,7 +1,7 @@
 """The IDX format of MNIST and its successors.
 
-Big-endian header: two zero bytes, a type byte, the number of dimensions, then one 32-bit size a dimension; the
-values follow in C order. Files may be gzipped. Format: Yann LeCun's MNIST page.
+The header is big-endian: two zero bytes, a type byte, the number of dimensions, then a 32-bit size for each dimension.
+The values follow in C order. Files may be gzipped. The format is described on Yann LeCun's MNIST page.
 """
 
 from __future__ import annotations

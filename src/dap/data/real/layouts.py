@@ -13,7 +13,8 @@ from typing import Literal
 from dap.base.errors import DapError
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
-"""The splits, and the folder names or file prefixes each goes by, in order of preference."""
+"""The splits. Each split has the names that its folder, or the prefix of its files, may have, in order of
+preference."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -21,7 +22,7 @@ LAYOUTS = (
     "one folder of images for each class, such folders under train/ and test/ (or val/, validation/), "
     "*.parquet files with an image and a label column, or the IDX files of an MNIST-like set"
 )
-"""What `locate` accepts, for messages."""
+"""The layouts that `locate` accepts, in words for messages."""
 
 _IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 
@@ -41,10 +42,11 @@ class Layout:
 def locate(path: Path, split: str) -> Layout:
     """Find a split of the data set at `path`.
 
-    A folder without splits is the train split, and also the split that its own name says: `.../val` is a test split.
+    A folder without splits counts as the train split. Such a folder also counts as the split that its own name says:
+    `.../val` is a test split.
 
     Raises:
-        DapError: no such split or folder, an unreadable folder, or a layout that is none of `LAYOUTS`.
+        DapError: there is no such split or folder, a folder cannot be read, or the layout is none of `LAYOUTS`.
     """
     if split not in SPLITS:
         raise DapError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
@@ -78,10 +80,10 @@ def locate(path: Path, split: str) -> Layout:
 
 
 def check_folder(path: Path) -> None:
-    """Say what is there instead where a data folder does not exist.
+    """Check that a data folder exists. The message of the error says what the folder above holds, and suggests a name.
 
     Raises:
-        DapError: it does not, it is a file, or it may not be looked at.
+        DapError: the folder does not exist, the path is a file, or the system does not let us look at the path.
     """
     try:
         if path.is_dir():
@@ -104,15 +106,17 @@ def check_folder(path: Path) -> None:
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the class folders in `root`, sorted, hidden ones left out. An unreadable root is a `DapError`."""
+    """The names of the class folders in `root`, sorted, without hidden folders. Raises `DapError` where `root` cannot
+    be read."""
     return [entry.name for entry in visible(root) if is_folder(entry)]
 
 
 def image_files(folder: Path) -> list[str]:
     """Every image file at any depth below a class folder, as sorted posix paths relative to the folder's parent.
 
-    Links to files and to folders are followed, each folder once, and never to one that contains the class itself: that
-    would give it the images of other classes. Links that lead nowhere are listed, so that they are reported as broken.
+    Links to files and to folders are followed, and each folder is read once. A link to a folder that contains the class
+    folder is not followed, because the class would then get the images of other classes. Image links that lead nowhere
+    are listed, so that they are reported as broken.
 
     Raises:
         DapError: a folder cannot be read.
@@ -135,7 +139,8 @@ def image_files(folder: Path) -> list[str]:
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted by name, hidden entries left out. An unreadable folder is a `DapError`."""
+    """The entries of a folder, sorted by name, without hidden entries. Raises `DapError` where the folder cannot be
+    read."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -144,12 +149,12 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def unreadable(path: Path, error: OSError) -> DapError:
-    """The sentence for a folder or file that the system refuses to hand out."""
+    """The error to raise for a folder or file that the system does not let us read."""
     return DapError(f"cannot read {path}: {(error.strerror or str(error)).lower()}; check the path and its permissions")
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; a link that turns in circles is neither."""
+    """Whether the entry is a folder or a link to a folder. A circular link is not a folder."""
     try:
         return entry.is_dir()
     except OSError:
@@ -157,7 +162,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file, or a link, whose name ends like an image's."""
+    """Whether the entry is a file or a link, and its name ends as the name of an image file does."""
     named = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
     return named and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
 
@@ -174,7 +179,8 @@ def _split_names() -> set[str]:
 
 
 def _is_split(folder: Path) -> bool:
-    """A folder called `train` may also be a class, of images of trains: a split holds folders or parquet files."""
+    """Whether the folder is a split, that is, whether it holds folders or parquet files. A folder called `train` that
+    holds neither may be a class, with images of trains."""
     return bool(class_folders(folder) or _parquet_files(folder))
 
 
@@ -194,7 +200,9 @@ def _parquet_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _of_split(path: Path, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
-    """The files of a split: those with its prefix, as in `train-00000-of-00001.parquet`, or all where none has any."""
+    """The files of a split. These files have the split's prefix, as in `train-00000-of-00001.parquet`. Where no file
+    has the prefix of any split, all files belong to the train split, and to the split that the folder's own name
+    says."""
     by_prefix: dict[str, list[Path]] = {}
     for file in files:
         prefix = re.split(r"[-_.]", file.name.lower(), maxsplit=1)[0]

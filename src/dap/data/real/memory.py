@@ -21,9 +21,9 @@ class MemorySource(Source):
     """Labelled images in memory.
 
     Args:
-        images: of each class its images, in label order. An image is a PIL picture, or a tensor or array (3, h, w) or
-            (1, h, w): floats in [0, 1], or bytes.
-        name: what the data are called in manifests and messages.
+        images: class name -> images of the class, in label order. An image is a PIL picture, or a tensor or array (3,
+            h, w) or (1, h, w) of floats in [0, 1] or of bytes.
+        name: the name of the data in manifests and messages.
         size, fit, max_bad_fraction: as for `Source`.
 
     Raises:
@@ -77,7 +77,7 @@ def by_class(images: Any) -> dict[str, Any]:
             there is one. Without names a label's number is its name.
 
     Raises:
-        DapError: it is none of these.
+        DapError: the images have none of these forms.
     """
     if isinstance(images, Mapping):
         return {str(name): mine for name, mine in images.items()}
@@ -97,7 +97,7 @@ def by_class(images: Any) -> dict[str, Any]:
 
 
 def _pixels(image: Any, where: str) -> Tensor | Image.Image:
-    """A picture as it is, or numbers as a float tensor (1 or 3, h, w) in [0, 1]."""
+    """A PIL picture unchanged; a tensor or array as a float tensor (1 or 3, h, w) in [0, 1]."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):

@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 
 @final
 class ParquetSource(Source):
-    """Parquet files read as one table, in the order given.
+    """Parquet files, read as one table in the given order.
 
-    The image column holds encoded images, as binary or as a struct with `bytes`; the label column numbers or names.
-    Class names come from the ClassLabel feature in the schema's `huggingface` metadata; without it they are the sorted
-    names, or the numbers from 0 to the largest. Where several columns could be meant, `image` or `img`, and `label`,
-    `labels`, `fine_label` or `class` are taken.
+    The image column holds encoded images, as binary or as a struct with the field `bytes`. The label column holds
+    numbers or names. The class names come from the ClassLabel feature in the `huggingface` metadata of the schema.
+    Without this feature, the classes are the sorted names, or the numbers from 0 to the largest. Where several columns
+    hold images, the column `image` or `img` is taken. Where several columns could be labels, the column `label`,
+    `labels`, `fine_label` or `class` is taken.
 
     Raises:
-        DapError: pyarrow is not installed, a file is damaged or unreadable, has no such columns, or a row has no label.
+        DapError: pyarrow is not installed, a file is damaged, unreadable or without such columns, or a row has no
+            label.
     """
 
     def __init__(
@@ -48,8 +50,8 @@ class ParquetSource(Source):
     ) -> None:
         check_pyarrow()
         self._files = list(files)
-        self._groups: list[tuple[Path, int, int]] = []  # of each row group: file, number, first row of the file
-        self._starts: list[int] = []  # of each row group: its first row, counted over all files
+        self._groups: list[tuple[Path, int, int]] = []  # for each row group: file, number, first row in the file
+        self._starts: list[int] = []  # for each row group: its first row, counted over all files
         values: list[Any] = []
         where = str(self._files[0])
         with _opened(self._files[0]) as table:
@@ -138,7 +140,7 @@ def _features(schema: pa.Schema, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _columns(schema: pa.Schema, features: dict[str, dict[str, Any]], where: str) -> tuple[str, str]:
-    """The names of the image and of the label column."""
+    """The names of two columns: the column of the images and the column of the labels."""
     import pyarrow.types as kinds
 
     def of_type(name: str) -> list[str]:
@@ -168,7 +170,8 @@ def _columns(schema: pa.Schema, features: dict[str, dict[str, Any]], where: str)
 
 
 def _numbered(values: list[Any], names: list[str] | None, where: str) -> tuple[np.ndarray, list[str] | None]:
-    """Labels as numbers (n,), with the names of the numbers where there are any."""
+    """The labels as numbers (n,), and the class names in label order. The names are None where labels are unnamed
+    numbers."""
     kinds = {type(value) for value in values}
     if kinds <= {int}:
         return np.array(values, dtype=np.int64), names

@@ -1,6 +1,7 @@
 """Real images from class folders, parquet files or IDX files, and the embedded Fashion-MNIST.
 
-`open_source` finds out what a path holds and opens it; what a source offers is in `dap.data.real.base.Source`.
+`open_source` finds out which layout a path holds and opens a source. `dap.data.real.base.Source` says what sources
+offer.
 """
 
 from __future__ import annotations
@@ -43,17 +44,20 @@ def open_source(
     """Open a data set: `"fashion-mnist"` (embedded, 28 px padded to 32), or a folder in any layout of `locate`.
 
     Args:
-        path: the name or the folder. A folder that is itself called fashion-mnist is `./fashion-mnist`.
-        split: `train` or `test` (also found as `val` and `validation`).
-        size, fit: height and width of the images, and how they get there; see `dap.data.real.decode.fit_square`.
-        classes: which classes, in label order, or the name of a subset of ImageNet such as "imagenette", in WordNet ids. By
-            default all: in name order, or in the order the files say. Give a test split the train split's
-            `class_names`, so that a class missing there cannot shift the labels. WordNet ids also find classes that go
-            by their ImageNet name, and are then what the classes are called.
-        max_bad_fraction: how many of the images read may be broken; one always may.
+        path: the name or the folder. Write `./fashion-mnist` for a folder that is called fashion-mnist.
+        split: `train` or `test`. The folder of a test split may also be called `val` or `validation`.
+        size, fit: height and width of the images in pixels, and how images are made square; see
+            `dap.data.real.decode.square`.
+        classes: the classes in label order, or the name of a subset of ImageNet such as "imagenette", whose classes are
+            WordNet ids. By default all classes are taken, in name order or in the order that the files give. For a test
+            split, give the `class_names` of the train split, so that a class without test images cannot shift the
+            labels. A WordNet id also finds a class that has its ImageNet name in the data; the class is then called by
+            the id.
+        max_bad_fraction: the largest share of broken images among the images read. A single broken image is always
+            allowed.
 
     Raises:
-        DapError: the path, split, layout or a class does not exist, is empty or cannot be read.
+        DapError: the path, the split, the layout or a class does not exist, is empty or cannot be read.
     """
     check_fit(size, fit)
     wanted = imagenet.expand(classes)
@@ -73,10 +77,10 @@ def open_source(
 
 
 def check_path(path: str | Path) -> None:
-    """Whether there is anything to open at a path, found out without reading it.
+    """Check that a path is the embedded data set or an existing folder, without reading the data.
 
     Raises:
-        DapError: no such folder.
+        DapError: there is no such folder.
     """
     if str(path) != EMBEDDED:
         check_folder(Path(path).expanduser())
@@ -84,9 +88,10 @@ def check_path(path: str | Path) -> None:
 
 @final
 class FolderSource(Source):
-    """A folder of class folders, each with images at any depth; classes and images in name order.
+    """A folder of class folders. Images may lie at any depth in a class folder. Classes and images are in name order.
 
-    Image files are those ending in png, jpg, jpeg, webp, bmp, gif, tif or tiff in any case; hidden ones are left out.
+    Image files have the ending png, jpg, jpeg, webp, bmp, gif, tif or tiff, in upper or lower case. Hidden files are
+    left out.
     """
 
     def __init__(
@@ -124,12 +129,12 @@ class FolderSource(Source):
 
 @final
 class IdxSource(Source):
-    """A pair of IDX files as MNIST's: grey images (n, h, w) of unsigned bytes, and labels (n,).
+    """A pair of IDX files as MNIST has: grey images (n, h, w) of unsigned bytes, and labels (n,).
 
     Args:
-        class_names: of the files' labels 0, 1, ...; by default the numbers themselves.
-        split: the first half of the keys, as in `train/123`.
-        border: black pixels added around every image before it is fitted.
+        class_names: the names of the labels 0, 1, ... in the files; by default the numbers themselves.
+        split: the first part of the keys of the images, as in `train/123`.
+        border: the number of black pixels added on each side of every image before it is made square.
     """
 
     def __init__(
@@ -189,7 +194,8 @@ def _idx(file: Path) -> np.ndarray:
 
 
 def _listed_names(file: Path) -> list[str] | None:
-    """The class names in a `classes.json`, a list of names in label order; None without such a file."""
+    """The class names in a `classes.json`, which is a list of names in label order. None where there is no such
+    file."""
     try:
         names = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -204,7 +210,7 @@ def _listed_names(file: Path) -> list[str] | None:
 
 
 def _printable(file: str) -> str:
-    """A path whose name is not UTF-8, made fit for logs, JSON and hashes."""
+    """The path in valid UTF-8, for logs, JSON and hashes. Bytes that are not UTF-8 become escapes with a backslash."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""Dataset cards: a README.md whose YAML front matter the hub reads."""
+"""Dataset cards. A card is a README.md that begins with fields in YAML (its front matter), which the hub reads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import yaml
 
 
 def size_category(n: int) -> str:
-    """What the hub calls a number of images."""
+    """The hub's name for the size of a data set of n images, such as "1K<n<10K"."""
     return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K" if n < 100_000 else "100K<n<1M"
 
 
 def cell(text: object) -> str:
-    """Any text as it can stand in a table of Markdown, on one line, and never as a tag."""
+    """Any text for one cell of a Markdown table: on one line, and escaped, so that no part of the text becomes a
+    tag."""
     return html.escape(" ".join(str(text).split()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
 
 
@@ -26,12 +27,12 @@ def code(text: object) -> str:
 
 
 def card(front: dict[str, Any], body: str) -> str:
-    """A card of this front matter and this text."""
+    """The text of a card that has this front matter and this body."""
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body.strip()}\n"
 
 
 def read_card(folder: Path) -> tuple[dict[str, Any], str]:
-    """Front matter and text of a folder's README.md; both empty where there is none."""
+    """The front matter and the body of the README.md in a folder. Both are empty where there is no README.md."""
     file = folder / "README.md"
     if not file.is_file():
         return {}, ""
@@ -47,5 +48,5 @@ def read_card(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def deeper(body: str) -> str:
-    """A card's text one level of headings down, to stand inside another."""
+    """The body of a card with every heading one level lower, so that the body can stand inside another card."""
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in body.splitlines())

@@ -1,4 +1,4 @@
-"""What DD-Ranking can score, in which class order, and a configuration of it for a set."""
+"""The data sets that DD-Ranking can score, the order of their classes, and a configuration of DD-Ranking for a set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SCORED: dict[str, Sequence[int]] = {
     "ImageYellow": (309, 986, 954, 951, 987, 779, 599, 291, 72, 11),
     "ImageNet1K": range(1000),
 }
-"""Its ImageNet data sets (version 0.2.0): the index among the thousand of label 0, 1, …"""
+"""The ImageNet data sets of DD-Ranking (version 0.2.0). For label 0, 1, … of each, its index among the thousand
+classes."""
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -33,10 +34,11 @@ HEADER = """# For DD-Ranking 0.2.0, after the values of its own demonstrations. 
 
 
 def scored_as(class_names: Sequence[str]) -> str | None:
-    """The data set of DD-Ranking that these classes are, in its label order; None for none of them.
+    """The name of the DD-Ranking data set that has exactly these classes in this order; None where no data set has
+    them.
 
     Raises:
-        DapError: they are the classes of one in another order, under which every label would be wrong.
+        DapError: a data set has these classes in another order. DD-Ranking's labels would then be wrong for the set.
     """
     names = imagenet.lookup(list(imagenet.names().values()))
     hits = [imagenet.find(name, names) for name in class_names]
@@ -57,12 +59,13 @@ def scored_as(class_names: Sequence[str]) -> str | None:
 
 
 def configs(dataset: str | None, ipc: int, side: int) -> dict[str, dict[str, Any]]:
-    """The fields of its YAML for the soft and the hard label-robust score.
+    """The fields of DD-Ranking's YAML files: "soft" and "hard", for the label-robust score with soft and with hard
+    labels.
 
     Args:
-        dataset: see `scored_as`.
+        dataset: the name of the data set, from `scored_as`.
         ipc: images per class.
-        side: of the images, in px.
+        side: the side of the images, in px.
     """
     cifar = dataset == "CIFAR10"
     size = min(side, 224)
@@ -101,7 +104,7 @@ def configs(dataset: str | None, ipc: int, side: int) -> dict[str, dict[str, Any
         "dist": True,
         "syn_batch_size": 256,
         "real_batch_size": 256,
-        "random_data_format": "image",  # "tensor" passes its arguments in the wrong places
+        "random_data_format": "image",  # with "tensor", DD-Ranking passes arguments in the wrong places
         "random_data_path": "./random_data/",
     }
     soft = {

@@ -1,4 +1,4 @@
-"""What differs between two records, such as the recipes of two sets."""
+"""The fields in which two records differ, such as the recipes of two sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The fields in which two nested dictionaries differ, as in "guidance.scale: 0.1 -> 0.2"."""
+    """One line for each field in which two nested dictionaries differ, as in "guidance.scale: 0.1 -> 0.2".
+
+    `where` is the dotted name of the field that holds the two values; it is empty at the top.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         missing = object()

@@ -1,4 +1,5 @@
-"""A distilled set on disk. Methods write it and the evaluation reads it; they share nothing else.
+"""A distilled set on disk. Methods write the set and the evaluation reads it. Methods and evaluation share nothing
+else.
 
     images/<class>/<slot>.png   8-bit RGB
     classes.json                names and folders, in label order
@@ -34,11 +35,12 @@ from dap.data.sets.folders import class_order, folders_of, images_by_folder, oth
 from dap.data.sets.sheet import contact_sheet
 
 WORK = ".work"
-"""Folder of a set for what its method makes once and for checkpoints; gone when the set is finished."""
+"""The folder in a set for checkpoints and for files that its method makes once. It is removed when the set is
+finished."""
 
 
 def _classes(class_names: Sequence[str], ipc: int) -> dict[str, Any]:
-    """What classes.json says."""
+    """The contents of classes.json."""
     return {"names": list(class_names), "folders": folders_of(class_names), "ipc": ipc}
 
 
@@ -50,8 +52,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         path: the folder.
-        class_names: in label order.
-        ipc: images per class when complete.
+        class_names: the classes in label order.
+        ipc: images per class of the whole set.
         recipe: the resolved recipe, or None for a folder that another project made.
         records: the valid manifest lines, in (label, slot) order.
     """
@@ -77,10 +79,10 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 h w"], int]:
-        """The image and the label of a record; a negative index counts from the end.
+        """The image (3, h, w), float32 in [0, 1], and the label of a record. A negative index counts from the end.
 
         Raises:
-            IndexError: there are not so many images.
+            IndexError: the set has no record of this index.
             BrokenImage: the file cannot be decoded.
         """
         line = self._in_order()[index]
@@ -90,17 +92,18 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return f"DistilledSet({str(self.path)!r}: {self._counts()})"
 
     def _repr_html_(self) -> str:
-        """A contact sheet, for notebooks."""
+        """A contact sheet of the set, which a notebook shows."""
         return contact_sheet(self.path, self.class_names, self.records, f"{self.path}: {self._counts()}")
 
     def _in_order(self) -> list[dict[str, Any]]:
-        """The records, sorted once until an image is added."""
+        """The records in order. They are sorted when they are first needed, and again after an image was added."""
         if self._ordered is None:
             self._ordered = [self._records[key] for key in sorted(self._records)]
         return self._ordered
 
     def _counts(self) -> str:
-        """How many images and classes there are and, of a set of ours, how many images are still to be made."""
+        """The numbers of images and classes in words. For a set of this library, also the number of images still to be
+        made."""
         counts = f"{len(self)} images of {len(self.class_names)} classes"
         if not (self.path / "classes.json").is_file():
             return counts
@@ -114,19 +117,20 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         recipe: dict[str, Any],
         inputs: dict[str, Any] | None = None,
     ) -> DistilledSet:
-        """Start a set, or continue one of the same recipe; images whose file does not match its line are forgotten.
+        """Start a set, or continue a set of the same recipe. An image that does not match its line counts as missing.
 
-        To be called under `files.locked(path)`.
+        The caller must hold `files.locked(path)`.
 
         Args:
-            path: the folder: new, empty, or a set of the same recipe and inputs.
-            class_names: in label order.
+            path: the folder: new, empty, or with a set of the same recipe and inputs.
+            class_names: the classes in label order.
             ipc: images per class.
-            recipe: resolved.
-            inputs: fingerprints of the data, the weights and the user's code, which the recipe only names.
+            recipe: the resolved recipe.
+            inputs: fingerprints of the data, the weights and the user's code. The recipe only names these.
 
         Raises:
-            DapError: the folder holds a set of another recipe (each differing field is named), or something else.
+            DapError: the folder holds a set of another recipe (the message names each field that differs), or other
+                files.
             OSError: the folder cannot be written.
         """
         path = Path(path)
@@ -143,13 +147,14 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
     def check_begun(
         path: Path, class_names: Sequence[str], recipe: dict[str, Any], inputs: dict[str, Any] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Whether `create` would take a folder; returns what is to be in its files, by their names.
+        """Check that `create` can use a folder. Returns the contents of recipe.json and inputs.json, by the names of
+        the files.
 
         Raises:
-            DapError: as `create`.
+            DapError: the folder holds a set of another recipe or of other inputs, or other files.
         """
         pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
-        left = (".lock", WORK, *pinned)  # a run killed before its first image has left these alone
+        left = (".lock", WORK, *pinned)  # a run killed before its first image leaves only these
         foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
         if foreign and not (path / "recipe.json").exists():
             raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
@@ -164,16 +169,16 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     @staticmethod
     def blank(path: Path, class_names: Sequence[str], ipc: int) -> DistilledSet:
-        """A new set without a recipe, of images made elsewhere, in a folder that is the caller's alone."""
+        """A new set without a recipe, for images that others made. No other process may write into the folder."""
         write_atomically(path / "classes.json", dump(_classes(class_names, ipc)))
         return DistilledSet.open(path)
 
     @staticmethod
     def open(path: str | Path) -> DistilledSet:
-        """A set made by this library.
+        """Open a set that this library made. Images whose file does not match their manifest line are left out.
 
         Raises:
-            DapError: there is none; the message says how to make one of a plain folder of images.
+            DapError: the folder is no such set; the message says how to make a set of a plain folder of images.
         """
         path = Path(path)
         if not path.is_dir():
@@ -194,16 +199,18 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     @staticmethod
     def from_folder(path: str | Path, class_names: str | Sequence[str] | None = None) -> DistilledSet:
-        """Any folder of class folders, or a set of ours. Slots follow the natural order of the file names.
+        """Open any folder of class folders, or a set of this library. Slots follow the natural order of the file names.
 
         Args:
             path: the folder.
-            class_names: folder names in label order, or the name of a subset of ImageNet; default: sorted, or what the
-                export.json of `dap export` says. For folders that are numbers (RDED, D4M, DD-Ranking), names by position.
-                A wrong order silently mislabels, so give it where the folders are not meant to be sorted (ImageWoof).
+            class_names: folder names in label order, or the name of a subset of ImageNet. By default the order is that
+                of the export.json of `dap export`, or the sorted order. For folders that are numbers (RDED, D4M,
+                DD-Ranking), the names are given by position. A wrong order mislabels the images without an error. So
+                give the order where the labels do not follow the sorted names (ImageWoof).
 
         Raises:
-            DapError: no such folder, no class folder with an image in it, or what `dap import` is needed for.
+            DapError: there is no such folder, no class folder holds an image, or the files are of a kind that only
+                `dap import` reads.
         """
         path = Path(path)
         if (path / "classes.json").is_file():
@@ -234,7 +241,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return (label, slot) in self._records
 
     def missing(self) -> list[tuple[int, int]]:
-        """(label, slot) of every image still to be made."""
+        """The (label, slot) of every image that is still to be made."""
         return [(c, s) for c in range(len(self.class_names)) for s in range(self.ipc) if not self.has(c, s)]
 
     def add(self, label: int, slot: int, image: Float[Tensor, "3 h w"], **record: Any) -> None:
@@ -242,7 +249,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
         Raises:
             DapError: the image holds a non-finite value; nothing is written.
-            OSError: disk full, no permission; nothing half-written stays.
+            OSError: the disk is full or there is no permission; no half-written file stays.
         """
         if not torch.isfinite(image).all():
             raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; lower the scale.")
@@ -250,7 +257,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self.store(label, slot, encode_png(pixels), **record)
 
     def store(self, label: int, slot: int, png: bytes, **record: Any) -> None:
-        """Like `add`, for an image that is an 8-bit RGB PNG already; its bytes are kept."""
+        """Store an image that is an 8-bit RGB PNG already, and its manifest line, as `add` does. The bytes of the PNG
+        are kept."""
         relative = f"images/{self._folders[label]}/{slot:05d}.png"
         write_atomically(self.path / relative, png)
         line = {
@@ -269,11 +277,11 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self._ordered = None
 
     def note(self, name: str, value: Any) -> None:
-        """Write a JSON (dict or list) or text file beside the images, atomically."""
+        """Write a file into the folder of the set, atomically: a text as it is, another value as JSON."""
         write_atomically(self.path / name, value.encode() if isinstance(value, str) else dump(value))
 
     def noted(self, name: str) -> Any:
-        """The value that `note` wrote as JSON under this name, or None."""
+        """The value that `note` wrote as JSON under this name; None where there is no such file."""
         return read_json(self.path / name) if (self.path / name).is_file() else None
 
     def verify(self) -> list[str]:
@@ -296,7 +304,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return problems
 
     def check_whole(self) -> None:
-        """Raise `DapError` with the first problems `verify` finds, and what to do."""
+        """Raise `DapError` if `verify` finds a problem. The message names the first problems and says what to do."""
         if problems := self.verify():
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             again = "Run the dap distill that made it again to mend it."
@@ -307,15 +315,15 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
     def tensors(
         self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32
     ) -> tuple[Num[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
-        """Images in [0, 1] and labels, in (label, slot) order.
+        """All images (n, 3, h, w) in [0, 1] and their labels (n,), in (label, slot) order.
 
         Args:
-            size, fit: make them square as real images are made, see `data.real.decode.square`; default: as stored, and then
-                all must be alike.
-            dtype: uint8 for whole numbers from 0 to 255 instead, in a quarter of the memory.
+            size, fit: how the images are made square, as real images are; see `data.real.decode.square`. By default the
+                images keep their size, and all must then have the same size.
+            dtype: with uint8, the images are whole numbers from 0 to 255, in a quarter of the memory.
 
         Raises:
-            DapError: the set is empty, its images differ in size, or one cannot be decoded.
+            DapError: the set is empty, its images differ in size, or an image cannot be decoded.
         """
         if not self._records:
             raise DapError(f"{self.path} holds no finished image yet; run dap distill again to go on.")
@@ -333,6 +341,6 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
 
     def _pixels(self, line: Mapping[str, Any]) -> np.ndarray:
-        """The bytes (h, w, 3) of the image of a manifest line, as stored."""
+        """The stored pixels (h, w, 3), uint8, of the image of a manifest line."""
         with opened(self.path / line["path"]) as image:
             return np.array(image.convert("RGB"))

@@ -1,7 +1,8 @@
-"""A distilled set in the layouts that other tools read. `export` is the one function; each layout is a writer.
+"""Write a distilled set in the layouts that other tools read. `export` is the function to call; each layout has a
+writer.
 
-Images are written to the byte as the set holds them. Nothing in an export depends on the clock, the user or the machine, so
-the same set gives the same bytes again.
+The images of a set of this library keep their bytes. Nothing in an export depends on the clock, the user or the
+machine, so that the same set always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One export, as a writer sees it.
+    """The task that a writer of a layout gets.
 
     Attributes:
-        made: the set, known to be whole.
-        folder: an empty folder, which takes the place of the user's folder when the writer is done.
-        shard_size: images a file, for layouts that have shards.
-        progress: told (done, all, class name) after every image.
+        made: the set, already checked to be whole.
+        folder: an empty folder to write into. When the writer is done, this folder replaces the user's folder.
+        shard_size: images per file, for layouts that have shards; 0 for other layouts.
+        progress: called with (done, all, class name) after every image.
     """
 
     made: DistilledSet
@@ -52,7 +53,8 @@ class Job:
     progress: Progress | None = None
 
     def images(self, by_slot: bool = False) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """Manifest line and PNG of every image, by label and slot, or by slot and label."""
+        """The manifest line and the PNG of every image, in the order of label and slot. With `by_slot`, the order is
+        that of slot and label."""
         records = self.made.records
         if by_slot:
             records.sort(key=lambda record: (record["slot"], record["label"]))
@@ -64,12 +66,12 @@ class Job:
 
 @dataclass
 class Written:
-    """The words of a writer about the files that it wrote.
+    """The texts and fields that a writer returns about the files that it wrote.
 
     Attributes:
-        how: Markdown for the card that says how to read the files.
-        front: further fields of the card's front matter, for the hub.
-        extra: further fields of export.json.
+        how: Markdown for the card, which says how to read the files.
+        front: further fields for the front matter of the card, which the hub reads.
+        extra: further fields for export.json.
         notes: sentences for the user.
     """
 
@@ -90,18 +92,21 @@ def export(
     """Write a set in another layout.
 
     Args:
-        made: a set that is whole.
-        out: a new or empty folder, or an earlier export of the same set in the same layout, which is written again.
+        made: the set, which must be whole.
+        out: a new or empty folder, or an earlier export of the same set in the same layout, which is then written
+            again.
         layout: one of `LAYOUTS`.
-        shard_size: images a file, for parquet and webdataset.
-        progress: told (done, all, class name) after every image.
+        shard_size: images per file, for parquet and webdataset.
+        progress: called with (done, all, class name) after every image.
 
     Returns:
-        What `export.json` says: `layout`, `set` (a hash of its classes and images), `class_names` in label order, `files`
-        with their sha256, `notes`, and, for class folders, the `folders` in label order.
+        The contents of `export.json`, among them `layout`, `set` (a hash of the classes and images of the set),
+        `class_names` in label order, `files` with their sha256, `notes`, and, for class folders, the `folders` in label
+        order.
 
     Raises:
-        DapError: an unknown layout, a set that is not whole, a layout that cannot hold it, or a folder in other use.
+        DapError: the layout is unknown, the set is not whole, the layout cannot hold the set, or the folder holds other
+            files.
         OSError: the folder cannot be written; nothing is left behind.
     """
     out = Path(out)
@@ -142,13 +147,14 @@ def export(
 
 
 def fingerprint(made: DistilledSet) -> str:
-    """sha256 of a set's class names in label order and of its images."""
+    """The sha256 of the class names of a set in label order together with the label, slot and sha256 of each image."""
     lines = [made.class_names, *([r["label"], r["slot"], r["sha256"]] for r in made.records)]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
 def _imagefolder(job: Job) -> Written:
-    """`<class>/<slot>.png`. Readers number the folders in sorted order, whatever the set's labels are."""
+    """Write `<class>/<slot>.png`. Readers number the folders in sorted order, so that their labels may differ from the
+    set's."""
     folders = folders_of(job.made.class_names)
     _write_folders(job, folders)
     notes = []
@@ -164,7 +170,8 @@ The latter needs this file: `load_dataset("imagefolder", data_dir=folder)` would
 
 
 def _ddranking(job: Job) -> Written:
-    """`00000/<slot>.png`, the folder being the label, as DD-Ranking and RDED read it, with the former's YAML."""
+    """Write `00000/<slot>.png`, as DD-Ranking and RDED read it. The name of a folder is its label. The YAML files of
+    DD-Ranking are written too."""
     folders = [f"{label:05d}" for label in range(len(job.made.class_names))]
     scored = ddranking.scored_as(job.made.class_names)
     _write_folders(job, folders)
@@ -185,7 +192,7 @@ def _ddranking(job: Job) -> Written:
 
 
 def _pt(job: Job) -> Written:
-    """`images.pt`, a dictionary of `images` (n, 3, h, w) bytes, `labels` (n,) int64 and `class_names`."""
+    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, `labels` (n,) int64 and `class_names`."""
     pixels: np.ndarray | None = None
     n = len(job.made.records)
     labels = torch.tensor([record["label"] for record in job.made.records])
@@ -228,7 +235,8 @@ LAYOUTS: dict[str, tuple[Callable[[Job], Written], int | None]] = {
     "ddranking": (_ddranking, None),
     "pt": (_pt, None),
 }
-"""The layouts, and how many images each puts into a file where it has shards."""
+"""The layouts: for each its writer, and the default number of images per file where the layout has shards, else
+None."""
 
 
 def _write_folders(job: Job, folders: list[str]) -> None:
@@ -242,12 +250,14 @@ def _pixels(png: bytes) -> np.ndarray:
 
 
 def _split(pattern: str) -> dict[str, Any]:
-    """For the hub: all of it is the train split, also where a class is called "test"."""
+    """Front matter that tells the hub that all files are the train split. Without it, a class called "test" could be
+    taken for a split."""
     return {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}]}
 
 
 def _manifest(made: DistilledSet, folder: Path, written: Written) -> None:
-    """The set's manifest with the paths of the export; not called metadata.jsonl, which would make datasets drop labels."""
+    """Write the manifest of the set with the paths of the export. The file is not called metadata.jsonl, because
+    datasets drops the labels where a file of that name exists."""
     folders = written.extra.get("folders")
     lines = []
     for record in made.records:

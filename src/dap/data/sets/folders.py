@@ -1,4 +1,4 @@
-"""Class folders as other projects write them: what they hold, and which label each folder has."""
+"""Class folders as other projects write them: which images the folders hold, and which label each folder has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dap.data.real.base import select, some
 from dap.data.real.layouts import class_folders, is_image, unreadable, visible
 
 SORTED = "sorted"
-"""As `class_names`: the class folders in name order, said on purpose."""
+"""A value for `class_names`. With this value the user says on purpose that the labels follow the sorted class
+folders."""
 
 _KINDS = {
     "parquet": ("parquet files", (".parquet",)),
@@ -34,9 +35,10 @@ def images_by_folder(path: Path) -> dict[str, list[Path]]:
 
 
 def files_by_kind(path: Path) -> dict[str, list[Path]]:
-    """What a path holds beside class folders: "parquet", "webdataset" or "tensors" -> its files, sorted.
+    """The files of other layouts than class folders, by kind: "parquet", "webdataset" or "tensors" -> the files.
 
-    For a folder these are the files in it and, for parquet, in its `data/`, where the hub keeps them.
+    A path may itself be such a file. In a folder, the files of the folder and of its `data/` are looked at, because the
+    hub keeps parquet files in `data/`. The files of each folder are sorted by name.
     """
     if path.is_file():
         files = [path]
@@ -49,7 +51,8 @@ def files_by_kind(path: Path) -> dict[str, list[Path]]:
 
 
 def other_than_folders(path: Path) -> str | None:
-    """The sentence for a path that `dap import` is needed for, or None."""
+    """A sentence that says why a path cannot be read as class folders: the path holds files that `dap import` reads, or
+    the path is a file. None for any other path."""
     for kind in files_by_kind(path):
         what = _KINDS[kind][0]
         return f"{path} holds {what}, not class folders; make a set of it with dap import {path} --out DIR."
@@ -57,14 +60,15 @@ def other_than_folders(path: Path) -> str | None:
 
 
 def exported(path: Path) -> dict[str, Any]:
-    """What the `export.json` of an earlier `dap export` says, or nothing."""
+    """The contents of the `export.json` that `dap export` wrote into the folder; {} where there is no such file."""
     file = path / "export.json"
     said = read_json(file) if file.is_file() else {}
     return said if isinstance(said, dict) and {"class_names", "layout"} <= set(said) else {}
 
 
 def by_position(folders: Sequence[str]) -> list[str] | None:
-    """Folders named 0 to n-1, padded or not, in the order of their numbers; None for any others."""
+    """The folders in the order of their numbers, where their names are the numbers 0 to n-1, with or without leading
+    zeros. None for folders with other names."""
     if not all(folder.isascii() and folder.isdigit() for folder in folders):
         return None
     ordered = sorted(folders, key=int)
@@ -72,10 +76,12 @@ def by_position(folders: Sequence[str]) -> list[str] | None:
 
 
 def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
-    """Class names from a list, the name of a subset of ImageNet, or a .json (a list) or .txt file (one a line).
+    """The class names that a user gave as a list, as the name of a subset of ImageNet, or as a file; None for None.
+
+    A .json file holds a list of names. A .txt file holds one name in each line.
 
     Raises:
-        DapError: a text that is none of these, or a file that cannot be read.
+        DapError: the text is none of these, or the file cannot be read as a list of names.
     """
     alone = (
         class_names if isinstance(class_names, str) else class_names[0] if class_names and len(class_names) == 1 else ""
@@ -100,12 +106,14 @@ def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
 def class_order(
     path: Path, folders: Sequence[str], class_names: str | Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """The class names in label order, and the folder of each.
+    """The class names in label order, and the folder of each class in the same order.
 
     Args:
-        path: for messages, and for an `export.json` that says which folder is which class.
-        folders: the class folders there are, sorted.
-        class_names: see `listed`; folders by name, by WordNet id, or, where they are numbers, by position.
+        path: the folder that holds the class folders. Where an `export.json` lies there, that file says which folder
+            belongs to which class.
+        folders: the names of the class folders, sorted.
+        class_names: the classes as for `listed`, or "sorted". Each is the name of a class or its WordNet id. Where the
+            folders are numbers, the names are given by position. By default all classes are taken.
 
     Raises:
         DapError: a class has no folder.
@@ -134,15 +142,15 @@ def check_count(names: Sequence[str], count: int, what: str) -> None:
 
 
 def by_number(class_names: str | Sequence[str] | None, count: int, what: str) -> list[str]:
-    """Names for classes that the source only numbers from 0 to count - 1.
+    """Class names in label order, for a source that only numbers its classes from 0 to count - 1.
 
     Args:
-        class_names: see `listed`; a number N alone stands for the names "0" to "N-1".
-        count: how many classes there are.
-        what: the beginning of a sentence, "… numbers its classes".
+        class_names: the names as for `listed`. A single number N stands for the names "0" to "N-1".
+        count: the number of classes of the source.
+        what: the beginning of a sentence for messages, "… numbers its classes".
 
     Raises:
-        DapError: no names, or another number of them.
+        DapError: no names are given, their number is not `count`, or a name is repeated.
     """
     if class_names is None:
         raise DapError(
@@ -158,12 +166,17 @@ def by_number(class_names: str | Sequence[str] | None, count: int, what: str) ->
 def choose(
     known: Sequence[str] | None, class_names: str | Sequence[str] | None, count: int, what: str
 ) -> tuple[list[str], list[int], str]:
-    """Classes of a source that labels by number: their names, the label each has there, and why this is the order.
+    """The classes to take from a source whose labels are numbers.
 
     Args:
-        known: the names the source itself gives, by label; None for none.
-        class_names: the ones asked for: some of `known`, or names for all where there are none.
+        known: the class names that the source itself gives, by label; None where the source gives no names.
+        class_names: the classes that the user asks for. Where the source gives names, these are some of `known`. Else
+            they are names for all classes.
         count, what: as in `by_number`.
+
+    Returns:
+        The names of the classes in the new order, the label that each class has in the source, and a clause that says
+        where the order comes from.
     """
     if known is None:
         return by_number(class_names, count, what), list(range(count)), "the numbers, named as given with --classes"
@@ -173,10 +186,11 @@ def choose(
 
 
 def wnid_order(path: Path, folders: Sequence[str]) -> str:
-    """Why the sorted order of folders named by WordNet id can be trusted, as a sentence.
+    """A clause that says how class folders named by WordNet id were ordered: by name. The clause also names the subsets
+    of ImageNet that have the same order.
 
     Raises:
-        DapError: they are a subset of ImageNet whose own order is another one.
+        DapError: the folders are the classes of a subset of ImageNet that has another order. The user must then choose.
     """
     readings: dict[tuple[str, ...], list[str]] = {}
     for name in imagenet.SUBSETS:
@@ -200,7 +214,8 @@ def wnid_order(path: Path, folders: Sequence[str]) -> str:
 
 
 def folders_of(class_names: Sequence[str]) -> list[str]:
-    """A safe, distinct folder name for each class: the name itself where a file system takes it."""
+    """A safe folder name for each class, different for each. The folder has the name of the class where that name is
+    safe."""
     folders: list[str] = []
     for label, name in enumerate(class_names):
         folder = (

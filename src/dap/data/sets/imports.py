@@ -1,4 +1,4 @@
-"""Distilled sets of other projects, in any layout of the field, become sets of this library."""
+"""Import distilled sets of other projects, in any layout of the field, as sets of this library."""
 
 from __future__ import annotations
 
@@ -76,27 +76,31 @@ def import_set(
     licence: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> DistilledSet:
-    """Make a `DistilledSet` of images that others made. `import.json` in it tells every choice, `notes` in sentences.
+    """Make a `DistilledSet` of images that others made. The file `import.json` in the set records every choice that was
+    made. The field `notes` of that file says the choices in sentences.
 
-    8-bit RGB PNGs are kept to the byte; everything else is decoded as real images are and stored as PNG.
+    The bytes of 8-bit RGB PNGs are kept. All other images are decoded as real images are, and stored as PNG.
 
     Args:
         source: a folder or a file.
-        out: a new or empty folder, which appears when it is whole.
+        out: a new or empty folder for the set. The folder appears when the set is whole.
         layout: one of `LAYOUTS` or `ALIASES`, or "auto".
-        class_names: names in label order, the name of a subset of ImageNet, a .json or .txt file of names, "sorted", or for
-            classes that are only numbered their number.
-        ipc: images per class; default: all, of which every class must then have the same number.
-        pick: one of `PICKS`; default: string for the minimax layout, else natural. Also the order of the slots, but that
-            of a random draw is natural.
-        seed: of a random draw.
-        labels: a file of labels, for tensors in two files.
-        mean, std: by channel or one for all, of the normalisation that tensors have undergone.
-        licence: of the images, for the card.
-        progress: told (done, all, class name) after every image.
+        class_names: names in label order, the name of a subset of ImageNet, a .json or .txt file of names, or "sorted".
+            For classes that the source only numbers, this may be the number of classes.
+        ipc: images per class. By default all images are taken, and every class must then have the same number of
+            images.
+        pick: one of `PICKS`; default: "string" for the minimax layout, else "natural". The slots have the same order;
+            after a random draw they have the natural order.
+        seed: the seed of the random draw.
+        labels: the file of labels, where the tensors lie in two files.
+        mean, std: mean and standard deviation by which the tensors were normalised: one for each channel, or one for
+            all.
+        licence: the licence of the images, for the dataset card.
+        progress: called with (done, all, class name) after every image.
 
     Raises:
-        DapError: whatever is unclear or contradictory, before anything is written; broken images.
+        DapError: something is unclear or contradictory, which is found before anything is written; or an image is
+            broken.
         OSError: the folder cannot be written; nothing is left behind.
     """
     source, out = Path(source), Path(out)
@@ -132,7 +136,7 @@ def import_set(
         "facts": reading.facts,
         "version": version("diffusion-as-priors"),
     }
-    if (source / "recipe.json").is_file():  # a set of ours: what made the images is still known
+    if (source / "recipe.json").is_file():  # a set of ours, so the recipe that made the images is known
         told["recipe"] = read_json(source / "recipe.json")
     with building(out, "import.json") as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
@@ -144,10 +148,10 @@ def import_set(
 
 
 def detect(source: Path) -> tuple[str, str]:
-    """The layout of a source, and how it was recognised.
+    """The name of the layout of a source, and a clause that says how the layout was recognised.
 
     Raises:
-        DapError: it is none, or could be several.
+        DapError: the source has no known layout, or could have several.
     """
     if (source / "classes.json").is_file() and (source / "manifest.jsonl").is_file():
         return "set", "found: classes.json and manifest.jsonl"
@@ -159,7 +163,7 @@ def detect(source: Path) -> tuple[str, str]:
     if files:
         return seen[0], f"found: {some([file.name for group in files.values() for file in group])}"
     if not folders and source.is_dir():
-        return "folders", "nothing else found"  # its reader says what is missing
+        return "folders", "nothing else found"  # the reader of class folders says what is missing
     if not folders:
         raise DapError(other_than_folders(source) or f"{source} holds nothing that can be imported.")
     said = f"found: class folders {some(folders)}"
@@ -179,7 +183,7 @@ def detect(source: Path) -> tuple[str, str]:
 
 
 def _pick(reading: Reading, source: str, ipc: int | None, pick: str, seed: int) -> list[list[Entry]]:
-    """The images to take, of each class in slot order."""
+    """The images to take: for each class a list in slot order."""
     counts = {name: len(entries) for name, entries in zip(reading.names, reading.images, strict=True)}
     least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
     if counts[least] < (ipc or 1):
@@ -207,7 +211,7 @@ def _pick(reading: Reading, source: str, ipc: int | None, pick: str, seed: int) 
 def _store(
     made: DistilledSet, chosen: list[list[Entry]], progress: Callable[[int, int, str], None] | None
 ) -> dict[str, Any]:
-    """Write the images; how many were kept to the byte, and their sizes."""
+    """Write the images into the set. Returns how many images kept their bytes, and the sizes of the images."""
     kept, sizes, done, total = 0, Counter[str](), 0, sum(map(len, chosen))
     for label, entries in enumerate(chosen):
         for slot, (key, read) in enumerate(entries):
@@ -226,7 +230,7 @@ def _store(
 
 
 def _notes(told: dict[str, Any]) -> list[str]:
-    """What a user should know of the choices made, in sentences."""
+    """Sentences that tell the user which choices were made."""
     there, facts, images = told["images_a_class_there"], told["facts"], told["images"]
     count = str(there[0]) if len(there) == 1 else f"{there[0]} to {there[-1]}"
     how = {"natural": "the first in natural order", "string": "the first in string order (0, 1, 10, 11, …)"}

@@ -1,4 +1,7 @@
-"""Distilled sets of others, as files: class folders, parquet and WebDataset shards. Tensors are in `dap.data.sets.tensors`."""
+"""Readers of distilled sets that others made, as class folders, parquet files or WebDataset shards.
+
+The reader of tensors is `dap.data.sets.tensors`.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,20 @@ from dap.data.sets.folders import (
 )
 
 Entry = tuple[str, Callable[[], bytes]]
-"""An image's name in its source, and what reads its file, in any format Pillow knows."""
+"""The name of an image in its source, and a function that reads the bytes of the image file. The file may have any
+format that Pillow knows."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a user says about a source.
+    """The facts about a source that the user gives.
 
     Attributes:
-        class_names: see `dap.data.sets.folders.listed`.
-        ipc: images a class, where the source itself does not say.
-        labels: a file of labels beside one of images.
-        mean, std: by channel, of the normalisation that tensors have undergone.
+        class_names: the classes as for `dap.data.sets.folders.listed`.
+        ipc: images per class, for tensors without labels.
+        labels: the file of labels, where labels and images lie in two files.
+        mean, std: mean and standard deviation by which the tensors were normalised, one for all channels or one for
+            each.
     """
 
     class_names: str | Sequence[str] | None = None
@@ -52,14 +57,14 @@ class Ask:
 
 @dataclass
 class Reading:
-    """A source understood, before its images are read.
+    """What a reader found out about a source. The images themselves are read later.
 
     Attributes:
         names: class names in label order.
-        images: of each class, in natural order.
-        order: why this is the class order, as a clause.
+        images: the images of each class.
+        order: a clause that says where the order of the classes comes from.
         named: whether the images have file names, which can be sorted as text.
-        facts: what else is known, filled further while images are read.
+        facts: further facts for `import.json`. Some facts are added or change while the images are read.
     """
 
     names: list[str]
@@ -70,7 +75,8 @@ class Reading:
 
 
 def read_folders(source: Path, ask: Ask) -> Reading:
-    """Class folders: named as the classes are, by WordNet id, or, with an `export.json`, as that says."""
+    """Read class folders. A folder has the name or the WordNet id of its class. Where there is an `export.json`, that
+    file says which class each folder is."""
     found = _folders(source)
     said = exported(source)
     if ask.class_names is not None:
@@ -88,7 +94,8 @@ def read_folders(source: Path, ask: Ask) -> Reading:
 
 
 def read_minimax(source: Path, ask: Ask) -> Reading:
-    """MinimaxDiffusion, MGD3 and ManifoldGD: `<wnid>/<n>.png`, the label being the position in the subset's list."""
+    """Read the layout of MinimaxDiffusion, MGD3 and ManifoldGD: `<wnid>/<n>.png`. The label of a folder is the position
+    of its WordNet id in the list of the subset."""
     strange = [folder for folder in _folders(source) if not imagenet.is_wnid(folder)]
     if strange:
         raise DapError(
@@ -98,7 +105,8 @@ def read_minimax(source: Path, ask: Ask) -> Reading:
 
 
 def read_rded(source: Path, ask: Ask) -> Reading:
-    """RDED, DD-Ranking (`00000/`, `00001/`, …) and D4M (`0/0-image00.png`): the folder is the position in the class list."""
+    """Read the layout of RDED and DD-Ranking (`00000/`, `00001/`, …) and of D4M (`0/0-image00.png`). The number of a
+    folder is the position of its class in the class list."""
     found = _folders(source)
     folders = by_position(list(found))
     if folders is None:
@@ -115,7 +123,7 @@ def read_rded(source: Path, ask: Ask) -> Reading:
 
 
 def read_set(source: Path, ask: Ask) -> Reading:
-    """A set of this library, whose classes can be put in another order."""
+    """Read a set of this library. The user may choose some of its classes, or another order of them."""
     made = DistilledSet.open(source)
     made.check_whole()
     names = listed(ask.class_names) or list(made.class_names)
@@ -130,7 +138,8 @@ def read_set(source: Path, ask: Ask) -> Reading:
 
 
 def read_parquet(source: Path, ask: Ask) -> Reading:
-    """Parquet files with an image and a label column, as Hugging Face datasets writes them; see `ParquetSource`."""
+    """Read parquet files with an image column and a label column, as Hugging Face datasets writes them. `ParquetSource`
+    says which columns are taken."""
     files = [source] if source.is_file() else list(locate(source, "train").files)
     opened = ParquetSource(files, size=1)
     known, count = list(opened.class_names), len(opened.class_names)
@@ -147,7 +156,8 @@ def read_parquet(source: Path, ask: Ask) -> Reading:
 
 
 def read_webdataset(source: Path, ask: Ask) -> Reading:
-    """WebDataset shards: for each key an image file, `.cls` with its label, and `.json`, which may say `class_name`."""
+    """Read WebDataset shards. Each key has an image file, and its label in a `.cls` file or as `label` in a `.json`
+    file. The `.json` file may also give the `class_name`."""
     found: list[tuple[int, str, Entry]] = []
     told: dict[int, str] = {}
     for shard in files_by_kind(source).get("webdataset", []):
@@ -176,7 +186,7 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
 
 
 def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
-    """Of each key in a shard: suffix -> what reads the file."""
+    """For each key in a shard, its files: suffix of the file -> function that reads the file."""
     samples: dict[str, dict[str, Callable[[], bytes]]] = {}
     try:
         with tarfile.open(shard, "r:") as archive:

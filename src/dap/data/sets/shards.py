@@ -15,21 +15,21 @@ from dap.base.files import write_atomically
 from dap.data.real.parquet import check_pyarrow
 
 ROW_GROUP = 100
-"""Images in a row group, which is what a reader has to hold in memory at once."""
+"""The number of images in a row group. A reader must hold a whole row group in memory."""
 
 Images = Iterable[tuple[dict[str, Any], bytes]]
-"""Manifest lines and PNG files."""
+"""Pairs of a manifest line and the bytes of its PNG file."""
 
 
 def write_parquet(
     class_names: Sequence[str], images: Images, n: int, folder: Path, shard_size: int
 ) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
-    """`data/train-00000-of-0000N.parquet` with the columns image, label, slot, seed and sha256.
+    """Write `data/train-00000-of-0000N.parquet` with the columns image, label, slot, seed and sha256.
 
-    The schema carries the note by which datasets knows an Image and a ClassLabel with its names.
+    A note in the schema tells `datasets` that the columns are an Image and a ClassLabel with its names.
 
-    The file is written with pyarrow, as `datasets` itself does, and without `datasets`: its own note in the schema and its row
-    groups depend on its version, and an export must have the same bytes on every machine.
+    The file is written with pyarrow, which `datasets` itself uses, but without `datasets`. An export must have the same
+    bytes on every machine, and the note and the row groups that `datasets` writes depend on its version.
 
     Returns:
         The fields of `dap.data.sets.export.Written`.
@@ -80,9 +80,9 @@ def write_parquet(
 def write_webdataset(
     images: Images, folder: Path, shard_size: int
 ) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
-    """`shard-000000.tar`, …; of each image a .png, a .cls with its label and a .json with its manifest line.
+    """Write `shard-000000.tar`, …. Each image has a .png, a .cls with its label and a .json with its manifest line.
 
-    Images should come slot by slot, so that every shard has all classes.
+    The images should come slot by slot, so that every shard has all classes.
 
     Times, owners, modes and the format of the tar are fixed, because an export must not depend on clock, user or machine. The
     `TarWriter` of webdataset takes all of these too, but version 1.0.2 does not pass `format` on to tarfile; its bytes then

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 SIDE, ROWS, COLUMNS = 48, 12, 12
-"""Pixels a side of a small image, classes shown, and images shown of each; so a sheet stays below half a megabyte."""
+"""The side of a small image in pixels, and the largest numbers of classes and of images per class on a sheet. With
+these limits a sheet stays below half a megabyte."""
 
 
 def contact_sheet(folder: Path, class_names: Sequence[str], records: Sequence[dict[str, Any]], caption: str) -> str:
@@ -41,7 +42,7 @@ def contact_sheet(folder: Path, class_names: Sequence[str], records: Sequence[di
 
 
 def _strip(files: Sequence[Path]) -> str:
-    """Small images side by side, as a data URI."""
+    """The images of these files, small and side by side, as a data URI."""
     strip = Image.new("RGB", ((SIDE + 2) * len(files) - 2, SIDE), "white")
     for k, file in enumerate(files):
         strip.paste(_small(file), (k * (SIDE + 2), 0))

@@ -1,6 +1,6 @@
-"""Distilled sets of others, as tensors: .pt, .pth and .safetensors files of images and labels.
+"""Reader of distilled sets that others made, as tensors: .pt, .pth and .safetensors files of images and labels.
 
-Nothing but tensors and plain values is ever unpickled.
+A pickled file may run code when it is opened. Therefore only tensors and plain values are unpickled.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from dap.data.sets.readers import Ask, Reading
 _IMAGES, _LABELS = ("images", "image", "imgs", "x", "data"), ("labels", "label", "targets", "target", "y")
 _NAMES = ("class_names", "classes", "names")
 _SLACK = 1e-3
-"""How far outside [0, 1] float values may lie and still be taken as meant for it: rounding, not normalisation."""
+"""How far float values may lie outside [0, 1]. Up to this distance the cause is taken to be rounding, and beyond it
+normalisation."""
 
 
 def read_tensors(source: Path, ask: Ask) -> Reading:
-    """Images (n, c, h, w) with labels (n,), in a dictionary, a pair, or two files; c is 1 or 3.
+    """Read images (n, c, h, w) with labels (n,), from a dictionary, a pair, or two files; c is 1 or 3.
 
-    Bytes are taken as they are, floats as [0, 1], or denormalised as x * std + mean. PNG holds 8 bits, so `facts` counts
-    the values that had to be clipped, and the largest error of rounding.
+    Bytes are taken as they are. Floats must lie in [0, 1], or be whole numbers from 0 to 255, which are divided by 255.
+    With a mean and a standard deviation, floats are denormalised as x * std + mean. PNG holds 8 bits. Therefore `facts`
+    records how many values were clipped, and the largest error of rounding.
 
     Raises:
-        DapError: what is not plain tensors; shapes or ranges that do not say what they mean; labels without names.
+        DapError: the file holds more than tensors and plain values, the meaning of a shape or a range is not clear, or
+            the classes have no names.
     """
     images, labels, names, facts = _gather(source, ask)
     images = _channels_first(images, str(source), facts)
@@ -54,7 +57,8 @@ def read_tensors(source: Path, ask: Ask) -> Reading:
 
 
 class _Pixels:
-    """Rows of images as PNG files, with an account of what 8 bits could not hold."""
+    """Turns rows of a tensor of images into PNG files. `facts` records the values that 8 bits could not hold
+    exactly."""
 
     def __init__(self, images: Tensor, ask: Ask, where: str, facts: dict[str, Any]) -> None:
         self._images, self._facts, self._shift = images, facts, None
@@ -97,7 +101,8 @@ class _Pixels:
         inside = image.clamp(0, 1)
         rounded = (inside * 255).round()
         beyond, error = (image - inside).abs(), (inside - rounded / 255).abs()
-        # A float32 that was 1 before it was normalised comes back as 1.0000001: that is no clipping worth a count.
+        # A float32 that was 1 before normalisation comes back as 1.0000001. So small an excess is not counted as
+        # clipping.
         self._facts["clipped_values"] += int((beyond > 1e-6).sum())
         self._facts["of_values"] += image.numel()
         for fact, values in (("furthest_outside", beyond), ("largest_rounding_error", error)):
@@ -120,7 +125,8 @@ def _by_channel(ask: Ask, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def _gather(source: Path, ask: Ask) -> tuple[Tensor, Tensor | None, list[str] | None, dict[str, Any]]:
-    """Images, labels and class names, wherever they lie, and what was read as what."""
+    """The images, labels and class names of a source, and the facts that say which file held the images and which the
+    labels. Labels and names are None where the source has none."""
     files = files_by_kind(source).get("tensors", [])
     labels_file = ask.labels
     if len(files) == 2 and labels_file is None:
@@ -145,7 +151,7 @@ def _gather(source: Path, ask: Ask) -> tuple[Tensor, Tensor | None, list[str] | 
 
 
 def _load(file: Path) -> Any:
-    """What a file of tensors holds, without running any code of it."""
+    """The contents of a file of tensors. No code in the file is run."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -164,7 +170,8 @@ def _load(file: Path) -> Any:
 
 
 def _parts(held: Any, file: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:
-    """Images, labels and names among what a file holds."""
+    """The images, the labels and the class names among the contents of a file. Labels and names are None where the file
+    has none."""
     while isinstance(held, (list, tuple)) and len(held) == 1:
         held = held[0]
     if isinstance(held, Tensor):
@@ -173,7 +180,7 @@ def _parts(held: Any, file: Path) -> tuple[Tensor, Tensor | None, list[str] | No
         nested = held.get("data")
         if isinstance(
             nested, (list, tuple)
-        ):  # DC's results: {"data": [[images, labels], …], …}, one pair an experiment
+        ):  # results of DC: {"data": [[images, labels], …], …}, a pair for each experiment
             if len(nested) != 1:
                 raise DapError(
                     f"{file} holds {len(nested)} sets; save the one you mean as a dictionary of images and labels."
@@ -234,7 +241,8 @@ def _channels_first(images: Tensor, where: str, facts: dict[str, Any]) -> Tensor
 
 
 def _class_by_class(n: int, ask: Ask, where: str, facts: dict[str, Any]) -> Tensor:
-    """The labels of DD-Ranking's tensors, which have none: ipc images of the first class, then of the second, …"""
+    """Labels for tensors without labels, as DD-Ranking has: first ipc images of the first class, then ipc of the
+    second, …"""
     if ask.ipc is None or n % ask.ipc:
         raise DapError(
             f"{where} has {n} images and no labels; give --labels FILE, or --ipc K if they lie class by class."

@@ -14,12 +14,13 @@ from torch import Tensor
 from dap.base.errors import DapError
 
 GramFunction = Callable[[Tensor, Tensor], Tensor]
-"""k(x, y): (n, D), (m, D) -> (n, m), positive semi-definite; every `dap.kernels.Kernel` is one."""
+"""A kernel function k(x, y): (n, D), (m, D) -> (n, m), positive semi-definite. Every `dap.kernels.Kernel` is such a
+function."""
 
 T = TypeVar("T")
 
 CHUNK = 1000
-"""Rows of a kernel matrix held at once."""
+"""The number of rows of a kernel matrix that are held in memory at once."""
 
 
 def within(x: Tensor, kernel: GramFunction | None = None) -> float:
@@ -51,7 +52,7 @@ def mmd2(
         synthetic: features (n, D).
         real: features (m, D).
         kernel: k; default: `kid_kernel`.
-        within_real: the mean over the real images, where it is known already.
+        within_real: the mean of k over the real images (`within`), where it is known already.
     """
     of_real = within(real, kernel) if within_real is None else within_real
     return within(synthetic, kernel) + of_real - 2 * across(synthetic, real, kernel)
@@ -80,13 +81,13 @@ def kid(
     Args:
         synthetic: features (n, D).
         real: features (m, D).
-        subsets: how many draws.
-        subset_size: images of either side in a draw.
-        seed: of the draws. The draws depend on this seed and on the numbers of images, and on nothing else.
-        kept: values that depend on the real features alone are kept here, for the next set that is compared with them.
+        subsets: the number of draws.
+        subset_size: the number of images of each side in a draw.
+        seed: the seed of the draws. The draws depend only on this seed and on the numbers of images.
+        kept: values that depend only on the real features are kept here, for the next set that is compared with them.
 
     Raises:
-        DapError: a side has fewer than `subset_size` images, or that is below 2.
+        DapError: a side has fewer than `subset_size` images, or `subset_size` is below 2.
     """
     fewest = min(len(synthetic), len(real))
     if not 2 <= subset_size <= fewest:
@@ -99,7 +100,7 @@ def kid(
     draws = [(drawn(synthetic), drawn(real)) for _ in range(subsets)]
     key = ("kid", len(synthetic), subsets, subset_size, seed)
     known = once(kept, key, lambda: [within(real[r]) for _, r in draws])
-    whole = within(synthetic) if subset_size == len(synthetic) else None  # whatever the order of a draw
+    whole = within(synthetic) if subset_size == len(synthetic) else None  # the order of the rows does not matter
     found = torch.tensor(
         [
             (within(synthetic[s]) if whole is None else whole) + mean - 2 * across(synthetic[s], real[r])
@@ -111,7 +112,8 @@ def kid(
 
 
 def once(kept: MutableMapping[Any, Any] | None, key: object, make: Callable[[], T]) -> T:
-    """The value under a key. It is made when it is missing, and always when `kept` is None."""
+    """The value under a key in `kept`. The value is made when it is missing. Where `kept` is None, it is made every
+    time."""
     if kept is None:
         return make()
     if key not in kept:

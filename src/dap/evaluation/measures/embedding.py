@@ -14,13 +14,13 @@ from dap.evaluation.training.fitting import seeded
 from dap.evaluation.training.networks import Network, build
 
 Features = Callable[[Tensor], Tensor]
-"""Images (n, 3, h, w) in [0, 1] -> (n, D)."""
+"""An extractor of features: images (n, 3, h, w) in [0, 1] -> (n, D)."""
 
 
 def embedding(
     data: str, size: int, reference: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> tuple[str, Features]:
-    """Features for the measures, and their name.
+    """The extractor of features for the measures, and its name.
 
     Where a network trained on the real data is given, the features are its features, and the measures use its predictions
     too. The embedded data have such a network (`starter.reference`). For all other data the features come from a ConvNet
@@ -30,12 +30,13 @@ def embedding(
 
     Args:
         data: the name or path of the data.
-        size: of the images, in pixels.
-        reference: a file of `evaluation.training.classifier.save_classifier`, as `dap train-teacher` writes.
+        size: the side of the images, in pixels.
+        reference: the file of a network, as `evaluation.training.classifier.save_classifier` and `dap train-teacher`
+            write.
         device: where the network runs.
 
     Raises:
-        DapError: the file is not there, holds no classifier, or holds one without features.
+        DapError: the file does not exist, holds no classifier, or holds a classifier without features.
     """
     if reference is None and data == "fashion-mnist":
         from dap.starter import REFERENCE

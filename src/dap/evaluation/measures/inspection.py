@@ -1,9 +1,10 @@
-"""What judging says of a set beside its test accuracy: measures, near-copies, predicted labels, and a map of features.
+"""Further findings about a set beside its test accuracy: measures, near-copies, predicted labels, and a map of
+features.
 
 All of this is written into the set's folder, so that a report needs neither the real data nor a network:
 
     measures.json   every measure, by class too; the share of images that a reference network predicts as labelled
-    images.json     of each image the nearest real ones, whether it is a near-copy, and the predicted label
+    images.json     for each image the nearest real images, whether it is a near-copy, and the predicted label
     neighbours/     those real images. They are private where the data are private. A plain folder of class folders gets
                     no such folder, because readers of class folders would take it for a class
     map.npz         synthetic and a few real features in at most 50 dimensions, for a joint t-SNE
@@ -39,10 +40,11 @@ from dap.evaluation.training.classifier import Classifier
 from dap.kernels import RBF
 
 COMPARED, COMPARED_IN_ALL = 500, 50_000
-"""So many real images get features at most: of one class, and of all classes together."""
+"""The largest number of real images whose features are computed: of one class, and of all classes together."""
 
 SEARCHED_IN_ALL = 100_000
-"""So many real images of all classes together are searched for near-copies, unless the user asks for another number."""
+"""The largest number of real images, of all classes together, that are searched for near-copies. The user may set
+another number."""
 
 MAPPED, MAPPED_IN_ALL, DIMENSIONS = 50, 5000, 50
 """Each half of a map, of training and of test images, has at most so many real images: of a class, and of all classes. The third
@@ -77,7 +79,7 @@ class Inspector:
     ) -> None:
         self.train, self.test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
         self._kept: dict[Any, Any] = {}
-        """Values that `compare` computes from the real images alone."""
+        """Values that `compare` computes from the real images only, kept for the next set."""
         known = features[1]
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 
@@ -93,7 +95,8 @@ class Inspector:
         return Search(self.reals)
 
     def done(self, judged: DistilledSet, key: str) -> bool:
-        """Whether the files of a set were written under this key, with these features and by these measures of one's own."""
+        """Whether the files of a set were written under this key, with these features and by the same measures of the
+        user."""
         kept = (judged.noted("measures.json") or {}).get("own") or {}
         return self._inspected(judged, key) and all(kept.get(one.name, {}).get("code") == one.code for one in self.own)
 
@@ -105,13 +108,14 @@ class Inspector:
     def __call__(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
         """Write all files of a set that are not there yet.
 
-        What cannot be said, for want of real images or because a measure of one's own fails, is left out and noted.
+        A value may be missing because there are too few real images, or because a measure of the user fails. Such a
+        value is left out, and the reason is noted.
 
         Args:
             judged: the set.
             images: its images (n, 3, h, w) in [0, 1], in the order of its records.
-            labels: (n,), as the training data number the classes.
-            key: what the files are valid for.
+            labels: the labels (n,), as the training data number the classes.
+            key: a text that is stored in the files. Files with another key are written anew.
 
         Raises:
             DapError: the features are not (n, D) or not finite, or too many real images are broken.
@@ -122,7 +126,8 @@ class Inspector:
             self._measure_own(judged, images, labels)
 
     def _measure_own(self, judged: DistilledSet, images: Tensor, labels: Tensor) -> None:
-        """Put the numbers of one's own measures into `measures.json`; those of other ones that are there stay."""
+        """Write the numbers of the user's own measures into `measures.json`. The numbers of other measures stay
+        there."""
         measures = judged.noted("measures.json") or {}
         kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
         subject = Subject(images, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
@@ -134,7 +139,7 @@ class Inspector:
             theirs = {name for other in kept.values() for name in other["values"]}
             try:
                 kept[one.name] = one.measured(subject, {*measures, *theirs})
-            except DapError as error:  # the trainings and all other measures stand
+            except DapError as error:  # the trainings and all other measures stay valid
                 log.warning("%s: %s", judged.path, error)
                 notes[one.name] = str(error)
         judged.note("measures.json", {**measures, "notes": notes, "own": kept})
@@ -166,7 +171,7 @@ class Inspector:
         real = torch.cat(pools), torch.arange(len(pools)).repeat_interleave(torch.tensor([len(p) for p in pools]))
         try:
             compared = compare((features, labels), real, len(pools), distances={"rbf": RBF()}, kept=self._kept)
-        except DapError as error:  # too few images of a class, say; all else stands
+        except DapError as error:  # for example, a class has too few images; all other results stay valid
             log.warning("No measures: %s", error)
             return Comparison({}, [], {}), {"measures": str(error)}
         return compared, dict(compared.notes)
@@ -247,7 +252,8 @@ class Inspector:
 
     @cached_property
     def _mapped(self) -> dict[str, Tensor]:
-        """Real features and labels of the map, and the mean (D,) and axes (D, d) that project onto it."""
+        """The real features and labels of the map, and the mean (D,) and axes (D, d) that project features onto the
+        map."""
         names = self.train.class_names
         each = min(MAPPED, max(MAPPED_IN_ALL // len(names), 1))
         chosen: list[Tensor] = []
@@ -263,7 +269,7 @@ class Inspector:
         mean = both.mean(0)
         _, _, axes = torch.linalg.svd(both - mean, full_matrices=False)
         axes = axes[:DIMENSIONS].T
-        # A singular vector's sign is free; fixed, the same data give the same map in every process.
+        # The sign of a singular vector is arbitrary. It is fixed here, so that the same data always give the same map.
         axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
         train_label = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in chosen]))
         real = {"train": (train - mean) @ axes, "test": (test - mean) @ axes}
@@ -287,7 +293,8 @@ def _file(match: Match, label: int) -> str:
 
 
 def _confusion(labels: Tensor, predicted: Tensor, own: list[int]) -> list[list[int]]:
-    """How many images of each label (row) are predicted as each (column), in the set's own order."""
+    """How many images of each label (row) are predicted as each label (column), in the order of the set's own
+    classes."""
     order = torch.tensor(own)
     counts = torch.zeros(len(own), len(own), dtype=torch.int64)
     counts.index_put_((order[labels], order[predicted]), torch.ones_like(labels), accumulate=True)

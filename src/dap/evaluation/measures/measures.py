@@ -20,7 +20,7 @@ from dap.evaluation.training.batches import Labelled, check_labelled
 from dap.kernels import Kernel
 
 CHUNK = 1000
-"""Rows of a distance matrix held at once."""
+"""The number of rows of a distance matrix that are held in memory at once."""
 
 EMPTY: Mapping[str, Kernel] = MappingProxyType({})
 
@@ -80,7 +80,8 @@ def prdc(synthetic: Tensor, real: Tensor, k: int = 5, radii: Tensor | None = Non
 
 
 def minimax_representativeness(synthetic: Tensor, real: Tensor) -> float:
-    """Smallest, over synthetic images, of the largest cosine to a real one; higher is closer (ManifoldGD's metric)."""
+    """The largest cosine of each synthetic image to a real image, and of these the smallest over all synthetic images.
+    Higher is closer (ManifoldGD's metric)."""
     return _cosines(synthetic, real).amax(1).amin().item()
 
 
@@ -101,7 +102,8 @@ def mgd3_representativeness(synthetic: Tensor, real: Tensor, neighbours: int = M
 
 
 def mgd3_diversity(synthetic: Tensor) -> float:
-    """Smallest distance of two synthetic images; higher is more varied (MGD3's metric; see its pair). Needs two."""
+    """Smallest distance of two synthetic images; higher is more varied (MGD3's metric; see `mgd3_representativeness`).
+    There must be two images or more."""
     return _distances(synthetic, synthetic).fill_diagonal_(torch.inf).amin().item()
 
 
@@ -121,7 +123,7 @@ def joint_map(synthetic: Tensor, real: Tensor, *, seed: int = 0) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found."""
+    """The results of `compare`."""
 
     values: dict[str, float]
     """Every measure that all classes have, as the mean over the classes, and the measures of the whole set."""
@@ -148,7 +150,7 @@ def compare(
         real: features (m, D) and labels (m,).
         classes: number of labels.
         k: neighbours of `prdc`.
-        kernel: of `mmd2`.
+        kernel: the kernel of `mmd2`.
         distances: kernels whose `representativeness` is added as `representativeness_<name>`; open bandwidths are fitted
             to the class's real features.
         kept: values that depend on the real features alone are kept here, for the next set that is compared with the same
@@ -161,7 +163,7 @@ def compare(
         subsets of the smaller side's size, at most 1000), and frechet where both sides have more images than features.
 
     Raises:
-        DapError: a class without synthetic images, or with fewer than k + 1 real ones.
+        DapError: a class has no synthetic images, or fewer than k + 1 real images.
     """
     have, have_real = (labels.bincount(minlength=classes).tolist() for labels in (synthetic[1], real[1]))
     for label in range(classes):
@@ -208,7 +210,7 @@ def measure(
     k: int = 5,
     kernel: GramFunction | None = None,
 ) -> dict[str, float]:
-    """The values of `compare` for images.
+    """The values of `compare`, computed from images.
 
     Args:
         synthetic: images (n, c, h, w) in [0, 1] and labels (n,).
@@ -219,7 +221,7 @@ def measure(
         kernel: of `mmd2`.
 
     Raises:
-        DapError: bad images or labels, features that are not finite, or not (n, D), or as `compare`.
+        DapError: images or labels are bad, features are not finite or not (n, D), or for a reason of `compare`.
     """
     check_labelled("synthetic set", synthetic, classes)
     check_labelled("real set", real, classes)
@@ -231,7 +233,7 @@ def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Features (n, D) of images (n, c, h, w), float64 on the CPU.
 
     Raises:
-        DapError: the extractor returns something that is not (n, D), or not finite.
+        DapError: the extractor returns features that are not (n, D) or not finite.
     """
     with torch.no_grad():
         found = torch.cat([features(part) for part in images.split(500)])
@@ -243,12 +245,13 @@ def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """(n, D), (m, D) -> (n, m)."""
+    """Euclidean distances (n, m) between the rows of x (n, D) and of y (m, D)."""
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """Distance (n,) to the k-th nearest other row, less one part in 1e9, so that rounding puts no neighbour inside."""
+    """The distance (n,) of each row to its k-th nearest other row. It is made smaller by one part in 1e9, so that
+    rounding does not put this neighbour inside the ball."""
     x = x.double()
     radii = []
     for start in range(0, len(x), CHUNK):

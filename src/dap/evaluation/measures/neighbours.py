@@ -37,10 +37,10 @@ FEATURE_RATE = 0.1
 """Share of fresh real images whose c in features is below the threshold."""
 
 CANDIDATES = 16
-"""Real images that are compared pixel by pixel, the nearest at 8 px."""
+"""The number of real images that an image is compared with pixel by pixel: those that are nearest at 8 px."""
 
 CALIBRATION = 1000
-"""Real images, of all classes together, on which the thresholds are measured."""
+"""The number of real images, of all classes together, on which the thresholds are measured."""
 
 SAME = 0.5 / 255
 """Root mean squared difference below which two pictures are the same 8-bit picture."""
@@ -186,7 +186,8 @@ class Search:
         return rivals
 
     def _suspects(self, images: Tensor, features: Tensor, label: int, without: Tensor | None = None) -> list[Suspect]:
-        """Of one class, for images (n, 3, h, w); `without` (n,) leaves one of the class's pictures out for each."""
+        """The suspects of one class for images (n, 3, h, w). `without` (n,) names a picture of the class that is left
+        out for each image."""
         return [
             suspect
             for rows in torch.arange(len(images)).split(100)
@@ -204,12 +205,12 @@ class Search:
             rough.scatter_(1, without[:, None], torch.inf)
         most = min(CANDIDATES, len(pool) - (without is not None))
         candidates = rough.topk(most, largest=False).indices
-        inside = pool[candidates][..., 1:-1, 1:-1].float() / 255  # what a shift by one pixel cannot leave
+        inside = pool[candidates][..., 1:-1, 1:-1].float() / 255  # the inner part, which no shift moves out
         windows = torch.stack(moved, 1)[..., 1:-1, 1:-1].float() / 255
         flat_reals, flat = inside.flatten(2), windows.flatten(2)
         apart = flat_reals.square().sum(2)[:, :, None] + flat.square().sum(2)[:, None] - 2 * flat_reals @ flat.mT
         move = apart.argmin(2)
-        apart = inside - windows[torch.arange(len(images))[:, None], move]  # anew, without the cancellation
+        apart = inside - windows[torch.arange(len(images))[:, None], move]  # again: the formula above loses digits
         sharp, smooth = (difference.square().mean((2, 3, 4)).sqrt() for difference in (apart, _smoothed(apart)))
         closeness = torch.minimum(_ratio(sharp), _ratio(smooth))
         distance, first = sharp.min(1)
@@ -229,7 +230,8 @@ class Search:
     def _in_features(
         self, placed: Tensor, features: Tensor, label: int, places: list[int], without: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """|s - r| (n,) to the real images at these places, and c (n,) with the images as `placed` to match them."""
+        """|s - r| (n,) to the real images at these places, and c in features (n,). For c the images are mirrored and
+        shifted to match the real images (`placed`)."""
         originals = extract(self.reals.extractor, self.reals.images([(label, place) for place in places])).float()
         aligned = extract(self.reals.extractor, placed).float()
         table = torch.cdist(features, self.reals.features[label])
@@ -239,13 +241,14 @@ class Search:
         return (features - originals).norm(dim=1), (aligned - originals).norm(dim=1) / usual.clamp_min(1e-12)
 
     def _nearest_features(self, features: Tensor, labels: Tensor) -> list[tuple[Match, Match]]:
-        """Of its own class and of any, for every row of features (n, D), among the real images that have some."""
+        """The nearest real image of its own class, and of any class, for every row of features (n, D). Only real images
+        with features are searched."""
         own = [Match(-1, -1, math.inf)] * len(features)
         every = list(own)
         for label, pool in enumerate(self.reals.features):
             for rows in torch.arange(len(features)).split(1000):
                 places = torch.cdist(features[rows], pool).argmin(1)
-                distances = (features[rows] - pool[places]).norm(dim=1)  # anew, without the expansion's cancellation
+                distances = (features[rows] - pool[places]).norm(dim=1)  # computed again, as cdist loses digits
                 for row, distance, place in zip(rows.tolist(), distances.tolist(), places.tolist(), strict=True):
                     match = Match(label, self.reals.indices[label][place], distance)
                     if match.distance < every[row].distance:
@@ -256,12 +259,13 @@ class Search:
 
 
 def _moves(pictures: Tensor) -> list[Tensor]:
-    """All ways in which pictures (n, 3, side, side) are compared, those of `MOVES`."""
+    """The pictures (n, 3, side, side) after each move of `MOVES`."""
     return [_moved(pictures, move, pictures.shape[-1]) for move in MOVES]
 
 
 def _moved(images: Tensor, move: tuple[bool, int, int], side: int) -> Tensor:
-    """Images mirrored, and shifted by what is a pixel of a picture of this side; their edges are repeated."""
+    """Images after a move: mirrored or not, and shifted by the size of one pixel of a picture with this side. The edges
+    are repeated."""
     mirrored, down, right = move
     images = images.flip(-1) if mirrored else images
     h, w = images.shape[-2:]
@@ -272,7 +276,8 @@ def _moved(images: Tensor, move: tuple[bool, int, int], side: int) -> Tensor:
 
 
 def _coarse_distances(moved: list[Tensor], pool: Tensor) -> Tensor:
-    """Squared distances (n, m) at 8 px of pictures in their best move to the (m, d) of `Pictures.coarse`."""
+    """Squared distances (n, m) at 8 px between pictures and the (m, d) of `Pictures.coarse`. For each pair the best
+    move counts."""
     queries = torch.stack([coarse(one) for one in moved], 1)
     products = queries.flatten(0, 1) @ pool.T
     nearest = (queries.square().sum(2)[:, :, None] - 2 * products.unflatten(0, queries.shape[:2])).amin(1)
@@ -289,6 +294,6 @@ def _smoothed(apart: Tensor) -> Tensor:
 
 
 def _ratio(distances: Tensor) -> Tensor:
-    """The smallest of each row (n, k), in units of the mean of the others."""
+    """The smallest value of each row (n, k), divided by the mean of the row's other values."""
     ordered = distances.sort(1).values
     return ordered[:, 0] / ordered[:, 1:].mean(1).clamp_min(1e-12)

@@ -1,9 +1,11 @@
-"""Measures of one's own: a file that says more about a set's images, shown in the report beside the built-in measures.
+"""Measures of one's own: code of the user that measures the images of a set. The report shows the numbers beside the
+built-in measures.
 
-A measure is a class or a function, named as `file.py:Name` or `package.module:Name`. A class is made without arguments. Either
-is called with a `Subject` and gives numbers by name: a mapping, or pairs that it yields. It may have two attributes:
+A measure is a class or a function, named as `file.py:Name` or `package.module:Name`. A class is created without
+arguments. The object or the function is called with a `Subject` and gives numbers by name: a mapping, or pairs that it
+yields. A measure may have two attributes:
 
-    better  "higher" or "lower", or a mapping from the names of its numbers to these words; the report sorts and words by it
+    better  "higher" or "lower", or a mapping from names of its numbers to these words; the report sorts and words by it
     text    what the numbers mean, in a few words; without it the first line of the docstring is taken
 
 The numbers are kept under the hash of the file, so that an edited file is computed anew.
@@ -25,18 +27,18 @@ from dap.data.real.base import Source
 from dap.evaluation.training.fitting import seeded
 
 TAKEN = frozenset({"features", "by_class", "notes", "judged", "own", "confusion", "k", "classes", "images", "copies"})
-"""Names in `measures.json` that are no numbers of a measure."""
+"""Names in `measures.json` that a measure of the user must not use for its numbers."""
 
 DIRECTIONS = ("higher", "lower", "")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a measure of one's own is called with.
+    """The argument of a measure of one's own.
 
     Attributes:
         images: the set's images (n, 3, h, w), float32 in [0, 1], at the size at which the protocol trains.
-        labels: of each image (n,) the position of its class in `class_names`.
+        labels: labels (n,): for each image the position of its class in `class_names`.
         class_names: the classes, in the order of the real data.
         real: the real training images: `real.count(label)`, `real.images(label, indices)`.
         features: images (n, 3, h, w) -> (n, D), float64 on the CPU, by the network that the built-in measures use.
@@ -54,9 +56,9 @@ class Own:
     """A measure of one's own, found and checked.
 
     Attributes:
-        name: as it was given.
-        call: gives the numbers of a subject.
-        better: see the module; a mapping holds for the names it has.
+        name: the name as the user gave it.
+        call: the function that gives the numbers of a subject.
+        better: the attribute `better` of the measure, see the module. A mapping says nothing about names that it lacks.
         text: what the numbers mean; may be empty.
         code: sha256 of the file; empty where there is no file.
     """
@@ -68,14 +70,15 @@ class Own:
     code: str
 
     def measured(self, subject: Subject, taken: Collection[str] = ()) -> dict[str, Any]:
-        """What `measures.json` keeps of this measure: the numbers, what they mean, and the hash of the code.
+        """The entry of this measure in `measures.json`: the numbers, what they mean, and the hash of the code.
 
         Args:
             subject: the images, and what to compare them with.
             taken: names that other measures have.
 
         Raises:
-            DapError: the code failed, or gave something else than finite numbers under names of its own; one sentence.
+            DapError: the code failed, gave something else than finite numbers, or gave a name that is taken. The
+                message is one sentence.
         """
         try:
             with seeded(0, torch.device("cpu")):
@@ -108,11 +111,11 @@ class Own:
 
 
 def own_measures(names: Iterable[str]) -> list[Own]:
-    """The measures of these names, each once.
+    """The measures with these names, each once.
 
     Raises:
-        DapError: no such file, module or name there, nothing that can be called, or an unknown direction; found out before
-            any training.
+        DapError: there is no such file, module or name, the measure cannot be called, or its direction is unknown.
+            These errors are found before any training.
     """
     return [_found(name) for name in dict.fromkeys(names)]
 

@@ -30,18 +30,19 @@ class Pictures:
     Args:
         source: the images.
         features: images (n, 3, h, w) in [0, 1] -> (n, D); called with at most 500 at a time.
-        limit: at most so many images of a class are read, a fixed random draw; default: all of them.
-        compared: features are computed for so many of these images, the first ones of each class.
+        limit: the largest number of images of a class that are read, by a fixed random draw; default: all images.
+        compared: the number of images of each class for which features are computed: the first ones that are read.
 
     Attributes:
-        side: of the pictures in pixels: the smaller one of the source's size and `SIDE`.
-        pictures: of each class (n, 3, side, side), uint8: 3 kB an image of 32 px or more.
-        coarse: of each class (n, 192), see `coarse`.
-        indices: of each class, where in the source the pictures come from.
-        features: of each class (m, D), float32, for its first m pictures.
+        side: the side of the pictures in pixels: the smaller one of the source's size and `SIDE`.
+        pictures: for each class its pictures (n, 3, side, side), uint8. A picture takes 3 kB for an image of 32 px or
+            more.
+        coarse: for each class its coarse pictures (n, 192), see `coarse`.
+        indices: for each class, the indices of the pictures in the source.
+        features: for each class the features (m, D), float32, of its first m pictures.
 
     Raises:
-        DapError: too many images are broken, or as `measures.extract`.
+        DapError: too many images are broken, or for a reason of `measures.extract`.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Pictures:
         return images.clamp(0, 1).mul(255).round().byte()
 
     def key(self, label: int, index: int) -> str:
-        """The name of an image in the source."""
+        """The key of an image in the source."""
         return self.source.keys(label, [index])[0]
 
     def images(self, where: list[tuple[int, int]]) -> Tensor:
@@ -88,10 +89,10 @@ class Pictures:
 
     @property
     def searched(self) -> int:
-        """How many pictures there are."""
+        """The number of pictures of all classes."""
         return sum(map(len, self.indices))
 
     @property
     def available(self) -> int:
-        """How many images the source has."""
+        """The number of images in the source."""
         return sum(self.source.count(label) for label in range(len(self.source.class_names)))

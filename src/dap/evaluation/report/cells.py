@@ -1,4 +1,5 @@
-"""What a table consists of: columns, cells, and blocks of rows. The renderings read these and nothing else."""
+"""The parts of a table: columns, cells, and blocks of rows. The renderings of a table read these parts and nothing
+else."""
 
 from __future__ import annotations
 
@@ -16,21 +17,23 @@ class Column:
 
     Attributes:
         name: the heading.
-        numeric: whether the cells are numbers, which stand to the right.
+        numeric: whether the cells are numbers. Numbers are aligned to the right.
         better: "higher" or "lower" where one direction is better, else empty.
-        hint: what the column means, shown on hover.
-        field: its name in CSV, if another.
-        below: the heading of the cells' second lines where these have a column of their own (in Markdown, LaTeX and a
-            terminal); empty where a second line is put into brackets there.
-        beside: whether the second line stands in the first one, after a blank, as a unit does.
+        hint: the meaning of the column, which the page shows on hover.
+        field: the name of the column in CSV, where this name differs from the heading.
+        below: the heading of the cells' second lines. Markdown, LaTeX and a terminal then show these lines as a column
+            of their own. Where `below` is empty, they put the second line into brackets.
+        beside: whether Markdown, LaTeX and a terminal append the second line to the first line after a blank, as a
+            unit.
         short: the heading in a terminal, with line breaks; default: the name.
         names: whether the column helps to name the row; the first column always does. Where a terminal splits a table, such
             columns are repeated.
-        spare: how soon a narrow terminal leaves the column out. Columns of the largest number go first, and together; one
-            of 0 never goes; those of None go one at a time from the right after all others.
+        spare: how soon a narrow terminal leaves the column out. Columns with the largest number are left out first, all
+            together. A column with 0 is never left out. Columns with None are left out last, one at a time from the
+            right.
         apart: whether a narrow terminal moves the column into a table below instead.
         drawn: whether the column holds drawings, which only a page can show.
-        css: class of the heading on the page.
+        css: the CSS class of the heading on the page.
     """
 
     name: str
@@ -50,10 +53,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says, the value behind it for sorting and CSV, its spread, a smaller second line and a hover text.
+    """One cell: its text, its value for sorting and for CSV, its spread, a smaller second line, a hover text and a
+    drawing.
 
-    `css` is the cell's class on the page. Two classes mean something elsewhere too: "shown" is a difference whose interval
-    excludes 0, and "unsure" one whose interval includes 0.
+    `css` is the CSS class of the cell on the page. Two classes have a meaning in the other renderings too: "shown"
+    marks a difference whose interval excludes 0, and "unsure" marks a difference whose interval includes 0.
     """
 
     text: str
@@ -70,11 +74,11 @@ class Block:
     """Rows of cells under columns; the first column names the row.
 
     Attributes:
-        title: what the rows have in common; empty where a table has one block.
-        columns: the headings.
-        rows: as many cells each as there are columns.
-        sources: where the published values among the cells come from.
-        notes: sentences below the rows, on the page alone.
+        title: the words for what the rows have in common; empty where a table has one block.
+        columns: the columns with their headings.
+        rows: the rows. Each row has one cell for each column.
+        sources: the sources of the published values among the cells.
+        notes: sentences below the rows. Only the page shows these sentences.
     """
 
     title: str
@@ -86,7 +90,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Flat:
-    """A column of one line a cell, for renderings without second lines: its heading, its texts and their classes."""
+    """A column whose cells have one line each, for renderings that cannot show second lines. `texts` and `css` are the
+    texts of the cells and their CSS classes."""
 
     column: Column
     heading: str
@@ -96,7 +101,7 @@ class Flat:
 
 
 def cell(value: object) -> Cell:
-    """A cell that says its value as it was set; a dash for nothing."""
+    """A cell that shows a recipe's value as the value was set, or a dash where there is no value."""
     return Cell(plain(value), value)
 
 
@@ -106,11 +111,12 @@ def named(label: str) -> Cell:
 
 
 def flat(block: Block, *, repeat: bool = False) -> list[Flat]:
-    """The block's columns with one line a cell; those without a value, the first one aside, are left out.
+    """The columns of a block, with one line for each cell. A column without any value is left out unless it is the
+    first.
 
     Args:
-        block: the rows.
-        repeat: whether a second line that only repeats the heading of its column is kept.
+        block: the rows and columns.
+        repeat: whether to keep a second line that only repeats the heading of its column.
     """
     return [one for i, one in enumerate(_flattened(block, repeat)) if i == 0 or any(text != DASH for text in one.texts)]
 

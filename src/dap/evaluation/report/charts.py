@@ -20,7 +20,7 @@ X = float | str
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: for each x the values of the sets there, in the unit of the y axis."""
+    """One line of a chart: for each x the values of the sets at this x, in the unit of the y axis."""
 
     name: str
     points: tuple[tuple[X, Samples], ...]
@@ -39,7 +39,7 @@ class Frame:
 
 
 COLOURS = 8
-"""The page's CSS has colours for so many series, from `s1` on."""
+"""The number of series for which the page's CSS has colours, from `s1` on."""
 
 WIDE, NARROW, SMALL = Frame(1136, 380, right=64), Frame(330, 280, right=52), Frame(360, 220)
 

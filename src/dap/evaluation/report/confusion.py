@@ -1,4 +1,5 @@
-"""Accuracy by class, and confusion: which classes a network takes for which on the test set, summed over trials."""
+"""Accuracy by class, and confusion: how often a network takes one class for another on the test set, summed over
+trials."""
 
 from __future__ import annotations
 
@@ -15,16 +16,17 @@ from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import setting_name
 
 CLASSES = 20
-"""The page shows so many classes of each confusion; the CSV has all classes."""
+"""The largest number of classes of each confusion on the page. The CSV has all classes."""
 SHOWN = 24
-"""Confusions on one page."""
+"""The largest number of confusions on one page."""
 WORST = 3
-"""So many pairs of classes are named in words."""
+"""The number of pairs of classes that the note names in words."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts (classes, classes) by true and predicted label, of all trials of a group under a setting."""
+    """How often each label was predicted for each true label: `counts` (classes, classes), with a row for each true
+    label. The counts are summed over all trials of a group under a setting."""
 
     group: Group
     setting: Setting
@@ -33,12 +35,13 @@ class Confusion:
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """The counts as shares of each row, that is of the true class; 0 for a class without test images."""
+        """Each count divided by the sum of its row, which is the number of test images of the true class. The shares of
+        a class without test images are 0."""
         return self.counts / np.maximum(self.counts.sum(1, keepdims=True), 1)
 
     @property
     def worst(self) -> str:
-        """The pairs most often confused, in words."""
+        """The pairs of classes that are confused most often, as a sentence."""
         shares = self.shares.copy()
         np.fill_diagonal(shares, 0)
         order = np.argsort(-shares, axis=None, kind="stable")[:WORST]
@@ -50,7 +53,8 @@ class Confusion:
 
     @property
     def heat(self) -> Table:
-        """Row: true class, column: predicted class, in per cent of the row; at most `CLASSES` of both."""
+        """A table of the shares in per cent: a row for each true class, a column for each predicted class. At most
+        `CLASSES` classes are shown."""
         names = self.names[:CLASSES]
         columns = (Column("true class", numeric=False), *map(Column, names))
         rows = [(named(name), *(self._cell(i, j) for j in range(len(names)))) for i, name in enumerate(names)]
@@ -62,18 +66,19 @@ class Confusion:
         told = "recognised" if i == j else f"taken for {self.names[j]}"
         hint = f"{self.names[i]} {told}: {100 * share:.1f} % ({int(self.counts[i, j])} of {n})"
         text = "" if share == 0 else "<1" if share < 0.01 else f"{100 * share:.0f}"
-        # The root, since shares of a few per cent are what one looks for.
+        # The colour follows the root of the share, because readers look for shares of a few per cent.
         return Cell(text, share, hint=hint, css=f"{'right' if i == j else 'wrong'} h{min(9, int(10 * share**0.5))}")
 
 
 def confusions(groups: Sequence[Group], rows: Sequence[Row]) -> list[Confusion]:
-    """One for every group and setting whose trials all recorded a confusion over the set's classes."""
+    """One confusion for every group and setting. All trials there must have recorded a confusion over the same
+    classes."""
     found = []
     for row in rows:
         if row.setting is None:
             continue
         trials = [trial for _, of_set in collect(row.group, row.setting) for trial in of_set]
-        # Trials name their classes where the test data's order is not the set's.
+        # A trial records the names of its classes where the test data have another order of classes than the set.
         listed = next((t["classes"] for t in trials if isinstance(t.get("classes"), list)), row.group.first.class_names)
         names = tuple(map(str, listed))
         counts = [matrix for trial in trials if (matrix := _counts(trial, len(names))) is not None]
@@ -92,7 +97,8 @@ def _counts(trial: Json, classes: int) -> NDArray[np.int64] | None:
 
 
 def by_class(found: Sequence[Confusion]) -> list[Table]:
-    """For every setting the accuracy of each class: a row a group, a column a class, in per cent."""
+    """One table for every setting: the accuracy of each class in per cent, with a row for each group and a column for
+    each class."""
     tables = []
     for setting in dict.fromkeys(one.setting for one in found):
         alike = [one for one in found if one.setting == setting]
@@ -108,7 +114,7 @@ def by_class(found: Sequence[Confusion]) -> list[Table]:
 
 
 def long_form(found: Sequence[Confusion]) -> list[dict[str, object]]:
-    """Every count of every confusion that is not 0 as a line for CSV."""
+    """The lines of the CSV: one line for each count that is not 0, over all confusions."""
     return [
         {
             "group": one.group.label,

@@ -22,7 +22,7 @@ SWEPT = {
 UNITS = {"step": "scale, relative to the sampler's step", "paper": "scale γ, in the paper's unit"}
 """The title of the x axis of a scale sweep, by unit."""
 LOOKS = 3
-"""Training is drawn where a trial tested at so many epochs or more."""
+"""The smallest number of tested epochs of a trial for which its training is drawn."""
 
 
 def curves(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any]]:

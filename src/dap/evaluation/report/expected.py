@@ -10,7 +10,7 @@ from dap.evaluation.report.summary import Row, collect
 from dap.shipped import Expected
 
 Published = Callable[[Json], Expected | None]
-"""From a set's resolved recipe to what is published for it; None where nothing is."""
+"""A function: resolved recipe of a set -> the values published for this recipe; None where none are published."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Claim:
 
     text: str
     mean: float | None = None
-    """In per cent."""
+    """The accuracy in per cent; None for a figure that the caller gave."""
     std: float | None = None
-    """In points."""
+    """The standard deviation in points, where it is published."""
     source: str = ""
 
 
@@ -29,8 +29,8 @@ class Claims:
     """Finds the claim for a row.
 
     Args:
-        given: figures by group label or by method. They are taken before published ones.
-        published: see `Published`.
+        given: earlier figures by group label or by method. They are preferred to published values.
+        published: a function that finds the published values, see `Published`.
     """
 
     def __init__(self, given: Mapping[str, str] | None = None, published: Published | None = None) -> None:

@@ -38,7 +38,7 @@ class NearestReals:
         self._spent = 0
 
     def add(self, file: Path) -> int | None:
-        """The image's place among `sources`; None where it cannot be read or the budget is spent."""
+        """The position of the image in `sources`; None where the image cannot be read or the budget is spent."""
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         if digest not in self._known:
             source, _ = embedded(file)
@@ -96,7 +96,7 @@ def common_seed(groups: Sequence[Group]) -> object:
 
 
 def with_seed(group: Group, seed: object) -> SetRecord:
-    """The group's set of this seed, or its first one."""
+    """The set of the group that has this seed; the first set where none has it."""
     return next((record for record in group.sets if record.seed == seed), group.first)
 
 
@@ -108,7 +108,8 @@ def inspected(record: SetRecord) -> dict[str, Json]:
 
 
 def _seen(record: SetRecord) -> dict[str, Json]:
-    """All that is known of each image, by its path: `inspected`, and as `zero_shot` the label that a backbone predicts."""
+    """The facts about each image by its path: its entry of `inspected`, and as `zero_shot` the label that a backbone
+    predicts."""
     seen: dict[str, Json] = inspected(record)
     images = record.zeroshot.get("images")
     for one in images if isinstance(images, list) else []:
@@ -204,7 +205,7 @@ def _tile(record: SetRecord, image: Json, seen: Json | None, reals: NearestReals
 
 
 def _predicted(record: SetRecord, label: int, seen: Json) -> tuple[str, bool]:
-    """The predicted label in words, and whether it is another than the image's own."""
+    """The predicted label in words, and whether it differs from the label of the image."""
     predicted = seen.get("predicted")
     if not isinstance(predicted, int) or isinstance(predicted, bool):
         return "", False
@@ -215,7 +216,7 @@ def _predicted(record: SetRecord, label: int, seen: Json) -> tuple[str, bool]:
 
 
 def _nearest(record: SetRecord, seen: Json, reals: NearestReals) -> list[dict[str, Any]]:
-    """The nearest real image in each space that was searched: its name, its distance, and its place among `reals`."""
+    """The nearest real image in each space that was searched: its name, its distance, and its position in `reals`."""
     nearest = seen.get("nearest")
     found = []
     for space, said in SPACES.items():

@@ -11,14 +11,15 @@ from dap.evaluation.report.records import own_measures
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a measure means. `better` is "higher" or "lower", or empty where neither direction is better as such."""
+    """The meaning of a measure. `better` is "higher" or "lower", or empty where neither direction is better by
+    itself."""
 
     better: str
     text: str
 
     @property
     def short(self) -> str:
-        """The text, and the direction with it."""
+        """The text, followed by the direction that is better."""
         return f"{self.text}; {self.better} is better" if self.better else self.text
 
 
@@ -44,16 +45,16 @@ MEANINGS = {
     "kid_std": Meaning("", "spread of KID over its subsets"),
     "frechet": Meaning("lower", "Fréchet distance of the whole set, where there are more images than features"),
 }
-"""The measures a report knows, in the order of its table."""
+"""The measures that a report knows, in the order of their columns in the report."""
 
 
 def meaning(name: str) -> Meaning:
-    """What a measure means; a measure that is not known is "not described here"."""
+    """The meaning of a measure. The text for an unknown measure is "not described here"."""
     return MEANINGS.get(name, Meaning("", "not described here"))
 
 
 def own_meanings(measures: Iterable[Mapping[str, Any]]) -> dict[str, Meaning]:
-    """The numbers of measures of one's own in these contents of `measures.json`, and what the measures say they mean."""
+    """The meaning of each number that the user's own measures wrote into these contents of `measures.json`."""
     found = {}
     for name, one in (pair for of_set in measures for pair in own_measures(of_set).items()):
         better = one.get("better") if isinstance(one.get("better"), Mapping) else {}

@@ -36,7 +36,7 @@ __all__ = ["Group", "Row", "SetRecord", "load", "summarise", "write_report"]
 
 @dataclass(frozen=True)
 class Content:
-    """What page, Markdown, LaTeX and CSV all show."""
+    """The contents that the page, the Markdown, the LaTeX and the CSV files share."""
 
     title: str
     sets: Sequence[SetRecord]
@@ -56,7 +56,8 @@ class Content:
 
     @property
     def beside(self) -> dict[str, str]:
-        """The texts of the CSV files by the part of the name that tells the files apart; it is empty for the accuracies."""
+        """The texts of the CSV files, by the part of the file name that differs. This part is empty for the
+        accuracies."""
         one = {t.key: [t] for t in (self.measures, self.ranking, self.recipes, self.cost) if t}
         several = {"networks": self.networks, "classes": self.classes}
         texts = {key: comma_separated(found) for key, found in {**one, **several}.items() if found}
@@ -86,7 +87,7 @@ def write_report(
         paths: folders of distilled sets; those without trials are shown as not evaluated yet.
         out: the page (a name ending in .html), or a folder to hold `report.html`.
         title: the page's heading.
-        expected: earlier figures by group label or by method; they are shown beside the measured ones.
+        expected: earlier figures by group label or by method. They are shown beside the measured accuracies.
         published: finds the published values for a set; they are shown with their source.
 
     Returns:
@@ -94,14 +95,14 @@ def write_report(
 
     Raises:
         FileNotFoundError: a path is not the folder of a distilled set.
-        DapError: no set, an unreadable JSON file, or `out` cannot be written.
+        DapError: there is no set, a JSON file cannot be read, or `out` cannot be written.
     """
     out = Path(out)
     page = out if out.suffix.lower() in {".html", ".htm"} else out / "report.html"
     content = _content(load(paths), title, Claims(expected, published))
     beside = {f"{page.stem}{'-' if key else ''}{key}.csv": text for key, text in content.beside.items()}
     files = {**beside, f"{page.stem}.md": _markdown(content), f"{page.stem}.tex": _latex(content)}
-    files[page.name] = _html(content)  # last, since who finds the page looks for the others
+    files[page.name] = _html(content)  # last, because a reader of the page expects the other files
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -258,12 +259,12 @@ def _latex(content: Content) -> str:
 
 
 def _described(content: Content) -> list[tuple[str, str]]:
-    """Each column of the measures and what it means, with the direction that is better."""
+    """Each column of the table of measures, with its meaning and the direction that is better."""
     columns = content.measures.columns[1:] if content.measures else ()
     return [(c.name, f"{c.hint}; {c.better} is better" if c.better else c.hint) for c in columns]
 
 
 def _titled(heading: str, found: Sequence[Table]) -> list[str]:
-    """A heading and each table under its title, with its note; nothing without a table."""
+    """A heading, and below it each table with its title and its note. An empty list where there is no table."""
     each = [text for one in found for text in (f"### {one.title}", one.note, one.markdown())]
     return [f"## {heading}", *each] if found else []

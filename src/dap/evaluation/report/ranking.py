@@ -25,10 +25,10 @@ class Accuracies:
     Attributes:
         full_hard: all real images, hard labels.
         hard: the synthetic set, hard labels.
-        own, random_own: the synthetic set and as many random real images, by the method's own protocol (soft labels,
-            augmentation, whatever it uses).
-        augmented, random_augmented: both by a protocol with augmentation.
-        plain, random_plain: both by a protocol without.
+        own, random_own: the synthetic set, and as many random real images, by the method's own protocol (with the soft
+            labels or the augmentation that the method uses).
+        augmented, random_augmented: the synthetic set, and the random images, by a protocol with augmentation.
+        plain, random_plain: the synthetic set, and the random images, by a protocol without augmentation.
 
     Raises:
         DapError: a value is outside [0, 1].
@@ -60,7 +60,7 @@ class Ranking:
         lrs: label robust score in [0, 1], of alpha = w · ior - (1 - w) · hlr; higher is better.
         ars: augmentation robust score in [0, 1], of beta = gamma · (synthetic - random with augmentation)
             + (1 - gamma) · (synthetic - random without); higher is better.
-        accuracies: what they were computed from.
+        accuracies: the accuracies that the scores were computed from.
     """
 
     hlr: float | None
@@ -77,10 +77,10 @@ class Ranking:
 
 
 def rank(accuracies: Accuracies, *, w: float = 0.5, gamma: float = 0.5) -> Ranking:
-    """The scores of these accuracies.
+    """DD-Ranking's scores of these accuracies.
 
     Args:
-        accuracies: fractions.
+        accuracies: the accuracies as fractions.
         w: weight of the improvement over random in the label robust score, in [0, 1].
         gamma: weight of the accuracies with augmentation in the augmentation robust score, in [0, 1].
 
@@ -121,8 +121,8 @@ def rank_trials(
 
     Args:
         synthetic: trials of one set, or of several sets of one method.
-        random: trials of as many random real images.
-        network: whose trials count.
+        random: trials of sets with as many random real images.
+        network: the network. Trials of other networks do not count.
         full_hard: accuracy of training on all real images with hard labels, a fraction.
         hard: name of the protocol with hard labels.
         own: name of the method's own protocol.
@@ -158,15 +158,17 @@ def _less(a: float | None, b: float | None) -> float | None:
 def rank_sets(
     paths: Iterable[Path], *, network: str, full_hard: float | None = None, **protocols: Any
 ) -> Iterator[tuple[Path, Ranking]]:
-    """The scores of evaluated sets on disk. Each is compared with the random sets of its ipc; `ranking.json` keeps the scores.
+    """The scores of evaluated sets on disk. Each set is compared with the random sets that have the same ipc. The
+    scores are written into the file `ranking.json` of the set.
 
     Args:
-        paths: folders of sets, those of the method "random" among them.
+        paths: folders of sets. Sets of the method "random" must be among them.
         network, full_hard: see `rank_trials`.
         protocols: hard, own, augmented, plain: names of protocols, see `rank_trials`.
 
     Raises:
-        DapError: there is no random set, a protocol is recorded in no trial, or as `rank_trials`.
+        DapError: there is no random set, no trial of the network used one of the protocols, or for a reason of
+            `rank_trials`.
     """
     sets = load(paths)
     trials = {one.path: [Trial.from_record(line) for line in one.trials] for one in sets}

@@ -22,7 +22,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MEASURES = ("representativeness", "diversity", "coverage")
 """The measures shown beside the accuracies, in this order."""
 VANILLA = frozenset({"vanilla", "dit", "sd"})
-"""Methods that are the backbone's own samples."""
+"""Methods that take the backbone's own samples, without guidance."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class SetRecord:
     unreadable: int
     """How many lines of `trials.jsonl` and `manifest.jsonl` were skipped."""
     inspected: Json = field(default_factory=dict)
-    """`images.json`: of each image the nearest real ones, the predicted label, and whether it is a near-copy."""
+    """`images.json`: for each image the nearest real images, the predicted label, and whether it is a near-copy."""
     protocols: Json = field(default_factory=dict)
     """`protocols.json`: the fields of each protocol that trials name in `by`."""
     ranking: Json = field(default_factory=dict)
     """`ranking.json`: DD-Ranking's scores and the accuracies behind them."""
     zeroshot: Json = field(default_factory=dict)
-    """`zeroshot.json`: what a backbone says the images show, and how often it is right on real ones."""
+    """`zeroshot.json`: the labels that a backbone predicts for the images, and how often it is right on real images."""
 
     @property
     def method(self) -> str:
@@ -102,7 +102,7 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
 
     Raises:
         FileNotFoundError: a path is not the folder of a set.
-        DapError: no path at all, or a JSON file that cannot be read.
+        DapError: no path is given, or a JSON file cannot be read.
     """
     unique = {Path(path).resolve(): Path(path) for path in paths}
     if not unique:
@@ -111,7 +111,7 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
 
 
 def load_set(path: Path | str) -> SetRecord:
-    """Read one set: what its JSON files, its `manifest.jsonl` and `trials.jsonl` and its `command.txt` say.
+    """Read one set from its JSON files, its `manifest.jsonl`, its `trials.jsonl` and its `command.txt`.
 
     Any of these files may be absent. Without `classes.json` the classes are the folders of images, in string order.
 
@@ -161,7 +161,8 @@ def _drawn(imported: Json) -> Json:
 
 
 def _measures(path: Path) -> dict[str, Any]:
-    """What `measures.json` holds, with the numbers of one's own measures and of `zeroshot.json` among the others."""
+    """The contents of `measures.json`. The numbers of the user's own measures and of `zeroshot.json` are put among the
+    others."""
     measures, zeroshot = _object(path / "measures.json"), _object(path / "zeroshot.json")
     own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
     agreement = {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
@@ -169,7 +170,7 @@ def _measures(path: Path) -> dict[str, Any]:
 
 
 def own_measures(measures: Json) -> dict[str, Json]:
-    """What one's own measures gave, by their names (`file.py:Name`): numbers, directions and what the numbers mean."""
+    """The results of the user's own measures, by their names (`file.py:Name`): numbers, directions and meanings."""
     own = measures.get("own")
     entries = own.items() if isinstance(own, Mapping) else ()
     return {str(n): one for n, one in entries if isinstance(one, Mapping) and isinstance(one.get("values"), Mapping)}

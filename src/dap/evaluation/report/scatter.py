@@ -25,7 +25,7 @@ from dap.evaluation.report.summary import Group
 Array = NDArray[Any]
 
 REAL_POINTS, OWN_POINTS, PANELS = 1200, 300, 12
-"""A map has at most so many points of each real split, points of one group, and panels."""
+"""The largest numbers in a map: points of each real split, points of one group, and panels."""
 SIDE = 360
 CLASS_COLOURS = 10
 """Number of class colours in the page's CSS. Further classes take the colours again, and their names tell them apart."""
@@ -34,7 +34,8 @@ MARGIN = 14
 
 @dataclass(frozen=True)
 class Features:
-    """The arrays of one `map.npz`: features (n, k) float32 and labels (n,) of the set, and of real train and test images."""
+    """The arrays of one `map.npz`: features (n, k), float32, and labels (n,), of the set and of real train and test
+    images."""
 
     synthetic: Array
     synthetic_label: Array
@@ -58,7 +59,7 @@ def read_map(path: Path) -> Features | None:
     """The features in a set's `map.npz`; None where there is none that can be drawn."""
     names = ("synthetic", "train", "test")
     try:
-        # Opened here, since numpy leaves a file it cannot read open.
+        # The file is opened here, because numpy does not close a file that it cannot read.
         with open(path / "map.npz", "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float32) for name in names}
             labels = {f"{name}_label": np.asarray(file[f"{name}_label"], np.int64) for name in names}
@@ -120,7 +121,7 @@ def layout(features: Array, random_state: int = 0) -> Array:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max(2.0, (len(features) - 1) / 3))
-    # A PCA start needs two directions in which points differ; without them any start is as good.
+    # A start by PCA needs two directions in which the points differ. Without two directions any start is as good.
     start = "pca" if np.count_nonzero(np.ptp(features, axis=0)) >= 2 else "random"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -129,7 +130,7 @@ def layout(features: Array, random_state: int = 0) -> Array:
 
 
 def _fitted(points: Array) -> Array:
-    """Points scaled into the panel with one factor, centred."""
+    """Points in the middle of the panel, scaled by the same factor in both directions to fit."""
     low, high = points.min(0), points.max(0)
     factor = (SIDE - 2 * MARGIN) / max(float((high - low).max()), 1e-9)
     return (points - (low + high) / 2) * factor + SIDE / 2

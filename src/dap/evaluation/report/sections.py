@@ -17,7 +17,7 @@ from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
 
 BOOKKEEPING = frozenset({"k", "classes", "images", "copies"})
-"""Numbers in `measures.json` that are no measures."""
+"""Names of numbers in `measures.json` that are not measures."""
 COPIES = "share of images that are near-copies of a real training image"
 
 
@@ -74,7 +74,7 @@ def _measured(values: Sequence[float]) -> Cell:
         return Cell(DASH)
     mean = fmean(values)
     std = stdev(values) if len(values) > 1 else None
-    std = 0.0 if std is not None and std < 1e-12 * abs(mean) else std  # what rounding leaves of equal values
+    std = 0.0 if std is not None and std < 1e-12 * abs(mean) else std  # equal values, up to rounding
     return Cell(figure(mean).replace("-", "−"), mean, std, small="" if std is None else f"± {std:.2g}")
 
 
@@ -108,7 +108,8 @@ def cost_table(groups: Sequence[Group]) -> Table:
 
 
 def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]]:
-    """The recipe fields in which groups differ, and the others with their one value."""
+    """A table of the recipe fields in which groups differ, and the other fields with the value that all groups
+    share."""
     fields, body, shared = differing(groups)
     columns = (
         Column("group", numeric=False),

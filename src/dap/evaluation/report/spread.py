@@ -45,14 +45,15 @@ class Stat:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's mean minus vanilla's, as fractions. The interval is None unless both have two sets or more."""
+    """The mean of a row minus the mean of vanilla, as fractions. The interval is None unless both have two sets or
+    more."""
 
     value: float
     interval: tuple[float, float] | None
     n: tuple[int, int]
-    """Sets behind the row and behind vanilla."""
+    """The number of sets of the row, and the number of sets of vanilla."""
     paired: bool = False
-    """Whether sets of one seed were compared with each other."""
+    """Whether each set was compared with the vanilla set of the same run seed."""
 
     @property
     def shown(self) -> bool:
@@ -61,7 +62,8 @@ class Difference:
 
 
 def spread_of(scores: list[list[float]], seeds: tuple[object, ...]) -> Stat:
-    """Means and spreads of scores: one list for each set, with the scores of its trials. `seeds` are the sets' run seeds."""
+    """Means and spreads of scores. `scores` has one list for each set, with the scores of the set's trials. `seeds` are
+    the run seeds of the sets."""
     spread = [(variance(of_set), len(of_set) - 1) for of_set in scores if len(of_set) > 1]
     freedom = sum(n for _, n in spread)
     within = math.sqrt(sum(value * n for value, n in spread) / freedom) if freedom else None
@@ -84,7 +86,8 @@ def difference(row: Stat, vanilla: Stat) -> Difference:
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Difference of two means and its 95 % interval by Welch's unequal-variances t (Welch 1947), one value a set."""
+    """Difference of two means, with its 95 % interval by Welch's t for unequal variances (Welch 1947). Each set has one
+    value in `a` or `b`."""
     value = fmean(a) - fmean(b)
     if min(len(a), len(b)) < 2:
         return Difference(value, None, (len(a), len(b)))

@@ -32,7 +32,7 @@ class Group:
 
     @property
     def first(self) -> SetRecord:
-        """The set that stands for the recipe."""
+        """The first set. Its recipe stands for the recipe of the group."""
         return self.sets[0]
 
     @property
@@ -52,7 +52,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Setting:
-    """What comparable accuracies have in common. `headline` is the score that the protocol reports: "last" or "best"."""
+    """The facts that comparable accuracies share. `headline` is the score that the protocol reports: "last" or
+    "best"."""
 
     network: str
     protocol: str
@@ -138,17 +139,17 @@ class Row:
 
     @property
     def n_sets(self) -> int:
-        """Evaluated sets."""
+        """The number of evaluated sets."""
         return len(self.trials)
 
     @property
     def n_trials(self) -> int:
-        """Trials over all evaluated sets."""
+        """The number of trials over all evaluated sets."""
         return sum(self.trials)
 
 
 def flatten(recipe: Json, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level of dotted fields; lists stay values."""
+    """A nested mapping as a flat one, whose keys are dotted fields. Lists stay as they are."""
     fields: dict[str, Any] = {}
     for key, value in recipe.items():
         nested = isinstance(value, Mapping) and value
@@ -170,14 +171,15 @@ def varying(records: Sequence[SetRecord]) -> list[str]:
 
 
 def spoken(field: str) -> str:
-    """A field's name as a report says it. `drawn_from` is no field of a recipe but a word of `records` for drawn sets."""
+    """The name of a field in a report. `drawn_from` is not a field of a recipe: `records` adds it to sets drawn from
+    larger sets."""
     return "drawn from" if field == "drawn_from" else field
 
 
 def described(record: SetRecord, fields: Sequence[str]) -> str:
     """A record's values of these fields, as in "scale 0.05, layer 4". Fields that the record does not have are left out."""
     values = flatten(record.recipe)
-    # A path is named after what lies there: "backbone starter", not "path starter".
+    # A path has the name of the section that holds it: "backbone starter", not "path starter".
     leaves = [field.removesuffix(".path").rpartition(".")[2] for field in fields]
     names = [spoken(leaf if leaves.count(leaf) == 1 else field) for leaf, field in zip(leaves, fields, strict=True)]
     pairs = [(name, values.get(field)) for name, field in zip(names, fields, strict=True)]

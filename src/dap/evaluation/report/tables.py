@@ -1,4 +1,5 @@
-"""A table as data, built once and then shown by five renderings; and the main table of a report, that of the accuracies."""
+"""A table as data, which is built once and shown by five renderings, and the table of accuracies, a report's main
+table."""
 
 from __future__ import annotations
 
@@ -77,9 +78,9 @@ class Table:
         """The table for a terminal of this width in characters.
 
         Args:
-            width: what does not fit is left out, and the text says what that is.
-            colour: whether bold and dim text is marked; default: where standard output is a terminal and the environment
-                variable NO_COLOR is not set.
+            width: the width in characters. Columns that do not fit are left out, and the text names them.
+            colour: whether bold and dim text is marked. By default it is marked where standard output is a terminal and
+                the environment variable NO_COLOR is not set.
         """
         return terminal.terminal(self.blocks, width, colour=colour)
 
@@ -88,7 +89,8 @@ class Table:
         return [dict(line) for line in self.data] if self.data else spreadsheet.lines_of(self.blocks)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the table with a style of its own, without a script or anything from elsewhere."""
+        """The HTML that a notebook shows: the table with its own style, without a script and without any outside
+        file."""
         return html.alone(self.title, self.blocks, self.note)
 
 
@@ -112,8 +114,8 @@ def accuracy_table(rows: Sequence[Row], claims: Claims | None = None) -> Table:
     """The main table of a report: one block for each setting, one row for each group that was tested under it.
 
     Args:
-        rows: from `summary.summarise`.
-        claims: finds the figures that stand beside the measured ones; default: none.
+        rows: the rows, as `summary.summarise` returns them.
+        claims: finds the earlier figures to show beside the measured accuracies; default: none.
     """
     claims = claims or Claims()
     settings = dict.fromkeys(row.setting for row in rows)
@@ -203,7 +205,8 @@ def _differences(rows: Sequence[Row]) -> Told:
 
 
 def _claimed(found: Sequence[Claim | None]) -> Told:
-    """Earlier figures. The heading says "published" where all of them are; else those that are say so themselves."""
+    """The column of earlier figures. Its heading is "published" where all figures are published, else "expected". Each
+    published figure also says that it is published."""
     published = all(claim.source for claim in found if claim)
     cells = [
         Cell(c.text, c.mean, small="published" if c.source else "", hint=c.source, css="claim")
@@ -234,7 +237,7 @@ def _measure(name: str, rows: Sequence[Row]) -> Told:
 
 
 def _note(rows: Sequence[Row]) -> str:
-    """How to read the table: what ± is, and what stands below an accuracy and a difference."""
+    """A note on how to read the table: the meaning of ±, and of the lines below an accuracy and below a difference."""
     differences = [row.difference for row in rows if row.difference and row.difference.interval]
     said = "Accuracies are mean ± sample standard deviation over distilled sets, each set counting by the mean of its trials"
     if any(row.score and len(row.score.sets) == 1 and row.score.std is not None for row in rows):

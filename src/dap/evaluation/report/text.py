@@ -32,7 +32,7 @@ def figure(value: float | None) -> str:
 
 
 def plain(value: object) -> str:
-    """A recipe's value as it was set, a dash for nothing."""
+    """A value of a recipe as it was set; a dash where there is no value."""
     if is_number(value):
         return f"{value:g}"
     return DASH if value is None or value == "" else str(value)
@@ -44,19 +44,20 @@ def scale(row: Row) -> tuple[str, str]:
 
 
 def accuracy(stat: Stat | None) -> str:
-    """ "73.1 ± 0.9"; without "±" for a single trial."""
+    """An accuracy in per cent and its spread, as in "73.1 ± 0.9"; without "±" for a single trial."""
     if stat is None:
         return PENDING
     return percent(stat.mean) + ("" if stat.std is None else f" ± {percent(stat.std)}")
 
 
 def trainings(stat: Stat | None) -> str:
-    """ "± 0.5", the spread over trainings of one set, where `accuracy` says that over sets; else a dash."""
+    """The spread over trainings of one set, as in "± 0.5", where `accuracy` gives the spread over sets; else a dash."""
     return DASH if stat is None or stat.std_sets is None or stat.std_trials is None else f"± {percent(stat.std_trials)}"
 
 
 def times(row: Row) -> str:
-    """Sets × trials of each set, as in "3 × 2" or "3 of 5 × 2". Where sets have unequal numbers of trials, both totals."""
+    """The numbers of sets and of trials per set, as in "3 × 2" or "3 of 5 × 2". Where sets have unequal numbers of
+    trials, the total numbers of sets and trials."""
     of = len(row.group.sets)
     if not row.trials:
         return f"{of} × 0"
@@ -65,12 +66,12 @@ def times(row: Row) -> str:
 
 
 def interval(difference: Difference) -> str:
-    """ "+0.6 to +3.6", or nothing."""
+    """The interval of a difference in points, as in "+0.6 to +3.6"; an empty text where there is no interval."""
     return f"{signed(difference.interval[0])} to {signed(difference.interval[1])}" if difference.interval else ""
 
 
 def setting_name(setting: Setting | None) -> str:
-    """ "convnet3, small-hard, 300 epochs, 10,000 test images"."""
+    """A setting in words, as in "convnet3, small-hard, 300 epochs, 10,000 test images"."""
     if setting is None:
         return PENDING
     epochs = f"{setting.epochs:,} epoch{'' if setting.epochs == 1 else 's'}" if setting.epochs else ""
@@ -80,7 +81,7 @@ def setting_name(setting: Setting | None) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """ "one set", "3 sets"."""
+    """A number and a noun, as in "one set" or "3 sets"."""
     return f"one {noun}" if n == 1 else f"{n} {noun}s"
 
 

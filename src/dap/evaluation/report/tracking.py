@@ -1,4 +1,5 @@
-"""Finished sets and their trials as runs of TensorBoard or Weights & Biases, both optional."""
+"""Finished sets and their trials are logged as runs of TensorBoard or of Weights & Biases. Both packages are
+optional."""
 
 from __future__ import annotations
 
@@ -21,27 +22,32 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 class Run(Protocol):
-    """What both trackers are asked to do for one set."""
+    """The run of one set in a tracker. Both trackers offer these four methods."""
 
     def scalars(self, curve: str, points: Sequence[tuple[int, float]]) -> None:
-        """One curve: (epoch, value)."""
+        """Log one curve. Each point is a pair (epoch, value)."""
         ...
 
     def figures(self, values: Mapping[str, float]) -> None:
-        """Figures that have no epoch."""
+        """Log numbers that belong to no epoch, by name."""
         ...
 
     def images(self, name: str, images: Sequence[tuple[str, Any]]) -> None:
-        """Captioned images (h, w, 3), uint8."""
+        """Log pairs of a caption and an image (h, w, 3), uint8."""
         ...
 
     def close(self) -> None:
-        """Write everything out."""
+        """End the run and write out everything that was logged."""
         ...
 
 
 def require(to: str) -> None:
-    """Raises DapError unless the tracker is known and its package is installed; the message says how to get it."""
+    """Check that the tracker is known and that its package is installed.
+
+    Raises:
+        DapError: the tracker is unknown or not installed. The message then names the trackers or says how to install
+            it.
+    """
     if to not in TRACKERS:
         raise DapError(f"There is no tracker {to!r}; choose {' or '.join(TRACKERS)}.")
     if find_spec(to) is None:
@@ -49,19 +55,20 @@ def require(to: str) -> None:
 
 
 def track(sets: Sequence[SetRecord], to: str, where: Path, project: str = "dap") -> Path:
-    """Log every finished set as a run: its recipe, the accuracy of its trials by epoch, its measures and its images.
+    """Log every finished set as one run: its recipe, the accuracy of its trials by epoch, its measures and its images.
 
-    A set whose images are not all there is left out. TensorBoard replaces what it had logged for a set in this place;
-    Weights & Biases starts new runs, and sends them unless `WANDB_MODE` is "offline".
+    A set that still lacks images is left out. With TensorBoard, a new run of a set replaces the earlier run of the same
+    name in the same folder. Weights & Biases starts a new run each time, and sends the run to its server unless
+    `WANDB_MODE` is "offline".
 
     Args:
-        sets: from `records.load`.
-        to: "tensorboard" or "wandb".
-        where: the folder of the report; the runs go into a folder of the tracker's name in it.
-        project: of Weights & Biases.
+        sets: the sets, as `records.load` returns them.
+        to: the tracker, "tensorboard" or "wandb".
+        where: the folder of the report. The runs go into a subfolder that has the name of the tracker.
+        project: the name of the project at Weights & Biases. TensorBoard does not use this name.
 
     Returns:
-        The folder the runs lie in.
+        The subfolder with the runs.
 
     Raises:
         DapError: the tracker is unknown or not installed, or Weights & Biases starts no run.
@@ -81,7 +88,7 @@ def track(sets: Sequence[SetRecord], to: str, where: Path, project: str = "dap")
 
 
 def _named(sets: Sequence[SetRecord]) -> Iterator[tuple[str, SetRecord]]:
-    """Finished sets and the name of each run: its path below what all sets share."""
+    """Pairs of a run name and a finished set. The name is the set's path relative to the folder that holds all sets."""
     paths = [record.path.resolve() for record in sets]
     shared = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
     for path, record in zip(paths, sets, strict=True):
@@ -110,7 +117,7 @@ def _curve(trial: Json) -> Iterator[tuple[int, float]]:
 
 
 def _pixels(record: SetRecord, image: Json) -> Any:
-    """The image as (h, w, 3), uint8; None where it cannot be read."""
+    """The pixels of the image (h, w, 3), uint8; None where the image cannot be read."""
     from PIL import Image
 
     file = file_in(record, image["path"])
@@ -161,7 +168,8 @@ class _Weights:
             ) from error
 
     def scalars(self, curve: str, points: Sequence[tuple[int, float]]) -> None:
-        # Curves of several trials share one run, so the epoch is an axis of its own and not the run's step.
+        # One run holds the curves of several trials, and a run has one step counter. The epoch is therefore a separate
+        # axis.
         self._run.define_metric(curve, step_metric="epoch")
         for epoch, value in points:
             self._run.log({curve: value, "epoch": epoch})
