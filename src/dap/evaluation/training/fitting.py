@@ -25,8 +25,8 @@ log = logging.getLogger("dap")
 
 
 TrainingBatch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
-"""Images (n, c, h, w) as the network sees them, and a function from the logits of a slice of them and that slice to the sum
-of the losses of its images."""
+"""Images (n, c, h, w) as the network sees them, and a function from the logits of a slice of them and that slice to
+the sum of the losses of its images."""
 
 After = Callable[[int, nn.Module], None]
 """Called at the end of every epoch with its number and the network."""
@@ -210,7 +210,8 @@ def run_with_checkpoint(
         training: a fresh training.
         checkpoint: where the unfinished training is kept; None keeps nothing.
         after: as in `epochs`; called before a checkpoint is written.
-        notes: JSON values and tensors that are kept in the checkpoint with the training, and updated from it at the start.
+        notes: JSON values and tensors that are kept in the checkpoint with the training, and updated from it at the
+            start.
     """
     if checkpoint is not None and (found := checkpoint.read()) is not None:
         training.restore(found["training"])

@@ -39,8 +39,8 @@ def build(
     """A freshly initialised classifier; its weights come from torch's global generator.
 
     Args:
-        name: one of `KNOWN`, `torchvision:NAME`, `timm:NAME`, or `file.py:callable` / `package.module:callable`, which is
-            called with the keywords below and returns a module from images to logits.
+        name: one of `KNOWN`, `torchvision:NAME`, `timm:NAME`, or `file.py:callable` / `package.module:callable`, which
+            is called with the keywords below and returns a module from images to logits.
         channels: channels of the images.
         classes: number of labels.
         size: height and width of the images in pixels; decides the stems of the named networks, the head of a ConvNet

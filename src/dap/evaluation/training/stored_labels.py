@@ -7,7 +7,8 @@
         B/mix.NAME              what the mixing drew: partner, box, share
     index.json                the set, the steps and the classifier that the labels belong to; written last
 
-The images are not stored. They are made again from the set and the drawn parameters, bit for bit on the same kind of device.
+The images are not stored. They are made again from the set and the drawn parameters, bit for bit on the same kind of
+device.
 """
 
 from __future__ import annotations
