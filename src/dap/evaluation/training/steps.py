@@ -1,9 +1,8 @@
 """The steps of a transform. Each step is a set of numbers and changes a whole batch at once.
 
-A random step works in two parts. `draw` gives the parameters of every image. `apply` is a function of images and
-parameters alone, so the parameters can be stored and the step can be repeated. Parameters are drawn on the generator's
-device, so a generator on the CPU gives the same augmentation on every device. No image depends on the other images of
-its batch.
+A random step works in two parts. `draw` gives the parameters of every image. `apply` depends on images and parameters
+alone, so the parameters can be stored and the step repeated. Parameters are drawn on the generator's device: a CPU
+generator gives the same augmentation on every device. No image depends on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Step(Closed):
         return {}
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """The changed images (n, c, *size_after(h, w)) of float images (n, c, h, w), on the same device, differentiable."""
+        """Float images (n, c, h, w) -> (n, c, *size_after(h, w)), on the same device and differentiable."""
         del drawn
         return images
 
@@ -70,7 +69,7 @@ class Step(Closed):
 
 
 class Resize(Step):
-    """Scale the shorter side to `side` as torchvision's Resize: bilinear and antialiased; the longer side is rounded down."""
+    """Scale the shorter side to `side`, round the longer side down, as torchvision's Resize: bilinear, antialiased."""
 
     op: Literal["resize"] = "resize"
     side: PositiveInt
@@ -138,7 +137,7 @@ class Tiles(Step):
 
 
 class RandomResizedCrop(Step):
-    """Cut out a random rectangle and scale it to a square, as torchvision's RandomResizedCrop: bilinear and antialiased."""
+    """Scale a random rectangle of the image to a square, as torchvision's RandomResizedCrop: bilinear, antialiased."""
 
     random: ClassVar[bool] = True
     op: Literal["random_resized_crop"] = "random_resized_crop"
@@ -203,10 +202,9 @@ class Flip(Step):
 
 
 class ColorJitter(Step):
-    """Change brightness, contrast and saturation, each image in its own order and by its own factors, as IDC and MinimaxDiffusion.
+    """Change brightness, contrast and saturation of each image in its own order, as IDC and MinimaxDiffusion do.
 
-    Each change is x <- centre + factor (x - centre). The centre is black for brightness, the mean of the grey image for
-    contrast, and the grey image for saturation.
+    Each change is x <- centre + factor (x - centre). Centres: black, the mean of the grey image, and the grey image.
     """
 
     random: ClassVar[bool] = True
@@ -220,7 +218,7 @@ class ColorJitter(Step):
     luma: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.299, 0.587, 0.114)
     """Weights of red, green and blue in the grey image. torchvision has 0.2989 for red."""
     clamp: bool = False
-    """Clamp to [0, 1] after each of the three changes, as torchvision does. IDC's code, and so the published results, do not."""
+    """Clamp to [0, 1] after each change, as torchvision does. IDC's code, and so the published results, do not."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
         """`factors` (n, 3) of brightness, contrast and saturation, and `order` (n, 3), a permutation of 0, 1, 2."""
@@ -246,8 +244,8 @@ class ColorJitter(Step):
 class Lighting(Step):
     """Add a random colour along the principal axes of ImageNet's pixels (Krizhevsky et al. 2012).
 
-    The sum over k of alpha_k eigenvalues[k] eigenvectors[:, k] is added to every pixel. alpha_k is normal, drawn once
-    an image.
+    Every pixel moves by sum_k alpha_k eigenvalues[k] eigenvectors[:, k]. Each image has its own alpha_k, which is
+    normal.
     """
 
     random: ClassVar[bool] = True
@@ -340,11 +338,8 @@ def _permutations(n: int, k: int, generator: Generator) -> Tensor:
 def _resampling(out: int, side: int, start: Tensor, length: Tensor) -> Tensor:
     """Matrices (n, out, side) that scale the pixels start ... start + length - 1 of each line to `out` pixels.
 
-    Every row of a matrix sums to 1. The weight of pixel p in output o falls linearly with the distance of their
-    centres: max(0, 2 max(length, out) - |(2 p + 1) out - (2 o + 1) length|), before the division by the sum. The unit
-        is half a pixel
-    over `out`. In this unit both centres and the triangle's half width are whole numbers, so the weights are exact
-    everywhere.
+    Every row sums to 1. Before that, the weight is max(0, 2 max(length, out) - |(2 p + 1) out - (2 o + 1) length|). In
+    this unit, half a pixel over `out`, all terms are whole numbers, so the weights are exact on every device.
     """
     pixel = torch.arange(side, device=start.device, dtype=torch.int32) - start[:, None]
     target = torch.arange(out, device=start.device, dtype=torch.int32)

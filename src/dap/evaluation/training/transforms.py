@@ -67,7 +67,7 @@ Steps = Annotated[tuple[Transform, ...], BeforeValidator(parse)]
 """The type of a field of a pydantic model that holds steps. `parse` makes the steps and raises the errors."""
 
 Mix = Annotated[CutMix | MixUp | None, BeforeValidator(parse_mixing)]
-"""The type of a field of a pydantic model that holds a mixing or None. `parse_mixing` makes it and raises the errors."""
+"""The type of a field of a pydantic model that holds a mixing or None. `parse_mixing` makes it and raises errors."""
 
 
 def split(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
