@@ -1,4 +1,4 @@
-"""How a distilled set is judged: networks are trained on the set and tested on real images, and its images are measured.
+"""How a set is judged: networks are trained on the set and tested on real images, and the set's images are measured.
 
 All results are kept beside the images: the trials, the protocols of the trials, and the measures. A recorded trial
 counts only for the same images, test data and protocol. So a changed set is judged anew.

@@ -15,7 +15,7 @@ Labelled = tuple[Tensor, Tensor]
 """Images (n, c, h, w), float in [0, 1] or uint8 from 0 to 255, and labels (n,), int64."""
 
 KEPT_BYTES = 2 * 2**30
-"""Transformed test images are kept in memory up to this size in bytes. Larger sets are transformed anew at every look."""
+"""Transformed test images are kept in memory up to this size. Larger sets are transformed anew at every look."""
 
 
 class Images:
@@ -73,7 +73,7 @@ def prepare(images: Tensor, steps: Sequence[Step], device: torch.device | str = 
 
 @torch.inference_mode()
 def confusion(net: nn.Module, images: Images, classes: int) -> Tensor:
-    """The confusion matrix (classes, classes), int64 on the CPU: how many images of a label (row) get each label (column).
+    """The confusion matrix (classes, classes), int64, on the CPU: how many images of a label (row) get a label (column).
 
     The network is in evaluation mode afterwards.
     """
@@ -97,7 +97,7 @@ def in_slices(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def slice_size(height: int, width: int, device: torch.device) -> int:
-    """How many images to pass at once. On a CPU 16 images of 32 px, because 128 channels of more images overflow the cache."""
+    """How many images to pass at once: on a CPU 16 of 32 px, because 128 channels of more images overflow its cache."""
     pixels = 2**14 if device.type == "cpu" else 2**22
     return max(1, pixels // (height * width))
 

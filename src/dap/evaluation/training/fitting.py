@@ -248,7 +248,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def soft_loss(said: Tensor, temperature: float) -> Callable[[Tensor, slice], Tensor]:
-    """The sum over images of KL(softmax(said / T) || softmax(logits / T)), for the logits `said` (n, classes) of the teacher."""
+    """The sum over images of KL(softmax(said / T) || softmax(logits / T)); `said` (n, classes) are the teacher's logits."""
     wanted = F.softmax(said.float() / temperature, 1)
     return lambda logits, part: F.kl_div(F.log_softmax(logits / temperature, 1), wanted[part], reduction="sum")
 

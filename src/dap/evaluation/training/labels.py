@@ -42,7 +42,7 @@ class Hard(BaseModel):
 
 
 class Soft(BaseModel):
-    """KL divergence from the logits of a teacher. The teacher, a classifier, sees the same augmented images as the student."""
+    """KL divergence from the logits of a teacher, a classifier that sees exactly the images that the student sees."""
 
     model_config = _CLOSED
 

@@ -71,7 +71,7 @@ class D3hrOptions(base.Options):
 
 
 class D3HR(Vanilla):
-    """Inverts real images to a noise level where a class is nearly Gaussian, and samples from draws most like the class.
+    """Inverts real images to a noise level where a class is nearly Gaussian, and samples from draws like the class.
 
     Many groups of ipc draws from the Gaussian are compared, and the group most like the Gaussian is kept. Sampling
     begins at this group and its noise level, and goes on as in vanilla. Inversion and sampling have the same

@@ -9,7 +9,7 @@ from dap.methods.selection.herding import Selection
 
 
 class KCenter(Selection):
-    """Chooses the image nearest to the mean feature of the class, then again and again the image farthest from all chosen.
+    """Chooses the image nearest to the mean feature of the class, then repeatedly the image farthest from all chosen.
 
     This is the greedy two-approximation of the k-centre problem. The first centre is the one that the published tables
     of dataset distillation use.
