@@ -102,7 +102,7 @@ def evaluate(
         train: the distilled set.
         test: real images.
         protocol: the recipe; it is settled for this set.
-        seeds: one trial each.
+        seeds: every seed gives one trial.
         classes: number of labels.
         plan: fields of `Plan`.
 
@@ -163,7 +163,7 @@ class _Ready:
         first = protocol.first_epoch
         notes: dict[str, Any] = {"curve": [], "seconds": 0.0}
         counts: list[Tensor] = []
-        """The confusion matrix of the last look, once there was one."""
+        """Holds the confusion matrix of the last look, and is empty before the first look."""
 
         def after(epoch: int, net: nn.Module) -> None:
             if epoch in protocol.look_epochs:

@@ -53,8 +53,8 @@ class Training:
         """
         Args:
             train: images after the fixed steps of the protocol's `train`.
-            protocol: a settled one.
-            seed: of everything random.
+            protocol: a settled protocol.
+            seed: seed of everything random.
             network: the network to train instead of the protocol's own.
             channels: channels of the images.
             classes: number of labels.

@@ -5,8 +5,8 @@ images are
    kept: the most confident ones if ipc is small, the least confident ones if ipc is large.
 2. Adam changes the latent z of each kept image so that the backbone predicts the noise better. The loss is
 
-    loss(z) = mean (eps_theta(z_t, t, c) - eps)^2 + lambda max |eps_theta(z_t, t, c) - eps|,   z_t = alpha_t z +
-    sigma_t eps.
+    loss(z) = mean (eps_theta(z_t, t, c) - eps)^2 + lambda max |eps_theta(z_t, t, c) - eps|,
+    z_t = alpha_t z + sigma_t eps.
 
    Each image has one noise eps. Each iteration draws a new low noise level t.
 """
