@@ -1,7 +1,7 @@
-"""How a distilled set is judged: networks are trained on it and tested on real images, and its images are measured.
+"""How a set is judged: networks are trained on the set and tested on real images, and the set's images are measured.
 
-All results are kept beside the images: trials, the protocols they followed, measures. A recorded trial counts only for the
-same images, test data and protocol, so that a changed set is judged anew.
+All results are kept beside the images: the trials, the protocols of the trials, and the measures. A recorded trial
+counts only for the same images, test data and protocol. So a changed set is judged anew.
 
 `JudgingPlan` says how to judge, `Loaded` holds what is loaded once for many sets, and `judge` judges one set.
 """
@@ -35,11 +35,12 @@ from dap.evaluation.training.trials import Trial
 
 
 def check(loaded: Loaded) -> None:
-    """Whether sets that will be made from these real images can be judged, found out before the first one is made.
+    """Check, before the first set is made, that sets made from these real images can be judged.
 
     Raises:
-        DapError: a network is unknown or unfit, there is no teacher or it does not know the classes, the test images have
-            other classes, the features are of other classes, or the protocol trains on the labels of one finished set.
+        DapError: a network is unknown or unfit, there is no teacher or it does not know the classes, the test images
+            have other classes, the features are of other classes, or the protocol trains on the labels of one finished
+            set.
     """
     plan, protocol = loaded.plan, loaded.plan.protocol
     if isinstance(protocol.labels, Stored):
@@ -59,11 +60,11 @@ def check(loaded: Loaded) -> None:
 
 
 def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), name: str | None = None) -> list[Trial]:
-    """Train and test all networks of the plan on a set and measure its images; results that are there already are kept.
+    """Train and test all networks of the plan on a set and measure its images. Results that are there already are kept.
 
-    Results are appended to the set's `trials.jsonl`. Recorded trials of the same protocol and network that are of other
-    images or test data, or of the protocol as it was before a change, are dropped. A training that was interrupted goes on
-    from its checkpoint.
+    Results are appended to the set's `trials.jsonl`. Recorded trials of other images are dropped. Recorded trials of
+    the same protocol and network are dropped too if the test data or the protocol has changed since. A training that
+    was interrupted continues from its checkpoint.
 
     Args:
         judged: the set. Its class names are matched with those of the test data by name.
@@ -100,7 +101,7 @@ def _trials_of(
     watcher: Watcher,
     told: Callable[[Trial], object],
 ) -> list[Trial]:
-    """The trials of one network, in the order of their seeds; those that are missing are made."""
+    """The trials of one network, in the order of their seeds. Missing trials are made."""
     plan, recorded = loaded.plan, RecordedTrials(judged.path)
     protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
     if plan.on == "validation":

@@ -31,17 +31,17 @@ def store_labels(
     See `evaluation.training.stored_labels`.
 
     Args:
-        judged: the set, whole.
-        protocol: its steps, mixing, batch and epochs are taken, such as those of `fkd-soft`.
-        out: folder; epochs that are there already are kept.
+        judged: the set; no image may be missing.
+        protocol: gives the steps, the mixing, the batch and the epochs. An example is `fkd-soft`.
+        out: the folder to write to. Epochs that are there already are kept.
         teacher: see `evaluation.training.classifier.load_classifier`.
-        device: where the teacher runs.
+        device: the device on which the teacher runs.
         offline: the weights of the teacher come from the local cache alone.
-        seed: of order and augmentation.
-        progress: told of the epochs done, and of all.
+        seed: seed of the order and of the augmentation.
+        progress: called with the number of epochs done and the number of all epochs.
 
     Raises:
-        DapError: the set is not whole, the teacher does not know its classes, or as `write_labels`.
+        DapError: the set is not whole, the teacher does not know the classes of the set, or an error of `write_labels`.
     """
     judged.check_whole()
     settled = protocol.settled(ipc=largest(judged), classes=len(judged.class_names))
@@ -62,10 +62,10 @@ def image_hashes(judged: DistilledSet) -> list[str]:
 
 
 def first_side(steps: Sequence[Step]) -> int | None:
-    """The side that images are resized to before any other step; that is best done while they are decoded."""
+    """The side to which the first step resizes images, or None. Images are best resized while they are decoded."""
     return steps[0].side if steps and isinstance(steps[0], Resize) else None
 
 
 def largest(judged: DistilledSet) -> int:
-    """Images of the largest class."""
+    """How many images the largest class has."""
     return max(Counter(record["label"] for record in judged.records).values(), default=0)

@@ -1,4 +1,4 @@
-"""How sets are judged, and what is loaded once to judge all sets of one data set."""
+"""The plan for judging sets, and the objects that are loaded once to judge all sets of one data set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dap.evaluation.training.labels import Soft
 from dap.evaluation.training.protocol import Protocol
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
-"""From a split and a size in pixels to the real images."""
+"""A function from a split and a size in pixels to the real images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class JudgingPlan:
         seeds: every network is trained once with each of these seeds.
         networks: the networks to train; () for the protocol's own.
         device: where to train.
-        teacher: the classifier whose labels a protocol with soft labels trains on, instead of the protocol's own teacher.
+        teacher: the classifier whose labels a protocol with soft labels trains on, instead of the protocol's own
+            teacher.
         labels: folder of the stored labels of a set, for a protocol that trains on stored labels,
             see `evaluation.labelling.store_labels`.
         offline: the weights of a teacher come from the local cache alone.
@@ -63,10 +64,10 @@ class Loaded:
 
     Args:
         plan: how to judge.
-        open: opens the real images. Networks are tested on those of `plan.on`, for reporting alone; the measures compare
-            with the training images.
-        features: the name of the features that the measures use, and a function images -> (n, D). None leaves the measures
-            out, for real images without a training part.
+        open: opens the real images. Networks are tested on those of `plan.on`, for reporting alone; the measures
+            compare with the training images.
+        features: the name of the features that the measures use, and a function images -> (n, D). None leaves the
+            measures out, for real images without a training part.
 
     Attributes:
         plan, open, features: as given.
@@ -106,7 +107,7 @@ class Loaded:
         return self._teachers[key]
 
     def inspector(self) -> Inspector | None:
-        """Measures the images of sets; None without features."""
+        """The object that measures the images of sets, or None if there are no features."""
         if self._inspector is None and self.features is not None:
             train, tested = self.open("train", self.plan.protocol.size), self.test.tensors()
             limit, own = self.plan.neighbours, own_measures(self.plan.measures)

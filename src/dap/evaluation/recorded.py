@@ -1,4 +1,4 @@
-"""The trials that a set's folder records, and which of them still count."""
+"""The trials that are recorded in the folder of a set. This module decides which trials still count."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dap.evaluation.training.trials import Trial
 
 
 class RecordedTrials:
-    """The file `trials.jsonl` of a set. A line is a trial and a key: hashes of the images, test data and protocol.
+    """The file `trials.jsonl` of a set. A line has a trial and its key: hashes of the images, test data and protocol.
 
     Args:
-        folder: of the set.
+        folder: the folder of the set.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "trials.jsonl"
 
     def valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
-        """Drop the lines that do not count any more; returns the trials of this key and network by their seeds.
+        """Remove the lines that no longer count, and return the trials of this key and network by their seeds.
 
-        A line does not count if it is of images that are no longer in the set, or if it is of this protocol and network
-        under another key, which then is the protocol or the test data as they were before a change.
+        A line does not count if the images of the set have changed since. A line of this protocol and network does not
+        count either if its key differs, because then the protocol or the test data has changed since.
 
         Args:
-            key: as of `add`.
-            protocol, network: their names.
+            key: the key, see `add`.
+            protocol, network: names of the protocol and of the network.
         """
         known = list(read_lines(self.path))
         kept = [
@@ -47,8 +47,8 @@ class RecordedTrials:
         """Append a trial.
 
         Args:
-            trial: it.
-            key: "judged", "tested" and "by", hashes of the images of the set, of the test data and of the protocol.
+            trial: the trial to append.
+            key: the hashes "judged" of the images of the set, "tested" of the test data, and "by" of the protocol.
         """
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")

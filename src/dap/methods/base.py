@@ -27,7 +27,7 @@ Need = Literal["backbone", "classifier", "training", "captions"]
 
 @dataclass(frozen=True)
 class Unit:
-    """A batch of work that is done or not done: some slots of one class."""
+    """Some slots of one class. A unit is the smallest piece of work: the whole unit is done, or nothing of it."""
 
     label: int
     slots: tuple[int, ...]
@@ -35,26 +35,26 @@ class Unit:
 
 @dataclass(frozen=True)
 class Made:
-    """The images of a unit, (slots, 3, h, w) in [0, 1], and for each what else its manifest line should say."""
+    """The images of a unit, (slots, 3, h, w) in [0, 1], and for each image the further fields of its manifest line."""
 
     images: Float[Tensor, "b 3 h w"]
     records: list[dict[str, Any]]
 
 
 class Options(BaseModel):
-    """A method's own options. Closed, so a misspelt one is an error; each field says what its paper has."""
+    """A method's own options. An unknown name is an error. Each field says which value its paper has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a method is given because it has asked for it; None for what it has not asked for.
+    """The objects that a method has asked for by its `needs`. All others are None.
 
     Attributes:
-        backbone: for a method whose `needs` name "backbone".
-        classifier: for one whose `needs` name "classifier".
-        captions: of real images, by `Source.keys`; for one whose `needs` name "captions".
+        backbone: the diffusion model, for a method whose `needs` name "backbone".
+        classifier: the network trained on real data, for a method whose `needs` name "classifier".
+        captions: captions of real images by `Source.keys`, for a method whose `needs` name "captions".
         guidance: the user's own guidance, to be added to the method's.
     """
 
@@ -66,17 +66,17 @@ class Given:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method gets: a resolved recipe and the objects behind it.
+    """Everything that a method gets: a resolved recipe, and the objects that the recipe names.
 
     Attributes:
-        recipe: with every open choice made.
+        recipe: the recipe, with every open choice made.
         source: the real training images.
-        given: what the method has asked for; read it by the properties of the same names.
+        given: the objects that the method has asked for; the properties of the same names read them.
         cache: folder for real features that several runs share, or None.
-        options: the method's own, an instance of its `Options`; None for a method without.
-        store: where the method keeps what it makes once, and the checkpoints of long work.
-        tell: told of long work before the first image: its name, how much is done, and of how much.
-        device: where a method that trains does so.
+        options: the method's own options, an instance of its `Options`; None for a method without options.
+        store: keeps the results that the method computes once, and the checkpoints of long work.
+        tell: called during long work before the first image, with the name of the work, the amount done and the total.
+        device: the device on which a method trains.
     """
 
     recipe: Resolved
@@ -90,18 +90,18 @@ class Task:
 
     @property
     def backbone(self) -> Backbone:
-        """The diffusion model. Raises `DapError` where the method does not name "backbone" in its `needs`."""
+        """The diffusion model. Raises `DapError` if the method's `needs` do not name "backbone"."""
         return promised(self.given.backbone, self.recipe.method, "task.backbone", 'its `needs` must name "backbone"')
 
     @property
     def classifier(self) -> ClassifierLike:
-        """The network trained on real data. Raises `DapError` where the method does not name "classifier" in its `needs`."""
+        """The network trained on real data. Raises `DapError` if the method's `needs` do not name "classifier"."""
         how = 'its `needs` must name "classifier"'
         return promised(self.given.classifier, self.recipe.method, "task.classifier", how)
 
     @property
     def captions(self) -> Mapping[str, str]:
-        """Captions by `Source.keys`. Raises `DapError` where the method does not name "captions" in its `needs`."""
+        """Captions of real images by `Source.keys`. Raises `DapError` if the method's `needs` do not name "captions"."""
         return promised(self.given.captions, self.recipe.method, "task.captions", 'its `needs` must name "captions"')
 
 
@@ -109,10 +109,10 @@ class Method(ABC):
     """Makes the images of a set, unit by unit.
 
     Attributes:
-        needs: of "backbone", "classifier", "training", "captions". What cannot be met is said before any work starts;
-            "training" only says that the method trains something.
+        needs: some of "backbone", "classifier", "training" and "captions". A need that cannot be met raises an error
+            before any work starts. "training" only says that the method trains something.
         reference: the paper.
-        cost: what it takes beside the units themselves, in a few words.
+        cost: the cost of the method beside the units themselves, in a few words.
         guidance: the method's own defaults over `GuidanceOptions`, or None for a method without DAP's guidance.
         sampling: the method's own defaults over `Sampling`.
         steered: whether the method adds `Task.given.guidance`, the user's own, to what it samples.
@@ -133,8 +133,8 @@ class Method(ABC):
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         """Check the task and return the function that makes a unit.
 
-        Called also when every image is there already, and by `dap compare` for every cell before the first one is run. So it
-        checks, and leaves long work to the first unit.
+        `prepare` is called even when every image is there already, and `dap compare` calls `prepare` for every cell
+        before the first cell runs. So `prepare` only checks, and the first unit does the long work.
         """
 
     def parse(self, options: Mapping[str, Any], name: str) -> Options | None:
@@ -160,9 +160,9 @@ class Method(ABC):
 
 
 def plan(classes: int, ipc: int, block: int) -> list[Unit]:
-    """The units of a set: blocks of slots, class by class; a function of the recipe alone.
+    """The units of a set: blocks of slots, class by class. The plan depends on the recipe alone.
 
-    With whole blocks, a set grows from ipc 10 to 50 without touching its first ten images.
+    If the blocks are whole, a set can grow from ipc 10 to ipc 50, and its first ten images of each class stay the same.
     """
     starts = range(0, ipc, block)
     return [Unit(label, tuple(range(s, min(s + block, ipc)))) for label in range(classes) for s in starts]

@@ -1,8 +1,10 @@
-"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021): one operation a batch, parameters per image or shared.
+"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021).
 
-The operations act on normalised images, so what is moved in from outside, or cut out, is 0: the data set's mean. All
-randomness comes from the generator given; it is drawn on the generator's device, so a CPU generator gives the same
-augmentation on every device.
+A batch gets one operation. Each image has its own parameters, or all images share the same parameters.
+
+The operations act on normalised images. Pixels that are moved in from outside, or cut out, are 0, which is the mean of
+the data set. All random numbers come from the given generator and are drawn on its device. So a generator on the CPU
+gives the same augmentation on every device.
 """
 
 from __future__ import annotations
@@ -20,32 +22,32 @@ Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 FLIP = 0.5
 """Probability of a mirror image."""
 SCALE = 1.2
-"""Height and width are each zoomed by a factor whose inverse is uniform in [1 / SCALE, SCALE]."""
+"""Height and width are each zoomed by their own factor. The inverse of the factor is uniform in [1 / SCALE, SCALE]."""
 ROTATE = 15.0
-"""Largest angle, in degrees, either way."""
+"""Largest angle of a rotation in either direction, in degrees."""
 CROP = 1 / 8
-"""Largest shift, as a part of the side, in each direction."""
+"""Largest shift in each direction, as a part of the side of the image."""
 CUTOUT = 1 / 2
-"""Side of the square cut out, as a part of the image's."""
+"""Side of the square that is cut out, as a part of the side of the image."""
 BRIGHTNESS = 1.0
-"""Width of the interval around 0 of what is added."""
+"""The number added to the pixels is uniform in an interval around 0. This is the width of the interval."""
 SATURATION = 2.0
-"""Largest factor on the distance from the grey image; the smallest is 0."""
+"""Largest factor by which the distance of an image from its grey image is multiplied; the smallest is 0."""
 CONTRAST = 0.5
-"""Smallest factor on the distance from the image's mean; the largest is one more."""
+"""Smallest factor by which the distance of an image from its mean is multiplied; the largest is 1 more."""
 
 
 def dsa(
     images: Tensor, generator: Generator, operations: tuple[Operation, ...] | None = None, *, siamese: bool = False
 ) -> Tensor:
-    """Augment a batch by one operation, drawn from `operations` (all by default).
+    """Augment a batch by one operation, which is drawn from `operations`.
 
     Args:
         images: (n, c, h, w), normalised.
-        generator: source of the choice and of each image's own parameters.
-        operations: what to draw from.
-        siamese: one draw of parameters for all images, so that batches of any sizes are augmented alike by generators of
-            the same state.
+        generator: draws the operation and its parameters.
+        operations: the operations to draw from; default: all.
+        siamese: if True, all images share one draw of the parameters. Then two batches of different sizes are augmented
+            alike when their generators have the same state.
 
     Returns:
         (n, c, h, w), differentiable in `images`.
@@ -56,14 +58,14 @@ def dsa(
 
 
 def color(images: Tensor, generator: Generator, n: int) -> Tensor:
-    """Brightness, then saturation, then contrast."""
+    """Change the brightness, then the saturation, then the contrast."""
     images = images + (_uniform(n, images, generator) - 0.5) * BRIGHTNESS
     images = _stretch(images, images.mean(1, keepdim=True), _uniform(n, images, generator) * SATURATION)
     return _stretch(images, images.mean((1, 2, 3), keepdim=True), _uniform(n, images, generator) + CONTRAST)
 
 
 def crop(images: Tensor, generator: Generator, n: int) -> Tensor:
-    """Shift by whole pixels, zeros moving in."""
+    """Shift by whole pixels. Zeros fill the pixels that become empty."""
     h, w = images.shape[2:]
     rows = _shifted(h, _integers(-_part(h, CROP), _part(h, CROP), n, images, generator))
     columns = _shifted(w, _integers(-_part(w, CROP), _part(w, CROP), n, images, generator))
@@ -73,7 +75,7 @@ def crop(images: Tensor, generator: Generator, n: int) -> Tensor:
 
 
 def cutout(images: Tensor, generator: Generator, n: int) -> Tensor:
-    """Set a square to 0; its centre is uniform over the image, so part of it may lie outside."""
+    """Set a square to 0. The centre of the square is uniform over the image, so part of the square may lie outside."""
     rows, columns = (_covered(side, _part(side, CUTOUT), n, images, generator) for side in images.shape[2:])
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
@@ -84,13 +86,13 @@ def flip(images: Tensor, generator: Generator, n: int) -> Tensor:
 
 
 def scale(images: Tensor, generator: Generator, n: int) -> Tensor:
-    """Zoom height and width independently, zeros moving in."""
+    """Zoom height and width independently. Zeros fill the pixels that become empty."""
     zoom = torch.rand(n, 2, generator=generator, device=generator.device).to(images)
     return _warp(images, torch.diag_embed(zoom * (SCALE - 1 / SCALE) + 1 / SCALE))
 
 
 def rotate(images: Tensor, generator: Generator, n: int) -> Tensor:
-    """Rotate about the centre, zeros moving in."""
+    """Rotate about the centre. Zeros fill the pixels that become empty."""
     angle = (_uniform(n, images, generator).flatten() * 2 - 1) * math.radians(ROTATE)
     cos, sin = angle.cos(), angle.sin()
     return _warp(images, torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1))
@@ -108,12 +110,12 @@ OPERATIONS: tuple[Operation, ...] = tuple(APPLY)
 
 
 def _uniform(n: int, like: Tensor, generator: Generator) -> Tensor:
-    """(n, 1, 1, 1) in [0, 1)."""
+    """Uniform random numbers (n, 1, 1, 1) in [0, 1)."""
     return torch.rand(n, 1, 1, 1, generator=generator, device=generator.device).to(like)
 
 
 def _integers(low: int, high: int, n: int, like: Tensor, generator: Generator) -> Tensor:
-    """(n, 1) from low to high, both included."""
+    """Random integers (n, 1) from low to high, both included."""
     return torch.randint(low, high + 1, (n, 1), generator=generator, device=generator.device).to(like.device)
 
 
@@ -126,12 +128,12 @@ def _stretch(images: Tensor, centre: Tensor, factor: Tensor) -> Tensor:
 
 
 def _shifted(side: int, shift: Tensor) -> Tensor:
-    """Index (n, side) into a line with one zero at either end."""
+    """The source (n, side) of each pixel after a shift: an index into a line of pixels with one zero at either end."""
     return (torch.arange(side, device=shift.device) + shift + 1).clamp(0, side + 1)
 
 
 def _covered(side: int, length: int, n: int, like: Tensor, generator: Generator) -> Tensor:
-    """(n, side): whether a line of this length about a random centre covers the pixel."""
+    """Whether a line of this length around a random centre covers each pixel, (n, side)."""
     start = _integers(0, side - length % 2, n, like, generator) - length // 2
     pixels = torch.arange(side, device=like.device)
     return (pixels >= start) & (pixels < start + length)

@@ -1,4 +1,4 @@
-"""Labelled images on their way into a network: they are checked, transformed and cut into slices."""
+"""Labelled images before they enter a network: they are checked, transformed and cut into slices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Labelled = tuple[Tensor, Tensor]
 """Images (n, c, h, w), float in [0, 1] or uint8 from 0 to 255, and labels (n,), int64."""
 
 KEPT_BYTES = 2 * 2**30
-"""Test images are kept in memory after their steps up to this size; larger sets are transformed anew at every look."""
+"""Transformed test images are kept in memory up to this size. Larger sets are transformed anew at every look."""
 
 
 class Images:
@@ -49,12 +49,12 @@ class Images:
         return len(self.labels)
 
     def take(self, chosen: Tensor | slice) -> Tensor:
-        """Images (m, c, h, w), float32 and channels-last."""
+        """The chosen images (m, c, h, w) after the steps, float32 and channels-last."""
         found = as_float(self._kept[chosen])
         return (run(self._steps, found) if self._steps else found).contiguous(memory_format=torch.channels_last)
 
     def slices(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images and labels, a few at a time."""
+        """Yield all images and labels in slices."""
         size = slice_size(*self.size, self.labels.device)
         for start in range(0, len(self), size):
             part = slice(start, start + size)
@@ -62,16 +62,20 @@ class Images:
 
 
 def prepare(images: Tensor, steps: Sequence[Step], device: torch.device | str = "cpu") -> Tensor:
-    """Images (n, c, h, w), float in [0, 1] or uint8, after steps none of which is random; float32 and channels-last."""
+    """Apply steps, none of them random, to images (n, c, h, w), float in [0, 1] or uint8.
+
+    Returns:
+        The changed images, float32 and channels-last.
+    """
     parts = [run(steps, as_float(part.to(device))) for part in images.split(500)]
     return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
 def confusion(net: nn.Module, images: Images, classes: int) -> Tensor:
-    """(classes, classes), int64 on the CPU: how many images of a label (row) are given each label (column).
+    """The confusion matrix (classes, classes), int64, on the CPU: how many images of a label (row) get a label (column).
 
-    Leaves the network in evaluation mode.
+    The network is in evaluation mode afterwards.
     """
     net.eval()
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=images.labels.device)
@@ -87,19 +91,19 @@ def accuracy(counts: Tensor) -> float:
 
 @torch.inference_mode()
 def in_slices(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """`function` of images (n, c, h, w), a slice at a time, without gradients."""
+    """Apply `function` to images (n, c, h, w), one slice at a time, without gradients."""
     parts = images.split(slice_size(*images.shape[2:], images.device))  # pyright: ignore[reportCallIssue]
     return torch.cat([function(part.contiguous(memory_format=torch.channels_last)) for part in parts])
 
 
 def slice_size(height: int, width: int, device: torch.device) -> int:
-    """How many images to pass at once: on a CPU 16 of 32 px, since 128 channels of more overflow its cache."""
+    """How many images to pass at once: on a CPU 16 of 32 px, because 128 channels of more images overflow its cache."""
     pixels = 2**14 if device.type == "cpu" else 2**22
     return max(1, pixels // (height * width))
 
 
 def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
-    """Raises DapError unless images and labels are as `Labelled` says, and labels in [0, classes)."""
+    """Raise DapError unless images and labels are as `Labelled` says, and the labels are in [0, classes)."""
     images, labels = labelled
     if classes < 2:
         raise DapError(f"A classifier needs at least 2 classes, not {classes}.")
@@ -118,12 +122,12 @@ def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
         raise DapError(f"The {what} has labels {low} to {high}, but {classes} classes allow 0 to {classes - 1}.")
     if images.is_floating_point():
         darkest, brightest = (float(v) for v in images.aminmax())
-        if not (darkest >= -1e-3 and brightest <= 1 + 1e-3):  # so phrased that NaN is caught too
+        if not (darkest >= -1e-3 and brightest <= 1 + 1e-3):  # this form is also true for NaN
             raise DapError(
                 f"The images of the {what} should be in [0, 1], but go from {darkest:.3g} to {brightest:.3g}."
             )
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images in [0, 1], float32, of such images or of uint8 from 0 to 255."""
+    """Images in [0, 1] as float32, made of float images in [0, 1] or of uint8 images from 0 to 255."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()

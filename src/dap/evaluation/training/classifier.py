@@ -1,7 +1,7 @@
 """Classifiers: networks that know the classes. They give soft labels, the features of the measures, and predicted labels.
 
-A classifier is a file that `dap train-teacher` wrote, a network of torchvision with its published weights, or a network or
-function of the user's own. The flags `--teacher`, `--reference` and `--classifier` name what it is used for.
+A classifier is a file that `dap train-teacher` wrote, a network of torchvision with its published weights, or a
+network or function of the user's own. The flags `--teacher`, `--reference` and `--classifier` name what it is used for.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from dap.evaluation.training.zoo import pretrained
 class Classifier:
     """A trained network and the classes that it knows. Images are (n, c, h, w) in [0, 1] of any size.
 
-    All results are on the classifier's device and carry no gradient. They are ordinary tensors, so that a loss of another
-    network can be computed from them.
+    All results are on the classifier's device and carry no gradient. They are ordinary tensors, so that a loss of
+    another network can be computed from them.
 
     Called on images, a classifier gives their `features`, so that it serves as an extractor of the measures.
     """
@@ -156,8 +156,8 @@ def load_classifier(
 ) -> Classifier:
     """A classifier whose logits are in the order of `class_names`, matched by name.
 
-    Images of other sizes than the network's are scaled to it as a whole. Nothing is cut off, because soft labels must be
-    about everything that the student sees.
+    Images of other sizes than the network's are scaled to it as a whole. Nothing is cut off, because soft labels must
+    be about everything that the student sees.
 
     Args:
         name_or_path: a file of `dap train-teacher`; `torchvision:NAME`, trained on ImageNet's thousand classes; or

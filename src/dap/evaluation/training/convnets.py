@@ -1,4 +1,7 @@
-"""The field's own networks: ConvNet-N (DC) and ResNetAP-10 (IDC), as MinimaxDiffusion trains them."""
+"""The two networks that dataset distillation has for itself: ConvNet-N (DC) and ResNetAP-10 (IDC).
+
+Both are built as MinimaxDiffusion trains them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from dap.evaluation.training.layers import Network, Norm, at_least, he_normal, n
 def convnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
     """ConvNet-N (Gidaris & Komodakis 2018, as DC uses it): N x [3x3 convolution, norm, ReLU, 2x2 average pooling].
 
-    Grey images of 28 px are padded to 32 px by the first convolution, as DC does. PyTorch's default initialisation.
+    The first convolution pads grey images of 28 px to 32 px, as DC does. The weights start with PyTorch's default
+    initialisation.
+
+    Raises:
+        DapError: the images are too small to be halved `depth` times.
     """
     padding = 3 if channels == 1 and size == 28 else 1
     side = (size + 2 * padding - 2) >> depth
@@ -30,9 +37,13 @@ def convnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, w
 
 
 def resnetap10(*, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
-    """ResNetAP-10 (Kim et al. 2022, IDC): one basic block in each of four stages, average pooling instead of strides.
+    """ResNetAP-10 (Kim et al. 2022, IDC): four stages of one basic block each, with average pooling instead of strides.
 
-    Stem: 7x7 and pooling by 4 above 128 px, 3x3 and pooling by 2 above 64 px, else 3x3 alone.
+    The stem depends on the image size. Above 128 px the stem is a 7x7 convolution and pooling by 4. From 65 to 128 px
+    the stem is a 3x3 convolution and pooling by 2. Up to 64 px the stem is a 3x3 convolution alone.
+
+    Raises:
+        DapError: the images are smaller than 16 px.
     """
     del width
     at_least(size, 16, "resnetap10")

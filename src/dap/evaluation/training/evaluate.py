@@ -70,7 +70,8 @@ class Plan:
         teacher: the classifier that gives soft labels, for a protocol that trains on them.
         stored: stored labels, for a protocol that trains on them; see `stored_labels.open_labels`.
         progress: called after every epoch.
-        checkpoints: folder in which an unfinished training is kept, so that it continues after a kill; None keeps nothing.
+        checkpoints: folder in which an unfinished training is kept, so that it continues after a kill; None keeps
+            nothing.
         every: seconds between two checkpoints.
         tested_on: the split of the test images, "test" or "validation"; it is written into the trials.
     """
@@ -90,18 +91,18 @@ def evaluate(
 ) -> Iterator[Trial]:
     """Train a network on `train` for every seed and test it on `test`. Everything is checked before the first epoch.
 
-    The training never sees the test images. They pass through the network at the protocol's looks, without a gradient, and the
-    training does not depend on the result.
+    The training never sees the test images. They pass through the network at the protocol's looks, without a gradient,
+    and the training does not depend on the result.
 
-    A trial is a function of its seed: initialisation, order and augmentation have their own generators, and torch's global
-    generators are left as they were. On a CPU with the same number of threads a trial repeats bit for bit, also if the
-    training was interrupted.
+    A trial is a function of its seed: initialisation, order and augmentation have their own generators, and torch's
+    global generators are left as they were. On a CPU with the same number of threads a trial repeats bit for bit, also
+    if the training was interrupted.
 
     Args:
         train: the distilled set.
         test: real images.
         protocol: the recipe; it is settled for this set.
-        seeds: one trial each.
+        seeds: every seed gives one trial.
         classes: number of labels.
         plan: fields of `Plan`.
 
@@ -162,7 +163,7 @@ class _Ready:
         first = protocol.first_epoch
         notes: dict[str, Any] = {"curve": [], "seconds": 0.0}
         counts: list[Tensor] = []
-        """The confusion matrix of the last look, once there was one."""
+        """Holds the confusion matrix of the last look, and is empty before the first look."""
 
         def after(epoch: int, net: nn.Module) -> None:
             if epoch in protocol.look_epochs:

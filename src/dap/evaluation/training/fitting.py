@@ -25,8 +25,8 @@ log = logging.getLogger("dap")
 
 
 TrainingBatch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
-"""Images (n, c, h, w) as the network sees them, and a function from the logits of a slice of them and that slice to the sum
-of the losses of its images."""
+"""Images (n, c, h, w) as the network sees them, and a function from the logits of a slice of them and that slice to
+the sum of the losses of its images."""
 
 After = Callable[[int, nn.Module], None]
 """Called at the end of every epoch with its number and the network."""
@@ -53,8 +53,8 @@ class Training:
         """
         Args:
             train: images after the fixed steps of the protocol's `train`.
-            protocol: a settled one.
-            seed: of everything random.
+            protocol: a settled protocol.
+            seed: seed of everything random.
             network: the network to train instead of the protocol's own.
             channels: channels of the images.
             classes: number of labels.
@@ -210,7 +210,8 @@ def run_with_checkpoint(
         training: a fresh training.
         checkpoint: where the unfinished training is kept; None keeps nothing.
         after: as in `epochs`; called before a checkpoint is written.
-        notes: JSON values and tensors that are kept in the checkpoint with the training, and updated from it at the start.
+        notes: JSON values and tensors that are kept in the checkpoint with the training, and updated from it at the
+            start.
     """
     if checkpoint is not None and (found := checkpoint.read()) is not None:
         training.restore(found["training"])
@@ -247,7 +248,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def soft_loss(said: Tensor, temperature: float) -> Callable[[Tensor, slice], Tensor]:
-    """The sum over images of KL(softmax(said / T) || softmax(logits / T)), for the logits `said` (n, classes) of the teacher."""
+    """The sum over images of KL(softmax(said / T) || softmax(logits / T)); `said` (n, classes) are the teacher's logits."""
     wanted = F.softmax(said.float() / temperature, 1)
     return lambda logits, part: F.kl_div(F.log_softmax(logits / temperature, 1), wanted[part], reduction="sum")
 

@@ -14,22 +14,22 @@ _CLOSED = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ClassifierLike(Interface):
-    """Whatever knows the classes, for code that must not depend on `classifier.Classifier`, which is one of these."""
+    """A classifier of the classes of a set. Code that must not import `classifier.Classifier` uses this interface."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that the logits depend on."""
+        """A text that changes with everything that the logits depend on."""
         ...
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (n, classes), in label order, of images (n, c, h, w) in [0, 1]; without a gradient."""
+        """Logits (n, classes) of images (n, c, h, w) in [0, 1]. The classes are in label order. There is no gradient."""
         ...
 
     def features(self, images: Tensor) -> Tensor:
-        """Features (n, D), the input of the last linear layer, of the same images; without a gradient."""
+        """Features (n, D) of images (n, c, h, w) in [0, 1]: the input of the last linear layer. There is no gradient."""
         ...
 
 
@@ -42,41 +42,44 @@ class Hard(BaseModel):
 
 
 class Soft(BaseModel):
-    """KL divergence from the logits that a classifier, the teacher, gives for the very images that the student sees."""
+    """KL divergence from the logits of a teacher, a classifier that sees exactly the images that the student sees."""
 
     model_config = _CLOSED
 
     kind: Literal["soft"] = "soft"
     teacher: str | None = None
-    """`torchvision:NAME`, a file of `dap train-teacher`, or `file.py:build`; None: it has to be given."""
+    """`torchvision:NAME`, a file of `dap train-teacher`, or `file.py:build`. None: the user has to give a teacher."""
     temperature: PositiveFloat
-    """T: log-softmax of student / T against softmax of teacher / T. The loss is not multiplied by T^2."""
+    """T. The loss compares log-softmax(student / T) with softmax(teacher / T) and is not multiplied by T^2."""
 
 
 class Stored(BaseModel):
-    """The same with the teacher's logits and the augmentations read from files (FKD), which `dap export --layout fkd` writes."""
+    """The loss of `Soft`, with the teacher's logits and the augmentations read from files (FKD).
+
+    `dap export --layout fkd` writes these files.
+    """
 
     model_config = _CLOSED
 
     kind: Literal["stored"] = "stored"
     temperature: PositiveFloat
-    """As in soft labels."""
+    """T, as in `Soft`."""
 
 
 Labels = Annotated[Hard | Soft | Stored, Field(discriminator="kind")]
 
 
 class When(BaseModel):
-    """The conditions of a case; it holds if all of those that are given hold. Ranges are "10", "11-50" or "51-"."""
+    """The conditions of a case. The case applies if all given conditions hold. Ranges are "10", "11-50" or "51-"."""
 
     model_config = _CLOSED
 
     ipc: str | None = None
-    """Range of the images per class (of the largest class)."""
+    """Range of ipc, the number of images of the largest class."""
     classes: str | None = None
     """Range of the number of classes."""
     networks: tuple[str, ...] | None = None
-    """Any of these networks; `convnet*` stands for all that begin so."""
+    """The network is one of these. `convnet*` stands for all names that begin with convnet."""
 
     def holds(self, ipc: int, classes: int, network: str) -> bool:
         ranges = all(_within(value, text) for value, text in ((ipc, self.ipc), (classes, self.classes)))
@@ -90,7 +93,7 @@ class When(BaseModel):
 
 
 class Case(BaseModel):
-    """Other values for some fields, under a condition."""
+    """Other values for some fields of a protocol, under a condition."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

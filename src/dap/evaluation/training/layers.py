@@ -1,4 +1,4 @@
-"""Parts of the networks: `Network`, the choice of normalisation, and an instance norm that is fast on a CPU."""
+"""Parts of the networks: the class `Network`, the normalisation layers, and an instance norm that is fast on a CPU."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Norm = Literal["instance", "batch", "none"]
 
 
 class Network(nn.Module):
-    """A body of any shape and a linear classifier on its flattened output.
+    """A body and a linear classifier on the flattened output of the body.
 
     Args:
-        body: images (n, channels, size, size) -> anything whose first dimension is n, with D values an image.
-        classifier: (n, D) -> logits (n, classes).
+        body: maps images (n, channels, size, size) to a tensor whose first dimension is n, with D values an image.
+        classifier: maps features (n, D) to logits (n, classes).
 
     Attributes:
-        per_image: True if no operation mixes the images of a batch, so that a batch may be cut into slices. BatchNorm
-            mixes; dropout and stochastic depth are drawn for every image on its own.
+        per_image: True if no operation mixes the images of a batch. Then a batch may be cut into slices. BatchNorm
+            mixes the images. Dropout and stochastic depth do not, because they are drawn for every image on its own.
     """
 
     def __init__(self, body: nn.Module, classifier: nn.Linear) -> None:
@@ -34,7 +34,7 @@ class Network(nn.Module):
         self.per_image = not any(_mixes(part) for part in body.modules())
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features (n, D) of normalised images (n, channels, size, size): what the classifier is given."""
+        """Penultimate features (n, D) of normalised images (n, channels, size, size): the input of the classifier."""
         return self.body(images).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -48,12 +48,15 @@ def n_parameters(network: nn.Module) -> int:
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """A fresh normalisation of so many channels."""
+    """A new normalisation layer for this number of channels."""
     return {"instance": InstanceNorm, "batch": nn.BatchNorm2d, "none": nn.Identity}[norm](channels)
 
 
 def he_normal(conv: nn.Conv2d) -> nn.Conv2d:
-    """Redraw weights from a normal with std sqrt(2 / (k^2 out_channels)), He et al. 2015 over the fan-out."""
+    """Draw the weights anew from a normal distribution with std sqrt(2 / (k^2 out_channels)); k is the kernel size.
+
+    This is the initialisation of He et al. 2015 over the fan-out. The convolution is changed in place and returned.
+    """
     nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels)))
     return conv
 
@@ -65,10 +68,14 @@ def at_least(size: int, smallest: int, name: str) -> None:
 
 
 class InstanceNorm(nn.GroupNorm):
-    """GroupNorm with one channel a group: w (x - mean) / sqrt(var + eps) + b over each image's pixels.
+    """Instance norm w (x - mean) / sqrt(var + eps) + b: GroupNorm with one channel a group.
 
-    On a CPU the gradient is written out here, because torch's own is slow in the channels-last layout. That saves 12 to 24 % of a
-    training step on one thread (docs/performance.md; `benchmarks/norm.py` measures it).
+    Mean and variance are those of the pixels of each image and channel. On a CPU the gradient is written out here,
+    because torch's own gradient is slow in the channels-last layout. This saves 12 to 24 % of a training step on one
+    thread (docs/performance.md; `benchmarks/norm.py` measures the saving).
+
+    Raises:
+        DapError: the images have a single pixel.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -83,7 +90,10 @@ class InstanceNorm(nn.GroupNorm):
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """With xhat = (x - mean) rstd and means over pixels: dx = w rstd (g - mean(g) - xhat mean(g xhat))."""
+    """The instance norm with its gradient dx = w rstd (g - mean(g) - xhat mean(g xhat)).
+
+    Here xhat = (x - mean) rstd, g is the gradient of the output, and the means are over pixels.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -97,7 +107,7 @@ class _InstanceNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted, which only torch's own operation has
+        if torch.is_grad_enabled():  # only torch's own operation has a second derivative
             y = F.group_norm(x, x.shape[1], weight, bias, ctx.eps)
             wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
@@ -118,5 +128,5 @@ def _over_pixels(values: Tensor) -> Tensor:
 
 
 def _mixes(part: nn.Module) -> bool:
-    """Whether a module is a batch norm: torch's, or another one that keeps a buffer `running_var`."""
+    """Whether a module is a batch norm of torch, or another batch norm that keeps a buffer `running_var`."""
     return isinstance(part, _BatchNorm) or any(name == "running_var" for name, _ in part.named_buffers(recurse=False))

@@ -1,4 +1,4 @@
-"""Mixing of every image with a partner of its batch: CutMix and MixUp."""
+"""CutMix and MixUp: every image of a batch is mixed with another image of the batch, its partner."""
 
 from __future__ import annotations
 
@@ -13,28 +13,35 @@ from dap.evaluation.training.steps import Chance, Closed, Drawn, between
 
 
 class Mixing(Closed):
-    """Mixes every image of a batch with a partner; the loss is r CE(y) + (1 - r) CE(y_partner), with r the `share`."""
+    """Mixes every image of a batch with a partner.
+
+    The loss is r CE(y) + (1 - r) CE(y_partner), where y is the label and r is the `share`.
+    """
 
     p: Chance = 1.0
-    """Probability for each batch."""
+    """Probability that a batch is mixed."""
     alpha: PositiveFloat = 1.0
-    """The part kept is drawn from Beta(alpha, alpha), once a batch; 1 makes it uniform."""
+    """The part of an image that is kept is drawn from Beta(alpha, alpha), once a batch. With 1 the part is uniform."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """`partner` (n,), int64, a permutation; `share` (1,), float64; and what else `apply` needs."""
+        """Draw the parameters of one batch of n images.
+
+        Returns:
+            `partner` (n,), int64, a permutation; `share` (1,), float64; and the other parameters that `apply` needs.
+        """
         raise NotImplementedError
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """Mixed images (n, c, h, w), differentiable in `images`."""
+        """The mixed images (n, c, h, w), differentiable in `images`."""
         raise NotImplementedError
 
     @staticmethod
     def share(drawn: Drawn) -> float:
-        """r, how much of each mixed image is its own; 1 if this batch is not mixed."""
+        """r, the part of each mixed image that is the image's own; 1 if this batch is not mixed."""
         return float(drawn["share"])
 
     def _common(self, n: int, generator: Generator) -> tuple[Tensor, float]:
-        """Partners, and how much to keep."""
+        """The partners, and the part of each image to keep: 1 if this batch is not mixed."""
         from scipy.special import betaincinv
 
         partner = torch.randperm(n, generator=generator, device=generator.device)
@@ -43,15 +50,20 @@ class Mixing(Closed):
 
 
 class CutMix(Mixing):
-    """Paste a partner's rectangle (Yun et al. 2019), the same one in the whole batch, as MinimaxDiffusion and RDED do.
+    """CutMix (Yun et al. 2019): paste a rectangle of the partner into each image.
 
-    Its sides are sqrt(1 - lambda) of the image's, its centre is a uniform pixel, and what lies outside is cut off.
+    The rectangle is the same in the whole batch, as in MinimaxDiffusion and RDED. Its sides are sqrt(1 - lambda) times
+    the sides of the image, and its centre is a uniform pixel. The part of the rectangle outside the image is cut off.
     """
 
     op: Literal["cutmix"] = "cutmix"
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """Besides `partner`, `box` (4,), int64: top, left, height, width; `share` is the exact area not pasted over."""
+        """Draw `partner`, `share` and `box`.
+
+        `box` (4,), int64, is top, left, height and width of the rectangle. `share` is the exact part of the area that
+        is not pasted over.
+        """
         partner, kept = self._common(n, generator)
         edges = []
         for side in (height, width):
@@ -72,7 +84,7 @@ class CutMix(Mixing):
 
 
 class MixUp(Mixing):
-    """r x + (1 - r) x_partner (Zhang et al. 2018), with one r a batch."""
+    """MixUp (Zhang et al. 2018): r x + (1 - r) x_partner, with one r a batch."""
 
     op: Literal["mixup"] = "mixup"
 

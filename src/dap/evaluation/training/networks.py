@@ -1,13 +1,13 @@
 """The networks that are trained to judge a distilled set, by name.
 
-    convnet1 ... convnet8, resnetap10               the field's own
+    convnet1 ... convnet8, resnetap10               made for dataset distillation
     resnet18, resnet50, resnet101, mobilenet_v2,
     efficientnet_b0, swin_t, swin_v2_t              torchvision's, with stems for small images
-    torchvision:NAME, timm:NAME                     any classifier of theirs, untrained, stem and all as it is
-    file.py:callable, package.module:callable       your own
+    torchvision:NAME, timm:NAME                     any classifier of torchvision or timm, untrained and unchanged
+    file.py:callable, package.module:callable       your own network
 
-Shapes and initialisation of the named ones are those of the hard-label lineage (DC, IDC, MinimaxDiffusion) and of
-torchvision, where "instance" normalisation means GroupNorm with one channel a group and an affine map.
+The named networks have the shapes and the initialisation of the papers on hard labels (DC, IDC, MinimaxDiffusion) and
+of torchvision. There "instance" normalisation means GroupNorm with one channel a group and an affine map.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ KNOWN: dict[str, Callable[..., nn.Module]] = {
 def build(
     name: str, *, channels: int = 3, classes: int, size: int, norm: Norm = "instance", width: int = 128
 ) -> nn.Module:
-    """A freshly initialised classifier; its weights come from torch's global generator.
+    """Build a newly initialised classifier. The weights are drawn from torch's global generator.
 
     Args:
-        name: one of `KNOWN`, `torchvision:NAME`, `timm:NAME`, or `file.py:callable` / `package.module:callable`, which is
-            called with the keywords below and returns a module from images to logits.
+        name: one of `KNOWN`, `torchvision:NAME`, `timm:NAME`, or `file.py:callable` / `package.module:callable`, which
+            is called with the keywords below and returns a module from images to logits.
         channels: channels of the images.
         classes: number of labels.
         size: height and width of the images in pixels; decides the stems of the named networks, the head of a ConvNet
             and the positions of a transformer.
-        norm: "instance", "batch" or "none" (ConvNets and ResNetAP-10 only). It is about batch normalisation: where a
-            network has none, as Swin with its layer norm, instance and batch give the same network.
-        width: channels of a ConvNet; the others have their own.
+        norm: "instance", "batch" or "none" (ConvNets and ResNetAP-10 only). The choice concerns batch norms alone. A
+            network without batch norms, such as Swin with its layer norms, is the same for instance and batch.
+        width: channels of a ConvNet; other networks ignore the width.
 
     Raises:
         DapError: the name or the norm is unknown, a package is missing, or the images are too small for the network.

@@ -1,7 +1,7 @@
 """A protocol pins every detail of how a distilled set is judged, because each of them changes the score.
 
-Values that depend on the number of images per class, the number of classes or the network stand in `cases`. `Protocol.settled`
-applies the cases that hold and returns a protocol without cases.
+Values that depend on the number of images per class, the number of classes or the network stand in `cases`.
+`Protocol.settled` applies the cases that hold and returns a protocol without cases.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Protocol(BaseModel):
     mean: tuple[FiniteFloat, ...]
     """Subtracted from images in [0, 1], one value a channel, or one for all."""
     std: tuple[PositiveFloat, ...]
-    """Divides the images after that, as `mean`."""
+    """The images are divided by these values after `mean` is subtracted; as many values as `mean`."""
     train: tuple[Mapping[str, Any], ...]
-    """Steps (`dap.evaluation.training.transforms`) from an image of the set in [0, 1] to what the network sees in training.
-    Sides and sizes left out are `size`, and "8/7" is size // 7 * 8; `normalize` takes `mean` and `std`."""
+    """Steps (`dap.evaluation.training.transforms`) from an image of the set in [0, 1] to what the network sees in
+    training. Sides and sizes left out are `size`, and "8/7" is size // 7 * 8; `normalize` takes `mean` and `std`."""
     test: tuple[Mapping[str, Any], ...]
-    """The same for a real test image; none of these steps is random."""
+    """Steps from a real test image in [0, 1] to what the network sees in tests. None of these steps is random."""
     mix: Mix | None = None
-    """Mixes every batch after that."""
+    """Mixes every training batch after the steps of `train`."""
     epochs: PositiveInt
     """E, the number of the last epoch; milestones and looks are derived from it."""
     extra_epoch: bool = False
@@ -75,9 +75,9 @@ class Protocol(BaseModel):
     lr: PositiveFloat
     """Learning rate at the start."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of SGD."""
+    """Momentum of SGD."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
+    """Betas of AdamW."""
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty of SGD, or decoupled decay of AdamW."""
     weight_decay_on: Literal["all", "matrices"] = "all"
@@ -85,20 +85,20 @@ class Protocol(BaseModel):
     schedule: Literal["steps", "cosine"] = "steps"
     """How the learning rate falls, epoch by epoch."""
     decay_at: tuple[PositiveInt | str, ...] = ()
-    """Of steps: at the end of which epochs it is multiplied: numbers, fractions of E such as "2/3" (rounded down, at least
-    1), or "half+1", DC's E // 2 + 1."""
+    """For schedule steps: the epochs at whose end the learning rate falls. An entry is a number, a fraction of E such as
+    "2/3" (rounded down, at least 1), or "half+1", DC's E // 2 + 1."""
     decay_factor: PositiveFloat = 0.1
-    """Of steps: what the learning rate is multiplied by."""
+    """For schedule steps: the factor by which the learning rate is multiplied."""
     decay_restarts: bool = False
-    """Of steps: a decay makes a new optimiser, so that the momentum gathered is forgotten (DC) instead of kept."""
+    """For schedule steps: a decay makes a new optimiser, so that the momentum is forgotten (DC) instead of kept."""
     cosine_length: PositiveFloat = 1.0
     """Of cosine: lr (1 + cos(pi e / (cosine_length E))) / 2 in epoch e counted from 0; 2 ends at half of the start."""
     extra_forward: bool = False
     """Pass every batch through the network once more in training mode without a gradient, as RDED does to print its
-    training accuracy: BatchNorm's running statistics then move twice a step. (Its CutMix writes into the batch that this
-    pass is given, so both passes see the mixed images.)"""
+    training accuracy: BatchNorm's running statistics then move twice a step. (Its CutMix writes into the batch that
+    this pass is given, so both passes see the mixed images.)"""
     labels: Labels = Hard()
-    """What the network is trained to say."""
+    """The labels that the network is trained on."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: training passes under autocast; weights, their steps and looks at the test set stay float32."""
     score: Literal["last", "best"]
@@ -141,16 +141,16 @@ class Protocol(BaseModel):
 
     @property
     def test_steps(self) -> tuple[Step, ...]:
-        """The steps of `test` likewise."""
+        """The steps of `test` with every size and value in place."""
         return self._steps("test")
 
     def settled(self, *, ipc: int, classes: int, network: str | None = None) -> Protocol:
-        """This protocol for one set and network: what holds of `cases` applied, `cases` empty.
+        """This protocol for one set and network. The cases that hold are applied, and `cases` is empty afterwards.
 
         Args:
             ipc: images per class, of the largest class.
-            classes: how many.
-            network: instead of the protocol's own.
+            classes: number of classes.
+            network: the network to train instead of the protocol's own.
 
         Raises:
             DapError: a case sets something impossible.
@@ -204,14 +204,14 @@ class Protocol(BaseModel):
 def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
     """A shipped protocol by name, or a protocol of your own by the path of its YAML file, with some fields replaced.
 
-    A file may begin with `extends: NAME`, the name of a shipped protocol or the path of another file, seen from the folder of
-    this file. It then needs only a `name` and the fields that differ.
+    A file may begin with `extends: NAME`, the name of a shipped protocol or the path of another file, seen from the
+    folder of this file. It then needs only a `name` and the fields that differ.
 
     A field that is replaced, here or by an extending file, keeps the new value under every case.
 
     Raises:
-        DapError: there is no such file, the name or a field is unknown, a value is wrong, or files extend each other in a
-            circle; the message names the culprit and lists the known names.
+        DapError: there is no such file, the name or a field is unknown, a value is wrong, or files extend each other
+            in a circle; the message names the culprit and lists the known names.
     """
     fields, where = _fields(name_or_path)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}

@@ -1,8 +1,8 @@
-"""The steps of a transform, each a closed set of numbers that applies to a whole batch at once.
+"""The steps of a transform. Each step is a set of numbers and changes a whole batch at once.
 
-A random step works in two parts. `draw` gives the parameters of every image; `apply` is a function of images and parameters
-alone, so that the parameters can be stored and the step can be replayed. Parameters are drawn on the generator's device; a
-generator on the CPU gives the same augmentation on every device. No image depends on the other images of its batch.
+A random step works in two parts. `draw` gives the parameters of every image. `apply` depends on images and parameters
+alone, so the parameters can be stored and the step repeated. Parameters are drawn on the generator's device: a CPU
+generator gives the same augmentation on every device. No image depends on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Drawn = Mapping[str, Tensor]
 Chance = Annotated[float, Field(ge=0, le=1)]
 Pair = tuple[PositiveFloat, PositiveFloat]
 
-TRIES = 10  # of a random crop, before the largest central one is taken; torchvision's number
+TRIES = 10  # tries of a random crop; if none fits, the largest central crop is taken. torchvision has 10 too
 
 
 class Closed(BaseModel):
-    """A model that refuses unknown fields and is never changed."""
+    """A pydantic model that refuses unknown fields and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -50,12 +50,12 @@ class Step(Closed):
     """Whether `draw` draws anything. The steps before the first random step can be computed once for all epochs."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """Parameters for n images of this size, one row an image; {} for a step that is not random."""
+        """Parameters for n images of this height and width, one row an image; {} for a step that is not random."""
         del n, height, width, generator
         return {}
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """Images (n, c, h, w), float -> (n, c, *size_after(h, w)), on the same device and differentiable."""
+        """Float images (n, c, h, w) -> (n, c, *size_after(h, w)), on the same device and differentiable."""
         del drawn
         return images
 
@@ -69,7 +69,7 @@ class Step(Closed):
 
 
 class Resize(Step):
-    """Scale the shorter side to `side`, as torchvision's Resize: bilinear, antialiased, the longer side rounded down."""
+    """Scale the shorter side to `side`, round the longer side down, as torchvision's Resize: bilinear, antialiased."""
 
     op: Literal["resize"] = "resize"
     side: PositiveInt
@@ -85,7 +85,7 @@ class Resize(Step):
 
 
 class CenterCrop(Step):
-    """The square in the middle."""
+    """Cut out the square in the middle of the image."""
 
     op: Literal["center_crop"] = "center_crop"
     size: PositiveInt
@@ -104,18 +104,18 @@ class CenterCrop(Step):
 
 
 class Tiles(Step):
-    """Cut images into factor x factor tiles and rearrange them; pixels beyond a multiple of `factor` are dropped."""
+    """Cut images into factor x factor tiles and permute the tiles. Pixels beyond a multiple of `factor` are dropped."""
 
     random: ClassVar[bool] = True
     op: Literal["tiles"] = "tiles"
     factor: PositiveInt
-    """Tiles a side."""
+    """How many tiles a side has."""
     order: Literal["lines", "free"] = "lines"
-    """"lines": permute whole columns of tiles, then whole rows, as RDED's code does (factor 2: 4 arrangements);
-    "free": any permutation of the tiles (24)."""
+    """"lines": permute whole columns of tiles, then whole rows, as RDED's code does; factor 2 has 4 arrangements.
+    "free": any permutation of the tiles; factor 2 has 24."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """`source` (n, factor^2): which tile, counted row by row, comes to each place."""
+        """`source` (n, factor^2): the number of the tile that comes to each place; tiles are counted row by row."""
         k = self.factor
         if self.order == "free":
             return {"source": _permutations(n, k * k, generator)}
@@ -137,16 +137,16 @@ class Tiles(Step):
 
 
 class RandomResizedCrop(Step):
-    """A random rectangle, scaled to a square: torchvision's RandomResizedCrop, bilinear and antialiased."""
+    """Scale a random rectangle of the image to a square, as torchvision's RandomResizedCrop: bilinear, antialiased."""
 
     random: ClassVar[bool] = True
     op: Literal["random_resized_crop"] = "random_resized_crop"
     size: PositiveInt
-    """Height and width afterwards, in pixels."""
+    """Height and width of the square, in pixels."""
     scale: Pair
-    """Least and largest part of the image's area."""
+    """Smallest and largest area of the rectangle, as a part of the image's area."""
     ratio: Pair = (3 / 4, 4 / 3)
-    """Least and largest width / height; its logarithm is uniform."""
+    """Smallest and largest width / height of the rectangle; the logarithm of the ratio is uniform."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -178,7 +178,7 @@ class RandomResizedCrop(Step):
         top, left, height, width = drawn["box"].to(images.device, torch.int32).unbind(1)
         rows = _resampling(self.size, images.shape[2], top, height).to(images.dtype)
         columns = _resampling(self.size, images.shape[3], left, width).to(images.dtype)
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has too few digits for grey values
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 is too coarse for grey values
             return torch.einsum("noh,nchw,npw->ncop", rows, images, columns)
 
     def size_after(self, height: int, width: int) -> tuple[int, int]:
@@ -194,7 +194,7 @@ class Flip(Step):
     """Probability for each image."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """`flipped` (n,), bool."""
+        """`flipped` (n,), bool: whether each image is mirrored."""
         return {"flipped": between(0, 1, (n,), generator) < self.p}
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
@@ -202,26 +202,26 @@ class Flip(Step):
 
 
 class ColorJitter(Step):
-    """Brightness, contrast and saturation, in an order and by factors of each image's own, as IDC's and MinimaxDiffusion's.
+    """Change brightness, contrast and saturation of each image in its own order, as IDC and MinimaxDiffusion do.
 
-    Each is x <- centre + factor (x - centre), where the centre is black, the mean of the grey image, or the grey image.
+    Each change is x <- centre + factor (x - centre). Centres: black, the mean of the grey image, and the grey image.
     """
 
     random: ClassVar[bool] = True
     op: Literal["color_jitter"] = "color_jitter"
     brightness: NonNegativeFloat
-    """s; the factor is uniform in [1 - s, 1 + s]."""
+    """Strength s: the factor is uniform in [1 - s, 1 + s]."""
     contrast: NonNegativeFloat
-    """As `brightness`."""
+    """Strength, as for `brightness`."""
     saturation: NonNegativeFloat
-    """As `brightness`; without effect on one channel."""
+    """Strength, as for `brightness`. Images of one channel do not change."""
     luma: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.299, 0.587, 0.114)
-    """Weights of red, green and blue in the grey image; torchvision's first is 0.2989."""
+    """Weights of red, green and blue in the grey image. torchvision has 0.2989 for red."""
     clamp: bool = False
-    """Clamp to [0, 1] after each of the three, as torchvision does; IDC's code, hence the field's figures, do not."""
+    """Clamp to [0, 1] after each change, as torchvision does. IDC's code, and so the published results, do not."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """`factors` (n, 3): of brightness, contrast, saturation; `order` (n, 3): a permutation of 0, 1, 2."""
+        """`factors` (n, 3) of brightness, contrast and saturation, and `order` (n, 3), a permutation of 0, 1, 2."""
         strength = torch.tensor([self.brightness, self.contrast, self.saturation], device=generator.device)
         factors = 1 + strength * between(-1, 1, (n, 3), generator)
         return {"factors": factors.float(), "order": _permutations(n, 3, generator)}
@@ -244,7 +244,8 @@ class ColorJitter(Step):
 class Lighting(Step):
     """Add a random colour along the principal axes of ImageNet's pixels (Krizhevsky et al. 2012).
 
-    Every pixel moves by sum_k alpha_k eigenvalues[k] eigenvectors[:, k], with alpha_k normal, drawn once an image.
+    Every pixel moves by sum_k alpha_k eigenvalues[k] eigenvectors[:, k]. Each image has its own alpha_k, which is
+    normal.
     """
 
     random: ClassVar[bool] = True
@@ -267,7 +268,7 @@ class Lighting(Step):
         return self
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """`alpha` (n, channels)."""
+        """`alpha` (n, channels), normal with standard deviation `std`."""
         shape = (n, len(self.eigenvalues))
         return {"alpha": torch.randn(shape, generator=generator, device=generator.device) * self.std}
 
@@ -275,7 +276,7 @@ class Lighting(Step):
         if images.shape[1] != len(self.eigenvalues):
             raise DapError(f"lighting has {len(self.eigenvalues)} eigenvalues, but images {images.shape[1]} channels.")
         axes = torch.tensor(self.eigenvectors) * torch.tensor(self.eigenvalues)
-        shift = (drawn["alpha"].cpu()[:, None] * axes).sum(2)  # there, so that it is the same for every device
+        shift = (drawn["alpha"].cpu()[:, None] * axes).sum(2)  # on the CPU, so every device gets the same shift
         return images + shift.to(images)[:, :, None, None]
 
 
@@ -286,7 +287,7 @@ class Normalize(Step):
     mean: tuple[FiniteFloat, ...]
     """One for each channel, or one for all."""
     std: tuple[PositiveFloat, ...]
-    """As `mean`."""
+    """One for each channel, or one for all; as many as `mean`."""
 
     @model_validator(mode="after")
     def _as_long(self) -> Self:
@@ -308,15 +309,15 @@ class Normalize(Step):
 
 
 class Dsa(Step):
-    """Differentiable siamese augmentation of normalised images: one operation a batch, see `augment.dsa`."""
+    """Differentiable siamese augmentation of normalised images; see `augment.dsa`. Each batch gets one operation."""
 
     random: ClassVar[bool] = True
     op: Literal["dsa"] = "dsa"
     operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = OPERATIONS
-    """What is drawn from."""
+    """The operations to draw from."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
-        """`seed` (1,), int64: of the whole batch, which must not be cut before it is applied."""
+        """`seed` (1,), int64, of the whole batch. The batch must not be cut into slices before `apply`."""
         return {"seed": torch.randint(2**62, (1,), generator=generator, device=generator.device)}
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
@@ -324,21 +325,21 @@ class Dsa(Step):
 
 
 def between(low: float, high: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Uniform in [low, high), float64, on the generator's device."""
+    """Random numbers, uniform in [low, high), float64, on the generator's device."""
     drawn = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
     return low + (high - low) * drawn
 
 
 def _permutations(n: int, k: int, generator: Generator) -> Tensor:
-    """(n, k), int64: a permutation of 0 ... k - 1 in every row."""
+    """Random permutations of 0 ... k - 1, one in every row: (n, k), int64."""
     return between(0, 1, (n, k), generator).argsort(1)
 
 
 def _resampling(out: int, side: int, start: Tensor, length: Tensor) -> Tensor:
-    """Matrices (n, out, side) that scale each image's pixels start ... start + length - 1 to `out`, rows summing to 1.
+    """Matrices (n, out, side) that scale the pixels start ... start + length - 1 of each line to `out` pixels.
 
-    In units of half a pixel over `out`, the centres of both kinds of pixels and the triangle's half width are whole
-    numbers, so the weights are exact on every device: max(0, 2 max(length, out) - |(2 p + 1) out - (2 o + 1) length|).
+    Every row sums to 1. Before that, the weight is max(0, 2 max(length, out) - |(2 p + 1) out - (2 o + 1) length|). In
+    this unit, half a pixel over `out`, all terms are whole numbers, so the weights are exact on every device.
     """
     pixel = torch.arange(side, device=start.device, dtype=torch.int32) - start[:, None]
     target = torch.arange(out, device=start.device, dtype=torch.int32)

@@ -7,7 +7,8 @@
         B/mix.NAME              what the mixing drew: partner, box, share
     index.json                the set, the steps and the classifier that the labels belong to; written last
 
-The images are not stored. They are made again from the set and the drawn parameters, bit for bit on the same kind of device.
+The images are not stored. They are made again from the set and the drawn parameters, bit for bit on the same kind of
+device.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class Labelling:
     """How batches are made: fields of a settled protocol.
 
     Args:
-        steps: from an image in [0, 1] to what the network sees.
-        mix: of every batch after that, or None.
+        steps: the steps from an image in [0, 1] to what the network sees.
+        mix: mixes every batch after the steps; None for no mixing.
         batch: images a batch.
-        epochs: how many are labelled.
-        seed: of order, augmentation and mixing.
+        epochs: how many epochs are labelled.
+        seed: seed of order, augmentation and mixing.
     """
 
     steps: Sequence[Step]
@@ -95,7 +96,7 @@ def write_labels(
     Args:
         folder: the folder to write; new, or begun by the same call.
         images: (n, c, h, w) of the set, float in [0, 1] or uint8.
-        hashes: of each image's file, in the same order.
+        hashes: the hash of each image's file, in the same order.
         how: how the batches are made.
         teacher: the classifier whose logits are stored. Everything is computed on its device.
         protocol: the protocol's name, which only people read.
@@ -202,7 +203,7 @@ class StoredLabels:
             yield StoredBatch(chosen, drawn, found.get(f"{b}/mix"), said[:, self._columns])
 
     def seen(self, images: Images, batch: StoredBatch) -> Tensor:
-        """The images (m, c, h, w) of a batch, normalised, of which the teacher said `batch.logits`.
+        """The images (m, c, h, w) of a batch, normalised, for which the teacher gave `batch.logits`.
 
         Args:
             images: the set after the fixed steps, `transforms.split(steps)[0]`.
@@ -287,7 +288,7 @@ def _file(epoch: int) -> str:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The differences in words; of images only their number."""
+    """The differences in words. Of differing images only the numbers are given."""
     mine, theirs = new.pop("images"), old.pop("images")
     lines = differences(old, new)
     if mine != theirs:

@@ -23,11 +23,11 @@ def train_classifier(
         train: real training images.
         test: real test images of the same classes.
         protocol: how to train.
-        seed: of the training.
+        seed: seed of the training.
         plan: the keywords of `evaluate`: network, device, progress, checkpoints, …
 
     Raises:
-        DapError: as `evaluate`, or the test images have other classes.
+        DapError: the test images have other classes, or an error of `evaluate`.
     """
     if train.class_names != test.class_names:
         raise DapError("The test data has other classes than the training data.")
@@ -46,18 +46,18 @@ def train_on_tensors(
     seed: int = 0,
     **plan: Any,
 ) -> tuple[Classifier, Trial]:
-    """`train_classifier` of images and labels in memory.
+    """Do the same as `train_classifier`, with images and labels in memory.
 
     Args:
         train, test: images (n, c, h, w) and labels (n,).
         protocol: how to train.
         classes: number of labels.
-        class_names: in label order; () leaves them unsaid.
-        seed: of the training.
+        class_names: the names of the classes in label order; () for a classifier without names.
+        seed: seed of the training.
         plan: the keywords of `evaluate`.
 
     Raises:
-        DapError: as `evaluate`, or there are not as many names as classes.
+        DapError: the number of names is not the number of classes, or an error of `evaluate`.
     """
     if class_names and len(class_names) != classes:
         raise DapError(f"There are {len(class_names)} class names for {classes} classes.")

@@ -1,4 +1,4 @@
-"""Transforms as a protocol lists them: a list of mappings, each with an `op`. Batches run through them here.
+"""Transforms of batches. A protocol lists them as mappings, each with an `op`:
 
 - {op: resize, side: 224}
 - {op: random_resized_crop, size: 224, scale: [0.5, 1]}
@@ -39,14 +39,15 @@ Transform = Annotated[
     Resize | CenterCrop | Tiles | RandomResizedCrop | Flip | ColorJitter | Lighting | Normalize | Dsa,
     Field(discriminator="op"),
 ]
-"""One step of any kind, told by its `op`."""
+"""One step of any kind. The field `op` tells the kind."""
 
 
 def parse(entries: object) -> tuple[Step, ...]:
-    """Steps from a list of mappings; steps in it stay as they are.
+    """Make steps from a list of mappings. Entries of the list that are steps already stay as they are.
 
     Raises:
-        DapError: an unknown `op` or field, or a wrong value; the message names the step.
+        DapError: `entries` is no list, or a step has an unknown `op` or field, a missing field or a wrong value. The
+            message names the step.
     """
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise DapError(f"a list of steps such as [{{op: flip, p: 0.5}}] is needed, not {entries!r}.")
@@ -54,32 +55,35 @@ def parse(entries: object) -> tuple[Step, ...]:
 
 
 def parse_mixing(entry: object) -> Mixing | None:
-    """A mixing from a mapping; None and a mixing stay as they are.
+    """Make a mixing from a mapping. None stays None, and a mixing stays as it is.
 
     Raises:
-        DapError: as `parse`.
+        DapError: the mapping has an unknown `op` or field, a missing field or a wrong value.
     """
     return None if entry is None else _build(entry, MIXINGS, "the mixing")
 
 
 Steps = Annotated[tuple[Transform, ...], BeforeValidator(parse)]
-"""A field of a pydantic model: steps, whose errors are those of `parse`."""
+"""The type of a field of a pydantic model that holds steps. `parse` makes the steps and raises the errors."""
 
 Mix = Annotated[CutMix | MixUp | None, BeforeValidator(parse_mixing)]
-"""A field of a pydantic model: a mixing or None, whose errors are those of `parse_mixing`."""
+"""The type of a field of a pydantic model that holds a mixing or None. `parse_mixing` makes it and raises errors."""
 
 
 def split(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """The steps before the first random one, which can be computed once for all epochs, and the others."""
+    """Split the steps in two: the steps before the first random step, and the rest.
+
+    The first part gives the same images in every epoch, so it can be computed once.
+    """
     fixed = tuple(itertools.takewhile(lambda step: not step.random, steps))
     return fixed, tuple(steps[len(fixed) :])
 
 
 def size_after(steps: Iterable[Step], height: int, width: int) -> tuple[int, int]:
-    """Height and width of what images of this size become.
+    """Height and width that images of this size have after all steps.
 
     Raises:
-        DapError: they are too small for a step.
+        DapError: the images are too small for a step.
     """
     for step in steps:
         height, width = step.size_after(height, width)
@@ -87,7 +91,10 @@ def size_after(steps: Iterable[Step], height: int, width: int) -> tuple[int, int
 
 
 def draw_all(steps: Sequence[Step], n: int, height: int, width: int, generator: Generator) -> list[dict[str, Tensor]]:
-    """Parameters of every step for n images of this size; the batch they are applied to must not be cut in between."""
+    """Draw the parameters of every step for n images of this size.
+
+    `apply_all` needs all n images in one batch: the batch must not be cut into slices between drawing and applying.
+    """
     drawn = []
     for step in steps:
         drawn.append(step.draw(n, height, width, generator))
@@ -96,14 +103,14 @@ def draw_all(steps: Sequence[Step], n: int, height: int, width: int, generator: 
 
 
 def apply_all(steps: Sequence[Step], images: Tensor, drawn: Sequence[Drawn]) -> Tensor:
-    """Images (n, c, h, w) through all steps, with the parameters of `draw_all`."""
+    """Apply all steps to images (n, c, h, w), with the parameters that `draw_all` gave."""
     for step, parameters in zip(steps, drawn, strict=True):
         images = step.apply(images, parameters)
     return images
 
 
 def run(steps: Sequence[Step], images: Tensor, generator: Generator | None = None) -> Tensor:
-    """Images (n, c, h, w) through all steps; a generator is needed where one of them is random."""
+    """Draw the parameters and apply all steps to images (n, c, h, w). A random step needs a generator."""
     if generator is None:
         return apply_all(steps, images, [{} for _ in steps])
     n, _, height, width = images.shape
@@ -111,7 +118,10 @@ def run(steps: Sequence[Step], images: Tensor, generator: Generator | None = Non
 
 
 def unnormalised(steps: Sequence[Step], images: Tensor) -> Tensor:
-    """Images after the steps, with `normalize` undone. A classifier that gives soft labels normalises them by its own mean."""
+    """Undo every `normalize` of the steps in images that went through the steps.
+
+    A classifier that gives soft labels needs such images, because it normalises them by its own mean.
+    """
     for step in reversed(steps):
         if isinstance(step, Normalize):
             images = step.undo(images)

@@ -25,25 +25,25 @@ class Trial:
     n_train: int
     n_test: int
     last: float
-    """On the test set after the last epoch."""
+    """Accuracy on the test set after the last epoch."""
     best: float
-    """The highest of all looks. It is chosen on the test set itself."""
+    """The highest test accuracy of all looks. This look is chosen on the test set itself."""
     headline: str
-    """"last" or "best": which of the two the protocol reports."""
+    """"last" or "best": the accuracy that the protocol reports."""
     curve: tuple[tuple[int, float], ...]
-    """(epoch, accuracy) at every look."""
+    """(epoch, test accuracy) at every look."""
     train_last: float
-    """On the training images, not augmented, after the last epoch."""
+    """Accuracy on the training images, without augmentation, after the last epoch."""
     seconds: float
-    """Of training and testing, over all sittings of a resumed trial."""
+    """Time of training and testing, the sum over all sessions of a resumed trial."""
     device: str
     torch: str
     tested_on: str = "test"
     """"test", or "validation": real training images that nothing else has seen."""
     labels: str = "hard"
-    """"hard", or the teacher's name."""
+    """"hard", or the name of the teacher."""
     confusion: tuple[tuple[int, ...], ...] = ()
-    """After the last epoch, how many test images of a label (row) were given each label (column); () above 100 classes."""
+    """How many test images of a label (row) got each label (column) after the last epoch; () above 100 classes."""
 
     @property
     def accuracy(self) -> float:
@@ -59,7 +59,7 @@ class Trial:
         """The inverse of `to_json`.
 
         Raises:
-            DapError: not JSON, or a field is missing or unknown; the message names it.
+            DapError: the line is not JSON, or a field is missing or unknown. The message names the field.
         """
         try:
             fields = json.loads(line)
@@ -75,9 +75,9 @@ class Trial:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trial:
-        """The trial of a line of trials.jsonl, without its `KEYS`.
+        """The trial of one line of trials.jsonl. The fields in `KEYS` are left out.
 
         Raises:
-            DapError: as `from_json`.
+            DapError: a field is missing or unknown.
         """
         return cls.from_json(json.dumps({name: value for name, value in record.items() if name not in KEYS}))

@@ -1,7 +1,8 @@
-"""Other people's networks: torchvision's architectures with stems for small images, and any of torchvision's or timm's.
+"""Networks of other authors: torchvision's with stems for small images, and any network of torchvision or timm.
 
-No weights are fetched. The stem follows the image size, so that the last map keeps about 7 x 7 pixels. The ResNets' stems are
-the hard-label lineage's (IDC, MinimaxDiffusion); those of the others are ours, made to divide the image by as much:
+The networks start untrained; only `pretrained` fetches weights. The stem follows the image size, so that the last map
+keeps about 7 x 7 pixels. The stems of the ResNets are those of the papers on hard labels (IDC, MinimaxDiffusion). The
+stems of the other networks are ours. The table says by how much each network divides the side of the image:
 
 | size | ResNets | MobileNet-V2, EfficientNet-B0 | Swin |
 |---|---|---|---|
@@ -9,7 +10,7 @@ the hard-label lineage's (IDC, MinimaxDiffusion); those of the others are ours, 
 | 65 to 128 px | 3x3 stem, max-pooling: by 16 | first stride 1: by 16 | patch 2: by 16 |
 | up to 64 px | 3x3 stem alone: by 8 | first two strides 1: by 8 | patch 2 and windows of 4 x 4: by 16 |
 
-`torchvision:NAME` and `timm:NAME` are left as their authors made them, whatever the size.
+The networks `torchvision:NAME` and `timm:NAME` stay as their authors made them, at every image size.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ from dap.evaluation.training.layers import InstanceNorm, Network, Norm, at_least
 
 
 def resnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
-    """ResNet-18, -50 or -101 (He et al. 2016), with the stem of its image size; at least 16 px."""
+    """ResNet-18, -50 or -101 (He et al. 2016) with the stem for this image size.
+
+    Raises:
+        DapError: the images are smaller than 16 px, or `norm` is none.
+    """
     from torchvision import models
 
     del width
@@ -49,9 +54,13 @@ def resnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, wi
 
 
 def inverted(*, name: str, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
-    """MobileNet-V2 (Sandler et al. 2018) or EfficientNet-B0 (Tan & Le 2019), of inverted residuals; at least 16 px.
+    """MobileNet-V2 (Sandler et al. 2018) or EfficientNet-B0 (Tan & Le 2019), which are made of inverted residuals.
 
-    Both drop features at random before the classifier (p 0.2), so in training mode `features` are those that remain.
+    Both networks drop features at random before the classifier (p 0.2). So in training mode `features` gives the
+    features that remain.
+
+    Raises:
+        DapError: the images are smaller than 16 px, or `norm` is none.
     """
     from torchvision import models
 
@@ -67,10 +76,13 @@ def inverted(*, name: str, channels: int, classes: int, size: int, norm: Norm, w
 
 
 def swin(*, version: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
-    """Swin-T (Liu et al. 2021) or Swin-V2-T (Liu et al. 2022); at least 16 px.
+    """Swin-T (Liu et al. 2021) or Swin-V2-T (Liu et al. 2022).
 
-    Maps that windows do not divide are padded, as in torchvision. Swin normalises layer-wise, every position of an image on
-    its own: norm instance and batch give the same network, and there is no form without.
+    A map whose side is no multiple of the window is padded, as in torchvision. Swin has layer norms, which normalise
+    every position of an image on its own. So norm instance and norm batch give the same network.
+
+    Raises:
+        DapError: the images are smaller than 16 px, or `norm` is none.
     """
     from torchvision.models import swin_transformer as parts
 
@@ -95,10 +107,12 @@ def swin(*, version: int, channels: int, classes: int, size: int, norm: Norm, wi
 
 
 def from_torchvision(model: str, *, channels: int, classes: int, size: int, norm: Norm, width: int) -> nn.Module:
-    """Any of torchvision's classifiers, untrained; a first convolution for other than 3 channels starts as PyTorch's do.
+    """Any classifier of torchvision, untrained.
+
+    For images without 3 channels the first convolution is replaced; the new one starts with PyTorch's default weights.
 
     Raises:
-        DapError: no such classifier, or it does not take such images.
+        DapError: torchvision has no such classifier, or the classifier does not take such images.
     """
     from torchvision import models
 
@@ -111,7 +125,7 @@ def from_torchvision(model: str, *, channels: int, classes: int, size: int, norm
         options["image_size"] = size
     elif model.startswith("maxvit"):
         options["input_size"] = (size, size)
-    elif model in ("googlenet", "inception_v3"):  # else in training they return three sets of logits
+    elif model in ("googlenet", "inception_v3"):  # by default they return three sets of logits in training
         options |= {"aux_logits": False, "init_weights": True}
 
     def make() -> nn.Module:
@@ -124,14 +138,20 @@ def from_torchvision(model: str, *, channels: int, classes: int, size: int, norm
 
 
 WEIGHTS = "IMAGENET1K_V1"
-"""Which of torchvision's weights: the first ones of every network, which the published soft-label figures use."""
+"""The name of the torchvision weights that are used: the first weights of every network. The published results with
+soft labels use these weights."""
 
 
 def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
-    """One of torchvision's classifiers with its published weights for ImageNet, and torchvision's card of these weights.
+    """A classifier of torchvision with its published weights for ImageNet, and torchvision's card of these weights.
+
+    Args:
+        model: torchvision's name of the classifier.
+        offline: if True, no weights are fetched from the network.
 
     Raises:
-        DapError: there is no such network or it has no such weights, or they are not here and cannot be fetched.
+        DapError: torchvision has no such classifier or no such weights of the classifier, or the weights are not on
+            this machine and cannot be fetched.
     """
     from torchvision import models
 
@@ -147,7 +167,7 @@ def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
         raise DapError(f"The weights of {name} are not here and --offline forbids to fetch them; put them at {file}.")
     try:
         return models.get_model(model, weights=weights, progress=False), weights
-    except (OSError, RuntimeError, EOFError) as error:  # a connection, a torn file, or another network's weights
+    except (OSError, RuntimeError, EOFError) as error:  # no connection, a broken file, or another network's weights
         reason = " ".join(str(error).split())[:200]
         raise DapError(
             f"The weights of {name} could not be loaded ({type(error).__name__}: {reason}). Delete {file} if it is there, "
@@ -156,10 +176,10 @@ def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
 
 
 def from_timm(model: str, *, channels: int, classes: int, size: int, norm: Norm, width: int) -> nn.Module:
-    """Any of timm's models, untrained.
+    """Any model of timm, untrained.
 
     Raises:
-        DapError: timm is not installed, has no such model, or the model does not take such images.
+        DapError: timm is not installed, timm has no such model, or the model does not take such images.
     """
     del width
     try:
@@ -184,14 +204,14 @@ LIBRARIES: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvisio
 
 
 def _like(name: str, known: Sequence[str]) -> str:
-    """A sentence with the names that resemble this one or contain it, of which there may be a thousand."""
+    """A sentence with the known names that resemble this name or contain it: at most 8 of them."""
     found = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     found += [other for other in known if name in other and other not in found]
     return f"Close to it: {', '.join(found[:8])}." if found else f"Its {len(known)} names include {known[0]}."
 
 
 def _fitted(make: Callable[[], nn.Module], name: str, channels: int, classes: int, size: int, norm: Norm) -> nn.Module:
-    """A `Network` if its last operation is linear, else the model as it is; tried on one black image."""
+    """A `Network` if the model's last operation is linear, else the model itself. One black image tests the model."""
     try:
         model = _with_norm(make(), norm, name)
         logits, head = _try(model, channels, size)
@@ -208,7 +228,7 @@ def _fitted(make: Callable[[], nn.Module], name: str, channels: int, classes: in
 
 
 def _try(model: nn.Module, channels: int, size: int) -> tuple[Any, str | None]:
-    """What a model says of a black image, and the name of the linear layer that said it."""
+    """The model's output for a black image, and the name of the linear layer whose output this is, or None."""
     said: list[tuple[str, object]] = []
 
     def listen(part: nn.Module, name: str) -> Any:
@@ -233,7 +253,7 @@ def _split(model: nn.Module, head: str) -> Network:
 
 
 def _with_norm(model: nn.Module, norm: Norm, name: str) -> nn.Module:
-    """Batch norms replaced by instance norms with the same start, if that is wanted."""
+    """The model with its batch norms, or with instance norms that start with the same weights, as `norm` says."""
     if norm == "none":
         raise DapError(f"{name} has no form without normalisation; use norm instance or batch.")
     if norm == "instance":
@@ -255,7 +275,7 @@ def _instance(batch: nn.Module, name: str) -> nn.Module:
 
 
 def _with_channels(model: nn.Module, channels: int) -> nn.Conv2d:
-    """The first convolution, made anew for other channels."""
+    """Replace the first convolution of the model by a new one for this number of channels, and return the new one."""
     path, old = next((path, part) for path, part in model.named_modules() if isinstance(part, nn.Conv2d))
     new = nn.Conv2d(
         channels,

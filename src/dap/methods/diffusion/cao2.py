@@ -1,12 +1,14 @@
-r"""CaO2: over-generate, keep what a classifier agrees with, then refine the latents that stay.
+r"""CaO2: sample more images than needed, keep those that a classifier classifies correctly, and refine their latents.
 
-1. Several times ipc images of a class are sampled. Of those that a classifier takes for the class the ipc most confident ones
-   are kept where ipc is small, the least confident ones where it is large.
-2. The latent z of each is moved by Adam to where the backbone predicts its noise better,
+1. For each class several times ipc images are sampled. Of the images that a classifier assigns to the class, ipc
+images are
+   kept: the most confident ones if ipc is small, the least confident ones if ipc is large.
+2. Adam changes the latent z of each kept image so that the backbone predicts the noise better. The loss is
 
-    loss(z) = mean (eps_theta(z_t, t, c) - eps)^2 + lambda max |eps_theta(z_t, t, c) - eps|,   z_t = alpha_t z + sigma_t eps,
+    loss(z) = mean (eps_theta(z_t, t, c) - eps)^2 + lambda max |eps_theta(z_t, t, c) - eps|,
+    z_t = alpha_t z + sigma_t eps.
 
-   with one noise eps an image and a low noise level t drawn anew every iteration.
+   Each image has one noise eps. Each iteration draws a new low noise level t.
 """
 
 from __future__ import annotations
@@ -72,11 +74,11 @@ class Cao2Options(base.Options):
 class CaO2(Vanilla):
     """Keeps of several samples those that a classifier agrees with, and refines their latents under the diffusion loss.
 
-    The candidates are the images that vanilla makes for the slots 0 ... candidates * ipc - 1, and the kept ones stay in this
-    order. So with one candidate for each image and no iteration the set is the one of vanilla. Where too few candidates are
-    classified correctly, the wrong ones with the highest probability of the class fill the set up. The manifest says for each
-    image which candidate it is, how confident the classifier was, and whether the classifier was right. The scale of
-    classifier-free guidance is the backbone card's; the paper has --cfg 2.7 on DiT.
+    The candidates are the images that vanilla makes for the slots 0 ... candidates * ipc - 1, and the kept ones stay
+    in this order. So with one candidate for each image and no iteration the set is the one of vanilla. Where too few
+    candidates are classified correctly, the wrong ones with the highest probability of the class fill the set up. The
+    manifest says for each image which candidate it is, how confident the classifier was, and whether the classifier
+    was right. The scale of classifier-free guidance is the backbone card's; the paper has --cfg 2.7 on DiT.
     """
 
     needs = frozenset({"backbone", "classifier"})
@@ -85,7 +87,7 @@ class CaO2(Vanilla):
     Options = Cao2Options
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
-        super().prepare(task)  # its checks: what is sampled here is vanilla's
+        super().prepare(task)  # for its checks: the candidates are vanilla's samples
         recipe, backbone, source = task.recipe, task.backbone, task.source
         options: Cao2Options = task.options
         if task.given.guidance is not None and (task.given.guidance.joint or task.given.guidance.sequential):
@@ -121,7 +123,11 @@ class CaO2(Vanilla):
         return make
 
     def kept(self, task: Task, label: int) -> dict[str, Tensor]:
-        """Of a class: latents (ipc, C, *spatial), candidates, confidence and correct (ipc,), made once and kept."""
+        """The kept candidates of a class. The store keeps them, so they are made once.
+
+        Returns:
+            "latents" (ipc, C, *spatial), and "candidates", "confidence" and "correct" (ipc,).
+        """
         recipe, options, name = task.recipe, task.options, task.source.class_names[label]
         key = {"class": name, "seed": recipe.seed, "ipc": recipe.ipc, "block": recipe.block, "size": task.source.size}
         key |= {"sampling": recipe.sampling.model_dump(), **options.model_dump(include={"candidates", "prefer"})}
@@ -139,7 +145,11 @@ class CaO2(Vanilla):
         return kept
 
     def candidates(self, task: Task, label: int, key: dict[str, object]) -> tuple[Tensor, Tensor, Tensor]:
-        """All candidates of a class: latents, the classifier's probability of the class, and whether it is its first choice."""
+        """Sample all candidates of a class and classify them.
+
+        Returns:
+            The latents, the classifier's probability of the class, and whether the class has the highest logit.
+        """
         recipe, backbone, classifier, options = task.recipe, task.backbone, task.classifier, task.options
         model = ClassifierFree(backbone, recipe.sampling.cfg, recipe.sampling.cfg_channels)
         run = {name: getattr(recipe.sampling, name) for name in ("steps", "solver", "eta")}
@@ -160,13 +170,14 @@ class CaO2(Vanilla):
 
 
 def choose(confidence: Float[Tensor, " n"], correct: Bool[Tensor, " n"], k: int, *, least: bool) -> list[int]:
-    """k of n candidates, in their own order; of equal ones the earlier.
+    """Choose k of n candidates, and return their positions, ascending. Of equal candidates the earlier is chosen.
 
     Args:
         confidence: the classifier's probability of the class.
-        correct: whether the class is its first choice. Those come first; of the others the most probable.
-        k: at most n.
-        least: of the correct ones the least confident instead of the most.
+        correct: whether the class is the classifier's first choice. Correct candidates are chosen first, then the most
+            probable of the others.
+        k: how many candidates are chosen, at most n.
+        least: prefer the least confident correct candidates instead of the most confident ones.
     """
 
     def rank(i: int) -> tuple[bool, float]:
@@ -192,13 +203,13 @@ def refine(
     lr: float = 6e-4,
     peak: float = 10.0,
 ) -> Float[Tensor, "b c *spatial"]:
-    """The latents after one step of Adam a timestep; each image's loss is its own, so a batch is as good as one by one.
+    """Refine latents with one step of Adam for each timestep. Each image has its own loss, whatever its batch.
 
     Args:
-        backbone: asked without classifier-free guidance.
+        backbone: predicts the noise, without classifier-free guidance.
         latents: x_0.
-        condition: what it is told of each image.
-        noise: eps of each image, the same throughout.
+        condition: the condition of the backbone for each image.
+        noise: eps of each image, the same in all iterations.
         times: the timestep of every iteration.
         lr: learning rate.
         peak: see `loss`.

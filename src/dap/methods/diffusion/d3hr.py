@@ -1,12 +1,13 @@
-r"""D3HR: noise that stands for a class, found by inverting real images, and a group of draws from it that is like the whole.
+r"""D3HR: real images are inverted to a noise level, and sampling starts from draws that are like the inverted images.
 
-1. The latents of real images of a class are taken back to noise level t by DDIM inversion, where they are nearly Gaussian.
-2. Each dimension gets a Gaussian N(mu, sd^2) of its own.
-3. Of many groups of ipc draws from it the one is kept that has the smallest
+1. DDIM inversion takes the latents of real images of a class to noise level t, where the latents are nearly Gaussian.
+2. A Gaussian N(mu, sd^2) is fitted to each dimension.
+3. Many groups S of ipc draws from these Gaussians are compared. The group with the smallest
 
-    w_1 ||mean(S) - mu|| + w_2 ||std(S) - sd|| + w_3 ||skew(S)||.
+    w_1 ||mean(S) - mu|| + w_2 ||std(S) - sd|| + w_3 ||skew(S)||
 
-4. DDIM takes the group back to images.
+   is kept.
+4. DDIM takes the group to images.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from dap.methods.diffusion.vanilla import Vanilla
 from dap.solvers import Solver
 
 TOGETHER = 64
-"""Real images that are inverted together."""
+"""How many real images are inverted together."""
 NUMBERS = 2**21
-"""Numbers of a chunk of candidate groups; a constant, since it decides which draws are the candidates."""
+"""The size of a chunk of candidate groups, in numbers. The size is a constant, because it decides the draws."""
 
 
 class D3hrOptions(base.Options):
-    """Defaults are the paper's, but for the numbers of real images and candidates: those are for a small machine."""
+    """Defaults are the paper's, except for the numbers of real images and of candidates, which suit a small machine."""
 
     reals: int = Field(
         default=200,
@@ -70,10 +71,12 @@ class D3hrOptions(base.Options):
 
 
 class D3HR(Vanilla):
-    """Inverts real images to a noise level where a class is nearly Gaussian, and samples from the group of draws like it.
+    """Inverts real images to a noise level where a class is nearly Gaussian, and samples from draws like the class.
 
-    After the inversion the group is sampled from that noise level as vanilla does, with the same classifier-free guidance in
-    both directions. One image has no standard deviation, and two have no skewness, so there these weights are zero.
+    Many groups of ipc draws from the Gaussian are compared, and the group most like the Gaussian is kept. Sampling
+    begins at this group and its noise level, and goes on as in vanilla. Inversion and sampling have the same
+    classifier-free guidance. One image has no standard deviation, and two images have no skewness, so at ipc 1 and 2
+    these terms are left out.
     """
 
     reference = "Zhao et al., ICML 2025 (D3HR)"
@@ -99,7 +102,7 @@ class D3HR(Vanilla):
         return begin
 
     def group(self, task: Task, label: int, index: int) -> Float[Tensor, "ipc c *spatial"]:
-        """The latents x_t of a class's slots at the step `index`, found once and kept."""
+        """The latents x_t of a class's slots at the step `index`. The store keeps them, so they are computed once."""
         recipe, options, name = task.recipe, task.options, task.source.class_names[label]
         key = {"class": name, "seed": recipe.seed, "size": task.source.size, "sampling": recipe.sampling.model_dump()}
         of_class = {**key, "index": index, **options.model_dump(include={"reals", "refine"})}
@@ -142,22 +145,23 @@ def invert(
     index: int,
     refine: int = 0,
 ) -> Float[Tensor, "n c *spatial"]:
-    r"""DDIM backwards: from x_0 up the levels of a run to x_t at its step `index`.
+    r"""DDIM inversion: from x_0 up the noise levels of a run to x_t at the step `index`.
 
-    DDIM's step from t down to s gives x_s = alpha_s x_0 + sigma_s eps(x_t, t) with x_0 = (x_t - sigma_t eps(x_t, t)) / alpha_t,
-    so that
+    DDIM's step from t down to s gives x_s = alpha_s x_0 + sigma_s eps(x_t, t) with x_0 = (x_t - sigma_t eps(x_t, t)) /
+    alpha_t, so that
 
         x_t = alpha_t / alpha_s (x_s - sigma_s eps(x_t, t)) + sigma_t eps(x_t, t),
 
-    with x_t on both sides. The usual inversion puts x_s into eps; each iteration of `refine` puts in the x_t found so far.
+    where x_t is on both sides. The usual inversion computes eps at x_s instead of x_t. Each iteration of `refine`
+    computes eps again at the x_t found so far.
 
     Args:
-        model: what the run samples with.
+        model: the model that the run samples with.
         latents: x_0.
-        condition: of each image.
-        run: whose timesteps and levels are gone along.
-        index: 0 (all the way) ... steps - 1.
-        refine: fixed-point iterations a step.
+        condition: the condition of each image.
+        run: the solver whose timesteps and noise levels are used.
+        index: the step to end at: 0 (the whole run) ... steps - 1.
+        refine: how many fixed-point iterations each step has.
 
     Raises:
         DapError: the result is not finite.
@@ -183,14 +187,16 @@ def best_group(
     seed: int,
     weights: tuple[float, float, float] = (1.0, 1.0, 0.5),
 ) -> tuple[Float[Tensor, "size d"], float]:
-    """Of many groups of draws from a Gaussian the one most like it, and its score; of equal ones the first.
+    """Draw many groups from a Gaussian, and return the group with the lowest score, and this score.
+
+    Of groups with equal scores the first is returned.
 
     Args:
-        mean: of each dimension.
-        std: likewise.
-        size: draws a group.
-        candidates: groups to choose among.
-        seed: of all draws.
+        mean: mean of the Gaussian in each dimension.
+        std: standard deviation of the Gaussian in each dimension.
+        size: how many draws a group has.
+        candidates: how many groups are compared.
+        seed: seed of all draws.
         weights: see `scores`.
     """
     each = max(1, NUMBERS // (size * len(mean)))
@@ -212,9 +218,17 @@ def scores(
     std: Float[Tensor, " d"],
     weights: tuple[float, float, float],
 ) -> Float[Tensor, " n"]:
-    """How unlike each group is to N(mean, std²), by dimension: Euclidean norms over the dimensions, weighted and added.
+    """The distance of each group from N(mean, std²): the weighted sum of three Euclidean norms over the dimensions.
 
-    The standard deviation is the unbiased one, from two draws on; the skewness the third standardised moment, from three on.
+    The norms are of the errors of the mean and of the standard deviation, and of the skewness. The standard deviation
+    is unbiased and counts for groups of two draws or more. The skewness is the third standardised moment and counts
+    for groups of three draws or more.
+
+    Args:
+        groups: the groups.
+        mean: mean of the Gaussian in each dimension.
+        std: standard deviation of the Gaussian in each dimension.
+        weights: weights of mean, standard deviation and skewness.
     """
     centre = groups.mean(1)
     total = weights[0] * (centre - mean).norm(dim=1)

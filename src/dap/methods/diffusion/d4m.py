@@ -35,9 +35,10 @@ class D4mOptions(base.Options):
 class D4m(Vanilla):
     """Samples that start from prototypes: the k-means centres of the latents of the class, one for each slot.
 
-    Each prototype is noised to the level of a later step, and the rest of the run denoises it with the class as condition.
-    Clusters belong to the name of the class, and slots take them in the order that k-means gives. On Stable Diffusion 1.5 the
-    authors' code has --cfg 8 and --negative-prompt "cartoon, anime, painting"; the backbone card's are the defaults here.
+    Each prototype is noised to the level of a later step, and the rest of the run denoises it with the class as
+    condition. Clusters belong to the name of the class, and slots take them in the order that k-means gives. On Stable
+    Diffusion 1.5 the authors' code has --cfg 8 and --negative-prompt "cartoon, anime, painting"; the backbone card's
+    are the defaults here.
     """
 
     reference = "Su, Hou, Gao, Tian & Tang, CVPR 2024 (D4M)"

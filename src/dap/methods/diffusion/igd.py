@@ -1,4 +1,7 @@
-"""IGD: see `dap.guidance.influence` for the paper and its equations. Here is the surrogate network, trained on the real data."""
+"""IGD: see `dap.guidance.influence` for the paper and its equations.
+
+This module has the surrogate network, which is trained on the real data.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ from dap.methods.base import Options, Task
 from dap.methods.diffusion.vanilla import Vanilla
 
 PAPER_LATENTS = 4 * 32 * 32
-"""Numbers in a latent of the paper's backbone."""
+"""How many numbers a latent of the paper's backbone has."""
 
 
 class IgdOptions(Options):
-    """The two guidances, and the surrogate they need."""
+    """Options of the two guidances and of the surrogate network."""
 
     influence: float = Field(
         default=5.0,
@@ -91,18 +94,18 @@ class IgdOptions(Options):
 
 
 class Surrogate:
-    """States of a network in training on the real images, and in each state the mean gradient of each class.
+    """States of a network during its training on the real images, and the mean gradient of each class in each state.
 
-    Both are kept in the task's store. All random numbers come from `surrogate_seed`, so that sets of other run seeds share the
-    surrogate.
+    The task's store keeps the states and the gradients. All random numbers come from `surrogate_seed`, so sets of all
+    run seeds share the surrogate.
 
     Args:
-        task: with a backbone that can decode with a graph.
-        options: what decides it.
+        task: the task, whose backbone can decode with a graph.
+        options: the options of the surrogate.
 
     Raises:
-        DapError: the network has an unknown name, there are fewer than 2 classes, or the backbone cannot carry a gradient
-            through its decoder.
+        DapError: the network has an unknown name, there are fewer than 2 classes, or the backbone cannot carry a
+            gradient through its decoder.
     """
 
     def __init__(self, task: Task, options: IgdOptions) -> None:
@@ -121,7 +124,10 @@ class Surrogate:
         self._real: dict[int, Tensor] = {}
 
     def begin(self, labels: Sequence[int]) -> None:
-        """Train the surrogate or take it from the store, and find the gradients of these labels; those of others are let go."""
+        """Load the surrogate and the gradients of these labels from the store, or compute them if the store lacks them.
+
+        The gradients of all other labels are removed from memory.
+        """
         if not self._networks:
             kept = self.task.store.get("surrogate", self._key(), self._train)
             for at in range(len(kept["epochs"])):
@@ -186,12 +192,12 @@ class Surrogate:
         return {"epochs": torch.tensor(notes["epochs"]), **kept}
 
     def _gradients(self, label: int) -> dict[str, Tensor]:
-        """(checkpoints, P), the class's mean gradient in each."""
+        """The class's mean gradient in each kept state of the network: "x" (states, P)."""
         images = self._seen(self._reals(label, self.options.gradients))
         return {"x": torch.stack([self._gradient(network, images, label) for network in self._networks])}
 
     def _gradient(self, network: nn.Module, images: Tensor, label: int) -> Tensor:
-        """(P,), the mean over images as the network sees them."""
+        """The gradient (P,) of the mean loss of images, which are transformed already as the network sees them."""
         parameters = tuple(network.parameters())
         height, width = images.shape[2:]
         size = slice_size(height, width, self.device)
@@ -217,7 +223,7 @@ class Surrogate:
         return (images * 255).round().byte()
 
     def _seen(self, images: Tensor) -> Tensor:
-        """What the network is shown of real images."""
+        """Real images as the network sees them: after the protocol's test steps."""
         return run(self.protocol.test_steps, images.to(self.device).float() / 255)
 
     def _network(self) -> nn.Module:
@@ -230,7 +236,7 @@ class Surrogate:
 
 
 def _protocol(options: IgdOptions, size: int) -> Protocol:
-    """How the surrogate is trained: hard labels, no augmentation, the learning rate's steps of IDC's training."""
+    """The surrogate's training: hard labels, no augmentation, and the learning rate steps of IDC's training."""
     network = options.network if options.network != "auto" else "convnet6" if size >= 128 else "convnet3"
     return load_protocol(
         "reference",
@@ -253,9 +259,9 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
 class Igd(Vanilla):
     """Samples guided so that they train a network as the real images do, and so that they differ from each other.
 
-    A surrogate network is trained on the real data. The influence guidance turns the gradient that a sample gives this network
-    towards the mean gradient of the real images of the class. The deviation guidance pushes a sample away from the samples of
-    its class that were made before it.
+    A surrogate network is trained on the real data. The influence guidance turns the gradient that a sample gives this
+    network towards the mean gradient of the real images of the class. The deviation guidance pushes a sample away from
+    the samples of its class that were made before it.
     """
 
     needs = frozenset({"backbone", "training"})

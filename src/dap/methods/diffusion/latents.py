@@ -1,4 +1,4 @@
-"""Latents of real images of a class: what modes and prototypes are made of."""
+"""Latents of the real images of a class. Modes and prototypes are made of these latents."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ CHUNK = 64
 
 
 def check_reals(task: Task, reals: int) -> None:
-    """Whether every class has an image for each slot.
+    """Check that every class has at least one real image for each slot.
+
+    Args:
+        task: names the source and ipc.
+        reals: how many real images of each class are used at most.
 
     Raises:
-        DapError: one has fewer real images, or `reals` is smaller, than ipc.
+        DapError: a class has fewer real images than ipc, or `reals` is smaller than ipc.
     """
     for label, name in enumerate(task.source.class_names):
         if min(task.source.count(label), reals) < task.recipe.ipc:
@@ -40,19 +44,22 @@ def class_latents(
     among: Sequence[int] | None = None,
     least: int | None = None,
 ) -> tuple[list[int], Float[Tensor, "n c *spatial"]]:
-    """Indices of a class's images, a draw by a seed and the class's name, and their latents on the CPU.
+    """Draw real images of a class and encode them. The draw depends on the seed and the class's name.
 
     Args:
-        task: with a backbone.
-        name: of the class.
-        reals: at most so many.
-        seed: of the draw; default: the run's.
-        flip: mirror a random half of the images before they are encoded.
-        among: indices to draw from; default: all of the class.
-        least: how many are needed; default: ipc, for as many clusters.
+        task: the task, whose backbone encodes the images.
+        name: name of the class.
+        reals: how many images are drawn at most.
+        seed: seed of the draw; default: the run seed.
+        flip: mirror each image with probability 1/2 before the image is encoded.
+        among: the indices to draw from; default: all images of the class.
+        least: how many images are needed; default: ipc, because ipc clusters need as many images.
+
+    Returns:
+        The indices of the images that can be decoded, and their latents, float32 on the CPU.
 
     Raises:
-        DapError: fewer than `least` of them can be decoded.
+        DapError: fewer than `least` of the drawn images can be decoded.
     """
     source, backbone, ipc = task.source, task.backbone, task.recipe.ipc
     label = source.class_names.index(name)

@@ -59,10 +59,11 @@ class ManifoldOptions(ModeOptions):
 class ManifoldGd(Vanilla):
     """MGD3 towards the leaves of a tree of clusters, with a push of each x_t towards the local plane around its mode.
 
-    The text of the paper projects the pull of the mode onto the plane. Its released code, which is followed here, keeps the
-    whole pull and adds a push along the normal of the plane. That code hands the leaves out level by level; as there are as
-    many leaves as images, this only decides which slot gets which leaf, and here the leaves stay in the order of the tree. The
-    code decomposes a D × D matrix at each guided step; here the twelve neighbours are decomposed, which gives the same plane.
+    The text of the paper projects the pull of the mode onto the plane. Its released code, which is followed here,
+    keeps the whole pull and adds a push along the normal of the plane. That code hands the leaves out level by level;
+    as there are as many leaves as images, this only decides which slot gets which leaf, and here the leaves stay in
+    the order of the tree. The code decomposes a D × D matrix at each guided step; here the twelve neighbours are
+    decomposed, which gives the same plane.
     """
 
     reference = "Roy, Lee, Chakraborty & Lokhande, CVPR 2026 (ManifoldGD)"

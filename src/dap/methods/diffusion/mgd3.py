@@ -21,7 +21,7 @@ Discovery = Literal["kmeans", "nearest", "tree"]
 
 
 class ModeOptions(Options):
-    """The modes, and how they guide."""
+    """Options of the modes and of their guidance."""
 
     scale: float = Field(
         default=0.1, ge=0, description="Strength lambda of the pull; the paper has 0.1. 0 gives the unguided sample."
@@ -49,7 +49,10 @@ class ModeOptions(Options):
 
 
 def find_modes(points: Float[Tensor, "n d"], k: int, discovery: Discovery, seed: int) -> Float[Tensor, "k d"]:
-    """Modes of points by k-means++ and Lloyd (scikit-learn; n_init 1, and 10 a split of the tree), float32."""
+    """The modes of points, float32: k-means with k-means++ and Lloyd's algorithm (scikit-learn).
+
+    `n_init` is 1, and 10 for each split of the tree. See the option `discovery` for the three ways.
+    """
     from sklearn.cluster import BisectingKMeans, KMeans
 
     x, state = points.float().cpu(), seed % 2**32
@@ -65,16 +68,17 @@ def find_modes(points: Float[Tensor, "n d"], k: int, discovery: Discovery, seed:
 
 
 class ClassModes:
-    """The modes of each class: clusters of the latents of its real images, one for each slot; kept in the task's store.
+    """The modes of each class, one for each slot: clusters of the latents of the class's real images.
 
-    All seeds are made of the name of a class, never of its label, so that another order of the classes moves no mode.
+    The task's store keeps the modes. All seeds are made of the name of a class, never of its label, so that another
+    order of the classes changes no mode.
 
     Args:
-        task: with a backbone.
-        options: what decides them.
+        task: the task, whose backbone encodes the images.
+        options: the options of the modes.
 
     Raises:
-        DapError: a class has fewer real images than modes.
+        DapError: a class has fewer real images than modes, or the option `reals` is smaller than ipc.
     """
 
     def __init__(self, task: Task, options: ModeOptions) -> None:
@@ -83,7 +87,7 @@ class ClassModes:
         self._modes: dict[int, Tensor] = {}
 
     def begin(self, labels: Sequence[int]) -> None:
-        """Find the labels' modes, or take them from the store; other labels are let go."""
+        """Find the modes of these labels, or take them from the store. The modes of other labels leave the memory."""
         self._modes = {label: modes for label, modes in self._modes.items() if label in labels}
         for label in labels:
             if label not in self._modes:
@@ -98,7 +102,7 @@ class ClassModes:
                 self._modes[label] = self.task.store.get(f"modes of {name}", key, find)["x"]
 
     def of(self, label: int) -> Float[Tensor, "slots c *spatial"]:
-        """The modes of a class that `begin` was told of, on the CPU."""
+        """The modes of a class, on the CPU. `begin` must have been called with the label."""
         return self._modes[label]
 
     def seed(self, label: int, *purpose: object) -> int:
@@ -114,8 +118,9 @@ class ClassModes:
 class Mgd3(Vanilla):
     """Each slot is drawn towards its own mode, a cluster centre of the class's latents, in the first half of the run.
 
-    The paper mirrors half of the images before it encodes them. Here no image is mirrored, because a mirrored digit or letter
-    is no longer that digit or letter. Under a solver that draws no noise, σ_t is the noise that an ancestral step would draw.
+    The paper mirrors half of the images before it encodes them. Here no image is mirrored, because a mirrored digit or
+    letter is no longer that digit or letter. Under a solver that draws no noise, σ_t is the noise that an ancestral
+    step would draw.
     """
 
     reference = "Chan-Santiago, Tirupattur, Nayak, Liu & Shah, ICML 2025 (MGD3)"

@@ -1,4 +1,4 @@
-"""Minimax: a diffusion transformer lightly fine-tuned to be close to the data and wide, then sampled."""
+"""Minimax: a diffusion transformer is lightly fine-tuned so that its samples are representative and diverse."""
 
 from __future__ import annotations
 
@@ -79,10 +79,11 @@ class MinimaxOptions(base.Options):
 class Minimax(Vanilla):
     r"""L = L_diffusion + lambda_r (1 - min_j cos(x0_hat, real_j)) + lambda_d max_j cos(x0_hat, predicted_j), per class.
 
-    Only biases, norms, class embeddings and the factors of DiffFit are trained. At every step the predicted x_0 is compared
-    with two memories of its class, of real images and of earlier predictions; afterwards the memories take in the batch. The
-    terms are averaged over the classes in a batch, as in the authors' code, and use the one smallest and the one largest
-    cosine of all pairs. The images are sampled from the averaged weights, without guidance.
+    Only biases, norms, class embeddings and the factors of DiffFit are trained. Each class has two memories, of real
+    images and of earlier predictions. At every step the predicted x_0 is compared with both memories of its class;
+    then the batch is added to the memories. The two terms are averaged over the classes in a batch, as in the authors'
+    code. The first term takes the smallest cosine of all pairs, the second term the largest. The images are sampled
+    from the averaged weights, without guidance.
     """
 
     needs = frozenset({"backbone", "training"})
@@ -105,7 +106,7 @@ class Minimax(Vanilla):
         return task.backbone
 
     def _by_phase(self, task: Task) -> Callable[[Unit], Made]:
-        """One method's worth of work for each phase of classes, made when its first unit is."""
+        """A function that makes units. Each phase of classes is prepared when its first unit is made."""
         makers: dict[int, Callable[[Unit], Made]] = {}
         super().prepare(task)
 
@@ -145,7 +146,7 @@ class Minimax(Vanilla):
 
 
 class _Phase(Minimax):
-    """Minimax of one phase of the classes."""
+    """Minimax for the classes of one phase."""
 
     def __init__(self, phase: int) -> None:
         self.phase = phase
@@ -161,7 +162,16 @@ class _Phase(Minimax):
 def train(
     task: Task, original: DiT, labels: list[int], steps: int, scales: int, checkpoint: Checkpoint
 ) -> dict[str, Tensor]:
-    """The tuned parameters of the denoiser for these classes."""
+    """Fine-tune the denoiser on the latents of these classes, and return the tuned parameters by name.
+
+    Args:
+        task: the task, with the options and the real images.
+        original: the backbone, which stays as it is; a copy is tuned.
+        labels: the classes.
+        steps: how many steps of fine-tuning.
+        scales: how many blocks, from the first one on, get the factors of DiffFit.
+        checkpoint: keeps an unfinished fine-tuning.
+    """
     options: MinimaxOptions = task.options
     latents, of = [], []
     for label in labels:
@@ -194,11 +204,12 @@ def train(
 
 
 class Criteria:
-    """The two criteria and their memories.
+    """The two criteria, representative and diverse, and their memories.
 
     Args:
-        options: weights and sizes.
-        memory: where the memories are kept, so that a checkpoint has them: "real" and "made", of each label (n, D).
+        options: weights of the criteria, and the size of the memories.
+        memory: the dictionary that keeps the memories, so that a checkpoint has them. "real" and "made" hold vectors
+            (n, D) of each label.
     """
 
     def __init__(self, options: MinimaxOptions, memory: dict[str, Any]) -> None:

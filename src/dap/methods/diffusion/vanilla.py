@@ -1,4 +1,4 @@
-"""Samples of a pre-trained diffusion model as it is, and the path that every guided method takes too."""
+"""Samples of a pre-trained diffusion model without guidance. The guided methods sample through this module too."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from dap.methods.base import Made, Method, Task, Unit
 
 
 class Vanilla(Method):
-    """The backbone's own samples: the scale-0 end of every guided method.
+    """Samples of the backbone without guidance; every guided method with scale 0 gives these samples.
 
-    A guided method overrides `build`; one that starts from real images `start`; one that tunes the backbone `tune`. None of
-    these may do long work: that belongs into `Guidance.begin`, or into the functions that `start` and `tune` return.
+    A guided method overrides `build`. A method that starts from real images overrides `start`. A method that tunes the
+    backbone overrides `tune`. None of these functions may do long work. Long work belongs in `Guidance.begin`, or in
+    the functions that `start` and `tune` return.
     """
 
     needs = frozenset({"backbone"})
@@ -33,12 +34,15 @@ class Vanilla(Method):
         return Nothing()
 
     def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start] | None:
-        """What gives the place where a batch's run begins; None: at pure noise."""
+        """A function that gives the start of a batch's run, or None if every run begins at pure noise."""
         del task
         return None
 
     def tune(self, task: Task) -> Callable[[], Backbone] | None:
-        """What gives the backbone to sample from, called once before the first image; None: the task's own."""
+        """A function that gives the backbone to sample from, or None for the task's own backbone.
+
+        The function is called once, before the first image.
+        """
         del task
         return None
 
@@ -58,7 +62,7 @@ class Vanilla(Method):
                 f"This guidance looks at all slots of a class together: set block >= ipc ({recipe.ipc}), not {recipe.block}."
             )
         if not acts:
-            guidance = Nothing()  # which clusters, encodes and trains nothing
+            guidance = Nothing()  # so nothing is clustered, encoded or trained
         models: list[ClassifierFree] = []
 
         def make(unit: Unit) -> Made:
@@ -77,12 +81,12 @@ class Vanilla(Method):
         return make
 
     def batch(self, task: Task, label: int, slots: tuple[int, ...]) -> sampling.Batch:
-        """What is sampled together: some slots of a class."""
+        """The batch of some slots of a class, which are sampled together."""
         return sampling.Batch.of(task.source.class_names, [label] * len(slots), slots, task.recipe.seed)
 
 
 class Dit(Vanilla):
-    """Vanilla samples of a diffusion transformer, as the field's tables call the row."""
+    """Vanilla samples of a diffusion transformer. The tables of the papers have a row of this name."""
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         if not isinstance(task.backbone, DiT):

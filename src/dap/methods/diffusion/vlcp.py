@@ -1,4 +1,4 @@
-"""VLCP: image-to-image from prototypes of the class in latent space, each with a caption that stands for its cluster."""
+"""VLCP: image-to-image from prototypes of the class in latent space. Each prototype has the caption of its cluster."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from dap.methods.diffusion.latents import class_latents
 from dap.methods.diffusion.vanilla import Vanilla
 
 CLIP = 1.0
-"""The largest norm of a gradient while tuning, the authors'."""
+"""The largest norm of a gradient in the fine-tuning, as in the authors' code."""
 
 
 class VlcpOptions(base.Options):
-    """Defaults are the authors' for ImageNet, guidance scale and negative prompt aside."""
+    """Defaults are the authors' for ImageNet, except for the guidance scale and the negative prompt."""
 
     strength: float = Field(
         default=0.7,
@@ -81,18 +81,20 @@ class VlcpOptions(base.Options):
 
 
 class Vlcp(Vanilla):
-    """Samples that start from the k-means centres of a class's latents, each with the caption that describes its cluster best.
+    """Samples that start from the k-means centres of a class's latents, with the caption that fits each cluster best.
 
-    Words of a cluster's captions are counted, without stop words (scikit-learn's), the class's own name and words that most
-    captions of the class have. A caption scores the sum of the counts of the most frequent words in it, and the best one is
-    the prompt of that slot; of equals, that of the image nearest to the centre. Words are matched whole, where the authors'
-    code finds "art" in "cart". Only captioned images take part. Each slot's prompt is in the manifest.
+    The words of a cluster's captions are counted. Stop words (scikit-learn's), the words of the class's name, and
+    words that most captions of the class have are not counted. The score of a caption is the sum of the counts of the
+    cluster's most frequent words that the caption has. The caption with the highest score is the prompt of the slot;
+    of captions with equal scores, the caption of the image nearest to the centre. Whole words are compared; the
+    authors' code finds "art" in "cart". Only captioned images take part. The manifest has the prompt of each slot.
 
-    The U-Net is first fine-tuned on the captioned images, a tenth of the captions dropped (the authors drop none). A text encoder
-    reads no more than its limit, 77 tokens in Stable Diffusion, where the authors encode longer captions in pieces. They have
-    --cfg 10 and --negative-prompt "cartoon, anime, painting"; the backbone card's are the defaults here. The embedded
-    starter-unet knows only its class names: other words it spells letter by letter, 14 tokens in all, and without tuning they
-    are noise to it, so there the method shows that it runs and no more.
+    First the U-Net is fine-tuned on the captioned images, and a tenth of the captions is dropped (the authors drop
+    none). A text encoder reads a caption only up to its limit, 77 tokens in Stable Diffusion; the authors encode
+    longer captions in pieces. The authors have --cfg 10 and --negative-prompt "cartoon, anime, painting"; here the
+    defaults are the backbone card's. The embedded starter-unet knows only the names of its classes. It spells other
+    words letter by letter, with 14 tokens in all, and without fine-tuning these words are noise to it. So on
+    starter-unet the method only shows that it runs.
     """
 
     needs = frozenset({"backbone", "captions", "training"})
@@ -102,7 +104,7 @@ class Vlcp(Vanilla):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: VlcpOptions = task.options
-        task.backbone.prompt(["a photo"])  # raises where labels alone are understood
+        task.backbone.prompt(["a photo"])  # raises if the backbone understands labels alone
         for label, name in enumerate(task.source.class_names):
             captioned = min(len(self.captioned(task, label)), options.reals)
             if captioned - math.ceil(options.outliers * captioned) < task.recipe.ipc:
@@ -145,7 +147,12 @@ class Vlcp(Vanilla):
         return replace(batch, prompts=tuple(task.captions[key] for key in task.source.keys(label, indices)))
 
     def prototypes(self, task: Task, label: int) -> dict[str, Tensor]:
-        """Of each slot: "x" (ipc, C, *spatial), the centre of its cluster, and "caption" (ipc,), whose image's stands for it."""
+        """The prototypes of a class, one for each slot.
+
+        Returns:
+            "x" (ipc, C, *spatial), the centres of the clusters, and "caption" (ipc,), the indices of the images whose
+            captions are the prompts.
+        """
         options: VlcpOptions = task.options
         name = task.source.class_names[label]
         used = options.model_dump(include={"reals", "neighbours", "outliers", "common", "words"})
@@ -218,7 +225,10 @@ class Vlcp(Vanilla):
         )
 
     def passes(self, task: Task, twin: Backbone) -> tuple[Callable[[int], TuningBatch], int]:
-        """Step -> latents and captions of random images of all classes; and how many steps are one pass over them."""
+        """A function from a step to its batch, and how many steps one pass over the images takes.
+
+        A batch has the latents and the captions of random images of all classes.
+        """
         options: VlcpOptions = task.options
         source, captions = task.source, task.captions
         pairs: list[tuple[int, int]] = []
@@ -239,7 +249,7 @@ class Vlcp(Vanilla):
                     images.append(image)
                     texts += [captions[key] for key in source.keys(label, kept)]
                     labels.append(label)
-            if not images:  # every one of them is broken; `readable` counts how many are, and ends a run with too many
+            if not images:  # all are broken; `readable` ends a run with too many broken images
                 return batch(step + 1)
             pixels = torch.cat(images)
             if options.flip:
@@ -254,7 +264,13 @@ class Vlcp(Vanilla):
 
 
 def inliers(points: Float[Tensor, "n d"], neighbours: int, outliers: float) -> list[int]:
-    """Rows that are no outliers by their local density (Breunig et al. 2000, LOF), in order."""
+    """The rows, ascending, that are no outliers by the local outlier factor (LOF, Breunig et al. 2000).
+
+    Args:
+        points: the points.
+        neighbours: how many neighbours of a point the factor looks at.
+        outliers: the part of the points that are outliers.
+    """
     from sklearn.neighbors import LocalOutlierFactor
 
     if not outliers or len(points) < 3:
@@ -265,25 +281,34 @@ def inliers(points: Float[Tensor, "n d"], neighbours: int, outliers: float) -> l
 
 
 def by_distance(points: Float[Tensor, "n d"], centre: Float[Tensor, " d"], mine: Any) -> list[int]:
-    """Rows of a cluster, the nearest to its centre first; of an empty one, the nearest row of all."""
+    """The rows of a cluster, the row nearest to the centre first. For an empty cluster, the nearest row of all points.
+
+    Args:
+        points: all points.
+        centre: centre of the cluster.
+        mine: for each row, whether the row belongs to the cluster.
+    """
     order = (points - centre).norm(dim=1).argsort(stable=True).tolist()
     return [row for row in order if mine[row]] or order[:1]
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in small letters; what has a digit, a hyphen or an apostrophe inside is none."""
+    """The words of a text in small letters. A token with a digit, a hyphen or an apostrophe inside is not a word."""
     tokens = re.findall(r"\w+(?:['’-]\w+)*", text.lower())
     return [token for token in tokens if token.isalpha()]
 
 
 def text_prototypes(clusters: Sequence[Sequence[str]], class_name: str, words: int, common: float) -> list[int]:
-    """Of each cluster the position of the caption that holds most of its frequent words.
+    """For each cluster, the position of the caption with the highest score.
+
+    The score of a caption is the sum of the counts of the cluster's most frequent words that the caption has. Of
+    captions with equal scores the first is taken.
 
     Args:
-        clusters: captions; every cluster has one at least, and of equals the first is taken.
-        class_name: its words are not counted.
+        clusters: the captions of each cluster, at least one.
+        class_name: the words of this name are not counted.
         words: how many of a cluster's most frequent words count.
-        common: words in this part of all captions, or more, do not.
+        common: words that this part of all captions has, or a larger part, are not counted.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 

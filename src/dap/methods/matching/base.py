@@ -1,8 +1,8 @@
-"""What DC, DSA, DM and MTT share: synthetic images of all classes as one tensor of pixels, optimised in small steps.
+"""The common part of DC, DSA, DM and MTT: one tensor holds the pixels of all classes, and small steps optimise it.
 
-The published methods let pixels leave the range of an image and keep floating-point tensors. Here a set is images of 8 bits.
-By default pixels are clamped to [0, 1] after every step (a projected gradient), so what is stored is what was optimised; with
-`clamp=end` they are free, as published, and clamped when they are stored.
+The published methods let pixels leave the range of an image and keep floating-point tensors. Here a set is images of 8
+bits. By default pixels are clamped to [0, 1] after every step (a projected gradient), so that the stored images are
+the optimised ones. With `clamp=end` the pixels are free, as published, and are clamped only when they are stored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dap.methods.selection.features import check_decoded
 
 
 class MatchingOptions(base.Options):
-    """Options of all of them."""
+    """Options that all matching methods have."""
 
     iterations: int = Field(default=1000, ge=0, description="Steps of the outermost loop.")
     lr_images: float = Field(default=1.0, gt=0, description="Step size on pixels in normalised units.")
@@ -59,18 +59,18 @@ class MatchingOptions(base.Options):
 
     @model_serializer(mode="wrap")
     def _said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Left unsaid at its default, so that sets begun before there was this option are still of the same recipe.
+        # The default of `clamp` is left out, so that older sets, begun before this option existed, keep their recipe.
         values = dump(self)
         return {name: value for name, value in values.items() if (name, value) != ("clamp", "step")}
 
 
 @dataclass
 class RealPixels:
-    """The real images of all classes in memory, normalised, in one channel where they are grey.
+    """The real images of all classes in memory. Grey images have one channel.
 
     Args:
-        task: whose source is read.
-        options: `grey`.
+        task: the task, whose source is read.
+        options: the option `grey` says when images have one channel.
     """
 
     task: Task
@@ -78,10 +78,10 @@ class RealPixels:
 
     @cached_property
     def classes(self) -> list[Tensor]:
-        """Of each label all decodable images, uint8 (n, c, h, w), with c = 1 where all classes are grey, else 3.
+        """For each label all decodable images, uint8 (n, c, h, w). c is 1 if the images of all classes are grey, or 3.
 
         Raises:
-            DapError: a class has fewer than are needed to begin from, or as `Source.readable`.
+            DapError: a class has too few decodable images to begin from, or an error of `Source.readable`.
         """
         source, found = self.task.source, []
         for label in range(len(source.class_names)):
@@ -107,9 +107,9 @@ class RealPixels:
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the pixels of each channel, (1, c, 1, 1), each class counting alike."""
+        """Mean and standard deviation of the pixels of each channel, (1, c, 1, 1). Every class has the same weight."""
         moments = []
-        for images in self.classes:  # one after another: as floats a class takes four times the memory
+        for images in self.classes:  # one class at a time, because floats take four times the memory
             pixels = images.float().div_(255)
             moments.append((pixels.mean((0, 2, 3)), pixels.square_().mean((0, 2, 3))))
         mean, square = (torch.stack(parts).mean(0) for parts in zip(*moments, strict=True))
@@ -121,7 +121,11 @@ class RealPixels:
         return (images - mean.to(images)) / std.to(images)
 
     def draw(self, label: int, n: int, generator: Generator) -> Tensor:
-        """n images of a class without replacement, or all of a smaller one, normalised (n, c, h, w), on the device."""
+        """Draw n images of a class without replacement, or all images of a smaller class.
+
+        Returns:
+            (n, c, h, w), normalised, on the task's device.
+        """
         images = self.classes[label]
         chosen = torch.randperm(len(images), generator=generator)[:n]
         return self.normalise(images[chosen].to(self.task.device).float() / 255)
@@ -135,10 +139,10 @@ class Matching(Method):
 
     @abstractmethod
     def step(self, run: Run, iteration: int) -> Iterator[None]:
-        """One iteration: calls `run.descend`, perhaps several times; yields after each."""
+        """Do one iteration: call `run.descend` once or several times, and yield after each call."""
 
     def check(self, task: Task) -> None:
-        """Whether the options go together. Raises `DapError`."""
+        """Check that the options fit each other. Raises `DapError` if they do not."""
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: MatchingOptions = task.options
@@ -189,11 +193,11 @@ class Matching(Method):
 
 
 class Run:
-    """The pixels on their way, in normalised units (classes · ipc, c, h, w), label by label.
+    """The pixels under optimisation, in normalised units, (classes · ipc, c, h, w), ordered by label.
 
     Args:
-        task: what is made.
-        options: how.
+        task: the task, with the real images, the run seed and ipc.
+        options: the options of the method.
     """
 
     def __init__(self, task: Task, options: MatchingOptions) -> None:
@@ -206,16 +210,16 @@ class Run:
         self.pixels = self.clamped(self._first()).contiguous(memory_format=torch.channels_last)
         self.velocity = torch.zeros_like(self.pixels)
         self.iteration = 0
-        """Iterations that are done."""
+        """How many iterations are done."""
         self.also: dict[str, Tensor] = {}
-        """What a method optimises beside the pixels."""
+        """The tensors that a method optimises beside the pixels, by name."""
 
     def generator(self, *purpose: object) -> Generator:
-        """A generator of this purpose alone; everything random comes from one, so a resumed run needs no states."""
+        """A new generator for one purpose. All random numbers come from these, so a resumed run needs no states."""
         return torch.Generator().manual_seed(seed_of(self.seed, "matching", *purpose))
 
     def network(self, *purpose: object) -> Network:
-        """A freshly initialised network of this purpose alone; it drops nothing at random."""
+        """A newly initialised network for one purpose, in eval mode, so that dropout is off."""
         options, size = self.options, self.task.source.size
         with seeded(seed_of(self.seed, "matching", "network", *purpose), torch.device("cpu")):
             made = build(
@@ -230,17 +234,17 @@ class Run:
         return made.eval().to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def of(self, label: int) -> slice:
-        """Where the images of a label are among the pixels."""
+        """The slice of the pixels that holds the images of a label."""
         return slice(label * self.ipc, (label + 1) * self.ipc)
 
     @torch.no_grad()
     def descend(self, gradient: Tensor) -> None:
-        """One step of gradient descent with momentum on all pixels, back into the range of an image if `clamp` says so."""
+        """Do one step of gradient descent with momentum on all pixels, then clamp the pixels if `clamp` is step."""
         self.velocity.mul_(self.options.momentum).add_(gradient)
         self.pixels = self.clamped(self.pixels - self.options.lr_images * self.velocity)
 
     def clamped(self, pixels: Tensor) -> Tensor:
-        """Into [0, 1], seen from the normalised units; as they are where only `images` clamps."""
+        """Clamp pixels, in normalised units, to the range [0, 1] of images; with `clamp=end` they stay as they are."""
         if self.options.clamp == "end":
             return pixels
         corner = torch.zeros_like(pixels[:1, :, :1, :1])
@@ -248,16 +252,16 @@ class Run:
         return torch.minimum(torch.maximum(pixels, low), high)
 
     def images(self) -> Tensor:
-        """(classes · ipc, c, h, w) in [0, 1]."""
+        """The pixels as images (classes · ipc, c, h, w) in [0, 1]."""
         mean, std = (values.to(self.pixels) for values in self.reals.statistics)
         return (self.pixels * std + mean).clamp(0, 1)
 
     def state(self) -> dict[str, Any]:
-        """Everything to go on from."""
+        """Everything that a resumed run needs."""
         return {"iteration": self.iteration, "pixels": self.pixels, "velocity": self.velocity, "also": self.also}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Set the run to a state that `state` returned."""
         self.iteration = state["iteration"]
         self.also = {name: value.to(self.device) for name, value in state["also"].items()}
         self.pixels, self.velocity = state["pixels"].to(self.device), state["velocity"].to(self.device)

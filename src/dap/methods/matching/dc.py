@@ -1,4 +1,4 @@
-"""Gradient matching: dataset condensation (DC), and the same with differentiable siamese augmentation (DSA)."""
+"""Gradient matching: dataset condensation (DC), and DC with differentiable siamese augmentation (DSA)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 from dap.methods.matching.dm import augmented
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-"""Outer steps and inner epochs by images per class, as published; between two, those of the smaller."""
+"""Outer steps and inner epochs by ipc, as published. An ipc between two entries takes the entry of the smaller ipc."""
 
 
 class DcOptions(MatchingOptions):
@@ -59,9 +59,10 @@ class DsaOptions(DcOptions):
 
 
 class Dc(Matching):
-    """Makes the gradient that synthetic images give a network that of the real ones, class by class, while it trains on them.
+    """Makes the gradient of the synthetic images in a network like the gradient of the real images, class by class.
 
-    The distance of two gradients is summed over the layers' output rows: 1 - cos (`gradient_distance`).
+    Between two steps the network is trained on the synthetic images. The distance of two gradients is the sum of 1 -
+    cos over the output rows of the layers (`gradient_distance`).
     """
 
     reference = "Zhao, Mopuri & Bilen, ICLR 2021 (DC)"
@@ -90,24 +91,26 @@ class Dc(Matching):
 
 
 class Dsa(Dc):
-    """DC with the same random augmentation of both sides in every step."""
+    """DC, where the real and the synthetic images of a class get the same random augmentation in every step."""
 
     reference = "Zhao & Bilen, ICML 2021 (DSA)"
     Options = DsaOptions
 
 
 def loops(ipc: int, options: DcOptions) -> tuple[int, int]:
-    """Steps on the pixels in each network, and epochs of training between two."""
+    """How many steps on the pixels each network gets, and how many epochs it is trained between two steps."""
     outer, inner = LOOPS[max(known for known in LOOPS if known <= ipc)]
     return options.outer or outer, inner if options.inner is None else options.inner
 
 
 def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """Sum over weights and their output rows of 1 - cos between two gradients (DC, section 3.2).
+    """The sum of 1 - cos of two gradients over all weights and their output rows (DC, section 3.2).
+
+    Biases and norms, whose parameters are vectors, are left out, as in the authors' code.
 
     Args:
-        real: one gradient a parameter.
-        synthetic: likewise. Biases and norms, whose parameters are vectors, count as nothing, as in the authors' code.
+        real: gradient of the real images, one tensor a parameter.
+        synthetic: gradient of the synthetic images, one tensor a parameter.
     """
     total = synthetic[0].new_zeros(())
     for one, other in zip(real, synthetic, strict=True):
@@ -119,8 +122,11 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 def gradient_of(
     network: nn.Module, images: Tensor, label: int, parameters: Sequence[Tensor], keep: bool = False
 ) -> tuple[Tensor, ...]:
-    """Gradient of the mean cross-entropy; `keep` keeps its graph, which takes all images at once."""
-    # Each image passes alone, and a small slice stays in a CPU's cache.
+    """Gradient of the mean cross-entropy, one tensor a parameter.
+
+    With `keep` the gradient keeps its graph, and all images pass the network at once.
+    """
+    # No image depends on the others, so slices give the same sum. A small slice fits into a CPU's cache.
     height, width = images.shape[2:]
     size = len(images) if keep else slice_size(height, width, images.device)
     labels, total = torch.full((len(images),), label, device=images.device), []
@@ -132,7 +138,7 @@ def gradient_of(
 
 
 def _train(network: nn.Module, run: Run, options: DcOptions, epochs: int, iteration: int, turn: int) -> None:
-    """Train the network on the synthetic images as they are now."""
+    """Train the network on the current synthetic images."""
     optimiser = torch.optim.SGD(network.parameters(), lr=options.lr_network)
     for epoch in range(epochs):
         where = ("train", iteration, turn, epoch)

@@ -1,4 +1,4 @@
-"""MTT: a network trained on the synthetic images should move as one trained on the real images does."""
+"""MTT: a network trained on the synthetic images should move like a network trained on the real images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 
 
 class MttOptions(MatchingOptions):
-    """Defaults are the paper's, as far as it has one for all data."""
+    """Defaults are the paper's, where the paper has one value for all data sets."""
 
     iterations: int = Field(
         default=5000, ge=0, description="Steps of the optimiser on the pixels; the paper has 5,000."
@@ -65,11 +65,11 @@ class MttOptions(MatchingOptions):
 
 
 class Mtt(Matching):
-    r"""Minimises ||student_N - expert_{t+M}||^2 / ||expert_t - expert_{t+M}||^2 over pixels and the student's step size.
+    r"""Minimises ||student_N - expert_{t+M}||^2 / ||expert_t - expert_{t+M}||^2 over pixels and student's step size.
 
-    The student starts at the expert's weights of epoch t and takes N steps on the synthetic images; the gradient goes
-    through all of them. Experts are trained here, once for all sets that share a cache. The paper whitens colour images
-    (ZCA) first, which is not done here: sets hold images.
+    The student starts at the expert's weights of epoch t and takes N steps on the synthetic images. The gradient goes
+    through all these steps. The experts are trained here, once for all sets that share a cache. The paper first whitens
+    colour images (ZCA). Images are not whitened here, because a set holds images.
     """
 
     reference = "Cazenavette, Wang, Torralba, Efros & Zhu, CVPR 2022 (MTT)"
@@ -100,7 +100,7 @@ class Mtt(Matching):
         by_pixels, by_lr = torch.autograd.grad(loss, (pixels, lr))
         run.descend(by_pixels)
         velocity = options.momentum * run.also["velocity"] + by_lr
-        # A student that does not move learns nothing, so its step size stays above zero.
+        # The step size stays above zero, because a student with step size zero does not move.
         run.also = {"lr": (run.also["lr"] - options.lr_lr * velocity).clamp_min(1e-6), "velocity": velocity}
         yield
 
@@ -116,9 +116,20 @@ def unrolled(
     run: Run,
     iteration: int,
 ) -> Tensor:
-    """The loss of a student's steps from `first`, both flat parameters; differentiable in pixels and lr.
+    """||student - target||^2 / ||first - target||^2 after the student's steps; differentiable in pixels and lr.
 
-    Batches smaller than the set are parts of one shuffle until all images were seen, as in the authors' code.
+    Batches smaller than the set are cut from one shuffle until all images were seen, as in the authors' code.
+
+    Args:
+        network: gives the shape of the student.
+        first: flat parameters (P,) at which the student starts.
+        target: flat parameters (P,) of the expert, `ahead` epochs later.
+        pixels: all synthetic images, normalised.
+        labels: their labels.
+        lr: step size of the student.
+        options: `steps`, `batch` and `augment`.
+        run: gives the generators.
+        iteration: the iteration that the random numbers are drawn for.
     """
     student, left = first.clone().requires_grad_(), []
     for step in range(options.steps):
@@ -138,7 +149,7 @@ def unrolled(
 
 
 def trajectory(run: Run, options: MttOptions, k: int) -> Tensor:
-    """Flat parameters (epochs + 1, P) of an expert: before training and after every epoch."""
+    """Flat parameters (epochs + 1, P) of expert k: before the training and after every epoch. The store keeps them."""
     names = (
         "network", "width", "norm", "grey", "expert_epochs", "expert_images", "expert_seed", "lr_expert", "augment",
     )  # fmt: skip
@@ -151,9 +162,9 @@ def trajectory(run: Run, options: MttOptions, k: int) -> Tensor:
 
 
 def train_expert(run: Run, options: MttOptions, k: int, checkpoint: Checkpoint) -> Tensor:
-    """Train expert k on the real images, on the run's device; see `trajectory`.
+    """Train expert k on the real images, on the run's device, and return its parameters as `trajectory` does.
 
-    The optimiser has no memory of its own, so the path up to an epoch is all that is needed to go on from there.
+    SGD without momentum has no state. So a resumed training needs only the parameters up to the last epoch.
     """
     seed = seed_of(options.expert_seed, "expert", k)
     drawn, labels = [], []
@@ -202,14 +213,14 @@ def flat(network: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def load_flat(network: nn.Module, vector: Tensor) -> None:
-    """Give a network the parameters of one vector; they stay where they lie, in the layout they have."""
+    """Copy one vector into a network's parameters in place, so each parameter keeps its memory and its layout."""
     parts = unflat(network, vector)
     for name, parameter in network.named_parameters():
         parameter.copy_(parts[name])
 
 
 def unflat(network: nn.Module, vector: Tensor) -> dict[str, Tensor]:
-    """The parameters by name from one vector."""
+    """The parameters of a network by name, as parts of one vector."""
     sizes = [parameter.numel() for parameter in network.parameters()]
     parts = zip(network.named_parameters(), vector.split(sizes), strict=True)
     return {name: part.view(parameter.shape) for (name, parameter), part in parts}

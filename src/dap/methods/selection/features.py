@@ -1,4 +1,7 @@
-"""Real images of a class that can be decoded, and their features in a classifier trained on them: what is selected from."""
+"""The real images of a class that can be decoded, and their features in a classifier trained on the real data.
+
+The selection methods choose among these images.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ CHUNK = 512
 
 
 def class_features(task: Task, label: int, pool: int | None = None) -> tuple[Tensor, Tensor]:
-    """Indices (n,), ascending, of a class's decodable images and their features (n, D), float32.
+    """The decodable images of a class as indices (n,), ascending, and their features (n, D), float32.
 
     Args:
-        task: with a classifier.
-        label: of the class.
-        pool: None for all images; else so many, drawn by the run seed, or all if there are no more.
+        task: the task, whose classifier gives the features.
+        label: label of the class.
+        pool: how many images are drawn by the run seed, or all images of a smaller class; None: all images.
 
     Raises:
-        DapError: fewer than ipc of them can be decoded, or as `Source.readable`.
+        DapError: fewer than ipc images can be decoded, or an error of `Source.readable`.
     """
     source, classifier, name = task.source, task.classifier, task.source.class_names[label]
 
@@ -38,24 +41,25 @@ def class_features(task: Task, label: int, pool: int | None = None) -> tuple[Ten
         order = torch.tensor(kept).argsort()
         return {"indices": torch.tensor(kept)[order], "features": torch.cat(found)[order]}
 
-    # All images are the same for every set; a draw is its seed's own.
+    # Without a pool the features are the same for every run seed. With a pool they belong to one run seed.
     drawn = {"seed": task.recipe.seed} if pool is not None else {}
     made = task.store.get(f"features of {name}", {"class": name, "pool": pool, **drawn}, make)
-    check_decoded(source, label, len(made["indices"]), task.recipe.ipc)  # another ipc may have made them
+    check_decoded(source, label, len(made["indices"]), task.recipe.ipc)  # stored with another ipc
     return made["indices"], made["features"]
 
 
 def decodable(source: Source, label: int, n: int | None, seed: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices of decodable images of a class and the images (m, 3, size, size), in chunks.
+    """Yield the decodable images of a class in chunks: their indices and the images (m, 3, size, size).
 
     Args:
-        source: of the images.
-        label: of the class.
-        n: None for all images in their order; else so many in the order of `Source.good`, or all if there are no more.
-        seed: of the draw.
+        source: the source of the images.
+        label: label of the class.
+        n: how many images, in the order of `Source.good`, or all images of a smaller class. None: all, in their own
+            order.
+        seed: seed of the draw.
 
     Raises:
-        DapError: as `Source.readable`.
+        DapError: an error of `Source.readable`.
     """
     total = source.count(label)
     order = list(range(total))
@@ -71,10 +75,10 @@ def decodable(source: Source, label: int, n: int | None, seed: int) -> Iterator[
 
 
 def check_pool(task: Task, pool: int | None) -> None:
-    """Whether every class has enough images to choose from.
+    """Check that every class has enough images to choose from.
 
     Raises:
-        DapError: fewer than ipc.
+        DapError: a class or `pool` has fewer than ipc images.
     """
     ipc, source = task.recipe.ipc, task.source
     for label, name in enumerate(source.class_names):
@@ -86,10 +90,10 @@ def check_pool(task: Task, pool: int | None) -> None:
 
 
 def check_decoded(source: Source, label: int, found: int, wanted: int) -> None:
-    """Whether the broken images leave enough.
+    """Check that enough images of a class can be decoded.
 
     Raises:
-        DapError: they do not.
+        DapError: `found` is smaller than `wanted`.
     """
     if found < wanted:
         raise DapError(

@@ -1,4 +1,4 @@
-"""Herding: real images whose mean feature follows the class's."""
+"""Herding: real images whose mean feature follows the mean feature of their class."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class SelectionOptions(base.Options):
 class Selection(Method):
     """Chooses real images of each class by features of a classifier trained on the real data, before any augmentation.
 
-    The choice is a function of the data and the classifier alone, unless a `pool` is drawn. An honest comparison keeps the
-    default and gives the spread over trainings. How much the choice depends on the classifier shows with several classifiers,
-    each trained with a seed of its own.
+    The choice is a function of the data and the classifier alone, unless a `pool` is drawn. An honest comparison keeps
+    the default and gives the spread over trainings. How much the choice depends on the classifier shows with several
+    classifiers, each trained with a seed of its own.
     """
 
     needs = frozenset({"classifier"})
@@ -40,7 +40,7 @@ class Selection(Method):
 
     @staticmethod
     def choose(features: Tensor, k: int) -> list[int]:
-        """Rows of features (n, D), k <= n of them, in the order of their slots."""
+        """Choose k rows of features (n, D), k <= n. The chosen rows are in the order of the slots."""
         raise NotImplementedError
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
@@ -60,7 +60,7 @@ class Selection(Method):
 
 
 class Herding(Selection):
-    """Of each class, one after another, the real image that brings the mean feature of those chosen closest to the class's."""
+    """Chooses real images one by one; each brings the mean feature of the chosen closest to the mean of the class."""
 
     reference = "Welling, ICML 2009; Rebuffi et al., CVPR 2017 (iCaRL); Castro et al., ECCV 2018"
 

@@ -9,9 +9,10 @@ from dap.methods.selection.herding import Selection
 
 
 class KCenter(Selection):
-    """Of each class the image nearest to the mean feature, then again and again the one farthest from all chosen.
+    """Chooses the image nearest to the mean feature of the class, then repeatedly the image farthest from all chosen.
 
-    The greedy two-approximation of the k-centre problem; the first centre is that of the dataset-distillation tables.
+    This is the greedy two-approximation of the k-centre problem. The first centre is the one that the published tables
+    of dataset distillation use.
     """
 
     reference = "Gonzalez 1985; Sener & Savarese, ICLR 2018; first centre as in Zhao, Mopuri & Bilen 2021"
@@ -22,6 +23,6 @@ class KCenter(Selection):
         nearest = torch.full((len(features),), torch.inf, dtype=features.dtype)
         while len(chosen) < k:
             nearest = torch.minimum(nearest, (features - features[chosen[-1]]).norm(dim=1))
-            nearest[chosen] = -torch.inf  # of duplicates each is chosen once
+            nearest[chosen] = -torch.inf  # an image that has duplicates is chosen once
             chosen.append(int(nearest.argmax()))
         return chosen

@@ -1,4 +1,4 @@
-"""RDED: realistic crops that a teacher is sure of, tiled into one image."""
+"""RDED: crops of real images that a teacher classifies with a low loss, tiled into one image."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dap.methods.base import Made, Method, Task, Unit
 from dap.methods.selection.features import check_decoded, decodable
 
 CHUNK = 64
-"""At most so many real images have their crops judged together."""
+"""How many real images, at most, have their crops judged together."""
 
 
 SMALL = 64
-"""Side in px up to which the paper's scripts take one crop an image: CIFAR's and Tiny-ImageNet's."""
+"""Up to this side in px, the side of Tiny-ImageNet, the paper's scripts make an image of one crop. CIFAR is smaller."""
 
 
 class RdedOptions(base.Options):
@@ -49,13 +49,15 @@ class RdedOptions(base.Options):
 
 
 class Rded(Method):
-    """Of random crops of real images those with the lowest cross-entropy under a teacher, factor x factor to an image.
+    """Tiles each image from factor x factor random crops of real images with the lowest cross-entropy under a teacher.
 
-    As in the authors' code: a crop is a square of a uniform part of the image's area, scaled to size / factor, and is judged
-    in the middle of an image of the full size. Of each real image the best crop stays; image i of n is made, row by row, of
-    the crops ranked i, n + i, 2 n + i, ..., so that each has some of the surest. Two things differ: they crop the files as
-    they are, here the source's squares of the full size are cropped; and their border has the mean colour of the teacher's
-    data, here of the class's images. The paper trains on the teacher's soft labels (`rded-soft`); the images are the same.
+    As in the authors' code, a crop is a square whose part of the image's area is uniform, scaled to size / factor. The
+    teacher judges the crop in the middle of an image of the full size. The best crop of each real image stays. The
+    crops are ranked, and image i of n is made, row by row, of the crops ranked i, n + i, 2 n + i, ..., so that every
+    image has some of the best crops. Two things differ from the authors' code. They crop the files as they are; here
+    the source's squares of the full size are cropped. Their border has the mean colour of the teacher's data; here the
+    border has the mean colour of the class's images. The paper trains on the teacher's soft labels (`rded-soft`); the
+    images are the same.
     """
 
     needs = frozenset({"classifier"})
@@ -119,7 +121,7 @@ class Rded(Method):
 
 
 def bordered(crops: Tensor, size: int, colour: Tensor) -> Tensor:
-    """Crops (n, 3, side, side) in the middle of images (n, 3, size, size) of one colour (3,)."""
+    """Put crops (n, 3, side, side) in the middle of images (n, 3, size, size) that have one colour (3,)."""
     images = colour[:, None, None].expand(len(crops), 3, size, size).clone()
     side = crops.shape[-1]
     first = (size - side) // 2
@@ -128,7 +130,10 @@ def bordered(crops: Tensor, size: int, colour: Tensor) -> Tensor:
 
 
 def tiled(crops: Tensor, factor: int, size: int) -> Tensor:
-    """factor² crops (n, 3, side, side) as one image (3, size, size), row by row; the first tiles take what does not divide."""
+    """Tile factor² crops (factor², 3, side, side) into one image (3, size, size) in [0, 1], row by row.
+
+    If `factor` does not divide `size`, the first tiles of a row or column are one pixel larger.
+    """
     bounds = [i * (size // factor) + min(i, size % factor) for i in range(factor + 1)]
     image = crops.new_empty(3, size, size)
     for k, crop in enumerate(crops):
