@@ -137,7 +137,7 @@ def log_for(to: str, results: Results) -> Path:
         results: the sets. The log is written beside their page or, if there is no page, in the folder of the first set.
 
     Returns:
-        The place of the log.
+        The folder of the log.
     """
     from dap.evaluation.report.records import load
     from dap.evaluation.report.tracking import track
