@@ -229,7 +229,7 @@ def _grid(
     track: str | None,
     **options: Any,
 ) -> Told:
-    """Run `compare` or `sweep`, and return their results as a `Told`. If some cells fail, print the others' results and raise."""
+    """Run `compare` or `sweep`, and return the results as a `Told`. If cells fail, print the other results and raise."""
     from dap.verbs.report import Unfinished, check_tracking
 
     check_tracking(track)
