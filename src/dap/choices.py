@@ -1,7 +1,7 @@
 """The sections of a recipe: what a user can choose about the data, the backbone, the sampling and the guidance.
 
-These models are apart from the modules that act on them, because a recipe must be read and checked without torch. The command
-line reads recipes, and shows help about them, before anything heavy is imported.
+These models are apart from the modules that act on them, because a recipe must be read and checked without torch. The
+command line reads recipes, and shows help about them, before anything heavy is imported.
 """
 
 from __future__ import annotations

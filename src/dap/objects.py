@@ -1,8 +1,9 @@
 """Objects that a Python user gives in place of names, and the record of them in a distilled set.
 
-A name in a recipe can be looked up again, but an object cannot. So a set that was made with objects keeps three things for each
-object: the name of its class, a hash of the file that defines the class, and the plain values the object was made with. With
-this record a set can refuse to go on with most other objects, and a reader can see which objects were used.
+A name in a recipe can be looked up again, but an object cannot. So a set that was made with objects keeps three things
+for each object: the name of its class, a hash of the file that defines the class, and the plain values the object was
+made with. With this record a set can refuse to go on with most other objects, and a reader can see which objects were
+used.
 """
 
 from __future__ import annotations
@@ -88,11 +89,11 @@ def describe(thing: Any) -> dict[str, Any]:
     Returns:
         "class": the name "module:Class".
         "code": for the class and each class that it derives from, the sha256 of its file. If there is no file, as in a
-            notebook, the sha256 of the text of the class. If there is no text either, "unknown". Classes of this package are
-            left out, because the set notes the version of the package. Classes of Python's builtins, abc and typing, of torch
-            and of pydantic are left out too.
-        "values": the attributes that the class takes as arguments, if they are numbers, texts, None, or tuples of these. A
-            guidance or an energy among the arguments is described in the same way.
+            notebook, the sha256 of the text of the class. If there is no text either, "unknown". Classes of this
+            package are left out, because the set notes the version of the package. Classes of Python's builtins, abc
+            and typing, of torch and of pydantic are left out too.
+        "values": the attributes that the class takes as arguments, if they are numbers, texts, None, or tuples of
+            these. A guidance or an energy among the arguments is described in the same way.
     """
     code = {}
     for kind in type(thing).__mro__:

@@ -105,8 +105,8 @@ class DAPDiTPipeline(GuidedPipeline, DiTPipeline):  # pyright: ignore[reportInco
 class DAPStableDiffusionPipeline(GuidedPipeline, StableDiffusionPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`StableDiffusionPipeline` with representativeness guidance, in which classes are prompts; see `GuidedPipeline.__call__`.
 
-    Unlike the stock pipeline it samples with a solver of `dap.solvers`, whatever scheduler is set, and each image has its own
-    seed.
+    Unlike the stock pipeline it samples with a solver of `dap.solvers`, whatever scheduler is set, and each image has
+    its own seed.
     """
 
 

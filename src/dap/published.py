@@ -44,9 +44,9 @@ MAY_BE_EMPTY = frozenset({"template", "negative_prompt"})
 def published(recipe: Mapping[str, Any]) -> Expected | None:
     """The published values of the shipped recipe that made a set. None if no shipped recipe made the set.
 
-    A shipped recipe made a set if every field of the set's resolved recipe equals the field of the shipped recipe. The fields
-    in `FREE` may differ. If the shipped recipe leaves a field open, such as the layer, the card of its backbone gives the
-    value. If the weights would have to be loaded to know a value, the recipe is left out.
+    A shipped recipe made a set if every field of the set's resolved recipe equals the field of the shipped recipe. The
+    fields in `FREE` may differ. If the shipped recipe leaves a field open, such as the layer, the card of its backbone
+    gives the value. If the weights would have to be loaded to know a value, the recipe is left out.
 
     Args:
         recipe: the set's own recipe, with every open choice made, as `recipe.json` holds it.
@@ -73,8 +73,8 @@ def _claims() -> list[tuple[dict[str, Any], Expected]]:
 def _resolved(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The fields of a shipped recipe with every open choice made. None if a choice cannot be known here.
 
-    Only recipes of the method `dap` can be resolved. Other methods have their own defaults, and this module does not know
-    methods.
+    Only recipes of the method `dap` can be resolved. Other methods have their own defaults, and this module does not
+    know methods.
     """
     recipe = Recipe.parse(values)
     card = _card(recipe.backbone.path if recipe.backbone else "")

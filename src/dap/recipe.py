@@ -133,8 +133,8 @@ class Recipe(Closed, frozen=True):
         """A checked recipe from nested dictionaries.
 
         Raises:
-            DapError: a field is wrong or a key is unknown. The message names each wrong field and, for an unknown key, the known
-                keys.
+            DapError: a field is wrong or a key is unknown. The message names each wrong field and, for an unknown key,
+                the known keys.
         """
         try:
             return Recipe.model_validate(dict(values))
@@ -173,9 +173,10 @@ class Recipe(Closed, frozen=True):
         """This recipe with every open choice made.
 
         Args:
-            backbone: the backbone whose card makes the choices that are left open. None for a method that needs no backbone.
-            guidance: the method's own defaults for the guidance. The user's choices override them. None for a method without
-                guidance.
+            backbone: the backbone whose card makes the choices that are left open. None for a method that needs no
+                backbone.
+            guidance: the method's own defaults for the guidance. The user's choices override them. None for a method
+                without guidance.
             size: the side in px of the images, if the recipe does not say it.
             sampling: the method's own defaults for the sampling. The user's choices override them.
             together: whether the method makes all slots of a class as one unit, unless `block` says otherwise.

@@ -101,8 +101,8 @@ def sample(
         start: None begins at pure noise.
 
     Raises:
-        DapError: a class, layer or solver is unknown; this is raised before the first step. Or a sample is not finite; the
-            message names the step.
+        DapError: a class, layer or solver is unknown; this is raised before the first step. Or a sample is not finite;
+            the message names the step.
     """
     guidance = guidance or Nothing()
     run = _Run(model, guidance, batch, steps, solver, eta, push_into)

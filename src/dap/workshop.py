@@ -90,8 +90,8 @@ class Workshop:
             fit: see `data.real.decode.square`.
 
         Raises:
-            DapError: the recipe leaves the size open, or no images are held out for a validation. `open_source` says what
-                else raises.
+            DapError: the recipe leaves the size open, or no images are held out for a validation. `open_source` says
+                what else raises.
         """
         if data.size is None:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
@@ -139,8 +139,8 @@ class Workshop:
         """The method of a recipe and the method's own options, checked before anything is loaded or downloaded.
 
         Raises:
-            DapError: the method or an option is unknown, there are no such data, something that the method needs is not given,
-                or something is given that the method does not use.
+            DapError: the method or an option is unknown, there are no such data, something that the method needs is not
+                given, or something is given that the method does not use.
         """
         method = self.objects.method or find(recipe.method)
         if self.objects.source is None:
@@ -181,7 +181,8 @@ class Workshop:
     def task(self, recipe: Recipe) -> tuple[Method, Task]:
         """The method of a recipe and its task, which holds the resolved recipe and all that the method needs.
 
-        The task of a recipe is built once. Later calls return the same task, as long as the user's own files do not change.
+        The task of a recipe is built once. Later calls return the same task, as long as the user's own files do not
+        change.
 
         Raises:
             DapError: something is wrong with the recipe, the data or the backbone. This is raised before any work.
@@ -250,7 +251,8 @@ def _classifier(method: Method, recipe: Recipe) -> str | None:
     """The name of the classifier for a method, as `Workshop.classifier` takes it. None for a method that needs none.
 
     Raises:
-        DapError: the method needs a classifier and there is none, or a classifier is given that the method does not need.
+        DapError: the method needs a classifier and there is none, or a classifier is given that the method does not
+            need.
     """
     if "classifier" not in method.needs:
         if recipe.classifier:

@@ -75,8 +75,8 @@ class Prediction:
         eps: predicted noise, (B, C, *spatial).
         variance: the raw channels of a learned-range variance, of the same shape, in [-1, 1], or None.
         features: the output of the tapped layer, (B, tokens, width), or None.
-        x0: the predicted x_0, or None if (x − sigma eps) / alpha is the x_0. A flow returns its x_0, because a flow starts at
-            alpha = 0, where this formula fails.
+        x0: the predicted x_0, or None if (x − sigma eps) / alpha is the x_0. A flow returns its x_0, because a flow
+            starts at alpha = 0, where this formula fails.
     """
 
     eps: Float[Tensor, "b c *spatial"]
@@ -88,13 +88,15 @@ class Prediction:
 class Backbone(ABC):
     """A pre-trained diffusion model, its autoencoder and its label space. No parameter trains.
 
-    `dap.backbones.ModuleBackbone` makes a backbone from a torch network. It is the easier start for a backbone of your own.
+    `dap.backbones.ModuleBackbone` makes a backbone from a torch network. It is the easier start for a backbone of your
+    own.
 
     Attributes:
         card: the facts that belong to the weights.
         latent_shape: the shape of a latent, (C, *spatial).
         layers: the names of the layers that can be tapped.
-        class_names: the names of the classes, in the backbone's own label order. Empty for a backbone that takes prompts.
+        class_names: the names of the classes, in the backbone's own label order. Empty for a backbone that takes
+            prompts.
         schedule: says how much noise there is at every time.
         learned_variance: whether predictions have a variance.
         device: the device of the weights.
@@ -175,8 +177,8 @@ class Backbone(ABC):
     def decode_with_graph(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
         """Latents to images, as `decode`, but differentiable in the latents.
 
-        Pixels are not clamped to [0, 1], so that no gradient ends at black or white. Only guidances that look at pixels need
-        this method.
+        Pixels are not clamped to [0, 1], so that no gradient ends at black or white. Only guidances that look at pixels
+        need this method.
 
         Raises:
             DapError: this backbone cannot carry a gradient through its decoder.

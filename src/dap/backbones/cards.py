@@ -66,8 +66,8 @@ class Found:
 
         Args:
             pipe: the pipeline; its `labels` are a table of names.
-            labels: the number of labels of the pipeline's network. Names beyond the last label stay. They are left over from
-                before a fine-tuning, and only the user can say which names are right.
+            labels: the number of labels of the pipeline's network. Names beyond the last label stay. They are left over
+                from before a fine-tuning, and only the user can say which names are right.
 
         Raises:
             DapError: classes.json is not a list of names.
@@ -102,8 +102,9 @@ class Found:
     def _known(self, cards: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
         """The entry of cards.yaml for these weights.
 
-        The key of the entry is a hub id. It is one of these, in this order: the name of the weights; the hub id of the hub cache
-        in which the folder lies; a hub id that ends with the folder's name, because the folder of a copy often has that name.
+        The key of the entry is a hub id. It is one of these, in this order: the name of the weights; the hub id of the
+        hub cache in which the folder lies; a hub id that ends with the folder's name, because the folder of a copy
+        often has that name.
         """
         ids = [self.name]
         if self.folder:

@@ -49,14 +49,14 @@ def convert(
 
     Args:
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
-            (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema" or "model". Checkpoints
-            of SiT look the same, but predict something else. Pickles are opened by the weights-only path.
+            (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema" or "model".
+            Checkpoints of SiT look the same, but predict something else. Pickles are opened by the weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
         vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
         heads: the number of attention heads, for a checkpoint file of a width that DiT-S, B, L and XL do not have.
-        classes: a file with a JSON list of class names in label order. Default: the names of the source. For a checkpoint file
-            with 1000 labels the default is ImageNet's names, and for other checkpoint files numbers.
+        classes: a file with a JSON list of class names in label order. Default: the names of the source. For a
+            checkpoint file with 1000 labels the default is ImageNet's names, and for other checkpoint files numbers.
         dtype: the number format of the written weights.
         offline: never ask the network, only the local cache.
 
@@ -64,8 +64,8 @@ def convert(
         The folder.
 
     Raises:
-        DapError: there is nothing at the source, the weights are of another kind, something that the weights need is missing, or
-            `out` holds something else.
+        DapError: there is nothing at the source, the weights are of another kind, something that the weights need is
+            missing, or `out` holds something else.
     """
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")

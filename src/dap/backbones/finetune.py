@@ -66,11 +66,12 @@ Extra = Callable[[Tensor, TuningBatch], Tensor]
 class MovingAverage:
     """The exponential moving average of named parameters, whose decay grows with the steps.
 
-    After step k, counted from 0, the decay is min(`decay`, (1 + k) / (10 + k)). With a constant decay, the average of a short
-    run would still be the weights of its beginning.
+    After step k, counted from 0, the decay is min(`decay`, (1 + k) / (10 + k)). With a constant decay, the average of a
+    short run would still be the weights of its beginning.
 
-    The `EMAModel` of diffusers has the same formula. But its first step has decay 0 instead of 1/10, and it rounds in another
-    way (s - w (s - p) instead of `lerp`). With it the bytes of the Minimax method would change, so this class stays.
+    The `EMAModel` of diffusers has the same formula. But its first step has decay 0 instead of 1/10, and it rounds in
+    another way (s - w (s - p) instead of `lerp`). With it the bytes of the Minimax method would change, so this class
+    stays.
 
     Args:
         parameters: the parameters at the start, by name.

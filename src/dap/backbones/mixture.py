@@ -1,7 +1,7 @@
 """A backbone whose score is known exactly: a Gaussian mixture, for tests and for teaching.
 
-The data of class c have the density sum_k w_k N(mu_k, s² I). At noise level t, with x_t = a x_0 + sigma eps, the density is
-sum_k w_k N(a mu_k, v I) with v = a² s² + sigma². Hence
+The data of class c have the density sum_k w_k N(mu_k, s² I). At noise level t, with x_t = a x_0 + sigma eps, the
+density is sum_k w_k N(a mu_k, v I) with v = a² s² + sigma². Hence
 
     E[x_0 | x_t] = m + a s² / v · (x_t − a m),   m = sum_k r_k(x_t) mu_k,   r = the posterior weights of the modes.
 """

@@ -45,11 +45,12 @@ def load(
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         offline: never ask the network; read only the local cache.
         template: the prompt of a text-conditioned backbone, with {} for the class name. Default: the card's.
-        negative_prompt: the text that the unconditional half of a text-conditioned backbone is given. Default: the card's.
+        negative_prompt: the text that the unconditional half of a text-conditioned backbone is given. Default: the
+            card's.
 
     Raises:
-        DapError: there is nothing at the path, or no pipeline, or a pipeline of a kind that has no backbone. Or prompts were
-            given for a backbone that takes labels.
+        DapError: there is nothing at the path, or no pipeline, or a pipeline of a kind that has no backbone. Or prompts
+            were given for a backbone that takes labels.
     """
     if ":" in path and not Path(path).expanduser().is_dir():
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
@@ -114,12 +115,12 @@ def from_pipeline(
 
     Args:
         pipe: a `DiTPipeline`, `StableDiffusionPipeline` or `StableDiffusion3Pipeline`.
-        path: the folder of the pipeline, which may hold `classes.json` and `card.yaml`. Default: the folder that the pipeline
-            was loaded from.
-        name: the name of the weights in manifests and reports, and the key into cards.yaml. Default: the hub id or folder that
-            the pipeline was loaded from.
-        class_names: the names of a label-conditioned backbone's classes, in label order. Default: the names in classes.json,
-            else in model_index.json, else numbers.
+        path: the folder of the pipeline, which may hold `classes.json` and `card.yaml`. Default: the folder that the
+            pipeline was loaded from.
+        name: the name of the weights in manifests and reports, and the key into cards.yaml. Default: the hub id or
+            folder that the pipeline was loaded from.
+        class_names: the names of a label-conditioned backbone's classes, in label order. Default: the names in
+            classes.json, else in model_index.json, else numbers.
         prompts: a `template` and a `negative_prompt` that replace those of the card.
 
     Raises:

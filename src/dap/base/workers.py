@@ -21,8 +21,9 @@ CLAIMS = ".claims"
 def share(pieces: Sequence[tuple[str, Callable[[], object]]], out: Path, wait: float = 1.0) -> None:
     """Do every piece that no other process holds, until all pieces are done.
 
-    This process does a piece that another process holds after the other process lets the piece go. So this process finishes
-    what a killed process left half-done. A finished piece is done again in this way, and so it must be cheap then.
+    This process does a piece that another process holds after the other process lets the piece go. So this process
+    finishes what a killed process left half-done. A finished piece is done again in this way, and so it must be cheap
+    then.
 
     Args:
         pieces: for each piece its name, and the function that does it.
@@ -90,17 +91,17 @@ def run_workers(
 ) -> None:
     """Run the command line `dap` with these arguments in several processes, and wait for all of them.
 
-    Each process gets an equal share of the CPU threads, unless OMP_NUM_THREADS is set. If there are several GPUs, the processes
-    get one GPU each, in turn.
+    Each process gets an equal share of the CPU threads, unless OMP_NUM_THREADS is set. If there are several GPUs, the
+    processes get one GPU each, in turn.
 
     Args:
         arguments: the arguments of a command that shares its work by `share`.
         workers: how many processes are run.
         spread: whether the processes are spread over the GPUs. It should be False if the user has named one GPU.
         meanwhile: is called about twice a second while the processes run.
-        tell: is called with every line that the processes write to standard error. The calls come from several threads. A
-            caller who draws bars on standard error can so write the lines above the bars. Default: the lines go to the
-            standard error of this process.
+        tell: is called with every line that the processes write to standard error. The calls come from several threads.
+            A caller who draws bars on standard error can so write the lines above the bars. Default: the lines go to
+            the standard error of this process.
 
     Raises:
         DapError: a process failed. The work that was done is kept.

@@ -116,8 +116,8 @@ class Lines(Watcher):
     """Writes plain lines: one for every result and, while long work goes on, one for its progress every few seconds.
 
     Args:
-        every: the least number of seconds between two lines, before a line on progress. With infinity only results and notes
-            are written.
+        every: the least number of seconds between two lines, before a line on progress. With infinity only results and
+            notes are written.
     """
 
     def __init__(self, every: float = EVERY) -> None:

@@ -1,8 +1,8 @@
 """The types of the flags that several verbs share.
 
-A command is a function. Its annotations describe its flags, and the library cyclopts reads the annotations. The functions
-behind the verbs take classes such as `Machine` and `Judging`. The shared flags are made from these classes, so that every name,
-default and sentence of help stands in one place.
+A command is a function. Its annotations describe its flags, and the library cyclopts reads the annotations. The
+functions behind the verbs take classes such as `Machine` and `Judging`. The shared flags are made from these classes,
+so that every name, default and sentence of help stands in one place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command `dap`: it finds the verb, runs the verb, writes errors as sentences, and sets the exit status.
 
-This module imports neither torch nor pydantic, so `dap --help` and a misspelt verb are answered at once. The module of a verb
-is imported only when the verb is asked for.
+This module imports neither torch nor pydantic, so `dap --help` and a misspelt verb are answered at once. The module of
+a verb is imported only when the verb is asked for.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `dap`. Default: the words of this process's command line.
 
     Returns:
-        The exit status: 0 the work is done, 1 a user's mistake, 130 interrupted. `dap check` also returns 1 if a finding is
-        wrong.
+        The exit status: 0 the work is done, 1 a user's mistake, 130 interrupted. `dap check` also returns 1 if a
+        finding is wrong.
 
     Raises:
         SystemExit: the command line cannot be read; the status is 2.

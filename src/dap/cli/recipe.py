@@ -31,9 +31,9 @@ def recipe_fields() -> dict[str, tuple[str, Any]]:
 def annotation(name: str, flag: str, field: Any) -> Any:
     """The type of a field's flag.
 
-    Most flags are kept as the text that was typed. The reason is that flags may override a recipe file, so the whole recipe can
-    be checked only when file and flags are put together. `Recipe.parse` does this check. A flag with a closed list of values
-    is checked at once.
+    Most flags are kept as the text that was typed. The reason is that flags may override a recipe file, so the whole
+    recipe can be checked only when file and flags are put together. `Recipe.parse` does this check. A flag with a
+    closed list of values is checked at once.
     """
     arms = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
     arms = tuple(get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms)

@@ -7,8 +7,9 @@ Chen, Du, Huang, Wang, Zhang & Wang, "Influence-Guided Diffusion for Dataset Dis
     \rho_t = k u \sigma_t \|\epsilon\| / \|\nabla G_I\|,  u = 0.0015
     G_D = max over finished latents z of the class of cos(x_t, z)
 
-θ_k are checkpoints of a network trained on the real data. g_{k,c} is the mean gradient of class c's real images at checkpoint
-k. Here ρ_t is `Descend` with the unit "noise" and the scale k · `STRENGTH_UNIT`, and a `Window` picks the guided steps.
+θ_k are checkpoints of a network trained on the real data. g_{k,c} is the mean gradient of class c's real images at
+checkpoint k. Here ρ_t is `Descend` with the unit "noise" and the scale k · `STRENGTH_UNIT`, and a `Window` picks the
+guided steps.
 
 The paper's formulas are known to us at second hand, without u and with x0_hat in G_D. u and x_t are what the sampler does in
 Lokshaw-Chau/MinimaxDiffusion, which carries IGD's own scripts (diffusion/gaussian_diffusion.py, commit 3a9bbbdd); the authors'

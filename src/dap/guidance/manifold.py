@@ -5,9 +5,9 @@ Distillation", CVPR 2026, arXiv 2602.23295, as its released code does it.
 
     \hat n = -(I - U U^T)(x_t - \mu) / \| \cdot \|,    push = scale \cdot tanh(d / bandwidth) \cdot \hat n
 
-The cloud is a set of points around the mode, noised to x_t's level. \mu is the mean of the k points nearest to x_t, U holds the
-leading principal directions of these points, and d is the distance from x_t to the nearest point. The paper adds this push to
-MGD3's push: `Modes(…) + Manifold(…)`.
+The cloud is a set of points around the mode, noised to x_t's level. \mu is the mean of the k points nearest to x_t, U
+holds the leading principal directions of these points, and d is the distance from x_t to the nearest point. The paper
+adds this push to MGD3's push: `Modes(…) + Manifold(…)`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ INNER = 0.1
 def normal_to_plane(x: Float[Tensor, " d"], points: Float[Tensor, "k d"], tangent: int) -> Float[Tensor, " d"]:
     """The vector from x straight to a plane. The plane goes through the points' mean, along their leading principal directions.
 
-    The directions are the right singular vectors of the k centred points. These are the eigenvectors of the points' D × D
-    covariance (with or without a ridge), but they cost only a k × D decomposition.
+    The directions are the right singular vectors of the k centred points. These are the eigenvectors of the points'
+    D × D covariance (with or without a ridge), but they cost only a k × D decomposition.
 
     Args:
         x: the start of the vector.

@@ -103,8 +103,8 @@ def _modules(backbone: Backbone) -> dict[str, nn.Module]:
 def prediction(p: Probe) -> Verdicts:
     """Check predictions at the first, the middle and the last time.
 
-    eps must be finite, in float32 and of x's shape. The variance must be there if `learned_variance` is True, and only then.
-    No output may carry a graph, because nothing asked for a graph.
+    eps must be finite, in float32 and of x's shape. The variance must be there if `learned_variance` is True, and only
+    then. No output may carry a graph, because nothing asked for a graph.
     """
     for t in p.times:
         got = p.backbone.predict(p.x, t, p.condition)

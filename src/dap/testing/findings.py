@@ -1,7 +1,7 @@
 """Findings, and the function `run` that keeps checks independent of each other.
 
-A check is a generator. It yields a `warn` or a `wrong` for everything that is not as it should be. At its end it returns a
-sentence. If the check yielded nothing, this sentence becomes an `ok` finding.
+A check is a generator. It yields a `warn` or a `wrong` for everything that is not as it should be. At its end it
+returns a sentence. If the check yielded nothing, this sentence becomes an `ok` finding.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def draw(shape: tuple[int, ...], seed: int, device: torch.device | str = "cpu") 
 def slope(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 2e-3) -> tuple[float, float]:
     """A directional derivative of a function at x (B, …), by autograd and by central differences.
 
-    The direction d is random, and q ≈ J d is the difference quotient along d. The outputs are weighted by q/‖q‖, so that one
-    number stands for all outputs. Autograd gives the number ⟨Jᵀ q/‖q‖, d⟩, and the quotient gives the number ‖q‖.
+    The direction d is random, and q ≈ J d is the difference quotient along d. The outputs are weighted by q/‖q‖, so
+    that one number stands for all outputs. Autograd gives the number ⟨Jᵀ q/‖q‖, d⟩, and the quotient gives the number
+    ‖q‖.
 
     Returns:
         The number by autograd, and the number by the quotient. The first is 0 if no graph leads from the output to x.

@@ -44,7 +44,8 @@ def check(
         device, dtype, offline: the choices for a backbone, see `dap.backbones.load`. Other kinds do not use them.
 
     Returns:
-        The kind ("backbone", "kernel", "guidance", "energy" or "method"), and the findings. Each finding comes when it is made.
+        The kind ("backbone", "kernel", "guidance", "energy" or "method"), and the findings. Each finding comes when it
+        is made.
 
     Raises:
         DapError: there is no object of that name, the object cannot be loaded or made, or its kind has no contract.

@@ -111,12 +111,12 @@ def caption(
         data: the real images: "fashion-mnist", a folder, or an opened source.
         out: a file of JSON lines, such as captions.jsonl.
         model: folder or hub id of an image-to-text model of transformers. Every line of the file names it.
-        say: a function that takes images (n, 3, h, w) in [0, 1] and the question, and returns n captions. If it is given, no
-            model is loaded.
-        classes: the classes to use, or the name of a subset of ImageNet. Default: all classes. Only for data that are given
-            by name or folder.
-        ask: the question to a chat model, or the words with which each caption of another model begins. {} stands for the
-            class. Default: `ASK` for a chat model, and nothing for another model.
+        say: a function that takes images (n, 3, h, w) in [0, 1] and the question, and returns n captions. If it is
+            given, no model is loaded.
+        classes: the classes to use, or the name of a subset of ImageNet. Default: all classes. Only for data that are
+            given by name or folder.
+        ask: the question to a chat model, or the words with which each caption of another model begins. {} stands for
+            the class. Default: `ASK` for a chat model, and nothing for another model.
         per_class: the largest number of images of each class that get a caption. Default: all images.
         batch: how many images go through the model together.
         machine: the device, and whether the network may be asked.
@@ -149,8 +149,8 @@ def write_captions(
 ) -> int:
     """Append captions to a file of JSON lines, for the images of a source that have no caption there yet.
 
-    A killed run goes on where it stopped. The draw of `per_class` images depends only on the class's name and on its number of
-    images. A larger `per_class` takes all images that a smaller one takes, and more.
+    A killed run goes on where it stopped. The draw of `per_class` images depends only on the class's name and on its
+    number of images. A larger `per_class` takes all images that a smaller one takes, and more.
 
     Args:
         source: the images.

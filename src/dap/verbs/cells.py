@@ -1,8 +1,9 @@
 """The cells of a grid. Each cell makes one distilled set and judges it.
 
 All cells are checked before the first cell is run. A cell goes on where it stopped, so the same grid goes on after an
-interruption. Several processes may work on the same grid side by side, on one machine or on several machines that share the
-folder. Each process takes the next cell that no other process holds. If a process is killed, another one takes up its cell.
+interruption. Several processes may work on the same grid side by side, on one machine or on several machines that share
+the folder. Each process takes the next cell that no other process holds. If a process is killed, another one takes up
+its cell.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Grid:
         cells: the sets to make.
         out: the folder in which the folders of the sets are made.
         judging, machine, subsample, command: see `compare.compare`.
-        objects: the methods that are objects, by the names that the recipes give them. Other processes cannot have these
-            objects, so `dump` leaves them out.
+        objects: the methods that are objects, by the names that the recipes give them. Other processes cannot have
+            these objects, so `dump` leaves them out.
     """
 
     cells: tuple[Cell, ...]

@@ -1,16 +1,17 @@
 r"""`dap classify`: the diffusion classifier. It takes the class under which a backbone predicts an image's noise best.
 
-Source: Li, Prabhudesai, Duggal, Brown & Pathak, "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023. If all
-classes have equal priors, the class whose condition predicts the noise best has the largest evidence lower bound:
+Source: Li, Prabhudesai, Duggal, Brown & Pathak, "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023.
+If all classes have equal priors, the class whose condition predicts the noise best has the largest evidence lower
+bound:
 
     error(z, c) = mean over (t, eps) of ||eps - eps_theta(alpha_t z + sigma_t eps, t, c)||^2 / dim,
     label(z)    = argmin_c error(z, c).
 
-All classes are given the same noise levels and the same noises. Only the difference between the errors of two classes counts,
-and under the same noises this difference varies far less than either error.
+All classes are given the same noise levels and the same noises. Only the difference between the errors of two classes
+counts, and under the same noises this difference varies far less than either error.
 
-The classifier answers two questions. On real images it measures how well a backbone tells the classes apart; DAP's features
-rest on this. On a distilled image it shows whether the backbone itself sees the image's label in the image.
+The classifier answers two questions. On real images it measures how well a backbone tells the classes apart; DAP's
+features rest on this. On a distilled image it shows whether the backbone itself sees the image's label in the image.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ class Levels:
     """The noise levels that the classifier looks at, and how many classes stay in the race from stage to stage.
 
     Args:
-        times: the number of noise levels for each image and class. The levels are spread evenly over the schedule, and each
-            level has one noise.
-        keep: how many classes are left after each stage except the last. The noise levels are shared out evenly over the
-            stages, and the levels of each stage spread over the whole schedule. Empty: one stage, with all classes.
+        times: the number of noise levels for each image and class. The levels are spread evenly over the schedule, and
+            each level has one noise.
+        keep: how many classes are left after each stage except the last. The noise levels are shared out evenly over
+            the stages, and the levels of each stage spread over the whole schedule. Empty: one stage, with all classes.
         seed: the seed of the noises.
 
     Raises:
@@ -79,8 +80,8 @@ class Levels:
     def stages(self, backbone: Backbone) -> list[list[Time]]:
         """The timesteps of each stage.
 
-        The timesteps are the midpoints of equal parts of the schedule. They are shared out so that the timesteps of each
-        stage spread over the whole schedule.
+        The timesteps are the midpoints of equal parts of the schedule. They are shared out so that the timesteps of
+        each stage spread over the whole schedule.
 
         Raises:
             DapError: the backbone has fewer noise levels than `times`.
@@ -113,8 +114,8 @@ def errors(
 ) -> Float[Tensor, "n classes"]:
     """The mean squared error of the predicted noise for every image and class, in float64 on the CPU.
 
-    An image's row does not depend on the other images, except for the rounding that the batch decides. A class that was left
-    out after a stage has an infinite error.
+    An image's row does not depend on the other images, except for the rounding that the batch decides. A class that was
+    left out after a stage has an infinite error.
 
     Args:
         backbone: the diffusion model. It predicts without classifier-free guidance.
@@ -167,10 +168,11 @@ class ZeroShot:
         backbone: the classifier.
         weights: the backbone's `weights_hash`.
         levels: the noise levels and the seed of the noises.
-        reals: how many real test images of each class measure the backbone's accuracy. A smaller class gives all it has.
+        reals: how many real test images of each class measure the backbone's accuracy. A smaller class gives all it
+            has.
         store: keeps the result of every finished class, so that a killed run goes on.
-        tell: is called with the name of the images at work, the number of pairs of image and class done, and the number of
-            all pairs.
+        tell: is called with the name of the images at work, the number of pairs of image and class done, and the number
+            of all pairs.
     """
 
     backbone: Backbone
@@ -183,8 +185,8 @@ class ZeroShot:
     def __call__(self, judged: DistilledSet, real: Source, known: Sequence[DistilledSet] = ()) -> dict[str, Any]:
         """Classify the images of a set, and write the result to the set's `zeroshot.json`.
 
-        A result that the file already holds for the same inputs is not computed again. The accuracy on the same real images
-        is also taken from the file of a set in `known`.
+        A result that the file already holds for the same inputs is not computed again. The accuracy on the same real
+        images is also taken from the file of a set in `known`.
 
         Args:
             judged: the set. A label in the file is a position among the set's classes.
@@ -192,7 +194,8 @@ class ZeroShot:
             known: other sets whose files may hold the accuracy on the same real images.
 
         Returns:
-            The content of `zeroshot.json`: the accuracy on real images, the agreement of the set, and each image's prediction.
+            The content of `zeroshot.json`: the accuracy on real images, the agreement of the set, and each image's
+            prediction.
 
         Raises:
             DapError: the set is not whole, or the backbone does not know its classes.
@@ -278,8 +281,8 @@ def classify(
     Args:
         sets: distilled sets, folders that hold distilled sets, or folders of class folders.
         backbone: the name of a backbone as in a recipe, or a loaded backbone. Default: the backbone that made each set.
-        data: the real images: a name, a folder, or opened test images at the backbone's size. Default: the data that each set
-            was made of.
+        data: the real images: a name, a folder, or opened test images at the backbone's size. Default: the data that
+            each set was made of.
         classes: for folders that others made, the names of the class folders in label order, or the name of a subset of
             ImageNet.
         reals: how many real test images of each class are used. A smaller class gives all it has.
@@ -288,13 +291,13 @@ def classify(
         watcher: is told how many pairs of image and class are done.
 
     Returns:
-        By the folder of each set, the content of its `zeroshot.json`. "agreement" is the fraction of the set's images to
-        which the backbone gives their own label. "real" is the accuracy on real test images. "images" is the prediction for
-        each image.
+        By the folder of each set, the content of its `zeroshot.json`. "agreement" is the fraction of the set's images
+        to which the backbone gives their own label. "real" is the accuracy on real test images. "images" is the
+        prediction for each image.
 
     Raises:
-        DapError: a set does not say which backbone made it and no backbone is given, or a set does not say which data it was
-            made of and no data are given. `ZeroShot` says what else raises.
+        DapError: a set does not say which backbone made it and no backbone is given, or a set does not say which data
+            it was made of and no data are given. `ZeroShot` says what else raises.
     """
     workshop = open_workshop(machine)
     opened = _opened(sets, classes)

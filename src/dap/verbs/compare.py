@@ -40,24 +40,26 @@ def compare(
     """Make sets by several methods, judge them, and report on them side by side.
 
     Finished sets and trainings are kept, so the same call goes on after an interruption. Several processes may run the same
-    call side by side, on one machine or on several machines that share the folder. Each process takes the next cell that no
-    other process holds.
+    call side by side, on one machine or on several machines that share the folder. Each process takes the next cell
+    that no other process holds.
 
     Args:
         base: the nested values of a recipe that all cells share; see `comparison`.
-        methods: names, NAME@BACKBONE for another backbone than the base's, or objects of your own. An object has the name
-            of its class, "module:Class". So two objects of one class cannot be compared.
+        methods: names, NAME@BACKBONE for another backbone than the base's, or objects of your own. An object has the
+            name of its class, "module:Class". So two objects of one class cannot be compared.
         ipcs: one or several numbers of images per class. (): the ipc of the base.
-        sets: how many sets are made for each method and ipc. Each set has its own run seed, counted up from the base's seed.
+        sets: how many sets are made for each method and ipc. Each set has its own run seed, counted up from the base's
+            seed.
         out: the folder of the sets and of the report.
         options: the methods' own options, "METHOD.NAME" -> value.
-        subsample: numbers of images a class. For each number, a random draw of that size is judged too, from every set that
-            has more images a class.
+        subsample: numbers of images a class. For each number, a random draw of that size is judged too, from every set
+            that has more images a class.
         title: the heading of the page.
         judging: the protocol, networks and trials.
         machine: the device, the network, the cache and the CPU threads.
         watcher: is told of images, trainings and cells.
-        workers: how many processes share the cells. The watcher is told every line that a worker writes to standard error.
+        workers: how many processes share the cells. The watcher is told every line that a worker writes to standard
+            error.
         command: the shell command to record in each set.
 
     Returns:
@@ -124,7 +126,8 @@ def sweep(
     Args:
         base: the nested values of a recipe that all cells share.
         vary: the fields and their values, such as {"guidance.scale": [0, 0.1]}.
-        sets: how many sets are made for each combination. Each set has its own run seed, counted up from the base's seed.
+        sets: how many sets are made for each combination. Each set has its own run seed, counted up from the base's
+            seed.
         out, judging, machine, watcher, workers, command: see `compare`.
         title: the heading of the page. Default: a heading that names the fields.
 
@@ -181,8 +184,8 @@ def comparison(
     """A folder name and a recipe for every method, ipc and run seed. Each recipe has only the sections that its method uses.
 
     Args:
-        base: the nested values of a recipe. The guidance of DAP goes only to methods that have it, and a guidance of your own
-            only to methods that can add it. The classifier and the captions go only to methods that need them.
+        base: the nested values of a recipe. The guidance of DAP goes only to methods that have it, and a guidance of
+            your own only to methods that can add it. The classifier and the captions go only to methods that need them.
         methods: names, or NAME@BACKBONE for another backbone than the base's.
         ipcs: numbers of images per class. (): the ipc of the base.
         sets: how many run seeds, counted up from the base's seed.
@@ -190,7 +193,8 @@ def comparison(
         objects: the methods that are objects, by their names in `methods`.
 
     Raises:
-        DapError: an option belongs to a method that is not compared, the base has options itself, or a method is unknown.
+        DapError: an option belongs to a method that is not compared, the base has options itself, or a method is
+            unknown.
     """
     given: dict[str, dict[str, Any]] = {}
     for name, value in (options or {}).items():

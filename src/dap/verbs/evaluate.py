@@ -33,8 +33,8 @@ def evaluate(
 ) -> Results:
     """Train networks on sets, test them on real images, and measure the images of the sets.
 
-    Trials and measures are kept beside the images of each set. A trial or measure that is there already is not made again. So
-    an interrupted call goes on where it stopped when it is made again.
+    Trials and measures are kept beside the images of each set. A trial or measure that is there already is not made
+    again. So an interrupted call goes on where it stopped when it is made again.
 
         dap.evaluate("runs/first", judging=Judging(protocol="quick-hard", trials=3))
         dap.evaluate((images, labels), data=(test_images, test_labels))
@@ -44,11 +44,12 @@ def evaluate(
             memory: a pair of images (n, 3, h, w) in [0, 1] and labels (n,), or a mapping from class name to images. Images
             in memory are written to a folder that lives as long as the results.
         data: the real images: "fashion-mnist", a folder, an opened `Source` of test images, or test images in memory.
-            Default: the data that each set was made of. An opened source and images in memory have no training part. The
-            images of the sets are then not measured against real training images.
-        classes: for folders that others made, the names of the class folders in label order. For images in memory, the names
-            of the labels. Or the name of a subset of ImageNet.
-        out: the file of the page on these sets, with a name that ends in .html, or a folder for it. None: no page is written.
+            Default: the data that each set was made of. An opened source and images in memory have no training part.
+            The images of the sets are then not measured against real training images.
+        classes: for folders that others made, the names of the class folders in label order. For images in memory, the
+            names of the labels. Or the name of a subset of ImageNet.
+        out: the file of the page on these sets, with a name that ends in .html, or a folder for it. None: no page is
+            written.
         title: the heading of the page.
         judging: the protocol, networks and trials.
         machine: the device, the network, the cache and the CPU threads.
@@ -58,8 +59,8 @@ def evaluate(
         The folders of the sets, their table of accuracies, their trials, and the page.
 
     Raises:
-        DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs something
-            that is not given.
+        DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
+            something that is not given.
     """
     workshop, held = open_workshop(machine), HeldSets()
     opened = [_opened(one, data, classes, workshop, held) for one in _listed(sets)]

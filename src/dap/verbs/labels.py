@@ -28,13 +28,15 @@ def store_labels(
 ) -> Path:
     """Store a teacher's labels of every augmented batch of every epoch of a protocol.
 
-    A protocol with stored labels, such as fkd-soft, then trains on these labels (`Judging.labels`) and needs no teacher.
+    A protocol with stored labels, such as fkd-soft, then trains on these labels (`Judging.labels`) and needs no
+    teacher.
 
     Args:
         made: the set. No image may be missing.
         out: the folder of the labels. Epochs that are there already are kept, so an interrupted call goes on.
         teacher: a file of `train_teacher`, or torchvision:NAME with its ImageNet weights.
-        protocol: the protocol that gives the augmentation and the epochs: the name of a shipped protocol, or a YAML file.
+        protocol: the protocol that gives the augmentation and the epochs: the name of a shipped protocol, or a YAML
+            file.
         epochs: the number of epochs, instead of the protocol's own.
         changes: other values of the protocol's fields.
         machine: the device, the network and the CPU threads.

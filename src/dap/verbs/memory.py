@@ -49,8 +49,8 @@ def named(images: Any, class_names: Sequence[str] | None) -> dict[str, Any]:
 class HeldSets:
     """Writes sets that are in memory to a folder. The folder is deleted when this object is deleted.
 
-    Judging keeps its results beside the images of a set, so a set needs a folder. The images become PNG files, so their values
-    are rounded to multiples of 1/255.
+    Judging keeps its results beside the images of a set, so a set needs a folder. The images become PNG files, so their
+    values are rounded to multiples of 1/255.
     """
 
     def __init__(self) -> None:
@@ -94,8 +94,8 @@ def loaded_from(data: Any, class_names: Sequence[str], plan: JudgingPlan) -> Loa
         plan: how to judge.
 
     Raises:
-        DapError: the plan asks for a validation part or for a measure of the user's own, or `MemorySource` does not take the
-            images.
+        DapError: the plan asks for a validation part or for a measure of the user's own, or `MemorySource` does not
+            take the images.
     """
     if plan.on == "validation":
         raise DapError("Only data that are given by name or folder have a validation part; give the folder as data.")

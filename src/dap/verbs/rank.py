@@ -21,8 +21,8 @@ def rank(
 ) -> dict[Path, Ranking]:
     """Score how much of each set's accuracy comes from the images, and how much from soft labels or from augmentation.
 
-    The scores of a set are also written to its `ranking.json`. Sets of the method "random" must be among the sets, because
-    every score compares a set with them.
+    The scores of a set are also written to its `ranking.json`. Sets of the method "random" must be among the sets,
+    because every score compares a set with them.
 
     Args:
         sets: evaluated sets, their folders, folders that hold evaluated sets, or the results of another verb.

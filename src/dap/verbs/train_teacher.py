@@ -39,8 +39,8 @@ def train_teacher(
     Args:
         data: the real images: "fashion-mnist", a folder, or an opened training source and test source.
         out: the file to write, such as teacher.safetensors.
-        classes: the classes to use, in label order, or the name of a subset of ImageNet. Default: all classes. Only for data
-            that are given by name or folder.
+        classes: the classes to use, in label order, or the name of a subset of ImageNet. Default: all classes. Only for
+            data that are given by name or folder.
         network: the network, instead of the protocol's own: resnet18, convnet3, file.py:build.
         protocol: the name of a shipped protocol, or a YAML file.
         epochs: the number of training epochs, instead of the protocol's own.
