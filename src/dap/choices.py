@@ -1,7 +1,7 @@
 """The sections of a recipe: what a user can choose about the data, the backbone, the sampling and the guidance.
 
-These models are apart from the modules that act on them because a recipe must be read and checked without torch: the command
-line reads recipes, and shows help about them, before anything heavy is imported.
+These models are apart from the modules that act on them, because a recipe must be read and checked without torch. The
+command line reads recipes, and shows help about them, before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class Closed(BaseModel, frozen=True, extra="forbid", coerce_numbers_to_str=True):
     """A model of a recipe: it refuses unknown keys, so that a misspelt choice is an error and not a default."""
 
-    # The checks are built when a value is first checked: help about recipes reads the fields alone, and must be quick.
+    # pydantic builds the checks when a value is first checked. Help about recipes reads only the fields, and must be quick.
     model_config = ConfigDict(allow_inf_nan=False, defer_build=True)
 
 
@@ -113,7 +113,7 @@ class Sampling(Closed, frozen=True):
 
 
 class BankOptions(Closed, frozen=True):
-    """Which features of real images guide. Where the paper is silent, a default is the cheapest choice that is exact."""
+    """Choices about the features of real images that guide. If the paper is silent, a default is the cheapest exact choice."""
 
     layer: str | None = Field(
         default=None,
@@ -162,7 +162,7 @@ class BankOptions(Closed, frozen=True):
 
 
 class GuidanceOptions(BankOptions, frozen=True):
-    """The guidance of DAP: the energy, its scale and its window, beside the real features it needs."""
+    """The guidance of DAP: the energy, its scale and its window, and the choices about the real features."""
 
     scale: float | None = Field(
         default=None,

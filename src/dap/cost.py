@@ -18,20 +18,20 @@ from dap.data.sets.distilled import DistilledSet
 NOTE = "cost.json"
 
 EVERY = 1.0
-"""The least number of seconds between two writes of the cost. A killed run loses the count of at most so much time, and of the
-unit that it was making."""
+"""The least number of seconds between two writes of the cost. If a run is killed, the cost lacks at most this much time, and the
+time of the unit that was being made."""
 
 CPU = torch.device("cpu")
 
 
 class Meter:
-    """Counts the cost of a set from the moment the meter is made, and adds it to what earlier sittings cost.
+    """Counts the cost of a set from the moment the meter is made, and adds the cost of earlier sittings.
 
     Args:
         made: the set.
-        needs: the needs of its method.
-        store: where its method keeps what it makes once.
-        device: where the work is done. The peak memory of a set is that of this GPU, or of the process on a CPU.
+        needs: the needs of the set's method.
+        store: the place where the method keeps what it makes once.
+        device: the device of the work. The peak memory of a set is that of this GPU or, on a CPU, that of the process.
     """
 
     def __init__(self, made: DistilledSet, needs: Iterable[str], store: Store, device: torch.device = CPU) -> None:

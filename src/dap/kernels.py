@@ -24,7 +24,7 @@ from dap.base.errors import DapError
 from dap.base.registry import resolve
 
 EPSILON = 1e-12
-"""Is added under the root of `Kernel.distance`, so that its gradient is finite at x = y."""
+"""A number that is added under the root of `Kernel.distance`, so that the gradient is finite at x = y."""
 
 
 def euclidean(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:

@@ -1,8 +1,9 @@
-"""Objects that a Python user gives in place of names, and what a distilled set says of them.
+"""Objects that a Python user gives in place of names, and the record of them in a distilled set.
 
-A name in a recipe can be looked up again; an object cannot. So a set that was made with objects keeps for each one the name
-of its class, a hash of the file that defines the class, and the plain values it was made with. That is enough to
-refuse to go on with most other objects, and to tell a reader what was used.
+A name in a recipe can be looked up again, but an object cannot. So a set that was made with objects keeps three things
+for each object: the name of its class, a hash of the file that defines the class, and the plain values the object was
+made with. With this record a set can refuse to go on with most other objects, and a reader can see which objects were
+used.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from dap.methods.base import Method
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """What was given as objects; None for what the recipe names.
+    """The objects that were given in place of names. A part is None if the recipe names it.
 
     Attributes:
-        method: makes the images.
+        method: the method that makes the images.
         backbone: the diffusion model.
-        guidance: added to the method's own.
+        guidance: a guidance or an energy that is added to the method's own guidance.
         source: the real images: a `Source`, or images in memory as `data.real.memory.by_class` takes them.
 
     Raises:
-        DapError: one of them is of another kind.
+        DapError: the method, the backbone or the guidance is not an object of its base class.
     """
 
     method: Method | None = None
@@ -52,7 +53,7 @@ class Objects:
                 )
 
     def named(self) -> dict[str, Any]:
-        """What a recipe says in place of the objects, by keyword."""
+        """The values that a recipe holds in place of the objects, by keyword."""
         found: dict[str, Any] = {}
         if self.method is not None:
             found["method"] = name_of(self.method)
@@ -68,7 +69,10 @@ class Objects:
         return found
 
     def described(self) -> dict[str, Any]:
-        """What a set says of its objects, by their role; {} where everything was named."""
+        """The record of the objects in a set, by their role: method, backbone, guidance, source. {} if there is no object.
+
+        Images in memory are not in the record.
+        """
         things = {"method": self.method, "backbone": self.backbone, "guidance": self.guidance}
         things |= {"source": self.source} if isinstance(self.source, Source) else {}
         return {role: describe(thing) for role, thing in things.items() if thing is not None}
@@ -80,13 +84,16 @@ def name_of(thing: Any) -> str:
 
 
 def describe(thing: Any) -> dict[str, Any]:
-    """The class of an object, the hash of the code that defines it, and its plain values.
+    """The class of an object, the hash of the code that defines the class, and the object's plain values.
 
     Returns:
-        "class": "module:Class". "code": sha256 by class, of the files of the class and of those it derives from; where there
-        is no file, as in a notebook, of the text of the class; "unknown" where there is no text either. Classes of this
-        package are left out, for the set notes the version. "values": the attributes that are numbers, texts or
-        tuples of them and that the class takes as arguments; guidances and energies among them are described in turn.
+        "class": the name "module:Class".
+        "code": for the class and each class that it derives from, the sha256 of its file. If there is no file, as in a
+            notebook, the sha256 of the text of the class. If there is no text either, "unknown". Classes of this
+            package are left out, because the set notes the version of the package. Classes of Python's builtins, abc
+            and typing, of torch and of pydantic are left out too.
+        "values": the attributes that the class takes as arguments, if they are numbers, texts, None, or tuples of
+            these. A guidance or an energy among the arguments is described in the same way.
     """
     code = {}
     for kind in type(thing).__mro__:
@@ -108,7 +115,7 @@ def _code_of(kind: type) -> str:
 
 
 def _values_of(thing: Any, depth: int = 4) -> dict[str, Any]:
-    """What an object was made with: attributes that are arguments of its class, for those a run does not change."""
+    """The values an object was made with. Only attributes that are arguments of the class count: a run does not change them."""
     found: dict[str, Any] = {}
     for name in inspect.signature(type(thing)).parameters:
         value = getattr(thing, name, inspect.Parameter.empty)

@@ -60,15 +60,15 @@ class GuidedPipeline:
                 backbone's size. None: vanilla sampling.
             scale: γ ≥ 0. Default: the card's, in the card's unit.
             unit: "paper" or "step", see `dap.guidance.Descend`.
-            layer: where features are tapped: of a DiT a block's number; of Stable Diffusion "down.0" …, "mid", "up.0" ….
-                Default: the card's.
+            layer: the layer whose features are compared. A DiT's layers are the numbers of its blocks; those of Stable
+                Diffusion are "down.0" …, "mid", "up.0" …. Default: the card's.
             kernel: see `dap.kernels.parse`.
             repulsion: λ ≥ 0, see `dap.guidance.Representative`.
             options: all other choices about the real features. All images given are used as the N real images.
             template: prompt of Stable Diffusion with {} for the class name. Default: the card's, "a photo of a {}". "{}" takes
                 the names as whole prompts.
             negative_prompt: the text that Stable Diffusion's unconditional half is given. Default: the card's, an empty one.
-            guidance_scale: of classifier-free guidance. Default: the card's.
+            guidance_scale: the scale of classifier-free guidance. Default: the card's.
             num_inference_steps: the number of reverse steps.
             solver: see `dap.solvers`. Default: ancestral sampling.
             seeds: one for each image. Default: 0, 1, ….
@@ -105,7 +105,8 @@ class DAPDiTPipeline(GuidedPipeline, DiTPipeline):  # pyright: ignore[reportInco
 class DAPStableDiffusionPipeline(GuidedPipeline, StableDiffusionPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`StableDiffusionPipeline` with representativeness guidance, in which classes are prompts; see `GuidedPipeline.__call__`.
 
-    Unlike the stock pipeline it samples with a solver of `dap.solvers`, whatever scheduler is set, with one seed an image.
+    Unlike the stock pipeline it samples with a solver of `dap.solvers`, whatever scheduler is set, and each image has
+    its own seed.
     """
 
 

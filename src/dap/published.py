@@ -1,4 +1,4 @@
-"""Published accuracies for a set: the expected values of the shipped recipe that the set was made by."""
+"""Finds the published accuracies for a set: the expected values of the shipped recipe that made the set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dap.recipe import GuidanceOptions, Recipe
 from dap.shipped import Expected
 
 FREE = frozenset({"seed", "block", "data.path", "backbone.revision", "backbone.dtype"})
-"""Fields in which a set may differ from the recipe whose values it is held against."""
+"""Fields in which a set may differ from the shipped recipe whose published values it is compared with."""
 
 KINDS = {
     "facebook/DiT-XL-2-256": "dit",
@@ -23,7 +23,7 @@ KINDS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "unet",
     "stabilityai/stable-diffusion-2-1-base": "unet",
 }
-"""Which defaults of `backbones/cards.yaml` hold for weights, without a look at these weights."""
+"""For known weights, the kind of backbone. It says which defaults of `backbones/cards.yaml` hold, so no weights are loaded."""
 
 FROM_CARD = {
     "data.size": "size",
@@ -35,21 +35,21 @@ FROM_CARD = {
     "guidance.scale": "scale",
     "guidance.unit": "unit",
 }
-"""Recipe fields that the backbone's card decides where a recipe of DAP leaves them open, and the card's name for each."""
+"""Recipe fields that the backbone's card decides if a recipe of DAP leaves them open, and the card's name for each field."""
 
 MAY_BE_EMPTY = frozenset({"template", "negative_prompt"})
-"""Fields of a card that weights without prompts do not have."""
+"""Fields of a card that are empty for weights without prompts."""
 
 
 def published(recipe: Mapping[str, Any]) -> Expected | None:
-    """The published values of the shipped recipe that made a set; None for a set of no shipped recipe.
+    """The published values of the shipped recipe that made a set. None if no shipped recipe made the set.
 
-    A set is of a shipped recipe where every field of its resolved recipe equals that of the shipped one, `FREE` ones aside.
-    What the shipped recipe leaves open, such as the layer, is what the card of its backbone says. Where the weights would
-    have to be loaded to know a value, there is no claim.
+    A shipped recipe made a set if every field of the set's resolved recipe equals the field of the shipped recipe. The
+    fields in `FREE` may differ. If the shipped recipe leaves a field open, such as the layer, the card of its backbone
+    gives the value. If the weights would have to be loaded to know a value, the recipe is left out.
 
     Args:
-        recipe: the set's own, with every open choice made, as `recipe.json` holds it.
+        recipe: the set's own recipe, with every open choice made, as `recipe.json` holds it.
     """
     made = _flat(recipe)
     return next((expected for wanted, expected in _claims() if _same(wanted, made)), None)
@@ -57,7 +57,7 @@ def published(recipe: Mapping[str, Any]) -> Expected | None:
 
 @functools.cache
 def _claims() -> list[tuple[dict[str, Any], Expected]]:
-    """Every shipped recipe that expects values and can be resolved here: its resolved fields, and what it expects."""
+    """The resolved fields and the expected values of every shipped recipe that has such values and can be resolved here."""
     found = []
     for name in shipped.names():
         if name.startswith("smoke/"):
@@ -71,9 +71,10 @@ def _claims() -> list[tuple[dict[str, Any], Expected]]:
 
 
 def _resolved(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The fields of a shipped recipe with every open choice made; None where one of them cannot be known here.
+    """The fields of a shipped recipe with every open choice made. None if a choice cannot be known here.
 
-    Defaults of other methods than DAP are the methods' own, and this module does not know methods.
+    Only recipes of the method `dap` can be resolved. Other methods have their own defaults, and this module does not
+    know methods.
     """
     recipe = Recipe.parse(values)
     card = _card(recipe.backbone.path if recipe.backbone else "")
@@ -92,18 +93,18 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _card(weights: str) -> dict[str, Any] | None:
-    """What is known of weights by their name; None for weights that are not known."""
+    """The values of the card of weights, by the name of the weights. None for weights that are not in `KINDS`."""
     cards = yaml.safe_load((files("dap") / "backbones" / "cards.yaml").read_text(encoding="utf-8"))
     return {**cards[KINDS[weights]], **cards.get(weights, {})} if weights in KINDS else None
 
 
 def _same(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
-    """Whether a set's fields are the wanted ones; a field that the set does not state has its default."""
+    """Whether a set's fields equal the wanted fields. A field that the set does not state has its default."""
     free = FREE - ({"data.path"} if wanted.get("data.classes") is None else set())
     defaults = _defaults()
     for field in {*wanted, *made} - free:
         want, have = wanted.get(field), made.get(field, defaults.get(field))
-        # A copy of the weights in a folder of their name is the same backbone.
+        # Weights that were copied into a folder of the same name are the same backbone.
         copied = field == "backbone.path" and PurePath(str(want)).name == PurePath(str(have)).name
         if want != have and not copied:
             return False

@@ -55,7 +55,7 @@ KEYWORDS = {
     "own_guidance.path": "guidance",
     **{f"own_guidance.{name}": f"guidance_{name}" for name in OwnGuidance.model_fields if name != "path"},
 }
-"""The keywords of those fields whose keyword is not simply their own name."""
+"""The keywords of those fields whose keyword is not simply the field's name."""
 
 
 def keywords() -> dict[str, tuple[str, FieldInfo]]:
@@ -69,10 +69,14 @@ def keywords() -> dict[str, tuple[str, FieldInfo]]:
 
 
 def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested values of a recipe with some fields, given by their keywords, put over them.
+    """The nested values of a recipe, in which some fields get new values.
+
+    Args:
+        values: the nested values of the recipe. They are not changed.
+        fields: the new values, by the keywords of their fields.
 
     Raises:
-        DapError: a keyword that is no field's.
+        DapError: a keyword belongs to no field.
     """
     known = keywords()
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
@@ -129,7 +133,8 @@ class Recipe(Closed, frozen=True):
         """A checked recipe from nested dictionaries.
 
         Raises:
-            DapError: naming each wrong field, and for an unknown key the known ones.
+            DapError: a field is wrong or a key is unknown. The message names each wrong field and, for an unknown key,
+                the known keys.
         """
         try:
             return Recipe.model_validate(dict(values))
@@ -144,13 +149,13 @@ class Recipe(Closed, frozen=True):
             path: the file, or a shipped recipe's name such as "imagenette-dit-ipc10" or "smoke/imagenette-dit-ipc10".
 
         Raises:
-            DapError: no such file or name, not a YAML mapping, or an `expected` section that is wrong.
+            DapError: there is no such file or name, the file is not a YAML mapping, or its section `expected` is wrong.
         """
         from dap import shipped
 
         values = shipped.read(path)
         shipped.expected_of(values, path)
-        values.pop("expected", None)  # what the numbers should be decides no byte
+        values.pop("expected", None)  # the expected values decide no byte of a set
         # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
         return {key: value for key, value in values.items() if value is not None}
 
@@ -168,13 +173,15 @@ class Recipe(Closed, frozen=True):
         """This recipe with every open choice made.
 
         Args:
-            backbone: its card supplies what was left open; None for a method that needs none.
-            guidance: the method's own defaults, which the user's choices override; None for a method without guidance.
-            size: side in px of the images where the recipe does not say.
-            sampling: the method's own defaults, as for `guidance`.
-            together: whether the method makes all slots of a class as one unit unless `block` says otherwise.
-            options: the method's own options, all of them; default: those of the recipe.
-            classifier: the name of the classifier that the method is given; default: that of the recipe.
+            backbone: the backbone whose card makes the choices that are left open. None for a method that needs no
+                backbone.
+            guidance: the method's own defaults for the guidance. The user's choices override them. None for a method
+                without guidance.
+            size: the side in px of the images, if the recipe does not say it.
+            sampling: the method's own defaults for the sampling. The user's choices override them.
+            together: whether the method makes all slots of a class as one unit, unless `block` says otherwise.
+            options: all of the method's own options. Default: the options of the recipe.
+            classifier: the name of the classifier that the method is given. Default: the classifier of the recipe.
 
         Raises:
             DapError: guidance options for a method that has no guidance, an unknown layer, or another size than the
@@ -257,7 +264,7 @@ class Recipe(Closed, frozen=True):
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence for each wrong value of a model; for an unknown key the sentence lists the known ones."""
+    """One sentence for each wrong value of a model. For an unknown key the sentence lists the known keys."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])

@@ -14,8 +14,8 @@ from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidan
 
 T = TypeVar("T")
 
-# The models below take away the defaults of a recipe's sections, for a resolved recipe leaves nothing to a default. The type
-# checker doubts that such a field may follow those that keep theirs; pydantic takes fields by name, so their order is free.
+# A resolved recipe leaves nothing to a default, so the models below take away the defaults of a recipe's sections. The type
+# checker objects to a field without a default after fields with one. pydantic takes fields by name, so their order is free.
 
 
 class ResolvedData(Data, frozen=True):
@@ -46,7 +46,7 @@ class Run(Closed, frozen=True):
     Attributes:
         backbone: the weights and their prompts.
         sampling: the reverse process.
-        guidance: DAP's; None for a method without it.
+        guidance: the guidance of DAP. None for a method without it.
     """
 
     backbone: BackboneChoice
@@ -58,11 +58,11 @@ class Resolved(Closed, frozen=True):
     """A distilled set in full, with nothing open.
 
     Attributes:
-        method: its name, or file.py:Name.
-        ipc: images per class.
-        seed: of the run.
-        block: slots of a class that are sampled together.
-        options: the method's own options, every one of them.
+        method: the name of the method, or file.py:Name.
+        ipc: the number of images per class.
+        seed: the run seed.
+        block: the number of slots of a class that are sampled together.
+        options: all of the method's own options.
         classifier: the name of the classifier; None for a method that needs none.
         captions: the file of captions; None for a method that needs none.
         data: the real images.
@@ -100,7 +100,7 @@ class Resolved(Closed, frozen=True):
     def values(self) -> dict[str, Any]:
         """The recipe as its set keeps it in recipe.json: without the sections that the method has no use for.
 
-        The values are a recipe again, and it resolves to the same.
+        The values are a recipe again. This recipe resolves to the same values.
         """
         said = self.model_dump(mode="json", exclude={"run", "own"})
         run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
@@ -110,16 +110,16 @@ class Resolved(Closed, frozen=True):
 
 
 def promised(value: T | None, method: str, what: str, how: str) -> T:
-    """The value itself, which a method is promised to find where it has asked for it.
+    """The value itself. A method is promised to find a value that it has asked for.
 
     Args:
-        value: None where the method has not asked.
-        method: its name, for the message.
+        value: the value, or None if the method has not asked for it.
+        method: the name of the method, for the message.
         what: the name of the value, for the message.
         how: how a method asks for it, for the message.
 
     Raises:
-        DapError: the method uses what it has not asked for.
+        DapError: the value is None, so the method uses something that it has not asked for.
     """
     if value is None:
         raise DapError(f"Method {method!r} uses {what}, so {how}.")

@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins that does not begin at pure noise.
+    """The start of a run that does not begin at pure noise.
 
     Attributes:
         latents: (B, C, *spatial).
@@ -101,8 +101,8 @@ def sample(
         start: None begins at pure noise.
 
     Raises:
-        DapError: unknown class, layer or solver, before the first step. A sample that is not finite, with the step at which
-            it appeared.
+        DapError: a class, layer or solver is unknown; this is raised before the first step. Or a sample is not finite;
+            the message names the step.
     """
     guidance = guidance or Nothing()
     run = _Run(model, guidance, batch, steps, solver, eta, push_into)
@@ -165,7 +165,7 @@ class _Run:
         next step builds its own, and the memory of a run does not hold two of them.
 
         Args:
-            index: of the step, 0 … steps − 1.
+            index: the index of the step, 0 … steps − 1.
             x: x_t, (B, C, *spatial).
         """
         solver, guidance, t = self.solver, self.guidance, self.solver.timesteps[index]

@@ -1,4 +1,4 @@
-"""Shipped recipe files by name, and the published values that a recipe is expected to reproduce."""
+"""Reads the recipe files that ship with dap, and the published values that a recipe is expected to reproduce."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Value(BaseModel):
     """One published accuracy of a network trained on the distilled set and tested on the real test images.
 
     Attributes:
-        network: its name in `evaluation.training.networks`.
-        labels: "hard" for the set's own labels, "soft" for those of a teacher.
-        mean: accuracy in percent.
-        std: standard deviation over trainings in points; None where none is published.
-        source: where the value is published, and how it was read there.
+        network: the name of the network in `evaluation.training.networks`.
+        labels: "hard" for the set's own labels, "soft" for the labels of a teacher.
+        mean: the accuracy in percent, 0 … 100.
+        std: the standard deviation over trainings, in percentage points. None if none is published.
+        source: the place where the value is published, and how it was read there.
     """
 
     model_config = _CLOSED
@@ -40,8 +40,8 @@ class Expected(BaseModel):
     """The `expected` section of a recipe: published values, or a note that says why there are none.
 
     Attributes:
-        values: one for each network and kind of labels.
-        note: what a reader should know about the values.
+        values: at most one value for each network and kind of labels.
+        note: a text on what a reader should know about the values.
     """
 
     model_config = _CLOSED
@@ -60,7 +60,7 @@ class Expected(BaseModel):
 
 
 def names() -> list[str]:
-    """The names of the shipped recipes, sorted; the small twin of each is under "smoke/"."""
+    """The names of the shipped recipes, sorted. The names of their small twins begin with "smoke/"."""
     return sorted(file.relative_to(_folder()).with_suffix("").as_posix() for file in _folder().rglob("*.yaml"))
 
 
@@ -68,7 +68,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """The raw values of a YAML file, or of a shipped recipe given by name.
 
     Raises:
-        DapError: no such file and no such name, or not a YAML mapping.
+        DapError: there is no such file and no such name, or the file is not a YAML mapping.
     """
     file = Path(path)
     if not file.is_file():
@@ -86,19 +86,26 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def expected(path: str | Path) -> Expected | None:
-    """The values that a recipe, given as a file or by a shipped name, is expected to reproduce; None where it claims nothing.
+    """The values that a recipe is expected to reproduce. None if the recipe has no section `expected`.
+
+    Args:
+        path: a recipe file, or the name of a shipped recipe.
 
     Raises:
-        DapError: as `read`, or the section is wrong.
+        DapError: `read` cannot read the recipe, or the section is wrong.
     """
     return expected_of(read(path), path)
 
 
 def expected_of(values: Mapping[str, Any], where: str | Path) -> Expected | None:
-    """The checked `expected` section of a recipe's raw values.
+    """The checked `expected` section of a recipe's raw values. None if there is no such section.
+
+    Args:
+        values: the raw values of the recipe.
+        where: the file or name of the recipe, for the message.
 
     Raises:
-        DapError: an unknown or missing key, a wrong value, or an empty section; the message names it.
+        DapError: a key is unknown or missing, a value is wrong, or the section is empty. The message names the place.
     """
     if "expected" not in values:
         return None

@@ -1,4 +1,4 @@
-"""A workshop loads real images, backbones and classifiers once, for as many recipes as are run with it."""
+"""A workshop loads real images, backbones and classifiers once, and all recipes that are run with it share them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from dap.resolved import Resolved
 from dap.starter import REFERENCE
 
 STARTER = "starter"
-"""Name of the network that ships with the embedded data."""
+"""The name of the classifier that ships with dap, for fashion-mnist."""
 
 
 @dataclass
 class Workshop:
-    """Loads data, backbones and classifiers once, and builds the task of a recipe once, for all recipes run with it.
+    """Loads data, backbones and classifiers once for all recipes, and builds the task of each recipe once.
 
     Args:
         device: "auto", "cpu", "cuda", …
         offline: never ask the network.
-        cache: folder in which runs share their real features, or None.
-        objects: what is given as objects in place of the recipes' names.
+        cache: the folder in which runs share their real features and what methods make once, or None.
+        objects: the objects that are given in place of names in the recipes.
     """
 
     device: str = "auto"
@@ -58,7 +58,7 @@ class Workshop:
         self._kept: list[Backbone | Source] = []
 
     def with_method(self, method: Method) -> Workshop:
-        """A workshop that makes its sets by this object. It shares all that this one has loaded and will load."""
+        """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
         other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
         shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept")
         vars(other).update({name: getattr(self, name) for name in shared})
@@ -68,7 +68,7 @@ class Workshop:
         """The backbone of a recipe, or the object that was given in its place."""
         if self.objects.backbone is not None:
             return self.objects.backbone
-        key = (choice, str(code_of(choice.path)))  # a user's own file that has changed is another backbone
+        key = (choice, str(code_of(choice.path)))  # if a user's own file has changed, it is another backbone
         if key not in self._backbones:
             self._backbones[key] = backbones.load(
                 choice.path,
@@ -82,15 +82,16 @@ class Workshop:
         return self._backbones[key]
 
     def source(self, data: Data, split: Literal["train", "validation", "test"] = "train", fit: Fit = "crop") -> Source:
-        """The real images of a recipe whose size is set. Data are listed once, however many recipes use them.
+        """The real images of a recipe whose size is set. The files of a folder are listed once for all recipes.
 
         Args:
-            data: which images, and how large.
-            split: `validation` is the part of the training images that is held out, `train` the others.
+            data: the choice of the images and their size.
+            split: "validation" is the part of the training images that is held out. "train" is the other part.
             fit: see `data.real.decode.square`.
 
         Raises:
-            DapError: the recipe leaves the size open, nothing is held out for a validation, or as `open_source`.
+            DapError: the recipe leaves the size open, or no images are held out for a validation. `open_source` says
+                what else raises.
         """
         if data.size is None:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
@@ -106,7 +107,7 @@ class Workshop:
         return self._sources[key]
 
     def _listed(self, data: Data, split: Literal["train", "test"], fit: Fit) -> Source:
-        """All images of a split, listed anew."""
+        """All images of a split. This lists the images anew, and `source` keeps the list."""
         given, size = self.objects.source, data.size or 0
         if given is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
@@ -128,17 +129,18 @@ class Workshop:
         return self._hashed(source, source.fingerprint)
 
     def _hashed(self, thing: Backbone | Source, compute: Any) -> str:
-        # The number of an object is its own only while it lives, and the workshop holds what it has loaded.
+        # Python may give the id of a dead object to a new one. So the workshop keeps each object whose id it uses as a key.
         if id(thing) not in self._hashes:
             self._hashes[id(thing)] = compute()
             self._kept.append(thing)
         return self._hashes[id(thing)]
 
     def asked(self, recipe: Recipe) -> tuple[Method, Options | None]:
-        """The method and its own options: all that can be said of a recipe before anything is loaded, or downloaded.
+        """The method of a recipe and the method's own options, checked before anything is loaded or downloaded.
 
         Raises:
-            DapError: an unknown method or option, no such data, or something that the method needs is not given.
+            DapError: the method or an option is unknown, there are no such data, something that the method needs is not
+                given, or something is given that the method does not use.
         """
         method = self.objects.method or find(recipe.method)
         if self.objects.source is None:
@@ -158,10 +160,10 @@ class Workshop:
         return method, options
 
     def guidance(self, own: OwnGuidance) -> Guidance:
-        """The user's own guidance, scaled and confined to its part of the run.
+        """The user's own guidance, with its scale and confined to its part of the run.
 
         Raises:
-            DapError: no such file or name, or it is neither a guidance nor an energy.
+            DapError: there is no such file or name, or the object is neither a guidance nor an energy.
         """
         path = own.path or ""
         made = self.objects.guidance or build(resolve(path, {}, "guidance"), path)
@@ -177,12 +179,15 @@ class Workshop:
         return made if (own.start, own.stop) == (0, 1) else Window(made, own.start, own.stop)
 
     def task(self, recipe: Recipe) -> tuple[Method, Task]:
-        """The method and all it needs, with the recipe resolved. A task is built once and handed out again.
+        """The method of a recipe and its task, which holds the resolved recipe and all that the method needs.
+
+        The task of a recipe is built once. Later calls return the same task, as long as the user's own files do not
+        change.
 
         Raises:
-            DapError: whatever is wrong with the recipe, the data or the backbone, before any work.
+            DapError: something is wrong with the recipe, the data or the backbone. This is raised before any work.
         """
-        asked = self.asked(recipe)  # which loads a user's own file anew where it has changed
+        asked = self.asked(recipe)  # this loads a user's own file anew if the file has changed
         captions = sha256_of(Path(recipe.captions)) if recipe.captions else None
         key = f"{recipe.model_dump_json()} {_code(recipe)} {_code_of_classifier(recipe.classifier)} {captions}"
         if key not in self._tasks:
@@ -210,8 +215,13 @@ class Workshop:
         return method, replace(task, store=Store(None, self.inputs(task)))
 
     def classifier(self, name: str, source: Source) -> Classifier:
-        """The network trained on the real data, "starter" or whatever `load_classifier` opens, for the source's classes."""
-        # A user's own file that has changed is another classifier.
+        """The network trained on the real data, for the classes of the source.
+
+        Args:
+            name: "starter", or a name or file that `load_classifier` opens.
+            source: the real images.
+        """
+        # If a user's own file has changed, it is another classifier.
         key = (name, source.class_names, str(_code_of_classifier(name)))
         if key not in self._classifiers:
             path = REFERENCE if name == STARTER else name
@@ -221,7 +231,7 @@ class Workshop:
         return self._classifiers[key]
 
     def inputs(self, task: Task) -> dict[str, Any]:
-        """What a recipe only names: fingerprints of data, weights, classifier, captions, user code and given objects."""
+        """Fingerprints of what a recipe only names: data, weights, classifier, captions, user code, and given objects."""
         given = task.given
         found: dict[str, Any] = {
             "data": self.fingerprint(task.source),
@@ -238,10 +248,11 @@ class Workshop:
 
 
 def _classifier(method: Method, recipe: Recipe) -> str | None:
-    """The name of the classifier that a method is to have, for `Workshop.classifier`; None for one that needs none.
+    """The name of the classifier for a method, as `Workshop.classifier` takes it. None for a method that needs none.
 
     Raises:
-        DapError: it is needed and there is none, or given and not needed.
+        DapError: the method needs a classifier and there is none, or a classifier is given that the method does not
+            need.
     """
     if "classifier" not in method.needs:
         if recipe.classifier:
@@ -258,10 +269,10 @@ def _classifier(method: Method, recipe: Recipe) -> str | None:
 
 
 def _captions(method: Method, recipe: Recipe) -> str | None:
-    """The file of captions for a method; None for one that needs none.
+    """The file of captions for a method. None for a method that needs none.
 
     Raises:
-        DapError: it is needed and not given, or given and not needed.
+        DapError: the method needs captions and none are given, or captions are given that the method does not need.
     """
     if "captions" not in method.needs:
         if recipe.captions:
@@ -280,12 +291,12 @@ def _code_of_classifier(name: str | None) -> dict[str, str]:
 
 
 def _code(recipe: Recipe | Resolved) -> dict[str, str]:
-    """sha256 of the code of the user's own that the recipe names as `file.py:Name` or `package.module:Name`."""
+    """The sha256 of each file or module of user code that the recipe names as `file.py:Name` or `package.module:Name`."""
     values: Mapping[str, Any] = recipe.values() if isinstance(recipe, Resolved) else recipe.model_dump()
     named = [values["method"]]
     for section, leaf in (("guidance", "kernel"), ("backbone", "path"), ("own_guidance", "path")):
         named.append((values.get(section) or {}).get(leaf))
-    named += (values.get("options") or {}).values()  # such as a network to match in
+    named += (values.get("options") or {}).values()  # an option may name code, such as a network to match in
     found: dict[str, str] = {}
     for text in named:
         if isinstance(text, str) and not text.startswith(("torchvision:", "timm:")):

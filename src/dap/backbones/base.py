@@ -24,13 +24,13 @@ class Card:
     """Facts that belong to weights, and not to a method.
 
     Attributes:
-        name: how the manifest and the report call the weights.
-        licence: of the weights; the card of a distilled set repeats it.
-        size: side in px of the images that the weights make.
-        cfg: scale of classifier-free guidance; 1 switches it off.
+        name: the name of the weights in the manifest and the report.
+        licence: the licence of the weights. The card of a distilled set repeats it.
+        size: the side in px of the images that the weights make.
+        cfg: the scale of classifier-free guidance. 1 switches it off.
         cfg_channels: how many latent channels classifier-free guidance mixes, or "all". The DiT lineage mixes 3 of 4.
         layer: the layer whose features guide by default.
-        scale: the default γ of the method `dap`, in `unit`.
+        scale: the default γ of the method `dap`, in the unit `unit`.
         unit: the unit of `scale`, "paper" or "step", see `dap.guidance.Descend`.
         template: the prompt of a text-conditioned backbone, with {} for the class name. None: the backbone takes labels.
         negative_prompt: the text that the unconditional half of a text-conditioned backbone is given.
@@ -73,10 +73,10 @@ class Prediction:
 
     Attributes:
         eps: predicted noise, (B, C, *spatial).
-        variance: the raw channels of a learned-range variance, same shape, in [-1, 1], or None.
+        variance: the raw channels of a learned-range variance, of the same shape, in [-1, 1], or None.
         features: the output of the tapped layer, (B, tokens, width), or None.
-        x0: the predicted x_0, or None where (x − sigma eps) / alpha gives it. A flow gives it, because a flow starts at
-            alpha = 0, where this formula fails.
+        x0: the predicted x_0, or None if (x − sigma eps) / alpha is the x_0. A flow returns its x_0, because a flow
+            starts at alpha = 0, where this formula fails.
     """
 
     eps: Float[Tensor, "b c *spatial"]
@@ -88,16 +88,18 @@ class Prediction:
 class Backbone(ABC):
     """A pre-trained diffusion model, its autoencoder and its label space. No parameter trains.
 
-    `dap.backbones.ModuleBackbone` makes one from a torch network and is the easier start for a backbone of one's own.
+    `dap.backbones.ModuleBackbone` makes a backbone from a torch network. It is the easier start for a backbone of your
+    own.
 
     Attributes:
-        card: what belongs to the weights.
-        latent_shape: (C, *spatial).
+        card: the facts that belong to the weights.
+        latent_shape: the shape of a latent, (C, *spatial).
         layers: the names of the layers that can be tapped.
-        class_names: in the backbone's own label order; empty for a backbone that takes prompts.
-        schedule: how much noise there is at every time.
+        class_names: the names of the classes, in the backbone's own label order. Empty for a backbone that takes
+            prompts.
+        schedule: says how much noise there is at every time.
         learned_variance: whether predictions have a variance.
-        device: where the weights are.
+        device: the device of the weights.
     """
 
     card: Card
@@ -117,7 +119,7 @@ class Backbone(ABC):
         """
 
     def prompt(self, texts: Sequence[str]) -> Tensor:
-        """Conditions (n, …) for texts of single images, such as captions. They are good for the run that they begin.
+        """Conditions (n, …) for texts of single images, such as captions. They are valid for the run that is begun with them.
 
         Raises:
             DapError: this backbone takes labels and not text.
@@ -173,12 +175,13 @@ class Backbone(ABC):
         """Latents to images in [0, 1], without a graph."""
 
     def decode_with_graph(self, latents: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b 3 *size"]:
-        """As `decode`, but differentiable in the latents. Pixels are not clamped, so that no gradient ends at black or white.
+        """Latents to images, as `decode`, but differentiable in the latents.
 
-        Only guidances that look at pixels ask for it.
+        Pixels are not clamped to [0, 1], so that no gradient ends at black or white. Only guidances that look at pixels
+        need this method.
 
         Raises:
-            DapError: this backbone cannot do it.
+            DapError: this backbone cannot carry a gradient through its decoder.
         """
         del latents
         raise DapError(f"{self.card.name} cannot carry a gradient through its decoder; give it decode_with_graph.")
@@ -188,7 +191,7 @@ class Backbone(ABC):
         """Every tensor that decides a prediction, by name, for `weights_hash`."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides a prediction besides the weights, for `weights_hash`: the schedule, and what a subclass adds."""
+        """Everything that decides a prediction besides the weights, for `weights_hash`: the schedule, and a subclass's own."""
         return {"schedule": self.schedule.settings()}
 
     def weights_hash(self) -> str:
@@ -200,10 +203,10 @@ class Backbone(ABC):
         return digest.hexdigest()
 
     def check_layer(self, layer: str) -> str:
-        """Give the layer back if it can be tapped.
+        """Return the layer if it can be tapped.
 
         Raises:
-            DapError: it cannot be tapped. The message lists the layers that can.
+            DapError: the layer cannot be tapped. The message lists the layers that can be tapped.
         """
         if layer not in self.layers:
             raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
@@ -218,7 +221,7 @@ class ClassifierFree:
 
     Args:
         backbone: the backbone to wrap.
-        scale: 1 is the conditional model alone, which costs only one call.
+        scale: the scale of the formula above. 1 is the conditional model alone, which needs only one call.
         channels: how many latent channels are mixed. The other channels and the variance are those of the conditional half.
             The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
     """

@@ -18,13 +18,13 @@ from dap.base.registry import suggest
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a pipeline besides its modules.
+    """The facts on a pipeline that its modules do not hold.
 
     Attributes:
-        name: how manifests and reports call the weights; a hub id is also the key into cards.yaml.
-        folder: where the weights lie, or None for a pipeline that was made in memory.
-        class_names: the caller's names of the classes, in label order; None: those in the folder.
-        prompts: the caller's `template` and `negative_prompt`, where they take the place of the card's.
+        name: the name of the weights in manifests and reports. A hub id is also the key into cards.yaml.
+        folder: the folder of the weights, or None for a pipeline that was made in memory.
+        class_names: the caller's names of the classes, in label order. None: the names in the folder.
+        prompts: the caller's `template` and `negative_prompt`, if they replace those of the card.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Found:
 
         Args:
             kind: "dit", "unet" or "mmdit".
-            size: side of the images in px, as the modules say it.
-            layer: the default layer of weights that nobody knows by name.
+            size: the side of the images in px, computed from the modules.
+            layer: the default layer of weights that have no entry in cards.yaml.
 
         Raises:
-            DapError: card.yaml is no mapping, or has a field that no card has.
+            DapError: card.yaml is not a mapping, or it has a field that no card has.
         """
         cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
         values = {**cards[kind], "name": self.name, "size": size, "layer": layer, **self._known(cards)}
@@ -66,8 +66,8 @@ class Found:
 
         Args:
             pipe: the pipeline; its `labels` are a table of names.
-            labels: how many labels its network has. Names beyond the last label stay, because they are left over from before a
-                fine-tuning, and only the user can say which ones are right.
+            labels: the number of labels of the pipeline's network. Names beyond the last label stay. They are left over
+                from before a fine-tuning, and only the user can say which names are right.
 
         Raises:
             DapError: classes.json is not a list of names.
@@ -102,8 +102,9 @@ class Found:
     def _known(self, cards: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
         """The entry of cards.yaml for these weights.
 
-        The hub id is the name, or that of the hub cache in which the folder lies, or ends with the folder's name, as the
-        folder of a copy often does.
+        The key of the entry is a hub id. It is one of these, in this order: the name of the weights; the hub id of the
+        hub cache in which the folder lies; a hub id that ends with the folder's name, because the folder of a copy
+        often has that name.
         """
         ids = [self.name]
         if self.folder:
@@ -116,5 +117,5 @@ class Found:
 
 
 def image_size(latent_side: int, vae: Any) -> int:
-    """The side in px of the images that latents of a side decode to: each level of the autoencoder but one doubles it."""
+    """The side in px of the images that latents decode to. Each level of the autoencoder except one doubles the side."""
     return latent_side * 2 ** (len(vae.config.block_out_channels) - 1)

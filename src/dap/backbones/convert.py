@@ -1,4 +1,4 @@
-"""Conversion of weights, in the forms in which people have them, to a diffusers folder of safetensors."""
+"""`dap convert`: write a pipeline or a DiT checkpoint as a diffusers folder of safetensors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from dap.base.files import dump, locked, read_json
 from dap.base.registry import suggest
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""The number of attention heads for the width of DiT-S, B, L and XL (Peebles & Xie 2023, table 1). The file lacks it."""
+"""The number of attention heads for the width of DiT-S, B, L and XL (Peebles & Xie 2023, table 1). A checkpoint lacks it."""
 
 RECORD = "conversion.json"
-"""A file that marks a folder as made by a conversion, so that the next one may replace it."""
+"""A file that marks a folder as made by a conversion. The next conversion may replace such a folder."""
 
 KEPT = ("classes.json", "card.yaml", "README.md", "LICENSE", "LICENSE.md")
 
@@ -43,27 +43,29 @@ def convert(
     dtype: str = "float32",
     offline: bool = False,
 ) -> Path:
-    """Write a pipeline as a diffusers folder of safetensors that behaves as its source does, with its names and its card.
+    """Write a pipeline as a diffusers folder of safetensors, with its class names and its card.
+
+    The written pipeline behaves as its source does.
 
     Args:
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
-            (facebookresearch/DiT), bare or with "ema" or "model" in it. Checkpoints of SiT look the same, but predict
-            something else. Pickles are opened by the weights-only path.
-        out: the folder. It is written as a whole or not at all, and replaces one that an earlier conversion wrote.
+            (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema" or "model".
+            Checkpoints of SiT look the same, but predict something else. Pickles are opened by the weights-only path.
+        out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
-        vae: for a checkpoint file the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
-        heads: for a checkpoint file of a width that DiT-S, B, L and XL do not have: how many attention heads.
-        classes: a file with a JSON list of class names in label order. Default: the names of the source; for a checkpoint
-            file of 1000 labels ImageNet's, and else numbers.
-        dtype: of the weights written.
+        vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
+        heads: the number of attention heads, for a checkpoint file of a width that DiT-S, B, L and XL do not have.
+        classes: a file with a JSON list of class names in label order. Default: the names of the source. For a
+            checkpoint file with 1000 labels the default is ImageNet's names, and for other checkpoint files numbers.
+        dtype: the number format of the written weights.
         offline: never ask the network, only the local cache.
 
     Returns:
         The folder.
 
     Raises:
-        DapError: nothing is there, the weights are of another kind, something that they need is missing, or `out` holds something
-            else.
+        DapError: there is nothing at the source, the weights are of another kind, something that the weights need is
+            missing, or `out` holds something else.
     """
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
@@ -90,7 +92,7 @@ def convert(
         kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
         record["commit"] = folder.name if folder.parent.name == "snapshots" else None
     fields = {key: value for key, value in asdict(card).items() if value is not None}
-    if path.exists():  # a local source got its name from its place, and so will the new folder
+    if path.exists():  # a local folder has its name from its place, also the new one
         del fields["name"]
     files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
     listed = {"classes.json": dump(list(names))} if names else {}
@@ -109,7 +111,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
-    """Write the folder aside and then put it in its place. If this fails, the old folder stays."""
+    """Write the new folder beside `out`, and then move it to `out`. If this fails, the old folder stays."""
     aside = out.with_name(f".{out.name}.partial")
     with locked(aside):
         made, old = aside / "new", aside / "old"
@@ -170,7 +172,7 @@ def _from_checkpoint(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: its moving average, or its model, or the file itself."""
+    """The state dict in a checkpoint file: its moving average ("ema"), or its "model", or the file's own content."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

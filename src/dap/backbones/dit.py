@@ -27,9 +27,9 @@ class DiT(ModuleBackbone):
     Args:
         transformer: `DiTTransformer2DModel`; the last row of its label table is the null label.
         vae: `AutoencoderKL`.
-        schedule: of the noise in training. Default: DiT's, 1000 linear betas from 1e-4 to 0.02.
-        class_names: the labels of the transformer, in order.
-        card: what belongs to the weights.
+        schedule: the noise schedule of the training. Default: DiT's, 1000 linear betas from 1e-4 to 0.02.
+        class_names: the names of the transformer's labels, in label order.
+        card: the facts that belong to the weights.
 
     Raises:
         DapError: there are not as many class names as labels of the transformer.
@@ -103,7 +103,7 @@ class DiT(ModuleBackbone):
 
     @contextmanager
     def _frequencies(self) -> Iterator[None]:
-        """Use the card's time embedding during one pass. The modules may be shared with a stock pipeline, which has its own."""
+        """Use the card's time embedding during one pass. A stock pipeline may share the modules and has its own embedding."""
         before = [clock.downscale_freq_shift for clock in self._clocks]
         for clock, own in zip(self._clocks, before, strict=True):
             clock.downscale_freq_shift = own if self.card.frequency_shift is None else self.card.frequency_shift

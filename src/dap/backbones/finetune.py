@@ -22,7 +22,7 @@ from dap.base.seeding import seed_of
 from dap.base.store import Checkpoint
 
 DROP = 0.1
-"""Part of the conditions that are replaced by the null condition, so that classifier-free guidance stays possible."""
+"""The fraction of conditions that the null condition replaces, so that classifier-free guidance stays possible."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class TuningBatch:
     latents: Tensor
     """Clean latents (n, C, *spatial)."""
     condition: Tensor
-    """(n,), the condition of each, as `Backbone.condition` gives it."""
+    """(n,), the condition of each latent, as `Backbone.condition` gives it."""
     labels: Sequence[int]
-    """The class of each."""
+    """The label of each latent."""
     null: Tensor | None = None
-    """(n,), what replaces a dropped condition. None: the null condition of the backbone. On a text-conditioned backbone that is
-    the negative prompt, which serves for tuning only while it is empty."""
+    """(n,), the conditions that replace dropped conditions. None: the null condition of the backbone. On a text-conditioned
+    backbone this is the negative prompt. It serves for tuning only if it is empty."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How to fine-tune.
+    """The choices for a fine-tuning.
 
     Args:
-        steps: how many steps of AdamW without weight decay.
-        lr: the step size.
-        seed: decides times, noise and dropped conditions; each step has its own generator.
-        ema: decay of the moving average of the weights, which is the result; 0 keeps the last weights.
-        clip: the largest norm of a gradient, over all parameters; None does not clip.
+        steps: the number of steps of AdamW without weight decay.
+        lr: the learning rate.
+        seed: the seed that decides times, noise and dropped conditions. Each step has its own generator.
+        ema: the decay of the moving average of the weights. The average is the result. 0 keeps the last weights.
+        clip: the largest norm of a gradient, over all parameters. None does not clip.
     """
 
     steps: int
@@ -60,17 +60,18 @@ class Tuning:
 
 
 Extra = Callable[[Tensor, TuningBatch], Tensor]
-"""A further loss: predicted x_0 (n, C, *spatial) and the batch -> a scalar."""
+"""One more loss: a function of the predicted x_0 (n, C, *spatial) and of the batch that returns a scalar."""
 
 
 class MovingAverage:
     """The exponential moving average of named parameters, whose decay grows with the steps.
 
-    After step k, counted from 0, the decay is min(`decay`, (1 + k) / (10 + k)): the average of a short run would otherwise
-    still be the weights of its beginning.
+    After step k, counted from 0, the decay is min(`decay`, (1 + k) / (10 + k)). With a constant decay, the average of a
+    short run would still be the weights of its beginning.
 
-    The `EMAModel` of diffusers has the same formula, but its first step has decay 0 instead of 1/10 and it rounds otherwise
-    (s - w (s - p) instead of `lerp`). The bytes of the Minimax method would change, so this class stays.
+    The `EMAModel` of diffusers has the same formula. But its first step has decay 0 instead of 1/10, and it rounds in
+    another way (s - w (s - p) instead of `lerp`). With it the bytes of the Minimax method would change, so this class
+    stays.
 
     Args:
         parameters: the parameters at the start, by name.
@@ -86,14 +87,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[tuple[str, Tensor]], step: int) -> None:
-        """Take in the parameters after a step, counted from 0."""
+        """Add the parameters after a step to the average. Steps are counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in parameters:
             self.values[name].lerp_(parameter, 1 - decay)
 
 
 def tuned(backbone: ModuleBackbone, scales: int = 0) -> ModuleBackbone:
-    """A copy of a backbone whose denoiser may be changed; everything else is shared.
+    """A copy of a backbone whose denoiser may be changed. The copy and the original share all other modules.
 
     Args:
         backbone: the original.
@@ -141,18 +142,21 @@ def fine_tune(
     checkpoint: Checkpoint | None = None,
     tell: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Tensor]:
-    """Train the named parameters of a `tuned` copy and return their averaged values; `load_tuned` puts these into a copy.
+    """Train the named parameters of a `tuned` copy. `load_tuned` puts the result into a copy.
 
     A killed run continues from its checkpoint and gives the same bytes.
 
     Args:
-        twin: the copy, which is changed.
-        names: names of parameters of its denoiser.
-        batch: step -> the data of the step; a function of the step alone.
-        tuning: how to fine-tune.
-        extra: makes a further loss. Its argument is a memory, {} at first, that is kept in the checkpoint.
-        checkpoint: where an unfinished run is kept; None keeps nothing.
-        tell: called with the number of steps that are done and of all steps.
+        twin: the copy. It is changed.
+        names: the names of the parameters of its denoiser that are trained.
+        batch: gives the data of a step. The data must depend on the step alone.
+        tuning: the choices for the fine-tuning.
+        extra: makes one more loss. Its argument is a memory, {} at first, that is kept in the checkpoint.
+        checkpoint: keeps an unfinished run. None keeps nothing.
+        tell: is called with the number of steps that are done and the number of all steps.
+
+    Returns:
+        The averaged values of the parameters, by name.
     """
     parameters = {name: p for name, p in twin.denoiser.named_parameters() if name in set(names)}
     for parameter in parameters.values():
@@ -237,7 +241,7 @@ class Denoising:
         alpha, sigma = at(self.abar.sqrt()), at((1 - self.abar).sqrt())
         x = alpha * x0 + sigma * noise
         condition = torch.where(dropped, self.backbone.null(n) if batch.null is None else batch.null, batch.condition)
-        # A prediction of noise is read alike at every time.
+        # `read` treats a prediction of noise in the same way at every time, so the time 0 serves for all.
         found = self.backbone.read(x, 0, self.backbone.run(x, t, condition))
         loss = (noise - found.eps).square().mean()
         predicted = (x - sigma * found.eps) / alpha

@@ -32,7 +32,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
     Args:
         source: a folder with a `model_index.json`, or a hub id owner/name.
         revision: branch, tag or commit of a hub id; a folder has none.
-        dtype: of the weights in memory, whatever type the files hold.
+        dtype: the number format of the weights in memory, whatever format the files hold.
         offline: read only the local cache.
 
     Returns:
@@ -65,10 +65,10 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
 
 
 def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
-    """Open an `AutoencoderKL` from its own folder or hub id, or from that of a pipeline.
+    """Open an `AutoencoderKL` from its own folder or hub id, or from the folder or hub id of a pipeline.
 
     Raises:
-        DapError: nothing is there, or it is no autoencoder.
+        DapError: there is nothing at the source, or the source holds no autoencoder.
     """
     from diffusers import AutoencoderKL
     from huggingface_hub import is_offline_mode, snapshot_download
@@ -143,7 +143,7 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
 
 
 def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
-    """For each network of a pipeline the (variant, suffix) pairs of its weight files; the plain variant is None."""
+    """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
     index = read_json(folder / "model_index.json")
     parts = [folder / name for name, value in index.items() if isinstance(value, list) and name not in UNUSED]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
@@ -151,7 +151,9 @@ def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
 
 
 def _which(folder: Path) -> dict[str, Any]:
-    """The options by which diffusers takes the right weight files: plain ones if every part has them, and pickles last.
+    """The options that make diffusers take the right weight files.
+
+    These are the plain files if every part has them. Pickles are taken only if no part has safetensors.
 
     Raises:
         DapError: a network has no weights.

@@ -1,7 +1,7 @@
 """A backbone whose score is known exactly: a Gaussian mixture, for tests and for teaching.
 
-Data of class c are sum_k w_k N(mu_k, s² I); diffused to noise level t they are sum_k w_k N(a mu_k, v I) with
-v = a² s² + sigma² for x_t = a x_0 + sigma eps, hence
+The data of class c have the density sum_k w_k N(mu_k, s² I). At noise level t, with x_t = a x_0 + sigma eps, the
+density is sum_k w_k N(a mu_k, v I) with v = a² s² + sigma². Hence
 
     E[x_0 | x_t] = m + a s² / v · (x_t − a m),   m = sum_k r_k(x_t) mu_k,   r = the posterior weights of the modes.
 """
@@ -27,7 +27,7 @@ class Mixture(Backbone):
         means: the modes of each class, (classes, modes, C, *spatial).
         std: s, the standard deviation of all modes.
         class_names: default: "0", "1", ….
-        schedule: of the noise. Default: DiT's, 1000 linear betas from 1e-4 to 0.02.
+        schedule: the noise schedule. Default: DiT's, 1000 linear betas from 1e-4 to 0.02.
 
     The layer "x0" is the posterior mean E[x_0 | x_t, c], a non-linear feature. The layer "x" is x_t itself.
     """

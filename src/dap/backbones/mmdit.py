@@ -20,7 +20,7 @@ class MMDiT(PromptedBackbone):
 
     Args:
         pipe: a `StableDiffusion3Pipeline`. Text encoders that it lacks count as zeros, as in diffusers.
-        card: what belongs to the weights.
+        card: the facts that belong to the weights.
     """
 
     def __init__(self, pipe: Any, *, card: Card) -> None:

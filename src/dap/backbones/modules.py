@@ -16,7 +16,7 @@ from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
 
 PIXELS = 64 * 256**2
-"""How many pixels go through the autoencoder at once."""
+"""The largest number of pixels that go through the autoencoder at once. A larger image goes through alone."""
 
 
 class _Tapped(Exception):
@@ -40,14 +40,14 @@ class ModuleBackbone(Backbone):
     Args:
         denoiser: the network. It is put into evaluation mode, and its parameters are frozen.
         vae: `AutoencoderKL` of diffusers, or None for a model in pixel space.
-        card: what belongs to the weights.
-        schedule: of the noise in training.
-        latent_shape: (C, *spatial).
-        layers: names of the layers that can be tapped.
-        class_names: in the order of the labels; none for a backbone that takes prompts.
+        card: the facts that belong to the weights.
+        schedule: the noise schedule of the training.
+        latent_shape: the shape of a latent, (C, *spatial).
+        layers: the names of the layers that can be tapped.
+        class_names: the names of the classes in label order. Empty for a backbone that takes prompts.
         predicts: "eps", "velocity" or "x0"; see `Schedule.read`.
         learned_variance: whether the output holds the raw variance behind the prediction, along the channels.
-        others: further modules that decide a prediction, by name, such as text encoders.
+        others: more modules that decide a prediction, by name, such as text encoders.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ModuleBackbone(Backbone):
         return self.denoiser(x.to(next(self.denoiser.parameters()).dtype), times, condition).float()
 
     def read(self, x: Tensor, t: Time, output: Tensor) -> Prediction:
-        """What the raw output of `run` means, without features."""
+        """The prediction that the raw output of `run` stands for, without features."""
         output, variance = output.chunk(2, dim=1) if self.learned_variance else (output, None)
         eps, x0 = self.schedule.read(self.predicts, x, t, output)
         return Prediction(eps, variance, None, x0)

@@ -41,15 +41,16 @@ def load(
             `file.py:Name` or `package.module:Name`: a `Backbone` subclass, or a function without arguments that returns a
             backbone.
         revision: branch, tag or commit of a hub id.
-        dtype: of the weights and activations. Features and distances are float32 in every case.
+        dtype: the number format of the weights and activations. Features and distances are float32 in every case.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         offline: never ask the network; read only the local cache.
-        template: prompt of a text-conditioned backbone, with {} for the class name. Default: the card's.
-        negative_prompt: the text that its unconditional half is given. Default: the card's.
+        template: the prompt of a text-conditioned backbone, with {} for the class name. Default: the card's.
+        negative_prompt: the text that the unconditional half of a text-conditioned backbone is given. Default: the
+            card's.
 
     Raises:
-        DapError: nothing lies at the path, or no pipeline, or a pipeline of a kind that has no backbone; or prompts were given
-            for a backbone that takes labels.
+        DapError: there is nothing at the path, or no pipeline, or a pipeline of a kind that has no backbone. Or prompts
+            were given for a backbone that takes labels.
     """
     if ":" in path and not Path(path).expanduser().is_dir():
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
@@ -61,10 +62,12 @@ def load(
 
 
 def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", **given: str | None) -> Backbone:
-    """Check a user's own backbone, which is made without arguments and so chooses its dtype, device and prompts itself.
+    """Check a user's own backbone.
+
+    Such a backbone is made without arguments, so it chooses its dtype, device and prompts itself.
 
     Args:
-        made: the object that the path led to.
+        made: the object at the path.
         path: `file.py:Name`, for the message.
         dtype, device, given: the choices that `load` was given.
 
@@ -73,7 +76,7 @@ def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", *
     """
     if not isinstance(made, Backbone):
         raise DapError(f"{path!r} is not a backbone but a {type(made).__name__}; subclass dap.Backbone.")
-    # A resolved recipe repeats the prompts of the card; that is not a choice of the user.
+    # A resolved recipe repeats the prompts of the card. This is not a choice of the user.
     refused = [name for name, value in given.items() if value not in (None, getattr(made.card, name, None))]
     if dtype != "float32":
         refused.append("dtype")
@@ -112,12 +115,13 @@ def from_pipeline(
 
     Args:
         pipe: a `DiTPipeline`, `StableDiffusionPipeline` or `StableDiffusion3Pipeline`.
-        path: its folder, in which `classes.json` and `card.yaml` are looked for. Default: where it was loaded from.
-        name: how manifests and reports call the weights, and the key into cards.yaml. Default: the hub id or folder that the
+        path: the folder of the pipeline, which may hold `classes.json` and `card.yaml`. Default: the folder that the
             pipeline was loaded from.
-        class_names: the names of a label-conditioned backbone's classes, in label order. Default: those of classes.json, else
-            of model_index.json, else numbers.
-        prompts: `template` and `negative_prompt` in place of the card's.
+        name: the name of the weights in manifests and reports, and the key into cards.yaml. Default: the hub id or
+            folder that the pipeline was loaded from.
+        class_names: the names of a label-conditioned backbone's classes, in label order. Default: the names in
+            classes.json, else in model_index.json, else numbers.
+        prompts: a `template` and a `negative_prompt` that replace those of the card.
 
     Raises:
         DapError: the pipeline is of a kind without a backbone, its schedule is not supported, or it takes no prompts.

@@ -71,7 +71,7 @@ class Prompts:
         return self._keep([prompts[name] for name in class_names])
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Row numbers (n,) of texts as they are, without the template. Good until `KEPT` other texts were asked for."""
+        """Row numbers (n,) of texts as they are, without the template. They are valid until `KEPT` other texts are asked for."""
         asked = [text for text in dict.fromkeys(texts) if text not in self._lasting]
         for text in asked:
             if text in self._passing:  # the newest comes last
@@ -103,7 +103,7 @@ class Prompts:
 
     @torch.no_grad()
     def _encoded(self, new: list[str], given_up: Sequence[int] = ()) -> dict[str, int]:
-        """Encode texts into the table: first into rows that were given up, then into further ones. Returns the rows."""
+        """Encode texts into the table, first into rows that were given up and then into new rows. Returns the rows."""
         if not new:
             return {}
         parts = [self._encode(new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
@@ -130,7 +130,7 @@ class PromptedBackbone(ModuleBackbone):
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
-        """What the denoiser takes of prompts: tensors (n, …)."""
+        """The encodings of prompts, as the denoiser takes them: tensors (n, …)."""
 
     def encodings(self, condition: Tensor) -> tuple[Tensor, ...]:
         """The tensors (B, …) of `encode_prompts` behind a condition (B,)."""

@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the data and how much noise x_t holds, x_t = alpha(t) x_0 + sigma(t) eps.
+"""Noise schedules: how much of the data and how much of the noise is in x_t = alpha(t) x_0 + sigma(t) eps.
 
 There are two families. Variance-preserving schedules (DDPM; DiT, Stable Diffusion) have alpha² + sigma² = 1 and whole timesteps
 t = 0 … T − 1. Flow matching (Liu et al. 2023; Esser et al. 2024, Stable Diffusion 3) has alpha = 1 − sigma and a real time
@@ -40,16 +40,16 @@ class Schedule(ABC):
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(eps, x_0) of a predicted velocity; x_0 is None where `eps_to_x0` gives it as well."""
+        """(eps, x_0) of a predicted velocity. x_0 is None if `eps_to_x0` gives the same x_0."""
 
     def read(self, predicts: Predicts, x: Tensor, t: Time, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The noise that a denoiser's output means, and x_0 where the output says it better than `eps_to_x0` does.
+        """The noise that a denoiser's output stands for, and the x_0 if the output gives it better than `eps_to_x0`.
 
         Args:
-            predicts: what the output is.
+            predicts: the kind of the output.
             x: x_t, (B, C, *spatial).
             t: the time.
-            output: of the denoiser, (B, C, *spatial).
+            output: the output of the denoiser, (B, C, *spatial).
 
         Returns:
             (eps, x_0), both (B, C, *spatial); x_0 may be None.
@@ -62,7 +62,7 @@ class Schedule(ABC):
         return (x - alpha * output) / sigma, output
 
     def eps_to_x0(self, x: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """The x_0 that a predicted noise means, (x − sigma · eps) / alpha."""
+        """The x_0 that belongs to a predicted noise, (x − sigma · eps) / alpha."""
         alpha, sigma = self.level(t)
         return (x - sigma * eps) / alpha
 
@@ -72,7 +72,7 @@ class VariancePreserving(Schedule):
     """A DDPM schedule.
 
     Args:
-        alphas_cumprod: abar_t for t = 0 … T − 1, (T,) float32, falling and above 0.
+        alphas_cumprod: abar_t for t = 0 … T − 1, a tensor (T,) in float32. The values fall with t and are above 0.
     """
 
     alphas_cumprod: Float[Tensor, " t"]
@@ -138,7 +138,7 @@ class Flow(Schedule):
 
     Args:
         steps: T, the time at which x is pure noise.
-        shift: by how much sampling grids are moved towards noise, sigma' = shift · sigma / (1 + (shift − 1) · sigma).
+        shift: moves sampling grids towards noise: sigma' = shift · sigma / (1 + (shift − 1) · sigma).
     """
 
     steps: int = 1000

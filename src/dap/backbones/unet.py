@@ -18,15 +18,15 @@ KINDS: dict[str, Predicts] = {"epsilon": "eps", "v_prediction": "velocity"}
 
 
 class UNet(PromptedBackbone):
-    """A Stable Diffusion pipeline as a backbone. Classes are prompts, so it knows any class that has a name.
+    """A Stable Diffusion pipeline as a backbone. Classes are prompts, so the backbone knows any class that has a name.
 
     Layers are "down.0" …, "mid" and "up.0" … in the order in which the U-Net runs them. Features are the output of a block, one
     token for each place of its grid, (B, h·w, channels).
 
     Args:
         pipe: a `StableDiffusionPipeline`; its safety checker is not used.
-        schedule: of the noise in training.
-        card: what belongs to the weights.
+        schedule: the noise schedule of the training.
+        card: the facts that belong to the weights.
 
     Raises:
         DapError: the U-Net has inputs besides latents, time and prompt, or predicts something unknown.
@@ -63,7 +63,7 @@ class UNet(PromptedBackbone):
         """The backbone of a `StableDiffusionPipeline`.
 
         Raises:
-            DapError: class names were given, or see the class.
+            DapError: class names were given, or the class `UNet` does not take the pipeline.
         """
         found.without_class_names()
         side = pipe.unet.config.sample_size

@@ -1,4 +1,4 @@
-"""Names to objects: "rbf" | "file.py:Name" | "package.module:Name"."""
+"""Finds the object of a name. A name is built-in, such as "rbf", or "file.py:Name", or "package.module:Name"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dap.base.errors import DapError
 
 
 class Lazy(MutableMapping[str, Any]):
-    """Objects by name, each of which is imported when it is asked for. Further objects may be put in.
+    """A mapping from names to objects. An object is imported when it is asked for. More objects may be put in.
 
     Args:
         places: for each name the place of its object, as "package.module:Name".
@@ -71,7 +71,7 @@ def resolve(spec: str, known: Mapping[str, Any], kind: str) -> Any:
     Args:
         spec: a known name, or `file.py:Name`, or `package.module:Name`.
         known: the built-in names.
-        kind: what it is, for the message ("kernel", "method", ...).
+        kind: the kind of the object, for the message ("kernel", "method", ...).
 
     Raises:
         DapError: the name, the file, the module or the attribute is unknown; the message lists what is known.
@@ -89,14 +89,14 @@ def resolve(spec: str, known: Mapping[str, Any], kind: str) -> Any:
 
 
 def build(thing: Any, spec: str) -> Any:
-    """The object itself, or what a class or function gives when it is called without arguments.
+    """The thing itself, or, for a class or function, the object that a call without arguments returns.
 
     Args:
-        thing: what `resolve` found.
-        spec: its name, for the message.
+        thing: the object that `resolve` found.
+        spec: the name of the object, for the message.
 
     Raises:
-        DapError: it cannot be called without arguments, or fails.
+        DapError: the class or function cannot be called without arguments, or the call fails.
     """
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):
         return thing
@@ -112,9 +112,9 @@ def build(thing: Any, spec: str) -> Any:
 
 
 def code_of(spec: str) -> dict[str, str]:
-    """sha256 of the code behind `file.py:Name` or `package.module:Name`, by file or module; {} for any other name.
+    """The sha256 of the code behind `file.py:Name` or `package.module:Name`, by file or module. {} for any other name.
 
-    The code is loaded first, as `resolve` would load it, so the hash is that of the code that runs.
+    The code is first loaded as `resolve` would load it. So the hash belongs to the code that runs.
 
     Raises:
         DapError: the file has an error in it.
@@ -136,7 +136,7 @@ def code_of(spec: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A user's file as it was last run in this process."""
+    """A user's file as this process last ran it."""
 
     sha256: str
     module: ModuleType
@@ -173,7 +173,7 @@ def _load_file(path: Path, kind: str) -> ModuleType:
 
 
 def _load_module(name: str, kind: str) -> ModuleType:
-    """An importable module. One whose file has changed since it was first resolved here is run anew, in its own name space."""
+    """An importable module. If its file has changed since it was first resolved here, it is run anew in its own name space."""
     try:
         module = importlib.import_module(name)
     except ImportError as error:

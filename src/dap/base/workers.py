@@ -1,4 +1,4 @@
-"""Pieces of work shared by processes that meet on the file system alone, and the processes themselves."""
+"""Several processes share pieces of work. They meet only on the file system: a locked file says who works on which piece."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from pathlib import Path
 from dap.base.errors import DapError
 
 CLAIMS = ".claims"
-"""Folder of the locks that say which process works on which piece."""
+"""The name of the folder of locks. A process that works on a piece holds the lock of the piece."""
 
 
 def share(pieces: Sequence[tuple[str, Callable[[], object]]], out: Path, wait: float = 1.0) -> None:
-    """Do every piece that no other process holds, until all are done.
+    """Do every piece that no other process holds, until all pieces are done.
 
-    A piece must be cheap when it is done already. One that another process holds is looked at again when it lets go, so
-    that what a killed process left half-done is finished here.
+    This process does a piece that another process holds after the other process lets the piece go. So this process
+    finishes what a killed process left half-done. A finished piece is done again in this way, and so it must be cheap
+    then.
 
     Args:
-        pieces: names, and what to do.
-        out: the folder the processes share.
-        wait: seconds between two looks at what others hold.
+        pieces: for each piece its name, and the function that does it.
+        out: the folder that the processes share.
+        wait: the seconds between two looks at the pieces that other processes hold.
 
     Raises:
-        DapError: a piece failed; the others are done first, and every failure is named.
+        DapError: a piece failed. The other pieces are done first, and the message names every failure.
     """
     from filelock import FileLock, Timeout
 
@@ -56,13 +57,22 @@ def share(pieces: Sequence[tuple[str, Callable[[], object]]], out: Path, wait: f
 
 
 def visible_gpus(count: int) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls each of the GPUs that this process sees, which may be some of the machine's alone."""
+    """The names that CUDA_VISIBLE_DEVICES has for the GPUs of this process.
+
+    The process may see only some of the machine's GPUs. If the variable is not set, the names are "0", "1", ….
+
+    Args:
+        count: the number of GPUs that this process sees.
+    """
     given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (given or [str(k) for k in range(count)])[:count]
 
 
 def end_with_parent() -> None:
-    """Let this process, one of `run_workers`, be interrupted when the one that started it has ended, killed or not."""
+    """Let a worker of `run_workers` end when its parent process ends, even if the parent is killed.
+
+    The worker gets SIGTERM when the other end of its standard input is closed.
+    """
 
     def watch() -> None:
         with suppress(OSError):
@@ -79,20 +89,22 @@ def run_workers(
     meanwhile: Callable[[], object] = lambda: None,
     tell: Callable[[str], object] | None = None,
 ) -> None:
-    """Run the command line `dap` with these arguments in several processes and wait for all.
+    """Run the command line `dap` with these arguments in several processes, and wait for all of them.
 
-    Each gets its share of the CPU threads, and where there are several GPUs its own in turn.
+    Each process gets an equal share of the CPU threads, unless OMP_NUM_THREADS is set. If there are several GPUs, the
+    processes get one GPU each, in turn.
 
     Args:
-        arguments: of a command that shares its work by `share`.
-        workers: how many processes.
-        spread: over the GPUs there are; not where one is named.
-        meanwhile: called about twice a second while they run.
-        tell: called with every line that they write to standard error, from several threads. By default the lines go to
-            the standard error of this process; a caller who draws bars there writes them above the bars.
+        arguments: the arguments of a command that shares its work by `share`.
+        workers: how many processes are run.
+        spread: whether the processes are spread over the GPUs. It should be False if the user has named one GPU.
+        meanwhile: is called about twice a second while the processes run.
+        tell: is called with every line that the processes write to standard error. The calls come from several threads.
+            A caller who draws bars on standard error can so write the lines above the bars. Default: the lines go to
+            the standard error of this process.
 
     Raises:
-        DapError: one of them failed; what was done is kept.
+        DapError: a process failed. The work that was done is kept.
     """
     import torch
 
@@ -107,7 +119,7 @@ def run_workers(
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[k % len(gpus)]
             # -P: a file of the current folder, such as queue.py, must not stand in for a module of the standard library.
             command = [sys.executable, "-P", "-m", "dap", *arguments]
-            # Nothing is ever written to stdin; it closes when this process ends, however that happens.
+            # Nothing is ever written to stdin. It closes when this process ends, even if this process is killed.
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -142,7 +154,7 @@ def run_workers(
 
 
 def _pass_on(process: subprocess.Popen[bytes], tell: Callable[[str], object], last: dict[int, str]) -> None:
-    """Tell every line that a worker writes to its standard error, until it ends; keep the last line by the process id."""
+    """Pass on every line that a worker writes to its standard error, until it ends. Keep the last line by the process id."""
     assert process.stderr is not None
     with suppress(ValueError):  # the pipe is closed while a process that the worker started still holds its other end
         for line in process.stderr:

@@ -1,4 +1,4 @@
-"""How far long work is, on standard error: bars in a terminal, and now and then a plain line elsewhere."""
+"""The progress of long work, on standard error: bars in a terminal, and plain lines from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 from dap.base.watch import Watcher
 
 EVERY = 5.0
-"""Seconds between two lines where no terminal can show a bar."""
+"""Seconds between two lines if no terminal can show a bar."""
 
 _open: list[Bars] = []
 
 
 def watcher() -> Watcher:
-    """Bars where standard error is a terminal that can move its cursor, else lines."""
+    """`Bars` if standard error is a terminal that can move its cursor, else `Lines`."""
     return Bars() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else Lines()
 
 
 def close() -> None:
-    """Take all bars off the terminal."""
+    """Remove all bars from the terminal."""
     while _open:
         _open.pop().stop()
 
 
 def time_left(done: int, left: int, seconds: float) -> str:
-    """How long `left` pieces of work will take if `done` of them took so many seconds; empty where nobody can know.
+    """The time that the rest of the work will take, in words. Empty if no piece is finished or no piece is left.
 
     Args:
-        done: pieces that were finished in this time.
-        left: pieces that are not finished.
-        seconds: the time.
+        done: the number of pieces that were finished in `seconds`.
+        left: the number of pieces that are not finished.
+        seconds: the time that the finished pieces took.
     """
     if done <= 0 or left <= 0:
         return ""
@@ -43,12 +43,12 @@ def time_left(done: int, left: int, seconds: float) -> str:
 
 
 def result(name: str, trial: Any) -> str:
-    """A finished training in words."""
+    """One line on a finished training: the set, the network, the seed, the accuracy in percent and the seconds."""
     return f"{name}: {trial.network}, seed {trial.seed}: {trial.accuracy:.1%} ({trial.seconds:.0f} s)"
 
 
 class _Pace:
-    """When work began, and how much was done by then, which an interrupted run had done before."""
+    """The time at which work began, and the number of pieces that an interrupted run had already done then."""
 
     def __init__(self, done: int, clock: float) -> None:
         self.first, self.began, self.told = done, clock, False
@@ -58,7 +58,7 @@ class _Pace:
 
 
 class Bars(Watcher):
-    """A bar for all cells of a grid, and under it one for the work of this moment."""
+    """Draws a bar for all cells of a grid, and under it a bar for the work of this moment."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -113,10 +113,11 @@ class Bars(Watcher):
 
 
 class Lines(Watcher):
-    """Plain lines: every result, and where the work goes on for long, every few seconds how far it is.
+    """Writes plain lines: one for every result and, while long work goes on, one for its progress every few seconds.
 
     Args:
-        every: seconds between two lines about the same work; infinity writes results alone.
+        every: the least number of seconds between two lines, before a line on progress. With infinity only results and
+            notes are written.
     """
 
     def __init__(self, every: float = EVERY) -> None:
@@ -129,7 +130,7 @@ class Lines(Watcher):
         pace = self._paces.setdefault(name, _Pace(done, clock))
         if done >= total:
             del self._paces[name]
-            if pace.told:  # work that was short, or done already, is no news
+            if pace.told:  # no line on work that was short or done before
                 self._write(f"{name}: {total} {unit}")
         elif done > pace.first and clock - self._last >= self._every:
             left, pace.told = pace.left(done, total, clock), True

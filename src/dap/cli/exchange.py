@@ -74,8 +74,8 @@ def import_(
         ipc: Images per class. Default: all.
         seed: Seed of a random pick.
         mean: Mean that normalised tensors have lost: one number, or one for each channel.
-        std: Standard deviation of normalised tensors, likewise.
-        labels: File of the labels of tensors, where the labels have a file of their own.
+        std: Standard deviation that normalised tensors have lost: one number, or one for each channel.
+        labels: File of the labels of tensors, if the labels have a file of their own.
         licence: Licence of the images, for the card.
     """
     from dap.data.sets.imports import import_set
@@ -158,7 +158,7 @@ def convert(
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema.
-        heads: For a .pt whose width is none of the paper's four: the number of attention heads.
+        heads: For a .pt whose width is not one of the paper's four widths: the number of attention heads.
         classes: JSON list of class names in label order.
         dtype: Type of the numbers that are written.
         offline: Never ask the network, only the local cache.

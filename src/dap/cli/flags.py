@@ -1,8 +1,8 @@
 """The types of the flags that several verbs share.
 
-A command is a function whose annotations say what its flags are; the library cyclopts reads them. The flags that several
-verbs share are made of the classes that the functions behind the verbs take, so that every name, default and sentence of
-help stands in one place.
+A command is a function. Its annotations describe its flags, and the library cyclopts reads the annotations. The
+functions behind the verbs take classes such as `Machine` and `Judging`. The shared flags are made from these classes,
+so that every name, default and sentence of help stands in one place.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ OUTPUT = Group("Output", sort_key=40)
 
 
 def positive(hint: Any, tokens: Sequence[Any]) -> int:
-    """The whole number of at least 1 that a flag was given.
+    """The value of a flag that takes a whole number of at least 1.
 
     Raises:
-        ValueError: the text is no such number.
+        ValueError: the text is not a whole number of at least 1.
     """
     del hint
     text = tokens[-1].value
@@ -41,16 +41,16 @@ def positive(hint: Any, tokens: Sequence[Any]) -> int:
 
 
 def words(hint: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
-    """The parts of a list that was written with commas."""
+    """The parts of a text that is split at its commas."""
     del hint
     return tuple(tokens[-1].value.split(","))
 
 
 def numbers(hint: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
-    """The whole numbers of at least 1 in a list that was written with commas.
+    """The whole numbers of at least 1 in a text that is split at its commas.
 
     Raises:
-        ValueError: a part of the list is no such number.
+        ValueError: a part of the text is not a whole number of at least 1.
     """
     del hint
     parts = tokens[-1].value.split(",")
@@ -68,7 +68,7 @@ def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
     Args:
         items: the texts that were given.
         flag: the flag, for the message.
-        what: what stands before the equals sign, for the message.
+        what: the word for the part before the equals sign, for the message.
 
     Raises:
         DapError: a text has no value, or the value is not valid YAML.
@@ -110,7 +110,7 @@ Track = Annotated[
 ]
 
 SPELLED = {"changes": "--set", "measures": "--measure", "trials": ("--trials", "--seeds")}
-"""Fields whose flag is not simply their name."""
+"""The flags of those fields whose flag is not simply the field's name."""
 
 METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR"}
 
@@ -131,7 +131,7 @@ class Output:
 
 
 def sentences(doc: str) -> dict[str, str]:
-    """What a docstring's section "Attributes" says of each attribute, as one sentence or several."""
+    """The text that a docstring's section "Attributes" has for each attribute, as one or several sentences."""
     section = inspect.cleandoc(doc).partition("Attributes:\n")[2]
     found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
     texts = {name: " ".join(text.split()) for name, text in found}
@@ -139,7 +139,7 @@ def sentences(doc: str) -> dict[str, str]:
 
 
 def _kind(name: str, hint: Any) -> tuple[Any, dict[str, Any]]:
-    """The type of a field's flag, and what else the library must know of the flag."""
+    """The type of a field's flag, and further arguments of cyclopts' `Parameter` for the flag."""
     if name == "changes":
         return list[str], {"metavar": "FIELD=VALUE", "help": CHANGES}
     if name == "measures":
@@ -153,15 +153,15 @@ def _kind(name: str, hint: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def flags_of(made: type, group: Group, without: Collection[str] = (), **defaults: Any) -> Any:
-    """A flag for every field of a dataclass, with the sentence that its docstring has for the field.
+    """A flag for every field of a dataclass. The help of a flag is the sentence that the class's docstring has for the field.
 
-    Only the flags that were given stand in the dictionary that a command then gets, by the names of the fields.
+    The command gets one dictionary, by the names of the fields. It holds only the flags that the user gave.
 
     Args:
         made: the dataclass, such as `Machine`.
         group: the heading of the flags in the help.
-        without: fields that get no flag.
-        defaults: values that the help states instead of the defaults of the class.
+        without: the fields that get no flag.
+        defaults: values that the help states in place of the defaults of the class.
     """
     hints, says, flags = get_type_hints(made), sentences(made.__doc__ or ""), {}
     for one in fields(made):
@@ -179,8 +179,8 @@ def flags_of(made: type, group: Group, without: Collection[str] = (), **defaults
 def parameters(title: str, flags: Mapping[str, Any]) -> Any:
     """Flags that a command gets as one dictionary."""
     found = TypedDict(title, dict(flags), total=False)  # noqa: UP013  # pyright: ignore
-    # The library would parse the source of this module for the help of each flag, which stands in the flags already. That
-    # takes a tenth of the time that a verb's help may take. A class of an unknown module has no source.
+    # cyclopts would parse the source of this module for the help of each flag, but the flags hold their help already. Parsing
+    # takes a tenth of the time that a verb's help may take. A class of an unknown module has no source to parse.
     found.__module__ = "dap.no_source"
     return Annotated[found, Parameter(name="*")]
 
@@ -196,12 +196,12 @@ else:
 
 
 def machine_of(given: Mapping[str, Any] | None) -> Machine:
-    """The machine that the flags say."""
+    """The `Machine` that the flags describe."""
     return Machine(**(given or {}))
 
 
 def judging_of(given: Mapping[str, Any] | None, **defaults: Any) -> Judging:
-    """How the flags say that sets are judged.
+    """The `Judging` that the flags describe.
 
     Raises:
         DapError: a text of `--set` is not FIELD=VALUE.
@@ -212,12 +212,12 @@ def judging_of(given: Mapping[str, Any] | None, **defaults: Any) -> Judging:
 
 
 def output_of(given: Mapping[str, Any] | None) -> Output:
-    """What the flags say of the terminal."""
+    """The `Output` that the flags describe."""
     return Output(**(given or {}))
 
 
 def watcher_of(given: Mapping[str, Any] | None) -> Watcher:
-    """What draws the progress of a long verb on standard error; under `--quiet` nothing does."""
+    """The watcher that draws the progress of a long verb on standard error. Under `--quiet` the watcher draws nothing."""
     if output_of(given).quiet:
         return Watcher()
     from dap.cli.bars import watcher
@@ -227,11 +227,11 @@ def watcher_of(given: Mapping[str, Any] | None) -> Watcher:
 
 @dataclass(frozen=True)
 class Told:
-    """What a verb has to say when it is done.
+    """The result of a verb, as the command writes it.
 
     Attributes:
-        text: for people.
-        values: for `--json`; paths may stand in it.
+        text: the text for people.
+        values: the values for `--json`. Paths may be among them.
         status: the exit status.
     """
 

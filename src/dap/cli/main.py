@@ -1,7 +1,7 @@
-"""The command `dap`: which verbs there are, how it ends, and what it says when something is wrong.
+"""The command `dap`: it finds the verb, runs the verb, writes errors as sentences, and sets the exit status.
 
-This module imports neither torch nor pydantic. A verb's own module is imported when the verb is asked for, so that
-`dap --help` and a misspelt verb answer at once.
+This module imports neither torch nor pydantic, so `dap --help` and a misspelt verb are answered at once. The module of
+a verb is imported only when the verb is asked for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Completion: dap --install-completion (bash, zsh, fish)."""
 
 
 def build_app() -> App:
-    """The command with all its verbs, none of which is imported yet."""
+    """The command with all its verbs. No module of a verb is imported yet."""
     app = App(
         name="dap",
         help=ABOUT,
@@ -70,15 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: the words after `dap`; by default those of this process.
+        argv: the words after `dap`. Default: the words of this process's command line.
 
     Returns:
-        The exit status: 0 done, 1 a user's mistake, 130 interrupted.
+        The exit status: 0 the work is done, 1 a user's mistake, 130 interrupted. `dap check` also returns 1 if a
+        finding is wrong.
 
     Raises:
         SystemExit: the command line cannot be read; the status is 2.
     """
-    # Without this, pydantic looks for plugins in the metadata of every installed package, which takes longer than a help page.
+    # Without this line, pydantic looks for plugins in the metadata of every package. This takes longer than a help page.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--debug"] and len(words) > 1:  # the older place of the flag, before the verb
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(told: Any, output: Output) -> int:
-    """Write what a verb has to say; help and completion have nothing to say here."""
+    """Write the result of a verb, and return the exit status. A verb that returns no `Told` writes nothing here."""
     _close_bars()
     if not isinstance(told, Told):
         return DONE
@@ -128,7 +129,7 @@ def _show(told: Any, output: Output) -> int:
 
 
 def _fail(output: Output, message: str) -> int:
-    """Say in a sentence what went wrong; under `--debug` let the exception go on."""
+    """Write in a sentence what went wrong. Under `--debug`, raise the exception again instead."""
     _close_bars()
     if output.debug:
         raise
@@ -139,7 +140,7 @@ def _fail(output: Output, message: str) -> int:
 
 
 def _unreadable(words: Sequence[str], error: CycloptsError) -> NoReturn:
-    """Say in one line why a command line cannot be read, with the nearest names, and end with status 2."""
+    """Write in one line why a command line cannot be read, name the nearest verb or flag, and end with status 2."""
     verb = f"dap {words[0]}" if words and words[0] in VERBS else "dap"
     if isinstance(error, UnknownCommandError):
         unknown = next((word for word in words if word != "--debug"), "")
@@ -154,7 +155,7 @@ def _unreadable(words: Sequence[str], error: CycloptsError) -> NoReturn:
 
 
 def _close_bars() -> None:
-    """Take bars off the terminal, if any were drawn, so that the next line stands by itself."""
+    """Remove all progress bars from the terminal, so that the next line stands by itself."""
     if bars := sys.modules.get("dap.cli.bars"):
         bars.close()
 

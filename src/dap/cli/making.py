@@ -1,4 +1,4 @@
-"""The verbs that make sets and what methods need: demo, distill, sweep, compare, caption."""
+"""The verbs that make sets, or captions for methods that need them: demo, distill, sweep, compare, caption; also worker."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _grid(
     track: str | None,
     **options: Any,
 ) -> Told:
-    """Run `compare` or `sweep`, and tell what they found also where some cells failed."""
+    """Run `compare` or `sweep`, and return the results as a `Told`. If cells fail, print the other results and raise."""
     from dap.verbs.report import Unfinished, check_tracking
 
     check_tracking(track)
@@ -243,10 +243,10 @@ def _grid(
 
 
 def _check_wanted(methods: Sequence[str], flags: dict[str, Any]) -> None:
-    """Whether some method takes what was given by a flag. A recipe file may say more than the methods take.
+    """Check that at least one method uses each flag that was given. A recipe file may hold more than the methods use.
 
     Raises:
-        DapError: a flag is of no use to any of the methods.
+        DapError: none of the methods uses a flag.
     """
     from dap.base.errors import DapError
     from dap.methods import find

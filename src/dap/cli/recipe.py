@@ -24,15 +24,16 @@ GROUPS = {
 
 
 def recipe_fields() -> dict[str, tuple[str, Any]]:
-    """Every field of a recipe by its dotted name: its flag without the dashes, and the pydantic field."""
+    """Every field of a recipe by its dotted name: the field's flag without the dashes, and the pydantic field."""
     return {name: (keyword.replace("_", "-"), field) for keyword, (name, field) in keywords().items()}
 
 
 def annotation(name: str, flag: str, field: Any) -> Any:
-    """The type of the flag of a field.
+    """The type of a field's flag.
 
-    A flag is kept as the text that was typed, because a recipe file may stand under it: the whole recipe is checked once,
-    when file and flags are one, by `Recipe.parse`. Only a closed list of values is checked at once.
+    Most flags are kept as the text that was typed. The reason is that flags may override a recipe file, so the whole
+    recipe can be checked only when file and flags are put together. `Recipe.parse` does this check. A flag with a
+    closed list of values is checked at once.
     """
     arms = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
     arms = tuple(get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms)
@@ -59,7 +60,12 @@ def annotation(name: str, flag: str, field: Any) -> Any:
 
 
 def recipe_flags(title: str, without: Collection[str] = ()) -> Any:
-    """A flag for every field of a recipe but some: dotted name -> the text that was given."""
+    """Flags for the fields of a recipe, as one dictionary: from a field's dotted name to the text that was given.
+
+    Args:
+        title: the name of the dictionary's type.
+        without: dotted names of fields that get no flag.
+    """
     return parameters(
         title, {name: annotation(name, *about) for name, about in recipe_fields().items() if name not in without}
     )
@@ -69,18 +75,18 @@ if TYPE_CHECKING:
     RecipeFlags = CommonFlags = dict[str, Any]
 else:
     RecipeFlags = recipe_flags("RecipeFlags")
-    CommonFlags = recipe_flags("CommonFlags", ("method", "ipc", "options"))  # less what `dap compare` varies
+    CommonFlags = recipe_flags("CommonFlags", ("method", "ipc", "options"))  # `dap compare` varies these
 
 Ipcs = Annotated[Numbers, Parameter(name="--ipc", group=GROUPS[""])]
 """Images per class of `dap compare`: one number or several."""
 
 
 def recipe_values(recipe: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a recipe file or a shipped recipe, under the flags that were given.
+    """The values of a recipe file or a shipped recipe, overridden by the flags that were given.
 
     Args:
         recipe: the file or the name; None for no recipe.
-        given: dotted name of a field -> what was typed, as `RecipeFlags` holds it.
+        given: from the dotted name of a field to the text that was typed, as `RecipeFlags` holds it.
 
     Raises:
         DapError: there is no such recipe, or a section of the file is not a mapping.
@@ -104,7 +110,7 @@ def varied(items: Sequence[str]) -> dict[str, list[str]]:
     """The fields and values of `--vary FLAG=V1,V2,…`, by the dotted name of the field.
 
     Raises:
-        DapError: there is no such flag, or it has no values.
+        DapError: there is no such flag, or the flag has no values.
     """
     from dap.base.registry import suggest
 

@@ -1,4 +1,4 @@
-"""What the command says of judged sets."""
+"""The text and the values that the command writes about judged sets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def shown(results: Results, track: str | None = None) -> Told:
-    """The table of accuracies and the place of the page, and the log of a tracker where one is asked for.
+    """The table of accuracies, the place of the page and, if a tracker is asked for, the place of its log.
 
-    A terminal gets a table of its width. A file or a pipe gets the whole table as Markdown.
+    A terminal gets a table as wide as the terminal. A file or a pipe gets the whole table as Markdown.
 
     Args:
         results: the judged sets.
-        track: "tensorboard", "wandb", or None.
+        track: "tensorboard" or "wandb" to log the sets, or None.
     """
     from dap.verbs.report import log_for
 

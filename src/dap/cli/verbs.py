@@ -1,6 +1,6 @@
-"""The verbs of the command: where each one's function is, what it is for, and two examples.
+"""The table of the command's verbs. For each verb it holds the place of its function, what the verb does, and two examples.
 
-The table is read without importing any of the functions, so that `dap --help` answers at once.
+The table is read without importing any of these functions, so that `dap --help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Verb(NamedTuple):
     """A verb of the command.
 
     Attributes:
-        home: the module below `dap.cli` and the function in it.
-        says: what the verb does, a sentence without its full stop; empty for a verb that is not for people.
-        usage: what follows the verb on a command line.
-        group: the heading that it stands under in `dap --help`.
-        examples: command lines that run as they stand where their files are there.
+        home: the module below `dap.cli`, and the function in it.
+        says: a sentence on what the verb does. Empty for a verb that is not for people.
+        usage: the words that follow the verb on a command line.
+        group: the heading of the verb in `dap --help`.
+        examples: command lines that run as they are, if the files that they name are there.
     """
 
     home: str
@@ -184,4 +184,4 @@ VERBS = {
     ),
     "worker": Verb("making:worker", "", "FILE"),
 }
-"""Every verb by its name. `dap worker` is what the processes of `--workers` run."""
+"""Every verb by its name. The processes of `--workers` run `dap worker`."""

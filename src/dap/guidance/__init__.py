@@ -1,4 +1,4 @@
-"""Guidances: what is added to each reverse step. One paper, one file."""
+"""Guidances. A guidance adds a push to each reverse step. Each paper has a file of its own."""
 
 from dap.guidance.base import Descend, Energy, Guidance, Nothing, Scaled, State, Sum, Window
 from dap.guidance.influence import Deviation, Influence

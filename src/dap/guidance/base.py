@@ -19,7 +19,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 
 GradThrough = Literal["nothing", "features", "denoiser"]
-"""How far a gradient can flow back to x_t: not at all, from the tapped layer's features, or from the whole noise prediction."""
+"""From where a gradient can flow back to x_t: from nothing, from the tapped layer's features, or from the noise prediction."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ class Energy(ABC):
         """The energy of each image."""
 
     def begin(self, labels: Sequence[int]) -> None:  # noqa: B027 - a hook
-        """As `Guidance.begin`."""
+        """Prepare what the classes need, as `Guidance.begin`."""
 
     def finish(self, state: State) -> None:  # noqa: B027 - a hook
-        """As `Guidance.finish`."""
+        """Look at the finished batch, as `Guidance.finish`."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def per_image_norm(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
 
 @dataclass(frozen=True)
 class _Wrapper(Guidance):
-    """A guidance around others. It needs whatever they need.
+    """A guidance around other guidances. It needs everything that these guidances need.
 
     Raises:
         DapError: the guidances inside tap different layers or halves.

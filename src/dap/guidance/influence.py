@@ -1,4 +1,4 @@
-r"""Influence-Guided Diffusion (IGD): images that train a network as the real ones do, and that keep apart.
+r"""Influence-Guided Diffusion (IGD): images that train a network as the real images do, and that differ from each other.
 
 Chen, Du, Huang, Wang, Zhang & Wang, "Influence-Guided Diffusion for Dataset Distillation", ICLR 2025.
 
@@ -7,8 +7,9 @@ Chen, Du, Huang, Wang, Zhang & Wang, "Influence-Guided Diffusion for Dataset Dis
     \rho_t = k u \sigma_t \|\epsilon\| / \|\nabla G_I\|,  u = 0.0015
     G_D = max over finished latents z of the class of cos(x_t, z)
 
-θ_k are checkpoints of a network trained on the real data and g_{k,c} the mean gradient of class c's real images there. ρ_t is
-`Descend` with the unit "noise" and scale k · `STRENGTH_UNIT`; the steps that are guided are a `Window`.
+θ_k are checkpoints of a network trained on the real data. g_{k,c} is the mean gradient of class c's real images at
+checkpoint k. Here ρ_t is `Descend` with the unit "noise" and the scale k · `STRENGTH_UNIT`, and a `Window` picks the
+guided steps.
 
 The paper's formulas are known to us at second hand, without u and with x0_hat in G_D. u and x_t are what the sampler does in
 Lokshaw-Chau/MinimaxDiffusion, which carries IGD's own scripts (diffusion/gaussian_diffusion.py, commit 3a9bbbdd); the authors'
@@ -30,13 +31,13 @@ from dap.base.errors import DapError
 from dap.guidance.base import Energy, GradThrough, State
 
 Through = Literal["denoiser", "x0"]
-"""How the energies are differentiated: in x_t through the whole noise prediction, or as if x_t moved x0_hat one to one."""
+"""How the energies are differentiated in x_t: through the whole noise prediction, or as if x0_hat moved exactly as x_t does."""
 
 Compared = Literal["x", "denoiser", "x0"]
-"""What is kept apart: x_t itself, or x0_hat with the derivative that `Through` names."""
+"""The tensor that is kept apart from earlier slots: x_t itself, or x0_hat with the derivative that `Through` names."""
 
 STRENGTH_UNIT = 0.0015
-"""The scale of `Descend`, in units of the noise in x_t, that k = 1 means; this is u above."""
+"""The scale of `Descend`, in units of the noise in x_t, that belongs to k = 1. It is the u of the equations above."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def flat_gradient(loss: Tensor, parameters: Sequence[Tensor], *, graph: bool = F
 
 
 def _carrier(through: Compared) -> GradThrough:
-    """How far the sampler must carry a graph. "features" without a layer makes x_t a leaf and nothing more."""
+    """How far the sampler must carry a graph. "features" without a layer only makes x_t a leaf."""
     return "denoiser" if through == "denoiser" else "features"
 
 
@@ -126,7 +127,7 @@ class Deviation(Energy):
 
     Args:
         memory: how many earlier slots are remembered, 64 in the paper.
-        of: what is compared with them, see `Compared`.
+        of: the tensor that is compared with them, see `Compared`.
 
     Raises:
         DapError: memory is less than 1.

@@ -5,8 +5,9 @@ Distillation", CVPR 2026, arXiv 2602.23295, as its released code does it.
 
     \hat n = -(I - U U^T)(x_t - \mu) / \| \cdot \|,    push = scale \cdot tanh(d / bandwidth) \cdot \hat n
 
-The cloud is points around the mode, noised to x_t's level; \mu is the mean of the k nearest to x_t, U their leading principal
-directions and d the distance of x_t to the nearest. The paper adds it to MGD3's push: `Modes(…) + Manifold(…)`.
+The cloud is a set of points around the mode, noised to x_t's level. \mu is the mean of the k points nearest to x_t, U
+holds the leading principal directions of these points, and d is the distance from x_t to the nearest point. The paper
+adds this push to MGD3's push: `Modes(…) + Manifold(…)`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ INNER = 0.1
 
 
 def normal_to_plane(x: Float[Tensor, " d"], points: Float[Tensor, "k d"], tangent: int) -> Float[Tensor, " d"]:
-    """The way from x straight to the plane through the points' mean along their `tangent` leading principal directions.
+    """The vector from x straight to a plane. The plane goes through the points' mean, along their leading principal directions.
 
-    The directions are right singular vectors of the k centred points, which are the eigenvectors of their D × D
-    covariance (with or without a ridge) at the cost of a k × D decomposition.
+    The directions are the right singular vectors of the k centred points. These are the eigenvectors of the points'
+    D × D covariance (with or without a ridge), but they cost only a k × D decomposition.
 
     Args:
-        x: where the way begins.
+        x: the start of the vector.
         points: at least tangent + 1 points.
         tangent: the dimension of the plane.
     """
@@ -51,11 +52,11 @@ class Manifold(Guidance):
     Args:
         centres: the modes.
         scale: the length of a full push, 0.1 in the paper. 0 gives the unguided sample bit for bit.
-        radius: of the cloud of clean points around a mode.
+        radius: the radius of the cloud of clean points around a mode.
         bandwidth: beyond this distance to the nearest point the push is nearly full.
         tangent: the dimension of the plane.
-        neighbours: to how many noised points the plane is fitted.
-        points: how many points a cloud has.
+        neighbours: the number of noised points to which the plane is fitted.
+        points: the number of points in a cloud.
         widening: the factor on the radius at the first step, 1 or more.
         warm: the fraction of the run in which the factor falls exponentially from `widening` to 1.
 

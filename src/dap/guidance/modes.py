@@ -1,4 +1,4 @@
-r"""Mode guidance (MGD3): draw each image towards a mode of its class's data, one mode a slot.
+r"""Mode guidance (MGD3): draw each image towards a mode of its class's data. Each slot has one mode.
 
 Chan-Santiago, Tirupattur, Nayak, Liu & Shah, "MGD3: Mode-Guided Dataset Distillation using Diffusion Models", ICML 2025,
 arXiv 2505.18963.

@@ -4,8 +4,10 @@ Su, Wu, Chen, Shi, Wang, Ye & Zhu, "Diffusion Models as Dataset Distillation Pri
 
     g_t = -\nabla_{x_t} \frac1N \sum_j D_K(\varphi(x_t, t), \varphi(x_t^{(j)}, t))        (Eq. 7 and 8)
 
-and, as an option of ours, the synthetic-synthetic half of the energy distance / squared MMD, which keeps the images of
-one class apart:  + \lambda \nabla_{x_t} mean_{i' \ne i} D_K(\varphi(x_t^i), \varphi(x_t^{i'})).
+As an option, which is not in the paper, the guidance has one more term. It is the synthetic-synthetic half of the
+energy distance / squared MMD, and it keeps the images of one class apart:
+
+    + \lambda \nabla_{x_t} mean_{i' \ne i} D_K(\varphi(x_t^i), \varphi(x_t^{i'})).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class RealFeatures(Protocol):
         ...
 
     def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
-        """Treat features of a layer as the real ones were treated: pool and normalise them."""
+        """Treat features of a layer as the real features were treated: pool and normalise them."""
         ...
 
 

@@ -1,10 +1,10 @@
-"""Checks of what users write: whether a backbone, kernel, guidance or method of their own keeps the library's promises.
+"""Checks for parts that users write: whether their own backbone, kernel, guidance or method keeps its contract.
 
     from dap.testing import check_kernel
     assert all(finding.level != "wrong" for finding in check_kernel(Mine()))
 
-Each check is independent of the others. It says in words what it looked at, which number it found and what to do. `dap check
-NAME` prints the same findings.
+Each check is independent of the others. A check says in words what it looked at, which number it found and what to do.
+The command `dap check NAME` prints the same findings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def check_backbone(backbone: Backbone, images: Tensor | None = None) -> list[Fin
 
     Args:
         backbone: the backbone to check.
-        images: one or more real images of its classes, (n, 3, h, w) in [0, 1] at its size. Default: three images of
-            Fashion-MNIST. They matter only for the quality of the autoencoder and of the noise prediction.
+        images: one or more real images of the backbone's classes, (n, 3, h, w) in [0, 1] at the backbone's size.
+            Default: three images of Fashion-MNIST. The images matter only for the quality of the autoencoder and of the
+            noise prediction.
     """
     return list(_backbone.findings(backbone, images))
 

@@ -31,7 +31,7 @@ def encode(p: Probe) -> Verdicts:
 
 
 def decode(p: Probe) -> Verdicts:
-    """The shape and range of images. Latents far from the data are tried too, because guidance can produce them."""
+    """Check the shape and range of decoded images. Latents far from the data are tried too: guidance can produce them."""
     size, flat = p.backbone.card.size, len(p.backbone.latent_shape) == 3
     for name, z in (("noise", p.x), ("latents far out", 10 * p.x[:1])):
         images = p.backbone.decode(z)
@@ -61,7 +61,10 @@ def reconstruction(p: Probe) -> Verdicts:
 
 
 def trained(p: Probe) -> Verdicts:
-    """Halfway between data and noise a trained model predicts the noise better than any multiple of x does."""
+    """Check that the model is trained.
+
+    Halfway between data and noise, a trained model predicts the noise better than any multiple of x does.
+    """
     t = p.times[1]
     alpha, sigma = p.backbone.schedule.level(t)
     noise = draw(tuple(p.latents.shape), 5, p.backbone.device)
@@ -79,7 +82,7 @@ def trained(p: Probe) -> Verdicts:
 
 
 class _Size(Energy):
-    """The mean square of the features, an energy that works on every backbone."""
+    """The mean square of the features. This energy works on every backbone."""
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
@@ -90,7 +93,7 @@ class _Size(Energy):
 
 
 def sampling(p: Probe) -> Verdicts:
-    """Runs of three steps: vanilla, guided with scale 0, and guided."""
+    """Check runs of three steps: vanilla, guided with scale 0, and guided."""
     b, card = p.backbone, p.backbone.card
     model, work = ClassifierFree(b, card.cfg, card.cfg_channels), Batch.of(p.names[::2], [0, 1], [0, 0], 0)
     before = torch.get_rng_state()

@@ -68,7 +68,7 @@ def schedule(p: Probe) -> Verdicts:
 
 
 def frozen(p: Probe) -> Verdicts:
-    """No parameter trains, no module is in training mode, and `state` names every parameter."""
+    """Check that no parameter trains, that no module is in training mode, and that `state` names every parameter."""
     modules = _modules(p.backbone)
     parameters = {id(v): (f"{name}.{n}", v) for name, m in modules.items() for n, v in m.named_parameters()}
     trains = [name for name, v in parameters.values() if v.requires_grad]
@@ -88,7 +88,7 @@ def frozen(p: Probe) -> Verdicts:
 
 
 def _modules(backbone: Backbone) -> dict[str, nn.Module]:
-    """The torch modules among a backbone's attributes and in its dictionaries and lists, each of them once."""
+    """The torch modules among a backbone's attributes, and in dictionaries, lists and tuples among them. Each module once."""
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, value in [*vars(backbone).items()]:
         inside = (
@@ -101,7 +101,11 @@ def _modules(backbone: Backbone) -> dict[str, nn.Module]:
 
 
 def prediction(p: Probe) -> Verdicts:
-    """eps is finite float32 of x's shape over the whole grid, variance is there if promised, and there is no unasked graph."""
+    """Check predictions at the first, the middle and the last time.
+
+    eps must be finite, in float32 and of x's shape. The variance must be there if `learned_variance` is True, and only
+    then. No output may carry a graph, because nothing asked for a graph.
+    """
     for t in p.times:
         got = p.backbone.predict(p.x, t, p.condition)
         parts = {"eps": got.eps, "variance": got.variance, "x0": got.x0}
@@ -150,7 +154,7 @@ def batch(p: Probe) -> Verdicts:
 
 
 def conditions(p: Probe) -> Verdicts:
-    """The conditions of known names and the null condition, for one image and for three."""
+    """Check the conditions of known names and the null condition, for one image and for three images."""
     b = p.backbone
     for n in (1, B):
         for name, value in (("condition", b.condition(p.names[:n])), ("null", b.null(n))):
@@ -211,7 +215,7 @@ def state(p: Probe) -> Verdicts:
 
 
 def findings(backbone: Backbone, images: Tensor | None = None) -> Iterator[Finding]:
-    """The findings of all checks, each as soon as it is made."""
+    """The findings of all checks. Each finding comes as soon as it is made."""
     checks = {
         "description": description,
         "schedule": schedule,

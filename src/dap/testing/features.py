@@ -14,7 +14,7 @@ from dap.testing.probe import B, Probe
 
 
 def _everywhere(p: Probe) -> Mapping[str, Tensor]:
-    """The features at every layer. A `ModuleBackbone` gives them in one pass, others layer by layer."""
+    """The features at every layer. A `ModuleBackbone` gives all of them in one pass, other backbones layer by layer."""
     backbone, x, t, condition = p.backbone, p.x[:2], p.times[1], p.condition[:2]
     if not isinstance(backbone, ModuleBackbone):
         return {layer: backbone.tap(x, t, condition, layer) for layer in backbone.layers}
@@ -72,7 +72,7 @@ def tap(p: Probe) -> Verdicts:
 
 
 def graph(p: Probe) -> Verdicts:
-    """Under grad_through="features" and "denoiser" the right outputs carry a graph to x, and eps stays the same."""
+    """Check that the right outputs carry a graph to x under grad_through="features" and "denoiser", and that eps stays."""
     for layer in p.layers:
         x = p.x.clone().requires_grad_()
         with torch.enable_grad():
@@ -99,7 +99,7 @@ def graph(p: Probe) -> Verdicts:
 
 
 def gradient(p: Probe) -> Verdicts:
-    """Directional derivatives by autograd and by finite differences, of features at three layers and of eps."""
+    """Compare directional derivatives by autograd and by finite differences, of features at up to three layers and of eps."""
     if p.half:
         return f"gradients are not compared with finite differences, because in {p.half} they drown in rounding; check in float32"
 

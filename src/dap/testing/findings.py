@@ -1,7 +1,7 @@
-"""Findings, and the runner that keeps checks independent of each other.
+"""Findings, and the function `run` that keeps checks independent of each other.
 
-A check is a generator. It yields a `warn` or a `wrong` for everything that is not as it should be. It returns a sentence, which
-becomes an `ok` finding if nothing was yielded.
+A check is a generator. It yields a `warn` or a `wrong` for everything that is not as it should be. At its end it
+returns a sentence. If the check yielded nothing, this sentence becomes an `ok` finding.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def wrong(text: str) -> Verdict:
 
 
 def run(checks: Mapping[str, Callable[[Subject], Verdicts]], subject: Subject) -> Iterator[Finding]:
-    """Run every check in turn. If one raises, that becomes a finding, and the next one runs all the same."""
+    """Run every check in turn. If a check raises, the error becomes a "wrong" finding, and the next check runs all the same."""
     for name, check in checks.items():
         found, verdicts = 0, check(subject)
         while True:
@@ -74,7 +74,7 @@ def said(error: BaseException) -> str:
 
 
 def kind_of(x: object) -> str:
-    """A tensor as "(3, 4, 8, 8) float32"; of anything else the type."""
+    """A description such as "(3, 4, 8, 8) float32" of a tensor. For any other object, the name of its type."""
     if not isinstance(x, Tensor):
         return f"a {type(x).__name__}"
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
@@ -88,15 +88,16 @@ def difference(x: Tensor, y: Tensor) -> float:
 
 
 def draw(shape: tuple[int, ...], seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal float32 numbers from a seed; they are the same on every device."""
+    """Standard normal float32 numbers from a seed. The numbers are the same on every device."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def slope(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 2e-3) -> tuple[float, float]:
     """A directional derivative of a function at x (B, …), by autograd and by central differences.
 
-    The direction d is random, and q ≈ J d is the difference quotient along it. The outputs are weighted by q/‖q‖, so that one
-    number says it all, however many outputs there are: autograd gives ⟨Jᵀ q/‖q‖, d⟩, and the quotient gives ‖q‖.
+    The direction d is random, and q ≈ J d is the difference quotient along d. The outputs are weighted by q/‖q‖, so
+    that one number stands for all outputs. Autograd gives the number ⟨Jᵀ q/‖q‖, d⟩, and the quotient gives the number
+    ‖q‖.
 
     Returns:
         The number by autograd, and the number by the quotient. The first is 0 if no graph leads from the output to x.

@@ -1,4 +1,4 @@
-"""The contract of a `Guidance` or an `Energy`, tried on an exact Gaussian mixture unless a backbone is given."""
+"""The contract of a `Guidance` or an `Energy`. It is tried on an exact Gaussian mixture, unless a backbone is given."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, r
 
 LABELS, SLOTS, STEPS = (0, 1, 0), (0, 0, 1), 4
 SEQUENCE = (1, 0, 2)
-"""The rows class after class, in the order of their slots. The class with two slots comes last, so that it is remembered."""
+"""The rows in the order of their classes, and of their slots within a class. The class with two slots comes last, so that a
+guidance still remembers its slots afterwards."""
 
 
 class Stage(Mixture):
     """A mixture of two classes with two modes each, over latents (3, 4, 4).
 
     Args:
-        layer: a further name for the features "x0", so that a guidance for a layer of another backbone can be tried.
+        layer: one more name for the features "x0", so that a guidance for a layer of another backbone can be tried.
     """
 
     def __init__(self, layer: str | None = None) -> None:
@@ -43,7 +44,7 @@ class Stage(Mixture):
 
 
 class Watch(Guidance):
-    """Wraps a guidance and records its pushes. A push of the wrong shape is noted and not added."""
+    """Wraps a guidance and records its pushes and faults. A push of the wrong shape, or not finite, is not added."""
 
     def __init__(self, inner: Guidance) -> None:
         self.inner, self.shapes, self.faults = inner, list[str](), dict[str, str]()
@@ -96,7 +97,7 @@ class Probe:
         return tuple(self.backbone.class_names[:2]) or ("dress", "bag")
 
     def latents(self, guidance: Guidance | None, rows: Sequence[int] = (0, 1, 2)) -> Tensor:
-        """The samples of some rows of `LABELS` and `SLOTS`; for a sequential guidance one by one, class after class."""
+        """The samples of some rows of `LABELS` and `SLOTS`. A sequential guidance samples them one by one, class after class."""
         if guidance is not None and guidance.sequential and len(rows) > 1:
             found = {row: self.latents(guidance, [row]) for row in SEQUENCE if row in rows}
             return torch.cat([found[row] for row in rows])
@@ -104,7 +105,7 @@ class Probe:
         return latents(ClassifierFree(self.backbone, 1.0), guidance, batch, steps=STEPS)
 
     def state(self, x: Tensor) -> State:
-        """A step in the middle of the run, from x (3, C, *spatial), with the graph that the energy asks for."""
+        """The state of a step in the middle of the run, from x (3, C, *spatial), with the graph that the energy asks for."""
         thing, b = self.thing, self.backbone
         solver = solvers.make(b, None, STEPS)
         index = STEPS // 2
@@ -236,7 +237,7 @@ def gradient(p: Probe) -> Verdicts:
     found = p.energy
     assert found is not None
     if found.sequential:
-        p.latents(p.guidance)  # now there are earlier slots
+        p.latents(p.guidance)  # so that there are earlier slots
     found.begin(sorted(set(LABELS)))
     x, h = p.x, 5e-3
     with torch.enable_grad():
@@ -280,6 +281,6 @@ CHECKS: dict[str, Callable[[Probe], Verdicts]] = {
 
 
 def findings(thing: Guidance | Energy, backbone: Backbone | None = None) -> Iterator[Finding]:
-    """The findings of all checks, each as soon as it is made."""
+    """The findings of all checks. Each finding comes as soon as it is made."""
     own = {"energy": energy, "gradient": gradient} if isinstance(thing, Energy) else {}
     return run(own | CHECKS, Probe(thing, backbone))

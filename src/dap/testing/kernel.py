@@ -1,4 +1,7 @@
-"""The contract of a `Kernel`: positive semi-definite, and a metric whose gradient is finite (DAP, Theorems 3.1 and 3.2)."""
+"""The contract of a `Kernel`: it is positive semi-definite, and its distance is a metric with a finite gradient.
+
+Source: DAP, Theorems 3.1 and 3.2.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dap.kernels import Kernel
 from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, run, slope, warn, wrong
 
 SETS = ((24, 6, 1.0), (24, 6, 0.2), (16, 40, 1.0), (30, 2, 2.0))
-"""Number, width and spread of the random points on which a kernel is tried."""
+"""The number, the width and the spread of the random points on which a kernel is tried."""
 
 
 class Probe:
@@ -133,7 +136,7 @@ def gradient(p: Probe) -> Verdicts:
 
 
 def close(p: Probe) -> Verdicts:
-    """Points that are as close as a guided image comes to its target, and that have as many numbers as features have."""
+    """Check close points: as close as a guided image comes to its target, and with as many entries as features have."""
     x = 1 + draw((4, 2000), 31)
     y = x + 3e-4 * draw((4, 2000), 32)
     kernel = p.kernel.fit(x)
@@ -162,5 +165,5 @@ CHECKS = {
 
 
 def findings(kernel: Kernel) -> Iterator[Finding]:
-    """The findings of all checks, each as soon as it is made."""
+    """The findings of all checks. Each finding comes as soon as it is made."""
     return run(CHECKS, Probe(kernel))

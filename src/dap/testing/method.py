@@ -1,4 +1,4 @@
-"""The contract of a `Method`, tried by making a tiny set on the embedded starter twice."""
+"""The contract of a `Method`. It is tried by making tiny sets of two classes on the embedded starter, several times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dap.workshop import STARTER, Workshop
 
 NEEDS = ("backbone", "classifier", "training", "captions")
 SLOW = 2.0
-"""How many seconds `prepare` may take on two classes of 32 px."""
+"""The largest number of seconds that `prepare` may take on two classes of images of 32 px."""
 
 
 class Probe:
@@ -90,7 +90,7 @@ def description(p: Probe) -> Verdicts:
 
 
 def prepare(p: Probe) -> Verdicts:
-    """`prepare` must be cheap, because it is called even if every image is there already."""
+    """Check that `prepare` is cheap. It must be cheap, because it is called even if every image is there already."""
     calls: list[str] = []
     counted = copy.copy(p.backbone) if "backbone" in p.method.needs else None
     for name in ("predict", "tap", "encode", "decode") if counted is not None else ():
@@ -157,7 +157,10 @@ def records(p: Probe) -> Verdicts:
 
 
 def repeatable(p: Probe) -> Verdicts:
-    """The same recipe gives the same bytes, even if its units are made in another order, as happens when a run is resumed."""
+    """Check that the same recipe gives the same images, even if its units are made in another order.
+
+    The order may change when a run is resumed.
+    """
     gap = difference(pixels(p.make()), pixels(p.made))
     if gap:
         yield wrong(
@@ -206,5 +209,5 @@ CHECKS = {
 
 
 def findings(method: Method | str) -> Iterator[Finding]:
-    """The findings of all checks, each as soon as it is made."""
+    """The findings of all checks. Each finding comes as soon as it is made."""
     return run(CHECKS, Probe(METHODS[method]() if isinstance(method, str) else method))

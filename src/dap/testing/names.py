@@ -1,4 +1,4 @@
-"""From a name to the object that is checked and to the contract of its kind."""
+"""Finds the object of a name, and checks the object against the contract of its kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     offline: bool = False,
 ) -> tuple[str, Iterator[Finding]]:
-    """Check the object that a name stands for against the contract of its kind.
+    """Check the object of a name against the contract of its kind.
 
     A name is looked up in this order: built-in kernels and methods; the embedded starters; a folder, which is a backbone;
     `file.py:Name` or `package.module:Name`, which is a class, a function without arguments that returns the object, or the object
@@ -41,13 +41,14 @@ def check(
 
     Args:
         name: see above.
-        device, dtype, offline: of a backbone, see `dap.backbones.load`; other kinds do not have them.
+        device, dtype, offline: the choices for a backbone, see `dap.backbones.load`. Other kinds do not use them.
 
     Returns:
-        The kind ("backbone", "kernel", "guidance", "energy" or "method") and its findings as they are made.
+        The kind ("backbone", "kernel", "guidance", "energy" or "method"), and the findings. Each finding comes when it
+        is made.
 
     Raises:
-        DapError: there is nothing of that name, it cannot be loaded or made, or its kind has no contract.
+        DapError: there is no object of that name, the object cannot be loaded or made, or its kind has no contract.
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     thing: Any

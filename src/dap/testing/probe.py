@@ -1,4 +1,4 @@
-"""A backbone under check, and the tensors that its checks share."""
+"""The backbone that is checked, and the tensors that its checks share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dap.sampling import STEPS
 from dap.testing.findings import draw
 
 B = 3
-"""Images in one pass."""
+"""The number of images in one pass."""
 
 
 class Probe:
-    """A backbone, and what its checks share. Each part is computed when it is first asked for.
+    """A backbone, and the values that its checks share. Each value is computed when it is first asked for.
 
     Args:
         backbone: the backbone to check.
-        images: real images of its classes, (n, 3, h, w) in [0, 1]. Default: three of Fashion-MNIST.
+        images: real images of the backbone's classes, (n, 3, h, w) in [0, 1]. Default: three images of Fashion-MNIST.
     """
 
     def __init__(self, backbone: Backbone, images: Tensor | None = None) -> None:
@@ -32,7 +32,7 @@ class Probe:
 
     @cached_property
     def names(self) -> list[str]:
-        """Three classes: the first, the middle and the last one. A backbone of prompts takes any."""
+        """Three classes: the first, the middle and the last. A backbone that takes prompts gets "dress", "bag" and "sandal"."""
         known = self.backbone.class_names or ("dress", "bag", "sandal")
         return [known[0], known[len(known) // 2], known[-1]]
 
@@ -92,7 +92,7 @@ class Probe:
 
     @cached_property
     def layers(self) -> list[str]:
-        """The layers that are looked at closely: the first, the card's and the last."""
+        """The layers that are checked closely: the first layer, the card's layer and the last layer."""
         names = self.backbone.layers
         return list(dict.fromkeys([names[0], self.backbone.card.layer, names[-1]]))
 

@@ -1,4 +1,4 @@
-"""Captions of real images by a captioning or chat model of transformers, for methods that need them."""
+"""`dap caption`: captions of real images for methods that need captions, by a captioning or chat model of transformers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ MODEL = "Salesforce/blip-image-captioning-base"
 """A small captioner (BSD-3-Clause, 1 GB). VLCP's authors use llava-hf/llava-1.5-7b-hf."""
 
 SIZE = 384
-"""Side in px of what the captioner is shown; its own processor scales from there."""
+"""Side in px of the images that the captioner is given. The model's own processor scales the images further."""
 
 ASK = "Describe the {} in this picture in one or two sentences: its shape, pose, colours, and what stands around it."
-"""What a chat model is asked where nothing else is given."""
+"""The question to a chat model if the user gives no other. {} stands for the class."""
 
 
 Say = Callable[[Tensor, str | None], list[str]]
-"""Images (n, 3, h, w) in [0, 1] and what is asked, or None -> a caption for each image."""
+"""A function of images (n, 3, h, w) in [0, 1] and of the question, or None. It returns one caption for each image."""
 
 
 class Captioner:
-    """A model that says what is in an image.
+    """A model that writes a caption for an image.
 
     Args:
         model: folder or hub id of anything that transformers' `AutoModelForImageTextToText` opens.
@@ -45,17 +45,17 @@ class Captioner:
         offline: never ask the network.
 
     Attributes:
-        ask: what it is asked where nothing else is given; None for a model that is not asked but only shown images.
+        ask: the question to a chat model if the user gives no other. None for a model that takes no question.
 
     Raises:
-        DapError: it cannot be loaded.
+        DapError: the model cannot be loaded.
     """
 
     def __init__(self, model: str = MODEL, *, device: str = "auto", offline: bool = False) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.device = device_of(device)
-        # Half precision, as many of these weights are stored, is slow on a CPU or missing there.
+        # Many of these weights are stored in half precision. A CPU is slow at half precision, or cannot compute it.
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         with explained("captioner", model):
             options = {"local_files_only": offline or Path(model).is_dir()}
@@ -67,12 +67,12 @@ class Captioner:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, ask: str | None = None, tokens: int = 100) -> list[str]:
-        """A caption for each image, greedily decoded.
+        """Write a caption for each image. Decoding is greedy.
 
         Args:
             images: (n, 3, h, w) in [0, 1].
-            ask: what a chat model is asked, needed there; the beginning of every caption of another model.
-            tokens: at most so many are generated.
+            ask: for a chat model the question, which must be given. For another model the beginning of every caption.
+            tokens: the largest number of tokens that are generated for a caption.
         """
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         given: dict[str, Any] = {"images": [Image.fromarray(image) for image in pixels], "return_tensors": "pt"}
@@ -85,7 +85,7 @@ class Captioner:
             given["text"] = [ask] * len(images)
         inputs = self._processor(**given).to(self.device, self._network.dtype)
         made = self._network.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=tokens)
-        if self._chats:  # these repeat what they were asked
+        if self._chats:  # a chat model repeats the question before its answer
             made = made[:, inputs["input_ids"].shape[1] :]
         return [" ".join(text.split()) for text in self._processor.batch_decode(made, skip_special_tokens=True)]
 
@@ -105,27 +105,28 @@ def caption(
 ) -> int:
     """Write a caption for every real image, for methods that need captions.
 
-    Captions that are in the file already stay, so a call that was interrupted goes on where it was.
+    Captions that are in the file already stay. So an interrupted call goes on where it stopped when it is made again.
 
     Args:
         data: the real images: "fashion-mnist", a folder, or an opened source.
         out: a file of JSON lines, such as captions.jsonl.
         model: folder or hub id of an image-to-text model of transformers. Every line of the file names it.
-        say: a function of images (n, 3, h, w) in [0, 1] and the question that gives n captions, used instead of loading
-            the model.
-        classes: the classes to use, or a subset of ImageNet; by default all. For a name or folder.
-        ask: what a chat model is asked, or how each caption of another model begins; {} stands for the class. By default
-            `ASK` for a chat model and nothing for another one.
-        per_class: at most so many images of each class; by default all.
-        batch: images at once.
+        say: a function that takes images (n, 3, h, w) in [0, 1] and the question, and returns n captions. If it is
+            given, no model is loaded.
+        classes: the classes to use, or the name of a subset of ImageNet. Default: all classes. Only for data that are
+            given by name or folder.
+        ask: the question to a chat model, or the words with which each caption of another model begins. {} stands for
+            the class. Default: `ASK` for a chat model, and nothing for another model.
+        per_class: the largest number of images of each class that get a caption. Default: all images.
+        batch: how many images go through the model together.
         machine: the device, and whether the network may be asked.
-        watcher: told of the captions done.
+        watcher: is told how many captions are done.
 
     Returns:
-        How many captions were added.
+        The number of captions that were added.
 
     Raises:
-        DapError: the data or the model cannot be opened, or as `write_captions`.
+        DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
     source = data if isinstance(data, Source) else open_source(data, "train", size=SIZE, classes=classes)
     if say is None:
@@ -146,24 +147,27 @@ def write_captions(
     batch: int = 16,
     tell: Callable[[str, int, int], object] = lambda what, done, total: None,
 ) -> int:
-    """Append captions of a source's images to a file of JSON lines, those that are not there yet; returns how many.
+    """Append captions to a file of JSON lines, for the images of a source that have no caption there yet.
 
-    A killed run goes on where it was. Which images of a class a smaller `per_class` takes depends on the class's name and
-    number of images alone, and a larger one takes them too.
+    A killed run goes on where it stopped. The draw of `per_class` images depends only on the class's name and on its
+    number of images. A larger `per_class` takes all images that a smaller one takes, and more.
 
     Args:
         source: the images.
-        out: the file; `data.real.captions.read_captions` says what a line is.
-        say: a `Captioner`, or another function of images (n, 3, h, w) and what is asked.
-        model: its name, which every line says.
-        ask: what it is asked, {} for the class's name.
-        per_class: at most so many images of each class; default: all.
-        batch: images at once.
-        tell: told of the captions done, and of all.
+        out: the file. `data.real.captions.read_captions` says what a line holds.
+        say: a `Captioner`, or another function of images (n, 3, h, w) in [0, 1] and of the question.
+        model: the name of the model; every line holds it.
+        ask: the question to the model. {} stands for the class's name.
+        per_class: the largest number of images of each class that get a caption. Default: all images.
+        batch: how many images go through the model together.
+        tell: is called with the word "captions", the number of images done and the number of all images to do.
+
+    Returns:
+        The number of captions that were added.
 
     Raises:
         DapError: the file has captions of another model or to another question, or too many images are broken.
-        OSError: with the path in it.
+        OSError: the file cannot be read or written; the message names the path.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     drop_torn_line(out)
@@ -171,7 +175,7 @@ def write_captions(
     for line in read_lines(out):
         path = line.get("path", line.get("file_name"))
         there.add(find(path) if isinstance(path, str) else None)
-        before = (line["model"], line.get("ask")) if "model" in line else (model, ask)  # without: by hand
+        before = (line["model"], line.get("ask")) if "model" in line else (model, ask)  # by hand: no model
         if before != (model, ask):
             raise DapError(
                 f"{out} has captions by {before[0]}{f' asked {before[1]!r}' if before[1] else ''}; choose another file for "

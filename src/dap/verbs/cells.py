@@ -1,8 +1,9 @@
-"""Cells of a grid, each a set and its judgement: checked first, then done, by one process or by several.
+"""The cells of a grid. Each cell makes one distilled set and judges it.
 
-A cell resumes by itself, so the same grid goes on after an interruption. Several processes may work on the same grid side by
-side, on one machine or on several that share the folder: each takes the next cell that nobody holds, and a cell that a killed
-process left behind is taken up by another one.
+All cells are checked before the first cell is run. A cell goes on where it stopped, so the same grid goes on after an
+interruption. Several processes may work on the same grid side by side, on one machine or on several machines that share
+the folder. Each process takes the next cell that no other process holds. If a process is killed, another one takes up
+its cell.
 """
 
 from __future__ import annotations
@@ -37,18 +38,19 @@ from dap.verbs.report import Results, Unfinished, write_page
 from dap.workshop import Workshop
 
 Cell = tuple[str, Recipe]
-"""The name of the folder of a set, below the folder of the grid, and its recipe."""
+"""The name of a set's folder, relative to the folder of the grid, and the recipe of the set."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All that processes which share a grid must agree on.
+    """The choices that all processes of a grid share.
 
     Attributes:
         cells: the sets to make.
-        out: where the folders of the sets go.
+        out: the folder in which the folders of the sets are made.
         judging, machine, subsample, command: see `compare.compare`.
-        objects: the methods that are objects, by the names that the recipes give them. Other processes cannot have them.
+        objects: the methods that are objects, by the names that the recipes give them. Other processes cannot have
+            these objects, so `dump` leaves them out.
     """
 
     cells: tuple[Cell, ...]
@@ -61,7 +63,7 @@ class Grid:
 
     def dump(self) -> dict[str, Any]:
         """This grid as JSON; `load` reads it."""
-        # What a recipe leaves open must stay open: a value that is stated means more than the same value by default.
+        # A choice that a recipe leaves open must stay open. A stated value means more than the same value by default.
         cells = [[name, recipe.model_dump(mode="json", exclude_unset=True)] for name, recipe in self.cells]
         rest = {"judging": asdict(self.judging), "machine": asdict(self.machine), "out": self.out.absolute()}
         return {"cells": cells, "subsample": self.subsample, "command": self.command, **rest}
@@ -82,8 +84,8 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int
     """Make and judge every cell of a grid, and write the page.
 
     Raises:
-        Unfinished: some cells failed; the others are done, and the error has their results.
-        DapError: every recipe is checked before the first one is run.
+        Unfinished: some cells failed. The other cells are done, and the error has their results.
+        DapError: a recipe is wrong. Every recipe is checked before the first one is run.
     """
     failed = None
     try:
@@ -91,7 +93,7 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int
             _run_in_workers(cells, watcher, workers)
         else:
             work(cells, watcher)
-    except CellsFailed as error:  # the report on the others is still written
+    except CellsFailed as error:  # the page on the other cells is still written
         failed = error
     made = [path for path in folders(cells.cells, cells.out, cells.subsample) if (path / "classes.json").is_file()]
     results = Results(tuple(made), write_page(made, cells.out, title)) if made else None
@@ -101,7 +103,9 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int
 
 
 class Workshops:
-    """The workshops of a grid: one for methods with a name, and one for each method that is an object. They share what they load.
+    """The workshops of a grid: one for methods given by name, and one for each method that is an object.
+
+    The workshops share the data, backbones and classifiers that they load.
 
     Args:
         cells: the grid.
@@ -121,16 +125,16 @@ class CellsFailed(DapError):
 
 
 def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) -> None:
-    """Do the cells of a grid that nobody else does, until all are done; what each of several workers runs.
+    """Do the cells of a grid that no other process holds, until all cells are done. Each worker runs this function.
 
     Args:
         cells: the grid.
-        watcher: told of images, trainings and cells.
-        done: folder in which an empty file tells of every finished cell.
+        watcher: is told of images, trainings and cells.
+        done: a folder that gets one empty file for every finished cell. None: no such files are written.
 
     Raises:
-        CellsFailed: some cells failed; the others are done.
-        DapError: a cell cannot be made or judged, told before the first one is made.
+        CellsFailed: some cells failed. The other cells are done.
+        DapError: a cell cannot be made or judged. This is raised before the first cell is made.
     """
     workshops = Workshops(cells)
     loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
@@ -145,7 +149,7 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
             if not (out / folder).is_dir():
                 import_set(out / name, out / folder, ipc=n, pick="random", seed=recipe.seed)
             drawn = DistilledSet.open(out / folder)
-            if drawn.noted(COST) is None:  # a draw costs what it was drawn from
+            if drawn.noted(COST) is None:  # a draw has the cost of the set it comes from
                 drawn.note(COST, made.noted(COST))
             judge(drawn, loaded, watcher, folder)
         finished.add(name)
@@ -161,12 +165,12 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
 
 
 def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
-    """`work` on the grid that a parent process wrote into a file; what `dap worker FILE` does."""
+    """Do `work` on the grid that a parent process wrote into the file `job`. The command `dap worker FILE` calls this."""
     work(Grid.load(read_json(job)), watcher, job.parent)
 
 
 def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
-    """Share the cells among processes, after all of them were checked once in this one."""
+    """Check all cells once in this process, then share them among several processes."""
     _check_once(cells)
     (cells.out / CLAIMS).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=cells.out / CLAIMS) as folder:
@@ -186,7 +190,7 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
 
 
 def _check_once(cells: Grid) -> None:
-    """`check`, after which nothing of what it loaded is kept: the workers need the memory, above all a GPU's."""
+    """Check all cells, then free everything that the check loaded. The workers need the memory, above all a GPU's."""
     workshops = Workshops(cells)
     check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out)
     del workshops
@@ -196,13 +200,13 @@ def _check_once(cells: Grid) -> None:
 
 
 def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], loaded_for: LoadedFor, out: Path) -> None:
-    """Whether every cell can be made and judged, found out before the first one is made. Cheap checks come first.
+    """Check that every cell can be made and judged, before the first cell is made. Cheap checks come first.
 
     Args:
         cells: the sets to make.
-        workshop_of: the workshop that makes a recipe's set.
-        loaded_for: what judging needs, by the real data.
-        out: where the folders of the sets go.
+        workshop_of: gives the workshop that makes a recipe's set.
+        loaded_for: gives what judging needs, for the real data of a recipe.
+        out: the folder in which the folders of the sets are made.
 
     Raises:
         DapError: a cell cannot be made or judged; the message says why.
@@ -219,7 +223,7 @@ def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], load
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:
-    """The sizes and folder names of the random draws from a cell."""
+    """The random draws from a cell: for each draw its number of images a class and the name of its folder."""
     parent, _, seed = name.rpartition("/")
     return [(n, f"{parent}_drawn={n}/{seed}") for n in subsample if n < recipe.ipc]
 

@@ -1,14 +1,17 @@
-r"""The diffusion classifier: which class explains an image's noise best.
+r"""`dap classify`: the diffusion classifier. It takes the class under which a backbone predicts an image's noise best.
 
-Li, Prabhudesai, Duggal, Brown & Pathak, "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023: of classes with
-equal priors, the one whose condition predicts the noise best has the largest evidence lower bound,
+Source: Li, Prabhudesai, Duggal, Brown & Pathak, "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023.
+If all classes have equal priors, the class whose condition predicts the noise best has the largest evidence lower
+bound:
 
     error(z, c) = mean over (t, eps) of ||eps - eps_theta(alpha_t z + sigma_t eps, t, c)||^2 / dim,
-    label(z)    = argmin_c error(z, c),
+    label(z)    = argmin_c error(z, c).
 
-with the same noise levels and noises for all classes: their difference is what counts, and it varies far less than either.
-As a measure it says how well a backbone tells the classes of real images apart (what DAP's features rest on), and of a
-distilled image whether the backbone itself sees its label in it.
+All classes are given the same noise levels and the same noises. Only the difference between the errors of two classes
+counts, and under the same noises this difference varies far less than either error.
+
+The classifier answers two questions. On real images it measures how well a backbone tells the classes apart; DAP's
+features rest on this. On a distilled image it shows whether the backbone itself sees the image's label in the image.
 """
 
 from __future__ import annotations
@@ -40,27 +43,28 @@ from dap.verbs.judges import open_workshop
 from dap.verbs.options import Machine
 
 NOTE = "zeroshot.json"
-"""The file of a set that holds its result."""
+"""The file in a set's folder that holds the classifier's result."""
 
 BATCH = 100
 """Pairs of image and class that go through the backbone together."""
 
 Tell = Callable[[int, int], object]
-"""Called with (done, all), in pairs of image and class."""
+"""A function that is called with (done, total), both counted in pairs of image and class."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Which noises are looked at, and for how many classes.
+    """The noise levels that the classifier looks at, and how many classes stay in the race from stage to stage.
 
     Args:
-        times: noise levels an image and class, evenly spread over the schedule, one noise each.
-        keep: how many classes are left after each stage but the last; the levels are shared out evenly over the stages, each
-            of which spreads over the whole schedule. Nothing: one stage, all classes to the end.
-        seed: of the noises.
+        times: the number of noise levels for each image and class. The levels are spread evenly over the schedule, and
+            each level has one noise.
+        keep: how many classes are left after each stage except the last. The noise levels are shared out evenly over
+            the stages, and the levels of each stage spread over the whole schedule. Empty: one stage, with all classes.
+        seed: the seed of the noises.
 
     Raises:
-        DapError: no time, fewer times than stages, or numbers of classes that do not fall.
+        DapError: there is no noise level, there are fewer levels than stages, or the numbers of classes do not fall.
     """
 
     times: int = 10
@@ -74,7 +78,14 @@ class Levels:
             raise DapError(f"The classes kept must fall from stage to stage and be at least 1, not {list(self.keep)}.")
 
     def stages(self, backbone: Backbone) -> list[list[Time]]:
-        """The timesteps of each stage: midpoints of equal parts of the schedule, dealt out so that each stage spreads widely."""
+        """The timesteps of each stage.
+
+        The timesteps are the midpoints of equal parts of the schedule. They are shared out so that the timesteps of
+        each stage spread over the whole schedule.
+
+        Raises:
+            DapError: the backbone has fewer noise levels than `times`.
+        """
         schedule = backbone.schedule
         length: int = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
         middles = [length * (i + 0.5) / self.times for i in range(self.times)]
@@ -87,7 +98,7 @@ class Levels:
 
 
 def _reversed_bits(i: int) -> int:
-    """The order in which every beginning of a range spreads over all of it: 0, 4, 2, 6, 1, 5, 3, 7."""
+    """A sort key that gives the order 0, 4, 2, 6, 1, 5, 3, 7: the first few numbers already spread over the whole range."""
     return int(f"{i:020b}"[::-1], 2)
 
 
@@ -101,18 +112,18 @@ def errors(
     batch: int = BATCH,
     tell: Tell | None = None,
 ) -> Float[Tensor, "n classes"]:
-    """The mean squared error of the predicted noise for every image and class, float64 on the CPU.
+    """The mean squared error of the predicted noise for every image and class, in float64 on the CPU.
 
-    An image's row depends on no other image but for the rounding of batches. A class that is left out after a stage has an
-    infinite error.
+    An image's row does not depend on the other images, except for the rounding that the batch decides. A class that was
+    left out after a stage has an infinite error.
 
     Args:
-        backbone: asked without classifier-free guidance.
+        backbone: the diffusion model. It predicts without classifier-free guidance.
         latents: x_0 of the images.
-        class_names: the classes to choose among, known to the backbone.
-        levels: the noises.
-        batch: pairs of image and class that go through the backbone together.
-        tell: told of the pairs done.
+        class_names: the classes to choose among. The backbone must know them.
+        levels: the noise levels and the seed of the noises.
+        batch: how many pairs of image and class go through the backbone together.
+        tell: is called with the number of pairs done and the number of all pairs.
 
     Raises:
         DapError: the backbone does not know a class, or a prediction is not finite.
@@ -145,21 +156,23 @@ def errors(
 
 
 def agreement(predicted: Sequence[int], labels: Sequence[int]) -> float:
-    """The fraction of predictions that are the labels."""
+    """The fraction, in [0, 1], of predictions that equal their labels."""
     return sum(p == q for p, q in zip(predicted, labels, strict=True)) / len(labels)
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Judges sets by a backbone's own view of their labels, and the backbone by real images.
+    """Uses a backbone as the classifier of distilled sets, and measures the backbone's own accuracy on real images.
 
     Args:
         backbone: the classifier.
-        weights: its `weights_hash`.
-        levels: the noises.
-        reals: real test images a class that the backbone's accuracy is measured on; of a smaller class all.
-        store: where finished classes are kept, so that a killed run goes on.
-        tell: told of what is looked at, and of the pairs of image and class done.
+        weights: the backbone's `weights_hash`.
+        levels: the noise levels and the seed of the noises.
+        reals: how many real test images of each class measure the backbone's accuracy. A smaller class gives all it
+            has.
+        store: keeps the result of every finished class, so that a killed run goes on.
+        tell: is called with the name of the images at work, the number of pairs of image and class done, and the number
+            of all pairs.
     """
 
     backbone: Backbone
@@ -170,15 +183,19 @@ class ZeroShot:
     tell: Callable[[str, int, int], object] = lambda what, done, total: None
 
     def __call__(self, judged: DistilledSet, real: Source, known: Sequence[DistilledSet] = ()) -> dict[str, Any]:
-        """What `zeroshot.json` then holds: the accuracy on real images, the agreement of the set, each image's prediction.
+        """Classify the images of a set, and write the result to the set's `zeroshot.json`.
 
-        What is there already under the same key is kept, and the accuracy on the same real images is taken from any of
-        the `known` sets.
+        A result that the file already holds for the same inputs is not computed again. The accuracy on the same real
+        images is also taken from the file of a set in `known`.
 
         Args:
-            judged: the set; labels in the file are positions among its classes.
-            real: test images at the backbone's size, of the set's classes in its order.
-            known: other sets whose files may hold the same accuracy.
+            judged: the set. A label in the file is a position among the set's classes.
+            real: test images at the backbone's size, with the set's classes in the set's order.
+            known: other sets whose files may hold the accuracy on the same real images.
+
+        Returns:
+            The content of `zeroshot.json`: the accuracy on real images, the agreement of the set, and each image's
+            prediction.
 
         Raises:
             DapError: the set is not whole, or the backbone does not know its classes.
@@ -186,7 +203,7 @@ class ZeroShot:
         names = judged.class_names
         if (judged.path / "classes.json").is_file() and judged.missing():
             raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; finish it first.")
-        self.backbone.condition(names)  # an unknown class shows before the real images are read
+        self.backbone.condition(names)  # an unknown class raises here, before the real images are read
         how = {"weights": self.weights, "classes": names, **self.backbone.card.prompts, **asdict(self.levels)}
         of_real = {**how, "reals": self.reals, "data": real.fingerprint()}
         of_set = {**how, "images": [record["sha256"] for record in judged.records]}
@@ -232,7 +249,7 @@ class ZeroShot:
         return {"agreement": right, "seconds": round(seconds, 2), "images": listed}
 
     def _told(self, what: str, images: Tensor, names: Sequence[str], key: dict[str, Any]) -> tuple[list[int], float]:
-        """The predicted labels of images of one class, and the seconds it took."""
+        """The predicted labels of images of one class, and the seconds that the predictions took."""
 
         def make() -> dict[str, Tensor]:
             began = time.monotonic()
@@ -259,26 +276,28 @@ def classify(
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
 ) -> dict[Path, dict[str, Any]]:
-    """Let a backbone itself say which class each image of some sets shows, and how often it is right on real test images.
+    """Let a backbone predict the class of each image of some sets, and measure how often it is right on real test images.
 
     Args:
-        sets: distilled sets, folders that hold some, or folders of class folders.
-        backbone: its name as in a recipe, or a loaded one; by default what each set was made with.
-        data: the real images, a name, a folder or opened test images at the backbone's size; by default the data that each
-            set was made of.
-        classes: for folders that others made, the names of the class folders in label order, or a subset of ImageNet.
-        reals: real test images of each class; of a smaller class all.
-        levels: the noise levels that are looked at.
-        machine: the device and its like.
-        watcher: told of the pairs of image and class done.
+        sets: distilled sets, folders that hold distilled sets, or folders of class folders.
+        backbone: the name of a backbone as in a recipe, or a loaded backbone. Default: the backbone that made each set.
+        data: the real images: a name, a folder, or opened test images at the backbone's size. Default: the data that
+            each set was made of.
+        classes: for folders that others made, the names of the class folders in label order, or the name of a subset of
+            ImageNet.
+        reals: how many real test images of each class are used. A smaller class gives all it has.
+        levels: the noise levels and the seed of the noises.
+        machine: the device, the network, the cache and the CPU threads.
+        watcher: is told how many pairs of image and class are done.
 
     Returns:
-        Of each set, by its folder, what its `zeroshot.json` says: "agreement", the share of its images that the backbone
-        gives their own label; "real", the accuracy on real test images; "images", the prediction for each image.
+        By the folder of each set, the content of its `zeroshot.json`. "agreement" is the fraction of the set's images
+        to which the backbone gives their own label. "real" is the accuracy on real test images. "images" is the
+        prediction for each image.
 
     Raises:
-        DapError: a set says neither which backbone made it nor which data it was made of, and they are not given; or as
-            `ZeroShot`.
+        DapError: a set does not say which backbone made it and no backbone is given, or a set does not say which data
+            it was made of and no data are given. `ZeroShot` says what else raises.
     """
     workshop = open_workshop(machine)
     opened = _opened(sets, classes)
@@ -313,7 +332,7 @@ def classify(
 def _opened(
     sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet, classes: Sequence[str] | None
 ) -> list[DistilledSet]:
-    """The sets at these places; a folder that holds several sets stands for all of them."""
+    """The sets at these places. A folder that holds several sets stands for all of them."""
     opened: list[DistilledSet] = []
     for one in [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets:
         if isinstance(one, DistilledSet):

@@ -1,4 +1,4 @@
-"""`dap compare` and `dap sweep`: many sets, their judgement and a report on them side by side."""
+"""`dap compare` and `dap sweep`: make many sets, judge them, and report on them side by side."""
 
 from __future__ import annotations
 
@@ -37,30 +37,37 @@ def compare(
     workers: int = 1,
     command: str | None = None,
 ) -> Results:
-    """Make sets by several methods, judge them, and report on them beside each other.
+    """Make sets by several methods, judge them, and report on them side by side.
 
     Finished sets and trainings are kept, so the same call goes on after an interruption. Several processes may run the same
-    call side by side, on one machine or on several that share the folder: each takes the next cell that nobody holds.
+    call side by side, on one machine or on several machines that share the folder. Each process takes the next cell
+    that no other process holds.
 
     Args:
-        base: values of a recipe, nested, that the cells share; see `comparison`.
-        methods: names, NAME@BACKBONE for another backbone than the base's, or objects of your own. The name of an object is
-            its class, as "module:Class", so that two objects of one class cannot be compared.
-        ipcs: images per class, one or several; () for the base's.
-        sets: how many sets a method and ipc, each of its own run seed, from the base's seed on.
+        base: the nested values of a recipe that all cells share; see `comparison`.
+        methods: names, NAME@BACKBONE for another backbone than the base's, or objects of your own. An object has the
+            name of its class, "module:Class". So two objects of one class cannot be compared.
+        ipcs: one or several numbers of images per class. (): the ipc of the base.
+        sets: how many sets are made for each method and ipc. Each set has its own run seed, counted up from the base's
+            seed.
         out: the folder of the sets and of the report.
         options: the methods' own options, "METHOD.NAME" -> value.
-        subsample: random draws of so many images a class are judged too, from every set that has more.
+        subsample: numbers of images a class. For each number, a random draw of that size is judged too, from every set
+            that has more images a class.
         title: the heading of the page.
         judging: the protocol, networks and trials.
-        machine: the device and its like.
-        watcher: told of images, trainings and cells.
-        workers: processes that share the cells. What they say goes to this process's standard error.
+        machine: the device, the network, the cache and the CPU threads.
+        watcher: is told of images, trainings and cells.
+        workers: how many processes share the cells. The watcher is told every line that a worker writes to standard
+            error.
         command: the shell command to record in each set.
 
+    Returns:
+        The results of all cells and of their draws, with the page.
+
     Raises:
-        Unfinished: some cells failed; the others are done, and the error has their results.
-        DapError: a mistake in what was given, told before the first image is made.
+        Unfinished: some cells failed. The other cells are done, and the error has their results.
+        DapError: an argument is wrong. This is raised before the first image is made.
     """
     names, objects = _named(methods)
     if objects and workers > 1:
@@ -79,7 +86,7 @@ def compare(
 
 
 def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], dict[str, Method]]:
-    """The names of the methods, and by their names those that are objects."""
+    """The names of all methods, and a mapping from name to object for the methods that are objects."""
     names: list[str] = []
     objects: dict[str, Method] = {}
     for method in methods:
@@ -117,15 +124,19 @@ def sweep(
     """Make sets for every combination of values of some recipe fields, judge them, and report on them.
 
     Args:
-        base: values of a recipe, nested, that the cells share.
+        base: the nested values of a recipe that all cells share.
         vary: the fields and their values, such as {"guidance.scale": [0, 0.1]}.
-        sets: how many sets a combination, each of its own run seed, from the base's seed on.
+        sets: how many sets are made for each combination. Each set has its own run seed, counted up from the base's
+            seed.
         out, judging, machine, watcher, workers, command: see `compare`.
-        title: the heading of the page; by default it names the fields.
+        title: the heading of the page. Default: a heading that names the fields.
+
+    Returns:
+        The results of all cells, with the page.
 
     Raises:
-        Unfinished: some cells failed; the others are done, and the error has their results.
-        DapError: a mistake in what was given, told before the first image is made.
+        Unfinished: some cells failed. The other cells are done, and the error has their results.
+        DapError: an argument is wrong. This is raised before the first image is made.
     """
     fields = ", ".join(field.rpartition(".")[2] for field in vary) or "seeds"
     cells = Grid(tuple(grid(base, vary, sets)), Path(out), judging, machine, command=command)
@@ -133,12 +144,15 @@ def sweep(
 
 
 def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) -> Iterator[tuple[str, Recipe]]:
-    """A folder name and a recipe for every combination of the varied fields and `sets` run seeds.
+    """Yields a folder name and a recipe for every combination of values of the varied fields, and for every run seed.
 
     Args:
-        base: values of a recipe, nested.
-        vary: dotted field ("guidance.scale", "method") -> its values.
-        sets: how many run seeds, from the base's seed on.
+        base: the nested values of a recipe.
+        vary: from the dotted name of a field ("guidance.scale", "method") to its values.
+        sets: how many run seeds, counted up from the base's seed.
+
+    Raises:
+        DapError: the seed is among the varied fields, or a recipe is wrong.
     """
     first = Recipe.parse(base).seed
     if "seed" in vary:
@@ -167,19 +181,20 @@ def comparison(
     options: Mapping[str, Any] | None = None,
     objects: Mapping[str, Method] | None = None,
 ) -> list[tuple[str, Recipe]]:
-    """A folder name and a recipe for every method, ipc and set; each method gets what is its own and nothing else.
+    """A folder name and a recipe for every method, ipc and run seed. Each recipe has only the sections that its method uses.
 
     Args:
-        base: values of a recipe, nested. DAP's guidance goes to methods that have it, the classifier and the captions to those
-            that need them.
+        base: the nested values of a recipe. The guidance of DAP goes only to methods that have it, and a guidance of
+            your own only to methods that can add it. The classifier and the captions go only to methods that need them.
         methods: names, or NAME@BACKBONE for another backbone than the base's.
-        ipcs: images per class; () for the base's.
-        sets: how many run seeds, from the base's seed on.
-        options: "METHOD.NAME" -> value, the methods' own options.
-        objects: the methods that are objects, by their names among `methods`.
+        ipcs: numbers of images per class. (): the ipc of the base.
+        sets: how many run seeds, counted up from the base's seed.
+        options: the methods' own options, "METHOD.NAME" -> value.
+        objects: the methods that are objects, by their names in `methods`.
 
     Raises:
-        DapError: an option of a method that is not compared, or an unknown method.
+        DapError: an option belongs to a method that is not compared, the base has options itself, or a method is
+            unknown.
     """
     given: dict[str, dict[str, Any]] = {}
     for name, value in (options or {}).items():

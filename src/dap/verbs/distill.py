@@ -1,4 +1,4 @@
-"""From a recipe to a distilled set on disk: load, resolve, do the missing units, close."""
+"""`dap distill`: from a recipe to a distilled set on disk. Load, resolve the recipe, make the missing units, check the set."""
 
 from __future__ import annotations
 
@@ -45,26 +45,28 @@ def distill(
 ) -> DistilledSet:
     """Make a distilled set, or go on with one that was interrupted.
 
-    What is asked for is a recipe, keywords, or a recipe with keywords over it. Four parts of a recipe may be objects in place of
-    names; the set then keeps the names and the code hashes of their classes, and goes on with no others.
+    Give a recipe, keywords, or a recipe with keywords that replace some of its values. Four parts of a recipe may be
+    objects in place of names: method, backbone, guidance and source. The set then keeps the names and the code hashes
+    of the objects' classes, and the objects' plain values (see `dap.objects.describe`). The set goes on only if these
+    are the same.
 
         dap.distill(out="runs/first", method="dap", ipc=1, scale=0.05)
         dap.distill("imagenette-dit-ipc10", "runs/second", backbone=dap.load_backbone("my/folder"), seed=1)
 
     Args:
         recipe: a `Recipe`, its nested values, the path of a YAML file, or the name of a shipped recipe. Default: an empty
-            recipe, every choice of which is the default one.
-        out: the folder of the set: empty, new, or holding a set of the same recipe. It must be given.
+            recipe, in which every choice has its default.
+        out: the folder of the set. The folder may be new, empty, or hold a set of the same recipe. It must be given.
         method: a name, `file.py:Name`, a `Method` or its class.
         backbone: a name, a folder, a hub id, `file.py:Name`, or a `Backbone`.
         guidance: `file.py:Name`, a `Guidance` or an `Energy` of your own, added to the guidance of the method.
         source: a folder or another place of real images, a `Source`, or images in memory: a mapping from class name to images,
             a pair of images and labels, or a collection of (image, label) pairs. Images are pictures, or tensors (3, h, w)
             or (1, h, w) of floats in [0, 1] or bytes.
-        machine: where the work runs; it decides no byte of the recipe. Default: `Machine()`.
-        workshop: loaded backbones and data, shared over several calls. It takes the place of `machine` and of objects.
+        machine: where the work runs. The machine changes nothing in the recipe. Default: `Machine()`.
+        workshop: loaded backbones and data that several calls share. It takes the place of `machine` and of objects.
         watcher: is told how the work goes on. Default: nobody is told.
-        name: what the watcher is told as the set's name. Default: the name of the folder.
+        name: the name of the set that the watcher is told. Default: the name of the folder.
         command: the shell command to record in the set.
         fields: any other fields of the recipe by their keywords, which are the flags of `dap distill` with underscores:
             ipc, seed, steps, scale, reals, guidance_scale, ... The keyword `options` takes the method's own options.
@@ -73,8 +75,8 @@ def distill(
         The finished set.
 
     Raises:
-        DapError: a mistake in what was given; what was made before stays.
-        OSError: disk full or no permission; what was made before stays.
+        DapError: an argument is wrong. Images that were made before stay.
+        OSError: the disk is full, or there is no permission. Images that were made before stay.
     """
     if out is None:
         raise DapError("The folder of the set is missing; give out, such as out='runs/first'.")
@@ -103,7 +105,7 @@ def distill(
 def _asked(
     recipe: Recipe | Mapping[str, Any] | str | Path | None, objects: Objects, fields: Mapping[str, Any]
 ) -> Recipe:
-    """The recipe with the keywords over it, and the names of the objects in it."""
+    """The recipe, in which the keywords and the names of the objects replace its own values."""
     where = "the recipe"
     if isinstance(recipe, (str, Path)):
         where, recipe = str(recipe), Recipe.load(recipe)
@@ -117,8 +119,8 @@ def _make(
     recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None
 ) -> DistilledSet:
     method, task = workshop.task(recipe)
-    # The recipe of a set holds the prompts. The store may be shared by several sets and does not know their recipes, and the
-    # prompts decide what it keeps as much as the weights do, so they are among its inputs.
+    # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
+    # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.
     inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
     store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds())
     task = replace(task, store=store, tell=watcher.work)
@@ -146,7 +148,7 @@ def _make(
 
 
 def versions() -> dict[str, str]:
-    """Python, platform and the packages that decide the bytes."""
+    """The versions of Python and of the packages that decide the bytes, the platform, and the number of CPU threads."""
     packages = ("diffusion-as-priors", "torch", "torchvision", "diffusers", "transformers", "numpy", "pillow")
     found = {
         "python": platform.python_version(),

@@ -33,8 +33,8 @@ def evaluate(
 ) -> Results:
     """Train networks on sets, test them on real images, and measure the images of the sets.
 
-    Trials and measures are kept beside the images of each set. Those that are there already are not made again, so a call
-    that was interrupted goes on where it was.
+    Trials and measures are kept beside the images of each set. A trial or measure that is there already is not made
+    again. So an interrupted call goes on where it stopped when it is made again.
 
         dap.evaluate("runs/first", judging=Judging(protocol="quick-hard", trials=3))
         dap.evaluate((images, labels), data=(test_images, test_labels))
@@ -43,22 +43,24 @@ def evaluate(
         sets: one set or a list of sets. A set is a `DistilledSet`, its folder, any folder of class folders, or images in
             memory: a pair of images (n, 3, h, w) in [0, 1] and labels (n,), or a mapping from class name to images. Images
             in memory are written to a folder that lives as long as the results.
-        data: the real images: "fashion-mnist", a folder, an opened `Source` of test images, or test images in memory. By
-            default each set is tested on the data it was made of. An opened source and images in memory have no training
-            part, so that the images of the sets are not measured against the real ones.
-        classes: the names of the class folders in label order, for folders that others made; the names of the labels, for
-            images in memory; or a subset of ImageNet.
-        out: where a page on these sets is written, a name ending in .html or a folder; None writes none.
+        data: the real images: "fashion-mnist", a folder, an opened `Source` of test images, or test images in memory.
+            Default: the data that each set was made of. An opened source and images in memory have no training part.
+            The images of the sets are then not measured against real training images.
+        classes: for folders that others made, the names of the class folders in label order. For images in memory, the
+            names of the labels. Or the name of a subset of ImageNet.
+        out: the file of the page on these sets, with a name that ends in .html, or a folder for it. None: no page is
+            written.
         title: the heading of the page.
         judging: the protocol, networks and trials.
-        machine: the device and its like.
-        watcher: told of every epoch and trial.
+        machine: the device, the network, the cache and the CPU threads.
+        watcher: is told of every epoch and trial.
 
     Returns:
-        The folders of the sets, their table of accuracies and trials, and the page.
+        The folders of the sets, their table of accuracies, their trials, and the page.
 
     Raises:
-        DapError: there is no such set or data, the classes differ, the protocol is unknown or needs what is not given.
+        DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
+            something that is not given.
     """
     workshop, held = open_workshop(machine), HeldSets()
     opened = [_opened(one, data, classes, workshop, held) for one in _listed(sets)]
@@ -76,7 +78,7 @@ def evaluate(
 
 
 def _listed(sets: Any) -> list[Any]:
-    """The sets one by one. A tuple may be a pair of images and labels, so that only a list holds several sets of them."""
+    """The sets one by one. A tuple may be a pair of images and labels. So several sets in memory must be given in a list."""
     several = isinstance(sets, (list, tuple)) and not (isinstance(sets, tuple) and sets and is_in_memory(sets[0]))
     return list(sets) if several else [sets]
 
@@ -89,7 +91,7 @@ def _opened(one: Any, data: Any, classes: Sequence[str] | None, workshop: Worksh
     if isinstance(data, Source):
         return held.set_of(one, data.class_names)
     if isinstance(data, (str, Path)):
-        # Any size will do, for only the names of the classes are asked for.
+        # Only the names of the classes are read here, so any size will do.
         whole = Recipe.parse({"data": {"path": str(data), "classes": classes, "size": 32}}).data
         return held.set_of(one, workshop.source(whole, "test").class_names)
     return held.set_of(one, classes)
@@ -103,7 +105,7 @@ def _judge_on(
     machine: Machine,
     watcher: Watcher,
 ) -> None:
-    """Judge sets by test images that are objects; labels of images in memory count the classes of the set."""
+    """Judge sets by test images that are objects. The number labels of images in memory number the classes of the set."""
     plan, loaded = judging_plan(judging, machine), dict[tuple[str, ...], Loaded]()
     for made in opened:
         names = tuple(classes or made.class_names)
@@ -113,7 +115,7 @@ def _judge_on(
 
 
 def _data_of(made: DistilledSet, path: str | None) -> Data:
-    """The real data to judge a set by: those at the path, or those it was made of."""
+    """The real data to judge a set by: the data at the path, or the data that the set was made of."""
     recorded = (made.recipe or {}).get("data", {})
     if not (path or recorded):
         raise DapError(f"{made.path} does not say what real images to test on; give --data.")

@@ -1,4 +1,4 @@
-"""What the verbs that judge share: they open what `Judging` and `Machine` name."""
+"""Functions that all judging verbs share. They open the protocol, the data and the device that `Judging` and `Machine` name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dap.verbs.options import Judging, Machine
 from dap.workshop import Workshop
 
 LoadedFor = Callable[[Data], Loaded]
-"""From the real data that a set was made of to what judging such sets needs."""
+"""A function of the real data that a set was made of. It returns what judging such sets needs."""
 
 
 def open_workshop(machine: Machine) -> Workshop:
@@ -47,10 +47,10 @@ def open_protocol(
 
 
 def judging_plan(judging: Judging, machine: Machine) -> JudgingPlan:
-    """How sets are judged, with the protocol opened and the device chosen.
+    """The plan of how sets are judged. The protocol is opened and the device is chosen.
 
     Raises:
-        DapError: the protocol is unknown or the device is not there.
+        DapError: the protocol is unknown or there is no such device.
     """
     return JudgingPlan(
         protocol=open_protocol(judging.protocol, judging.epochs, judging.changes),
@@ -67,7 +67,7 @@ def judging_plan(judging: Judging, machine: Machine) -> JudgingPlan:
 
 
 def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
-    """What judging needs, by the real data that sets were made of; it is loaded once for all sets of the same data.
+    """A function that gives what judging needs, for the real data of a set. All sets of the same data share one result.
 
     Raises:
         DapError: the protocol is unknown, or the file of the reference classifier cannot be used.
@@ -75,10 +75,10 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
     plan, made = judging_plan(judging, machine), dict[Data, Loaded]()
     size = plan.protocol.size
     if judging.reference:
-        embedding("", size, judging.reference)  # a mistake is told now and not after an hour of training
+        embedding("", size, judging.reference)  # a mistake raises now, not after an hour of training
 
     def loaded_for(data: Data) -> Loaded:
-        sized = Data(**{**data.model_dump(), "size": size})  # the same data, whether a recipe or a resolved one says so
+        sized = Data(**{**data.model_dump(), "size": size})  # one key for data of a recipe and of a resolved one
 
         def opened(split: Literal["train", "validation", "test"], side: int) -> Source:
             return workshop.source(sized.model_copy(update={"size": side}), split, "crop-bilinear")

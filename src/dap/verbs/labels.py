@@ -1,4 +1,4 @@
-"""`dap export --layout fkd`: a teacher's labels of every augmented image of a set, stored."""
+"""`dap export --layout fkd`: store a teacher's labels of every augmented image of a set."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ def store_labels(
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
 ) -> Path:
-    """Write down what a teacher says of every augmented batch of every epoch of a protocol.
+    """Store a teacher's labels of every augmented batch of every epoch of a protocol.
 
-    A protocol with stored labels, such as fkd-soft, then trains on them (`Judging.labels`), and no teacher is needed.
+    A protocol with stored labels, such as fkd-soft, then trains on these labels (`Judging.labels`) and needs no
+    teacher.
 
     Args:
-        made: the set, whole.
-        out: folder of the labels. Epochs that are there already are kept, so a call that was interrupted goes on.
+        made: the set. No image may be missing.
+        out: the folder of the labels. Epochs that are there already are kept, so an interrupted call goes on.
         teacher: a file of `train_teacher`, or torchvision:NAME with its ImageNet weights.
-        protocol: whose augmentation and epochs are taken; the name of a shipped protocol, or a YAML file.
-        epochs: epochs instead of the protocol's own.
+        protocol: the protocol that gives the augmentation and the epochs: the name of a shipped protocol, or a YAML
+            file.
+        epochs: the number of epochs, instead of the protocol's own.
         changes: other values of the protocol's fields.
-        machine: the device and its like.
-        watcher: told of every epoch.
+        machine: the device, the network and the CPU threads.
+        watcher: is told of every epoch.
 
     Returns:
-        The folder.
+        The folder of the labels.
 
     Raises:
         DapError: no teacher is given, the set is not whole, or the teacher does not know its classes.

@@ -1,4 +1,4 @@
-"""Sets and test images that a Python user has in memory: what judging needs is made of them."""
+"""Makes what judging needs of sets and test images that a Python user has in memory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from dap.evaluation.plan import JudgingPlan, Loaded
 
 
 def is_in_memory(thing: Any) -> bool:
-    """Whether this is images in memory, and not a folder, a name or something opened."""
+    """Whether the thing is images in memory, and not a folder, a name, or an opened source or set."""
     return thing is not None and not isinstance(thing, (str, Path, Source, DistilledSet))
 
 
 def named(images: Any, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Images by class name, see `data.real.memory.by_class`; labels that are only numbers count these names.
+    """Images by class name. If the labels are only numbers, each number is a position in `class_names`.
+
+    Args:
+        images: images in memory as `data.real.memory.by_class` takes them.
+        class_names: the names of the classes in label order. None: the names that `by_class` gives.
 
     Raises:
-        DapError: it is no such thing, or a label is not the number of a name.
+        DapError: `by_class` does not take the images, or a label is not the position of a name.
     """
     found = by_class(images)
     if class_names is None or isinstance(images, dict) or hasattr(images, "classes"):
@@ -43,9 +47,9 @@ def named(images: Any, class_names: Sequence[str] | None) -> dict[str, Any]:
 
 
 class HeldSets:
-    """Writes sets that are in memory to a folder of its own, which is deleted with this object.
+    """Writes sets that are in memory to a folder. The folder is deleted when this object is deleted.
 
-    Judging keeps what it finds beside the images of a set, so a set needs a folder. Images become PNG files, so that their
+    Judging keeps its results beside the images of a set, so a set needs a folder. The images become PNG files, so their
     values are rounded to multiples of 1/255.
     """
 
@@ -55,14 +59,14 @@ class HeldSets:
         self._count = 0
 
     def set_of(self, images: Any, class_names: Sequence[str] | None) -> DistilledSet:
-        """The set of these images.
+        """Write a distilled set of these images, and open it.
 
         Args:
-            images: as of `data.real.memory.by_class`, of one size.
-            class_names: what the labels mean where they are only numbers; None: their numbers are their names.
+            images: images in memory as `data.real.memory.by_class` takes them, all of one size.
+            class_names: the names of the classes, if the labels are only numbers. None: the numbers are the names.
 
         Raises:
-            DapError: the classes have different numbers of images, or an image is of another kind than `MemorySource` takes.
+            DapError: the classes have different numbers of images, or `MemorySource` does not take an image.
         """
         found = named(images, class_names)
         counts = Counter({name: len(mine) for name, mine in found.items()})
@@ -80,15 +84,18 @@ class HeldSets:
 
 
 def loaded_from(data: Any, class_names: Sequence[str], plan: JudgingPlan) -> Loaded:
-    """What judging by these test images needs. They have no training part, so that the images of sets are not measured.
+    """What judging by these test images needs.
+
+    The data have no training part. So the images of the sets are not measured against real training images.
 
     Args:
         data: opened test images, or images in memory as `data.real.memory.by_class` takes them.
-        class_names: what labels in memory mean where they are only numbers.
+        class_names: the names of the classes, if the labels in memory are only numbers.
         plan: how to judge.
 
     Raises:
-        DapError: a validation part or a measure of one's own is asked for, or as `MemorySource`.
+        DapError: the plan asks for a validation part or for a measure of the user's own, or `MemorySource` does not
+            take the images.
     """
     if plan.on == "validation":
         raise DapError("Only data that are given by name or folder have a validation part; give the folder as data.")
@@ -97,7 +104,7 @@ def loaded_from(data: Any, class_names: Sequence[str], plan: JudgingPlan) -> Loa
     found = None if isinstance(data, Source) else named(data, class_names)
 
     def opened(split: Literal["train", "validation", "test"], size: int) -> Source:
-        del split  # they are the test images, and nothing else is asked for
+        del split  # the data have only test images, and judging asks for no others
         return data if found is None else MemorySource(found, size=size, fit="crop-bilinear")
 
     return Loaded(plan, opened, None)

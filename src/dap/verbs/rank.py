@@ -19,24 +19,24 @@ def rank(
     plain: str | None = None,
     full: float | None = None,
 ) -> dict[Path, Ranking]:
-    """How much of each set's accuracy is the images, and how much soft labels or augmentation.
+    """Score how much of each set's accuracy comes from the images, and how much from soft labels or from augmentation.
 
-    The scores of a set are also written to its `ranking.json`. Sets of the method "random" must be among the sets, since the
-    scores compare with them.
+    The scores of a set are also written to its `ranking.json`. Sets of the method "random" must be among the sets,
+    because every score compares a set with them.
 
     Args:
-        sets: evaluated sets, their folders, folders that hold some, or the results of another verb.
+        sets: evaluated sets, their folders, folders that hold evaluated sets, or the results of another verb.
         network: only trainings of this network count.
         hard: the name of a protocol with hard labels.
         own: the name of the methods' own protocol, such as one with soft labels.
         augmented, plain: the names of a protocol with augmentation and of one without.
-        full: the accuracy of training on all real images with hard labels, a fraction in [0, 1].
+        full: the accuracy of training on all real images with hard labels, as a fraction in [0, 1].
 
     Returns:
-        The scores of every set that is not of the method "random", by its folder.
+        By folder, the scores of every set that is not of the method "random".
 
     Raises:
-        DapError: there is no set or no random set, or a protocol is recorded in no trial.
+        DapError: there is no set or no random set, or no trial was made by one of the protocols.
     """
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
     return dict(rank_sets(found_sets(sets), network=network, full_hard=full, **protocols))

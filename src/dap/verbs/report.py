@@ -1,4 +1,4 @@
-"""`dap report`: one page on judged sets. `Results` is what every verb that judges gives back."""
+"""`dap report`: one page on judged sets. Every verb that judges returns a `Results`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Results:
 
     Attributes:
         sets: the folders of the sets, in the order of the table's groups.
-        page: the HTML page; None where none was asked for.
-        held: keeps the folders of sets that were given as images in memory; they are deleted with these results.
+        page: the HTML page, or None if no page was written.
+        held: keeps the folders of sets that were given as images in memory. The folders are deleted with these results.
     """
 
     sets: tuple[Path, ...]
@@ -31,7 +31,7 @@ class Results:
 
     @cached_property
     def table(self) -> Table:
-        """The accuracies as the report shows them, read from the folders of the sets when they are first asked for."""
+        """The accuracies as the report shows them. They are read from the folders of the sets at the first use."""
         from dap.evaluation.report.expected import Claims
         from dap.evaluation.report.records import load
         from dap.evaluation.report.summary import summarise
@@ -42,7 +42,7 @@ class Results:
 
     @cached_property
     def trials(self) -> dict[Path, list[Any]]:
-        """Of each set its trials: every `evaluation.training.trials.Trial` that its folder records."""
+        """By the folder of each set, its trials: every `evaluation.training.trials.Trial` that the folder records."""
         from dap.evaluation.report.records import load
         from dap.evaluation.training.trials import Trial
 
@@ -54,10 +54,10 @@ class Results:
 
 
 class Unfinished(DapError):
-    """Some cells of a grid could not be made or judged. The others were, and `results` has them.
+    """Some cells of a grid could not be made or judged. The other cells are done, and `results` has them.
 
     Attributes:
-        results: the cells that are there; None where no cell is.
+        results: the results of the cells whose sets are there, or None if there is no set.
     """
 
     def __init__(self, message: str, results: Results | None = None) -> None:
@@ -66,15 +66,15 @@ class Unfinished(DapError):
 
 
 Where = str | Path | DistilledSet
-"""A folder of a set or of sets, or an opened set."""
+"""The folder of a set, a folder that holds several sets, or an opened set."""
 
 
 def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: str = "Distilled sets compared") -> Path:
-    """Write one HTML page on sets, and its tables as Markdown, LaTeX and CSV beside it.
+    """Write one HTML page on sets. Beside the page, write its tables as Markdown, LaTeX and CSV.
 
     Args:
-        sets: distilled sets, their folders, folders that hold some at any depth, or the results of another verb.
-        out: the page, with a name that ends in .html, or a folder for `report.html`.
+        sets: distilled sets, their folders, folders that hold sets at any depth, or the results of another verb.
+        out: the file of the page, with a name that ends in .html, or a folder for `report.html`.
         title: the heading of the page.
 
     Returns:
@@ -87,7 +87,7 @@ def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: s
 
 
 def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
-    """`report` for folders each of which is a set; a folder of images that others made may be among them."""
+    """Write the page of `report` on these folders. Each folder is one set; others may have made the images of a folder."""
     from dap.evaluation.report.page import write_report
     from dap.published import published
 
@@ -95,10 +95,10 @@ def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
 
 
 def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
-    """The folders of all distilled sets in these folders, at any depth.
+    """The folders of all these sets, and of all sets in the given folders at any depth.
 
     Raises:
-        DapError: there is none.
+        DapError: there is no set.
     """
     if isinstance(sets, Results):
         return list(sets.sets)
@@ -115,7 +115,7 @@ def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
 
 
 def check_tracking(to: str | None) -> None:
-    """Whether trials can be logged for TensorBoard or wandb, found out before long work.
+    """Check, before long work, that trials can be logged for TensorBoard or wandb.
 
     Args:
         to: "tensorboard", "wandb", or None for no logging.
@@ -130,11 +130,14 @@ def check_tracking(to: str | None) -> None:
 
 
 def log_for(to: str, results: Results) -> Path:
-    """Log the trials, measures and images of these sets for TensorBoard or wandb; returns where.
+    """Log the trials, measures and images of these sets for TensorBoard or wandb.
 
     Args:
         to: "tensorboard" or "wandb".
-        results: with a page, beside which the log is written.
+        results: the sets. The log is written beside their page or, if there is no page, in the folder of the first set.
+
+    Returns:
+        The folder of the log.
     """
     from dap.evaluation.report.records import load
     from dap.evaluation.report.tracking import track

@@ -1,4 +1,4 @@
-"""`dap train-teacher`: train a classifier on all real images, for soft labels and as a ceiling."""
+"""`dap train-teacher`: train a classifier on all real images. It gives soft labels, and its accuracy is a ceiling for sets."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ def train_teacher(
 ) -> Trial:
     """Train a network on all real images, test it on the real test images, and write it to a file.
 
-    A call that was interrupted goes on from its checkpoint, which lies beside `out`.
+    An interrupted call goes on from its checkpoint when it is made again. The checkpoint lies beside `out`.
 
     Args:
         data: the real images: "fashion-mnist", a folder, or an opened training source and test source.
         out: the file to write, such as teacher.safetensors.
-        classes: the classes to use, in label order, or a subset of ImageNet; by default all. For a name or folder.
-        network: instead of the protocol's own: resnet18, convnet3, file.py:build.
+        classes: the classes to use, in label order, or the name of a subset of ImageNet. Default: all classes. Only for
+            data that are given by name or folder.
+        network: the network, instead of the protocol's own: resnet18, convnet3, file.py:build.
         protocol: the name of a shipped protocol, or a YAML file.
-        epochs: training epochs instead of the protocol's own.
+        epochs: the number of training epochs, instead of the protocol's own.
         changes: other values of the protocol's fields, such as {"size": 64}.
-        machine: the device and its like.
-        watcher: told of every epoch.
+        machine: the device, the network, the cache and the CPU threads.
+        watcher: is told of every epoch.
 
     Returns:
-        The training and its accuracy on the test images.
+        The training, with its accuracy on the test images.
 
     Raises:
         DapError: the file is there already, or there is no such data, protocol or network.
