@@ -103,7 +103,11 @@ class FeatureBank:
         self._stores = {k: v for k, v in self._stores.items() if k in labels}
         for label in labels:
             if label not in self._ready:
-                self._ready[label] = self._draw(label)
+                n = min(self.options.reals, self.source.count(label))
+                if self.options.targets == "slot":
+                    self._ready[label] = self._split(label, n)
+                else:
+                    self._ready[label] = self._encode(label, n, "reals", least=1), None
 
     def at(self, label: int, t: Time) -> Float[Tensor, "n d"]:
         """φ of a label's N real images at timestep t after `transform`, (N, D) float32, on the backbone's device.
@@ -127,11 +131,8 @@ class FeatureBank:
         x = features.float().mean(1) if self.options.pool == "mean" else features.float().flatten(1)
         return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
 
-    def _draw(self, label: int) -> tuple[Tensor, Tensor | None]:
-        """Latents (N, C, *spatial) of a label's real images, and the slots' weights over them."""
-        n = min(self.options.reals, self.source.count(label))
-        if self.options.targets == "class":
-            return self._encode(label, n, "reals", least=1), None
+    def _split(self, label: int, n: int) -> tuple[Tensor, Tensor]:
+        """Latents (N, C, *spatial) of real images of a label, a share for each slot, and the weights of the slots over them."""
         pool = min(self.source.count(label), max(n, self.options.clustered, self.ipc))
         if pool < self.ipc:
             name = self.source.class_names[label]
