@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from dap import shipped
+from dap.data.sets.differences import flatten
 from dap.recipe import GuidanceOptions, Recipe
 from dap.shipped import Expected
 
@@ -51,7 +52,7 @@ def published(recipe: Mapping[str, Any]) -> Expected | None:
     Args:
         recipe: the set's own recipe, with every open choice made, as `recipe.json` holds it.
     """
-    made = _flat(recipe)
+    made = flatten(recipe)
     return next((expected for wanted, expected in _claims() if _same(wanted, made)), None)
 
 
@@ -81,7 +82,7 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any] | None:
     if recipe.method != "dap" or recipe.sampling is None or recipe.sampling.solver is None or card is None:
         return None
     guidance = recipe.guidance or GuidanceOptions()
-    fields = _flat({**recipe.model_dump(mode="json"), "guidance": guidance.model_dump(mode="json")})
+    fields = flatten({**recipe.model_dump(mode="json"), "guidance": guidance.model_dump(mode="json")})
     for field, name in FROM_CARD.items():
         if fields.get(field) is None:
             fields[field] = card.get(name)
@@ -113,12 +114,4 @@ def _same(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    return _flat({**Recipe().model_dump(mode="json"), "guidance": GuidanceOptions().model_dump(mode="json")})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        fields |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return fields
+    return flatten({**Recipe().model_dump(mode="json"), "guidance": GuidanceOptions().model_dump(mode="json")})

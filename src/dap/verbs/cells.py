@@ -31,8 +31,8 @@ from dap.evaluation.judge import check as check_judging
 from dap.evaluation.judge import judge
 from dap.methods.base import Method
 from dap.recipe import Recipe
-from dap.verbs.distill import distill
-from dap.verbs.judges import LoadedFor, loader, open_workshop
+from dap.verbs.distill import distill, open_workshop
+from dap.verbs.judges import LoadedFor, loader
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.workshop import Workshop

@@ -39,7 +39,7 @@ from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.recipe import BackboneChoice, Recipe
-from dap.verbs.judges import open_workshop
+from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine
 
 NOTE = "zeroshot.json"

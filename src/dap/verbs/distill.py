@@ -28,6 +28,18 @@ from dap.verbs.options import Machine
 from dap.workshop import Workshop
 
 
+def open_workshop(machine: Machine, objects: Objects | None = None) -> Workshop:
+    """A new workshop on this machine. It loads nothing until something is asked of it.
+
+    Args:
+        machine: where the work runs.
+        objects: the objects that were given in place of names; None: everything is named.
+    """
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    return Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+
+
 def distill(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
@@ -95,10 +107,7 @@ def distill(
     objects = workshop.objects if workshop else Objects(**given)
     recipe = _asked(recipe, objects, fields)
     if workshop is None:
-        machine = machine or Machine()
-        if machine.threads is not None:
-            torch.set_num_threads(machine.threads)
-        workshop = Workshop(machine.device, machine.offline, machine.cache, objects)
+        workshop = open_workshop(machine or Machine(), objects)
     return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command)
 
 

@@ -13,7 +13,8 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.judge import judge
 from dap.evaluation.plan import Loaded
 from dap.recipe import Data, Recipe
-from dap.verbs.judges import judging_plan, loader, open_workshop
+from dap.verbs.distill import open_workshop
+from dap.verbs.judges import judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Results, write_page

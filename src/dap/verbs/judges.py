@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dap.backbones import device_of
 from dap.data.real.sources import Source
 from dap.evaluation.measures.embedding import embedding
@@ -19,13 +17,6 @@ from dap.workshop import Workshop
 
 LoadedFor = Callable[[Data], Loaded]
 """A function of the real data that a set was made of. It returns what judging such sets needs."""
-
-
-def open_workshop(machine: Machine) -> Workshop:
-    """A new workshop on this machine. It loads nothing until something is asked of it."""
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    return Workshop(machine.device, machine.offline, machine.cache)
 
 
 def open_protocol(

@@ -16,7 +16,8 @@ from dap.evaluation.training.classifier import save_classifier
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
 from dap.recipe import Recipe
-from dap.verbs.judges import open_protocol, open_workshop
+from dap.verbs.distill import open_workshop
+from dap.verbs.judges import open_protocol
 from dap.verbs.options import Machine
 
 

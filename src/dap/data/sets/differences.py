@@ -24,3 +24,12 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         return []
     before, after = ("nothing" if v.__class__ is object else json.dumps(v) for v in (old, new))
     return [f"{where}: {before} -> {after}"]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as a flat one, whose keys are dotted fields. Lists stay as they are."""
+    fields: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        fields |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return fields

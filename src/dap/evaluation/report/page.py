@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dap.base.errors import DapError
+from dap.data.sets.differences import flatten
 from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
 from dap.evaluation.report.curves import curves, training
@@ -27,7 +28,7 @@ from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES, SetRecord, load
 from dap.evaluation.report.renderings import html, markdown, spreadsheet
 from dap.evaluation.report.scatter import maps
-from dap.evaluation.report.summary import Group, Row, flatten, group_sets, summarise
+from dap.evaluation.report.summary import Group, Row, group_sets, summarise
 from dap.evaluation.report.tables import Table, accuracy_table, comma_separated
 from dap.evaluation.report.text import DASH, seeds, summary
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from dap.data.sets.differences import flatten
 from dap.evaluation.report.cells import Cell, Column, cell, named
 from dap.evaluation.report.charts import bar
 from dap.evaluation.report.gallery import inspected
 from dap.evaluation.report.meanings import MEANINGS, meaning, ordered, own_meanings
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Stat
-from dap.evaluation.report.summary import Group, Row, Setting, flatten, full_seconds, spoken
+from dap.evaluation.report.summary import Group, Row, Setting, full_seconds, spoken
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
+from dap.data.sets.differences import flatten
 from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat, difference, spread_of
 
@@ -146,15 +146,6 @@ class Row:
     def n_trials(self) -> int:
         """The number of trials over all evaluated sets."""
         return sum(self.trials)
-
-
-def flatten(recipe: Json, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as a flat one, whose keys are dotted fields. Lists stay as they are."""
-    fields: dict[str, Any] = {}
-    for key, value in recipe.items():
-        nested = isinstance(value, Mapping) and value
-        fields |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return fields
 
 
 def recipe_key(record: SetRecord, *without: str) -> str:

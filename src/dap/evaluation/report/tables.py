@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dap.data.sets.differences import flatten
 from dap.evaluation.report.cells import Block, Cell, Column, cell
 from dap.evaluation.report.charts import strip
 from dap.evaluation.report.expected import Claim, Claims
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES
 from dap.evaluation.report.renderings import html, latex, markdown, spreadsheet, terminal
-from dap.evaluation.report.summary import Row, Setting, flatten, reference, varying
+from dap.evaluation.report.summary import Row, Setting, reference, varying
 from dap.evaluation.report.text import (
     DASH,
     PENDING,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from dap.data.sets.differences import flatten
 from dap.evaluation.report.records import SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat
-from dap.evaluation.report.summary import Group, Row, Setting, flatten, recipe_key, spoken
+from dap.evaluation.report.summary import Group, Row, Setting, recipe_key, spoken
 
 DASH = "–"
 PENDING = "not evaluated yet"

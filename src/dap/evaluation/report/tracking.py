@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 
 from dap.base.errors import DapError
+from dap.data.sets.differences import flatten
 from dap.evaluation.report.gallery import MAX_CLASSES, MAX_SLOTS, file_in
 from dap.evaluation.report.records import Json, SetRecord, is_number
-from dap.evaluation.report.summary import flatten
 
 Tracker = Literal["tensorboard", "wandb"]
 TRACKERS = ("tensorboard", "wandb")
