@@ -123,6 +123,25 @@ def building(out: Path, marker: str) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def inside(folder: Path, relative: str) -> Path:
+    """The path of a file of a folder, which must be a regular file that really lies inside the folder.
+
+    Args:
+        folder: the folder.
+        relative: the path as a file of the folder says it, such as a line of a manifest.
+
+    Raises:
+        DapError: the path leads out of the folder, by itself or by a symbolic link, or to no regular file.
+    """
+    from dap.base.documents import regular
+    from dap.base.parsing import shown
+
+    path = regular(folder / relative)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DapError(f"{shown(relative)} leads out of {shown(folder)}; what it leads to is no part of this folder.")
+    return path
+
+
 def natural_order(file: Path) -> tuple[str, str]:
     """The sorting key that puts 2.png before 10.png."""
     return re.sub(r"\d+", lambda digits: digits[0].zfill(12), file.stem), file.name

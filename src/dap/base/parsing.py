@@ -1,0 +1,204 @@
+"""Makes plain values of JSON and YAML that may come from a stranger.
+
+A text is refused, in one sentence with the line where it is known, if it is not UTF-8 or not well-formed, if it repeats a key,
+holds a number that is not finite or too large, uses a YAML alias, or is nested more than `DEEPEST` deep.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from dap.base.errors import DapError
+
+DEEPEST = 64
+"""How many lists and mappings may lie inside each other."""
+
+
+class Damaged(DapError):
+    """A document that cannot be read as what it should be."""
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that every terminal and every UTF-8 file can hold. Bytes that are no text are shown as \\xNN."""
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+
+
+def decode(data: bytes, where: Path | str) -> str:
+    """The text of bytes in UTF-8, without a byte order mark.
+
+    Raises:
+        DapError: the bytes are not UTF-8. The message names the line.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Damaged(
+            f"{shown(where)}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8. Save the file as UTF-8."
+        ) from error
+
+
+def parse_json(text: str, where: Path | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        DapError: the text is not JSON, repeats a key, holds a number that is not finite or too long, or is nested too
+            deeply.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_without_repeats, parse_constant=_not_finite, parse_float=_finite, parse_int=_whole
+        )
+    except json.JSONDecodeError as error:
+        raise Damaged(
+            f"{shown(where)}, line {error.lineno}: this is not JSON ({error.msg}, column {error.colno})."
+        ) from error
+    except RecursionError as error:
+        raise Damaged(f"{shown(where)}: it is nested more than {DEEPEST} deep.") from error
+    except ValueError as error:  # of the functions below
+        raise Damaged(f"{shown(where)}: {error}.") from error
+    _check_depth(value, where)
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice[:80]!r} stands there twice")
+    return found
+
+
+def _not_finite(said: str) -> float:
+    raise ValueError(f"{said} is not a number")
+
+
+def _finite(said: str) -> float:
+    value = float(said)
+    if not math.isfinite(value):
+        raise ValueError(f"{said[:40]} is too large for a number")
+    return value
+
+
+def _whole(said: str) -> int:
+    if len(said) > 20:
+        raise ValueError(f"{said[:20]}… is too large for a whole number")
+    return int(said)
+
+
+def _check_depth(value: Any, where: Path | str) -> None:
+    """Refuse a value that is nested more than `DEEPEST` deep, without recursion."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise Damaged(f"{shown(where)}: it is nested more than {DEEPEST} deep.")
+
+
+def parse_yaml(text: str, where: Path | str) -> Any:
+    """The value of a YAML text. Only plain values are made.
+
+    Raises:
+        DapError: the text is not YAML, repeats a key, uses an alias, holds a number that is not finite, or is nested too
+            deeply.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise Damaged(f"{shown(where)}{line}: {error.problem or error.context}.") from error
+    except yaml.YAMLError as error:
+        raise Damaged(f"{shown(where)} is not YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise Damaged(f"{shown(where)}: it is nested more than {DEEPEST} deep.") from error
+
+
+def _loader() -> Any:
+    import yaml
+    from yaml import composer, constructor
+
+    class Loader(yaml.SafeLoader):
+        """Refuses aliases, with which ten lines can stand for 10**9 values, and keys that stand there twice."""
+
+        deep = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                raise composer.ComposerError(
+                    None, None, "an alias (*name) is not read here; write the value out", event.start_mark
+                )
+            self.deep += 1
+            if self.deep > DEEPEST:
+                mark = self.peek_event().start_mark
+                raise composer.ComposerError(None, None, f"it is nested more than {DEEPEST} deep", mark)
+            node = super().compose_node(parent, index)
+            self.deep -= 1
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise constructor.ConstructorError(
+                        None, None, "a merge key (<<) is not read here; write the values out", key.start_mark
+                    )
+                if str(key.value) in seen:
+                    raise constructor.ConstructorError(
+                        None, None, f"the key {str(key.value)[:80]!r} stands there twice", key.start_mark
+                    )
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, OverflowError, TypeError, AttributeError) as error:  # such as the date 2026-99-99
+                problem = f"{str(node.value)[:40]!r} cannot be read ({' '.join(str(error).split())[:80]})"
+                raise constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+        def construct_yaml_float(self, node: Any) -> float:
+            value = super().construct_yaml_float(node)
+            if not math.isfinite(value):
+                raise constructor.ConstructorError(
+                    None, None, f"{str(node.value)[:40]} is not a finite number", node.start_mark
+                )
+            return value
+
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
+    return Loader
+
+
+def line_of(text: str, place: tuple[int | str, ...]) -> int | None:
+    """The line, from 1, of a value in a JSON or YAML text; None where it cannot be found."""
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=_loader())
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return None
+    line = None
+    for part in place:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next((value for key, value in node.value if key.value == str(part)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = node.value[part]
+        if found is None:
+            break
+        node, line = found, found.start_mark.line + 1
+    return line

@@ -1,0 +1,121 @@
+"""Documents of strangers: the value, or one sentence with file and line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from dap.base import documents, files
+from dap.base.errors import DapError
+from dap.base.fields import FromFile, Inside
+
+
+class Told(FromFile, frozen=True):
+    a: int = Field(ge=0)
+    b: list[str] = []
+
+
+WRONG = {
+    b'{"a":1,\n"b":["x",\n3],"c":2}': "line 3: b.1: input should be a valid string (given: 3); line 3: c: there is no such key",
+    b'{"a":1,"a":2}': "the key 'a' stands there twice",
+    b'{"a":NaN}': "NaN is not a number",
+    b'{"a":1e999}': "too large",
+    b'{"a":true}': "valid integer",
+    b'\n\xff{"a":1}': "line 2: the byte 0xff is not UTF-8",
+    b"[" * 100_000: "nested more than 64 deep",
+    b'{"a":' + b"9" * 5000 + b"}": "too large for a whole number",
+    b'{"a":\n-1}': "line 2: a: input should be greater than or equal to 0",
+    b"": "line 1: this is not JSON",
+}
+
+
+@pytest.mark.parametrize("data", WRONG, ids=range(len(WRONG)))
+def test_wrong_json_is_a_sentence_with_file_and_line(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(data)
+    with pytest.raises(DapError) as caught:
+        documents.read_json(file, Told)
+    assert str(caught.value).startswith(str(file)) and WRONG[data] in str(caught.value)
+
+
+WRONG_YAML = {
+    b"a: 1\nb: &x [y]\nc: *x\n": "line 3: an alias",
+    b"a: 1\na: 2\n": "line 2: the key 'a' stands there twice",
+    b"a: .nan": "line 1: .nan is not a finite number",
+    b"b: []\na: 2026-99-99": "line 2: '2026-99-99' cannot be read",
+    b"a: true": "line 1: a: input should be a valid integer (given: True)",
+    b"a: !!python/object/apply:os.system [x]": "line 1: could not determine a constructor",
+    b"? [a]\n: 1": "unhashable",
+    b"[1,2": "line 1: expected",
+    b"[" * 5000: "nested more than 64 deep",
+    b"a: \x00": "is not YAML",
+    b"<<: {a: 1}": "line 1: a merge key",
+    b"a: 1" + b"0" * 5000: "cannot be read",
+}
+
+
+@pytest.mark.parametrize("data", WRONG_YAML, ids=range(len(WRONG_YAML)))
+def test_wrong_yaml_is_a_sentence_with_file_and_line(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(data)
+    with pytest.raises(DapError) as caught:
+        documents.read_yaml(file, Told)
+    assert str(caught.value).startswith(str(file)) and WRONG_YAML[data] in str(caught.value)
+
+
+def test_right_values_come_through_with_a_byte_order_mark_too(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 3, "b": ["x"]}')
+    assert documents.read_json(file, Told) == documents.read_yaml(file, Told) == Told(a=3, b=["x"])
+
+
+def test_lines_that_cannot_be_used_are_told_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"a":1}\n\n{}\n\xff\n' + b"[" * 200_000 + b"\n" + b"x" * (2 << 20) + b'\n{"a":2}\n{"a":')
+    lines = list(documents.read_lines(file, Told))
+    assert [line.value.a for line in lines if line.value] == [1, 2]
+    problems = [line.problem for line in lines if line.problem]
+    assert [problem.split(": ")[0] for problem in problems] == [f"{file}, line {k}" for k in (3, 4, 5, 6, 8)]
+    assert list(documents.read_lines(tmp_path / "none", Told)) == []
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "out.png").symlink_to(__file__)
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(DapError, match="a pipe, a socket or a device"):
+            files.inside(tmp_path, name)
+    for name in ("../x", "out.png"):
+        with pytest.raises(DapError):
+            files.inside(tmp_path, name)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../b", "", ".", "a\0b", "..\\b", "a" * 300])
+def test_a_path_that_leads_out_is_refused(path: str) -> None:
+    with pytest.raises(DapError):
+        documents.fitted(path, Inside, "manifest.jsonl")
+    assert documents.fitted("images/cat/00000.png", Inside, "manifest.jsonl") == "images/cat/00000.png"
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    data=st.one_of(
+        st.binary(max_size=200), st.text(alphabet="{}[]\":,-+.eE019 \n\t&*!<?|>'%@x~", max_size=60).map(str.encode)
+    )
+)
+def test_any_bytes_give_a_value_or_a_sentence(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(data)
+    for read in (documents.read_json, documents.read_yaml):
+        try:
+            read(file, Told)
+        except DapError as error:
+            assert str(file) in str(error) and len(str(error)) < 2000
+    for line in documents.read_lines(file, Told):
+        assert (line.value is None) != (line.problem is None)
