@@ -6,14 +6,14 @@ device, the cache and the progress decide no byte, so they are no part of a reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from dap.base.errors import DapError
-from dap.base.registry import suggest
+from dap.base.registry import refuse_code, suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling
 from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedSampling, Run
 
@@ -142,20 +142,23 @@ class Recipe(Closed, frozen=True):
             raise DapError(f"{where[0].upper()}{where[1:]} cannot be used. {explain(error, Recipe)}") from error
 
     @staticmethod
-    def load(path: str | Path) -> dict[str, Any]:
+    def load(path: str | Path, replaced: Collection[str] = ()) -> dict[str, Any]:
         """The raw values of a YAML file or of a shipped recipe, to be overlaid and parsed.
 
         Args:
             path: the file, or a shipped recipe's name such as "imagenette-dit-ipc10" or "smoke/imagenette-dit-ipc10".
+            replaced: dotted names of fields that the caller overlays, so that the file's own values do not count.
 
         Raises:
-            DapError: there is no such file or name, the file is not a YAML mapping, or its section `expected` is wrong.
+            DapError: there is no such file or name, the file is not a YAML mapping, its section `expected` is wrong, or it
+                names code that may not run.
         """
         from dap import shipped
 
         values = shipped.read(path)
         shipped.expected_of(values, path)
         values.pop("expected", None)  # the expected values decide no byte of a set
+        refuse_code(_without(values, replaced), path)
         # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
         return {key: value for key, value in values.items() if value is not None}
 
@@ -261,6 +264,18 @@ class Recipe(Closed, frozen=True):
         options = ResolvedGuidance.model_validate(merged)
         backbone.check_layer(options.layer)
         return options
+
+
+def _without(values: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Nested values without the fields of these dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = {field.partition(".")[2] for field in fields if field.partition(".")[0] == key}
+            found[key] = {name: one for name, one in value.items() if name not in inner}
+        elif key not in fields:
+            found[key] = value
+    return found
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
