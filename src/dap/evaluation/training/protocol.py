@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from dap.base.errors import DapError
-from dap.base.registry import suggest
+from dap.base.registry import refuse_code, suggest
 from dap.evaluation.training.labels import Case, Hard, Labels
 from dap.evaluation.training.networks import Norm
 from dap.evaluation.training.steps import Step
@@ -214,6 +214,7 @@ def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
             in a circle; the message names the culprit and lists the known names.
     """
     fields, where = _fields(name_or_path)
+    refuse_code({key: value for key, value in fields.items() if key not in overrides}, where)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     in_cases = {
         field for case in fields.get("cases") or () if isinstance(case, Mapping) for field in case.get("set", ())
