@@ -21,7 +21,7 @@ from dap.base import documents
 from dap.base.documents import Damaged
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
-from dap.base.files import inside
+from dap.base.files import inside, roots
 from dap.base.parsing import shown
 
 T = TypeVar("T")
@@ -188,7 +188,7 @@ class Within:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._root = folder, folder.resolve()
+        self.folder, self._roots = folder, roots(folder)
         self._known: dict[str, bool] = {}
 
     def read(self, relative: str, largest: int = LARGEST_IMAGE) -> bytes:
@@ -203,7 +203,8 @@ class Within:
         """
         parent = relative.rpartition("/")[0]
         if parent not in self._known:  # every folder is resolved once, because this takes longer than to read an image
-            self._known[parent] = (self.folder / parent).resolve().is_relative_to(self._root)
+            real = (self.folder / parent).resolve()
+            self._known[parent] = any(real.is_relative_to(root) for root in self._roots)
         path: Path | str = f"{self.folder}/{relative}"
         if not self._known[parent]:
             path = inside(self.folder, relative)  # which raises

@@ -101,8 +101,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return self._ordered
 
     def _counts(self) -> str:
-        """The numbers of images and classes in words. For a set of this library, also the number of images still to be
-        made."""
+        """The numbers of images and classes in words, and of images still to be made."""
         counts = f"{len(self)} images of {len(self.class_names)} classes"
         if not there(self.path, "classes.json"):
             return counts

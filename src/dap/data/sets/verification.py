@@ -66,7 +66,7 @@ def problems_of(folder: Path, decode: bool = True) -> Problems:
     found.mendable += manifest.problems[:MOST]
     found.mendable += _missing(classes, manifest)
     if decode:
-        found.mendable += _images(folder, manifest, one_size=recipe)
+        _images(folder, manifest, recipe, found)
     found.others += _strangers(folder, classes)
     return found
 
@@ -114,29 +114,33 @@ def _missing(classes: Classes, manifest: Manifest) -> list[str]:
     return said
 
 
-def _images(folder: Path, manifest: Manifest, one_size: bool) -> list[str]:
-    """The problems of the images that the manifest names."""
-    problems, within = [], Within(folder)
+def _images(folder: Path, manifest: Manifest, one_size: bool, found: Problems) -> None:
+    """Add the problems of the images that the manifest names."""
+    within = Within(folder)
     first: tuple[str, tuple[int, int]] | None = None
     for key in sorted(manifest.lines):
         number, line = manifest.lines[key]
         where, which = shown(line["path"]), f"(line {number} of manifest.jsonl)"
         try:
             data = within.read(line["path"])
-            size = struct.unpack(">II", data[16:24]) if data[12:16] == b"IHDR" else None
-            if one_size and size and first and size != first[1]:
-                first_size = "x".join(map(str, first[1]))
-                raise DapError(f"it has {size[0]}x{size[1]} pixels, but {first[0]} has {first_size}")
-            first = first or (size and (shown(line["path"]), size))
-            if not as_png(data)[1]:
-                raise DapError("it is not an upright 8-bit RGB PNG")
-            if sha256(data) != line["sha256"]:
-                raise DapError("its sha256 is not the manifest's")
-        except BrokenImage as error:
-            problems.append(f"{where}: it cannot be decoded: {error.reason} {which}")
         except DapError as error:
-            problems.append(f"{where}: {str(error).rstrip('.')} {which}")
-    return problems
+            found.mendable.append(f"{where}: {str(error).rstrip('.')} {which}")
+            continue
+        if sha256(data) != line["sha256"]:
+            found.mendable.append(f"{where}: its sha256 is not the manifest's {which}")
+            continue
+        size = struct.unpack(">II", data[16:24]) if data[12:16] == b"IHDR" else None
+        wrong = None
+        if one_size and size and first and size != first[1]:
+            wrong = f"it has {size[0]}x{size[1]} pixels, but {first[0]} has {first[1][0]}x{first[1][1]}"
+        else:
+            first = first or (size and (where, size))
+            try:
+                wrong = None if as_png(data)[1] else "it is not an upright 8-bit RGB PNG"
+            except BrokenImage as error:
+                wrong = f"it cannot be decoded: {error.reason}"
+        if wrong:  # although it is the file that the manifest means
+            found.others.append(f"{where}: {wrong} {which}; remove this file, and make the image again")
 
 
 def _beside(folder: Path, classes: Classes, manifest: Manifest, problems: list[str]) -> bool:
