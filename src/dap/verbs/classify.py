@@ -304,7 +304,7 @@ def classify(
     workshop = open_workshop(machine)
     opened = _opened(sets, classes)
     unfinished = opened[0].path / ".zeroshot"
-    store = Store(machine.cache or unfinished)
+    store = Store(machine.cache or unfinished, cache=machine.cache)
     recipes = [made.recipe or {} for made in opened]
     for made, recipe in zip(opened, recipes, strict=True):
         if backbone is None and not recipe.get("backbone"):

@@ -133,7 +133,7 @@ def _make(
     # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
     # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.
     inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
-    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds())
+    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds(), cache=workshop.cache)
     task = replace(task, store=store, tell=watcher.work)
     make = method.prepare(task)
     resolved, names = task.recipe, task.source.class_names
