@@ -10,7 +10,7 @@ from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import judge
+from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.plan import Loaded
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import open_workshop
@@ -71,6 +71,10 @@ def evaluate(
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
+        for made in opened:
+            images = [record["label"] for record in made.records]
+            largest = max(map(images.count, set(images)), default=0)
+            check_batches(loaded_for(_data_of(made, path)).plan, len(images), max(1, largest), len(made.class_names))
         for made in opened:
             judge(made, loaded_for(_data_of(made, path)), watcher)
     else:
