@@ -177,8 +177,12 @@ def _loader() -> Any:
 
         def construct_yaml_int(self, node: Any) -> int:
             said = str(node.value)
-            if re.fullmatch(r"[-+]?0[\d_]+", said) or ":" in said:  # YAML 1.1 reads octal and base 60: 010 is 8, 1:30 is 90
-                problem = f"{said[:40]} would be read as another number; put a name in quotes, and write a number plainly"
+            if (
+                re.fullmatch(r"[-+]?0[\d_]+", said) or ":" in said
+            ):  # YAML 1.1 reads octal and base 60: 010 is 8, 1:30 is 90
+                problem = (
+                    f"{said[:40]} would be read as another number; put a name in quotes, and write a number plainly"
+                )
                 raise constructor.ConstructorError(None, None, problem, node.start_mark)
             return super().construct_yaml_int(node)
 
