@@ -97,6 +97,7 @@ def caption(
     model: str = MODEL,
     say: Say | None = None,
     classes: Sequence[str] | None = None,
+    max_bad_fraction: float = 0.01,
     ask: str | None = None,
     per_class: int | None = None,
     batch: int = 16,
@@ -113,6 +114,7 @@ def caption(
         model: folder or hub id of an image-to-text model of transformers. Every line of the file names it.
         say: a function that takes images (n, 3, h, w) in [0, 1] and the question, and returns n captions. If it is
             given, no model is loaded.
+        max_bad_fraction: the largest fraction of the images that may be broken.
         classes: the classes to use, or the name of a subset of ImageNet. Default: all classes. Only for data that are
             given by name or folder.
         ask: the question to a chat model, or the words with which each caption of another model begins. {} stands for

@@ -23,9 +23,9 @@ from dap.data.sets.distilled import WORK, DistilledSet
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method, Task, plan
 from dap.objects import Objects
-from dap.recipe import Recipe, overlaid
+from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.looking import check_still_there, looked_at, told_doubts
-from dap.verbs.options import Machine
+from dap.verbs.options import Machine, permitted
 from dap.workshop import Workshop
 
 
@@ -41,6 +41,7 @@ def open_workshop(machine: Machine, objects: Objects | None = None) -> Workshop:
     return Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
 
 
+@permitted
 def distill(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
@@ -118,7 +119,8 @@ def _asked(
     """The recipe, in which the keywords and the names of the objects replace its own values."""
     where = "the recipe"
     if isinstance(recipe, (str, Path)):
-        where, recipe = str(recipe), Recipe.load(recipe)
+        known = keywords()
+        where, recipe = str(recipe), Recipe.load(recipe, [known[name][0] for name in fields if name in known])
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(exclude_unset=True)
     values = overlaid(recipe or {}, fields)

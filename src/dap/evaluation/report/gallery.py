@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dap.base.documents import read_bytes
+from dap.base.files import sha256_of
 from dap.evaluation.report.records import Json, SetRecord, is_number
 from dap.evaluation.report.summary import Group
 from dap.evaluation.report.text import count, figure
@@ -20,6 +21,8 @@ MAX_SLOTS, MAX_CLASSES = 10, 20
 MAX_SIDE = 64
 """Larger images are shown reduced to `THUMBNAIL` pixels."""
 THUMBNAIL = 96
+LARGEST_IMAGE = 100_000_000
+"""The most pixels of an image that is shown."""
 BUDGET = 4_500_000
 """Bytes of base64 images in one page. Fewer than ten slots are shown where ten would exceed the budget."""
 REAL_BUDGET = 2_500_000
@@ -39,7 +42,7 @@ class NearestReals:
 
     def add(self, file: Path) -> int | None:
         """The position of the image in `sources`; None where the image cannot be read or the budget is spent."""
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = sha256_of(file) or ""
         if digest not in self._known:
             source, _ = embedded(file)
             fits = source is not None and self._spent + len(source) <= REAL_BUDGET
@@ -240,9 +243,11 @@ def embedded(file: Path) -> tuple[str | None, bool]:
     """
     from PIL import Image
 
-    data = file.read_bytes()
     try:
+        data = read_bytes(file)
         with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > LARGEST_IMAGE:  # a small file may unpack to gigabytes
+                return None, False
             small, png = max(image.size) <= MAX_SIDE, image.format == "PNG"
             image.load()
             if not (small and png):
@@ -252,7 +257,7 @@ def embedded(file: Path) -> tuple[str | None, bool]:
                     rgb.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
                 rgb.save(buffer, "PNG" if small else "JPEG", quality=82)
                 data = buffer.getvalue()
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
         return None, False
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", not small
