@@ -34,7 +34,7 @@ from dap.data.real.decode import Fit, decode, encode_png, opened
 from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
 from dap.data.sets.contents import JSON, RECIPE, Classes, Within, read, read_manifest, sha256, there
 from dap.data.sets.folders import check_classes, class_order, images_by_folder, other_than_folders
-from dap.data.sets.looks import cause_of_no_numbers
+from dap.data.sets.looks import advice_for
 from dap.data.sets.sheet import contact_sheet
 from dap.data.sets.verification import Problems, check_none, problems_of, problems_of_files
 
@@ -242,8 +242,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             OSError: the disk is full or there is no permission; no half-written file stays.
         """
         if not torch.isfinite(image).all():
-            cause = cause_of_no_numbers(self.recipe)
-            raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; {cause}.")
+            advice = advice_for(self.recipe)
+            raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; {advice}.")
         pixels = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
         self.store(label, slot, encode_png(pixels), **record)
 
