@@ -131,7 +131,8 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
-    source = data if isinstance(data, Source) else open_source(data, "train", size=SIZE, classes=classes)
+    how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
+    source = data if isinstance(data, Source) else open_source(data, "train", **how)
     if say is None:
         say = Captioner(model, device=machine.device, offline=machine.offline)
         ask = ask or say.ask
