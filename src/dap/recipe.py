@@ -139,7 +139,8 @@ class Recipe(Closed, frozen=True):
         try:
             return Recipe.model_validate(dict(values))
         except ValidationError as error:
-            raise DapError(f"{where[0].upper()}{where[1:]} cannot be used. {explain(error, Recipe)}") from error
+            told = f"T{where[1:]}" if where.startswith("the ") else where  # a file keeps its name
+            raise DapError(f"{told} cannot be used. {explain(error, Recipe)}") from error
 
     @staticmethod
     def load(path: str | Path) -> dict[str, Any]:

@@ -271,6 +271,7 @@ def classify(
     backbone: str | Backbone | None = None,
     data: str | Path | Source | None = None,
     classes: Sequence[str] | None = None,
+    split: Any = None,
     reals: int = 50,
     levels: Levels = Levels(),
     machine: Machine = Machine(),
@@ -285,6 +286,7 @@ def classify(
             each set was made of.
         classes: for folders that others made, the names of the class folders in label order, or the name of a subset of
             ImageNet.
+        split: where the test images lie, as `data.split` of a recipe: "test=FOLDER". Default: what each set's recipe says.
         reals: how many real test images of each class are used. A smaller class gives all it has.
         levels: the noise levels and the seed of the noises.
         machine: the device, the network, the cache and the CPU threads.
@@ -299,7 +301,7 @@ def classify(
         DapError: a set does not say which backbone made it and no backbone is given, or a set does not say which data
             it was made of and no data are given. `ZeroShot` says what else raises.
     """
-    workshop = open_workshop(machine)
+    workshop = open_workshop(machine, watcher=watcher)
     opened = _opened(sets, classes)
     unfinished = opened[0].path / ".zeroshot"
     store = Store(machine.cache or unfinished)
@@ -320,7 +322,8 @@ def classify(
             real = data
         else:
             path, size = str(data or recipe["data"]["path"]), judge_by.card.size
-            values = {"path": path, "classes": list(made.class_names), "size": size}
+            said = split or (None if data else recipe["data"].get("split"))
+            values = {"path": path, "classes": list(made.class_names), "size": size, "split": said}
             real = workshop.source(Recipe.parse({"data": values}).data, "test")
         weights = str(workshop.weights_hash(judge_by))
         judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)

@@ -13,6 +13,7 @@ from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.options import Judging, Machine
+from dap.verbs.understood import check_apart
 from dap.workshop import Workshop
 
 LoadedFor = Callable[[Data], Loaded]
@@ -75,6 +76,7 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
             return workshop.source(sized.model_copy(update={"size": side}), split, "crop-bilinear")
 
         if sized not in made:
+            check_apart(workshop, sized)
             made[sized] = Loaded(plan, opened, embedding(data.path, size, judging.reference, plan.device))
         return made[sized]
 
