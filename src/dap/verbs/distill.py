@@ -26,19 +26,24 @@ from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.looking import check_still_there, looked_at, told_doubts
 from dap.verbs.options import Machine, permitted
+from dap.verbs.understood import tell_of
 from dap.workshop import Workshop
 
 
-def open_workshop(machine: Machine, objects: Objects | None = None) -> Workshop:
+def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Watcher | None = None) -> Workshop:
     """A new workshop on this machine. It loads nothing until something is asked of it.
 
     Args:
         machine: where the work runs.
         objects: the objects that were given in place of names; None: everything is named.
+        watcher: is told what was understood of the data. None: nobody is told.
     """
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    return Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+    workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+    if watcher is not None:
+        workshop.tell = watcher.note
+    return workshop
 
 
 @permitted
@@ -109,7 +114,7 @@ def distill(
     objects = workshop.objects if workshop else Objects(**given)
     recipe = _asked(recipe, objects, fields)
     if workshop is None:
-        workshop = open_workshop(machine or Machine(), objects)
+        workshop = open_workshop(machine or Machine(), objects, watcher)
     return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command)
 
 
@@ -130,6 +135,8 @@ def _asked(
 def _make(
     recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None
 ) -> DistilledSet:
+    workshop.asked(recipe)
+    tell_of(workshop, recipe.data)
     method, task = workshop.task(recipe)
     # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
     # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.

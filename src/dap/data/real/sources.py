@@ -22,15 +22,15 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.decode import Fit, check_fit, decode, fit_square
+from dap.data.real.finding.splits import Split, split_of
+from dap.data.real.finding.tables import Table
+from dap.data.real.finding.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
 from dap.data.real.identity import DECODING, hashes
 from dap.data.real.idx import read_idx
 from dap.data.real.layouts import Layout, locate
 from dap.data.real.names import by_class, select
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.sizes import LARGEST_SIDE, size_of
-from dap.data.real.splits import Split, split_of
-from dap.data.real.tables import Table
-from dap.data.real.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
 from dap.starter import CLASS_NAMES, DATA, verify_data
 
 __all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "TableSource", "check_path", "open_source"]
