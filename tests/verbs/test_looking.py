@@ -12,7 +12,7 @@ from PIL import Image
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.cli.main import main
-from dap.data.real.sources import FashionMNIST
+from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.looks import CONSTANT, advice_for, constant, doubts, extremes
 from dap.methods import Made, Method
@@ -104,7 +104,7 @@ def named_like(varied, pipeline_folder, tmp_path):
 
 def test_real_images_are_never_doubted(tmp_path, varied):
     """Neither Fashion-MNIST, which is half black, nor line drawings of 0 and 1."""
-    source = FashionMNIST("train", size=32)
+    source = open_source("fashion-mnist", "train", size=32)
     for label in range(10):
         images = source.images(label, range(60))
         assert doubts(images, lambda images=images: images[:16]) == [None] * 60
