@@ -58,7 +58,8 @@ class Captioner:
         # Many of these weights are stored in half precision. A CPU is slow at half precision, or cannot compute it.
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         with explained("captioner", model):
-            options = {"local_files_only": offline or Path(model).is_dir()}
+            # Without the False, transformers would ask on the terminal whether to run code of the model's folder.
+            options = {"local_files_only": offline or Path(model).is_dir(), "trust_remote_code": False}
             self._processor: Any = AutoProcessor.from_pretrained(model, **options)
             network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
         self._network = network.to(self.device).eval()
@@ -130,7 +131,8 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
-    source = data if isinstance(data, Source) else open_source(data, "train", size=SIZE, classes=classes)
+    how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
+    source = data if isinstance(data, Source) else open_source(data, "train", **how)
     if say is None:
         say = Captioner(model, device=machine.device, offline=machine.offline)
         ask = ask or say.ask

@@ -12,6 +12,7 @@ from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.judge import judge
 from dap.evaluation.plan import Loaded
+from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import judging_plan, loader
@@ -138,6 +139,8 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
         name: recorded[name] for name in ("max_bad_fraction",) if name in recorded
     }
     values = {name: value for name, value in values.items() if value is not None}
+    if side := side_of(made):
+        values |= {"size": side}
     values |= {} if path is None else {"path": path, "classes": list(made.class_names)}
     values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
     return Recipe.parse({"data": values}).data
