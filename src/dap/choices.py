@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator
 
-from dap.base.fields import Chosen, Fraction, Images, Name, Pixels, Strength
+from dap.base.fields import Chosen, Images, Name, Pixels, Share, Strength
 
 
 class Closed(Chosen, frozen=True, extra="forbid", coerce_numbers_to_str=True):
@@ -42,7 +42,7 @@ class Data(Closed, frozen=True):
     size: Pixels | None = Field(
         default=None, description="Side of the images in pixels. Default: the size that the backbone makes."
     )
-    max_bad_fraction: Fraction = Field(
+    max_bad_fraction: Share = Field(
         default=0.01, description="The run stops when a larger fraction of the images cannot be decoded."
     )
     held_out: float = Field(
@@ -93,14 +93,17 @@ class Sampling(Closed, frozen=True):
     """The reverse process."""
 
     steps: int = Field(
-        default=50, ge=2, le=100_000, description="How many reverse steps are taken; each step is one pass of the backbone."
+        default=50,
+        ge=2,
+        le=100_000,
+        description="How many reverse steps are taken; each step is one pass of the backbone.",
     )
     solver: SolverName | None = Field(
         default=None,
         description="ddpm takes respaced ancestral steps; the paper uses it, and so does the default. The other solvers "
         "need fewer steps. Default for a flow: ddim.",
     )
-    eta: Fraction | None = Field(
+    eta: Share | None = Field(
         default=None,
         description="Noise of the solver ddim: 0 makes it deterministic, 1 as noisy as ancestral steps. Default: 0.",
     )
@@ -186,11 +189,11 @@ class GuidanceOptions(BankOptions, frozen=True):
         default=0.0,
         description="lambda, the strength with which the images of a class are pushed apart. The paper has no such term.",
     )
-    start: Fraction = Field(
+    start: Share = Field(
         default=0.0,
         description="The guidance acts from this fraction of the run on. In the paper it acts always.",
     )
-    stop: Fraction = Field(default=1.0, description="The guidance acts until this fraction of the run.")
+    stop: Share = Field(default=1.0, description="The guidance acts until this fraction of the run.")
     last_step: bool = Field(
         default=True, description="true lets the guidance act at the last step too, after which nothing removes noise."
     )
@@ -214,7 +217,5 @@ class OwnGuidance(Closed, frozen=True):
         description="Unit of that length, for an energy. step: relative to the sampler's own step. noise: relative to the "
         "noise in the sample. paper: the bare gradient times the scale.",
     )
-    start: Fraction = Field(
-        default=0.0, description="Your own guidance acts from this fraction of the run on."
-    )
-    stop: Fraction = Field(default=1.0, description="Your own guidance acts until this fraction of the run.")
+    start: Share = Field(default=0.0, description="Your own guidance acts from this fraction of the run on.")
+    stop: Share = Field(default=1.0, description="Your own guidance acts until this fraction of the run.")

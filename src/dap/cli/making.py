@@ -178,12 +178,19 @@ def compare(
     return _grid(run, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
 
 
-def worker(job: Path, /) -> None:
-    """Do the cells of a grid that a parent process wrote into a file."""
+def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = False) -> None:
+    """Do the cells of a grid that a parent process wrote into a file.
+
+    Args:
+        job: The file.
+        code: Code of the user's own that the parent process may run. It counts because it stands on the command line.
+        allow_code: Run also code that files name.
+    """
     from dap.base.workers import end_with_parent
     from dap.cli.bars import Lines
     from dap.verbs.compare import work_on
 
+    del code, allow_code
     end_with_parent()
     work_on(job, Lines(every=float("inf")))
 

@@ -78,11 +78,12 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         name: what the set is called to the watcher; by default the name of its folder.
 
     Raises:
-        DapError: the set is not finished, or its classes are not those of the test data.
+        DapError: the set is not finished or not whole, or its classes are not those of the test data.
     """
     if (judged.path / "classes.json").is_file() and judged.missing():
         again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
         raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
+    judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names))

@@ -58,7 +58,8 @@ class Captioner:
         # Many of these weights are stored in half precision. A CPU is slow at half precision, or cannot compute it.
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         with explained("captioner", model):
-            options = {"local_files_only": offline or Path(model).is_dir()}
+            # Without the False, transformers would ask on the terminal whether to run code of the model's folder.
+            options = {"local_files_only": offline or Path(model).is_dir(), "trust_remote_code": False}
             self._processor: Any = AutoProcessor.from_pretrained(model, **options)
             network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
         self._network = network.to(self.device).eval()

@@ -33,6 +33,7 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
+from dap.base.registry import refuse_code
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
 from dap.base.watch import Watcher
@@ -41,7 +42,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of
-from dap.verbs.options import Machine
+from dap.verbs.options import Machine, permitted
 
 NOTE = "zeroshot.json"
 """The file in a set's folder that holds the classifier's result."""
@@ -266,6 +267,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@permitted
 def classify(
     sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet,
     *,
@@ -317,6 +319,8 @@ def classify(
         if isinstance(backbone, Backbone):
             judge_by = backbone
         else:
+            if not backbone:
+                refuse_code(recipe["backbone"], made.path / "recipe.json")
             choice = BackboneChoice(path=backbone) if backbone else BackboneChoice(**recipe["backbone"])
             judge_by = workshop.backbone(choice)
         if isinstance(data, Source):

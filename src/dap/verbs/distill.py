@@ -23,8 +23,9 @@ from dap.data.sets.distilled import WORK, DistilledSet
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method, Task, plan
 from dap.objects import Objects
-from dap.recipe import Recipe, overlaid
-from dap.verbs.options import Machine
+from dap.recipe import Recipe, keywords, overlaid
+from dap.verbs.looking import check_still_there, looked_at, told_doubts
+from dap.verbs.options import Machine, permitted
 from dap.workshop import Workshop
 
 
@@ -40,6 +41,7 @@ def open_workshop(machine: Machine, objects: Objects | None = None) -> Workshop:
     return Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
 
 
+@permitted
 def distill(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
@@ -117,7 +119,8 @@ def _asked(
     """The recipe, in which the keywords and the names of the objects replace its own values."""
     where = "the recipe"
     if isinstance(recipe, (str, Path)):
-        where, recipe = str(recipe), Recipe.load(recipe)
+        known = keywords()
+        where, recipe = str(recipe), Recipe.load(recipe, [known[name][0] for name in fields if name in known])
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(exclude_unset=True)
     values = overlaid(recipe or {}, fields)
@@ -136,6 +139,7 @@ def _make(
     make = method.prepare(task)
     resolved, names = task.recipe, task.source.class_names
     total = len(names) * resolved.ipc
+    DistilledSet.check_begun(out, names, resolved.values(), inputs)  # before anything is written
     with locked(out):
         made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
         _describe(made, task, command)
@@ -144,14 +148,21 @@ def _make(
         watcher.images(name, 0, total)
         for unit in plan(len(names), resolved.ipc, resolved.block):
             if not all(made.has(unit.label, slot) for slot in unit.slots):
-                result = make(unit)
+                result = looked_at(make(unit), unit, task)
+                check_still_there(out)
                 for row, slot in enumerate(unit.slots):
                     made.add(unit.label, slot, result.images[row], **result.records[row])
                 meter.add(len(unit.slots))
             watcher.images(name, unit.slots[-1] + 1 + unit.label * resolved.ipc, total, names[unit.label])
         meter.write()
-    if made.missing():
-        raise DapError(f"{out} still lacks {len(made.missing())} images.")
+        check_still_there(out)
+        if missing := DistilledSet.open(out).missing():  # what is on disk counts, not what was written
+            raise DapError(
+                f"{out} lacks {len(missing)} of {total} images, because something removed or changed them meanwhile. Run the "
+                "same command again, and it makes them."
+            )
+    if doubtful := told_doubts(made):
+        watcher.note(doubtful)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return made
 

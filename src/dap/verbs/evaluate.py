@@ -17,11 +17,12 @@ from dap.recipe import Data, Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
-from dap.verbs.options import Judging, Machine
+from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.report import Results, write_page
 from dap.workshop import Workshop
 
 
+@permitted
 def evaluate(
     sets: Any,
     *,

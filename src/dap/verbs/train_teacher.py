@@ -18,9 +18,10 @@ from dap.evaluation.training.trials import Trial
 from dap.recipe import Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import open_protocol
-from dap.verbs.options import Machine
+from dap.verbs.options import Machine, permitted
 
 
+@permitted
 def train_teacher(
     data: str | Path | tuple[Source, Source],
     out: str | Path,
