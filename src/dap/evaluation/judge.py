@@ -35,6 +35,10 @@ from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
 
 
+MEASURING = 2
+"""The version of how sets are measured. Measures of another version are made anew."""
+
+
 def check(loaded: Loaded) -> None:
     """Check, before the first set is made, that sets made from these real images can be judged.
 
@@ -91,7 +95,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         for network in loaded.plan.all_networks
         for trial in _trials_of(judged, loaded, network, key, watcher, told)
     ]
-    _measure(judged, loaded, _hash([key, loaded.plan.protocol.size]))
+    _measure(judged, loaded, _hash([MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours]))
     return trials
 
 
