@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dap.backbones import device_of
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import check_folder, locked
@@ -37,8 +39,19 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
         machine: where the work runs.
         objects: the objects that were given in place of names; None: everything is named.
         watcher: is told what was understood of the data. None: nobody is told.
+
+    Raises:
+        DapError: there is no such device, or the number of threads is none that this machine can run.
     """
-    if machine.threads:
+    device_of(machine.device)
+    if machine.threads is not None:
+        processors = os.cpu_count() or 1
+        most = max(256, 4 * processors)  # far above this, the threads of torch end the process without a word
+        if not 1 <= machine.threads <= most:
+            raise DapError(
+                f"torch cannot run in {machine.threads} threads; this machine has {processors} processors. Give --threads a "
+                f"number from 1 to {most}, or leave it out."
+            )
         torch.set_num_threads(machine.threads)
     workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
     if watcher is not None:
