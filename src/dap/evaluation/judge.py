@@ -20,6 +20,7 @@ import torch
 from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
+from dap.data.real.names import difference
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.labelling import first_side, image_hashes, labelling, largest
 from dap.evaluation.measures.own import own_measures
@@ -171,11 +172,10 @@ def _check_networks(plan: JudgingPlan, classes: int) -> None:
 
 
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:
-    names = loaded.test.class_names
-    if sorted(class_names) != sorted(names):
+    if differ := difference(class_names, loaded.test.class_names, whose[0].lower() + whose[1:], "the test data"):
         raise DapError(
-            f"{whose} has classes {', '.join(class_names)}; the test data has {', '.join(names)}. "
-            "Choose the same with --classes."
+            f"{whose} and the test data have different classes: {differ}. Give test images of the same classes with --data or "
+            "--split test=FOLDER, or leave classes out with --classes when distilling."
         )
 
 

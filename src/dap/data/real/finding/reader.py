@@ -39,6 +39,8 @@ class Reader:
         self.names = {entry.name: entry for entry in visible(path)}
         self.folders = [name for name, entry in self.names.items() if is_folder(entry)]
         self.parquet = parquet_files(path)
+        if self.parquet and not any(map(has_images, self.parquet)) and holds_images(path):
+            self.parquet = ()  # tables about the images, such as metadata.parquet
 
     # ---- one split
 
@@ -50,7 +52,7 @@ class Reader:
         in_data = parquet_files(self.path / "data")
         if in_data and not self.parquet and any(map(has_images, in_data)):
             return Reader(self.path / "data", self.depth + 1, self.notes, self.title).find(split)
-        if (self.parquet and not (splits or len(others) > 1)) or any(map(has_images, self.parquet)):
+        if self.parquet:
             return self._noted(self._of_parquet(self.parquet, split))
         if splits:
             self._check_doubt(splits, others)
@@ -70,14 +72,14 @@ class Reader:
 
     def whole(self, split: str) -> Layout:
         """All of the folder as one split: the user has named it."""
-        if self.parquet and (any(has_images(file) for file in self.parquet) or not self.folders):
+        if self.parquet:
             return self._noted(Layout("parquet", self.path, self.parquet))
         if idx := self._idx(split):
             return self._noted(idx)
         with_images = [name for name in self.folders if holds_images(self.path / name)]
         if len(with_images) == 1 and (down := self._wrapper(with_images)):
             return down.whole(split)
-        return self._noted(self._sorted(split))
+        return self._noted(self._sorted(split, sure=True))
 
     def named(self, said: Split, split: str) -> Layout:
         """The split of this name, for the user's `--split test=val`."""
@@ -171,7 +173,7 @@ class Reader:
             return self._opened(down.path)
         return inner._sorted(split_of(folder.name) or "train", self.path)
 
-    def _sorted(self, split: str, above: Path | None = None) -> Layout:
+    def _sorted(self, split: str, above: Path | None = None, sure: bool = False) -> Layout:
         """Class folders, or loose images with a table of labels."""
         with_images = [name for name in self.folders if holds_images(self.path / name)]
         tables = candidates(self.path, split)
@@ -185,7 +187,7 @@ class Reader:
                 if isinstance(table, Table) and (table := table.below(self.path)).files:
                     return Layout("table", table.root, table=table)
                 reasons.append(f"{file.name} {table}")
-        elif tables:
+        elif tables and not sure:
             self._check_table(tables)
         if not with_images and not loose and (held := instead(self.path)):
             raise DapError(f"{shown(self.path)} holds no images{held}; accepted are {LAYOUTS}")
