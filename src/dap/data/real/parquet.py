@@ -71,6 +71,8 @@ class ParquetSource(Source):
         with _opened(self._files[0]) as table:
             features = features_of(table.schema_arrow, where)
             self._column, label_column = columns_of(table.schema_arrow, features, where)
+            if is_text(table.schema_arrow.field(self._column).type) and table.num_row_groups:
+                _check_beside(self._files[0], table, self._column)
         for file in self._files:
             first = start = len(values)
             with _opened(file) as table:
@@ -113,7 +115,7 @@ class ParquetSource(Source):
             raise BrokenImage("its row holds no image bytes")
         place = beside(file, named)
         if place is None:
-            raise BrokenImage(f"its row names the file {shown(named)!r}, which is not beside {file.name}")
+            raise BrokenImage(f"its row holds no image bytes, and its file {shown(named)!r} is not beside {file.name}")
         return read_bytes(place)
 
     def _value(self, row: int) -> tuple[Any, Path]:
@@ -246,6 +248,16 @@ def beside(file: Path, name: str) -> Path | None:
         if place.is_file() and place.resolve().is_relative_to(folder.resolve()):
             return place
     return None
+
+
+def _check_beside(file: Path, table: pq.ParquetFile, column: str) -> None:
+    """Raise `DapError` where a column of paths leads to none of the first images."""
+    names = table.read_row_group(0, columns=[column]).column(column)[:20].to_pylist()
+    if names and not any(isinstance(name, str) and beside(file, name) for name in names):
+        raise DapError(
+            f"column {column!r} of {file} holds paths such as {shown(str(names[0]))!r}, and no such file lies beside it; put the "
+            "image files there, at relative paths, or write their bytes into the column"
+        )
 
 
 def _has_bytes(table: pq.ParquetFile, group: int, column: str) -> bool:
