@@ -11,6 +11,7 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
+from dap.backbones.configurations import PIPELINES, check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.base.errors import DapError
 from dap.base.registry import Lazy, build, resolve
@@ -137,6 +138,7 @@ def from_pipeline(
         )
     known: str | None = path or getattr(pipe, "name_or_path", None)
     folder = Path(known) if known and Path(known).is_dir() else None
+    check_pipeline(pipe, PIPELINES[kind], folder)
     name = name or (folder.name if folder else known or type(pipe).__name__)
     return KINDS[kind].from_pipeline(pipe, Found(name, folder, class_names, prompts))
 
@@ -159,7 +161,9 @@ def source_of(path: str) -> str:
         return str(folder)
     if folder.is_file():
         raise DapError(
-            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one."
+            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one. A Stable "
+            "Diffusion in one file becomes a folder by diffusers' StableDiffusionPipeline.from_single_file(FILE)"
+            ".save_pretrained(FOLDER)."
         )
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(
