@@ -190,7 +190,7 @@ if TYPE_CHECKING:
     MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = dict[str, Any]
 else:
     MachineFlags = flags_of(Machine, MACHINE)
-    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads"))
+    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "allow_code"))
     JudgingFlags = flags_of(Judging, JUDGING)
     QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")
     OutputFlags = flags_of(Output, OUTPUT)

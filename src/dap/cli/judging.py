@@ -28,6 +28,14 @@ from dap.cli.flags import (
 )
 from dap.cli.results import shown
 
+BadFraction = Annotated[
+    float | None,
+    Parameter(
+        metavar="FRACTION",
+        help="The largest fraction of the real images that may be broken. Default: that of the set's recipe, else 0.01.",
+    ),
+]
+
 
 def evaluate(
     sets: Sets,
@@ -35,6 +43,7 @@ def evaluate(
     *,
     data: str | None = None,
     classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
     split: Places = None,
     out: Path | None = None,
     judged: JudgingFlags | None = None,
@@ -56,7 +65,8 @@ def evaluate(
 
     check_tracking(track)
     told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
-    return shown(run(sets, data=data, classes=classes, split=split, out=out or sets[0], **told), track)
+    limit = {"max_bad_fraction": max_bad_fraction, "split": split}
+    return shown(run(sets, data=data, classes=classes, out=out or sets[0], **limit, **told), track)
 
 
 def train_teacher(
@@ -64,6 +74,7 @@ def train_teacher(
     data: str,
     out: Path,
     classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
     split: Places = None,
     network: str | None = None,
     protocol: str = "reference",
@@ -89,6 +100,7 @@ def train_teacher(
         data,
         out,
         classes=classes,
+        max_bad_fraction=max_bad_fraction,
         split=split,
         network=network,
         protocol=protocol,
@@ -110,6 +122,7 @@ def classify(
     backbone: str | None = None,
     data: str | None = None,
     classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
     split: Places = None,
     reals: Positive = 50,
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
@@ -134,10 +147,8 @@ def classify(
     from dap.verbs.classify import Levels
     from dap.verbs.classify import classify as run
 
-    levels, chosen = (
-        Levels(times, tuple(keep), seed),
-        {"backbone": backbone, "data": data, "classes": classes, "split": split},
-    )
+    levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
+    chosen |= {"max_bad_fraction": max_bad_fraction, "split": split}
     found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "

@@ -93,7 +93,7 @@ def recipe_values(recipe: str | None, given: Mapping[str, Any]) -> dict[str, Any
     Raises:
         DapError: there is no such recipe, or a section of the file is not a mapping.
     """
-    values: dict[str, Any] = Recipe.load(recipe) if recipe else {}
+    values: dict[str, Any] = Recipe.load(recipe, given) if recipe else {}
     for name, value in given.items():
         if name == "options":
             continue

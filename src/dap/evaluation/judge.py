@@ -20,7 +20,7 @@ import torch
 from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
-from dap.data.real.names import difference
+from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.labelling import first_side, image_hashes, labelling, largest
 from dap.evaluation.measures.own import own_measures
@@ -33,6 +33,10 @@ from dap.evaluation.training.labels import Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
+
+
+MEASURING = 2
+"""The version of how sets are measured. Measures of another version are made anew."""
 
 
 def check(loaded: Loaded) -> None:
@@ -74,11 +78,12 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         name: what the set is called to the watcher; by default the name of its folder.
 
     Raises:
-        DapError: the set is not finished, or its classes are not those of the test data.
+        DapError: the set is not finished or not whole, or its classes are not those of the test data.
     """
     if (judged.path / "classes.json").is_file() and judged.missing():
         again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
         raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
+    judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names))
@@ -90,7 +95,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         for network in loaded.plan.all_networks
         for trial in _trials_of(judged, loaded, network, key, watcher, told)
     ]
-    _measure(judged, loaded, _hash([key, loaded.plan.protocol.size]))
+    _measure(judged, loaded, _hash([MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours]))
     return trials
 
 
@@ -172,10 +177,10 @@ def _check_networks(plan: JudgingPlan, classes: int) -> None:
 
 
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:
-    if differ := difference(class_names, loaded.test.class_names, whose[0].lower() + whose[1:], "the test data"):
+    if apart := classes_apart(class_names, loaded.test.class_names, whose, "the test data"):
         raise DapError(
-            f"{whose} and the test data have different classes: {differ}. Give test images of the same classes with --data or "
-            "--split test=FOLDER, or leave classes out with --classes when distilling."
+            f"{apart}. Give test images of the same classes with --data or --split test=FOLDER, rename the folders, or leave "
+            "classes out with --classes where the set is made."
         )
 
 

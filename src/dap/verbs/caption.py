@@ -59,7 +59,8 @@ class Captioner:
         # Many of these weights are stored in half precision. A CPU is slow at half precision, or cannot compute it.
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         with explained("captioner", model):
-            options = {"local_files_only": offline or Path(model).is_dir()}
+            # Without the False, transformers would ask on the terminal whether to run code of the model's folder.
+            options = {"local_files_only": offline or Path(model).is_dir(), "trust_remote_code": False}
             self._processor: Any = AutoProcessor.from_pretrained(model, **options)
             network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
         self._network = network.to(self.device).eval()
@@ -98,6 +99,7 @@ def caption(
     model: str = MODEL,
     say: Say | None = None,
     classes: Sequence[str] | None = None,
+    max_bad_fraction: float = 0.01,
     split: Any = None,
     ask: str | None = None,
     per_class: int | None = None,
@@ -115,6 +117,7 @@ def caption(
         model: folder or hub id of an image-to-text model of transformers. Every line of the file names it.
         say: a function that takes images (n, 3, h, w) in [0, 1] and the question, and returns n captions. If it is
             given, no model is loaded.
+        max_bad_fraction: the largest fraction of the images that may be broken.
         classes: the classes to use, or the name of a subset of ImageNet. Default: all classes. Only for data that are
             given by name or folder.
         split: where the training images lie, as `data.split` of a recipe: "train=FOLDER".
@@ -135,8 +138,8 @@ def caption(
     if isinstance(data, Source):
         source = data
     else:
-        places = None if chosen is None else chosen.given()
-        source = open_source(data, "train", size=SIZE, classes=classes, chosen=places)
+        how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
+        source = open_source(data, "train", chosen=None if chosen is None else chosen.given(), **how)
         watcher.note(source.told("train"))
     if say is None:
         say = Captioner(model, device=machine.device, offline=machine.offline)

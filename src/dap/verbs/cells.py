@@ -22,6 +22,7 @@ import torch
 
 from dap.base.errors import DapError
 from dap.base.files import check_folder, read_json
+from dap.base.permission import asked_for, code_is_allowed
 from dap.base.watch import Watcher
 from dap.base.workers import CLAIMS, run_workers, share
 from dap.cost import NOTE as COST
@@ -64,6 +65,7 @@ class Grid:
     def dump(self) -> dict[str, Any]:
         """This grid as JSON; `load` reads it."""
         # A choice that a recipe leaves open must stay open. A stated value means more than the same value by default.
+        # The file of a job is no permission to run code: the permission travels on the command line of the worker.
         cells = [[name, recipe.model_dump(mode="json", exclude_unset=True)] for name, recipe in self.cells]
         rest = {"judging": asdict(self.judging), "machine": asdict(self.machine), "out": self.out.absolute()}
         return {"cells": cells, "subsample": self.subsample, "command": self.command, **rest}
@@ -72,7 +74,7 @@ class Grid:
     def load(values: Mapping[str, Any]) -> Grid:
         """The grid that `dump` wrote."""
         cells = tuple((name, Recipe.parse(recipe)) for name, recipe in values["cells"])
-        judging, machine = dict(values["judging"]), dict(values["machine"])
+        judging, machine = dict(values["judging"]), {**values["machine"], "allow_code": False}
         for told, names in ((judging, ("labels", "reference")), (machine, ("cache",))):
             told.update({name: Path(told[name]) for name in names if told[name] is not None})
         judging.update({name: tuple(judging[name]) for name in ("networks", "measures")})
@@ -184,10 +186,18 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
         count()
         spread = cells.machine.device in ("auto", "cuda")
         try:
-            run_workers(["worker", str(job)], workers, spread=spread, meanwhile=count, tell=watcher.note)
+            command = ["worker", str(job), *_permission(cells)]
+            run_workers(command, workers, spread=spread, meanwhile=count, tell=watcher.note)
         except DapError as error:
             raise CellsFailed(str(error)) from error
         count()
+
+
+def _permission(cells: Grid) -> list[str]:
+    """The flags that let a worker run the code that this process may run."""
+    dumped = cells.dump()
+    named = asked_for([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])
+    return [*(part for spec in named for part in ("--code", spec)), *(["--allow-code"] if code_is_allowed() else [])]
 
 
 def _check_once(cells: Grid, watcher: Watcher) -> None:

@@ -14,20 +14,23 @@ from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.judge import judge
 from dap.evaluation.plan import Loaded
+from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
-from dap.verbs.options import Judging, Machine
+from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.report import Results, write_page
 from dap.workshop import Workshop
 
 
+@permitted
 def evaluate(
     sets: Any,
     *,
     data: Any = None,
     classes: Sequence[str] | None = None,
+    max_bad_fraction: float | None = None,
     split: Any = None,
     out: str | Path | None = None,
     title: str = "Distilled sets judged",
@@ -76,7 +79,7 @@ def evaluate(
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
         for made in opened:
-            judge(made, loaded_for(_data_of(made, path, split)), watcher)
+            judge(made, loaded_for(data_of(made, path, max_bad_fraction, split)), watcher)
     else:
         _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.path for made in opened)
@@ -122,16 +125,35 @@ def _judge_on(
         judge(made, loaded[names], watcher)
 
 
-def _data_of(made: DistilledSet, path: str | None, split: Any = None) -> Data:
-    """The real data to judge a set by: the data at the path, or the data that the set was made of."""
-    recorded = (made.recipe or {}).get("data", {})
-    if not (path or recorded):
+def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None, split: Any = None) -> Data:
+    """The real data to judge a set by: the data at the path, or the data that the set was made of.
+
+    What the recipe of the set says of its data holds here too, such as `max_bad_fraction`. What it says of one place, such as
+    the part that was held out and where the splits lie, holds for that place alone.
+
+    Args:
+        made: the set.
+        path: the real data; None for those of the recipe.
+        max_bad_fraction: takes the place of the recipe's.
+        split: where the splits lie; takes the place of the recipe's.
+
+    Raises:
+        DapError: the set does not say what data it was made of, and there is no path.
+    """
+    recorded = dict((made.recipe or {}).get("data") or {})
+    if not (path or recorded.get("path")):
         raise DapError(f"{made.path} does not say what real images to test on; give --data.")
-    classes = recorded.get("classes") if recorded and not path else list(made.class_names)
-    held = {"held_out": recorded.get("held_out", 0.0)} if path in (None, recorded.get("path")) else {}
-    own = path in (None, recorded.get("path"))
-    split = split or (recorded.get("split") if own else None) or _asked_twice(path)
-    values = {"path": path or recorded["path"], "classes": classes, "split": split, **held}
+    values = (
+        recorded
+        if path in (None, recorded.get("path"))
+        else {name: recorded[name] for name in ("max_bad_fraction",) if name in recorded}
+    )
+    values = {name: value for name, value in values.items() if value is not None}
+    if side := side_of(made):
+        values |= {"size": side}
+    values |= {} if path is None else {"path": path, "classes": list(made.class_names)}
+    values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
+    values["split"] = split or values.get("split") or _asked_twice(path)
     return Recipe.parse({"data": values}).data
 
 
