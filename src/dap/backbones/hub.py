@@ -146,7 +146,9 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
         if "CLIPTokenizer" in str(said) and "tokenizer.json" not in files:
             for name in ("vocab.json", "merges.txt"):
                 if name not in files:
-                    raise DapError(f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there.")
+                    raise DapError(
+                        f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there."
+                    )
 
 
 @contextmanager
@@ -246,7 +248,9 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
 
 def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED]
+    parts = [
+        folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED
+    ]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 
