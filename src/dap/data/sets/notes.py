@@ -234,7 +234,8 @@ def as_read(model: Any) -> Any:
         handler(value)
         return value
 
-    return TypeAdapter(Annotated[model, WrapValidator(check)])
+    checked: Any = Annotated[model, WrapValidator(check)]  # pyright: ignore[reportInvalidTypeForm]
+    return TypeAdapter(checked)
 
 
 def read_note(folder: Path, name: str) -> Any:

@@ -85,7 +85,7 @@ class Inspector:
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 
     @property
-    def _reading(self) -> dict[str, int]:
+    def _reading(self) -> dict[str, Any]:
         classes = len(self.train.class_names)
         limit = max(SEARCHED_IN_ALL // classes, 100)
         return {"limit": limit, "compared": min(COMPARED, max(COMPARED_IN_ALL // classes, 100))}
