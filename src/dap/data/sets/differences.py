@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeGuard
 
 from dap.base.parsing import shown
 
@@ -32,7 +32,7 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [f"{where}: {before} -> {after}"]
 
 
-def _long(value: Any) -> bool:
+def _long(value: Any) -> TypeGuard[list[str]]:
     """Whether a value is a list of so many texts that only its difference should be told."""
     return isinstance(value, list) and len(value) > 2 * MOST_NAMED and all(isinstance(one, str) for one in value)
 

@@ -229,7 +229,7 @@ def as_read(model: Any) -> Any:
         handler(value)
         return value
 
-    return TypeAdapter(Annotated[model, WrapValidator(check)])
+    return TypeAdapter(Annotated[model, WrapValidator(check)])  # pyright: ignore
 
 
 def read_note(folder: Path, name: str) -> Any:
