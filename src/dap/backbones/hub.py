@@ -146,7 +146,9 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
         if "CLIPTokenizer" in str(said) and "tokenizer.json" not in files:
             for name in ("vocab.json", "merges.txt"):
                 if name not in files:
-                    raise DapError(f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there.")
+                    raise DapError(
+                        f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there."
+                    )
 
 
 @contextmanager
@@ -184,28 +186,6 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
         logging.enable_progress_bar()
         if shown:  # if the environment turned it off, turning it on would only warn
             text_logging.enable_progress_bar()
-
-
-def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
-    """Check that a pipeline's parts are classes of diffusers and transformers, by their own names.
-
-    diffusers imports whatever library the index names, and `Auto` classes of transformers look for code in the folder.
-
-    Raises:
-        DapError: a part is of another library, or only code in the folder could make it.
-    """
-    said = f"{folder}/model_index.json names code of its own as its"
-    why = "and dap runs no code of a backbone's folder. Take a folder whose parts are of diffusers and transformers."
-    if not isinstance(index.get("_class_name"), str):
-        raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
-    for part, value in index.items():
-        if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
-            continue
-        library, name = map(str, value) if len(value) == 2 else ("", "")
-        known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
-        looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
-        if not known or looking or not name.isidentifier():
-            raise DapError(f"{said} {part}, {value!r}, {why}")
 
 
 def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
@@ -246,7 +226,9 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
 
 def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED]
+    parts = [
+        folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED
+    ]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 

@@ -28,11 +28,15 @@ from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
-from dap.evaluation.training.fitting import new_network, seeded
+from dap.evaluation.training.fitting import check_last_batch, new_network, seeded
 from dap.evaluation.training.labels import Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
+
+
+MEASURING = 2
+"""The version of how sets are measured. Measures of another version are made anew."""
 
 
 def check(loaded: Loaded) -> None:
@@ -91,7 +95,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         for network in loaded.plan.all_networks
         for trial in _trials_of(judged, loaded, network, key, watcher, told)
     ]
-    _measure(judged, loaded, _hash([key, loaded.plan.protocol.size]))
+    _measure(judged, loaded, _hash([MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours]))
     return trials
 
 
@@ -172,10 +176,28 @@ def _check_networks(plan: JudgingPlan, classes: int) -> None:
             new_network(network, plan.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
 
 
+def check_batches(plan: JudgingPlan, images: int, ipc: int, classes: int) -> None:
+    """Check that no network of the plan would meet a last batch of one image that it cannot be trained on.
+
+    Args:
+        plan: how sets are judged.
+        images: how many images the set has.
+        ipc: images per class, of the largest class.
+        classes: number of classes.
+
+    Raises:
+        DapError: a network would. The message gives a batch that works.
+    """
+    for network in plan.all_networks:
+        settled = plan.protocol.settled(ipc=ipc, classes=classes, network=network)
+        check_last_batch(network, settled, 3, classes, images)
+
+
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:
     if apart := classes_apart(class_names, loaded.test.class_names, whose, "the test data"):
         raise DapError(
-            f"{apart}. Choose the classes that both have with --classes where the set is made, or rename the folders."
+            f"{apart}. Give test images of the same classes with --data or --split test=FOLDER, rename the folders, or leave "
+            "classes out with --classes where the set is made."
         )
 
 

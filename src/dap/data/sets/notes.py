@@ -7,6 +7,7 @@ in a sentence with file and line. This module needs no torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -247,3 +248,17 @@ def read_note(folder: Path, name: str) -> Any:
     if not os.path.lexists(path):
         return None
     return read_json(path, as_read(NOTES.get(name, Plain)))
+
+
+def leaks(real: Mapping[str, int]) -> list[str]:
+    """Sentences about real images that are on both sides, from the counts in `images.json`; none where there are none."""
+    both, drawn = real.get("test_in_train", 0), real.get("set_in_test", 0)
+    said = [f"{both} of {real.get('test', both)} test images are training images too."] if both else []
+    said += (
+        [
+            f"{drawn} of {real.get('set', drawn)} images of the set are test images, so the set is judged on images that it was drawn from."
+        ]
+        if drawn
+        else []
+    )
+    return said
