@@ -150,11 +150,11 @@ class Recipe(Closed, frozen=True):
 
         Args:
             path: the file, or a shipped recipe's name such as "imagenette-dit-ipc10" or "smoke/imagenette-dit-ipc10".
-            replaced: dotted names of fields that the caller overlays, so that the file's own values do not count.
+            replaced: dotted names of fields that the caller overlays. Code that the file names there does not count.
 
         Raises:
             DapError: there is no such file or name, the file is not a YAML mapping, its section `expected` is wrong, a
-                key is unknown, a value is wrong (the message names the line), or it names code that may not run.
+                key is unknown, a value is wrong, or the file names code that may not run. The message names the line.
         """
         from dap import shipped
 

@@ -179,7 +179,7 @@ def told(error: ValidationError, where: Path | str, text: str | None = None) -> 
     problems = error.errors(include_url=False)
     said = []
     for problem in problems[:5]:
-        place = ".".join(str(part) for part in problem["loc"])
+        place = "".join(c if c.isprintable() else " " for c in ".".join(map(str, problem["loc"])))
         line = None if text is None else line_of(text, problem["loc"])
         at = f"line {line}: " if line else ""
         what = problem["msg"].removeprefix("Value error, ")

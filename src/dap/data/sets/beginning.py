@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
-from dap.base.files import dump, inside, write_atomically
+from dap.base.files import dump, inside, roots, write_atomically
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, read, read_manifest, there
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
@@ -40,6 +40,9 @@ def check_begun(
     written = {name: json.loads(dump(value)) for name, value in pinned.items()}
     left = (".lock", work, *pinned)  # a run killed before its first image leaves only these
     foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
+    for p in path.glob("*"):
+        if p.is_symlink() and not any(p.resolve().is_relative_to(root) for root in roots(path)):
+            raise DapError(f"{p} is a link out of the set, and nothing is written through it; remove the link.")
     if foreign and not there(path, "recipe.json"):
         raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
     for (name, value), model in zip(written.items(), (RECIPE, INPUTS), strict=True):

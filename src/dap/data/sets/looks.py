@@ -3,16 +3,19 @@ images that are no numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+CONSTANT = "constant: it has one colour only"
+"""What `doubts` says of an image of one colour."""
 EXTREME = 0.95
 """The least share of values at 0 or 1, after rounding to 8 bits, by which an image counts as saturated."""
 MARGIN = 0.05
-"""How much larger than in every real image of its class that was looked at this share must be."""
+"""How much larger this share must be than in every real image of the class that was looked at. Line drawings, silhouettes and
+pictures on a black ground have such values by nature, so no constant alone can tell."""
 
 
 def constant(images: Float[Tensor, "b 3 h w"]) -> list[bool]:
@@ -29,22 +32,34 @@ def extremes(images: Float[Tensor, "b 3 h w"]) -> list[float]:
     return [float(share) for share in ((values == 0) | (values == 255)).flatten(1).float().mean(1)]
 
 
-def saturated(images: Float[Tensor, "b 3 h w"], reals: Float[Tensor, "n 3 h w"]) -> list[bool]:
-    """Whether nearly all values of each image are 0 or 1, as after a divergence, although this is not so in real images.
+def doubts(images: Float[Tensor, "b 3 h w"], reals: Callable[[], Float[Tensor, "n 3 h w"] | None]) -> list[str | None]:
+    """For each image, why it is probably no image of anything, in words; None where nothing is odd.
 
-    Line drawings and silhouettes have such values by nature, so the real images of the class decide: an image counts only
-    if its share is larger than theirs by `MARGIN`.
+    Args:
+        images: the images of one class, in [0, 1].
+        reals: gives some real images of the class, or None where none can be read. It is asked only if an image is odd.
     """
-    usual = max(extremes(reals), default=0.0)
-    return [share >= max(EXTREME, usual + MARGIN) for share in extremes(images)]
+    flat, shares = constant(images), extremes(images)
+    if not (any(flat) or max(shares) >= EXTREME):
+        return [None] * len(images)
+    real = reals()
+    usual = [] if real is None else extremes(real)
+    if real is not None and any(constant(real)):
+        flat = [False] * len(images)
+    noisy = [share >= max(EXTREME, max(usual, default=0.0) + MARGIN) for share in shares]
+    told = f", of the real images' at most {max(usual):.0%}" if usual else ""
+    return [
+        CONSTANT if one else f"saturated: {share:.0%} of its values are 0 or 1{told}" if other else None
+        for one, other, share in zip(flat, noisy, shares, strict=True)
+    ]
 
 
 def _bytes(images: Tensor) -> Tensor:
     return images.detach().cpu().clamp(0, 1).mul(255).round().byte()
 
 
-def cause_of_no_numbers(recipe: Mapping[str, Any] | None) -> str:
-    """What to do about pixels that are not finite, by the recipe of the set: advice that this recipe can follow."""
+def advice_for(recipe: Mapping[str, Any] | None) -> str:
+    """What to do about images that are no numbers or nonsense: advice that the user of this recipe can follow."""
     recipe = recipe or {}
     backbone, guidance, own = (recipe.get(name) or {} for name in ("backbone", "guidance", "own_guidance"))
     advice = []

@@ -6,14 +6,19 @@ in a sentence with file and line. This module needs no torch.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dap.base.documents import read_json
+from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Name, Text
+
+log = logging.getLogger("dap")
 
 LARGEST = 1e30
 """The largest size of a number. The square of a square of it is still finite."""
@@ -229,7 +234,8 @@ def as_read(model: Any) -> Any:
         handler(value)
         return value
 
-    return TypeAdapter(Annotated[model, WrapValidator(check)])
+    checked: Any = Annotated[model, WrapValidator(check)]  # pyright: ignore[reportInvalidTypeForm]
+    return TypeAdapter(checked)
 
 
 def read_note(folder: Path, name: str) -> Any:
@@ -247,3 +253,26 @@ def read_note(folder: Path, name: str) -> Any:
     if not os.path.lexists(path):
         return None
     return read_json(path, as_read(NOTES.get(name, Plain)))
+
+
+def whole_note(folder: Path, name: str) -> dict[str, Any]:
+    """What `read_note` reads; {} where there is no such file or it is damaged. A warning then names it, and it is made anew."""
+    try:
+        return read_note(folder, name) or {}
+    except DapError as error:
+        log.warning("%s It is made anew.", error)
+        return {}
+
+
+def leaks(real: Mapping[str, int]) -> list[str]:
+    """Sentences about real images that are on both sides, from the counts in `images.json`; none where there are none."""
+    both, drawn = real.get("test_in_train", 0), real.get("set_in_test", 0)
+    said = [f"{both} of {real.get('test', both)} test images are training images too."] if both else []
+    said += (
+        [
+            f"{drawn} of {real.get('set', drawn)} images of the set are test images, so the set is judged on images that it was drawn from."
+        ]
+        if drawn
+        else []
+    )
+    return said

@@ -11,6 +11,8 @@ from typing import Any
 
 from dap.base.documents import read_bytes
 from dap.base.files import sha256_of
+from dap.base.parsing import shown
+from dap.data.sets.notes import leaks
 from dap.evaluation.report.records import Json, SetRecord, is_number
 from dap.evaluation.report.summary import Group
 from dap.evaluation.report.text import count, figure
@@ -122,9 +124,14 @@ def _seen(record: SetRecord) -> dict[str, Json]:
 
 
 def near_copies(groups: Sequence[Group]) -> list[str]:
-    """A sentence for every group with images that are near-copies of real training images."""
+    """Sentences about images that are near-copies of real training images, and about real images that are on both sides."""
     told = []
     for group in groups:
+        for record in group.sets:
+            real, rule = record.inspected.get("real") or {}, record.inspected.get("rule") or {}
+            told += [f"{shown(record.path)}: {sentence}" for sentence in leaks(real)]
+            if rule.get("why"):
+                told.append(f"{shown(record.path)}: only exact copies of real images are flagged. {rule['why']}")
         looks = [(record, list(inspected(record).values())) for record in group.sets]
         copies = [(record, one) for record, images in looks for one in images if one.get("copy") is True]
         total = sum(len(images) for _, images in looks)
