@@ -13,8 +13,8 @@ from fuzz import of_data, of_recipes, of_sets
 from fuzz.run import one_input
 from fuzz.target import Count, Target, judge
 
-SLOW = ("page", "report")
-INPUTS = 40
+SLOW = ("page", "report", "classifier")
+INPUTS = 30
 
 
 @pytest.fixture(scope="module")

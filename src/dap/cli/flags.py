@@ -35,9 +35,14 @@ def positive(hint: Any, tokens: Sequence[Any]) -> int:
     """
     del hint
     text = tokens[-1].value
-    if not text.isdigit() or int(text) < 1:
+    if not _is_positive(text):
         raise ValueError(f"a whole number of at least 1 is needed, not {text!r}")
     return int(text)
+
+
+def _is_positive(text: str) -> bool:
+    """Whether a text is a whole number of at least 1 that fits 64 bits; ² is a digit of no number."""
+    return text.isascii() and text.isdigit() and len(text) < 19 and int(text) >= 1
 
 
 def words(hint: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
@@ -55,7 +60,7 @@ def numbers(hint: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
     del hint
     parts = tokens[-1].value.split(",")
     for part in parts:
-        if not part.isdigit() or int(part) < 1:
+        if not _is_positive(part):
             raise ValueError(
                 f"whole numbers of at least 1 with commas between them are needed, not {tokens[-1].value!r}"
             )
@@ -73,19 +78,19 @@ def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
     Raises:
         DapError: a text has no value, or the value is not valid YAML.
     """
-    import yaml
+    from dap.base.parsing import Damaged, brief, parse_yaml, shown
 
     found = {}
     for item in items:
         name, _, value = item.partition("=")
         if not value:
-            raise DapError(
-                f"{flag} takes {what}=VALUE, such as {'size=64' if flag == '--set' else 'scale=0.1'}, not {item!r}."
-            )
+            like = "size=64" if flag == "--set" else "scale=0.1"
+            raise DapError(f"{flag} takes {what}=VALUE, such as {like}, not {brief(item)}.")
         try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise DapError(f"{flag} {item}: {value!r} is not valid YAML; are all brackets closed?") from error
+            found[name] = parse_yaml(value, f"{flag} {shown(name)[:80]}")
+        except Damaged as error:
+            more = " Are all brackets closed?" if "not YAML" in str(error) else ""
+            raise DapError(f"{flag} {shown(name)[:80]}: {brief(value)} is not valid YAML; {error}{more}") from error
     return found
 
 

@@ -114,6 +114,7 @@ def varied(items: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         DapError: there is no such flag, or the flag has no values.
     """
+    from dap.base.parsing import brief
     from dap.base.registry import suggest
 
     fields = {flag: name for name, (flag, _) in recipe_fields().items()}
@@ -121,6 +122,6 @@ def varied(items: Sequence[str]) -> dict[str, list[str]]:
     for item in items:
         flag, _, values = item.partition("=")
         if flag not in fields or not values:
-            raise DapError(f"--vary takes FLAG=V1,V2,…, not {item!r}. {suggest(flag, fields)}")
+            raise DapError(f"--vary takes FLAG=V1,V2,…, not {brief(item)}. {suggest(flag[:80], fields)}")
         found[fields[flag]] = values.split(",")
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
-from dap.base.documents import read_bytes
+from dap.base.documents import read_bytes, regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import CACHE_BYTES, Source, size_of
@@ -182,10 +182,10 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(regular(file)) as table:  # the open of a pipe would never end
             yield table
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise DapError(f"{file} cannot be read as parquet: {' '.join(str(error).split())}") from error
+        raise DapError(f"{shown(file)} cannot be read as parquet: {shown(' '.join(str(error).split()))}") from error
 
 
 def parquet_files(folder: Path) -> tuple[Path, ...]:
