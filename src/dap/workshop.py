@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from dap import backbones
 from dap.backbones.base import Backbone
+from dap.backbones.familiar import UNKNOWN, strangeness
 from dap.base.errors import DapError
 from dap.base.files import sha256_of
 from dap.base.registry import build, code_of, resolve
+from dap.base.seeding import seed_of
 from dap.base.store import Store
 from dap.choices import OwnGuidance
 from dap.data.real.captions import check_captions, read_captions
@@ -27,6 +32,8 @@ from dap.objects import Objects
 from dap.recipe import BackboneChoice, Data, Recipe
 from dap.resolved import Resolved
 from dap.starter import REFERENCE
+
+log = logging.getLogger(__name__)
 
 STARTER = "starter"
 """The name of the classifier that ships with dap, for fashion-mnist."""
@@ -56,11 +63,12 @@ class Workshop:
         self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
+        self._strange: dict[tuple[int, int], float] = {}
 
     def with_method(self, method: Method) -> Workshop:
         """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
         other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
-        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept")
+        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "_strange")
         vars(other).update({name: getattr(self, name) for name in shared})
         return other
 
@@ -204,6 +212,8 @@ class Workshop:
         name, file = _classifier(method, recipe), _captions(method, recipe)
         resolved = recipe.resolved(backbone if needed else None, method.guidance, size, classifier=name, **how)
         source = self.source(data)
+        if needed and backbone is not None:
+            self._warn_of_strangers(backbone, source)
         own = resolved.own
         given = Given(
             backbone=backbone if needed else None,
@@ -213,6 +223,29 @@ class Workshop:
         )
         task = Task(resolved, source, given, self.cache, options, device=backbones.device_of(self.device))
         return method, replace(task, store=Store(None, self.inputs(task)))
+
+    def _warn_of_strangers(self, backbone: Backbone, source: Source) -> None:
+        """Say it if a text-conditioned backbone has visibly never seen anything like the real images."""
+        key = (id(backbone), id(source))
+        if backbone.class_names or backbone.card.template is None or key in self._strange:
+            return
+        labels = [label for label, _ in zip(range(len(source.class_names)), range(10), strict=False)]
+        each = max(1, 10 // len(labels))
+        drawn = {label: source.good(label, each, seed_of(0, "familiar", label), least=1) for label in labels}
+        images = torch.cat([source.images(label, indices) for label, indices in drawn.items()])
+        if images.shape[-1] != backbone.card.size:
+            return
+        names = [source.class_names[label] for label, indices in drawn.items() for _ in indices]
+        self._strange[key] = found = strangeness(backbone, images, names)
+        self._kept += [backbone, source]
+        if not found <= UNKNOWN:
+            log.warning(
+                "%s has probably never seen images like these: it predicts their noise %.2f times as badly as a guess that "
+                "knows only their mean and variance (trained weights: 0.2 to 0.5). Its images will not show your classes; "
+                "take a --backbone that was trained on such images.",
+                backbone.card.name,
+                found,
+            )
 
     def classifier(self, name: str, source: Source) -> Classifier:
         """The network trained on the real data, for the classes of the source.

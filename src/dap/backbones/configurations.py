@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
-from dap.base.documents import read_json
+from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
 from dap.base.fields import Text
-from dap.base.parsing import shown
+from dap.base.parsing import parse_json, shown
 
 Whole = Annotated[int, Field(ge=1, le=2**20), Strict()]
 """A size or a number of things."""
@@ -149,8 +150,9 @@ NETWORKS: Mapping[str, Table] = {
         "attention_type": Literal["default"],
         "mid_block_only_cross_attention": Flag | None,
         "cross_attention_norm": Text | None,
-        # These three say how a condition is added that is refused above.
+        # These four say how a condition is added that is refused above.
         "addition_time_embed_dim": Any,
+        "class_embeddings_concat": Any,
         "addition_embed_type_num_heads": Any,
         "projection_class_embeddings_input_dim": Any,
     },
@@ -189,6 +191,7 @@ NETWORKS: Mapping[str, Table] = {
     "AutoencoderTiny": {
         "in_channels": Factor,
         "out_channels": Factor,
+        "block_out_channels": list[Whole] | tuple[Whole, ...],  # the encoder's again, which diffusers adds
         "encoder_block_out_channels": list[Whole] | tuple[Whole, ...],
         "decoder_block_out_channels": list[Whole] | tuple[Whole, ...],
         "num_encoder_blocks": list[Whole] | tuple[Whole, ...],
@@ -342,7 +345,9 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
         library, of = (*said, None, None)[:2]
         for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if of is not None and (file := folder / part / name).is_file():
-                values = read_json(file, dict[str, Any])
+                # diffusers itself writes this number, which JSON does not have, for a field that is indifferent here.
+                text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", read_text(file))
+                values = fitted(parse_json(text, file), dict[str, Any], file, text)
                 if kind and library == "diffusers":
                     check_fields(values, str(of), kind, file)
                 elif library == "transformers":
