@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator
 
-from dap.base.fields import Chosen, Fraction, Images, Name, Pixels, Strength
+from dap.base.fields import Chosen, Images, Name, Pixels, Share, Strength
 
 
 class Closed(Chosen, frozen=True, extra="forbid", coerce_numbers_to_str=True):
@@ -24,6 +24,22 @@ SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
 """Names of the reverse-time solvers; `dap.solvers` explains each."""
 
 SOLVERS: tuple[str, ...] = get_args(SolverName)
+
+
+class Places(Closed, frozen=True):
+    """Where the splits of the real images lie, by the user's own word.
+
+    Attributes:
+        train, test: a folder, a table of labels or a parquet file, relative to the data folder or absolute; or the name of
+            another split, such as val. None: the split is looked for.
+    """
+
+    train: str | None = None
+    test: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """The splits whose place is said."""
+        return {split: place for split, place in (("train", self.train), ("test", self.test)) if place is not None}
 
 
 class Data(Closed, frozen=True):
@@ -42,7 +58,7 @@ class Data(Closed, frozen=True):
     size: Pixels | None = Field(
         default=None, description="Side of the images in pixels. Default: the size that the backbone makes."
     )
-    max_bad_fraction: Fraction = Field(
+    max_bad_fraction: Share = Field(
         default=0.01, description="The run stops when a larger fraction of the images cannot be decoded."
     )
     held_out: float = Field(
@@ -52,6 +68,35 @@ class Data(Closed, frozen=True):
         description="The fraction of the training images of each class that distillation never sees. Choices are made on "
         "these images: dap sweep --on validation.",
     )
+
+    split: Places | None = Field(
+        default=None,
+        description="Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER, relative to the data folder. "
+        "test=val tests on the validation images.",
+    )
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _places(cls, value: Any) -> Any:
+        """`train=a,test=b` becomes the mapping that it says."""
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",")]
+        if wrong := [name for name, _, place in pairs if name.strip() not in ("train", "test") or not place.strip()]:
+            raise ValueError(f"train=FOLDER,test=FOLDER is needed, or one of them; not {wrong[0]!r}")
+        return {name.strip(): place.strip() for name, _, place in pairs}
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        """YAML makes values of other types of words such as yes, no, on and 2020-01-01."""
+        for name in value if isinstance(value, (list, tuple)) else ():
+            if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+                raise ValueError(
+                    f"YAML reads one of these classes as {name!r} and not as a name; quote the names, as in "
+                    'classes: ["yes", "no"]'
+                )
+        return value
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -93,14 +138,17 @@ class Sampling(Closed, frozen=True):
     """The reverse process."""
 
     steps: int = Field(
-        default=50, ge=2, le=100_000, description="How many reverse steps are taken; each step is one pass of the backbone."
+        default=50,
+        ge=2,
+        le=100_000,
+        description="How many reverse steps are taken; each step is one pass of the backbone.",
     )
     solver: SolverName | None = Field(
         default=None,
         description="ddpm takes respaced ancestral steps; the paper uses it, and so does the default. The other solvers "
         "need fewer steps. Default for a flow: ddim.",
     )
-    eta: Fraction | None = Field(
+    eta: Share | None = Field(
         default=None,
         description="Noise of the solver ddim: 0 makes it deterministic, 1 as noisy as ancestral steps. Default: 0.",
     )
@@ -186,11 +234,11 @@ class GuidanceOptions(BankOptions, frozen=True):
         default=0.0,
         description="lambda, the strength with which the images of a class are pushed apart. The paper has no such term.",
     )
-    start: Fraction = Field(
+    start: Share = Field(
         default=0.0,
         description="The guidance acts from this fraction of the run on. In the paper it acts always.",
     )
-    stop: Fraction = Field(default=1.0, description="The guidance acts until this fraction of the run.")
+    stop: Share = Field(default=1.0, description="The guidance acts until this fraction of the run.")
     last_step: bool = Field(
         default=True, description="true lets the guidance act at the last step too, after which nothing removes noise."
     )
@@ -214,7 +262,5 @@ class OwnGuidance(Closed, frozen=True):
         description="Unit of that length, for an energy. step: relative to the sampler's own step. noise: relative to the "
         "noise in the sample. paper: the bare gradient times the scale.",
     )
-    start: Fraction = Field(
-        default=0.0, description="Your own guidance acts from this fraction of the run on."
-    )
-    stop: Fraction = Field(default=1.0, description="Your own guidance acts until this fraction of the run.")
+    start: Share = Field(default=0.0, description="Your own guidance acts from this fraction of the run on.")
+    stop: Share = Field(default=1.0, description="Your own guidance acts until this fraction of the run.")

@@ -6,7 +6,7 @@ device, the cache and the progress decide no byte, so they are no part of a reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from dap.base.errors import DapError
 from dap.base.fields import RunSeed
 from dap.base.parsing import line_of, shown
-from dap.base.registry import suggest
+from dap.base.registry import refuse_code, suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling
 from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedSampling, Run
 
@@ -145,21 +145,23 @@ class Recipe(Closed, frozen=True):
             raise DapError(f"{name} cannot be used. {explain(error, Recipe)}") from error
 
     @staticmethod
-    def load(path: str | Path) -> dict[str, Any]:
+    def load(path: str | Path, replaced: Collection[str] = ()) -> dict[str, Any]:
         """The raw values of a YAML file or of a shipped recipe, to be overlaid and parsed.
 
         Args:
             path: the file, or a shipped recipe's name such as "imagenette-dit-ipc10" or "smoke/imagenette-dit-ipc10".
+            replaced: dotted names of fields that the caller overlays. Code that the file names there does not count.
 
         Raises:
             DapError: there is no such file or name, the file is not a YAML mapping, its section `expected` is wrong, a
-                key is unknown, or a value is wrong. The message names the line.
+                key is unknown, a value is wrong, or the file names code that may not run. The message names the line.
         """
         from dap import shipped
 
         values, text = shipped.read_with_text(path)
         shipped.expected_of(values, path)
         values.pop("expected", None)  # the expected values decide no byte of a set
+        refuse_code(_without(values, replaced), path)
         # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
         values = {key: value for key, value in values.items() if value is not None}
         try:  # here, where the line of a wrong value is known; flags that come later do not mend a file
@@ -270,6 +272,18 @@ class Recipe(Closed, frozen=True):
         options = ResolvedGuidance.model_validate(merged)
         backbone.check_layer(options.layer)
         return options
+
+
+def _without(values: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Nested values without the fields of these dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = {field.partition(".")[2] for field in fields if field.partition(".")[0] == key}
+            found[key] = {name: one for name, one in value.items() if name not in inner}
+        elif key not in fields:
+            found[key] = value
+    return found
 
 
 def explain(error: ValidationError, model: type[BaseModel], text: str | None = None) -> str:

@@ -20,7 +20,7 @@ LARGEST = 2**20
 """How many bytes the file of a recipe may have."""
 
 
-class Value(Chosen):
+class Value(Chosen, frozen=True):
     """One published accuracy of a network trained on the distilled set and tested on the real test images.
 
     Attributes:
@@ -38,7 +38,7 @@ class Value(Chosen):
     source: str
 
 
-class Expected(Chosen):
+class Expected(Chosen, frozen=True):
     """The `expected` section of a recipe: published values, or a note that says why there are none.
 
     Attributes:
@@ -80,7 +80,7 @@ def read_with_text(path: str | Path) -> tuple[dict[str, Any], str]:
         DapError: as for `read`.
     """
     file = Path(path)
-    if not os.path.lexists(file):
+    if not os.path.lexists(file) or file.is_dir():
         known = names()
         if (name := file.as_posix().removesuffix(".yaml")) not in known:
             said = f"There is no recipe file {shown(path)} and no shipped recipe of that name."
@@ -91,7 +91,9 @@ def read_with_text(path: str | Path) -> tuple[dict[str, Any], str]:
     if not isinstance(values, dict):
         raise DapError(f"{shown(path)} should hold a mapping such as 'method: dap'.")
     if odd := [key for key in values if not isinstance(key, str)]:
-        raise DapError(f"{shown(path)}: the key {str(odd[0])[:40]!r} is no name of a field. {suggest('', ['method', 'ipc'])}")
+        raise DapError(
+            f"{shown(path)}: the key {str(odd[0])[:40]!r} is no name of a field. {suggest('', ['method', 'ipc'])}"
+        )
     return values, text
 
 

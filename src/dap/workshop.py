@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dap import backbones
 from dap.backbones.base import Backbone
-from dap.backbones.familiar import UNKNOWN, strangeness
+from dap.backbones.familiar import warned
 from dap.base.errors import DapError
 from dap.base.files import sha256_of
 from dap.base.registry import build, code_of, resolve
-from dap.base.seeding import seed_of
 from dap.base.store import Store
 from dap.choices import OwnGuidance
 from dap.data.real.captions import check_captions, read_captions
@@ -33,7 +29,8 @@ from dap.recipe import BackboneChoice, Data, Recipe
 from dap.resolved import Resolved
 from dap.starter import REFERENCE
 
-log = logging.getLogger(__name__)
+OPEN = 32
+"""The side in px at which images are listed while their size is open, and which sets get whose images have no size."""
 
 STARTER = "starter"
 """The name of the classifier that ships with dap, for fashion-mnist."""
@@ -63,12 +60,13 @@ class Workshop:
         self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
-        self._strange: dict[tuple[int, int], float] = {}
+        self._strange: dict[tuple[int, int], float | None] = {}
+        self.tell: Callable[[str], object] = lambda text: None
 
     def with_method(self, method: Method) -> Workshop:
         """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
         other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
-        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "_strange")
+        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell", "_strange")
         vars(other).update({name: getattr(self, name) for name in shared})
         return other
 
@@ -105,21 +103,27 @@ class Workshop:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
         if split == "validation" and not data.held_out:
             raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
-        listing = (data.path, data.classes, data.max_bad_fraction, split == "test")
-        key = (*listing, data.size, fit, data.held_out, split)
+        key = (*listing_of(data, split), data.size, fit, data.held_out, split)
         if key not in self._sources:
-            if listing not in self._listings:
-                self._listings[listing] = self._listed(data, "test" if split == "test" else "train", fit)
-            whole = self._listings[listing].fitted(data.size, fit)
+            whole = self.whole(data, "test" if split == "test" else "train", fit).fitted(data.size, fit)
             self._sources[key] = Part(whole, split, data.held_out) if split != "test" and data.held_out else whole
         return self._sources[key]
 
+    def whole(self, data: Data, split: Literal["train", "test"] = "train", fit: Fit = "crop") -> Source:
+        """All images of a split, at any size: a recipe may leave the size open. They are listed once, and told once."""
+        listing = listing_of(data, split)
+        if listing not in self._listings:
+            self._listings[listing] = self._listed(data, split, fit)
+            self.tell(self._listings[listing].told(split))
+        return self._listings[listing]
+
     def _listed(self, data: Data, split: Literal["train", "test"], fit: Fit) -> Source:
-        """All images of a split. This lists the images anew, and `source` keeps the list."""
-        given, size = self.objects.source, data.size or 0
+        """All images of a split. This lists the images anew, and `whole` keeps the list."""
+        given, size = self.objects.source, data.size or OPEN
         if given is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
-            return open_source(data.path, split, fit=fit, **how)
+            chosen = None if data.split is None else data.split.given()
+            return open_source(data.path, split, fit=fit, chosen=chosen, **how)
         if split == "test":
             raise DapError(
                 "The real images were given as an object, which has no test images; judge the set with --data."
@@ -204,8 +208,11 @@ class Workshop:
 
     def _built(self, recipe: Recipe, method: Method, options: Options | None) -> tuple[Method, Task]:
         needed = "backbone" in method.needs
-        backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
-        size = recipe.data.size or (backbone.card.size if backbone else 0)
+        # Where a recipe names a backbone, sets of real images have its size too, so that they can be compared.
+        named = recipe.backbone is not None and "path" in recipe.backbone.model_fields_set
+        wanted = needed or (recipe.data.size is None and (named or self.objects.backbone is not None))
+        backbone = self.backbone(recipe.backbone or BackboneChoice()) if wanted else None
+        size = recipe.data.size or (backbone.card.size if backbone else self._side(recipe.data))
         data = recipe.data.model_copy(update={"size": size})
         said = options.model_dump(mode="json") if options else {}
         how: dict[str, Any] = {"sampling": method.sampling, "together": method.together, "options": said}
@@ -213,7 +220,10 @@ class Workshop:
         resolved = recipe.resolved(backbone if needed else None, method.guidance, size, classifier=name, **how)
         source = self.source(data)
         if needed and backbone is not None:
-            self._warn_of_strangers(backbone, source)
+            key = (id(backbone), id(source))
+            if key not in self._strange:  # the kept objects hold their ids
+                self._kept += [backbone, source]
+                self._strange[key] = warned(backbone, source)
         own = resolved.own
         given = Given(
             backbone=backbone if needed else None,
@@ -224,28 +234,17 @@ class Workshop:
         task = Task(resolved, source, given, self.cache, options, device=backbones.device_of(self.device))
         return method, replace(task, store=Store(None, self.inputs(task)))
 
-    def _warn_of_strangers(self, backbone: Backbone, source: Source) -> None:
-        """Say it if a text-conditioned backbone has visibly never seen anything like the real images."""
-        key = (id(backbone), id(source))
-        if backbone.class_names or backbone.card.template is None or key in self._strange:
-            return
-        labels = [label for label, _ in zip(range(len(source.class_names)), range(10), strict=False)]
-        each = max(1, 10 // len(labels))
-        drawn = {label: source.good(label, each, seed_of(0, "familiar", label), least=1) for label in labels}
-        images = torch.cat([source.images(label, indices) for label, indices in drawn.items()])
-        if images.shape[-1] != backbone.card.size:
-            return
-        names = [source.class_names[label] for label, indices in drawn.items() for _ in indices]
-        self._strange[key] = found = strangeness(backbone, images, names)
-        self._kept += [backbone, source]
-        if not found <= UNKNOWN:
-            log.warning(
-                "%s has probably never seen images like these: it predicts their noise %.2f times as badly as a guess that "
-                "knows only their mean and variance (trained weights: 0.2 to 0.5). Its images will not show your classes; "
-                "take a --backbone that was trained on such images.",
-                backbone.card.name,
-                found,
+    def _side(self, data: Data) -> int:
+        """The side in px of a set that needs no backbone: that of its images."""
+        whole = self.whole(data)
+        side, found = whole.side(), whole.sizes()
+        if side is None:
+            return OPEN
+        if len(set(found)) > 1 or (found and min(found[0]) != side and whole.name != "fashion-mnist"):
+            self.tell(
+                f"the set gets images of {side} × {side} px, as the images differ in size or are large; --size says another"
             )
+        return side
 
     def classifier(self, name: str, source: Source) -> Classifier:
         """The network trained on the real data, for the classes of the source.
@@ -278,6 +277,11 @@ class Workshop:
         if described := self.objects.described():
             found["objects"] = described
         return found
+
+
+def listing_of(data: Data, split: str) -> tuple[Any, ...]:
+    """What decides which images a split has."""
+    return (data.path, data.classes, data.max_bad_fraction, data.split, split == "test")
 
 
 def _classifier(method: Method, recipe: Recipe) -> str | None:

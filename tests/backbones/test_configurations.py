@@ -129,14 +129,20 @@ def test_a_stable_diffusion_3_without_its_third_text_encoder(folders):
 )
 def test_a_field_that_is_not_honoured_is_refused_with_file_and_value(copied, part, values, says):
     folder = copied("unet")
-    file = folder / part / {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
+    file = (
+        folder
+        / part
+        / {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
+    )
     change(file, **values)
     said = refusal(folder)
     assert re.search(says, said) and str(file) in said, said
 
 
 @pytest.mark.parametrize("text", ["NaN", "1e400", "[1, 2", '{"a": 1, "a": 2}', "3", ""])
-@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize(
+    "file", ["model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+)
 def test_a_file_that_is_no_configuration_is_a_sentence(copied, file, text):
     folder = copied("unet")
     (folder / file).write_text('{"beta_end": NaN}' if text == "NaN" else text)
@@ -351,10 +357,11 @@ def test_every_field_of_a_scheduler_is_in_a_table():
     import inspect
 
     import diffusers
+
     from dap.backbones import configurations as known
 
-    for of in (*known._PLAIN, *known._BOTH, *known._FLOWS):
-        table = known._FLOW if of in known._FLOWS else {**known._BETAS, **known._FLOW}
+    for of in (*known.PLAIN, *known.BOTH, *known.FLOWS):
+        table = known.FLOW if of in known.FLOWS else {**known.BETAS, **known.FLOW}
         if of == "DPMSolverSDEScheduler":  # its module needs torchsde
             continue
         fields = set(inspect.signature(getattr(diffusers, of).__init__).parameters) - {"self"}
@@ -385,7 +392,9 @@ def test_what_a_network_predicts_is_read_from_the_scheduler(copied, kind, predic
     theirs = DDIMScheduler.from_pretrained(str(folder / "scheduler"))
     theirs.set_timesteps(1000)
     x0 = theirs.step(output, 400, x).pred_original_sample
-    torch.testing.assert_close(made.schedule.eps_to_x0(x, 400, made.predict(x, 400, condition).eps), x0, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        made.schedule.eps_to_x0(x, 400, made.predict(x, 400, condition).eps), x0, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_an_autoencoder_of_zeros_is_said_when_it_is_loaded(copied):

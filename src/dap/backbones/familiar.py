@@ -7,7 +7,9 @@ learned such images does far better. One that has never seen their like does no 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,8 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Flow
 from dap.base.seeding import generators, normal, seed_of
+
+log = logging.getLogger(__name__)
 
 LEVELS = (0.3, 0.5, 0.7)
 """The noise levels, as parts of the schedule."""
@@ -50,3 +54,36 @@ def strangeness(backbone: Backbone, images: Float[Tensor, "n 3 size size"], clas
         plain = (alpha**2 * variance / (alpha**2 * variance + sigma**2)).mean()
         ratios.append((eps - noise).square().mean() / plain.clamp_min(1e-8))
     return torch.stack(ratios).mean().item()
+
+
+def warned(backbone: Backbone, source: Any) -> float | None:
+    """The `strangeness` of some ten real images to a text-conditioned backbone; a warning is logged where it is too large.
+
+    A backbone that takes labels refuses classes that it does not know, so it is not asked.
+
+    Args:
+        backbone: the diffusion model.
+        source: the real images, see `dap.data.bank.RealImages`. Images of another size than the backbone's are not asked for.
+
+    Returns:
+        The strangeness, or None where it was not measured.
+    """
+    card = backbone.card
+    if backbone.class_names or card.template is None:
+        return None
+    names = source.class_names[:10]
+    each = max(1, 10 // len(names))
+    drawn = [source.images(i, source.good(i, each, seed_of(0, "familiar", i), least=1)) for i in range(len(names))]
+    images = torch.cat(drawn)
+    if images.shape[1:] != (3, card.size, card.size):
+        return None
+    found = strangeness(backbone, images, [name for name, some in zip(names, drawn, strict=True) for _ in some])
+    if not found <= UNKNOWN:
+        log.warning(
+            "%s has probably never seen images like these: it predicts their noise %.2f times as badly as a guess that knows "
+            "only their mean and variance (trained weights: 0.2 to 0.5). Its images will not show your classes; take a "
+            "--backbone that was trained on such images.",
+            card.name,
+            found,
+        )
+    return found

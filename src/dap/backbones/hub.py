@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import StringConstraints
 
-from dap.backbones.configurations import PIPELINES, check_folder
+from dap.backbones.honoured import PIPELINES, check_folder
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
 from dap.base.fields import Name
@@ -55,6 +55,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         folder = Path(source) if Path(source).is_dir() else _fetch(source, revision, offline)
         index = index_of(folder)
         check_folder(folder, index)
+        _check_libraries(folder, index)
         _check_parts(folder, index)
         options = _which(folder)
         if UNUSED[0] in index:
@@ -63,7 +64,9 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
             options["id2label"] = labels_of(folder, index)
         # A Stable Diffusion 3 can be saved without its third text encoder; diffusers then wants to be told so.
         options |= {part: None for part in ("text_encoder_3", "tokenizer_3") if index.get(part) == [None, None]}
-        pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=DTYPES[dtype], local_files_only=True, **options)
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
+        )
     for part, network in pipe.components.items():
         for name, tensor in getattr(network, "state_dict", dict)().items():
             if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
@@ -143,7 +146,9 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
         if "CLIPTokenizer" in str(said) and "tokenizer.json" not in files:
             for name in ("vocab.json", "merges.txt"):
                 if name not in files:
-                    raise DapError(f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there.")
+                    raise DapError(
+                        f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there."
+                    )
 
 
 @contextmanager
@@ -183,6 +188,28 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
             text_logging.enable_progress_bar()
 
 
+def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
+    """Check that a pipeline's parts are classes of diffusers and transformers, by their own names.
+
+    diffusers imports whatever library the index names, and `Auto` classes of transformers look for code in the folder.
+
+    Raises:
+        DapError: a part is of another library, or only code in the folder could make it.
+    """
+    said = f"{folder}/model_index.json names code of its own as its"
+    why = "and dap runs no code of a backbone's folder. Take a folder whose parts are of diffusers and transformers."
+    if not isinstance(index.get("_class_name"), str):
+        raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
+    for part, value in index.items():
+        if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
+            continue
+        library, name = map(str, value) if len(value) == 2 else ("", "")
+        known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
+        looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
+        if not known or looking or not name.isidentifier():
+            raise DapError(f"{said} {part}, {value!r}, {why}")
+
+
 def _fetch(source: str, revision: str | None, offline: bool) -> Path:
     """The snapshot folder of a hub id, without the parts that nobody calls."""
     from diffusers import DiffusionPipeline
@@ -199,7 +226,9 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
 
 def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED]
+    parts = [
+        folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED
+    ]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 

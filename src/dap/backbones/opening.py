@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
-from dap.backbones.configurations import PIPELINES, check_pipeline
+from dap.backbones.honoured import PIPELINES, check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.schedules import Flow
 from dap.base.errors import DapError
@@ -80,7 +81,9 @@ def tried(backbone: Backbone) -> Backbone:
         eps = backbone.predict(x, steps // 2, backbone.null(1)).eps
         images = backbone.decode(x)
     except torch.OutOfMemoryError as error:
-        raise DapError(f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16.") from error
+        raise DapError(
+            f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16."
+        ) from error
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DapError(
@@ -93,7 +96,9 @@ def tried(backbone: Backbone) -> Backbone:
             f"{tuple(images.shape[1:])}, not to (3, {card.size}, {card.size}); its parts were not trained together."
         )
     if not torch.isfinite(eps).all():
-        raise DapError(f"{card.name} predicts noise that is not finite; use --dtype float32, or fetch the weights anew.")
+        raise DapError(
+            f"{card.name} predicts noise that is not finite; use --dtype float32, or fetch the weights anew."
+        )
     if not torch.isfinite(images).all() or images.std() < FLAT:
         raise DapError(
             f"The autoencoder of {card.name} gives an image of one colour for noise: its weights are zero or damaged. Fetch "
@@ -130,15 +135,16 @@ def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", *
 
 
 def device_of(name: str) -> torch.device:
-    """The device behind "auto", "cpu", "cuda" or "cuda:1".
+    """The device behind "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Raises:
-        DapError: this machine has no such device.
+        DapError: there is no device of this name, or this machine has none.
     """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise DapError(f"There is no device {name!r}; use auto, cpu, cuda or cuda:1.") from error
+    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d{1,2})?|mps(:0)?", name):  # others, such as meta, compute nothing here
+        raise DapError(f"There is no device {name[:40]!r}; use --device auto, cpu, cuda or cuda:1.")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DapError(f"Device {name!r} was asked for but this machine has no Apple GPU; use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DapError(f"Device {name!r} was asked for but this machine has no such CUDA device; use --device cpu.")
     return device

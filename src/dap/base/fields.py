@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 class FromFile(BaseModel, frozen=True):
@@ -15,28 +17,42 @@ class FromFile(BaseModel, frozen=True):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Chosen(BaseModel):
+class Chosen(BaseModel, frozen=True):
     """A closed model of what a user chooses: a recipe, a protocol, or a step of one.
 
     Texts that hold a number count as the number, because the command line and old files give texts. A truth value is no
     number. Texts have at most 10,000 characters, and nested values are small.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=10_000)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=10_000)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain(cls, values: Any) -> Any:
         """Refuse what no field can hold, before the field's own checks may turn it into something else."""
-        field = cls.model_fields[str(info.field_name)]
-        kinds = _kinds(field.annotation)
-        if not any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
-            small(value)  # a section checks each of its own fields, and names it
-        if Any not in kinds and bool not in kinds and _holds_truth(value):
-            said = "true" if value is True else "false" if value is False else "one of these"
-            what = 'put a word in quotes, as "yes"' if str in kinds else "a number is needed"
-            raise ValueError(f"{said} is a truth value, as YAML reads yes, no, on, off, true and false; {what}")
-        return value
+        wrong: list[InitErrorDetails] = []
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if name in cls.model_fields and (problem := _unfit(value, _kinds(cls.model_fields[name].annotation))):
+                error = PydanticCustomError("value_error", "{problem}", {"problem": problem})
+                wrong.append({"type": error, "loc": (name,), "input": value})
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return values
+
+
+def _unfit(value: Any, kinds: set[Any]) -> str | None:
+    """Why a value fits none of these types, in words; None where the types' own checks say all."""
+    if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+        return None  # a section checks each of its own fields, and names it
+    try:
+        small(value)
+    except ValueError as error:
+        return str(error)
+    if kinds & {Any, bool} or not _holds_truth(value):
+        return None
+    said = "true" if value is True else "false" if value is False else "one of these"
+    what = 'put a word in quotes, as "yes"' if str in kinds else "a number is needed"
+    return f"{said} is a truth value, as YAML reads yes, no, on, off, true and false; {what}"
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -128,7 +144,7 @@ Images = Annotated[int, Field(ge=1, le=10**7)]
 """A number of images that are held or drawn together: 1 to 10**7."""
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 """A side of images in pixels: 1 to 16,384."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 """A fraction or a probability: 0 to 1."""
 Strength = Annotated[float, Field(ge=0, le=10**9)]
 """A factor of a term: 0 to 10**9."""

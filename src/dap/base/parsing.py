@@ -28,6 +28,12 @@ def shown(path: Path | str) -> str:
     return os.fsencode(str(path)).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 
+def brief(value: Any) -> str:
+    """A value as a message shows it: its repr, of at most 80 characters, on one line."""
+    said = shown(repr(value))
+    return said if len(said) <= 80 else f"{said[:80]}…"
+
+
 def decode(data: bytes, where: Path | str) -> str:
     """The text of bytes in UTF-8, without a byte order mark.
 
@@ -115,6 +121,7 @@ def parse_yaml(text: str, where: Path | str) -> Any:
             deeply.
     """
     import yaml
+    from yaml import parser, scanner
 
     try:
         return yaml.load(text, Loader=_loader())
@@ -122,7 +129,7 @@ def parse_yaml(text: str, where: Path | str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         said = f"{error.problem or error.context}"
-        if isinstance(error, (yaml.scanner.ScannerError, yaml.parser.ParserError)):
+        if isinstance(error, (parser.ParserError, scanner.ScannerError)):
             said = f"{said}, so this is not YAML"
         raise Damaged(f"{shown(where)}{line}: {' '.join(shown(said).split())}.") from error
     except yaml.YAMLError as error:
@@ -177,8 +184,12 @@ def _loader() -> Any:
 
         def construct_yaml_int(self, node: Any) -> int:
             said = str(node.value)
-            if re.fullmatch(r"[-+]?0[\d_]+", said) or ":" in said:  # YAML 1.1 reads octal and base 60: 010 is 8, 1:30 is 90
-                problem = f"{said[:40]} would be read as another number; put a name in quotes, and write a number plainly"
+            if (
+                re.fullmatch(r"[-+]?0[\d_]+", said) or ":" in said
+            ):  # YAML 1.1 reads octal and base 60: 010 is 8, 1:30 is 90
+                problem = (
+                    f"{said[:40]} would be read as another number; put a name in quotes, and write a number plainly"
+                )
                 raise constructor.ConstructorError(None, None, problem, node.start_mark)
             return super().construct_yaml_int(node)
 
