@@ -60,9 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             if "x_embedder.proj.weight" in inner:
                 tensors = inner
                 break
-    if any(
-        name.startswith("model.diffusion_model.") or name.startswith("diffusion_model.") for name in map(str, found)
-    ):
+    if any(name.startswith(("model.diffusion_model.", "diffusion_model.")) for name in map(str, found)):
         raise DapError(
             f"{path} is a Stable Diffusion in one file, which dap does not convert. In diffusers, "
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes the folder that --backbone takes."

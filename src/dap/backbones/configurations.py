@@ -17,16 +17,17 @@ from pydantic import Field, Strict
 
 from dap.base.fields import Text
 
-Whole = Annotated[int, Field(ge=1, le=2**20), Strict()]
+Word: Any = Text
+Whole: Any = Annotated[int, Field(ge=1, le=2**20), Strict()]
 """A size or a number of things."""
-Position = Annotated[int, Field(ge=0, le=2**20), Strict()]
-Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False), Strict()]
-Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), Strict()]
-Beta = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), Strict()]
-Flag = Annotated[bool, Strict()]
-Words = list[Text] | tuple[Text, ...]
-Wholes = Whole | list[Whole] | tuple[Whole, ...]
-Deep = Wholes | list[Wholes] | tuple[Wholes, ...]
+Position: Any = Annotated[int, Field(ge=0, le=2**20), Strict()]
+Number: Any = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False), Strict()]
+Positive: Any = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), Strict()]
+Beta: Any = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), Strict()]
+Flag: Any = Annotated[bool, Strict()]
+Words: Any = list[Word] | tuple[Word, ...]
+Wholes: Any = Whole | list[Whole] | tuple[Whole, ...]
+Deep: Any = Wholes | list[Wholes] | tuple[Wholes, ...]
 Off = Literal[None, False]
 """A field that must be switched off."""
 Factor = Literal[3]
@@ -143,7 +144,7 @@ NETWORKS: Mapping[str, Table] = {
         "norm_type": Literal["ada_norm_zero"],
         "norm_elementwise_affine": Flag,
         "norm_eps": Positive,
-        "activation_fn": Text,
+        "activation_fn": Word,
         "attention_bias": Flag,
         "upcast_attention": Flag,
         "dropout": Annotated[float, Field(ge=0, lt=1), Strict()],
@@ -156,7 +157,7 @@ NETWORKS: Mapping[str, Table] = {
         "flip_sin_to_cos": Flag,
         "freq_shift": Number,
         "down_block_types": Words,
-        "mid_block_type": Text | None,
+        "mid_block_type": Word | None,
         "up_block_types": Words,
         "only_cross_attention": Flag | list[Flag] | tuple[Flag, ...],
         "block_out_channels": list[Whole] | tuple[Whole, ...],
@@ -164,7 +165,7 @@ NETWORKS: Mapping[str, Table] = {
         "downsample_padding": Position,
         "mid_block_scale_factor": Positive,
         "dropout": Annotated[float, Field(ge=0, lt=1), Strict()],
-        "act_fn": Text,
+        "act_fn": Word,
         "norm_num_groups": Whole | None,
         "norm_eps": Positive,
         "cross_attention_dim": Wholes,
@@ -181,18 +182,18 @@ NETWORKS: Mapping[str, Table] = {
         "addition_embed_type": Off,
         "time_cond_proj_dim": Off,
         "upcast_attention": Flag | None,
-        "resnet_time_scale_shift": Text,
+        "resnet_time_scale_shift": Word,
         "resnet_skip_time_act": Flag,
         "resnet_out_scale_factor": Positive,
         "time_embedding_type": Literal["positional", "fourier"],
         "time_embedding_dim": Whole | None,
-        "time_embedding_act_fn": Text | None,
-        "timestep_post_act": Text | None,
+        "time_embedding_act_fn": Word | None,
+        "timestep_post_act": Word | None,
         "conv_in_kernel": Whole,
         "conv_out_kernel": Whole,
         "attention_type": Literal["default"],
         "mid_block_only_cross_attention": Flag | None,
-        "cross_attention_norm": Text | None,
+        "cross_attention_norm": Word | None,
         # These four say how a condition is added that is refused above.
         "addition_time_embed_dim": Any,
         "class_embeddings_concat": Any,
@@ -209,7 +210,7 @@ NETWORKS: Mapping[str, Table] = {
         "pooled_projection_dim": Whole,
         "pos_embed_max_size": Whole,
         "dual_attention_layers": list[Position] | tuple[Position, ...],
-        "qk_norm": Text | None,
+        "qk_norm": Word | None,
     },
     "AutoencoderKL": {
         "in_channels": Factor,
@@ -218,7 +219,7 @@ NETWORKS: Mapping[str, Table] = {
         "up_block_types": Words,
         "block_out_channels": list[Whole] | tuple[Whole, ...],
         "layers_per_block": Whole,
-        "act_fn": Text,
+        "act_fn": Word,
         "latent_channels": Whole,
         "norm_num_groups": Whole,
         "scaling_factor": Positive,
@@ -239,8 +240,8 @@ NETWORKS: Mapping[str, Table] = {
         "decoder_block_out_channels": list[Whole] | tuple[Whole, ...],
         "num_encoder_blocks": list[Whole] | tuple[Whole, ...],
         "num_decoder_blocks": list[Whole] | tuple[Whole, ...],
-        "act_fn": Text,
-        "upsample_fn": Text,
+        "act_fn": Word,
+        "upsample_fn": Word,
         "latent_channels": Whole,
         "upsampling_scaling_factor": Literal[2],
         "latent_magnitude": Number,  # indifferent, as the next: only the helpers for eight-bit latents ask for them

@@ -25,8 +25,8 @@ LEVELS = (0.3, 0.5, 0.7)
 """The noise levels, as parts of the schedule."""
 
 UNKNOWN = 0.8
-"""Above this ratio the images are unlike all that the backbone was trained on. The embedded starter-unet has 0.24 on Fashion-MNIST
-and 1.1 on crops of photographs."""
+"""Above this ratio the images are unlike all that the backbone was trained on. The embedded starter-unet has 0.24 on
+Fashion-MNIST and 1.1 on crops of photographs."""
 
 
 @torch.no_grad()

@@ -197,7 +197,7 @@ def deciding(network: Any) -> dict[str, Any]:
     Args:
         network: a network of diffusers or transformers. Any other has no such fields.
     """
-    config = getattr(network, "config", None)
+    config: Any = getattr(network, "config", None)
     if isinstance(config, Mapping):
         values = _plain(dict(config))
         defaults = _plain(_defaults(type(network).__name__))
