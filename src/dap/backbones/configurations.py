@@ -70,11 +70,41 @@ _FLOW: Table = {
 }
 
 OWN_WAY = frozenset(
-    "algorithm_type clip_sample_range disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type "
-    "interpolation_type lambda_min_clipped lower_order_final predict_x0 sample_max_value set_alpha_to_one shift_terminal "
-    "sigma_max sigma_min skip_prk_steps solver_order solver_p solver_type steps_offset stochastic_sampling timestep_spacing "
-    "use_beta_sigmas use_exponential_sigmas use_karras_sigmas use_lu_lambdas variance_type "
-    "flow_shift time_shift_type base_shift max_shift base_image_seq_len max_image_seq_len".split()
+    [
+        "algorithm_type",
+        "clip_sample_range",
+        "disable_corrector",
+        "dynamic_thresholding_ratio",
+        "euler_at_final",
+        "final_sigmas_type",
+        "interpolation_type",
+        "lambda_min_clipped",
+        "lower_order_final",
+        "predict_x0",
+        "sample_max_value",
+        "set_alpha_to_one",
+        "shift_terminal",
+        "sigma_max",
+        "sigma_min",
+        "skip_prk_steps",
+        "solver_order",
+        "solver_p",
+        "solver_type",
+        "steps_offset",
+        "stochastic_sampling",
+        "timestep_spacing",
+        "use_beta_sigmas",
+        "use_exponential_sigmas",
+        "use_karras_sigmas",
+        "use_lu_lambdas",
+        "variance_type",
+        "flow_shift",
+        "time_shift_type",
+        "base_shift",
+        "max_shift",
+        "base_image_seq_len",
+        "max_image_seq_len",
+    ]
 )
 """Fields of schedulers that are indifferent: they choose a solver or a grid of timesteps, and `dap` has its own of both."""
 
@@ -371,8 +401,19 @@ def check_pipeline(pipe: Any, kind: str, folder: Path | None) -> None:
 
 
 _TEXT: Table = dict.fromkeys(
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings vocab_size d_model d_ff d_kv "
-    "num_layers num_heads".split(),
+    [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "vocab_size",
+        "d_model",
+        "d_ff",
+        "d_kv",
+        "num_layers",
+        "num_heads",
+    ],
     Whole,
 )
 
@@ -403,7 +444,7 @@ def _problem(wanted: Any, value: Any) -> str | None:
     return None
 
 
-_NO_MATTER = frozenset("architectures dtype force_upcast torch_dtype transformers_version".split())
+_NO_MATTER = frozenset(["architectures", "dtype", "force_upcast", "torch_dtype", "transformers_version"])
 """Fields that decide no prediction: who wrote the file, and the number format, which the weights themselves show."""
 
 

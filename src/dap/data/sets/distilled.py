@@ -54,6 +54,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         class_names: the classes in label order.
         ipc: images per class of the whole set.
         recipe: the resolved recipe, or None for a folder that another project made.
+        results: the folder that `note` writes to and where judging keeps its results: that of the set, or another one.
         records: the valid manifest lines, in (label, slot) order.
     """
 
@@ -67,7 +68,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         records: Mapping[tuple[int, int], dict[str, Any]],
     ) -> None:
         self.path, self.class_names, self.ipc, self.recipe = path, tuple(class_names), ipc, recipe
-        self._folders, self._records = tuple(folders), dict(records)
+        self.results, self.folders, self._records = path, tuple(folders), dict(records)
         self._ordered: list[dict[str, Any]] | None = None
 
     @property
@@ -254,7 +255,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         Raises:
             DapError: the place of the image leads out of the set, or it is a folder.
         """
-        relative = f"images/{self._folders[label]}/{slot:05d}.png"
+        relative = f"images/{self.folders[label]}/{slot:05d}.png"
         write_atomically(place_for(self.path, relative), png)
         line = {
             "path": relative,
@@ -272,8 +273,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self._ordered = None
 
     def note(self, name: str, value: Any) -> None:
-        """Write a file into the folder of the set, atomically: a text as it is, another value as JSON."""
-        write_atomically(self.path / name, value.encode() if isinstance(value, str) else dump(value))
+        """Write a file into the folder of results, atomically: a text as it is, another value as JSON."""
+        write_atomically(self.results / name, value.encode() if isinstance(value, str) else dump(value))
 
     def noted(self, name: str, model: TypeAdapter[Any] = JSON) -> Any:
         """The value that `note` wrote as JSON under this name; None where there is no such file.
@@ -286,7 +287,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             DapError: the file cannot be read, is not JSON, or does not fit the model.
         """
         advice = "Restore this file from a copy, or remove it."
-        return read(self.path, name, model, advice) if there(self.path, name) else None
+        return read(self.results, name, model, advice) if there(self.results, name) else None
 
     def verify(self) -> list[str]:
         """Every problem found by reading all files and by decoding and hashing all images; empty when the set is whole.
