@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -307,7 +308,7 @@ def test_metadata_of_a_teacher_are_read_through_a_closed_model(tmp_path, colours
     facts, protocol = json.loads(written["facts"]), json.loads(written["protocol"])
     first = next(iter(weights))
 
-    def wrong(message: str, tensors=None, **changes: object) -> None:
+    def wrong(message: str, tensors: Any = None, **changes: str) -> None:
         save_file(weights if tensors is None else tensors, bad, {**written, **changes})
         with pytest.raises(DapError, match=message) as told:
             load_trained(bad)
@@ -327,7 +328,7 @@ def test_metadata_of_a_teacher_are_read_through_a_closed_model(tmp_path, colours
     wrong("is not JSON", facts="{")
     wrong("is not a number", facts='{"accuracy": NaN}')
     wrong("nested more than", facts="[" * 10**5)
-    wrong("network needs", protocol=json.dumps({**protocol, "width": 2 * 10**5}))  # 10**9 numbers would be made
+    wrong("network needs", protocol=json.dumps({**protocol, "width": 60_000}))
     wrong("network needs", {**weights, "another": torch.zeros(1)})
     wrong("network needs", {name: value for name, value in weights.items() if name != first})
     wrong("are not finite", {**weights, first: weights[first] * float("nan")})

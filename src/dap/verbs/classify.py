@@ -321,21 +321,19 @@ def classify(
             raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
         if data is None and not recipe.get("data"):
             raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
+        refuse_code({} if backbone else recipe["backbone"], made.path / "recipe.json")
     found: dict[Path, dict[str, Any]] = {}
     for made, recipe in zip(opened, recipes, strict=True):
         if isinstance(backbone, Backbone):
             judge_by = backbone
         else:
-            if not backbone:
-                refuse_code(recipe["backbone"], made.path / "recipe.json")
             choice = BackboneChoice(path=backbone) if backbone else BackboneChoice(**recipe["backbone"])
             judge_by = workshop.backbone(choice)
         if isinstance(data, Source):
             real = data
         else:
-            path, size = str(data or recipe["data"]["path"]), judge_by.card.size
-            chosen = data_of(made, path, max_bad_fraction, split)
-            real = workshop.source(chosen.model_copy(update={"size": size}), "test")
+            chosen = data_of(made, str(data or recipe["data"]["path"]), max_bad_fraction, split)
+            real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
         weights = str(workshop.weights_hash(judge_by))
         judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)
         found[made.path] = judge(made, real, opened)
