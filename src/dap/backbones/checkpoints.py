@@ -17,7 +17,9 @@ from dap.base.errors import DapError
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "model", "state_dict", "model_state_dict", "module")
 """Keys under which trainers keep the weights, the moving average first."""
 
-PREFIX = re.compile(r"^(?:module|_orig_mod|_fsdp_wrapped_module|model|ema|ema_model|net|network|denoiser|transformer|dit)\.")
+PREFIX = re.compile(
+    r"^(?:module|_orig_mod|_fsdp_wrapped_module|model|ema|ema_model|net|network|denoiser|transformer|dit)\."
+)
 """What DDP, torch.compile, FSDP and Lightning put before the name of every tensor."""
 
 FLOW_WORDS = ("sit", "flow", "velocity", "rectified", "interpolant", "meanflow", "repa")
@@ -146,7 +148,9 @@ def folded(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             if value is None:
                 continue  # what is missing is named later
             if gamma.ndim > 1 or (gamma.numel() not in (1, len(value))):
-                raise DapError(f"{path}: the factor {name} has {gamma.numel()} numbers, {layer} has {len(value)} outputs.")
+                raise DapError(
+                    f"{path}: the factor {name} has {gamma.numel()} numbers, {layer} has {len(value)} outputs."
+                )
             rows = gamma.double().reshape(-1, *[1] * (value.ndim - 1))
             found[f"{layer}.{kind}"] = (rows * value.double()).to(value.dtype)
     return found

@@ -70,11 +70,41 @@ _FLOW: Table = {
 }
 
 OWN_WAY = frozenset(
-    "algorithm_type clip_sample_range disable_corrector dynamic_thresholding_ratio euler_at_final final_sigmas_type "
-    "interpolation_type lambda_min_clipped lower_order_final predict_x0 sample_max_value set_alpha_to_one shift_terminal "
-    "sigma_max sigma_min skip_prk_steps solver_order solver_p solver_type steps_offset stochastic_sampling timestep_spacing "
-    "use_beta_sigmas use_exponential_sigmas use_karras_sigmas use_lu_lambdas variance_type "
-    "flow_shift time_shift_type base_shift max_shift base_image_seq_len max_image_seq_len".split()
+    [
+        "algorithm_type",
+        "clip_sample_range",
+        "disable_corrector",
+        "dynamic_thresholding_ratio",
+        "euler_at_final",
+        "final_sigmas_type",
+        "interpolation_type",
+        "lambda_min_clipped",
+        "lower_order_final",
+        "predict_x0",
+        "sample_max_value",
+        "set_alpha_to_one",
+        "shift_terminal",
+        "sigma_max",
+        "sigma_min",
+        "skip_prk_steps",
+        "solver_order",
+        "solver_p",
+        "solver_type",
+        "steps_offset",
+        "stochastic_sampling",
+        "timestep_spacing",
+        "use_beta_sigmas",
+        "use_exponential_sigmas",
+        "use_karras_sigmas",
+        "use_lu_lambdas",
+        "variance_type",
+        "flow_shift",
+        "time_shift_type",
+        "base_shift",
+        "max_shift",
+        "base_image_seq_len",
+        "max_image_seq_len",
+    ]
 )
 """Fields of schedulers that are indifferent: they choose a solver or a grid of timesteps, and `dap` has its own of both."""
 
@@ -83,10 +113,17 @@ _PLAIN = (
     "EulerDiscreteScheduler EulerAncestralDiscreteScheduler HeunDiscreteScheduler KDPM2DiscreteScheduler "
     "KDPM2AncestralDiscreteScheduler DPMSolverSDEScheduler"
 ).split()
-_BOTH = "DPMSolverMultistepScheduler DPMSolverSinglestepScheduler UniPCMultistepScheduler DEISMultistepScheduler".split()
+_BOTH = (
+    "DPMSolverMultistepScheduler DPMSolverSinglestepScheduler UniPCMultistepScheduler DEISMultistepScheduler".split()
+)
 _FLOWS = "FlowMatchEulerDiscreteScheduler FlowMatchHeunDiscreteScheduler".split()
 
-_ATTENTION: Table = {"attention_head_dim": Whole, "num_attention_heads": Whole, "num_layers": Whole, "patch_size": Whole}
+_ATTENTION: Table = {
+    "attention_head_dim": Whole,
+    "num_attention_heads": Whole,
+    "num_layers": Whole,
+    "patch_size": Whole,
+}
 
 NETWORKS: Mapping[str, Table] = {
     "DiTTransformer2DModel": {
@@ -307,7 +344,9 @@ def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) 
     """What two fields say together, and what one says to a kind of pipeline."""
     side = values.get("sample_size")
     if of == "UNet2DConditionModel" and isinstance(side, (list, tuple)) and (len(side) != 2 or side[0] != side[1]):
-        raise DapError(f"{shown(where)}: sample_size is {_short(side)}; dap makes square images. {WAYS_OUT['sample_size']}")
+        raise DapError(
+            f"{shown(where)}: sample_size is {_short(side)}; dap makes square images. {WAYS_OUT['sample_size']}"
+        )
     betas, steps = values.get("trained_betas"), values.get("num_train_timesteps", 1000)
     if betas and kind != "mmdit" and len(betas) != steps:
         raise DapError(f"{shown(where)}: there are {len(betas)} trained_betas but num_train_timesteps is {steps}.")
@@ -315,9 +354,7 @@ def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) 
     if start is not None and end is not None and kind != "mmdit" and start > end:
         raise DapError(f"{shown(where)}: beta_start is {start} and beta_end is {end}; betas rise.")
     if of == "AutoencoderKL" and kind != "mmdit" and values.get("shift_factor"):
-        raise DapError(
-            f"{shown(where)}: shift_factor is {_short(values['shift_factor'])}; {WAYS_OUT['shift_factor']}"
-        )
+        raise DapError(f"{shown(where)}: shift_factor is {_short(values['shift_factor'])}; {WAYS_OUT['shift_factor']}")
     if values.get("use_flow_sigmas") and values.get("prediction_type") != "flow_prediction":
         raise DapError(
             f"{shown(where)}: prediction_type is {_short(values.get('prediction_type'))}; with use_flow_sigmas it should be "
@@ -364,8 +401,19 @@ def check_pipeline(pipe: Any, kind: str, folder: Path | None) -> None:
 
 
 _TEXT: Table = dict.fromkeys(
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings vocab_size d_model d_ff d_kv "
-    "num_layers num_heads".split(),
+    [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "vocab_size",
+        "d_model",
+        "d_ff",
+        "d_kv",
+        "num_layers",
+        "num_heads",
+    ],
     Whole,
 )
 
@@ -396,7 +444,7 @@ def _problem(wanted: Any, value: Any) -> str | None:
     return None
 
 
-_NO_MATTER = frozenset("architectures dtype force_upcast torch_dtype transformers_version".split())
+_NO_MATTER = frozenset(["architectures", "dtype", "force_upcast", "torch_dtype", "transformers_version"])
 """Fields that decide no prediction: who wrote the file, and the number format, which the weights themselves show."""
 
 

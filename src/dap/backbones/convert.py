@@ -156,7 +156,9 @@ def _from_checkpoint(
         log.warning(
             "%s has a table of %d labels; the last one is taken for the null label. If it was trained with "
             "class_dropout_prob=0 it has none: give --classes FILE with its %d names to find out.",
-            path.name, labels + 1, labels,
+            path.name,
+            labels + 1,
+            labels,
         )
     if names is None:
         names = list(imagenet.names().values()) if labels == 1000 else [str(label) for label in range(labels)]

@@ -58,15 +58,19 @@ def evaluate(
         data: Real images to test on. Default: those that the set was made of.
         classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
         split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
-        out: Folder of the report. Default: the first set's own.
+        out: Folder of the report and of the results of sets that lie elsewhere. Default: the first set's own, or
+            NAME-judged for a folder that others made.
     """
+    from dap.verbs.evaluate import beside_here
     from dap.verbs.evaluate import evaluate as run
     from dap.verbs.report import check_tracking
 
     check_tracking(track)
     told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
     limit = {"max_bad_fraction": max_bad_fraction, "split": split}
-    return shown(run(sets, data=data, classes=classes, out=out or sets[0], **limit, **told), track)
+    own = (sets[0] / "classes.json").exists() or not sets[0].is_dir()
+    out = out or (sets[0] if own else beside_here(sets[0]))
+    return shown(run(sets, data=data, classes=classes, out=out, **limit, **told), track)
 
 
 def train_teacher(

@@ -22,18 +22,18 @@ from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.notes import whole_note
 from dap.evaluation.labelling import first_side, image_hashes, labelling, largest
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
-from dap.evaluation.training.fitting import new_network, seeded
+from dap.evaluation.training.fitting import check_last_batch, new_network, seeded
 from dap.evaluation.training.labels import Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
-
 
 MEASURING = 2
 """The version of how sets are measured. Measures of another version are made anew."""
@@ -87,6 +87,11 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names))
+    for name in ("checkpoints", "neighbours"):
+        if (judged.results / name).is_symlink():
+            raise DapError(
+                f"{judged.results / name} is a symbolic link; remove it, as results are not written through it."
+            )
     loaded.inspector()  # so that features of other classes are told before any training
     key = {"judged": _hash(image_hashes(judged)), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
@@ -108,7 +113,7 @@ def _trials_of(
     told: Callable[[Trial], object],
 ) -> list[Trial]:
     """The trials of one network, in the order of their seeds. Missing trials are made."""
-    plan, recorded = loaded.plan, RecordedTrials(judged.path)
+    plan, recorded = loaded.plan, RecordedTrials(judged.results)
     protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
     if plan.on == "validation":
         protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
@@ -122,11 +127,11 @@ def _trials_of(
     known = recorded.valid(key, protocol.name, network)
     found = {seed: known[seed] for seed in plan.seeds if seed in known}
     todo = [seed for seed in plan.seeds if seed not in found]
-    unfinished = judged.path / "checkpoints" / key["by"]
+    unfinished = judged.results / "checkpoints" / key["by"]
     if todo:
         options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
         training = _training(judged, loaded, protocol, todo, options)
-        judged.note("protocols.json", {**(judged.noted("protocols.json") or {}), key["by"]: facts})
+        judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: facts})
         for trial in training:
             recorded.add(trial, key)
             for left in unfinished.glob(f"*-{trial.seed}.pt"):
@@ -174,6 +179,23 @@ def _check_networks(plan: JudgingPlan, classes: int) -> None:
     for network in plan.all_networks:
         with seeded(0, torch.device("cpu")):
             new_network(network, plan.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
+
+
+def check_batches(plan: JudgingPlan, images: int, ipc: int, classes: int) -> None:
+    """Check that no network of the plan would meet a last batch of one image that it cannot be trained on.
+
+    Args:
+        plan: how sets are judged.
+        images: how many images the set has.
+        ipc: images per class, of the largest class.
+        classes: number of classes.
+
+    Raises:
+        DapError: a network would. The message gives a batch that works.
+    """
+    for network in plan.all_networks:
+        settled = plan.protocol.settled(ipc=ipc, classes=classes, network=network)
+        check_last_batch(network, settled, 3, classes, images)
 
 
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:

@@ -39,6 +39,7 @@ from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.apart import check_writable
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of
@@ -306,6 +307,10 @@ def classify(
     """
     workshop = open_workshop(machine, watcher=watcher)
     opened = _opened(sets, classes)
+    for made in opened:
+        check_writable(
+            made.path, "The labels are kept in the folder of each set, so classify a copy of it that can be written."
+        )
     unfinished = opened[0].path / ".zeroshot"
     store = Store(machine.cache or unfinished, cache=machine.cache)
     recipes = [made.recipe or {} for made in opened]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from dap.data.real.base import Source
 from dap.data.real.layouts import locate
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import judge
+from dap.evaluation.apart import check_writable, kept_apart
+from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
@@ -57,8 +60,11 @@ def evaluate(
             names of the labels. Or the name of a subset of ImageNet.
         split: where the splits of the real images lie, as `data.split` of a recipe: "train=FOLDER,test=FOLDER". Default:
             what the recipe of the set says.
-        out: the file of the page on these sets, with a name that ends in .html, or a folder for it. None: no page is
-            written.
+        max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
+        out: the file of the page on these sets, with a name that ends in .html, or a folder for it. The results of sets that
+            do not lie in this folder are kept there too, in `judged`, and nothing is written beside the sets. None: no page
+            is written, and sets of this library keep their results. Those of a folder that others made are kept in
+            NAME-judged in the current folder.
         title: the heading of the page.
         judging: the protocol, networks and trials.
         machine: the device, the network, the cache and the CPU threads.
@@ -75,15 +81,50 @@ def evaluate(
     opened = [_opened(one, data, classes, split, workshop, held) for one in _listed(sets)]
     if not opened:
         raise DapError("There is no set to judge; give a set or a list of sets.")
+    place(opened, None if out is None else Path(out))
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
         for made in opened:
+            images = Counter(record["label"] for record in made.records)
+            largest = max(images.values(), default=0)
+            plan = loaded_for(data_of(made, path, max_bad_fraction, split)).plan
+            check_batches(plan, images.total(), max(1, largest), len(made.class_names))
+        for made in opened:
             judge(made, loaded_for(data_of(made, path, max_bad_fraction, split)), watcher)
     else:
         _judge_on(data, opened, classes, judging, machine, watcher)
-    paths = tuple(made.path for made in opened)
+    paths = tuple(made.results for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
+
+
+def place(opened: Sequence[DistilledSet], out: Path | None) -> None:
+    """Choose where the results of sets go, see `evaluate`, and check before any work that they can be written there.
+
+    Raises:
+        DapError: a folder cannot be written.
+    """
+    folder = out
+    if out is not None:
+        folder = out.parent if out.suffix.lower() in {".html", ".htm"} else out
+        check_writable(folder, "Give another folder with --out.")
+    paths = [made.path.resolve() for made in opened]
+    shared = Path(os.path.commonpath([path.parent for path in paths]))
+    for made, path in zip(opened, paths, strict=True):
+        if folder is not None and path.is_relative_to(folder.resolve()):
+            kept = made.path
+        elif folder is not None:
+            kept = folder / "judged" / path.relative_to(shared)
+        else:
+            kept = made.path if (made.path / "classes.json").is_file() else beside_here(path) / "judged" / path.name
+        check_writable(kept, "Give a folder that can be written with --out.")
+        if kept != made.path:
+            kept_apart(made, kept)
+
+
+def beside_here(path: Path) -> Path:
+    """The folder in the current one for the results of a folder that others made."""
+    return Path(f"{path.resolve().name}-judged")
 
 
 def _listed(sets: Any) -> list[Any]:

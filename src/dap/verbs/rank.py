@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dap.evaluation.apart import check_writable
 from dap.evaluation.report.ranking import Ranking, rank_sets
 from dap.verbs.report import Results, Where, found_sets
 
@@ -39,4 +40,7 @@ def rank(
         DapError: there is no set or no random set, or no trial was made by one of the protocols.
     """
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
-    return dict(rank_sets(found_sets(sets), network=network, full_hard=full, **protocols))
+    found = found_sets(sets)
+    for path in found:
+        check_writable(path, "The scores are kept in the folder of each set, so rank a copy of it that can be written.")
+    return dict(rank_sets(found, network=network, full_hard=full, **protocols))

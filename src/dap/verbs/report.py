@@ -88,9 +88,12 @@ def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: s
 
 def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
     """Write the page of `report` on these folders. Each folder is one set; others may have made the images of a folder."""
+    from dap.evaluation.apart import check_writable
     from dap.evaluation.report.page import write_report
     from dap.published import published
 
+    folder = out.parent if out.suffix.lower() in {".html", ".htm"} else out
+    check_writable(folder, "Give another folder with --out.")
     return write_report(sets, out, title=title, published=published).resolve()
 
 

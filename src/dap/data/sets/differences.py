@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeGuard
 
 from dap.base.parsing import shown
 
@@ -26,15 +26,17 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         ]
     if old == new:
         return []
-    if _long(old) and _long(new) and (said := classes_apart(old, new, "the former", "the new")):
+    lists = _long(old), _long(new)
+    if lists[0] and lists[1] and (said := classes_apart(*lists, "the former", "the new")):
         return [f"{where}: {_small(said)}"]
     before, after = ("nothing" if v.__class__ is object else json.dumps(v) for v in (old, new))
     return [f"{where}: {before} -> {after}"]
 
 
-def _long(value: Any) -> bool:
-    """Whether a value is a list of so many texts that only its difference should be told."""
-    return isinstance(value, list) and len(value) > 2 * MOST_NAMED and all(isinstance(one, str) for one in value)
+def _long(value: Any) -> list[str]:
+    """A list of so many texts that only its difference should be told; [] for any other value."""
+    told = isinstance(value, list) and len(value) > 2 * MOST_NAMED and all(isinstance(one, str) for one in value)
+    return value if told else []
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
-from pydantic import TypeAdapter
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,6 +34,7 @@ from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, 
 from dap.data.sets.contents import JSON, RECIPE, Classes, Within, read, read_manifest, sha256, there
 from dap.data.sets.folders import check_classes, class_order, images_by_folder, other_than_folders
 from dap.data.sets.looks import advice_for
+from dap.data.sets.notes import NOTES, as_read
 from dap.data.sets.sheet import contact_sheet
 from dap.data.sets.verification import Problems, check_none, problems_of, problems_of_files
 
@@ -54,6 +54,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         class_names: the classes in label order.
         ipc: images per class of the whole set.
         recipe: the resolved recipe, or None for a folder that another project made.
+        results: the folder that `note` writes to and where judging keeps its results: that of the set, or another one.
         records: the valid manifest lines, in (label, slot) order.
     """
 
@@ -67,7 +68,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         records: Mapping[tuple[int, int], dict[str, Any]],
     ) -> None:
         self.path, self.class_names, self.ipc, self.recipe = path, tuple(class_names), ipc, recipe
-        self._folders, self._records = tuple(folders), dict(records)
+        self.results, self.folders, self._records = path, tuple(folders), dict(records)
         self._ordered: list[dict[str, Any]] | None = None
 
     @property
@@ -254,7 +255,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         Raises:
             DapError: the place of the image leads out of the set, or it is a folder.
         """
-        relative = f"images/{self._folders[label]}/{slot:05d}.png"
+        relative = f"images/{self.folders[label]}/{slot:05d}.png"
         write_atomically(place_for(self.path, relative), png)
         line = {
             "path": relative,
@@ -272,21 +273,17 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self._ordered = None
 
     def note(self, name: str, value: Any) -> None:
-        """Write a file into the folder of the set, atomically: a text as it is, another value as JSON."""
-        write_atomically(self.path / name, value.encode() if isinstance(value, str) else dump(value))
+        """Write a file into the folder of results, atomically: a text as it is, another value as JSON."""
+        write_atomically(self.results / name, value.encode() if isinstance(value, str) else dump(value))
 
-    def noted(self, name: str, model: TypeAdapter[Any] = JSON) -> Any:
+    def noted(self, name: str) -> Any:
         """The value that `note` wrote as JSON under this name; None where there is no such file.
 
-        Args:
-            name: the name of the file.
-            model: what the file must hold. Default: any JSON.
-
         Raises:
-            DapError: the file cannot be read, is not JSON, or does not fit the model.
+            DapError: the file cannot be read, is not JSON, or does not fit its model in `notes.NOTES`.
         """
-        advice = "Restore this file from a copy, or remove it."
-        return read(self.path, name, model, advice) if there(self.path, name) else None
+        model, advice = as_read(NOTES.get(name, JSON)), "Restore this file from a copy, or remove it."
+        return read(self.results, name, model, advice) if there(self.results, name) else None
 
     def verify(self) -> list[str]:
         """Every problem found by reading all files and by decoding and hashing all images; empty when the set is whole.

@@ -6,6 +6,7 @@ in a sentence with file and line. This module needs no torch.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dap.base.documents import read_json
+from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Name, Text
+
+log = logging.getLogger("dap")
 
 LARGEST = 1e30
 """The largest size of a number. The square of a square of it is still finite."""
@@ -230,7 +234,8 @@ def as_read(model: Any) -> Any:
         handler(value)
         return value
 
-    return TypeAdapter(Annotated[model, WrapValidator(check)])
+    checked: Any = Annotated[model, WrapValidator(check)]  # pyright: ignore[reportInvalidTypeForm]
+    return TypeAdapter(checked)
 
 
 def read_note(folder: Path, name: str) -> Any:
@@ -248,6 +253,15 @@ def read_note(folder: Path, name: str) -> Any:
     if not os.path.lexists(path):
         return None
     return read_json(path, as_read(NOTES.get(name, Plain)))
+
+
+def whole_note(folder: Path, name: str) -> dict[str, Any]:
+    """What `read_note` reads; {} where there is no such file or it is damaged. A warning then names it, and it is made anew."""
+    try:
+        return read_note(folder, name) or {}
+    except DapError as error:
+        log.warning("%s It is made anew.", error)
+        return {}
 
 
 def leaks(real: Mapping[str, int]) -> list[str]:

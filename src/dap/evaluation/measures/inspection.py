@@ -30,7 +30,7 @@ from dap.base.files import write_atomically
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.notes import leaks
+from dap.data.sets.notes import leaks, whole_note
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
@@ -85,7 +85,7 @@ class Inspector:
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 
     @property
-    def _reading(self) -> dict[str, int]:
+    def _reading(self) -> dict[str, Any]:
         classes = len(self.train.class_names)
         limit = max(SEARCHED_IN_ALL // classes, 100)
         return {"limit": limit, "compared": min(COMPARED, max(COMPARED_IN_ALL // classes, 100))}
@@ -122,13 +122,13 @@ class Inspector:
     def done(self, judged: DistilledSet, key: str) -> bool:
         """Whether the files of a set were written under this key, with these features and by the same measures of the
         user."""
-        kept = (judged.noted("measures.json") or {}).get("own") or {}
+        kept = whole_note(judged.results, "measures.json").get("own") or {}
         return self._inspected(judged, key) and all(kept.get(one.name, {}).get("code") == one.code for one in self.own)
 
     def _inspected(self, judged: DistilledSet, key: str) -> bool:
-        written = [judged.noted(name) or {} for name in ("measures.json", "images.json")]
+        written = [whole_note(judged.results, name) for name in ("measures.json", "images.json")]
         same = all((one.get("judged"), one.get("features")) == (key, self.name) for one in written)
-        return same and (judged.path / "map.npz").is_file()
+        return same and (judged.results / "map.npz").is_file()
 
     def __call__(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
         """Write all files of a set that are not there yet.
@@ -153,7 +153,7 @@ class Inspector:
     def _measure_own(self, judged: DistilledSet, images: Tensor, labels: Tensor) -> None:
         """Write the numbers of the user's own measures into `measures.json`. The numbers of other measures stay
         there."""
-        measures = judged.noted("measures.json") or {}
+        measures = whole_note(judged.results, "measures.json")
         kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
         subject = Subject(images, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
         for one in self.own:
@@ -184,7 +184,7 @@ class Inspector:
                 rows[name]["label_agreement"] = right[labels == label].mean().item()
             measures["confusion"] = _confusion(labels, probabilities.argmax(1), own)
         near = self._near(images, labels, features, notes)
-        keep = (judged.path / "classes.json").is_file()
+        keep = (judged.results / "classes.json").is_file()
         self._write_neighbours(judged, near if keep else [], own)
         self._write_map(judged, features, labels, own)
         told = self._images(judged, near, probabilities, own, key, keep)
@@ -281,14 +281,14 @@ class Inspector:
             if match is not None
         ]
         wanted = {_file(match, own[match.label]): (match.label, match.index) for match in matches}
-        for file in (judged.path / "neighbours").glob("*.png"):
+        for file in (judged.results / "neighbours").glob("*.png"):
             if f"neighbours/{file.name}" not in wanted:
                 file.unlink()
         for name, where in wanted.items():
             pixels = self.search.reals.images([where])[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, format="PNG")
-            write_atomically(judged.path / name, buffer.getvalue())
+            write_atomically(judged.results / name, buffer.getvalue())
 
     @cached_property
     def _mapped(self) -> dict[str, Tensor]:
@@ -325,7 +325,7 @@ class Inspector:
             arrays |= {half: mapped[half].numpy(), f"{half}_label": order[mapped[f"{half}_label"]].numpy()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays, features=self.name, data=self.train.fingerprint())
-        write_atomically(judged.path / "map.npz", buffer.getvalue())
+        write_atomically(judged.results / "map.npz", buffer.getvalue())
 
 
 def _file(match: Match, label: int) -> str:

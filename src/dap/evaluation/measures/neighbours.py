@@ -155,7 +155,7 @@ class Search:
             ordered = sorted(suspect.closeness[which] for suspect in once)
             values.append(ordered[max(0, math.floor(rate * (len(ordered) + 1)) - 1)])
         why = None if min(values) > 0 else "Among the real images themselves a distance of 0 is usual."
-        return Thresholds(*values, **counted, why=why)
+        return Thresholds(values[0], values[1], **counted, why=why)
 
     def __call__(self, images: Tensor, labels: Tensor, features: Tensor) -> list[Neighbours]:
         """The neighbours of images (n, 3, h, w) in [0, 1] with labels (n,) and features (n, D), in their order."""

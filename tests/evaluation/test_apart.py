@@ -1,0 +1,164 @@
+"""Kind 9, case G: `--out` takes everything that is written, and nothing is written beside what is read unless asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dap.base.errors import DapError
+from dap.cli.main import main
+from dap.data.sets.differences import classes_apart, differences
+from dap.evaluation.apart import check_writable
+
+SMALL = ["--networks", "convnet1", "--set", "size=8", "--set", "width=2", "--epochs", "1", "--set", "mean=[0.5]"]
+SMALL += ["--set", "std=[0.25]"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.fixture(scope="module")
+def ours(colours, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("ours") / "set"
+    how = ["--method", "random", "--data", str(colours), "--size", "8", "--ipc", "2", "--out", str(out)]
+    assert main(["distill", *how]) == 0
+    return out
+
+
+@pytest.fixture
+def theirs(colours, tmp_path) -> Path:
+    for folder in (colours / "train").iterdir():
+        (tmp_path / "theirs" / folder.name).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(folder / f"{i}.png", tmp_path / "theirs" / folder.name)
+    return tmp_path / "theirs"
+
+
+def test_out_takes_everything_that_judging_writes(ours, tmp_path, monkeypatch, capsys):
+    """Case G: a set in a folder that cannot be written is judged with --out."""
+    before, write = files(ours), os.replace
+
+    def refused(source, target):
+        if Path(target).resolve().is_relative_to(ours):
+            raise OSError(30, "Read-only file system", str(target))
+        return write(source, target)
+
+    monkeypatch.setattr("os.replace", refused)
+    out = tmp_path / "out"
+    assert main(["evaluate", str(ours), *SMALL, "--out", str(out)]) == 0, capsys.readouterr().err
+    assert files(ours) == before
+    kept = out / "judged" / "set"
+    assert {"trials.jsonl", "measures.json", "images.json", "map.npz", "protocols.json"} <= set(files(kept))
+    assert (out / "report.html").read_text().count('class="exact"') == 6
+    line = (kept / "trials.jsonl").read_text()
+    assert main(["evaluate", str(ours), *SMALL, "--out", str(out)]) == 0
+    assert (kept / "trials.jsonl").read_text() == line, "a trial that is there counts"
+    assert main(["report", str(out), "--out", str(tmp_path / "again")]) == 0, "the results alone are reported on"
+
+
+def test_a_folder_that_others_made_gets_no_file_unless_asked(theirs, colours, tmp_path, monkeypatch, capsys):
+    """Case G: a judged folder of others got 14 files."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = files(theirs)
+    assert main(["evaluate", str(theirs), "--data", str(colours), *SMALL]) == 0
+    assert files(theirs) == before and "theirs-judged/report.html" in capsys.readouterr().out
+    assert "judged/theirs/trials.jsonl" in files(tmp_path / "here" / "theirs-judged")
+    assert main(["evaluate", str(theirs), "--data", str(colours), *SMALL, "--out", str(theirs)]) == 0
+    assert (theirs / "trials.jsonl").is_file(), "now it was asked"
+
+
+def test_a_trial_beside_the_set_counts_elsewhere(ours, tmp_path):
+    made = tmp_path / "set"
+    shutil.copytree(ours, made)
+    assert main(["evaluate", str(made), *SMALL]) == 0
+    line = json.loads((made / "trials.jsonl").read_text())
+    assert main(["evaluate", str(made), *SMALL, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "judged" / "set" / "trials.jsonl").read_text()) == line
+
+
+@pytest.mark.parametrize(("verb", "more"), [("evaluate", SMALL), ("report", [])])
+def test_what_cannot_be_written_is_said_before_any_work(verb, more, ours, capsys):
+    status = main([verb, str(ours), "--out", "/proc/nowhere", *more])  # no file can be made there
+    said = capsys.readouterr().err
+    assert status != 0 and "/proc/nowhere cannot be written" in said and "Give another folder with --out" in said
+    assert not (ours / "trials.jsonl").exists()
+
+
+@pytest.mark.parametrize("verb", ["classify", "rank"])
+def test_what_keeps_its_result_in_the_set_says_so_before_any_work(verb, ours, monkeypatch, capsys):
+    def refuse(path, data):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    options = ["--backbone", "starter"] if verb == "classify" else ["--hard", "small-hard"]
+    assert main([verb, str(ours), *options]) != 0
+    assert f"{ours} cannot be written (Read-only file system)" in capsys.readouterr().err
+
+
+def test_a_folder_is_made_to_write_into(tmp_path):
+    check_writable(tmp_path / "a" / "b", "Do this.")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DapError, match=r"cannot be written \(.*\). Do this\."):
+        check_writable(tmp_path / "file" / "b", "Do this.")
+
+
+def test_results_are_not_written_through_a_link(ours, tmp_path, capsys):
+    """First section, paths: nothing that a set brings leads out of its folder."""
+    made, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    shutil.copytree(ours, made)
+    elsewhere.mkdir()
+    Image.new("RGB", (2, 2)).save(elsewhere / "mine.png")
+    (made / "neighbours").symlink_to(elsewhere)
+    assert main(["evaluate", str(made), *SMALL]) != 0 and "is a symbolic link" in capsys.readouterr().err
+    (made / "neighbours").unlink()
+    (elsewhere / "profile").write_text("mine\n")
+    (made / "trials.jsonl").symlink_to(elsewhere / "profile")
+    assert main(["evaluate", str(made), *SMALL]) != 0
+    assert (elsewhere / "profile").read_text() == "mine\n" and (elsewhere / "mine.png").exists()
+
+
+@pytest.mark.parametrize("name", ["measures.json", "images.json", "protocols.json", "trials.jsonl", "map.npz"])
+def test_judging_goes_on_over_damaged_results(ours, tmp_path, name, caplog):
+    made = tmp_path / "set"
+    shutil.copytree(ours, made)
+    (made / name).write_bytes(b'{"a": \xff')
+    assert main(["evaluate", str(made), *SMALL]) == 0
+    assert name == "map.npz" or name in caplog.text
+    assert len((made / "trials.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_mismatch_of_classes_names_the_difference():
+    """Case F2: 2,000 classes, one spelt otherwise, gave 56 KB of names."""
+    mine = [f"class {i}" for i in range(2000)]
+    theirs = [*mine[:-1], "Class_1999"]
+    said = classes_apart(mine, theirs, "The set x", "the test data") or ""
+    assert len(said) < 200 and said.count("class 1999") == 2 and "class 1999 may be Class_1999" in said
+    assert classes_apart(mine, mine[::-1], "a", "b") is None
+    many = classes_apart(mine, [f"other {i}" for i in range(2000)], "The set x", "the test data") or ""
+    assert "and 1990 more" in many and len(many) < 1000
+    (line,) = differences({"classes": mine}, {"classes": theirs})
+    assert len(line) < 250 and "Class_1999" in line
+
+
+def test_damaged_real_images_are_allowed_as_the_recipe_says(colours, tmp_path, capsys):
+    """Case B9: evaluate forgot the recipe's max_bad_fraction, and could not take one."""
+    data = tmp_path / "data"
+    shutil.copytree(colours, data)
+    for i in range(2):
+        (data / "test" / "red" / f"{i}.png").write_bytes(b"no image")
+    how = ["--method", "random", "--data", str(data), "--size", "8", "--ipc", "1"]
+    assert main(["distill", *how, "--max-bad-fraction", "0.5", "--out", str(tmp_path / "a")]) == 0
+    assert main(["evaluate", str(tmp_path / "a"), *SMALL]) == 0
+    assert main(["distill", *how, "--out", str(tmp_path / "b")]) == 0
+    assert main(["evaluate", str(tmp_path / "b"), *SMALL]) != 0 and "raise max_bad_fraction" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "b"), *SMALL, "--max-bad-fraction", "0.5"]) == 0, (
+        "the advice can be followed"
+    )
