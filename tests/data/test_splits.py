@@ -180,8 +180,8 @@ def test_case_a13_composed_and_decomposed_names_are_equal(tmp_path: Path) -> Non
     for split, form, start in (("train", "NFD", 0), ("test", "NFC", 50)):
         pair(tmp_path / split, start, names=(unicodedata.normalize(form, "café"), "dog"))
     assert opened(tmp_path).class_names == opened(tmp_path, "test").class_names == ("caf\u00e9", "dog")
-    for form in ("NFC", "NFD"):
-        assert opened(tmp_path, classes=[unicodedata.normalize(form, "café")]).count(0) == 3
+    for name in (unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")):
+        assert opened(tmp_path, classes=[name]).count(0) == 3
     pair(tmp_path / "train", names=("caf\u00e9", "dog"))
     with pytest.raises(DapError, match="café named more than once"):
         opened(tmp_path)
