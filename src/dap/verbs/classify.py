@@ -287,10 +287,8 @@ def classify(
     Args:
         sets: distilled sets, folders that hold distilled sets, or folders of class folders.
         backbone: the name of a backbone as in a recipe, or a loaded backbone. Default: the backbone that made each set.
-        data: the real images: a name, a folder, or opened test images at the backbone's size. Default: the data that
-            each set was made of.
-        classes: for folders that others made, the names of the class folders in label order, or the name of a subset of
-            ImageNet.
+        data: the real images: a name, a folder, or opened test images at the backbone's size. Default: those of each set.
+        classes: for folders that others made, the class folders in label order, or the name of a subset of ImageNet.
         max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
         split: where the test images lie, as `data.split` of a recipe: "test=FOLDER". Default: what each set's recipe says.
         reals: how many real test images of each class are used. A smaller class gives all it has.
