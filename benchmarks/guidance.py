@@ -97,7 +97,7 @@ def main() -> None:
         kept = read() if (DOCS / "guidance.csv").exists() else []
         kept += [line for folder in args.add for line in lines_of(folder) if line not in kept]
         with (DOCS / "guidance.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, list[str](COLUMNS), lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
     if args.write:
