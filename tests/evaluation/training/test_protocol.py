@@ -166,7 +166,7 @@ def test_a_wrong_protocol_is_named(tmp_path):
     with pytest.raises(DapError, match=r"No protocol file nowhere.yaml. Shipped protocols: .*small-hard"):
         load_protocol("nowhere.yaml")
     file = tmp_path / "p.yaml"
-    wrong = {"a: [": "is not valid YAML", "3": "should be a mapping", "name: x": "'source' is missing"}
+    wrong = {"a: [": "line 1: .* so this is not YAML", "3": "should be a mapping", "name: x": "'source' is missing"}
     for text, message in wrong.items():
         file.write_text(text)
         with pytest.raises(DapError, match=message):
@@ -305,8 +305,8 @@ def test_what_an_extending_file_says_holds_under_every_case(tmp_path):
         ({"a": "extends: gone.yaml\nname: a"}, r"a.yaml extends .*gone.yaml: No protocol file .*gone.yaml"),
         ({"a": "extends: [x]\nname: a"}, r"extends should name one protocol, such as small-hard"),
         ({"a": "extends: small-hard\nepochs: 3"}, r"give it a name of its own"),
-        ({"a": "extends: small-hard\nname: a\nepoch: 3"}, r"a.yaml: unknown field 'epoch'.*epochs"),
-        ({"a": "extends: b.yaml\nname: a", "b": "name: [b"}, r"b.yaml is not valid YAML"),
+        ({"a": "extends: small-hard\nname: a\nepoch: 3"}, r"a.yaml, line 3: unknown field 'epoch'.*epochs"),
+        ({"a": "extends: b.yaml\nname: a", "b": "name: [b"}, r"b.yaml, line 1: .* so this is not YAML"),
     ],
 )
 def test_a_wrong_extends_is_a_sentence(files, message, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 from dap import imagenet
 from dap.base.errors import DapError
+from dap.base.files import inside
 from dap.data.real.base import some
 from dap.data.real.layouts import IMAGE_SUFFIXES, locate
 from dap.data.real.parquet import ParquetSource
@@ -131,10 +132,11 @@ def read_set(source: Path, ask: Ask) -> Reading:
         raise DapError(f"{source} has no class {absent[0]!r}; it has {some(made.class_names, 20)}.")
     files: dict[str, list[Path]] = {name: [] for name in made.class_names}
     for record in made.records:
-        files[record["class_name"]].append(source / record["path"])
+        files[record["class_name"]].append(inside(source, record["path"]))
     order = "the set's own" if ask.class_names is None else "as given with --classes"
     facts = {"recipe": made.recipe} if made.recipe else {}
-    return Reading(names, [[_entry(source, file) for file in files[name]] for name in names], order, facts=facts)
+    images = [[_entry(source, file) for file in files[name]] for name in names]
+    return Reading(names, images, order, facts=facts)
 
 
 def read_parquet(source: Path, ask: Ask) -> Reading:

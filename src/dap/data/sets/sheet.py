@@ -11,6 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from dap.base.documents import regular
+from dap.base.files import inside
+from dap.data.real.decode import opened
+from dap.data.sets.contents import there
+
 SIDE, ROWS, COLUMNS = 48, 12, 12
 """The side of a small image in pixels, and the largest numbers of classes and of images per class on a sheet. With
 these limits a sheet stays below half a megabyte."""
@@ -31,7 +36,7 @@ def contact_sheet(folder: Path, class_names: Sequence[str], records: Sequence[di
     lines = [f"<p>{html.escape(caption)}</p>", "<table>"]
     for label, name in enumerate(class_names[:ROWS]):
         mine = [record for record in records if record["label"] == label]
-        strip = "" if not mine else f'<img alt="" src="{_strip([folder / line["path"] for line in mine[:COLUMNS]])}">'
+        strip = "" if not mine else f'<img alt="" src="{_strip(folder, [line["path"] for line in mine[:COLUMNS]])}">'
         more = f"and {len(mine) - COLUMNS} more" if len(mine) > COLUMNS else ""
         cells = (html.escape(name), strip, more)
         lines.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
@@ -41,19 +46,19 @@ def contact_sheet(folder: Path, class_names: Sequence[str], records: Sequence[di
     return "<div>" + "".join(lines) + "</div>"
 
 
-def _strip(files: Sequence[Path]) -> str:
-    """The images of these files, small and side by side, as a data URI."""
+def _strip(folder: Path, files: Sequence[str]) -> str:
+    """The images of these files of the folder, small and side by side, as a data URI."""
     strip = Image.new("RGB", ((SIDE + 2) * len(files) - 2, SIDE), "white")
     for k, file in enumerate(files):
-        strip.paste(_small(file), (k * (SIDE + 2), 0))
+        strip.paste(_small(folder, file), (k * (SIDE + 2), 0))
     out = io.BytesIO()
     strip.save(out, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _small(file: Path) -> Image.Image:
+def _small(folder: Path, file: str) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with opened(inside(folder, file) if there(folder, "classes.json") else regular(folder / file)) as image:
             small = image.convert("RGB")
             small.thumbnail((SIDE, SIDE))
     except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers

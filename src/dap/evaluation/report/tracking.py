@@ -14,7 +14,7 @@ import numpy as np
 
 from dap.base.errors import DapError
 from dap.data.sets.differences import flatten
-from dap.evaluation.report.gallery import MAX_CLASSES, MAX_SLOTS, file_in
+from dap.evaluation.report.gallery import LARGEST_IMAGE, MAX_CLASSES, MAX_SLOTS, file_in
 from dap.evaluation.report.records import Json, SetRecord, is_number
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -122,8 +122,12 @@ def _pixels(record: SetRecord, image: Json) -> Any:
 
     file = file_in(record, image["path"])
     try:
-        return None if file is None else np.asarray(Image.open(file).convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
+        if file is None:
+            return None
+        with Image.open(file) as opened:
+            too_large = opened.width * opened.height > LARGEST_IMAGE
+            return None if too_large else np.asarray(opened.convert("RGB"))
+    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
         return None
 
 
