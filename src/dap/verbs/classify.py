@@ -328,11 +328,9 @@ def classify(
         if isinstance(data, Source):
             real = data
         else:
-            path, size = str(data or recipe["data"]["path"]), judge_by.card.size
-            chosen = data_of(made, path, max_bad_fraction, split)
-            real = workshop.source(chosen.model_copy(update={"size": size}), "test")
-        weights = str(workshop.weights_hash(judge_by))
-        judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)
+            chosen = data_of(made, str(data or recipe["data"]["path"]), max_bad_fraction, split)
+            real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
+        judge = ZeroShot(judge_by, str(workshop.weights_hash(judge_by)), levels, reals, store, watcher.work)
         found[made.path] = judge(made, real, opened)
     shutil.rmtree(unfinished, ignore_errors=True)
     return found
