@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from dap import backbones
 from dap.backbones.base import Backbone
-from dap.backbones.familiar import warned
 from dap.base.errors import DapError
 from dap.base.files import sha256_of
 from dap.base.registry import build, code_of, resolve
 from dap.base.store import Store
 from dap.choices import OwnGuidance
+from dap.data.familiar import warned
 from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part

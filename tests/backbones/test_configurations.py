@@ -424,7 +424,7 @@ def test_a_text_backbone_on_images_that_it_has_never_seen_is_said(tmp_path, capl
             small = (255 * torch.rand(6, 6, 3, generator=generator)).to(torch.uint8).numpy()
             Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(tmp_path / name / f"{i}.png")
     workshop = Workshop(device="cpu")
-    values = {"method": "vanilla", "ipc": 1, "steps": 2, "backbone": {"path": "starter-unet"}}
+    values = {"method": "vanilla", "ipc": 1, "sampling": {"steps": 2}, "backbone": {"path": "starter-unet"}}
     workshop.task(Recipe.parse(values | {"data": {"path": "fashion-mnist"}}))
     assert "never seen" not in caplog.text
     workshop.task(Recipe.parse(values | {"data": {"path": str(tmp_path)}}))

@@ -332,8 +332,7 @@ def classify(
         else:
             chosen = data_of(made, str(data or recipe["data"]["path"]), max_bad_fraction, split)
             real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
-        weights = str(workshop.weights_hash(judge_by))
-        judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)
+        judge = ZeroShot(judge_by, str(workshop.weights_hash(judge_by)), levels, reals, store, watcher.work)
         found[made.path] = judge(made, real, opened)
     shutil.rmtree(unfinished, ignore_errors=True)
     return found
