@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 
 demo: $(READY)  ## the main job on the embedded starter, with a report
 	$(BIN)/dap demo $(ARGS)
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+MINUTES ?= 10
+fuzz: $(READY)  ## damaged files for every reader; `make fuzz MINUTES=1 ARGS="--only manifest"`
+	$(BIN)/python -m fuzz --minutes $(MINUTES) $(ARGS)
 
 lint: $(READY)  ## ruff and pyright (as basedpyright, which brings its own Node)
 	$(BIN)/ruff check .

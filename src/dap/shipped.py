@@ -16,7 +16,7 @@ from dap.base.fields import Chosen, Name
 from dap.base.parsing import parse_yaml, shown
 from dap.base.registry import suggest
 
-LARGEST = 2**20
+LARGEST = 2**18
 """How many bytes the file of a recipe may have."""
 
 

@@ -90,7 +90,7 @@ def read_json(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = LAR
     return fitted(parse_json(text, path), model, path, text)
 
 
-def read_yaml(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = 2**20) -> T:
+def read_yaml(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = 2**18) -> T:
     """The value of a YAML file as a model, as `read_json` gives that of a JSON file."""
     text = read_text(path, largest)
     return fitted(parse_yaml(text, path), model, path, text)

@@ -6,6 +6,7 @@ holds a number that is not finite or too large, uses a YAML alias, or is nested 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -206,14 +207,15 @@ def _loader() -> Any:
     return Loader
 
 
+LOOKED_UP = 2**18
+"""In how long a text the line of a value is looked up."""
+
+
 def line_of(text: str, place: tuple[int | str, ...]) -> int | None:
-    """The line, from 1, of a value in a JSON or YAML text; None where it cannot be found."""
+    """The line, from 1, of a value in a JSON or YAML text; None where it cannot be found, or where the text is long."""
     import yaml
 
-    try:
-        node = yaml.compose(text, Loader=_loader())
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return None
+    node = _composed(text) if place and len(text) <= LOOKED_UP else None
     line = None
     for part in place:
         found = None
@@ -225,3 +227,14 @@ def line_of(text: str, place: tuple[int | str, ...]) -> int | None:
             break
         node, line = found, found.start_mark.line + 1
     return line
+
+
+@functools.lru_cache(maxsize=1)  # a message names several lines of one text
+def _composed(text: str) -> Any:
+    """The nodes of a text that was parsed already, so that it has no alias and is not deep; None where YAML has none."""
+    import yaml
+
+    try:
+        return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return None

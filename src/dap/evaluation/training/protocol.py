@@ -298,7 +298,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     if name.endswith((".yaml", ".yml")):
         if not os.path.lexists(name):
             raise DapError(f"No protocol file {shown(name)}. Shipped protocols: {', '.join(known_protocols())}.")
-        return read_text(Path(name), 2**20), shown(name)
+        return read_text(Path(name), 2**18), shown(name)
     if name not in known_protocols():
         known = suggest(shown(name), known_protocols())
         raise DapError(f"Unknown protocol {brief(name)}. {known} Or give the .yaml file of your own.")

@@ -1,0 +1,45 @@
+"""Feeds every reader with damaged files for some minutes. Exits with 1 if an answer was not clear."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from fuzz.run import FOUND, table, together, work
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--seed", type=int, default=None, help="default: the time, so that every run tries other inputs"
+    )
+    parser.add_argument("--only", default="", help="feed only the readers whose names hold this text")
+    parser.add_argument("--json", type=Path, default=FOUND / "counts.json", help="the file for the counts")
+    given = parser.parse_args()
+    seed = int(time.time()) if given.seed is None else given.seed
+    jobs = [(given.minutes * 60, seed * 1000 + number, given.only) for number in range(given.processes)]
+    with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
+        counts = together(pool.starmap(work, jobs))
+    said = {"seed": seed, "minutes": given.minutes, "processes": given.processes, "python": platform.python_version()}
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps({**said, "readers": {k: asdict(c) for k, c in counts.items()}}, indent=1) + "\n")
+    print(table(counts))
+    unclear = {(name, place): n for name, c in counts.items() for place, n in c.places.items()}
+    for (name, place), number in sorted(unclear.items(), key=lambda item: -item[1]):
+        print(f"unclear: {name}: {place} ({number:,} times)")
+    if unclear:
+        print("The inputs and traces are in fuzz/found.")
+    return 1 if unclear else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Readers of real images, of captions, and of sets that others made."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dap.data.real.captions import read_captions
+from dap.data.real.decode import BrokenImage, as_png, decode
+from dap.data.real.sources import open_source
+from dap.data.sets.imports import detect
+from dap.data.sets.readers import Ask, read_parquet, read_webdataset
+from dap.data.sets.tensors import read_tensors
+from fuzz.target import Target
+
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "AVIF", "DDS", "SGI")
+WORDS = (
+    "train", "test", "val", "valid", "validation", "dev", "Training", "Testing", "images", "cat", "dog", "unknown", "0", "1",
+    "a.png", "b.jpg", "labels.csv", "metadata.jsonl", "metadata.csv", "classes.json", "train.csv", "data", ".hidden",
+    "train-00000.parquet", "train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz", "é", "a\n", "n01440764", "model_index.json",
+)  # fmt: skip
+
+
+def picture(kind: str = "PNG", mode: str = "RGB") -> bytes:
+    """A small image."""
+    out = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).convert(mode).save(out, kind)
+    return out.getvalue()
+
+
+def pictures() -> tuple[bytes, ...]:
+    """A small image in each format that Pillow writes here."""
+    found = [picture("PNG", mode) for mode in ("RGB", "L", "P", "RGBA", "1", "I;16", "LA")]
+    for kind in FORMATS:
+        try:
+            found.append(picture(kind))
+        except (OSError, KeyError, ValueError):
+            continue
+    return tuple(found)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An array of bytes as IDX."""
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
+
+
+def tree(folder: Path, random: Random) -> None:
+    """A random folder of images, tables, links, pipes and other files."""
+    for _ in range(random.randint(0, 12)):
+        place = folder
+        for _ in range(random.randint(0, 3)):
+            place = place / random.choice(WORDS)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            file = place / random.choice((*WORDS, f"{random.randrange(5)}.png", f"{random.randrange(5)}.png"))
+            if os.path.lexists(file):
+                continue
+            match random.randrange(12):
+                case 0:
+                    os.mkfifo(file)
+                case 1:
+                    file.symlink_to(
+                        random.choice(("/dev/zero", "/dev/null", "..", ".", "nowhere", str(folder), "/etc/passwd"))
+                    )
+                case 2:
+                    file.write_bytes(b"")
+                case 3:
+                    file.write_bytes(random.randbytes(50))
+                case 4:
+                    file.write_bytes(
+                        b"file_name,label\na.png,cat\n" + random.choice((b"", b"\xff", b"b.jpg,1,2\n", b"\0"))
+                    )
+                case 5:
+                    line = {
+                        "file_name": "a.png",
+                        random.choice(("label", "text", "caption")): random.choice((1, "cat", None)),
+                    }
+                    file.write_bytes(json.dumps(line).encode() + random.choice((b"\n", b"{}\n", b"[\n", b"\n\xff")))
+                case 6:
+                    file.mkdir()
+                case _:
+                    file.write_bytes(PICTURE)
+        except (OSError, ValueError):
+            continue
+
+
+PICTURE = picture()
+
+
+def targets(folder: Path) -> list[Target]:
+    """The readers of data."""
+    found: list[Target] = []
+
+    def add(name: str, kind: Any, file: str, seeds: Any, read: Callable[[Any], Any], **more: Any) -> None:
+        place = folder / name.replace(" ", "-").replace("/", "-")
+        place.mkdir(parents=True)
+        found.append(Target(name, kind, place, file, tuple(seeds), read, **more))
+
+    def seen(path: Path, split: str = "train") -> Any:
+        source = open_source(path, split, size=8)
+        return [source.tensors(), source.fingerprint(sized=False)]
+
+    def drawn(reading: Any) -> Any:
+        return [as_png(entry[1]()) for entries in reading.images for entry in entries]
+
+    numbers, labels = idx(np.arange(4 * 64).reshape(4, 8, 8) % 256), idx(np.array([0, 1, 0, 1]))
+    for name, file, packed in (("IDX images", "train-images-idx3-ubyte", False), ("IDX labels", "train-labels-idx1-ubyte", False),
+                               ("IDX gzip", "train-images-idx3-ubyte.gz", True)):  # fmt: skip
+        one = labels if "labels" in file else numbers
+        seeds = [gzip.compress(one), one, gzip.compress(one * 50)] if packed else [one]
+        add(name, "binary", file, seeds, lambda path: seen(path.parent))
+        place = found[-1].folder
+        if "labels" in file:
+            (place / "train-images-idx3-ubyte").write_bytes(numbers)
+        else:
+            (place / "train-labels-idx1-ubyte").write_bytes(labels)
+    add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,))
+    add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,))
+    table, rows = io.BytesIO(), [{"image": {"bytes": PICTURE, "path": "a.png"}, "label": i % 2} for i in range(4)]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    add("parquet data", "binary", "train-00000-of-00001.parquet", [table.getvalue()], lambda path: seen(path.parent))
+    add("parquet set", "binary", "train-00000-of-00001.parquet", [table.getvalue()],
+        lambda path: drawn(read_parquet(path.parent, Ask(None))))  # fmt: skip
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as archive:
+        for number in range(4):
+            for suffix, data in (
+                ("png", PICTURE),
+                ("cls", b"%d" % (number % 2)),
+                ("json", b'{"class_name": "c%d"}' % (number % 2)),
+            ):
+                info = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    add(
+        "webdataset",
+        "binary",
+        "set-000000.tar",
+        [shard.getvalue()],
+        lambda path: drawn(read_webdataset(path.parent, Ask(None))),
+    )
+    tensors = {
+        "images": torch.arange(4 * 192).reshape(4, 3, 8, 8).remainder(256).to(torch.uint8),
+        "labels": torch.tensor([0, 1, 0, 1]),
+    }
+    plain, safe, zipped = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save(tensors, plain)
+    torch.save({**tensors, "labels": [0, 1, 0, 1], "class_names": ["a", "b"]}, zipped)
+    from safetensors.torch import save
+
+    safe.write(save(tensors))
+    add(
+        "tensors .pt",
+        "binary",
+        "x.pt",
+        [plain.getvalue(), zipped.getvalue()],
+        lambda path: drawn(read_tensors(path, Ask("2"))),
+    )
+    add(
+        "tensors .safetensors",
+        "binary",
+        "x.safetensors",
+        [safe.getvalue()],
+        lambda path: drawn(read_tensors(path, Ask("2"))),
+    )
+    arrays = io.BytesIO()
+    np.savez(arrays, **{name: value.numpy() for name, value in tensors.items()})
+    add("tensors .npz", "binary", "x.npz", [arrays.getvalue()], lambda path: drawn(read_tensors(path, Ask("2"))))
+    colours = folder / "colours"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (colours / split / name).mkdir(parents=True)
+            for number in range(2):
+                (colours / split / name / f"{number}.png").write_bytes(PICTURE)
+    source = open_source(colours, "train", size=8)
+    lines = b"".join(
+        json.dumps({"path": f"{c}/{i}.png", "caption": f"a {c}"}).encode() + b"\n"
+        for c in ("cat", "dog")
+        for i in (0, 1)
+    )
+    add("captions", "lines", "captions.jsonl", [lines, lines.replace(b"path", b"file_name").replace(b"caption", b"text")],
+        lambda path: read_captions(path, source))  # fmt: skip
+    for name, file, seed in (("labels.csv", "labels.csv", b"file_name,label\n0.png,cat\n1.png,dog\n"),
+                             ("metadata.jsonl", "metadata.jsonl", b'{"file_name": "0.png", "label": "cat"}\n{"file_name": "1.png", "label": "dog"}\n')):  # fmt: skip
+        add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent))
+        for number in range(2):
+            (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
+    add("folder tree", "tree", "", [], lambda place: seen(place), make=tree)
+    add("folder tree, test", "tree", "", [], lambda place: seen(place, "test"), make=tree)
+    add("import: which layout", "tree", "", [], detect, make=tree)
+    return found

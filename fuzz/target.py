@@ -1,0 +1,152 @@
+"""A reader under test, and what counts as a clear answer of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from dap.base.errors import DapError
+
+Kind = Literal["json", "lines", "yaml", "binary", "text", "tree"]
+SECONDS = 2.0
+"""How long a reader may take for one input."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader of files.
+
+    Attributes:
+        name: the name in the table.
+        kind: how inputs are changed.
+        folder: the folder in which the file lies.
+        file: the file that each input replaces; "" where the reader takes the text itself or a whole folder.
+        seeds: valid inputs, made by this package.
+        read: reads. It gets the path of the file, the text, or the folder of a tree.
+        allowed: exceptions beside `DapError` that the reader documents. Their messages must be clear too.
+        make: for a tree, makes a random folder.
+    """
+
+    name: str
+    kind: Kind
+    folder: Path
+    file: str
+    seeds: tuple[bytes, ...]
+    read: Callable[[Any], Any]
+    allowed: tuple[type[Exception], ...] = ()
+    make: Callable[[Path, Random], None] | None = None
+
+
+@dataclass
+class Count:
+    """What came of the inputs of a reader."""
+
+    inputs: int = 0
+    values: int = 0
+    sentences: int = 0
+    unclear: int = 0
+    seconds: float = 0.0
+    places: dict[str, int] = field(default_factory=dict)
+
+
+class TooLong(BaseException):
+    """An input took longer than `SECONDS`. No reader may catch this."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float = SECONDS) -> Iterator[None]:
+    """Raise `TooLong` when the block takes longer."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def put(target: Target, data: bytes) -> Any:
+    """Write an input where the reader looks for it. Returns what the reader is given."""
+    if not target.file:
+        return data.decode("utf-8", "surrogateescape")
+    path = target.folder / target.file
+    path.write_bytes(data)
+    return path
+
+
+def judge(target: Target, given: Any, count: Count) -> str | None:
+    """Give the reader one input, and count the answer. Returns the trace of an unclear answer, or None.
+
+    An answer is clear if it is a value, or a `DapError` whose message is one line that names the file.
+    """
+    count.inputs += 1
+    try:
+        with limited():
+            target.read(given)
+        count.values += 1
+        return None
+    except (DapError, *target.allowed) as error:
+        if said := muddled(target, str(error)):
+            trace, place = f"{said}: {error!s}"[:2000], f"{said}"
+        else:
+            count.sentences += 1
+            return None
+    except TooLong as error:
+        place = f"longer than {SECONDS:g} s at {place_of(error)}"
+        trace = "".join(traceback.format_exception(error))
+    except Exception as error:
+        place = f"{type(error).__name__} at {place_of(error)}"
+        trace = "".join(traceback.format_exception(error))
+    count.unclear += 1
+    count.places[place] = count.places.get(place, 0) + 1
+    return f"{place}\n{trace}"
+
+
+def muddled(target: Target, message: str) -> str | None:
+    """Why a message is not clear, or None."""
+    if not message.strip():
+        return "an empty message"
+    if "\n" in message or "\0" in message:
+        return "a message of several lines"
+    if len(message) > 4000:
+        return "a message of more than 4,000 characters"
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        return "a message that no terminal can show"
+    if target.file and Path(target.file).name not in message and target.folder.name not in message:
+        return "a message without the name of the file"
+    return None
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line of this package that an exception came through, and the innermost line of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "/dap/" in frame.filename and "/fuzz/" not in frame.filename]
+    last = (ours or frames)[-1]
+    return f"{Path(last.filename).name}:{last.lineno} ({last.name})"
+
+
+def clear(folder: Path) -> None:
+    """Remove what lies in a folder of a random tree, special files too."""
+    for root, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            (Path(root) / name).unlink()
+        for name in folders:
+            path = Path(root) / name
+            if stat.S_ISLNK(path.lstat().st_mode):
+                path.unlink()
+            else:
+                path.rmdir()
