@@ -26,6 +26,22 @@ SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
 SOLVERS: tuple[str, ...] = get_args(SolverName)
 
 
+class Places(Closed, frozen=True):
+    """Where the splits of the real images lie, by the user's own word.
+
+    Attributes:
+        train, test: a folder, a table of labels or a parquet file, relative to the data folder or absolute; or the name of
+            another split, such as val. None: the split is looked for.
+    """
+
+    train: str | None = None
+    test: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """The splits whose place is said."""
+        return {split: place for split, place in (("train", self.train), ("test", self.test)) if place is not None}
+
+
 class Data(Closed, frozen=True):
     """The real images."""
 
@@ -52,6 +68,35 @@ class Data(Closed, frozen=True):
         description="The fraction of the training images of each class that distillation never sees. Choices are made on "
         "these images: dap sweep --on validation.",
     )
+
+    split: Places | None = Field(
+        default=None,
+        description="Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER, relative to the data folder. "
+        "test=val tests on the validation images.",
+    )
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _places(cls, value: Any) -> Any:
+        """`train=a,test=b` becomes the mapping that it says."""
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",")]
+        if wrong := [name for name, _, place in pairs if name.strip() not in ("train", "test") or not place.strip()]:
+            raise ValueError(f"train=FOLDER,test=FOLDER is needed, or one of them; not {wrong[0]!r}")
+        return {name.strip(): place.strip() for name, _, place in pairs}
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        """YAML makes values of other types of words such as yes, no, on and 2020-01-01."""
+        for name in value if isinstance(value, (list, tuple)) else ():
+            if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+                raise ValueError(
+                    f"YAML reads one of these classes as {name!r} and not as a name; quote the names, as in "
+                    'classes: ["yes", "no"]'
+                )
+        return value
 
     @field_validator("classes", mode="before")
     @classmethod

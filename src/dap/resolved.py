@@ -108,6 +108,8 @@ class Resolved(Closed, frozen=True):
         said = self.model_dump(mode="json", exclude={"run", "own"})
         run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
+        if self.data.split is None:  # as sets of earlier versions have it
+            del said["data"]["split"]
         own = {"own_guidance": self.own.model_dump(mode="json")} if self.own else {}
         return {**{name: value for name, value in said.items() if name not in unused}, **run, **own}
 

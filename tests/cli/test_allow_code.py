@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from dap import Machine, allow_code, classify, distill, load_protocol
+from dap.base import registry
 from dap.base.errors import DapError
 from dap.base.files import read_json
 from dap.cli.main import main
@@ -71,12 +72,20 @@ def says(made: Path, **changes: object) -> None:
     (made / "recipe.json").write_text(json.dumps({**recipe, **changes}))
 
 
+def forget(evil: Path) -> None:
+    """As in a new process, where the code has not been run."""
+    (evil.parent / "ran").unlink()
+    registry._LOADED.clear()
+    for name in [name for name in sys.modules if name.startswith("dap_user_evil")]:
+        del sys.modules[name]
+
+
 def stranger(evil: Path, colours: Path, name: str = "net") -> Path:
     """A teacher file whose metadata name code."""
     file = evil.parent / "teacher.safetensors"
     words = ["--data", colours, "--protocol", "reference", "--device", "cpu", "--epochs", 1, "--set", "size=8"]
     assert run("train-teacher", *words, "--network", f"{evil}:{name}", "--out", file) == 0
-    (evil.parent / "ran").unlink()
+    forget(evil)
     return file
 
 
@@ -206,38 +215,35 @@ def test_a_permission_is_announced_and_what_is_repeated_on_the_command_line_need
     assert "running the code" in caplog.text
 
 
-def test_workers_get_what_their_parent_may_run_and_a_job_is_no_way_in(evil, colours, tmp_path):
-    out = tmp_path / "grid"
-    words = [
-        *COMMAND,
-        "compare",
-        "--data",
-        colours,
-        "--size",
-        8,
-        "--methods",
-        f"random,{evil}:X",
-        "--ipc",
-        1,
-        "--sets",
-        1,
-    ]
-    words += ["--out", out, "--workers", 2, "--protocol", "quick-hard", *SHORT]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list(out.glob("method=*/seed0/recipe.json"))) == 2
-    recipe = {"method": f"{evil}:X", "ipc": 1, "data": {"path": str(colours), "size": 8}}
-    job = tmp_path / "grid.json"
-    from dap.verbs.cells import Grid
-    from dap.verbs.options import Judging
+def test_workers_get_what_their_parent_may_run_and_a_job_is_no_way_in(evil, colours, tmp_path, monkeypatch, caplog):
+    from dap.verbs import cells
 
-    machine = Machine(device="cpu", allow_code=True)
-    dumped = Grid((("a/seed0", Recipe.parse(recipe)),), tmp_path / "new", Judging(), machine).dump()
-    assert dumped["machine"]["allow_code"]
-    job.write_text(json.dumps(dumped, default=str))
-    (evil.parent / "ran").unlink()
-    done = subprocess.run([*COMMAND, "worker", str(job)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode != 0 and not ran(evil)
+    given: list[list[str]] = []
+    jobs: list[str] = []
+
+    def in_this_process(arguments, workers, **others) -> None:
+        given.append(list(arguments))
+        jobs.append(Path(arguments[1]).read_text())
+        assert main(arguments) == 0
+
+    monkeypatch.setattr(cells, "run_workers", in_this_process)
+    monkeypatch.setattr("dap.base.workers.end_with_parent", lambda: None)
+    words = ["--data", colours, "--size", 8, "--ipc", 1, "--sets", 1, "--workers", 2, *SHORT, "--out"]
+    assert run("compare", "--methods", f"random,{evil}:X", *words, tmp_path / "a") == 0
+    assert given[0][2:] == ["--code", f"{evil}:X"]
+    assert "running the code" not in caplog.text
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"method": f"{evil}:X"}))
+    assert run("sweep", file, "--allow-code", *words, tmp_path / "b") == 0
+    assert given[1][2:] == ["--allow-code"]
+    assert f"running the code {evil}:X" in caplog.text
+
+    assert json.loads(jobs[1])["machine"]["allow_code"], "the job says what its parent may do"
+    forget(evil)
+    job = tmp_path / "grid.json"
+    job.write_text(jobs[1])
+    assert run("worker", job) == 1, "and this is no permission"
+    assert not ran(evil)
 
 
 def test_names_of_libraries_reach_no_other_attribute(made, capsys):
@@ -270,8 +276,6 @@ def test_a_backbones_folder_runs_nothing(part, value, pipeline_folder, tmp_path,
     monkeypatch.syspath_prepend(str(folder))
     assert run("check", folder, "--device", "cpu") == 1
     assert "dap runs no code of a backbone's folder" in capsys.readouterr().err and not ran(evil)
-    (folder / "model_index.json").write_text(json.dumps(index))
-    assert run("classify", folder, "--backbone", folder, "--data", tmp_path) == 1 and not ran(evil)
 
 
 def test_a_captioner_runs_no_code_of_its_folder(tmp_path, evil, colours, capsys):
@@ -369,16 +373,11 @@ def test_torchs_cache_runs_nothing(weights, tmp_path, monkeypatch):
 
 
 def test_files_of_the_current_folder_stand_in_for_nothing(tmp_path, evil):
-    """A `queue.py` or `torch.py` in the folder where dap is run: for workers, for `python -m dap` and for `dap`."""
-    for name in ("queue", "torch", "yaml", "numpy", "dap"):
+    """A queue.py or torch.py in the folder where `python -m dap` is run; workers are started with -P besides."""
+    for name in ("queue", "torch", "yaml", "numpy", "logging"):
         (tmp_path / f"{name}.py").write_text(evil.read_text())
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    source = str(Path(__file__).parents[2] / "src")
-    environment["PYTHONPATH"] = source
-    where = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
-    script = (
-        "import sys; sys.path.pop(0) if sys.path[0] == '' else None; from dap.cli.main import main; sys.exit(main())"
-    )
-    for command in (COMMAND, [sys.executable, "-P", "-c", script]):
-        done = subprocess.run([*command, "methods", "dap"], **where)
-        assert done.returncode == 0 and not ran(evil), done.stderr
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    environment.pop("PYTHONSAFEPATH", None)
+    command = [sys.executable, "-m", "dap", "methods", "random"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and not ran(evil), done.stderr

@@ -40,7 +40,7 @@ class Found:
         """The card of the weights.
 
         Later sources win: the defaults of the kind in cards.yaml, then `size` and `layer`, then the entry of the hub id in
-        cards.yaml, then the folder's card.yaml, then the caller's prompts.
+        cards.yaml, then the folder's card.yaml, then the caller's prompts. The size is always that of the modules.
 
         Args:
             kind: "dit", "unet" or "mmdit".
@@ -52,10 +52,10 @@ class Found:
                 its size is not that of the weights' images.
         """
         cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
-        values = {**cards[kind], "name": self.name, "size": size, "layer": layer, **self._known(cards)}
+        values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
             mine = read_card(file)
-            if mine.get("size", values["size"]) not in (size, values["size"]):
+            if mine.get("size", size) != size:
                 raise DapError(
                     f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
                 )

@@ -472,7 +472,7 @@ def deciding(network: Any) -> dict[str, Any]:
     if isinstance(config, Mapping):
         values = _plain(dict(config))
         defaults = _plain(_defaults(type(network).__name__))
-        values = {name: value for name, value in values.items() if name not in defaults or defaults[name] != value}
+        values = {name: value for name, value in values.items() if name in defaults and defaults[name] != value}
     else:
         values = _plain(config.to_diff_dict()) if hasattr(config, "to_diff_dict") else {}
     return {name: value for name, value in values.items() if not name.startswith("_") and name not in _NO_MATTER}

@@ -188,28 +188,6 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
             text_logging.enable_progress_bar()
 
 
-def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
-    """Check that a pipeline's parts are classes of diffusers and transformers, by their own names.
-
-    diffusers imports whatever library the index names, and `Auto` classes of transformers look for code in the folder.
-
-    Raises:
-        DapError: a part is of another library, or only code in the folder could make it.
-    """
-    said = f"{folder}/model_index.json names code of its own as its"
-    why = "and dap runs no code of a backbone's folder. Take a folder whose parts are of diffusers and transformers."
-    if not isinstance(index.get("_class_name"), str):
-        raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
-    for part, value in index.items():
-        if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
-            continue
-        library, name = map(str, value) if len(value) == 2 else ("", "")
-        known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
-        looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
-        if not known or looking or not name.isidentifier():
-            raise DapError(f"{said} {part}, {value!r}, {why}")
-
-
 def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
     """Check that a pipeline's parts are classes of diffusers and transformers, by their own names.
 

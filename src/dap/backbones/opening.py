@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -90,15 +91,16 @@ def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", *
 
 
 def device_of(name: str) -> torch.device:
-    """The device behind "auto", "cpu", "cuda" or "cuda:1".
+    """The device behind "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Raises:
-        DapError: this machine has no such device.
+        DapError: there is no device of this name, or this machine has none.
     """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise DapError(f"There is no device {name!r}; use auto, cpu, cuda or cuda:1.") from error
+    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d{1,2})?|mps(:0)?", name):  # others, such as meta, compute nothing here
+        raise DapError(f"There is no device {name[:40]!r}; use --device auto, cpu, cuda or cuda:1.")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DapError(f"Device {name!r} was asked for but this machine has no Apple GPU; use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DapError(f"Device {name!r} was asked for but this machine has no such CUDA device; use --device cpu.")
     return device

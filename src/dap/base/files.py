@@ -208,7 +208,8 @@ def dump(value: Any) -> bytes:
     except UnicodeEncodeError as error:
         from dap.base.parsing import shown
 
-        where = shown(error.object[max(0, error.start - 60) : error.end + 20]).strip()
+        line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
+        where = shown(line).strip(" ,")[:200]
         raise DapError(
             f"This name holds bytes that are not UTF-8: {where}. Rename the file or folder to UTF-8, for example with "
             "convmv -f latin1 -t utf8 --notest."

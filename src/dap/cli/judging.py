@@ -16,6 +16,7 @@ from dap.cli.flags import (
     MaybePositive,
     Numbers,
     OutputFlags,
+    Places,
     Positive,
     Sets,
     Told,
@@ -43,6 +44,7 @@ def evaluate(
     data: str | None = None,
     classes: Classes = None,
     max_bad_fraction: BadFraction = None,
+    split: Places = None,
     out: Path | None = None,
     judged: JudgingFlags | None = None,
     track: Track = None,
@@ -55,6 +57,7 @@ def evaluate(
         sets: Distilled sets, or any folders of class folders.
         data: Real images to test on. Default: those that the set was made of.
         classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         out: Folder of the report and of the results of sets that lie elsewhere. Default: the first set's own, or
             NAME-judged for a folder that others made.
     """
@@ -64,7 +67,7 @@ def evaluate(
 
     check_tracking(track)
     told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
-    limit = {"max_bad_fraction": max_bad_fraction}
+    limit = {"max_bad_fraction": max_bad_fraction, "split": split}
     own = (sets[0] / "classes.json").exists() or not sets[0].is_dir()
     out = out or (sets[0] if own else beside_here(sets[0]))
     return shown(run(sets, data=data, classes=classes, out=out, **limit, **told), track)
@@ -76,6 +79,7 @@ def train_teacher(
     out: Path,
     classes: Classes = None,
     max_bad_fraction: BadFraction = None,
+    split: Places = None,
     network: str | None = None,
     protocol: str = "reference",
     epochs: MaybePositive = None,
@@ -89,6 +93,7 @@ def train_teacher(
         data: The real images, as in a recipe: fashion-mnist, or a folder.
         out: File to write, such as teacher.safetensors.
         classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         network: Instead of the protocol's own network: resnet18, convnet3, file.py:build.
         protocol: The name of a shipped protocol, or a YAML file.
         epochs: Training epochs instead of the protocol's own.
@@ -100,6 +105,7 @@ def train_teacher(
         out,
         classes=classes,
         max_bad_fraction=max_bad_fraction,
+        split=split,
         network=network,
         protocol=protocol,
         epochs=epochs,
@@ -121,6 +127,7 @@ def classify(
     data: str | None = None,
     classes: Classes = None,
     max_bad_fraction: BadFraction = None,
+    split: Places = None,
     reals: Positive = 50,
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
     keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
@@ -135,6 +142,7 @@ def classify(
         backbone: As in a recipe. Default: the backbone that each set was made with.
         data: Real images to test the backbone on. Default: those that the set was made of.
         classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         reals: Real test images of each class.
         times: Noise levels for each image and class.
         keep: With many classes: how many are left after each stage, such as 100,10. Default: all to the end.
@@ -144,7 +152,7 @@ def classify(
     from dap.verbs.classify import classify as run
 
     levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
-    chosen["max_bad_fraction"] = max_bad_fraction
+    chosen |= {"max_bad_fraction": max_bad_fraction, "split": split}
     found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "

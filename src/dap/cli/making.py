@@ -18,6 +18,7 @@ from dap.cli.flags import (
     Numbers,
     OutputFlags,
     PlaceFlags,
+    Places,
     Positive,
     QuickJudgingFlags,
     Told,
@@ -201,6 +202,7 @@ def caption(
     out: Path,
     classes: Classes = None,
     max_bad_fraction: float = 0.01,
+    split: Places = None,
     model: str | None = None,
     ask: Annotated[str | None, Parameter(metavar="TEXT")] = None,
     per_class: MaybePositive = None,
@@ -215,6 +217,7 @@ def caption(
         out: File of JSON lines to write, such as captions.jsonl.
         classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
         max_bad_fraction: The largest fraction of the images that may be broken.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         model: Folder or hub id of an image-to-text model of transformers. Default: BLIP.
         ask: The question to a chat model, or the beginning of every caption of another model. {} stands for the class.
         per_class: Images of each class. Default: all.
@@ -223,7 +226,7 @@ def caption(
     from dap.verbs.caption import MODEL
     from dap.verbs.caption import caption as run
 
-    chosen: dict[str, Any] = {"classes": classes, "ask": ask, "per_class": per_class, "batch": batch}
+    chosen: dict[str, Any] = {"classes": classes, "split": split, "ask": ask, "per_class": per_class, "batch": batch}
     chosen["max_bad_fraction"] = max_bad_fraction
     made = run(data, out, model=model or MODEL, machine=machine_of(machine), watcher=watcher_of(output), **chosen)
     again = shlex.join(["dap", "distill", "--method", "vlcp", "--captions", str(out)])

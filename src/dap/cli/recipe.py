@@ -50,6 +50,8 @@ def annotation(name: str, flag: str, field: Any) -> Any:
         return Annotated[str, Parameter(**about, help=says, metavar="NAME", completer=lambda context: dict(SUMMARIES))]
     if name == "data.classes":
         return Annotated[list[str], Parameter(**about, help=says, metavar="NAME …", consume_multiple=(1, None))]
+    if name == "data.split":
+        return Annotated[str, Parameter(**about, help=says, metavar="SPLIT=FOLDER,…")]
     if bool in arms:
         return Annotated[Literal["true", "false"], Parameter(**about, help=says)]
     if choices and int not in arms:

@@ -184,7 +184,8 @@ def _check_networks(plan: JudgingPlan, classes: int) -> None:
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:
     if apart := classes_apart(class_names, loaded.test.class_names, whose, "the test data"):
         raise DapError(
-            f"{apart}. Choose the classes that both have with --classes where the set is made, or rename the folders."
+            f"{apart}. Give test images of the same classes with --data or --split test=FOLDER, rename the folders, or leave "
+            "classes out with --classes where the set is made."
         )
 
 

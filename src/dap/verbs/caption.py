@@ -17,6 +17,7 @@ from dap.base.errors import DapError
 from dap.base.files import drop_torn_line, read_lines
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
+from dap.choices import Data
 from dap.data.real.captions import finder
 from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
@@ -99,6 +100,7 @@ def caption(
     say: Say | None = None,
     classes: Sequence[str] | None = None,
     max_bad_fraction: float = 0.01,
+    split: Any = None,
     ask: str | None = None,
     per_class: int | None = None,
     batch: int = 16,
@@ -118,6 +120,7 @@ def caption(
         max_bad_fraction: the largest fraction of the images that may be broken.
         classes: the classes to use, or the name of a subset of ImageNet. Default: all classes. Only for data that are
             given by name or folder.
+        split: where the training images lie, as `data.split` of a recipe: "train=FOLDER".
         ask: the question to a chat model, or the words with which each caption of another model begins. {} stands for
             the class. Default: `ASK` for a chat model, and nothing for another model.
         per_class: the largest number of images of each class that get a caption. Default: all images.
@@ -131,8 +134,13 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
-    how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
-    source = data if isinstance(data, Source) else open_source(data, "train", **how)
+    chosen = Data.model_validate({"split": split}).split
+    if isinstance(data, Source):
+        source = data
+    else:
+        how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
+        source = open_source(data, "train", chosen=None if chosen is None else chosen.given(), **how)
+        watcher.note(source.told("train"))
     if say is None:
         say = Captioner(model, device=machine.device, offline=machine.offline)
         ask = ask or say.ask

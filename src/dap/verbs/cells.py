@@ -111,10 +111,11 @@ class Workshops:
 
     Args:
         cells: the grid.
+        watcher: is told what was understood of the data. None: nobody is told.
     """
 
-    def __init__(self, cells: Grid) -> None:
-        self.main = open_workshop(cells.machine)
+    def __init__(self, cells: Grid, watcher: Watcher | None = None) -> None:
+        self.main = open_workshop(cells.machine, watcher=watcher)
         self._own = {name: self.main.with_method(method) for name, method in cells.objects.items()}
 
     def of(self, recipe: Recipe) -> Workshop:
@@ -138,7 +139,7 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
         CellsFailed: some cells failed. The other cells are done.
         DapError: a cell cannot be made or judged. This is raised before the first cell is made.
     """
-    workshops = Workshops(cells)
+    workshops = Workshops(cells, watcher if done is None else None)  # the parent of workers has told it
     loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
     check(cells.cells, workshops.of, loaded_for, out)
 
@@ -173,7 +174,7 @@ def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
 
 def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
     """Check all cells once in this process, then share them among several processes."""
-    _check_once(cells)
+    _check_once(cells, watcher)
     (cells.out / CLAIMS).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=cells.out / CLAIMS) as folder:
         job, total = Path(folder) / "grid.json", len(cells.cells)
@@ -199,9 +200,9 @@ def _permission(cells: Grid) -> list[str]:
     return [*(part for spec in named for part in ("--code", spec)), *(["--allow-code"] if code_is_allowed() else [])]
 
 
-def _check_once(cells: Grid) -> None:
+def _check_once(cells: Grid, watcher: Watcher) -> None:
     """Check all cells, then free everything that the check loaded. The workers need the memory, above all a GPU's."""
-    workshops = Workshops(cells)
+    workshops = Workshops(cells, watcher)
     check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out)
     del workshops
     gc.collect()

@@ -276,6 +276,7 @@ def classify(
     data: str | Path | Source | None = None,
     classes: Sequence[str] | None = None,
     max_bad_fraction: float | None = None,
+    split: Any = None,
     reals: int = 50,
     levels: Levels = Levels(),
     machine: Machine = Machine(),
@@ -291,6 +292,7 @@ def classify(
         classes: for folders that others made, the names of the class folders in label order, or the name of a subset of
             ImageNet.
         max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
+        split: where the test images lie, as `data.split` of a recipe: "test=FOLDER". Default: what each set's recipe says.
         reals: how many real test images of each class are used. A smaller class gives all it has.
         levels: the noise levels and the seed of the noises.
         machine: the device, the network, the cache and the CPU threads.
@@ -305,7 +307,7 @@ def classify(
         DapError: a set does not say which backbone made it and no backbone is given, or a set does not say which data
             it was made of and no data are given. `ZeroShot` says what else raises.
     """
-    workshop = open_workshop(machine)
+    workshop = open_workshop(machine, watcher=watcher)
     opened = _opened(sets, classes)
     for made in opened:
         check_writable(
@@ -332,7 +334,7 @@ def classify(
             real = data
         else:
             path, size = str(data or recipe["data"]["path"]), judge_by.card.size
-            chosen = data_of(made, path, max_bad_fraction)
+            chosen = data_of(made, path, max_bad_fraction, split)
             real = workshop.source(chosen.model_copy(update={"size": size}), "test")
         weights = str(workshop.weights_hash(judge_by))
         judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)

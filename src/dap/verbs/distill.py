@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dap.backbones import device_of
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import check_folder, locked
@@ -26,19 +28,35 @@ from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.looking import check_still_there, looked_at, told_doubts
 from dap.verbs.options import Machine, permitted
+from dap.verbs.understood import tell_of
 from dap.workshop import Workshop
 
 
-def open_workshop(machine: Machine, objects: Objects | None = None) -> Workshop:
+def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Watcher | None = None) -> Workshop:
     """A new workshop on this machine. It loads nothing until something is asked of it.
 
     Args:
         machine: where the work runs.
         objects: the objects that were given in place of names; None: everything is named.
+        watcher: is told what was understood of the data. None: nobody is told.
+
+    Raises:
+        DapError: there is no such device, or the number of threads is none that this machine can run.
     """
-    if machine.threads:
+    device_of(machine.device)
+    if machine.threads is not None:
+        processors = os.cpu_count() or 1
+        most = max(256, 4 * processors)  # far above this, the threads of torch end the process without a word
+        if not 1 <= machine.threads <= most:
+            raise DapError(
+                f"torch cannot run in {machine.threads} threads; this machine has {processors} processors. Give --threads a "
+                f"number from 1 to {most}, or leave it out."
+            )
         torch.set_num_threads(machine.threads)
-    return Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+    workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+    if watcher is not None:
+        workshop.tell = watcher.note
+    return workshop
 
 
 @permitted
@@ -109,7 +127,7 @@ def distill(
     objects = workshop.objects if workshop else Objects(**given)
     recipe = _asked(recipe, objects, fields)
     if workshop is None:
-        workshop = open_workshop(machine or Machine(), objects)
+        workshop = open_workshop(machine or Machine(), objects, watcher)
     return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command)
 
 
@@ -130,6 +148,8 @@ def _asked(
 def _make(
     recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None
 ) -> DistilledSet:
+    workshop.asked(recipe)
+    tell_of(workshop, recipe.data)
     method, task = workshop.task(recipe)
     # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
     # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.

@@ -10,6 +10,8 @@ from typing import Any
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
+from dap.data.real.layouts import locate
+from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.apart import check_writable, kept_apart
 from dap.evaluation.judge import judge
@@ -31,6 +33,7 @@ def evaluate(
     data: Any = None,
     classes: Sequence[str] | None = None,
     max_bad_fraction: float | None = None,
+    split: Any = None,
     out: str | Path | None = None,
     title: str = "Distilled sets judged",
     judging: Judging = Judging(),
@@ -55,6 +58,8 @@ def evaluate(
         classes: for folders that others made, the names of the class folders in label order. For images in memory, the
             names of the labels. Or the name of a subset of ImageNet.
         max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
+        split: where the splits of the real images lie, as `data.split` of a recipe: "train=FOLDER,test=FOLDER". Default:
+            what the recipe of the set says.
         out: the file of the page on these sets, with a name that ends in .html, or a folder for it. The results of sets that
             do not lie in this folder are kept there too, in `judged`, and nothing is written beside the sets. None: no page
             is written, and sets of this library keep their results. Those of a folder that others made are kept in
@@ -71,8 +76,8 @@ def evaluate(
         DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
             something that is not given.
     """
-    workshop, held = open_workshop(machine), HeldSets()
-    opened = [_opened(one, data, classes, workshop, held) for one in _listed(sets)]
+    workshop, held = open_workshop(machine, watcher=watcher), HeldSets()
+    opened = [_opened(one, data, classes, split, workshop, held) for one in _listed(sets)]
     if not opened:
         raise DapError("There is no set to judge; give a set or a list of sets.")
     place(opened, None if out is None else Path(out))
@@ -80,7 +85,7 @@ def evaluate(
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
         for made in opened:
-            judge(made, loaded_for(data_of(made, path, max_bad_fraction)), watcher)
+            judge(made, loaded_for(data_of(made, path, max_bad_fraction, split)), watcher)
     else:
         _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.results for made in opened)
@@ -122,7 +127,9 @@ def _listed(sets: Any) -> list[Any]:
     return list(sets) if several else [sets]
 
 
-def _opened(one: Any, data: Any, classes: Sequence[str] | None, workshop: Workshop, held: HeldSets) -> DistilledSet:
+def _opened(
+    one: Any, data: Any, classes: Sequence[str] | None, split: Any, workshop: Workshop, held: HeldSets
+) -> DistilledSet:
     if isinstance(one, DistilledSet):
         return one
     if not is_in_memory(one):
@@ -131,7 +138,7 @@ def _opened(one: Any, data: Any, classes: Sequence[str] | None, workshop: Worksh
         return held.set_of(one, data.class_names)
     if isinstance(data, (str, Path)):
         # Only the names of the classes are read here, so any size will do.
-        whole = Recipe.parse({"data": {"path": str(data), "classes": classes, "size": 32}}).data
+        whole = Recipe.parse({"data": {"path": str(data), "classes": classes, "size": 32, "split": split}}).data
         return held.set_of(one, workshop.source(whole, "test").class_names)
     return held.set_of(one, classes)
 
@@ -153,16 +160,17 @@ def _judge_on(
         judge(made, loaded[names], watcher)
 
 
-def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None) -> Data:
+def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None, split: Any = None) -> Data:
     """The real data to judge a set by: the data at the path, or the data that the set was made of.
 
     What the recipe of the set says of its data holds here too, such as `max_bad_fraction`. What it says of one place, such as
-    the part that was held out, holds for that place alone.
+    the part that was held out and where the splits lie, holds for that place alone.
 
     Args:
         made: the set.
         path: the real data; None for those of the recipe.
         max_bad_fraction: takes the place of the recipe's.
+        split: where the splits lie; takes the place of the recipe's.
 
     Raises:
         DapError: the set does not say what data it was made of, and there is no path.
@@ -180,4 +188,17 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
         values |= {"size": side}
     values |= {} if path is None else {"path": path, "classes": list(made.class_names)}
     values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
+    values["split"] = split or values.get("split") or _asked_twice(path)
     return Recipe.parse({"data": values}).data
+
+
+def _asked_twice(path: str | None) -> dict[str, str] | None:
+    """The splits of a folder that the user has named as the test data although it is no more than that: it stands for the
+    training images too, which the measures need."""
+    if path is None or path == EMBEDDED:
+        return None
+    try:
+        places = [locate(Path(path).expanduser(), split).place for split in ("train", "test")]
+    except DapError:  # told when the data are opened
+        return None
+    return {"train": ".", "test": "."} if places[0] == places[1] else None

@@ -16,6 +16,7 @@ from dap.evaluation.suiting import EMBEDDED, suited_size, suited_values
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.options import Judging, Machine
+from dap.verbs.understood import check_apart
 from dap.workshop import Workshop
 
 Split = Literal["train", "validation", "test"]
@@ -84,6 +85,7 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
         size = changes.get("size", plan.protocol.size)
         sized = Data(**{**data.model_dump(), "size": size})  # one key for data of a recipe and of a resolved one
         if sized not in made:
+            check_apart(workshop, sized)
             if not own:
                 changes |= suited_values(plan.protocol, given, source_of(sized, "train", size))
             suited = plan

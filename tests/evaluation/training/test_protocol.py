@@ -173,6 +173,20 @@ def test_a_wrong_protocol_is_named(tmp_path):
             load_protocol(file)
 
 
+def test_igd_hard_is_minimax_hard_with_igd_s_optimiser():
+    minimax, igd = load_protocol("minimax-hard"), load_protocol("igd-hard")
+    different = {key for key, value in minimax if getattr(igd, key) != value}
+    assert different == {"name", "source", "optimiser", "lr", "momentum", "weight_decay", "cases"}
+    for ipc, classes in ((1, 10), (10, 10), (50, 100), (100, 1000)):
+        ours, theirs = igd.settled(ipc=ipc, classes=classes), minimax.settled(ipc=ipc, classes=classes)
+        rates = (ours.optimiser, ours.lr, ours.weight_decay, ours.weight_decay_on, ours.betas)
+        assert rates == ("adamw", 1e-3, 0.01, "all", (0.9, 0.999)), "whatever the number of classes"
+        assert (ours.epochs, ours.batch, ours.look_epochs) == (theirs.epochs, theirs.batch, theirs.look_epochs)
+        last = ours.epochs
+        assert ours.lr_at(last) == pytest.approx(1e-3 * 0.2**2) and ours.decay_epochs == (last * 2 // 3, last * 5 // 6)
+    assert "IGD by igd-hard" in minimax.source and "seeds 0 to 4" in igd.source
+
+
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "protocols.md").read_text()
 TABLES = [
     [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in block.splitlines() if set(line) - set("|- ")]

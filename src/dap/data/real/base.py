@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Self
@@ -22,10 +21,10 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real import sizes
 from dap.data.real.decode import BrokenImage, Fit, check_fit
+from dap.data.real.finding.walking import LAYOUTS
 from dap.data.real.names import by_class, composed, select, some
 from dap.data.real.recent import Recent
 from dap.data.real.sizes import size_of
-from dap.data.real.walking import LAYOUTS
 
 __all__ = ["CACHE_BYTES", "Source", "by_class", "composed", "select", "size_of", "some"]
 
@@ -136,6 +135,10 @@ class Source(ABC):
             f"{total:,} image{'s' * (total != 1)}",
         ]
         return ", ".join([*parts, *filter(None, [sizes.told(self.sizes())])])
+
+    def told(self, split: str) -> str:
+        """What was understood of a split, as one line: what it holds, how it was read and what was left out."""
+        return "; ".join([f"{split}: {self.understood()}", *self.notes])
 
     @property
     def bad(self) -> list[tuple[str, str]]:

@@ -47,7 +47,7 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dap"
 
 
-def hashes(root: Path, files: Sequence[str], tell: Callable[[str], object] | None = None) -> list[str]:
+def hashes(root: Path, files: list[str], tell: Callable[[str], object] | None = None) -> list[str]:
     """The sha256 of files in hexadecimal, or "unreadable", in their order.
 
     Args:

@@ -67,27 +67,6 @@ def _numbers(unknown: Sequence[str], known: Sequence[str]) -> str:
     return ""
 
 
-def difference(mine: Sequence[str], theirs: Sequence[str], whose: str, others: str) -> str:
-    """How two lists of names differ, in words: the names that only one list has, at most a few of each, with the closest
-    name of the other list for a name that may be misspelt; "" where both have the same names.
-
-    Args:
-        mine, theirs: the two lists.
-        whose, others: what the two lists are of, such as "the set" and "the test data".
-    """
-    left, right = (list(map(composed, names)) for names in (mine, theirs))
-    only, absent = sorted(set(left) - set(right)), sorted(set(right) - set(left))
-    parts = []
-    for names, owner, rest in ((only, whose, absent), (absent, others, only)):
-        if names:
-            lowered = {name.lower(): name for name in rest}
-            close = get_close_matches(names[0].lower(), lowered, n=1, cutoff=0.8) if len(names) <= 3 else []
-            hint = f" (is it {lowered[close[0]]!r}?)" if close and owner == whose else ""
-            parts.append(f"only {owner} has {some(map(repr, names), 5)}{hint}")
-    same = len(set(left) & set(right))
-    return f"{'; '.join(parts)}; {same:,} classes are in both" if parts else ""
-
-
 def _told(name: str) -> str:
     """A class name as a message shows it. A WordNet id stands with its ImageNet name."""
     told = imagenet.name_of(name).split(",")[0]

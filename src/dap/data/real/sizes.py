@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from dap.base.documents import regular
+
 LARGEST_SIDE = 256
 """The largest side in px that is chosen for a set without a word of the user."""
 
@@ -19,7 +21,7 @@ def size_of(data: bytes | Path) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else regular(data)) as image:
                 width, height = image.size
                 return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
     except MemoryError:

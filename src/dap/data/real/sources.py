@@ -22,15 +22,15 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.decode import Fit, check_fit, decode, fit_square
+from dap.data.real.finding.splits import Split, split_of
+from dap.data.real.finding.tables import Table
+from dap.data.real.finding.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
 from dap.data.real.identity import DECODING, hashes
 from dap.data.real.idx import read_idx
 from dap.data.real.layouts import Layout, locate
 from dap.data.real.names import by_class, select
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.sizes import LARGEST_SIDE, size_of
-from dap.data.real.splits import Split, split_of
-from dap.data.real.tables import Table
-from dap.data.real.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
 from dap.starter import CLASS_NAMES, DATA, verify_data
 
 __all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "TableSource", "check_path", "open_source"]
@@ -122,9 +122,6 @@ class _FileSource(Source):
     def _key(self, label: int, index: int) -> str:
         return shown(self._files[label][index])
 
-    def _decode(self, label: int, index: int) -> Tensor:
-        return decode(self._root / self._files[label][index], self.size, self.fit)
-
     def _look(self, label: int, index: int) -> tuple[int, int] | None:
         return size_of(self._root / self._files[label][index])
 
@@ -168,6 +165,9 @@ class FolderSource(_FileSource):
         super().__init__(name or root.name, names, root, files, **how)
         self.notes = tuple(filter(None, [left.told()]))
 
+    def _decode(self, label: int, index: int) -> Tensor:
+        return decode(self._root / self._files[label][index], self.size, self.fit)
+
 
 def _inside(root: Path, folder: str, inner: Split | None, left: Left) -> list[str]:
     """The images of a class folder, or of those folders in it that are the split `inner`, relative to `root`."""
@@ -199,6 +199,9 @@ class TableSource(_FileSource):
         self.notes = (f"the labels are those of {shown(table.file.name)}",)
         if table.unlisted:
             self.notes += (f"left out: {table.unlisted:,} images that it does not name",)
+
+    def _decode(self, label: int, index: int) -> Tensor:
+        return decode(self._root / self._files[label][index], self.size, self.fit)
 
 
 @final

@@ -215,14 +215,17 @@ class Within:
                 documents.regular(self.folder / relative)
                 raise DapError(f"{shown(path)} cannot be read: {error.strerror}.") from error
             handle = os.open(inside(self.folder, relative).resolve(), _FLAGS)  # a link to another file of the folder
-        with open(handle, "rb", buffering=0) as file:
+        try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
                 documents.regular(self.folder / relative)
                 raise DapError(f"{shown(path)} is no regular file.")
             if found.st_size > largest:
                 raise DapError(f"{shown(path)} is larger than {largest:,} bytes; an image of a set is never so large.")
-            return file.read(found.st_size) if found.st_size else b""
+            with open(handle, "rb", buffering=0, closefd=False) as file:
+                return file.readall()
+        finally:
+            os.close(handle)
 
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

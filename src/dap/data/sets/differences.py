@@ -64,7 +64,8 @@ def classes_apart(mine: Sequence[str], theirs: Sequence[str], whose: str, others
     Returns:
         The sentence; None where the two lists have the same names.
     """
-    only, lacking = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+    here, there = ({unicodedata.normalize("NFC", name) for name in names} for names in (mine, theirs))
+    only, lacking = sorted(here - there), sorted(there - here)
     if not only and not lacking:
         return None
     left = {spelling(name): name for name in lacking}

@@ -86,7 +86,8 @@ def check_none(found: Problems, folder: Path, distilled: bool) -> None:
     again = "Run the dap distill that made it again to mend it."
     if not distilled:
         again = "Make it again from where it came from."
-    raise DapError(f"{folder} is not whole: {said}{more}." + (f" {again}" if found.mendable else ""))
+    count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
+    raise DapError(f"{folder} is not whole{count}: {said}{more}." + (f" {again}" if found.mendable else ""))
 
 
 def problems_of_files(folder: Path, records: Iterable[Mapping[str, Any]]) -> list[str]:

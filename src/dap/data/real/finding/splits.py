@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
 
-WORDS: dict[str, Split] = {
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+WORDS: dict[str, str] = {
     **dict.fromkeys(("train", "training", "trainval", "tr", "trn"), "train"),
     **dict.fromkeys(
         ("val", "valid", "validation", "validate", "validating", "vali", "vld", "dev", "devel", "development", "eval"),
@@ -20,8 +22,35 @@ WORDS: dict[str, Split] = {
 """The words for a split, in lower case."""
 
 FILLERS = frozenset(
-    "set sets data dataset ds image images img imgs pic pics picture pictures photo photos seg split folder files jpg jpeg png "
-    "partial full final raw original".split()
+    [
+        "set",
+        "sets",
+        "data",
+        "dataset",
+        "ds",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "pic",
+        "pics",
+        "picture",
+        "pictures",
+        "photo",
+        "photos",
+        "seg",
+        "split",
+        "folder",
+        "files",
+        "jpg",
+        "jpeg",
+        "png",
+        "partial",
+        "full",
+        "final",
+        "raw",
+        "original",
+    ]
 )
 """Words that stand beside the word for a split and change nothing, as in `seg_train`, `train_set` and `images_test`."""
 
@@ -31,19 +60,23 @@ _GLUED = re.compile(r"(data|images?|imgs?|sets?|split)$")
 def split_of(name: str) -> Split | None:
     """The split that the name of a folder means, as `seg_train`, `Testing`, `ValidationSet`, `train2017` do; else None."""
     found = {_word(token) for token in _tokens(name)}
-    return found.pop() if len(found) == 1 else None
+    return _one(found)
 
 
 def split_of_file(name: str) -> Split | None:
     """The split that the name of a file means: one of its words is one for a split, as in `train-00000-of-00001.parquet`,
     `cats_test.parquet` and `testing-0.parquet`. None where no word is, or words of two splits are."""
     found = {word for token in _tokens(name.rpartition(".")[0] or name) if (word := _word(token)) is not None}
-    return found.pop() if len(found) == 1 else None
+    return _one(found)
 
 
 def exact(names: Iterable[str]) -> list[str]:
     """The names that are a word for a split and nothing else."""
     return [name for name in names if name.lower() in WORDS]
+
+
+def _one(found: Collection[str | None]) -> Split | None:
+    return next((said for said in SPLITS if found == {said}), None)
 
 
 def _tokens(name: str) -> list[str]:
@@ -52,5 +85,5 @@ def _tokens(name: str) -> list[str]:
     return [token for token in tokens if token not in FILLERS]
 
 
-def _word(token: str) -> Split | None:
+def _word(token: str) -> str | None:
     return WORDS.get(token) or WORDS.get(_GLUED.sub("", token))

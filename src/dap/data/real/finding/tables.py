@@ -1,4 +1,4 @@
-"""Labels of loose images in a table beside them: `metadata.csv`, `metadata.jsonl`, `metadata.parquet`, `labels.csv`, `train.csv`."""
+"""Labels of loose images in a table beside them: `metadata.csv`, .jsonl or .parquet, `labels.csv`, `train.csv`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,53 @@ from typing import Any
 from dap.base.documents import read_lines, read_text, regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
-from dap.data.real.splits import split_of_file
-from dap.data.real.walking import is_image, visible
+from dap.data.real.finding.splits import split_of_file
+from dap.data.real.finding.walking import is_image, visible
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 NAMES = ("metadata", "labels", "label", "annotations", "classes", "images", "index")
 """What the tables of labels are called, apart from the words for a split."""
 
-FILES = (
-    "file_name filename file image image_name imagename image_path imagepath img img_name img_path path filepath file_path "
-    "image_id imageid id name fname"
-).split()
-LABELS = (
-    "label labels class classes class_name classname label_name category category_name target breed species diagnosis "
-    "fine_label variety type level"
-).split()
+FILES = [
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_name",
+    "imagename",
+    "image_path",
+    "imagepath",
+    "img",
+    "img_name",
+    "img_path",
+    "path",
+    "filepath",
+    "file_path",
+    "image_id",
+    "imageid",
+    "id",
+    "name",
+    "fname",
+]
+LABELS = [
+    "label",
+    "labels",
+    "class",
+    "classes",
+    "class_name",
+    "classname",
+    "label_name",
+    "category",
+    "category_name",
+    "target",
+    "breed",
+    "species",
+    "diagnosis",
+    "fine_label",
+    "variety",
+    "type",
+    "level",
+]
 
 LARGEST = 512 * 2**20
 """How many bytes a table may have: some ten million rows."""
