@@ -44,6 +44,7 @@ from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of
 from dap.verbs.options import Machine, permitted
+from dap.verbs.report import opened_sets
 
 NOTE = "zeroshot.json"
 """The file in a set's folder that holds the classifier's result."""
@@ -306,11 +307,9 @@ def classify(
             it was made of and no data are given. `ZeroShot` says what else raises.
     """
     workshop = open_workshop(machine, watcher=watcher)
-    opened = _opened(sets, classes)
+    opened = opened_sets(sets, classes)
     for made in opened:
-        check_writable(
-            made.path, "The labels are kept in the folder of each set, so classify a copy of it that can be written."
-        )
+        check_writable(made.path, "Labels are kept in the folder of each set; classify a copy that can be written.")
     unfinished = opened[0].path / ".zeroshot"
     store = Store(machine.cache or unfinished, cache=machine.cache)
     recipes = [made.recipe or {} for made in opened]
@@ -336,17 +335,3 @@ def classify(
         found[made.path] = judge(made, real, opened)
     shutil.rmtree(unfinished, ignore_errors=True)
     return found
-
-
-def _opened(
-    sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet, classes: Sequence[str] | None
-) -> list[DistilledSet]:
-    """The sets at these places. A folder that holds several sets stands for all of them."""
-    opened: list[DistilledSet] = []
-    for one in [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets:
-        if isinstance(one, DistilledSet):
-            opened.append(one)
-            continue
-        folders = [file.parent for file in sorted(Path(one).glob("**/classes.json"))] or [Path(one)]
-        opened += [DistilledSet.from_folder(folder, classes) for folder in folders]
-    return opened

@@ -54,7 +54,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         class_names: the classes in label order.
         ipc: images per class of the whole set.
         recipe: the resolved recipe, or None for a folder that another project made.
-        results: the folder that `note` writes to and where judging keeps its results: that of the set, or another one.
+        results: where `note` and judging write: the folder of the set, or another one.
         records: the valid manifest lines, in (label, slot) order.
     """
 
