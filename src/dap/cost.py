@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from dap.base.store import Store
-from dap.data.sets.contents import COST
 from dap.data.sets.distilled import DistilledSet
 
 NOTE = "cost.json"
@@ -37,7 +36,7 @@ class Meter:
 
     def __init__(self, made: DistilledSet, needs: Iterable[str], store: Store, device: torch.device = CPU) -> None:
         self.made, self.needs, self.store, self.device = made, sorted(needs), store, device
-        self.before: dict[str, Any] = made.noted(NOTE, COST) or {"seconds": 0, "images": 0}
+        self.before: dict[str, Any] = {"seconds": 0, "images": 0} | (made.noted(NOTE) or {})
         self.began = self.written = time.monotonic()
         self.images = 0
         forget_peak_memory(device)
@@ -61,7 +60,7 @@ class Meter:
         cost = {
             "seconds": round(seconds, 4),  # four digits, because a tiny set takes less than a hundredth of a second
             "images": self.before["images"] + self.images,
-            "peak_memory_gb": max(self.before.get("peak_memory_gb", 0), peak_memory_gb(self.device)),
+            "peak_memory_gb": max(self.before.get("peak_memory_gb") or 0, peak_memory_gb(self.device)),
             "needs": self.needs,
             # What an earlier sitting made for this set keeps the seconds that it took then.
             "prepared": {**self.store.used, **self.before.get("prepared", {})},

@@ -31,7 +31,9 @@ class MMDiT(PromptedBackbone):
         named = {name: getattr(pipe, name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")}
         config = pipe.transformer.config
         if named["text_encoder"] is None or named["text_encoder_2"] is None:
-            raise DapError(f"{card.name} lacks a CLIP text encoder; a Stable Diffusion 3 can do without text_encoder_3 alone.")
+            raise DapError(
+                f"{card.name} lacks a CLIP text encoder; a Stable Diffusion 3 can do without text_encoder_3 alone."
+            )
         if not config.in_channels == config.out_channels == pipe.vae.config.latent_channels:
             raise DapError(
                 f"The transformer of {card.name} takes {config.in_channels} channels and gives {config.out_channels}, its "

@@ -41,7 +41,10 @@ class UNet(PromptedBackbone):
                 f"The U-Net of {card.name} takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; "
                 "dap samples U-Nets that give as many as they take."
             )
-        width, wanted = pipe.text_encoder.config.hidden_size, unet.config.encoder_hid_dim or unet.config.cross_attention_dim
+        width, wanted = (
+            pipe.text_encoder.config.hidden_size,
+            unet.config.encoder_hid_dim or unet.config.cross_attention_dim,
+        )
         if width not in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
             raise DapError(
                 f"The U-Net of {card.name} takes a text of width {wanted}, its text encoder gives {width}; take parts that "

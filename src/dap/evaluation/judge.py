@@ -29,7 +29,7 @@ from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
-from dap.evaluation.training.fitting import new_network, seeded
+from dap.evaluation.training.fitting import check_last_batch, new_network, seeded
 from dap.evaluation.training.labels import Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
@@ -177,6 +177,23 @@ def _check_networks(plan: JudgingPlan, classes: int) -> None:
     for network in plan.all_networks:
         with seeded(0, torch.device("cpu")):
             new_network(network, plan.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
+
+
+def check_batches(plan: JudgingPlan, images: int, ipc: int, classes: int) -> None:
+    """Check that no network of the plan would meet a last batch of one image that it cannot be trained on.
+
+    Args:
+        plan: how sets are judged.
+        images: how many images the set has.
+        ipc: images per class, of the largest class.
+        classes: number of classes.
+
+    Raises:
+        DapError: a network would. The message gives a batch that works.
+    """
+    for network in plan.all_networks:
+        settled = plan.protocol.settled(ipc=ipc, classes=classes, network=network)
+        check_last_batch(network, settled, 3, classes, images)
 
 
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:

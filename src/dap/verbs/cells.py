@@ -33,7 +33,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
 from dap.data.sets.notes import Plain, as_read
 from dap.evaluation.judge import check as check_judging
-from dap.evaluation.judge import judge
+from dap.evaluation.judge import check_batches, judge
 from dap.methods.base import Method
 from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop
@@ -162,7 +162,7 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
     """
     workshops = Workshops(cells, watcher if done is None else None)  # the parent of workers has told it
     loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
-    check(cells.cells, workshops.of, loaded_for, out)
+    check(cells.cells, workshops.of, loaded_for, out, cells.subsample)
 
     def do(name: str, recipe: Recipe) -> None:
         workshop = workshops.of(recipe)
@@ -224,14 +224,20 @@ def _permission(cells: Grid) -> list[str]:
 def _check_once(cells: Grid, watcher: Watcher) -> None:
     """Check all cells, then free everything that the check loaded. The workers need the memory, above all a GPU's."""
     workshops = Workshops(cells, watcher)
-    check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out)
+    check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out, cells.subsample)
     del workshops
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], loaded_for: LoadedFor, out: Path) -> None:
+def check(
+    cells: Sequence[Cell],
+    workshop_of: Callable[[Recipe], Workshop],
+    loaded_for: LoadedFor,
+    out: Path,
+    subsample: Sequence[int] = (),
+) -> None:
     """Check that every cell can be made and judged, before the first cell is made. Cheap checks come first.
 
     Args:
@@ -239,6 +245,7 @@ def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], load
         workshop_of: gives the workshop that makes a recipe's set.
         loaded_for: gives what judging needs, for the real data of a recipe.
         out: the folder in which the folders of the sets are made.
+        subsample: the numbers of images a class that are drawn from larger sets.
 
     Raises:
         DapError: a cell cannot be made or judged; the message says why.
@@ -251,6 +258,9 @@ def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], load
     for name, recipe in cells:
         method, task = workshop_of(recipe).task(recipe)
         method.prepare(task)
+        classes, plan = len(task.source.class_names), loaded_for(recipe.data).plan
+        for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
+            check_batches(plan, ipc * classes, ipc, classes)
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dap.data.real.layouts import locate
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.apart import check_writable, kept_apart
-from dap.evaluation.judge import judge
+from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
@@ -57,9 +58,9 @@ def evaluate(
             The images of the sets are then not measured against real training images.
         classes: for folders that others made, the names of the class folders in label order. For images in memory, the
             names of the labels. Or the name of a subset of ImageNet.
-        max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
         split: where the splits of the real images lie, as `data.split` of a recipe: "train=FOLDER,test=FOLDER". Default:
             what the recipe of the set says.
+        max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
         out: the file of the page on these sets, with a name that ends in .html, or a folder for it. The results of sets that
             do not lie in this folder are kept there too, in `judged`, and nothing is written beside the sets. None: no page
             is written, and sets of this library keep their results. Those of a folder that others made are kept in
@@ -84,6 +85,11 @@ def evaluate(
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
+        for made in opened:
+            images = Counter(record["label"] for record in made.records)
+            largest = max(images.values(), default=0)
+            plan = loaded_for(data_of(made, path, max_bad_fraction, split)).plan
+            check_batches(plan, images.total(), max(1, largest), len(made.class_names))
         for made in opened:
             judge(made, loaded_for(data_of(made, path, max_bad_fraction, split)), watcher)
     else:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from dap.base import documents
 from dap.base.documents import Damaged
@@ -23,6 +23,7 @@ from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
 from dap.base.files import inside, roots
 from dap.base.parsing import shown
+from dap.data.sets.notes import as_read
 
 T = TypeVar("T")
 
@@ -40,12 +41,6 @@ def _one_part(folder: str) -> str:
     if "/" in folder or folder in (".", ".lock") or folder.startswith(".tmp-"):
         raise ValueError("this must be the name of a folder")
     return folder
-
-
-def _as_it_stands(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """The value itself, once it is checked: with its keys in the order of the file."""
-    check(value)
-    return value
 
 
 Fields = dict[str, Any]
@@ -98,6 +93,8 @@ class ManifestLine(_Open, frozen=True):
     slot: Annotated[int, Field(ge=0, lt=MOST_IMAGES)]
     sha256: Sha256
     seed: Seed | None = None
+    doubt: Text | None = None
+    """Why the image is probably no image of anything; see `looks.doubts`."""
 
 
 class _InputsFile(_Open, frozen=True):
@@ -134,32 +131,18 @@ class _ExportFile(_Open, frozen=True):
         return self
 
 
-class _CostFile(_Open, frozen=True):
-    seconds: Annotated[float, Field(ge=0)]
-    images: Annotated[int, Field(ge=0)]
-    peak_memory_gb: Annotated[float, Field(ge=0)] = 0
-    prepared: Fields = {}
-
-
-def _plain(model: Any) -> TypeAdapter[dict[str, Any]]:
-    """Checks JSON by a model, and gives the JSON itself."""
-    return TypeAdapter(Annotated[model, WrapValidator(_as_it_stands)])  # pyright: ignore
-
-
-JSON: TypeAdapter[Any] = TypeAdapter(Any)
+JSON: Any = Any
 """Any JSON."""
-LINE = _plain(ManifestLine)
+LINE = as_read(ManifestLine)
 """A line of manifest.jsonl, as a dictionary."""
-RECIPE = _plain(_RecipeFile)
+RECIPE = as_read(_RecipeFile)
 """recipe.json, as a dictionary."""
-INPUTS = _plain(_InputsFile)
+INPUTS = as_read(_InputsFile)
 """inputs.json: `classes`, and fingerprints of the data, weights and code."""
-IMPORT = _plain(_ImportFile)
+IMPORT = as_read(_ImportFile)
 """import.json, as a dictionary."""
-EXPORT = _plain(_ExportFile)
+EXPORT = as_read(_ExportFile)
 """export.json, as a dictionary."""
-COST = _plain(_CostFile)
-"""cost.json, as a dictionary."""
 
 
 def there(folder: Path, name: str) -> bool:

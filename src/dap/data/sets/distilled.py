@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
-from pydantic import TypeAdapter
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,6 +34,7 @@ from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, 
 from dap.data.sets.contents import JSON, RECIPE, Classes, Within, read, read_manifest, sha256, there
 from dap.data.sets.folders import check_classes, class_order, images_by_folder, other_than_folders
 from dap.data.sets.looks import advice_for
+from dap.data.sets.notes import NOTES, as_read
 from dap.data.sets.sheet import contact_sheet
 from dap.data.sets.verification import Problems, check_none, problems_of, problems_of_files
 
@@ -276,17 +276,13 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         """Write a file into the folder of results, atomically: a text as it is, another value as JSON."""
         write_atomically(self.results / name, value.encode() if isinstance(value, str) else dump(value))
 
-    def noted(self, name: str, model: TypeAdapter[Any] = JSON) -> Any:
+    def noted(self, name: str) -> Any:
         """The value that `note` wrote as JSON under this name; None where there is no such file.
 
-        Args:
-            name: the name of the file.
-            model: what the file must hold. Default: any JSON.
-
         Raises:
-            DapError: the file cannot be read, is not JSON, or does not fit the model.
+            DapError: the file cannot be read, is not JSON, or does not fit its model in `notes.NOTES`.
         """
-        advice = "Restore this file from a copy, or remove it."
+        model, advice = as_read(NOTES.get(name, JSON)), "Restore this file from a copy, or remove it."
         return read(self.results, name, model, advice) if there(self.results, name) else None
 
     def verify(self) -> list[str]:
