@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from dap.base.errors import DapError
+from dap.data.real.suffixes import IMAGE_SUFFIXES
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 """The splits. Each split has the names that its folder, or the prefix of its files, may have, in order of
 preference."""
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 LAYOUTS = (
     "one folder of images for each class, such folders under train/ and test/ (or val/, validation/), "
@@ -162,9 +161,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether the entry is a file or a link, and its name ends as the name of an image file does."""
-    named = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-    return named and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
+    """Whether the entry is no folder, and its name ends as the name of an image file does.
+
+    A link that leads nowhere, a pipe, a socket and a device count too. They are no images, so reading them names them as
+    broken.
+    """
+    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not is_folder(entry)
 
 
 def _no_split(path: Path, split: str, remedy: str) -> DapError:

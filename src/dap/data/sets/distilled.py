@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dap.base.errors import DapError
 from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
-from dap.data.real.decode import Fit, decode, encode_png, opened
+from dap.data.real.base import some
+from dap.data.real.decode import BrokenImage, Fit, decode, encode_png, pixels
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import class_order, folders_of, images_by_folder, other_than_folders
 from dap.data.sets.sheet import contact_sheet
@@ -86,7 +86,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             BrokenImage: the file cannot be decoded.
         """
         line = self._in_order()[index]
-        return torch.from_numpy(self._pixels(line)).permute(2, 0, 1).float() / 255, line["label"]
+        return torch.from_numpy(pixels(self.path / line["path"])).permute(2, 0, 1).float() / 255, line["label"]
 
     def __repr__(self) -> str:
         return f"DistilledSet({str(self.path)!r}: {self._counts()})"
@@ -294,10 +294,9 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         for line in lines.values():
             file = self.path / line["path"]
             try:
-                with Image.open(file) as image:
-                    image.load()
-            except (OSError, SyntaxError) as error:
-                problems.append(f"{line['path']}: {error}")
+                pixels(file)
+            except BrokenImage as error:
+                problems.append(f"{line['path']}: {error.reason}")
                 continue
             if sha256_of(file) != line["sha256"]:
                 problems.append(f"{line['path']}: its sha256 is not the manifest's")
@@ -313,17 +312,23 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             raise DapError(f"{self.path} is not whole: {shown}. {again}")
 
     def tensors(
-        self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32
+        self,
+        size: int | None = None,
+        *,
+        fit: Fit = "crop",
+        dtype: torch.dtype = torch.float32,
+        mixed: int | None = None,
     ) -> tuple[Num[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
         """All images (n, 3, h, w) in [0, 1] and their labels (n,), in (label, slot) order.
 
         Args:
             size, fit: how the images are made square, as real images are; see `data.real.decode.square`. By default the
-                images keep their size, and all must then have the same size.
+                images keep their size, and all must then have the same size. Each is decoded as real images are.
             dtype: with uint8, the images are whole numbers from 0 to 255, in a quarter of the memory.
+            mixed: where no size is given and the images differ in size, the size that all of them get.
 
         Raises:
-            DapError: the set is empty, its images differ in size, or an image cannot be decoded.
+            DapError: the set is empty, its images differ in size and no size is given, or an image is broken (it is named).
         """
         if not self._records:
             raise DapError(f"{self.path} holds no finished image yet; run dap distill again to go on.")
@@ -331,16 +336,15 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         if size is not None:
             images = torch.empty(len(labels), 3, size, size, dtype=dtype)
             for row, line in zip(images, self.records, strict=True):
-                pixels = decode(self.path / line["path"], size, fit)
-                row.copy_(pixels if dtype.is_floating_point else (pixels * 255).round())
+                image = decode(self.path / line["path"], size, fit)
+                row.copy_(image if dtype.is_floating_point else (image * 255).round())
             return images, labels
-        arrays = [self._pixels(line) for line in self.records]
-        if len({a.shape for a in arrays}) > 1:
-            raise DapError(f"The images in {self.path} differ in size; give size=.")
+        arrays = [pixels(self.path / line["path"]) for line in self.records]
+        if len(sizes := sorted({f"{a.shape[1]}x{a.shape[0]}" for a in arrays})) > 1:
+            if mixed is not None:
+                return self.tensors(mixed, fit=fit, dtype=dtype)
+            raise DapError(
+                f"The images in {self.path} differ in size ({some(sizes)}); give a size, to which they are cropped and resized."
+            )
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
-
-    def _pixels(self, line: Mapping[str, Any]) -> np.ndarray:
-        """The stored pixels (h, w, 3), uint8, of the image of a manifest line."""
-        with opened(self.path / line["path"]) as image:
-            return np.array(image.convert("RGB"))

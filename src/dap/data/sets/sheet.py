@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from dap.data.real.decode import BrokenImage, pixels
+
 SIDE, ROWS, COLUMNS = 48, 12, 12
 """The side of a small image in pixels, and the largest numbers of classes and of images per class on a sheet. With
 these limits a sheet stays below half a megabyte."""
@@ -53,10 +55,9 @@ def _strip(files: Sequence[Path]) -> str:
 
 def _small(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            small = image.convert("RGB")
-            small.thumbnail((SIDE, SIDE))
-    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
+        small = Image.fromarray(pixels(file))
+        small.thumbnail((SIDE, SIDE))
+    except BrokenImage:
         return Image.new("RGB", (SIDE, SIDE), "grey")
     square = Image.new("RGB", (SIDE, SIDE), "white")
     square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))

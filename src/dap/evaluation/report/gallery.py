@@ -240,19 +240,19 @@ def embedded(file: Path) -> tuple[str | None, bool]:
     """
     from PIL import Image
 
-    data = file.read_bytes()
+    from dap.data.real.decode import BrokenImage, pixels, read_file
+
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            small, png = max(image.size) <= MAX_SIDE, image.format == "PNG"
-            image.load()
-            if not (small and png):
-                buffer = io.BytesIO()
-                rgb = image.convert("RGB")
-                if not small:
-                    rgb.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-                rgb.save(buffer, "PNG" if small else "JPEG", quality=82)
-                data = buffer.getvalue()
-    except (OSError, ValueError, SyntaxError):
+        data = read_file(file)
+        rgb = Image.fromarray(pixels(data))
+    except BrokenImage:
         return None, False
+    small = max(rgb.size) <= MAX_SIDE
+    if not (small and data.startswith(b"\x89PNG")):
+        buffer = io.BytesIO()
+        if not small:
+            rgb.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        rgb.save(buffer, "PNG" if small else "JPEG", quality=82)
+        data = buffer.getvalue()
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", not small

@@ -118,12 +118,12 @@ def _curve(trial: Json) -> Iterator[tuple[int, float]]:
 
 def _pixels(record: SetRecord, image: Json) -> Any:
     """The pixels of the image (h, w, 3), uint8; None where the image cannot be read."""
-    from PIL import Image
+    from dap.data.real.decode import BrokenImage, pixels
 
     file = file_in(record, image["path"])
     try:
-        return None if file is None else np.asarray(Image.open(file).convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
+        return None if file is None else pixels(file)
+    except BrokenImage:
         return None
 
 
