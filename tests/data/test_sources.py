@@ -238,17 +238,18 @@ def test_a_missing_or_forbidden_file_is_broken(tmp_path: Path, monkeypatch: pyte
 
 def forbid(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     """Refuse to read a file or folder, as the system does to a user without the right; holds for root too."""
-    read, scan = Path.read_bytes, os.scandir
+    read, scan, opened = Path.read_bytes, os.scandir, Path.open
 
     def refuse(function: Callable) -> Callable:
-        def checked(target: object) -> object:
+        def checked(target: object, *args: object, **options: object) -> object:
             if Path(str(target)) == path:
                 raise PermissionError(13, "Permission denied", str(path))
-            return function(target)
+            return function(target, *args, **options)
 
         return checked
 
     monkeypatch.setattr(Path, "read_bytes", refuse(read))
+    monkeypatch.setattr(Path, "open", refuse(opened))
     monkeypatch.setattr(os, "scandir", refuse(scan))
 
 

@@ -25,6 +25,7 @@ from dap.base.errors import DapError
 from dap.data.real.decode import BrokenImage, Fit, check_fit
 from dap.data.real.layouts import LAYOUTS
 from dap.data.real.recent import Recent
+from dap.data.real.spelling import respelt
 
 log = logging.getLogger("dap")
 
@@ -303,6 +304,7 @@ def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tu
     found = spelt
     if any(imagenet.is_wnid(name) and name not in spelt for name in wanted):
         found = imagenet.places(known) | spelt
+    found = respelt(wanted, found)
     unknown = [name for name in wanted if name not in found]
     if unknown:
         lowered = {other.lower(): other for other in known}

@@ -23,6 +23,9 @@ LAYOUTS = (
 )
 """The layouts that `locate` accepts, in words for messages."""
 
+MAC = "__MACOSX"
+"""The folder that a Mac adds to an archive. It holds no images, whatever its files are called."""
+
 _IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 
 
@@ -105,9 +108,9 @@ def check_folder(path: Path) -> None:
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the class folders in `root`, sorted, without hidden folders. Raises `DapError` where `root` cannot
-    be read."""
-    return [entry.name for entry in visible(root) if is_folder(entry)]
+    """The names of the class folders in `root`, sorted, without hidden folders and without what a Mac adds to archives.
+    Raises `DapError` where `root` cannot be read."""
+    return [entry.name for entry in visible(root) if is_folder(entry) and entry.name != MAC]
 
 
 def image_files(folder: Path) -> list[str]:

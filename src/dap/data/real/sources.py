@@ -90,8 +90,7 @@ def check_path(path: str | Path) -> None:
 class FolderSource(Source):
     """A folder of class folders. Images may lie at any depth in a class folder. Classes and images are in name order.
 
-    Image files have the ending png, jpg, jpeg, webp, bmp, gif, tif or tiff, in upper or lower case. Hidden files are
-    left out.
+    Image files have one of the endings in `dap.data.real.suffixes`, in upper or lower case. Hidden files are left out.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class FolderSource(Source):
         known = class_folders(root)
         if not known:
             raise DapError(f"{root} holds no class folders; accepted are {LAYOUTS}")
-        names, chosen = select(known, classes, str(root))
+        names, chosen = select([_printable(folder) for folder in known], classes, str(root))
         self._root, self._files = root, [image_files(root / known[place]) for place in chosen]
         counts = [len(files) for files in self._files]
         super().__init__(name or root.name, names, counts, size=size, fit=fit, max_bad_fraction=max_bad_fraction)

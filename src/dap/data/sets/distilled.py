@@ -31,7 +31,7 @@ from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_o
 from dap.data.real.base import some
 from dap.data.real.decode import BrokenImage, Fit, decode, encode_png, pixels
 from dap.data.sets.differences import differences
-from dap.data.sets.folders import class_order, folders_of, images_by_folder, other_than_folders
+from dap.data.sets.folders import check_reading, class_order, folders_of, images_by_folder, other_than_folders
 from dap.data.sets.sheet import contact_sheet
 
 WORK = ".work"
@@ -212,17 +212,17 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             DapError: there is no such folder, no class folder holds an image, or the files are of a kind that only
                 `dap import` reads.
         """
-        path = Path(path)
-        if (path / "classes.json").is_file():
+        if ((path := Path(path)) / "classes.json").is_file():
             return DistilledSet.open(path)
         if not path.is_dir():
             raise DapError(other_than_folders(path) or f"There is no folder {path}.")
         found = images_by_folder(path)
         if not found:
-            other = other_than_folders(path)
             raise DapError(
-                other or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
+                other_than_folders(path)
+                or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
             )
+        check_reading(path, found, class_names)
         names, folders = class_order(path, list(found), class_names)
         records = {
             (label, slot): {

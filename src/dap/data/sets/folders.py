@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from dap import imagenet
+from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import natural_order, read_json
+from dap.base.parsing import parse_json, shown
 from dap.data.real.base import select, some
-from dap.data.real.layouts import class_folders, is_image, unreadable, visible
+from dap.data.real.layouts import class_folders, image_files, visible
+from dap.data.real.suffixes import IMAGE_SUFFIXES
 
 SORTED = "sorted"
 """A value for `class_names`. With this value the user says on purpose that the labels follow the sorted class
 folders."""
+
+SPLIT_WORDS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
+"""The names of folders that are splits, where they hold folders themselves."""
 
 _KINDS = {
     "parquet": ("parquet files", (".parquet",)),
@@ -26,12 +33,47 @@ _KINDS = {
 
 
 def images_by_folder(path: Path) -> dict[str, list[Path]]:
-    """The class folders that hold images, sorted by name, and the images in each in natural order (2 before 10)."""
+    """The class folders that hold images at any depth, sorted by name, and the images in each in natural order of the
+    file names (2 before 10)."""
     found = {
-        folder: sorted((path / folder / e.name for e in visible(path / folder) if is_image(e)), key=natural_order)
+        folder: sorted((path / file for file in image_files(path / folder)), key=natural_order)
         for folder in class_folders(path)
     }
     return {folder: files for folder, files in found.items() if files}
+
+
+def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | Sequence[str] | None) -> None:
+    """Check that the folders in `path` are classes, and no layer above the classes.
+
+    Raises:
+        DapError: the folders have the names of splits, or there is one folder of folders, and the user named no classes.
+    """
+    deep = [folder for folder, files in found.items() if all(len(f.relative_to(path).parts) > 2 for f in files)]
+    inner = {folder: sorted({f.relative_to(path).parts[1] for f in found[folder]}) for folder in deep}
+    wrong = [
+        folder for folder in inner if folder.lower() in SPLIT_WORDS or (len(found) == 1 and len(inner[folder]) > 1)
+    ]
+    if not wrong or class_names is not None:
+        return
+    first, names = wrong[0], some(map(shown, found), 5)
+    raise DapError(
+        f"{shown(path)} holds {names}, and {shown(first)} holds the folders {some(map(shown, inner[first]))}. If these are "
+        f"the classes, give {shown(path / first)}; if {names} {'is the class' if len(found) == 1 else 'are the classes'}, "
+        f"say so with --classes {' '.join(map(shown, found))}."
+    )
+
+
+def left_out(path: Path) -> dict[str, Any]:
+    """What class folders hold beside images: the names of the folders without an image under `empty`, and how many files
+    of each ending are no images under `skipped`. A key without content is absent."""
+    empty, skipped = [], Counter[str]()
+    for folder in class_folders(path):
+        if not image_files(path / folder):
+            empty.append(shown(folder))
+        for _, _, names in os.walk(path / folder):
+            ends = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+            skipped.update(shown(end) or "no ending" for end in ends if end not in IMAGE_SUFFIXES)
+    return {key: value for key, value in (("empty", empty), ("skipped", dict(skipped.most_common()))) if value}
 
 
 def files_by_kind(path: Path) -> dict[str, list[Path]]:
@@ -56,7 +98,33 @@ def other_than_folders(path: Path) -> str | None:
     for kind in files_by_kind(path):
         what = _KINDS[kind][0]
         return f"{path} holds {what}, not class folders; make a set of it with dap import {path} --out DIR."
-    return f"{path} is a file, not a folder of class folders." if path.is_file() else None
+    held = [path] if path.is_file() else [path / e.name for e in visible(path)] if path.is_dir() else []
+    for file in held:
+        for ends, what, way in _FOREIGN:
+            if file.name.lower().endswith(ends) and not file.is_dir():
+                return f"{shown(file)} is {what}, which is not read; {way}."
+    return f"{shown(path)} is a file, not a folder of class folders." if path.is_file() else None
+
+
+_FOREIGN = (
+    ((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "a compressed archive", "unpack it, and give the folder"),
+    ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),
+    (
+        (".npz", ".npy"),
+        "a file of numpy arrays",
+        'save it with torch.save({"images": torch.from_numpy(x), "labels": torch.from_numpy(y)}, "set.pt"), and give set.pt',
+    ),
+    ((".mdb", ".lmdb"), "an LMDB database", "write its images into one folder for each class, and give the folder"),
+    ((".h5", ".hdf5"), "an HDF5 file", "save its arrays as tensors with torch.save, and give the .pt file"),
+    (
+        (".arrow",),
+        "an Arrow file of datasets' save_to_disk",
+        "load it and write it with to_parquet, and give that file",
+    ),
+    ((".tfrecord", ".rec", ".beton"), "a file of records", "write its images into one folder for each class"),
+    ((".pkl", ".pickle", ".mat"), "a file of Python or MATLAB objects", "save its images and labels with torch.save"),
+)
+"""Files of images that are not read: their endings, what they are, and the way out."""
 
 
 def exported(path: Path) -> dict[str, Any]:
@@ -87,18 +155,15 @@ def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
         class_names if isinstance(class_names, str) else class_names[0] if class_names and len(class_names) == 1 else ""
     )
     if alone.endswith((".json", ".txt")) and Path(alone).is_file():
-        try:
-            text = Path(alone).read_text(encoding="utf-8")
-            names = (
-                json.loads(text) if alone.endswith(".json") else [line for line in text.splitlines() if line.strip()]
-            )
-        except OSError as error:
-            raise unreadable(Path(alone), error) from error
-        except ValueError as error:
-            raise DapError(f"{alone} cannot be read as a list of class names: {error}.") from error
+        file = Path(alone)
+        text = read_text(file)
+        if alone.endswith(".json"):
+            names = parse_json(text, file)
+        else:
+            names = [line.strip() for line in text.splitlines() if line.strip()]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DapError(f'{alone} must hold a list of class names in label order, such as ["cat", "dog"].')
-        return names
+        return [name.strip() for name in names]
     expanded = imagenet.expand([alone] if alone else class_names)
     return None if expanded is None else list(expanded)
 
@@ -120,7 +185,7 @@ def class_order(
     """
     said = exported(path)
     known = dict(zip(said["class_names"], said["folders"], strict=True)) if "folders" in said else {}
-    known = known or {folder: folder for folder in folders}
+    known = known or {shown(folder): folder for folder in folders}
     if absent := [folder for folder in known.values() if folder not in folders]:
         raise DapError(f"{path} lacks the class folder {absent[0]!r} that its export.json names; export it again.")
     if class_names in (SORTED, [SORTED], (SORTED,)) and SORTED not in known:

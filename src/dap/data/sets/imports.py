@@ -215,9 +215,8 @@ def _store(
     kept, sizes, done, total = 0, Counter[str](), 0, sum(map(len, chosen))
     for label, entries in enumerate(chosen):
         for slot, (key, read) in enumerate(entries):
-            data = read()
             try:
-                png, same = as_png(data)
+                png, same = as_png(data := read())
             except BrokenImage as error:
                 raise DapError(f"{key} cannot be decoded: {error.reason}; mend or remove it.") from error
             made.store(label, slot, png, source=key, source_sha256=sha256(data).hexdigest())
@@ -248,6 +247,11 @@ def _notes(told: dict[str, Any]) -> list[str]:
         notes.append(f"The images differ in size ({some(images['sizes'])}); dap evaluate crops and resizes them.")
     if "left_out" in facts:
         notes.append(f"Left out: the class folders {some(facts['left_out'])}.")
+    if "empty" in facts:
+        notes.append(f"Empty, and so no class of the set: {some(facts['empty'], 10)}.")
+    if "skipped" in facts:
+        kinds = some([f"{count} {end}" for end, count in facts["skipped"].items()], 6)
+        notes.append(f"Skipped: {sum(facts['skipped'].values())} files that are no images ({kinds}).")
     if "values" in facts:
         notes.append(f"Values: {facts['values']}.")
     if facts.get("of_values"):
