@@ -291,7 +291,7 @@ class Evil:
         ({"images": Evil()}, {}, "could run any code, so it is not opened"),
         ({"labels": torch.arange(3)}, {}, "no images; call the right one 'images'"),
         ({"a": torch.rand(2, 3, 4, 4), "b": torch.rand(2, 3, 4, 4)}, {}, "several tensors that could be the images: a, b"),
-        ((torch.rand(2, 3, 4, 4), torch.arange(3)), {}, "not images"),
+        ((torch.rand(2, 3, 4, 4), torch.arange(3)), {}, "2 images but 3 labels"),
         ({"images": torch.rand(2, 5, 4, 4), "labels": torch.arange(2)}, {}, "c 1 or 3"),
         ({"images": torch.full((2, 3, 4, 4), torch.nan), "labels": torch.arange(2)}, {}, "non-finite"),
         ({"images": torch.rand(2, 3, 4, 4), "labels": torch.tensor([0.5, 1])}, {}, "not whole numbers"),

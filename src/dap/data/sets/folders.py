@@ -223,7 +223,11 @@ def by_number(class_names: str | Sequence[str] | None, count: int, what: str) ->
             f"a subset of ImageNet ({', '.join(imagenet.SUBSETS)}), or --classes {count} to call them by number."
         )
     alone = class_names if isinstance(class_names, str) else class_names[0] if len(class_names) == 1 else ""
-    names = [str(number) for number in range(int(alone))] if alone.isdigit() else listed(class_names) or []
+    if alone.isascii() and alone.isdigit() and (len(alone) > 9 or int(alone) != count):
+        raise DapError(f"{what} from 0 to {count - 1}, but {alone} classes are named; give --classes {count}.")
+    names = (
+        [str(number) for number in range(count)] if alone.isascii() and alone.isdigit() else listed(class_names) or []
+    )
     check_count(names, count, f"{what} from 0 to {count - 1}")
     return names
 
