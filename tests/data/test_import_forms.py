@@ -322,9 +322,7 @@ def test_grey_arrays_have_one_channel(images, tmp_path: Path) -> None:
     assert torch.equal(stored[:, 1], grey[[0, 2, 1, 3]]) and torch.equal(stored[:, 0], stored[:, 2])
 
 
-@pytest.mark.parametrize(
-    "images", [IMAGES[None], IMAGES[:, 0, 0], list(IMAGES[:3]) + [IMAGES[0, :, :2]], {"a": IMAGES}, 7]
-)
+@pytest.mark.parametrize("images", [IMAGES[None], IMAGES[:, 0, 0], [*IMAGES[:3], IMAGES[0, :, :2]], {"a": IMAGES}, 7])
 def test_images_that_cannot_be_understood(images, tmp_path: Path) -> None:
     """Case 38: 5-D images and others."""
     with pytest.raises(DapError, match=r"The images in .* \(n, c, h, w\)|differ in shape"):
@@ -356,6 +354,7 @@ def repacked(source: Path, out: Path, change=lambda name, data: data, packing=zi
     return out
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 def test_hostile_files_of_tensors_are_sentences(tmp_path: Path) -> None:
     whole = save(tmp_path, {"images": IMAGES, "labels": LABELS})
     cases = {

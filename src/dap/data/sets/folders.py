@@ -73,7 +73,14 @@ def left_out(path: Path) -> dict[str, Any]:
         for _, _, names in os.walk(path / folder):
             ends = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
             skipped.update(shown(end) or "no ending" for end in ends if end not in IMAGE_SUFFIXES)
-    return {key: value for key, value in (("empty", empty), ("skipped", dict(skipped.most_common()))) if value}
+    return {
+        key: value
+        for key, value in (
+            ("empty", empty),
+            ("skipped", dict(sorted(skipped.items(), key=lambda one: (-one[1], one[0])))),
+        )
+        if value
+    }
 
 
 def files_by_kind(path: Path) -> dict[str, list[Path]]:

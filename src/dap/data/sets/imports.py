@@ -15,6 +15,7 @@ import torch
 from dap import imagenet
 from dap.base.errors import DapError
 from dap.base.files import building, in_use, natural_order, read_json
+from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.base import some
@@ -124,7 +125,7 @@ def import_set(
     pick = pick or ("string" if kind == "minimax" else "natural")
     chosen = _pick(reading, str(source), ipc, pick, seed)
     told: dict[str, Any] = {
-        "source": str(source),
+        "source": shown(source),
         "layout": kind,
         "layout_found": why,
         "classes": reading.names,
@@ -161,12 +162,12 @@ def detect(source: Path) -> tuple[str, str]:
     if len(seen) > 1:
         raise DapError(f"{source} could be read as {' or as '.join(seen)}; say which with --layout.")
     if files:
-        return seen[0], f"found: {some([file.name for group in files.values() for file in group])}"
+        return seen[0], f"found: {some([shown(file.name) for group in files.values() for file in group])}"
     if not folders and source.is_dir():
         return "folders", "nothing else found"  # the reader of class folders says what is missing
     if not folders:
         raise DapError(other_than_folders(source) or f"{source} holds nothing that can be imported.")
-    said = f"found: class folders {some(folders)}"
+    said = f"found: class folders {some(map(shown, folders))}"
     if "folders" in exported(source):
         return "folders", f"{said}, with an export.json"
     if all(map(imagenet.is_wnid, folders)):
@@ -175,9 +176,10 @@ def detect(source: Path) -> tuple[str, str]:
         padded = any(folder.startswith("0") and len(folder) > 1 for folder in folders)
         return ("rded", f"{said}, which are positions") if padded else ("d4m", f"{said}, which are unpadded positions")
     if all(folder.isdigit() for folder in folders):
+        listed = some(map(shown, folders))
         raise DapError(
-            f"The class folders of {source} are numbers, but not 0 to {len(folders) - 1} ({some(folders)}): positions in a "
-            "longer list, or names? Give --layout folders to take them as names, or rename them to the positions."
+            f"The class folders of {shown(source)} are numbers, but not 0 to {len(folders) - 1} ({listed}): positions in a longer "
+            "list, or names? Give --layout folders to take them as names, or rename them to the positions."
         )
     return "folders", said
 
@@ -276,7 +278,7 @@ def _card(made: DistilledSet, told: dict[str, Any], licence: str | None, source:
         "size_categories": [size_category(len(made.class_names) * made.ipc)],
         "tags": ["dataset-distillation"],
     }
-    body = f"""# Distilled set imported from {cell(source.name)}
+    body = f"""# Distilled set imported from {cell(shown(source.name))}
 
 Made by others; imported by diffusion-as-priors {told["version"]}. `import.json` tells every choice of the import,
 `manifest.jsonl` where each image came from and its sha256.
