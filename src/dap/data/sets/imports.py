@@ -178,8 +178,8 @@ def detect(source: Path) -> tuple[str, str]:
     if all(folder.isdigit() for folder in folders):
         listed = some(map(shown, folders))
         raise DapError(
-            f"The class folders of {shown(source)} are numbers, but not 0 to {len(folders) - 1} ({listed}): positions in a longer "
-            "list, or names? Give --layout folders to take them as names, or rename them to the positions."
+            f"The class folders of {shown(source)} are numbers, but not 0 to {len(folders) - 1} ({listed}): positions in a "
+            "longer list, or names? Give --layout folders to take them as names, or rename them to the positions."
         )
     return "folders", said
 
