@@ -14,7 +14,8 @@ ROOT = Path(dap.__file__).parent
 
 ROOMS = [
     ["dap.base"],
-    ["dap.imagenet", "dap.kernels", "dap.starter"],
+    ["dap.imagenet", "dap.expressions", "dap.starter"],
+    ["dap.kernels"],
     ["dap.choices", "dap.shipped", "dap.guidance"],
     ["dap.resolved", "dap.backbones"],
     ["dap.solvers"],

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.backbones import load as load_backbone
     from dap.backbones.base import Backbone as Backbone
     from dap.base.errors import DapError as DapError
+    from dap.base.permission import allow_code as allow_code
     from dap.data.real.sources import open_source as open_source
     from dap.data.sets.distilled import DistilledSet as DistilledSet
     from dap.data.sets.export import export as export
@@ -46,6 +47,7 @@ _HOMES = {
     "Machine": "dap.verbs.options",
     "Recipe": "dap.recipe",
     "Workshop": "dap.workshop",
+    "allow_code": "dap.base.permission",
     "classify": "dap.verbs.classify",
     "compare": "dap.verbs.compare",
     "distill": "dap.verbs.distill",
@@ -72,6 +74,7 @@ __all__ = [
     "Machine",
     "Recipe",
     "Workshop",
+    "allow_code",
     "classify",
     "compare",
     "distill",

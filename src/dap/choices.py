@@ -8,20 +8,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
+
+from dap.base.fields import Chosen, Images, Name, Pixels, Share, Strength
 
 
-class Closed(BaseModel, frozen=True, extra="forbid", coerce_numbers_to_str=True):
+class Closed(Chosen, frozen=True, extra="forbid", coerce_numbers_to_str=True):
     """A model of a recipe: it refuses unknown keys, so that a misspelt choice is an error and not a default."""
 
     # pydantic builds the checks when a value is first checked. Help about recipes reads only the fields, and must be quick.
-    model_config = ConfigDict(allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(defer_build=True)
 
 
 SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
 """Names of the reverse-time solvers; `dap.solvers` explains each."""
 
 SOLVERS: tuple[str, ...] = get_args(SolverName)
+
+
+class Places(Closed, frozen=True):
+    """Where the splits of the real images lie, by the user's own word.
+
+    Attributes:
+        train, test: a folder, a table of labels or a parquet file, relative to the data folder or absolute; or the name of
+            another split, such as val. None: the split is looked for.
+    """
+
+    train: str | None = None
+    test: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """The splits whose place is said."""
+        return {split: place for split, place in (("train", self.train), ("test", self.test)) if place is not None}
 
 
 class Data(Closed, frozen=True):
@@ -31,16 +49,17 @@ class Data(Closed, frozen=True):
         default="fashion-mnist",
         description="'fashion-mnist', which ships with dap, or a folder of images, of parquet files or of IDX files.",
     )
-    classes: tuple[str, ...] | None = Field(
+    classes: tuple[Name, ...] | None = Field(
         default=None,
+        max_length=100_000,
         description="The classes to use, in label order, or the name of a subset of ImageNet: imagenette, imagewoof, "
         "imageidc, imagenet100, imagenet1k. Default: all classes.",
     )
-    size: int | None = Field(
-        default=None, ge=1, description="Side of the images in pixels. Default: the size that the backbone makes."
+    size: Pixels | None = Field(
+        default=None, description="Side of the images in pixels. Default: the size that the backbone makes."
     )
-    max_bad_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="The run stops when a larger fraction of the images cannot be decoded."
+    max_bad_fraction: Share = Field(
+        default=0.01, description="The run stops when a larger fraction of the images cannot be decoded."
     )
     held_out: float = Field(
         default=0.0,
@@ -50,12 +69,44 @@ class Data(Closed, frozen=True):
         "these images: dap sweep --on validation.",
     )
 
+    split: Places | None = Field(
+        default=None,
+        description="Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER, relative to the data folder. "
+        "test=val tests on the validation images.",
+    )
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _places(cls, value: Any) -> Any:
+        """`train=a,test=b` becomes the mapping that it says."""
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",")]
+        if wrong := [name for name, _, place in pairs if name.strip() not in ("train", "test") or not place.strip()]:
+            raise ValueError(f"train=FOLDER,test=FOLDER is needed, or one of them; not {wrong[0]!r}")
+        return {name.strip(): place.strip() for name, _, place in pairs}
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        """YAML makes values of other types of words such as yes, no, on and 2020-01-01."""
+        for name in value if isinstance(value, (list, tuple)) else ():
+            if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+                raise ValueError(
+                    f"YAML reads one of these classes as {name!r} and not as a name; quote the names, as in "
+                    'classes: ["yes", "no"]'
+                )
+        return value
+
     @field_validator("classes", mode="before")
     @classmethod
     def _by_id(cls, value: Any) -> Any:
         """A subset's name becomes its WordNet ids, so that the recipe says what its classes are."""
         from dap import imagenet
 
+        if isinstance(value, (list, tuple)) and (odd := [one for one in value if not isinstance(one, (str, int))]):
+            said = "an empty word" if odd[0] is None else f"{str(odd[0])[:40]} as a {type(odd[0]).__name__}"
+            raise ValueError(f'YAML reads one of the names as {said}; put the names in quotes, as ["yes", "001"]')
         return imagenet.expand(value) if isinstance(value, (str, list, tuple)) else value
 
 
@@ -87,25 +138,25 @@ class Sampling(Closed, frozen=True):
     """The reverse process."""
 
     steps: int = Field(
-        default=50, ge=2, description="How many reverse steps are taken; each step is one pass of the backbone."
+        default=50,
+        ge=2,
+        le=100_000,
+        description="How many reverse steps are taken; each step is one pass of the backbone.",
     )
     solver: SolverName | None = Field(
         default=None,
         description="ddpm takes respaced ancestral steps; the paper uses it, and so does the default. The other solvers "
         "need fewer steps. Default for a flow: ddim.",
     )
-    eta: float | None = Field(
+    eta: Share | None = Field(
         default=None,
-        ge=0,
-        le=1,
         description="Noise of the solver ddim: 0 makes it deterministic, 1 as noisy as ancestral steps. Default: 0.",
     )
-    cfg: float | None = Field(
+    cfg: Strength | None = Field(
         default=None,
-        ge=0,
         description="The scale of classifier-free guidance. Default: the scale of the backbone's card.",
     )
-    cfg_channels: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+    cfg_channels: Annotated[int, Field(ge=1, le=100_000)] | Literal["all"] | None = Field(
         default=None,
         description="How many latent channels classifier-free guidance mixes; the code of DiT mixes 3 of 4. Default: the "
         "number of the backbone's card.",
@@ -119,9 +170,8 @@ class BankOptions(Closed, frozen=True):
         default=None,
         description="The backbone layer whose features are compared. Default: the layer of the backbone's card.",
     )
-    reals: int = Field(
+    reals: Images = Field(
         default=64,
-        ge=1,
         description="N, the number of real images of each class; a smaller class gives all it has. The paper states no "
         "number.",
     )
@@ -152,10 +202,10 @@ class BankOptions(Closed, frozen=True):
         description="class: all images of a class share one target, as in the paper. slot: k-means on latents splits the "
         "real images of a class into ipc shares of equal size, and slot i is drawn to share i.",
     )
-    clustered: int = Field(
-        default=256, ge=1, description="How many real images of a class are split into shares under --targets slot."
+    clustered: Images = Field(
+        default=256, description="How many real images of a class are split into shares under --targets slot."
     )
-    seed: int | None = Field(
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
         default=None,
         description="The seed that draws the real images. Default: the run seed, so that every set draws its own.",
     )
@@ -164,9 +214,8 @@ class BankOptions(Closed, frozen=True):
 class GuidanceOptions(BankOptions, frozen=True):
     """The guidance of DAP: the energy, its scale and its window, and the choices about the real features."""
 
-    scale: float | None = Field(
+    scale: Strength | None = Field(
         default=None,
-        ge=0,
         description="gamma, the strength of the guidance; 0 gives the unguided sample. Default: the scale of the "
         "backbone's card.",
     )
@@ -181,18 +230,15 @@ class GuidanceOptions(BankOptions, frozen=True):
         "rbf(bandwidth=3)'.",
     )
     squared: bool = Field(default=False, description="true uses the squared distance; the paper does not square it.")
-    repulsion: float = Field(
+    repulsion: Strength = Field(
         default=0.0,
-        ge=0,
         description="lambda, the strength with which the images of a class are pushed apart. The paper has no such term.",
     )
-    start: float = Field(
+    start: Share = Field(
         default=0.0,
-        ge=0,
-        le=1,
         description="The guidance acts from this fraction of the run on. In the paper it acts always.",
     )
-    stop: float = Field(default=1.0, ge=0, le=1, description="The guidance acts until this fraction of the run.")
+    stop: Share = Field(default=1.0, description="The guidance acts until this fraction of the run.")
     last_step: bool = Field(
         default=True, description="true lets the guidance act at the last step too, after which nothing removes noise."
     )
@@ -206,9 +252,8 @@ class OwnGuidance(Closed, frozen=True):
         description="A guidance or an energy of your own as file.py:Name, added to the method's own guidance. The method "
         "vanilla has none, so there it guides alone.",
     )
-    scale: float = Field(
+    scale: Strength = Field(
         default=1.0,
-        ge=0,
         description="Factor on the push of your own guidance; for an energy, the length of the step that lowers it. 0 "
         "switches it off.",
     )
@@ -217,7 +262,5 @@ class OwnGuidance(Closed, frozen=True):
         description="Unit of that length, for an energy. step: relative to the sampler's own step. noise: relative to the "
         "noise in the sample. paper: the bare gradient times the scale.",
     )
-    start: float = Field(
-        default=0.0, ge=0, le=1, description="Your own guidance acts from this fraction of the run on."
-    )
-    stop: float = Field(default=1.0, ge=0, le=1, description="Your own guidance acts until this fraction of the run.")
+    start: Share = Field(default=0.0, description="Your own guidance acts from this fraction of the run on.")
+    stop: Share = Field(default=1.0, description="Your own guidance acts until this fraction of the run.")

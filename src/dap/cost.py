@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dap.base.store import Store
+from dap.data.sets.contents import COST
 from dap.data.sets.distilled import DistilledSet
 
 NOTE = "cost.json"
@@ -36,7 +37,7 @@ class Meter:
 
     def __init__(self, made: DistilledSet, needs: Iterable[str], store: Store, device: torch.device = CPU) -> None:
         self.made, self.needs, self.store, self.device = made, sorted(needs), store, device
-        self.before: dict[str, Any] = made.noted(NOTE) or {"seconds": 0, "images": 0}
+        self.before: dict[str, Any] = made.noted(NOTE, COST) or {"seconds": 0, "images": 0}
         self.began = self.written = time.monotonic()
         self.images = 0
         forget_peak_memory(device)

@@ -168,3 +168,28 @@ def _own() -> dict[str, list[int]]:
 
 def _by_id() -> dict[str, list[int]]:
     return {wnid: [label] for wnid, label in indices().items()}
+
+
+def columns(wanted: Sequence[str], name: str) -> tuple[int, ...]:
+    """Where ImageNet's thousand classes hold the classes asked for, by WordNet id or by name.
+
+    Args:
+        wanted: the classes.
+        name: the classifier that knows the thousand classes, for the message.
+
+    Raises:
+        DapError: a class is none of the thousand, or its name does not name one class alone.
+    """
+    labels = lookup(list(names().values()))
+    places: list[int] = []
+    for one in wanted:
+        found = find(one, labels)
+        if not found:
+            raise DapError(
+                f"{name} knows ImageNet's thousand classes, and {one!r} is none of them; "
+                "dap train-teacher makes one that knows yours."
+            )
+        if len(found) > 1 or found[0] in places:
+            raise DapError(f"{one!r} does not name one class of ImageNet alone; name the classes by WordNet id.")
+        places += found
+    return tuple(places)

@@ -11,7 +11,6 @@ y. So every built-in kernel has its own `squared_distance`, in a form that does 
 
 from __future__ import annotations
 
-import ast
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,10 +20,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import brief
 from dap.base.registry import resolve
+from dap.expressions import LARGEST, Named, Part, read
 
 EPSILON = 1e-12
 """A number that is added under the root of `Kernel.distance`, so that the gradient is finite at x = y."""
+
+
+def _check_positive(number: float, what: str) -> None:
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise DapError(f"{what} must be positive, from {1 / LARGEST:g} to {LARGEST:g}, not {number}.")
 
 
 def euclidean(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -88,9 +94,12 @@ class Polynomial(Kernel):
     offset: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.degree != int(self.degree) or self.degree < 1 or self.offset < 0:
+        if not (1 <= self.degree <= 100 and self.degree == int(self.degree) and 0 <= self.offset <= LARGEST):
             given = f"{self.degree} and {self.offset}"
-            raise DapError(f"A polynomial kernel needs a whole degree >= 1 and offset >= 0, not {given}.")
+            raise DapError(
+                f"A polynomial kernel needs a whole degree >= 1 and offset >= 0, not {given}. "
+                f"The degree is at most 100, and the offset {LARGEST:g}."
+            )
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + self.offset) ** self.degree
@@ -132,8 +141,8 @@ class _Stationary(Kernel):
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bandwidth is not None and not self.bandwidth > 0:
-            raise DapError(f"The bandwidth of {type(self).__name__} must be positive, not {self.bandwidth}.")
+        if self.bandwidth is not None:
+            _check_positive(self.bandwidth, f"The bandwidth of {type(self).__name__}")
 
     @property
     def norm(self) -> float:
@@ -194,8 +203,7 @@ class RationalQuadratic(_Stationary):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.alpha > 0:
-            raise DapError(f"alpha of a rational quadratic kernel must be positive, not {self.alpha}.")
+        _check_positive(self.alpha, "alpha of a rational quadratic kernel")
 
     def exponent(self, r: Tensor) -> Tensor:
         return self.alpha * torch.log1p(r.square() / (2 * self.alpha))
@@ -252,8 +260,9 @@ class Scaled(Kernel):
     factor: float
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise DapError(f"A kernel can only be scaled by a positive number, not {self.factor}.")
+        if not 1 / LARGEST <= self.factor <= LARGEST:
+            wanted = f"a positive number, from {1 / LARGEST:g} to {LARGEST:g}"
+            raise DapError(f"A kernel can only be scaled by {wanted}, not by {self.factor}.")
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return self.factor * self.a(x, y)
@@ -297,44 +306,33 @@ def parse(text: str) -> Kernel:
     """
     if text in KERNELS or ":" in text:
         return _make(text, {})
-    try:
-        tree = ast.parse(text.replace("rational-quadratic", "rational_quadratic"), mode="eval").body
-    except SyntaxError as error:
-        raise DapError(f"Kernel {text!r} is not an expression such as 'linear + 0.5 * rbf(bandwidth=3)'.") from error
-    kernel = _build(tree, text)
+    kernel = _built(read(text), text)
     if not isinstance(kernel, Kernel):
-        raise DapError(f"Kernel {text!r} is a number; write for example '{text} * linear'.")
+        raise DapError(f"Kernel {brief(text)} is a number; write for example '{kernel:g} * linear'.")
     return kernel
 
 
-def _build(node: ast.expr, text: str) -> Kernel | float:
-    match node:
-        case ast.Constant(value=int() | float() as number):
-            return float(number)
-        case ast.Name(id=name):
-            return _make(name.replace("_", "-"), {})
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            try:
-                values = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
-            except (ValueError, TypeError) as error:
-                raise DapError(f"Kernel {text!r}: a parameter is a number, such as bandwidth=3.") from error
-            return _make(name.replace("_", "-"), values)
-        case ast.BinOp(left=left, op=ast.Add() | ast.Mult() as op, right=right):
-            a, b = _build(left, text), _build(right, text)
-            if isinstance(op, ast.Mult) and isinstance(b, float):
-                a, b = b, a
-            if isinstance(b, Kernel) and (isinstance(a, Kernel) or isinstance(op, ast.Mult)):
-                return b * a if not isinstance(a, Kernel) else a + b if isinstance(op, ast.Add) else a * b
-    raise DapError(f"Kernel {text!r}: only names, numbers, name=value, + and * are understood.")
+def _built(part: Part, text: str) -> Kernel | float:
+    """The kernel or the number that a part of an expression stands for."""
+    if isinstance(part, (int, float)):
+        return float(part)
+    if isinstance(part, Named):
+        return _make(part.name, part.values)
+    a, b = _built(part.a, text), _built(part.b, text)
+    if part.sign == "*" and isinstance(b, float):
+        a, b = b, a
+    if not isinstance(b, Kernel) or (part.sign == "+" and not isinstance(a, Kernel)):
+        raise DapError(f"Kernel {brief(text)}: only names, numbers, name=value, + and * are understood.")
+    return b * a if not isinstance(a, Kernel) else a + b if part.sign == "+" else a * b
 
 
-def _make(name: str, values: dict[str, object]) -> Kernel:
+def _make(name: str, values: Mapping[str, object]) -> Kernel:
     kind = resolve(name, KERNELS, "kernel")
     try:
         kernel = kind(**values)
     except TypeError as error:
         fields = ", ".join(getattr(kind, "__dataclass_fields__", {})) or "none"
-        raise DapError(f"Kernel {name!r} takes these parameters: {fields}.") from error
+        raise DapError(f"Kernel {brief(name)} takes these parameters: {fields}.") from error
     if not isinstance(kernel, Kernel):
         raise DapError(f"{name!r} is not a Kernel; subclass dap.kernels.Kernel.")
     return kernel

@@ -6,14 +6,16 @@ device, the cache and the progress decide no byte, so they are no part of a reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from dap.base.errors import DapError
-from dap.base.registry import suggest
+from dap.base.fields import RunSeed
+from dap.base.parsing import line_of, shown
+from dap.base.registry import refuse_code, suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling
 from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedSampling, Run
 
@@ -97,15 +99,15 @@ class Recipe(Closed, frozen=True):
     method: str = Field(
         default="dap", description="A name that dap methods lists, or a method of your own as file.py:Name."
     )
-    ipc: int = Field(default=10, ge=1, description="How many images each class gets.")
-    seed: int = Field(
+    ipc: int = Field(default=10, ge=1, le=100_000, description="How many images each class gets.")
+    seed: RunSeed = Field(
         default=0,
-        ge=0,
         description="The run seed. The seed of an image is a hash of the run seed, the class name and the slot.",
     )
     block: int | None = Field(
         default=None,
         ge=1,
+        le=100_000,
         description="How many slots of a class are sampled together. The batch decides the last bits of an image, so the "
         "number is part of the recipe. Default: 10; all slots under repulsion and for methods that make a class as a whole.",
     )
@@ -139,25 +141,34 @@ class Recipe(Closed, frozen=True):
         try:
             return Recipe.model_validate(dict(values))
         except ValidationError as error:
-            raise DapError(f"{where[0].upper()}{where[1:]} cannot be used. {explain(error, Recipe)}") from error
+            name = "The recipe" if where == "the recipe" else shown(where)
+            raise DapError(f"{name} cannot be used. {explain(error, Recipe)}") from error
 
     @staticmethod
-    def load(path: str | Path) -> dict[str, Any]:
+    def load(path: str | Path, replaced: Collection[str] = ()) -> dict[str, Any]:
         """The raw values of a YAML file or of a shipped recipe, to be overlaid and parsed.
 
         Args:
             path: the file, or a shipped recipe's name such as "imagenette-dit-ipc10" or "smoke/imagenette-dit-ipc10".
+            replaced: dotted names of fields that the caller overlays. Code that the file names there does not count.
 
         Raises:
-            DapError: there is no such file or name, the file is not a YAML mapping, or its section `expected` is wrong.
+            DapError: there is no such file or name, the file is not a YAML mapping, its section `expected` is wrong, a
+                key is unknown, a value is wrong, or the file names code that may not run. The message names the line.
         """
         from dap import shipped
 
-        values = shipped.read(path)
+        values, text = shipped.read_with_text(path)
         shipped.expected_of(values, path)
         values.pop("expected", None)  # the expected values decide no byte of a set
+        refuse_code(_without(values, replaced), path)
         # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
-        return {key: value for key, value in values.items() if value is not None}
+        values = {key: value for key, value in values.items() if value is not None}
+        try:  # here, where the line of a wrong value is known; flags that come later do not mend a file
+            Recipe.model_validate(values)
+        except ValidationError as error:
+            raise DapError(f"{shown(path)} cannot be used. {explain(error, Recipe, text)}") from error
+        return values
 
     def resolved(
         self,
@@ -263,17 +274,40 @@ class Recipe(Closed, frozen=True):
         return options
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence for each wrong value of a model. For an unknown key the sentence lists the known keys."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+def _without(values: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Nested values without the fields of these dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = {field.partition(".")[2] for field in fields if field.partition(".")[0] == key}
+            found[key] = {name: one for name, one in value.items() if name not in inner}
+        elif key not in fields:
+            found[key] = value
+    return found
+
+
+def explain(error: ValidationError, model: type[BaseModel], text: str | None = None) -> str:
+    """One sentence for each wrong value of a model, at most five. For an unknown key the sentence lists the known keys.
+
+    Args:
+        error: what pydantic found wrong.
+        model: the model that was checked.
+        text: the text of the file that the values come from, in which the lines of wrong values are looked up.
+    """
+    problems, lines = error.errors(include_url=False), []
+    for problem in problems[:5]:
+        where = shown(".".join(str(part)[:80] for part in problem["loc"]))
+        line = None if text is None else line_of(text, problem["loc"])
+        at = f"Line {line}: " if line else ""
         if problem["type"] == "extra_forbidden":
             inside: Any = model
             for part in problem["loc"][:-1]:
                 inside = SECTIONS[str(part)]
-            lines.append(f"Unknown key {where!r}. {suggest(str(problem['loc'][-1]), inside.model_fields)}")
+            key = f"unknown key {where!r}. {suggest(str(problem['loc'][-1])[:80], inside.model_fields)}"
+            lines.append(f"{at}{key}" if at else f"{key[0].upper()}{key[1:]}")
         else:
-            said = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {said} (given: {problem['input']!r}).")
-    return " ".join(lines)
+            said, given = problem["msg"].removeprefix("Value error, "), shown(repr(problem["input"]))
+            given = given if len(given) <= 200 else f"{given[:200]}…"
+            said += "; put it in quotes" if problem["type"] == "string_type" else ""
+            lines.append(f"{at}{where}: {said} (given: {given}).")
+    return " ".join([*lines, f"And {len(problems) - 5} more." if len(problems) > 5 else ""]).strip()

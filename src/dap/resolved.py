@@ -7,9 +7,12 @@ always there.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from dap.base.errors import DapError
+from dap.base.fields import Pixels, RunSeed, Strength
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling, SolverName
 
 T = TypeVar("T")
@@ -21,22 +24,22 @@ T = TypeVar("T")
 class ResolvedData(Data, frozen=True):
     """The real images, with their size."""
 
-    size: int  # pyright: ignore[reportGeneralTypeIssues]
+    size: Pixels  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class ResolvedSampling(Sampling, frozen=True):
     """The reverse process in full. `eta` is a number for the solver ddim and None for the others, which have none."""
 
     solver: SolverName  # pyright: ignore[reportGeneralTypeIssues]
-    cfg: float  # pyright: ignore[reportGeneralTypeIssues]
-    cfg_channels: int | Literal["all"]  # pyright: ignore[reportGeneralTypeIssues]
+    cfg: Strength  # pyright: ignore[reportGeneralTypeIssues]
+    cfg_channels: Annotated[int, Field(ge=1, le=100_000)] | Literal["all"]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class ResolvedGuidance(GuidanceOptions, frozen=True):
     """The guidance of DAP in full."""
 
     layer: str  # pyright: ignore[reportGeneralTypeIssues]
-    scale: float  # pyright: ignore[reportGeneralTypeIssues]
+    scale: Strength  # pyright: ignore[reportGeneralTypeIssues]
     unit: Literal["paper", "step"]  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -71,9 +74,9 @@ class Resolved(Closed, frozen=True):
     """
 
     method: str
-    ipc: int
-    seed: int
-    block: int
+    ipc: Annotated[int, Field(ge=1, le=100_000)]
+    seed: RunSeed
+    block: Annotated[int, Field(ge=1, le=100_000)]
     options: dict[str, Any]
     classifier: str | None
     captions: str | None
@@ -105,6 +108,8 @@ class Resolved(Closed, frozen=True):
         said = self.model_dump(mode="json", exclude={"run", "own"})
         run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
+        if self.data.split is None:  # as sets of earlier versions have it
+            del said["data"]["split"]
         own = {"own_guidance": self.own.model_dump(mode="json")} if self.own else {}
         return {**{name: value for name, value in said.items() if name not in unused}, **run, **own}
 

@@ -213,10 +213,12 @@ class _Run:
                     more = push / solver.per_eps(index)
                     after = solver.step(index, x, eps + more, x0 - sigma / alpha * more, variance, self.gens)
         if not torch.isfinite(after).all():
-            raise DapError(
-                f"Sampling left the finite numbers at t = {t} (step {index + 1} of {self.steps}); "
-                "lower the guidance scale, or use --dtype float32."
-            )
+            # Before the first push, and without any, the scale cannot be the cause.
+            unpushed = isinstance(guidance, Nothing) or (index == 0 and not torch.isfinite(proposal).all())
+            advice = "use --dtype float32, or look at the weights with dap check"
+            if not unpushed:
+                advice = "lower the guidance scale, or use --dtype float32"
+            raise DapError(f"Sampling left the finite numbers at t = {t} (step {index + 1} of {self.steps}); {advice}.")
         plain = {"x": x.detach(), "x0_hat": x0.detach(), "eps": eps.detach()}
         return replace(state, **plain, features=None, next=after.detach())
 

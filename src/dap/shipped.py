@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from dap.base.documents import read_text
 from dap.base.errors import DapError
+from dap.base.fields import Chosen, Name
+from dap.base.parsing import parse_yaml, shown
 from dap.base.registry import suggest
 
-_CLOSED = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+LARGEST = 2**20
+"""How many bytes the file of a recipe may have."""
 
 
-class Value(BaseModel):
+class Value(Chosen, frozen=True):
     """One published accuracy of a network trained on the distilled set and tested on the real test images.
 
     Attributes:
@@ -27,16 +31,14 @@ class Value(BaseModel):
         source: the place where the value is published, and how it was read there.
     """
 
-    model_config = _CLOSED
-
-    network: str
+    network: Name
     labels: Literal["hard", "soft"]
     mean: float = Field(ge=0, le=100)
-    std: float | None = Field(default=None, ge=0)
+    std: float | None = Field(default=None, ge=0, le=100)
     source: str
 
 
-class Expected(BaseModel):
+class Expected(Chosen, frozen=True):
     """The `expected` section of a recipe: published values, or a note that says why there are none.
 
     Attributes:
@@ -44,9 +46,7 @@ class Expected(BaseModel):
         note: a text on what a reader should know about the values.
     """
 
-    model_config = _CLOSED
-
-    values: tuple[Value, ...] = ()
+    values: tuple[Value, ...] = Field(default=(), max_length=1000)
     note: str | None = None
 
     @model_validator(mode="after")
@@ -70,19 +70,31 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         DapError: there is no such file and no such name, or the file is not a YAML mapping.
     """
+    return read_with_text(path)[0]
+
+
+def read_with_text(path: str | Path) -> tuple[dict[str, Any], str]:
+    """The raw values as of `read`, and the text of the file, in which the line of a wrong value can be looked up.
+
+    Raises:
+        DapError: as for `read`.
+    """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.lexists(file) or file.is_dir():
         known = names()
         if (name := file.as_posix().removesuffix(".yaml")) not in known:
-            raise DapError(f"There is no recipe file {path} and no shipped recipe of that name. {suggest(name, known)}")
+            said = f"There is no recipe file {shown(path)} and no shipped recipe of that name."
+            raise DapError(f"{said} {suggest(shown(name), known)}")
         file = _folder() / f"{name}.yaml"
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DapError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    text = read_text(file, LARGEST)
+    values = parse_yaml(text, path)
     if not isinstance(values, dict):
-        raise DapError(f"{path} should hold a mapping such as 'method: dap'.")
-    return values
+        raise DapError(f"{shown(path)} should hold a mapping such as 'method: dap'.")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise DapError(
+            f"{shown(path)}: the key {str(odd[0])[:40]!r} is no name of a field. {suggest('', ['method', 'ipc'])}"
+        )
+    return values, text
 
 
 def expected(path: str | Path) -> Expected | None:
@@ -122,7 +134,7 @@ def expected_of(values: Mapping[str, Any], where: str | Path) -> Expected | None
                 lines.append(f"unknown key {place!r}. {suggest(str(key), fields)}")
             else:
                 lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}.")
-        raise DapError(f"{where} cannot be used: {' '.join(lines)}") from error
+        raise DapError(f"{shown(where)} cannot be used: {' '.join(lines[:5])}") from error
 
 
 def _folder() -> Path:

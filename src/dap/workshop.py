@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,9 @@ from dap.objects import Objects
 from dap.recipe import BackboneChoice, Data, Recipe
 from dap.resolved import Resolved
 from dap.starter import REFERENCE
+
+OPEN = 32
+"""The side in px at which images are listed while their size is open, and which sets get whose images have no size."""
 
 STARTER = "starter"
 """The name of the classifier that ships with dap, for fashion-mnist."""
@@ -56,11 +59,12 @@ class Workshop:
         self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
+        self.tell: Callable[[str], object] = lambda text: None
 
     def with_method(self, method: Method) -> Workshop:
         """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
         other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
-        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept")
+        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell")
         vars(other).update({name: getattr(self, name) for name in shared})
         return other
 
@@ -97,21 +101,27 @@ class Workshop:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
         if split == "validation" and not data.held_out:
             raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
-        listing = (data.path, data.classes, data.max_bad_fraction, split == "test")
-        key = (*listing, data.size, fit, data.held_out, split)
+        key = (*listing_of(data, split), data.size, fit, data.held_out, split)
         if key not in self._sources:
-            if listing not in self._listings:
-                self._listings[listing] = self._listed(data, "test" if split == "test" else "train", fit)
-            whole = self._listings[listing].fitted(data.size, fit)
+            whole = self.whole(data, "test" if split == "test" else "train", fit).fitted(data.size, fit)
             self._sources[key] = Part(whole, split, data.held_out) if split != "test" and data.held_out else whole
         return self._sources[key]
 
+    def whole(self, data: Data, split: Literal["train", "test"] = "train", fit: Fit = "crop") -> Source:
+        """All images of a split, at any size: a recipe may leave the size open. They are listed once, and told once."""
+        listing = listing_of(data, split)
+        if listing not in self._listings:
+            self._listings[listing] = self._listed(data, split, fit)
+            self.tell(self._listings[listing].told(split))
+        return self._listings[listing]
+
     def _listed(self, data: Data, split: Literal["train", "test"], fit: Fit) -> Source:
-        """All images of a split. This lists the images anew, and `source` keeps the list."""
-        given, size = self.objects.source, data.size or 0
+        """All images of a split. This lists the images anew, and `whole` keeps the list."""
+        given, size = self.objects.source, data.size or OPEN
         if given is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
-            return open_source(data.path, split, fit=fit, **how)
+            chosen = None if data.split is None else data.split.given()
+            return open_source(data.path, split, fit=fit, chosen=chosen, **how)
         if split == "test":
             raise DapError(
                 "The real images were given as an object, which has no test images; judge the set with --data."
@@ -196,8 +206,11 @@ class Workshop:
 
     def _built(self, recipe: Recipe, method: Method, options: Options | None) -> tuple[Method, Task]:
         needed = "backbone" in method.needs
-        backbone = self.backbone(recipe.backbone or BackboneChoice()) if needed or recipe.data.size is None else None
-        size = recipe.data.size or (backbone.card.size if backbone else 0)
+        # Where a recipe names a backbone, sets of real images have its size too, so that they can be compared.
+        named = recipe.backbone is not None and "path" in recipe.backbone.model_fields_set
+        wanted = needed or (recipe.data.size is None and (named or self.objects.backbone is not None))
+        backbone = self.backbone(recipe.backbone or BackboneChoice()) if wanted else None
+        size = recipe.data.size or (backbone.card.size if backbone else self._side(recipe.data))
         data = recipe.data.model_copy(update={"size": size})
         said = options.model_dump(mode="json") if options else {}
         how: dict[str, Any] = {"sampling": method.sampling, "together": method.together, "options": said}
@@ -213,6 +226,18 @@ class Workshop:
         )
         task = Task(resolved, source, given, self.cache, options, device=backbones.device_of(self.device))
         return method, replace(task, store=Store(None, self.inputs(task)))
+
+    def _side(self, data: Data) -> int:
+        """The side in px of a set that needs no backbone: that of its images."""
+        whole = self.whole(data)
+        side, found = whole.side(), whole.sizes()
+        if side is None:
+            return OPEN
+        if len(set(found)) > 1 or (found and min(found[0]) != side and whole.name != "fashion-mnist"):
+            self.tell(
+                f"the set gets images of {side} × {side} px, as the images differ in size or are large; --size says another"
+            )
+        return side
 
     def classifier(self, name: str, source: Source) -> Classifier:
         """The network trained on the real data, for the classes of the source.
@@ -245,6 +270,11 @@ class Workshop:
         if described := self.objects.described():
             found["objects"] = described
         return found
+
+
+def listing_of(data: Data, split: str) -> tuple[Any, ...]:
+    """What decides which images a split has."""
+    return (data.path, data.classes, data.max_bad_fraction, data.split, split == "test")
 
 
 def _classifier(method: Method, recipe: Recipe) -> str | None:

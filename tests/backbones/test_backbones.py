@@ -204,7 +204,7 @@ def test_prompts_come_from_class_names(made):
 def test_what_cannot_be_a_backbone_says_why():
     with pytest.raises(DapError, match="inpainting"):
         from_pipeline(tiny.stable_diffusion(in_channels=9), name="inpaint")
-    with pytest.raises(DapError, match="predicts 'sample'"):
+    with pytest.raises(DapError, match="prediction_type is 'sample'"):
         from_pipeline(tiny.stable_diffusion("sample"), name="odd")
     with pytest.raises(DapError, match="no layer 'middle'.*mid"):
         from_pipeline(tiny.stable_diffusion(), name="sd").check_layer("middle")

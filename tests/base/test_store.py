@@ -178,3 +178,130 @@ def test_a_store_can_hold_nothing_in_memory(tmp_path):
     for _ in range(2):
         memory.get("a", {}, make)
     assert len(made) == 2
+
+
+def _made(folder, key, value, **more):
+    return Store(folder, {"data": "a"}, **more).get("modes", {"k": key}, lambda: {"x": torch.full((50,), float(value))})
+
+
+def _one(folder, value):
+    """The entry of this value."""
+    from safetensors.torch import load_file
+
+    return next(file for file in folder.glob("*.safetensors") if load_file(file)["x"][0] == value)
+
+
+@pytest.mark.parametrize("fault", ["swapped", "renamed", "cut", "pixel", "seconds", "old", "empty", "text", "folder"])
+def test_an_entry_that_is_not_what_it_says_is_made_again_and_named(tmp_path, caplog, fault):
+    """First section: a swapped entry gave other images with exit 0."""
+    from safetensors.torch import save_file
+
+    _made(tmp_path, 1, 1), _made(tmp_path, 2, 2)
+    first, second = _one(tmp_path, 1), _one(tmp_path, 2)
+    whole = first.read_bytes()
+    if fault == "swapped":
+        aside = tmp_path / "aside"
+        first.rename(aside), second.rename(first), aside.rename(second)
+    elif fault == "renamed":
+        second.replace(first)
+    elif fault == "cut":
+        first.write_bytes(whole[:-9])
+    elif fault == "pixel":
+        first.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    elif fault == "seconds":
+        first.write_bytes(whole.replace(b'"seconds":"0.0', b'"seconds":"9.0'))
+        assert first.read_bytes() != whole
+    elif fault == "old":
+        save_file({"x": torch.full((50,), 1.0)}, first, {"seconds": "0.00"})
+    elif fault == "folder":
+        first.unlink(), first.mkdir()
+        with pytest.raises(OSError, match="directory"):
+            _made(tmp_path, 1, 3)
+        return
+    else:
+        first.write_bytes(b"" if fault == "empty" else b"not tensors")
+    caplog.clear()
+    assert _made(tmp_path, 1, 3)["x"].unique().tolist() == [3], "it is not used"
+    (line,) = caplog.messages
+    assert str(first) in line and "made again" in line
+    caplog.clear()
+    assert _made(tmp_path, 1, 4)["x"].unique().tolist() == [3] and not caplog.messages, "what was made again is kept"
+
+
+def test_a_whole_entry_of_any_kind_of_tensor_passes_its_check(tmp_path, caplog):
+    kinds = {
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "none": torch.empty(0, 4),
+        "one": torch.tensor(2.5),
+        "yes": torch.tensor([True, False]),
+    }
+    Store(tmp_path).get("kinds", {"Ä": "\udce9"}, lambda: dict(reversed(kinds.items())))
+    found = Store(tmp_path).get("kinds", {"Ä": "\udce9"}, lambda: pytest.fail("it is made again"))
+    assert all(torch.equal(found[name], value) for name, value in kinds.items()) and not caplog.messages
+
+
+@pytest.mark.parametrize("fault", ["swapped", "flipped", "cut"])
+def test_a_checkpoint_that_is_not_what_it_says_is_not_used(tmp_path, caplog, fault):
+    store = Store(tmp_path, every=0.0)
+    one, two = (store.checkpoint("pixels", {"lr": lr}) for lr in (1, 2))
+    for i, checkpoint in enumerate((one, two)):
+        checkpoint.write(
+            {"images": torch.full((4000,), float(i)), "optimiser": {"state": {0: {"step": 3.0}}, "x": (1, None)}}
+        )
+    assert one.read() is not None and not caplog.messages
+    if fault == "swapped":
+        two.path.replace(one.path)
+    else:
+        data = bytearray(one.path.read_bytes())
+        data[len(data) // 2] ^= 64
+        one.path.write_bytes(data if fault == "flipped" else data[: len(data) // 2])
+    assert one.read() is None
+    (line,) = caplog.messages
+    assert str(one.path) in line and "starts anew" in line
+
+
+def _age(file, seconds):
+    import os
+
+    os.utime(file, (time.time() - seconds,) * 2)
+
+
+def test_a_cache_stays_below_its_limit_and_loses_what_was_not_used_for_longest(tmp_path, monkeypatch, caplog):
+    from dap.base import cache
+
+    each = 200_000
+    monkeypatch.setenv("DAP_CACHE_GIB", str(5.5 * each / 2**30))
+    cache._written.clear()
+    (tmp_path / "my-0123456789abcdef.txt").write_bytes(b"x" * 3 * each)
+
+    def get(key):
+        inner = tmp_path / "real features" / str(key % 2)
+        store = Store(inner, cache=tmp_path, hold=0)
+        store.get("features", {"k": key}, lambda: {"x": torch.full((each // 4,), float(key))})
+        (made,) = (
+            file
+            for file in inner.glob("*.safetensors")
+            if f'\\"k\\": {key}' in file.read_bytes()[:400].decode("latin1")
+        )
+        return made
+
+    files = []
+    for key in range(5):
+        files.append(get(key))
+        _age(files[-1], 1000 - key)
+    get(0)  # this one is used again
+    left = Store(tmp_path, cache=tmp_path).checkpoint("begun", {})
+    left.write({"x": torch.zeros(1)})
+    from filelock import FileLock
+
+    with FileLock(files[1].with_name(f".{files[1].stem}.lock")):  # another process has this one in use
+        get(5), get(6)
+    assert [file.exists() for file in files] == [True, True, False, False, True]
+    assert left.path.exists() and (tmp_path / "my-0123456789abcdef.txt").exists()
+    assert any("larger than" in line and str(tmp_path) in line for line in caplog.messages)
+    _age(left.path, 2 * cache.OLD)
+    get(7), get(9)
+    assert not left.path.exists(), "what a killed run left long ago goes"
+    monkeypatch.setenv("DAP_CACHE_GIB", "much")
+    with pytest.raises(cache.DapError, match="set it to a number of GiB"):
+        get(11)

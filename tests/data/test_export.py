@@ -208,7 +208,7 @@ def test_a_licence_of_the_set_s_own_front_matter_is_kept(tmp_path):
 
 
 def test_images_of_several_sizes_fit_into_no_tensor(tmp_path):
-    made = DistilledSet.create(tmp_path / "s", ["a"], 2, {})
+    made = DistilledSet.blank(tmp_path / "s", ["a"], 2)  # as an import of images of others makes it
     made.add(0, 0, torch.rand(3, 4, 4))
     made.add(0, 1, torch.rand(3, 5, 5))
     with pytest.raises(DapError, match="images/a/00001.png has another size"):

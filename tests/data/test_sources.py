@@ -307,9 +307,9 @@ def test_folder_takes_nested_files_of_every_known_suffix_in_any_case(tmp_path: P
     os.mkfifo(cat / "pipe.png")
     source = open_source(tmp_path, size=2)
     keys = source.keys(0, range(source.count(0)))
-    assert keys == sorted(keys) and source.count(0) == 10
+    assert keys == sorted(keys) and source.count(0) == 9
     assert source.tensors()[0].min() > 0.98
-    assert source.bad == [("cat/pipe.png", "it is a pipe, a socket or a device, not a file")]
+    assert source.bad == []
 
 
 def test_folder_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -368,7 +368,9 @@ def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["", "train"])
 def test_a_missing_split_says_how_to_give_it(folder: str, tmp_path: Path) -> None:
     write_folder(tmp_path / "set" / folder, {"cat": 1})
-    with pytest.raises(DapError, match=f"no test split; put .* into {tmp_path}/set/test, or give the path"):
+    with pytest.raises(
+        DapError, match=f"no test split; put .* into {tmp_path}/set/test, or say .* --split test=FOLDER"
+    ):
         open_source(tmp_path / "set", "test", size=4)
 
 
@@ -396,7 +398,7 @@ def test_folders_without_what_is_needed_say_so(tmp_path: Path) -> None:
     with pytest.raises(DapError, match="holds 1 images but no class folders; accepted"):
         open_source(tmp_path, size=4)
     (tmp_path / "cat").mkdir()
-    with pytest.raises(DapError, match="no images found in .*; accepted are"):
+    with pytest.raises(DapError, match="holds 1 images but no class folders; accepted"):
         open_source(tmp_path, size=4)
     write_folder(tmp_path, {"dog": 1})
     with pytest.raises(DapError, match="no images in cat of .*; add some, or leave it out"):
@@ -667,7 +669,7 @@ def test_parquet_plain_binary_and_label_kinds(tmp_path: Path) -> None:
         assert levels(source.images(0, [0])) == [1]
     with pytest.raises(DapError, match="no test split"):
         open_source(tmp_path / "ints", "test", size=6)
-    with pytest.raises(DapError, match="no test split; name its files test-"):
+    with pytest.raises(DapError, match="no test split; put its images"):
         open_source(tmp_path / "ints" / "train", "test", size=6)
 
 
@@ -679,7 +681,7 @@ def test_parquet_broken_rows_are_left_out(tmp_path: Path) -> None:
     source = open_source(tmp_path, size=6, max_bad_fraction=0.5)
     assert levels(source.tensors()[0]) == [0, 3]
     assert source.bad == [
-        ("x.parquet#1", "its row holds no image bytes"),
+        ("x.parquet#1", "its row holds no image bytes, and its file '1.png' is not beside x.parquet"),
         ("x.parquet#2", "it is not an image in a format Pillow reads"),
     ]
     with pytest.raises(DapError, match=r"above the limit of 1.00%: x.parquet#1 \(its row holds no"):
@@ -689,14 +691,22 @@ def test_parquet_broken_rows_are_left_out(tmp_path: Path) -> None:
 def test_parquet_problems_are_one_sentence(tmp_path: Path) -> None:
     rows = parquet_rows([0, 1])
     cases: dict[str, tuple[dict[str, object], list[str] | None, str]] = {
-        "no-image": ({"label": [0, 1]}, None, "no column of images among label; call the right one 'image'"),
+        "no-image": (
+            {"label": [0, 1]},
+            None,
+            "no column of images among label; write the images as bytes of image files",
+        ),
         "no-label": ({"image": rows, "x": [0.5, 1.0]}, None, "no column of labels among image, x"),
-        "two": ({"image": rows, "x": [0, 1], "y": [0, 1]}, None, "several columns that could be the labels among"),
+        "two": (
+            {"image": rows, "x": [0, 1], "y": [0, 1]},
+            None,
+            "several columns that could be the labels: x, y; call the right one 'label'",
+        ),
         "null": ({"image": rows, "label": [0, None]}, None, "1 rows without a label"),
         "negative": (
             {"image": rows, "label": [-1, -1]},
             ["a", "b"],
-            "labels from -1 to -1, but classes only for 0 to 1",
+            "has no labels: all of them are below 0",
         ),
         "unnamed": ({"image": rows, "label": [0, 3]}, ["a", "b"], "labels from 0 to 3, but classes only for 0 to 1"),
         "huge": ({"image": rows, "label": [0, 10**12]}, None, "labels from 0 to 1000000000000"),

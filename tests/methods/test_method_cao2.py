@@ -9,7 +9,7 @@ from dap import sampling
 from dap.backbones.base import ClassifierFree
 from dap.backbones.mixture import Mixture
 from dap.base.errors import DapError
-from dap.methods.diffusion.cao2 import choose, loss, refine
+from dap.methods.diffusion.cao2 import CaO2, choose, loss, refine
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
@@ -56,11 +56,42 @@ def test_the_choice_by_hand():
     correct = torch.tensor([True, True, True, False, False, False])
     assert choose(confidence, correct, 2, least=False) == [0, 2]
     assert choose(confidence, correct, 2, least=True) == [1, 2]
-    assert choose(confidence, correct, 5, least=False) == [0, 1, 2, 4, 5], "wrong ones fill up, the most probable first"
-    assert choose(confidence, correct, 5, least=True) == [0, 1, 2, 4, 5]
+    assert choose(confidence, correct, 5, least=False) == [0, 1, 2, 4, 5], "wrong ones fill up, the surest first"
+    assert choose(confidence, correct, 5, least=True) == [0, 1, 2, 3, 4], "wrong ones fill up, the least sure first"
     assert choose(torch.full((3,), 0.5), torch.ones(3, dtype=torch.bool), 2, least=True) == [0, 1], (
         "of equals the earlier"
     )
+
+
+@pytest.mark.parametrize("least", [False, True])
+def test_the_choice_is_the_published_rule_on_random_predictions(least):
+    """All candidates are sorted by their largest probability; the correct ones come first, then the others, in this order."""
+    for seed in range(20):
+        said = (3 * torch.randn(12, 4, generator=torch.Generator().manual_seed(seed))).softmax(1)
+        sure, first = said.max(1)
+        order = sure.argsort(descending=not least).tolist()
+        ranked = [i for i in order if first[i] == 2] + [i for i in order if first[i] != 2]
+        for k in (1, 5, 12):
+            assert choose(sure, first == 2, k, least=least) == sorted(ranked[:k])
+
+
+def test_wrong_candidates_fill_up_by_their_largest_probability_of_any_class(make, tmp_path, monkeypatch):
+    """All candidates are wrong: the one that is surest of another class is kept, not the one nearest to the class."""
+    wanted = make(ipc=1, candidates=2, iterations=0)
+
+    class Fixed:
+        name = "fixed"
+
+        def logits(self, images):
+            assert len(images) == 2
+            return torch.tensor([[0.0, 1.0, 1.0], [0.0, 9.0, 9.1]])
+
+    shop = Workshop("cpu")
+    _, task = shop.task(wanted)
+    monkeypatch.setattr(type(task), "classifier", property(lambda self: Fixed()), raising=False)
+    kept = CaO2().kept(task, 0)
+    assert kept["candidates"].tolist() == [1] and kept["correct"].tolist() == [False]
+    assert kept["confidence"].item() < 1e-3, "the manifest still says the probability of the class"
 
 
 def test_the_loss_by_hand():
@@ -115,7 +146,7 @@ def test_what_is_kept_are_vanilla_samples_that_the_classifier_would_have_chosen(
         images = sampling.images(model, None, batch, steps=3)
         said = task.classifier.logits(images)
         correct = said.argmax(1) == label
-        best = choose(said.softmax(1)[:, label], correct, 2, least=prefer == "least")
+        best = choose(said.softmax(1).amax(1), correct, 2, least=prefer == "least")
         mine = [record for record in made.records if record["class_name"] == name]
         assert [record["candidate"] for record in mine] == best
         assert [record["correct"] for record in mine] == correct[best].tolist()

@@ -69,23 +69,66 @@ def test_a_gaussian_class_is_inverted_to_its_own_diffused_gaussian():
     assert x.std().item() == pytest.approx((alpha**2 * s**2 + sigma**2) ** 0.5, rel=0.05)
 
 
-def test_scores_by_numpy_and_scipy():
+def skewness_of_each_draw(group):
+    """The formula of the authors' code, in plain loops: one number for each draw, over its dimensions."""
+    mean, std = group.mean(0), group.std(0, ddof=1)
+    size, dimensions = group.shape
+    found = []
+    for j in range(size):
+        cubes = [((group[j, d] - mean[d]) / std[d]) ** 3 for d in range(dimensions)]
+        found.append(sum(cubes) * dimensions / ((dimensions - 1) * (dimensions - 2)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("size", "dimensions"), [(5, 4), (2, 7), (3, 64)])
+def test_scores_by_plain_numpy(size, dimensions):
     draw = torch.Generator().manual_seed(0)
-    groups, mean, std = (
-        torch.randn(3, 5, 4, generator=draw),
-        torch.randn(4, generator=draw),
-        torch.rand(4, generator=draw),
-    )
+    groups = torch.randn(3, size, dimensions, generator=draw)
+    mean, std = torch.randn(dimensions, generator=draw), torch.rand(dimensions, generator=draw)
     found = scores(groups, mean, std, (1.0, 2.0, 0.5))
-    for group, score in zip(groups.numpy(), found, strict=True):
+    for group, score in zip(groups.double().numpy(), found, strict=True):
         parts = [
             np.linalg.norm(group.mean(0) - mean.numpy()),
             np.linalg.norm(group.std(0, ddof=1) - std.numpy()),
-            np.linalg.norm(stats.skew(group, axis=0)),
+            np.linalg.norm(skewness_of_each_draw(group)),
         ]
         assert score.item() == pytest.approx(parts[0] + 2 * parts[1] + 0.5 * parts[2], rel=1e-4)
     alone = scores(groups[:, :1], mean, std, (1.0, 1.0, 1.0))
     torch.testing.assert_close(alone, (groups[:, 0] - mean).norm(dim=1))
+    few = scores(groups[:, :, :2], mean[:2], std[:2], (0.0, 0.0, 1.0))
+    assert few.tolist() == [0, 0, 0], "two dimensions have no skewness"
+
+
+def test_the_skewness_is_scipy_s_of_each_draw_over_its_dimensions():
+    """Exactly, where every draw is standardised already: three draws, each dimension a permutation of the same values."""
+    values = np.array([-1.5, 0.2, 1.3])
+    values = (values - values.mean()) / values.std(ddof=1)
+    # Each column is a permutation of the values, so the group's mean and deviation are 0 and 1 in each dimension. Each
+    # row has every value twice, so its mean is 0 too.
+    columns = [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 1, 2), (1, 2, 0), (2, 0, 1)]
+    group = np.stack([values[list(column)] for column in columns], axis=1)
+    # scipy divides by each row's own deviation, which is sqrt((n - 1) / n D / (D - 1)) of the group's here.
+    size, dimensions = group.shape
+    own = ((size - 1) / size * dimensions / (dimensions - 1)) ** 1.5
+    wanted = np.linalg.norm(stats.skew(group, axis=1, bias=False) * own)
+    flat = torch.zeros(dimensions), torch.ones(dimensions)
+    found = scores(torch.tensor(group)[None].float(), *flat, (0.0, 0.0, 1.0))
+    assert found.item() == pytest.approx(wanted, rel=1e-4) and wanted > 0.1
+
+
+def test_the_choice_follows_the_draws_and_not_the_dimensions():
+    """Of two groups with equal means and deviations the one whose draws are less skewed is kept; the skewness of the
+    dimensions over the draws would keep the other."""
+    a = torch.tensor([-2.0, 0.0, 0.0, 2.0])  # symmetric over the draws
+    skewed = torch.tensor([-1.0, -1.0, 0.0, 2.0])
+    one = torch.stack([a, a, a, a], dim=1)  # a draw is far out in all dimensions: each draw is skewed
+    turned = [skewed.roll(k) * (1 if k % 2 else -1) for k in range(4)]
+    two = torch.stack(turned, dim=1)
+    zero, unit = torch.zeros(4), torch.ones(4)
+    by_draw = scores(torch.stack([one, two]), zero, unit, (0.0, 0.0, 1.0))
+    assert by_draw[0] > by_draw[1]
+    by_dimension = [np.linalg.norm(stats.skew(group.numpy(), axis=0)) for group in (one, two)]
+    assert by_dimension[0] < by_dimension[1]
 
 
 def test_the_best_of_all_candidates_is_taken_over_every_chunk(monkeypatch):

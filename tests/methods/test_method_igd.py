@@ -14,8 +14,9 @@ from dap.backbones.base import Backbone, ClassifierFree
 from dap.base.errors import DapError
 from dap.base.store import Store
 from dap.evaluation.training.fitting import Training
+from dap.evaluation.training.protocol import load_protocol
 from dap.guidance import Descend, Deviation, Nothing, State
-from dap.methods.diffusion.igd import Igd, IgdOptions, Surrogate
+from dap.methods.diffusion.igd import Igd, IgdOptions, Surrogate, _protocol
 from dap.recipe import Recipe
 from dap.sampling import Batch
 from dap.verbs.distill import distill
@@ -285,3 +286,14 @@ def test_on_the_starter(name):
     assert [r["seed"] for r in made.records] == list(Batch.of(task.source.class_names, [1, 1], [0, 1], 0).seeds)
     assert task.options == IgdOptions(**small, stop=0.5) and Igd.together
     assert load("starter", device="cpu", offline=True).latent_shape == (4, 8, 8)
+
+
+def test_the_surrogate_trains_at_a_constant_rate_with_minimax_s_augmentation_and_no_mixing():
+    found = _protocol(IgdOptions(epochs=50), 224)
+    published = load_protocol("minimax-hard")
+    assert {found.lr_at(epoch) for epoch in range(1, 51)} == {0.01} and not found.decay_epochs
+    assert found.mix is None and found.network == "convnet6" and found.labels.kind == "hard"
+    assert found.train_steps[:-1] == published.train_steps[:-1], "all but the mean and deviation"
+    straight = _protocol(IgdOptions(flip=False), 32)
+    assert [step.op for step in straight.train_steps] == [step.op for step in found.train_steps if step.op != "flip"]
+    assert [step.op for step in _protocol(IgdOptions(augment=False), 32).train_steps] == ["resize", "normalize"]

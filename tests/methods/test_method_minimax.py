@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+
 import pytest
 import torch
+from PIL import Image
 
-from dap.backbones.finetune import Denoising, Tuning, TuningBatch, fine_tune, light, load_tuned, tuned
+from dap.backbones.finetune import Denoising, Tuning, TuningBatch, drawn_latents, fine_tune, light, load_tuned, tuned
 from dap.base.errors import DapError
 from dap.base.store import Checkpoint
 from dap.methods.diffusion.minimax import Criteria, MinimaxOptions
@@ -72,7 +76,7 @@ def test_only_light_parameters_move_and_the_original_stays(backbone):
     before = backbone.weights_hash()
     twin = tuned(backbone, 2)
     names = light(twin)
-    assert sum(name.endswith("factor") for name in names) == 4 and any("class_embedder" in name for name in names)
+    assert sum(name.endswith("factor") for name in names) == 12 and any("class_embedder" in name for name in names)
     assert not any(name.endswith("weight") and "embedder" not in name for name in names)
     x = torch.randn(2, *backbone.latent_shape)
     condition = backbone.condition(["red", "blue"])
@@ -220,3 +224,147 @@ def test_the_factors_scale_what_attention_and_feed_forward_add(backbone):
         assert torch.allclose(twin.tap(x, 500, condition, "1"), before) == same
     assert not hasattr(twin.transformer.transformer_blocks[2].ff, "factor")
     assert not hasattr(backbone.transformer.transformer_blocks[0].ff, "factor")
+
+
+def test_a_block_with_factors_is_the_block_of_the_authors_code(backbone):
+    """Against the block written out: factors on qkv (3 dim), on the projection, and on both gated branches."""
+    twin = tuned(backbone, 1)
+    block, draw = twin.transformer.transformer_blocks[0], torch.Generator().manual_seed(0)
+    dim, heads = block.attn1.to_q.in_features, block.attn1.heads
+    of_qkv = torch.rand(3 * dim, generator=draw) + 0.5
+    of_proj, of_attention, of_mlp = (torch.rand(dim, generator=draw) + 0.5 for _ in range(3))
+    parts = (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, block.attn1.to_out[0], block.attn1, block.ff)
+    with torch.no_grad():
+        for part, value in zip(parts, (*of_qkv.chunk(3), of_proj, of_attention, of_mlp), strict=True):
+            part.factor.copy_(value)
+    x = torch.randn(2, 5, dim, generator=draw)
+    t, y = torch.tensor([3, 700]), torch.tensor([0, 2])
+    with torch.no_grad():
+        found = block(x, timestep=t, class_labels=y)
+        c = block.norm1.linear(torch.nn.functional.silu(block.norm1.emb(t, y, hidden_dtype=x.dtype)))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = c[:, None].chunk(6, dim=2)
+
+        def norm(x):
+            return (x - x.mean(-1, keepdim=True)) / (
+                x.var(-1, unbiased=False, keepdim=True) + block.norm1.norm.eps
+            ).sqrt()
+
+        linears = parts[:3]
+        weight = torch.cat([part.weight for part in linears])
+        bias = torch.cat([part.bias if part.bias is not None else torch.zeros(dim) for part in linears])
+        qkv = of_qkv * ((norm(x) * (1 + scale_a) + shift_a) @ weight.T + bias)
+        q, k, v = qkv.reshape(2, 5, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(2, 3) / (dim // heads) ** 0.5).softmax(-1) @ v
+        out = block.attn1.to_out[0]
+        added = of_proj * (mixed.transpose(1, 2).reshape(2, 5, dim) @ out.weight.T + out.bias)
+        x = x + of_attention * gate_a * added
+        first, last = block.ff.net[0].proj, block.ff.net[2]
+        seen = norm(x) * (1 + scale_m) + shift_m
+        hidden = torch.nn.functional.gelu(seen @ first.weight.T + first.bias, approximate="tanh")
+        wanted = x + of_mlp * gate_m * (hidden @ last.weight.T + last.bias)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def converted(backbone):
+    """The backbone as a conversion of original weights makes it: the same embedders in every block."""
+    twin = copy.deepcopy(backbone)
+    first = twin.transformer.transformer_blocks[0].norm1.emb
+    for block in twin.transformer.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(first.state_dict())
+    return twin
+
+
+def test_blocks_of_a_converted_dit_share_one_label_table_and_one_time_embedder(backbone):
+    """The gradient is the sum over the blocks, as of the one parameter of the original, and the blocks stay equal."""
+    original = converted(backbone)
+    x, condition = torch.randn(2, *backbone.latent_shape), original.condition(["red", "blue"])
+    twin = tuned(original, 1)
+    names = light(twin)
+    tables = [name for name in names if "class_embedder" in name]
+    clocks = [name for name in names if "timestep_embedder" in name]
+    assert len(tables) == 1 and len(clocks) == 2 and all(name.startswith("transformer_blocks.0.") for name in tables)
+    assert torch.equal(twin.predict(x, 500, condition).eps, original.predict(x, 500, condition).eps)
+
+    def gradients(of):
+        chosen = {n: p.requires_grad_() for n, p in of.denoiser.named_parameters() if "norm1.emb." in n}
+        of.read(x, 500, of.run(x, 500, condition)).eps.square().sum().backward()
+        return {name: parameter.grad for name, parameter in chosen.items()}
+
+    shared, apart = gradients(twin), gradients(converted(backbone))
+    blocks = len(original.transformer.transformer_blocks)
+    for name, gradient in shared.items():
+        each = [apart[name.replace("blocks.0.", f"blocks.{i}.")] for i in range(blocks)]
+        torch.testing.assert_close(gradient, torch.stack(each).sum(0), atol=1e-5, rtol=1e-3)
+
+    twin = tuned(original, 1)
+    data = TuningBatch(x, condition, [0, 2])
+    made = fine_tune(twin, light(twin), lambda step: data, Tuning(2, 1e-2, 0, 0.0))
+    for done in (twin, load_tuned(tuned(original, 1), made)):
+        first, *others = (dict(block.norm1.emb.named_parameters()) for block in done.transformer.transformer_blocks)
+        for name, value in first.items():
+            assert all(torch.equal(value, other[name]) for other in others)
+        assert not torch.equal(
+            first["class_embedder.embedding_table.weight"],
+            original.transformer.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight,
+        )
+    again = load_tuned(tuned(original, 1), made)
+    assert torch.equal(again.predict(x, 500, condition).eps, twin.predict(x, 500, condition).eps)
+
+
+def test_embedders_that_differ_between_blocks_stay_each_block_s_own(backbone):
+    """A DiT that was trained in diffusers has them; sharing would change its prediction."""
+    x, condition = torch.randn(2, *backbone.latent_shape), backbone.condition(["red", "blue"])
+    twin = tuned(backbone)
+    blocks = len(backbone.transformer.transformer_blocks)
+    assert sum("class_embedder" in name for name in light(twin)) == blocks
+    assert torch.equal(twin.predict(x, 500, condition).eps, backbone.predict(x, 500, condition).eps)
+
+
+def test_latents_are_drawn_from_the_autoencoder_s_distribution(backbone):
+    """z = scale (mean + std noise - shift), and the mean of many draws is what `encode` gives."""
+    images = torch.rand(2, 3, backbone.card.size, backbone.card.size, generator=torch.Generator().manual_seed(0))
+    found = backbone.vae.encode(images * 2 - 1).latent_dist
+    drawn = drawn_latents(backbone, images, torch.Generator().manual_seed(5))
+    noise = torch.randn(found.mean.shape, generator=torch.Generator().manual_seed(5))
+    scale = backbone.vae.config.scaling_factor
+    torch.testing.assert_close(drawn, (found.mean + found.std * noise) * scale - backbone._shift * scale)
+    torch.testing.assert_close(drawn - found.std * noise * scale, backbone.encode(images), atol=1e-4, rtol=1e-4)
+
+
+def test_every_epoch_mirrors_and_encodes_anew(colours, pipeline_folder, monkeypatch, tmp_path):
+    """Each image is seen once an epoch; in some epochs mirrored, in others not, and never with the same latents."""
+    seen, latents = [], []
+
+    def look(backbone, images, generator):
+        found = drawn_latents(backbone, images, generator)
+        seen.extend(images)
+        latents.extend(found)
+        return found
+
+    monkeypatch.setattr("dap.methods.diffusion.minimax.drawn_latents", look)
+    mine = shutil.copytree(colours, tmp_path / "mine")
+    for i, file in enumerate(sorted((mine / "train").rglob("*.png"))):
+        Image.linear_gradient("L").rotate(90).resize((8, 8)).point(lambda v, i=i: min(255, v // 2 + 3 * i)).save(file)
+
+    def epochs(**more):
+        seen.clear(), latents.clear()
+        shop = Workshop("cpu")
+        distill(recipe(mine, pipeline_folder, epochs=4, batch=1, **more), tmp_path / f"a{more}", workshop=shop)
+        n = len(seen) // 4
+        assert len(seen) == 4 * n
+        return [seen[n * e : n * e + n] for e in range(4)]
+
+    def bright(image):
+        return round(float(image.sum()), 2)
+
+    flipped = epochs()
+    assert len({tuple(sorted(map(bright, epoch))) for epoch in flipped}) == 1, "each image once an epoch"
+    sides = {}
+    for epoch in flipped:
+        for image in epoch:
+            sides.setdefault(bright(image), []).append(bool(image[..., 0].mean() > image[..., -1].mean()))
+    assert any(len(set(found)) == 2 for found in sides.values()), "not the same side in all epochs"
+    assert 0.25 < sum(map(sum, sides.values())) / len(seen) < 0.75
+    assert len({tuple(x.flatten().tolist()) for x in latents}) == len(latents), "encoded anew"
+    straight = epochs(flip=False)
+    assert len({bool(image[..., 0].mean() > image[..., -1].mean()) for epoch in straight for image in epoch}) == 1

@@ -12,7 +12,7 @@ from dap.data.real.sources import open_source
 from dap.methods.selection.random import Random
 from dap.verbs.options import Judging, Machine
 
-FAST = Judging(networks=("convnet1",), epochs=2, changes={"size": 8, "width": 4})
+FAST = Judging(networks=("convnet1",), epochs=2, changes={"mean": [0.5], "std": [0.25], "size": 8, "width": 4})
 CPU = Machine(device="cpu")
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field, TypeAdapter
 
 from dap.backbones.base import Card
+from dap.backbones.hub import index_of, labels_of
+from dap.base.documents import fitted, read_json, read_yaml
 from dap.base.errors import DapError
-from dap.base.files import read_json
+from dap.base.fields import FromFile, Name, Text
 from dap.base.registry import suggest
 
 
@@ -36,7 +40,7 @@ class Found:
         """The card of the weights.
 
         Later sources win: the defaults of the kind in cards.yaml, then `size` and `layer`, then the entry of the hub id in
-        cards.yaml, then the folder's card.yaml, then the caller's prompts.
+        cards.yaml, then the folder's card.yaml, then the caller's prompts. The size is always that of the modules.
 
         Args:
             kind: "dit", "unet" or "mmdit".
@@ -44,17 +48,17 @@ class Found:
             layer: the default layer of weights that have no entry in cards.yaml.
 
         Raises:
-            DapError: card.yaml is not a mapping, or it has a field that no card has.
+            DapError: card.yaml is not a mapping, it has a field that no card has or a value that the field cannot have, or
+                its size is not that of the weights' images.
         """
         cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
-        values = {**cards[kind], "name": self.name, "size": size, "layer": layer, **self._known(cards)}
-        if self.folder and (file := self.folder / "card.yaml").is_file():
-            mine = yaml.safe_load(file.read_text(encoding="utf-8"))
-            if not isinstance(mine, dict):
-                raise DapError(f"{file} should hold a mapping such as 'licence: MIT'.")
-            for key in mine:
-                if key not in Card.__dataclass_fields__:
-                    raise DapError(f"Unknown field {key!r} in {file}. {suggest(key, Card.__dataclass_fields__)}")
+        values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
+        if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
+            mine = read_card(file)
+            if mine.get("size", size) != size:
+                raise DapError(
+                    f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
+                )
             values |= mine
         values |= {"layer": str(values["layer"]), **self.prompts}
         return Card(**values)
@@ -76,13 +80,10 @@ class Found:
             return list(self.class_names)
         folder = self.folder
         if folder and (folder / "classes.json").is_file():
-            names = read_json(folder / "classes.json")
-            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-                raise DapError(f"{folder / 'classes.json'} should be a list of class names in label order.")
-            return names
+            return read_names(folder / "classes.json")
         # Two labels can share a name. The pipeline's own table from name to label has lost such labels; the file has them.
-        index = read_json(folder / "model_index.json") if folder and (folder / "model_index.json").is_file() else {}
-        by_label = {int(label): str(name) for label, name in (index.get("id2label") or {}).items()}
+        index = folder is not None and (folder / "model_index.json").is_file()
+        by_label = labels_of(folder, index_of(folder)) if folder and index else {}
         if not by_label:
             for name, label in (getattr(pipe, "labels", None) or {}).items():
                 by_label[label] = f"{by_label[label]}, {name}" if label in by_label else name
@@ -116,6 +117,50 @@ class Found:
         return next((cards[key] for key in ids if "/" in key and key in cards), {})
 
 
+class CardFile(FromFile):
+    """What a card.yaml may say. Every field is optional; see `Card`."""
+
+    name: Name | None = None
+    licence: Text | None = None
+    size: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    cfg: Annotated[float, Field(ge=0, le=1000)] | None = None
+    cfg_channels: Annotated[int, Field(ge=1, le=2**16)] | Literal["all"] | None = None
+    layer: Name | Annotated[int, Field(ge=0, le=10**6)] | None = None
+    scale: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    unit: Literal["paper", "step"] | None = None
+    template: Text | None = None
+    negative_prompt: Text | None = None
+    frequency_shift: Annotated[float, Field(ge=-100, le=100)] | None = None
+
+
+def read_card(file: Path) -> dict[str, Any]:
+    """The fields of a card.yaml.
+
+    Raises:
+        DapError: the file is not a mapping, it has a field that no card has, or a value that the field cannot have.
+    """
+    said = read_yaml(file, TypeAdapter(Any))
+    if not isinstance(said, dict):
+        raise DapError(f"{file} should hold a mapping such as 'licence: MIT'.")
+    for key in said:
+        if key not in CardFile.model_fields:
+            raise DapError(f"Unknown field {key!r} in {file}. {suggest(str(key), CardFile.model_fields)}")
+    return fitted(said, CardFile, file).model_dump(exclude_none=True)
+
+
+def read_names(file: Path) -> list[str]:
+    """The class names in a file, in label order.
+
+    Raises:
+        DapError: the file cannot be read, or it is no JSON list of names.
+    """
+    names = read_json(file, TypeAdapter(Any))
+    if not isinstance(names, list):
+        raise DapError(f"{file} should be a JSON list of class names in label order.")
+    return fitted(names, TypeAdapter(Annotated[list[Name], Field(min_length=1, max_length=10**6)]), file)
+
+
 def image_size(latent_side: int, vae: Any) -> int:
     """The side in px of the images that latents decode to. Each level of the autoencoder except one doubles the side."""
-    return latent_side * 2 ** (len(vae.config.block_out_channels) - 1)
+    levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return latent_side * 2 ** (len(levels) - 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,11 +17,16 @@ from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
+from dap.backbones.cards import read_names
+from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of
+from dap.base.documents import read_json
 from dap.base.errors import DapError
-from dap.base.files import dump, locked, read_json
+from dap.base.files import dump, locked
 from dap.base.registry import suggest
+
+log = logging.getLogger(__name__)
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """The number of attention heads for the width of DiT-S, B, L and XL (Peebles & Xie 2023, table 1). A checkpoint lacks it."""
@@ -49,8 +54,10 @@ def convert(
 
     Args:
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
-            (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema" or "model".
-            Checkpoints of SiT look the same, but predict something else. Pickles are opened by the weights-only path.
+            (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema", "model" or
+            "state_dict", with the prefixes of DDP, of torch.compile and of Lightning. The factors of MinimaxDiffusion's
+            fine-tuning are folded into the weights. Checkpoints of SiT have the same tensors, but predict something else;
+            they are refused where their name or their arguments say so. Pickles are opened by the weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
         vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
@@ -74,7 +81,7 @@ def convert(
         raise DapError(f"{out} is not empty and not from an earlier dap convert; give --out a new folder.")
     if path.resolve() == out:
         raise DapError(f"{source} is also the --out; give --out another folder.")
-    given = _names(Path(classes).expanduser()) if classes else None
+    given = read_names(Path(classes).expanduser()) if classes else None
     record = {"source": path.name if path.exists() else str(source), "revision": revision, "dtype": dtype}
     kept: dict[str, bytes] = {}
     if path.exists() and revision is not None:
@@ -101,15 +108,6 @@ def convert(
     return out
 
 
-def _names(file: Path) -> list[str]:
-    if not file.is_file():
-        raise DapError(f"There is no file {file} to read class names from.")
-    names = read_json(file)
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise DapError(f"{file} should be a JSON list of class names in label order.")
-    return names
-
-
 def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
     """Write the new folder beside `out`, and then move it to `out`. If this fails, the old folder stays."""
     aside = out.with_name(f".{out.name}.partial")
@@ -122,7 +120,7 @@ def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
                 *made.glob("*.json"),
                 *made.glob("*/config.json"),
             ):  # these files name a path of this machine
-                values = read_json(config)
+                values = read_json(config, dict[str, Any])
                 values.pop("_name_or_path", None)
                 config.write_bytes(dump(values))
             for name, data in files.items():
@@ -146,9 +144,22 @@ def _from_checkpoint(
         raise DapError(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
-    state = _read(path)
+    state = read_checkpoint(path)
     config = _config(state, path, heads)
     labels = config["num_embeds_ada_norm"]
+    if names is not None and len(names) == labels + 1:
+        raise DapError(
+            f"{path.name} has a table of {labels + 1} labels, as many as --classes has names. A DiT keeps one more, the null "
+            "label of classifier-free guidance: this one was trained without it (class_dropout_prob=0) and cannot be guided."
+        )
+    if names is None and labels != 1000:
+        log.warning(
+            "%s has a table of %d labels; the last one is taken for the null label. If it was trained with "
+            "class_dropout_prob=0 it has none: give --classes FILE with its %d names to find out.",
+            path.name,
+            labels + 1,
+            labels,
+        )
     if names is None:
         names = list(imagenet.names().values()) if labels == 1000 else [str(label) for label in range(labels)]
     elif len(names) != labels:
@@ -169,32 +180,6 @@ def _from_checkpoint(
         )
     card = from_pipeline(pipe, name=name, class_names=names).card
     return pipe, replace(card, frequency_shift=0), names
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file: its moving average ("ema"), or its "model", or the file's own content."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        # The original trainer keeps its parsed arguments, which are a plain record, in its checkpoints.
-        with torch.serialization.safe_globals([Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # on a file of another kind the readers raise almost any error
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DapError(
-            f"{path} is not a checkpoint that can be opened without running code from it: {reason}"
-        ) from error
-    for key in ("ema", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-            break
-    if not isinstance(found, Mapping):
-        raise DapError(f"{path} holds a {type(found).__name__}, not a DiT checkpoint's table of tensors by name.")
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def _both(*names: str) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.backbones.cards import Found, image_size
 from dap.backbones.modules import ModuleBackbone
-from dap.backbones.schedules import Time, VariancePreserving
+from dap.backbones.schedules import KINDS, Time, VariancePreserving
 from dap.base.errors import DapError
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class DiT(ModuleBackbone):
         transformer: `DiTTransformer2DModel`; the last row of its label table is the null label.
         vae: `AutoencoderKL`.
         schedule: the noise schedule of the training. Default: DiT's, 1000 linear betas from 1e-4 to 0.02.
+        kind: diffusers' name of what the transformer predicts, "epsilon" or "v_prediction".
         class_names: the names of the transformer's labels, in label order.
         card: the facts that belong to the weights.
 
@@ -41,6 +42,7 @@ class DiT(ModuleBackbone):
         vae: Any,
         *,
         schedule: VariancePreserving | None = None,
+        kind: str = "epsilon",
         class_names: Sequence[str],
         card: Card,
     ) -> None:
@@ -51,6 +53,11 @@ class DiT(ModuleBackbone):
                 "put the right list into classes.json beside the weights."
             )
         channels, side = config.in_channels, config.sample_size
+        if config.out_channels not in (None, channels, 2 * channels) or channels != vae.config.latent_channels:
+            raise DapError(
+                f"The transformer of {card.name} takes {channels} channels and gives {config.out_channels}, its autoencoder "
+                f"makes {vae.config.latent_channels}: a DiT gives as many channels as it takes, or twice as many."
+            )
         super().__init__(
             transformer,
             vae,
@@ -59,6 +66,7 @@ class DiT(ModuleBackbone):
             latent_shape=(channels, side, side),
             layers=[str(i) for i in range(len(transformer.transformer_blocks))],
             class_names=class_names,
+            predicts=KINDS[kind],
             learned_variance=config.out_channels == 2 * channels,
         )
         self.transformer = transformer
@@ -88,6 +96,7 @@ class DiT(ModuleBackbone):
             pipe.transformer,
             pipe.vae,
             schedule=VariancePreserving.from_config(pipe.scheduler.config),
+            kind=pipe.scheduler.config.get("prediction_type", "epsilon"),
             class_names=found.names(pipe, config.num_embeds_ada_norm),
             card=card,
         )
@@ -114,4 +123,9 @@ class DiT(ModuleBackbone):
                 clock.downscale_freq_shift = own
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "frequency_shift": self.card.frequency_shift}
+        return {
+            **super().settings(),
+            "predicts": self.predicts,
+            "frequency_shift": self.card.frequency_shift,
+            "labels": list(self.class_names),
+        }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dap.backbones.dit import DiT
@@ -96,27 +97,70 @@ class MovingAverage:
 def tuned(backbone: ModuleBackbone, scales: int = 0) -> ModuleBackbone:
     """A copy of a backbone whose denoiser may be changed. The copy and the original share all other modules.
 
+    The blocks of a DiT in the copy share the values of the label table and of the time embedder, if these are equal in all
+    blocks. See `tie`.
+
     Args:
         backbone: the original.
-        scales: how many of a DiT's first blocks get the factors of DiffFit (Xie et al., ICCV 2023): one vector for the output
-            of attention and one for the output of the feed-forward, both 1 at the start.
+        scales: how many of a DiT's first blocks get the factors of DiffFit (Xie et al., ICCV 2023), all 1 at the start. As in
+            Minimax's code these are, in each block: one for each output of the query, key and value layers, one for each
+            output of the layer after attention, one for each width of what attention adds, and one for each width of what
+            the feed-forward adds.
     """
     shared = {id(part): part for name, part in backbone._parts.items() if name != "denoiser"}
     twin = copy.deepcopy(backbone, shared)
+    if isinstance(twin, DiT):
+        tie(twin)
     if scales:
         assert isinstance(twin, DiT)
         for block in twin.transformer.transformer_blocks[:scales]:
-            width = block.attn1.to_out[0].out_features
-            for part in (block.attn1, block.ff):
+            attention = block.attn1
+            width = attention.to_out[0].out_features
+            inner = {part: part.out_features for part in (attention.to_q, attention.to_k, attention.to_v)}
+            for part, size in {**inner, attention.to_out[0]: width, attention: width, block.ff: width}.items():
                 device, dtype = twin.device, twin.transformer.dtype
-                part.register_parameter("factor", nn.Parameter(torch.ones(width, device=device, dtype=dtype)))
+                part.register_parameter("factor", nn.Parameter(torch.ones(size, device=device, dtype=dtype)))
                 part.register_forward_hook(_scaled)
     return twin
+
+
+def tie(backbone: DiT) -> None:
+    """Let all blocks of a DiT share one label table and one time embedder, parameter by parameter.
+
+    The original DiT has one of each. diffusers gives each block copies of its own, which training would draw apart. A
+    parameter that differs between blocks, as in a DiT that was trained in diffusers, stays each block's own.
+    """
+    first, *others = (block.norm1.emb for block in backbone.transformer.transformer_blocks)
+    for name, parameter in first.named_parameters():
+        if all(torch.equal(parameter, other.get_parameter(name)) for other in others):
+            owner, _, last = name.rpartition(".")
+            for other in others:
+                setattr(other.get_submodule(owner), last, parameter)
 
 
 def _scaled(module: Any, given: Any, output: Tensor) -> Tensor:
     del given
     return output * module.factor
+
+
+@torch.no_grad()
+def drawn_latents(
+    backbone: ModuleBackbone, images: Float[Tensor, "n 3 *size"], generator: torch.Generator
+) -> Float[Tensor, "n c *spatial"]:
+    """Latents drawn from the autoencoder's distribution of each image. `Backbone.encode` gives the means of these.
+
+    Args:
+        backbone: the backbone; one without an autoencoder gives `encode`.
+        images: images in [0, 1].
+        generator: draws on the CPU.
+    """
+    if backbone.vae is None:
+        return backbone.encode(images)
+    vae, scale = backbone.vae, backbone.vae.config.scaling_factor
+    found = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist
+    mean, std = found.mean.float(), found.std.float()
+    noise = torch.randn(mean.shape, generator=generator).to(mean)
+    return (mean + std * noise - backbone._shift) * scale
 
 
 def light(backbone: ModuleBackbone) -> list[str]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import StringConstraints
 
+from dap.backbones.configurations import PIPELINES, check_folder
+from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
-from dap.base.files import read_json
+from dap.base.fields import Name
 from dap.base.registry import suggest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 UNUSED = ("safety_checker", "feature_extractor")
 """Parts of Stable Diffusion's folders that look at finished images. They have a gigabyte, and no backbone calls them."""
+
+Label = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}$")]
+"""A label as a key of a JSON object."""
 
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)"
@@ -47,12 +53,20 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
     with explained("backbone", source, revision):
         folder = Path(source) if Path(source).is_dir() else _fetch(source, revision, offline)
-        options, index = _which(folder), read_json(folder / "model_index.json")
+        index = index_of(folder)
+        check_folder(folder, index)
+        _check_libraries(folder, index)
+        _check_parts(folder, index)
+        options = _which(folder)
         if UNUSED[0] in index:
             options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
         if index.get("id2label"):  # JSON has only strings as keys, and diffusers complains about them
-            options["id2label"] = {int(label): name for label, name in index["id2label"].items()}
-        pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=DTYPES[dtype], local_files_only=True, **options)
+            options["id2label"] = labels_of(folder, index)
+        # A Stable Diffusion 3 can be saved without its third text encoder; diffusers then wants to be told so.
+        options |= {part: None for part in ("text_encoder_3", "tokenizer_3") if index.get(part) == [None, None]}
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
+        )
     for part, network in pipe.components.items():
         for name, tensor in getattr(network, "state_dict", dict)().items():
             if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
@@ -92,6 +106,51 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
         )
 
 
+def index_of(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a pipeline's folder.
+
+    Raises:
+        DapError: it is missing or no JSON object, or it names a part that lies outside the folder.
+    """
+    index = read_json(folder / "model_index.json", dict[str, Any])
+    for part, said in index.items():
+        if isinstance(said, list) and not re.fullmatch(r"\w+", part):
+            raise DapError(f"{folder / 'model_index.json'} names a part {part!r}, which is no name of a folder in it.")
+    return index
+
+
+def labels_of(folder: Path, index: Mapping[str, Any]) -> dict[int, str]:
+    """The class names in a `model_index.json`, by label.
+
+    Raises:
+        DapError: they are no table of names by label.
+    """
+    found = fitted(index.get("id2label") or {}, dict[Label, Name], f"{folder / 'model_index.json'}, id2label")
+    return {int(label): name for label, name in found.items()}
+
+
+def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a folder that lacks a part, in words that name it; diffusers' own are about Python.
+
+    Raises:
+        DapError: a part that the pipeline names is not in the folder, or a tokenizer lacks a file.
+    """
+    if str(index.get("_class_name")) not in PIPELINES:
+        return
+    for part, said in index.items():
+        if not isinstance(said, list) or said[:2] == [None, None] or part in (*UNUSED, "image_encoder"):
+            continue
+        if not (folder / part).is_dir() or not any((folder / part).iterdir()):
+            raise DapError(f"{folder} has no {part}/, which its model_index.json names; copy that folder there.")
+        files = {file.name for file in (folder / part).iterdir()}
+        if "CLIPTokenizer" in str(said) and "tokenizer.json" not in files:
+            for name in ("vocab.json", "merges.txt"):
+                if name not in files:
+                    raise DapError(
+                        f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there."
+                    )
+
+
 @contextmanager
 def explained(what: str, source: str, revision: str | None = None) -> Iterator[None]:
     """Load something without progress bars, and turn any failure into one sentence.
@@ -118,14 +177,37 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
                 f"not reached: load it once online, fetch it with 'hf download {source}', or give a local folder."
             ) from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DapError(
-            f"The {what} {source!r}{at} could not be loaded: {reason} "
-            "Give a local folder or a hub id that this machine can reach."
-        ) from error
+        if Path(source).is_dir():
+            reason = f"{reason.rstrip('. ')}. Fetch or save the folder anew."
+        else:
+            reason = f"{reason} Give a local folder or a hub id that this machine can reach."
+        raise DapError(f"The {what} {source!r}{at} could not be loaded: {reason}") from error
     finally:
         logging.enable_progress_bar()
         if shown:  # if the environment turned it off, turning it on would only warn
             text_logging.enable_progress_bar()
+
+
+def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
+    """Check that a pipeline's parts are classes of diffusers and transformers, by their own names.
+
+    diffusers imports whatever library the index names, and `Auto` classes of transformers look for code in the folder.
+
+    Raises:
+        DapError: a part is of another library, or only code in the folder could make it.
+    """
+    said = f"{folder}/model_index.json names code of its own as its"
+    why = "and dap runs no code of a backbone's folder. Take a folder whose parts are of diffusers and transformers."
+    if not isinstance(index.get("_class_name"), str):
+        raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
+    for part, value in index.items():
+        if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
+            continue
+        library, name = map(str, value) if len(value) == 2 else ("", "")
+        known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
+        looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
+        if not known or looking or not name.isidentifier():
+            raise DapError(f"{said} {part}, {value!r}, {why}")
 
 
 def _fetch(source: str, revision: str | None, offline: bool) -> Path:
@@ -144,8 +226,9 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
 
 def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    index = read_json(folder / "model_index.json")
-    parts = [folder / name for name, value in index.items() if isinstance(value, list) and name not in UNUSED]
+    parts = [
+        folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED
+    ]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 
@@ -165,6 +248,16 @@ def _which(folder: Path) -> dict[str, Any]:
                 f"{folder} has no weights of its {part}; {part}/ should hold a .safetensors or .bin file such as "
                 "diffusion_pytorch_model.safetensors. Copy it there, or load the hub id once online."
             )
+        if all(suffix == "bin" for _, suffix in present) and not any(
+            WEIGHTS.fullmatch(name) and "-of-" not in name for name in os.listdir(folder / part)
+        ):
+            kinds = {suffix for others in weights.values() for _, suffix in others}
+            if kinds != {"bin"} or part not in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+                raise DapError(
+                    f"The weights of the {part} in {folder} are pickles in several parts (.bin, *-of-*.bin), which diffusers "
+                    f"cannot read in a pipeline. Load the {part} alone in diffusers and save it with "
+                    "save_pretrained(..., safe_serialization=True) over it."
+                )
     by_part = [{variant for variant, _ in present} for present in weights.values()]
     others = sorted({v for variants in by_part if None not in variants for v in variants if v})
     safe = any(suffix == "safetensors" for present in weights.values() for _, suffix in present)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from dap.backbones.base import Card
 from dap.backbones.cards import Found, image_size
-from dap.backbones.prompts import PromptedBackbone
+from dap.backbones.prompts import PromptedBackbone, tokenizers_of
 from dap.backbones.schedules import Flow, Time
+from dap.base.errors import DapError
 
 
 class MMDiT(PromptedBackbone):
@@ -21,19 +22,32 @@ class MMDiT(PromptedBackbone):
     Args:
         pipe: a `StableDiffusion3Pipeline`. Text encoders that it lacks count as zeros, as in diffusers.
         card: the facts that belong to the weights.
+
+    Raises:
+        DapError: a CLIP text encoder is missing, or the parts do not fit each other.
     """
 
     def __init__(self, pipe: Any, *, card: Card) -> None:
         named = {name: getattr(pipe, name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")}
-        config, scheduler = pipe.transformer.config, pipe.scheduler.config
+        config = pipe.transformer.config
+        if named["text_encoder"] is None or named["text_encoder_2"] is None:
+            raise DapError(
+                f"{card.name} lacks a CLIP text encoder; a Stable Diffusion 3 can do without text_encoder_3 alone."
+            )
+        if not config.in_channels == config.out_channels == pipe.vae.config.latent_channels:
+            raise DapError(
+                f"The transformer of {card.name} takes {config.in_channels} channels and gives {config.out_channels}, its "
+                f"autoencoder makes {pipe.vae.config.latent_channels}; take parts that were trained together."
+            )
         super().__init__(
             pipe.transformer,
             pipe.vae,
             card=card,
-            schedule=Flow(scheduler["num_train_timesteps"], scheduler["shift"]),
+            schedule=Flow.from_config(pipe.scheduler.config, (config.sample_size // config.patch_size) ** 2),
             latent_shape=(config.in_channels, config.sample_size, config.sample_size),
             layers=[str(i) for i in range(len(pipe.transformer.transformer_blocks))],
             predicts="velocity",
+            tokenizers=tokenizers_of(pipe),
             **{name: part for name, part in named.items() if part is not None},
         )
         self._pipe = pipe

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +13,12 @@ from torch import Tensor, nn
 
 from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
+from dap.backbones.configurations import deciding
 from dap.backbones.schedules import Predicts, Schedule, Time
 from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
+
+log = logging.getLogger(__name__)
 
 PIXELS = 64 * 256**2
 """The largest number of pixels that go through the autoencoder at once. A larger image goes through alone."""
@@ -76,6 +81,8 @@ class ModuleBackbone(Backbone):
         self.predicts: Predicts = predicts
         self.learned_variance = learned_variance
         self._labels = imagenet.lookup(self.class_names)
+        self._float32: Any = None
+        """The autoencoder in float32, once it has overflowed in float16."""
 
     def condition(self, class_names: Sequence[str]) -> Tensor:
         """Labels (n,) of classes by name; see `dap.imagenet.find` for how names are compared.
@@ -98,6 +105,13 @@ class ModuleBackbone(Backbone):
                 raise DapError(
                     f"{name!r} is the name of several labels of {self.card.name}: {found}. "
                     "Tell them apart in classes.json beside the weights, or name ImageNet's folders by WordNet id."
+                )
+        owners: dict[int, str] = {}
+        for name, (label, *_) in labels.items():
+            if owners.setdefault(label, name) != name:
+                raise DapError(
+                    f"The classes {owners[label]!r} and {name!r} are the same label {label} of {self.card.name} "
+                    f"({self.class_names[label]!r}), so their images could not differ. Leave one of them out with --classes."
                 )
         return torch.tensor([labels[name][0] for name in class_names], device=self.device)
 
@@ -179,8 +193,8 @@ class ModuleBackbone(Backbone):
         if self.vae is None:
             return x.to(self.device)
         x = x.to(self.vae.device, self.vae.dtype)
-        means = [self.vae.encode(part).latent_dist.mean.float() for part in x.split(self._together)]
-        return (torch.cat(means) - self._shift) * self.vae.config.scaling_factor
+        means = torch.cat([self._wide(self.vae, part, _encoded) for part in x.split(self._together)])
+        return (means - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -190,8 +204,21 @@ class ModuleBackbone(Backbone):
         if self.vae is None:
             return latents / 2 + 0.5
         z = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
-        images = torch.cat([self.vae.decode(part).sample.float() for part in z.split(self._together)])
+        images = torch.cat([self._wide(self.vae, part, _decoded) for part in z.split(self._together)])
         return images / 2 + 0.5
+
+    def _wide(self, vae: Any, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
+        """What comes through the autoencoder. Where float16 overflows, it is computed again in float32, for good."""
+        out = through(vae, x)
+        if vae.dtype != torch.float16 or torch.isfinite(out).all():
+            return out
+        if self._float32 is None:
+            log.warning(
+                "The autoencoder of %s overflows in float16, so it works in float32 from now on; --dtype bfloat16 is smaller.",
+                self.card.name,
+            )
+            self._float32 = copy.deepcopy(vae).float()
+        return through(self._float32, x.float())
 
     @property
     def _together(self) -> int:
@@ -203,15 +230,31 @@ class ModuleBackbone(Backbone):
         return self.vae.config.get("shift_factor") or 0.0
 
     def settings(self) -> dict[str, Any]:
+        said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
         if self.vae is None:
-            return {**super().settings(), "predicts": self.predicts}
-        return {**super().settings(), "latents": [self.vae.config.scaling_factor, self._shift]}
+            return said
+        return {**said, "latents": [self.vae.config.scaling_factor, self._shift]}
+
+    def _configurations(self) -> dict[str, Any]:
+        """The fields of each part that decide what its weights compute, such as the number of heads."""
+        found = {part: deciding(module) for part, module in self._parts.items()}
+        return {part: fields for part, fields in found.items() if fields}
 
     def state(self) -> dict[str, Tensor]:
         parts: Mapping[str, nn.Module] = self._parts
         return {
             f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
         }
+
+
+def _encoded(vae: Any, images: Tensor) -> Tensor:
+    found = vae.encode(images)
+    # diffusers' small autoencoder gives latents and not their distribution.
+    return (found.latents if hasattr(found, "latents") else found.latent_dist.mean).float()
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    return vae.decode(latents).sample.float()
 
 
 def stream(output: Any) -> Tensor:

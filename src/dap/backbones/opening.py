@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
+from dap.backbones.configurations import PIPELINES, check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.base.errors import DapError
 from dap.base.registry import Lazy, build, resolve
@@ -89,15 +91,16 @@ def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", *
 
 
 def device_of(name: str) -> torch.device:
-    """The device behind "auto", "cpu", "cuda" or "cuda:1".
+    """The device behind "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Raises:
-        DapError: this machine has no such device.
+        DapError: there is no device of this name, or this machine has none.
     """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise DapError(f"There is no device {name!r}; use auto, cpu, cuda or cuda:1.") from error
+    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d{1,2})?|mps(:0)?", name):  # others, such as meta, compute nothing here
+        raise DapError(f"There is no device {name[:40]!r}; use --device auto, cpu, cuda or cuda:1.")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DapError(f"Device {name!r} was asked for but this machine has no Apple GPU; use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DapError(f"Device {name!r} was asked for but this machine has no such CUDA device; use --device cpu.")
     return device
@@ -135,6 +138,7 @@ def from_pipeline(
         )
     known: str | None = path or getattr(pipe, "name_or_path", None)
     folder = Path(known) if known and Path(known).is_dir() else None
+    check_pipeline(pipe, PIPELINES[kind], folder)
     name = name or (folder.name if folder else known or type(pipe).__name__)
     return KINDS[kind].from_pipeline(pipe, Found(name, folder, class_names, prompts))
 
@@ -157,7 +161,9 @@ def source_of(path: str) -> str:
         return str(folder)
     if folder.is_file():
         raise DapError(
-            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one."
+            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one. A Stable "
+            "Diffusion in one file becomes a folder by diffusers' StableDiffusionPipeline.from_single_file(FILE)"
+            ".save_pretrained(FOLDER)."
         )
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(

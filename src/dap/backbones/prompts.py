@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +17,80 @@ from dap.backbones.modules import ModuleBackbone
 from dap.base.errors import DapError
 from dap.imagenet import spoken
 
+T5 = 256
+"""How many tokens diffusers gives to the third text encoder of a Stable Diffusion 3."""
+
+LONGEST = 100_000
+"""No tokenizer of a text encoder reads so many tokens. One without its files says that it reads 10**30."""
+
 TOGETHER = 32
 """How many prompts go through the text encoders at once."""
 
 KEPT = 256
 """How many texts of single images are kept encoded. There may be a million of them, while classes are at most a thousand."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """How one text encoder of a pipeline reads prompts.
+
+    Attributes:
+        own: the tokenizer of transformers.
+        longest: how many tokens the text encoder reads. The rest of a prompt is cut off.
+    """
+
+    own: Any
+    longest: int
+
+    def tokens(self, prompts: list[str]) -> list[tuple[int, ...]]:
+        """The tokens of prompts, as the text encoder reads them."""
+        return [tuple(ids) for ids in self.own(prompts, truncation=True, max_length=self.longest).input_ids]
+
+    def whole(self, prompts: list[str]) -> list[bool]:
+        """Whether the text encoder reads each of these prompts to its end."""
+        return [len(ids) <= self.longest for ids in self.own(prompts, truncation=False, verbose=False).input_ids]
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the tokens of a text: the vocabulary, the merges, the normaliser, the length."""
+        fast = getattr(self.own, "backend_tokenizer", None)
+        # A call leaves its padding and truncation in the tokenizer, and they are no part of it.
+        said = {} if fast is None else {**json.loads(fast.to_str()), "padding": None, "truncation": None}
+        special = {name: str(text) for name, text in self.own.special_tokens_map.items()}
+        told = [said or sorted(self.own.get_vocab().items()), special, self.longest, self.own.padding_side]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizers_of(pipe: Any) -> list[Tokenizer]:
+    """The tokenizers of a pipeline whose text encoders are there.
+
+    Raises:
+        DapError: a tokenizer is not whole, or does not fit its text encoder.
+    """
+    found = []
+    for part, most in (("", None), ("_2", None), ("_3", T5)):
+        own, encoder = getattr(pipe, f"tokenizer{part}", None), getattr(pipe, f"text_encoder{part}", None)
+        if own is None or encoder is None:
+            continue
+        longest = most or own.model_max_length
+        if longest > LONGEST:
+            raise DapError(
+                f"The tokenizer{part} of the pipeline does not say how long a prompt may be, so its files are not whole; copy "
+                f"the folder tokenizer{part}/ of the weights there anew."
+            )
+        config = encoder.config
+        reads = config.to_dict().get("max_position_embeddings")
+        if reads and most is None and longest > reads:
+            raise DapError(
+                f"The tokenizer{part} makes prompts of {longest} tokens but its text encoder reads {reads}; set "
+                f"model_max_length in tokenizer{part}/tokenizer_config.json to {reads}."
+            )
+        if max(own.get_vocab().values(), default=0) >= config.vocab_size:
+            raise DapError(
+                f"The tokenizer{part} has tokens up to {max(own.get_vocab().values())} but its text encoder knows "
+                f"{config.vocab_size}; take a tokenizer and a text encoder that were trained together."
+            )
+        found.append(Tokenizer(own, longest))
+    return found
 
 
 class Prompts:
@@ -29,16 +101,22 @@ class Prompts:
     Args:
         encode: turns prompts into what the network takes: tensors (n, …), such as token states and a pooled vector.
         card: holds the template and the negative prompt.
+        tokenizers: what the text encoders read prompts with. Empty: unknown, then no prompt is found to be cut off.
 
     Raises:
         DapError: the template has no {} for the class name.
     """
 
-    def __init__(self, encode: Callable[[list[str]], tuple[Tensor, ...]], card: Card) -> None:
+    def __init__(
+        self,
+        encode: Callable[[list[str]], tuple[Tensor, ...]],
+        card: Card,
+        tokenizers: Sequence[Tokenizer] = (),
+    ) -> None:
         self.template = "{}" if card.template is None else card.template
         if "{}" not in self.template:
             raise DapError(f"The prompt template {self.template!r} has no {{}} for the class name.")
-        self._encode = encode
+        self._encode, self._tokenizers = encode, tuple(tokenizers)
         self._null = card.negative_prompt or ""
         self._table: tuple[Tensor, ...] = ()
         self._lasting: dict[str, int] = {}
@@ -58,7 +136,8 @@ class Prompts:
         """Row numbers (n,) of the prompts of classes.
 
         Raises:
-            DapError: two classes have the same prompt, or a WordNet id has no name.
+            DapError: two classes have the same prompt, or prompts that the text encoders cannot tell apart; a prompt is
+                cut off before its class name ends; or a WordNet id has no name.
         """
         prompts = {name: self.prompt(name) for name in class_names}
         owners: dict[str, str] = {}
@@ -68,7 +147,30 @@ class Prompts:
                     f"The classes {owners[prompt]!r} and {name!r} have the same prompt, {prompt!r}, so their images could "
                     "not differ. Rename one, or give ImageNet's folders by WordNet id."
                 )
+        self._check(prompts)
         return self._keep([prompts[name] for name in class_names])
+
+    def _check(self, prompts: Mapping[str, str]) -> None:
+        """Refuse prompts of classes that are cut off before the name ends, or that become the same tokens."""
+        if not self._tokenizers:
+            return
+        heads = [prompt[: prompt.rfind(spoken(name)) + len(spoken(name))] for name, prompt in prompts.items()]
+        whole = [tokenizer.whole(heads) for tokenizer in self._tokenizers]
+        for i, (name, prompt) in enumerate(prompts.items()):
+            if not any(fits[i] for fits in whole):
+                longest = max(tokenizer.longest for tokenizer in self._tokenizers)
+                raise DapError(
+                    f"The prompt {prompt[:100]!r} of the class {name[:100]!r} is longer than the {longest} tokens that the text "
+                    "encoder reads, so the class name is cut off. Give a shorter --template, or a shorter name."
+                )
+        seen: dict[tuple[tuple[int, ...], ...], str] = {}
+        read = zip(*(tokenizer.tokens(list(prompts.values())) for tokenizer in self._tokenizers), strict=True)
+        for name, tokens in zip(prompts, read, strict=True):
+            if (other := seen.setdefault(tokens, name)) != name:
+                raise DapError(
+                    f"The text encoder reads the classes {other!r} and {name!r} as the same tokens (prompt "
+                    f"{prompts[name]!r}), so their images could not differ. Rename one of them."
+                )
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Row numbers (n,) of texts as they are, without the template. They are valid until `KEPT` other texts are asked for."""
@@ -121,12 +223,15 @@ class PromptedBackbone(ModuleBackbone):
 
     A subclass says how prompts are encoded, and its `run` gets the encodings of a condition from `encodings`.
 
-    Args: as `ModuleBackbone`, without class names.
+    Args: as `ModuleBackbone`, without class names, and
+        tokenizers: what the text encoders read prompts with.
     """
 
-    def __init__(self, denoiser: Any, vae: Any, *, card: Card, **rest: Any) -> None:
+    def __init__(
+        self, denoiser: Any, vae: Any, *, card: Card, tokenizers: Sequence[Tokenizer] = (), **rest: Any
+    ) -> None:
         super().__init__(denoiser, vae, card=card, **rest)
-        self._prompts = Prompts(self.encode_prompts, card)
+        self._prompts, self._tokenizers = Prompts(self.encode_prompts, card, tokenizers), tuple(tokenizers)
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
@@ -144,3 +249,6 @@ class PromptedBackbone(ModuleBackbone):
 
     def null(self, n: int) -> Tensor:
         return self._prompts.null(n)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "tokenizers": [tokenizer.fingerprint() for tokenizer in self._tokenizers]}

@@ -27,6 +27,10 @@ Predicts = Literal["eps", "velocity", "x0"]
 """What the output of a denoiser is: the noise, the velocity of the schedule's family, or the clean data."""
 
 
+KINDS: dict[str, Predicts] = {"epsilon": "eps", "v_prediction": "velocity"}
+"""diffusers' names of what a denoiser on a variance-preserving schedule predicts."""
+
+
 class Schedule(ABC):
     """How much data and how much noise there is at every time of a backbone."""
 
@@ -161,3 +165,19 @@ class Flow(Schedule):
     def velocity_to_x0(self, x: Tensor, t: Time, velocity: Tensor) -> Tensor:
         """x_0 = x − sigma · v. This also holds where alpha is 0 and eps says nothing of x_0."""
         return x - t / self.steps * velocity
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], tokens: int) -> Flow:
+        """The schedule in the config of a diffusers scheduler of flows.
+
+        Args:
+            config: the config. Schedulers of both families call the shift `flow_shift`.
+            tokens: how many image tokens the transformer has. A dynamic shift depends on it.
+        """
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        if config.get("use_dynamic_shifting"):
+            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+            mu = start + (end - start) * (tokens - low) / (high - low)
+            shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        return Flow(config["num_train_timesteps"], shift)

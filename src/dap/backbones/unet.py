@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 from dap.backbones.base import Card
 from dap.backbones.cards import Found, image_size
-from dap.backbones.prompts import PromptedBackbone
-from dap.backbones.schedules import Predicts, Time, VariancePreserving
+from dap.backbones.prompts import PromptedBackbone, tokenizers_of
+from dap.backbones.schedules import KINDS, Time, VariancePreserving
 from dap.base.errors import DapError
-
-KINDS: dict[str, Predicts] = {"epsilon": "eps", "v_prediction": "velocity"}
-"""diffusers' names of what a U-Net predicts."""
 
 
 class UNet(PromptedBackbone):
@@ -39,8 +36,20 @@ class UNet(PromptedBackbone):
                 f"The U-Net of {card.name} takes {unet.config.in_channels} channels, its autoencoder makes "
                 f"{pipe.vae.config.latent_channels}: an inpainting or editing model cannot sample a class alone."
             )
-        if kind not in KINDS:
-            raise DapError(f"{card.name} predicts {kind!r}; epsilon and v_prediction are known.")
+        if unet.config.out_channels != unet.config.in_channels:
+            raise DapError(
+                f"The U-Net of {card.name} takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; "
+                "dap samples U-Nets that give as many as they take."
+            )
+        width, wanted = (
+            pipe.text_encoder.config.hidden_size,
+            unet.config.encoder_hid_dim or unet.config.cross_attention_dim,
+        )
+        if width not in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
+            raise DapError(
+                f"The U-Net of {card.name} takes a text of width {wanted}, its text encoder gives {width}; take parts that "
+                "were trained together."
+            )
         side = unet.config.sample_size
         self._by_layer = {f"down.{i}": block for i, block in enumerate(unet.down_blocks)}
         if unet.mid_block is not None:
@@ -54,6 +63,7 @@ class UNet(PromptedBackbone):
             latent_shape=(unet.config.in_channels, *((side, side) if isinstance(side, int) else side)),
             layers=tuple(self._by_layer),
             predicts=KINDS[kind],
+            tokenizers=tokenizers_of(pipe),
             text_encoder=pipe.text_encoder,
         )
         self.prediction_type, self._pipe = kind, pipe

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dap.base.errors import DapError
-from dap.base.parsing import Damaged, decode, line_of, parse_json, parse_yaml, shown
+from dap.base.parsing import Damaged, brief, decode, line_of, parse_json, parse_yaml, shown
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -179,13 +179,11 @@ def told(error: ValidationError, where: Path | str, text: str | None = None) -> 
     problems = error.errors(include_url=False)
     said = []
     for problem in problems[:5]:
-        place = ".".join(str(part) for part in problem["loc"])
+        place = "".join(c if c.isprintable() else " " for c in ".".join(map(str, problem["loc"])))
         line = None if text is None else line_of(text, problem["loc"])
         at = f"line {line}: " if line else ""
-        given = shown(repr(problem["input"]))
-        given = given if len(given) <= 80 else given[:80] + "…"
         what = problem["msg"].removeprefix("Value error, ")
         what = "there is no such key" if problem["type"] == "extra_forbidden" else what[:1].lower() + what[1:]
-        said.append(f"{at}{f'{shown(place)}: ' if place else ''}{what} (given: {given})")
+        said.append(f"{at}{f'{shown(place)}: ' if place else ''}{what} (given: {brief(problem['input'])})")
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     return f"{shown(where)}{', ' if said[0].startswith('line ') else ': '}{'; '.join(said)}{more}."

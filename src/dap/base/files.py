@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,12 +57,21 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    busy = f"Another process is writing {folder}; wait for it or stop it."
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise DapError(f"Another process is writing {folder}; wait for it or stop it.") from error
+    lock = folder / ".lock"
+    if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
+        raise DapError(f"{lock} is a link or no regular file, where a lock belongs; remove it.")
+    with open(os.open(lock, os.O_RDONLY | os.O_CREAT, 0o644), "rb") as seen:
+        try:
+            with FileLock(lock, timeout=0):
+                # The process that held the lock may have moved the folder away, and somebody else may hold that of a new
+                # folder. While the file is open here, no other file has its number.
+                if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(seen.fileno()))):
+                    raise DapError(busy)
+                yield
+        except Timeout as error:
+            raise DapError(busy) from error
 
 
 def check_folder(out: Path) -> None:
@@ -89,20 +98,27 @@ def in_use(out: Path) -> bool:
 
 
 @contextmanager
-def building(out: Path, marker: str) -> Iterator[Path]:
+def building(out: Path, marker: str, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Give an empty folder to fill; that folder replaces `out` when the block ends without an error.
 
     After an error `out` is as it was. Where `out` holds files already, they are replaced one by one. The file `marker` is
     replaced last, so a reader who checks the marker never sees a mixture.
 
+    Args:
+        out: the folder.
+        marker: the name of the file that is replaced last.
+        check: raises `DapError` if `out` must not be written over. It is asked while no other process can build `out`.
+
     Raises:
-        DapError: another process is building the same folder.
+        DapError: another process is building the same folder, or `check` has raised it.
         OSError: a file cannot be written; the error holds the path.
     """
     out = out.resolve()
     aside = out.with_name(f".{out.name}.partial")
     with locked(aside):
+        moved = False
         try:
+            check()
             for left in aside.iterdir():  # files of a process that was killed
                 if left.name != ".lock":
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -112,7 +128,8 @@ def building(out: Path, marker: str) -> Iterator[Path]:
                     (out / ".lock").unlink(missing_ok=True)
                     out.rmdir()
                 os.replace(aside, out)
-                (out / ".lock").unlink()
+                moved = True  # a folder that is aside from now on belongs to another process
+                (out / ".lock").unlink(missing_ok=True)
                 return
             files = [file for file in aside.rglob("*") if file.is_file() and file.name != ".lock"]
             for file in sorted(files, key=lambda file: file == aside / marker):
@@ -120,7 +137,8 @@ def building(out: Path, marker: str) -> Iterator[Path]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, target)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if not moved:
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -137,9 +155,41 @@ def inside(folder: Path, relative: str) -> Path:
     from dap.base.parsing import shown
 
     path = regular(folder / relative)
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise DapError(f"{shown(relative)} leads out of {shown(folder)}; what it leads to is no part of this folder.")
+    real = path.resolve()
+    if not any(real.is_relative_to(root) for root in roots(folder)):
+        raise DapError(
+            f"{shown(relative)} leads out of {shown(folder)}; what it leads to is no part of this folder. If you trust it, copy "
+            "the folder with cp -rL, which puts files in the place of links."
+        )
     return path
+
+
+def roots(folder: Path) -> list[Path]:
+    """The folders to which links inside a folder may lead, without links in their own paths.
+
+    These are the folder itself and, in the cache of the Hugging Face hub, where each file of a download is a link to the
+    folder `blobs` beside `snapshots`, this folder.
+    """
+    real = folder.resolve()
+    found = [real]
+    for parent in real.parents:
+        blobs = parent.parent / "blobs"
+        if parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink():
+            found.append(blobs)
+    return found
+
+
+def check_there(folder: Path, files: Iterable[str]) -> None:
+    """Check that all files that were written into a folder are there.
+
+    Raises:
+        DapError: some are gone, because something removed them meanwhile; the message counts them.
+    """
+    if absent := [name for name in files if not (folder / name).is_file()]:
+        raise DapError(
+            f"{folder} lacks {len(absent)} of the files that were written into it, such as {absent[0]}; something removed "
+            "them meanwhile. Remove the folder, and make it again."
+        )
 
 
 def natural_order(file: Path) -> tuple[str, str]:
@@ -148,8 +198,22 @@ def natural_order(file: Path) -> tuple[str, str]:
 
 
 def dump(value: Any) -> bytes:
-    """JSON text as this package writes it to files: indented by one, in UTF-8, with a newline at the end."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    """JSON text as this package writes it to files: indented by one, in UTF-8, with a newline at the end.
+
+    Raises:
+        DapError: a text in it, such as the path of a folder, holds bytes that are not UTF-8.
+    """
+    try:
+        return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        from dap.base.parsing import shown
+
+        line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
+        where = shown(line).strip(" ,")[:200]
+        raise DapError(
+            f"This name holds bytes that are not UTF-8: {where}. Rename the file or folder to UTF-8, for example with "
+            "convmv -f latin1 -t utf8 --notest."
+        ) from error
 
 
 def read_json(path: Path) -> Any:

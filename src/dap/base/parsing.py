@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ class Damaged(DapError):
 def shown(path: Path | str) -> str:
     """A path as text that every terminal and every UTF-8 file can hold. Bytes that are no text are shown as \\xNN."""
     return os.fsencode(str(path)).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+
+
+def brief(value: Any) -> str:
+    """A value as a message shows it: its repr, of at most 80 characters, on one line."""
+    said = shown(repr(value))
+    return said if len(said) <= 80 else f"{said[:80]}…"
 
 
 def decode(data: bytes, where: Path | str) -> str:
@@ -114,13 +121,17 @@ def parse_yaml(text: str, where: Path | str) -> Any:
             deeply.
     """
     import yaml
+    from yaml import parser, scanner
 
     try:
         return yaml.load(text, Loader=_loader())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise Damaged(f"{shown(where)}{line}: {error.problem or error.context}.") from error
+        said = f"{error.problem or error.context}"
+        if isinstance(error, (parser.ParserError, scanner.ScannerError)):
+            said = f"{said}, so this is not YAML"
+        raise Damaged(f"{shown(where)}{line}: {' '.join(shown(said).split())}.") from error
     except yaml.YAMLError as error:
         raise Damaged(f"{shown(where)} is not YAML: {' '.join(str(error).split())}.") from error
     except RecursionError as error:
@@ -171,6 +182,17 @@ def _loader() -> Any:
                 problem = f"{str(node.value)[:40]!r} cannot be read ({' '.join(str(error).split())[:80]})"
                 raise constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
+        def construct_yaml_int(self, node: Any) -> int:
+            said = str(node.value)
+            if (
+                re.fullmatch(r"[-+]?0[\d_]+", said) or ":" in said
+            ):  # YAML 1.1 reads octal and base 60: 010 is 8, 1:30 is 90
+                problem = (
+                    f"{said[:40]} would be read as another number; put a name in quotes, and write a number plainly"
+                )
+                raise constructor.ConstructorError(None, None, problem, node.start_mark)
+            return super().construct_yaml_int(node)
+
         def construct_yaml_float(self, node: Any) -> float:
             value = super().construct_yaml_float(node)
             if not math.isfinite(value):
@@ -179,6 +201,7 @@ def _loader() -> Any:
                 )
             return value
 
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     return Loader
 

@@ -1,4 +1,7 @@
-"""Finds the object of a name. A name is built-in, such as "rbf", or "file.py:Name", or "package.module:Name"."""
+"""Finds the object of a name. A name is built-in, such as "rbf", or "file.py:Name", or "package.module:Name".
+
+A name of the last two kinds runs code. `dap.base.permission` decides whether that code may run.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ from types import ModuleType
 from typing import Any
 
 from dap.base.errors import DapError
+from dap.base.permission import admit, is_code, refuse_code
+
+__all__ = ["Lazy", "build", "code_of", "refuse_code", "resolve", "suggest"]
 
 
 class Lazy(MutableMapping[str, Any]):
@@ -74,13 +80,15 @@ def resolve(spec: str, known: Mapping[str, Any], kind: str) -> Any:
         kind: the kind of the object, for the message ("kernel", "method", ...).
 
     Raises:
-        DapError: the name, the file, the module or the attribute is unknown; the message lists what is known.
+        DapError: the name, the file, the module or the attribute is unknown; the message lists what is known. Or the
+            name stands in a file and its code is not allowed to run.
     """
     if spec in known:
         return known[spec]
-    where, _, attribute = spec.rpartition(":")
-    if not where:
+    if not is_code(spec):
         raise DapError(f"Unknown {kind} {spec!r}. {suggest(spec, known)} Or give your own as file.py:Name.")
+    admit(spec)
+    where, _, attribute = spec.rpartition(":")
     module = _load_file(Path(where), kind) if where.endswith(".py") else _load_module(where, kind)
     if not hasattr(module, attribute):
         public = [n for n in vars(module) if not n.startswith("_")]
@@ -117,21 +125,21 @@ def code_of(spec: str) -> dict[str, str]:
     The code is first loaded as `resolve` would load it. So the hash belongs to the code that runs.
 
     Raises:
-        DapError: the file has an error in it.
+        DapError: the file has an error in it, or the name stands in a file and its code is not allowed to run.
     """
-    where, _, attribute = spec.rpartition(":")
-    if not where or not attribute.isidentifier():
+    if not is_code(spec):
         return {}
+    where, _, attribute = spec.rpartition(":")
     if where.endswith(".py"):
         if not Path(where).is_file():
             return {}
+        admit(spec)
         _load_file(Path(where), attribute)
         return {where: _LOADED[str(Path(where))].sha256}
-    if all(part.isidentifier() for part in where.split(".")):
-        with contextlib.suppress(DapError):
-            _load_module(where, attribute)
-        return {where: _IMPORTED[where]} if where in _IMPORTED else {}
-    return {}
+    admit(spec)
+    with contextlib.suppress(DapError):
+        _load_module(where, attribute)
+    return {where: _IMPORTED[where]} if where in _IMPORTED else {}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 A `Store` belongs to one distilled set, or many runs share it. The key of an entry names everything that the entry depends
 on. So a store can be deleted at any time: the next run makes the missing entries again, with the same bytes.
+
+Each file says what it holds, and has a checksum of it. A file that is cut, changed or exchanged with another one is not
+used: a warning names it, and what it should hold is made again. The same holds for files of versions before checksums.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dap.base.cache import keep_small, touch
+from dap.base.checksums import digest_of
+from dap.base.errors import DapError
 from dap.base.files import replacing, write_atomically
+from dap.base.parsing import shown
 
 log = logging.getLogger("dap")
 
@@ -66,11 +73,15 @@ class Checkpoint:
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as error:  # a damaged file raises many kinds of errors; the work then starts anew
-            log.warning("%s cannot be read (%s); this work starts anew", self.path, type(error).__name__)
+            log.warning("%s cannot be read (%s); this work starts anew", shown(self.path), type(error).__name__)
             return None
         if not isinstance(state, dict) or state.get("key") != self.key:
+            log.warning("%s holds other work; this work starts anew", shown(self.path))
             return None
-        self.carried = state.pop("spent", 0.0)
+        if state.pop("sha256", None) != digest_of(state):
+            log.warning("%s does not match its checksum; this work starts anew", shown(self.path))
+            return None
+        self.carried = state.pop("spent")
         return state
 
     @property
@@ -85,7 +96,8 @@ class Checkpoint:
             return
         began = time.monotonic()
         with replacing(self.path) as file:
-            torch.save({**state, "key": self.key, "spent": self.carried + began - self._began}, file)
+            whole = {**state, "key": self.key, "spent": self.carried + began - self._began}
+            torch.save({**whole, "sha256": digest_of(whole)}, file)
         self._written = time.monotonic()
         self._took = self._written - began
 
@@ -98,6 +110,8 @@ class Store:
         inputs: what all entries depend on beside their own keys: fingerprints of data, weights and code.
         every: seconds between two checkpoints.
         hold: how many bytes of what lies in the folder may stay in memory too. 0 holds nothing; None: `HELD_BYTES`.
+        cache: the shared cache in which `folder` lies. Its size is kept below a limit, see `base.cache`. None: the folder
+            belongs to one set and has no limit.
     """
 
     def __init__(
@@ -106,8 +120,9 @@ class Store:
         inputs: Mapping[str, Any] | None = None,
         every: float = 60.0,
         hold: int | None = None,
+        cache: Path | None = None,
     ) -> None:
-        self.folder, self.inputs, self.every = folder, dict(inputs or {}), every
+        self.folder, self.inputs, self.every, self.cache = folder, dict(inputs or {}), every, cache
         self.hold = HELD_BYTES if hold is None else hold
         self._held: dict[str, dict[str, Tensor]] = {}
         self._counted: set[str] = set()
@@ -134,11 +149,12 @@ class Store:
         with self._alone(mark):
             began, carried = time.monotonic(), self.carried
             self.waited += began - asked
-            found = self._read(mark)
+            of = self._said(name, key)
+            found = self._read(mark, of)
             if found is None:
                 value = {part: tensor.detach().cpu().contiguous() for part, tensor in make().items()}
                 seconds = time.monotonic() - began + self.carried - carried
-                self._write(mark, value, seconds)
+                self._write(mark, value, seconds, of)
             else:
                 value, seconds = found
         self._held[mark] = value
@@ -179,9 +195,12 @@ class Store:
         if checkpoint.path is not None:
             checkpoint.path.unlink(missing_ok=True)
 
+    def _said(self, name: str, key: Mapping[str, Any]) -> str:
+        """What an entry is of: its name and everything that it depends on, as one text."""
+        return json.dumps([name, self.inputs, dict(key)], sort_keys=True, default=str)
+
     def _hash(self, name: str, key: Mapping[str, Any]) -> str:
-        said = json.dumps([name, self.inputs, dict(key)], sort_keys=True, default=str)
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        return hashlib.sha256(self._said(name, key).encode()).hexdigest()[:16]
 
     @contextmanager
     def _alone(self, mark: str) -> Iterator[None]:
@@ -194,24 +213,53 @@ class Store:
         with FileLock(self.folder / f".{mark}.lock"):
             yield
 
-    def _read(self, mark: str) -> tuple[dict[str, Tensor], float] | None:
+    def _read(self, mark: str, of: str) -> tuple[dict[str, Tensor], float] | None:
         if self.folder is None:
             return None
-        from safetensors import SafetensorError, safe_open
-
+        file = self.folder / f"{mark}.safetensors"
+        if not file.is_file():
+            return None
         try:
-            with safe_open(str(self.folder / f"{mark}.safetensors"), framework="pt") as file:
-                seconds = float((file.metadata() or {}).get("seconds", 0.0))
-                return {name: file.get_tensor(name) for name in file.keys()}, seconds  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):  # there is no file, or a crash of the machine cut it short
+            return _entry(file, of)
+        except DapError as error:
+            log.warning("%s %s; it is made again", shown(file), error)
             return None
 
-    def _write(self, mark: str, value: dict[str, Tensor], seconds: float) -> None:
+    def _write(self, mark: str, value: dict[str, Tensor], seconds: float, of: str) -> None:
         if self.folder is None:
             return
         from safetensors.torch import save
 
-        write_atomically(self.folder / f"{mark}.safetensors", save(value, {"seconds": f"{seconds:.2f}"}))
+        about = {"seconds": f"{seconds:.2f}", "of": of}
+        data = save(value, {**about, "sha256": digest_of([about, dict(sorted(value.items()))])})
+        write_atomically(self.folder / f"{mark}.safetensors", data)
+        if self.cache is not None:
+            keep_small(self.cache, len(data))
+
+
+def _entry(file: Path, of: str) -> tuple[dict[str, Tensor], float]:
+    """The tensors of an entry, and the seconds that they took.
+
+    Raises:
+        DapError: the file does not hold what it should; the message says why and goes on from the file's name.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            about = dict(opened.metadata() or {})
+            value = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:  # a crash of the machine cut it short
+        raise DapError(f"cannot be read ({type(error).__name__})") from error
+    said = about.pop("sha256", None)
+    if said is None:
+        raise DapError("has no checksum, as files of earlier versions")
+    if said != digest_of([{name: about.get(name) for name in ("seconds", "of")}, dict(sorted(value.items()))]):
+        raise DapError("does not match its checksum")
+    if about["of"] != of:
+        raise DapError("is of something else")
+    touch(file)
+    return value, float(about["seconds"])
 
 
 def _file_name(name: str) -> str:

@@ -102,6 +102,7 @@ def export(
     protocol: Annotated[str, Parameter(group=LABELS)] = "fkd-soft",
     epochs: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
     changes: Annotated[Changes, Parameter(group=LABELS)] = None,
+    allow_code: Annotated[bool, Parameter(group=LABELS)] = False,
     machine: PlaceFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -115,9 +116,11 @@ def export(
         teacher: A file of dap train-teacher, or torchvision:NAME with its ImageNet weights.
         protocol: The protocol whose augmentation and epochs are taken.
         epochs: Epochs instead of the protocol's own.
+        allow_code: Run code of others that the teacher's file or the protocol names.
     """
     from dap.data.sets.distilled import DistilledSet
 
+    del allow_code  # `main` reads it, because it holds for all that this verb does
     made, watcher = DistilledSet.open(set_), watcher_of(output)
     if layout == "fkd":
         from dap.verbs.labels import store_labels
@@ -154,7 +157,7 @@ def convert(
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, or a .pt of the original DiT code.
+        source: Hub id, diffusers folder, or a .pt of the original DiT code, also one that MinimaxDiffusion fine-tuned; not of SiT.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema.

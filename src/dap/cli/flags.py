@@ -95,6 +95,7 @@ Words = Annotated[tuple[str, ...], Parameter(converter=words, metavar="NAME,…"
 Numbers = Annotated[tuple[int, ...], Parameter(converter=numbers, metavar="N,…", show_default=False)]
 Floats = Annotated[list[float] | None, Parameter(consume_multiple=(1, None), metavar="X …")]
 Classes = Annotated[list[str] | None, Parameter(consume_multiple=(1, None), metavar="NAME …")]
+Places = Annotated[str | None, Parameter(metavar="SPLIT=FOLDER,…")]
 Sets = Annotated[list[Path], Parameter(metavar="SET …")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 CHANGES = "Another value of a field of the protocol, as YAML: size=64, 'mean=[0.5]'. May be repeated."
@@ -189,7 +190,7 @@ if TYPE_CHECKING:
     MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = dict[str, Any]
 else:
     MachineFlags = flags_of(Machine, MACHINE)
-    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads"))
+    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "allow_code"))
     JudgingFlags = flags_of(Judging, JUDGING)
     QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")
     OutputFlags = flags_of(Output, OUTPUT)

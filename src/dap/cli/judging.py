@@ -16,6 +16,7 @@ from dap.cli.flags import (
     MaybePositive,
     Numbers,
     OutputFlags,
+    Places,
     Positive,
     Sets,
     Told,
@@ -27,6 +28,14 @@ from dap.cli.flags import (
 )
 from dap.cli.results import shown
 
+BadFraction = Annotated[
+    float | None,
+    Parameter(
+        metavar="FRACTION",
+        help="The largest fraction of the real images that may be broken. Default: that of the set's recipe, else 0.01.",
+    ),
+]
+
 
 def evaluate(
     sets: Sets,
@@ -34,6 +43,8 @@ def evaluate(
     *,
     data: str | None = None,
     classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
+    split: Places = None,
     out: Path | None = None,
     judged: JudgingFlags | None = None,
     track: Track = None,
@@ -46,6 +57,7 @@ def evaluate(
         sets: Distilled sets, or any folders of class folders.
         data: Real images to test on. Default: those that the set was made of.
         classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         out: Folder of the report. Default: the first set's own.
     """
     from dap.verbs.evaluate import evaluate as run
@@ -53,7 +65,8 @@ def evaluate(
 
     check_tracking(track)
     told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
-    return shown(run(sets, data=data, classes=classes, out=out or sets[0], **told), track)
+    limit = {"max_bad_fraction": max_bad_fraction, "split": split}
+    return shown(run(sets, data=data, classes=classes, out=out or sets[0], **limit, **told), track)
 
 
 def train_teacher(
@@ -61,6 +74,8 @@ def train_teacher(
     data: str,
     out: Path,
     classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
+    split: Places = None,
     network: str | None = None,
     protocol: str = "reference",
     epochs: MaybePositive = None,
@@ -74,6 +89,7 @@ def train_teacher(
         data: The real images, as in a recipe: fashion-mnist, or a folder.
         out: File to write, such as teacher.safetensors.
         classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         network: Instead of the protocol's own network: resnet18, convnet3, file.py:build.
         protocol: The name of a shipped protocol, or a YAML file.
         epochs: Training epochs instead of the protocol's own.
@@ -84,6 +100,8 @@ def train_teacher(
         data,
         out,
         classes=classes,
+        max_bad_fraction=max_bad_fraction,
+        split=split,
         network=network,
         protocol=protocol,
         epochs=epochs,
@@ -104,6 +122,8 @@ def classify(
     backbone: str | None = None,
     data: str | None = None,
     classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
+    split: Places = None,
     reals: Positive = 50,
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
     keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
@@ -118,6 +138,7 @@ def classify(
         backbone: As in a recipe. Default: the backbone that each set was made with.
         data: Real images to test the backbone on. Default: those that the set was made of.
         classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         reals: Real test images of each class.
         times: Noise levels for each image and class.
         keep: With many classes: how many are left after each stage, such as 100,10. Default: all to the end.
@@ -127,6 +148,7 @@ def classify(
     from dap.verbs.classify import classify as run
 
     levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
+    chosen |= {"max_bad_fraction": max_bad_fraction, "split": split}
     found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "

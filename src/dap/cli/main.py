@@ -10,13 +10,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from dap import __version__
 from dap.base.errors import DapError
+from dap.base.permission import allow_code, command_line
 from dap.base.registry import suggest
 from dap.cli.flags import OTHERS, Output, Told, output_of, plain
 from dap.cli.verbs import VERBS
@@ -100,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _show(command(*bound.args, **bound.kwargs), output)
+        with command_line(words), allow_code(_allows_code(bound.arguments)):
+            return _show(command(*bound.args, **bound.kwargs), output)
     except DapError as error:
         return _fail(output, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -115,6 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_bars()
         sys.stderr.write("\ndap: interrupted. What was made is kept; run the same command to go on.\n")
         return INTERRUPTED
+
+
+def _allows_code(given: Mapping[str, Any]) -> bool:
+    """Whether `--allow-code` was given. Files are read before a verb has its `Machine`."""
+    return bool(given.get("allow_code") or (given.get("machine") or {}).get("allow_code"))
 
 
 def _show(told: Any, output: Output) -> int:

@@ -18,6 +18,7 @@ from dap.cli.flags import (
     Numbers,
     OutputFlags,
     PlaceFlags,
+    Places,
     Positive,
     QuickJudgingFlags,
     Told,
@@ -178,12 +179,19 @@ def compare(
     return _grid(run, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
 
 
-def worker(job: Path, /) -> None:
-    """Do the cells of a grid that a parent process wrote into a file."""
+def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = False) -> None:
+    """Do the cells of a grid that a parent process wrote into a file.
+
+    Args:
+        job: The file.
+        code: Code of the user's own that the parent process may run. It counts because it stands on the command line.
+        allow_code: Run also code that files name.
+    """
     from dap.base.workers import end_with_parent
     from dap.cli.bars import Lines
     from dap.verbs.compare import work_on
 
+    del code, allow_code
     end_with_parent()
     work_on(job, Lines(every=float("inf")))
 
@@ -193,6 +201,8 @@ def caption(
     data: str,
     out: Path,
     classes: Classes = None,
+    max_bad_fraction: float = 0.01,
+    split: Places = None,
     model: str | None = None,
     ask: Annotated[str | None, Parameter(metavar="TEXT")] = None,
     per_class: MaybePositive = None,
@@ -206,6 +216,8 @@ def caption(
         data: The real images, as in a recipe: fashion-mnist, or a folder.
         out: File of JSON lines to write, such as captions.jsonl.
         classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
+        max_bad_fraction: The largest fraction of the images that may be broken.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
         model: Folder or hub id of an image-to-text model of transformers. Default: BLIP.
         ask: The question to a chat model, or the beginning of every caption of another model. {} stands for the class.
         per_class: Images of each class. Default: all.
@@ -214,7 +226,8 @@ def caption(
     from dap.verbs.caption import MODEL
     from dap.verbs.caption import caption as run
 
-    chosen: dict[str, Any] = {"classes": classes, "ask": ask, "per_class": per_class, "batch": batch}
+    chosen: dict[str, Any] = {"classes": classes, "split": split, "ask": ask, "per_class": per_class, "batch": batch}
+    chosen["max_bad_fraction"] = max_bad_fraction
     made = run(data, out, model=model or MODEL, machine=machine_of(machine), watcher=watcher_of(output), **chosen)
     again = shlex.join(["dap", "distill", "--method", "vlcp", "--captions", str(out)])
     return Told(f"{made} captions added to {out}\nNext: {again} ...", {"captions": out, "added": made})

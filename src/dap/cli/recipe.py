@@ -50,6 +50,8 @@ def annotation(name: str, flag: str, field: Any) -> Any:
         return Annotated[str, Parameter(**about, help=says, metavar="NAME", completer=lambda context: dict(SUMMARIES))]
     if name == "data.classes":
         return Annotated[list[str], Parameter(**about, help=says, metavar="NAME …", consume_multiple=(1, None))]
+    if name == "data.split":
+        return Annotated[str, Parameter(**about, help=says, metavar="SPLIT=FOLDER,…")]
     if bool in arms:
         return Annotated[Literal["true", "false"], Parameter(**about, help=says)]
     if choices and int not in arms:
@@ -91,7 +93,7 @@ def recipe_values(recipe: str | None, given: Mapping[str, Any]) -> dict[str, Any
     Raises:
         DapError: there is no such recipe, or a section of the file is not a mapping.
     """
-    values: dict[str, Any] = Recipe.load(recipe) if recipe else {}
+    values: dict[str, Any] = Recipe.load(recipe, given) if recipe else {}
     for name, value in given.items():
         if name == "options":
             continue

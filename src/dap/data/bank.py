@@ -91,6 +91,7 @@ class FeatureBank:
         if options.targets == "slot" and options.refresh == "step":
             raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
         self._key = None if cache is None else self._key_of_all()
+        self._cache = None if cache is None else Path(cache)
         self._folder = Path(cache or "") / "real features" / (self._key or "")
         self._stores: dict[int, Store] = {}
         self._ready: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -201,7 +202,8 @@ class FeatureBank:
             return compute()
         if label not in self._stores:
             # The store holds nothing in memory: whether features stay there is the choice of `keep`.
-            self._stores[label] = Store(self._folder / f"{label:05d}", {"bank": self._key}, hold=0)
+            folder = self._folder / f"{label:05d}"
+            self._stores[label] = Store(folder, {"bank": self._key}, hold=0, cache=self._cache)
         key = {"class": self.source.class_names[label], **key}
         found = self._stores[label].get(name, key, lambda: {"x": compute()})["x"]
         # A file is mapped into memory at an address of its own, and a CPU's kernels round by address. So a copy is taken, and

@@ -20,6 +20,7 @@ import torch
 from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
+from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.labelling import first_side, image_hashes, labelling, largest
 from dap.evaluation.measures.own import own_measures
@@ -27,11 +28,14 @@ from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
-from dap.evaluation.training.fitting import new_network, seeded
+from dap.evaluation.training.fitting import check_last_batch, new_network, seeded
 from dap.evaluation.training.labels import Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
+
+MEASURING = 2
+"""The version of how sets are measured. Measures of another version are made anew."""
 
 
 def check(loaded: Loaded) -> None:
@@ -73,11 +77,12 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         name: what the set is called to the watcher; by default the name of its folder.
 
     Raises:
-        DapError: the set is not finished, or its classes are not those of the test data.
+        DapError: the set is not finished or not whole, or its classes are not those of the test data.
     """
     if (judged.path / "classes.json").is_file() and judged.missing():
         again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
         raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
+    judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names))
@@ -89,7 +94,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         for network in loaded.plan.all_networks
         for trial in _trials_of(judged, loaded, network, key, watcher, told)
     ]
-    _measure(judged, loaded, _hash([key, loaded.plan.protocol.size]))
+    _measure(judged, loaded, _hash([MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours]))
     return trials
 
 
@@ -170,12 +175,28 @@ def _check_networks(plan: JudgingPlan, classes: int) -> None:
             new_network(network, plan.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
 
 
+def check_batches(plan: JudgingPlan, images: int, ipc: int, classes: int) -> None:
+    """Check that no network of the plan would meet a last batch of one image that it cannot be trained on.
+
+    Args:
+        plan: how sets are judged.
+        images: how many images the set has.
+        ipc: images per class, of the largest class.
+        classes: number of classes.
+
+    Raises:
+        DapError: a network would. The message gives a batch that works.
+    """
+    for network in plan.all_networks:
+        settled = plan.protocol.settled(ipc=ipc, classes=classes, network=network)
+        check_last_batch(network, settled, 3, classes, images)
+
+
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:
-    names = loaded.test.class_names
-    if sorted(class_names) != sorted(names):
+    if apart := classes_apart(class_names, loaded.test.class_names, whose, "the test data"):
         raise DapError(
-            f"{whose} has classes {', '.join(class_names)}; the test data has {', '.join(names)}. "
-            "Choose the same with --classes."
+            f"{apart}. Give test images of the same classes with --data or --split test=FOLDER, rename the folders, or leave "
+            "classes out with --classes where the set is made."
         )
 
 

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from dap.base.files import drop_torn_line, read_lines, write_atomically
-from dap.evaluation.training.trials import Trial
+from dap.base.documents import read_lines
+from dap.base.errors import DapError
+from dap.base.files import drop_torn_line, inside, write_atomically
+from dap.data.sets.notes import as_read
+from dap.evaluation.training.trials import KEYS, Trial, TrialLine
+
+log = logging.getLogger("dap")
 
 
 class RecordedTrials:
     """The file `trials.jsonl` of a set. A line has a trial and its key: hashes of the images, test data and protocol.
 
+    A line that cannot be read as a trial is left out, and a warning names it.
+
     Args:
         folder: the folder of the set.
+
+    Raises:
+        DapError: `trials.jsonl` is no regular file of this folder, so that nothing may be written to it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "trials.jsonl"
+        if os.path.lexists(self.path):
+            inside(folder, self.path.name)
 
     def valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
         """Remove the lines that no longer count, and return the trials of this key and network by their seeds.
@@ -30,14 +45,12 @@ class RecordedTrials:
             key: the key, see `add`.
             protocol, network: names of the protocol and of the network.
         """
-        known = list(read_lines(self.path))
-        kept = [
-            line
-            for line in known
-            if line.get("judged") == key["judged"]
-            and ((line["protocol"], line["network"]) != (protocol, network) or key.items() <= line.items())
-        ]
-        if kept != known:
+        lines = list(read_lines(self.path, as_read(TrialLine)))
+        known: list[dict[str, Any]] = [line.value for line in lines if line.value is not None]
+        kept = [line for line in known if _counts(line, key, protocol, network)]
+        for problem in [line.problem for line in lines if line.problem is not None][:3]:
+            log.warning("left out a trial: %s", problem)
+        if len(kept) < len(lines):
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         drop_torn_line(self.path)
         mine = [line for line in kept if key.items() <= line.items() and line["network"] == network]
@@ -52,3 +65,16 @@ class RecordedTrials:
         """
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
+
+
+def _counts(line: Mapping[str, Any], key: Mapping[str, str], protocol: str, network: str) -> bool:
+    """Whether a line still counts, see `RecordedTrials.valid`."""
+    if line.get("judged") != key["judged"]:
+        return False
+    try:
+        Trial.from_record(line)
+    except DapError as error:  # it lacks a field
+        log.warning("left out a trial: %s", error)
+        return False
+    other = (line["protocol"], line["network"]) != (protocol, network)
+    return all(line.get(name) for name in KEYS) if other else key.items() <= line.items()

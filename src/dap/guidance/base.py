@@ -207,8 +207,11 @@ class Descend(Guidance):
             # The graph is kept, because another guidance of a sum may go through the same one.
             (gradient,) = torch.autograd.grad(energy.sum(), state.x, retain_graph=True)
         if not torch.isfinite(gradient).all():
+            # Before the first push the scale cannot be the cause: then the weights or their type are.
+            advice = "use --dtype float32, or look at the weights with dap check"
             raise DapError(
-                f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}; lower the scale."
+                f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}; "
+                f"{f'lower the scale, or {advice}' if state.index else advice}."
             )
         if self.unit != "paper":
             norm = per_image_norm(gradient)

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
+from dap.base.fields import Chosen
 from dap.base.store import Store
 from dap.data.real.sources import Source
 from dap.evaluation.training.labels import ClassifierLike
@@ -41,10 +42,10 @@ class Made:
     records: list[dict[str, Any]]
 
 
-class Options(BaseModel):
+class Options(Chosen, frozen=True):
     """A method's own options. An unknown name is an error. Each field says which value its paper has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
 @dataclass(frozen=True, kw_only=True)

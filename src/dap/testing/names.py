@@ -52,6 +52,7 @@ def check(
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     thing: Any
+    backbones.device_of(device)
     if name in KERNELS or name in METHODS:
         thing = {**KERNELS, **METHODS}[name]()
     elif name in STARTERS or Path(name).expanduser().is_dir():

@@ -17,6 +17,7 @@ from dap.base.errors import DapError
 from dap.base.files import drop_torn_line
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
+from dap.choices import Data
 from dap.data.real.captions import finder, lines_of
 from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
@@ -58,7 +59,8 @@ class Captioner:
         # Many of these weights are stored in half precision. A CPU is slow at half precision, or cannot compute it.
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         with explained("captioner", model):
-            options = {"local_files_only": offline or Path(model).is_dir()}
+            # Without the False, transformers would ask on the terminal whether to run code of the model's folder.
+            options = {"local_files_only": offline or Path(model).is_dir(), "trust_remote_code": False}
             self._processor: Any = AutoProcessor.from_pretrained(model, **options)
             network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
         self._network = network.to(self.device).eval()
@@ -97,6 +99,8 @@ def caption(
     model: str = MODEL,
     say: Say | None = None,
     classes: Sequence[str] | None = None,
+    max_bad_fraction: float = 0.01,
+    split: Any = None,
     ask: str | None = None,
     per_class: int | None = None,
     batch: int = 16,
@@ -113,8 +117,10 @@ def caption(
         model: folder or hub id of an image-to-text model of transformers. Every line of the file names it.
         say: a function that takes images (n, 3, h, w) in [0, 1] and the question, and returns n captions. If it is
             given, no model is loaded.
+        max_bad_fraction: the largest fraction of the images that may be broken.
         classes: the classes to use, or the name of a subset of ImageNet. Default: all classes. Only for data that are
             given by name or folder.
+        split: where the training images lie, as `data.split` of a recipe: "train=FOLDER".
         ask: the question to a chat model, or the words with which each caption of another model begins. {} stands for
             the class. Default: `ASK` for a chat model, and nothing for another model.
         per_class: the largest number of images of each class that get a caption. Default: all images.
@@ -128,7 +134,13 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
-    source = data if isinstance(data, Source) else open_source(data, "train", size=SIZE, classes=classes)
+    chosen = Data.model_validate({"split": split}).split
+    if isinstance(data, Source):
+        source = data
+    else:
+        how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
+        source = open_source(data, "train", chosen=None if chosen is None else chosen.given(), **how)
+        watcher.note(source.told("train"))
     if say is None:
         say = Captioner(model, device=machine.device, offline=machine.offline)
         ask = ask or say.ask

@@ -22,13 +22,14 @@ import torch
 
 from dap.base.errors import DapError
 from dap.base.files import check_folder, read_json
+from dap.base.permission import asked_for, code_is_allowed
 from dap.base.watch import Watcher
 from dap.base.workers import CLAIMS, run_workers, share
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
 from dap.evaluation.judge import check as check_judging
-from dap.evaluation.judge import judge
+from dap.evaluation.judge import check_batches, judge
 from dap.methods.base import Method
 from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop
@@ -64,6 +65,7 @@ class Grid:
     def dump(self) -> dict[str, Any]:
         """This grid as JSON; `load` reads it."""
         # A choice that a recipe leaves open must stay open. A stated value means more than the same value by default.
+        # The file of a job is no permission to run code: the permission travels on the command line of the worker.
         cells = [[name, recipe.model_dump(mode="json", exclude_unset=True)] for name, recipe in self.cells]
         rest = {"judging": asdict(self.judging), "machine": asdict(self.machine), "out": self.out.absolute()}
         return {"cells": cells, "subsample": self.subsample, "command": self.command, **rest}
@@ -72,7 +74,7 @@ class Grid:
     def load(values: Mapping[str, Any]) -> Grid:
         """The grid that `dump` wrote."""
         cells = tuple((name, Recipe.parse(recipe)) for name, recipe in values["cells"])
-        judging, machine = dict(values["judging"]), dict(values["machine"])
+        judging, machine = dict(values["judging"]), {**values["machine"], "allow_code": False}
         for told, names in ((judging, ("labels", "reference")), (machine, ("cache",))):
             told.update({name: Path(told[name]) for name in names if told[name] is not None})
         judging.update({name: tuple(judging[name]) for name in ("networks", "measures")})
@@ -109,10 +111,11 @@ class Workshops:
 
     Args:
         cells: the grid.
+        watcher: is told what was understood of the data. None: nobody is told.
     """
 
-    def __init__(self, cells: Grid) -> None:
-        self.main = open_workshop(cells.machine)
+    def __init__(self, cells: Grid, watcher: Watcher | None = None) -> None:
+        self.main = open_workshop(cells.machine, watcher=watcher)
         self._own = {name: self.main.with_method(method) for name, method in cells.objects.items()}
 
     def of(self, recipe: Recipe) -> Workshop:
@@ -136,9 +139,9 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
         CellsFailed: some cells failed. The other cells are done.
         DapError: a cell cannot be made or judged. This is raised before the first cell is made.
     """
-    workshops = Workshops(cells)
+    workshops = Workshops(cells, watcher if done is None else None)  # the parent of workers has told it
     loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
-    check(cells.cells, workshops.of, loaded_for, out)
+    check(cells.cells, workshops.of, loaded_for, out, cells.subsample)
 
     def do(name: str, recipe: Recipe) -> None:
         workshop = workshops.of(recipe)
@@ -171,7 +174,7 @@ def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
 
 def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
     """Check all cells once in this process, then share them among several processes."""
-    _check_once(cells)
+    _check_once(cells, watcher)
     (cells.out / CLAIMS).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=cells.out / CLAIMS) as folder:
         job, total = Path(folder) / "grid.json", len(cells.cells)
@@ -183,23 +186,37 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
         count()
         spread = cells.machine.device in ("auto", "cuda")
         try:
-            run_workers(["worker", str(job)], workers, spread=spread, meanwhile=count, tell=watcher.note)
+            command = ["worker", str(job), *_permission(cells)]
+            run_workers(command, workers, spread=spread, meanwhile=count, tell=watcher.note)
         except DapError as error:
             raise CellsFailed(str(error)) from error
         count()
 
 
-def _check_once(cells: Grid) -> None:
+def _permission(cells: Grid) -> list[str]:
+    """The flags that let a worker run the code that this process may run."""
+    dumped = cells.dump()
+    named = asked_for([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])
+    return [*(part for spec in named for part in ("--code", spec)), *(["--allow-code"] if code_is_allowed() else [])]
+
+
+def _check_once(cells: Grid, watcher: Watcher) -> None:
     """Check all cells, then free everything that the check loaded. The workers need the memory, above all a GPU's."""
-    workshops = Workshops(cells)
-    check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out)
+    workshops = Workshops(cells, watcher)
+    check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out, cells.subsample)
     del workshops
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], loaded_for: LoadedFor, out: Path) -> None:
+def check(
+    cells: Sequence[Cell],
+    workshop_of: Callable[[Recipe], Workshop],
+    loaded_for: LoadedFor,
+    out: Path,
+    subsample: Sequence[int] = (),
+) -> None:
     """Check that every cell can be made and judged, before the first cell is made. Cheap checks come first.
 
     Args:
@@ -207,6 +224,7 @@ def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], load
         workshop_of: gives the workshop that makes a recipe's set.
         loaded_for: gives what judging needs, for the real data of a recipe.
         out: the folder in which the folders of the sets are made.
+        subsample: the numbers of images a class that are drawn from larger sets.
 
     Raises:
         DapError: a cell cannot be made or judged; the message says why.
@@ -219,6 +237,9 @@ def check(cells: Sequence[Cell], workshop_of: Callable[[Recipe], Workshop], load
     for name, recipe in cells:
         method, task = workshop_of(recipe).task(recipe)
         method.prepare(task)
+        classes, plan = len(task.source.class_names), loaded_for(recipe.data).plan
+        for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
+            check_batches(plan, ipc * classes, ipc, classes)
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
 
 

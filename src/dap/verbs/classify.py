@@ -33,14 +33,16 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
+from dap.base.registry import refuse_code
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
-from dap.recipe import BackboneChoice, Recipe
+from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
-from dap.verbs.options import Machine
+from dap.verbs.evaluate import data_of
+from dap.verbs.options import Machine, permitted
 
 NOTE = "zeroshot.json"
 """The file in a set's folder that holds the classifier's result."""
@@ -265,12 +267,15 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@permitted
 def classify(
     sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet,
     *,
     backbone: str | Backbone | None = None,
     data: str | Path | Source | None = None,
     classes: Sequence[str] | None = None,
+    max_bad_fraction: float | None = None,
+    split: Any = None,
     reals: int = 50,
     levels: Levels = Levels(),
     machine: Machine = Machine(),
@@ -285,6 +290,8 @@ def classify(
             each set was made of.
         classes: for folders that others made, the names of the class folders in label order, or the name of a subset of
             ImageNet.
+        max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
+        split: where the test images lie, as `data.split` of a recipe: "test=FOLDER". Default: what each set's recipe says.
         reals: how many real test images of each class are used. A smaller class gives all it has.
         levels: the noise levels and the seed of the noises.
         machine: the device, the network, the cache and the CPU threads.
@@ -299,10 +306,10 @@ def classify(
         DapError: a set does not say which backbone made it and no backbone is given, or a set does not say which data
             it was made of and no data are given. `ZeroShot` says what else raises.
     """
-    workshop = open_workshop(machine)
+    workshop = open_workshop(machine, watcher=watcher)
     opened = _opened(sets, classes)
     unfinished = opened[0].path / ".zeroshot"
-    store = Store(machine.cache or unfinished)
+    store = Store(machine.cache or unfinished, cache=machine.cache)
     recipes = [made.recipe or {} for made in opened]
     for made, recipe in zip(opened, recipes, strict=True):
         if backbone is None and not recipe.get("backbone"):
@@ -314,14 +321,16 @@ def classify(
         if isinstance(backbone, Backbone):
             judge_by = backbone
         else:
+            if not backbone:
+                refuse_code(recipe["backbone"], made.path / "recipe.json")
             choice = BackboneChoice(path=backbone) if backbone else BackboneChoice(**recipe["backbone"])
             judge_by = workshop.backbone(choice)
         if isinstance(data, Source):
             real = data
         else:
             path, size = str(data or recipe["data"]["path"]), judge_by.card.size
-            values = {"path": path, "classes": list(made.class_names), "size": size}
-            real = workshop.source(Recipe.parse({"data": values}).data, "test")
+            chosen = data_of(made, path, max_bad_fraction, split)
+            real = workshop.source(chosen.model_copy(update={"size": size}), "test")
         weights = str(workshop.weights_hash(judge_by))
         judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)
         found[made.path] = judge(made, real, opened)

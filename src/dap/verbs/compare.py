@@ -15,12 +15,13 @@ from dap.methods.base import Method
 from dap.objects import name_of
 from dap.recipe import Recipe
 from dap.verbs.cells import Grid, run_grid, work_on
-from dap.verbs.options import Judging, Machine
+from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.report import Results
 
 __all__ = ["compare", "comparison", "grid", "sweep", "work_on"]
 
 
+@permitted
 def compare(
     base: Mapping[str, Any],
     methods: Sequence[str | Method | type[Method]],
@@ -108,6 +109,7 @@ def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], d
     return names, objects
 
 
+@permitted
 def sweep(
     base: Mapping[str, Any],
     vary: Mapping[str, Sequence[Any]],

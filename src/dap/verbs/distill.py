@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dap.backbones import device_of
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import check_folder, locked
@@ -23,23 +25,41 @@ from dap.data.sets.distilled import WORK, DistilledSet
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method, Task, plan
 from dap.objects import Objects
-from dap.recipe import Recipe, overlaid
-from dap.verbs.options import Machine
+from dap.recipe import Recipe, keywords, overlaid
+from dap.verbs.looking import check_still_there, looked_at, told_doubts
+from dap.verbs.options import Machine, permitted
+from dap.verbs.understood import tell_of
 from dap.workshop import Workshop
 
 
-def open_workshop(machine: Machine, objects: Objects | None = None) -> Workshop:
+def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Watcher | None = None) -> Workshop:
     """A new workshop on this machine. It loads nothing until something is asked of it.
 
     Args:
         machine: where the work runs.
         objects: the objects that were given in place of names; None: everything is named.
+        watcher: is told what was understood of the data. None: nobody is told.
+
+    Raises:
+        DapError: there is no such device, or the number of threads is none that this machine can run.
     """
-    if machine.threads:
+    device_of(machine.device)
+    if machine.threads is not None:
+        processors = os.cpu_count() or 1
+        most = max(256, 4 * processors)  # far above this, the threads of torch end the process without a word
+        if not 1 <= machine.threads <= most:
+            raise DapError(
+                f"torch cannot run in {machine.threads} threads; this machine has {processors} processors. Give --threads a "
+                f"number from 1 to {most}, or leave it out."
+            )
         torch.set_num_threads(machine.threads)
-    return Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+    workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+    if watcher is not None:
+        workshop.tell = watcher.note
+    return workshop
 
 
+@permitted
 def distill(
     recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
@@ -107,7 +127,7 @@ def distill(
     objects = workshop.objects if workshop else Objects(**given)
     recipe = _asked(recipe, objects, fields)
     if workshop is None:
-        workshop = open_workshop(machine or Machine(), objects)
+        workshop = open_workshop(machine or Machine(), objects, watcher)
     return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command)
 
 
@@ -117,7 +137,8 @@ def _asked(
     """The recipe, in which the keywords and the names of the objects replace its own values."""
     where = "the recipe"
     if isinstance(recipe, (str, Path)):
-        where, recipe = str(recipe), Recipe.load(recipe)
+        known = keywords()
+        where, recipe = str(recipe), Recipe.load(recipe, [known[name][0] for name in fields if name in known])
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(exclude_unset=True)
     values = overlaid(recipe or {}, fields)
@@ -127,15 +148,18 @@ def _asked(
 def _make(
     recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None
 ) -> DistilledSet:
+    workshop.asked(recipe)
+    tell_of(workshop, recipe.data)
     method, task = workshop.task(recipe)
     # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
     # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.
     inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
-    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds())
+    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds(), cache=workshop.cache)
     task = replace(task, store=store, tell=watcher.work)
     make = method.prepare(task)
     resolved, names = task.recipe, task.source.class_names
     total = len(names) * resolved.ipc
+    DistilledSet.check_begun(out, names, resolved.values(), inputs)  # before anything is written
     with locked(out):
         made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
         _describe(made, task, command)
@@ -144,14 +168,21 @@ def _make(
         watcher.images(name, 0, total)
         for unit in plan(len(names), resolved.ipc, resolved.block):
             if not all(made.has(unit.label, slot) for slot in unit.slots):
-                result = make(unit)
+                result = looked_at(make(unit), unit, task)
+                check_still_there(out)
                 for row, slot in enumerate(unit.slots):
                     made.add(unit.label, slot, result.images[row], **result.records[row])
                 meter.add(len(unit.slots))
             watcher.images(name, unit.slots[-1] + 1 + unit.label * resolved.ipc, total, names[unit.label])
         meter.write()
-    if made.missing():
-        raise DapError(f"{out} still lacks {len(made.missing())} images.")
+        check_still_there(out)
+        if missing := DistilledSet.open(out).missing():  # what is on disk counts, not what was written
+            raise DapError(
+                f"{out} lacks {len(missing)} of {total} images, because something removed or changed them meanwhile. Run the "
+                "same command again, and it makes them."
+            )
+    if doubtful := told_doubts(made):
+        watcher.note(doubtful)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return made
 

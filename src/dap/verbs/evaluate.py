@@ -9,23 +9,29 @@ from typing import Any
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
+from dap.data.real.layouts import locate
+from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import judge
+from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.plan import Loaded
+from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
-from dap.verbs.options import Judging, Machine
+from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.report import Results, write_page
 from dap.workshop import Workshop
 
 
+@permitted
 def evaluate(
     sets: Any,
     *,
     data: Any = None,
     classes: Sequence[str] | None = None,
+    max_bad_fraction: float | None = None,
+    split: Any = None,
     out: str | Path | None = None,
     title: str = "Distilled sets judged",
     judging: Judging = Judging(),
@@ -49,6 +55,8 @@ def evaluate(
             The images of the sets are then not measured against real training images.
         classes: for folders that others made, the names of the class folders in label order. For images in memory, the
             names of the labels. Or the name of a subset of ImageNet.
+        split: where the splits of the real images lie, as `data.split` of a recipe: "train=FOLDER,test=FOLDER". Default:
+            what the recipe of the set says.
         out: the file of the page on these sets, with a name that ends in .html, or a folder for it. None: no page is
             written.
         title: the heading of the page.
@@ -63,15 +71,20 @@ def evaluate(
         DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
             something that is not given.
     """
-    workshop, held = open_workshop(machine), HeldSets()
-    opened = [_opened(one, data, classes, workshop, held) for one in _listed(sets)]
+    workshop, held = open_workshop(machine, watcher=watcher), HeldSets()
+    opened = [_opened(one, data, classes, split, workshop, held) for one in _listed(sets)]
     if not opened:
         raise DapError("There is no set to judge; give a set or a list of sets.")
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
         for made in opened:
-            judge(made, loaded_for(_data_of(made, path)), watcher)
+            images = [record["label"] for record in made.records]
+            largest = max(map(images.count, set(images)), default=0)
+            plan = loaded_for(data_of(made, path, max_bad_fraction, split)).plan
+            check_batches(plan, len(images), max(1, largest), len(made.class_names))
+        for made in opened:
+            judge(made, loaded_for(data_of(made, path, max_bad_fraction, split)), watcher)
     else:
         _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.path for made in opened)
@@ -84,7 +97,9 @@ def _listed(sets: Any) -> list[Any]:
     return list(sets) if several else [sets]
 
 
-def _opened(one: Any, data: Any, classes: Sequence[str] | None, workshop: Workshop, held: HeldSets) -> DistilledSet:
+def _opened(
+    one: Any, data: Any, classes: Sequence[str] | None, split: Any, workshop: Workshop, held: HeldSets
+) -> DistilledSet:
     if isinstance(one, DistilledSet):
         return one
     if not is_in_memory(one):
@@ -93,7 +108,7 @@ def _opened(one: Any, data: Any, classes: Sequence[str] | None, workshop: Worksh
         return held.set_of(one, data.class_names)
     if isinstance(data, (str, Path)):
         # Only the names of the classes are read here, so any size will do.
-        whole = Recipe.parse({"data": {"path": str(data), "classes": classes, "size": 32}}).data
+        whole = Recipe.parse({"data": {"path": str(data), "classes": classes, "size": 32, "split": split}}).data
         return held.set_of(one, workshop.source(whole, "test").class_names)
     return held.set_of(one, classes)
 
@@ -115,11 +130,45 @@ def _judge_on(
         judge(made, loaded[names], watcher)
 
 
-def _data_of(made: DistilledSet, path: str | None) -> Data:
-    """The real data to judge a set by: the data at the path, or the data that the set was made of."""
-    recorded = (made.recipe or {}).get("data", {})
-    if not (path or recorded):
+def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None, split: Any = None) -> Data:
+    """The real data to judge a set by: the data at the path, or the data that the set was made of.
+
+    What the recipe of the set says of its data holds here too, such as `max_bad_fraction`. What it says of one place, such as
+    the part that was held out and where the splits lie, holds for that place alone.
+
+    Args:
+        made: the set.
+        path: the real data; None for those of the recipe.
+        max_bad_fraction: takes the place of the recipe's.
+        split: where the splits lie; takes the place of the recipe's.
+
+    Raises:
+        DapError: the set does not say what data it was made of, and there is no path.
+    """
+    recorded = dict((made.recipe or {}).get("data") or {})
+    if not (path or recorded.get("path")):
         raise DapError(f"{made.path} does not say what real images to test on; give --data.")
-    classes = recorded.get("classes") if recorded and not path else list(made.class_names)
-    held = {"held_out": recorded.get("held_out", 0.0)} if path in (None, recorded.get("path")) else {}
-    return Recipe.parse({"data": {"path": path or recorded["path"], "classes": classes, **held}}).data
+    values = (
+        recorded
+        if path in (None, recorded.get("path"))
+        else {name: recorded[name] for name in ("max_bad_fraction",) if name in recorded}
+    )
+    values = {name: value for name, value in values.items() if value is not None}
+    if side := side_of(made):
+        values |= {"size": side}
+    values |= {} if path is None else {"path": path, "classes": list(made.class_names)}
+    values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
+    values["split"] = split or values.get("split") or _asked_twice(path)
+    return Recipe.parse({"data": values}).data
+
+
+def _asked_twice(path: str | None) -> dict[str, str] | None:
+    """The splits of a folder that the user has named as the test data although it is no more than that: it stands for the
+    training images too, which the measures need."""
+    if path is None or path == EMBEDDED:
+        return None
+    try:
+        places = [locate(Path(path).expanduser(), split).place for split in ("train", "test")]
+    except DapError:  # told when the data are opened
+        return None
+    return {"train": ".", "test": "."} if places[0] == places[1] else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +12,14 @@ from dap.backbones import device_of
 from dap.data.real.sources import Source
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.plan import JudgingPlan, Loaded
+from dap.evaluation.suiting import EMBEDDED, suited_size, suited_values
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.options import Judging, Machine
+from dap.verbs.understood import check_apart
 from dap.workshop import Workshop
+
+Split = Literal["train", "validation", "test"]
 
 LoadedFor = Callable[[Data], Loaded]
 """A function of the real data that a set was made of. It returns what judging such sets needs."""
@@ -60,22 +66,34 @@ def judging_plan(judging: Judging, machine: Machine) -> JudgingPlan:
 def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
     """A function that gives what judging needs, for the real data of a set. All sets of the same data share one result.
 
+    The size of the data is that of the sets. What the protocol takes from the data is said in `evaluation.suiting`.
+
     Raises:
         DapError: the protocol is unknown, or the file of the reference classifier cannot be used.
     """
     plan, made = judging_plan(judging, machine), dict[Data, Loaded]()
-    size = plan.protocol.size
+    given = {**judging.changes}
     if judging.reference:
-        embedding("", size, judging.reference)  # a mistake raises now, not after an hour of training
+        embedding("", plan.protocol.size, judging.reference)  # a mistake raises now, not after an hour of training
+
+    def source_of(data: Data, split: Split, side: int) -> Source:
+        return workshop.source(Data(**{**data.model_dump(), "size": side}), split, "crop-bilinear")
 
     def loaded_for(data: Data) -> Loaded:
+        own = data.path == EMBEDDED
+        changes = {} if own else suited_size(plan.protocol, given, data.size)
+        size = changes.get("size", plan.protocol.size)
         sized = Data(**{**data.model_dump(), "size": size})  # one key for data of a recipe and of a resolved one
-
-        def opened(split: Literal["train", "validation", "test"], side: int) -> Source:
-            return workshop.source(sized.model_copy(update={"size": side}), split, "crop-bilinear")
-
         if sized not in made:
-            made[sized] = Loaded(plan, opened, embedding(data.path, size, judging.reference, plan.device))
+            check_apart(workshop, sized)
+            if not own:
+                changes |= suited_values(plan.protocol, given, source_of(sized, "train", size))
+            suited = plan
+            if changes:
+                protocol = open_protocol(judging.protocol, judging.epochs, {**given, **changes})
+                suited = dataclasses.replace(plan, protocol=protocol)
+            features = embedding(data.path, size, judging.reference, plan.device)
+            made[sized] = Loaded(suited, functools.partial(source_of, sized), features)
         return made[sized]
 
     return loaded_for

@@ -12,9 +12,10 @@ from dap.base.watch import Watcher
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation import labelling
 from dap.verbs.judges import open_protocol
-from dap.verbs.options import Machine
+from dap.verbs.options import Machine, permitted
 
 
+@permitted
 def store_labels(
     made: str | Path | DistilledSet,
     out: str | Path,

@@ -5,10 +5,16 @@ The command line makes its flags of these classes, and Python users pass the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from dap.base.permission import allow_code
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +26,15 @@ class Machine:
         offline: never ask the network; use the local cache alone.
         cache: folder in which several runs share real features and what methods make once.
         threads: how many CPU threads torch uses; by default torch chooses.
+        allow_code: run code of others that recipes, protocols, weights or sets name as file.py:Name or module:Name. Code that
+            the command line itself names needs no permission.
     """
 
     device: str = "auto"
     offline: bool = False
     cache: Path | None = None
     threads: int | None = None
+    allow_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +68,15 @@ class Judging:
     reference: Path | None = None
     neighbours: int | None = None
     measures: tuple[str, ...] = ()
+
+
+def permitted(verb: Callable[P, R]) -> Callable[P, R]:
+    """The same function, in which code that files name may run if its keyword `machine` allows it."""
+
+    @functools.wraps(verb)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        machine = kwargs.get("machine")
+        with allow_code(isinstance(machine, Machine) and machine.allow_code):
+            return verb(*args, **kwargs)
+
+    return inside

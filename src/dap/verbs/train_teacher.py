@@ -18,14 +18,18 @@ from dap.evaluation.training.trials import Trial
 from dap.recipe import Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import open_protocol
-from dap.verbs.options import Machine
+from dap.verbs.options import Machine, permitted
+from dap.verbs.understood import check_apart
 
 
+@permitted
 def train_teacher(
     data: str | Path | tuple[Source, Source],
     out: str | Path,
     *,
     classes: Sequence[str] | None = None,
+    max_bad_fraction: float | None = None,
+    split: Any = None,
     network: str | None = None,
     protocol: str | Path = "reference",
     epochs: int | None = None,
@@ -42,6 +46,8 @@ def train_teacher(
         out: the file to write, such as teacher.safetensors.
         classes: the classes to use, in label order, or the name of a subset of ImageNet. Default: all classes. Only for
             data that are given by name or folder.
+        max_bad_fraction: the largest fraction of the real images that may be broken; by default 0.01.
+        split: where the splits lie, as `data.split` of a recipe: "train=FOLDER,test=FOLDER".
         network: the network, instead of the protocol's own: resnet18, convnet3, file.py:build.
         protocol: the name of a shipped protocol, or a YAML file.
         epochs: the number of training epochs, instead of the protocol's own.
@@ -59,12 +65,14 @@ def train_teacher(
     if out.exists():
         raise DapError(f"{out} is there already; choose another --out.")
     chosen = open_protocol(protocol, epochs, changes, network=network)
-    workshop = open_workshop(machine)
+    workshop = open_workshop(machine, watcher=watcher)
     if isinstance(data, tuple):
         train, test = data
     else:
-        values = {"path": str(data), "classes": classes, "size": chosen.size}
+        values = {"path": str(data), "classes": classes, "size": chosen.size, "split": split}
+        values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
         wanted = Recipe.parse({"data": values}).data
+        check_apart(workshop, wanted)
         train, test = workshop.source(wanted, "train"), workshop.source(wanted, "test")
     kept = out.with_name(out.name + ".partial")
     classifier, trial = train_classifier(

@@ -219,7 +219,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         report.load([tmp_path / "empty"])
     broken = make_set(tmp_path / "broken", recipe("dap", 0))
     (broken / "recipe.json").write_text('{"method": ')
-    with pytest.raises(DapError, match=r"recipe\.json does not hold a JSON object"):
+    with pytest.raises(DapError, match=r"recipe\.json, line 1: this is not JSON"):
         report.load([broken])
 
 
@@ -331,7 +331,8 @@ def test_large_missing_and_outside_images(tmp_path: Path) -> None:
     write_lines(path / "manifest.jsonl", lines)
     page = page_of([path], tmp_path / "out")
     outline = Outline(page)
-    assert len(outline.classed("none")) == 3 and base64.b64encode(secret.read_bytes()).decode() not in page
+    assert "leads out" not in page and "1 unreadable line(s)" in page and "manifest.jsonl, line 1: path" in page
+    assert len(outline.classed("none")) == 2 and base64.b64encode(secret.read_bytes()).decode() not in page
     assert len(outline.classed("smooth")) == 5 and "reduced to 96 pixels" in page
 
 

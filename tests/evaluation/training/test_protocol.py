@@ -166,11 +166,25 @@ def test_a_wrong_protocol_is_named(tmp_path):
     with pytest.raises(DapError, match=r"No protocol file nowhere.yaml. Shipped protocols: .*small-hard"):
         load_protocol("nowhere.yaml")
     file = tmp_path / "p.yaml"
-    wrong = {"a: [": "is not valid YAML", "3": "should be a mapping", "name: x": "'source' is missing"}
+    wrong = {"a: [": "line 1: .* so this is not YAML", "3": "should be a mapping", "name: x": "'source' is missing"}
     for text, message in wrong.items():
         file.write_text(text)
         with pytest.raises(DapError, match=message):
             load_protocol(file)
+
+
+def test_igd_hard_is_minimax_hard_with_igd_s_optimiser():
+    minimax, igd = load_protocol("minimax-hard"), load_protocol("igd-hard")
+    different = {key for key, value in minimax if getattr(igd, key) != value}
+    assert different == {"name", "source", "optimiser", "lr", "momentum", "weight_decay", "cases"}
+    for ipc, classes in ((1, 10), (10, 10), (50, 100), (100, 1000)):
+        ours, theirs = igd.settled(ipc=ipc, classes=classes), minimax.settled(ipc=ipc, classes=classes)
+        rates = (ours.optimiser, ours.lr, ours.weight_decay, ours.weight_decay_on, ours.betas)
+        assert rates == ("adamw", 1e-3, 0.01, "all", (0.9, 0.999)), "whatever the number of classes"
+        assert (ours.epochs, ours.batch, ours.look_epochs) == (theirs.epochs, theirs.batch, theirs.look_epochs)
+        last = ours.epochs
+        assert ours.lr_at(last) == pytest.approx(1e-3 * 0.2**2) and ours.decay_epochs == (last * 2 // 3, last * 5 // 6)
+    assert "IGD by igd-hard" in minimax.source and "seeds 0 to 4" in igd.source
 
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "protocols.md").read_text()
@@ -291,8 +305,8 @@ def test_what_an_extending_file_says_holds_under_every_case(tmp_path):
         ({"a": "extends: gone.yaml\nname: a"}, r"a.yaml extends .*gone.yaml: No protocol file .*gone.yaml"),
         ({"a": "extends: [x]\nname: a"}, r"extends should name one protocol, such as small-hard"),
         ({"a": "extends: small-hard\nepochs: 3"}, r"give it a name of its own"),
-        ({"a": "extends: small-hard\nname: a\nepoch: 3"}, r"a.yaml: unknown field 'epoch'.*epochs"),
-        ({"a": "extends: b.yaml\nname: a", "b": "name: [b"}, r"b.yaml is not valid YAML"),
+        ({"a": "extends: small-hard\nname: a\nepoch: 3"}, r"a.yaml, line 3: unknown field 'epoch'.*epochs"),
+        ({"a": "extends: b.yaml\nname: a", "b": "name: [b"}, r"b.yaml, line 1: .* so this is not YAML"),
     ],
 )
 def test_a_wrong_extends_is_a_sentence(files, message, tmp_path):

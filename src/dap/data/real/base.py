@@ -10,30 +10,28 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
-from itertools import islice, pairwise
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dap import imagenet
 from dap.base.errors import DapError
+from dap.base.parsing import shown
+from dap.data.real import sizes
 from dap.data.real.decode import BrokenImage, Fit, check_fit
-from dap.data.real.layouts import LAYOUTS
+from dap.data.real.finding.walking import LAYOUTS
+from dap.data.real.names import by_class, composed, select, some
 from dap.data.real.recent import Recent
-from dap.data.real.spelling import respelt
+from dap.data.real.sizes import size_of
+
+__all__ = ["CACHE_BYTES", "Source", "by_class", "composed", "select", "size_of", "some"]
 
 log = logging.getLogger("dap")
 
 CACHE_BYTES = 256 * 2**20
 """The largest number of bytes that a source keeps in memory: of decoded images, and again of data read for decoding."""
-
-MOST_CLASSES = 1_000_000
-"""Unnamed labels above this are identifiers of something else, not classes."""
 
 
 class Source(ABC):
@@ -44,7 +42,12 @@ class Source(ABC):
         class_names: the classes in label order.
         licence: the licence of the images, where it is known.
         size, fit: the side of the images in pixels, and how images are made square; see `dap.data.real.decode.square`.
+        notes: sentences on how the data were read and what was left out.
+        place: a value that two sources share if they hold the images of the same files; None where this is not known.
     """
+
+    notes: tuple[str, ...] = ()
+    place: Hashable = None
 
     def __init__(
         self,
@@ -65,7 +68,13 @@ class Source(ABC):
         empty = [class_name for class_name, count in zip(class_names, counts, strict=True) if not count]
         if empty:
             raise DapError(f"no images in {some(empty)} of {name}; add some, or leave it out by naming `classes`")
-        self.name, self.class_names, self.licence = name, tuple(class_names), licence
+        for class_name in class_names:
+            if any("\ud800" <= letter <= "\udfff" for letter in class_name):
+                raise DapError(
+                    f"the class name {shown(class_name)} of {name} is not UTF-8; rename it, as with "
+                    "convmv -f latin1 -t utf8 -r --notest FOLDER, or leave it out by naming `classes`"
+                )
+        self.name, self.class_names, self.licence = name, tuple(map(composed, class_names)), licence
         self.size, self.max_bad_fraction = size, max_bad_fraction
         self.fit: Fit = fit
         self._counts = tuple(counts)
@@ -73,6 +82,7 @@ class Source(ABC):
         self._bad: dict[tuple[int, int], str] = {}
         self._cache: Recent[Tensor] = Recent(CACHE_BYTES)
         self._fingerprints: dict[bool, str] = {}
+        self._sizes: list[tuple[int, int]] | None = None
 
     def fitted(self, size: int, fit: Fit) -> Self:
         """The same images at another size or fit. The files are not listed again. Each source keeps its own decoded
@@ -96,7 +106,39 @@ class Source(ABC):
 
     @abstractmethod
     def _listing(self) -> Iterator[str]:
-        """One line for each file, without times or absolute paths; `fingerprint` hashes these lines."""
+        """One line for each file with its content's hash, without times or absolute paths; `fingerprint` hashes these lines."""
+
+    def _look(self, label: int, index: int) -> tuple[int, int] | None:
+        """Width and height of an image before it is made square; None where this is not known."""
+        del label, index
+        return None
+
+    def sizes(self, most: int = 48) -> list[tuple[int, int]]:
+        """Width and height of some images before they are made square, spread over the classes and over each class."""
+        if self._sizes is None:
+            labels = range(0, len(self._counts), max(len(self._counts) // most, 1))
+            each = max(most // len(labels), 1)
+            places = [(label, index) for label in labels for index in _spread(self._counts[label], each)]
+            self._sizes = [seen for where in places[:most] if (seen := self._look(*where)) is not None]
+        return self._sizes
+
+    def side(self) -> int | None:
+        """The side that suits these images where nobody chooses one, see `sizes.side_of`; None where no size is known."""
+        found = self.sizes()
+        return sizes.side_of(found) if found else None
+
+    def understood(self) -> str:
+        """What the source holds, in words: "10 classes, 60,000 images, 28 × 28"."""
+        total = sum(self._counts)
+        parts = [
+            f"{len(self._counts):,} class{'es' * (len(self._counts) != 1)}",
+            f"{total:,} image{'s' * (total != 1)}",
+        ]
+        return ", ".join([*parts, *filter(None, [sizes.told(self.sizes())])])
+
+    def told(self, split: str) -> str:
+        """What was understood of a split, as one line: what it holds, how it was read and what was left out."""
+        return "; ".join([f"{split}: {self.understood()}", *self.notes])
 
     @property
     def bad(self) -> list[tuple[str, str]]:
@@ -225,8 +267,8 @@ class Source(ABC):
     def fingerprint(self, *, sized: bool = True) -> str:
         """sha256 of everything that decides the images: classes in order, size, fit, and a listing of the files.
 
-        The listing has the names and sizes of the files (of IDX files their sha256), so that a copy in another place has the
-        same fingerprint. It is computed once, because the listing of many files takes long.
+        The listing has the names and the sha256 of the files, so that a copy in another place has the same fingerprint, and
+        an image that changes changes it. It is computed once. `identity` says when a file is not read again.
 
         Args:
             sized: False leaves out size and fit, so that the fingerprint is the same at every size.
@@ -283,66 +325,6 @@ class Source(ABC):
         return some([f"{key} ({reason})" for key, reason in self.bad[:3]])
 
 
-def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tuple[list[str], list[int]]:
-    """The chosen classes, by the names in `wanted`, and their positions in `known`. None stands for all classes.
-
-    A WordNet id in `wanted` also finds a class that `known` lists by its ImageNet name, where only one class has that
-    name.
-
-    Raises:
-        DapError: a class is unknown (the message lists the known classes, close matches first), a class is repeated, a
-            WordNet id could mean several classes, or `wanted` is empty.
-    """
-    for names in (known, wanted or ()):
-        if repeated := [name for name, times in Counter(names).items() if times > 1]:
-            raise DapError(f"{where}: {some(repeated)} named more than once among the classes; name each class once")
-    if wanted is None:
-        return list(known), list(range(len(known)))
-    if isinstance(wanted, str) or not wanted:
-        raise DapError(f"`classes` must be a list of class names of {where}, not {wanted!r}")
-    spelt: dict[str, int | None] = {name: place for place, name in enumerate(known)}
-    found = spelt
-    if any(imagenet.is_wnid(name) and name not in spelt for name in wanted):
-        found = imagenet.places(known) | spelt
-    found = respelt(wanted, found)
-    unknown = [name for name in wanted if name not in found]
-    if unknown:
-        lowered = {other.lower(): other for other in known}
-        close = [lowered[match] for match in get_close_matches(str(unknown[0]).lower(), lowered, n=3)]
-        others = [other for other in known if other not in close]
-        raise DapError(
-            f"unknown class{'es' if len(unknown) > 1 else ''} {some(map(_told, unknown), 5)} in {where}; "
-            f"known classes: {some([*close, *others], 20)}"
-        )
-    positions = [place for name in wanted if (place := found[name]) is not None]
-    if unsure := [name for name in wanted if found[name] is None]:
-        raise DapError(f"{where} has no one class for {some(map(_told, unsure))}; name its classes by WordNet id")
-    return list(wanted), positions
-
-
-def _told(name: str) -> str:
-    """A class name as a message shows it. A WordNet id stands with its ImageNet name."""
-    told = imagenet.name_of(name).split(",")[0]
-    return f"{name!r} ({told})" if told != name else repr(name)
-
-
-def by_class(labels: np.ndarray, names: Sequence[str] | None, where: str) -> tuple[list[str], list[np.ndarray]]:
-    """The class names for numeric labels (n,), and for each class its rows in ascending order. By default the names are
-    the numbers of the labels.
-
-    Raises:
-        DapError: a label is negative or has no name.
-    """
-    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
-    known = [str(number) for number in range(min(high, MOST_CLASSES) + 1)] if names is None else list(names)
-    if low < 0 or high >= len(known):
-        raise DapError(f"{where} has labels from {low} to {high}, but classes only for 0 to {len(known) - 1}")
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(len(known) + 1))
-    return known, [order[start:stop] for start, stop in pairwise(bounds)]
-
-
-def some(names: Iterable[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many indices below `count`, spread evenly."""
+    return sorted({count * place // most for place in range(most)}) if count > most else list(range(count))

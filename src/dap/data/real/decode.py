@@ -102,13 +102,14 @@ def as_png(data: bytes | Path) -> tuple[bytes, bool]:
         return (content, True) if same else (encode_png(_bytes(image)), False)
 
 
-def pixels(data: bytes | Path) -> np.ndarray:
-    """An image of any kind as 8-bit RGB pixels (h, w, 3) of its own size, by the rules of `decode`.
+def pixels(data: bytes | Path, most: int | None = None) -> np.ndarray:
+    """An image of any kind as 8-bit RGB pixels (h, w, 3) of its own size, by the rules of `decode`. An image of
+    more than `most` pixels is refused; default: `most_pixels`.
 
     Raises:
         BrokenImage: for the reasons that `decode` names.
     """
-    with _plain(data) as (image, _, _):
+    with _plain(data, most) as (image, _, _):
         values = _bytes(image)
         return np.array(values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2))
 
@@ -164,14 +165,14 @@ def _content(data: bytes | Path) -> bytes:
 
 
 @contextmanager
-def _plain(data: bytes | Path) -> Iterator[tuple[Image.Image, bytes, bool]]:
+def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.Image, bytes, bool]]:
     """The image, upright, as L, RGB, or mode F in [0, 1]; the bytes of its file; and whether these are an upright 8-bit
     RGB PNG without transparency. Any error while it is open is a `BrokenImage`."""
     try:
         content = _content(data)
         if not content:
             raise ValueError("it is empty (0 bytes)")
-        limit = most_pixels()
+        limit = most_pixels() if most is None else min(most, most_pixels())
         with _opened(content, limit) as image:
             orientation = image.getexif().get(0x0112, 1)
             turn = _TURNS.get(orientation)

@@ -55,6 +55,8 @@ class Part(Source):
             licence=whole.licence,
         )
 
+        self.notes, self.place = whole.notes, (whole.place, self._what) if whole.place is not None else None
+
     def fitted(self, size: int, fit: Fit) -> Self:
         twin = super().fitted(size, fit)
         twin._whole = self._whole.fitted(size, fit)
@@ -65,6 +67,9 @@ class Part(Source):
 
     def _decode(self, label: int, index: int) -> Tensor:
         return self._whole._decode(label, self._rows[label][index])
+
+    def _look(self, label: int, index: int) -> tuple[int, int] | None:
+        return self._whole._look(label, self._rows[label][index])
 
     def _listing(self) -> Iterator[str]:
         yield self._what

@@ -60,6 +60,10 @@ class MemorySource(Source):
         found.save(file, format="PNG")
         return decode(file.getvalue(), self.size, self.fit)
 
+    def _look(self, label: int, index: int) -> tuple[int, int]:
+        found = _pixels(self._images[label][index], self._key(label, index))
+        return (int(found.shape[2]), int(found.shape[1])) if isinstance(found, Tensor) else found.size
+
     def _listing(self) -> Iterator[str]:
         for label, mine in enumerate(self._images):
             for index, image in enumerate(mine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +9,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 from torch import Tensor
 
+from dap.base.documents import read_bytes
 from dap.base.errors import DapError
-from dap.data.real.base import CACHE_BYTES, Source, by_class, select, some
+from dap.base.parsing import shown
+from dap.data.real.base import CACHE_BYTES, Source, size_of
+from dap.data.real.columns import (
+    USUAL,
+    check_groups,
+    columns_of,
+    features_of,
+    image_columns,
+    is_text,
+    label_columns,
+    numbered,
+)
 from dap.data.real.decode import BrokenImage, Fit, decode
+from dap.data.real.finding.walking import is_folder, visible
+from dap.data.real.identity import DECODING, hashes
+from dap.data.real.names import by_class, select
 from dap.data.real.recent import Recent
 
 if TYPE_CHECKING:
@@ -27,15 +40,16 @@ if TYPE_CHECKING:
 class ParquetSource(Source):
     """Parquet files, read as one table in the given order.
 
-    The image column holds encoded images, as binary or as a struct with the field `bytes`. The label column holds
-    numbers or names. The class names come from the ClassLabel feature in the `huggingface` metadata of the schema.
+    The image column holds encoded images, as binary or as a struct with the field `bytes`; or paths of image files, as
+    text or in the field `path`, relative to the folder of the parquet file or to the folder above it. The label column
+    holds numbers or names. The class names come from the ClassLabel feature in the `huggingface` metadata of the schema.
     Without this feature, the classes are the sorted names, or the numbers from 0 to the largest. Where several columns
     hold images, the column `image` or `img` is taken. Where several columns could be labels, the column `label`,
-    `labels`, `fine_label` or `class` is taken.
+    `labels`, `fine_label` or `class` is taken. A column that is called as an id, a size or a caption is no label.
 
     Raises:
-        DapError: pyarrow is not installed, a file is damaged, unreadable or without such columns, or a row has no
-            label.
+        DapError: pyarrow is not installed, a file is damaged, unreadable or without such columns, a row has no label, or
+            nearly every row has a label of its own.
     """
 
     def __init__(
@@ -55,8 +69,10 @@ class ParquetSource(Source):
         values: list[Any] = []
         where = str(self._files[0])
         with _opened(self._files[0]) as table:
-            features = _features(table.schema_arrow, where)
-            self._column, label_column = _columns(table.schema_arrow, features, where)
+            features = features_of(table.schema_arrow, where)
+            self._column, label_column = columns_of(table.schema_arrow, features, where)
+            if is_text(table.schema_arrow.field(self._column).type) and table.num_row_groups:
+                _check_beside(self._files[0], table, self._column)
         for file in self._files:
             first = start = len(values)
             with _opened(file) as table:
@@ -66,7 +82,8 @@ class ParquetSource(Source):
                     start += table.metadata.row_group(group).num_rows
                 values += table.read(columns=[label_column]).column(label_column).to_pylist()
         names = features.get(label_column, {}).get("names")
-        known, rows = by_class(*_numbered(values, names, f"column {label_column!r} of {where}"), where)
+        check_groups(values, label_column, names, where)
+        known, rows = by_class(*numbered(values, names, f"column {label_column!r} of {where}"), where)
         chosen_names, chosen = select(known, classes, str(self._files[0].parent))
         self._rows = [rows[place] for place in chosen]
         self._recent: Recent[pa.ChunkedArray] = Recent(CACHE_BYTES)
@@ -88,8 +105,21 @@ class ParquetSource(Source):
         return decode(self.encoded(label, index), self.size, self.fit)
 
     def encoded(self, label: int, index: int) -> bytes:
-        """The image file that a row holds. Raises `BrokenImage` for a row without one."""
-        row = int(self._rows[label][index])
+        """The image file that a row holds or names. Raises `BrokenImage` for a row without one."""
+        value, file = self._value(int(self._rows[label][index]))
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(data, bytes):
+            return data
+        named = value.get("path") if isinstance(value, dict) else value
+        if not isinstance(named, str):
+            raise BrokenImage("its row holds no image bytes")
+        place = beside(file, named)
+        if place is None:
+            raise BrokenImage(f"its row holds no image bytes, and its file {shown(named)!r} is not beside {file.name}")
+        return read_bytes(place)
+
+    def _value(self, row: int) -> tuple[Any, Path]:
+        """What the image column holds in a row, and the file of the row."""
         place = bisect_right(self._starts, row) - 1
         column = self._recent.get(place)
         if column is None:
@@ -97,15 +127,46 @@ class ParquetSource(Source):
             with _opened(file) as table:
                 column = table.read_row_group(group, columns=[self._column]).column(self._column)
             self._recent.put(place, column, column.nbytes)
-        value = column[row - self._starts[place]].as_py()
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if data is None:
-            raise BrokenImage("its row holds no image bytes")
-        return data
+        return column[row - self._starts[place]].as_py(), self._groups[place][0]
+
+    def _paths(self) -> list[tuple[Path, str]]:
+        """The file and the path of each row that names a file and holds no bytes."""
+        found: list[tuple[Path, str]] = []
+        for file in self._files:
+            with _opened(file) as table:
+                kind = table.schema_arrow.field(self._column).type
+                if not is_text(kind) and kind.num_fields == 0:
+                    return []
+                leaf = self._column if is_text(kind) else f"{self._column}.path"
+                if kind.num_fields and kind.get_field_index("path") < 0:
+                    return []
+                if kind.num_fields and all(
+                    _has_bytes(table, group, self._column) for group in range(table.num_row_groups)
+                ):
+                    continue
+                rows = table.read(columns=[leaf]).column(self._column).to_pylist()
+            named = [row.get("path") if isinstance(row, dict) else row for row in rows]
+            found += [(file, name) for name in named if isinstance(name, str)]
+        return found
 
     def _listing(self) -> Iterator[str]:
-        for file in self._files:
-            yield f"{file.name}\t{file.stat().st_size}"
+        yield f"decoding {DECODING}"
+        for file, digest in zip(self._files, [hashes(f.parent, [f.name])[0] for f in self._files], strict=True):
+            yield f"{file.name}\t{digest}"
+        groups: dict[Path, list[str]] = {}
+        for file, name in self._paths():
+            place = beside(file, name)
+            if place is not None:
+                groups.setdefault(place.parent, []).append(place.name)
+        for folder, names in sorted(groups.items()):
+            for name, digest in zip(names, hashes(folder, names), strict=True):
+                yield f"{name}\t{digest}"
+
+    def _look(self, label: int, index: int) -> tuple[int, int] | None:
+        try:
+            return size_of(self.encoded(label, index))
+        except BrokenImage:
+            return None
 
 
 def check_pyarrow() -> None:
@@ -127,59 +188,79 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         raise DapError(f"{file} cannot be read as parquet: {' '.join(str(error).split())}") from error
 
 
-def _features(schema: pa.Schema, where: str) -> dict[str, dict[str, Any]]:
-    """The feature types that Hugging Face datasets notes in the schema, by column; empty for other files."""
-    note = (schema.metadata or {}).get(b"huggingface")
-    if note is None:
-        return {}
+def parquet_files(folder: Path) -> tuple[Path, ...]:
+    """The parquet files in a folder, in name order; none where there is no such folder."""
+    if not folder.is_dir():
+        return ()
+    found = visible(folder)
+    return tuple(folder / e.name for e in found if e.name.lower().endswith(".parquet") and not is_folder(e))
+
+
+def has_images(file: Path) -> bool:
+    """Whether a parquet file has a column of images or of paths of images. True for a file that cannot be read, so that it
+    is named when it is opened."""
     try:
-        features = json.loads(note)["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DapError(f"the 'huggingface' metadata of {where} is damaged ({error!r}); write the file again") from error
+        check_pyarrow()
+        with _opened(file) as table:
+            schema = table.schema_arrow
+            return bool(image_columns(schema, features_of(schema, str(file))))
+    except DapError:
+        return True
 
 
-def _columns(schema: pa.Schema, features: dict[str, dict[str, Any]], where: str) -> tuple[str, str]:
-    """The names of two columns: the column of the images and the column of the labels."""
-    import pyarrow.types as kinds
-
-    def of_type(name: str) -> list[str]:
-        return [column for column in schema.names if features.get(column, {}).get("_type") == name]
-
-    def is_image(kind: pa.DataType) -> bool:
-        blob = kinds.is_binary(kind) or kinds.is_large_binary(kind)
-        return blob or (kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0)
-
-    def is_label(kind: pa.DataType) -> bool:
-        text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_dictionary(kind)
-        return text or kinds.is_integer(kind)
-
-    images = of_type("Image") or [field.name for field in schema if is_image(field.type)]
-    labels = of_type("ClassLabel") or [field.name for field in schema if is_label(field.type)]
-    found: list[str] = []
-    for what, columns, usual in (
-        ("image", images, ("image", "img")),
-        ("label", labels, ("label", "labels", "fine_label", "class")),
-    ):
-        column = next((name for name in usual if name in columns), columns[0] if len(columns) == 1 else None)
-        if column is None:
-            problem = f"several columns that could be the {what}s" if columns else f"no column of {what}s"
-            raise DapError(f"{where} has {problem} among {', '.join(schema.names)}; call the right one {what!r}")
-        found.append(column)
-    return found[0], found[1]
+def has_labels(files: Sequence[Path]) -> bool:
+    """Whether a row of parquet files has a label: not null and, for a number, not below 0."""
+    check_pyarrow()
+    for file in files:
+        with _opened(file) as table:
+            schema = table.schema_arrow
+            features = features_of(schema, str(file))
+            if not label_columns(schema, features):
+                if set(USUAL["label"]) & set(schema.names):
+                    return True  # there is such a column, of a type that opening the file tells
+                continue
+            column = columns_of(schema, features, str(file))[1]
+            for group in range(table.num_row_groups):
+                values = table.read_row_group(group, columns=[column]).column(column).to_pylist()
+                if any(value is not None and not (isinstance(value, int) and value < 0) for value in values):
+                    return True
+    return False
 
 
-def _numbered(values: list[Any], names: list[str] | None, where: str) -> tuple[np.ndarray, list[str] | None]:
-    """The labels as numbers (n,), and the class names in label order. The names are None where labels are unnamed
-    numbers."""
-    kinds = {type(value) for value in values}
-    if kinds <= {int}:
-        return np.array(values, dtype=np.int64), names
-    if kinds != {str}:
-        missing = values.count(None)
-        found = f"{missing} rows without a label" if missing else f"labels of several types ({len(kinds)})"
-        raise DapError(f"{where} has {found}; labels are numbers or names")
-    places = {name: place for place, name in enumerate(names or sorted(set(values)))}
-    if strangers := sorted(set(values) - set(places)):
-        raise DapError(f"{where} has {some(strangers)}, not among the names in its metadata")
-    return np.array([places[value] for value in values]), list(places)
+def plain_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file without its columns of bytes and lists."""
+    check_pyarrow()
+    with _opened(file) as table:
+        import pyarrow.types as kinds
+
+        columns = [f.name for f in table.schema_arrow if is_text(f.type) or kinds.is_primitive(f.type)]
+        return table.read(columns=columns).to_pylist()
+
+
+def beside(file: Path, name: str) -> Path | None:
+    """The file that a row of a parquet file names: relative to the folder of the parquet file or the folder above. None
+    where there is none, and for a path that leads out of these folders."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+        return None
+    for folder in (file.parent, file.parent.parent):
+        place = folder / name
+        if place.is_file() and place.resolve().is_relative_to(folder.resolve()):
+            return place
+    return None
+
+
+def _check_beside(file: Path, table: pq.ParquetFile, column: str) -> None:
+    """Raise `DapError` where a column of paths leads to none of the first images."""
+    names = table.read_row_group(0, columns=[column]).column(column)[:20].to_pylist()
+    if names and not any(isinstance(name, str) and beside(file, name) for name in names):
+        raise DapError(
+            f"column {column!r} of {file} holds paths such as {shown(str(names[0]))!r}, and no such file lies beside it; put the "
+            "image files there, at relative paths, or write their bytes into the column"
+        )
+
+
+def _has_bytes(table: pq.ParquetFile, group: int, column: str) -> bool:
+    """Whether the struct column of a row group holds bytes in its first row."""
+    found = table.read_row_group(group, columns=[column]).column(column)
+    return not len(found) or (found[0].as_py() or {}).get("bytes") is not None

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, final
@@ -20,14 +19,21 @@ from torch import Tensor
 
 from dap import imagenet
 from dap.base.errors import DapError
-from dap.data.real.base import Source, by_class, select
+from dap.base.parsing import shown
+from dap.data.real.base import Source
 from dap.data.real.decode import Fit, check_fit, decode, fit_square
+from dap.data.real.finding.splits import Split, split_of
+from dap.data.real.finding.tables import Table
+from dap.data.real.finding.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
+from dap.data.real.identity import DECODING, hashes
 from dap.data.real.idx import read_idx
-from dap.data.real.layouts import LAYOUTS, check_folder, class_folders, image_files, locate, unreadable
+from dap.data.real.layouts import Layout, locate
+from dap.data.real.names import by_class, select
 from dap.data.real.parquet import ParquetSource
+from dap.data.real.sizes import LARGEST_SIDE, size_of
 from dap.starter import CLASS_NAMES, DATA, verify_data
 
-__all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "check_path", "open_source"]
+__all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "TableSource", "check_path", "open_source"]
 
 EMBEDDED = "fashion-mnist"
 
@@ -40,12 +46,14 @@ def open_source(
     classes: str | Sequence[str] | None = None,
     max_bad_fraction: float = 0.01,
     fit: Fit = "crop",
+    chosen: Mapping[str, str] | None = None,
 ) -> Source:
     """Open a data set: `"fashion-mnist"` (embedded, 28 px padded to 32), or a folder in any layout of `locate`.
 
     Args:
         path: the name or the folder. Write `./fashion-mnist` for a folder that is called fashion-mnist.
-        split: `train` or `test`. The folder of a test split may also be called `val` or `validation`.
+        split: `train` or `test`. The folder of a test split may also be called `val`, `validation`, `testing` and so on;
+            a test split without labels is passed over for a validation split. See `layouts.locate`.
         size, fit: height and width of the images in pixels, and how images are made square; see
             `dap.data.real.decode.square`.
         classes: the classes in label order, or the name of a subset of ImageNet such as "imagenette", whose classes are
@@ -55,6 +63,7 @@ def open_source(
             the id.
         max_bad_fraction: the largest share of broken images among the images read. A single broken image is always
             allowed.
+        chosen: where splits lie, by the user's own word: split -> folder, table, file or name of another split.
 
     Raises:
         DapError: the path, the split, the layout or a class does not exist, is empty or cannot be read.
@@ -63,17 +72,29 @@ def open_source(
     wanted = imagenet.expand(classes)
     options: dict[str, Any] = {"size": size, "fit": fit, "classes": wanted, "max_bad_fraction": max_bad_fraction}
     if str(path) == EMBEDDED:
+        if chosen:
+            raise DapError(f"the embedded {EMBEDDED} has its splits; leave out --split, or give a folder as --data")
         layout = locate(_starter_data(), split)
         facts = {"name": EMBEDDED, "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
         return IdxSource(*layout.files, split=split, border=2, **facts, **options)
     path = Path(path).expanduser()
-    layout = locate(path, split)
+    layout = locate(path, split, chosen)
     options["name"] = path.resolve().name
+    source = _of(layout, split, options)
+    source.notes, source.place = (*layout.notes, *source.notes), layout.place
+    return source
+
+
+def _of(layout: Layout, split: str, options: dict[str, Any]) -> Source:
+    """The source of a layout."""
     if layout.kind == "idx":
-        return IdxSource(*layout.files, split=split, class_names=_listed_names(layout.root / "classes.json"), **options)
+        names = _listed_names(layout.root / "classes.json")
+        return IdxSource(*layout.files, split=split, class_names=names, **options)
     if layout.kind == "parquet":
         return ParquetSource(layout.files, **options)
-    return FolderSource(layout.root, **options)
+    if layout.table is not None:
+        return TableSource(layout.table, **options)
+    return FolderSource(layout.root, inner=layout.inner, **options)
 
 
 def check_path(path: str | Path) -> None:
@@ -86,11 +107,41 @@ def check_path(path: str | Path) -> None:
         check_folder(Path(path).expanduser())
 
 
+class _FileSource(Source):
+    """Image files in a folder.
+
+    Args:
+        root: the folder.
+        files: for each class its images, as posix paths relative to the folder.
+    """
+
+    def __init__(self, name: str, class_names: Sequence[str], root: Path, files: list[list[str]], **how: Any) -> None:
+        self._root, self._files = root, files
+        super().__init__(name, class_names, list(map(len, files)), **how)
+
+    def _key(self, label: int, index: int) -> str:
+        return shown(self._files[label][index])
+
+    def _look(self, label: int, index: int) -> tuple[int, int] | None:
+        return size_of(self._root / self._files[label][index])
+
+    def _listing(self) -> Iterator[str]:
+        yield f"decoding {DECODING}"
+        for files in self._files:
+            yield f"{len(files)} images"
+            for file, digest in zip(files, hashes(self._root, files), strict=True):
+                yield f"{shown(file)}\t{digest}"
+
+
 @final
-class FolderSource(Source):
+class FolderSource(_FileSource):
     """A folder of class folders. Images may lie at any depth in a class folder. Classes and images are in name order.
 
-    Image files have one of the endings in `dap.data.real.suffixes`, in upper or lower case. Hidden files are left out.
+    Image files have an ending of `walking.IMAGE_SUFFIXES`, in upper or lower case. Hidden files are left out; `notes`
+    counts what is left out.
+
+    Args:
+        inner: the split whose folders inside each class folder are read, as cat/train; None: each class folder as a whole.
     """
 
     def __init__(
@@ -102,28 +153,55 @@ class FolderSource(Source):
         classes: Sequence[str] | None = None,
         name: str | None = None,
         max_bad_fraction: float = 0.01,
+        inner: Split | None = None,
     ) -> None:
         known = class_folders(root)
         if not known:
-            raise DapError(f"{root} holds no class folders; accepted are {LAYOUTS}")
-        names, chosen = select([_printable(folder) for folder in known], classes, str(root))
-        self._root, self._files = root, [image_files(root / known[place]) for place in chosen]
-        counts = [len(files) for files in self._files]
-        super().__init__(name or root.name, names, counts, size=size, fit=fit, max_bad_fraction=max_bad_fraction)
-
-    def _key(self, label: int, index: int) -> str:
-        return _printable(self._files[label][index])
+            raise DapError(f"{shown(root)} holds no class folders; accepted are {LAYOUTS}")
+        names, places = select(known, classes, shown(root))
+        left = Left()
+        files = [_inside(root, known[place], inner, left) for place in places]
+        how = {"size": size, "fit": fit, "max_bad_fraction": max_bad_fraction}
+        super().__init__(name or root.name, names, root, files, **how)
+        self.notes = tuple(filter(None, [left.told()]))
 
     def _decode(self, label: int, index: int) -> Tensor:
         return decode(self._root / self._files[label][index], self.size, self.fit)
 
-    def _listing(self) -> Iterator[str]:
-        for files in self._files:
-            for file in files:
-                try:
-                    yield f"{_printable(file)}\t{(self._root / file).stat().st_size}"
-                except OSError:
-                    yield f"{_printable(file)}\tunreadable"
+
+def _inside(root: Path, folder: str, inner: Split | None, left: Left) -> list[str]:
+    """The images of a class folder, or of those folders in it that are the split `inner`, relative to `root`."""
+    if inner is None:
+        return image_files(root / folder, left)
+    parts = [name for name in class_folders(root / folder) if split_of(name) == inner]
+    return sorted(f"{folder}/{file}" for name in parts for file in image_files(root / folder / name, left))
+
+
+@final
+class TableSource(_FileSource):
+    """Loose images whose labels stand in a table beside them, see `tables.read_table`."""
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        size: int,
+        fit: Fit = "crop",
+        classes: Sequence[str] | None = None,
+        name: str | None = None,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        known = list(table.files)
+        names, places = select(known, classes, shown(table.file))
+        files = [table.files[known[place]] for place in places]
+        how = {"size": size, "fit": fit, "max_bad_fraction": max_bad_fraction}
+        super().__init__(name or table.root.name, names, table.root, files, **how)
+        self.notes = (f"the labels are those of {shown(table.file.name)}",)
+        if table.unlisted:
+            self.notes += (f"left out: {table.unlisted:,} images that it does not name",)
+
+    def _decode(self, label: int, index: int) -> Tensor:
+        return decode(self._root / self._files[label][index], self.size, self.fit)
 
 
 @final
@@ -177,6 +255,13 @@ class IdxSource(Source):
     def _decode(self, label: int, index: int) -> Tensor:
         return fit_square(Image.fromarray(self._pixels[self._rows[label][index]]), self.size, self.fit)
 
+    def _look(self, label: int, index: int) -> tuple[int, int]:
+        del label, index
+        return self._pixels.shape[2] - 2 * self._border, self._pixels.shape[1] - 2 * self._border
+
+    def side(self) -> int:
+        return min(min(self._pixels.shape[1:]), LARGEST_SIDE)
+
     def _listing(self) -> Iterator[str]:
         yield f"border {self._border}"
         for file in self._files:
@@ -206,11 +291,6 @@ def _listed_names(file: Path) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DapError(f'{file} must hold a list of class names in label order, such as ["cat", "dog"]')
     return names
-
-
-def _printable(file: str) -> str:
-    """The path in valid UTF-8, for logs, JSON and hashes. Bytes that are not UTF-8 become escapes with a backslash."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 @cache

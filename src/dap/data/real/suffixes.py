@@ -46,3 +46,23 @@ IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in
 
 FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".svg", ".eps", ".raw", ".dng", ".cr2", ".nef", ".exr", ".hdr"})
 """The endings of image files that cannot be read here. Such files are left out, and counted."""
+
+CONTAINERS = (
+    ((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "a compressed archive", "unpack it, and give the folder"),
+    ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),
+    (
+        (".npz", ".npy"),
+        "a file of numpy arrays",
+        'save it with torch.save({"images": torch.from_numpy(x), "labels": torch.from_numpy(y)}, "set.pt"), and give set.pt',
+    ),
+    ((".mdb", ".lmdb"), "an LMDB database", "write its images into one folder for each class, and give the folder"),
+    ((".h5", ".hdf5"), "an HDF5 file", "save its arrays as tensors with torch.save, and give the .pt file"),
+    (
+        (".arrow",),
+        "an Arrow file of datasets' save_to_disk",
+        "load it and write it with to_parquet, and give that file",
+    ),
+    ((".tfrecord", ".rec", ".beton"), "a file of records", "write its images into one folder for each class"),
+    ((".pkl", ".pickle", ".mat"), "a file of Python or MATLAB objects", "save its images and labels with torch.save"),
+)
+"""Files of images that are not read: their endings, what they are, and the way out."""

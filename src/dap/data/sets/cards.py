@@ -7,6 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
+
+from dap.base.documents import fitted, read_bytes
+from dap.base.errors import DapError
+from dap.base.files import inside
+from dap.base.parsing import Damaged, parse_yaml
+
+LARGEST = 2**22
+"""How many bytes a card may have."""
+FRONT = TypeAdapter(dict[str, Any])
+"""The fields of a card's front matter. The hub says which there are; the card of an export keeps all of them."""
 
 
 def size_category(n: int) -> str:
@@ -32,19 +43,21 @@ def card(front: dict[str, Any], body: str) -> str:
 
 
 def read_card(folder: Path) -> tuple[dict[str, Any], str]:
-    """The front matter and the body of the README.md in a folder. Both are empty where there is no README.md."""
-    file = folder / "README.md"
-    if not file.is_file():
-        return {}, ""
-    text = file.read_text(encoding="utf-8", errors="replace")
+    """The front matter and the body of the README.md in a folder. The front matter is empty where it is no plain YAML. Both
+    are empty where there is no README.md, where it leads out of the folder, and where it is larger than 4 MiB."""
+    try:
+        data = read_bytes(inside(folder, "README.md"), LARGEST)
+    except DapError:
+        return {}, ""  # a card is for people, and nothing is decided by it
+    text = data.decode("utf-8", errors="replace").replace("\r\n", "\n")
     head, closed, body = text.removeprefix("---\n").partition("\n---\n")
     if not (text.startswith("---\n") and closed):
         return {}, text.strip()
     try:
-        front = yaml.safe_load(head)
-    except yaml.YAMLError:
-        front = None
-    return (front if isinstance(front, dict) else {}), body.strip()
+        front = fitted(parse_yaml(head, folder / "README.md"), FRONT, folder / "README.md")
+    except Damaged:
+        front = {}
+    return front, body.strip()
 
 
 def deeper(body: str) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
+
+from dap.base.parsing import shown
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -22,8 +26,15 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         ]
     if old == new:
         return []
+    if _long(old) and _long(new) and (said := classes_apart(old, new, "the former", "the new")):
+        return [f"{where}: {_small(said)}"]
     before, after = ("nothing" if v.__class__ is object else json.dumps(v) for v in (old, new))
     return [f"{where}: {before} -> {after}"]
+
+
+def _long(value: Any) -> bool:
+    """Whether a value is a list of so many texts that only its difference should be told."""
+    return isinstance(value, list) and len(value) > 2 * MOST_NAMED and all(isinstance(one, str) for one in value)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -33,3 +44,48 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping) and value
         fields |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return fields
+
+
+MOST_NAMED = 10
+"""How many names a sentence about two lists of classes gives of each list."""
+
+
+def classes_apart(mine: Sequence[str], theirs: Sequence[str], whose: str, others: str) -> str | None:
+    """How two lists of classes differ, as a sentence that names at most ten classes of each list.
+
+    The order does not count. Classes that are spelt alike in the two lists are named as such.
+
+    Args:
+        mine, theirs: the names.
+        whose, others: what has these classes, such as "The set x" and "the test data".
+
+    Returns:
+        The sentence; None where the two lists have the same names.
+    """
+    here, there = ({unicodedata.normalize("NFC", name) for name in names} for names in (mine, theirs))
+    only, lacking = sorted(here - there), sorted(there - here)
+    if not only and not lacking:
+        return None
+    left = {spelling(name): name for name in lacking}
+    close = []
+    for name in only[:MOST_NAMED]:
+        found = get_close_matches(spelling(name), left, n=1, cutoff=0.75)
+        close += [f"{shown(name)} may be {shown(left[found[0]])}"] if found else []
+    parts = []
+    for names, has, other in ((only, whose, others), (lacking, others, whose)):
+        if names:
+            listed = ", ".join(map(shown, names[:MOST_NAMED]))
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            one = "class" if len(names) == 1 else "classes"
+            parts.append(f"{has} has the {one} {listed}{more}, which {_small(other)} has not")
+    joined = "; ".join(parts)
+    return f"{joined[:1].upper()}{joined[1:]}" + (f" ({', '.join(close)})" if close else "")
+
+
+def _small(text: str) -> str:
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def spelling(name: str) -> str:
+    """A name as it is compared with close ones: composed characters, small letters, blanks for signs between words."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())

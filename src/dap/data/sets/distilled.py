@@ -13,35 +13,34 @@ written. An image without a matching line is made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dap.base.documents import regular
 from dap.base.errors import DapError
-from dap.base.files import drop_torn_line, dump, read_json, read_lines, sha256_of, write_atomically
-from dap.data.real.base import some
-from dap.data.real.decode import BrokenImage, Fit, decode, encode_png, pixels
-from dap.data.sets.differences import differences
-from dap.data.sets.folders import check_reading, class_order, folders_of, images_by_folder, other_than_folders
+from dap.base.files import dump, inside, sha256_of, write_atomically
+from dap.data.real.decode import Fit, decode, encode_png, pixels
+from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
+from dap.data.sets.contents import JSON, RECIPE, Classes, Within, read, read_manifest, sha256, there
+from dap.data.sets.folders import check_classes, check_reading, class_order, images_by_folder, other_than_folders
+from dap.data.sets.looks import advice_for
 from dap.data.sets.sheet import contact_sheet
+from dap.data.sets.verification import Problems, check_none, problems_of, problems_of_files
 
 WORK = ".work"
 """The folder in a set for checkpoints and for files that its method makes once. It is removed when the set is
 finished."""
-
-
-def _classes(class_names: Sequence[str], ipc: int) -> dict[str, Any]:
-    """The contents of classes.json."""
-    return {"names": list(class_names), "folders": folders_of(class_names), "ipc": ipc}
 
 
 class DistilledSet(Dataset[tuple[Tensor, int]]):
@@ -86,7 +85,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             BrokenImage: the file cannot be decoded.
         """
         line = self._in_order()[index]
-        return torch.from_numpy(pixels(self.path / line["path"])).permute(2, 0, 1).float() / 255, line["label"]
+        return torch.from_numpy(pixels(self._file(line))).permute(2, 0, 1).float() / 255, line["label"]
 
     def __repr__(self) -> str:
         return f"DistilledSet({str(self.path)!r}: {self._counts()})"
@@ -102,10 +101,9 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return self._ordered
 
     def _counts(self) -> str:
-        """The numbers of images and classes in words. For a set of this library, also the number of images still to be
-        made."""
+        """The numbers of images and classes in words, and of images still to be made."""
         counts = f"{len(self)} images of {len(self.class_names)} classes"
-        if not (self.path / "classes.json").is_file():
+        if not there(self.path, "classes.json"):
             return counts
         return f"{counts}, {self.ipc} a class" + (f", {len(missing)} missing" if (missing := self.missing()) else "")
 
@@ -134,13 +132,15 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             OSError: the folder cannot be written.
         """
         path = Path(path)
+        check_classes(class_names, ipc)
         for name, value in DistilledSet.check_begun(path, class_names, recipe, inputs).items():
-            if not (path / name).exists():
+            if not there(path, name):
                 write_atomically(path / name, dump(value))
-        write_atomically(path / "classes.json", dump(_classes(class_names, ipc)))
+        classes = classes_of(path, class_names, ipc)
+        write_atomically(path / "classes.json", dump(classes.model_dump()))
         for left in (*path.glob(".tmp-*"), *path.glob("images/*/.tmp-*")):
             left.unlink(missing_ok=True)
-        drop_torn_line(path / "manifest.jsonl")
+        keep_usable_lines(path, classes)
         return DistilledSet.open(path)
 
     @staticmethod
@@ -153,24 +153,13 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         Raises:
             DapError: the folder holds a set of another recipe or of other inputs, or other files.
         """
-        pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
-        left = (".lock", WORK, *pinned)  # a run killed before its first image leaves only these
-        foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
-        if foreign and not (path / "recipe.json").exists():
-            raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
-        for name, value in pinned.items():
-            changed = differences(read_json(path / name), json.loads(dump(value))) if (path / name).exists() else []
-            if changed:
-                raise DapError(
-                    f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
-                    "Use what it was begun with, or another --out."
-                )
-        return pinned
+        return check_begun(path, class_names, recipe, inputs, WORK)
 
     @staticmethod
     def blank(path: Path, class_names: Sequence[str], ipc: int) -> DistilledSet:
         """A new set without a recipe, for images that others made. No other process may write into the folder."""
-        write_atomically(path / "classes.json", dump(_classes(class_names, ipc)))
+        check_classes(class_names, ipc)
+        write_atomically(path / "classes.json", dump(classes_of(path, class_names, ipc).model_dump()))
         return DistilledSet.open(path)
 
     @staticmethod
@@ -178,24 +167,25 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         """Open a set that this library made. Images whose file does not match their manifest line are left out.
 
         Raises:
-            DapError: the folder is no such set; the message says how to make a set of a plain folder of images.
+            DapError: the folder is no such set; the message says how to make a set of a plain folder of images. Or
+                classes.json or recipe.json is damaged.
         """
         path = Path(path)
         if not path.is_dir():
             raise DapError(other_than_folders(path) or f"There is no folder {path}.")
-        if not (path / "classes.json").is_file():
+        if not there(path, "classes.json"):
             raise DapError(
                 f"{path} is no distilled set (it has no classes.json); make one of other images with "
                 f"dap import {path} --out DIR."
             )
-        classes = read_json(path / "classes.json")
-        recipe = read_json(path / "recipe.json") if (path / "recipe.json").is_file() else None
-        records = {
-            (line["label"], line["slot"]): line
-            for line in read_lines(path / "manifest.jsonl")
-            if sha256_of(path / line["path"]) == line["sha256"]
-        }
-        return DistilledSet(path, classes["names"], classes["folders"], classes["ipc"], recipe, records)
+        classes = read(path, "classes.json", Classes)
+        recipe = read(path, "recipe.json", RECIPE) if there(path, "recipe.json") else None
+        within, records = Within(path), {}
+        for key, (_, line) in read_manifest(path, classes).lines.items():
+            with suppress(DapError):  # `verify` says what is wrong with this image
+                if sha256(within.read(line["path"])) == line["sha256"]:
+                    records[key] = line
+        return DistilledSet(path, classes.names, classes.folders, classes.ipc, recipe, records)
 
     @staticmethod
     def from_folder(path: str | Path, class_names: str | Sequence[str] | None = None) -> DistilledSet:
@@ -209,18 +199,19 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
                 give the order where the labels do not follow the sorted names (ImageWoof).
 
         Raises:
-            DapError: there is no such folder, no class folder holds an image, or the files are of a kind that only
-                `dap import` reads.
+            DapError: there is no such folder, no class folder holds an image, an image is a pipe or a device, or the files
+                are of a kind that only `dap import` reads.
         """
-        if ((path := Path(path)) / "classes.json").is_file():
+        path = Path(path)
+        if path.is_dir() and there(path, "classes.json"):
             return DistilledSet.open(path)
         if not path.is_dir():
             raise DapError(other_than_folders(path) or f"There is no folder {path}.")
         found = images_by_folder(path)
         if not found:
+            other = other_than_folders(path)
             raise DapError(
-                other_than_folders(path)
-                or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
+                other or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
             )
         check_reading(path, found, class_names)
         names, folders = class_order(path, list(found), class_names)
@@ -230,7 +221,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
                 "label": label,
                 "class_name": names[label],
                 "slot": slot,
-                "sha256": sha256_of(file),
+                "sha256": sha256_of(regular(file)),
             }
             for label, folder in enumerate(folders)
             for slot, file in enumerate(found[folder])
@@ -252,22 +243,27 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             OSError: the disk is full or there is no permission; no half-written file stays.
         """
         if not torch.isfinite(image).all():
-            raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; lower the scale.")
+            advice = advice_for(self.recipe)
+            raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; {advice}.")
         pixels = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
         self.store(label, slot, encode_png(pixels), **record)
 
     def store(self, label: int, slot: int, png: bytes, **record: Any) -> None:
         """Store an image that is an 8-bit RGB PNG already, and its manifest line, as `add` does. The bytes of the PNG
-        are kept."""
+        are kept.
+
+        Raises:
+            DapError: the place of the image leads out of the set, or it is a folder.
+        """
         relative = f"images/{self._folders[label]}/{slot:05d}.png"
-        write_atomically(self.path / relative, png)
+        write_atomically(place_for(self.path, relative), png)
         line = {
             "path": relative,
             "label": label,
             "class_name": self.class_names[label],
             "slot": slot,
             **record,
-            "sha256": hashlib.sha256(png).hexdigest(),
+            "sha256": sha256(png),
         }
         with (self.path / "manifest.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -280,44 +276,43 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         """Write a file into the folder of the set, atomically: a text as it is, another value as JSON."""
         write_atomically(self.path / name, value.encode() if isinstance(value, str) else dump(value))
 
-    def noted(self, name: str) -> Any:
-        """The value that `note` wrote as JSON under this name; None where there is no such file."""
-        return read_json(self.path / name) if (self.path / name).is_file() else None
+    def noted(self, name: str, model: TypeAdapter[Any] = JSON) -> Any:
+        """The value that `note` wrote as JSON under this name; None where there is no such file.
+
+        Args:
+            name: the name of the file.
+            model: what the file must hold. Default: any JSON.
+
+        Raises:
+            DapError: the file cannot be read, is not JSON, or does not fit the model.
+        """
+        advice = "Restore this file from a copy, or remove it."
+        return read(self.path, name, model, advice) if there(self.path, name) else None
 
     def verify(self) -> list[str]:
-        """Every problem found by decoding and hashing all images; empty when the set is whole."""
-        lines = {
-            (line["label"], line["slot"]): line for line in read_lines(self.path / "manifest.jsonl")
-        } or self._records
-        absent = [(c, s) for c, s in self.missing() if (c, s) not in lines]
-        problems = [f"missing: {self.class_names[label]}, slot {slot}" for label, slot in absent]
-        for line in lines.values():
-            file = self.path / line["path"]
-            try:
-                pixels(file)
-            except BrokenImage as error:
-                problems.append(f"{line['path']}: {error.reason}")
-                continue
-            if sha256_of(file) != line["sha256"]:
-                problems.append(f"{line['path']}: its sha256 is not the manifest's")
-        return problems
+        """Every problem found by reading all files and by decoding and hashing all images; empty when the set is whole.
 
-    def check_whole(self) -> None:
-        """Raise `DapError` if `verify` finds a problem. The message names the first problems and says what to do."""
-        if problems := self.verify():
-            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            again = "Run the dap distill that made it again to mend it."
-            if self.recipe is None:
-                again = "Make it again from where it came from."
-            raise DapError(f"{self.path} is not whole: {shown}. {again}")
+        A set is whole if each (label, slot) has an image and a line that fit, if the files beside the images say the same
+        classes, and if there are no other files among the images.
+        """
+        found = self._problems()
+        return [*found.mendable, *found.others]
+
+    def check_whole(self, decode: bool = True) -> None:
+        """Raise `DapError` if `verify` finds a problem. The message names the first problems and says what to do.
+
+        Args:
+            decode: whether the images are decoded and hashed once more.
+        """
+        check_none(self._problems(decode), self.path, self.recipe is not None)
+
+    def _problems(self, decode: bool = True) -> Problems:
+        if there(self.path, "classes.json"):
+            return problems_of(self.path, decode)
+        return Problems(problems_of_files(self.path, self.records) if decode else [])
 
     def tensors(
-        self,
-        size: int | None = None,
-        *,
-        fit: Fit = "crop",
-        dtype: torch.dtype = torch.float32,
-        mixed: int | None = None,
+        self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32, mixed: int = 0
     ) -> tuple[Num[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
         """All images (n, 3, h, w) in [0, 1] and their labels (n,), in (label, slot) order.
 
@@ -325,7 +320,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             size, fit: how the images are made square, as real images are; see `data.real.decode.square`. By default the
                 images keep their size, and all must then have the same size. Each is decoded as real images are.
             dtype: with uint8, the images are whole numbers from 0 to 255, in a quarter of the memory.
-            mixed: where no size is given and the images differ in size, the size that all of them get.
+            mixed: where no size is given and the images differ in size, the size that all of them get; 0: an error.
 
         Raises:
             DapError: the set is empty, its images differ in size and no size is given, or an image is broken (it is named).
@@ -336,15 +331,20 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         if size is not None:
             images = torch.empty(len(labels), 3, size, size, dtype=dtype)
             for row, line in zip(images, self.records, strict=True):
-                image = decode(self.path / line["path"], size, fit)
+                image = decode(self._file(line), size, fit)
                 row.copy_(image if dtype.is_floating_point else (image * 255).round())
             return images, labels
-        arrays = [pixels(self.path / line["path"]) for line in self.records]
+        arrays = [pixels(self._file(line)) for line in self.records]
         if len(sizes := sorted({f"{a.shape[1]}x{a.shape[0]}" for a in arrays})) > 1:
-            if mixed is not None:
-                return self.tensors(mixed, fit=fit, dtype=dtype)
-            raise DapError(
-                f"The images in {self.path} differ in size ({some(sizes)}); give a size, to which they are cropped and resized."
-            )
+            if not mixed:
+                sides = ", ".join(sizes[:3])
+                raise DapError(f"The images in {self.path} differ in size ({sides}); give a size for them all.")
+            return self.tensors(mixed, fit=fit, dtype=dtype)
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
+
+    def _file(self, line: Mapping[str, Any]) -> Path:
+        """The file of the image of a manifest line. In a set of this library it lies inside the folder of the set."""
+        if there(self.path, "classes.json"):
+            return inside(self.path, line["path"])
+        return regular(self.path / line["path"])

@@ -22,14 +22,15 @@ import torch
 import yaml
 
 from dap.base.errors import DapError
-from dap.base.files import building, dump, in_use, sha256_of, write_atomically
+from dap.base.files import building, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
 from dap.data.real.decode import as_png, pixels
 from dap.data.sets import ddranking
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.sets.contents import Within, sha256, there
 from dap.data.sets.differences import differences
-from dap.data.sets.distilled import DistilledSet, folders_of
-from dap.data.sets.folders import exported
+from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.folders import exported, folders_of
 
 Progress = Callable[[int, int, str], None]
 
@@ -53,11 +54,16 @@ class Job:
     def images(self, by_slot: bool = False) -> Iterator[tuple[dict[str, Any], bytes]]:
         """The manifest line and the PNG of every image, in the order of label and slot. With `by_slot`, the order is
         that of slot and label."""
-        records = self.made.records
+        records, within = self.made.records, Within(self.made.path)
         if by_slot:
             records.sort(key=lambda record: (record["slot"], record["label"]))
         for done, record in enumerate(records, 1):
-            yield record, as_png(self.made.path / record["path"])[0]
+            # The links of a folder that others made may lead where they want; those of a set may not.
+            own = there(self.made.path, "classes.json")
+            data = within.read(record["path"]) if own else (self.made.path / record["path"]).read_bytes()
+            if sha256(data) != record["sha256"]:
+                raise DapError(f"{record['path']} has changed while the set was exported; export it again.")
+            yield record, as_png(data)[0]
             if self.progress is not None:
                 self.progress(done, len(records), record["class_name"])
 
@@ -71,12 +77,14 @@ class Written:
         front: further fields for the front matter of the card, which the hub reads.
         extra: further fields for export.json.
         notes: sentences for the user.
+        files: the names of the files that hold the images, to check at the end that all are there.
     """
 
     how: str
     front: dict[str, Any]
     extra: dict[str, Any]
     notes: list[str]
+    files: list[str]
 
 
 def export(
@@ -116,7 +124,10 @@ def export(
         raise DapError(f"A shard size of at least 1 is for {sharded}; layout {layout!r} was given {shard_size}.")
     size = shard_size or size
     identity = {"layout": layout, "set": fingerprint(made), "shard_size": size}
-    if in_use(out):
+
+    def check() -> None:
+        if not in_use(out):
+            return
         before = exported(out)
         if not before:
             raise DapError(f"{out} is not empty and holds no export; choose a new folder with --out.")
@@ -124,9 +135,12 @@ def export(
             raise DapError(
                 f"{out} holds another export. What changed: {'; '.join(changed)}. Choose a new folder with --out."
             )
+
+    check()  # before the images are decoded, and once more when no other export can run
     made.check_whole()
-    with building(out, "export.json") as folder:
+    with building(out, "export.json", check) as folder:
         written = write(Job(made, folder, size or 0, progress))
+        check_there(folder, written.files)
         if layout != "parquet":
             _manifest(made, folder, written)
         write_atomically(folder / "README.md", _card(made, layout, written).encode())
@@ -141,6 +155,7 @@ def export(
             "version": version("diffusion-as-priors"),
         }
         write_atomically(folder / "export.json", dump(said))
+    check_there(out, {**dict.fromkeys(files), "export.json": None})
     return said
 
 
@@ -154,7 +169,7 @@ def _imagefolder(job: Job) -> Written:
     """Write `<class>/<slot>.png`. Readers number the folders in sorted order, so that their labels may differ from the
     set's."""
     folders = folders_of(job.made.class_names)
-    _write_folders(job, folders)
+    files = _write_folders(job, folders)
     notes = []
     if sorted(folders) != folders:
         notes.append(
@@ -164,7 +179,7 @@ def _imagefolder(job: Job) -> Written:
     how = f"""`torchvision.datasets.ImageFolder(folder)` and `datasets.load_dataset(folder)` read it.
 {notes[0] if notes else "They number the folders in sorted order, which is this set's label order."}
 The latter needs this file: `load_dataset("imagefolder", data_dir=folder)` would take a class called "test" for a split."""
-    return Written(how, _split("*/*.png"), {"folders": folders}, notes)
+    return Written(how, _split("*/*.png"), {"folders": folders}, notes, files)
 
 
 def _ddranking(job: Job) -> Written:
@@ -172,7 +187,8 @@ def _ddranking(job: Job) -> Written:
     DD-Ranking are written too."""
     folders = [f"{label:05d}" for label in range(len(job.made.class_names))]
     scored = ddranking.scored_as(job.made.class_names)
-    _write_folders(job, folders)
+    files = _write_folders(job, folders)
+    check_there(job.folder, files)
     side = min(pixels(job.folder / folders[0] / "00000.png").shape[:2])
     for score, values in ddranking.configs(scored, job.made.ipc, side).items():
         text = ddranking.HEADER + yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)  # no YAML aliases
@@ -185,7 +201,7 @@ def _ddranking(job: Job) -> Written:
     from ddranking.metrics import LabelRobustScoreSoft
 
     LabelRobustScoreSoft(Config.from_file("lrs_soft.yaml")).compute_metrics(image_path="this folder")"""
-    return Written(how, _split("*/*.png"), {"folders": folders, "scored_as": scored}, [note])
+    return Written(how, _split("*/*.png"), {"folders": folders, "scored_as": scored}, [note], files)
 
 
 def _pt(job: Job) -> Written:
@@ -208,7 +224,7 @@ def _pt(job: Job) -> Written:
         os.fsync(file.fileno())
     how = """`torch.load("images.pt", weights_only=True)` gives a dictionary: `images`, bytes (n, 3, h, w) from 0 to 255 and not
 normalised, `labels` (n,) int64, and `class_names` in label order."""
-    return Written(how, {}, {}, [])
+    return Written(how, {}, {}, [], ["images.pt"])
 
 
 def _parquet(job: Job) -> Written:
@@ -236,9 +252,12 @@ LAYOUTS: dict[str, tuple[Callable[[Job], Written], int | None]] = {
 None."""
 
 
-def _write_folders(job: Job, folders: list[str]) -> None:
+def _write_folders(job: Job, folders: list[str]) -> list[str]:
+    files = []
     for record, png in job.images():
-        write_atomically(job.folder / folders[record["label"]] / f"{record['slot']:05d}.png", png)
+        files.append(f"{folders[record['label']]}/{record['slot']:05d}.png")
+        write_atomically(job.folder / files[-1], png)
+    return files
 
 
 def _split(pattern: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,18 @@ from typing import Any
 from urllib.parse import quote
 
 from dap import imagenet
-from dap.base.documents import read_text
+from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
-from dap.base.files import natural_order, read_json
-from dap.base.parsing import parse_json, shown
+from dap.base.files import natural_order
+from dap.base.parsing import Damaged, parse_json, shown
 from dap.data.real.base import select, some
+from dap.data.real.finding.walking import Left
 from dap.data.real.layouts import class_folders, image_files, visible
-from dap.data.real.suffixes import IMAGE_SUFFIXES
+from dap.data.real.suffixes import CONTAINERS
+from dap.data.sets.contents import EXPORT, JSON, MOST_CLASSES, MOST_IMAGES, read, there
+
+ADVICE = "Export the set again, or remove this file and give the classes with --classes."
+"""What to do about a damaged export.json."""
 
 SORTED = "sorted"
 """A value for `class_names`. With this value the user says on purpose that the labels follow the sorted class
@@ -66,21 +70,11 @@ def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | S
 def left_out(path: Path) -> dict[str, Any]:
     """What class folders hold beside images: the names of the folders without an image under `empty`, and how many files
     of each ending are no images under `skipped`. A key without content is absent."""
-    empty, skipped = [], Counter[str]()
-    for folder in class_folders(path):
-        if not image_files(path / folder):
-            empty.append(shown(folder))
-        for _, _, names in os.walk(path / folder):
-            ends = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
-            skipped.update(shown(end) or "no ending" for end in ends if end not in IMAGE_SUFFIXES)
-    return {
-        key: value
-        for key, value in (
-            ("empty", empty),
-            ("skipped", dict(sorted(skipped.items(), key=lambda one: (-one[1], one[0])))),
-        )
-        if value
-    }
+    left = Left()
+    empty = [shown(folder) for folder in class_folders(path) if not image_files(path / folder, left)]
+    kinds = sorted(left.others.items(), key=lambda one: (-one[1], one[0] or "no ending"))
+    facts = {"empty": empty, "skipped": {shown(ending) or "no ending": count for ending, count in kinds}}
+    return {key: value for key, value in facts.items() if value}
 
 
 def files_by_kind(path: Path) -> dict[str, list[Path]]:
@@ -107,38 +101,23 @@ def other_than_folders(path: Path) -> str | None:
         return f"{path} holds {what}, not class folders; make a set of it with dap import {path} --out DIR."
     held = [path] if path.is_file() else [path / e.name for e in visible(path)] if path.is_dir() else []
     for file in held:
-        for ends, what, way in _FOREIGN:
+        for ends, what, way in CONTAINERS:
             if file.name.lower().endswith(ends) and not file.is_dir():
                 return f"{shown(file)} is {what}, which is not read; {way}."
     return f"{shown(path)} is a file, not a folder of class folders." if path.is_file() else None
 
 
-_FOREIGN = (
-    ((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "a compressed archive", "unpack it, and give the folder"),
-    ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),
-    (
-        (".npz", ".npy"),
-        "a file of numpy arrays",
-        'save it with torch.save({"images": torch.from_numpy(x), "labels": torch.from_numpy(y)}, "set.pt"), and give set.pt',
-    ),
-    ((".mdb", ".lmdb"), "an LMDB database", "write its images into one folder for each class, and give the folder"),
-    ((".h5", ".hdf5"), "an HDF5 file", "save its arrays as tensors with torch.save, and give the .pt file"),
-    (
-        (".arrow",),
-        "an Arrow file of datasets' save_to_disk",
-        "load it and write it with to_parquet, and give that file",
-    ),
-    ((".tfrecord", ".rec", ".beton"), "a file of records", "write its images into one folder for each class"),
-    ((".pkl", ".pickle", ".mat"), "a file of Python or MATLAB objects", "save its images and labels with torch.save"),
-)
-"""Files of images that are not read: their endings, what they are, and the way out."""
-
-
 def exported(path: Path) -> dict[str, Any]:
     """The contents of the `export.json` that `dap export` wrote into the folder; {} where there is no such file."""
-    file = path / "export.json"
-    said = read_json(file) if file.is_file() else {}
-    return said if isinstance(said, dict) and {"class_names", "layout"} <= set(said) else {}
+    if not there(path, "export.json") or (path / "export.json").is_dir():
+        return {}
+    said = read(path, "export.json", JSON, ADVICE)
+    if not (isinstance(said, dict) and {"class_names", "layout"} <= set(said)):
+        return {}
+    try:
+        return fitted(said, EXPORT, path / "export.json")
+    except Damaged as error:
+        raise Damaged(f"{error} {ADVICE}") from error
 
 
 def by_position(folders: Sequence[str]) -> list[str] | None:
@@ -162,12 +141,15 @@ def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
         class_names if isinstance(class_names, str) else class_names[0] if class_names and len(class_names) == 1 else ""
     )
     if alone.endswith((".json", ".txt")) and Path(alone).is_file():
-        file = Path(alone)
-        text = read_text(file)
-        if alone.endswith(".json"):
-            names = parse_json(text, file)
-        else:
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+        try:
+            text = read_text(Path(alone))
+            names = (
+                parse_json(text, alone)
+                if alone.endswith(".json")
+                else [line.strip() for line in text.splitlines() if line.strip()]
+            )
+        except Damaged as error:
+            raise DapError(f"{alone} cannot be read as a list of class names: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DapError(f'{alone} must hold a list of class names in label order, such as ["cat", "dog"].')
         return [name.strip() for name in names]
@@ -290,13 +272,61 @@ def wnid_order(path: Path, folders: Sequence[str]) -> str:
 
 
 def folders_of(class_names: Sequence[str]) -> list[str]:
-    """A safe folder name for each class, different for each. The folder has the name of the class where that name is
-    safe."""
+    """A safe folder name for each class, in ASCII. The folder has the name of the class where that name is safe.
+
+    No two folders are one on a file system that ignores case or trailing dots.
+
+    Raises:
+        DapError: a name holds bytes that are not UTF-8.
+    """
     folders: list[str] = []
+    taken: set[str] = set()
     for label, name in enumerate(class_names):
+        check_text(name)
         folder = (
             quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
         )
-        taken = {f.lower() for f in folders}
-        folders.append(folder if folder.lower() not in taken else f"{folder}~{label}")
+        if _alike(folder) in taken:
+            folder = f"{folder}~{label}"
+        while _alike(folder) in taken:  # a class may really be called a~2
+            folder += "~"
+        taken.add(_alike(folder))
+        folders.append(folder)
     return folders
+
+
+def _alike(folder: str) -> str:
+    """What is equal for two folders that some file system takes for one."""
+    return folder.casefold().rstrip(". ")
+
+
+def check_text(name: str) -> None:
+    """Raise `DapError` if the name of a class holds bytes that are not UTF-8, as a folder named in Latin-1 does."""
+    if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise DapError(
+            f"The class name {shown(name)!r} holds bytes that are not UTF-8. Rename its folder to UTF-8, for example with "
+            "convmv -f latin1 -t utf8 --notest, or give names with --classes."
+        )
+
+
+def check_classes(class_names: Sequence[str], ipc: int) -> None:
+    """Check that a set can have these classes, before anything of it is written.
+
+    Raises:
+        DapError: a name is empty, repeated, longer than 1,000 characters, or no text; or the set is too large.
+    """
+    if not 1 <= len(class_names) <= MOST_CLASSES:
+        raise DapError(f"A set has 1 to {MOST_CLASSES:,} classes, not {len(class_names)}.")
+    if not (ipc >= 1 and len(class_names) * ipc <= MOST_IMAGES):
+        raise DapError(
+            f"A set has at least 1 image per class and at most {MOST_IMAGES:,} images; {len(class_names)} classes of {ipc} "
+            "images are not that. Give another --ipc."
+        )
+    for name in class_names:
+        check_text(name)
+        if not 1 <= len(name) <= 1000 or "\0" in name:
+            raise DapError(
+                f"The class name {shown(name)[:80]!r} is empty, longer than 1,000 characters, or holds a NUL; rename the class."
+            )
+    if len(set(class_names)) < len(class_names):
+        raise DapError(f"The class {Counter(class_names).most_common(1)[0][0]!r} is named twice; name each class once.")

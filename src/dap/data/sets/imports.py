@@ -14,15 +14,23 @@ import torch
 
 from dap import imagenet
 from dap.base.errors import DapError
-from dap.base.files import building, in_use, natural_order, read_json
+from dap.base.files import building, dump, in_use, natural_order
 from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.base import some
 from dap.data.real.decode import BrokenImage, as_png
+from dap.data.sets import contents
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.folders import by_position, exported, files_by_kind, images_by_folder, other_than_folders
+from dap.data.sets.folders import (
+    by_position,
+    check_classes,
+    exported,
+    files_by_kind,
+    images_by_folder,
+    other_than_folders,
+)
 from dap.data.sets.readers import (
     Ask,
     Entry,
@@ -114,8 +122,12 @@ def import_set(
         raise DapError(f"ipc must be at least 1, not {ipc}.")
     if not source.exists():
         raise DapError(f"There is no file or folder {source}.")
-    if in_use(out):
-        raise DapError(f"{out} is not empty; choose a new folder with --out.")
+
+    def check() -> None:
+        if in_use(out):
+            raise DapError(f"{out} is not empty; choose a new folder with --out.")
+
+    check()
     kind, why = detect(source) if given == "auto" else (given, f"as given with --layout {layout}")
     for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
         if value is not None and kind != "tensors":
@@ -137,15 +149,33 @@ def import_set(
         "facts": reading.facts,
         "version": version("diffusion-as-priors"),
     }
-    if (source / "recipe.json").is_file():  # a set of ours, so the recipe that made the images is known
-        told["recipe"] = read_json(source / "recipe.json")
-    with building(out, "import.json") as folder:
+    if contents.there(source, "recipe.json"):  # a set of ours, so the recipe that made the images is known
+        told["recipe"] = contents.read(source, "recipe.json", contents.RECIPE)
+    check_classes(reading.names, len(chosen[0]))
+    dump(told)  # a name that UTF-8 cannot hold is told now
+    with building(out, "import.json", check) as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
         told["images"] = _store(made, chosen, progress)
         told["notes"] = _notes(told)
         made.note("README.md", _card(made, told, licence, source))
         made.note("import.json", told)
-    return DistilledSet.open(out)
+        _check_all(folder, chosen)  # before the folder takes its place
+    return _check_all(out, chosen)
+
+
+def _check_all(folder: Path, chosen: list[list[Entry]]) -> DistilledSet:
+    """The set in a folder, if all images that were written are there.
+
+    Raises:
+        DapError: some are not, because something removed or changed them meanwhile.
+    """
+    made, wanted = DistilledSet.open(folder), sum(map(len, chosen))
+    if len(made) < wanted:
+        raise DapError(
+            f"{folder} has {len(made)} of the {wanted} images that were imported; something removed or changed the others "
+            "meanwhile. Remove the folder, and import again."
+        )
+    return made
 
 
 def detect(source: Path) -> tuple[str, str]:
@@ -154,7 +184,7 @@ def detect(source: Path) -> tuple[str, str]:
     Raises:
         DapError: the source has no known layout, or could have several.
     """
-    if (source / "classes.json").is_file() and (source / "manifest.jsonl").is_file():
+    if source.is_dir() and contents.there(source, "classes.json") and contents.there(source, "manifest.jsonl"):
         return "set", "found: classes.json and manifest.jsonl"
     files = files_by_kind(source)
     folders = list(images_by_folder(source)) if source.is_dir() else []

@@ -14,10 +14,12 @@ from typing import Any
 
 from dap import imagenet
 from dap.base.errors import DapError
+from dap.base.files import inside
 from dap.base.parsing import parse_json, shown
 from dap.data.real.base import some
 from dap.data.real.decode import read_file
-from dap.data.real.layouts import MAC, is_image, locate, visible
+from dap.data.real.finding.walking import is_hidden
+from dap.data.real.layouts import is_image, locate, visible
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.suffixes import IMAGE_SUFFIXES
 from dap.data.sets.distilled import DistilledSet
@@ -141,10 +143,11 @@ def read_set(source: Path, ask: Ask) -> Reading:
         raise DapError(f"{source} has no class {absent[0]!r}; it has {some(made.class_names, 20)}.")
     files: dict[str, list[Path]] = {name: [] for name in made.class_names}
     for record in made.records:
-        files[record["class_name"]].append(source / record["path"])
+        files[record["class_name"]].append(inside(source, record["path"]))
     order = "the set's own" if ask.class_names is None else "as given with --classes"
     facts = {"recipe": made.recipe} if made.recipe else {}
-    return Reading(names, [[_entry(source, file) for file in files[name]] for name in names], order, facts=facts)
+    images = [[_entry(source, file) for file in files[name]] for name in names]
+    return Reading(names, images, order, facts=facts)
 
 
 def read_parquet(source: Path, ask: Ask) -> Reading:
@@ -202,7 +205,7 @@ def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
-                if member.isfile() and not name.startswith(".") and MAC not in folder.split("/"):
+                if member.isfile() and not any(is_hidden(part) for part in member.name.removeprefix("./").split("/")):
                     folder = folder.removeprefix("./")
                     key, _, suffix = name.partition(".")
                     samples.setdefault(f"{folder}/{key}".lstrip("/"), {})[suffix] = partial(

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dap.base.errors import DapError
 from dap.base.files import write_atomically
 from dap.data.real.parquet import check_pyarrow
 
@@ -23,7 +24,7 @@ Images = Iterable[tuple[dict[str, Any], bytes]]
 
 def write_parquet(
     class_names: Sequence[str], images: Images, n: int, folder: Path, shard_size: int
-) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
+) -> tuple[str, dict[str, Any], dict[str, Any], list[str], list[str]]:
     """Write `data/train-00000-of-0000N.parquet` with the columns image, label, slot, seed and sha256.
 
     A note in the schema tells `datasets` that the columns are an Image and a ClassLabel with its names.
@@ -63,6 +64,7 @@ def write_parquet(
                     writer.write_table(pa.Table.from_pylist([_row(*image) for image in group], schema))
             file.flush()
             os.fsync(file.fileno())
+    files = [f"data/train-{shard:05d}-of-{shards:05d}.parquet" for shard in range(shards)]
     named = {str(label): name for label, name in enumerate(class_names)}
     dtypes = {"image": "image", "label": {"class_label": {"names": named}}, "sha256": "string"}
     front = {
@@ -74,12 +76,12 @@ def write_parquet(
     }
     how = """`datasets.load_dataset(folder)` and `datasets.load_dataset("parquet", data_dir=folder)` give the columns `image`,
 `label` (a ClassLabel with this set's names and order), `slot`, `seed` and `sha256`. `image` holds the PNG itself."""
-    return how, front, {}, []
+    return how, front, {}, [], files
 
 
 def write_webdataset(
     images: Images, folder: Path, shard_size: int
-) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
+) -> tuple[str, dict[str, Any], dict[str, Any], list[str], list[str]]:
     """Write `shard-000000.tar`, …. Each image has a .png, a .cls with its label and a .json with its manifest line.
 
     The images should come slot by slot, so that every shard has all classes.
@@ -91,6 +93,7 @@ def write_webdataset(
     Returns:
         The fields of `dap.data.sets.export.Written`.
     """
+    files = []
     for number, shard in enumerate(_chunks(iter(images), shard_size)):
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -102,16 +105,19 @@ def write_webdataset(
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size, member.mtime, member.mode = len(data), 0, 0o644
                     archive.addfile(member, io.BytesIO(data))
-        write_atomically(folder / f"shard-{number:06d}.tar", out.getvalue())
+        files.append(f"shard-{number:06d}.tar")
+        write_atomically(folder / files[-1], out.getvalue())
     how = """`webdataset.WebDataset([...]).decode("rgb").to_tuple("png", "cls")` reads the shards. Images lie slot by slot, all
 classes after one another, so a shard has every class. `json` holds the class name, seed and sha256."""
     front = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}]}
-    return how, front, {}, []
+    return how, front, {}, [], files
 
 
 def _row(record: dict[str, Any], png: bytes) -> dict[str, Any]:
     name = f"{record['label']:05d}_{record['slot']:05d}.png"
     kept = {key: record.get(key) for key in ("label", "slot", "seed", "sha256")}
+    if (kept["seed"] or 0) >= 2**63:
+        raise DapError(f"The seed of image {name} is too large for parquet; use another layout.")
     return {"image": {"bytes": png, "path": name}, **kept}
 
 

@@ -11,7 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from dap.data.real.decode import BrokenImage, pixels
+from dap.base.documents import regular
+from dap.base.errors import DapError
+from dap.base.files import inside
+from dap.data.real.decode import pixels
+from dap.data.sets.contents import there
 
 SIDE, ROWS, COLUMNS = 48, 12, 12
 """The side of a small image in pixels, and the largest numbers of classes and of images per class on a sheet. With
@@ -33,7 +37,7 @@ def contact_sheet(folder: Path, class_names: Sequence[str], records: Sequence[di
     lines = [f"<p>{html.escape(caption)}</p>", "<table>"]
     for label, name in enumerate(class_names[:ROWS]):
         mine = [record for record in records if record["label"] == label]
-        strip = "" if not mine else f'<img alt="" src="{_strip([folder / line["path"] for line in mine[:COLUMNS]])}">'
+        strip = "" if not mine else f'<img alt="" src="{_strip(folder, [line["path"] for line in mine[:COLUMNS]])}">'
         more = f"and {len(mine) - COLUMNS} more" if len(mine) > COLUMNS else ""
         cells = (html.escape(name), strip, more)
         lines.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
@@ -43,21 +47,23 @@ def contact_sheet(folder: Path, class_names: Sequence[str], records: Sequence[di
     return "<div>" + "".join(lines) + "</div>"
 
 
-def _strip(files: Sequence[Path]) -> str:
-    """The images of these files, small and side by side, as a data URI."""
+def _strip(folder: Path, files: Sequence[str]) -> str:
+    """The images of these files of the folder, small and side by side, as a data URI."""
     strip = Image.new("RGB", ((SIDE + 2) * len(files) - 2, SIDE), "white")
     for k, file in enumerate(files):
-        strip.paste(_small(file), (k * (SIDE + 2), 0))
+        strip.paste(_small(folder, file), (k * (SIDE + 2), 0))
     out = io.BytesIO()
     strip.save(out, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _small(file: Path) -> Image.Image:
+def _small(folder: Path, file: str) -> Image.Image:
     try:
-        small = Image.fromarray(pixels(file))
+        small = Image.fromarray(
+            pixels(inside(folder, file) if there(folder, "classes.json") else regular(folder / file))
+        )
         small.thumbnail((SIDE, SIDE))
-    except BrokenImage:
+    except DapError:
         return Image.new("RGB", (SIDE, SIDE), "grey")
     square = Image.new("RGB", (SIDE, SIDE), "white")
     square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))

@@ -30,6 +30,7 @@ from dap.base.files import write_atomically
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.notes import leaks
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
@@ -61,7 +62,7 @@ class Inspector:
         test: real test images (n, 3, h, w) in [0, 1] and labels (n,), for the map alone.
         features: what to call the extractor, and the extractor. A `Classifier` also predicts labels.
         limit: real images of a class that are searched for near-copies; default: all, or a random choice of
-            `SEARCHED_IN_ALL` altogether where there are more.
+            `SEARCHED_IN_ALL` altogether where there are more. The measures do not depend on it.
         own: measures of one's own, whose numbers go into `measures.json` too; see `measures.own`.
 
     Raises:
@@ -83,16 +84,40 @@ class Inspector:
         known = features[1]
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 
+    @property
+    def _reading(self) -> dict[str, int]:
+        classes = len(self.train.class_names)
+        limit = max(SEARCHED_IN_ALL // classes, 100)
+        return {"limit": limit, "compared": min(COMPARED, max(COMPARED_IN_ALL // classes, 100))}
+
     @cached_property
     def reals(self) -> Pictures:
-        classes = len(self.train.class_names)
-        limit = self.limit or max(SEARCHED_IN_ALL // classes, 100)
-        compared = min(COMPARED, max(COMPARED_IN_ALL // classes, 100))
-        return Pictures(self.train, self.features, limit=limit, compared=compared)
+        """The real images that the measures compare with. They are the same ones whatever number is searched."""
+        return Pictures(self.train, self.features, **self._reading, only_compared=self.limit is not None)
 
     @cached_property
     def search(self) -> Search:
-        return Search(self.reals)
+        if self.limit is None:
+            return Search(self.reals)
+        return Search(Pictures(self.train, self.features, **{**self._reading, "limit": self.limit}))
+
+    @cached_property
+    def _tested(self) -> tuple[set[bytes], int]:
+        """The small pictures of all test images, and how many test images are training images too, of those that are
+        searched."""
+        test = [picture.numpy().tobytes() for part in self.test[0].split(500) for picture in self.reals.pictured(part)]
+        searched = self.search.reals if "search" in self.__dict__ else self.reals
+        train = {picture.numpy().tobytes() for pictures in searched.pictures for picture in pictures}
+        return set(test), sum(picture in train for picture in test)
+
+    def _real(self, judged: DistilledSet, images: Tensor) -> dict[str, int]:
+        """How many test images are training images too, and how many images of the set are test images."""
+        test, both = self._tested
+        drawn = sum(picture.numpy().tobytes() in test for picture in self.reals.pictured(images))
+        found = {"test": len(self.test[0]), "test_in_train": both, "set": len(images), "set_in_test": drawn}
+        for sentence in leaks(found):
+            log.warning("%s: %s", judged.path, sentence)
+        return found
 
     def done(self, judged: DistilledSet, key: str) -> bool:
         """Whether the files of a set were written under this key, with these features and by the same measures of the
@@ -162,7 +187,8 @@ class Inspector:
         keep = (judged.path / "classes.json").is_file()
         self._write_neighbours(judged, near if keep else [], own)
         self._write_map(judged, features, labels, own)
-        judged.note("images.json", self._images(judged, near, probabilities, own, key, keep))
+        told = self._images(judged, near, probabilities, own, key, keep)
+        judged.note("images.json", {**told, "real": self._real(judged, images)})
         by_class = {name: rows[name] for name in judged.class_names}
         judged.note("measures.json", {**measures, "by_class": by_class, "notes": notes, "judged": key})
 
@@ -197,6 +223,7 @@ class Inspector:
         keep: bool,
     ) -> dict[str, Any]:
         listed: list[dict[str, Any]] = []
+        thresholds = self.search.thresholds if near else None
         for i, record in enumerate(judged.records):
             line: dict[str, Any] = {name: record[name] for name in ("label", "slot", "path")}
             line |= {"nearest": None, "closeness": None, "copy": None, "original": None}
@@ -205,32 +232,45 @@ class Inspector:
                 spaces = ("feature", "pixel", "feature_any", "pixel_any")
                 line["nearest"] = {space: self._told(getattr(found, space), own, keep) for space in spaces}
                 line["closeness"] = dict(zip(("pixel", "feature"), found.closeness, strict=True))
-                line["copy"] = found.original is not None
+                # Without a limit an image may be a copy and not be the same picture, and nobody can say.
+                line["copy"] = True if found.original is not None else None if thresholds and thresholds.why else False
                 line["original"] = None if found.original is None else self._told(found.original, own, keep)
+            if isinstance(
+                name := record.get("real"), str
+            ):  # the method chose this real image, whatever its pixels are now
+                line["copy"] = True
+                line["original"] = line["original"] or {
+                    "key": name,
+                    "label": record["label"],
+                    "distance": 0.0,
+                    "file": None,
+                }
             line |= {"predicted": None, "probability": None}
             if probabilities is not None:
                 chosen = int(probabilities[i].argmax())
                 line |= {"predicted": own[chosen], "probability": probabilities[i, chosen].item()}
             listed.append(line)
         copies = [line for line in listed if line["copy"]]
-        worst = sorted(copies, key=lambda line: line["closeness"]["pixel"])[:10]
-        summary: dict[str, Any] = {"copies": len(copies), "share": len(copies) / len(listed)} if near else {}
-        if near:
-            thresholds = self.search.thresholds
+        worst = sorted(copies, key=lambda line: (line["closeness"] or {"pixel": 0.0})["pixel"])[:10]
+        known = all(line["copy"] is not None for line in listed)
+        summary: dict[str, Any] = {"copies": len(copies), "share": len(copies) / len(listed)} if known else {}
+        if thresholds is not None:
             summary["worst"] = [line["path"] for line in worst]
             summary["rule"] = {
                 "pixel": {"at_most": thresholds.pixel, "rate": PIXEL_RATE},
                 "feature": {"at_most": thresholds.feature, "rate": FEATURE_RATE},
                 "calibrated_on": thresholds.calibrated_on,
+                "duplicates": thresholds.duplicates,
+                "why": thresholds.why,
             }
-            reals = self.reals
+            reals = self.search.reals
             embedded = sum(map(len, reals.features))
             summary["searched"] = {"pixel": reals.searched, "feature": embedded, "of": reals.available}
         return {"features": self.name, "judged": key, **summary, "images": listed}
 
     def _told(self, match: Match, own: list[int], keep: bool) -> dict[str, Any]:
         label = own[match.label]
-        told = {"key": self.reals.key(match.label, match.index), "label": label, "distance": match.distance}
+        told = {"key": self.search.reals.key(match.label, match.index), "label": label, "distance": match.distance}
         return {**told, "file": _file(match, label) if keep else None}
 
     def _write_neighbours(self, judged: DistilledSet, near: list[Neighbours], own: list[int]) -> None:
@@ -245,7 +285,7 @@ class Inspector:
             if f"neighbours/{file.name}" not in wanted:
                 file.unlink()
         for name, where in wanted.items():
-            pixels = self.reals.images([where])[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+            pixels = self.search.reals.images([where])[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, format="PNG")
             write_atomically(judged.path / name, buffer.getvalue())

@@ -13,6 +13,9 @@ is left out of its own class. c(s) is then compared with the lowest hundredth of
 would be as near to a training image. The same is done in features, with the image mirrored and shifted as its match is, and
 with the lowest tenth. A `copy` is below both limits, or is the same picture. So at most about 1 % of the images that copy
 nothing are flagged.
+
+Real images that are there twice are left out of that sample: they would say that to be the same picture is usual. Where fewer
+than `LEAST` images are left, or a limit is 0, there is no limit, and only the same picture counts as a copy.
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ CANDIDATES = 16
 CALIBRATION = 1000
 """The number of real images, of all classes together, on which the thresholds are measured."""
 
+LEAST = 5
+"""The smallest number of real images on which limits are measured."""
+
 SAME = 0.5 / 255
 """Root mean squared difference below which two pictures are the same 8-bit picture."""
 
@@ -70,7 +76,7 @@ class Suspect:
 
     def copied(self, thresholds: Thresholds) -> bool:
         near = self.closeness[0] <= thresholds.pixel and self.closeness[1] <= thresholds.feature
-        return near or self.match.distance <= SAME
+        return (near and thresholds.why is None) or self.match.distance <= SAME
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,10 @@ class Thresholds:
     pixel: float
     feature: float
     calibrated_on: int
+    duplicates: int = 0
+    """How many real images of the sample were left out, because they are there twice."""
+    why: str | None = None
+    """Why there is no limit, as a sentence; None where there is one."""
 
 
 class Search:
@@ -135,11 +145,17 @@ class Search:
             chosen = torch.randperm(len(features), generator=generator)[:each]
             images = self.reals.images([(label, self.reals.indices[label][i]) for i in chosen.tolist()])
             found += self._suspects(images, features[chosen], label, chosen)
+        once = [suspect for suspect in found if suspect.match.distance > SAME]
+        counted = {"calibrated_on": len(once), "duplicates": len(found) - len(once)}
+        if len(once) < LEAST:
+            why = f"Of {len(found)} real images {counted['duplicates']} are there twice, too many to say how near is too near."
+            return Thresholds(0.0, 0.0, **counted, why=why)
         values: list[float] = []
         for which, rate in enumerate((PIXEL_RATE, FEATURE_RATE)):
-            ordered = sorted(suspect.closeness[which] for suspect in found)
+            ordered = sorted(suspect.closeness[which] for suspect in once)
             values.append(ordered[max(0, math.floor(rate * (len(ordered) + 1)) - 1)])
-        return Thresholds(*values, calibrated_on=len(found))
+        why = None if min(values) > 0 else "Among the real images themselves a distance of 0 is usual."
+        return Thresholds(*values, **counted, why=why)
 
     def __call__(self, images: Tensor, labels: Tensor, features: Tensor) -> list[Neighbours]:
         """The neighbours of images (n, 3, h, w) in [0, 1] with labels (n,) and features (n, D), in their order."""

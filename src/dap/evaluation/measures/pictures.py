@@ -32,6 +32,7 @@ class Pictures:
         features: images (n, 3, h, w) in [0, 1] -> (n, D); called with at most 500 at a time.
         limit: the largest number of images of a class that are read, by a fixed random draw; default: all images.
         compared: the number of images of each class for which features are computed: the first ones that are read.
+        only_compared: read no other images than these.
 
     Attributes:
         side: the side of the pictures in pixels: the smaller one of the source's size and `SIDE`.
@@ -46,7 +47,13 @@ class Pictures:
     """
 
     def __init__(
-        self, source: Source, features: Callable[[Tensor], Tensor], *, limit: int | None = None, compared: int = 500
+        self,
+        source: Source,
+        features: Callable[[Tensor], Tensor],
+        *,
+        limit: int | None = None,
+        compared: int = 500,
+        only_compared: bool = False,
     ) -> None:
         self.source, self.extractor, self.side = source, features, min(SIDE, source.size)
         self.pictures: list[Tensor] = []
@@ -58,6 +65,8 @@ class Pictures:
             if limit is not None and limit < len(wanted):
                 generator = torch.Generator().manual_seed(seed_of("neighbours", name))
                 wanted = sorted(torch.randperm(len(wanted), generator=generator)[:limit].tolist())
+            if only_compared:
+                wanted = wanted[: compared + 20]  # a few of them may be broken
             indices: list[int] = []
             pictures: list[Tensor] = []
             found: list[Tensor] = []

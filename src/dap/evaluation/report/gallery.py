@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dap.base.files import sha256_of
+from dap.base.parsing import shown
+from dap.data.sets.notes import leaks
 from dap.evaluation.report.records import Json, SetRecord, is_number
 from dap.evaluation.report.summary import Group
 from dap.evaluation.report.text import count, figure
@@ -20,6 +22,8 @@ MAX_SLOTS, MAX_CLASSES = 10, 20
 MAX_SIDE = 64
 """Larger images are shown reduced to `THUMBNAIL` pixels."""
 THUMBNAIL = 96
+LARGEST_IMAGE = 100_000_000
+"""The most pixels of an image that is shown."""
 BUDGET = 4_500_000
 """Bytes of base64 images in one page. Fewer than ten slots are shown where ten would exceed the budget."""
 REAL_BUDGET = 2_500_000
@@ -39,7 +43,7 @@ class NearestReals:
 
     def add(self, file: Path) -> int | None:
         """The position of the image in `sources`; None where the image cannot be read or the budget is spent."""
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = sha256_of(file) or ""
         if digest not in self._known:
             source, _ = embedded(file)
             fits = source is not None and self._spent + len(source) <= REAL_BUDGET
@@ -119,9 +123,14 @@ def _seen(record: SetRecord) -> dict[str, Json]:
 
 
 def near_copies(groups: Sequence[Group]) -> list[str]:
-    """A sentence for every group with images that are near-copies of real training images."""
+    """Sentences about images that are near-copies of real training images, and about real images that are on both sides."""
     told = []
     for group in groups:
+        for record in group.sets:
+            real, rule = record.inspected.get("real") or {}, record.inspected.get("rule") or {}
+            told += [f"{shown(record.path)}: {sentence}" for sentence in leaks(real)]
+            if rule.get("why"):
+                told.append(f"{shown(record.path)}: only exact copies of real images are flagged. {rule['why']}")
         looks = [(record, list(inspected(record).values())) for record in group.sets]
         copies = [(record, one) for record, images in looks for one in images if one.get("copy") is True]
         total = sum(len(images) for _, images in looks)
@@ -244,7 +253,7 @@ def embedded(file: Path) -> tuple[str | None, bool]:
 
     try:
         data = read_file(file)
-        rgb = Image.fromarray(pixels(data))
+        rgb = Image.fromarray(pixels(data, LARGEST_IMAGE))
     except BrokenImage:
         return None, False
     small = max(rgb.size) <= MAX_SIDE

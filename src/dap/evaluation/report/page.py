@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 from dap.data.sets.differences import flatten
 from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
@@ -27,7 +28,7 @@ from dap.evaluation.report.gallery import gallery, near_copies
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES, SetRecord, load
 from dap.evaluation.report.renderings import html, markdown, spreadsheet
-from dap.evaluation.report.scatter import maps
+from dap.evaluation.report.scatter import maps, undrawn
 from dap.evaluation.report.summary import Group, Row, group_sets, summarise
 from dap.evaluation.report.tables import Table, accuracy_table, comma_separated
 from dap.evaluation.report.text import DASH, seeds, summary
@@ -214,12 +215,16 @@ def _versions(sets: Sequence[SetRecord]) -> list[tuple[str, str]]:
 
 
 def _notes(content: Content) -> list[str]:
-    bad = [(s.path, s.unreadable) for s in content.sets if s.unreadable]
-    notes = [f"{path}: {n} unreadable line(s) of trials.jsonl or manifest.jsonl left out." for path, n in bad]
+    bad = [(shown(s.path), s.unreadable, s.problems) for s in content.sets if s.unreadable]
+    notes = [
+        f"{path}: {n} unreadable line(s) of trials.jsonl or manifest.jsonl left out. The first: {' '.join(why[:3])}"
+        for path, n, why in bad
+    ]
+    notes += [why for record in content.sets if (why := undrawn(record.path)) is not None]
     for record in content.sets:
         absent = record.measures.get("notes")
         failed = absent.items() if isinstance(absent, Mapping) else ()
-        notes += [f"{record.path}: {text}" for name, text in failed if ":" in str(name)]
+        notes += [f"{shown(record.path)}: {text}" for name, text in failed if ":" in str(name)]
     features = sections.distinct(s.measures.get("features") for s in content.sets)
     if len(features) > 1:
         notes.append(f"Measures were taken with different features ({', '.join(features)}) and do not compare.")

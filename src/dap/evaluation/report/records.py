@@ -1,20 +1,30 @@
 """The files in the folder of a distilled set, read as plain records.
 
-This module reads only JSON and file names, so that a report needs neither torch nor the code that made the set. A line of
-`trials.jsonl` or `manifest.jsonl` that cannot be used is skipped and counted: a run that was killed may leave half a line.
+This module reads only JSON and file names, so that a report needs neither torch nor the code that made the set. Each file is
+read through a closed model with bounds (`data.sets.notes`, `evaluation.training.trials`), because a stranger may have written
+it. A line of `trials.jsonl` or `manifest.jsonl` that cannot be used is skipped and counted: a run that was killed may leave
+half a line.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
+from pydantic import Field
+
+from dap.base.documents import read_json, read_lines, read_text
 from dap.base.errors import DapError
+from dap.base.fields import Inside, Name
 from dap.base.files import natural_order
+from dap.base.parsing import shown
+from dap.data.sets.notes import Count, Label, Open, as_read, read_note
+from dap.evaluation.training.trials import TrialLine
 
 Json = Mapping[str, Any]
 
@@ -41,6 +51,8 @@ class SetRecord:
     command: str
     unreadable: int
     """How many lines of `trials.jsonl` and `manifest.jsonl` were skipped."""
+    problems: tuple[str, ...] = ()
+    """Why the first of these lines, and other parts of the folder, cannot be used."""
     inspected: Json = field(default_factory=dict)
     """`images.json`: for each image the nearest real images, the predicted label, and whether it is a near-copy."""
     protocols: Json = field(default_factory=dict)
@@ -65,8 +77,7 @@ class SetRecord:
         """Images per class, as the recipe says; without a recipe, the images of the largest class."""
         if isinstance(self.recipe.get("ipc"), int):
             return self.recipe["ipc"]
-        labels = [image["label"] for image in self.images]
-        return max((labels.count(label) for label in set(labels)), default=0)
+        return max(Counter(image["label"] for image in self.images).values(), default=0)
 
     def class_name(self, label: object) -> str:
         """The class name of a label of this set, or "label 12" for a label without a name."""
@@ -78,8 +89,9 @@ class SetRecord:
         """A field of the recipe's guidance, with "4" as the number 4; None for a method without guidance."""
         section = self.recipe.get("guidance")
         value = section.get(field) if isinstance(section, Mapping) and self.method not in VANILLA else None
+        value = str(value) if isinstance(value, (dict, list)) else value
         # Layers are names, and for most backbones these names are numbers. Only as numbers they sort and make an axis.
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
+        return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
 
     def value(self, field: str) -> object:
         """A field of the recipe by its dotted name ("guidance.scale", "sampling.steps", "ipc"); None if it is absent."""
@@ -89,7 +101,8 @@ class SetRecord:
         if field == "ipc":
             return self.ipc
         inside = self.recipe.get(section) if section else self.recipe
-        return inside.get(leaf) if isinstance(inside, Mapping) else None
+        value = inside.get(leaf) if isinstance(inside, Mapping) else None
+        return str(value) if isinstance(value, (dict, list)) else value
 
     @property
     def unguided(self) -> bool:
@@ -121,34 +134,72 @@ def load_set(path: Path | str) -> SetRecord:
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder; name the folder of a distilled set")
-    classes = _object(path / "classes.json")
+        raise FileNotFoundError(f"{shown(path)} is not a folder; name the folder of a distilled set")
+    classes = read_json(path / "classes.json", _Classes) if os.path.lexists(path / "classes.json") else _Classes()
     root = path / "images" if (path / "images").is_dir() else path
-    folders = [str(folder) for folder in classes.get("folders", ())] or [
+    folders = classes.folders or [
         folder.name for folder in sorted(root.iterdir()) if folder.name[0] != "." and _pictures(folder)
     ]
     if not folders:
-        raise FileNotFoundError(f"{path} is not a distilled set: it has no classes.json and no folders of images")
-    manifest, bad_images = read_lines(path / "manifest.jsonl", _is_image)
-    trials, bad_trials = read_lines(path / "trials.jsonl", _is_trial)
+        raise FileNotFoundError(
+            f"{shown(path)} is not a distilled set: it has no classes.json and no folders of images"
+        )
+    manifest, bad_images = _lines(path / "manifest.jsonl", _Image)
+    trials, bad_trials = _lines(path / "trials.jsonl", TrialLine)
     images = manifest or _listed(path, root, folders)
-    command = path / "command.txt"
+    problems = bad_trials + bad_images
     return SetRecord(
         path=path,
-        recipe=_object(path / "recipe.json") or _drawn(_object(path / "import.json")),
-        class_names=tuple(str(name) for name in classes.get("names", folders)),
+        recipe=_object(path, "recipe.json") or _drawn(_object(path, "import.json")),
+        class_names=tuple(classes.names or map(shown, folders)),
         images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
         trials=tuple(trials),
-        cost=_object(path / "cost.json"),
+        cost=_object(path, "cost.json"),
         measures=_measures(path),
-        env=_object(path / "env.json"),
-        command=command.read_text(encoding="utf-8", errors="replace").strip() if command.exists() else "",
-        unreadable=bad_images + bad_trials,
-        inspected=_object(path / "images.json"),
-        protocols=_object(path / "protocols.json"),
-        ranking=_object(path / "ranking.json"),
-        zeroshot=_object(path / "zeroshot.json"),
+        env=_object(path, "env.json"),
+        command=_command(path / "command.txt"),
+        unreadable=len(problems),
+        problems=tuple(problems[:3]),
+        inspected=_object(path, "images.json"),
+        protocols=_object(path, "protocols.json"),
+        ranking=_object(path, "ranking.json"),
+        zeroshot=_object(path, "zeroshot.json"),
     )
+
+
+class _Classes(Open, frozen=True):
+    """`classes.json`."""
+
+    names: Annotated[list[Name], Field(max_length=10**6)] = []
+    folders: Annotated[list[Inside], Field(max_length=10**6)] = []
+    ipc: Count | None = None
+
+
+class _Image(Open, frozen=True):
+    """A line of `manifest.jsonl`, as far as a report asks."""
+
+    path: Inside
+    label: Label
+    slot: Count
+
+
+def _lines(path: Path, model: type[Any]) -> tuple[list[Json], list[str]]:
+    """The values of the lines of a file that fit the model, and why the others do not."""
+    good, problems = list[Json](), list[str]()
+    for line in read_lines(path, as_read(model)):
+        if line.value is not None:
+            good.append(line.value)
+        else:
+            problems.append(str(line.problem))
+    return good, problems
+
+
+def _command(path: Path) -> str:
+    return read_text(path, 100_000).replace("\0", " ").strip() if os.path.lexists(path) else ""
+
+
+def _object(path: Path, name: str) -> Json:
+    return read_note(path, name) or {}
 
 
 def _drawn(imported: Json) -> Json:
@@ -163,7 +214,7 @@ def _drawn(imported: Json) -> Json:
 def _measures(path: Path) -> dict[str, Any]:
     """The contents of `measures.json`. The numbers of the user's own measures and of `zeroshot.json` are put among the
     others."""
-    measures, zeroshot = _object(path / "measures.json"), _object(path / "zeroshot.json")
+    measures, zeroshot = _object(path, "measures.json"), _object(path, "zeroshot.json")
     own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
     agreement = {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
     return {**own, **measures, **agreement}
@@ -176,46 +227,9 @@ def own_measures(measures: Json) -> dict[str, Json]:
     return {str(n): one for n, one in entries if isinstance(one, Mapping) and isinstance(one.get("values"), Mapping)}
 
 
-def read_lines(path: Path, accept: Callable[[Json], bool]) -> tuple[list[Json], int]:
-    """The JSON objects in the lines of a file that `accept` takes, and the number of all other lines that are not empty."""
-    if not path.exists():
-        return [], 0
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
-    good = [record for record in map(_parsed, lines) if record is not None and accept(record)]
-    return good, len(lines) - len(good)
-
-
-def _parsed(line: str) -> Json | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _object(path: Path) -> Json:
-    if not path.exists():
-        return {}
-    record = _parsed(path.read_text(encoding="utf-8", errors="replace"))
-    if record is None:
-        raise DapError(f"{path} does not hold a JSON object; restore the file or make the set again")
-    return record
-
-
 def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite int or float (a bool is not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_trial(record: Json) -> bool:
-    scores = (record.get("last"), record.get("best"))
-    named = isinstance(record.get("protocol"), str) and isinstance(record.get("network"), str)
-    return named and all(is_number(score) and 0 <= score <= 1 for score in scores)
-
-
-def _is_image(record: Json) -> bool:
-    numbered = all(isinstance(record.get(key), int) for key in ("label", "slot"))
-    return numbered and isinstance(record.get("path"), str)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -226,7 +240,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _listed(path: Path, root: Path, folders: Sequence[str]) -> list[Json]:
     return [
-        {"path": file.relative_to(path).as_posix(), "label": label, "slot": slot}
+        {"path": os.fspath(file.relative_to(path)), "label": label, "slot": slot}
         for label, folder in enumerate(folders)
         for slot, file in enumerate(_pictures(root / folder))
     ]

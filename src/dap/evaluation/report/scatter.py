@@ -6,6 +6,7 @@ are comparable point by point, because all groups were laid out together. The sa
 
 from __future__ import annotations
 
+import os
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from dap.base.documents import regular
+from dap.base.parsing import shown
 from dap.evaluation.report.charts import tag
 from dap.evaluation.report.gallery import common_seed, with_seed
 from dap.evaluation.report.records import SetRecord
@@ -30,6 +33,8 @@ SIDE = 360
 CLASS_COLOURS = 10
 """Number of class colours in the page's CSS. Further classes take the colours again, and their names tell them apart."""
 MARGIN = 14
+LARGEST = 512 * 2**20
+"""How many bytes a `map.npz` may unpack to: 512 MiB. The maps that judging writes have a few MiB."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,50 @@ class Features:
 
 def read_map(path: Path) -> Features | None:
     """The features in a set's `map.npz`; None where there is none that can be drawn."""
-    names = ("synthetic", "train", "test")
+    return _read(path)[0]
+
+
+def undrawn(path: Path) -> str | None:
+    """Why a set's `map.npz` cannot be drawn, as a sentence; None where it can be drawn or there is none."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[Features | None, str | None]:
+    names, file = ("synthetic", "train", "test"), path / "map.npz"
+    if not os.path.lexists(file):
+        return None, None
     try:
         # The file is opened here, because numpy does not close a file that it cannot read.
-        with open(path / "map.npz", "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name], np.float32) for name in names}
-            labels = {f"{name}_label": np.asarray(file[f"{name}_label"], np.int64) for name in names}
-            features, data = (str(file[name]) if name in file else "" for name in ("features", "data"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return None
-    fits = all(a.ndim == 2 and labels[f"{n}_label"].shape == a.shape[:1] for n, a in arrays.items())
-    widths = {array.shape[1] for array in arrays.values()} if fits else set()
-    finite = fits and all(np.isfinite(array).all() for array in arrays.values())
-    return Features(**arrays, **labels, features=features, data=data) if len(widths) == 1 and finite else None
+        with regular(file).open("rb") as opened, zipfile.ZipFile(opened) as packed:
+            if sum(part.file_size for part in packed.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as found:
+                arrays = {name: np.asarray(found[name], np.float32) for name in names}
+                labels = {f"{name}_label": np.asarray(found[f"{name}_label"]) for name in names}
+                features, data = (
+                    shown(str(found[name]))[:200] if name in found else "" for name in ("features", "data")
+                )
+        _check(arrays, labels)
+    except Exception as error:  # a damaged archive raises many kinds of errors
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return None, f"{shown(file)} cannot be drawn: {reason}."
+    labels = {name: array.astype(np.int64) for name, array in labels.items()}
+    return Features(**arrays, **labels, features=features, data=data), None
+
+
+def _check(arrays: dict[str, Array], labels: dict[str, Array]) -> None:
+    """Raise ValueError for arrays that do not fit together or cannot be laid out."""
+    for name, array in arrays.items():
+        of = labels[f"{name}_label"]
+        if array.ndim != 2 or of.shape != array.shape[:1] or of.dtype.kind not in "iu":
+            raise ValueError(f"{name} has shape {array.shape} and its labels shape {of.shape} of {of.dtype}")
+        if not np.isfinite(array).all() or (array.size and np.abs(array).max() > 1e9):
+            raise ValueError(f"{name} has features that are not finite or beyond 1e9")
+        if of.size and (of.min() < 0 or of.max() > 10**6):
+            raise ValueError(f"{name} has labels outside 0 to 10**6")
+    if len({array.shape[1] for array in arrays.values()}) > 1 or not arrays["synthetic"].shape[1]:
+        raise ValueError("its features differ in width")
 
 
 def maps(groups: Sequence[Group]) -> list[dict[str, Any]]:

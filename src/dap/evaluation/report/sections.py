@@ -65,9 +65,9 @@ def _classifier(zeroshot: Json) -> str | None:
 
 
 def _copied(group: Group) -> list[float]:
-    """The share of near-copies in every set that was searched for them."""
-    looks = [[one.get("copy") is True for one in inspected(record).values()] for record in group.sets]
-    return [fmean(look) for look in looks if look]
+    """The share of near-copies in every set of whose images it can all be said whether they are near-copies."""
+    looks = [[one.get("copy") for one in inspected(record).values()] for record in group.sets]
+    return [fmean(bool(copied) for copied in look) for look in looks if look and None not in look]
 
 
 def _measured(values: Sequence[float]) -> Cell:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dap.base.errors import DapError
 from dap.data.sets.differences import flatten
-from dap.evaluation.report.gallery import MAX_CLASSES, MAX_SLOTS, file_in
+from dap.evaluation.report.gallery import LARGEST_IMAGE, MAX_CLASSES, MAX_SLOTS, file_in
 from dap.evaluation.report.records import Json, SetRecord, is_number
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -122,7 +122,7 @@ def _pixels(record: SetRecord, image: Json) -> Any:
 
     file = file_in(record, image["path"])
     try:
-        return None if file is None else pixels(file)
+        return None if file is None else pixels(file, LARGEST_IMAGE)
     except BrokenImage:
         return None
 

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap import imagenet
+from dap.base.documents import fitted, regular
 from dap.base.errors import DapError
-from dap.base.files import sha256_of, write_atomically
-from dap.base.registry import resolve
+from dap.base.fields import FromFile, Name
+from dap.base.files import write_atomically
+from dap.base.parsing import Damaged, parse_json, shown
+from dap.base.permission import is_code
+from dap.base.registry import code_of, refuse_code, resolve
 from dap.data.real.base import select
 from dap.evaluation.training.batches import as_float, in_slices
 from dap.evaluation.training.fitting import new_network, seeded
+from dap.evaluation.training.networks import check_shapes
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.steps import CenterCrop, Normalize, Resize, Step
 from dap.evaluation.training.transforms import run
@@ -192,31 +198,63 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Classi
 
     Raises:
         FileNotFoundError: there is no such file.
-        DapError: the file holds something else or is damaged, or the code of a user's own network is not there.
+        DapError: the file holds something else or is damaged, or the code of a user's own network is not there or may not
+            run.
     """
     from safetensors import SafetensorError, safe_open
 
     path, device = Path(path), torch.device(device)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"No classifier {path}.")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(regular(path)), framework="pt") as file:
             written = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        protocol, facts = Protocol.model_validate_json(written["protocol"]), json.loads(written["facts"])
-        channels, classes, accuracy = (facts[name] for name in ("channels", "classes", "accuracy"))
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            protocol, facts = _said(written, path)
+            refuse_code(protocol.network, path)
+            if not is_code(protocol.network):  # a user's own network may be one that cannot be made without memory
+                check_shapes(lambda: new_network(protocol.network, protocol, facts.channels, facts.classes), shapes)
+            weights = {name: file.get_tensor(name) for name in shapes}
         with seeded(0, torch.device("cpu")):
-            network = new_network(protocol.network, protocol, channels, classes)
+            network = new_network(protocol.network, protocol, facts.channels, facts.classes)
         network.load_state_dict(weights)
-    except DapError:
-        raise
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise DapError(
-            f"{path} is not a classifier of dap train-teacher, or is damaged: {type(error).__name__}: {error}"
-        ) from error
+    except (Damaged, SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, DapError) and not isinstance(error, Damaged):
+            raise
+        kind = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
+        raise DapError(f"{path} is not a classifier of dap train-teacher, or is damaged: {kind}{error}") from error
+    if bad := [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise DapError(f"{path} is damaged: its weights {bad[0]} are not finite numbers. Train it again.")
     network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    names = tuple(facts.get("class_names", ()))
-    return of_training(path.name, network, protocol, channels, classes, accuracy, names, device)
+    rest = (facts.channels, facts.classes, facts.accuracy, facts.class_names, device)
+    return of_training(path.name, network, protocol, *rest)
+
+
+class _Facts(FromFile, frozen=True):
+    """What a classifier's file says beside its protocol. The older files say no names of classes."""
+
+    channels: Annotated[int, Field(ge=1, le=1000)]
+    classes: Annotated[int, Field(ge=1, le=10**6)]
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    class_names: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(f"there are {len(self.class_names)} names of {self.classes} classes")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("two classes have the same name")
+        return self
+
+
+def _said(written: Mapping[str, str], path: Path) -> tuple[Protocol, _Facts]:
+    """The protocol and the facts in a file's metadata."""
+    for name in ("protocol", "facts"):
+        if name not in written:
+            raise Damaged(f"its metadata have no {name!r}.")
+    where = f"{shown(path)}, metadata"
+    protocol = fitted(parse_json(written["protocol"], where), Protocol, f"{where}, protocol")
+    return protocol, fitted(parse_json(written["facts"], where), _Facts, f"{where}, facts")
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
@@ -247,7 +285,7 @@ def of_training(
     protocol: Protocol,
     channels: int,
     classes: int,
-    accuracy: float,
+    accuracy: float | None,
     class_names: tuple[str, ...],
     device: torch.device,
 ) -> Classifier:
@@ -268,7 +306,7 @@ def of_training(
 
 
 def _torchvision(name: str, wanted: tuple[str, ...], device: torch.device, offline: bool) -> Classifier:
-    columns = _imagenet_columns(wanted, name)
+    columns = imagenet.columns(wanted, name)
     network, weights = pretrained(name.partition(":")[2], offline=offline)
     network.eval().requires_grad_(False).to(device)
     shown = weights.transforms()
@@ -289,29 +327,12 @@ def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Classifier
         raise DapError(f"{spec} could not be called with the class names: {type(error).__name__}: {reason}.") from error
     if not callable(made):
         raise DapError(f"{spec} should give a module or a function from images to logits, not a {type(made).__name__}.")
-    code = (sha256_of(Path(spec.rpartition(":")[0])) or "")[:16]
+    code = next(iter(code_of(spec).values()), "")[:16]
     if isinstance(made, nn.Module):
         made.eval().requires_grad_(False).to(device)
         code += _fingerprint(made)
     network: Callable[[Tensor], Tensor] = made  # pyright: ignore[reportAssignmentType]
     return Classifier(spec, wanted, network, code, device, len(wanted), tuple(range(len(wanted))))
-
-
-def _imagenet_columns(wanted: tuple[str, ...], name: str) -> tuple[int, ...]:
-    """Where ImageNet's thousand classes hold the classes asked for, by WordNet id or by name."""
-    labels = imagenet.lookup(list(imagenet.names().values()))
-    columns = []
-    for one in wanted:
-        found = imagenet.find(one, labels)
-        if not found:
-            raise DapError(
-                f"{name} knows ImageNet's thousand classes, and {one!r} is none of them; "
-                "dap train-teacher makes one that knows yours."
-            )
-        if len(found) > 1 or found[0] in columns:
-            raise DapError(f"{one!r} does not name one class of ImageNet alone; name the classes by WordNet id.")
-        columns += found
-    return tuple(columns)
 
 
 def _scaled(images: Tensor, size: int) -> Tensor:

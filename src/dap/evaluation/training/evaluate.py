@@ -20,6 +20,7 @@ from dap.evaluation.training.fitting import (
     Checkpoint,
     Training,
     TrainingBatch,
+    check_last_batch,
     new_network,
     run_with_checkpoint,
     seeded,
@@ -148,6 +149,7 @@ class _Ready:
                 )
         with seeded(0, device):  # an unknown or unfit network shows here, not after an hour
             new_network(self.protocol.network, self.protocol, self.channels, classes)
+        check_last_batch(self.protocol.network, self.protocol, self.channels, classes, len(train[0]))
         fixed, _ = split(self.protocol.train_steps)
         self.train = Images(train, fixed, device)
         self.plain = Images(train, self.protocol.test_steps, device, keep=False)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dap.base.errors import DapError
 from dap.base.store import Checkpoint
@@ -233,6 +234,43 @@ def new_network(name: str, protocol: Protocol, channels: int, classes: int) -> n
     """A fresh network of any name, with the image size, norm and width of the protocol."""
     size, norm, width = protocol.size, protocol.norm, protocol.width
     return build(name, channels=channels, classes=classes, size=size, norm=norm, width=width)
+
+
+def check_last_batch(name: str, protocol: Protocol, channels: int, classes: int, images: int) -> None:
+    """Find out, before any training, whether a last batch of one image would stop the training of a network.
+
+    A batch norm takes its statistics over the batch and the map. From one image with a map of 1 x 1 pixel it has none.
+
+    Args:
+        name: the network.
+        protocol: a settled protocol.
+        channels: channels of the images.
+        classes: number of labels.
+        images: how many images are trained on.
+
+    Raises:
+        DapError: the last batch is one image and the network cannot be trained on one. The message gives a batch that works.
+    """
+    if images % protocol.batch != 1 and protocol.batch != 1:
+        return
+    with seeded(0, torch.device("cpu")):
+        network = new_network(name, protocol, channels, classes).train()
+        if not any(isinstance(part, _BatchNorm) for part in network.modules()):
+            return
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, channels, protocol.size, protocol.size))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                return  # another fault, which the training itself tells
+        else:
+            return
+    other = next((b for b in range(protocol.batch + 1, protocol.batch + images + 2) if images % b != 1), 0)
+    advice = f"Give another batch, such as --set batch={other}" if images > 1 else "Give more images"
+    raise DapError(
+        f"{name} normalises over the batch, and with {images} images in batches of {protocol.batch} the last batch is one image, "
+        f"which has no statistics at {protocol.size} px. {advice}."
+    )
 
 
 @contextmanager

@@ -6,21 +6,21 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat
 from torch import Generator, Tensor
 
-from dap.evaluation.training.steps import Chance, Closed, Drawn, between
+from dap.base.fields import Divisor, Share
+from dap.evaluation.training.steps import Closed, Drawn, between
 
 
-class Mixing(Closed):
+class Mixing(Closed, frozen=True):
     """Mixes every image of a batch with a partner.
 
     The loss is r CE(y) + (1 - r) CE(y_partner), where y is the label and r is the `share`.
     """
 
-    p: Chance = 1.0
+    p: Share = 1.0
     """Probability that a batch is mixed."""
-    alpha: PositiveFloat = 1.0
+    alpha: Divisor = 1.0
     """The part of an image that is kept is drawn from Beta(alpha, alpha), once a batch. With 1 the part is uniform."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class Mixing(Closed):
         return partner, float(betaincinv(self.alpha, self.alpha, level)) if happens < self.p else 1.0
 
 
-class CutMix(Mixing):
+class CutMix(Mixing, frozen=True):
     """CutMix (Yun et al. 2019): paste a rectangle of the partner into each image.
 
     The rectangle is the same in the whole batch, as in MinimaxDiffusion and RDED. Its sides are sqrt(1 - lambda) times
@@ -83,7 +83,7 @@ class CutMix(Mixing):
         return mixed
 
 
-class MixUp(Mixing):
+class MixUp(Mixing, frozen=True):
     """MixUp (Zhang et al. 2018): r x + (1 - r) x_partner, with one r a batch."""
 
     op: Literal["mixup"] = "mixup"

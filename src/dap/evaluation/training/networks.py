@@ -12,19 +12,21 @@ of torchvision. There "instance" normalisation means GroupNorm with one channel 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import get_args
 
+import torch
 from torch import nn
 
 from dap.base.errors import DapError
+from dap.base.parsing import Damaged, shown
 from dap.base.registry import resolve
 from dap.evaluation.training.convnets import convnet, resnetap10
 from dap.evaluation.training.layers import InstanceNorm, Network, Norm, n_parameters
 from dap.evaluation.training.zoo import FAMILIES, LIBRARIES
 
-__all__ = ["KNOWN", "InstanceNorm", "Network", "Norm", "build", "convnet", "n_parameters", "resnetap10"]
+__all__ = ["KNOWN", "InstanceNorm", "Network", "Norm", "build", "check_shapes", "convnet", "n_parameters", "resnetap10"]
 
 KNOWN: dict[str, Callable[..., nn.Module]] = {
     **{f"convnet{depth}": partial(convnet, depth=depth) for depth in range(1, 9)},
@@ -60,3 +62,22 @@ def build(
     if not isinstance(network, nn.Module):
         raise DapError(f"The network {name!r} should be a torch.nn.Module, but is a {type(network).__name__}.")
     return network
+
+
+def check_shapes(make: Callable[[], nn.Module], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the tensors of a file against a network, before memory is taken for either.
+
+    Args:
+        make: makes the network.
+        shapes: the shape of each tensor in the file, by its name in the network's state.
+
+    Raises:
+        Damaged: a tensor is missing, has another shape, or belongs to no layer.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        state = make().state_dict()
+    wanted = {name: tuple(value.shape) for name, value in state.items()}
+    for name in {**wanted, **shapes}:
+        if shapes.get(name) != wanted.get(name):
+            has, needs = shapes.get(name, "nothing"), wanted.get(name, "nothing")
+            raise Damaged(f"at {shown(name)} the file has {has} and the network needs {needs}.")

@@ -7,6 +7,7 @@ Values that depend on the number of images per class, the number of classes or t
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from fractions import Fraction
@@ -14,84 +15,78 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from dap.base.documents import read_text
 from dap.base.errors import DapError
-from dap.base.registry import suggest
-from dap.evaluation.training.labels import Case, Hard, Labels
+from dap.base.fields import Divisor, Images, Name, Number, Pixels
+from dap.base.parsing import brief, line_of, parse_yaml, shown
+from dap.base.registry import refuse_code, suggest
+from dap.evaluation.training.labels import Case, Hard, Labels, epoch_of, of_size
 from dap.evaluation.training.networks import Norm
-from dap.evaluation.training.steps import Step
+from dap.evaluation.training.steps import Closed, Step
 from dap.evaluation.training.transforms import Mix, parse
 
+Epoch = Annotated[int, Field(gt=0, le=10**6)]
+Entries = Annotated[tuple[Mapping[str, Any], ...], Field(max_length=100)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+OfChannels = Field(min_length=1, max_length=64)
 
-class Protocol(BaseModel):
+
+class Protocol(Closed, frozen=True):
     """One recipe of training and testing. Epochs are numbered up to `epochs`, from 1, or from 0 with `extra_epoch`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     """Written into every trial. Overridden fields are appended to it, as in `small-hard+epochs=30`."""
     source: str
     """Where the recipe and its numbers come from."""
-    network: str
+    network: Name
     """A name of `dap.evaluation.training.networks`, `torchvision:NAME`, `timm:NAME`, `file.py:callable`."""
-    size: PositiveInt
+    size: Pixels
     """Height and width in pixels that the network sees."""
     norm: Norm = "instance"
     """Normalisation in the network; "instance" is GroupNorm with one channel a group."""
-    width: PositiveInt = 128
+    width: Annotated[int, Field(gt=0, le=65_536)] = 128
     """Channels of a ConvNet."""
-    mean: tuple[FiniteFloat, ...]
+    mean: Annotated[tuple[Number, ...], OfChannels]
     """Subtracted from images in [0, 1], one value a channel, or one for all."""
-    std: tuple[PositiveFloat, ...]
+    std: Annotated[tuple[Divisor, ...], OfChannels]
     """The images are divided by these values after `mean` is subtracted; as many values as `mean`."""
-    train: tuple[Mapping[str, Any], ...]
+    train: Entries
     """Steps (`dap.evaluation.training.transforms`) from an image of the set in [0, 1] to what the network sees in
     training. Sides and sizes left out are `size`, and "8/7" is size // 7 * 8; `normalize` takes `mean` and `std`."""
-    test: tuple[Mapping[str, Any], ...]
+    test: Entries
     """Steps from a real test image in [0, 1] to what the network sees in tests. None of these steps is random."""
     mix: Mix | None = None
     """Mixes every training batch after the steps of `train`."""
-    epochs: PositiveInt
+    epochs: Epoch
     """E, the number of the last epoch; milestones and looks are derived from it."""
     extra_epoch: bool = False
     """Run E + 1 epochs, numbered from 0, as DC's loop does."""
-    batch: PositiveInt
+    batch: Images
     """Images a step; the last, smaller batch of an epoch is kept."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """SGD without Nesterov, or AdamW."""
-    lr: PositiveFloat
+    lr: Annotated[float, Field(gt=0, le=10_000)]
     """Learning rate at the start."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Beta = 0.0
     """Momentum of SGD."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Betas of AdamW."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     """L2 penalty of SGD, or decoupled decay of AdamW."""
     weight_decay_on: Literal["all", "matrices"] = "all"
     """"matrices": only on weights of two dimensions or more, hence on no bias, no norm and no table of positions."""
     schedule: Literal["steps", "cosine"] = "steps"
     """How the learning rate falls, epoch by epoch."""
-    decay_at: tuple[PositiveInt | str, ...] = ()
+    decay_at: Annotated[tuple[Epoch | str, ...], Field(max_length=200)] = ()
     """For schedule steps: the epochs at whose end the learning rate falls. An entry is a number, a fraction of E such as
     "2/3" (rounded down, at least 1), or "half+1", DC's E // 2 + 1."""
-    decay_factor: PositiveFloat = 0.1
+    decay_factor: Annotated[float, Field(gt=0, le=10)] = 0.1
     """For schedule steps: the factor by which the learning rate is multiplied."""
     decay_restarts: bool = False
     """For schedule steps: a decay makes a new optimiser, so that the momentum is forgotten (DC) instead of kept."""
-    cosine_length: PositiveFloat = 1.0
+    cosine_length: Divisor = 1.0
     """Of cosine: lr (1 + cos(pi e / (cosine_length E))) / 2 in epoch e counted from 0; 2 ends at half of the start."""
     extra_forward: bool = False
     """Pass every batch through the network once more in training mode without a gradient, as RDED does to print its
@@ -103,11 +98,11 @@ class Protocol(BaseModel):
     """bfloat16: training passes under autocast; weights, their steps and looks at the test set stay float32."""
     score: Literal["last", "best"]
     """Which accuracy is the headline: after the last epoch, or the best look at the test set. Both are stored."""
-    looks: PositiveInt = 1
+    looks: Annotated[int, Field(gt=0, le=100_000)] = 1
     """How many evenly spaced looks at the test set, the last after the last epoch; at most one an epoch."""
     look_from: str = "0"
     """The looks are spread over the epochs after this fraction of E."""
-    cases: tuple[Case, ...] = ()
+    cases: Annotated[tuple[Case, ...], Field(max_length=100)] = ()
     """Fields with other values under conditions; all that hold apply, in this order."""
 
     @property
@@ -118,7 +113,7 @@ class Protocol(BaseModel):
     @property
     def decay_epochs(self) -> tuple[int, ...]:
         """Epochs at whose end the learning rate falls by `decay_factor`, ascending."""
-        return tuple(sorted(_epoch(when, self.epochs) for when in self.decay_at)) if self.schedule == "steps" else ()
+        return tuple(sorted(epoch_of(when, self.epochs) for when in self.decay_at)) if self.schedule == "steps" else ()
 
     @property
     def look_epochs(self) -> tuple[int, ...]:
@@ -171,7 +166,7 @@ class Protocol(BaseModel):
                 values = {"mean": self.mean, "std": self.std, **values}
             elif op in places:
                 side = values.get(places[op], self.size)
-                values[places[op]] = _of_size(side, self.size) if isinstance(side, str) else side
+                values[places[op]] = of_size(side, self.size) if isinstance(side, str) else side
             filled.append(values)
         return parse(filled)
 
@@ -184,11 +179,13 @@ class Protocol(BaseModel):
     def _fits_together(self) -> Self:
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
-        for when, epoch in zip(self.decay_at, [_epoch(when, self.epochs) for when in self.decay_at], strict=True):
+        for when, epoch in zip(self.decay_at, [epoch_of(when, self.epochs) for when in self.decay_at], strict=True):
             if not self.first_epoch <= epoch <= self.epochs:
-                raise ValueError(f"decay_at {when!r} is epoch {epoch}, outside {self.first_epoch} ... {self.epochs}")
-        if not re.fullmatch(r"0|\d+/[1-9]\d*", self.look_from) or Fraction(self.look_from) >= 1:
-            raise ValueError(f'look_from {self.look_from!r} should be "0" or a fraction below 1 such as "4/5"')
+                raise ValueError(
+                    f"decay_at {brief(when)} is epoch {epoch}, outside {self.first_epoch} ... {self.epochs}"
+                )
+        if not re.fullmatch(r"0|[0-9]{1,9}/[1-9][0-9]{0,8}", self.look_from) or Fraction(self.look_from) >= 1:
+            raise ValueError(f'look_from {brief(self.look_from)} should be "0" or a fraction below 1 such as "4/5"')
         try:
             _, test = self.train_steps, self.test_steps
         except DapError as error:
@@ -197,7 +194,7 @@ class Protocol(BaseModel):
             raise ValueError(f"test has the random step {random[0]!r}; only training images are augmented")
         for case in self.cases:
             if unknown := [field for field in case.set if field not in type(self).model_fields]:
-                raise ValueError(f"cases set the unknown field {unknown[0]!r}")
+                raise ValueError(f"cases set the unknown field {brief(unknown[0])}")
         return self
 
 
@@ -213,15 +210,15 @@ def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
         DapError: there is no such file, the name or a field is unknown, a value is wrong, or files extend each other
             in a circle; the message names the culprit and lists the known names.
     """
-    fields, where = _fields(name_or_path)
+    fields, where, origins = _fields(name_or_path)
+    refuse_code({key: value for key, value in fields.items() if key not in overrides}, where)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
-    in_cases = {
-        field for case in fields.get("cases") or () if isinstance(case, Mapping) for field in case.get("set", ())
-    }
+    in_cases = {field for case in _cases(fields) for field in case["set"]}
     changed = {
         key: value for key, value in plain.items() if key in in_cases or key not in fields or fields[key] != value
     }
-    protocol = _validate({**fields, **changed}, where)
+    origins = {key: origin for key, origin in origins.items() if key not in changed}
+    protocol = _validate({**fields, **changed}, where, origins)
     kept = tuple(
         case.model_copy(update={"set": {key: value for key, value in case.set.items() if key not in changed}})
         for case in protocol.cases
@@ -236,95 +233,108 @@ def known_protocols() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
-def _fields(name_or_path: str | Path, begun: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+LONGEST = 20
+"""How many files may extend each other in a chain."""
+
+
+def _fields(
+    name_or_path: str | Path, begun: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], str, dict[str, tuple[str, str]]]:
     """The fields of a protocol, those of the protocols that it extends among them, and what to call it in a message.
 
     Args:
         name_or_path: as of `load_protocol`.
         begun: the files that led here, each of which extends the next.
+
+    Returns:
+        The fields, the name for messages, and for each field what to call the file that it is from, and that file's text.
     """
     text, where = _read(name_or_path)
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DapError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, Mapping):
+    own = parse_yaml(text, where)
+    if not isinstance(own, dict) or not all(isinstance(key, str) for key in own):
         raise DapError(f"{where} should be a mapping of fields such as {', '.join(list(Protocol.model_fields)[:4])}.")
-    own = dict(fields)
+    origins = dict.fromkeys(own, (where, text))
     if "extends" not in own:
-        return own, where
+        return own, where, origins
     extended, here = own.pop("extends"), str(Path(name_or_path).resolve())
     if here in begun:
-        circle = " -> ".join(Path(file).name for file in (*begun[begun.index(here) :], here))
+        circle = " -> ".join(shown(Path(file).name) for file in (*begun[begun.index(here) :], here))
         raise DapError(
             f"These protocol files extend each other in a circle: {circle}. Remove `extends` from one of them."
         )
+    if len(begun) >= LONGEST:
+        raise DapError(f"{where} is the end of a chain of {LONGEST} files that extend each other; extend fewer.")
     if not isinstance(extended, str):
-        raise DapError(f"{where}: extends should name one protocol, such as small-hard, not {extended!r}.")
+        raise DapError(f"{where}: extends should name one protocol, such as small-hard, not {brief(extended)}.")
     if extended.endswith((".yaml", ".yml")):
         extended = str(Path(name_or_path).parent / extended)
     try:
-        base, _ = _fields(extended, (*begun, here))
+        base, _, from_base = _fields(extended, (*begun, here))
     except DapError as error:
-        raise error if begun or "circle" in str(error) else DapError(f"{where} extends {extended}: {error}") from error
+        said = begun or "circle" in str(error)
+        raise error if said else DapError(f"{where} extends {shown(extended)}: {error}") from error
     if own.get("name", base.get("name")) == base.get("name"):
-        raise DapError(f"{where} extends {extended}; give it a name of its own, so that their trials are told apart.")
+        raise DapError(
+            f"{where} extends {shown(extended)}; give it a name of its own, so that their trials are told apart."
+        )
     changed = [field for field in own if field not in ("name", "source")]
     base["source"] = f"As {base.get('name')}, but for {', '.join(changed) or 'its name'}."
-    cases = [_without(case, own) for case in base.get("cases") or ()]
-    return {**base, **({"cases": cases} if cases else {}), **own}, where
+    if "cases" in base and "cases" not in own:
+        for case in _cases(base):
+            case["set"] = {key: value for key, value in case["set"].items() if key not in own}
+    return {**base, **own}, where, {**from_base, **origins}
 
 
-def _without(case: Any, fields: Mapping[str, Any]) -> Any:
-    """A case as written, without what it sets of these fields. Whatever is no case is left to the validation."""
-    if not (isinstance(case, Mapping) and isinstance(case.get("set"), Mapping)):
-        return case
-    return {**case, "set": {key: value for key, value in case["set"].items() if key not in fields}}
+def _cases(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cases as written that set something. Whatever is no case is left to the validation."""
+    cases = fields.get("cases")
+    found = [case for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
+    return [case for case in found if isinstance(case.get("set"), dict)]
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
+    """The text of a protocol, and what to call it in a message."""
     name = str(name_or_path)
     if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise DapError(f"No protocol file {name}. Shipped protocols: {', '.join(known_protocols())}.")
-        return Path(name).read_text(), name
+        if not os.path.lexists(name):
+            raise DapError(f"No protocol file {shown(name)}. Shipped protocols: {', '.join(known_protocols())}.")
+        return read_text(Path(name), 2**20), shown(name)
     if name not in known_protocols():
-        known = suggest(name, known_protocols())
-        raise DapError(f"Unknown protocol {name!r}. {known} Or give the .yaml file of your own.")
-    return (files("dap.evaluation.training") / "protocols" / f"{name}.yaml").read_text(), f"The protocol {name}"
+        known = suggest(shown(name), known_protocols())
+        raise DapError(f"Unknown protocol {brief(name)}. {known} Or give the .yaml file of your own.")
+    file = files("dap.evaluation.training") / "protocols" / f"{name}.yaml"
+    return file.read_text(encoding="utf-8"), f"The protocol {name}"
 
 
-def _validate(fields: Mapping[str, Any], where: str) -> Protocol:
+def _validate(fields: Mapping[str, Any], where: str, origins: Mapping[str, tuple[str, str]] | None = None) -> Protocol:
+    """The protocol of these fields.
+
+    Args:
+        fields: the values by field.
+        where: what to call the protocol in a message.
+        origins: for fields that are written in a file, what to call that file, and its text.
+
+    Raises:
+        DapError: a field is unknown, missing or wrong. The message names the file and the line.
+    """
     try:
         return Protocol.model_validate(fields)
+    except DapError as error:  # of a step or a mixing
+        raise DapError(f"{where}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = shown(".".join(map(str, first["loc"])))[:120]
+        if first["loc"] and first["loc"][0] in (origins or {}):
+            where, text = (origins or {})[str(first["loc"][0])]
+            line = line_of(text, first["loc"])
+            where = f"{where}, line {line}" if line else where
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             raise DapError(f"{where}: unknown field {key!r}. {suggest(key, Protocol.model_fields)}") from error
         if first["type"] == "missing":
             raise DapError(f"{where}: the field {key!r} is missing.") from error
         message = first["msg"].removeprefix("Value error, ")
-        culprit = f"{key} = {first['input']!r}: " if key else ""
+        culprit = f"{key} = {brief(first['input'])}: " if key else ""
         raise DapError(f"{where}: {culprit}{message}.") from error
-
-
-def _epoch(when: int | str, epochs: int) -> int:
-    if isinstance(when, int):
-        return when
-    if when == "half+1":
-        return epochs // 2 + 1
-    if re.fullmatch(r"\d+/[1-9]\d*", when):
-        return max(1, int(epochs * Fraction(when)))
-    raise ValueError(f'decay_at {when!r} should be an epoch, a fraction of the epochs such as "2/3", or "half+1"')
-
-
-def _of_size(text: str, size: int) -> int:
-    """ "8/7" of 224 is 224 // 7 * 8, in RDED's order of rounding."""
-    if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", text):
-        raise DapError(f'the side {text!r} should be a number of pixels, or a fraction of the size such as "8/7"')
-    above, below = map(int, text.split("/"))
-    return size // below * above
 
 
 def _short(value: Any) -> str:

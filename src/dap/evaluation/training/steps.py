@@ -12,38 +12,31 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from dap.base.errors import DapError
+from dap.base.fields import Chosen, Divisor, Number, Pixels, Share
 from dap.evaluation.training.augment import OPERATIONS, Operation, dsa
 
 Drawn = Mapping[str, Tensor]
 """Parameters of one step for one batch."""
 
-Chance = Annotated[float, Field(ge=0, le=1)]
-Pair = tuple[PositiveFloat, PositiveFloat]
+Part = Annotated[float, Field(gt=0, le=1000)]
+Pair = tuple[Part, Part]
+Spread = Annotated[float, Field(ge=0, le=1000)]
 
 TRIES = 10  # tries of a random crop; if none fits, the largest central crop is taken. torchvision has 10 too
 
 
-class Closed(BaseModel):
-    """A pydantic model that refuses unknown fields and cannot be changed."""
+class Closed(Chosen, frozen=True):
+    """A pydantic model that refuses unknown fields and cannot be changed. The text below a field explains it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class Step(Closed):
+class Step(Closed, frozen=True):
     """One transform of a batch; this one changes nothing."""
 
     random: ClassVar[bool] = False
@@ -68,11 +61,11 @@ class Step(Closed):
         return height, width
 
 
-class Resize(Step):
+class Resize(Step, frozen=True):
     """Scale the shorter side to `side`, round the longer side down, as torchvision's Resize: bilinear, antialiased."""
 
     op: Literal["resize"] = "resize"
-    side: PositiveInt
+    side: Pixels
     """Length of the shorter side afterwards, in pixels."""
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
@@ -84,11 +77,11 @@ class Resize(Step):
         return int(self.side * height / shorter), int(self.side * width / shorter)
 
 
-class CenterCrop(Step):
+class CenterCrop(Step, frozen=True):
     """Cut out the square in the middle of the image."""
 
     op: Literal["center_crop"] = "center_crop"
-    size: PositiveInt
+    size: Pixels
     """Height and width of the square, in pixels."""
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
@@ -103,12 +96,12 @@ class CenterCrop(Step):
         return self.size, self.size
 
 
-class Tiles(Step):
+class Tiles(Step, frozen=True):
     """Cut images into factor x factor tiles and permute the tiles. Pixels beyond a multiple of `factor` are dropped."""
 
     random: ClassVar[bool] = True
     op: Literal["tiles"] = "tiles"
-    factor: PositiveInt
+    factor: Annotated[int, Field(ge=1, le=256)]
     """How many tiles a side has."""
     order: Literal["lines", "free"] = "lines"
     """"lines": permute whole columns of tiles, then whole rows, as RDED's code does; factor 2 has 4 arrangements.
@@ -136,12 +129,12 @@ class Tiles(Step):
         return height - height % self.factor, width - width % self.factor
 
 
-class RandomResizedCrop(Step):
+class RandomResizedCrop(Step, frozen=True):
     """Scale a random rectangle of the image to a square, as torchvision's RandomResizedCrop: bilinear, antialiased."""
 
     random: ClassVar[bool] = True
     op: Literal["random_resized_crop"] = "random_resized_crop"
-    size: PositiveInt
+    size: Pixels
     """Height and width of the square, in pixels."""
     scale: Pair
     """Smallest and largest area of the rectangle, as a part of the image's area."""
@@ -185,12 +178,12 @@ class RandomResizedCrop(Step):
         return self.size, self.size
 
 
-class Flip(Step):
+class Flip(Step, frozen=True):
     """Mirror left and right."""
 
     random: ClassVar[bool] = True
     op: Literal["flip"] = "flip"
-    p: Chance = 0.5
+    p: Share = 0.5
     """Probability for each image."""
 
     def draw(self, n: int, height: int, width: int, generator: Generator) -> dict[str, Tensor]:
@@ -201,7 +194,7 @@ class Flip(Step):
         return torch.where(drawn["flipped"].to(images.device)[:, None, None, None], images.flip(3), images)
 
 
-class ColorJitter(Step):
+class ColorJitter(Step, frozen=True):
     """Change brightness, contrast and saturation of each image in its own order, as IDC and MinimaxDiffusion do.
 
     Each change is x <- centre + factor (x - centre). Centres: black, the mean of the grey image, and the grey image.
@@ -209,13 +202,13 @@ class ColorJitter(Step):
 
     random: ClassVar[bool] = True
     op: Literal["color_jitter"] = "color_jitter"
-    brightness: NonNegativeFloat
+    brightness: Spread
     """Strength s: the factor is uniform in [1 - s, 1 + s]."""
-    contrast: NonNegativeFloat
+    contrast: Spread
     """Strength, as for `brightness`."""
-    saturation: NonNegativeFloat
+    saturation: Spread
     """Strength, as for `brightness`. Images of one channel do not change."""
-    luma: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.299, 0.587, 0.114)
+    luma: tuple[Number, Number, Number] = (0.299, 0.587, 0.114)
     """Weights of red, green and blue in the grey image. torchvision has 0.2989 for red."""
     clamp: bool = False
     """Clamp to [0, 1] after each change, as torchvision does. IDC's code, and so the published results, do not."""
@@ -241,7 +234,7 @@ class ColorJitter(Step):
         return images
 
 
-class Lighting(Step):
+class Lighting(Step, frozen=True):
     """Add a random colour along the principal axes of ImageNet's pixels (Krizhevsky et al. 2012).
 
     Every pixel moves by sum_k alpha_k eigenvalues[k] eigenvectors[:, k]. Each image has its own alpha_k, which is
@@ -250,11 +243,11 @@ class Lighting(Step):
 
     random: ClassVar[bool] = True
     op: Literal["lighting"] = "lighting"
-    std: NonNegativeFloat
+    std: Spread
     """Standard deviation of alpha."""
-    eigenvalues: tuple[FiniteFloat, ...] = (0.2175, 0.0188, 0.0045)
+    eigenvalues: tuple[Number, ...] = (0.2175, 0.0188, 0.0045)
     """One for each channel."""
-    eigenvectors: tuple[tuple[FiniteFloat, ...], ...] = (
+    eigenvectors: tuple[tuple[Number, ...], ...] = (
         (-0.5675, 0.7192, 0.4009),
         (-0.5808, -0.0045, -0.8140),
         (-0.5836, -0.6948, 0.4203),
@@ -280,13 +273,13 @@ class Lighting(Step):
         return images + shift.to(images)[:, :, None, None]
 
 
-class Normalize(Step):
+class Normalize(Step, frozen=True):
     """(x - mean) / std."""
 
     op: Literal["normalize"] = "normalize"
-    mean: tuple[FiniteFloat, ...]
+    mean: tuple[Number, ...]
     """One for each channel, or one for all."""
-    std: tuple[PositiveFloat, ...]
+    std: tuple[Divisor, ...]
     """One for each channel, or one for all; as many as `mean`."""
 
     @model_validator(mode="after")
@@ -308,7 +301,7 @@ class Normalize(Step):
         return images.new_tensor(values).view(1, -1, 1, 1)
 
 
-class Dsa(Step):
+class Dsa(Step, frozen=True):
     """Differentiable siamese augmentation of normalised images; see `augment.dsa`. Each batch gets one operation."""
 
     random: ClassVar[bool] = True

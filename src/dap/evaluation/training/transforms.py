@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from torch import Generator, Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import brief, shown
 from dap.base.registry import suggest
 from dap.evaluation.training.mixing import CutMix, Mixing, MixUp
 from dap.evaluation.training.steps import (
@@ -50,7 +51,9 @@ def parse(entries: object) -> tuple[Step, ...]:
             message names the step.
     """
     if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise DapError(f"a list of steps such as [{{op: flip, p: 0.5}}] is needed, not {entries!r}.")
+        raise DapError(f"a list of steps such as [{{op: flip, p: 0.5}}] is needed, not {brief(entries)}.")
+    if len(entries) > 100:
+        raise DapError(f"there are {len(entries):,} steps; at most 100 are read.")
     return tuple(_build(entry, STEPS, f"step {k}") for k, entry in enumerate(entries, 1))
 
 
@@ -133,20 +136,20 @@ def _build(entry: object, kinds: Sequence[type[Closed]], where: str) -> Any:
         return entry
     known = {kind.model_fields["op"].default: kind for kind in kinds}
     if not isinstance(entry, Mapping) or "op" not in entry:
-        raise DapError(f"{where} should be a mapping with an `op`, not {entry!r}. {suggest('', known)}")
-    op = str(entry["op"])
+        raise DapError(f"{where} should be a mapping with an `op`, not {brief(entry)}. {suggest('', known)}")
+    op = str(entry["op"])[:80]
     if op not in known:
         raise DapError(f"{where}: unknown op {op!r}. {suggest(op, known)}")
     try:
         return known[op].model_validate(entry)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = shown(".".join(map(str, first["loc"])))[:80]
         if first["type"] == "extra_forbidden":
             reason = f"unknown field {key!r}. {suggest(key, known[op].model_fields)}"
         elif first["type"] == "missing":
             reason = f"the field {key!r} is missing."
         else:
-            culprit = f"{key} = {first['input']!r}: " if key else ""
+            culprit = f"{key} = {brief(first['input'])}: " if key else ""
             reason = f"{culprit}{first['msg'].removeprefix('Value error, ')}."
         raise DapError(f"{where} ({op}): {reason}") from error

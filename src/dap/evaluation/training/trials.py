@@ -6,12 +6,45 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from dap.base.errors import DapError
+from dap.base.fields import Count, FromFile, Name
+from dap.data.sets.notes import Fraction, Matrix, Positive
 
 KEYS = ("judged", "tested", "by")
 """The other fields of a line of trials.jsonl: hashes of the set's images, of the test data and of the protocol."""
+
+
+class TrialLine(FromFile, frozen=True):
+    """A line of `trials.jsonl`, whoever wrote it: a `Trial` and its keys. A report needs the first four fields."""
+
+    protocol: Name
+    network: Name
+    last: Fraction
+    best: Fraction
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    epochs: Count | None = None
+    n_train: Count | None = None
+    n_test: Count | None = None
+    headline: Literal["last", "best"] | None = None
+    curve: Annotated[
+        list[Annotated[list[Annotated[float, Field(ge=0, le=10**9)]], Field(min_length=2, max_length=2)]],
+        Field(max_length=100_000),
+    ] = []
+    train_last: Fraction | None = None
+    seconds: Positive | None = None
+    device: Name | None = None
+    torch: Name | None = None
+    tested_on: Literal["test", "validation"] | None = None
+    labels: Name | None = None
+    confusion: Matrix | None = None
+    classes: list[Name] | None = None
+    judged: Name | None = None
+    tested: Name | None = None
+    by: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +99,7 @@ class Trial:
         except json.JSONDecodeError as error:
             raise DapError(f"Not a trial, since not JSON: {line[:60]!r}.") from error
         known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
-        given = set(fields) if isinstance(fields, dict) else set()
+        given = set(fields) if isinstance(fields, dict) else set[str]()
         odd = (given - set(known)) | {name for name, needed in known.items() if needed and name not in given}
         if odd:
             raise DapError(f"Not a trial: missing or unknown fields {', '.join(sorted(odd))} in {line[:60]!r}.")

@@ -16,6 +16,8 @@ The networks `torchvision:NAME` and `timm:NAME` stay as their authors made them,
 from __future__ import annotations
 
 import difflib
+import pickle
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dap.base.documents import regular
 from dap.base.errors import DapError
+from dap.base.files import sha256_of
 from dap.base.registry import suggest
 from dap.evaluation.training.layers import InstanceNorm, Network, Norm, at_least, he_normal
 
@@ -150,8 +154,8 @@ def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
         offline: if True, no weights are fetched from the network.
 
     Raises:
-        DapError: torchvision has no such classifier or no such weights of the classifier, or the weights are not on
-            this machine and cannot be fetched.
+        DapError: torchvision has no such classifier or no such weights of the classifier, the weights are not on this
+            machine and cannot be fetched, or the file on this machine is another one than was published.
     """
     from torchvision import models
 
@@ -165,14 +169,56 @@ def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     if offline and not file.is_file():
         raise DapError(f"The weights of {name} are not here and --offline forbids to fetch them; put them at {file}.")
+    options = {key: True for key in ("aux_logits", "transform_input") if model in ("googlenet", "inception_v3")}
+    if options:  # torchvision builds these two in this way for its weights
+        options["init_weights"] = False
     try:
-        return models.get_model(model, weights=weights, progress=False), weights
-    except (OSError, RuntimeError, EOFError) as error:  # no connection, a broken file, or another network's weights
+        network = models.get_model(model, weights=None, num_classes=len(weights.meta["categories"]), **options)
+        network.load_state_dict(_fetched(weights.url, file, name))
+    except DapError:
+        raise
+    except (OSError, RuntimeError, EOFError, ValueError) as error:  # no connection, or another network's weights
         reason = " ".join(str(error).split())[:200]
         raise DapError(
             f"The weights of {name} could not be loaded ({type(error).__name__}: {reason}). Delete {file} if it is there, "
             f"and connect to the network once, or put {weights.url} there."
         ) from error
+    if options:
+        network.aux_logits = False  # pyright: ignore[reportArgumentType]
+    return network, weights
+
+
+def _fetched(url: str, file: Path, name: str) -> dict[str, Tensor]:
+    """The weights of a file in torch's cache. It is fetched if it is not there.
+
+    The name of the file holds the first digits of its sha256, and they are compared. torch.hub compares them only when it
+    fetches a file. The file is a pickle, so only tensors and plain values are read from it: a pickle may hold code, and eight
+    digits do not keep out a file that was made to fit them.
+
+    Raises:
+        DapError: the file has another hash, or it holds other things than weights.
+    """
+    named = re.search(r"-([0-9a-f]{8,64})\.", file.name)
+    digits = named[1] if named else ""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), digits or None, progress=False)
+    found = sha256_of(regular(file)) or ""
+    if not found.startswith(digits):
+        raise DapError(
+            f"{file} is not the file that was published as the weights of {name}: its sha256 begins with {found[:8]} and not "
+            f"with {digits}. Delete it and connect to the network once, or put {url} there."
+        )
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DapError(
+            f"{file} holds other things than weights, so it is not opened. Delete it and connect to the network once, or put "
+            f"{url} there."
+        ) from error
+    if not isinstance(weights, dict):
+        raise DapError(f"{file} holds a {type(weights).__name__} and no weights by name. Put {url} there.")
+    return weights
 
 
 def from_timm(model: str, *, channels: int, classes: int, size: int, norm: Norm, width: int) -> nn.Module:

@@ -76,7 +76,8 @@ class CaO2(Vanilla):
 
     The candidates are the images that vanilla makes for the slots 0 ... candidates * ipc - 1, and the kept ones stay
     in this order. So with one candidate for each image and no iteration the set is the one of vanilla. Where too few
-    candidates are classified correctly, the wrong ones with the highest probability of the class fill the set up. The
+    candidates are classified correctly, wrong ones fill the set up. As in the authors' code, these go by the largest
+    probability of any class, in the same order as the correct ones: the most or the least confident first. The
     manifest says for each image which candidate it is, how confident the classifier was, and whether the classifier
     was right. The scale of classifier-free guidance is the backbone card's; the paper has --cfg 2.7 on DiT.
     """
@@ -131,12 +132,13 @@ class CaO2(Vanilla):
         recipe, options, name = task.recipe, task.options, task.source.class_names[label]
         key = {"class": name, "seed": recipe.seed, "ipc": recipe.ipc, "block": recipe.block, "size": task.source.size}
         key |= {"sampling": recipe.sampling.model_dump(), **options.model_dump(include={"candidates", "prefer"})}
+        key["filled"] = "by the largest probability"  # earlier versions took the probability of the class
         key |= {} if recipe.own is None else {"own_guidance": recipe.own.model_dump()}
 
         def make() -> dict[str, Tensor]:
-            latents, confidence, correct = self.candidates(task, label, key)
+            latents, confidence, correct, largest = self.candidates(task, label, key)
             least = options.prefer == "least" or (options.prefer == "auto" and recipe.ipc > SMALL)
-            chosen = choose(confidence, correct, recipe.ipc, least=least)
+            chosen = choose(largest, correct, recipe.ipc, least=least)
             found = {"latents": latents, "confidence": confidence, "correct": correct}
             return {**{part: tensor[chosen] for part, tensor in found.items()}, "candidates": torch.tensor(chosen)}
 
@@ -144,11 +146,12 @@ class CaO2(Vanilla):
         task.store.discard(task.store.checkpoint(f"candidates of {name}", key))
         return kept
 
-    def candidates(self, task: Task, label: int, key: dict[str, object]) -> tuple[Tensor, Tensor, Tensor]:
+    def candidates(self, task: Task, label: int, key: dict[str, object]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sample all candidates of a class and classify them.
 
         Returns:
-            The latents, the classifier's probability of the class, and whether the class has the highest logit.
+            The latents, the classifier's probability of the class, whether the class has the highest logit, and the largest
+            probability of any class.
         """
         recipe, backbone, classifier, options = task.recipe, task.backbone, task.classifier, task.options
         model = ClassifierFree(backbone, recipe.sampling.cfg, recipe.sampling.cfg_channels)
@@ -166,23 +169,24 @@ class CaO2(Vanilla):
         said = torch.cat([classifier.logits(backbone.decode(part.to(backbone.device))).cpu() for part in parts])
         if not torch.isfinite(said).all():
             raise DapError(f"The classifier {classifier.name} gives logits of {name!r} that are not finite.")
-        return torch.cat(parts), said.softmax(1)[:, label], said.argmax(1) == label
+        probabilities = said.softmax(1)
+        return torch.cat(parts), probabilities[:, label], said.argmax(1) == label, probabilities.amax(1)
 
 
 def choose(confidence: Float[Tensor, " n"], correct: Bool[Tensor, " n"], k: int, *, least: bool) -> list[int]:
     """Choose k of n candidates, and return their positions, ascending. Of equal candidates the earlier is chosen.
 
     Args:
-        confidence: the classifier's probability of the class.
-        correct: whether the class is the classifier's first choice. Correct candidates are chosen first, then the most
-            probable of the others.
+        confidence: the classifier's largest probability, of whichever class.
+        correct: whether the class is the classifier's first choice. Correct candidates are chosen first, then others.
         k: how many candidates are chosen, at most n.
-        least: prefer the least confident correct candidates instead of the most confident ones.
+        least: prefer the least confident candidates instead of the most confident ones, among the correct and among the
+            others.
     """
 
     def rank(i: int) -> tuple[bool, float]:
-        right, sure = bool(correct[i]), float(confidence[i])
-        return not right, sure if right and least else -sure
+        sure = float(confidence[i])
+        return not bool(correct[i]), sure if least else -sure
 
     return sorted(sorted(range(len(confidence)), key=rank)[:k])
 

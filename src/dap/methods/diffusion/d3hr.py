@@ -6,7 +6,8 @@ r"""D3HR: real images are inverted to a noise level, and sampling starts from dr
 
     w_1 ||mean(S) - mu|| + w_2 ||std(S) - sd|| + w_3 ||skew(S)||
 
-   is kept.
+   is kept. Mean and standard deviation are those of each dimension over the draws. The skewness is that of each draw
+   over its dimensions, as in the authors' code: see `scores`.
 4. DDIM takes the group to images.
 """
 
@@ -75,8 +76,8 @@ class D3HR(Vanilla):
 
     Many groups of ipc draws from the Gaussian are compared, and the group most like the Gaussian is kept. Sampling
     begins at this group and its noise level, and goes on as in vanilla. Inversion and sampling have the same
-    classifier-free guidance. One image has no standard deviation, and two images have no skewness, so at ipc 1 and 2
-    these terms are left out.
+    classifier-free guidance. One image has no standard deviation, and so no skewness: at ipc 1 the choice goes by the
+    mean alone.
     """
 
     reference = "Zhao et al., ICML 2025 (D3HR)"
@@ -108,6 +109,7 @@ class D3HR(Vanilla):
         of_class = {**key, "index": index, **options.model_dump(include={"reals", "refine"})}
         spread = task.store.get(f"spread of {name}", of_class, lambda: self.spread(task, label, index))
         of_group = {**of_class, "ipc": recipe.ipc, **options.model_dump(include={"candidates", "weights"})}
+        of_group["skewness"] = "of each draw"  # earlier versions had that of each dimension
 
         def make() -> dict[str, Tensor]:
             seed = seed_of(recipe.seed, name, "d3hr")
@@ -218,11 +220,15 @@ def scores(
     std: Float[Tensor, " d"],
     weights: tuple[float, float, float],
 ) -> Float[Tensor, " n"]:
-    """The distance of each group from N(mean, std²): the weighted sum of three Euclidean norms over the dimensions.
+    r"""The distance of each group from N(mean, std²): the weighted sum of three Euclidean norms.
 
-    The norms are of the errors of the mean and of the standard deviation, and of the skewness. The standard deviation
-    is unbiased and counts for groups of two draws or more. The skewness is the third standardised moment and counts
-    for groups of three draws or more.
+    The first two norms are over the dimensions, of the errors of the mean and of the standard deviation, which is
+    unbiased. The third is over the draws. With z_jd the draws of a group, standardised in each dimension d by the
+    group's own mean and standard deviation, and D dimensions, the skewness of draw j is
+
+        skew_j = D / ((D - 1)(D - 2)) sum_d z_jd^3.
+
+    The second and third terms count for groups of two draws or more, the third also needs three dimensions or more.
 
     Args:
         groups: the groups.
@@ -230,13 +236,16 @@ def scores(
         std: standard deviation of the Gaussian in each dimension.
         weights: weights of mean, standard deviation and skewness.
     """
+    _, size, dimensions = groups.shape
     centre = groups.mean(1)
     total = weights[0] * (centre - mean).norm(dim=1)
+    if size == 1:
+        return total
     apart = groups - centre[:, None]
-    squares = apart.square()
-    if groups.shape[1] > 1:
-        total = total + weights[1] * ((squares.sum(1) / (groups.shape[1] - 1)).sqrt() - std).norm(dim=1)
-    if groups.shape[1] > 2:
-        spread = squares.mean(1).clamp_min(1e-12)
-        total = total + weights[2] * ((squares * apart).mean(1) / spread.pow(1.5)).norm(dim=1)
+    spread = (apart.square().sum(1) / (size - 1)).sqrt()
+    total = total + weights[1] * (spread - std).norm(dim=1)
+    if dimensions > 2:
+        z = apart / spread.clamp_min(1e-12)[:, None]
+        skewness = z.pow(3).sum(2) * dimensions / ((dimensions - 1) * (dimensions - 2))
+        total = total + weights[2] * skewness.norm(dim=1)
     return total

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass, field
+
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
-from dap.guidance import Descend, Guidance, Representative, Window
+from dap.guidance import Descend, Guidance, Representative, State, Window
+from dap.guidance.base import per_image_norm
 from dap.kernels import parse
 from dap.methods.base import Task
 from dap.methods.diffusion.vanilla import Vanilla
+
+log = logging.getLogger("dap")
+
+LARGE = 0.05
+"""The part of ||x_0|| from which on the last push is said. It is in the finished latents, and nothing denoises it."""
+
+
+@dataclass(frozen=True)
+class Warned(Window):
+    """A window of the run that warns, once a run, where the push of the very last step is large beside x_0.
+
+    In the unit "paper" the push of the last step is gamma g_T, however small the sampler's own step is. The sample itself
+    is that of `Window`.
+    """
+
+    said: list[float] = field(default_factory=list, compare=False)
+
+    def finish(self, state: State) -> None:
+        super().finish(state)
+        if self.said or state.next is None or not self.active(state.index, state.steps):
+            return
+        part = (per_image_norm(state.next - state.proposal) / per_image_norm(state.next).clamp_min(1e-30)).mean().item()
+        if part > LARGE:
+            self.said.append(part)
+            log.warning(
+                "The guidance of the last step makes up %.0f %% of the finished latents, and no later step denoises it. "
+                "--last-step false leaves this push out; --unit step measures it by the sampler's own step.",
+                100 * part,
+            )
 
 
 class Dap(Vanilla):
@@ -38,7 +71,7 @@ class Dap(Vanilla):
         )
         energy = Representative(bank, parse(options.kernel), options.squared, options.repulsion)
         descend = Descend(energy, options.scale, options.unit)
-        return Window(descend, options.start, options.stop, options.last_step)
+        return Warned(descend, options.start, options.stop, options.last_step)
 
 
 class DapSlots(Dap):

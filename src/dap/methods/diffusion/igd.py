@@ -21,7 +21,7 @@ from dap.base.seeding import seed_of
 from dap.evaluation.training.batches import Images, slice_size
 from dap.evaluation.training.fitting import Training, new_network, run_with_checkpoint, seeded
 from dap.evaluation.training.protocol import Protocol, load_protocol
-from dap.evaluation.training.transforms import run
+from dap.evaluation.training.transforms import run, split
 from dap.guidance import Descend, Deviation, Guidance, Influence, Nothing, Sum, Window
 from dap.guidance.influence import STRENGTH_UNIT, Compared, Moment, Through, flat_gradient
 from dap.methods.base import Options, Task
@@ -72,6 +72,15 @@ class IgdOptions(Options):
     epochs: int = Field(default=10, ge=1, description="Training epochs of the surrogate; the paper has 50.")
     batch: int = Field(default=64, ge=1, description="Batch size of the surrogate's training.")
     lr: float = Field(default=0.01, gt=0, description="Learning rate of the surrogate's training.")
+    augment: bool = Field(
+        default=True,
+        description="Augment the surrogate's training as Minimax augments its evaluation: random crops, mirroring, colours "
+        "and lighting. Without mixing, as in the authors' scripts.",
+    )
+    flip: bool = Field(
+        default=True,
+        description="Mirror half of the images in this augmentation; switch it off for digits and letters.",
+    )
     threshold: float = Field(
         default=0.7,
         ge=-1,
@@ -157,14 +166,15 @@ class Surrogate:
 
     def _key(self) -> dict[str, Any]:
         wanted = {"network", "width", "images", "epochs", "batch", "lr", "threshold", "compared", "surrogate_seed"}
-        return self.options.model_dump(include=wanted)
+        kept = self.options.model_dump(include=wanted | {"augment", "flip"})
+        return {"form": 2, **kept}  # the form counts changes of the training
 
     def _train(self) -> dict[str, Tensor]:
         store, seed, epochs = self.task.store, self.options.surrogate_seed, self.options.epochs
         reals = [self._reals(label, self.options.images) for label in range(self.classes)]
         labels = torch.arange(self.classes).repeat_interleave(torch.tensor([len(part) for part in reals]))
         compared = [self._seen(part[: self.options.compared]) for part in reals]
-        train = Images((torch.cat(reals), labels), self.protocol.train_steps, self.device)
+        train = Images((torch.cat(reals), labels), split(self.protocol.train_steps)[0], self.device)
         training = Training(train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes)
         notes: dict[str, Any] = {"epochs": [0], "kept": [_copied(training.net)]}
         last: dict[int, list[Tensor]] = {}
@@ -236,8 +246,15 @@ class Surrogate:
 
 
 def _protocol(options: IgdOptions, size: int) -> Protocol:
-    """The surrogate's training: hard labels, no augmentation, and the learning rate steps of IDC's training."""
+    """The surrogate's training: hard labels, a constant learning rate, and Minimax's augmentation without mixing."""
     network = options.network if options.network != "auto" else "convnet6" if size >= 128 else "convnet3"
+    train: list[dict[str, Any]] = [{"op": "resize"}]
+    if options.augment:
+        # As in the protocol minimax-hard.
+        jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+        train += [{"op": "center_crop"}, {"op": "random_resized_crop", "scale": [0.5, 1]}]
+        train += [{"op": "flip", "p": 0.5}] if options.flip else []
+        train += [{"op": "color_jitter", **jitter}, {"op": "lighting", "std": 0.1}]
     return load_protocol(
         "reference",
         network=network,
@@ -245,10 +262,11 @@ def _protocol(options: IgdOptions, size: int) -> Protocol:
         width=options.width,
         mean=(0.5,),
         std=(0.5,),
+        train=[*train, {"op": "normalize"}],
         epochs=options.epochs,
         batch=options.batch,
         lr=options.lr,
-        decay_at=("2/3", "5/6"),
+        decay_at=(),
     )
 
 

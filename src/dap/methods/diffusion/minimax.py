@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from dap.backbones.base import Backbone
 from dap.backbones.dit import DiT
-from dap.backbones.finetune import Tuning, TuningBatch, fine_tune, light, load_tuned, tuned
+from dap.backbones.finetune import Tuning, TuningBatch, drawn_latents, fine_tune, light, load_tuned, tuned
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.base.store import Checkpoint
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit
-from dap.methods.diffusion.latents import class_latents
 from dap.methods.diffusion.vanilla import Vanilla
 
 
@@ -58,7 +57,10 @@ class MinimaxOptions(base.Options):
         ge=1,
         description="Real images of each class that are tuned on, drawn by tune_seed where there are more.",
     )
-    flip: bool = Field(default=True, description="Mirror half of the images; switch it off for digits and letters.")
+    flip: bool = Field(
+        default=True,
+        description="Mirror half of the images, drawn anew in each epoch; switch it off for digits and letters.",
+    )
     scaled: float = Field(
         default=0.5,
         ge=0,
@@ -79,11 +81,12 @@ class MinimaxOptions(base.Options):
 class Minimax(Vanilla):
     r"""L = L_diffusion + lambda_r (1 - min_j cos(x0_hat, real_j)) + lambda_d max_j cos(x0_hat, predicted_j), per class.
 
-    Only biases, norms, class embeddings and the factors of DiffFit are trained. Each class has two memories, of real
-    images and of earlier predictions. At every step the predicted x_0 is compared with both memories of its class;
-    then the batch is added to the memories. The two terms are averaged over the classes in a batch, as in the authors'
-    code. The first term takes the smallest cosine of all pairs, the second term the largest. The images are sampled
-    from the averaged weights, without guidance.
+    Only biases, norms, class embeddings and the factors of DiffFit are trained. Where the blocks of the DiT have
+    equal label tables and time embedders, as in weights of the original code, the blocks share one of each. Each
+    class has two memories, of real images and of earlier predictions. At every step the predicted x_0 is compared
+    with both memories of its class; then the batch is added to the memories. The two terms are averaged over the
+    classes in a batch, as in the authors' code. The first term takes the smallest cosine of all pairs, the second
+    term the largest. The images are sampled from the averaged weights, without guidance.
     """
 
     needs = frozenset({"backbone", "training"})
@@ -133,7 +136,13 @@ class Minimax(Vanilla):
         if steps == 0:
             return None
         names = [task.source.class_names[label] for label in labels]
-        key = {"classes": names, "steps": steps, **options.model_dump(mode="json", exclude={"epochs", "max_steps"})}
+        # The form counts changes of the fine-tuning, so that a shared cache never gives what an older version made.
+        key = {
+            "form": 2,
+            "classes": names,
+            "steps": steps,
+            **options.model_dump(mode="json", exclude={"epochs", "max_steps"}),
+        }
         scales = round(options.scaled * len(original.layers))
 
         def load() -> Backbone:
@@ -164,6 +173,8 @@ def train(
 ) -> dict[str, Tensor]:
     """Fine-tune the denoiser on the latents of these classes, and return the tuned parameters by name.
 
+    In every epoch the images are mirrored and encoded anew: each latent is drawn from the autoencoder's distribution.
+
     Args:
         task: the task, with the options and the real images.
         original: the backbone, which stays as it is; a copy is tuned.
@@ -173,22 +184,29 @@ def train(
         checkpoint: keeps an unfinished fine-tuning.
     """
     options: MinimaxOptions = task.options
-    latents, of = [], []
-    for label in labels:
-        name = task.source.class_names[label]
-        found = class_latents(task, name, options.reals, seed=options.tune_seed, flip=options.flip, least=1)
-        latents.append(found[1])
-        of += [label] * len(found[1])
-    everything, owners = torch.cat(latents), torch.tensor(of)
+    chosen = [
+        (label, index)
+        for label in labels
+        for index in task.source.good(
+            label, options.reals, seed_of(options.tune_seed, task.source.class_names[label], "reals"), least=1
+        )
+    ]
     conditions = original.condition(task.source.class_names)
-    per_epoch = max(1, len(everything) // options.batch)
+    per_epoch = max(1, len(chosen) // options.batch)
 
     def batch(step: int) -> TuningBatch:
         epoch, place = divmod(step, per_epoch)
         order = torch.Generator().manual_seed(seed_of(options.tune_seed, "minimax", epoch))
-        chosen = torch.randperm(len(everything), generator=order)[place * options.batch : (place + 1) * options.batch]
-        mine = owners[chosen].tolist()
-        return TuningBatch(everything[chosen].to(original.device), conditions[mine], mine)
+        drawn = torch.randperm(len(chosen), generator=order)[place * options.batch : (place + 1) * options.batch]
+        mine = [chosen[i] for i in drawn.tolist()]
+        images = torch.cat([task.source.images(label, [index]) for label, index in mine])
+        # Mirrored and encoded anew each time, as in the authors' code.
+        generator = torch.Generator().manual_seed(seed_of(options.tune_seed, "minimax", "latents", step))
+        if options.flip:
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+            images = torch.where(mirrored, images.flip(3), images)
+        owners = [label for label, _ in mine]
+        return TuningBatch(drawn_latents(original, images, generator).to(original.device), conditions[owners], owners)
 
     twin = tuned(original, scales)
     how = Tuning(steps, options.lr, options.tune_seed, options.ema)

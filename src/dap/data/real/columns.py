@@ -1,0 +1,133 @@
+"""Which columns of a parquet file hold the images and the labels, and what the labels are."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dap.base.errors import DapError
+from dap.data.real.names import some
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+USUAL = {"image": ("image", "img"), "label": ("label", "labels", "fine_label", "class")}
+
+_NO_LABEL = re.compile(
+    r"(^|_)(id|ids|idx|index|key|url|path|file|filename|name|width|height|size|hash|md5|sha\d*|text|caption|captions|prompt|"
+    r"description|title|sentence|source|license|split)$"
+)
+"""Names of columns that a reader must not take for labels because nothing else is there."""
+
+
+def is_text(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    return kinds.is_string(kind) or kinds.is_large_string(kind)
+
+
+def image_columns(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
+    import pyarrow.types as kinds
+
+    def is_image(kind: pa.DataType) -> bool:
+        blob = kinds.is_binary(kind) or kinds.is_large_binary(kind)
+        return blob or (kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+    said = [column for column in schema.names if features.get(column, {}).get("_type") == "Image"]
+    found = said or [field.name for field in schema if is_image(field.type)]
+    named = [f.name for f in schema if f.name.lower() in ("image", "img", "image_path", "img_path") and is_text(f.type)]
+    return found or named[:1]
+
+
+def label_columns(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
+    import pyarrow.types as kinds
+
+    def is_label(field: pa.Field) -> bool:
+        fits = is_text(field.type) or kinds.is_dictionary(field.type) or kinds.is_integer(field.type)
+        return fits and (field.name in USUAL["label"] or not _NO_LABEL.search(field.name.lower().strip("_")))
+
+    said = [column for column in schema.names if features.get(column, {}).get("_type") == "ClassLabel"]
+    return said or [field.name for field in schema if is_label(field)]
+
+
+def columns_of(schema: pa.Schema, features: dict[str, dict[str, Any]], where: str) -> tuple[str, str]:
+    """The names of two columns: the column of the images and the column of the labels."""
+    images = image_columns(schema, features)
+    labels = [name for name in label_columns(schema, features) if name not in images]
+    found: list[str] = []
+    for what, columns in (("image", images), ("label", labels)):
+        usual = USUAL[what]
+        column = next((name for name in usual if name in columns), columns[0] if len(columns) == 1 else None)
+        if column is None and not columns and (odd := next((name for name in usual if name in schema.names), None)):
+            raise DapError(f"column {odd!r} of {where} holds {schema.field(odd).type}, {_WANTED[what]}")
+        if column is None and columns:
+            raise DapError(
+                f"{where} has several columns that could be the {what}s: {some(columns, 6)}; call the right one {what!r}"
+            )
+        if column is None:
+            lists = [
+                field.name for field in schema if field.type.num_fields and field.name.lower() in ("images", "pixels")
+            ]
+            hint = f"column {lists[0]!r} holds {schema.field(lists[0]).type}; " if lists and what == "image" else ""
+            raise DapError(f"{where} has no column of {what}s among {', '.join(schema.names)}; {hint}{_LACKING[what]}")
+        found.append(column)
+    return found[0], found[1]
+
+
+_WANTED = {
+    "image": "and images are the bytes of image files (PNG, JPEG, …) or their paths; encode each image as one file",
+    "label": "and labels are whole numbers or names; write it as one of these",
+}
+_LACKING = {
+    "image": "write the images as bytes of image files (PNG, JPEG, …) or as paths, in a column 'image'",
+    "label": "captions, ids and sizes are no labels: write the class of each image, a name or a whole number, into a column "
+    "'label'",
+}
+
+
+def check_groups(values: list[Any], column: str, names: list[str] | None, where: str) -> None:
+    """Raise `DapError` where nearly every row has a label of its own: then these are captions or ids.
+
+    Numbers in a column that is called so are taken at their word: a set may have one image of each class.
+    """
+    kinds = set(map(type, values))
+    if names or len(values) < 4 or not (kinds <= {str} or kinds <= {int}):
+        return
+    distinct = len(set(values))
+    sure = column in USUAL["label"] and (kinds <= {int} or len(values) < 10)
+    if distinct > len(values) / 2 and not sure:
+        raise DapError(
+            f"column {column!r} of {where} gives {len(values):,} images {distinct:,} different values, so it holds captions or "
+            "ids and no labels; write the class of each image into a column 'label'"
+        )
+
+
+def numbered(values: list[Any], names: list[str] | None, where: str) -> tuple[np.ndarray, list[str] | None]:
+    """The labels as numbers (n,), and the class names in label order. The names are None where labels are unnamed
+    numbers."""
+    kinds = {type(value) for value in values}
+    if kinds <= {int}:
+        return np.array(values, dtype=np.int64), names
+    if kinds != {str}:
+        missing = values.count(None)
+        found = f"{missing} rows without a label" if missing else f"labels of several types ({len(kinds)})"
+        raise DapError(f"{where} has {found}; labels are numbers or names")
+    places = {name: place for place, name in enumerate(names or sorted(set(values)))}
+    if strangers := sorted(set(values) - set(places)):
+        raise DapError(f"{where} has {some(strangers)}, not among the names in its metadata")
+    return np.array([places[value] for value in values]), list(places)
+
+
+def features_of(schema: pa.Schema, where: str) -> dict[str, dict[str, Any]]:
+    """The feature types that Hugging Face datasets notes in the schema, by column; empty for other files."""
+    note = (schema.metadata or {}).get(b"huggingface")
+    if note is None:
+        return {}
+    try:
+        features = json.loads(note)["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DapError(f"the 'huggingface' metadata of {where} is damaged ({error!r}); write the file again") from error

@@ -1,0 +1,162 @@
+"""What a folder holds, as far as it decides how the folder is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dap.base.errors import DapError
+from dap.base.parsing import shown
+from dap.data.real.finding.splits import Split, split_of_file
+from dap.data.real.finding.tables import Table
+from dap.data.real.finding.walking import class_folders, holds_images, is_folder, visible
+from dap.data.real.names import composed, some
+from dap.data.real.parquet import has_labels, parquet_files
+
+ORDER: dict[str, tuple[Split, ...]] = {"train": ("train",), "test": ("test", "validation")}
+UNSORTED = frozenset({"images", "image", "imgs", "unknown", "unlabeled", "unlabelled", "data", "all", "none", "0"})
+"""Names, in lower case, of a folder that holds what nobody has sorted."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One split of a data set on disk.
+
+    Attributes:
+        kind: what the split is made of.
+        root: the folder it lies in.
+        files: the parquet files in name order, or the IDX pair (images, labels); () for class folders.
+        table: the labels of the images, where they stand in a table.
+        inner: the split whose folders inside each class folder are taken; None: the whole class folder.
+        notes: sentences on what was understood and is not plain, such as a test split that was passed over.
+    """
+
+    kind: Literal["folders", "parquet", "idx", "table"]
+    root: Path
+    files: tuple[Path, ...] = ()
+    table: Table | None = None
+    inner: Split | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What two layouts share if they hold the same images."""
+        files = tuple(str(file.resolve()) for file in self.files)
+        return (self.kind, str(self.root.resolve()), files, self.inner, self.table and str(self.table.file))
+
+
+class Unlabelled(DapError):
+    """A split whose images have no labels."""
+
+
+def holds_data(folder: Path) -> bool:
+    return holds_images(folder) or holds_parquet(folder)
+
+
+def holds_parquet(folder: Path) -> bool:
+    return bool(parquet_files(folder)) or any(parquet_files(folder / name) for name in class_folders(folder))
+
+
+def classes_of(layout: Layout) -> set[str]:
+    if layout.table is not None:
+        return set(map(composed, layout.table.files))
+    if layout.kind != "folders":
+        return set()
+    return {composed(name) for name in class_folders(layout.root) if holds_images(layout.root / name)}
+
+
+def unlabelled(layout: Layout, known: set[str]) -> str | None:
+    """Why a test split has no labels, as a clause; None where it has some.
+
+    Args:
+        layout: the split.
+        known: the classes of the training images; empty where they are unknown.
+    """
+    if layout.kind == "parquet":
+        return None if has_labels(layout.files) else f"{shown(layout.root)}/ has no labels"
+    names = classes_of(layout)
+    if layout.kind != "folders" or names & known:
+        return None
+    if all(name.lower() in UNSORTED for name in names) or (known and len(names) <= 1):
+        held = f"only the folder {some(sorted(names))}" if names else "no class folders"
+        return f"{shown(layout.root)}/ has no labels: it holds {held}"
+    return None
+
+
+def by_split(files: Sequence[Path]) -> dict[Split | None, tuple[Path, ...]]:
+    """Parquet files by the split that their names mean; None for those that mean none."""
+    found: dict[Split | None, tuple[Path, ...]] = {}
+    for file in files:
+        said = split_of_file(file.name)
+        found[said] = (*found.get(said, ()), file)
+    return found
+
+
+def instead(path: Path) -> str:
+    """A clause on what a folder without images holds, and what to do with it; "" where there is nothing to say."""
+    below = [entry.name for entry in visible(path) if is_folder(entry)]
+    if inner := [name for name in below if holds_parquet(path / name)]:
+        return f"; parquet files lie in {some(inner)}: give {shown(path / inner[0])}"
+    endings: dict[str, str] = {}
+    deeper = [path / name / inner for name in below[:20] for inner in class_folders(path / name)[:20]]
+    for folder in (path, *(path / name for name in below[:20]), *deeper):
+        for entry in visible(folder):
+            if not is_folder(entry):
+                endings.setdefault(Path(entry.name).suffix.lower(), entry.name)
+    if ".arrow" in endings:
+        return (
+            ", but Arrow files of Hugging Face's save_to_disk. Write them as parquet: "
+            "datasets.load_from_disk(FOLDER)[SPLIT].to_parquet('SPLIT.parquet') for each split"
+        )
+    kinds = sorted(ending for ending in endings if ending in CONTAINERS)
+    return f", but files such as {endings[kinds[0]]}; unpack or convert them first" if kinds else ""
+
+
+CONTAINERS = frozenset(
+    [
+        ".zip",
+        ".tar",
+        ".gz",
+        ".tgz",
+        ".7z",
+        ".rar",
+        ".bz2",
+        ".xz",
+        ".npz",
+        ".npy",
+        ".pt",
+        ".pth",
+        ".safetensors",
+        ".mdb",
+        ".lmdb",
+        ".h5",
+        ".hdf5",
+        ".mat",
+        ".tfrecord",
+        ".pkl",
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".dcm",
+        ".nii",
+        ".mp4",
+        ".avi",
+        ".svg",
+    ]
+)
+"""Endings of files that hold images in a form that is not read here."""
+
+
+def idx_pair(path: Path, names: Mapping[str, os.DirEntry[str]], stem: str) -> tuple[Path, Path] | None:
+    """The IDX files of images and of labels whose names begin with a stem, such as "t10k"; None where one is missing."""
+
+    def find(what: str, rank: int) -> Path | None:
+        marks = (f"-idx{rank}-", f".idx{rank}-")
+        spellings = (f"{stem}-{what}{mark}ubyte{gz}" for mark in marks for gz in ("", ".gz"))
+        return next((path / name for name in spellings if name in names), None)
+
+    images, labels = find("images", 3), find("labels", 1)
+    return (images, labels) if images and labels else None

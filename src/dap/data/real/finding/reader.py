@@ -1,0 +1,332 @@
+"""Reads the layout of a folder: which of its files belong to a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dap.base.errors import DapError
+from dap.base.parsing import shown
+from dap.data.real.finding.facts import (
+    ORDER,
+    Layout,
+    Unlabelled,
+    by_split,
+    classes_of,
+    holds_data,
+    holds_parquet,
+    idx_pair,
+    instead,
+    unlabelled,
+)
+from dap.data.real.finding.splits import Split, exact, split_of
+from dap.data.real.finding.tables import Table, candidates, read_table
+from dap.data.real.finding.walking import LAYOUTS, class_folders, holds_images, is_folder, loose_images, visible
+from dap.data.real.names import some
+from dap.data.real.parquet import has_images, has_labels, parquet_files
+
+_IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
+_DEPTH = 4
+
+
+class Reader:
+    """Reads the layout of one folder."""
+
+    def __init__(self, path: Path, depth: int = 0, notes: tuple[str, ...] = (), title: str | None = None) -> None:
+        self.path, self.depth, self.notes = path, depth, notes
+        self.title = path.resolve().name if title is None else title
+        self.names = {entry.name: entry for entry in visible(path)}
+        self.folders = [name for name, entry in self.names.items() if is_folder(entry)]
+        self.parquet = parquet_files(path)
+        if self.parquet and not any(map(has_images, self.parquet)) and holds_images(path):
+            self.parquet = ()  # tables about the images, such as metadata.parquet
+
+    # ---- one split
+
+    def find(self, split: str) -> Layout:
+        """The split, where nothing was chosen."""
+        if idx := self._idx(split):
+            return self._noted(idx)
+        splits, others = self._parted()
+        in_data = parquet_files(self.path / "data")
+        if in_data and not self.parquet and any(map(has_images, in_data)):
+            return Reader(self.path / "data", self.depth + 1, self.notes, self.title).find(split)
+        if self.parquet:
+            return self._noted(self._of_parquet(self.parquet, split))
+        if splits:
+            self._check_doubt(splits, others)
+            if others:
+                self._note(
+                    f"{some([f'{name}/' for name in others])} in {shown(self.path)} belongs to no split and is not read"
+                )
+            return self._noted(self._of_splits(splits, split))
+        if layout := self._inner(split, others):
+            return self._noted(layout)
+        if down := self._wrapper(others):
+            return down.find(split)
+        whole = self._noted(self._sorted(split))
+        if split != "train" and split_of(self.title) not in ORDER[split]:
+            raise self._no_split(split)
+        return whole
+
+    def whole(self, split: str) -> Layout:
+        """All of the folder as one split: the user has named it."""
+        if self.parquet:
+            return self._noted(Layout("parquet", self.path, self.parquet))
+        if idx := self._idx(split):
+            return self._noted(idx)
+        with_images = [name for name in self.folders if holds_images(self.path / name)]
+        if len(with_images) == 1 and (down := self._wrapper(with_images)):
+            return down.whole(split)
+        return self._noted(self._sorted(split, sure=True))
+
+    def named(self, said: Split, split: str) -> Layout:
+        """The split of this name, for the user's `--split test=val`."""
+        splits, others = self._parted()
+        if splits:
+            if said in splits:
+                return self._noted(self._opened(splits[said]))
+        elif self.parquet:
+            files = by_split(self.parquet).get(said)
+            if files:
+                return self._noted(Layout("parquet", self.path, files))
+        elif down := self._wrapper(others):
+            return down.named(said, split)
+        raise DapError(f"{shown(self.path)} has no {said} split; it holds {some(self.names, 8) or 'nothing'}")
+
+    # ---- folders of splits
+
+    def _parted(self) -> tuple[dict[Split, Path], list[str]]:
+        """The folder of each split, and the names of the other folders that hold images.
+
+        A folder that is called as a split and has loose images is a class among other classes, as in bus/ and train/.
+        """
+        found: dict[Split, list[str]] = {}
+        for name in self.folders:
+            if (said := split_of(name)) is not None and holds_data(self.path / name):
+                found.setdefault(said, []).append(name)
+        others = [name for name in self.folders if split_of(name) is None and holds_images(self.path / name)]
+        if len(found) == 1 and others:
+            only = next(iter(found.values()))
+            if len(only) == 1 and not class_folders(self.path / only[0]) and not parquet_files(self.path / only[0]):
+                return {}, sorted([*others, *only])
+        picked: dict[Split, Path] = {}
+        for said, names in found.items():
+            best = names if len(names) == 1 else exact(names)
+            if len(best) != 1:
+                raise DapError(
+                    f"{shown(self.path)} has several folders for its {said} split: {some(names, 5)}; say which with "
+                    f"--split {'train' if said == 'train' else 'test'}={names[0]}"
+                )
+            picked[said] = self.path / best[0]
+        return picked, others
+
+    def _check_doubt(self, splits: Mapping[Split, Path], others: Sequence[str]) -> None:
+        """Raise `DapError` where folders called as splits may be classes, because other folders lie beside them."""
+        if not others:
+            return
+        names = [_names(folder) for folder in splits.values()]
+        if len(splits) > 1 and (not all(names) or any(names[0] & other for other in names[1:])):
+            return
+        said, folder = next(iter(splits.items()))
+        kind = "train" if said == "train" else "test"
+        inner = some(class_folders(folder), 4)
+        raise DapError(
+            f"{shown(self.path)} can be read in two ways, because {others[0]}/ lies beside {folder.name}/: as a {kind} split "
+            f"{folder.name}/ with the classes {inner} (then give --split {kind}={folder.name}), or as the classes "
+            f"{some(sorted([*others, *(f.name for f in splits.values())]), 5)} (then give --split train=.)"
+        )
+
+    def _of_splits(self, splits: Mapping[Split, Path], split: str) -> Layout:
+        present: list[Split] = [said for said in ORDER[split] if said in splits]
+        if not present:
+            raise self._no_split(split)
+        known = _names(splits["train"]) if "train" in splits else set[str]()
+        passed: list[str] = []
+        for said in present:
+            try:
+                layout = self._opened(splits[said])
+            except Unlabelled as error:
+                passed.append(str(error))
+                continue
+            reason = None if split == "train" else unlabelled(layout, known)
+            if reason is None:
+                self.notes += tuple(f"{text}; it is passed over for {layout.root.name}/" for text in passed)
+                return layout
+            passed.append(reason)
+        if split == "train":
+            raise DapError(passed[0])
+        raise DapError(
+            f"{shown(self.path)} has no {split} split with labels: {'; '.join(passed)}. Sort its images into one folder for "
+            f"each class, or say where labelled ones lie with --split test=FOLDER"
+        )
+
+    def _opened(self, folder: Path) -> Layout:
+        """The layout of a folder that is a split as a whole."""
+        inner = Reader(folder)
+        if inner.parquet:
+            return Layout("parquet", folder, inner.parquet)
+        with_images = [name for name in inner.folders if holds_images(folder / name)]
+        if len(with_images) == 1 and not loose_images(folder) and (down := inner._wrapper(with_images, plain=True)):
+            self.notes += down.notes
+            return self._opened(down.path)
+        return inner._sorted(split_of(folder.name) or "train", self.path)
+
+    def _sorted(self, split: str, above: Path | None = None, sure: bool = False) -> Layout:
+        """Class folders, or loose images with a table of labels."""
+        with_images = [name for name in self.folders if holds_images(self.path / name)]
+        tables = candidates(self.path, split)
+        beside = candidates(above, split) if above is not None else []
+        reasons: list[str] = []
+        loose = loose_images(self.path)
+        if loose or len(with_images) < 2:
+            for file in [*tables, *beside]:
+                roots = [self.path] if file.parent == self.path else [self.path, file.parent]
+                table = read_table(file, roots)
+                if isinstance(table, Table) and (table := table.below(self.path)).files:
+                    return Layout("table", table.root, table=table)
+                reasons.append(f"{file.name} {table}")
+        elif tables and not sure:
+            self._check_table(tables)
+        if not with_images and not loose and (held := instead(self.path)):
+            raise DapError(f"{shown(self.path)} holds no images{held}; accepted are {LAYOUTS}")
+        if self.folders and (with_images or not loose):
+            if loose:
+                self._note(f"{loose} images in {shown(self.path)} lie in no class folder and are not read")
+            return Layout("folders", self.path)
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        if loose and above is not None:
+            raise Unlabelled(
+                f"{shown(self.path)} holds {loose} images that are not sorted into class folders, and no table labels "
+                f"them{why}"
+            )
+        what = f"{loose} images but no class folders{why}" if loose else "no class folders"
+        raise DapError(f"{shown(self.path)} holds {what}{instead(self.path)}; accepted are {LAYOUTS}")
+
+    def _check_table(self, tables: Sequence[Path]) -> None:
+        """Raise `DapError` where a table gives images other labels than their class folders do."""
+        for file in tables:
+            try:
+                table = read_table(file, [self.path])
+            except DapError:
+                continue
+            if isinstance(table, str):
+                continue
+            if not table.explicit or table.follows_folders():
+                continue
+            label, key = next((label, keys[0]) for label, keys in table.files.items() if keys[0].split("/")[0] != label)
+            raise DapError(
+                f"{shown(self.path)} can be read in two ways: its folders say that {shown(key)} is of the class "
+                f"{key.split('/')[0]!r} (then give --split train=.), and {file.name} says {label!r} (then give "
+                f"--split train={file.name})"
+            )
+
+    # ---- other readings
+
+    def _wrapper(self, others: Sequence[str], plain: bool = False) -> Reader | None:
+        """The reader of the one folder that holds everything, as archives unpack one level too deep; else None."""
+        if self.depth >= _DEPTH or loose_images(self.path) or (self.parquet and not plain):
+            return None
+        inside = list(others) or [n for n in self.folders if holds_parquet(self.path / n)]
+        if len(inside) != 1:
+            return None
+        folder = self.path / inside[0]
+        if loose_images(folder):
+            return None
+        note = f"{shown(self.path)} holds nothing but {inside[0]}/, so the data are read from there"
+        down = Reader(folder, self.depth + 1, (*self.notes, note))
+        below = [name for name in down.folders if holds_images(folder / name)]
+        if len(below) > 1 or down.parquet or any(split_of(name) for name in down.folders) or down._wrapper(below):
+            return down
+        return None
+
+    def _inner(self, split: str, others: Sequence[str]) -> Layout | None:
+        """The split where each class folder holds the splits, as cat/train and cat/test; None where they do not."""
+        if len(others) < 2:
+            return None
+        parts = []
+        for name in others:
+            inner = class_folders(self.path / name)
+            said = {split_of(one) for one in inner}
+            if not inner or None in said or loose_images(self.path / name):
+                return None
+            parts.append(said)
+        both = set.intersection(*parts)
+        if "train" not in both:
+            return None
+        for said in ORDER[split]:
+            if said in both:
+                self._note(
+                    f"the class folders of {shown(self.path)} hold the splits; of each class its {said} folder is read"
+                )
+                return Layout("folders", self.path, inner=said)
+        raise self._no_split(split)
+
+    def _of_parquet(self, files: tuple[Path, ...], split: str) -> Layout:
+        parts = by_split(files)
+        if not any(parts):
+            if split == "train" or split_of(self.title) in ORDER[split]:
+                return Layout("parquet", self.path, files)
+            raise self._no_split(split)
+        if None in parts:
+            self._note(f"{some([file.name for file in parts[None]])} belongs to no split and is not read")
+        passed: list[str] = []
+        for said in ORDER[split]:
+            if said not in parts:
+                continue
+            if split != "train" and not has_labels(parts[said]):
+                passed.append(f"{parts[said][0].name} has no labels")
+                continue
+            self.notes += tuple(f"{text}; it is passed over for {parts[said][0].name}" for text in passed)
+            return Layout("parquet", self.path, parts[said])
+        if passed:
+            raise DapError(
+                f"{shown(self.path)} has no {split} split with labels: {'; '.join(passed)}. Say where labelled images lie with "
+                "--split test=FILE"
+            )
+        raise self._no_split(split)
+
+    def _idx(self, split: str) -> Layout | None:
+        pairs = {
+            stem: pair
+            for stems in _IDX_STEMS.values()
+            for stem in stems
+            if (pair := idx_pair(self.path, self.names, stem))
+        }
+        if not pairs:
+            return None
+        for stem in _IDX_STEMS[split]:
+            if stem in pairs:
+                return Layout("idx", self.path, pairs[stem])
+        stem = _IDX_STEMS[split][0]
+        raise DapError(
+            f"{shown(self.path)} has no {split} split; add {stem}-images-idx3-ubyte and {stem}-labels-idx1-ubyte (or the same "
+            f"as .gz), or say where it lies with --split {split}=FOLDER"
+        )
+
+    # ---- words
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes += (text,)
+
+    def _noted(self, layout: Layout) -> Layout:
+        return replace(layout, notes=tuple(dict.fromkeys((*self.notes, *layout.notes))))
+
+    def _no_split(self, split: str) -> DapError:
+        where = self.path / split
+        what = "the training images" if split == "train" else "its images"
+        return DapError(
+            f"{shown(self.path)} has no {split} split; put {what}, one folder for each class, into {shown(where)}, or say "
+            f"where they lie with --split {split}=FOLDER"
+        )
+
+
+def _names(folder: Path) -> set[str]:
+    """The classes of a folder that is a split; none where its images are not sorted or lie in parquet files."""
+    try:
+        layout = Reader(folder)._opened(folder)
+    except DapError:
+        return set()
+    return classes_of(layout)

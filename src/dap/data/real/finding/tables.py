@@ -1,0 +1,274 @@
+"""Labels of loose images in a table beside them: `metadata.csv`, .jsonl or .parquet, `labels.csv`, `train.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dap.base.documents import read_lines, read_text, regular
+from dap.base.errors import DapError
+from dap.base.parsing import shown
+from dap.data.real.finding.splits import split_of_file
+from dap.data.real.finding.walking import is_image, visible
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+NAMES = ("metadata", "labels", "label", "annotations", "classes", "images", "index")
+"""What the tables of labels are called, apart from the words for a split."""
+
+FILES = [
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_name",
+    "imagename",
+    "image_path",
+    "imagepath",
+    "img",
+    "img_name",
+    "img_path",
+    "path",
+    "filepath",
+    "file_path",
+    "image_id",
+    "imageid",
+    "id",
+    "name",
+    "fname",
+]
+LABELS = [
+    "label",
+    "labels",
+    "class",
+    "classes",
+    "class_name",
+    "classname",
+    "label_name",
+    "category",
+    "category_name",
+    "target",
+    "breed",
+    "species",
+    "diagnosis",
+    "fine_label",
+    "variety",
+    "type",
+    "level",
+]
+
+LARGEST = 512 * 2**20
+"""How many bytes a table may have: some ten million rows."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Labelled files.
+
+    Attributes:
+        file: the table.
+        root: the folder that the paths are relative to.
+        files: class name -> its images, as sorted posix paths relative to `root`. Classes are in name order, or in the
+            order of their numbers.
+        unlisted: how many images of the folder the table does not name.
+        explicit: whether the column of labels is called so.
+    """
+
+    file: Path
+    root: Path
+    files: dict[str, list[str]]
+    unlisted: int = 0
+    explicit: bool = False
+
+    def below(self, folder: Path) -> Table:
+        """The part of this table whose images lie in a folder. Paths stay relative to `root`."""
+        if folder == self.root or not folder.is_relative_to(self.root):
+            return self
+        start = f"{folder.relative_to(self.root).as_posix()}/"
+        files = {name: [key for key in keys if key.startswith(start)] for name, keys in self.files.items()}
+        return replace(self, files={name: keys for name, keys in files.items() if keys})
+
+    def follows_folders(self) -> bool:
+        """Whether the labels part the images as their topmost folders do, under these or other names."""
+        pairs = {(label, key.split("/")[0]) for label, keys in self.files.items() for key in keys}
+        return len(pairs) == len({label for label, _ in pairs}) == len({folder for _, folder in pairs})
+
+
+def candidates(folder: Path, split: str | None) -> list[Path]:
+    """The tables in a folder that may label the images of a split: by their names, first those that say most."""
+    found: list[tuple[int, Path]] = []
+    for entry in visible(folder):
+        stem, ending = os.path.splitext(entry.name.lower())
+        if ending not in ENDINGS or not entry.is_file():
+            continue
+        words = [word for word in re.split(r"[^a-z]+", stem) if word]
+        named, said = any(word in NAMES for word in words), split_of_file(entry.name)
+        if ending == ".txt" and not named:
+            continue
+        if said is not None and said != split:
+            continue
+        if said is not None or named:
+            found.append((0 if words == ["metadata"] else 1 if words == ["labels"] else 2, folder / entry.name))
+    return [path for _, path in sorted(found)]
+
+
+def read_table(file: Path, roots: Sequence[Path]) -> Table | str:
+    """Read a table of labels.
+
+    Args:
+        file: the table.
+        roots: the folders that its paths may be relative to, the likeliest first.
+
+    Returns:
+        The table; or, where it labels no images of these folders, a clause that says why.
+
+    Raises:
+        DapError: the table is damaged, names a file that is not there or leads out of the folder, or gives an image two
+            labels.
+    """
+    rows = _rows(file)
+    if not rows:
+        return "has no rows"
+    for root in roots:
+        there = _Files(root)
+        chosen = _columns(rows, there)
+        if chosen is not None:
+            break
+    else:
+        return "names no image here"
+    if isinstance(chosen, str):
+        return chosen
+    names, labels, rows = chosen
+    found: dict[str, str] = {}
+    for number, row in rows:
+        path, label = row.get(names), row.get(labels)
+        where = f"{shown(file)}, line {number}"
+        key = there.find(path)
+        if key is None:
+            raise DapError(
+                f"{where}: there is no image {shown(str(path))!r} in {shown(root)}; add it, or take the line out"
+            )
+        text = "" if label is None else str(label).strip()
+        if isinstance(label, (list, dict, float)) or not text:
+            what = "no label" if not text else f"the label {text[:60]}"
+            raise DapError(f"{where} gives {what}; a label is a name or a whole number")
+        if found.setdefault(key, text) != text:
+            raise DapError(
+                f"{where} gives {shown(key)!r} the label {text!r}, and an earlier line gives {found[key]!r}; "
+                "an image has one label here"
+            )
+    counts = len(set(found.values()))
+    if counts > len(found) / 2 and counts > 2:
+        return (
+            f"gives {len(found)} images {counts} different values in its column {labels!r}, so these are captions or ids "
+            "and no labels"
+        )
+    by_label: dict[str, list[str]] = {}
+    for key in sorted(found):
+        by_label.setdefault(found[key], []).append(key)
+    numbers = all(re.fullmatch(r"-?\d{1,18}", name) for name in by_label)
+    order = sorted(by_label, key=lambda name: (int(name) if numbers else 0, name))
+    explicit = str(labels).lower() in LABELS[:9]
+    return Table(file, root, {name: by_label[name] for name in order}, max(there.count - len(found), 0), explicit)
+
+
+class _Files:
+    """The images below a folder, by the ways in which a table may name them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self.count = root, 0
+        self._paths: set[str] = set()
+        self._stems: dict[str, str | None] = {}
+        pending = [""]
+        while pending:
+            inner = pending.pop()
+            for entry in visible(root / inner):
+                path = f"{inner}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    if path.count("/") < 3:
+                        pending.append(f"{path}/")
+                elif is_image(entry):
+                    self._paths.add(path)
+                    for short in {path.rpartition("/")[2], os.path.splitext(path)[0], Path(path).stem} - {path}:
+                        self._stems[short] = None if short in self._stems else path
+        self.count = len(self._paths)
+
+    def find(self, name: Any) -> str | None:
+        """The image that a table names: by its path, by its file name, or by either without its ending."""
+        text = str(name).strip().replace("\\", "/").removeprefix("./") if isinstance(name, (str, int)) else ""
+        if not text or text.startswith("/") or ".." in text.split("/"):
+            return None
+        return text if text in self._paths else self._stems.get(text)
+
+
+Rows = list[tuple[int, dict[str, Any]]]
+
+
+def _columns(rows: Rows, there: _Files) -> tuple[str, str, Rows] | str | None:
+    """The columns of files and of labels, and the rows (a first line that is no heading is one); a clause that says what
+    lacks; None where no column names images of the folder."""
+    if not there.count:
+        return None
+    sample = [row for _, row in rows[:20]]
+    columns = list(dict.fromkeys(name for row in sample for name in row))
+    score = {name: sum(there.find(row.get(name)) is not None for row in sample) for name in columns}
+    best = max(score.values(), default=0)
+    if not best:
+        return None
+    usual = {name: place for place, name in enumerate(FILES)}
+    files = min((c for c in columns if score[c] == best), key=lambda c: usual.get(c.lower(), len(usual)))
+    bare = columns[0].startswith("column 1") or there.find(files) is not None  # there is no heading
+    if there.find(files) is not None:
+        rows = [(1, dict(zip(columns, columns, strict=True))), *rows]
+    named = [column for wanted in LABELS for column in columns if column.lower() == wanted and column != files]
+    others = [column for column in columns if column != files]
+    if bare and len(others) > 1:
+        others = [c for c in others if not all(re.fullmatch(r"-?[\d.]+", str(row.get(c))) for row in sample)]
+    if not named and len(others) != 1:
+        return f"has no column of labels among {', '.join(map(shown, columns[:12]))}; call the right one 'label'"
+    return files, (named or others)[0], rows
+
+
+def _rows(file: Path) -> Rows:
+    """The rows of a table with the numbers of their lines."""
+    ending = file.suffix.lower()
+    if ending == ".jsonl":
+        found: Rows = []
+        for line in read_lines(file, dict[str, Any]):
+            if line.problem is not None or line.value is None:
+                raise DapError(str(line.problem))
+            found.append((line.number, line.value))
+        return found
+    if ending == ".parquet":
+        from dap.data.real.parquet import plain_rows
+
+        return list(enumerate(plain_rows(regular(file)), 1))
+    return list(_separated(file))
+
+
+def _separated(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    text = read_text(file, LARGEST)
+    first = text[:10_000].split("\n", 1)[0]
+    mark = max("\t;,", key=first.count) if any(sign in first for sign in "\t;,") else " "
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+    try:
+        heading = [name.strip() for name in next(lines, [])]
+        if len(set(heading)) < len(heading):  # values and no names
+            row, heading = heading, [f"column {place}" for place in range(1, len(heading) + 1)]
+            yield 1, dict(zip(heading, row, strict=True))
+        for cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(heading):
+                raise DapError(
+                    f"{shown(file)}, line {lines.line_num}: there are {len(cells)} columns, and the first line has "
+                    f"{len(heading)}; put commas inside a text between quotes"
+                )
+            yield lines.line_num, dict(zip(heading, (cell.strip() for cell in cells), strict=True))
+    except csv.Error as error:
+        raise DapError(f"{shown(file)}, line {lines.line_num}: this is no table of values ({error})") from error

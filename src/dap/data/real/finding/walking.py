@@ -1,0 +1,178 @@
+"""What lies in a folder: which of its entries are images, which are folders, and which are litter."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from dap.base.errors import DapError
+from dap.base.parsing import shown
+from dap.data.real.suffixes import IMAGE_SUFFIXES
+
+LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
+"""Names, in lower case, of what Finder, Explorer and file servers leave behind. It counts as hidden."""
+
+LAYOUTS = (
+    "one folder of images for each class, such folders under train/ and test/ (or val/, validation/), images beside a "
+    "metadata.csv or labels.csv, *.parquet files with an image and a label column, or the IDX files of an MNIST-like set"
+)
+"""The layouts that `layouts.locate` accepts, in words for messages."""
+
+
+@dataclass
+class Left:
+    """What was left out of a walk.
+
+    Attributes:
+        others: how many files are no images, by their ending in lower case.
+        hidden: how many hidden files and folders there were.
+    """
+
+    others: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+
+    def told(self) -> str:
+        """A clause such as "left out: 20 files that are no images (.txt 12, .csv 8), 3 hidden"; "" where there is none."""
+        parts = []
+        if total := self.others.total():
+            kinds = [f"{ending or 'no ending'} {count}" for ending, count in self.others.most_common(4)]
+            kinds += ["…"] * (len(self.others) > 4)
+            parts.append(f"{total:,} file{'s' * (total > 1)} that {'are no images' if total > 1 else 'is no image'} ")
+            parts[-1] += f"({', '.join(kinds)})"
+        if self.hidden:
+            parts.append(f"{self.hidden:,} hidden")
+        return f"left out: {', '.join(parts)}" if parts else ""
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder, sorted by name, hidden ones too. Raises `DapError` where the folder cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except (OSError, ValueError) as error:
+        raise unreadable(folder, error) from error
+
+
+def visible(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder, sorted by name, without hidden entries and litter. Raises `DapError` where the folder
+    cannot be read."""
+    return [entry for entry in entries(folder) if not is_hidden(entry.name)]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether this is the name of a hidden entry or of litter."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the class folders in `root`, sorted, without hidden folders. Raises `DapError` where `root` cannot
+    be read."""
+    return [entry.name for entry in visible(root) if is_folder(entry)]
+
+
+def image_files(folder: Path, left: Left | None = None) -> list[str]:
+    """Every image file at any depth below a class folder, as sorted posix paths relative to the folder's parent.
+
+    Links to files and to folders are followed, and each folder is read once. A link to a folder that contains the class
+    folder is not followed, because the class would then get the images of other classes. Image links that lead nowhere
+    are listed, so that they are reported as broken.
+
+    Args:
+        folder: the class folder.
+        left: counts what is left out.
+
+    Raises:
+        DapError: a folder cannot be read.
+    """
+    found: list[str] = []
+    left = Left() if left is None else left
+    visited = {os.path.realpath(parent) for parent in folder.absolute().parents}
+    pending = deque([folder])
+    while pending:
+        here = pending.popleft()
+        real = os.path.realpath(here)
+        if real in visited:
+            continue
+        visited.add(real)
+        for entry in entries(here):
+            if is_hidden(entry.name):
+                left.hidden += 1
+            elif is_folder(entry):
+                pending.append(here / entry.name)
+            elif is_image(entry):
+                found.append((here / entry.name).relative_to(folder.parent).as_posix())
+            else:
+                left.others[os.path.splitext(entry.name)[1].lower()] += 1
+    return sorted(found)
+
+
+def holds_images(folder: Path, most: int = 2000) -> bool:
+    """Whether there is an image file below the folder. At most so many folders are looked at."""
+    visited: set[str] = set()
+    pending = deque([folder])
+    while pending and len(visited) < most:
+        here = pending.popleft()
+        real = os.path.realpath(here)
+        if real in visited:
+            continue
+        visited.add(real)
+        for entry in visible(here):
+            if is_folder(entry):
+                pending.append(here / entry.name)
+            elif is_image(entry):
+                return True
+    return False
+
+
+def loose_images(folder: Path) -> int:
+    """How many images lie in the folder itself."""
+    return sum(is_image(entry) and not is_folder(entry) for entry in visible(folder))
+
+
+def check_folder(path: Path) -> None:
+    """Check that a data folder exists. The message of the error says what the folder above holds, and suggests a name.
+
+    Raises:
+        DapError: the folder does not exist, the path is a file, or the system does not let us look at the path.
+    """
+    try:
+        if path.is_dir():
+            return
+        if path.exists():
+            raise DapError(f"{path} is a file, not a folder; give the folder that holds the data set")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    missing, parent = path.absolute(), path.absolute().parent
+    while not parent.is_dir():
+        missing, parent = parent, parent.parent
+    held = [entry.name + "/" * is_folder(entry) for entry in visible(parent)]
+    close = get_close_matches(missing.name, [name.rstrip("/") for name in held], n=1)
+    hint = f"; did you mean {parent / close[0]}?" if close else ""
+    more = f" and {len(held) - 12} more" if len(held) > 12 else ""
+    raise DapError(
+        f"data path {path} does not exist{hint or ';'} {parent} holds {', '.join(held[:12]) or 'nothing'}{more}; "
+        'say where the data lie with --data FOLDER (the embedded data set is called "fashion-mnist")'
+    )
+
+
+def unreadable(path: Path, error: Exception) -> DapError:
+    """The error to raise for a folder or file that the system does not let us read."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return DapError(f"cannot read {shown(path)}: {reason.lower()}; check the path and its permissions")
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a folder or a link to a folder. A circular link is not a folder."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a file or a link, and its name ends as the name of an image file does."""
+    named = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+    return named and (entry.is_symlink() or entry.is_file(follow_symlinks=False))

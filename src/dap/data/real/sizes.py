@@ -1,0 +1,48 @@
+"""How large images are, from the heads of their files."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dap.base.documents import regular
+
+LARGEST_SIDE = 256
+"""The largest side in px that is chosen for a set without a word of the user."""
+
+
+def size_of(data: bytes | Path) -> tuple[int, int] | None:
+    """Width and height of an image in px as it is shown, that is, after its EXIF orientation; None for a broken file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else regular(data)) as image:
+                width, height = image.size
+                return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
+    except MemoryError:
+        raise
+    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
+        return None
+
+
+def told(sizes: Sequence[tuple[int, int]]) -> str:
+    """Sizes in words, such as "28 × 28", or "from 300 × 200 to 640 × 480" for images of several sizes; "" for none."""
+    if not sizes:
+        return ""
+    low, high = (choose(sizes, key=lambda size: (size[0] * size[1], size)) for choose in (min, max))
+    words = [f"{width} × {height}" for width, height in (low, high)]
+    return words[0] if len(set(sizes)) == 1 else f"from {words[0]} to {words[1]}"
+
+
+def side_of(sizes: Sequence[tuple[int, int]]) -> int:
+    """The side of square images that suits images of these sizes: their short side where it is one, else the median of the
+    short sides as a multiple of 8; at most `LARGEST_SIDE`."""
+    shorts = [min(size) for size in sizes]
+    if len(set(shorts)) == 1:
+        return min(shorts[0], LARGEST_SIDE)
+    return min(max(int(statistics.median(shorts)) // 8 * 8, 8), LARGEST_SIDE)

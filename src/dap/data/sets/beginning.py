@@ -1,0 +1,103 @@
+"""Begins a distilled set, or goes on with one: what is compared, kept and cleaned before the first image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dap.base.errors import DapError
+from dap.base.files import dump, inside, roots, write_atomically
+from dap.data.sets.contents import INPUTS, RECIPE, Classes, read, read_manifest, there
+from dap.data.sets.differences import differences
+from dap.data.sets.folders import check_classes, folders_of
+
+
+def check_begun(
+    path: Path,
+    class_names: Sequence[str],
+    recipe: dict[str, Any],
+    inputs: dict[str, Any] | None,
+    work: str,
+) -> dict[str, dict[str, Any]]:
+    """Check that a set can begin or go on in a folder. Nothing is written.
+
+    Args:
+        path, class_names, recipe, inputs: as for `DistilledSet.create`.
+        work: the name of the folder for unfinished work, which may lie there.
+
+    Returns:
+        The contents of recipe.json and inputs.json, by the names of the files.
+
+    Raises:
+        DapError: the classes cannot be those of a set, the folder holds a set of another recipe or of other inputs, one of
+            the two files is damaged, or the folder holds other files.
+    """
+    ipc = recipe.get("ipc")
+    check_classes(class_names, ipc if isinstance(ipc, int) else 1)
+    pinned = {"recipe.json": recipe, "inputs.json": {"classes": list(class_names), **(inputs or {})}}
+    written = {name: json.loads(dump(value)) for name, value in pinned.items()}
+    left = (".lock", work, *pinned)  # a run killed before its first image leaves only these
+    foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
+    for p in path.glob("*"):
+        if p.is_symlink() and not any(p.resolve().is_relative_to(root) for root in roots(path)):
+            raise DapError(f"{p} is a link out of the set, and nothing is written through it; remove the link.")
+    if foreign and not there(path, "recipe.json"):
+        raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
+    for (name, value), model in zip(written.items(), (RECIPE, INPUTS), strict=True):
+        changed = differences(read(path, name, model), value) if there(path, name) else []
+        if changed:
+            raise DapError(
+                f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
+                "Use what it was begun with, or another --out."
+            )
+    return pinned
+
+
+def classes_of(path: Path, class_names: Sequence[str], ipc: int) -> Classes:
+    """The contents of classes.json. A set that is there already keeps its folders, whatever rule made their names."""
+    if there(path, "classes.json"):
+        try:
+            before = read(path, "classes.json", Classes)
+        except DapError:
+            pass  # the classes come from the real images, so the damaged file is written anew
+        else:
+            if before.names == list(class_names):
+                return before.model_copy(update={"ipc": ipc})
+    return Classes(names=list(class_names), folders=folders_of(class_names), ipc=ipc)
+
+
+def keep_usable_lines(path: Path, classes: Classes) -> None:
+    """Write the manifest anew if a line of it cannot be used, such as the half line of a killed writer.
+
+    The image of such a line is made again.
+
+    Raises:
+        DapError: the manifest is no regular file of the set.
+    """
+    manifest = read_manifest(path, classes)
+    if not there(path, "manifest.jsonl"):
+        return
+    data = inside(path, "manifest.jsonl")
+    with data.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        ended = file.read() in (b"\n", b"")
+    if manifest.problems or not ended:
+        lines = [json.dumps(line) + "\n" for _, line in sorted(manifest.lines.values(), key=lambda pair: pair[0])]
+        write_atomically(path / "manifest.jsonl", "".join(lines).encode())
+
+
+def place_for(folder: Path, relative: str) -> Path:
+    """The path of an image that is to be written into a set.
+
+    Raises:
+        DapError: the path leads out of the set by a link, or it is a folder.
+    """
+    path = folder / relative
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise DapError(f"{path.parent} leads out of the set; put a folder in the place of this link.")
+    if path.is_dir() and not path.is_symlink():
+        raise DapError(f"{path} is a folder, where an image belongs; remove it.")
+    return path

@@ -1,0 +1,292 @@
+"""What lies in the folder of a distilled set, read as if a stranger had written it.
+
+Each file has a closed model with bounds. Further keys are allowed only where methods or other versions write their own; these
+hold any JSON of bounded depth. Every path of a set leads to a regular file inside its folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+
+from dap.base import documents
+from dap.base.documents import Damaged
+from dap.base.errors import DapError
+from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
+from dap.base.files import inside, roots
+from dap.base.parsing import shown
+
+T = TypeVar("T")
+
+MOST_CLASSES = 100_000
+"""How many classes a set may have."""
+MOST_IMAGES = 10**7
+"""How many images a set may have."""
+LARGEST_IMAGE = 2**28
+"""How many bytes the file of one image may have: 256 MiB. An RGB image of as many pixels as Pillow opens has no more."""
+
+RESTORE = "Restore this file from a copy, or make the set again in a new folder."
+
+
+def _one_part(folder: str) -> str:
+    if "/" in folder or folder in (".", ".lock") or folder.startswith(".tmp-"):
+        raise ValueError("this must be the name of a folder")
+    return folder
+
+
+def _as_it_stands(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """The value itself, once it is checked: with its keys in the order of the file."""
+    check(value)
+    return value
+
+
+Fields = dict[str, Any]
+"""An object of any JSON, such as a recipe."""
+Names = Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
+"""Class names in label order."""
+Folders = Annotated[list[Annotated[Inside, AfterValidator(_one_part)]], Field(min_length=1, max_length=MOST_CLASSES)]
+"""The folder of each class, in label order."""
+Ipc = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+"""The number of images per class."""
+
+
+class _Open(FromFile, frozen=True, extra="allow"):
+    """A file to which methods or other versions may add keys of their own."""
+
+
+class Classes(FromFile, frozen=True):
+    """classes.json: the names and folders of the classes in label order, and the number of images per class."""
+
+    names: Names
+    folders: Folders
+    ipc: Ipc
+
+    @model_validator(mode="after")
+    def _fit(self) -> Classes:
+        if len(self.folders) != len(self.names):
+            raise ValueError(
+                f"it has {len(self.names)} names and {len(self.folders)} folders; each class has one folder"
+            )
+        for what, values in (("name", self.names), ("folder", [folder.casefold() for folder in self.folders])):
+            if len(set(values)) < len(values):
+                seen: set[str] = set()
+                twice = next(value for value in values if value in seen or seen.add(value))
+                raise ValueError(f"two classes have the {what} {twice[:80]!r}")
+        if len(self.names) * self.ipc > MOST_IMAGES:
+            raise ValueError(f"{len(self.names)} classes of {self.ipc} images are more than {MOST_IMAGES:,} images")
+        return self
+
+    def path(self, label: int, slot: int) -> str:
+        """Where the image of a label and slot lies in the set."""
+        return f"images/{self.folders[label]}/{slot:05d}.png"
+
+
+class ManifestLine(_Open, frozen=True):
+    """One line of manifest.jsonl. Methods add fields of their own: the seed, the real image, the prompt, a confidence."""
+
+    path: Inside
+    label: Annotated[int, Field(ge=0, lt=MOST_CLASSES)]
+    class_name: Name
+    slot: Annotated[int, Field(ge=0, lt=MOST_IMAGES)]
+    sha256: Sha256
+    seed: Seed | None = None
+
+
+class _InputsFile(_Open, frozen=True):
+    classes: Names
+
+
+class _RecipeFile(_Open, frozen=True):
+    """The parts of a recipe that are read without the model of a recipe."""
+
+    method: Text | None = None
+    ipc: Ipc | None = None
+    data: Fields | None = None
+    backbone: Fields | None = None
+    sampling: Fields | None = None
+    guidance: Fields | None = None
+
+
+class _ImportFile(_Open, frozen=True):
+    classes: Names
+    ipc: Ipc
+    notes: list[Text] = []
+    recipe: _RecipeFile | None = None
+
+
+class _ExportFile(_Open, frozen=True):
+    layout: Name
+    class_names: Names
+    folders: Folders | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> _ExportFile:
+        if self.folders is not None and not len(set(self.folders)) == len(self.folders) == len(self.class_names):
+            raise ValueError("each class of class_names must have one folder of its own in folders")
+        return self
+
+
+class _CostFile(_Open, frozen=True):
+    seconds: Annotated[float, Field(ge=0)]
+    images: Annotated[int, Field(ge=0)]
+    peak_memory_gb: Annotated[float, Field(ge=0)] = 0
+    prepared: Fields = {}
+
+
+def _plain(model: Any) -> TypeAdapter[dict[str, Any]]:
+    """Checks JSON by a model, and gives the JSON itself."""
+    return TypeAdapter(Annotated[model, WrapValidator(_as_it_stands)])  # pyright: ignore
+
+
+JSON: TypeAdapter[Any] = TypeAdapter(Any)
+"""Any JSON."""
+LINE = _plain(ManifestLine)
+"""A line of manifest.jsonl, as a dictionary."""
+RECIPE = _plain(_RecipeFile)
+"""recipe.json, as a dictionary."""
+INPUTS = _plain(_InputsFile)
+"""inputs.json: `classes`, and fingerprints of the data, weights and code."""
+IMPORT = _plain(_ImportFile)
+"""import.json, as a dictionary."""
+EXPORT = _plain(_ExportFile)
+"""export.json, as a dictionary."""
+COST = _plain(_CostFile)
+"""cost.json, as a dictionary."""
+
+
+def there(folder: Path, name: str) -> bool:
+    """Whether the folder holds something of this name, be it no file or a link to nothing."""
+    return os.path.lexists(folder / name)
+
+
+def read(folder: Path, name: str, model: type[T] | TypeAdapter[T], advice: str = RESTORE) -> T:
+    """The value of a JSON file of a set, as a model.
+
+    Raises:
+        DapError: the file leads out of the folder, cannot be read, or does not fit the model. The message ends with the
+            advice.
+    """
+    try:
+        return documents.read_json(inside(folder, name), model)
+    except Damaged as error:
+        raise Damaged(f"{error} {advice}") from error
+
+
+class Within:
+    """The files of a folder, of which none may lead out of it.
+
+    Args:
+        folder: the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._roots = folder, roots(folder)
+        self._known: dict[str, bool] = {}
+
+    def read(self, relative: str, largest: int = LARGEST_IMAGE) -> bytes:
+        """The bytes of a file.
+
+        Args:
+            relative: its path in the folder.
+            largest: how many bytes it may have.
+
+        Raises:
+            DapError: there is no such regular file inside the folder, it cannot be read, or it is larger.
+        """
+        parent = relative.rpartition("/")[0]
+        if parent not in self._known:  # every folder is resolved once, because this takes longer than to read an image
+            real = (self.folder / parent).resolve()
+            self._known[parent] = any(real.is_relative_to(root) for root in self._roots)
+        path: Path | str = f"{self.folder}/{relative}"
+        if not self._known[parent]:
+            path = inside(self.folder, relative)  # which raises
+        try:
+            handle = os.open(path, _FLAGS)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EMLINK):
+                documents.regular(self.folder / relative)
+                raise DapError(f"{shown(path)} cannot be read: {error.strerror}.") from error
+            handle = os.open(inside(self.folder, relative).resolve(), _FLAGS)  # a link to another file of the folder
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                documents.regular(self.folder / relative)
+                raise DapError(f"{shown(path)} is no regular file.")
+            if found.st_size > largest:
+                raise DapError(f"{shown(path)} is larger than {largest:,} bytes; an image of a set is never so large.")
+            with open(handle, "rb", buffering=0, closefd=False) as file:
+                return file.readall()
+        finally:
+            os.close(handle)
+
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# Without O_NONBLOCK, to open a pipe waits until somebody writes to it.
+
+
+@dataclass
+class Manifest:
+    """The lines of manifest.jsonl.
+
+    Attributes:
+        lines: the last usable line of each (label, slot), with its number in the file.
+        problems: why the other lines cannot be used, each with file and line.
+    """
+
+    lines: dict[tuple[int, int], tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_manifest(folder: Path, classes: Classes) -> Manifest:
+    """Read the manifest of a set. A line that does not fit the classes is a problem, as is one that cannot be read.
+
+    Several lines of one image are no problem: an image that was made again has a further line, and the last one counts.
+
+    Raises:
+        DapError: the file is no regular file of the folder, or it is too large.
+    """
+    found = Manifest()
+    if not there(folder, "manifest.jsonl"):
+        return found
+    for line in documents.read_lines(inside(folder, "manifest.jsonl"), LINE):
+        why = line.problem if line.value is None else misfit(line.value, classes)
+        if why is None and line.value is not None:
+            found.lines[line.value["label"], line.value["slot"]] = line.number, line.value
+        else:
+            found.problems.append(
+                str(why) if line.problem else f"{shown(folder / 'manifest.jsonl')}, line {line.number}: {why}."
+            )
+    return found
+
+
+def misfit(line: Mapping[str, Any], classes: Classes) -> str | None:
+    """Why a manifest line does not fit classes.json, in words; None where it does."""
+    label, slot = line["label"], line["slot"]
+    if label >= len(classes.names):
+        return f"there is no label {label}, because classes.json has {len(classes.names)} classes"
+    if slot >= classes.ipc:
+        return f"there is no slot {slot}, because classes.json says {classes.ipc} images per class"
+    if line["class_name"] != classes.names[label]:
+        return (
+            f"class {label} is called {shown(line['class_name'])[:80]!r} here, "
+            f"but {shown(classes.names[label])[:80]!r} in classes.json"
+        )
+    if line["path"] != classes.path(label, slot):
+        return (
+            f"the path is {shown(line['path'])[:120]!r}, "
+            f"but the image of label {label} and slot {slot} is {classes.path(label, slot)!r}"
+        )
+    return None
+
+
+def sha256(data: bytes) -> str:
+    """The sha256 of bytes, as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()

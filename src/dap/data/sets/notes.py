@@ -1,0 +1,264 @@
+"""The files that making and judging a set write beside its images, as closed models with bounds.
+
+A reader of these files may read a stranger's. So each file is read through its model here, and what does not fit is refused
+in a sentence with file and line. This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from dap.base.documents import read_json
+from dap.base.fields import Count, FromFile, Name, Text
+
+LARGEST = 1e30
+"""The largest size of a number. The square of a square of it is still finite."""
+
+LONGEST = 10_000
+"""The most characters of a text."""
+
+
+def _plain(value: Any) -> Any:
+    """Check a value of any structure.
+
+    Raises:
+        ValueError: a text in it is too long or cannot be written as UTF-8, or a number in it is too large.
+    """
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            left += one
+        elif isinstance(one, str):
+            if len(one) > LONGEST or "\0" in one or any("\ud800" <= letter <= "\udfff" for letter in one):
+                raise ValueError(f"the text {one[:40]!r} is too long, or holds a NUL or half of a character")
+        elif isinstance(one, (int, float)) and not isinstance(one, bool) and not abs(one) <= LARGEST:
+            raise ValueError(f"the number {one!r} is too large")
+    return value
+
+
+def _filled(value: dict[str, Any]) -> dict[str, Any]:
+    if not all(value):
+        raise ValueError("a key is empty")
+    return value
+
+
+Plain = Annotated[dict[str, Any], AfterValidator(_plain), AfterValidator(_filled)]
+"""A mapping whose structure is open, such as the fields of a recipe. Its texts and numbers have bounds."""
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+"""A finite number."""
+Positive = Annotated[float, Field(ge=0, le=LARGEST)]
+"""A finite number that is not negative: seconds, bytes or a distance."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+Label = Annotated[int, Field(ge=0, le=10**6)]
+"""The position of a class."""
+Matrix = Annotated[list[Annotated[list[Count], Field(max_length=10_000)]], Field(max_length=10_000)]
+"""How often each label (row) got each label (column)."""
+
+
+class Open(BaseModel, frozen=True):
+    """A model of a file with keys that nobody can list, such as the names of measures. Texts and numbers have bounds."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        return _filled(_plain(value)) if isinstance(value, dict) else value
+
+
+class Made(FromFile, frozen=True):
+    """Something that a method made once: how long it took, and whether this set's run made it."""
+
+    seconds: Positive
+    made: bool = False
+
+
+class Cost(FromFile, frozen=True):
+    """`cost.json`: what making the set took."""
+
+    seconds: Positive = 0.0
+    images: Count = 0
+    peak_memory_gb: Positive | None = None
+    needs: Annotated[list[Name], Field(max_length=100)] = []
+    prepared: dict[Name, Made] = {}
+
+
+class OwnNumbers(FromFile, frozen=True):
+    """The numbers of a measure of the user's own."""
+
+    values: dict[Name, Number]
+    better: dict[Name, Text] = {}
+    text: Text = ""
+    code: Text = ""
+
+
+class Measures(Open, frozen=True):
+    """`measures.json`: numbers by name, and what belongs to them."""
+
+    __pydantic_extra__: dict[str, Number | None]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    features: Text | None = None
+    judged: Text | None = None
+    by_class: dict[Name, dict[Name, Number]] = {}
+    notes: dict[Name, Text] = {}
+    own: dict[Name, OwnNumbers] = {}
+    confusion: Matrix = []
+
+
+class Near(FromFile, frozen=True):
+    """A real image near an image of the set. `file` is a copy of it in the set's folder."""
+
+    key: Text | None = None
+    label: Annotated[int, Field(ge=-1, le=10**6)] | None = None
+    distance: Positive | None = None
+    file: Text | None = None
+    """Shown only where it leads to a file inside the set, see `files.inside`."""
+
+
+class Inspected(FromFile, frozen=True):
+    """What `images.json` says of one image."""
+
+    path: Text
+    label: Label | None = None
+    slot: Count | None = None
+    nearest: dict[Name, Near | None] | None = None
+    closeness: dict[Name, Positive] | None = None
+    copied: Annotated[bool | None, Field(alias="copy")] = None
+    original: Near | None = None
+    predicted: Label | None = None
+    probability: Fraction | None = None
+
+
+class Limit(FromFile, frozen=True):
+    """From where on an image is too near: c of at most `at_most`, which `rate` of fresh real images are below."""
+
+    at_most: Positive | None = None
+    rate: Fraction | None = None
+
+
+class Rule(FromFile, frozen=True):
+    """The rule by which images were flagged as near-copies. `why` says why there is none."""
+
+    pixel: Limit | None = None
+    feature: Limit | None = None
+    calibrated_on: Count | None = None
+    duplicates: Count | None = None
+    why: Text | None = None
+
+
+class Images(FromFile, frozen=True):
+    """`images.json`: the nearest real images, near-copies and predicted labels."""
+
+    features: Text | None = None
+    judged: Text | None = None
+    copies: Count | None = None
+    share: Fraction | None = None
+    worst: Annotated[list[Text], Field(max_length=1000)] = []
+    rule: Rule | None = None
+    searched: dict[Name, Count] | None = None
+    real: dict[Name, Count] | None = None
+    """How many test images are training images too, and how many images of the set are test images."""
+    images: list[Inspected] = []
+
+
+class Tested(FromFile, frozen=True):
+    """How often a backbone is right on real images."""
+
+    accuracy: Fraction | None = None
+    images: Count | None = None
+    seconds: Positive | None = None
+
+
+class Zeroshot(FromFile, frozen=True):
+    """`zeroshot.json`: the labels that a backbone predicts."""
+
+    backbone: Text | None = None
+    times: Count | None = None
+    keep: list[Count] = []
+    seed: int | None = None
+    real: Tested | None = None
+    agreement: Fraction | None = None
+    seconds: Positive | None = None
+    images: list[Inspected] = []
+    judged: Text | None = None
+    tested: Text | None = None
+
+
+class Imported(Open, frozen=True):
+    """`import.json`: where a set came from. `recipe` is that of the set that it was drawn from."""
+
+    recipe: Plain | None = None
+    ipc: Annotated[int, Field(ge=1, le=10**7)] | None = None
+
+
+class RecipeNote(Open, frozen=True):
+    """`recipe.json`, as far as a report asks: the method, the images per class and the seed; all else is plain."""
+
+    method: Name | None = None
+    ipc: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    seed: int | None = None
+
+
+NOTES: dict[str, Any] = {
+    "cost.json": Cost,
+    "measures.json": Measures,
+    "images.json": Images,
+    "zeroshot.json": Zeroshot,
+    "env.json": Plain,
+    "protocols.json": dict[Name, Plain],
+    "ranking.json": Plain,
+    "import.json": Imported,
+    "recipe.json": RecipeNote,
+}
+"""The model of each file by its name."""
+
+
+def as_read(model: Any) -> Any:
+    """A type that checks a value by a model and gives the value itself, such as a mapping, as it was read."""
+    from pydantic import TypeAdapter, WrapValidator
+
+    def check(value: Any, handler: Any) -> Any:
+        handler(value)
+        return value
+
+    return TypeAdapter(Annotated[model, WrapValidator(check)])
+
+
+def read_note(folder: Path, name: str) -> Any:
+    """The value of a file in the folder of a set, checked by its model; None where there is no such file.
+
+    Args:
+        folder: the folder of the set.
+        name: the name of the file, one of `NOTES`. A file of another name is checked for its texts and numbers alone.
+
+    Raises:
+        DapError: it is no regular file, no JSON, or does not fit. The message names the file, and the line where it is
+            known.
+    """
+    path = folder / name
+    if not os.path.lexists(path):
+        return None
+    return read_json(path, as_read(NOTES.get(name, Plain)))
+
+
+def leaks(real: Mapping[str, int]) -> list[str]:
+    """Sentences about real images that are on both sides, from the counts in `images.json`; none where there are none."""
+    both, drawn = real.get("test_in_train", 0), real.get("set_in_test", 0)
+    said = [f"{both} of {real.get('test', both)} test images are training images too."] if both else []
+    said += (
+        [
+            f"{drawn} of {real.get('set', drawn)} images of the set are test images, so the set is judged on images that it was drawn from."
+        ]
+        if drawn
+        else []
+    )
+    return said
