@@ -148,7 +148,7 @@ def _training(
     """Trials of these seeds, one after the other. Everything is checked before the first one begins."""
     side = first_side(protocol.test_steps) or loaded.plan.protocol.size
     return evaluate(
-        judged.tensors(first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
+        judged.tensors(first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8, mixed=protocol.size),
         loaded.tensors(side, judged.class_names),
         protocol,
         seeds,
