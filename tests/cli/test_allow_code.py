@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from dap import Machine, allow_code, classify, distill, load_protocol
 from dap.base import registry
 from dap.base.errors import DapError
-from dap.base.files import read_json
 from dap.cli.main import main
 from dap.recipe import Recipe
 
@@ -69,7 +68,7 @@ def run(*words: object) -> int:
 
 def says(made: Path, **changes: object) -> None:
     """Write other values into a set's recipe.json."""
-    recipe = read_json(made / "recipe.json")
+    recipe = json.loads((made / "recipe.json").read_text())
     (made / "recipe.json").write_text(json.dumps({**recipe, **changes}))
 
 
@@ -272,7 +271,7 @@ def test_a_backbones_folder_runs_nothing(part, value, pipeline_folder, tmp_path,
     for where in (folder, folder / "vae", folder / "transformer"):
         shutil.copy(evil, where / "evil.py")
         shutil.copy(evil, where / "pipeline.py")
-    index = read_json(folder / "model_index.json")
+    index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, part: value}))
     monkeypatch.syspath_prepend(str(folder))
     assert run("check", folder, "--device", "cpu") == 1

@@ -117,7 +117,7 @@ class Found:
         return next((cards[key] for key in ids if "/" in key and key in cards), {})
 
 
-class CardFile(FromFile):
+class CardFile(FromFile, frozen=True):
     """What a card.yaml may say. Every field is optional; see `Card`."""
 
     name: Name | None = None
