@@ -88,18 +88,6 @@ class Data(Closed, frozen=True):
 
     @field_validator("classes", mode="before")
     @classmethod
-    def _quoted(cls, value: Any) -> Any:
-        """YAML makes values of other types of words such as yes, no, on and 2020-01-01."""
-        for name in value if isinstance(value, (list, tuple)) else ():
-            if isinstance(name, bool) or not isinstance(name, (str, int, float)):
-                raise ValueError(
-                    f"YAML reads one of these classes as {name!r} and not as a name; quote the names, as in "
-                    'classes: ["yes", "no"]'
-                )
-        return value
-
-    @field_validator("classes", mode="before")
-    @classmethod
     def _by_id(cls, value: Any) -> Any:
         """A subset's name becomes its WordNet ids, so that the recipe says what its classes are."""
         from dap import imagenet

@@ -14,6 +14,7 @@ from dap.base.files import sha256_of
 from dap.base.registry import build, code_of, resolve
 from dap.base.store import Store
 from dap.choices import OwnGuidance
+from dap.data.familiar import warned
 from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part
@@ -59,12 +60,13 @@ class Workshop:
         self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
+        self._strange: dict[tuple[int, int], float | None] = {}
         self.tell: Callable[[str], object] = lambda text: None
 
     def with_method(self, method: Method) -> Workshop:
         """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
         other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
-        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell")
+        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell", "_strange")
         vars(other).update({name: getattr(self, name) for name in shared})
         return other
 
@@ -217,6 +219,11 @@ class Workshop:
         name, file = _classifier(method, recipe), _captions(method, recipe)
         resolved = recipe.resolved(backbone if needed else None, method.guidance, size, classifier=name, **how)
         source = self.source(data)
+        if needed and backbone is not None:
+            key = (id(backbone), id(source))
+            if key not in self._strange:  # the kept objects hold their ids
+                self._kept += [backbone, source]
+                self._strange[key] = warned(backbone, source)
         own = resolved.own
         given = Given(
             backbone=backbone if needed else None,

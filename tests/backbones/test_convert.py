@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,7 +23,6 @@ from dap import imagenet
 from dap.backbones import ClassifierFree, from_pipeline, load
 from dap.backbones.convert import convert
 from dap.base.errors import DapError
-from dap.base.files import read_json
 from dap.sampling import Batch, images
 
 WIDTH, DEPTH, HEADS, PATCH, GRID, CHANNELS, LABELS = 32, 2, 4, 2, 4, 4, 7
@@ -472,9 +472,10 @@ def test_a_converted_hub_id_behaves_as_the_id(cache, tmp_path):
     assert made.weights_hash() == hub.weights_hash()
     assert torch.equal(sample(made, "tench"), sample(hub, "tench"))
     assert {p.suffix for p in out.rglob("*") if p.is_file()} == {".json", ".yaml", ".safetensors"}
-    assert read_json(out / "conversion.json") | {"source": "facebook/DiT-XL-2-256", "commit": MAIN} == read_json(
-        out / "conversion.json"
-    )
+    assert json.loads((out / "conversion.json").read_text()) | {
+        "source": "facebook/DiT-XL-2-256",
+        "commit": MAIN,
+    } == json.loads((out / "conversion.json").read_text())
     assert not [p for p in out.rglob("*.*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()]
 
 
@@ -591,4 +592,131 @@ def test_the_command_on_an_original_checkpoint(vae_folder, tmp_path):
     torch.save(original(), tmp_path / "x.pt")
     done = dap(tmp_path / "x.pt", "--out", tmp_path / "out", "--vae", vae_folder, "--heads", HEADS, home=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "" and error(load(str(tmp_path / "out")), 3) < 1e-5
+    assert "the last one is taken for the null label" in done.stderr and error(load(str(tmp_path / "out")), 3) < 1e-5
+
+
+def factored(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The checkpoint with the four factors of MinimaxDiffusion in its first block, as its models.py names them."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"attn.gamma1": 3 * WIDTH, "attn.gamma2": WIDTH, "gamma1": WIDTH, "gamma2": WIDTH}
+    return state | {f"blocks.0.{name}": 1 + 0.5 * torch.randn(n, generator=generator) for name, n in shapes.items()}
+
+
+def test_the_factors_of_minimax_are_folded_exactly(tmp_path):
+    """Case 27: against a forward pass of the block that multiplies by the factors where MinimaxDiffusion's models.py does."""
+    from torch.nn import functional as F
+
+    from dap.backbones.checkpoints import read_checkpoint
+
+    def block(state: dict[str, torch.Tensor], x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, state[f"blocks.0.{name}.weight"].double(), state[f"blocks.0.{name}.bias"].double())
+
+        def times(name: str) -> torch.Tensor:
+            return state.get(f"blocks.0.{name}", torch.ones(1)).double()
+
+        shift, scale, gate, shift2, scale2, gate2 = linear("adaLN_modulation.1", F.silu(c)).chunk(6)
+        normed = F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + scale) + shift
+        qkv = times("attn.gamma1") * linear("attn.qkv", normed)
+        q, k, v = qkv.reshape(1, -1, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, -1, WIDTH)
+        x = x + times("gamma1") * gate * (times("attn.gamma2") * linear("attn.proj", attended))
+        normed = F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + scale2) + shift2
+        hidden = F.gelu(linear("mlp.fc1", normed), approximate="tanh")
+        return x + times("gamma2") * gate2 * linear("mlp.fc2", hidden)
+
+    state = {name: value.double() for name, value in factored(original()).items()}
+    torch.save({"ema": state}, tmp_path / "minimax.pt")
+    folded = read_checkpoint(tmp_path / "minimax.pt")
+    assert not any("gamma" in name for name in folded)
+    x, c = torch.randn(1, 9, WIDTH, dtype=torch.float64), torch.randn(WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(block(folded, x, c), block(state, x, c), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(block(folded, x, c), block(original(), x, c), atol=1e-3)
+
+
+def test_a_minimax_checkpoint_converts(vae_folder, tmp_path):
+    """Case 27."""
+    torch.save({"ema": factored(original())}, tmp_path / "0012000.pt")
+    convert(tmp_path / "0012000.pt", tmp_path / "out", vae=str(vae_folder), heads=HEADS)
+    assert load(str(tmp_path / "out")).class_names[0] == "0"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "ema."])
+@pytest.mark.parametrize("wrapper", [(), ("state_dict",), ("ema",), ("model", "state_dict")])
+def test_prefixes_and_wrappers_of_trainers_are_taken_off(prefix, wrapper, tmp_path):
+    """Case 28: DDP, torch.compile, Lightning and both at once."""
+    from dap.backbones.checkpoints import read_checkpoint
+
+    found: object = {prefix + name: value for name, value in original().items()}
+    for key in reversed(wrapper):
+        found = {key: found, "epoch": 3}
+    torch.save(found, tmp_path / "x.pt")
+    assert read_checkpoint(tmp_path / "x.pt").keys() == original().keys()
+
+
+def test_a_lightning_checkpoint_with_other_modules_beside_the_network(tmp_path):
+    """Case 28."""
+    from dap.backbones.checkpoints import read_checkpoint
+
+    state = {"model." + name: value for name, value in original().items()} | {"loss.weight": torch.ones(2)}
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    assert read_checkpoint(tmp_path / "x.ckpt").keys() == original().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("SiT-XL-2-256.pt", {}),
+        ("x.pt", {"path_type": "Linear", "prediction": "velocity"}),
+        ("x.pt", {"prediction": "velocity"}),
+        ("x.pt", {"model": "SiT-XL/2"}),
+        ("mean_flow.pt", {}),
+    ],
+)
+def test_a_checkpoint_that_says_that_it_is_a_flow_is_refused(name, args, vae_folder, tmp_path):
+    """Case 2: SiT has the tensors of DiT."""
+    torch.save({"ema": original(), "args": Namespace(**args)}, tmp_path / name)
+    with pytest.raises(DapError, match="is a SiT or another flow"):
+        convert(tmp_path / name, tmp_path / "out", vae=str(vae_folder), heads=HEADS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_says_what_is_not_converted(capsys):
+    """Case 2."""
+    from dap.cli import main
+
+    with contextlib.suppress(SystemExit):
+        main(["convert", "--help"])
+    assert "SiT" in capsys.readouterr().out
+
+
+def test_a_stable_diffusion_in_one_file_is_told_the_way(tmp_path, vae_folder):
+    """Case 24."""
+    from safetensors.torch import save_file
+
+    torch.save({"state_dict": {"model.diffusion_model.conv.weight": torch.ones(1)}}, tmp_path / "v1-5.ckpt")
+    save_file({"model.diffusion_model.conv.weight": torch.ones(1)}, tmp_path / "v1-5.safetensors")
+    for name in ("v1-5.ckpt", "v1-5.safetensors"):
+        with pytest.raises(DapError, match=r"from_single_file\(FILE\)\.save_pretrained\(FOLDER\)"):
+            convert(tmp_path / name, tmp_path / "out", vae=str(vae_folder))
+        with pytest.raises(DapError, match=r"from_single_file\(FILE\)\.save_pretrained\(FOLDER\)"):
+            load(str(tmp_path / name))
+
+
+def test_a_table_without_a_null_row(tmp_path, vae_folder, caplog):
+    """Case 30: ten labels and no null label; --classes tells, and without it a sentence says what is assumed."""
+    torch.save(original(), tmp_path / "nonull.pt")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps([f"c{i}" for i in range(LABELS + 1)]))
+    with pytest.raises(DapError, match="class_dropout_prob=0"):
+        convert(tmp_path / "nonull.pt", tmp_path / "out", vae=str(vae_folder), heads=HEADS, classes=names)
+    convert(tmp_path / "nonull.pt", tmp_path / "out", vae=str(vae_folder), heads=HEADS)
+    assert "the last one is taken for the null label" in caplog.text
+
+
+def test_advice_of_torch_is_not_repeated(tmp_path, vae_folder):
+    """Case 25: a pickle that needs code, as EDM's files do."""
+    torch.save({"ema": Path("x")}, tmp_path / "edm.pkl")
+    with pytest.raises(DapError, match="never runs code from a pickle") as refused:
+        convert(tmp_path / "edm.pkl", tmp_path / "out", vae=str(vae_folder))
+    assert "weights_only=False" not in str(refused.value)

@@ -148,4 +148,4 @@ def test_the_hash_of_a_module_is_found_without_running_it(tmp_path, monkeypatch,
     with command_line([]), allow_code(), caplog.at_level(logging.WARNING):
         assert resolve("strangers.inner:X", {}, "kernel") == 1
     assert f"running the code strangers.inner:X, which a file names (sha256 {digest})" in caplog.text
-    vars(permission).pop("seen")
+    monkeypatch.delattr(permission, "seen")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from dap import Machine, allow_code, classify, distill, load_protocol
 from dap.base import registry
 from dap.base.errors import DapError
-from dap.base.files import read_json
 from dap.cli.main import main
 from dap.recipe import Recipe
 
@@ -68,7 +68,7 @@ def run(*words: object) -> int:
 
 def says(made: Path, **changes: object) -> None:
     """Write other values into a set's recipe.json."""
-    recipe = read_json(made / "recipe.json")
+    recipe = json.loads((made / "recipe.json").read_text())
     (made / "recipe.json").write_text(json.dumps({**recipe, **changes}))
 
 
@@ -271,7 +271,7 @@ def test_a_backbones_folder_runs_nothing(part, value, pipeline_folder, tmp_path,
     for where in (folder, folder / "vae", folder / "transformer"):
         shutil.copy(evil, where / "evil.py")
         shutil.copy(evil, where / "pipeline.py")
-    index = read_json(folder / "model_index.json")
+    index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, part: value}))
     monkeypatch.syspath_prepend(str(folder))
     assert run("check", folder, "--device", "cpu") == 1
@@ -307,7 +307,7 @@ def test_metadata_of_a_teacher_are_read_through_a_closed_model(tmp_path, colours
     facts, protocol = json.loads(written["facts"]), json.loads(written["protocol"])
     first = next(iter(weights))
 
-    def wrong(message: str, tensors=None, **changes: object) -> None:
+    def wrong(message: str, tensors: Any = None, **changes: str) -> None:
         save_file(weights if tensors is None else tensors, bad, {**written, **changes})
         with pytest.raises(DapError, match=message) as told:
             load_trained(bad)
@@ -327,7 +327,7 @@ def test_metadata_of_a_teacher_are_read_through_a_closed_model(tmp_path, colours
     wrong("is not JSON", facts="{")
     wrong("is not a number", facts='{"accuracy": NaN}')
     wrong("nested more than", facts="[" * 10**5)
-    wrong("network needs", protocol=json.dumps({**protocol, "width": 2 * 10**5}))  # 10**9 numbers would be made
+    wrong("network needs", protocol=json.dumps({**protocol, "width": 60_000}))
     wrong("network needs", {**weights, "another": torch.zeros(1)})
     wrong("network needs", {name: value for name, value in weights.items() if name != first})
     wrong("are not finite", {**weights, first: weights[first] * float("nan")})

@@ -57,7 +57,7 @@ def test_a_bare_name_is_found_where_one_image_has_it(imagenet, write):
 
 def test_what_is_no_caption_is_named(source, write, tmp_path):
     for wrong in ("[1]", '{"path": "red/0.png"}', '{"path": 1, "caption": "x"}', "red/0.png"):
-        with pytest.raises(DapError, match="captions.jsonl, line 2: .* is needed, not"):
+        with pytest.raises(DapError, match="captions.jsonl, line 2: .* A line must be"):
             read_captions(write(line("red/0.png", "x"), wrong), source)
     with pytest.raises(
         DapError, match="no caption of any image of class 'blue' .* An image there is 'blue/0.png', and one"

@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 from test_layouts import opened, pair, rows, write_parquet
 
+from dap.base.errors import DapError
 from dap.data.real import identity
+from dap.data.sets.distilled import DistilledSet
+from dap.recipe import Recipe
+from dap.workshop import Workshop
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +140,18 @@ def test_special_files_and_missing_files_do_not_stop_the_hash(tmp_path: Path) ->
     began = time.monotonic()
     assert "9 images, 8 × 8" in opened(tmp_path / "d").told("train")
     assert len(opened(tmp_path / "d").fingerprint()) == 64 and time.monotonic() - began < 5
+
+
+def test_a_set_begun_with_other_images_says_so(tmp_path: Path) -> None:
+    pair(tmp_path / "d")
+    recipe = Recipe.parse({"method": "random", "ipc": 1, "data": {"path": str(tmp_path / "d")}})
+    task = Workshop("cpu").task(recipe)[1]
+    names, values = task.source.class_names, task.recipe.values()
+    DistilledSet.create(tmp_path / "s", names, 1, values, {**task.store.inputs, "data": "0" * 64})
+    with pytest.raises(
+        DapError, match="fingerprint of the data differs if an image .* names and sizes alone.*another --out"
+    ):
+        DistilledSet.create(tmp_path / "s", names, 1, values, task.store.inputs)
 
 
 def test_the_embedded_data_keep_their_fingerprint() -> None:

@@ -25,7 +25,8 @@ class Says(Watcher):
         self.said: list[str] = []
 
     def note(self, text: str) -> None:
-        self.said.append(text)
+        if text.startswith("Warning: "):  # other notes say how the data were understood
+            self.said.append(text)
 
 
 class Diverged(Method):

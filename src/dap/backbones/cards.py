@@ -117,7 +117,7 @@ class Found:
         return next((cards[key] for key in ids if "/" in key and key in cards), {})
 
 
-class CardFile(FromFile):
+class CardFile(FromFile, frozen=True):
     """What a card.yaml may say. Every field is optional; see `Card`."""
 
     name: Name | None = None
@@ -145,7 +145,8 @@ def read_card(file: Path) -> dict[str, Any]:
     for key in said:
         if key not in CardFile.model_fields:
             raise DapError(f"Unknown field {key!r} in {file}. {suggest(str(key), CardFile.model_fields)}")
-    return fitted(said, CardFile, file).model_dump(exclude_none=True)
+    fitted(said, CardFile, file)
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def read_names(file: Path) -> list[str]:
@@ -162,5 +163,4 @@ def read_names(file: Path) -> list[str]:
 
 def image_size(latent_side: int, vae: Any) -> int:
     """The side in px of the images that latents decode to. Each level of the autoencoder except one doubles the side."""
-    levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-    return latent_side * 2 ** (len(levels) - 1)
+    return latent_side * 2 ** (len(vae.config.block_out_channels) - 1)

@@ -53,14 +53,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     while len(tensors) and all(PREFIX.match(name) for name in tensors):
         tensors = {PREFIX.sub("", name, count=1): value for name, value in tensors.items()}
     if "x_embedder.proj.weight" not in tensors:  # Lightning keeps other modules beside the network
-        for prefix in sorted({found[0] for name in tensors if (found := PREFIX.match(name))}):
+        for prefix in sorted({match[0] for match in map(PREFIX.match, tensors) if match}):
             inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             while inner and all(PREFIX.match(name) for name in inner):
                 inner = {PREFIX.sub("", name, count=1): value for name, value in inner.items()}
             if "x_embedder.proj.weight" in inner:
                 tensors = inner
                 break
-    if any(name.startswith("model.diffusion_model.") or name.startswith("diffusion_model.") for name in found):
+    if any(name.startswith(("model.diffusion_model.", "diffusion_model.")) for name in map(str, found)):
         raise DapError(
             f"{path} is a Stable Diffusion in one file, which dap does not convert. In diffusers, "
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes the folder that --backbone takes."
@@ -77,7 +77,9 @@ def _opened(path: Path) -> Mapping[str, Any]:
         try:
             return load_file(path)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise DapError(f"{path} is not a whole safetensors file: {_first_line(error)}. Fetch it anew.") from error
+            raise DapError(
+                f"{path} is not a checkpoint that can be opened without running code: {_first_line(error)}. Fetch it anew."
+            ) from error
     try:
         # The original trainer keeps its parsed arguments, which are a plain record, in its checkpoints.
         with torch.serialization.safe_globals([Namespace]):
@@ -118,9 +120,9 @@ def _refuse_flows(path: Path, found: Mapping[str, Any]) -> None:
         arguments = vars(kept) if isinstance(kept, Namespace) else kept if isinstance(kept, Mapping) else {}
         for name, value in arguments.items():
             plain = str(value).lower()
-            if name in FLOW_ARGUMENTS and value is not None and plain not in ("epsilon", "eps", "noise"):
-                told.append(f"its arguments say {name}={value}")
-            elif name in ("model", "arch", "model_name") and set(re.split(r"[^a-z]+", plain)) & set(FLOW_WORDS):
+            if (name in FLOW_ARGUMENTS and value is not None and plain not in ("epsilon", "eps", "noise")) or (
+                name in ("model", "arch", "model_name") and set(re.split(r"[^a-z]+", plain)) & set(FLOW_WORDS)
+            ):
                 told.append(f"its arguments say {name}={value}")
     if told:
         raise DapError(

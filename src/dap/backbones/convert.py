@@ -20,7 +20,7 @@ from dap.backbones.base import Card
 from dap.backbones.cards import read_names
 from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
-from dap.backbones.opening import from_pipeline, source_of
+from dap.backbones.opening import from_pipeline, source_of, tried
 from dap.base.documents import read_json
 from dap.base.errors import DapError
 from dap.base.files import dump, locked
@@ -94,7 +94,7 @@ def convert(
                 f"--vae and --heads are for a checkpoint file of the original DiT code, which {source} is not."
             )
         pipe, folder = open_pipeline(source_of(str(source)), revision=revision, dtype=dtype, offline=offline)
-        backbone = from_pipeline(pipe, path=str(folder), name=str(source), class_names=given)
+        backbone = tried(from_pipeline(pipe, path=str(folder), name=str(source), class_names=given))
         card, names = backbone.card, backbone.class_names
         kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
         record["commit"] = folder.name if folder.parent.name == "snapshots" else None

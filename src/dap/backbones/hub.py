@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import StringConstraints
 
-from dap.backbones.configurations import PIPELINES, check_folder
+from dap.backbones.honoured import PIPELINES, check_folder
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
 from dap.base.fields import Name

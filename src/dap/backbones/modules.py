@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
-from dap.backbones.configurations import deciding
+from dap.backbones.honoured import deciding
 from dap.backbones.schedules import Predicts, Schedule, Time
 from dap.base.errors import DapError
 from dap.guidance.base import GradThrough

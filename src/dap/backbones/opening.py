@@ -11,10 +11,14 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
-from dap.backbones.configurations import PIPELINES, check_pipeline
+from dap.backbones.honoured import PIPELINES, check_pipeline
 from dap.backbones.hub import open_pipeline
+from dap.backbones.schedules import Flow
 from dap.base.errors import DapError
 from dap.base.registry import Lazy, build, resolve
+
+FLAT = 1e-6
+"""The smallest standard deviation of the pixels, in [0, 1], of an image of more than one colour."""
 
 KINDS = Lazy(
     {
@@ -60,7 +64,47 @@ def load(
     where = device_of(device)
     pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
-    return from_pipeline(pipe.to(where), path=str(folder), name=path, **prompts)
+    return tried(from_pipeline(pipe.to(where), path=str(folder), name=path, **prompts))
+
+
+@torch.no_grad()
+def tried(backbone: Backbone) -> Backbone:
+    """The backbone, after one prediction and one decoded image of noise, so that weights that do not fit are said at once.
+
+    Raises:
+        DapError: the parts do not fit each other, a prediction is not finite, or the autoencoder gives a constant image.
+    """
+    card, schedule = backbone.card, backbone.schedule
+    steps = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+    x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0)).to(backbone.device)
+    try:
+        eps = backbone.predict(x, steps // 2, backbone.null(1)).eps
+        images = backbone.decode(x)
+    except torch.OutOfMemoryError as error:
+        raise DapError(
+            f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16."
+        ) from error
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DapError(
+            f"The parts of {card.name} do not fit each other, or a config.json says something else than its weights were "
+            f"trained with: {reason.rstrip('.')}. Fetch or save the folder anew."
+        ) from error
+    if eps.shape != x.shape or images.shape != (1, 3, card.size, card.size):
+        raise DapError(
+            f"{card.name} predicts {tuple(eps.shape[1:])} for latents {tuple(x.shape[1:])} and decodes them to "
+            f"{tuple(images.shape[1:])}, not to (3, {card.size}, {card.size}); its parts were not trained together."
+        )
+    if not torch.isfinite(eps).all():
+        raise DapError(
+            f"{card.name} predicts noise that is not finite; use --dtype float32, or fetch the weights anew."
+        )
+    if not torch.isfinite(images).all() or images.std() < FLAT:
+        raise DapError(
+            f"The autoencoder of {card.name} gives an image of one colour for noise: its weights are zero or damaged. Fetch "
+            "them anew."
+        )
+    return backbone
 
 
 def own(made: Any, path: str, *, dtype: str = "float32", device: str = "auto", **given: str | None) -> Backbone:

@@ -216,32 +216,6 @@ def dump(value: Any) -> bytes:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        DapError: the file is not valid JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DapError(f"{path} is not valid JSON ({error}); restore it, or start in a new folder.") from error
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The values of a file of JSON lines; nothing where there is no file.
-
-    A killed writer can leave half a last line. That line, and any other that is not JSON, is left out.
-    """
-    if not path.is_file():
-        return
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            yield json.loads(text)
-        except json.JSONDecodeError:
-            continue
-
-
 def drop_torn_line(path: Path) -> None:
     """Cut off the half line that a killed writer left at the end of a file, so that the next line starts on its own."""
     if path.is_file():

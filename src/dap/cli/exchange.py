@@ -157,7 +157,7 @@ def convert(
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, or a .pt of the original DiT code, also one that MinimaxDiffusion fine-tuned; not of SiT.
+        source: Hub id, diffusers folder, or a .pt of the original DiT code or MinimaxDiffusion, not of SiT.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema.

@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the command line cannot be read; the status is 2.
     """
+    _write_anything()
     # Without this line, pydantic looks for plugins in the metadata of every package. This takes longer than a help page.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     words = list(sys.argv[1:] if argv is None else argv)
@@ -129,7 +130,7 @@ def _show(told: Any, output: Output) -> int:
     if not isinstance(told, Told):
         return DONE
     if output.json:
-        print(json.dumps(plain(told.values), ensure_ascii=False))
+        print(_json(plain(told.values)))
     elif not output.quiet:
         print(told.text)
     return told.status
@@ -141,7 +142,7 @@ def _fail(output: Output, message: str) -> int:
     if output.debug:
         raise
     if output.json:
-        print(json.dumps({"error": message}, ensure_ascii=False))
+        print(_json({"error": message}))
     sys.stderr.write(f"dap: error: {message}\n")
     return MISTAKE
 
@@ -156,9 +157,26 @@ def _unreadable(words: Sequence[str], error: CycloptsError) -> NoReturn:
         error.verbose = False
         said = " ".join(str(error).split())
     if "--json" in words:
-        print(json.dumps({"error": said}, ensure_ascii=False))
+        print(_json({"error": said}))
     sys.stderr.write(f"{verb}: error: {said} {verb} --help lists what can be given.\n")
     raise SystemExit(USAGE)
+
+
+def _write_anything() -> None:
+    """Let the output take every name. A letter that the terminal cannot show is written as an escape, such as \\u72d7."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+def _json(value: Any) -> str:
+    """JSON that the terminal can show: its letters as they are, or as JSON's own escapes where it lacks one."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return json.dumps(value)
+    return text
 
 
 def _close_bars() -> None:

@@ -87,11 +87,9 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names))
-    for name in ("checkpoints", "neighbours"):
-        if (judged.results / name).is_symlink():
-            raise DapError(
-                f"{judged.results / name} is a symbolic link; remove it, as results are not written through it."
-            )
+    for place in (judged.results / "checkpoints", judged.results / "neighbours"):
+        if place.is_symlink():
+            raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
     loaded.inspector()  # so that features of other classes are told before any training
     key = {"judged": _hash(image_hashes(judged)), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
@@ -150,7 +148,7 @@ def _training(
     """Trials of these seeds, one after the other. Everything is checked before the first one begins."""
     side = first_side(protocol.test_steps) or loaded.plan.protocol.size
     return evaluate(
-        judged.tensors(first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8),
+        judged.tensors(first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8, mixed=protocol.size),
         loaded.tensors(side, judged.class_names),
         protocol,
         seeds,

@@ -45,7 +45,8 @@ def store_labels(
     """
     judged.check_whole()
     settled = protocol.settled(ipc=largest(judged), classes=len(judged.class_names))
-    images, _ = judged.tensors(first_side(settled.train_steps), fit="crop-bilinear", dtype=torch.uint8)
+    side = first_side(settled.train_steps)
+    images, _ = judged.tensors(side, fit="crop-bilinear", dtype=torch.uint8, mixed=settled.size)
     said = load_classifier(teacher, judged.class_names, device, offline=offline)
     how = labelling(settled, seed)
     return write_labels(out, images, image_hashes(judged), how, said, protocol=settled.name, progress=progress)

@@ -81,16 +81,14 @@ def suited_values(protocol: Protocol, given: Mapping[str, Any], source: Source) 
 
 def side_of(judged: DistilledSet) -> int | None:
     """The side of the images of a set in px, as the heads of a few files say it; None where it is not one."""
-    from PIL import Image
+    from dap.data.real.sizes import size_of
 
     records = judged.records
     sides: set[tuple[int, int]] = set()
     for record in records[:: max(1, len(records) // 50)]:
-        try:
-            with Image.open(judged.path / record["path"]) as image:
-                sides.add(image.size)
-        except Exception:  # a damaged file can raise nearly anything; judging names it
-            return None
+        if (side := size_of(judged.path / record["path"])) is None:
+            return None  # judging names the broken file
+        sides.add(side)
     width, height = next(iter(sides)) if len(sides) == 1 else (0, -1)
     return width if width == height else None
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from dap.backbones import device_of
 from dap.backbones.hub import explained
 from dap.base.errors import DapError
-from dap.base.files import drop_torn_line, read_lines
+from dap.base.files import drop_torn_line
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
 from dap.choices import Data
-from dap.data.real.captions import finder
+from dap.data.real.captions import finder, lines_of
 from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
 from dap.verbs.options import Machine
@@ -184,10 +184,9 @@ def write_captions(
     out.parent.mkdir(parents=True, exist_ok=True)
     drop_torn_line(out)
     find, there = finder(source), set()
-    for line in read_lines(out):
-        path = line.get("path", line.get("file_name"))
-        there.add(find(path) if isinstance(path, str) else None)
-        before = (line["model"], line.get("ask")) if "model" in line else (model, ask)  # by hand: no model
+    for line in lines_of(out):
+        there.add(find(line.path))
+        before = (line.model, line.ask) if line.model is not None else (model, ask)  # by hand: no model
         if before != (model, ask):
             raise DapError(
                 f"{out} has captions by {before[0]}{f' asked {before[1]!r}' if before[1] else ''}; choose another file for "

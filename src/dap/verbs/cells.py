@@ -15,19 +15,23 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import torch
+from pydantic import Field
 
+from dap.base.documents import read_json
 from dap.base.errors import DapError
-from dap.base.files import check_folder, read_json
+from dap.base.fields import Count, FromFile, Inside, Text
+from dap.base.files import check_folder
 from dap.base.permission import asked_for, code_is_allowed
 from dap.base.watch import Watcher
 from dap.base.workers import CLAIMS, run_workers, share
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
+from dap.data.sets.notes import Plain, as_read
 from dap.evaluation.judge import check as check_judging
 from dap.evaluation.judge import check_batches, judge
 from dap.methods.base import Method
@@ -37,6 +41,18 @@ from dap.verbs.judges import LoadedFor, loader
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.workshop import Workshop
+
+
+class Job(FromFile, frozen=True):
+    """The file of a grid that a parent process writes for its workers."""
+
+    cells: Annotated[list[Annotated[list[Inside | Plain], Field(min_length=2, max_length=2)]], Field(max_length=10**6)]
+    subsample: list[Count]
+    command: Text | None
+    judging: Plain
+    machine: Plain
+    out: Text
+
 
 Cell = tuple[str, Recipe]
 """The name of a set's folder, relative to the folder of the grid, and the recipe of the set."""
@@ -79,7 +95,12 @@ class Grid:
             told.update({name: Path(told[name]) for name in names if told[name] is not None})
         judging.update({name: tuple(judging[name]) for name in ("networks", "measures")})
         shared = (tuple(values["subsample"]), values["command"])
-        return Grid(cells, Path(values["out"]), Judging(**judging), Machine(**machine), *shared)
+        try:
+            return Grid(cells, Path(values["out"]), Judging(**judging), Machine(**machine), *shared)
+        except TypeError as error:  # a flag of another version
+            raise DapError(
+                f"The file of the grid is of another version of dap ({error}). Start the command again."
+            ) from error
 
 
 def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int = 1) -> Results:
@@ -169,7 +190,7 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
 
 def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
     """Do `work` on the grid that a parent process wrote into the file `job`. The command `dap worker FILE` calls this."""
-    work(Grid.load(read_json(job)), watcher, job.parent)
+    work(Grid.load(read_json(job, as_read(Job))), watcher, job.parent)
 
 
 def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:

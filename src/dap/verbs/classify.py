@@ -44,6 +44,7 @@ from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of
 from dap.verbs.options import Machine, permitted
+from dap.verbs.report import opened_sets
 
 NOTE = "zeroshot.json"
 """The file in a set's folder that holds the classifier's result."""
@@ -287,10 +288,8 @@ def classify(
     Args:
         sets: distilled sets, folders that hold distilled sets, or folders of class folders.
         backbone: the name of a backbone as in a recipe, or a loaded backbone. Default: the backbone that made each set.
-        data: the real images: a name, a folder, or opened test images at the backbone's size. Default: the data that
-            each set was made of.
-        classes: for folders that others made, the names of the class folders in label order, or the name of a subset of
-            ImageNet.
+        data: the real images: a name, a folder, or opened test images at the backbone's size. Default: those of each set.
+        classes: for folders that others made, the class folders in label order, or the name of a subset of ImageNet.
         max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
         split: where the test images lie, as `data.split` of a recipe: "test=FOLDER". Default: what each set's recipe says.
         reals: how many real test images of each class are used. A smaller class gives all it has.
@@ -308,11 +307,9 @@ def classify(
             it was made of and no data are given. `ZeroShot` says what else raises.
     """
     workshop = open_workshop(machine, watcher=watcher)
-    opened = _opened(sets, classes)
+    opened = opened_sets(sets, classes)
     for made in opened:
-        check_writable(
-            made.path, "The labels are kept in the folder of each set, so classify a copy of it that can be written."
-        )
+        check_writable(made.path, "Labels are kept in the folder of each set; classify a copy that can be written.")
     unfinished = opened[0].path / ".zeroshot"
     store = Store(machine.cache or unfinished, cache=machine.cache)
     recipes = [made.recipe or {} for made in opened]
@@ -321,37 +318,20 @@ def classify(
             raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
         if data is None and not recipe.get("data"):
             raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
+        refuse_code({} if backbone else recipe["backbone"], made.path / "recipe.json")
     found: dict[Path, dict[str, Any]] = {}
     for made, recipe in zip(opened, recipes, strict=True):
         if isinstance(backbone, Backbone):
             judge_by = backbone
         else:
-            if not backbone:
-                refuse_code(recipe["backbone"], made.path / "recipe.json")
             choice = BackboneChoice(path=backbone) if backbone else BackboneChoice(**recipe["backbone"])
             judge_by = workshop.backbone(choice)
         if isinstance(data, Source):
             real = data
         else:
-            path, size = str(data or recipe["data"]["path"]), judge_by.card.size
-            chosen = data_of(made, path, max_bad_fraction, split)
-            real = workshop.source(chosen.model_copy(update={"size": size}), "test")
-        weights = str(workshop.weights_hash(judge_by))
-        judge = ZeroShot(judge_by, weights, levels, reals, store, watcher.work)
+            chosen = data_of(made, str(data or recipe["data"]["path"]), max_bad_fraction, split)
+            real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
+        judge = ZeroShot(judge_by, str(workshop.weights_hash(judge_by)), levels, reals, store, watcher.work)
         found[made.path] = judge(made, real, opened)
     shutil.rmtree(unfinished, ignore_errors=True)
     return found
-
-
-def _opened(
-    sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet, classes: Sequence[str] | None
-) -> list[DistilledSet]:
-    """The sets at these places. A folder that holds several sets stands for all of them."""
-    opened: list[DistilledSet] = []
-    for one in [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets:
-        if isinstance(one, DistilledSet):
-            opened.append(one)
-            continue
-        folders = [file.parent for file in sorted(Path(one).glob("**/classes.json"))] or [Path(one)]
-        opened += [DistilledSet.from_folder(folder, classes) for folder in folders]
-    return opened

@@ -117,6 +117,20 @@ def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
     return found
 
 
+def opened_sets(
+    sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet, classes: Sequence[str] | None
+) -> list[DistilledSet]:
+    """The sets at these places. A folder that holds several sets stands for all of them."""
+    opened: list[DistilledSet] = []
+    for one in [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets:
+        if isinstance(one, DistilledSet):
+            opened.append(one)
+            continue
+        folders = [file.parent for file in sorted(Path(one).glob("**/classes.json"))] or [Path(one)]
+        opened += [DistilledSet.from_folder(folder, classes) for folder in folders]
+    return opened
+
+
 def check_tracking(to: str | None) -> None:
     """Check, before long work, that trials can be logged for TensorBoard or wandb.
 

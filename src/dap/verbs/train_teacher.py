@@ -12,6 +12,7 @@ from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
+from dap.evaluation.suiting import EMBEDDED, suited_size, suited_values
 from dap.evaluation.training.classifier import save_classifier
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
@@ -73,6 +74,13 @@ def train_teacher(
         values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
         wanted = Recipe.parse({"data": values}).data
         check_apart(workshop, wanted)
+        if wanted.path != EMBEDDED:
+            given = changes or {}
+            side = workshop.source(wanted, "train").side()
+            suited = suited_size(chosen, given, side)
+            wanted = wanted.model_copy(update=suited)
+            suited |= suited_values(chosen, given, workshop.source(wanted, "train"))
+            chosen = open_protocol(protocol, epochs, {**given, **suited}, network=network)
         train, test = workshop.source(wanted, "train"), workshop.source(wanted, "test")
     kept = out.with_name(out.name + ".partial")
     classifier, trial = train_classifier(

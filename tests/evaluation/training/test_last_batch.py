@@ -53,7 +53,7 @@ def test_what_is_said_is_what_training_would_meet(network, norm, size, batch, im
     with pytest.raises(DapError, match=SAID) as told:
         check_last_batch(network, chosen, 3, 3, images)
     if images > 1:  # the advice works
-        other = int(re.search(r"--set batch=(\d+)", str(told.value))[1])
+        other = int(re.findall(r"--set batch=(\d+)", str(told.value))[0])
         check_last_batch(network, protocol(network, other, norm, size), 3, 3, images)
 
 
@@ -88,7 +88,7 @@ def test_the_verbs_say_it_before_work(colours, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "set"), *how]) == 1
     said = capsys.readouterr().err
     assert SAID in said and not (tmp_path / "set" / "trials.jsonl").exists()
-    batch = re.search(r"--set (batch=\d+)", said)[1]
+    batch = re.findall(r"--set (batch=\d+)", said)[0]
     assert main(["evaluate", str(tmp_path / "set"), *how, "--set", batch]) == 0, "the advice works"
     words = ["train-teacher", "--data", colours, "--network", "torchvision:resnet18", "--out", tmp_path / "t", *small]
     capsys.readouterr()

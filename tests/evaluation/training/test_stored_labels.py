@@ -245,3 +245,44 @@ def test_a_training_replays_every_epoch_once_with_the_temperature_of_its_protoco
     wanted = (batch.logits.float() / 20).softmax(1)
     by_hand = (wanted * (wanted.log() - F.log_softmax(logits / 20, 1))).sum()
     assert torch.allclose(loss_of(logits, slice(0, 4)), by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch": 0}, "batch: input should be greater than or equal to 1"),
+        ({"classes": "ab"}, "classes: input should be a valid list"),
+        ({"epochs": True}, "epochs: input should be a valid integer"),
+        ({"extra": 1}, "extra: there is no such key"),
+        ({"teacher": None}, "teacher: input should be a valid string"),
+    ],
+)
+def test_an_index_that_a_stranger_wrote_is_a_sentence(tmp_path, changes, says):
+    """First section, read through closed models: the index of stored labels."""
+    from dap.base.errors import DapError
+    from dap.evaluation.training.stored_labels import Labelling, open_labels
+
+    whole = {"format": 1, "steps": [], "mix": None, "batch": 4, "seed": 0, "classes": ["a", "b"], "teacher": "t"}
+    whole |= {"images": ["x"], "epochs": 1, "teacher_name": "t"}
+    (tmp_path / "index.json").write_text(json.dumps({**whole, **changes}))
+    with pytest.raises(DapError, match=r"index\.json, line 1: " + says):
+        open_labels(tmp_path, ["x"], ["a", "b"], Labelling((), None, 4, 1))
+
+
+def test_tensors_that_do_not_fit_the_index_are_a_sentence(tmp_path):
+    from safetensors.torch import save_file
+
+    from dap.base.errors import DapError
+    from dap.evaluation.training.stored_labels import Labelling, open_labels
+
+    index = {"format": 1, "steps": [], "mix": None, "batch": 4, "seed": 0, "classes": ["a", "b"], "teacher": "t"}
+    (tmp_path / "index.json").write_text(json.dumps({**index, "images": ["x", "y"], "epochs": 1, "teacher_name": "t"}))
+    labels = open_labels(tmp_path, ["x", "y"], ["a", "b"], Labelling((), None, 4, 1))
+    good = {"indices": torch.tensor([1, 0]), "logits": torch.zeros(2, 2).half()}
+    for bad in ({"indices": torch.tensor([1, 7])}, {"indices": torch.tensor([0, 0])}, {"logits": torch.zeros(2, 3)},
+                {"logits": torch.full((2, 2), torch.inf)}, {"logits": torch.zeros(2, 2).long()}):  # fmt: skip
+        save_file({**good, **bad}, tmp_path / "epoch-00000.safetensors")
+        with pytest.raises(DapError, match="is missing or damaged"):
+            list(labels.epoch(0))
+    save_file(good, tmp_path / "epoch-00000.safetensors")
+    assert next(iter(labels.epoch(0))).indices.tolist() == [1, 0]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
+
+from dap.base.documents import read_lines, regular
 from dap.base.errors import DapError
+from dap.base.fields import Text
 from dap.data.real.layouts import SPLITS
 from dap.data.real.sources import Source
 
@@ -34,10 +37,10 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
     keys, find = _keys(source), finder(source)
     found: dict[str, str] = {}
     last = None
-    for last, caption in _lines(file):
-        key = find(last)
-        if key is not None and caption.strip():
-            found[key] = caption.strip()
+    for said in lines_of(file):
+        key, last = find(said.path), said.path
+        if key is not None and said.caption.strip():
+            found[key] = said.caption.strip()
     for name, mine in zip(source.class_names, keys, strict=True):
         if found.keys().isdisjoint(mine):
             like = f", and one in the file is {last!r}" if last is not None else ""
@@ -55,9 +58,9 @@ def check_captions(path: str | Path) -> Path:
         DapError: there is no such file.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not file.exists():
         raise DapError(f"There is no file of captions {path}; dap caption writes one.")
-    return file
+    return regular(file)
 
 
 def finder(source: Source) -> Callable[[str], str | None]:
@@ -72,27 +75,26 @@ def _keys(source: Source) -> list[list[str]]:
     return [source.keys(label, range(source.count(label))) for label in range(len(source.class_names))]
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            said: dict[str, Any] = json.loads(line)
-            path, caption = (said[new] if new in said else said[old] for new, old in NAMES)
-        except (ValueError, TypeError, KeyError) as error:
-            raise _wrong(file, number, line) from error
-        if not (isinstance(path, str) and isinstance(caption, str)):
-            raise _wrong(file, number, line)
-        yield path, caption
+class Captioned(BaseModel, frozen=True):
+    """A line of a file of captions. Other keys are allowed, because an image folder's metadata.jsonl may have any."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    path: Annotated[str, StringConstraints(max_length=4096), Field(validation_alias=AliasChoices("path", "file_name"))]
+    caption: Annotated[Text, Field(validation_alias=AliasChoices("caption", "text"))]
+    model: Text | None = None
+    ask: Text | None = None
 
 
-NAMES = (("path", "file_name"), ("caption", "text"))
-"""The names of the two fields of a line. The first name of each pair is ours. The second name is that of image folders
-with metadata."""
+def lines_of(file: Path) -> Iterator[Captioned]:
+    """The captions in a file, line by line.
 
-
-def _wrong(file: Path, number: int, line: str) -> DapError:
-    return DapError(f'{file}, line {number}: {{"path": "...", "caption": "..."}} is needed, not {line[:80]!r}.')
+    Raises:
+        DapError: a line cannot be used. The message names the file and the line.
+    """
+    for line in read_lines(file, Captioned):
+        if line.value is None:
+            raise DapError(f'{line.problem} A line must be {{"path": "...", "caption": "..."}}.')
+        yield line.value
 
 
 class _Index:

@@ -4,21 +4,41 @@ read."""
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import shown
+from dap.data.real.depth import check_colours, depth_of, unit
+from dap.data.real.suffixes import REFUSED
 
 Fit = Literal["crop", "pad", "crop-bilinear"]
 """How an image becomes square; see `square`."""
+
+LARGEST_FILE = 2**30
+"""How many bytes the file of one image may have: 1 GiB."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image is turned upright, by its orientation in the EXIF data."""
 
 
 class BrokenImage(DapError):
@@ -42,8 +62,13 @@ def decode(data: bytes | Path, size: int, fit: Fit = "crop") -> Tensor:
 
     The EXIF orientation is applied, and the first frame is taken. Every mode becomes RGB: grey and 1-bit values are
     repeated, colours of palettes are looked up, CMYK and LAB are converted, and transparent images are laid on white,
-    as a page shows them. Grey of more than 8 bits keeps its depth: integers (Pillow's `I;16` and `I`) run from 0 to
-    65535, floats (`F`) from 0 to 1. Values outside these ranges have no agreed scale, so the image counts as broken.
+    as a page shows them. A colour profile (ICC) is not applied, as torchvision does not apply it either: the stored
+    values are taken as sRGB.
+
+    Grey of more than 8 bits keeps its depth: integers (Pillow's `I;16` and `I`) run from 0 to 65535, floats (`F`) from 0
+    to 1. Values outside these ranges have no agreed scale, so the image counts as broken. If a PNG says in its sBIT chunk
+    that fewer bits are used, or a TIFF has fewer bits, the largest value of so many bits is white. If no such thing is
+    said and the values of an image of 16 bits fit into 14 bits or less, a warning says so once.
 
     Args:
         data: the bytes of an image file, or its path.
@@ -54,19 +79,13 @@ def decode(data: bytes | Path, size: int, fit: Fit = "crop") -> Tensor:
         (3, size, size), float32 in [0, 1].
 
     Raises:
-        BrokenImage: the file is unreadable, not an image, or cut off, the image is above Pillow's decompression-bomb
-            limit, or its values have no agreed scale.
+        BrokenImage: the file is unreadable, no regular file, not an image, or cut off; the image has more pixels than
+            `most_pixels`, or its values have no agreed scale.
         DapError: `size` is below 1, or `fit` is unknown.
     """
     check_fit(size, fit)
-    where = "the image" if isinstance(data, bytes) else data
-    try:
-        with _opened(data) as image:
-            return fit_square(_plain(ImageOps.exif_transpose(image)), size, fit)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can raise nearly anything inside Pillow's parsers
-        raise BrokenImage(_reason(error), where) from error
+    with _plain(data) as (image, _, _):
+        return fit_square(image, size, fit)
 
 
 def as_png(data: bytes | Path) -> tuple[bytes, bool]:
@@ -79,37 +98,20 @@ def as_png(data: bytes | Path) -> tuple[bytes, bool]:
     Raises:
         BrokenImage: for the reasons that `decode` names.
     """
-    where = "the image" if isinstance(data, bytes) else data
-    try:
-        content = data if isinstance(data, bytes) else data.read_bytes()
-        with _opened(content) as image:
-            upright = image.getexif().get(0x0112, 1) == 1
-            eight_bit_rgb = content[24:26] == b"\x08\x02"  # IHDR: bit depth 8, colour type 2
-            if image.format == "PNG" and eight_bit_rgb and upright and not image.has_transparency_data:
-                return content, True
-            plain = _plain(ImageOps.exif_transpose(image))
-        values = np.asarray(plain)
-        return encode_png((values * 255).round().astype(np.uint8) if plain.mode == "F" else values), False
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BrokenImage(_reason(error), where) from error
+    with _plain(data) as (image, content, same):
+        return (content, True) if same else (encode_png(_bytes(image)), False)
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[Image.Image]:
-    """The image of a file, completely loaded, as Pillow gives it.
+def pixels(data: bytes | Path, most: int | None = None) -> np.ndarray:
+    """An image of any kind as 8-bit RGB pixels (h, w, 3) of its own size, by the rules of `decode`. An image of
+    more than `most` pixels is refused; default: `most_pixels`.
 
     Raises:
-        BrokenImage: the file is unreadable, not an image, cut off, or above Pillow's decompression-bomb limit.
+        BrokenImage: for the reasons that `decode` names.
     """
-    try:
-        with _opened(file) as image:
-            yield image
-    except (MemoryError, BrokenImage):
-        raise
-    except Exception as error:
-        raise BrokenImage(_reason(error), file) from error
+    with _plain(data, most) as (image, _, _):
+        values = _bytes(image)
+        return np.array(values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2))
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -120,19 +122,131 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def read_file(file: Path) -> bytes:
+    """The bytes of an image file, without the danger of waiting for ever.
+
+    Raises:
+        BrokenImage: the file cannot be read, is no regular file (a pipe, a device, a folder), or is larger than
+            `LARGEST_FILE` bytes.
+    """
+    try:
+        return _content(file)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BrokenImage(_reason(error), shown(file)) from error
+
+
+def most_pixels() -> int:
+    """The largest number of pixels that an image may have: Pillow's limit for decompression bombs, 178,956,970, or the
+    environment variable DAP_MAX_PIXELS.
+
+    Raises:
+        DapError: DAP_MAX_PIXELS is not a whole number of at least 1.
+    """
+    said = os.environ.get("DAP_MAX_PIXELS", "")
+    if not said:
+        return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+    if not (said.isascii() and said.isdigit() and int(said[:19]) > 0 and len(said) < 19):
+        raise DapError(f"DAP_MAX_PIXELS must be a whole number of pixels, such as 400000000, not {said!r}.")
+    return int(said)
+
+
+def _content(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    info = data.stat()
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe, a socket or a device"
+        raise ValueError(f"it is {kind}, not a file")
+    if info.st_size > LARGEST_FILE:
+        raise ValueError(f"it is larger than {LARGEST_FILE:,} bytes")
+    return data.read_bytes()
+
+
 @contextmanager
-def _opened(data: bytes | Path) -> Iterator[Image.Image]:
+def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.Image, bytes, bool]]:
+    """The image, upright, as L, RGB, or mode F in [0, 1]; the bytes of its file; and whether these are an upright 8-bit
+    RGB PNG without transparency. Any error while it is open is a `BrokenImage`."""
+    try:
+        content = _content(data)
+        if not content:
+            raise ValueError("it is empty (0 bytes)")
+        limit = most_pixels() if most is None else min(most, most_pixels())
+        with _opened(content, limit) as image:
+            orientation = image.getexif().get(0x0112, 1)
+            turn = _TURNS.get(orientation)
+            eight_bit_rgb = content[24:26] == b"\x08\x02"  # IHDR: bit depth 8, colour type 2
+            same = image.format == "PNG" and eight_bit_rgb and orientation == 1 and not image.has_transparency_data
+            rgb = _rgb(image, content)
+            yield rgb if turn is None else rgb.transpose(turn), content, same
+    except (MemoryError, BrokenImage):
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything inside Pillow's parsers
+        if isinstance(error, DapError):
+            raise
+        raise BrokenImage(_reason(error), "the image" if isinstance(data, bytes) else shown(data)) from error
+
+
+@contextmanager
+def _opened(content: bytes, limit: int) -> Iterator[Image.Image]:
     """The image, completely loaded."""
     # Pillow's `verify` accepts JPEGs that are cut off. Only a full load shows whether an image is whole.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an image with odd metadata may have good pixels ...
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # ... but a decompression bomb is refused
-        content = data if isinstance(data, bytes) else data.read_bytes()
-        if not content:
-            raise ValueError("it is empty (0 bytes)")
-        with Image.open(io.BytesIO(content)) as image:
+        warnings.simplefilter("ignore")  # an image with odd metadata may have good pixels
+        with _pillow_allows(limit), Image.open(io.BytesIO(content), "r", _formats()) as image:
+            if image.width * image.height > limit:
+                raise ValueError(_too_large(f"it has {image.width * image.height:,} pixels", limit))
             image.load()
             yield image
+
+
+@contextmanager
+def _pillow_allows(limit: int) -> Iterator[None]:
+    """Raise Pillow's own limit, where the user allows more, while the block runs."""
+    before = Image.MAX_IMAGE_PIXELS
+    if before is not None and limit > 2 * before:
+        Image.MAX_IMAGE_PIXELS = limit
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large("it is too large", limit)) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _too_large(what: str, limit: int) -> str:
+    return (
+        f"{what} and could be a decompression bomb, as the limit is {limit:,} pixels; make it smaller, or set the "
+        f"environment variable DAP_MAX_PIXELS to a larger number"
+    )
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Every format that Pillow decodes by itself."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in REFUSED)
+
+
+def _rgb(image: Image.Image, content: bytes) -> Image.Image:
+    """The image as 8-bit RGB or grey, or as mode F in [0, 1] where 8 bits would lose depth."""
+    facts = depth_of(image, content)
+    if image.mode.startswith("I") or image.mode == "F":
+        return unit(image, facts)
+    check_colours(image, facts)
+    if image.format == "PNG" and image.mode == "L" and facts.file in (2, 4) and "transparency" in image.info:
+        # Pillow scales grey of 2 and 4 bits to 8 bits, but not the grey that the file declares transparent.
+        image.info["transparency"] *= 255 // (2**facts.file - 1)
+    if image.has_transparency_data:
+        page = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _bytes(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    return (values * 255).round().astype(np.uint8) if image.mode == "F" else values
 
 
 def fit_square(image: Image.Image, size: int, fit: Fit) -> Tensor:
@@ -167,26 +281,6 @@ def square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
         kind = Image.Resampling.BILINEAR if fit == "crop-bilinear" else Image.Resampling.BICUBIC
         image = image.resize((size, size), kind, box=(left, top, left + short, top + short))
     return image
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB, or as mode F in [0, 1] where 8 bits would lose depth."""
-    if image.mode.startswith("I"):
-        return _unit(image, 65535)
-    if image.mode == "F":
-        return _unit(image, 1)
-    if image.has_transparency_data:
-        page = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _unit(image: Image.Image, peak: int) -> Image.Image:
-    values = np.asarray(image).astype(np.float32)
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= peak):  # this form of the condition also catches NaN
-        raise ValueError(f"its mode {image.mode} values run from {low:g} to {high:g}; rescale them to [0, {peak}]")
-    return Image.fromarray(values / np.float32(peak))
 
 
 def _reason(error: Exception) -> str:

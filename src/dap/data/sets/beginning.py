@@ -48,8 +48,13 @@ def check_begun(
     for (name, value), model in zip(written.items(), (RECIPE, INPUTS), strict=True):
         changed = differences(read(path, name, model), value) if there(path, name) else []
         if changed:
+            of_data = any(line.startswith("data: ") for line in changed)
+            why = (
+                "The fingerprint of the data differs if an image or a label has changed, and for a set begun by a version "
+                "that knew images by their names and sizes alone. " * of_data
+            )
             raise DapError(
-                f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. "
+                f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}"
                 "Use what it was begun with, or another --out."
             )
     return pinned

@@ -29,10 +29,10 @@ from torch.utils.data import Dataset
 from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.files import dump, inside, sha256_of, write_atomically
-from dap.data.real.decode import Fit, decode, encode_png, opened
+from dap.data.real.decode import Fit, decode, encode_png, pixels
 from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
 from dap.data.sets.contents import JSON, RECIPE, Classes, Within, read, read_manifest, sha256, there
-from dap.data.sets.folders import check_classes, class_order, images_by_folder, other_than_folders
+from dap.data.sets.folders import check_classes, check_reading, class_order, images_by_folder, other_than_folders
 from dap.data.sets.looks import advice_for
 from dap.data.sets.notes import NOTES, as_read
 from dap.data.sets.sheet import contact_sheet
@@ -54,7 +54,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         class_names: the classes in label order.
         ipc: images per class of the whole set.
         recipe: the resolved recipe, or None for a folder that another project made.
-        results: the folder that `note` writes to and where judging keeps its results: that of the set, or another one.
+        results: where `note` and judging write: the folder of the set, or another one.
         records: the valid manifest lines, in (label, slot) order.
     """
 
@@ -86,7 +86,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             BrokenImage: the file cannot be decoded.
         """
         line = self._in_order()[index]
-        return torch.from_numpy(self._pixels(line)).permute(2, 0, 1).float() / 255, line["label"]
+        return torch.from_numpy(pixels(self._file(line))).permute(2, 0, 1).float() / 255, line["label"]
 
     def __repr__(self) -> str:
         return f"DistilledSet({str(self.path)!r}: {self._counts()})"
@@ -214,6 +214,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             raise DapError(
                 other or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
             )
+        check_reading(path, found, class_names)
         names, folders = class_order(path, list(found), class_names)
         records = {
             (label, slot): {
@@ -308,17 +309,18 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         return Problems(problems_of_files(self.path, self.records) if decode else [])
 
     def tensors(
-        self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32
+        self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32, mixed: int = 0
     ) -> tuple[Num[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
         """All images (n, 3, h, w) in [0, 1] and their labels (n,), in (label, slot) order.
 
         Args:
             size, fit: how the images are made square, as real images are; see `data.real.decode.square`. By default the
-                images keep their size, and all must then have the same size.
+                images keep their size, and all must then have the same size. Each is decoded as real images are.
             dtype: with uint8, the images are whole numbers from 0 to 255, in a quarter of the memory.
+            mixed: where no size is given and the images differ in size, the size that all of them get; 0: an error.
 
         Raises:
-            DapError: the set is empty, its images differ in size, or an image cannot be decoded.
+            DapError: the set is empty, its images differ in size and no size is given, or an image is broken (it is named).
         """
         if not self._records:
             raise DapError(f"{self.path} holds no finished image yet; run dap distill again to go on.")
@@ -326,19 +328,17 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         if size is not None:
             images = torch.empty(len(labels), 3, size, size, dtype=dtype)
             for row, line in zip(images, self.records, strict=True):
-                pixels = decode(self._file(line), size, fit)
-                row.copy_(pixels if dtype.is_floating_point else (pixels * 255).round())
+                image = decode(self._file(line), size, fit)
+                row.copy_(image if dtype.is_floating_point else (image * 255).round())
             return images, labels
-        arrays = [self._pixels(line) for line in self.records]
-        if len({a.shape for a in arrays}) > 1:
-            raise DapError(f"The images in {self.path} differ in size; give size=.")
+        arrays = [pixels(self._file(line)) for line in self.records]
+        if len(sizes := sorted({f"{a.shape[1]}x{a.shape[0]}" for a in arrays})) > 1:
+            if not mixed:
+                sides = ", ".join(sizes[:3])
+                raise DapError(f"The images in {self.path} differ in size ({sides}); give a size for them all.")
+            return self.tensors(mixed, fit=fit, dtype=dtype)
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
-
-    def _pixels(self, line: Mapping[str, Any]) -> np.ndarray:
-        """The stored pixels (h, w, 3), uint8, of the image of a manifest line."""
-        with opened(self._file(line)) as image:
-            return np.array(image.convert("RGB"))
 
     def _file(self, line: Mapping[str, Any]) -> Path:
         """The file of the image of a manifest line. In a set of this library it lies inside the folder of the set."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -21,12 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 
 from dap.base.errors import DapError
 from dap.base.files import building, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
-from dap.data.real.decode import as_png
+from dap.data.real.decode import as_png, pixels
 from dap.data.sets import ddranking
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
 from dap.data.sets.contents import Within, sha256, there
@@ -191,8 +189,7 @@ def _ddranking(job: Job) -> Written:
     scored = ddranking.scored_as(job.made.class_names)
     files = _write_folders(job, folders)
     check_there(job.folder, files)
-    with Image.open(job.folder / folders[0] / "00000.png") as image:
-        side = min(image.size)
+    side = min(pixels(job.folder / folders[0] / "00000.png").shape[:2])
     for score, values in ddranking.configs(scored, job.made.ipc, side).items():
         text = ddranking.HEADER + yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)  # no YAML aliases
         write_atomically(job.folder / f"lrs_{score}.yaml", text.encode())
@@ -209,19 +206,19 @@ def _ddranking(job: Job) -> Written:
 
 def _pt(job: Job) -> Written:
     """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, `labels` (n,) int64 and `class_names`."""
-    pixels: np.ndarray | None = None
+    whole: np.ndarray | None = None
     n = len(job.made.records)
     labels = torch.tensor([record["label"] for record in job.made.records])
     for row, (record, png) in enumerate(job.images()):
-        values = _pixels(png)
-        if pixels is None:
-            pixels = np.empty((n, *values.shape), np.uint8)
-        if values.shape != pixels.shape[1:]:
+        values = pixels(png).transpose(2, 0, 1)
+        if whole is None:
+            whole = np.empty((n, *values.shape), np.uint8)
+        if values.shape != whole.shape[1:]:
             raise DapError(f"{record['path']} has another size than the first image; one tensor cannot hold both.")
-        pixels[row] = values
-    assert pixels is not None
+        whole[row] = values
+    assert whole is not None
     with (job.folder / "images.pt").open("wb") as file:
-        held = {"images": torch.from_numpy(pixels), "labels": labels, "class_names": list(job.made.class_names)}
+        held = {"images": torch.from_numpy(whole), "labels": labels, "class_names": list(job.made.class_names)}
         torch.save(held, file)
         file.flush()
         os.fsync(file.fileno())
@@ -261,11 +258,6 @@ def _write_folders(job: Job, folders: list[str]) -> list[str]:
         files.append(f"{folders[record['label']]}/{record['slot']:05d}.png")
         write_atomically(job.folder / files[-1], png)
     return files
-
-
-def _pixels(png: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(png)) as image:
-        return np.asarray(image).transpose(2, 0, 1)
 
 
 def _split(pattern: str) -> dict[str, Any]:

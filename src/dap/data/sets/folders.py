@@ -14,7 +14,9 @@ from dap.base.errors import DapError
 from dap.base.files import natural_order
 from dap.base.parsing import Damaged, parse_json, shown
 from dap.data.real.base import select, some
-from dap.data.real.layouts import class_folders, is_image, visible
+from dap.data.real.finding.walking import Left
+from dap.data.real.layouts import class_folders, image_files, visible
+from dap.data.real.suffixes import CONTAINERS
 from dap.data.sets.contents import EXPORT, JSON, MOST_CLASSES, MOST_IMAGES, read, there
 
 ADVICE = "Export the set again, or remove this file and give the classes with --classes."
@@ -24,6 +26,9 @@ SORTED = "sorted"
 """A value for `class_names`. With this value the user says on purpose that the labels follow the sorted class
 folders."""
 
+SPLIT_WORDS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
+"""The names of folders that are splits, where they hold folders themselves."""
+
 _KINDS = {
     "parquet": ("parquet files", (".parquet",)),
     "webdataset": ("WebDataset shards", (".tar",)),
@@ -32,12 +37,44 @@ _KINDS = {
 
 
 def images_by_folder(path: Path) -> dict[str, list[Path]]:
-    """The class folders that hold images, sorted by name, and the images in each in natural order (2 before 10)."""
+    """The class folders that hold images at any depth, sorted by name, and the images in each in natural order of the
+    file names (2 before 10)."""
     found = {
-        folder: sorted((path / folder / e.name for e in visible(path / folder) if is_image(e)), key=natural_order)
+        folder: sorted((path / file for file in image_files(path / folder)), key=natural_order)
         for folder in class_folders(path)
     }
     return {folder: files for folder, files in found.items() if files}
+
+
+def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | Sequence[str] | None) -> None:
+    """Check that the folders in `path` are classes, and no layer above the classes.
+
+    Raises:
+        DapError: the folders have the names of splits, or there is one folder of folders, and the user named no classes.
+    """
+    deep = [folder for folder, files in found.items() if all(len(f.relative_to(path).parts) > 2 for f in files)]
+    inner = {folder: sorted({f.relative_to(path).parts[1] for f in found[folder]}) for folder in deep}
+    wrong = [
+        folder for folder in inner if folder.lower() in SPLIT_WORDS or (len(found) == 1 and len(inner[folder]) > 1)
+    ]
+    if not wrong or class_names is not None:
+        return
+    first, names = wrong[0], some(map(shown, found), 5)
+    raise DapError(
+        f"{shown(path)} holds {names}, and {shown(first)} holds the folders {some(map(shown, inner[first]))}. If these are "
+        f"the classes, give {shown(path / first)}; if {names} {'is the class' if len(found) == 1 else 'are the classes'}, "
+        f"say so with --classes {' '.join(map(shown, found))}."
+    )
+
+
+def left_out(path: Path) -> dict[str, Any]:
+    """What class folders hold beside images: the names of the folders without an image under `empty`, and how many files
+    of each ending are no images under `skipped`. A key without content is absent."""
+    left = Left()
+    empty = [shown(folder) for folder in class_folders(path) if not image_files(path / folder, left)]
+    kinds = sorted(left.others.items(), key=lambda one: (-one[1], one[0] or "no ending"))
+    facts = {"empty": empty, "skipped": {shown(ending) or "no ending": count for ending, count in kinds}}
+    return {key: value for key, value in facts.items() if value}
 
 
 def files_by_kind(path: Path) -> dict[str, list[Path]]:
@@ -62,7 +99,12 @@ def other_than_folders(path: Path) -> str | None:
     for kind in files_by_kind(path):
         what = _KINDS[kind][0]
         return f"{path} holds {what}, not class folders; make a set of it with dap import {path} --out DIR."
-    return f"{path} is a file, not a folder of class folders." if path.is_file() else None
+    held = [path] if path.is_file() else [path / e.name for e in visible(path)] if path.is_dir() else []
+    for file in held:
+        for ends, what, way in CONTAINERS:
+            if file.name.lower().endswith(ends) and not file.is_dir():
+                return f"{shown(file)} is {what}, which is not read; {way}."
+    return f"{shown(path)} is a file, not a folder of class folders." if path.is_file() else None
 
 
 def exported(path: Path) -> dict[str, Any]:
@@ -110,7 +152,7 @@ def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
             raise DapError(f"{alone} cannot be read as a list of class names: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DapError(f'{alone} must hold a list of class names in label order, such as ["cat", "dog"].')
-        return names
+        return [name.strip() for name in names]
     expanded = imagenet.expand([alone] if alone else class_names)
     return None if expanded is None else list(expanded)
 
@@ -132,7 +174,7 @@ def class_order(
     """
     said = exported(path)
     known = dict(zip(said["class_names"], said["folders"], strict=True)) if "folders" in said else {}
-    known = known or {folder: folder for folder in folders}
+    known = known or {shown(folder): folder for folder in folders}
     if absent := [folder for folder in known.values() if folder not in folders]:
         raise DapError(f"{path} lacks the class folder {absent[0]!r} that its export.json names; export it again.")
     if class_names in (SORTED, [SORTED], (SORTED,)) and SORTED not in known:
@@ -170,7 +212,11 @@ def by_number(class_names: str | Sequence[str] | None, count: int, what: str) ->
             f"a subset of ImageNet ({', '.join(imagenet.SUBSETS)}), or --classes {count} to call them by number."
         )
     alone = class_names if isinstance(class_names, str) else class_names[0] if len(class_names) == 1 else ""
-    names = [str(number) for number in range(int(alone))] if alone.isdigit() else listed(class_names) or []
+    if alone.isascii() and alone.isdigit() and (len(alone) > 9 or int(alone) != count):
+        raise DapError(f"{what} from 0 to {count - 1}, but {alone} classes are named; give --classes {count}.")
+    names = (
+        [str(number) for number in range(count)] if alone.isascii() and alone.isdigit() else listed(class_names) or []
+    )
     check_count(names, count, f"{what} from 0 to {count - 1}")
     return names
 

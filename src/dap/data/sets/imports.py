@@ -15,6 +15,7 @@ import torch
 from dap import imagenet
 from dap.base.errors import DapError
 from dap.base.files import building, dump, in_use, natural_order
+from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.base import some
@@ -136,7 +137,7 @@ def import_set(
     pick = pick or ("string" if kind == "minimax" else "natural")
     chosen = _pick(reading, str(source), ipc, pick, seed)
     told: dict[str, Any] = {
-        "source": str(source),
+        "source": shown(source),
         "layout": kind,
         "layout_found": why,
         "classes": reading.names,
@@ -191,12 +192,12 @@ def detect(source: Path) -> tuple[str, str]:
     if len(seen) > 1:
         raise DapError(f"{source} could be read as {' or as '.join(seen)}; say which with --layout.")
     if files:
-        return seen[0], f"found: {some([file.name for group in files.values() for file in group])}"
+        return seen[0], f"found: {some([shown(file.name) for group in files.values() for file in group])}"
     if not folders and source.is_dir():
         return "folders", "nothing else found"  # the reader of class folders says what is missing
     if not folders:
         raise DapError(other_than_folders(source) or f"{source} holds nothing that can be imported.")
-    said = f"found: class folders {some(folders)}"
+    said = f"found: class folders {some(map(shown, folders))}"
     if "folders" in exported(source):
         return "folders", f"{said}, with an export.json"
     if all(map(imagenet.is_wnid, folders)):
@@ -205,8 +206,9 @@ def detect(source: Path) -> tuple[str, str]:
         padded = any(folder.startswith("0") and len(folder) > 1 for folder in folders)
         return ("rded", f"{said}, which are positions") if padded else ("d4m", f"{said}, which are unpadded positions")
     if all(folder.isdigit() for folder in folders):
+        listed = some(map(shown, folders))
         raise DapError(
-            f"The class folders of {source} are numbers, but not 0 to {len(folders) - 1} ({some(folders)}): positions in a "
+            f"The class folders of {shown(source)} are numbers, but not 0 to {len(folders) - 1} ({listed}): positions in a "
             "longer list, or names? Give --layout folders to take them as names, or rename them to the positions."
         )
     return "folders", said
@@ -245,9 +247,8 @@ def _store(
     kept, sizes, done, total = 0, Counter[str](), 0, sum(map(len, chosen))
     for label, entries in enumerate(chosen):
         for slot, (key, read) in enumerate(entries):
-            data = read()
             try:
-                png, same = as_png(data)
+                png, same = as_png(data := read())
             except BrokenImage as error:
                 raise DapError(f"{key} cannot be decoded: {error.reason}; mend or remove it.") from error
             made.store(label, slot, png, source=key, source_sha256=sha256(data).hexdigest())
@@ -278,6 +279,11 @@ def _notes(told: dict[str, Any]) -> list[str]:
         notes.append(f"The images differ in size ({some(images['sizes'])}); dap evaluate crops and resizes them.")
     if "left_out" in facts:
         notes.append(f"Left out: the class folders {some(facts['left_out'])}.")
+    if "empty" in facts:
+        notes.append(f"Empty, and so no class of the set: {some(facts['empty'], 10)}.")
+    if "skipped" in facts:
+        kinds = some([f"{count} {end}" for end, count in facts["skipped"].items()], 6)
+        notes.append(f"Skipped: {sum(facts['skipped'].values())} files that are no images ({kinds}).")
     if "values" in facts:
         notes.append(f"Values: {facts['values']}.")
     if facts.get("of_values"):
@@ -302,7 +308,7 @@ def _card(made: DistilledSet, told: dict[str, Any], licence: str | None, source:
         "size_categories": [size_category(len(made.class_names) * made.ipc)],
         "tags": ["dataset-distillation"],
     }
-    body = f"""# Distilled set imported from {cell(source.name)}
+    body = f"""# Distilled set imported from {cell(shown(source.name))}
 
 Made by others; imported by diffusion-as-priors {told["version"]}. `import.json` tells every choice of the import,
 `manifest.jsonl` where each image came from and its sha256.

@@ -268,11 +268,9 @@ def leaks(real: Mapping[str, int]) -> list[str]:
     """Sentences about real images that are on both sides, from the counts in `images.json`; none where there are none."""
     both, drawn = real.get("test_in_train", 0), real.get("set_in_test", 0)
     said = [f"{both} of {real.get('test', both)} test images are training images too."] if both else []
-    said += (
-        [
-            f"{drawn} of {real.get('set', drawn)} images of the set are test images, so the set is judged on images that it was drawn from."
-        ]
-        if drawn
-        else []
-    )
+    if drawn:
+        of = real.get("set", drawn)
+        said.append(
+            f"{drawn} of {of} images of the set are test images, so it is judged on images that it was drawn from."
+        )
     return said

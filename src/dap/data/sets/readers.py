@@ -5,7 +5,6 @@ The reader of tensors is `dap.data.sets.tensors`.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,19 +15,26 @@ from typing import Any
 from dap import imagenet
 from dap.base.errors import DapError
 from dap.base.files import inside
+from dap.base.parsing import parse_json, shown
 from dap.data.real.base import some
-from dap.data.real.layouts import IMAGE_SUFFIXES, locate
+from dap.data.real.decode import read_file
+from dap.data.real.finding.walking import is_hidden
+from dap.data.real.layouts import is_image, locate, visible
 from dap.data.real.parquet import ParquetSource
+from dap.data.real.suffixes import IMAGE_SUFFIXES
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import (
     by_number,
     by_position,
+    check_reading,
     choose,
     class_order,
     exported,
     files_by_kind,
     images_by_folder,
+    left_out,
     listed,
+    other_than_folders,
     wnid_order,
 )
 
@@ -78,7 +84,7 @@ class Reading:
 def read_folders(source: Path, ask: Ask) -> Reading:
     """Read class folders. A folder has the name or the WordNet id of its class. Where there is an `export.json`, that
     file says which class each folder is."""
-    found = _folders(source)
+    found = _folders(source, ask)
     said = exported(source)
     if ask.class_names is not None:
         order = "as given with --classes"
@@ -89,15 +95,15 @@ def read_folders(source: Path, ask: Ask) -> Reading:
     else:
         order = "class folders sorted by name"
     names, folders = class_order(source, list(found), ask.class_names)
-    left = sorted(set(found) - set(folders))
-    facts = {"left_out": left} if left else {}
+    left = sorted(map(shown, set(found) - set(folders)))
+    facts = {**({"left_out": left} if left else {}), **left_out(source)}
     return Reading(names, [[_entry(source, f) for f in found[folder]] for folder in folders], order, facts=facts)
 
 
 def read_minimax(source: Path, ask: Ask) -> Reading:
     """Read the layout of MinimaxDiffusion, MGD3 and ManifoldGD: `<wnid>/<n>.png`. The label of a folder is the position
     of its WordNet id in the list of the subset."""
-    strange = [folder for folder in _folders(source) if not imagenet.is_wnid(folder)]
+    strange = [folder for folder in _folders(source, ask) if not imagenet.is_wnid(folder)]
     if strange:
         raise DapError(
             f"{source} is not in the minimax layout, which has WordNet ids for folders; it has {some(strange)}."
@@ -108,8 +114,13 @@ def read_minimax(source: Path, ask: Ask) -> Reading:
 def read_rded(source: Path, ask: Ask) -> Reading:
     """Read the layout of RDED and DD-Ranking (`00000/`, `00001/`, …) and of D4M (`0/0-image00.png`). The number of a
     folder is the position of its class in the class list."""
-    found = _folders(source)
+    found = _folders(source, ask)
     folders = by_position(list(found))
+    if empty := [folder for folder in left_out(source).get("empty", []) if folder.isdigit()]:
+        raise DapError(
+            f"{shown(source)} has no images in {some(empty)}. The numbers of the folders are positions in a class list, so "
+            "none may lack: add the images, or remove the last folders if they are too many."
+        )
     if folders is None:
         raise DapError(
             f"{source} should have class folders 0 to {len(found) - 1}, positions in a class list; it has "
@@ -120,7 +131,7 @@ def read_rded(source: Path, ask: Ask) -> Reading:
         return read_folders(source, ask)
     names = by_number(ask.class_names, len(folders), f"{source} numbers its classes")
     images = [[_entry(source, file) for file in found[folder]] for folder in folders]
-    return Reading(names, images, "the folders' numbers, named as given with --classes")
+    return Reading(names, images, "the folders' numbers, named as given with --classes", facts=left_out(source))
 
 
 def read_set(source: Path, ask: Ask) -> Reading:
@@ -168,9 +179,9 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
             if image is None:
                 raise DapError(f"{shard} has no image among the files of sample {key!r}.")
             try:
-                said = json.loads(parts["json"]()) if "json" in parts else {}
+                said = parse_json(parts["json"]().decode(), shard) if "json" in parts else {}
                 label = int(parts["cls"]()) if "cls" in parts else int(said["label"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, DapError) as error:
                 raise DapError(f"{shard} gives no label for sample {key!r} in a .cls or .json file.") from error
             name = said.get("class_name") if isinstance(said, dict) else None
             if isinstance(name, str) and told.setdefault(label, name) != name:
@@ -193,8 +204,9 @@ def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if member.isfile():
-                    folder, _, name = member.name.rpartition("/")
+                folder, _, name = member.name.rpartition("/")
+                if member.isfile() and not any(is_hidden(part) for part in member.name.removeprefix("./").split("/")):
+                    folder = folder.removeprefix("./")
                     key, _, suffix = name.partition(".")
                     samples.setdefault(f"{folder}/{key}".lstrip("/"), {})[suffix] = partial(
                         _slice, shard, member.offset_data, member.size
@@ -210,16 +222,19 @@ def _slice(file: Path, start: int, size: int) -> bytes:
         return opened.read(size)
 
 
-def _folders(source: Path) -> dict[str, list[Path]]:
+def _folders(source: Path, ask: Ask) -> dict[str, list[Path]]:
     found = images_by_folder(source) if source.is_dir() else {}
     if not found:
-        inner = (
-            [f.name for f in sorted(source.iterdir()) if f.is_dir() and images_by_folder(f)] if source.is_dir() else []
+        loose = sum(map(is_image, visible(source))) if source.is_dir() else 0
+        hint = f"; its {loose} images lie in no folder of a class" if loose else ""
+        raise DapError(
+            other_than_folders(source)
+            or f"{shown(source)} holds no class folders with images{hint}; one folder of "
+            "images for each class is needed."
         )
-        hint = f"; but {source / inner[0]} does: give that" if inner else ""
-        raise DapError(f"{source} holds no class folders with images{hint}.")
+    check_reading(source, found, ask.class_names)
     return found
 
 
 def _entry(source: Path, file: Path) -> Entry:
-    return file.relative_to(source).as_posix(), file.read_bytes
+    return shown(file.relative_to(source).as_posix()), partial(read_file, file)

@@ -12,8 +12,9 @@ from typing import Any
 from PIL import Image
 
 from dap.base.documents import regular
+from dap.base.errors import DapError
 from dap.base.files import inside
-from dap.data.real.decode import opened
+from dap.data.real.decode import pixels
 from dap.data.sets.contents import there
 
 SIDE, ROWS, COLUMNS = 48, 12, 12
@@ -58,10 +59,11 @@ def _strip(folder: Path, files: Sequence[str]) -> str:
 
 def _small(folder: Path, file: str) -> Image.Image:
     try:
-        with opened(inside(folder, file) if there(folder, "classes.json") else regular(folder / file)) as image:
-            small = image.convert("RGB")
-            small.thumbnail((SIDE, SIDE))
-    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
+        small = Image.fromarray(
+            pixels(inside(folder, file) if there(folder, "classes.json") else regular(folder / file))
+        )
+        small.thumbnail((SIDE, SIDE))
+    except DapError:
         return Image.new("RGB", (SIDE, SIDE), "grey")
     square = Image.new("RGB", (SIDE, SIDE), "white")
     square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))

@@ -5,8 +5,6 @@ A pickled file may run code when it is opened. Therefore only tensors and plain 
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from dap.base.errors import DapError
 from dap.data.real.base import some
 from dap.data.real.decode import encode_png
 from dap.data.sets.folders import choose, files_by_kind
+from dap.data.sets.opening import open_tensors
 from dap.data.sets.readers import Ask, Reading
 
 _IMAGES, _LABELS = ("images", "image", "imgs", "x", "data"), ("labels", "label", "targets", "target", "y")
@@ -41,6 +40,8 @@ def read_tensors(source: Path, ask: Ask) -> Reading:
             the classes have no names.
     """
     images, labels, names, facts = _gather(source, ask)
+    if images.dtype.is_floating_point and images.dtype.itemsize == 1:  # few operations know float8
+        images = images.float()
     images = _channels_first(images, str(source), facts)
     if labels is None:
         labels = _class_by_class(len(images), ask, str(source), facts)
@@ -67,6 +68,10 @@ class _Pixels:
             if any(normal):
                 raise DapError(f"{where} holds bytes, which are not normalised; leave out --mean and --std.")
             facts["values"] = "bytes, as they are"
+            if int(images.max()) == 1:
+                facts["values"] += (
+                    "; all are 0 or 1, so the images are nearly black. If 1 is white, save floats from 0 to 1"
+                )
             return
         if not images.is_floating_point():
             raise DapError(f"{where} holds images of {images.dtype}; bytes or floats are needed.")
@@ -140,95 +145,161 @@ def _gather(source: Path, ask: Ask) -> tuple[Tensor, Tensor | None, list[str] | 
             "Give the file of images itself, and --labels FILE."
         )
     facts: dict[str, Any] = {"images_from": files[0].name}
-    images, labels, names = _parts(_load(files[0]), files[0])
+    images, labels, names = _parts(open_tensors(files[0]), files[0])
     if labels_file is not None:
         if not labels_file.is_file():
             raise DapError(f"There is no file of labels {labels_file}.")
         if labels is not None:
             raise DapError(f"{files[0]} holds labels of its own; leave out --labels {labels_file}.")
-        labels, facts["labels_from"] = _only_labels(_load(labels_file), labels_file), labels_file.name
+        labels, facts["labels_from"] = _only_labels(open_tensors(labels_file), labels_file), labels_file.name
     return images, labels, names, facts
 
 
-def _load(file: Path) -> Any:
-    """The contents of a file of tensors. No code in the file is run."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix.lower() == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise DapError(
-            f"{file} holds more than tensors and plain values{f' ({named[1]})' if named else ''}, and unpickling that could "
-            "run any code, so it is not opened; where you trust it, load it yourself and save its images and labels alone."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise DapError(f"{file} cannot be read as tensors: {str(error).splitlines()[0]}") from error
-
-
-def _parts(held: Any, file: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:
+def _parts(held: Any, file: Path, deep: int = 0) -> tuple[Tensor, Tensor | None, list[str] | None]:
     """The images, the labels and the class names among the contents of a file. Labels and names are None where the file
-    has none."""
-    while isinstance(held, (list, tuple)) and len(held) == 1:
-        held = held[0]
-    if isinstance(held, Tensor):
+    has none. What is there and cannot be understood is an error."""
+    while isinstance(held, (list, tuple)) and len(held) == 1 and deep < 8:
+        held, deep = held[0], deep + 1
+    if isinstance(held, (Tensor, np.ndarray)):
         held = [held]
     if isinstance(held, Mapping):
         nested = held.get("data")
-        if isinstance(
-            nested, (list, tuple)
-        ):  # results of DC: {"data": [[images, labels], …], …}, a pair for each experiment
+        if isinstance(nested, (list, tuple)) and deep < 8 and not _is_images(nested):
+            # results of DC: {"data": [[images, labels], …], …}, a pair for each experiment
             if len(nested) != 1:
                 raise DapError(
                     f"{file} holds {len(nested)} sets; save the one you mean as a dictionary of images and labels."
                 )
-            return _parts(nested[0], file)
-        images = _pick(
-            {k: v for k, v in held.items() if isinstance(v, Tensor) and v.ndim == 4}, _IMAGES, "images", file
-        )
-        labels = _pick({k: v for k, v in held.items() if _is_labels(v, len(images))}, _LABELS, "labels", file, False)
-        names = next((list(held[key]) for key in _NAMES if _is_names(held.get(key))), None)
-        return images, labels, names
-    if isinstance(held, Sequence) and 1 <= len(held) <= 2 and isinstance(held[0], Tensor) and held[0].ndim == 4:
-        labels = held[1] if len(held) == 2 else None
-        if labels is None or _is_labels(labels, len(held[0])):
-            return held[0], labels, None
+            return _parts(nested[0], file, deep + 1)
+        return _entries(held, file)
+    if isinstance(held, Sequence) and not isinstance(held, str) and 1 <= len(held) <= 2 and _is_images(held[0]):
+        images = _images(held[0], file)
+        return images, None if len(held) == 1 or held[1] is None else _labels(held[1], "its labels", file), None
     raise DapError(f"{file} holds {_told(held)}, not images (n, c, h, w) with labels (n,), as a dictionary or a pair.")
 
 
-def _pick(found: dict[Any, Tensor], usual: Sequence[str], what: str, file: Path, needed: bool = True) -> Any:
-    key = next((k for k in usual if k in found), next(iter(found)) if len(found) == 1 else None)
-    if key is None and (needed or found):
+def _entries(held: Mapping[Any, Any], file: Path) -> tuple[Tensor, Tensor | None, list[str] | None]:
+    """The parts of a dictionary. An entry with a usual name must be what the name says."""
+    usual = next((key for key in _IMAGES if held.get(key) is not None), None)
+    if usual is None:
+        could = {k: v for k, v in held.items() if _is_images(v)}
+        of_colours = {k: v for k, v in could.items() if getattr(v, "ndim", 4) == 4}
+        usual = _pick(of_colours or could, "images", file)
+    images = _images(held[usual], file)
+    key = next((key for key in _LABELS if held.get(key) is not None and key != usual), None)
+    if key is None:
+        others = {k: v for k, v in held.items() if k != usual and _is_labels(v, len(images))}
+        key = _pick(others, "labels", file, needed=False)
+    labels = None if key is None else _labels(held[key], f"its entry {key!r}", file)
+    names = None
+    for name in _NAMES:
+        if name == key or held.get(name) is None or isinstance(held[name], int):  # a number of classes names none
+            continue
+        if (names := _names(held[name])) is not None:
+            break
+        if isinstance(held[name], (list, tuple, Mapping)) and len(held[name]) > 0:
+            raise DapError(
+                f"{file} has an entry {name!r} that is {_told(held[name])}, not a list of the names of classes."
+            )
+    return images, labels, names
+
+
+def _pick(found: dict[Any, Any], what: str, file: Path, needed: bool = True) -> Any:
+    if len(found) == 1:
+        return next(iter(found))
+    if needed or found:
         problem = f"several tensors that could be the {what}: {some(map(str, found))}" if found else f"no {what}"
-        raise DapError(f"{file} has {problem}; call the right one {usual[0]!r}.")
-    return None if key is None else found[key]
+        raise DapError(f"{file} has {problem}; call the right one {what!r}.")
+    return None
+
+
+def _is_images(value: Any) -> bool:
+    """Whether a value can be images: a tensor or array of 3 or 4 axes, or a list of tensors of 2 or 3 axes."""
+    if isinstance(value, (list, tuple)):
+        return len(value) > 1 and all(isinstance(one, (Tensor, np.ndarray)) and one.ndim in (2, 3) for one in value)
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim in (3, 4)
+
+
+def _images(value: Any, file: Path) -> Tensor:
+    """Images (n, c, h, w) or (n, h, w, c) as one tensor; grey images (n, h, w) get one channel."""
+    if isinstance(value, (list, tuple)) and _is_images(value):
+        shapes = {tuple(one.shape) for one in value}
+        if len(shapes) > 1:
+            raise DapError(
+                f"The images in {file} differ in shape ({some(map(str, sorted(shapes)))}); give them one size."
+            )
+        value = torch.stack([_tensor(one, "its images", file) for one in value])
+    if not _is_images(value):
+        raise DapError(
+            f"The images in {file} are {_told(value)}; (n, c, h, w) with c 1 or 3 is needed, or grey (n, h, w)."
+        )
+    images = _tensor(value, "its images", file)
+    return images[:, None] if images.ndim == 3 else images
+
+
+def _labels(value: Any, what: str, file: Path) -> Tensor:
+    """Labels (n,) or a row for each image (n, classes), of any form in which people save them.
+
+    Raises:
+        DapError: the value is no labels.
+    """
+    given = value
+    if isinstance(value, (list, tuple)) and value:
+        try:
+            if all(isinstance(one, (Tensor, np.ndarray, np.generic)) for one in value):
+                value = torch.stack([torch.as_tensor(one) for one in value])
+            else:
+                value = torch.tensor(value)
+        except (ValueError, TypeError, RuntimeError, OverflowError):
+            value = given
+    if isinstance(value, (Tensor, np.ndarray)):
+        labels = _tensor(value, what, file)
+        if labels.ndim in (1, 2) and labels.numel() and not labels.is_complex():
+            return labels
+    raise DapError(
+        f"{file}: {what} is {_told(given)}, not labels (n,) of whole numbers, nor a row for each image (n, classes)."
+    )
+
+
+def _tensor(value: Any, what: str, file: Path) -> Tensor:
+    try:
+        return (torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value).detach()
+    except (TypeError, ValueError) as error:
+        raise DapError(f"{file}: {what} is an array of {value.dtype}; numbers are needed.") from error
 
 
 def _only_labels(held: Any, file: Path) -> Tensor:
     if isinstance(held, Mapping):
-        held = _pick({k: v for k, v in held.items() if _is_labels(v)}, _LABELS, "labels", file)
-    if isinstance(held, (list, tuple)) and held and all(isinstance(value, int) for value in held):
-        held = torch.tensor(held)
-    if not (isinstance(held, Tensor) and _is_labels(held)):
-        raise DapError(f"{file} holds {_told(held)}, not labels (n,).")
-    return held
+        key = next((key for key in _LABELS if held.get(key) is not None), None)
+        held = held[_pick({k: v for k, v in held.items() if _is_labels(v)}, "labels", file) if key is None else key]
+    return _labels(held, "what it holds", file)
 
 
 def _is_labels(value: Any, n: int | None = None) -> bool:
-    return isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) > 0 and n in (None, len(value))
+    return (
+        isinstance(value, (Tensor, np.ndarray)) and value.ndim in (1, 2) and len(value) > 0 and n in (None, len(value))
+    )
 
 
-def _is_names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
+def _names(value: Any) -> list[str] | None:
+    """The class names in a list, or in a dictionary by their numbers; None for anything else."""
+    if isinstance(value, Mapping) and set(value) == set(range(len(value))):
+        value = [value[number] for number in range(len(value))]
+    usable = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
+    return [name.strip() for name in value] if usable else None
 
 
 def _told(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
-    return f"a {type(value).__name__}" + (f" of {some([_told(v) for v in value])}" if isinstance(value, list) else "")
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} of {value.dtype}"
+    of = (
+        some([_told(v) if isinstance(v, Tensor) else f"a {type(v).__name__}" for v in value])
+        if isinstance(value, list)
+        else ""
+    )
+    return f"a {type(value).__name__}" + (f" of {of}" if of else "")
 
 
 def _channels_first(images: Tensor, where: str, facts: dict[str, Any]) -> Tensor:
@@ -254,7 +325,12 @@ def _class_by_class(n: int, ask: Ask, where: str, facts: dict[str, Any]) -> Tens
 def _hard(labels: Tensor, n: int, where: str, facts: dict[str, Any]) -> Tensor:
     if len(labels) != n:
         raise DapError(f"{where} has {n} images but {len(labels)} labels.")
+    if labels.is_floating_point() and not bool(torch.isfinite(labels.float()).all()):
+        raise DapError(f"The labels of {where} are not finite numbers.")
     if labels.ndim == 2 and labels.shape[1] > 1:
+        if bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all()):
+            facts["labels"] = "one-hot"
+            return labels.long().argmax(1)
         facts["labels"] = "soft; the largest entry of each row is taken"
         return labels.argmax(1)
     labels = labels.reshape(-1)

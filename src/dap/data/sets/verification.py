@@ -14,7 +14,7 @@ from typing import Any
 from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
-from dap.data.real.decode import BrokenImage, as_png, opened
+from dap.data.real.decode import BrokenImage, as_png, pixels
 from dap.data.sets.contents import (
     IMPORT,
     INPUTS,
@@ -95,8 +95,7 @@ def problems_of_files(folder: Path, records: Iterable[Mapping[str, Any]]) -> lis
     problems = []
     for line in records:
         try:
-            with opened(regular(folder / line["path"])):
-                pass
+            pixels(regular(folder / line["path"]))
             if sha256((folder / line["path"]).read_bytes()) != line["sha256"]:
                 problems.append(f"{shown(line['path'])}: its sha256 is not the manifest's")
         except DapError as error:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dap.base.documents import read_bytes
 from dap.base.files import sha256_of
 from dap.base.parsing import shown
 from dap.data.sets.notes import leaks
@@ -250,21 +249,19 @@ def embedded(file: Path) -> tuple[str | None, bool]:
     """
     from PIL import Image
 
+    from dap.data.real.decode import BrokenImage, pixels, read_file
+
     try:
-        data = read_bytes(file)
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > LARGEST_IMAGE:  # a small file may unpack to gigabytes
-                return None, False
-            small, png = max(image.size) <= MAX_SIDE, image.format == "PNG"
-            image.load()
-            if not (small and png):
-                buffer = io.BytesIO()
-                rgb = image.convert("RGB")
-                if not small:
-                    rgb.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-                rgb.save(buffer, "PNG" if small else "JPEG", quality=82)
-                data = buffer.getvalue()
-    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
+        data = read_file(file)
+        rgb = Image.fromarray(pixels(data, LARGEST_IMAGE))
+    except BrokenImage:
         return None, False
+    small = max(rgb.size) <= MAX_SIDE
+    if not (small and data.startswith(b"\x89PNG")):
+        buffer = io.BytesIO()
+        if not small:
+            rgb.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        rgb.save(buffer, "PNG" if small else "JPEG", quality=82)
+        data = buffer.getvalue()
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", not small

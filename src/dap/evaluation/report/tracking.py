@@ -118,16 +118,12 @@ def _curve(trial: Json) -> Iterator[tuple[int, float]]:
 
 def _pixels(record: SetRecord, image: Json) -> Any:
     """The pixels of the image (h, w, 3), uint8; None where the image cannot be read."""
-    from PIL import Image
+    from dap.data.real.decode import BrokenImage, pixels
 
     file = file_in(record, image["path"])
     try:
-        if file is None:
-            return None
-        with Image.open(file) as opened:
-            too_large = opened.width * opened.height > LARGEST_IMAGE
-            return None if too_large else np.asarray(opened.convert("RGB"))
-    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
+        return None if file is None else pixels(file, LARGEST_IMAGE)
+    except BrokenImage:
         return None
 
 

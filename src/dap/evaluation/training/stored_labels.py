@@ -19,15 +19,19 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from dap.base.documents import read_json
 from dap.base.errors import DapError
-from dap.base.files import dump, locked, read_json, write_atomically
+from dap.base.fields import FromFile, Name
+from dap.base.files import dump, locked, write_atomically
 from dap.base.seeding import seed_of
 from dap.data.sets.differences import differences
+from dap.data.sets.notes import Fraction, Plain, as_read
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import TrainingBatch, soft_loss
@@ -36,6 +40,24 @@ from dap.evaluation.training.steps import Drawn, Step
 from dap.evaluation.training.transforms import apply_all, draw_all, size_after, split, unnormalised
 
 FORMAT = 1
+
+
+class Index(FromFile, frozen=True):
+    """`index.json`, or `begun.json` of labels that are not finished."""
+
+    format: int
+    steps: Annotated[list[Plain], Field(max_length=100)]
+    mix: Plain | None
+    batch: Annotated[int, Field(ge=1, le=10**7)]
+    seed: int
+    classes: Annotated[list[Name], Field(max_length=10**6)]
+    teacher: Name
+    images: Annotated[list[Name], Field(max_length=10**7)]
+    epochs: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    teacher_name: Name | None = None
+    teacher_accuracy: Fraction | None = None
+    protocol: Name | None = None
+    torch: Name | None = None
 
 
 class StoredBatch(NamedTuple):
@@ -126,7 +148,7 @@ def write_labels(
     with locked(folder):
         begun = folder / "begun.json"
         index = folder / "index.json"
-        written = next((read_json(file) for file in (index, begun) if file.is_file()), None)
+        written = next((read_json(file, as_read(Index)) for file in (index, begun) if file.is_file()), None)
         if written is not None:
             old = {name: written.get(name) for name in facts}
             if changed := _differences(old, json.loads(json.dumps(facts))):
@@ -188,7 +210,8 @@ class StoredLabels:
             with safe_open(str(file), framework="pt") as opened:
                 values = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             indices, logits = values.pop("indices").long(), values.pop("logits")
-        except (OSError, SafetensorError, KeyError) as error:
+            _check_tensors(indices, logits, len(self.index["images"]), len(self.index["classes"]))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DapError(
                 f"{file} is missing or damaged ({error}); delete it and run the dap export that made it again."
             ) from error
@@ -217,7 +240,20 @@ class StoredLabels:
         def batches(number: int) -> Iterator[TrainingBatch]:
             for stored in self.epoch(number):
                 said = stored.logits.to(images.labels.device)
-                yield self.seen(images, stored), soft_loss(said, temperature)
+                try:
+                    seen = self.seen(images, stored)
+                except (
+                    RuntimeError,
+                    IndexError,
+                    KeyError,
+                    TypeError,
+                    ValueError,
+                ) as error:  # what was drawn does not fit
+                    raise DapError(
+                        f"{self.folder / _file(number)} does not fit the set ({' '.join(str(error).split())[:100]}); delete "
+                        "it and run the dap export that made it again."
+                    ) from error
+                yield seen, soft_loss(said, temperature)
 
         return batches
 
@@ -233,7 +269,7 @@ def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence
     if not (folder / "index.json").is_file():
         state = "are not finished" if (folder / "begun.json").is_file() else "are not there (no index.json)"
         raise DapError(f"The labels in {folder} {state}; make them with dap export SET --layout fkd.")
-    index = read_json(folder / "index.json")
+    index = read_json(folder / "index.json", as_read(Index))
     if index.get("format") != FORMAT:
         raise DapError(f"{folder} has labels of format {index.get('format')}, and this version reads format {FORMAT}.")
     wanted = {**how.facts, "images": list(hashes), "classes": sorted(class_names)}
@@ -242,9 +278,10 @@ def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence
         raise DapError(
             f"The labels in {folder} are of another set or protocol ({changed}); make new ones with dap export."
         )
-    if index["epochs"] < how.epochs:
+    if (index.get("epochs") or 0) < how.epochs or not index.get("teacher_name"):
         raise DapError(
-            f"{folder} has labels for {index['epochs']} epochs, and {how.epochs} are wanted; run dap export again for more."
+            f"{folder} has labels for {index.get('epochs') or 0} epochs, and {how.epochs} are wanted; run dap "
+            "export again for more."
         )
     return StoredLabels(folder, index, how, [index["classes"].index(name) for name in class_names])
 
@@ -281,6 +318,14 @@ def _is_whole(path: Path, key: str) -> bool:
             return (opened.metadata() or {}).get("key") == key
     except (OSError, SafetensorError):
         return False
+
+
+def _check_tensors(indices: Tensor, logits: Tensor, images: int, classes: int) -> None:
+    """Raise ValueError unless each image stands in `indices` once and has finite logits."""
+    if indices.ndim != 1 or not torch.equal(indices.sort().values, torch.arange(images)):
+        raise ValueError(f"its indices are not those of {images} images")
+    if tuple(logits.shape) != (images, classes) or not logits.is_floating_point() or not logits.isfinite().all():
+        raise ValueError(f"its logits are not {images} x {classes} finite numbers")
 
 
 def _file(epoch: int) -> str:

@@ -35,7 +35,7 @@ SMALL = 10
 """The largest ipc for which the most confident images are kept."""
 
 
-class Cao2Options(base.Options):
+class Cao2Options(base.Options, frozen=True):
     """Defaults are the paper's."""
 
     candidates: int = Field(

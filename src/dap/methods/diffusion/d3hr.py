@@ -36,7 +36,7 @@ NUMBERS = 2**21
 """The size of a chunk of candidate groups, in numbers. The size is a constant, because it decides the draws."""
 
 
-class D3hrOptions(base.Options):
+class D3hrOptions(base.Options, frozen=True):
     """Defaults are the paper's, except for the numbers of real images and of candidates, which suit a small machine."""
 
     reals: int = Field(

@@ -16,7 +16,7 @@ from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.vanilla import Vanilla
 
 
-class D4mOptions(base.Options):
+class D4mOptions(base.Options, frozen=True):
     """Defaults are the paper's, except for two that are not options of the method: --cfg 8 and --negative-prompt."""
 
     strength: float = Field(

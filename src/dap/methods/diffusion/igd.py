@@ -31,7 +31,7 @@ PAPER_LATENTS = 4 * 32 * 32
 """How many numbers a latent of the paper's backbone has."""
 
 
-class IgdOptions(Options):
+class IgdOptions(Options, frozen=True):
     """Options of the two guidances and of the surrogate network."""
 
     influence: float = Field(

@@ -13,7 +13,7 @@ from dap.methods.diffusion.mgd3 import ClassModes, Discovery, ModeOptions
 from dap.methods.diffusion.vanilla import Vanilla
 
 
-class ManifoldOptions(ModeOptions):
+class ManifoldOptions(ModeOptions, frozen=True):
     """The options of MGD3, and the neighbourhoods of the modes."""
 
     discovery: Discovery = Field(

@@ -20,7 +20,7 @@ from dap.methods.diffusion.vanilla import Vanilla
 Discovery = Literal["kmeans", "nearest", "tree"]
 
 
-class ModeOptions(Options):
+class ModeOptions(Options, frozen=True):
     """Options of the modes and of their guidance."""
 
     scale: float = Field(

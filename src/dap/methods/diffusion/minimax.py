@@ -21,7 +21,7 @@ from dap.methods.base import Made, Task, Unit
 from dap.methods.diffusion.vanilla import Vanilla
 
 
-class MinimaxOptions(base.Options):
+class MinimaxOptions(base.Options, frozen=True):
     """Defaults are the paper's."""
 
     epochs: int = Field(

@@ -30,7 +30,7 @@ CLIP = 1.0
 """The largest norm of a gradient in the fine-tuning, as in the authors' code."""
 
 
-class VlcpOptions(base.Options):
+class VlcpOptions(base.Options, frozen=True):
     """Defaults are the authors' for ImageNet, except for the guidance scale and the negative prompt."""
 
     strength: float = Field(

@@ -28,7 +28,7 @@ from dap.methods.base import Made, Method, Task, Unit
 from dap.methods.selection.features import check_decoded
 
 
-class MatchingOptions(base.Options):
+class MatchingOptions(base.Options, frozen=True):
     """Options that all matching methods have."""
 
     iterations: int = Field(default=1000, ge=0, description="Steps of the outermost loop.")

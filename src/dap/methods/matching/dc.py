@@ -20,7 +20,7 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 """Outer steps and inner epochs by ipc, as published. An ipc between two entries takes the entry of the smaller ipc."""
 
 
-class DcOptions(MatchingOptions):
+class DcOptions(MatchingOptions, frozen=True):
     """Defaults are the paper's."""
 
     iterations: int = Field(
@@ -49,7 +49,7 @@ class DcOptions(MatchingOptions):
     )
 
 
-class DsaOptions(DcOptions):
+class DsaOptions(DcOptions, frozen=True):
     """Defaults are the paper's."""
 
     init: Literal["real", "noise"] = Field(default="real", description="What the images are at first.")

@@ -14,7 +14,7 @@ from dap.evaluation.training.batches import in_slices
 from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 
 
-class DmOptions(MatchingOptions):
+class DmOptions(MatchingOptions, frozen=True):
     """Defaults are the paper's."""
 
     iterations: int = Field(

@@ -20,7 +20,7 @@ from dap.methods.base import Task
 from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 
 
-class MttOptions(MatchingOptions):
+class MttOptions(MatchingOptions, frozen=True):
     """Defaults are the paper's, where the paper has one value for all data sets."""
 
     iterations: int = Field(

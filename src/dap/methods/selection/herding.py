@@ -13,7 +13,7 @@ from dap.methods.base import Made, Method, Task, Unit
 from dap.methods.selection.features import check_pool, class_features
 
 
-class SelectionOptions(base.Options):
+class SelectionOptions(base.Options, frozen=True):
     """Options of methods that select real images by their features."""
 
     pool: int | None = Field(

@@ -24,7 +24,7 @@ SMALL = 64
 """Up to this side in px, the side of Tiny-ImageNet, the paper's scripts make an image of one crop. CIFAR is smaller."""
 
 
-class RdedOptions(base.Options):
+class RdedOptions(base.Options, frozen=True):
     """Defaults are those of the paper's scripts."""
 
     factor: int | None = Field(

@@ -10,59 +10,7 @@ from pathlib import Path
 
 from dap.base.errors import DapError
 from dap.base.parsing import shown
-
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".apng",
-        ".avif",
-        ".avifs",
-        ".bmp",
-        ".bw",
-        ".cur",
-        ".dcx",
-        ".dds",
-        ".dib",
-        ".gif",
-        ".icb",
-        ".icns",
-        ".ico",
-        ".im",
-        ".j2c",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpc",
-        ".jpe",
-        ".jpeg",
-        ".jpf",
-        ".jpg",
-        ".jpx",
-        ".msp",
-        ".pbm",
-        ".pcx",
-        ".pfm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".psd",
-        ".qoi",
-        ".ras",
-        ".rgb",
-        ".rgba",
-        ".sgi",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".vda",
-        ".vst",
-        ".webp",
-        ".xbm",
-        ".xpm",
-    ]
-)
-"""The endings of the image files that Pillow reads by itself, in lower case. Films, tables and page descriptions that
-Pillow can open too are left out, because a folder of images holds them for another reason."""
+from dap.data.real.suffixes import IMAGE_SUFFIXES
 
 LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
 """Names, in lower case, of what Finder, Explorer and file servers leave behind. It counts as hidden."""

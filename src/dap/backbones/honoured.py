@@ -1,0 +1,225 @@
+"""Checks the configuration of a pipeline against the tables of `configurations`, and says what of it decides a prediction."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from dap.backbones.configurations import (
+    BETAS,
+    BOTH,
+    FLOW,
+    FLOWS,
+    NETWORKS,
+    OLD_NAMES,
+    OWN_WAY,
+    PLAIN,
+    SWITCHED_OFF,
+    TEXT,
+    WAYS_OUT,
+    Off,
+    Table,
+)
+from dap.base.documents import fitted, read_text
+from dap.base.errors import DapError
+from dap.base.parsing import parse_json, shown
+
+PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "mmdit"}
+"""Pipelines whose configuration is known, by the kind of their backbone."""
+
+
+def check_fields(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> None:
+    """Check the configuration of one part of a pipeline.
+
+    Args:
+        values: the fields and their values, of a file or of a part in memory.
+        of: the name of the part's class in diffusers. Parts of other libraries are not checked.
+        kind: "dit", "unet" or "mmdit".
+        where: the file, for the message.
+
+    Raises:
+        DapError: a field has a value that dap neither follows nor may ignore, or the class of the part is not supported.
+    """
+    of = OLD_NAMES.get(of, of)
+    if of.endswith("Scheduler"):
+        table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
+    elif of.startswith("Autoencoder") or of in NETWORKS:
+        if of not in NETWORKS:
+            raise DapError(f"{shown(where)}: the autoencoder is {of}; AutoencoderKL and AutoencoderTiny are supported.")
+        table, indifferent = NETWORKS[of], frozenset[str]()
+    else:
+        return
+    defaults = _defaults(of)
+    for name, value in values.items():
+        if name.startswith("_") or name in indifferent:
+            continue
+        if name not in table:
+            if value in SWITCHED_OFF or (name in defaults and value == defaults[name]):
+                continue
+            raise DapError(
+                f"{shown(where)}: {shown(name)} is {_short(value)}, and dap does not know what this field decides. "
+                "Remove it if the weights were trained without it."
+            )
+        if problem := _problem(table[name], value):
+            raise DapError(f"{shown(where)}: {name} is {_short(value)}; {problem}. {WAYS_OUT.get(name, '')}".rstrip())
+    _together(values, of, kind, where)
+
+
+def _scheduler(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> Table:
+    flow = of in FLOWS or (of in BOTH and values.get("use_flow_sigmas") is True)
+    if of not in (*PLAIN, *BOTH, *FLOWS):
+        known = ", ".join(FLOWS if kind == "mmdit" else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))
+        raise DapError(
+            f"{shown(where)}: the scheduler is {of}, whose noise levels dap cannot read. Save the pipeline with the "
+            f"scheduler that its weights were trained with, such as {known}."
+        )
+    if kind == "mmdit" and not flow:
+        raise DapError(
+            f"{shown(where)}: {of} has no flow's noise levels, but a Stable Diffusion 3 is a flow. Use "
+            "FlowMatchEulerDiscreteScheduler, or set use_flow_sigmas to true and prediction_type to flow_prediction there."
+        )
+    if kind != "mmdit" and flow:
+        raise DapError(
+            f"{shown(where)}: {of} has the noise levels of a flow, but dap samples this kind of pipeline with betas. "
+            "If the weights were trained on a flow (SiT), they are not supported; else save the pipeline with a DDIMScheduler."
+        )
+    if not flow:
+        return BETAS
+    # A scheduler of both families has betas too, which it does not use on a flow.
+    unused = dict.fromkeys(("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"), Any)
+    return FLOW if of in FLOWS else {**unused, **FLOW}
+
+
+def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> None:
+    """What two fields say together, and what one says to a kind of pipeline."""
+    side = values.get("sample_size")
+    if of == "UNet2DConditionModel" and isinstance(side, (list, tuple)) and (len(side) != 2 or side[0] != side[1]):
+        raise DapError(
+            f"{shown(where)}: sample_size is {_short(side)}; dap makes square images. {WAYS_OUT['sample_size']}"
+        )
+    betas, steps = values.get("trained_betas"), values.get("num_train_timesteps", 1000)
+    if betas and kind != "mmdit" and len(betas) != steps:
+        raise DapError(f"{shown(where)}: there are {len(betas)} trained_betas but num_train_timesteps is {steps}.")
+    start, end = values.get("beta_start"), values.get("beta_end")
+    if start is not None and end is not None and kind != "mmdit" and start > end:
+        raise DapError(f"{shown(where)}: beta_start is {start} and beta_end is {end}; betas rise.")
+    if of == "AutoencoderKL" and kind != "mmdit" and values.get("shift_factor"):
+        raise DapError(f"{shown(where)}: shift_factor is {_short(values['shift_factor'])}; {WAYS_OUT['shift_factor']}")
+    if values.get("use_flow_sigmas") and values.get("prediction_type") != "flow_prediction":
+        raise DapError(
+            f"{shown(where)}: prediction_type is {_short(values.get('prediction_type'))}; with use_flow_sigmas it should be "
+            "flow_prediction, or diffusers reads the velocity as something else."
+        )
+
+
+def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
+    """Check all configuration files of a pipeline's folder, before diffusers reads them.
+
+    Args:
+        folder: the folder.
+        index: its `model_index.json`.
+
+    Raises:
+        DapError: a file is no JSON object, or `check_fields` refuses a field.
+    """
+    kind = PIPELINES.get(str(index.get("_class_name")), "")
+    for part, said in index.items():
+        if not isinstance(said, list) or part.startswith("_"):
+            continue
+        library, of = (*said, None, None)[:2]
+        for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+            if of is not None and (file := folder / part / name).is_file():
+                # diffusers itself writes this number, which JSON does not have, for a field that is indifferent here.
+                text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", read_text(file))
+                values = fitted(parse_json(text, file), dict[str, Any], file, text)
+                if kind and library == "diffusers":
+                    check_fields(values, str(of), kind, file)
+                elif library == "transformers":
+                    _check_text(values, file)
+
+
+def check_pipeline(pipe: Any, kind: str, folder: Path | None) -> None:
+    """Check the configuration of a pipeline in memory.
+
+    Raises:
+        DapError: `check_fields` refuses a field.
+    """
+    for part, network in pipe.components.items():
+        config = getattr(network, "config", None)
+        if isinstance(config, Mapping):
+            name = "scheduler_config.json" if part == "scheduler" else "config.json"
+            where = f"the {name} of the {part}" if folder is None else folder / part / name
+            check_fields(config, type(network).__name__, kind, where)
+
+
+def _check_text(values: Mapping[str, Any], where: Path) -> None:
+    """Sizes of a text encoder or tokenizer. Its own library follows all other fields, as it does for diffusers."""
+    for name, value in values.items():
+        if name in TEXT and (problem := _problem(TEXT[name], value)):
+            raise DapError(f"{shown(where)}: {name} is {_short(value)}; {problem}.")
+        if name == "model_max_length" and not (isinstance(value, (int, float)) and value >= 3):
+            raise DapError(f"{shown(where)}: {name} is {_short(value)}; it should be a whole number, such as 77.")
+
+
+_SAID = {"literal_error": "it should be {expected}", "none_required": "it should be null"}
+
+
+def _problem(wanted: Any, value: Any) -> str | None:
+    """What is wrong with the value of a field, or None."""
+    if wanted is Any:
+        return None
+    try:
+        TypeAdapter(wanted, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+    except ValidationError as error:
+        if wanted is Off:
+            return "it should be switched off, null or false"
+        found = error.errors(include_url=False)[0]
+        return _SAID.get(found["type"], found["msg"][:1].lower() + found["msg"][1:]).format(**found.get("ctx", {}))
+    return None
+
+
+_NO_MATTER = frozenset(["architectures", "dtype", "force_upcast", "torch_dtype", "transformers_version"])
+"""Fields that decide no prediction: who wrote the file, and the number format, which the weights themselves show."""
+
+
+def deciding(network: Any) -> dict[str, Any]:
+    """The fields of a network's configuration that decide what its weights compute, as JSON values.
+
+    A field that has its default is left out, so that a later version with more fields says the same of old weights.
+
+    Args:
+        network: a network of diffusers or transformers. Any other has no such fields.
+    """
+    config: Any = getattr(network, "config", None)
+    if isinstance(config, Mapping):
+        values = _plain(dict(config))
+        defaults = _plain(_defaults(type(network).__name__))
+        values = {name: value for name, value in values.items() if name in defaults and defaults[name] != value}
+    else:
+        values = _plain(config.to_diff_dict()) if hasattr(config, "to_diff_dict") else {}
+    return {name: value for name, value in values.items() if not name.startswith("_") and name not in _NO_MATTER}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, sort_keys=True, default=str))
+
+
+@cache
+def _defaults(of: str) -> dict[str, Any]:
+    import diffusers
+
+    found = getattr(diffusers, of, None)
+    parameters = inspect.signature(found.__init__).parameters if found is not None else {}
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _short(value: Any) -> str:
+    text = shown(repr(value))
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -1,0 +1,68 @@
+"""The names of image files: one list for folders, imports, shards and rows of tables."""
+
+from __future__ import annotations
+
+FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "ICO": (".ico",),
+    "ICNS": (".icns",),
+    "CUR": (".cur",),
+    "DDS": (".dds",),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "SUN": (".ras",),
+    "FITS": (".fit", ".fits"),
+    "FLI": (".fli", ".flc"),
+    "BLP": (".blp",),
+    "FTEX": (".ftc", ".ftu"),
+    "GBR": (".gbr",),
+    "IM": (".im",),
+    "MSP": (".msp",),
+    "PCD": (".pcd",),
+    "PIXAR": (".pxr",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+}
+"""The formats that are read, as Pillow calls them, and the endings of their files."""
+
+REFUSED = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC", "PDF", "PALM"})
+"""Formats that Pillow knows and that are not read, whatever the file is called. EPS is a program that Ghostscript runs.
+The others are no pictures, or Pillow cannot decode them by itself."""
+
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""The endings of image files, in lower case. The content decides how a file is read, not its ending."""
+
+FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".svg", ".eps", ".raw", ".dng", ".cr2", ".nef", ".exr", ".hdr"})
+"""The endings of image files that cannot be read here. Such files are left out, and counted."""
+
+CONTAINERS = (
+    ((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "a compressed archive", "unpack it, and give the folder"),
+    ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),
+    (
+        (".npz", ".npy"),
+        "a file of numpy arrays",
+        'save it with torch.save({"images": torch.from_numpy(x), "labels": torch.from_numpy(y)}, "set.pt"), and give set.pt',
+    ),
+    ((".mdb", ".lmdb"), "an LMDB database", "write its images into one folder for each class, and give the folder"),
+    ((".h5", ".hdf5"), "an HDF5 file", "save its arrays as tensors with torch.save, and give the .pt file"),
+    (
+        (".arrow",),
+        "an Arrow file of datasets' save_to_disk",
+        "load it and write it with to_parquet, and give that file",
+    ),
+    ((".tfrecord", ".rec", ".beton"), "a file of records", "write its images into one folder for each class"),
+    ((".pkl", ".pickle", ".mat"), "a file of Python or MATLAB objects", "save its images and labels with torch.save"),
+)
+"""Files of images that are not read: their endings, what they are, and the way out."""
