@@ -100,6 +100,7 @@ def tree(folder: Path, random: Random) -> None:
 
 
 PICTURE = picture()
+LINES = b'{"file_name": "0.png", "label": "cat"}\n{"file_name": "1.png", "label": "dog"}\n'
 
 
 def targets(folder: Path) -> list[Target]:
@@ -116,7 +117,13 @@ def targets(folder: Path) -> list[Target]:
         return [source.tensors(), source.fingerprint(sized=False)]
 
     def drawn(reading: Any) -> Any:
-        return [as_png(entry[1]()) for entries in reading.images for entry in entries]
+        found = []
+        for key, read in [entry for entries in reading.images for entry in entries]:
+            try:
+                found.append(as_png(read()))
+            except BrokenImage as error:  # bytes have no name; `dap import` says the key
+                found.append((key, error.reason))
+        return found
 
     numbers, labels = idx(np.arange(4 * 64).reshape(4, 8, 8) % 256), idx(np.array([0, 1, 0, 1]))
     for name, file, packed in (("IDX images", "train-images-idx3-ubyte", False), ("IDX labels", "train-labels-idx1-ubyte", False),
@@ -199,7 +206,7 @@ def targets(folder: Path) -> list[Target]:
     add("captions", "lines", "captions.jsonl", [lines, lines.replace(b"path", b"file_name").replace(b"caption", b"text")],
         lambda path: read_captions(path, source))  # fmt: skip
     for name, file, seed in (("labels.csv", "labels.csv", b"file_name,label\n0.png,cat\n1.png,dog\n"),
-                             ("metadata.jsonl", "metadata.jsonl", b'{"file_name": "0.png", "label": "cat"}\n{"file_name": "1.png", "label": "dog"}\n')):  # fmt: skip
+                             ("metadata.jsonl", "metadata.jsonl", LINES)):  # fmt: skip
         add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent))
         for number in range(2):
             (found[-1].folder / f"{number}.png").write_bytes(PICTURE)

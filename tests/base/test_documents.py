@@ -119,3 +119,10 @@ def test_any_bytes_give_a_value_or_a_sentence(tmp_path: Path, data: bytes) -> No
             assert str(file) in str(error) and len(str(error)) < 2000
     for line in documents.read_lines(file, Told):
         assert (line.value is None) != (line.problem is None)
+
+
+def test_a_message_is_one_line_that_every_terminal_can_show() -> None:
+    """A class named "a\\n", a file name in Latin-1 and an escape sequence change no terminal and hide no line."""
+    said = str(DapError("no images in a\n\x1b[2J of \udce9t\udce9 " + "x" * 9000 + "; add some."))
+    assert said.startswith("no images in a\\n\\x1b[2J of \\xe9t\\xe9 xxx") and said.endswith("; add some.")
+    assert said.isprintable() and len(said) <= 3600 and said.encode()

@@ -1,5 +1,27 @@
 """`DapError`, the one exception that the command line prints as a sentence."""
 
+from __future__ import annotations
+
+import re
+
+LONGEST = 3500
+"""How many characters a message may have. Of a longer one the middle is left out: the end says what to do."""
+
 
 class DapError(ValueError):
-    """A mistake in what the user gave: the message names the thing and says what to do next."""
+    """A mistake in what the user gave: the message names the thing and says what to do next.
+
+    The message may hold names from files of strangers. It is always one line that every terminal can show.
+    """
+
+    def __str__(self) -> str:
+        said = re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", _escaped, super().__str__())
+        return said if len(said) <= LONGEST else f"{said[: LONGEST - 600]} … {said[-500:]}"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """A control character, or half of a character, in the letters of an escape. Bytes that are no text become \\xNN."""
+    number = ord(found[0])
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"
+    return found[0].encode("unicode_escape", "surrogatepass").decode()
