@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Tests, and the processes that they start, remember hashes of images in a folder of their own, not in the user's cache.
+if "DAP_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="dap-tests-")  # removed when this process ends
+    os.environ["DAP_CACHE"] = _cache.name
 
 NAMES = ["red", "green", "blue"]
 
