@@ -149,3 +149,10 @@ def test_the_hash_of_a_module_is_found_without_running_it(tmp_path, monkeypatch,
         assert resolve("strangers.inner:X", {}, "kernel") == 1
     assert f"running the code strangers.inner:X, which a file names (sha256 {digest})" in caplog.text
     monkeypatch.delattr(permission, "seen")
+
+
+@pytest.mark.parametrize("text", ["{} + linear", "linear+0.5*{}", "{}(a=1)", "rbf(bandwidth={})", "0.5 * {} * rbf"])
+def test_code_inside_an_expression_of_a_file_is_refused(text):
+    for code in ("evil.py:K", "os:getcwd"):
+        with pytest.raises(DapError, match=f"names the code .*{code}"):
+            refuse_code({"guidance": {"kernel": text.format(code)}}, "recipe.yaml")

@@ -142,12 +142,12 @@ def refuse_code(values: Any, where: Path | str) -> None:
 
 
 def _named(values: Any) -> Iterator[str]:
-    """Every text among nested values that is a name of code."""
+    """Every name of code among nested values, also inside a text such as the kernel "linear + 0.5 * file.py:Name"."""
     left = [values]
     while left:
         value = left.pop()
-        if isinstance(value, str) and is_code(value):
-            yield value
+        if isinstance(value, str):
+            yield from dict.fromkeys(part for part in _parts(value) if is_code(part))
         elif isinstance(value, Mapping):
             left += [inner for key, inner in value.items() if key not in NEVER_CODE]
         elif isinstance(value, (list, tuple, set, frozenset)):
