@@ -129,7 +129,7 @@ def targets(folder: Path) -> list[Target]:
     for name, file, packed in (("IDX images", "train-images-idx3-ubyte", False), ("IDX labels", "train-labels-idx1-ubyte", False),
                                ("IDX gzip", "train-images-idx3-ubyte.gz", True)):  # fmt: skip
         one = labels if "labels" in file else numbers
-        seeds = [gzip.compress(one), one, gzip.compress(one * 50)] if packed else [one]
+        seeds = [gzip.compress(one, mtime=0), one, gzip.compress(one * 50, mtime=0)] if packed else [one]
         add(name, "binary", file, seeds, lambda path: seen(path.parent))
         place = found[-1].folder
         if "labels" in file:
