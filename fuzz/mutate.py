@@ -29,7 +29,7 @@ def damaged(seeds: tuple[bytes, ...], kind: str, random: Random) -> bytes:
             return data
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
         data = _by_bytes(data, seeds, random)
-    return data[: 2**20]
+    return data[: 2**21]
 
 
 def _by_bytes(data: bytes, seeds: tuple[bytes, ...], random: Random) -> bytes:

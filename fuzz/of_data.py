@@ -188,9 +188,6 @@ def targets(folder: Path) -> list[Target]:
         [safe.getvalue()],
         lambda path: drawn(read_tensors(path, Ask("2"))),
     )
-    arrays = io.BytesIO()
-    np.savez(arrays, **{name: value.numpy() for name, value in tensors.items()})
-    add("tensors .npz", "binary", "x.npz", [arrays.getvalue()], lambda path: drawn(read_tensors(path, Ask("2"))))
     colours = folder / "colours"
     for split in ("train", "test"):
         for name in ("cat", "dog"):

@@ -71,7 +71,7 @@ def targets(folder: Path) -> list[Target]:
     from dap.starter import REFERENCE
 
     add("classifier", "binary", folder / "classifier", "teacher.safetensors",
-        lambda path: load_classifier(path, CLOTHES), Path(str(REFERENCE)).read_bytes()[:100_000],
+        lambda path: load_classifier(path, CLOTHES), Path(str(REFERENCE)).read_bytes(),
         save({"w": torch.zeros(2)}, {"network": "convnet3", "classes": '["a"]', "protocol": "{}"}))  # fmt: skip
     return found
 

@@ -47,16 +47,16 @@ def test_the_seeds_are_valid(targets):
 
 
 def test_the_judge_can_fail(tmp_path):
-    """An exception of another kind, a message without the file and a message of two lines are unclear."""
+    """An exception of another kind, a message without the file and a message of two lines are unclear; a `DapError` has one."""
     from dap.base.errors import DapError
 
     def answering(error: Exception) -> str | None:
         def read(given: object) -> None:
             raise error
 
-        return judge(Target("x", "json", tmp_path, "x.json", (b"{}",), read), tmp_path / "x.json", Count())
+        return judge(Target("x", "json", tmp_path, "x.json", (b"{}",), read, (OSError,)), tmp_path / "x.json", Count())
 
     assert answering(DapError("x.json is wrong.")) is None
     assert "KeyError" in (answering(KeyError("x.json")) or "")
     assert "without the name" in (answering(DapError("That is wrong.")) or "")
-    assert "several lines" in (answering(DapError("x.json is\nwrong.")) or "")
+    assert "several lines" in (answering(OSError("x.json is\nwrong.")) or "")

@@ -159,3 +159,36 @@ def test_kernel_from_a_file(tmp_path):
         parse(f"{file}:Twcie")
     with pytest.raises(DapError, match="No file"):
         parse(f"{tmp_path}/none.py:Twice")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1e999 * linear", "character 1, '1e999': a number is at most"),
+        ("linear + 1e13 * rbf", "character 10, '1e13'"),
+        ("-1 * linear", "character 1, '-1': only names"),
+        ("linear / 2", "write 0.5 \\* linear for linear / 2"),
+        ("rbf(bandwidth=1e999)", "character 15"),
+        ("rbf(bandwidth=-3)", "must be positive"),
+        ("polynomial(degree=1e300)", "character 19"),
+        ("polynomial(degree=True)", "a parameter is a number"),
+        ("polynomial(degree='2')", "a parameter is a number"),
+        ("0 * linear", "only be scaled by a positive number"),
+        ("(" * 10_000, "more than 1000 characters"),
+        ("(" * 300 + "linear" + ")" * 300, "is not an expression"),
+        (" + ".join(["linear"] * 60), "combines more than 40 parts"),
+        ("linear\0", "is not an expression"),
+        ("\ud800", "is not an expression"),
+        ("__import__('os')", "only names"),
+        ("nan * linear", "Unknown kernel 'nan'"),
+        ("9" * 900, "a number is at most"),
+    ],
+)
+def test_an_expression_that_is_no_kernel_is_a_sentence_that_points_at_the_place(text, says):
+    with pytest.raises(DapError, match=says) as caught:
+        parse(text)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+def test_an_open_bandwidth_may_be_said():
+    assert parse("rbf(bandwidth=None)") == parse("rbf") and parse("2 * rbf(bandwidth=+3)").a.bandwidth == 3

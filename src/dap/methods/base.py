@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
 from dap.backbones.base import Backbone
@@ -42,10 +42,22 @@ class Made:
     records: list[dict[str, Any]]
 
 
+LARGEST = 10**9
+"""The largest size of a number among a method's options."""
+
+
 class Options(Chosen, frozen=True):
     """A method's own options. An unknown name is an error. Each field says which value its paper has."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and abs(value) > LARGEST:
+                raise ValueError(f"{name} is {value}; an option is at most {LARGEST:,}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

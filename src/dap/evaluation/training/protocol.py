@@ -334,7 +334,7 @@ def _validate(fields: Mapping[str, Any], where: str, origins: Mapping[str, tuple
             raise DapError(f"{where}: the field {key!r} is missing.") from error
         message = first["msg"].removeprefix("Value error, ")
         culprit = f"{key} = {brief(first['input'])}: " if key else ""
-        raise DapError(f"{where}: {culprit}{message}.") from error
+        raise DapError(f"{where}: {culprit}{message.removesuffix('.')}.") from error
 
 
 def _short(value: Any) -> str:
