@@ -33,6 +33,7 @@ class Target:
         read: reads. It gets the path of the file, the text, or the folder of a tree.
         allowed: exceptions beside `DapError` that the reader documents. Their messages must be clear too.
         make: for a tree, makes a random folder.
+        seconds: how long one input may take.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Target:
     read: Callable[[Any], Any]
     allowed: tuple[type[Exception], ...] = ()
     make: Callable[[Path, Random], None] | None = None
+    seconds: float = SECONDS
 
 
 @dataclass
@@ -58,11 +60,11 @@ class Count:
 
 
 class TooLong(BaseException):
-    """An input took longer than `SECONDS`. No reader may catch this."""
+    """An input took longer than it may. No reader may catch this."""
 
 
 @contextlib.contextmanager
-def limited(seconds: float = SECONDS) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
     """Raise `TooLong` when the block takes longer."""
 
     def stop(number: int, frame: Any) -> None:
@@ -93,7 +95,7 @@ def judge(target: Target, given: Any, count: Count) -> str | None:
     """
     count.inputs += 1
     try:
-        with limited():
+        with limited(target.seconds):
             target.read(given)
         count.values += 1
         return None
@@ -104,7 +106,7 @@ def judge(target: Target, given: Any, count: Count) -> str | None:
             count.sentences += 1
             return None
     except TooLong as error:
-        place = f"longer than {SECONDS:g} s at {place_of(error)}"
+        place = f"longer than {target.seconds:g} s at {place_of(error)}"
         trace = "".join(traceback.format_exception(error))
     except Exception as error:
         place = f"{type(error).__name__} at {place_of(error)}"
