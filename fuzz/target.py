@@ -17,7 +17,7 @@ from dap.base.errors import DapError
 
 Kind = Literal["json", "lines", "yaml", "binary", "text", "tree"]
 SECONDS = 2.0
-"""How long a reader may take for one input."""
+"""How long a reader may compute for one input."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Target:
         read: reads. It gets the path of the file, the text, or the folder of a tree.
         allowed: exceptions beside `DapError` that the reader documents. Their messages must be clear too.
         make: for a tree, makes a random folder.
-        seconds: how long one input may take.
+        seconds: how long it may compute for one input.
     """
 
     name: str
@@ -65,18 +65,20 @@ class TooLong(BaseException):
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise `TooLong` when the block takes longer."""
+    """Raise `TooLong` when the block computes longer, or waits five times as long: other processes may be busy."""
 
     def stop(number: int, frame: Any) -> None:
         raise TooLong
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    alarms = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 5 * seconds)}
+    for number, (timer, after) in alarms.items():
+        signal.signal(number, stop)
+        signal.setitimer(timer, after)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, _ in alarms.values():
+            signal.setitimer(timer, 0)
 
 
 def put(target: Target, data: bytes) -> Any:
