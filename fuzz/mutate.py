@@ -28,8 +28,8 @@ def damaged(seeds: tuple[bytes, ...], kind: str, random: Random) -> bytes:
         if random.random() < 0.7:
             return data
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
-        data = _by_bytes(data, seeds, random)
-    return data[: 2**21]
+        data = _by_bytes(data, seeds, random)[: 2**21]
+    return data
 
 
 def _by_bytes(data: bytes, seeds: tuple[bytes, ...], random: Random) -> bytes:
