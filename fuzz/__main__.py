@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def main() -> int:
     given = parser.parse_args()
     seed = int(time.time()) if given.seed is None else given.seed
     jobs = [(given.minutes * 60, seed * 1000 + number, given.only) for number in range(given.processes)]
-    with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
-        counts = together(pool.starmap(work, jobs))
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
+        counts = together(list(pool.map(work, *zip(*jobs, strict=True))))
     said = {"seed": seed, "minutes": given.minutes, "processes": given.processes, "python": platform.python_version()}
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps({**said, "readers": {k: asdict(c) for k, c in counts.items()}}, indent=1) + "\n")

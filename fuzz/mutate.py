@@ -81,12 +81,15 @@ def _by_value(data: bytes, kind: str, random: Random) -> bytes:
         return data
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         value = _changed(value, random)
-    return _dumped(value, random)
+    try:
+        return _dumped(value, random)
+    except RecursionError:  # nested too deep even for the writer
+        return data
 
 
 def _dumped(value: Any, random: Random) -> bytes:
     """The value as JSON, which is YAML too."""
-    return json.dumps(value, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass")
+    return json.dumps(value, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass")[: 2**21]
 
 
 def _changed(value: Any, random: Random, depth: int = 0) -> Any:
@@ -117,14 +120,24 @@ def _changed(value: Any, random: Random, depth: int = 0) -> Any:
             case 1:
                 found.insert(one, found[one])
             case 2:
-                found *= random.choice((2, 100))
+                found *= random.choice((2, 100)) if len(found) < 1000 else 1
             case _:
                 found[one] = _changed(found[one], random, depth + 1)
         return found
     if isinstance(value, (int, float)) and not isinstance(value, bool) and random.random() < 0.3:
         return random.choice((-value, value + 1, str(value), float(value) if abs(value) < 1e300 else 0.0, [value]))
     if isinstance(value, str) and random.random() < 0.3:
-        return random.choice((value + "\0", value.upper(), value[:-1], value * 50, f"../{value}", f"/{value}", [value]))
+        return random.choice(
+            (
+                value + "\0",
+                value.upper(),
+                value[:-1],
+                value * (50 if len(value) < 1000 else 1),
+                f"../{value}",
+                f"/{value}",
+                [value],
+            )
+        )
     if random.random() < 0.05:
         deep: Any = value
         for _ in range(random.choice((20, 70, 500))):

@@ -136,8 +136,9 @@ def targets(folder: Path) -> list[Target]:
             (place / "train-images-idx3-ubyte").write_bytes(numbers)
         else:
             (place / "train-labels-idx1-ubyte").write_bytes(labels)
-    add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,))
-    add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,))
+    # Few bytes can stand for as many pixels as an image may have, and these take seconds.
+    add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,), seconds=20)
+    add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20)
     table, rows = io.BytesIO(), [{"image": {"bytes": PICTURE, "path": "a.png"}, "label": i % 2} for i in range(4)]
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -68,12 +68,9 @@ def targets(folder: Path) -> list[Target]:
             file,
             lambda path, place=place: load(str(place), device="cpu", offline=True),
         )
-    from dap.starter import REFERENCE
+    from dap.starter import CLASS_NAMES, REFERENCE
 
     add("classifier", "binary", folder / "classifier", "teacher.safetensors",
-        lambda path: load_classifier(path, CLOTHES), Path(str(REFERENCE)).read_bytes(),
+        lambda path: load_classifier(path, CLASS_NAMES), Path(str(REFERENCE)).read_bytes(),
         save({"w": torch.zeros(2)}, {"network": "convnet3", "classes": '["a"]', "protocol": "{}"}))  # fmt: skip
     return found
-
-
-CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import resource
@@ -16,6 +17,8 @@ from typing import Any
 from fuzz.target import Count, Target, clear, judge, put
 
 FOUND = Path(__file__).parent / "found"
+STUCK = 60
+"""Seconds after which a process ends whose reader waits inside foreign code."""
 SLICE = 0.5
 """Seconds that a reader has before the next one has its turn."""
 FAST = ("note:", "document:", "lines:", "kernel", "recipe flag", "class", "export", "model_index", "--")
@@ -52,11 +55,13 @@ def feed(targets: list[Target], seconds: float, seed: int, most: int | None = No
         for target in targets:
             count, random = counts[target.name], randoms[target.name]
             began = time.monotonic()
+            faulthandler.dump_traceback_later(STUCK, exit=True)  # for a reader that waits where no alarm reaches it
             turn = SLICE if target.name.startswith(FAST) else SLICE / 5
             while (now := time.monotonic()) < min(end, began + turn) and (most is None or count.inputs < most):
                 trace, data = one_input(target, random, count)
                 if trace is not None:
                     keep(target, trace, data, count)
+            faulthandler.cancel_dump_traceback_later()
             count.seconds += now - began
     return counts
 

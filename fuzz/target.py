@@ -17,7 +17,7 @@ from dap.base.errors import DapError
 
 Kind = Literal["json", "lines", "yaml", "binary", "text", "tree"]
 SECONDS = 2.0
-"""How long a reader may take for one input."""
+"""How long a reader may compute for one input."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Target:
         read: reads. It gets the path of the file, the text, or the folder of a tree.
         allowed: exceptions beside `DapError` that the reader documents. Their messages must be clear too.
         make: for a tree, makes a random folder.
+        seconds: how long it may compute for one input.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Target:
     read: Callable[[Any], Any]
     allowed: tuple[type[Exception], ...] = ()
     make: Callable[[Path, Random], None] | None = None
+    seconds: float = SECONDS
 
 
 @dataclass
@@ -58,23 +60,25 @@ class Count:
 
 
 class TooLong(BaseException):
-    """An input took longer than `SECONDS`. No reader may catch this."""
+    """An input took longer than it may. No reader may catch this."""
 
 
 @contextlib.contextmanager
-def limited(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise `TooLong` when the block takes longer."""
+def limited(seconds: float) -> Iterator[None]:
+    """Raise `TooLong` when the block computes longer, or waits five times as long: other processes may be busy."""
 
     def stop(number: int, frame: Any) -> None:
         raise TooLong
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    alarms = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 5 * seconds)}
+    for number, (timer, after) in alarms.items():
+        signal.signal(number, stop)
+        signal.setitimer(timer, after)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, _ in alarms.values():
+            signal.setitimer(timer, 0)
 
 
 def put(target: Target, data: bytes) -> Any:
@@ -93,7 +97,7 @@ def judge(target: Target, given: Any, count: Count) -> str | None:
     """
     count.inputs += 1
     try:
-        with limited():
+        with limited(target.seconds):
             target.read(given)
         count.values += 1
         return None
@@ -104,7 +108,7 @@ def judge(target: Target, given: Any, count: Count) -> str | None:
             count.sentences += 1
             return None
     except TooLong as error:
-        place = f"longer than {SECONDS:g} s at {place_of(error)}"
+        place = f"longer than {target.seconds:g} s at {place_of(error)}"
         trace = "".join(traceback.format_exception(error))
     except Exception as error:
         place = f"{type(error).__name__} at {place_of(error)}"

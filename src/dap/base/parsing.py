@@ -26,7 +26,11 @@ class Damaged(DapError):
 
 def shown(path: Path | str) -> str:
     """A path as text that every terminal and every UTF-8 file can hold. Bytes that are no text are shown as \\xNN."""
-    return os.fsencode(str(path)).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+    try:
+        said = os.fsencode(str(path))
+    except UnicodeEncodeError:  # half of a character that stands for no byte
+        said = str(path).encode("utf-8", "backslashreplace")
+    return said.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 
 def brief(value: Any) -> str:

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import linecache
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def code_of(spec: str) -> dict[str, str]:
         return {}
     where, _, attribute = spec.rpartition(":")
     if where.endswith(".py"):
-        if not Path(where).is_file():
+        if not os.path.isfile(where):
             return {}
         admit(spec)
         _load_file(Path(where), attribute)
@@ -156,7 +157,7 @@ _IMPORTED: dict[str, str] = {}
 
 def _load_file(path: Path, kind: str) -> ModuleType:
     """The module of a file. A file whose content has changed is run anew, so that no run uses old code under a new hash."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # which takes a name that is too long, or holds a NUL, for no file
         raise DapError(f"No file {path} to load a {kind} from.")
     content = path.read_bytes()
     digest, where = hashlib.sha256(content).hexdigest(), str(path)

@@ -127,7 +127,13 @@ class ParquetSource(Source):
             with _opened(file) as table:
                 column = table.read_row_group(group, columns=[self._column]).column(self._column)
             self._recent.put(place, column, column.nbytes)
-        return column[row - self._starts[place]].as_py(), self._groups[place][0]
+        file, index = self._groups[place][0], row - self._starts[place]
+        if index >= len(column):
+            raise BrokenImage(f"{shown(file)} holds fewer rows than it says")
+        try:
+            return column[index].as_py(), file
+        except UnicodeDecodeError as error:
+            raise BrokenImage("its row holds a text that is not UTF-8") from error
 
     def _paths(self) -> list[tuple[Path, str]]:
         """The file and the path of each row that names a file and holds no bytes."""
@@ -184,7 +190,7 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(regular(file)) as table:  # the open of a pipe would never end
             yield table
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise DapError(f"{shown(file)} cannot be read as parquet: {shown(' '.join(str(error).split()))}") from error
 
 

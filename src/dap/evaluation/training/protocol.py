@@ -161,7 +161,7 @@ class Protocol(Closed, frozen=True):
         places = {"resize": "side", "center_crop": "size", "random_resized_crop": "size"}
         filled = []
         for step in getattr(self, which):
-            values, op = dict(step), step.get("op")
+            values, op = dict(step), str(step.get("op"))
             if op == "normalize":
                 values = {"mean": self.mean, "std": self.std, **values}
             elif op in places:
