@@ -736,10 +736,11 @@ def test_own_backbones_load_by_name(mine):
         ({"dtype": "bfloat16"}, "dtype"),
         ({"revision": "main"}, "revision"),
         ({"template": "a {}"}, "template"),
-        ({"device": "meta"}, "device"),
     ):
         with pytest.raises(DapError, match=f"leave out {named}"):
             load(f"{mine}:Mine", **options)
+    with pytest.raises(DapError, match="There is no device 'meta'"):
+        load(f"{mine}:Mine", device="meta")
     with pytest.raises(DapError, match="is not a backbone but a int"):
         load(f"{mine}:nothing")
     with pytest.raises(DapError, match="is not a backbone but a Away"):

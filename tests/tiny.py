@@ -24,7 +24,7 @@ def stable_diffusion(prediction_type: str = "epsilon", **unet: Any):
     """A Stable Diffusion of 8 px images: 4 x 4 latents, two levels."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(32)  # enough for "a photo of a great white shark" in letters
     options = {
         "sample_size": 4,
         "in_channels": 4,

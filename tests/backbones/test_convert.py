@@ -683,7 +683,7 @@ def test_a_checkpoint_that_says_that_it_is_a_flow_is_refused(name, args, vae_fol
 
 def test_the_help_says_what_is_not_converted(capsys):
     """Case 2."""
-    from dap.cli import main
+    from dap.cli.main import main
 
     with contextlib.suppress(SystemExit):
         main(["convert", "--help"])

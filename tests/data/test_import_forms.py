@@ -230,14 +230,14 @@ def test_containers_that_are_not_read_are_named(name: str, says: str, tmp_path: 
         DistilledSet.from_folder(tmp_path / "d")
 
 
-def test_the_advice_for_numpy_arrays_can_be_followed(tmp_path: Path) -> None:
+def test_the_advice_for_numpy_arrays_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "set.npz", x=IMAGES.numpy(), y=LABELS.numpy())
     with pytest.raises(DapError, match="save it with") as error:
         import_set(tmp_path / "set.npz", tmp_path / "o")
     line = str(error.value).partition("save it with ")[2].partition(", and give")[0]
-    held = np.load(tmp_path / "set.npz")
-    os.chdir(tmp_path)
-    exec(line, {"torch": torch, "x": held["x"], "y": held["y"]})
+    monkeypatch.chdir(tmp_path)
+    with np.load(tmp_path / "set.npz") as held:
+        exec(line, {"torch": torch, "x": held["x"], "y": held["y"]})
     assert len(import_set(tmp_path / "set.pt", tmp_path / "o", class_names="2")) == 4
 
 

@@ -36,7 +36,8 @@ def positive(hint: Any, tokens: Sequence[Any]) -> int:
     del hint
     text = tokens[-1].value
     if not _is_positive(text):
-        raise ValueError(f"a whole number of at least 1 is needed, not {text!r}")
+        large = " that fits 64 bits" if text.isdecimal() and len(text) > 18 else ""
+        raise ValueError(f"a whole number of at least 1{large} is needed, not {text!r}")
     return int(text)
 
 

@@ -28,7 +28,7 @@ PROMPT_TOKENS = 16
 WIDTH = 64
 
 
-def build_tokenizer() -> Any:
+def build_tokenizer(tokens: int = PROMPT_TOKENS) -> Any:
     """A CLIP tokenizer. Its vocabulary has the words of our prompts, and all single bytes, so that it can spell any
     text."""
     from tokenizers.pre_tokenizers import ByteLevel
@@ -47,7 +47,7 @@ def build_tokenizer() -> Any:
             parts = [parts[0] + parts[1], *parts[2:]]
             pieces.append(parts[0])
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=PROMPT_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
 
 
 def build_text_encoder(tokenizer: Any) -> Any:
@@ -61,7 +61,7 @@ def build_text_encoder(tokenizer: Any) -> Any:
             projection_dim=WIDTH,
             num_hidden_layers=2,
             num_attention_heads=2,
-            max_position_embeddings=PROMPT_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -81,7 +81,7 @@ def evaluate(
     opened = [_opened(one, data, classes, split, workshop, held) for one in _listed(sets)]
     if not opened:
         raise DapError("There is no set to judge; give a set or a list of sets.")
-    place(opened, None if out is None else Path(out))
+    where = None if out is None else Path(out)
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
@@ -90,9 +90,11 @@ def evaluate(
             largest = max(images.values(), default=0)
             plan = loaded_for(data_of(made, path, max_bad_fraction, split)).plan
             check_batches(plan, images.total(), max(1, largest), len(made.class_names))
+        place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
         for made in opened:
             judge(made, loaded_for(data_of(made, path, max_bad_fraction, split)), watcher)
     else:
+        place(opened, where)
         _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.results for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title), held)

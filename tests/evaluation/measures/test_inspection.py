@@ -224,8 +224,9 @@ def test_the_command_takes_a_reference_and_says_what_is_wrong_with_it(sources, c
     assert "is not a classifier of dap train-teacher" in capsys.readouterr().err
     assert not (made / "trials.jsonl").exists()
     assert main([*common, "--reference", str(reference), "--neighbours", "5"]) == 0
-    assert read(made, "images.json")["searched"] == {"pixel": 15, "feature": 15, "of": 36}
-    assert read(made, "measures.json")["label_agreement"] is not None
+    results = tmp_path / "r" / "judged" / made.name
+    assert read(results, "images.json")["searched"] == {"pixel": 15, "feature": 15, "of": 36}
+    assert read(results, "measures.json")["label_agreement"] is not None
 
 
 def test_features_of_large_images_stay_small():

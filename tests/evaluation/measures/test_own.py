@@ -151,7 +151,9 @@ def test_the_documented_measure_is_judged_and_reported(colours, made, tmp_path, 
     assert main([*run, "--measure", f"{tmp_path}/absent.py:A"]) == 1
     assert "No file" in capsys.readouterr().err and not (made.path / "trials.jsonl").exists()
     assert main([*run, "--measure", f"{mine}:Sharpness"]) == 0, capsys.readouterr().err
-    kept = json.loads((made.path / "measures.json").read_text())["own"][f"{mine}:Sharpness"]
+    kept = json.loads((tmp_path / "out" / "judged" / made.path.name / "measures.json").read_text())["own"][
+        f"{mine}:Sharpness"
+    ]
     assert kept["values"]["sharpness"] > 0 and kept["better"] == {"sharpness": "higher"}
     text = (tmp_path / "out" / "report.md").read_text()
     assert re.search(r"- sharpness: Mean difference of neighbouring pixels .*; higher is better\.", text)

@@ -16,7 +16,7 @@ from dap.evaluation.training import fitting
 from dap.evaluation.training.batches import Images, accuracy, confusion, prepare
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.trials import Trial
-from trainings import AUGMENTED, LINEAR, Linear, stripes, tiny, trained
+from trainings import AUGMENTED, EXPLODING, LINEAR, Linear, stripes, tiny, trained
 
 
 def test_a_trial_is_a_function_of_its_seed_and_leaves_the_global_generator_alone():
@@ -168,7 +168,7 @@ def test_a_bad_network_or_mean_is_refused_before_any_training():
 
 
 def test_a_loss_that_explodes_stops_the_trial_by_name():
-    trials = evaluate(stripes(8), stripes(4), tiny(lr=1e30, network=LINEAR), [4], classes=2)
+    trials = evaluate(stripes(8), stripes(4), tiny(network=EXPLODING), [4], classes=2)
     with pytest.raises(DapError, match=r"The loss became (nan|inf) in epoch \d of seed 4 .*tiny.*lower lr"):
         next(trials)
 
