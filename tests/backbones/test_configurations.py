@@ -167,7 +167,7 @@ def test_a_tokenizer_without_its_length_and_one_too_long(copied):
     file.write_text(json.dumps(values))
     assert "does not say how long a prompt may be" in refusal(folder)
     file.write_text(json.dumps(values | {"model_max_length": 77}))
-    assert "its text encoder reads 16" in refusal(folder)
+    assert "its text encoder reads 32" in refusal(folder)
 
 
 def test_a_small_autoencoder_works(copied):
@@ -287,7 +287,7 @@ def test_classes_that_the_text_encoder_cannot_tell_apart_stop(folders):
     made = load(str(folders["unet"]))
     with pytest.raises(DapError, match="'Red' and 'red' as the same tokens"):
         made.condition(["Red", "red"])
-    with pytest.raises(DapError, match=r"longer than the 16 tokens.*--template"):
+    with pytest.raises(DapError, match=r"longer than the 32 tokens.*--template"):
         made.condition(["a very long name of a class that has more words than anybody would give to one class"])
 
 
