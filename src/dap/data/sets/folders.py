@@ -284,7 +284,8 @@ def folders_of(class_names: Sequence[str]) -> list[str]:
     for label, name in enumerate(class_names):
         check_text(name)
         folder = (
-            quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.startswith(".") else ".")[:120].strip() or "%20"
+            quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.lstrip(" ").startswith(".") else ".")[:120].strip()
+            or "%20"
         )
         if _alike(folder) in taken:
             folder = f"{folder}~{label}"
