@@ -20,15 +20,20 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+LARGEST = 2**20
+"""How many bytes an input has at most, unless its seed is large itself."""
+
+
 def damaged(seeds: tuple[bytes, ...], kind: str, random: Random) -> bytes:
     """A damaged copy of one of the seeds."""
     data = random.choice(seeds)
+    most = max(LARGEST, 2 * len(data))
     if kind in ("json", "lines", "yaml") and random.random() < 0.6:
         data = _by_value(data, kind, random)
         if random.random() < 0.7:
             return data
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
-        data = _by_bytes(data, seeds, random)[: 2**21]
+        data = _by_bytes(data, seeds, random)[:most]
     return data
 
 
@@ -89,7 +94,7 @@ def _by_value(data: bytes, kind: str, random: Random) -> bytes:
 
 def _dumped(value: Any, random: Random) -> bytes:
     """The value as JSON, which is YAML too."""
-    return json.dumps(value, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass")[: 2**21]
+    return json.dumps(value, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass")[:LARGEST]
 
 
 def _changed(value: Any, random: Random, depth: int = 0) -> Any:
