@@ -73,14 +73,21 @@ def targets(folder: Path) -> list[Target]:
     """The readers, each with a folder of its own."""
     found = []
 
-    def add(name: str, kind: Any, file: str, seeds: list[bytes], read: Callable[[Any], Any], **more: Any) -> None:
+    def add(
+        name: str,
+        kind: Any,
+        file: str,
+        seeds: list[bytes],
+        read: Callable[[Any], Any],
+        noted: bool = False,
+        **more: Any,
+    ) -> None:
         place = folder / name.replace(" ", "-").replace("/", "-")
         make_set(place)
         for other in ("trials.jsonl", *SEEDS):
-            if other not in ("recipe.json", "import.json") and more.get("noted"):
+            if other not in ("recipe.json", "import.json") and noted:
                 data = json.dumps(TRIAL if other == "trials.jsonl" else SEEDS[other]) + "\n"
                 (place / other).write_text(data)
-        more.pop("noted", None)
         found.append(Target(name, kind, place, file, tuple(seeds or [(place / file).read_bytes()]), read, **more))
 
     def opened(path: Path) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fuzz.mutate import damaged
 from fuzz.target import Count, Target, clear, judge, put
 
 FOUND = Path(__file__).parent / "found"
@@ -35,8 +36,6 @@ def all_targets(folder: Path) -> list[Target]:
 
 def one_input(target: Target, random: Random, count: Count) -> tuple[str | None, bytes]:
     """Make one damaged input and give it to the reader. Returns the trace of an unclear answer, and the input."""
-    from fuzz.mutate import damaged
-
     if target.make is not None:
         clear(target.folder)
         target.make(target.folder, random)

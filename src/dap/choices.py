@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator
 
-from dap.base.fields import Chosen, Images, Name, Pixels, Share, Strength
+from dap.base.fields import Chosen, Images, Name, Pixels, Share, Slots, Strength
 
 
 class Closed(Chosen, frozen=True, extra="forbid", coerce_numbers_to_str=True):
@@ -144,7 +144,7 @@ class Sampling(Closed, frozen=True):
         default=None,
         description="The scale of classifier-free guidance. Default: the scale of the backbone's card.",
     )
-    cfg_channels: Annotated[int, Field(ge=1, le=100_000)] | Literal["all"] | None = Field(
+    cfg_channels: Slots | Literal["all"] | None = Field(
         default=None,
         description="How many latent channels classifier-free guidance mixes; the code of DiT mixes 3 of 4. Default: the "
         "number of the backbone's card.",

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from dap.base.errors import DapError
-from dap.base.fields import RunSeed
+from dap.base.fields import RunSeed, Slots
 from dap.base.parsing import line_of, shown
-from dap.base.registry import refuse_code, suggest
+from dap.base.permission import refuse_code
+from dap.base.registry import suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling
 from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedSampling, Run
 
@@ -99,15 +100,13 @@ class Recipe(Closed, frozen=True):
     method: str = Field(
         default="dap", description="A name that dap methods lists, or a method of your own as file.py:Name."
     )
-    ipc: int = Field(default=10, ge=1, le=100_000, description="How many images each class gets.")
+    ipc: Slots = Field(default=10, description="How many images each class gets.")
     seed: RunSeed = Field(
         default=0,
         description="The run seed. The seed of an image is a hash of the run seed, the class name and the slot.",
     )
-    block: int | None = Field(
+    block: Slots | None = Field(
         default=None,
-        ge=1,
-        le=100_000,
         description="How many slots of a class are sampled together. The batch decides the last bits of an image, so the "
         "number is part of the recipe. Default: 10; all slots under repulsion and for methods that make a class as a whole.",
     )

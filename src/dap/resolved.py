@@ -7,12 +7,10 @@ always there.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
-
-from pydantic import Field
+from typing import Any, Literal, TypeVar
 
 from dap.base.errors import DapError
-from dap.base.fields import Pixels, RunSeed, Strength
+from dap.base.fields import Pixels, RunSeed, Slots, Strength
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling, SolverName
 
 T = TypeVar("T")
@@ -32,7 +30,7 @@ class ResolvedSampling(Sampling, frozen=True):
 
     solver: SolverName  # pyright: ignore[reportGeneralTypeIssues]
     cfg: Strength  # pyright: ignore[reportGeneralTypeIssues]
-    cfg_channels: Annotated[int, Field(ge=1, le=100_000)] | Literal["all"]  # pyright: ignore[reportGeneralTypeIssues]
+    cfg_channels: Slots | Literal["all"]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class ResolvedGuidance(GuidanceOptions, frozen=True):
@@ -74,9 +72,9 @@ class Resolved(Closed, frozen=True):
     """
 
     method: str
-    ipc: Annotated[int, Field(ge=1, le=100_000)]
+    ipc: Slots
     seed: RunSeed
-    block: Annotated[int, Field(ge=1, le=100_000)]
+    block: Slots
     options: dict[str, Any]
     classifier: str | None
     captions: str | None

@@ -10,14 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from dap.base.documents import read_text
+from dap.base.documents import LARGEST_YAML, read_text
 from dap.base.errors import DapError
 from dap.base.fields import Chosen, Name
 from dap.base.parsing import parse_yaml, shown
 from dap.base.registry import suggest
-
-LARGEST = 2**18
-"""How many bytes the file of a recipe may have."""
 
 
 class Value(Chosen, frozen=True):
@@ -86,7 +83,7 @@ def read_with_text(path: str | Path) -> tuple[dict[str, Any], str]:
             said = f"There is no recipe file {shown(path)} and no shipped recipe of that name."
             raise DapError(f"{said} {suggest(shown(name), known)}")
         file = _folder() / f"{name}.yaml"
-    text = read_text(file, LARGEST)
+    text = read_text(file, LARGEST_YAML)
     values = parse_yaml(text, path)
     if not isinstance(values, dict):
         raise DapError(f"{shown(path)} should hold a mapping such as 'method: dap'.")

@@ -19,7 +19,7 @@ from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part
 from dap.data.real.memory import MemorySource, by_class
-from dap.data.real.sources import Source, check_path, open_source
+from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
 from dap.methods import find
@@ -60,13 +60,13 @@ class Workshop:
         self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
-        self._strange: dict[tuple[int, int], float | None] = {}
+        self._looked_at: set[tuple[int, int]] = set()
         self.tell: Callable[[str], object] = lambda text: None
 
     def with_method(self, method: Method) -> Workshop:
         """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
         other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
-        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell", "_strange")
+        shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell", "_looked_at")
         vars(other).update({name: getattr(self, name) for name in shared})
         return other
 
@@ -221,9 +221,9 @@ class Workshop:
         source = self.source(data)
         if needed and backbone is not None:
             key = (id(backbone), id(source))
-            if key not in self._strange:  # the kept objects hold their ids
-                self._kept += [backbone, source]
-                self._strange[key] = warned(backbone, source)
+            if key not in self._looked_at:  # both objects live as long as the workshop, which keeps what it loads
+                self._looked_at.add(key)
+                warned(backbone, source)
         own = resolved.own
         given = Given(
             backbone=backbone if needed else None,
@@ -240,7 +240,7 @@ class Workshop:
         side, found = whole.side(), whole.sizes()
         if side is None:
             return OPEN
-        if len(set(found)) > 1 or (found and min(found[0]) != side and whole.name != "fashion-mnist"):
+        if len(set(found)) > 1 or (found and min(found[0]) != side and whole.name != EMBEDDED):
             self.tell(
                 f"the set gets images of {side} × {side} px, as the images differ in size or are large; --size says another"
             )
@@ -295,7 +295,7 @@ def _classifier(method: Method, recipe: Recipe) -> str | None:
         if recipe.classifier:
             raise DapError(f"Method {recipe.method!r} has no use for a classifier; leave out --classifier.")
         return None
-    if recipe.classifier in (None, STARTER) and recipe.data.path == "fashion-mnist":
+    if recipe.classifier in (None, STARTER) and recipe.data.path == EMBEDDED:
         return STARTER
     if recipe.classifier is None:
         raise DapError(

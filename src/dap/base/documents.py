@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 LARGEST = 64 * 2**20
 """How many bytes a document may have: 64 MiB. No document of this package comes near it, except lines of a manifest."""
+LARGEST_YAML = 2**18
+"""How many bytes a YAML file may have: 256 KiB. Parsing YAML is slow."""
 LARGEST_LINES = 2 * 2**30
 """How many bytes a file of JSON lines may have: 2 GiB, some millions of images."""
 LONGEST_LINE = 2**20
@@ -69,9 +71,13 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
             data = file.read(largest + 1)
     except OSError as error:
         raise DapError(f"{shown(path)} cannot be read: {error.strerror}.") from error
-    if len(data) > largest:
-        raise Damaged(f"{shown(path)} is larger than {largest:,} bytes; a file of this kind is never so large.")
+    _check_size(path, len(data), largest)
     return data
+
+
+def _check_size(path: Path, size: int, largest: int) -> None:
+    if size > largest:
+        raise Damaged(f"{shown(path)} is larger than {largest:,} bytes; a file of this kind is never so large.")
 
 
 def read_json(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = LARGEST) -> T:
@@ -90,7 +96,7 @@ def read_json(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = LAR
     return fitted(parse_json(text, path), model, path, text)
 
 
-def read_yaml(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = 2**18) -> T:
+def read_yaml(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = LARGEST_YAML) -> T:
     """The value of a YAML file as a model, as `read_json` gives that of a JSON file."""
     text = read_text(path, largest)
     return fitted(parse_yaml(text, path), model, path, text)
@@ -122,9 +128,7 @@ def read_lines(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = LA
     """
     if not os.path.lexists(path):
         return
-    size = regular(path).stat().st_size
-    if size > largest:
-        raise Damaged(f"{shown(path)} is larger than {largest:,} bytes; a file of this kind is never so large.")
+    _check_size(path, regular(path).stat().st_size, largest)
     check = _adapter(model)
     with path.open("rb") as file:
         number = 0

@@ -110,7 +110,7 @@ def _tiny(number: float) -> float:
 
 def _writable(text: str) -> str:
     """Refuse text that UTF-8 cannot hold or that ends early in a C string."""
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
         raise ValueError("this text holds a NUL or half of a character")
     return text
 
@@ -142,6 +142,8 @@ RunSeed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """The seed of a run: a whole number from 0 to 2**63 - 1."""
 Images = Annotated[int, Field(ge=1, le=10**7)]
 """A number of images that are held or drawn together: 1 to 10**7."""
+Slots = Annotated[int, Field(ge=1, le=100_000)]
+"""A number of images of a class, or of things of which a set has no more: 1 to 100,000."""
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 """A side of images in pixels: 1 to 16,384."""
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -143,6 +143,7 @@ def parse_yaml(text: str, where: Path | str) -> Any:
         raise Damaged(f"{shown(where)}: it is nested more than {DEEPEST} deep.") from error
 
 
+@functools.cache
 def _loader() -> Any:
     import yaml
     from yaml import composer, constructor

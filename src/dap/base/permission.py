@@ -11,7 +11,6 @@ Two checks work together. `refuse_code` is called where a file is read whose val
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -190,11 +189,11 @@ def _refused(spec: str, where: str) -> str:
 
 def _sha256(spec: str) -> str:
     """The sha256 of the file behind a name, found without running anything; "unknown" where there is no file."""
+    from dap.base.files import sha256_of
+
     where = spec.rpartition(":")[0]
     file = where if where.endswith(".py") else _file_of(where)
-    if file is None or not Path(file).is_file():
-        return "unknown"
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return (file and sha256_of(Path(file))) or "unknown"
 
 
 def _file_of(module: str) -> str | None:

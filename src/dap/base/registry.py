@@ -22,9 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from dap.base.errors import DapError
-from dap.base.permission import admit, is_code, refuse_code
-
-__all__ = ["Lazy", "build", "code_of", "refuse_code", "resolve", "suggest"]
+from dap.base.permission import admit, is_code
 
 
 class Lazy(MutableMapping[str, Any]):

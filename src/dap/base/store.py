@@ -142,14 +142,14 @@ class Store:
             key: everything the entry depends on beside `inputs`, as JSON values.
             make: computes the tensors.
         """
-        mark = f"{_file_name(name)}-{self._hash(name, key)}"
+        of = self._said(name, key)
+        mark = f"{_file_name(name)}-{_hash(of)}"
         if (held := self._held.get(mark)) is not None:
             return held
         asked = time.monotonic()
         with self._alone(mark):
             began, carried = time.monotonic(), self.carried
             self.waited += began - asked
-            of = self._said(name, key)
             found = self._read(mark, of)
             if found is None:
                 value = {part: tensor.detach().cpu().contiguous() for part, tensor in make().items()}
@@ -178,7 +178,7 @@ class Store:
 
     def checkpoint(self, name: str, key: Mapping[str, Any]) -> Checkpoint:
         """A checkpoint for long work. Call `discard` when the result of the work is kept."""
-        mark = self._hash(name, key)
+        mark = _hash(self._said(name, key))
         path = None if self.folder is None else self.folder / f"{_file_name(name)}-{mark}.pt"
         made = Checkpoint(path, mark, self.every)
         self._checkpoints.append(made)
@@ -198,9 +198,6 @@ class Store:
     def _said(self, name: str, key: Mapping[str, Any]) -> str:
         """What an entry is of: its name and everything that it depends on, as one text."""
         return json.dumps([name, self.inputs, dict(key)], sort_keys=True, default=str)
-
-    def _hash(self, name: str, key: Mapping[str, Any]) -> str:
-        return hashlib.sha256(self._said(name, key).encode()).hexdigest()[:16]
 
     @contextmanager
     def _alone(self, mark: str) -> Iterator[None]:
@@ -260,6 +257,10 @@ def _entry(file: Path, of: str) -> tuple[dict[str, Tensor], float]:
         raise DapError("is of something else")
     touch(file)
     return value, float(about["seconds"])
+
+
+def _hash(said: str) -> str:
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _file_name(name: str) -> str:

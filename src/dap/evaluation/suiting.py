@@ -21,8 +21,6 @@ from dap.evaluation.training.protocol import Protocol
 
 log = logging.getLogger("dap")
 
-EMBEDDED = "fashion-mnist"
-"""The data whose values the protocols for small images state."""
 VALUES = (0.2861, 0.3530)
 """Mean and standard deviation of Fashion-MNIST, by which such a protocol is known."""
 SIZE = 32

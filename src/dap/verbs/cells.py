@@ -198,8 +198,8 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
     _check_once(cells, watcher)
     (cells.out / CLAIMS).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=cells.out / CLAIMS) as folder:
-        job, total = Path(folder) / "grid.json", len(cells.cells)
-        job.write_text(json.dumps(cells.dump(), default=str), encoding="utf-8")
+        job, total, dumped = Path(folder) / "grid.json", len(cells.cells), cells.dump()
+        job.write_text(json.dumps(dumped, default=str), encoding="utf-8")
 
         def count() -> None:
             watcher.cells(sum(1 for _ in job.parent.iterdir()) - 1, total)
@@ -207,16 +207,15 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
         count()
         spread = cells.machine.device in ("auto", "cuda")
         try:
-            command = ["worker", str(job), *_permission(cells)]
+            command = ["worker", str(job), *_permission(dumped)]
             run_workers(command, workers, spread=spread, meanwhile=count, tell=watcher.note)
         except DapError as error:
             raise CellsFailed(str(error)) from error
         count()
 
 
-def _permission(cells: Grid) -> list[str]:
-    """The flags that let a worker run the code that this process may run."""
-    dumped = cells.dump()
+def _permission(dumped: Mapping[str, Any]) -> list[str]:
+    """The flags that let a worker run the code of a grid that this process may run."""
     named = asked_for([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])
     return [*(part for spec in named for part in ("--code", spec)), *(["--allow-code"] if code_is_allowed() else [])]
 

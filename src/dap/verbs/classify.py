@@ -33,7 +33,7 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
-from dap.base.registry import refuse_code
+from dap.base.permission import refuse_code
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
 from dap.base.watch import Watcher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.apart import check_writable, kept_apart
 from dap.evaluation.judge import check_batches, judge
+from dap.evaluation.labelling import largest
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
@@ -85,14 +85,12 @@ def evaluate(
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
-        for made in opened:
-            images = Counter(record["label"] for record in made.records)
-            largest = max(images.values(), default=0)
-            plan = loaded_for(data_of(made, path, max_bad_fraction, split)).plan
-            check_batches(plan, images.total(), max(1, largest), len(made.class_names))
+        ready = [loaded_for(data_of(made, path, max_bad_fraction, split)) for made in opened]
+        for made, loaded in zip(opened, ready, strict=True):
+            check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names))
         place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
-        for made in opened:
-            judge(made, loaded_for(data_of(made, path, max_bad_fraction, split)), watcher)
+        for made, loaded in zip(opened, ready, strict=True):
+            judge(made, loaded, watcher)
     else:
         place(opened, where)
         _judge_on(data, opened, classes, judging, machine, watcher)
@@ -106,9 +104,11 @@ def place(opened: Sequence[DistilledSet], out: Path | None) -> None:
     Raises:
         DapError: a folder cannot be written.
     """
-    folder = out
+    folder = None
     if out is not None:
-        folder = out.parent if out.suffix.lower() in {".html", ".htm"} else out
+        from dap.evaluation.report.page import page_of
+
+        folder = page_of(out).parent
         check_writable(folder, "Give another folder with --out.")
     paths = [made.path.resolve() for made in opened]
     shared = Path(os.path.commonpath([path.parent for path in paths]))
@@ -145,9 +145,8 @@ def _opened(
     if isinstance(data, Source):
         return held.set_of(one, data.class_names)
     if isinstance(data, (str, Path)):
-        # Only the names of the classes are read here, so any size will do.
-        whole = Recipe.parse({"data": {"path": str(data), "classes": classes, "size": 32, "split": split}}).data
-        return held.set_of(one, workshop.source(whole, "test").class_names)
+        chosen = Recipe.parse({"data": {"path": str(data), "classes": classes, "split": split}}).data
+        return held.set_of(one, workshop.whole(chosen, "test").class_names)
     return held.set_of(one, classes)
 
 
@@ -187,9 +186,7 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
     if not (path or recorded.get("path")):
         raise DapError(f"{made.path} does not say what real images to test on; give --data.")
     values = (
-        recorded
-        if path in (None, recorded.get("path"))
-        else {name: recorded[name] for name in ("max_bad_fraction",) if name in recorded}
+        recorded if path in (None, recorded.get("path")) else {"max_bad_fraction": recorded.get("max_bad_fraction")}
     )
     values = {name: value for name, value in values.items() if value is not None}
     if side := side_of(made):

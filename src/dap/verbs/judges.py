@@ -6,20 +6,19 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dap.backbones import device_of
-from dap.data.real.sources import Source
+from dap.data.real.finding.splits import Split
+from dap.data.real.sources import EMBEDDED, Source
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.plan import JudgingPlan, Loaded
-from dap.evaluation.suiting import EMBEDDED, suited_size, suited_values
+from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.options import Judging, Machine
 from dap.verbs.understood import check_apart
 from dap.workshop import Workshop
-
-Split = Literal["train", "validation", "test"]
 
 LoadedFor = Callable[[Data], Loaded]
 """A function of the real data that a set was made of. It returns what judging such sets needs."""

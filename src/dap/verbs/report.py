@@ -89,11 +89,10 @@ def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: s
 def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
     """Write the page of `report` on these folders. Each folder is one set; others may have made the images of a folder."""
     from dap.evaluation.apart import check_writable
-    from dap.evaluation.report.page import write_report
+    from dap.evaluation.report.page import page_of, write_report
     from dap.published import published
 
-    folder = out.parent if out.suffix.lower() in {".html", ".htm"} else out
-    check_writable(folder, "Give another folder with --out.")
+    check_writable(page_of(out).parent, "Give another folder with --out.")
     return write_report(sets, out, title=title, published=published).resolve()
 
 
@@ -111,7 +110,7 @@ def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
         if isinstance(one, DistilledSet):
             found.append(one.path)
         else:
-            found += [file.parent for file in sorted(Path(one).glob("**/classes.json"))]
+            found += _below(one)
     if not found:
         raise DapError(f"No distilled set in {', '.join(map(str, given))} (looked for classes.json).")
     return found
@@ -126,9 +125,13 @@ def opened_sets(
         if isinstance(one, DistilledSet):
             opened.append(one)
             continue
-        folders = [file.parent for file in sorted(Path(one).glob("**/classes.json"))] or [Path(one)]
-        opened += [DistilledSet.from_folder(folder, classes) for folder in folders]
+        opened += [DistilledSet.from_folder(folder, classes) for folder in _below(one) or [Path(one)]]
     return opened
+
+
+def _below(place: str | Path) -> list[Path]:
+    """The folders of sets in a folder, at any depth."""
+    return [file.parent for file in sorted(Path(place).glob("**/classes.json"))]
 
 
 def check_tracking(to: str | None) -> None:

@@ -11,8 +11,8 @@ from dap.backbones import device_of
 from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
-from dap.data.real.sources import Source
-from dap.evaluation.suiting import EMBEDDED, suited_size, suited_values
+from dap.data.real.sources import EMBEDDED, Source
+from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.classifier import save_classifier
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial

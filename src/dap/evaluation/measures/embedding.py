@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.data.real.sources import EMBEDDED
 from dap.evaluation.training.classifier import load_trained
 from dap.evaluation.training.fitting import seeded
 from dap.evaluation.training.networks import Network, build
@@ -38,7 +39,7 @@ def embedding(
     Raises:
         DapError: the file does not exist, holds no classifier, or holds a classifier without features.
     """
-    if reference is None and data == "fashion-mnist":
+    if reference is None and data == EMBEDDED:
         from dap.starter import REFERENCE
 
         reference = REFERENCE

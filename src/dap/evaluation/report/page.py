@@ -73,6 +73,11 @@ BESIDE = ("measures", "ranking", "recipes", "cost", "networks", "classes", "conf
 """Parts of the names of the CSV files. Files of an earlier report that the new report does not have are removed."""
 
 
+def page_of(out: Path) -> Path:
+    """The file of the page for `--out`: `out` itself where its name ends in .html, else report.html in that folder."""
+    return out if out.suffix.lower() in {".html", ".htm"} else out / "report.html"
+
+
 def write_report(
     paths: Sequence[Path],
     out: Path,
@@ -100,7 +105,7 @@ def write_report(
         DapError: there is no set, a JSON file cannot be read, or `out` cannot be written.
     """
     out = Path(out)
-    page = out if out.suffix.lower() in {".html", ".htm"} else out / "report.html"
+    page = page_of(out)
     content = _content(load(paths), title, Claims(expected, published))
     beside = {f"{page.stem}{'-' if key else ''}{key}.csv": text for key, text in content.beside.items()}
     files = {**beside, f"{page.stem}.md": _markdown(content), f"{page.stem}.tex": _latex(content)}

@@ -24,8 +24,8 @@ from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name
 from dap.base.files import write_atomically
 from dap.base.parsing import Damaged, parse_json, shown
-from dap.base.permission import is_code
-from dap.base.registry import code_of, refuse_code, resolve
+from dap.base.permission import is_code, refuse_code
+from dap.base.registry import code_of, resolve
 from dap.data.real.base import select
 from dap.evaluation.training.batches import as_float, in_slices
 from dap.evaluation.training.fitting import new_network, seeded

@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from dap.base.documents import read_text
+from dap.base.documents import LARGEST_YAML, read_text
 from dap.base.errors import DapError
 from dap.base.fields import Divisor, Images, Name, Number, Pixels
 from dap.base.parsing import brief, line_of, parse_yaml, shown
-from dap.base.registry import refuse_code, suggest
+from dap.base.permission import refuse_code
+from dap.base.registry import suggest
 from dap.evaluation.training.labels import Case, Hard, Labels, epoch_of, of_size
 from dap.evaluation.training.networks import Norm
 from dap.evaluation.training.steps import Closed, Step
@@ -298,7 +299,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     if name.endswith((".yaml", ".yml")):
         if not os.path.lexists(name):
             raise DapError(f"No protocol file {shown(name)}. Shipped protocols: {', '.join(known_protocols())}.")
-        return read_text(Path(name), 2**18), shown(name)
+        return read_text(Path(name), LARGEST_YAML), shown(name)
     if name not in known_protocols():
         known = suggest(shown(name), known_protocols())
         raise DapError(f"Unknown protocol {brief(name)}. {known} Or give the .yaml file of your own.")
