@@ -68,7 +68,10 @@ def test_a_flow_read_through_a_solver_of_both_families(copied, name):
     as_scheduler(folder, name, use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction")
     made = load(str(folder))
     assert made.schedule == plain.schedule and made.schedule.shift == 3.0
-    change(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    for wrong in (-3, 0, "x", 1e300):
+        change(folder / "scheduler" / "scheduler_config.json", flow_shift=wrong)
+        assert "flow_shift" in refusal(folder)
+    change(folder / "scheduler" / "scheduler_config.json", flow_shift=3.0, prediction_type="epsilon")
     assert "flow_prediction" in refusal(folder)
     change(folder / "scheduler" / "scheduler_config.json", use_flow_sigmas=False)
     assert "is a flow" in refusal(folder)
@@ -87,6 +90,15 @@ def test_a_dynamic_shift_is_that_of_diffusers(folders, copied, how):
     mu = calculate_shift(4, 2, 20, 0.5, 1.15)
     shifted = theirs.time_shift(mu, 1.0, torch.tensor(0.3)).item()
     shift = load(str(folder)).schedule.shift
+    for name, wrong in {
+        "base_image_seq_len": "x",
+        "max_image_seq_len": 0,
+        "time_shift_type": "foo",
+        "base_shift": [],
+    }.items():
+        change(folder / "scheduler" / "scheduler_config.json", **{name: wrong})
+        assert name in refusal(folder)
+        change(folder / "scheduler" / "scheduler_config.json", **{name: values.get(name, 0.5)})
     assert shift * 0.3 / (1 + (shift - 1) * 0.3) == pytest.approx(shifted, rel=1e-5)
 
 

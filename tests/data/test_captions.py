@@ -11,7 +11,7 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.captions import read_captions
 from dap.data.real.sources import open_source
-from dap.verbs.caption import write_captions
+from dap.verbs.caption import caption, write_captions
 
 
 @pytest.fixture
@@ -184,3 +184,8 @@ def test_captions_of_a_model_of_transformers_by_command(blip, colours, tmp_path,
     assert read(again) == read(out), "a caption is its image's, whatever the batch"
     assert main(["caption", "--data", str(colours), "--out", str(again), "--model", str(tmp_path / "no")]) == 1
     assert "captioner" in capsys.readouterr().err
+
+
+def test_a_split_that_names_nothing_is_one_sentence(colours, tmp_path):
+    with pytest.raises(DapError, match="data.split: train=FOLDER,test=FOLDER is needed"):
+        caption(colours, tmp_path / "c.jsonl", split="foo", say=lambda images, question: ["x"] * len(images))

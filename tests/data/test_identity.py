@@ -160,3 +160,24 @@ def test_the_embedded_data_keep_their_fingerprint() -> None:
 
 
 EMBEDDED = "bc47c1b4858013b76ae9d378e79c312f9d937bfd8ee8e769b845451e87315f06"
+
+
+@pytest.mark.parametrize("shards", [True, False])
+def test_what_lies_in_one_folder_is_read_once_too(
+    shards: bool, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parquet files side by side, and a flat folder whose table gives each class a few of its images."""
+    monkeypatch.setattr(identity, "SETTLED", 0)
+    if shards:
+        for k in range(6):
+            write_parquet(tmp_path / "d" / f"train-{k}.parquet", {"image": rows(4), "label": [0, 0, 1, 1]})
+        files = 6
+    else:
+        files = 20
+        for k in range(files):
+            bmp(tmp_path / "d" / f"{k}.bmp", 10 * k)
+        lines = "".join(f"{k}.bmp,{'abcdefghij'[k % 10]}\n" for k in range(files))
+        (tmp_path / "d" / "labels.csv").write_text(f"file_name,label\n{lines}")
+    first = opened(tmp_path / "d").fingerprint()
+    assert len(reads) == files
+    assert opened(tmp_path / "d").fingerprint() == first and len(reads) == files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,33 @@ def test_damaged_real_images_are_allowed_as_the_recipe_says(colours, tmp_path, c
     assert main(["evaluate", str(tmp_path / "b"), *SMALL, "--max-bad-fraction", "0.5"]) == 0, (
         "the advice can be followed"
     )
+
+
+def test_a_trial_whose_line_lacks_its_end_is_kept(ours, tmp_path):
+    """A writer that was killed before the newline has recorded the whole trial; it is neither trained again nor lost."""
+    made = tmp_path / "set"
+    shutil.copytree(ours, made)
+    assert main(["evaluate", str(made), *SMALL]) == 0
+    file, page = made / "trials.jsonl", made / "report.html"
+    line = file.read_text()
+    file.write_text(line.rstrip("\n"))
+    assert main(["evaluate", str(made), *SMALL]) == 0
+    assert file.read_text() == line and page.is_file()
+
+
+def test_a_set_whose_names_are_decomposed_is_judged_on_composed_ones(colours, tmp_path):
+    """Case A13: a set of others, or of an earlier version, may keep the names that a Mac wrote."""
+    single, composed = unicodedata.normalize("NFD", "café"), unicodedata.normalize("NFC", "café")
+    data, made = tmp_path / "data", tmp_path / "set"
+    shutil.copytree(colours, data)
+    for split in ("train", next(folder.name for folder in data.iterdir() if folder.name != "train")):
+        (data / split / "red").rename(data / split / composed)
+    how = ["--method", "random", "--data", str(data), "--size", "8", "--ipc", "2", "--out", str(made)]
+    assert main(["distill", *how]) == 0
+    for name in ("classes.json", "manifest.jsonl", "inputs.json", "recipe.json", "env.json"):
+        text = (made / name).read_text()
+        (made / name).write_text(text.replace(composed, single).replace("caf\\u00e9", "cafe\\u0301"))
+    assert single in json.loads((made / "classes.json").read_text())["names"]
+    assert main(["evaluate", str(made), "--data", str(data), *SMALL]) == 0
+    measures = json.loads((made / "measures.json").read_text())
+    assert set(measures["by_class"]) == {single, "green", "blue"} and measures["coverage"] > 0

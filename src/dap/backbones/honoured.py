@@ -58,7 +58,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: str, where: Path | st
         return
     defaults = _defaults(of)
     for name, value in values.items():
-        if name.startswith("_") or name in indifferent:
+        if name.startswith("_") or (name in indifferent and name not in table):
             continue
         if name not in table:
             if value in SWITCHED_OFF or (name in defaults and value == defaults[name]):

@@ -95,12 +95,12 @@ def _remove(file: Path) -> bool:
     """Remove an entry that nobody holds. Says whether it was removed."""
     from filelock import FileLock, Timeout
 
-    if file.suffix == ".pt":
-        if time.time() - file.stat().st_mtime < OLD:
-            return False
-        file.unlink(missing_ok=True)
-        return True
     try:
+        if file.suffix == ".pt":
+            if time.time() - file.stat().st_mtime < OLD:
+                return False
+            file.unlink()
+            return True
         with FileLock(file.with_name(f".{file.stem}.lock"), timeout=0):
             file.unlink(missing_ok=True)
     except (OSError, Timeout):

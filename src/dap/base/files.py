@@ -218,10 +218,16 @@ def dump(value: Any) -> bytes:
 
 def drop_torn_line(path: Path) -> None:
     """Cut off the half line that a killed writer left at the end of a file, so that the next line starts on its own."""
-    if path.is_file():
+    if path.is_file() and not ended(path):
         data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            write_atomically(path, data[: data.rfind(b"\n") + 1])
+        write_atomically(path, data[: data.rfind(b"\n") + 1])
+
+
+def ended(path: Path) -> bool:
+    """Whether a file is empty or ends with a newline. Only its last byte is read."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 1))
+        return file.read() in (b"\n", b"")
 
 
 def sha256_of(path: Path) -> str | None:

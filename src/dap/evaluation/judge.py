@@ -20,6 +20,7 @@ import torch
 from dap.base.errors import DapError
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
+from dap.data.real.names import select
 from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import whole_note
@@ -166,7 +167,7 @@ def _measure(judged: DistilledSet, loaded: Loaded, key: str) -> None:
     if inspector is None or inspector.done(judged, key):
         return
     images, labels = judged.tensors(loaded.plan.protocol.size, fit="crop-bilinear")
-    own = labels.new_tensor([loaded.test.class_names.index(name) for name in judged.class_names])
+    own = labels.new_tensor(select(loaded.test.class_names, judged.class_names, "the test data")[1])
     try:
         inspector(judged, images, own[labels], key)
     except DapError as error:  # of the features or of broken real images; the accuracies stand all the same

@@ -11,6 +11,7 @@ import torch
 
 from dap.base.errors import DapError
 from dap.data.real.base import Source
+from dap.data.real.names import select
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
 from dap.evaluation.measures.own import own_measures
@@ -86,7 +87,7 @@ class Loaded:
         if side not in self._tensors:
             self._tensors[side] = self.open(self.plan.on, side).tensors(dtype=torch.uint8)
         images, labels = self._tensors[side]
-        return images, labels.new_tensor([class_names.index(name) for name in self.test.class_names])[labels]
+        return images, labels.new_tensor(select(class_names, self.test.class_names, "the set")[1])[labels]
 
     def teacher(self, class_names: Sequence[str]) -> Classifier | None:
         """The teacher, whose logits are in the order of these names; None for a protocol that needs no teacher.

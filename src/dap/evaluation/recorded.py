@@ -11,7 +11,7 @@ from typing import Any
 
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
-from dap.base.files import drop_torn_line, inside, write_atomically
+from dap.base.files import ended, inside, write_atomically
 from dap.data.sets.notes import as_read
 from dap.evaluation.training.trials import KEYS, Trial, TrialLine
 
@@ -50,9 +50,8 @@ class RecordedTrials:
         kept = [line for line in known if _counts(line, key, protocol, network)]
         for problem in [line.problem for line in lines if line.problem is not None][:3]:
             log.warning("left out a trial: %s", problem)
-        if len(kept) < len(lines):
+        if len(kept) < len(lines) or (lines and not ended(self.path)):  # the next line must start on its own
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        drop_torn_line(self.path)
         mine = [line for line in kept if key.items() <= line.items() and line["network"] == network]
         return {line["seed"]: Trial.from_record(line) for line in mine}
 

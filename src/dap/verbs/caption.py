@@ -17,10 +17,10 @@ from dap.base.errors import DapError
 from dap.base.files import drop_torn_line
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
-from dap.choices import Data
 from dap.data.real.captions import finder, lines_of
 from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
+from dap.recipe import Recipe
 from dap.verbs.options import Machine
 
 MODEL = "Salesforce/blip-image-captioning-base"
@@ -134,7 +134,7 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
-    chosen = Data.model_validate({"split": split}).split
+    chosen = Recipe.parse({"data": {"split": split}}).data.split
     if isinstance(data, Source):
         source = data
     else:

@@ -14,7 +14,7 @@ import sqlite3
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -47,13 +47,12 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dap"
 
 
-def hashes(root: Path, files: list[str], tell: Callable[[str], object] | None = None) -> list[str]:
+def hashes(root: Path, files: list[str]) -> list[str]:
     """The sha256 of files in hexadecimal, or "unreadable", in their order.
 
     Args:
         root: the folder that the files lie in.
         files: paths relative to the folder. They need no order, but files of one folder are looked up together.
-        tell: is told a sentence where so many bytes must be read that it takes long. Default: the log.
     """
     groups: dict[str, list[int]] = {}
     for place, file in enumerate(files):
@@ -76,8 +75,9 @@ def hashes(root: Path, files: list[str], tell: Callable[[str], object] | None = 
                     pending += size
             if pending > TELL_FROM and not told:
                 told = True
-                text = f"reading the files of {root} once, to know them by their content; the next run remembers them"
-                (tell or log.info)(text)
+                log.info(
+                    "reading the files of %s once, to know them by their content; the next run remembers them", root
+                )
             paths = [str(root / files[place]) for place, _, _ in missing]
             now = time.time_ns()
             for (place, mark, changed), digest in zip(missing, _all(pool, paths), strict=True):

@@ -157,22 +157,28 @@ class ParquetSource(Source):
 
     def _listing(self) -> Iterator[str]:
         yield f"decoding {DECODING}"
-        for file, digest in zip(self._files, [hashes(f.parent, [f.name])[0] for f in self._files], strict=True):
+        # One call for all files, because the index remembers of a folder what one call asks.
+        for file, digest in zip(self._files, _hashes(self._files), strict=True):
             yield f"{file.name}\t{digest}"
         groups: dict[Path, list[str]] = {}
         for file, name in self._paths():
             place = beside(file, name)
             if place is not None:
                 groups.setdefault(place.parent, []).append(place.name)
-        for folder, names in sorted(groups.items()):
-            for name, digest in zip(names, hashes(folder, names), strict=True):
-                yield f"{name}\t{digest}"
+        named = [folder / name for folder, names in sorted(groups.items()) for name in names]
+        for file, digest in zip(named, _hashes(named), strict=True):
+            yield f"{file.name}\t{digest}"
 
     def _look(self, label: int, index: int) -> tuple[int, int] | None:
         try:
             return size_of(self.encoded(label, index))
         except BrokenImage:
             return None
+
+
+def _hashes(files: Sequence[Path]) -> list[str]:
+    """The sha256 of files of any folders, see `identity.hashes`."""
+    return hashes(files[0].parent, [file.absolute().as_posix() for file in files]) if files else []
 
 
 def check_pyarrow() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
-from dap.base.files import dump, inside, roots, write_atomically
+from dap.base.files import dump, ended, inside, roots, write_atomically
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, read, read_manifest, there
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
@@ -84,12 +84,7 @@ def keep_usable_lines(path: Path, classes: Classes) -> None:
     manifest = read_manifest(path, classes)
     if not there(path, "manifest.jsonl"):
         return
-    data = inside(path, "manifest.jsonl")
-    with data.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 1))
-        ended = file.read() in (b"\n", b"")
-    if manifest.problems or not ended:
+    if manifest.problems or not ended(inside(path, "manifest.jsonl")):
         lines = [json.dumps(line) + "\n" for _, line in sorted(manifest.lines.values(), key=lambda pair: pair[0])]
         write_atomically(path / "manifest.jsonl", "".join(lines).encode())
 

@@ -29,6 +29,7 @@ from dap.base.errors import DapError
 from dap.base.files import write_atomically
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
+from dap.data.real.names import select
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import leaks, whole_note
 from dap.evaluation.measures.embedding import Features
@@ -171,7 +172,7 @@ class Inspector:
 
     def _inspect(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
         names = self.train.class_names
-        own = [judged.class_names.index(name) for name in names]
+        own = select(judged.class_names, names, "the set")[1]
         features = extract(self.features, images).float()
         compared, notes = self._measured(features, labels)
         probabilities = self._probabilities(images)
@@ -189,7 +190,7 @@ class Inspector:
         self._write_map(judged, features, labels, own)
         told = self._images(judged, near, probabilities, own, key, keep)
         judged.note("images.json", {**told, "real": self._real(judged, images)})
-        by_class = {name: rows[name] for name in judged.class_names}
+        by_class = {judged.class_names[k]: rows[name] for k, name in sorted(zip(own, names, strict=True))}
         judged.note("measures.json", {**measures, "by_class": by_class, "notes": notes, "judged": key})
 
     def _measured(self, features: Tensor, labels: Tensor) -> tuple[Comparison, dict[str, str]]:
