@@ -10,6 +10,8 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from dap.base.parsing import halved
+
 
 class FromFile(BaseModel, frozen=True):
     """A closed model of what a file may hold: no unknown key, no value of another type, no number that is not finite."""
@@ -110,7 +112,7 @@ def _tiny(number: float) -> float:
 
 def _writable(text: str) -> str:
     """Refuse text that UTF-8 cannot hold or that ends early in a C string."""
-    if "\0" in text or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+    if "\0" in text or halved(text):
         raise ValueError("this text holds a NUL or half of a character")
     return text
 

@@ -39,6 +39,11 @@ def brief(value: Any) -> str:
     return said if len(said) <= 80 else f"{said[:80]}…"
 
 
+def halved(text: str) -> bool:
+    """Whether a text holds half of a character, as a file name does whose bytes are not UTF-8. UTF-8 cannot hold such a text."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def decode(data: bytes, where: Path | str) -> str:
     """The text of bytes in UTF-8, without a byte order mark.
 

@@ -18,20 +18,20 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.base.parsing import shown
+from dap.base.parsing import halved, shown
 from dap.data.real import sizes
 from dap.data.real.decode import BrokenImage, Fit, check_fit
 from dap.data.real.finding.walking import LAYOUTS
-from dap.data.real.names import by_class, composed, select, some
+from dap.data.real.names import composed, some
 from dap.data.real.recent import Recent
-from dap.data.real.sizes import size_of
-
-__all__ = ["CACHE_BYTES", "Source", "by_class", "composed", "select", "size_of", "some"]
 
 log = logging.getLogger("dap")
 
 CACHE_BYTES = 256 * 2**20
 """The largest number of bytes that a source keeps in memory: of decoded images, and again of data read for decoding."""
+
+LOOKED_AT = 48
+"""How many images are looked at for their sizes."""
 
 
 class Source(ABC):
@@ -69,7 +69,7 @@ class Source(ABC):
         if empty:
             raise DapError(f"no images in {some(empty)} of {name}; add some, or leave it out by naming `classes`")
         for class_name in class_names:
-            if any("\ud800" <= letter <= "\udfff" for letter in class_name):
+            if halved(class_name):
                 raise DapError(
                     f"the class name {shown(class_name)} of {name} is not UTF-8; rename it, as with "
                     "convmv -f latin1 -t utf8 -r --notest FOLDER, or leave it out by naming `classes`"
@@ -113,13 +113,13 @@ class Source(ABC):
         del label, index
         return None
 
-    def sizes(self, most: int = 48) -> list[tuple[int, int]]:
+    def sizes(self) -> list[tuple[int, int]]:
         """Width and height of some images before they are made square, spread over the classes and over each class."""
         if self._sizes is None:
-            labels = range(0, len(self._counts), max(len(self._counts) // most, 1))
-            each = max(most // len(labels), 1)
+            labels = range(0, len(self._counts), max(len(self._counts) // LOOKED_AT, 1))
+            each = max(LOOKED_AT // len(labels), 1)
             places = [(label, index) for label in labels for index in _spread(self._counts[label], each)]
-            self._sizes = [seen for where in places[:most] if (seen := self._look(*where)) is not None]
+            self._sizes = [seen for where in places[:LOOKED_AT] if (seen := self._look(*where)) is not None]
         return self._sizes
 
     def side(self) -> int | None:

@@ -14,32 +14,9 @@ from dap.data.real.finding.facts import Layout
 from dap.data.real.finding.reader import Reader
 from dap.data.real.finding.splits import split_of
 from dap.data.real.finding.tables import Table, read_table
-from dap.data.real.finding.walking import (
-    IMAGE_SUFFIXES,
-    LAYOUTS,
-    check_folder,
-    class_folders,
-    image_files,
-    is_folder,
-    is_image,
-    unreadable,
-    visible,
-)
+from dap.data.real.finding.walking import check_folder
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "LAYOUTS",
-    "SPLITS",
-    "Layout",
-    "check_folder",
-    "class_folders",
-    "image_files",
-    "is_folder",
-    "is_image",
-    "locate",
-    "unreadable",
-    "visible",
-]
+__all__ = ["SPLITS", "Layout", "locate"]
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 """The splits that can be opened, each with its usual names. `finding.splits.WORDS` has all words."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from dap.base.documents import read_bytes, regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
-from dap.data.real.base import CACHE_BYTES, Source, size_of
+from dap.data.real.base import CACHE_BYTES, Source
 from dap.data.real.columns import (
     USUAL,
     check_groups,
@@ -30,6 +30,7 @@ from dap.data.real.finding.walking import is_folder, visible
 from dap.data.real.identity import DECODING, hashes
 from dap.data.real.names import by_class, select
 from dap.data.real.recent import Recent
+from dap.data.real.sizes import size_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

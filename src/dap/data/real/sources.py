@@ -125,6 +125,9 @@ class _FileSource(Source):
     def _look(self, label: int, index: int) -> tuple[int, int] | None:
         return size_of(self._root / self._files[label][index])
 
+    def _decode(self, label: int, index: int) -> Tensor:
+        return decode(self._root / self._files[label][index], self.size, self.fit)
+
     def _listing(self) -> Iterator[str]:
         yield f"decoding {DECODING}"
         # One call for all classes: the index remembers what one call asks of a folder, and classes can share a folder.
@@ -167,9 +170,6 @@ class FolderSource(_FileSource):
         super().__init__(name or root.name, names, root, files, **how)
         self.notes = tuple(filter(None, [left.told()]))
 
-    def _decode(self, label: int, index: int) -> Tensor:
-        return decode(self._root / self._files[label][index], self.size, self.fit)
-
 
 def _inside(root: Path, folder: str, inner: Split | None, left: Left) -> list[str]:
     """The images of a class folder, or of those folders in it that are the split `inner`, relative to `root`."""
@@ -201,9 +201,6 @@ class TableSource(_FileSource):
         self.notes = (f"the labels are those of {shown(table.file.name)}",)
         if table.unlisted:
             self.notes += (f"left out: {table.unlisted:,} images that it does not name",)
-
-    def _decode(self, label: int, index: int) -> Tensor:
-        return decode(self._root / self._files[label][index], self.size, self.fit)
 
 
 @final

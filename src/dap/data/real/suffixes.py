@@ -44,9 +44,6 @@ The others are no pictures, or Pillow cannot decode them by itself."""
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """The endings of image files, in lower case. The content decides how a file is read, not its ending."""
 
-FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".svg", ".eps", ".raw", ".dng", ".cr2", ".nef", ".exr", ".hdr"})
-"""The endings of image files that cannot be read here. Such files are left out, and counted."""
-
 CONTAINERS = (
     ((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "a compressed archive", "unpack it, and give the folder"),
     ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),

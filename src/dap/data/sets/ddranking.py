@@ -7,7 +7,7 @@ from typing import Any
 
 from dap import imagenet
 from dap.base.errors import DapError
-from dap.data.real.base import some
+from dap.data.real.names import some
 
 SCORED: dict[str, Sequence[int]] = {
     "ImageNette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from dap.base.parsing import shown
+from dap.data.real.names import composed, some
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -64,7 +64,7 @@ def classes_apart(mine: Sequence[str], theirs: Sequence[str], whose: str, others
     Returns:
         The sentence; None where the two lists have the same names.
     """
-    here, there = ({unicodedata.normalize("NFC", name) for name in names} for names in (mine, theirs))
+    here, there = (set(map(composed, names)) for names in (mine, theirs))
     only, lacking = sorted(here - there), sorted(there - here)
     if not only and not lacking:
         return None
@@ -76,10 +76,8 @@ def classes_apart(mine: Sequence[str], theirs: Sequence[str], whose: str, others
     parts = []
     for names, has, other in ((only, whose, others), (lacking, others, whose)):
         if names:
-            listed = ", ".join(map(shown, names[:MOST_NAMED]))
-            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             one = "class" if len(names) == 1 else "classes"
-            parts.append(f"{has} has the {one} {listed}{more}, which {_small(other)} has not")
+            parts.append(f"{has} has the {one} {some(map(shown, names), MOST_NAMED)}, which {_small(other)} has not")
     joined = "; ".join(parts)
     return f"{joined[:1].upper()}{joined[1:]}" + (f" ({', '.join(close)})" if close else "")
 
@@ -90,4 +88,4 @@ def _small(text: str) -> str:
 
 def spelling(name: str) -> str:
     """A name as it is compared with close ones: composed characters, small letters, blanks for signs between words."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
+    return " ".join(composed(name).casefold().replace("_", " ").replace("-", " ").split())

@@ -12,10 +12,9 @@ from dap import imagenet
 from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
 from dap.base.files import natural_order
-from dap.base.parsing import Damaged, parse_json, shown
-from dap.data.real.base import select, some
-from dap.data.real.finding.walking import Left
-from dap.data.real.layouts import class_folders, image_files, visible
+from dap.base.parsing import Damaged, halved, parse_json, shown
+from dap.data.real.finding.walking import Left, class_folders, image_files, visible
+from dap.data.real.names import select, some
 from dap.data.real.suffixes import CONTAINERS
 from dap.data.sets.contents import EXPORT, JSON, MOST_CLASSES, MOST_IMAGES, read, there
 
@@ -303,7 +302,7 @@ def _alike(folder: str) -> str:
 
 def check_text(name: str) -> None:
     """Raise `DapError` if the name of a class holds bytes that are not UTF-8, as a folder named in Latin-1 does."""
-    if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+    if halved(name):
         raise DapError(
             f"The class name {shown(name)!r} holds bytes that are not UTF-8. Rename its folder to UTF-8, for example with "
             "convmv -f latin1 -t utf8 --notest, or give names with --classes."

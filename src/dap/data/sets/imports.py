@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from dap.base.files import building, dump, in_use, natural_order
 from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
-from dap.data.real.base import some
 from dap.data.real.decode import BrokenImage, as_png
+from dap.data.real.names import some
 from dap.data.sets import contents
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
 from dap.data.sets.distilled import DistilledSet
@@ -251,7 +250,7 @@ def _store(
                 png, same = as_png(data := read())
             except BrokenImage as error:
                 raise DapError(f"{key} cannot be decoded: {error.reason}; mend or remove it.") from error
-            made.store(label, slot, png, source=key, source_sha256=sha256(data).hexdigest())
+            made.store(label, slot, png, source=key, source_sha256=contents.sha256(data))
             width, height = struct.unpack(">II", png[16:24])
             sizes[f"{width}x{height}"] += 1
             kept, done = kept + same, done + 1

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from dap.base.documents import read_json
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Name, Text
+from dap.base.parsing import halved
 
 log = logging.getLogger("dap")
 
@@ -41,7 +42,7 @@ def _plain(value: Any) -> Any:
         elif isinstance(one, list):
             left += one
         elif isinstance(one, str):
-            if len(one) > LONGEST or "\0" in one or any("\ud800" <= letter <= "\udfff" for letter in one):
+            if len(one) > LONGEST or "\0" in one or halved(one):
                 raise ValueError(f"the text {one[:40]!r} is too long, or holds a NUL or half of a character")
         elif isinstance(one, (int, float)) and not isinstance(one, bool) and not abs(one) <= LARGEST:
             raise ValueError(f"the number {one!r} is too large")

@@ -16,10 +16,10 @@ from dap import imagenet
 from dap.base.errors import DapError
 from dap.base.files import inside
 from dap.base.parsing import parse_json, shown
-from dap.data.real.base import some
 from dap.data.real.decode import read_file
-from dap.data.real.finding.walking import is_hidden
-from dap.data.real.layouts import is_image, locate, visible
+from dap.data.real.finding.walking import is_hidden, is_image, visible
+from dap.data.real.layouts import locate
+from dap.data.real.names import some
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.suffixes import IMAGE_SUFFIXES
 from dap.data.sets.distilled import DistilledSet
@@ -116,7 +116,8 @@ def read_rded(source: Path, ask: Ask) -> Reading:
     folder is the position of its class in the class list."""
     found = _folders(source, ask)
     folders = by_position(list(found))
-    if empty := [folder for folder in left_out(source).get("empty", []) if folder.isdigit()]:
+    facts = left_out(source)
+    if empty := [folder for folder in facts.get("empty", []) if folder.isdigit()]:
         raise DapError(
             f"{shown(source)} has no images in {some(empty)}. The numbers of the folders are positions in a class list, so "
             "none may lack: add the images, or remove the last folders if they are too many."
@@ -131,7 +132,7 @@ def read_rded(source: Path, ask: Ask) -> Reading:
         return read_folders(source, ask)
     names = by_number(ask.class_names, len(folders), f"{source} numbers its classes")
     images = [[_entry(source, file) for file in found[folder]] for folder in folders]
-    return Reading(names, images, "the folders' numbers, named as given with --classes", facts=left_out(source))
+    return Reading(names, images, "the folders' numbers, named as given with --classes", facts=facts)
 
 
 def read_set(source: Path, ask: Ask) -> Reading:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.data.real.base import some
 from dap.data.real.decode import encode_png
+from dap.data.real.names import some
 from dap.data.sets.folders import choose, files_by_kind
 from dap.data.sets.opening import open_tensors
 from dap.data.sets.readers import Ask, Reading

@@ -26,7 +26,7 @@ from dap.base.files import write_atomically
 from dap.base.parsing import Damaged, parse_json, shown
 from dap.base.permission import is_code, refuse_code
 from dap.base.registry import code_of, resolve
-from dap.data.real.base import select
+from dap.data.real.names import select
 from dap.evaluation.training.batches import as_float, in_slices
 from dap.evaluation.training.fitting import new_network, seeded
 from dap.evaluation.training.networks import check_shapes

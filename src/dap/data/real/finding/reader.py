@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from dap.base.errors import DapError
@@ -42,6 +43,11 @@ class Reader:
         if self.parquet and not any(map(has_images, self.parquet)) and holds_images(path):
             self.parquet = ()  # tables about the images, such as metadata.parquet
 
+    @cached_property
+    def with_images(self) -> list[str]:
+        """The names of the folders that hold images at any depth. Each folder is walked once."""
+        return [name for name in self.folders if holds_images(self.path / name)]
+
     # ---- one split
 
     def find(self, split: str) -> Layout:
@@ -76,8 +82,7 @@ class Reader:
             return self._noted(Layout("parquet", self.path, self.parquet))
         if idx := self._idx(split):
             return self._noted(idx)
-        with_images = [name for name in self.folders if holds_images(self.path / name)]
-        if len(with_images) == 1 and (down := self._wrapper(with_images)):
+        if len(self.with_images) == 1 and (down := self._wrapper(self.with_images)):
             return down.whole(split)
         return self._noted(self._sorted(split, sure=True))
 
@@ -142,7 +147,7 @@ class Reader:
         present: list[Split] = [said for said in ORDER[split] if said in splits]
         if not present:
             raise self._no_split(split)
-        known = _names(splits["train"]) if "train" in splits else set[str]()
+        known = _names(splits["train"]) if "train" in splits and split != "train" else set[str]()
         passed: list[str] = []
         for said in present:
             try:
@@ -167,15 +172,15 @@ class Reader:
         inner = Reader(folder)
         if inner.parquet:
             return Layout("parquet", folder, inner.parquet)
-        with_images = [name for name in inner.folders if holds_images(folder / name)]
-        if len(with_images) == 1 and not loose_images(folder) and (down := inner._wrapper(with_images, plain=True)):
+        found = inner.with_images
+        if len(found) == 1 and not loose_images(folder) and (down := inner._wrapper(found, plain=True)):
             self.notes += down.notes
             return self._opened(down.path)
         return inner._sorted(split_of(folder.name) or "train", self.path)
 
     def _sorted(self, split: str, above: Path | None = None, sure: bool = False) -> Layout:
         """Class folders, or loose images with a table of labels."""
-        with_images = [name for name in self.folders if holds_images(self.path / name)]
+        with_images = self.with_images
         tables = candidates(self.path, split)
         beside = candidates(above, split) if above is not None else []
         reasons: list[str] = []
@@ -236,7 +241,7 @@ class Reader:
             return None
         note = f"{shown(self.path)} holds nothing but {inside[0]}/, so the data are read from there"
         down = Reader(folder, self.depth + 1, (*self.notes, note))
-        below = [name for name in down.folders if holds_images(folder / name)]
+        below = down.with_images
         if len(below) > 1 or down.parquet or any(split_of(name) for name in down.folders) or down._wrapper(below):
             return down
         return None

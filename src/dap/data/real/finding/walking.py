@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -87,11 +89,30 @@ def image_files(folder: Path, left: Left | None = None) -> list[str]:
     Raises:
         DapError: a folder cannot be read.
     """
-    found: list[str] = []
     left = Left() if left is None else left
     visited = {os.path.realpath(parent) for parent in folder.absolute().parents}
+    found = _images(folder, visited, left)
+    return sorted((here / entry.name).relative_to(folder.parent).as_posix() for here, entry in found)
+
+
+def holds_images(folder: Path, most: int = 2000) -> bool:
+    """Whether there is an image file below the folder. At most so many folders are looked at."""
+    return any(True for _ in _images(folder, set(), Left(), most))
+
+
+def _images(
+    folder: Path, visited: set[str], left: Left, most: float = math.inf
+) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    """Every image file at any depth below a folder, with the folder that it is in. Each folder is read once.
+
+    Args:
+        folder: the folder.
+        visited: real paths of folders that are not read. The folders that were read are put in.
+        left: counts what is left out.
+        most: no further folder is read when so many are in `visited`.
+    """
     pending = deque([folder])
-    while pending:
+    while pending and len(visited) < most:
         here = pending.popleft()
         real = os.path.realpath(here)
         if real in visited:
@@ -103,28 +124,9 @@ def image_files(folder: Path, left: Left | None = None) -> list[str]:
             elif is_folder(entry):
                 pending.append(here / entry.name)
             elif is_image(entry):
-                found.append((here / entry.name).relative_to(folder.parent).as_posix())
+                yield here, entry
             else:
                 left.others[os.path.splitext(entry.name)[1].lower()] += 1
-    return sorted(found)
-
-
-def holds_images(folder: Path, most: int = 2000) -> bool:
-    """Whether there is an image file below the folder. At most so many folders are looked at."""
-    visited: set[str] = set()
-    pending = deque([folder])
-    while pending and len(visited) < most:
-        here = pending.popleft()
-        real = os.path.realpath(here)
-        if real in visited:
-            continue
-        visited.add(real)
-        for entry in visible(here):
-            if is_folder(entry):
-                pending.append(here / entry.name)
-            elif is_image(entry):
-                return True
-    return False
 
 
 def loose_images(folder: Path) -> int:
