@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Flow, Schedule, Time, VariancePreserving
+from dap.backbones.schedules import Flow, Schedule, Time, VariancePreserving, steps_of
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.base.seeding import normal
@@ -252,7 +252,7 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
         raise DapError(f"eta must be between 0 and 1, not {eta}.")
     if flow and name != "ddim":
         raise DapError(f"{backbone.card.name} is a flow; its solver is 'ddim' (with eta), not {name!r}.")
-    most = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+    most = steps_of(schedule)
     if not 2 <= steps <= most:
         raise DapError(f"steps must be between 2 and {most}, not {steps}.")
     if name == "ddim":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dap.base.documents import regular
-from dap.base.errors import DapError
+from dap.base.errors import DapError, first_line
 
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "model", "state_dict", "model_state_dict", "module")
 """Keys under which trainers keep the weights, the moving average first."""
@@ -50,13 +50,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DapError(f"{path} holds no table of tensors by name, so it is no checkpoint of the original DiT code.")
-    while len(tensors) and all(PREFIX.match(name) for name in tensors):
-        tensors = {PREFIX.sub("", name, count=1): value for name, value in tensors.items()}
+    tensors = _bare(tensors)
     if "x_embedder.proj.weight" not in tensors:  # Lightning keeps other modules beside the network
         for prefix in sorted({match[0] for match in map(PREFIX.match, tensors) if match}):
-            inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            while inner and all(PREFIX.match(name) for name in inner):
-                inner = {PREFIX.sub("", name, count=1): value for name, value in inner.items()}
+            inner = _bare({n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)})
             if "x_embedder.proj.weight" in inner:
                 tensors = inner
                 break
@@ -78,7 +75,7 @@ def _opened(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DapError(
-                f"{path} is not a checkpoint that can be opened without running code: {_first_line(error)}. Fetch it anew."
+                f"{path} is not a checkpoint that can be opened without running code: {first_line(error)}. Fetch it anew."
             ) from error
     try:
         # The original trainer keeps its parsed arguments, which are a plain record, in its checkpoints.
@@ -96,15 +93,19 @@ def _opened(path: Path) -> Mapping[str, Any]:
                 "with torch.save(model.state_dict(), FILE), where the file comes from."
             ) from error
         raise DapError(
-            f"{path} is not a checkpoint that can be opened without running code from it: {_first_line(error)}"
+            f"{path} is not a checkpoint that can be opened without running code from it: {first_line(error)}"
         ) from error
     if not isinstance(found, Mapping):
         raise DapError(f"{path} holds a {type(found).__name__}, not a DiT checkpoint's table of tensors by name.")
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefixes that all their names have."""
+    tensors = dict(tensors)
+    while tensors and all(PREFIX.match(name) for name in tensors):
+        tensors = {PREFIX.sub("", name, count=1): value for name, value in tensors.items()}
+    return tensors
 
 
 def _refuse_flows(path: Path, found: Mapping[str, Any]) -> None:

@@ -125,7 +125,6 @@ class DiT(ModuleBackbone):
     def settings(self) -> dict[str, Any]:
         return {
             **super().settings(),
-            "predicts": self.predicts,
             "frequency_shift": self.card.frequency_shift,
             "labels": list(self.class_names),
         }

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dap.backbones.configurations import (
 )
 from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
-from dap.base.parsing import parse_json, shown
+from dap.base.parsing import brief, parse_json, shown
 
 PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "mmdit"}
 """Pipelines whose configuration is known, by the kind of their backbone."""
@@ -220,6 +220,4 @@ def _defaults(of: str) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
-def _short(value: Any) -> str:
-    text = shown(repr(value))
-    return text if len(text) <= 60 else text[:60] + "…"
+_short = partial(brief, longest=60)

@@ -14,7 +14,7 @@ from pydantic import StringConstraints
 
 from dap.backbones.honoured import PIPELINES, check_folder
 from dap.base.documents import fitted, read_json
-from dap.base.errors import DapError
+from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
 from dap.base.registry import suggest
 
@@ -57,7 +57,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         check_folder(folder, index)
         _check_libraries(folder, index)
         _check_parts(folder, index)
-        options = _which(folder)
+        options = _which(folder, index)
         if UNUSED[0] in index:
             options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
         if index.get("id2label"):  # JSON has only strings as keys, and diffusers complains about them
@@ -176,7 +176,7 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
                 f"The {what} {source!r}{at} is not in this machine's cache of hub models, and the network was not asked or "
                 f"not reached: load it once online, fetch it with 'hf download {source}', or give a local folder."
             ) from error
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         if Path(source).is_dir():
             reason = f"{reason.rstrip('. ')}. Fetch or save the folder anew."
         else:
@@ -218,22 +218,20 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
     options: dict[str, Any] = {"revision": revision, "local_files_only": offline or is_offline_mode()}
     options |= dict.fromkeys(UNUSED)
     folder = Path(DiffusionPipeline.download(source, **options))
-    if not options["local_files_only"] and not all(_weights(folder).values()):
+    if not options["local_files_only"] and not all(_weights(folder, index_of(folder)).values()):
         with suppress(ValueError):  # there are no such files either; a later check names what is missing
             folder = Path(DiffusionPipeline.download(source, variant="fp16", **options))
     return folder
 
 
-def _weights(folder: Path) -> dict[str, list[tuple[str | None, str]]]:
+def _weights(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [
-        folder / name for name, value in index_of(folder).items() if isinstance(value, list) and name not in UNUSED
-    ]
+    parts = [folder / name for name, value in index.items() if isinstance(value, list) and name not in UNUSED]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 
 
-def _which(folder: Path) -> dict[str, Any]:
+def _which(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make diffusers take the right weight files.
 
     These are the plain files if every part has them. Pickles are taken only if no part has safetensors.
@@ -241,7 +239,7 @@ def _which(folder: Path) -> dict[str, Any]:
     Raises:
         DapError: a network has no weights.
     """
-    weights = _weights(folder)
+    weights = _weights(folder, index)
     for part, present in weights.items():
         if not present:
             raise DapError(

@@ -193,7 +193,7 @@ class ModuleBackbone(Backbone):
         if self.vae is None:
             return x.to(self.device)
         x = x.to(self.vae.device, self.vae.dtype)
-        means = torch.cat([self._wide(self.vae, part, _encoded) for part in x.split(self._together)])
+        means = torch.cat([self._wide(part, _encoded) for part in x.split(self._together)])
         return (means - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -204,17 +204,22 @@ class ModuleBackbone(Backbone):
         if self.vae is None:
             return latents / 2 + 0.5
         z = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
-        images = torch.cat([self._wide(self.vae, part, _decoded) for part in z.split(self._together)])
+        images = torch.cat([self._wide(part, _decoded) for part in z.split(self._together)])
         return images / 2 + 0.5
 
-    def _wide(self, vae: Any, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
-        """What comes through the autoencoder. Where float16 overflows, it is computed again in float32, for good."""
+    def _wide(self, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
+        """What comes through the autoencoder. A batch that overflows in float16 is computed again in float32.
+
+        Every batch is tried in float16 first. An image must not depend on what was decoded before it, or a resumed set
+        would have other bytes.
+        """
+        vae = self.vae
         out = through(vae, x)
         if vae.dtype != torch.float16 or torch.isfinite(out).all():
             return out
         if self._float32 is None:
             log.warning(
-                "The autoencoder of %s overflows in float16, so it works in float32 from now on; --dtype bfloat16 is smaller.",
+                "The autoencoder of %s overflows in float16; what overflows is computed in float32. --dtype bfloat16 is smaller.",
                 self.card.name,
             )
             self._float32 = copy.deepcopy(vae).float()

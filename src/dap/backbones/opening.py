@@ -13,8 +13,8 @@ from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
 from dap.backbones.honoured import PIPELINES, check_pipeline
 from dap.backbones.hub import open_pipeline
-from dap.backbones.schedules import Flow
-from dap.base.errors import DapError
+from dap.backbones.schedules import steps_of
+from dap.base.errors import DapError, first_line
 from dap.base.registry import Lazy, build, resolve
 
 FLAT = 1e-6
@@ -74,18 +74,17 @@ def tried(backbone: Backbone) -> Backbone:
     Raises:
         DapError: the parts do not fit each other, a prediction is not finite, or the autoencoder gives a constant image.
     """
-    card, schedule = backbone.card, backbone.schedule
-    steps = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+    card = backbone.card
     x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0)).to(backbone.device)
     try:
-        eps = backbone.predict(x, steps // 2, backbone.null(1)).eps
+        eps = backbone.predict(x, steps_of(backbone.schedule) // 2, backbone.null(1)).eps
         images = backbone.decode(x)
     except torch.OutOfMemoryError as error:
         raise DapError(
             f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16."
         ) from error
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise DapError(
             f"The parts of {card.name} do not fit each other, or a config.json says something else than its weights were "
             f"trained with: {reason.rstrip('.')}. Fetch or save the folder anew."

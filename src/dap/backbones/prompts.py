@@ -116,7 +116,7 @@ class Prompts:
         self.template = "{}" if card.template is None else card.template
         if "{}" not in self.template:
             raise DapError(f"The prompt template {self.template!r} has no {{}} for the class name.")
-        self._encode, self._tokenizers = encode, tuple(tokenizers)
+        self._encode, self.tokenizers = encode, tuple(tokenizers)
         self._null = card.negative_prompt or ""
         self._table: tuple[Tensor, ...] = ()
         self._lasting: dict[str, int] = {}
@@ -152,19 +152,19 @@ class Prompts:
 
     def _check(self, prompts: Mapping[str, str]) -> None:
         """Refuse prompts of classes that are cut off before the name ends, or that become the same tokens."""
-        if not self._tokenizers:
+        if not self.tokenizers:
             return
         heads = [prompt[: prompt.rfind(spoken(name)) + len(spoken(name))] for name, prompt in prompts.items()]
-        whole = [tokenizer.whole(heads) for tokenizer in self._tokenizers]
+        whole = [tokenizer.whole(heads) for tokenizer in self.tokenizers]
         for i, (name, prompt) in enumerate(prompts.items()):
             if not any(fits[i] for fits in whole):
-                longest = max(tokenizer.longest for tokenizer in self._tokenizers)
+                longest = max(tokenizer.longest for tokenizer in self.tokenizers)
                 raise DapError(
                     f"The prompt {prompt[:100]!r} of the class {name[:100]!r} is longer than the {longest} tokens that the text "
                     "encoder reads, so the class name is cut off. Give a shorter --template, or a shorter name."
                 )
         seen: dict[tuple[tuple[int, ...], ...], str] = {}
-        read = zip(*(tokenizer.tokens(list(prompts.values())) for tokenizer in self._tokenizers), strict=True)
+        read = zip(*(tokenizer.tokens(list(prompts.values())) for tokenizer in self.tokenizers), strict=True)
         for name, tokens in zip(prompts, read, strict=True):
             if (other := seen.setdefault(tokens, name)) != name:
                 raise DapError(
@@ -231,7 +231,7 @@ class PromptedBackbone(ModuleBackbone):
         self, denoiser: Any, vae: Any, *, card: Card, tokenizers: Sequence[Tokenizer] = (), **rest: Any
     ) -> None:
         super().__init__(denoiser, vae, card=card, **rest)
-        self._prompts, self._tokenizers = Prompts(self.encode_prompts, card, tokenizers), tuple(tokenizers)
+        self._prompts = Prompts(self.encode_prompts, card, tokenizers)
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
@@ -251,4 +251,4 @@ class PromptedBackbone(ModuleBackbone):
         return self._prompts.null(n)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "tokenizers": [tokenizer.fingerprint() for tokenizer in self._tokenizers]}
+        return {**super().settings(), "tokenizers": [tokenizer.fingerprint() for tokenizer in self._prompts.tokenizers]}

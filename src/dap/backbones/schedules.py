@@ -181,3 +181,8 @@ class Flow(Schedule):
             mu = start + (end - start) * (tokens - low) / (high - low)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         return Flow(config["num_train_timesteps"], shift)
+
+
+def steps_of(schedule: Schedule) -> int:
+    """How many timesteps the training schedule has: t runs from 0 to this number, for a flow including it."""
+    return schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]

@@ -25,3 +25,8 @@ def _escaped(found: re.Match[str]) -> str:
     if 0xDC80 <= number <= 0xDCFF:
         return f"\\x{number - 0xDC00:02x}"
     return found[0].encode("unicode_escape", "surrogatepass").decode()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an error of a library, or the error's kind where it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -33,10 +33,10 @@ def shown(path: Path | str) -> str:
     return said.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 
-def brief(value: Any) -> str:
-    """A value as a message shows it: its repr, of at most 80 characters, on one line."""
+def brief(value: Any, longest: int = 80) -> str:
+    """A value as a message shows it: its repr, of at most so many characters, on one line."""
     said = shown(repr(value))
-    return said if len(said) <= 80 else f"{said[:80]}…"
+    return said if len(said) <= longest else f"{said[:longest]}…"
 
 
 def halved(text: str) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Flow
+from dap.backbones.schedules import steps_of
 from dap.base.seeding import generators, normal, seed_of
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def strangeness(backbone: Backbone, images: Float[Tensor, "n 3 size size"], clas
         The mean over `LEVELS` of the ratio of the two errors. A trained model has 0.2 to 0.5 on what it was trained on.
     """
     x0, schedule = backbone.encode(images.to(backbone.device)), backbone.schedule
-    steps = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+    steps = steps_of(schedule)
     apart = [0, *range(2, x0.ndim)]
     variance = (x0 - x0.mean(apart, keepdim=True)).square().mean(apart)
     conditions, ratios = backbone.condition(class_names), []

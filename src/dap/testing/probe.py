@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dap import solvers
 from dap.backbones.base import Backbone, Prediction
-from dap.backbones.schedules import Flow, Time
+from dap.backbones.schedules import Time, steps_of
 from dap.guidance.base import GradThrough
 from dap.sampling import STEPS
 from dap.testing.findings import draw
@@ -40,7 +40,7 @@ class Probe:
     def times(self) -> tuple[Time, Time, Time]:
         """The first, the middle and the last time of the default solver's grid. In the middle x holds as much data as noise."""
         schedule = self.backbone.schedule
-        most = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+        most = steps_of(schedule)
         grid = solvers.make(self.backbone, None, min(STEPS, most)).timesteps
 
         def imbalance(t: Time) -> float:

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Flow, Time
+from dap.backbones.schedules import Flow, Time, steps_of
 from dap.base.errors import DapError
 from dap.base.permission import refuse_code
 from dap.base.seeding import generators, normal, seed_of
@@ -91,7 +91,7 @@ class Levels:
             DapError: the backbone has fewer noise levels than `times`.
         """
         schedule = backbone.schedule
-        length: int = schedule.steps if isinstance(schedule, Flow) else len(schedule)  # pyright: ignore[reportArgumentType]
+        length = steps_of(schedule)
         middles = [length * (i + 0.5) / self.times for i in range(self.times)]
         grid: list[Time] = [t if isinstance(schedule, Flow) else int(t) for t in middles]
         if len(set(grid)) < len(grid):

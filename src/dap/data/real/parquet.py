@@ -274,6 +274,13 @@ def _check_beside(file: Path, table: pq.ParquetFile, column: str) -> None:
 
 
 def _has_bytes(table: pq.ParquetFile, group: int, column: str) -> bool:
-    """Whether the struct column of a row group holds bytes in its first row."""
+    """Whether the struct column of a row group holds bytes in its first row. Where all rows are alike, the statistics of the
+    file say so, and no image is read."""
+    about = table.metadata.row_group(group)
+    for k in range(about.num_columns):
+        chunk = about.column(k)
+        seen = chunk.statistics if chunk.path_in_schema == f"{column}.bytes" else None
+        if seen is not None and seen.has_null_count and seen.null_count in (0, about.num_rows):
+            return not about.num_rows or seen.null_count == 0
     found = table.read_row_group(group, columns=[column]).column(column)
     return not len(found) or (found[0].as_py() or {}).get("bytes") is not None

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from dap.base import documents
-from dap.base.documents import Damaged
+from dap.base.documents import Damaged, regular
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
 from dap.base.files import inside, roots
@@ -268,6 +268,16 @@ def misfit(line: Mapping[str, Any], classes: Classes) -> str | None:
             f"but the image of label {label} and slot {slot} is {classes.path(label, slot)!r}"
         )
     return None
+
+
+def file_of(folder: Path, relative: str) -> Path:
+    """The file of an image of a set. In a set of this library it lies inside the folder; a link in a folder that others made
+    may lead where it wants.
+
+    Raises:
+        DapError: it leads out of a set of this library, or to no regular file.
+    """
+    return inside(folder, relative) if there(folder, "classes.json") else regular(folder / relative)
 
 
 def sha256(data: bytes) -> str:

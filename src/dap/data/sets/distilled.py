@@ -28,10 +28,10 @@ from torch.utils.data import Dataset
 
 from dap.base.documents import regular
 from dap.base.errors import DapError
-from dap.base.files import dump, inside, sha256_of, write_atomically
+from dap.base.files import dump, sha256_of, write_atomically
 from dap.data.real.decode import Fit, decode, encode_png, pixels
 from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
-from dap.data.sets.contents import JSON, RECIPE, Classes, Within, read, read_manifest, sha256, there
+from dap.data.sets.contents import JSON, RECIPE, Classes, Within, file_of, read, read_manifest, sha256, there
 from dap.data.sets.folders import check_classes, check_reading, class_order, images_by_folder, other_than_folders
 from dap.data.sets.looks import advice_for
 from dap.data.sets.notes import NOTES, as_read
@@ -86,7 +86,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             BrokenImage: the file cannot be decoded.
         """
         line = self._in_order()[index]
-        return torch.from_numpy(pixels(self._file(line))).permute(2, 0, 1).float() / 255, line["label"]
+        return torch.from_numpy(pixels(file_of(self.path, line["path"]))).permute(2, 0, 1).float() / 255, line["label"]
 
     def __repr__(self) -> str:
         return f"DistilledSet({str(self.path)!r}: {self._counts()})"
@@ -328,10 +328,10 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         if size is not None:
             images = torch.empty(len(labels), 3, size, size, dtype=dtype)
             for row, line in zip(images, self.records, strict=True):
-                image = decode(self._file(line), size, fit)
+                image = decode(file_of(self.path, line["path"]), size, fit)
                 row.copy_(image if dtype.is_floating_point else (image * 255).round())
             return images, labels
-        arrays = [pixels(self._file(line)) for line in self.records]
+        arrays = [pixels(file_of(self.path, line["path"])) for line in self.records]
         if len(sizes := sorted({f"{a.shape[1]}x{a.shape[0]}" for a in arrays})) > 1:
             if not mixed:
                 sides = ", ".join(sizes[:3])
@@ -339,9 +339,3 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             return self.tensors(mixed, fit=fit, dtype=dtype)
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
-
-    def _file(self, line: Mapping[str, Any]) -> Path:
-        """The file of the image of a manifest line. In a set of this library it lies inside the folder of the set."""
-        if there(self.path, "classes.json"):
-            return inside(self.path, line["path"])
-        return regular(self.path / line["path"])

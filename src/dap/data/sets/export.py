@@ -57,9 +57,9 @@ class Job:
         records, within = self.made.records, Within(self.made.path)
         if by_slot:
             records.sort(key=lambda record: (record["slot"], record["label"]))
+        own = there(self.made.path, "classes.json")
         for done, record in enumerate(records, 1):
             # The links of a folder that others made may lead where they want; those of a set may not.
-            own = there(self.made.path, "classes.json")
             data = within.read(record["path"]) if own else (self.made.path / record["path"]).read_bytes()
             if sha256(data) != record["sha256"]:
                 raise DapError(f"{record['path']} has changed while the set was exported; export it again.")

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from dap.base.documents import read_json
 from dap.base.errors import DapError
-from dap.base.fields import Count, FromFile, Name, Text
+from dap.base.fields import Count, FromFile, Name, Share, Text
 from dap.base.parsing import halved
 
 log = logging.getLogger("dap")
@@ -61,8 +61,6 @@ Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 """A finite number."""
 Positive = Annotated[float, Field(ge=0, le=LARGEST)]
 """A finite number that is not negative: seconds, bytes or a distance."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
-"""A number from 0 to 1."""
 Label = Annotated[int, Field(ge=0, le=10**6)]
 """The position of a class."""
 Matrix = Annotated[list[Annotated[list[Count], Field(max_length=10_000)]], Field(max_length=10_000)]
@@ -140,14 +138,14 @@ class Inspected(FromFile, frozen=True):
     copied: Annotated[bool | None, Field(alias="copy")] = None
     original: Near | None = None
     predicted: Label | None = None
-    probability: Fraction | None = None
+    probability: Share | None = None
 
 
 class Limit(FromFile, frozen=True):
     """From where on an image is too near: c of at most `at_most`, which `rate` of fresh real images are below."""
 
     at_most: Positive | None = None
-    rate: Fraction | None = None
+    rate: Share | None = None
 
 
 class Rule(FromFile, frozen=True):
@@ -166,7 +164,7 @@ class Images(FromFile, frozen=True):
     features: Text | None = None
     judged: Text | None = None
     copies: Count | None = None
-    share: Fraction | None = None
+    share: Share | None = None
     worst: Annotated[list[Text], Field(max_length=1000)] = []
     rule: Rule | None = None
     searched: dict[Name, Count] | None = None
@@ -178,7 +176,7 @@ class Images(FromFile, frozen=True):
 class Tested(FromFile, frozen=True):
     """How often a backbone is right on real images."""
 
-    accuracy: Fraction | None = None
+    accuracy: Share | None = None
     images: Count | None = None
     seconds: Positive | None = None
 
@@ -191,7 +189,7 @@ class Zeroshot(FromFile, frozen=True):
     keep: list[Count] = []
     seed: int | None = None
     real: Tested | None = None
-    agreement: Fraction | None = None
+    agreement: Share | None = None
     seconds: Positive | None = None
     images: list[Inspected] = []
     judged: Text | None = None

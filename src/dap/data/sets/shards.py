@@ -54,17 +54,17 @@ def write_parquet(
         [("image", encoded), *((name, pa.int64()) for name in ("label", "slot", "seed")), ("sha256", pa.string())],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
-    stream, shards, held = iter(images), -(-n // shard_size), 0
+    stream, shards, held, files = iter(images), -(-n // shard_size), 0, list[str]()
     (folder / "data").mkdir()
     for shard in range(shards):
-        with (folder / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet").open("wb") as file:
+        files.append(f"data/train-{shard:05d}-of-{shards:05d}.parquet")
+        with (folder / files[-1]).open("wb") as file:
             with pq.ParquetWriter(file, schema) as writer:
                 for group in _chunks(islice(stream, shard_size), ROW_GROUP):
                     held += sum(len(png) for _, png in group)
                     writer.write_table(pa.Table.from_pylist([_row(*image) for image in group], schema))
             file.flush()
             os.fsync(file.fileno())
-    files = [f"data/train-{shard:05d}-of-{shards:05d}.parquet" for shard in range(shards)]
     named = {str(label): name for label, name in enumerate(class_names)}
     dtypes = {"image": "image", "label": {"class_label": {"names": named}}, "sha256": "string"}
     front = {

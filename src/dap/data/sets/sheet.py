@@ -11,11 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from dap.base.documents import regular
 from dap.base.errors import DapError
-from dap.base.files import inside
 from dap.data.real.decode import pixels
-from dap.data.sets.contents import there
+from dap.data.sets.contents import file_of
 
 SIDE, ROWS, COLUMNS = 48, 12, 12
 """The side of a small image in pixels, and the largest numbers of classes and of images per class on a sheet. With
@@ -59,9 +57,7 @@ def _strip(folder: Path, files: Sequence[str]) -> str:
 
 def _small(folder: Path, file: str) -> Image.Image:
     try:
-        small = Image.fromarray(
-            pixels(inside(folder, file) if there(folder, "classes.json") else regular(folder / file))
-        )
+        small = Image.fromarray(pixels(file_of(folder, file)))
         small.thumbnail((SIDE, SIDE))
     except DapError:
         return Image.new("RGB", (SIDE, SIDE), "grey")

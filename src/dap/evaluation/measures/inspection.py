@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -123,11 +123,15 @@ class Inspector:
     def done(self, judged: DistilledSet, key: str) -> bool:
         """Whether the files of a set were written under this key, with these features and by the same measures of the
         user."""
-        kept = whole_note(judged.results, "measures.json").get("own") or {}
-        return self._inspected(judged, key) and all(kept.get(one.name, {}).get("code") == one.code for one in self.own)
+        measures = whole_note(judged.results, "measures.json")
+        kept = measures.get("own") or {}
+        return self._inspected(judged, key, measures) and all(
+            kept.get(one.name, {}).get("code") == one.code for one in self.own
+        )
 
-    def _inspected(self, judged: DistilledSet, key: str) -> bool:
-        written = [whole_note(judged.results, name) for name in ("measures.json", "images.json")]
+    def _inspected(self, judged: DistilledSet, key: str, measures: Mapping[str, Any]) -> bool:
+        """Whether the measures that were written, and the files beside them, are of this key and of these features."""
+        written = (measures, whole_note(judged.results, "images.json"))
         same = all((one.get("judged"), one.get("features")) == (key, self.name) for one in written)
         return same and (judged.results / "map.npz").is_file()
 
@@ -146,7 +150,7 @@ class Inspector:
         Raises:
             DapError: the features are not (n, D) or not finite, or too many real images are broken.
         """
-        if not self._inspected(judged, key):
+        if not self._inspected(judged, key, whole_note(judged.results, "measures.json")):
             self._inspect(judged, images, labels, key)
         if self.own:
             self._measure_own(judged, images, labels)

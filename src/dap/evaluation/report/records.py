@@ -147,7 +147,7 @@ def load_set(path: Path | str) -> SetRecord:
     manifest, bad_images = _lines(path / "manifest.jsonl", _Image)
     trials, bad_trials = _lines(path / "trials.jsonl", TrialLine)
     images = manifest or _listed(path, root, folders)
-    problems = bad_trials + bad_images
+    problems, zeroshot = bad_trials + bad_images, _object(path, "zeroshot.json")
     return SetRecord(
         path=path,
         recipe=_object(path, "recipe.json") or _drawn(_object(path, "import.json")),
@@ -155,7 +155,7 @@ def load_set(path: Path | str) -> SetRecord:
         images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
         trials=tuple(trials),
         cost=_object(path, "cost.json"),
-        measures=_measures(path),
+        measures=_measures(path, zeroshot),
         env=_object(path, "env.json"),
         command=_command(path / "command.txt"),
         unreadable=len(problems),
@@ -163,7 +163,7 @@ def load_set(path: Path | str) -> SetRecord:
         inspected=_object(path, "images.json"),
         protocols=_object(path, "protocols.json"),
         ranking=_object(path, "ranking.json"),
-        zeroshot=_object(path, "zeroshot.json"),
+        zeroshot=zeroshot,
     )
 
 
@@ -211,10 +211,10 @@ def _drawn(imported: Json) -> Json:
     return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
 
 
-def _measures(path: Path) -> dict[str, Any]:
+def _measures(path: Path, zeroshot: Json) -> dict[str, Any]:
     """The contents of `measures.json`. The numbers of the user's own measures and of `zeroshot.json` are put among the
     others."""
-    measures, zeroshot = _object(path, "measures.json"), _object(path, "zeroshot.json")
+    measures = _object(path, "measures.json")
     own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
     agreement = {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
     return {**own, **measures, **agreement}

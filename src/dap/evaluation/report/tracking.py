@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from dap.data.sets.differences import flatten
 from dap.evaluation.report.gallery import LARGEST_IMAGE, MAX_CLASSES, MAX_SLOTS, file_in
 from dap.evaluation.report.records import Json, SetRecord, is_number
 
-Tracker = Literal["tensorboard", "wandb"]
 TRACKERS = ("tensorboard", "wandb")
 
 

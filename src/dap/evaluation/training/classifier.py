@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from dap import imagenet
 from dap.base.documents import fitted, regular
 from dap.base.errors import DapError
-from dap.base.fields import FromFile, Name
+from dap.base.fields import FromFile, Name, Share
 from dap.base.files import write_atomically
 from dap.base.parsing import Damaged, parse_json, shown
 from dap.base.permission import is_code, refuse_code
@@ -235,7 +235,7 @@ class _Facts(FromFile, frozen=True):
 
     channels: Annotated[int, Field(ge=1, le=1000)]
     classes: Annotated[int, Field(ge=1, le=10**6)]
-    accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    accuracy: Share | None
     class_names: Annotated[tuple[Name, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")

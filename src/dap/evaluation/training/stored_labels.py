@@ -27,11 +27,11 @@ from torch import Tensor
 
 from dap.base.documents import read_json
 from dap.base.errors import DapError
-from dap.base.fields import FromFile, Name
+from dap.base.fields import FromFile, Name, Share
 from dap.base.files import dump, locked, write_atomically
 from dap.base.seeding import seed_of
 from dap.data.sets.differences import differences
-from dap.data.sets.notes import Fraction, Plain, as_read
+from dap.data.sets.notes import Plain, as_read
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import TrainingBatch, soft_loss
@@ -55,7 +55,7 @@ class Index(FromFile, frozen=True):
     images: Annotated[list[Name], Field(max_length=10**7)]
     epochs: Annotated[int, Field(ge=1, le=10**6)] | None = None
     teacher_name: Name | None = None
-    teacher_accuracy: Fraction | None = None
+    teacher_accuracy: Share | None = None
     protocol: Name | None = None
     torch: Name | None = None
 

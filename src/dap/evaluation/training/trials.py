@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dap.base.errors import DapError
-from dap.base.fields import Count, FromFile, Name
-from dap.data.sets.notes import Fraction, Matrix, Positive
+from dap.base.fields import Count, FromFile, Name, Share
+from dap.data.sets.notes import Matrix, Positive
 
 KEYS = ("judged", "tested", "by")
 """The other fields of a line of trials.jsonl: hashes of the set's images, of the test data and of the protocol."""
@@ -23,8 +23,8 @@ class TrialLine(FromFile, frozen=True):
 
     protocol: Name
     network: Name
-    last: Fraction
-    best: Fraction
+    last: Share
+    best: Share
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     epochs: Count | None = None
     n_train: Count | None = None
@@ -34,7 +34,7 @@ class TrialLine(FromFile, frozen=True):
         list[Annotated[list[Annotated[float, Field(ge=0, le=10**9)]], Field(min_length=2, max_length=2)]],
         Field(max_length=100_000),
     ] = []
-    train_last: Fraction | None = None
+    train_last: Share | None = None
     seconds: Positive | None = None
     device: Name | None = None
     torch: Name | None = None
