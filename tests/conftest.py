@@ -57,6 +57,14 @@ def tiny_vae(seed: int = 1):
         ).eval()
 
 
+@pytest.fixture
+def no_accelerator(monkeypatch) -> None:
+    """The machine has no GPU, whatever it has: a test of what is said then needs no other machine."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory) -> Path:
     """A DiTPipeline folder like the hub's, tiny and with random weights: 8 px images, three colours as classes."""

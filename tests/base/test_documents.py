@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,15 +35,6 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("data", WRONG, ids=range(len(WRONG)))
-def test_wrong_json_is_a_sentence_with_file_and_line(tmp_path: Path, data: bytes) -> None:
-    file = tmp_path / "x.json"
-    file.write_bytes(data)
-    with pytest.raises(DapError) as caught:
-        documents.read_json(file, Told)
-    assert str(caught.value).startswith(str(file)) and WRONG[data] in str(caught.value)
-
-
 WRONG_YAML = {
     b"a: 1\nb: &x [y]\nc: *x\n": "line 3: an alias",
     b"a: 1\na: 2\n": "line 2: the key 'a' stands there twice",
@@ -59,13 +51,22 @@ WRONG_YAML = {
 }
 
 
-@pytest.mark.parametrize("data", WRONG_YAML, ids=range(len(WRONG_YAML)))
-def test_wrong_yaml_is_a_sentence_with_file_and_line(tmp_path: Path, data: bytes) -> None:
-    file = tmp_path / "x.yaml"
+@pytest.mark.parametrize(
+    ("read", "data", "says"),
+    [
+        *((documents.read_json, *one) for one in WRONG.items()),
+        *((documents.read_yaml, *one) for one in WRONG_YAML.items()),
+    ],
+    ids=[*(f"json-{k}" for k in range(len(WRONG))), *(f"yaml-{k}" for k in range(len(WRONG_YAML)))],
+)
+def test_a_wrong_document_is_a_sentence_with_file_and_line(
+    tmp_path: Path, read: Callable[..., object], data: bytes, says: str
+) -> None:
+    file = tmp_path / "x"
     file.write_bytes(data)
     with pytest.raises(DapError) as caught:
-        documents.read_yaml(file, Told)
-    assert str(caught.value).startswith(str(file)) and WRONG_YAML[data] in str(caught.value)
+        read(file, Told)
+    assert str(caught.value).startswith(str(file)) and says in str(caught.value)
 
 
 def test_right_values_come_through_with_a_byte_order_mark_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dap import backbones
 from dap.cli.main import main
+from messages import apart_from_data
 
 FAST = ["--set", "epochs=1", "--set", "width=4", "--set", "size=16", "--sets", "1", "--ipc", "2"]
 
@@ -37,7 +38,7 @@ def test_said_before_a_backbone_is_loaded(methods, given, says, colours, tmp_pat
     out = tmp_path / "out"
     assert main(["compare", "--methods", methods, "--data", str(colours), *FAST, *given, "--out", str(out)]) == 1
     err = capsys.readouterr().err
-    told = [line for line in err.splitlines() if not line.startswith(("train: ", "test: "))]  # what was understood
+    told = apart_from_data(err)
     assert told[0].startswith("dap: error: ") and len(told) == 1
     assert re.search(says, err), err
     assert not out.exists()

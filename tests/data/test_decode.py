@@ -23,6 +23,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
 from dap.data.sets.sheet import contact_sheet
 from dap.evaluation.report.gallery import embedded
+from pictures import chunk
 
 SIDE = 24
 y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
@@ -46,10 +47,6 @@ def file(image: Image.Image, format: str = "PNG", **options) -> bytes:
     out = io.BytesIO()
     image.copy().save(out, format, **options)
     return out.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(values: np.ndarray, bits: int, colour: int, *extra: bytes) -> bytes:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import LAYOUTS, export
 from dap.data.sets.imports import import_set
 from dap.evaluation.judge import judge
+from pictures import bomb
 
 RECIPE = {"method": "x", "ipc": 2, "data": {"path": "fashion-mnist"}}
 
@@ -43,17 +42,6 @@ def line_changed(folder: Path, number: int, **fields) -> None:
     lines = (folder / "manifest.jsonl").read_text().splitlines()
     lines[number] = json.dumps({**json.loads(lines[number]), **fields})
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def bomb(side: int) -> bytes:
-    """A PNG whose header promises side x side pixels, in few bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    body = zlib.compress(b"\0" * 10_000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def no_names(s: Path) -> None:

@@ -18,6 +18,7 @@ from dap.evaluation.report import page as report
 from dap.evaluation.report.records import load_set
 from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.tables import accuracy_table
+from pictures import bomb
 from reported import judged, looked, make_set, page_of, recipe, write_lines
 
 FILES = ("trials.jsonl", "measures.json", "images.json", "cost.json", "env.json", "protocols.json", "ranking.json",
@@ -195,15 +196,7 @@ def test_a_map_that_cannot_be_drawn_is_said(whole, tmp_path, fault):
 
 def test_a_bomb_among_the_images_is_not_unpacked(tmp_path):
     """First section, special files: a decompression bomb inside a set."""
-    import struct
-    import zlib
 
     path = make_set(tmp_path / "a", recipe("dap", 0))
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = part(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    bomb = b"\x89PNG\r\n\x1a\n" + head + part(b"IDAT", zlib.compress(bytes(10_000_000))) + part(b"IEND", b"")
-    (path / "images" / "class-0" / "00000.png").write_bytes(bomb)
+    (path / "images" / "class-0" / "00000.png").write_bytes(bomb(60_000, 10_000_000))
     assert "no readable file" in page_of([path], tmp_path / "out")
