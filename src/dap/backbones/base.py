@@ -166,6 +166,24 @@ class Backbone(ABC):
     ) -> Float[Tensor, "b tokens width"]:
         """The features alone, without a graph. The layers behind the tapped one need not be run."""
 
+    def features(
+        self, x: Float[Tensor, "b c *spatial"], t: Time, condition: Tensor, layers: Sequence[str]
+    ) -> dict[str, Float[Tensor, "b tokens width"]]:
+        """The features of several layers by name, differentiable in x.
+
+        The default asks `predict` once for each layer. A backbone that can tap all layers in one pass, and leave the network
+        behind the last of them, should override it.
+
+        Raises:
+            DapError: there is no such layer.
+        """
+        found: dict[str, Tensor] = {}
+        for layer in layers:
+            features = self.predict(x, t, condition, layer=layer, grad_through="features").features
+            assert features is not None
+            found[layer] = features
+        return found
+
     @abstractmethod
     def encode(self, images: Float[Tensor, "b 3 *size"]) -> Float[Tensor, "b c *spatial"]:
         """Images in [0, 1] to latents of about unit variance: the mean of the posterior, and no graph."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,8 @@ PIXELS = 64 * 256**2
 """The largest number of pixels that go through the autoencoder at once. A larger image goes through alone."""
 
 
-class _Tapped(Exception):
-    """Carries the features of the tapped layer out of the network, so that the layers behind it are not run."""
-
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
+class _Left(Exception):
+    """Leaves the network, so that the layers behind the last tapped one are not run."""
 
 
 class ModuleBackbone(Backbone):
@@ -166,15 +164,25 @@ class ModuleBackbone(Backbone):
 
     @torch.no_grad()
     def tap(self, x: Tensor, t: Time, condition: Tensor, layer: str) -> Tensor:
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            raise _Tapped(tokens(output))
+        return self.features(x, t, condition, [layer])[layer]
 
-        with self._hook(layer, leave):
-            try:
-                self.run(x, t, condition)
-            except _Tapped as tapped:
-                return tapped.features
-        raise AssertionError("the tapped layer was not reached")
+    def features(self, x: Tensor, t: Time, condition: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def keep(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                found[layer] = tokens(output)
+                if len(found) == len(set(layers)):
+                    raise _Left
+
+            return hook
+
+        with contextlib.ExitStack() as stack, contextlib.suppress(_Left):
+            for layer in dict.fromkeys(layers):
+                stack.enter_context(self._hook(layer, keep(layer)))
+            self.run(x, t, condition)
+        assert found.keys() == set(layers), "a tapped layer was not reached"
+        return found
 
     @contextmanager
     def _hook(self, layer: str | None, hook: Any) -> Iterator[None]:
