@@ -293,14 +293,15 @@ def by_distance(points: Float[Tensor, "n d"], centre: Float[Tensor, " d"], mine:
     return [row for row in order if mine[row]] or order[:1]
 
 
-STOP = frozenset(
-    """a about above after again against all am an and any are as at be because been before being below between both but
-    by can did do does doing down during each few for from further had has have having he her here hers herself him
-    himself his how i if in into is it its itself just me more most my myself no nor not now of off on once only or other
-    our ours ourselves out over own same she should so some such than that the their theirs them themselves then there
-    these they this those through to too under until up very was we were what when where which while who whom why will
-    with you your yours yourself yourselves""".split()
-)
+_FUNCTION = """
+a about above after again against all am an and any are as at be because been before being below between both but
+by can did do does doing down during each few for from further had has have having he her here hers herself him
+himself his how i if in into is it its itself just me more most my myself no nor not now of off on once only or other
+our ours ourselves out over own same she should so some such than that the their theirs them themselves then there
+these they this those through to too under until up very was we were what when where which while who whom why will
+with you your yours yourself yourselves
+"""
+STOP = frozenset(_FUNCTION.split())
 """English words that are not counted: the whole words of the list in NLTK, which the authors' code takes. Numbers and
 words of place, such as "two" or "behind", are not among them."""
 

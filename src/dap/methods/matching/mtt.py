@@ -94,7 +94,9 @@ class Mtt(Matching):
     def form(self, task: Task) -> dict[str, str]:
         size = len(task.source.class_names) * task.recipe.ipc
         batch = task.options.batch or size
-        return {"batches": "the last first"} if batch < size else {}  # earlier versions began with the first of a shuffle
+        return (
+            {"batches": "the last first"} if batch < size else {}
+        )  # earlier versions began with the first of a shuffle
 
     def step(self, run: Run, iteration: int) -> Iterator[None]:
         options: MttOptions = run.task.options
