@@ -18,7 +18,7 @@ from dap.methods.diffusion.vanilla import Vanilla
 
 
 class D4mOptions(base.Options, frozen=True):
-    """Defaults are the paper's, except for two that are not options of the method: --cfg 8 and --negative-prompt."""
+    """Defaults are the authors', except for three that are no options of the method: --cfg, --template, --negative-prompt."""
 
     strength: float = Field(
         default=0.7,
