@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.cluster import kmeans_plusplus
 
 from dap import sampling, solvers
 from dap.backbones.base import ClassifierFree
 from dap.base.errors import DapError
-from dap.base.seeding import generators, normal
+from dap.base.seeding import generators, normal, seed_of
 from dap.methods.diffusion.d4m import D4m
+from dap.methods.diffusion.latents import class_latents
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
@@ -65,16 +67,28 @@ def test_as_little_strength_as_one_step_gives_the_prototypes_back(shop, tmp_path
     assert (near < 0.06).all() and (near < far / 3).all()
 
 
-def test_prototypes_are_the_means_of_their_clusters(shop):
-    _, task = shop.task(recipe(reals=60, ipc=3))
-    from dap.methods.diffusion.latents import class_latents
+@pytest.mark.parametrize("expand", [None, 4])
+def test_prototypes_are_the_running_means_of_one_pass_of_mini_batch_k_means(shop, expand):
+    """As in the authors' code: batches of expand times ipc, each seen once; their script has expand 1."""
+    _, task = shop.task(recipe(reals=62, ipc=3, **({} if expand is None else {"expand": expand})))
+    latents = class_latents(task, "Bag", 62)[1].flatten(1).double()
+    found = D4m().prototypes(task, "Bag").flatten(1).double()
+    first, *others = latents.split(3 * (expand or 1))
+    seed = seed_of(0, "Bag", "k-means") % 2**32
+    centres = torch.from_numpy(kmeans_plusplus(first.float().numpy(), 3, random_state=seed)[0]).double()
+    seen: list[list[torch.Tensor]] = [[], [], []]
+    for part in (first, *(other for other in others if len(other) >= 3)):
+        for point, nearest in zip(part, torch.cdist(part, centres).argmin(1).tolist(), strict=True):
+            seen[nearest].append(point)
+        centres = torch.stack([torch.stack(points).mean(0) for points in seen])
+    assert sum(map(len, seen)) == 60, "the last two of 62 are too few for a batch"
+    torch.testing.assert_close(found, centres, atol=1e-4, rtol=1e-4)
 
-    centres = D4m().prototypes(task, "Bag").flatten(1)
-    latents = class_latents(task, "Bag", 60)[1].flatten(1)
-    nearest = torch.cdist(latents, centres).argmin(1)
-    for k in range(3):  # mini-batch k-means is Lloyd's only nearly
-        mean = latents[nearest == k].mean(0)
-        assert (centres[k] - mean).norm() < 0.35 * (centres[k] - latents.mean(0)).norm()
+
+def test_one_prototype_is_the_mean_of_all_latents(shop):
+    _, task = shop.task(recipe(reals=30, ipc=1))
+    mean = class_latents(task, "Bag", 30)[1].mean(0, keepdim=True)
+    torch.testing.assert_close(D4m().prototypes(task, "Bag"), mean, atol=1e-4, rtol=1e-4)
 
 
 def test_strength_one_is_the_vanilla_sample_and_classes_are_keyed_by_name(shop, tmp_path):

@@ -20,7 +20,7 @@ from dap.methods.matching import mtt
 from dap.methods.matching.base import ALL, Run
 from dap.methods.matching.dc import Dc, DcOptions, gradient_distance, gradient_of, loops
 from dap.methods.matching.dm import Dm, DmOptions, augmented
-from dap.methods.matching.mtt import Mtt, flat, unrolled
+from dap.methods.matching.mtt import Mtt, MttOptions, flat, unrolled
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
@@ -52,6 +52,15 @@ def test_distance_of_gradients_by_hand():
     kernel = torch.randn(4, 3, 2, 2)
     assert float(gradient_distance((kernel,), (kernel * 7,))) == pytest.approx(0, abs=1e-6)
     assert float(gradient_distance((kernel,), (-kernel,))) == pytest.approx(8)
+
+
+def test_rows_with_small_gradients_pull_less_as_in_the_authors_code():
+    """1 - <g, s> / (|g| |s| + 1e-6), with the number beside the product of the norms and not a floor of each norm."""
+    g, s = torch.tensor([[3e-3, 4e-3], [0.0, 0.0]]), torch.tensor([[4e-4, 3e-4], [1.0, 0.0]], requires_grad=True)
+    found = gradient_distance((g,), (s,))
+    assert found.item() == pytest.approx((1 - 2.4e-6 / (2.5e-6 + 1e-6)) + 1)
+    (slope,) = torch.autograd.grad(found, s)
+    assert slope.isfinite().all() and (slope[1] == 0).all()
 
 
 def test_a_gradient_in_slices_is_that_of_all_images_at_once():
@@ -106,7 +115,7 @@ def test_a_step_of_dc_is_the_gradient_of_the_gradient_distance(coloured):
         for a, b in zip(*sides, strict=True):
             if a.ndim > 1:
                 rows = [(p.flatten(), q.flatten()) for p, q in zip(a.detach(), b, strict=True)]
-                loss = loss + sum(1 - (p @ q) / (p.norm() * q.norm()) for p, q in rows)
+                loss = loss + sum(1 - (p @ q) / (p.norm() * q.norm() + 1e-6) for p, q in rows)
     loss.backward()
     torch.testing.assert_close(run.pixels, run.clamped(before - 0.05 * pixels.grad), atol=1e-5, rtol=1e-3)
 
@@ -340,7 +349,7 @@ def test_mtt_trains_experts_once_for_all_sets_and_goes_on_when_killed(tmp_path, 
 
 
 def test_a_match_beyond_the_experts_is_refused(tmp_path):
-    with pytest.raises(DapError, match="needs experts of 23 epochs, not 5"):
+    with pytest.raises(DapError, match="needs experts of 22 epochs, not 5"):
         distill(recipe("mtt", expert_epochs=5), tmp_path / "a", workshop=Workshop("cpu"))
 
 
@@ -360,6 +369,31 @@ def test_small_batches_of_a_student_see_every_image_equally_often(coloured, monk
     assert [len(batch) for batch in seen] == [2] * 7
     assert all(sorted(chain(*seen[at : at + 3])) == list(range(6)) for at in (0, 3))
     assert seen[:3] != seen[3:6]
+    seen.clear()
+    unequal = run.options.model_copy(update={"batch": 4, "steps": 4})
+    unrolled(network, first, first + 0.1, pixels, run.labels, lr, unequal, run, 0)
+    assert [len(batch) for batch in seen] == [2, 4, 2, 4], "the last batch of a shuffle first, as in the authors' code"
+    order = torch.randperm(6, generator=run.generator("student", 0, 0)).tolist()
+    assert seen[:2] == [order[4:], order[:4]]
+
+
+def test_a_match_of_mtt_begins_at_one_of_the_first_twenty_epochs_of_an_expert(coloured, monkeypatch):
+    """The authors draw the first epoch below --max_start_epoch, which is 20 in their README."""
+    run = a_run(coloured, "mtt", **MTT | {"expert_epochs": 22, "start": MttOptions().start, "experts": 1})
+    begun = set()
+    network = run.network("shape")
+    path = torch.arange(23.0)[:, None] + flat(network)
+    monkeypatch.setattr(mtt, "trajectory", lambda *given: path)
+    pixels = run.pixels
+
+    def watched(network, first, target, pixels, labels, lr, *given):
+        begun.add(round(float(first[0] - path[0][0])))
+        return pixels.sum() + lr
+
+    monkeypatch.setattr(mtt, "unrolled", watched)
+    for iteration in range(300):
+        list(Mtt().step(run, iteration))
+    assert begun == set(range(20)) and pixels.shape == run.pixels.shape
 
 
 def test_an_expert_goes_on_from_its_last_epoch(coloured, tmp_path, monkeypatch):

@@ -62,7 +62,16 @@ def test_text_prototypes_by_hand():
     assert text_prototypes([clusters[0]], "grass wet tench", 30, common=0.9) == [2]
     # What a third of all captions have, or more, does not count: water, fish and boat are in two of six each.
     assert text_prototypes(clusters, "x", 30, common=1 / 3)[1] == 1
-    assert words_of("A boat-house, 2 men's fish") == ["a", "fish"]
+    assert words_of("A boat-house, 2 men's fish don’t") == ["a", "men", "fish", "do"]
+
+
+def test_words_of_number_and_place_count_and_function_words_do_not():
+    """The authors leave out NLTK's stop words, which are fewer than scikit-learn's."""
+    for seen in ("front", "side", "top", "behind", "two", "full", "thin"):
+        assert text_prototypes([["a dog there", f"a dog {seen}", "a dog in it"]], "dog", 30, common=1) == [1], seen
+    for unseen in ("itself", "does", "having", "just", "theirs", "against"):
+        assert text_prototypes([["a wet dog", f"a dog {unseen} {unseen}"]], "dog", 30, common=1) == [0], unseen
+    assert text_prototypes([["the judge's hat", "a red hat, a red hat"]], "judge's robe", 30, common=1) == [1]
 
 
 def test_outliers_are_the_points_far_from_all_others():

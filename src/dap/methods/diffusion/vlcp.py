@@ -83,11 +83,11 @@ class VlcpOptions(base.Options, frozen=True):
 class Vlcp(Vanilla):
     """Samples that start from the k-means centres of a class's latents, with the caption that fits each cluster best.
 
-    The words of a cluster's captions are counted. Stop words (scikit-learn's), the words of the class's name, and
-    words that most captions of the class have are not counted. The score of a caption is the sum of the counts of the
-    cluster's most frequent words that the caption has. The caption with the highest score is the prompt of the slot;
-    of captions with equal scores, the caption of the image nearest to the centre. Whole words are compared; the
-    authors' code finds "art" in "cart". Only captioned images take part. The manifest has the prompt of each slot.
+    The words of a cluster's captions are counted. Stop words (`STOP`), the words of the class's name, and words that
+    most captions of the class have are not counted. The score of a caption is the sum of the counts of the cluster's
+    most frequent words that the caption has. The caption with the highest score is the prompt of the slot; of captions
+    with equal scores, the caption of the image nearest to the centre. Whole words are compared; the authors' code finds
+    "art" in "cart". Only captioned images take part. The manifest has the prompt of each slot.
 
     First the U-Net is fine-tuned on the captioned images, and a tenth of the captions is dropped (the authors drop
     none). A text encoder reads a caption only up to its limit, 77 tokens in Stable Diffusion; the authors encode
@@ -157,6 +157,7 @@ class Vlcp(Vanilla):
         name = task.source.class_names[label]
         used = options.model_dump(include={"reals", "neighbours", "outliers", "common", "words"})
         key = {"class": name, "ipc": task.recipe.ipc, "seed": task.recipe.seed, **used}
+        key["stop words"] = "NLTK's"  # earlier versions took a longer list, and "men's" was no word
         return task.store.get(f"prototypes of {name}", key, lambda: self._prototypes(task, label))
 
     def _prototypes(self, task: Task, label: int) -> dict[str, Tensor]:
@@ -292,10 +293,27 @@ def by_distance(points: Float[Tensor, "n d"], centre: Float[Tensor, " d"], mine:
     return [row for row in order if mine[row]] or order[:1]
 
 
+_FUNCTION = """
+a about above after again against all am an and any are as at be because been before being below between both but
+by can did do does doing down during each few for from further had has have having he her here hers herself him
+himself his how i if in into is it its itself just me more most my myself no nor not now of off on once only or other
+our ours ourselves out over own same she should so some such than that the their theirs them themselves then there
+these they this those through to too under until up very was we were what when where which while who whom why will
+with you your yours yourself yourselves
+"""
+STOP = frozenset(_FUNCTION.split())
+"""English words that are not counted: the whole words of the list in NLTK, which the authors' code takes. Numbers and
+words of place, such as "two" or "behind", are not among them."""
+
+
 def words_of(text: str) -> list[str]:
-    """The words of a text in small letters. A token with a digit, a hyphen or an apostrophe inside is not a word."""
-    tokens = re.findall(r"\w+(?:['’-]\w+)*", text.lower())
-    return [token for token in tokens if token.isalpha()]
+    """The words of a text in small letters. A token with a digit or a hyphen inside is not a word.
+
+    Of "men's" the word is "men", and of "don't" it is "do", as NLTK parts them.
+    """
+    tokens = re.findall(r"\w+(?:['-]\w+)*", text.lower().replace("’", "'"))
+    whole = [re.sub(r"(?:n't|'(?:d|ll|m|re|s|ve))$", "", token) for token in tokens]
+    return [token for token in whole if token.isalpha()]
 
 
 def text_prototypes(clusters: Sequence[Sequence[str]], class_name: str, words: int, common: float) -> list[int]:
@@ -310,12 +328,10 @@ def text_prototypes(clusters: Sequence[Sequence[str]], class_name: str, words: i
         words: how many of a cluster's most frequent words count.
         common: words that this part of all captions has, or a larger part, are not counted.
     """
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
     everything = [set(words_of(caption)) for cluster in clusters for caption in cluster]
     having = Counter(word for caption in everything for word in caption)
     dropped = {word for word, count in having.items() if count >= common * len(everything)}
-    dropped |= ENGLISH_STOP_WORDS | set(words_of(class_name.replace("_", " ")))
+    dropped |= STOP | set(words_of(class_name.replace("_", " ")))
     best = []
     for cluster in clusters:
         counted = Counter(word for caption in cluster for word in words_of(caption) if word not in dropped)

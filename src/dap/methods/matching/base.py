@@ -144,6 +144,11 @@ class Matching(Method):
     def check(self, task: Task) -> None:
         """Check that the options fit each other. Raises `DapError` if they do not."""
 
+    def form(self, task: Task) -> dict[str, str]:
+        """What earlier versions did in another way, so that a shared cache never gives what they made."""
+        del task
+        return {}
+
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: MatchingOptions = task.options
         self.check(task)
@@ -167,6 +172,7 @@ class Matching(Method):
             "seed": task.recipe.seed,
             "ipc": ipc,
             "options": options.model_dump(mode="json"),
+            **self.form(task),
         }
 
         def optimise() -> dict[str, Tensor]:

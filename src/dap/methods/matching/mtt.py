@@ -21,7 +21,10 @@ from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 
 
 class MttOptions(MatchingOptions, frozen=True):
-    """Defaults are the paper's, where the paper has one value for all data sets."""
+    """Defaults are the paper's, where the paper has one value for all data sets.
+
+    `start`, `ahead` and `steps` are those of the command in the authors' README, which is for CIFAR-100 and ipc 1.
+    """
 
     iterations: int = Field(
         default=5000, ge=0, description="Steps of the optimiser on the pixels; the paper has 5,000."
@@ -43,7 +46,11 @@ class MttOptions(MatchingOptions, frozen=True):
         gt=0,
         description="Learning rate of the experts, which are trained by SGD without momentum in batches of 256.",
     )
-    start: int = Field(default=20, ge=0, description="Last epoch of an expert at which a match begins.")
+    start: int = Field(
+        default=19,
+        ge=0,
+        description="Last epoch of an expert at which a match begins. The authors' --max_start_epoch is one more.",
+    )
     ahead: int = Field(default=3, ge=1, description="How many epochs of the expert the student should cover.")
     steps: int = Field(default=20, ge=1, description="Training steps of the student on synthetic images in each match.")
     batch: int | None = Field(
@@ -84,6 +91,13 @@ class Mtt(Matching):
                 f"{options.start + options.ahead} epochs, not {options.expert_epochs}; give --option expert_epochs or start."
             )
 
+    def form(self, task: Task) -> dict[str, str]:
+        size = len(task.source.class_names) * task.recipe.ipc
+        batch = task.options.batch or size
+        return (
+            {"batches": "the last first"} if batch < size else {}
+        )  # earlier versions began with the first of a shuffle
+
     def step(self, run: Run, iteration: int) -> Iterator[None]:
         options: MttOptions = run.task.options
         generator = run.generator("match", iteration)
@@ -118,7 +132,8 @@ def unrolled(
 ) -> Tensor:
     """||student - target||^2 / ||first - target||^2 after the student's steps; differentiable in pixels and lr.
 
-    Batches smaller than the set are cut from one shuffle until all images were seen, as in the authors' code.
+    Batches smaller than the set are cut from one shuffle until all images were seen, the last batch of the shuffle
+    first, as in the authors' code. So where the batches are not equal, the smaller one comes first.
 
     Args:
         network: gives the shape of the student.
@@ -137,7 +152,7 @@ def unrolled(
         images, wanted = pixels, labels
         if options.batch is not None and options.batch < len(pixels):
             left = left or list(torch.randperm(len(pixels), generator=generator).split(options.batch))
-            mine = left.pop(0)
+            mine = left.pop()
             images, wanted = pixels[mine], labels[mine]
         if options.augment:
             images = dsa(images, generator, options.augment)

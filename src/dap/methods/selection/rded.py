@@ -54,10 +54,10 @@ class Rded(Method):
     As in the authors' code, a crop is a square whose part of the image's area is uniform, scaled to size / factor. The
     teacher judges the crop in the middle of an image of the full size. The best crop of each real image stays. The
     crops are ranked, and image i of n is made, row by row, of the crops ranked i, n + i, 2 n + i, ..., so that every
-    image has some of the best crops. Two things differ from the authors' code. They crop the files as they are; here
+    image has some of the best crops. Three things differ from the authors' code. They crop the files as they are; here
     the source's squares of the full size are cropped. Their border has the mean colour of the teacher's data; here the
-    border has the mean colour of the class's images. The paper trains on the teacher's soft labels (`rded-soft`); the
-    images are the same.
+    border has the mean colour of the class's images. They store JPEG files; here a set is PNG. The paper trains on the
+    teacher's soft labels (`rded-soft`); the images are the same.
     """
 
     needs = frozenset({"classifier"})
