@@ -19,7 +19,7 @@ ROOMS = [
     ["dap.choices", "dap.shipped", "dap.guidance"],
     ["dap.resolved", "dap.backbones"],
     ["dap.solvers"],
-    ["dap.sampling"],
+    ["dap.sampling", "dap.refining"],
     ["dap.data.real", "dap.data.clusters"],
     ["dap.starter.images"],
     ["dap.data.sets", "dap.data.bank", "dap.data"],

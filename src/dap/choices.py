@@ -252,3 +252,43 @@ class OwnGuidance(Closed, frozen=True):
     )
     start: Share = Field(default=0.0, description="Your own guidance acts from this fraction of the run on.")
     stop: Share = Field(default=1.0, description="Your own guidance acts until this fraction of the run.")
+
+
+class Refinement(Closed, frozen=True):
+    """The refinement: the finished images of a class move together until the set is like the real images, see `dap.refining`."""
+
+    steps: int = Field(
+        default=100,
+        ge=0,
+        le=100_000,
+        description="How many steps the refinement takes. 0 leaves the images as they were sampled.",
+    )
+    rate: Strength = Field(
+        default=0.03, description="How far a step moves a latent, at first; the rate falls to 0 until the last step."
+    )
+    layers: tuple[Name, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="The backbone layers in whose features the set is compared with real images. Default: the layer of the "
+        "backbone's card.",
+    )
+    times: tuple[Share, ...] = Field(
+        default=(0.05, 0.15, 0.3),
+        min_length=1,
+        max_length=64,
+        description="The noise levels at which features are compared, as fractions of the schedule. Each step takes one.",
+    )
+    reals: Images = Field(
+        default=500, description="The number of real images of each class that the set is compared with."
+    )
+    prior: Strength = Field(
+        default=1.0,
+        description="How strongly images that the backbone finds less likely than real ones are drawn back. 0: not at all.",
+    )
+
+    @field_validator("layers", "times", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """`2,4` becomes the list that it says."""
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

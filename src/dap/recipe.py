@@ -17,8 +17,8 @@ from dap.base.fields import RunSeed, Slots
 from dap.base.parsing import line_of, shown
 from dap.base.permission import refuse_code
 from dap.base.registry import suggest
-from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling
-from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedSampling, Run
+from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Refinement, Sampling
+from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedRefinement, ResolvedSampling, Run
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -48,6 +48,7 @@ SECTIONS: dict[str, type[Closed]] = {
     "sampling": Sampling,
     "guidance": GuidanceOptions,
     "own_guidance": OwnGuidance,
+    "refine": Refinement,
 }
 """The parts of a recipe that have fields of their own."""
 
@@ -57,6 +58,7 @@ KEYWORDS = {
     "guidance.seed": "reals_seed",
     "own_guidance.path": "guidance",
     **{f"own_guidance.{name}": f"guidance_{name}" for name in OwnGuidance.model_fields if name != "path"},
+    **{f"refine.{name}": f"refine_{name}" for name in Refinement.model_fields},
 }
 """The keywords of those fields whose keyword is not simply the field's name."""
 
@@ -128,6 +130,7 @@ class Recipe(Closed, frozen=True):
     sampling: Sampling | None = Sampling()
     guidance: GuidanceOptions | None = None
     own_guidance: OwnGuidance | None = None
+    refine: Refinement | None = None
 
     @staticmethod
     def parse(values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
@@ -179,6 +182,7 @@ class Recipe(Closed, frozen=True):
         *,
         options: Mapping[str, Any] | None = None,
         classifier: str | None = None,
+        refinement: Mapping[str, Any] | None = None,
     ) -> Resolved:
         """This recipe with every open choice made.
 
@@ -192,6 +196,8 @@ class Recipe(Closed, frozen=True):
             together: whether the method makes all slots of a class as one unit, unless `block` says otherwise.
             options: all of the method's own options. Default: the options of the recipe.
             classifier: the name of the classifier that the method is given. Default: the classifier of the recipe.
+            refinement: the method's own defaults for the refinement. The user's choices override them. None for a method
+                without a refinement.
 
         Raises:
             DapError: guidance options for a method that has no guidance, an unknown layer, or another size than the
@@ -200,12 +206,17 @@ class Recipe(Closed, frozen=True):
         if guidance is None and self.guidance is not None and self.guidance.model_fields_set:
             given = ", ".join(sorted(self.guidance.model_fields_set))
             raise DapError(f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}.")
+        if refinement is None and self.refine is not None and self.refine.model_fields_set:
+            raise DapError(
+                f"Method {self.method!r} refines nothing, so refine means nothing to it; take the method "
+                f"{self.method}+refine, or leave out {', '.join(sorted(self.refine.model_fields_set))} of refine."
+            )
         side = self.data.size or size
         if backbone is not None and side != backbone.card.size:
             card = backbone.card
             raise DapError(f"{card.name} makes images of {card.size} px, not {side}; leave the size to it.")
         own = self._own(backbone)
-        run = None if backbone is None else self._run(backbone, guidance, sampling or {})
+        run = None if backbone is None else self._run(backbone, guidance, sampling or {}, refinement)
         repels = run is not None and run.guidance is not None and run.guidance.repulsion > 0
         return Resolved(
             method=self.method,
@@ -236,7 +247,13 @@ class Recipe(Closed, frozen=True):
             raise DapError(f"Your own guidance would stop (at {own.stop}) before it starts (at {own.start}).")
         return own
 
-    def _run(self, backbone: Backbone, guidance: Mapping[str, Any] | None, sampling: Mapping[str, Any]) -> Run:
+    def _run(
+        self,
+        backbone: Backbone,
+        guidance: Mapping[str, Any] | None,
+        sampling: Mapping[str, Any],
+        refinement: Mapping[str, Any] | None,
+    ) -> Run:
         """How the backbone is sampled: the user's choices over the method's defaults over the backbone's card."""
         from dap.solvers import default_for
 
@@ -256,7 +273,16 @@ class Recipe(Closed, frozen=True):
                 cfg_channels=card.cfg_channels if sampled.cfg_channels is None else sampled.cfg_channels,
             ),
             guidance=None if guidance is None else self._guidance(backbone, guidance),
+            refine=None if refinement is None else self._refinement(backbone, refinement),
         )
+
+    def _refinement(self, backbone: Backbone, refinement: Mapping[str, Any]) -> ResolvedRefinement:
+        mine = (self.refine or Refinement()).model_dump(exclude_unset=True)
+        chosen = {"layers": (backbone.card.layer,), **refinement, **{k: v for k, v in mine.items() if v is not None}}
+        options = ResolvedRefinement.model_validate(chosen)
+        for layer in options.layers:
+            backbone.check_layer(layer)
+        return options
 
     def _guidance(self, backbone: Backbone, guidance: Mapping[str, Any]) -> ResolvedGuidance:
         card = backbone.card

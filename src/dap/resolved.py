@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, Literal, TypeVar
 
 from dap.base.errors import DapError
-from dap.base.fields import Pixels, RunSeed, Slots, Strength
-from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Sampling, SolverName
+from dap.base.fields import Name, Pixels, RunSeed, Slots, Strength
+from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Refinement, Sampling, SolverName
 
 T = TypeVar("T")
 
@@ -41,6 +41,12 @@ class ResolvedGuidance(GuidanceOptions, frozen=True):
     unit: Literal["paper", "step"]  # pyright: ignore[reportGeneralTypeIssues]
 
 
+class ResolvedRefinement(Refinement, frozen=True):
+    """The refinement in full."""
+
+    layers: tuple[Name, ...]  # pyright: ignore[reportGeneralTypeIssues]
+
+
 class Run(Closed, frozen=True):
     """How a backbone is sampled: the part of a resolved recipe that only methods with a backbone have.
 
@@ -48,11 +54,13 @@ class Run(Closed, frozen=True):
         backbone: the weights and their prompts.
         sampling: the reverse process.
         guidance: the guidance of DAP. None for a method without it.
+        refine: the refinement. None for a method without it.
     """
 
     backbone: BackboneChoice
     sampling: ResolvedSampling
     guidance: ResolvedGuidance | None
+    refine: ResolvedRefinement | None = None
 
 
 class Resolved(Closed, frozen=True):
@@ -98,6 +106,12 @@ class Resolved(Closed, frozen=True):
         found = self.run.guidance if self.run else None
         return promised(found, self.method, "recipe.guidance", "its `guidance` must be a mapping, such as {}")
 
+    @property
+    def refine(self) -> ResolvedRefinement:
+        """The refinement. Raises `DapError` where the method has no `refinement` defaults, not even an empty mapping."""
+        found = self.run.refine if self.run else None
+        return promised(found, self.method, "recipe.refine", "its `refinement` must be a mapping, such as {}")
+
     def values(self) -> dict[str, Any]:
         """The recipe as its set keeps it in recipe.json: without the sections that the method has no use for.
 
@@ -105,6 +119,8 @@ class Resolved(Closed, frozen=True):
         """
         said = self.model_dump(mode="json", exclude={"run", "own"})
         run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
+        if run["refine"] is None:  # as sets of methods without a refinement have always had it
+            del run["refine"]
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
         if self.data.split is None:  # as sets of earlier versions have it
             del said["data"]["split"]

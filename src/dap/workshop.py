@@ -216,6 +216,7 @@ class Workshop:
         data = recipe.data.model_copy(update={"size": size})
         said = options.model_dump(mode="json") if options else {}
         how: dict[str, Any] = {"sampling": method.sampling, "together": method.together, "options": said}
+        how["refinement"] = method.refinement
         name, file = _classifier(method, recipe), _captions(method, recipe)
         resolved = recipe.resolved(backbone if needed else None, method.guidance, size, classifier=name, **how)
         source = self.source(data)

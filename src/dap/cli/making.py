@@ -267,6 +267,7 @@ def _check_wanted(methods: Sequence[str], flags: dict[str, Any]) -> None:
     made = {name: find(name.partition("@")[0]) for name in methods}
     for section, wanted in (
         ("guidance", [method.guidance is not None for method in made.values()]),
+        ("refine", [method.refinement is not None for method in made.values()]),
         ("classifier", ["classifier" in method.needs for method in made.values()]),
         ("captions", ["captions" in method.needs for method in made.values()]),
     ):

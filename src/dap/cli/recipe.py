@@ -20,6 +20,7 @@ GROUPS = {
     "sampling": Group("Recipe: sampling", sort_key=13),
     "guidance": Group("Recipe: guidance", sort_key=14),
     "own_guidance": Group("Recipe: a guidance of your own", sort_key=15),
+    "refine": Group("Recipe: refinement", sort_key=16),
 }
 
 

@@ -5,6 +5,7 @@ from dap.guidance.influence import Deviation, Influence
 from dap.guidance.manifold import Manifold
 from dap.guidance.modes import Modes
 from dap.guidance.representative import Representative
+from dap.guidance.set_level import MeanMatching, SquaredMMD
 
 __all__ = [
     "Descend",
@@ -13,10 +14,12 @@ __all__ = [
     "Guidance",
     "Influence",
     "Manifold",
+    "MeanMatching",
     "Modes",
     "Nothing",
     "Representative",
     "Scaled",
+    "SquaredMMD",
     "State",
     "Sum",
     "Window",

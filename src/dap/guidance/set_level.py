@@ -29,6 +29,7 @@ from dap.guidance.representative import RealFeatures
 from dap.kernels import Kernel, Linear
 
 
+@runtime_checkable
 class Moment(Protocol):
     """The mean over images of the features of real images, (tokens, width), and the spread of each channel, (width)."""
 
@@ -126,6 +127,4 @@ def by_label(state: State) -> list[tuple[int, Tensor]]:
     """For each label of a batch the rows of its images, on the device of the features."""
     assert state.features is not None
     device = state.features.device
-    return [
-        (label, (state.labels == label).nonzero()[:, 0].to(device)) for label in state.labels.unique().tolist()
-    ]
+    return [(label, (state.labels == label).nonzero()[:, 0].to(device)) for label in state.labels.unique().tolist()]

@@ -38,6 +38,7 @@ _KNOWN = {
     "igd": ("diffusion.igd:Igd", "samples whose gradients follow those of real images, and that keep apart"),
     "dap": ("diffusion.dap:Dap", "samples pulled towards real images in the backbone's own features"),
     "dap-slots": ("diffusion.dap:DapSlots", "dap with a target for every image and repulsion between images"),
+    "auto": ("diffusion.auto:Auto", "prototypes, denoised, then moved together until the set is like the real images"),
     "d3hr": ("diffusion.d3hr:D3HR", "samples from a group of noises that is like the inverted real images"),
     "cao2": ("diffusion.cao2:CaO2", "the samples that a classifier agrees with, refined under the diffusion loss"),
 }
@@ -49,14 +50,22 @@ SUMMARIES: Mapping[str, str] = {name: summary for name, (_, summary) in _KNOWN.i
 """What each method makes, by name, for a list of methods."""
 
 
+REFINED = "+refine"
+"""The end of a method's name that refines the images of the method, as in mgd3+refine."""
+
+
 def find(name: str) -> Method:
-    """The method behind a name or `file.py:Name`.
+    """The method behind a name or `file.py:Name`; `NAME+refine` is that method with a refinement after it.
 
     Raises:
         DapError: the name is unknown, or the object is not a `Method`.
     """
     from dap.methods.base import Method
 
+    if name.endswith(REFINED):
+        from dap.methods.refined import Refined
+
+        return Refined(find(name.removesuffix(REFINED)))
     method = resolve(name, METHODS, "method")()
     if not isinstance(method, Method):
         raise DapError(f"{name!r} is not a method; subclass dap.methods.Method.")

@@ -36,10 +36,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Made:
-    """The images of a unit, (slots, 3, h, w) in [0, 1], and for each image the further fields of its manifest line."""
+    """The images of a unit.
+
+    Attributes:
+        images: (slots, 3, h, w), in [0, 1].
+        records: for each image the further fields of its manifest line.
+        latents: what the images were decoded from, (slots, C, *spatial). None where there are no latents.
+    """
 
     images: Float[Tensor, "b 3 h w"]
     records: list[dict[str, Any]]
+    latents: Float[Tensor, "b c *spatial"] | None = None
 
 
 LARGEST = 10**9
@@ -128,6 +135,7 @@ class Method(ABC):
         cost: the cost of the method beside the units themselves, in a few words.
         guidance: the method's own defaults over `GuidanceOptions`, or None for a method without DAP's guidance.
         sampling: the method's own defaults over `Sampling`.
+        refinement: the method's own defaults over `Refinement`, or None for a method that refines nothing.
         steered: whether the method adds `Task.given.guidance`, the user's own, to what it samples.
         together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.
         Options: the method's own options, or None. They are the recipe's `options`.
@@ -138,6 +146,7 @@ class Method(ABC):
     cost: ClassVar[str] = ""
     guidance: ClassVar[Mapping[str, Any] | None] = None
     sampling: ClassVar[Mapping[str, Any]] = {}
+    refinement: ClassVar[Mapping[str, Any] | None] = None
     steered: ClassVar[bool] = False
     together: ClassVar[bool] = False
     Options: ClassVar[type[Options] | None] = None

@@ -22,7 +22,7 @@ def one(name: str) -> str:
     Raises:
         DapError: no such method.
     """
-    made = type(find(name))
+    made = find(name)
     parts = [f"{name}: {' '.join((made.__doc__ or '').split())}", ""]
     parts += [f"{word:11}{text}" for word, text in (("reference", made.reference), ("needs", _needs(made.needs)))]
     parts += [f"{'cost':11}{made.cost}"] if made.cost else []

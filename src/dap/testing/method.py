@@ -48,7 +48,11 @@ class Probe:
             values["guidance"] = {"reals": 4, "clustered": 8}
         used = (backbone or self.backbone) if "backbone" in self.method.needs else None
         method = self.method
-        recipe = Recipe.parse(values).resolved(used, method.guidance, 32, method.sampling, method.together)
+        if method.refinement is not None:
+            values["refine"] = {"steps": 2, "reals": 4}
+        recipe = Recipe.parse(values).resolved(
+            used, method.guidance, 32, method.sampling, method.together, refinement=method.refinement
+        )
         name = type(self.method).__name__
         options, needs, names = self.method.parse({}, name), self.method.needs, self.source.class_names
         shop, captions = Workshop("cpu", offline=True), None

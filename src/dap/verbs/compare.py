@@ -212,9 +212,10 @@ def comparison(
     for method in methods:
         name, _, backbone = method.partition("@")
         made = (objects or {}).get(name) or find(name)
-        apart = ("guidance", "own_guidance", "classifier", "captions")
+        apart = ("guidance", "own_guidance", "refine", "classifier", "captions")
         mine = {key: value for key, value in base.items() if key not in apart}
         mine |= {"guidance": base["guidance"]} if made.guidance is not None and base.get("guidance") else {}
+        mine |= {"refine": base["refine"]} if made.refinement is not None and base.get("refine") else {}
         mine |= {"own_guidance": base["own_guidance"]} if made.steered and base.get("own_guidance") else {}
         mine |= {need: base[need] for need in ("classifier", "captions") if need in made.needs and base.get(need)}
         mine |= {"method": name, "options": given.get(method, {})}

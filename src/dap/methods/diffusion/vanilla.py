@@ -70,13 +70,14 @@ class Vanilla(Method):
                 models.append(ClassifierFree(tune() if tune else backbone, options.cfg, options.cfg_channels))
             alone = guidance.sequential and acts
             parts = [(slot,) for slot in unit.slots] if alone else [unit.slots]
-            images, seeds = [], []
+            images, latents, seeds = [], [], []
             for slots in parts:
                 batch = self.batch(task, unit.label, slots)
                 begin = start(batch) if start else None
-                images.append(sampling.images(models[0], guidance, batch, start=begin, **run).cpu())
+                latents.append(sampling.latents(models[0], guidance, batch, start=begin, **run))
+                images.append(backbone.decode(latents[-1]).cpu())
                 seeds += batch.seeds
-            return Made(torch.cat(images), [{"seed": seed} for seed in seeds])
+            return Made(torch.cat(images), [{"seed": seed} for seed in seeds], torch.cat(latents))
 
         return make
 

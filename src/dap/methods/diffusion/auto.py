@@ -1,0 +1,124 @@
+"""`auto`: prototypes of the class, denoised by the backbone, then refined as a set. Nothing has to be set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from dap import sampling
+from dap.base.seeding import seed_of
+from dap.methods.base import Made, Options, Task, Unit
+from dap.methods.diffusion.latents import check_reals, class_latents
+from dap.methods.diffusion.mgd3 import find_modes
+from dap.methods.diffusion.vanilla import Vanilla
+from dap.methods.refined import with_refinement
+
+GRID = 8
+"""The side of the grid to which latents are pooled before they are clustered. Finer places are details of one image."""
+
+
+class AutoOptions(Options, frozen=True):
+    """The starts of the images."""
+
+    strength: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Which part of the run is done from the prototype of a slot. With 0 the prototype itself is refined, "
+        "and the images are close to real ones. With 1 every run begins at pure noise.",
+    )
+    reals: int = Field(
+        default=1000,
+        ge=1,
+        description="Real images of each class that are clustered; all images of a smaller class.",
+    )
+
+
+class Auto(Vanilla):
+    """A set in three steps, each of which asks the backbone alone.
+
+    Prototypes: the latents of the class's real images are clustered, and slot i begins at the real latent nearest to the
+    i-th centre. Sampling: each prototype is noised to a middle level and denoised with the class as condition, which makes
+    a new image of the same kind. Refinement: the images of the class then move together until the set as a whole is like
+    the real images in the backbone's features; see `dap.refining`. The order of the slots is that of kernel herding, so the
+    first k slots are a good start of a set of k.
+    """
+
+    reference = "ours, after DAP"
+    cost = "encoding and clustering 1000 real images a class; a part of a vanilla sample; and the refinement"
+    refinement = {}
+    together = True
+    Options = AutoOptions
+
+    def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        options: AutoOptions = task.options
+        if options.strength < 1:
+            check_reals(task, options.reals)
+        make = super().prepare(task)
+        return with_refinement(self.bare(task) if options.strength == 0 else make, task)
+
+    def bare(self, task: Task) -> Callable[[Unit], Made]:
+        """The function that makes a unit of the prototypes themselves, without a step of sampling."""
+
+        def make(unit: Unit) -> Made:
+            batch = self.batch(task, unit.label, unit.slots)
+            latents = self.stored(task, task.source.class_names[unit.label])[list(unit.slots)].to(task.backbone.device)
+            return Made(task.backbone.decode(latents).cpu(), [{"seed": seed} for seed in batch.seeds], latents)
+
+        return make
+
+    def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start] | None:
+        options: AutoOptions = task.options
+        if options.strength == 1:
+            return None
+
+        def begin(batch: sampling.Batch) -> sampling.Start:
+            (name,) = {batch.class_names[label] for label in batch.labels}
+            found = self.stored(task, name)[list(batch.slots)]
+            return sampling.Start.at(found, options.strength, task.recipe.sampling.steps)
+
+        return begin
+
+    def stored(self, task: Task, name: str) -> Float[Tensor, "ipc c *spatial"]:
+        """The prototypes of a class, from the store if they are there."""
+        key = {"class": name, "ipc": task.recipe.ipc, "seed": task.recipe.seed, "reals": task.options.reals}
+        return task.store.get(f"starts of {name}", key, lambda: {"x": self.prototypes(task, name)})["x"]
+
+    def prototypes(self, task: Task, name: str) -> Float[Tensor, "ipc c *spatial"]:
+        """The real latent nearest to each centre of k-means on pooled latents, in the order of herding."""
+        _, latents = class_latents(task, name, task.options.reals)
+        points = pooled(latents)
+        seed = seed_of(task.recipe.seed, name, "prototypes")
+        rows = nearest(points, find_modes(points, task.recipe.ipc, "kmeans", seed))
+        return latents[rows[herded(points[rows], points.mean(0))]]
+
+
+def pooled(latents: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
+    """Latents as points: averaged over the cells of a grid of 8 × 8 if they are finer, and flattened."""
+    side = min(GRID, *latents.shape[-2:])
+    x = latents if latents.ndim == 4 else latents.flatten(1, -3)
+    return adaptive_avg_pool2d(x.float(), side).flatten(1)
+
+
+def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Tensor:
+    """For each centre the row of the nearest point that no earlier centre has taken, (k,)."""
+    gaps, rows = torch.cdist(centres, points), list[int]()
+    for gap in gaps:
+        gap[rows] = torch.inf
+        rows.append(int(gap.argmin()))
+    return torch.tensor(rows)
+
+
+def herded(points: Float[Tensor, "k d"], mean: Float[Tensor, " d"]) -> list[int]:
+    """An order of points in which the mean of the first k stays near a mean, for each k (kernel herding, linear kernel)."""
+    left, order, total = list(range(len(points))), list[int](), torch.zeros_like(mean)
+    while left:
+        gaps = ((total + points[left]) / (len(order) + 1) - mean).square().sum(1)
+        order.append(left.pop(int(gaps.argmin())))
+        total = total + points[order[-1]]
+    return order

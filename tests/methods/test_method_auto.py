@@ -1,0 +1,158 @@
+"""`auto` and `NAME+refine`: prototypes, their order, the refinement in a run, resumed and over every kind of method."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dap.base.errors import DapError
+from dap.cli.main import main
+from dap.data.sets.distilled import DistilledSet
+from dap.methods import METHODS, find
+from dap.methods.diffusion.auto import herded, nearest, pooled
+from dap.methods.diffusion.latents import class_latents
+from dap.recipe import Recipe
+from dap.verbs.distill import distill
+from dap.workshop import Workshop
+
+
+def recipe(method="auto", ipc=3, seed=0, block=None, refine=(), classes=("Trouser", "Bag"), **options):
+    return Recipe.parse(
+        {
+            "method": method,
+            "ipc": ipc,
+            "seed": seed,
+            "block": block,
+            "data": {"classes": list(classes)},
+            "sampling": {"steps": 4} if "backbone" in find(method).needs else None,
+            "refine": {"steps": 3, "reals": 8, **dict(refine)},
+            "options": options,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def shop():
+    return Workshop("cpu")
+
+
+def pixels(made: DistilledSet):
+    return torch.stack([image for image, _ in made])
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_herding_follows_the_mean_at_every_length():
+    """Each next point is the best of those left, by trying all of them."""
+    points, mean = random(9, 4), random(4, seed=1)
+    order = herded(points, mean)
+    assert sorted(order) == list(range(9))
+    for k in range(9):
+        gaps = {i: (points[[*order[:k], i]].mean(0) - mean).norm().item() for i in range(9) if i not in order[:k]}
+        assert order[k] == min(gaps, key=lambda i: gaps[i])
+
+
+def test_ten_of_fifty_slots_are_nearer_to_the_class_than_ten_others():
+    """The first ten in the order of herding, against the ten after them and against the mean of random tens."""
+    points = random(50, 16)
+    mean = random(2000, 16, seed=1).mean(0)
+    order = herded(points, mean)
+    first = (points[order[:10]].mean(0) - mean).norm()
+    others = [
+        (points[torch.randperm(50, generator=torch.Generator().manual_seed(s))[:10]].mean(0) - mean).norm()
+        for s in range(20)
+    ]
+    assert first < min(others)
+
+
+def test_no_two_centres_take_one_point():
+    points = torch.tensor([[0.0], [1.0], [5.0]])
+    assert nearest(points, torch.tensor([[0.1], [0.2], [4.0]])).tolist() == [0, 1, 2]
+
+
+def test_latents_are_clustered_on_a_grid_of_eight():
+    assert pooled(random(2, 4, 32, 32)).shape == (2, 4 * 64)
+    assert torch.equal(pooled(random(2, 4, 8, 8)), random(2, 4, 8, 8).flatten(1))
+    assert pooled(random(2, 4, 3, 16, 16)).shape == (2, 4 * 3 * 64)
+
+
+def test_a_set_of_prototypes_is_real_images_and_its_refinement_moves_them(shop, tmp_path):
+    bare = distill(recipe(refine={"steps": 0}, strength=0, reals=20), tmp_path / "bare", workshop=shop)
+    _, task = shop.task(recipe(refine={"steps": 0}, strength=0, reals=20))
+    _, latents = class_latents(task, "Trouser", 20)
+    drawn = task.backbone.decode(latents).mul(255).round()
+    for image in pixels(bare)[:3].mul(255).round():
+        assert ((drawn - image).abs().amax((1, 2, 3)) <= 1).sum() == 1  # a batch of another size rounds otherwise
+    moved = distill(recipe(strength=0, reals=20), tmp_path / "moved", workshop=shop)
+    gap = (pixels(moved) - pixels(bare)).abs().amax((1, 2, 3))
+    assert (gap > 0.01).all() and (pixels(moved) - pixels(bare)).abs().mean() < 0.1
+
+
+def test_at_full_strength_and_without_refinement_the_images_are_vanilla_s(shop, tmp_path):
+    auto = distill(recipe(refine={"steps": 0}, strength=1), tmp_path / "auto", workshop=shop)
+    plain = {**recipe("vanilla+refine", refine={"steps": 0}).model_dump(exclude_unset=True), "method": "vanilla"}
+    vanilla = distill(
+        {**{k: v for k, v in plain.items() if k != "refine"}, "block": 3}, tmp_path / "plain", workshop=shop
+    )
+    assert torch.equal(pixels(auto), pixels(vanilla))
+
+
+@pytest.mark.parametrize("method", ["random", "vanilla", "dap-slots", "mgd3", "herding"])
+def test_every_kind_of_method_can_be_refined(method, shop, tmp_path):
+    """Without a step the images are those of the method, encoded or not; with steps every image moves."""
+    before = distill(recipe(f"{method}+refine", refine={"steps": 0}), tmp_path / "a", workshop=shop)
+    after = distill(recipe(f"{method}+refine"), tmp_path / "b", workshop=shop)
+    assert (pixels(after) - pixels(before)).abs().amax((1, 2, 3)).min() > 0.001
+    kept = json.loads((tmp_path / "b" / "recipe.json").read_text())
+    assert kept["method"] == f"{method}+refine" and kept["block"] == 3
+    assert kept["refine"]["layers"] == ["4"] and kept["refine"]["steps"] == 3
+
+
+def test_a_set_that_was_stopped_goes_on_with_the_same_bytes(shop, tmp_path):
+    whole = distill(recipe(), tmp_path / "whole", workshop=shop)
+    part = distill(recipe(), tmp_path / "part", workshop=shop)
+    lines = (part.path / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (part.path / "manifest.jsonl").write_text("".join(lines[:4]))  # the second class is made anew
+    again = distill(recipe(), tmp_path / "part", workshop=Workshop("cpu"))
+    assert torch.equal(pixels(again), pixels(whole))
+
+
+def test_the_layers_of_the_refinement_are_the_user_s(shop, tmp_path):
+    made = distill(recipe(refine={"layers": "2,6", "times": "0.1"}), tmp_path / "a", workshop=shop)
+    assert made.recipe["refine"]["layers"] == ["2", "6"]
+    assert made.recipe["refine"]["times"] == [0.1]
+    with pytest.raises(DapError, match="no layer '9' to tap"):
+        shop.task(recipe(refine={"layers": ["9"]}))
+
+
+def test_what_cannot_be_refined_is_said(shop, tmp_path, capsys):
+    with pytest.raises(DapError, match=r"block >= ipc \(3\), not 2"):
+        distill(recipe(block=2), tmp_path / "a", workshop=shop)
+    with pytest.raises(DapError, match=r"not refined twice; leave out \+refine"):
+        find("auto+refine")
+    with pytest.raises(DapError, match="not refined twice"):
+        find("vanilla+refine+refine")
+    with pytest.raises(DapError, match=r"take the method vanilla\+refine"):
+        shop.task(Recipe.parse({**recipe("vanilla+refine").model_dump(exclude_unset=True), "method": "vanilla"}))
+    assert main(["distill", "--method", "vanila+refine", "--out", str(tmp_path / "x")]) == 1
+    assert "Did you mean 'vanilla'" in capsys.readouterr().err
+    with pytest.raises(DapError, match="3 clusters of class 'Trouser'"):
+        shop.task(recipe(reals=2))[0].prepare(shop.task(recipe(reals=2))[1])
+
+
+def test_a_comparison_takes_refined_methods_beside_others(tmp_path, capsys):
+    given = ["--ipc", "1", "--classes", "Trouser", "Bag", "--steps", "2", "--refine-steps", "1", "--refine-reals", "4"]
+    judged = ["--protocol", "quick-hard", "--set", "epochs=1", "--set", "looks=1", "--seeds", "1", "--sets", "1"]
+    methods = ["--methods", "random,random+refine,auto"]
+    assert main(["compare", *methods, *given, *judged, "--out", str(tmp_path / "c")]) == 0
+    assert "random+refine" in capsys.readouterr().out
+
+
+def test_auto_is_explained():
+    assert METHODS["auto"].refinement == {}
+    assert main(["methods", "auto"]) == 0
+    assert main(["methods", "mgd3+refine"]) == 0
