@@ -387,7 +387,7 @@ class Reals:
     def shares(self, label):
         return None
 
-    def transform(self, features):
+    def transform(self, features, label, t):
         return features.flatten(1)
 
 

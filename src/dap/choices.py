@@ -173,13 +173,15 @@ class BankOptions(Closed, frozen=True):
         "shared gives one noise to all real images of a class. none compares with clean latents at t = 0, since phi(x_t, t) "
         "~ phi(x_0).",
     )
-    pool: Literal["none", "mean"] = Field(
+    pool: Literal["none", "mean", "2x2", "4x4", "8x8"] = Field(
         default="none",
-        description="none flattens all tokens, as the norm in the paper suggests. mean averages over the tokens, which "
-        "needs less memory.",
+        description="none flattens all tokens, as the norm in the paper suggests. mean averages over the tokens, and 2x2, "
+        "4x4 or 8x8 over the cells of such a grid, which needs less memory.",
     )
-    normalise: Literal["none", "l2"] = Field(
-        default="none", description="l2 brings features to unit length before their distance is taken."
+    normalise: Literal["none", "l2", "channel"] = Field(
+        default="none",
+        description="l2 brings features to unit length before their distance is taken. channel divides each channel by its "
+        "spread over the real images, so that a few large channels do not decide alone.",
     )
     branch: Literal["cond", "null"] = Field(
         default="cond",
@@ -263,6 +265,14 @@ class Refinement(Closed, frozen=True):
         le=100_000,
         description="How many steps the refinement takes. 0 leaves the images as they were sampled.",
     )
+    energy: Literal["distance", "mmd", "mean"] = Field(
+        default="distance",
+        description="How the set is compared with real images. distance: the energy distance under the kernel's distance. mmd: "
+        "the squared maximum mean discrepancy of the kernel. mean: the squared distance of the mean features.",
+    )
+    kernel: str = Field(
+        default="linear", description="The kernel that compares features, as --kernel; the energy mean has none."
+    )
     rate: Strength = Field(
         default=0.03, description="How far a step moves a latent, at first; the rate falls to 0 until the last step."
     )
@@ -281,6 +291,12 @@ class Refinement(Closed, frozen=True):
     )
     reals: Images = Field(
         default=500, description="The number of real images of each class that the set is compared with."
+    )
+    pool: Literal["none", "mean", "2x2", "4x4", "8x8"] = Field(
+        default="4x4", description="How tokens are pooled before features are compared, as --pool."
+    )
+    normalise: Literal["none", "l2", "channel"] = Field(
+        default="channel", description="How features are normalised before they are compared, as --normalise."
     )
     prior: Strength = Field(
         default=1.0,

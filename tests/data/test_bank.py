@@ -92,6 +92,32 @@ def test_clean_features_are_those_at_t_zero(source, backbone):
     torch.testing.assert_close(made.at(0, 900), expected)
 
 
+def test_a_grid_of_cells_pools_the_tokens_of_each(source, backbone):
+    full = bank(source, backbone).at(0, 500).unflatten(1, (2, 2, 16))  # 4 tokens in a square
+    assert torch.equal(bank(source, backbone, pool="4x4").at(0, 500), full.flatten(1))
+    bigger = bank(source, backbone, pool="2x2")
+    tokens = torch.randn(3, 16, 5)
+    cells = bigger.transform(tokens, 0, 500).unflatten(1, (2, 2, 5))
+    grid = tokens.unflatten(1, (4, 4))
+    torch.testing.assert_close(cells[:, 1, 0], grid[:, 2:, :2].mean((1, 2)))
+    with pytest.raises(DapError, match="needs tokens in a square; layer .* has 6 tokens"):
+        bigger.transform(torch.randn(3, 6, 5), 0, 500)
+
+
+def test_a_channel_counts_by_its_spread(source, backbone, tmp_path):
+    """Over the real images each channel has mean square 1; the set's features are measured by the same numbers."""
+    full = bank(source, backbone).at(0, 500).unflatten(1, (4, 16))
+    made = bank(source, backbone, normalise="channel")
+    found = made.at(0, 500).unflatten(1, (4, 16))
+    std = full.flatten(0, 1).std(0, correction=0)
+    torch.testing.assert_close(found, (full - full.mean(0)) / std)
+    torch.testing.assert_close(made.transform(full, 0, 500), found.flatten(1))
+    for _ in "ab":  # computed, and from the cache
+        kept = FeatureBank(source, backbone, BankOptions(reals=6, normalise="channel"), ipc=4, run_seed=1, cache=tmp_path)
+        kept.begin([0])
+        assert torch.equal(kept.at(0, 500), made.at(0, 500))
+
+
 def test_pooling_normalising_and_branch(source, backbone):
     full = bank(source, backbone).at(0, 500)
     pooled = bank(source, backbone, pool="mean").at(0, 500)
@@ -226,7 +252,7 @@ class FixedReals:
     def shares(self, label):
         return self._shares
 
-    def transform(self, features):
+    def transform(self, features, label, t):
         return features.flatten(1)
 
 

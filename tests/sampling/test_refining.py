@@ -10,8 +10,7 @@ import torch
 from dap import refining
 from dap.backbones import Mixture
 from dap.base.errors import DapError
-from dap.data.moments import Moment, Moments
-from dap.guidance import Descend, MeanMatching, SquaredMMD, State
+from dap.guidance import Descend, MeanMatching, Representative, SquaredMMD, State
 from dap.kernels import Linear, parse
 from dap.refining import Descent, denoising_error, refine, time_of
 from dap.sampling import Batch
@@ -45,20 +44,8 @@ class Reals:
     def shares(self, label):
         return None
 
-    def transform(self, features):
+    def transform(self, features, label, t):
         return features.flatten(1)
-
-
-@dataclass(frozen=True)
-class Known:
-    """Moments that are simply there."""
-
-    moments: dict[int, Moment]
-
-    def begin(self, labels): ...
-
-    def at(self, label, t, layer):
-        return self.moments[label]
 
 
 @pytest.mark.parametrize("expression", KERNELS)
@@ -83,37 +70,24 @@ def test_the_energy_of_a_class_is_its_squared_mmd_with_an_exact_gradient(express
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_mean_matching_is_the_mmd_of_the_linear_kernel_where_every_spread_is_one():
+def test_mean_matching_is_the_mmd_of_the_linear_kernel():
     """MeanMatching times the number of features = SquaredMMD + the term of the real images."""
     real, mine = random(9, 12, seed=1), random(4, 4, 3)
-    known = Known({0: Moment(real.mean(0).view(4, 3), torch.ones(3))})
-    matched = MeanMatching(known, "x")(state(mine, [0] * 4)).sum() * 12
-    mmd = SquaredMMD(Reals({0: real}), Linear())(state(mine, [0] * 4)).sum()
+    reals = Reals({0: real})
+    matched = MeanMatching(reals)(state(mine, [0] * 4)).sum() * 12
+    mmd = SquaredMMD(reals, Linear())(state(mine, [0] * 4)).sum()
     torch.testing.assert_close(matched, mmd + (real @ real.T).mean(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_channel_counts_by_its_spread():
-    """A channel a thousand times as large as the others, as in large transformers, weighs no more than they do."""
-    mine, scale = random(5, 4, 3), torch.tensor([1.0, 1000.0, 1.0])
-    plain = MeanMatching(Known({0: Moment(torch.zeros(4, 3), torch.ones(3))}), "x")(state(mine, [0] * 5))
-    scaled = MeanMatching(Known({0: Moment(torch.zeros(4, 3), scale)}), "x")(state(mine * scale, [0] * 5))
-    torch.testing.assert_close(plain, scaled)
-
-
-def test_moments_are_those_of_the_noised_real_images(source, backbone, tmp_path):
-    moments = Moments(source, backbone, ["0", "1"], reals=5, seed=3, cache=tmp_path)
-    latents = moments.latents(1)
-    assert len(latents) == 5
-    found = moments.at(1, 40, "1")
-    again = Moments(source, backbone, ["0", "1"], reals=5, seed=3, cache=tmp_path)
-    again.latents = None  # what is in the cache is not computed again
-    assert torch.equal(again.at(1, 40, "1").mean, found.mean) and torch.equal(again.at(1, 40, "1").std, found.std)
-    seeds = [moments._seed_of(1, "noise", 40, i) for i in range(5)]
-    noise = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
-    alpha, sigma = backbone.schedule.level(40)
-    features = backbone.tap(alpha * latents + sigma * noise, 40, backbone.condition([source.class_names[1]] * 5), "1")
-    torch.testing.assert_close(found.mean, features.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.std, features.flatten(0, 1).std(0, correction=0), rtol=1e-3, atol=1e-4)
+def test_the_paper_s_distance_with_repulsion_one_is_the_energy_distance_of_the_set():
+    """Its gradient is n/2 times that of 2 E||S − R|| − E||S − S'||, with pairs i != i', written out."""
+    real, mine = random(9, 12, seed=1), random(4, 4, 3).requires_grad_(True)
+    own = Representative(Reals({0: real}), Linear(), repulsion=1.0)(state(mine, [0] * 4)).sum()
+    flat = mine.flatten(1)
+    cross = torch.stack([(a - b).norm() for a in flat for b in real]).mean()
+    within = torch.stack([(flat[i] - flat[j]).norm() for i in range(4) for j in range(4) if i != j]).mean()
+    (found,), (wanted,) = (torch.autograd.grad(e, mine) for e in (own, 2 * cross - within))
+    torch.testing.assert_close(found, 4 / 2 * wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +97,8 @@ def mixture():
 
 
 def energies(mixture, shift=1.0):
-    known = {label: Moment(torch.full((1, 8), shift), torch.ones(8)) for label in (0, 1)}
-    return [MeanMatching(Known(known), "x0")]
+    """The mean features of both classes are drawn to one number."""
+    return [MeanMatching(Reals({label: torch.full((2, 8), shift) for label in (0, 1)}, "x0"))]
 
 
 def batch(n, label=0):
@@ -171,14 +145,10 @@ def test_the_prior_leaves_alone_what_the_backbone_finds_usual(mixture):
 
 
 def test_the_prior_lowers_the_error_of_denoising(mixture):
-    """From latents far from the modes, with an energy that is flat, so that the prior acts alone."""
+    """From latents far from the modes, with a prior that is ten times as strong as the energy."""
     z = 3 * random(4, 2, 2, 2)
 
-    @dataclass(frozen=True)
-    class Tiny(MeanMatching):
-        """A thousandth of the energy: the prior is as long as its gradient, and Adam does not see the size."""
-
-    own = [Tiny(energies(mixture)[0].moments, "x0")]
+    own = energies(mixture)  # a tenth of the push
     descent = Descent(80, 0.1, prior=10.0, prior_times=(0.2,))
     after = refine(mixture, own, batch(4), z, descent, usual=lambda label, t: 0.0)
     condition, noise = mixture.condition(["a"] * 4), random(4, 2, 2, 2, seed=9)
@@ -193,9 +163,9 @@ def test_what_cannot_lead_a_refinement_is_said(mixture):
 
     z = random(2, 2, 2, 2)
     with pytest.raises(DapError, match="the energy Deep cannot lead it"):
-        refine(mixture, [Deep(energies(mixture)[0].moments, "x0")], batch(2), z, Descent(1))
+        refine(mixture, [Deep(energies(mixture)[0].reals)], batch(2), z, Descent(1))
     with pytest.raises(DapError, match="no layer 'y' to tap"):
-        refine(mixture, [MeanMatching(energies(mixture)[0].moments, "y")], batch(2), z, Descent(1))
+        refine(mixture, [MeanMatching(Reals({0: torch.zeros(2, 8)}, "y"))], batch(2), z, Descent(1))
     with pytest.raises(DapError, match="gradient is not finite at step 1 of 2"):
         refine(mixture, energies(mixture), batch(2), z * torch.nan, Descent(2))
 

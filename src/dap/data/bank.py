@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
@@ -26,6 +28,9 @@ from dap.data.clusters import balanced_kmeans
 
 CHUNK = 64
 """How many real images go through the network at once."""
+
+SMALLEST = 1e-6
+"""The smallest spread of a channel. A channel that never changes would be divided by zero."""
 
 
 @runtime_checkable
@@ -96,11 +101,13 @@ class FeatureBank:
         self._stores: dict[int, Store] = {}
         self._ready: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._features: dict[tuple[int, Time], Tensor] = {}
+        self._spreads: dict[tuple[int, Time], tuple[Tensor, Tensor]] = {}
 
     def begin(self, labels: Sequence[int]) -> None:
         """Draw and encode the real images of these labels. What was kept of other labels is dropped."""
         self._ready = {k: v for k, v in self._ready.items() if k in labels}
         self._features = {k: v for k, v in self._features.items() if k[0] in labels}
+        self._spreads = {k: v for k, v in self._spreads.items() if k[0] in labels}
         self._stores = {k: v for k, v in self._stores.items() if k in labels}
         for label in labels:
             if label not in self._ready:
@@ -119,18 +126,52 @@ class FeatureBank:
         if (label, t) in self._features:
             return self._features[label, t].float()
         features = self._cached(label, "features", {"t": t}, lambda: self._tap(label, t))
+        if self.options.normalise == "channel":
+            self._spreads[label, t] = spread(features.float())
+            features = self._scaled(features.float(), label, t).flatten(1)
         if self.keep:
             self._features[label, t] = features
         return features.float()
+
+    def latents(self, label: int) -> Float[Tensor, "n c *spatial"]:
+        """The clean latents of a label's N real images. `begin` must have been called with the label."""
+        return self._ready[label][0]
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
         """Under targets=slot the weights of the N real images for each slot; each row sums to 1. Otherwise None."""
         return self._ready[label][1]
 
-    def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
-        """Pool and normalise features of a layer as the options say; float32."""
-        x = features.float().mean(1) if self.options.pool == "mean" else features.float().flatten(1)
+    def transform(self, features: Float[Tensor, "b tokens width"], label: int, t: Time) -> Float[Tensor, "b d"]:
+        """Pool and normalise features of a layer as the options say; float32.
+
+        Under normalise=channel, `at` must have been called with this label and time: the spreads are those of its features.
+        """
+        t = 0 if self.options.noise == "none" else t
+        x = self._pooled(features)
+        return self._scaled(x, label, t).flatten(1) if self.options.normalise == "channel" else self._unit(x.flatten(1))
+
+    def _pooled(self, features: Tensor) -> Float[Tensor, "b cells width"]:
+        x, pool = features.float(), self.options.pool
+        if pool == "none":
+            return x
+        if pool == "mean":
+            return x.mean(1, keepdim=True)
+        side = math.isqrt(x.shape[1])
+        if side**2 != x.shape[1]:
+            raise DapError(
+                f"pool: {pool} needs tokens in a square; layer {self.layer} of {self.backbone.card.name} has {x.shape[1]} tokens. "
+                "Take pool: mean or none."
+            )
+        cells = min(int(pool[0]), side)
+        grid = x.transpose(1, 2).unflatten(2, (side, side))
+        return adaptive_avg_pool2d(grid, cells).flatten(2).transpose(1, 2)
+
+    def _unit(self, x: Tensor) -> Tensor:
         return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
+
+    def _scaled(self, x: Tensor, label: int, t: Time) -> Tensor:
+        mean, std = self._spreads[label, t]
+        return (x - mean) / std
 
     def _split(self, label: int, n: int) -> tuple[Tensor, Tensor]:
         """Latents (N, C, *spatial) of real images of a label, a share for each slot, and the weights of the slots over them."""
@@ -177,8 +218,10 @@ class FeatureBank:
             x = alpha * latents + sigma * normal(latents.shape[1:], gens, latents)
         parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
         features = torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
+        if options.normalise == "channel":  # the spreads are taken when the features are read
+            return self._pooled(features)
         plain = options.pool == "none" and options.normalise == "none"
-        return self.transform(features).to(features.dtype if plain else torch.float32)
+        return self._unit(self._pooled(features).flatten(1)).to(features.dtype if plain else torch.float32)
 
     def _seed_of(self, label: int, *purpose: object) -> int:
         return seed_of(self.seed, self.source.class_names[label], *purpose)
@@ -209,3 +252,9 @@ class FeatureBank:
         # A file is mapped into memory at an address of its own, and a CPU's kernels round by address. So a copy is taken, and
         # features from a file give the same bytes as features that were computed just now.
         return found.to(self.backbone.device, copy=True)
+
+
+def spread(features: Float[Tensor, "n cells width"]) -> tuple[Float[Tensor, "cells width"], Float[Tensor, " width"]]:
+    """The mean of features over images, and the standard deviation of each channel over images and cells."""
+    std = features.flatten(0, 1).std(0, correction=0).clamp_min(SMALLEST)
+    return features.mean(0), std

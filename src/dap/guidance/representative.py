@@ -12,7 +12,7 @@ energy distance / squared MMD, and it keeps the images of one class apart:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -51,8 +51,10 @@ class RealFeatures(Protocol):
         """For each slot the weights of the real images that pull it; each row sums to 1. None: all images pull evenly."""
         ...
 
-    def transform(self, features: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b d"]:
-        """Treat features of a layer as the real features were treated: pool and normalise them."""
+    def transform(
+        self, features: Float[Tensor, "b tokens width"], label: int, t: int | float
+    ) -> Float[Tensor, "b d"]:
+        """Treat features of a layer as the real features of a label at time t were treated: pool and normalise them."""
         ...
 
 
@@ -99,20 +101,37 @@ class Representative(Energy):
         return kernel.squared_distance(x, y) if self.squared else kernel.distance(x, y)
 
     def __call__(self, state: State) -> Float[Tensor, " b"]:
-        assert state.features is not None
-        features = self.reals.transform(state.features)
-        energy = features.new_zeros(len(features))
-        for label in state.labels.unique().tolist():
-            rows = (state.labels == label).nonzero()[:, 0].to(features.device)
-            mine, slots = features[rows], state.slots.to(features.device)[rows]
-            real = self.reals.at(label, state.t).to(mine)
-            kernel = self.kernel.fit(real)
-            to_real = self.distance(kernel, mine, real)
-            shares = self.reals.shares(label)
-            pull = to_real.mean(1) if shares is None else (to_real * shares.to(to_real)[slots]).sum(1)
-            if self.repulsion > 0 and len(rows) > 1:
-                apart = self.distance(kernel, mine, mine.detach())
-                others = 1 - torch.eye(len(rows), dtype=apart.dtype, device=apart.device)
-                pull = pull - self.repulsion * (apart * others).sum(1) / (len(rows) - 1)
-            energy = energy.index_copy(0, rows, pull.to(energy))
-        return energy
+        return by_class(state, self.reals, self._of_class)
+
+    def _of_class(self, mine: Tensor, label: int, slots: Tensor, real: Tensor) -> Tensor:
+        kernel = self.kernel.fit(real)
+        to_real = self.distance(kernel, mine, real)
+        shares = self.reals.shares(label)
+        pull = to_real.mean(1) if shares is None else (to_real * shares.to(to_real)[slots]).sum(1)
+        if self.repulsion > 0 and len(mine) > 1:
+            apart = self.distance(kernel, mine, mine.detach())
+            others = 1 - torch.eye(len(mine), dtype=apart.dtype, device=apart.device)
+            pull = pull - self.repulsion * (apart * others).sum(1) / (len(mine) - 1)
+        return pull
+
+
+def by_class(
+    state: State, reals: RealFeatures, of_class: Callable[[Tensor, int, Tensor, Tensor], Tensor]
+) -> Float[Tensor, " b"]:
+    """The energy of each image of a batch, from a function that sees one class at a time.
+
+    Args:
+        state: the batch, with its features.
+        reals: the real features.
+        of_class: gets the features (n, D) of the images of a class, the label, the slots of these images, and the real
+            features (m, D). It returns the energy of each image, (n,).
+    """
+    assert state.features is not None
+    device, rows, energies = state.features.device, list[Tensor](), list[Tensor]()
+    for label in state.labels.unique().tolist():
+        mine = (state.labels == label).nonzero()[:, 0].to(device)
+        real = reals.at(label, state.t)  # before `transform`, which may measure by these
+        features = reals.transform(state.features[mine], label, state.t)
+        rows.append(mine)
+        energies.append(of_class(features, label, state.slots.to(device)[mine], real.to(features)))
+    return torch.cat(energies)[torch.cat(rows).argsort()]

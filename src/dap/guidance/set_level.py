@@ -8,96 +8,37 @@ With the kernel mean embedding m_K(X) = mean_i K(x_i, .), the squared maximum me
     MMD_K^2(S, R) = || m_K(S) - m_K(R) ||^2
                   = mean_{i,i'} K(s_i, s_i') - 2 mean_{i,j} K(s_i, r_j) + mean_{j,j'} K(r_j, r_j')
 
-For the linear kernel this is || mean phi(S) - mean phi(R) ||^2, which needs nothing of the real images but their mean.
+For the linear kernel this is || mean phi(S) - mean phi(R) ||^2. With -D_K in the place of K it is the energy distance
+(Sejdinovic et al. 2013), which `Representative` has with repulsion 1: DAP's own distance, taken to the set.
 
-Every energy here is shared out evenly or term by term among the images, so that the sum over a class is the energy of the class
-and its gradient is exact in all images at once. All images of a class must therefore be looked at together (`joint`).
+Every energy here is shared out among the images, so that the sum over a class is the energy of the class and its gradient is
+exact in all images at once. All images of a class must therefore be looked at together (`joint`).
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dap.guidance.base import Energy, State
-from dap.guidance.representative import RealFeatures
+from dap.guidance.representative import RealFeatures, by_class
 from dap.kernels import Kernel, Linear
 
 
-@runtime_checkable
-class Moment(Protocol):
-    """The mean over images of the features of real images, (tokens, width), and the spread of each channel, (width)."""
-
-    @property
-    def mean(self) -> Float[Tensor, "tokens width"]: ...
-
-    @property
-    def std(self) -> Float[Tensor, " width"]: ...
-
-
-@runtime_checkable
-class RealMoments(Protocol):
-    """The source of moments; `dap.data.moments.Moments` is one."""
-
-    def begin(self, labels: Sequence[int]) -> None:
-        """Prepare the moments of these labels."""
-        ...
-
-    def at(self, label: int, t: int | float, layer: str) -> Moment:
-        """The moments of a class's real images at a timestep and a layer."""
-        ...
-
-
 @dataclass(frozen=True)
-class MeanMatching(Energy):
-    r"""The squared distance between the mean features of a class's images and those of real images, per channel's spread:
-
-        E(S) = mean_{tokens, channels} ((mean_i phi(s_i) - mu) / sigma_channel)^2
-
-    This is the squared MMD under the linear kernel of features whose channels have spread 1, divided by their number.
-
-    Args:
-        moments: mu and sigma of the real images.
-        layer: the layer whose features are compared.
-        branch: the half of classifier-free guidance that supplies the features while sampling.
-    """
-
-    moments: RealMoments
-    layer: str
-    branch: Literal["cond", "null"] = "cond"
-    joint = True
-
-    def begin(self, labels: Sequence[int]) -> None:
-        self.moments.begin(labels)
-
-    def __call__(self, state: State) -> Float[Tensor, " b"]:
-        assert state.features is not None
-        energy = state.features.new_zeros(len(state.features), dtype=torch.float32)
-        for label, rows in by_label(state):
-            real = self.moments.at(label, state.t, self.layer)
-            gap = (state.features[rows].float().mean(0) - real.mean) / real.std
-            energy = energy.index_copy(0, rows, (gap.square().mean() / len(rows)).expand(len(rows)))
-        return energy
-
-
-@dataclass(frozen=True)
-class SquaredMMD(Energy):
-    """The squared maximum mean discrepancy between a class's images and real images, for any kernel.
-
-    An image's own energy is its row of the double sums, without the term of the real images alone, which no image changes.
+class _SetEnergy(Energy):
+    """An energy of all images of a class and the real features of the class.
 
     Args:
         reals: the real features.
-        kernel: K. A bandwidth that is left open is set from the real features of each step.
     """
 
     reals: RealFeatures
-    kernel: Kernel = field(default_factory=Linear)
     joint = True
 
     @property
@@ -111,20 +52,42 @@ class SquaredMMD(Energy):
     def begin(self, labels: Sequence[int]) -> None:
         self.reals.begin(labels)
 
+    @abstractmethod
+    def shared(self, mine: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
+        """The share of each image in the energy of a class."""
+
     def __call__(self, state: State) -> Float[Tensor, " b"]:
-        assert state.features is not None
-        features = self.reals.transform(state.features)
-        energy = features.new_zeros(len(features))
-        for label, rows in by_label(state):
-            mine, real = features[rows], self.reals.at(label, state.t).to(features)
-            kernel = self.kernel.fit(real)
-            row = kernel(mine, mine).mean(1) - 2 * kernel(mine, real).mean(1)
-            energy = energy.index_copy(0, rows, (row / len(rows)).to(energy))
-        return energy
+        return by_class(state, self.reals, lambda mine, label, slots, real: self.shared(mine, real))
 
 
-def by_label(state: State) -> list[tuple[int, Tensor]]:
-    """For each label of a batch the rows of its images, on the device of the features."""
-    assert state.features is not None
-    device = state.features.device
-    return [(label, (state.labels == label).nonzero()[:, 0].to(device)) for label in state.labels.unique().tolist()]
+@dataclass(frozen=True)
+class MeanMatching(_SetEnergy):
+    """The squared distance between the mean features of a class's images and of real images, divided by their number D:
+
+    E(S) = ‖mean_i φ(s_i) − mean_j φ(r_j)‖² / D, the squared MMD under the linear kernel, in equal shares.
+
+    Args:
+        reals: the real features.
+    """
+
+    def shared(self, mine: Tensor, real: Tensor) -> Tensor:
+        gap = mine.mean(0) - real.mean(0)
+        return (gap.square().mean() / len(mine)).expand(len(mine))
+
+
+@dataclass(frozen=True)
+class SquaredMMD(_SetEnergy):
+    """The squared maximum mean discrepancy between a class's images and real images, for any kernel.
+
+    The share of an image is its row of the double sums, without the term of the real images alone, which no image changes.
+
+    Args:
+        reals: the real features.
+        kernel: K. A bandwidth that is left open is set from the real features of each step.
+    """
+
+    kernel: Kernel = field(default_factory=Linear)
+
+    def shared(self, mine: Tensor, real: Tensor) -> Tensor:
+        kernel = self.kernel.fit(real)
+        return (kernel(mine, mine).mean(1) - 2 * kernel(mine, real).mean(1)) / len(mine)

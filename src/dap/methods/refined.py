@@ -8,8 +8,10 @@ from typing import Any
 from dap.backbones.schedules import Time
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
-from dap.data.moments import Moments
-from dap.guidance.set_level import MeanMatching
+from dap.data.bank import BankOptions, FeatureBank
+from dap.guidance import Energy, MeanMatching, Representative, SquaredMMD
+from dap.guidance.representative import RealFeatures
+from dap.kernels import parse
 from dap.methods.base import Made, Method, Options, Task, Unit
 from dap.refining import Descent, denoising_error, refine
 from dap.sampling import Batch
@@ -71,9 +73,9 @@ def with_refinement(make: Callable[[Unit], Made], task: Task) -> Callable[[Unit]
             f"The refinement looks at all slots of a class together: set block >= ipc ({recipe.ipc}), not {recipe.block}."
         )
     descent = Descent(options.steps, options.rate, options.times, options.prior)
-    moments = Moments(task.source, backbone, options.layers, reals=options.reals, seed=recipe.seed, cache=task.cache)
-    energies = [MeanMatching(moments, layer) for layer in options.layers]
-    usual = Usual(moments, task)
+    banks = [bank_of(task, layer) for layer in options.layers]
+    energies = [energy_of(options.energy, bank, options.kernel) for bank in banks]
+    usual = Usual(banks[0], task)
 
     def refined(unit: Unit) -> Made:
         made = make(unit)
@@ -86,11 +88,37 @@ def with_refinement(make: Callable[[Unit], Made], task: Task) -> Callable[[Unit]
     return refined
 
 
+def bank_of(task: Task, layer: str) -> FeatureBank:
+    """The real features of a layer that a task's refinement compares with."""
+    recipe = task.recipe
+    chosen = recipe.refine.model_dump(include={"reals", "pool", "normalise"})
+    return FeatureBank(
+        task.source,
+        task.backbone,
+        BankOptions(layer=layer, **chosen),
+        ipc=recipe.ipc,
+        run_seed=recipe.seed,
+        cache=task.cache,
+    )
+
+
+def energy_of(name: str, reals: RealFeatures, kernel: str) -> Energy:
+    """The energy of a set behind a name of `Refinement.energy`.
+
+    Raises:
+        DapError: the kernel is no kernel.
+    """
+    found = parse(kernel)
+    if name == "mean":
+        return MeanMatching(reals)
+    return SquaredMMD(reals, found) if name == "mmd" else Representative(reals, found, repulsion=1.0)
+
+
 class Usual:
     """The mean squared error of denoising of a class's real images, for each class and time, computed once."""
 
-    def __init__(self, moments: Moments, task: Task) -> None:
-        self.moments, self.task = moments, task
+    def __init__(self, bank: FeatureBank, task: Task) -> None:
+        self.bank, self.task = bank, task
         self._found: dict[tuple[int, Time], float] = {}
 
     def __call__(self, label: int, t: Time) -> float:
@@ -100,7 +128,7 @@ class Usual:
 
     def _computed(self, label: int, t: Time) -> float:
         backbone, name = self.task.backbone, self.task.source.class_names[label]
-        latents = self.moments.latents(label)[:USUAL]
+        latents = self.bank.latents(label)[:USUAL]
         seeds = [seed_of(self.task.recipe.seed, name, "usual", t, index) for index in range(len(latents))]
         noise = normal(latents.shape[1:], generators(seeds), latents)
         condition = backbone.condition([name] * len(latents))
