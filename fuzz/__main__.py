@@ -10,10 +10,9 @@ import platform
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
-from fuzz.run import FOUND, table, together, work
+from fuzz.run import FOUND, all_drivers, plain, table, together, work
 
 
 def main() -> int:
@@ -32,9 +31,9 @@ def main() -> int:
         counts = together(list(pool.map(work, *zip(*jobs, strict=True))))
     said = {"seed": seed, "minutes": given.minutes, "processes": given.processes, "python": platform.python_version()}
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps({**said, "readers": {k: asdict(c) for k, c in counts.items()}}, indent=1) + "\n")
+    given.json.write_text(json.dumps({**said, "drivers": plain(counts)}, indent=1) + "\n")
     print(table(counts))
-    unclear = {(name, place): n for name, c in counts.items() for place, n in c.places.items()}
+    unclear = {(name, place): n for name, c in all_drivers(counts).items() for place, n in c.places.items()}
     for (name, place), number in sorted(unclear.items(), key=lambda item: -item[1]):
         print(f"unclear: {name}: {place} ({number:,} times)")
     if unclear:

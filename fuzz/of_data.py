@@ -5,16 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dap.data.real.captions import read_captions
 from dap.data.real.decode import BrokenImage, as_png, decode
@@ -22,33 +19,9 @@ from dap.data.real.sources import open_source
 from dap.data.sets.imports import detect
 from dap.data.sets.readers import Ask, read_parquet, read_webdataset
 from dap.data.sets.tensors import read_tensors
+from fuzz.pictures import picture, pictures
 from fuzz.target import Target
-
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "AVIF", "DDS", "SGI")
-WORDS = (
-    "train", "test", "val", "valid", "validation", "dev", "Training", "Testing", "images", "cat", "dog", "unknown", "0", "1",
-    "a.png", "b.jpg", "labels.csv", "metadata.jsonl", "metadata.csv", "classes.json", "train.csv", "data", ".hidden",
-    "train-00000.parquet", "train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz", "é", "a\n", "n01440764", "model_index.json",
-)  # fmt: skip
-
-
-def picture(kind: str = "PNG", mode: str = "RGB") -> bytes:
-    """A small image."""
-    out = io.BytesIO()
-    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).convert(mode).save(out, kind)
-    return out.getvalue()
-
-
-def pictures() -> tuple[bytes, ...]:
-    """A small image in each format that Pillow writes here."""
-    found = [picture("PNG", mode) for mode in ("RGB", "L", "P", "RGBA", "1", "I;16", "LA")]
-    for kind in FORMATS:
-        try:
-            found.append(picture(kind))
-        except (OSError, KeyError, ValueError):
-            continue
-    return tuple(found)
-
+from fuzz.trees import plant
 
 def idx(array: np.ndarray) -> bytes:
     """An array of bytes as IDX."""
@@ -57,46 +30,6 @@ def idx(array: np.ndarray) -> bytes:
         + b"".join(n.to_bytes(4, "big") for n in array.shape)
         + array.astype(np.uint8).tobytes()
     )
-
-
-def tree(folder: Path, random: Random) -> None:
-    """A random folder of images, tables, links, pipes and other files."""
-    for _ in range(random.randint(0, 12)):
-        place = folder
-        for _ in range(random.randint(0, 3)):
-            place = place / random.choice(WORDS)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            file = place / random.choice((*WORDS, f"{random.randrange(5)}.png", f"{random.randrange(5)}.png"))
-            if os.path.lexists(file):
-                continue
-            match random.randrange(12):
-                case 0:
-                    os.mkfifo(file)
-                case 1:
-                    file.symlink_to(
-                        random.choice(("/dev/zero", "/dev/null", "..", ".", "nowhere", str(folder), "/etc/passwd"))
-                    )
-                case 2:
-                    file.write_bytes(b"")
-                case 3:
-                    file.write_bytes(random.randbytes(50))
-                case 4:
-                    file.write_bytes(
-                        b"file_name,label\na.png,cat\n" + random.choice((b"", b"\xff", b"b.jpg,1,2\n", b"\0"))
-                    )
-                case 5:
-                    line = {
-                        "file_name": "a.png",
-                        random.choice(("label", "text", "caption")): random.choice((1, "cat", None)),
-                    }
-                    file.write_bytes(json.dumps(line).encode() + random.choice((b"\n", b"{}\n", b"[\n", b"\n\xff")))
-                case 6:
-                    file.mkdir()
-                case _:
-                    file.write_bytes(PICTURE)
-        except (OSError, ValueError):
-            continue
 
 
 PICTURE = picture()
@@ -208,7 +141,7 @@ def targets(folder: Path) -> list[Target]:
         add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent))
         for number in range(2):
             (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
-    add("folder tree", "tree", "", [], lambda place: seen(place), make=tree)
-    add("folder tree, test", "tree", "", [], lambda place: seen(place, "test"), make=tree)
-    add("import: which layout", "tree", "", [], detect, make=tree)
+    add("folder tree", "tree", "", [], lambda place: seen(place), make=plant)
+    add("folder tree, test", "tree", "", [], lambda place: seen(place, "test"), make=plant)
+    add("import: which layout", "tree", "", [], detect, make=plant)
     return found
