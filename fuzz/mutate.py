@@ -86,13 +86,13 @@ def _by_value(data: bytes, kind: str, random: Random) -> bytes:
             value = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         else:
             value = json.loads(data)
-    except (ValueError, TypeError):
+    except Exception:  # an input that was damaged before is no document, in one of many ways
         return data
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         value = _changed(value, random)
     try:
         return _dumped(value, random)
-    except RecursionError:  # nested too deep even for the writer
+    except (RecursionError, TypeError, ValueError):  # nested too deep even for the writer, or a value that only YAML has
         return data
 
 
