@@ -19,6 +19,7 @@ from dap.data.real.sources import open_source
 from dap.data.sets.imports import detect
 from dap.data.sets.readers import Ask, read_parquet, read_webdataset
 from dap.data.sets.tensors import read_tensors
+from fuzz import forms
 from fuzz.pictures import picture, pictures
 from fuzz.target import Target
 from fuzz.trees import plant
@@ -63,23 +64,36 @@ def targets(folder: Path) -> list[Target]:
                                ("IDX gzip", "train-images-idx3-ubyte.gz", True)):  # fmt: skip
         one = labels if "labels" in file else numbers
         seeds = [gzip.compress(one, mtime=0), one, gzip.compress(one * 50, mtime=0)] if packed else [one]
-        add(name, "binary", file, seeds, lambda path: seen(path.parent))
+        shape = [4] if "labels" in file else [4, 8, 8]
+        add(name, "binary", file, seeds, lambda path: seen(path.parent), forms=forms.idx(shape))
         place = found[-1].folder
+        (place / "classes.json").write_bytes(b'["a", "b"]')
         if "labels" in file:
             (place / "train-images-idx3-ubyte").write_bytes(numbers)
         else:
             (place / "train-labels-idx1-ubyte").write_bytes(labels)
+    add("classes.json beside IDX", "json", "classes.json", [b'["a", "b"]'], lambda path: seen(path.parent))
+    (found[-1].folder / "train-images-idx3-ubyte").write_bytes(numbers)
+    (found[-1].folder / "train-labels-idx1-ubyte").write_bytes(labels)
     # Few bytes can stand for as many pixels as an image may have, and these take seconds.
-    add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,), seconds=20)
-    add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20)
+    add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,), seconds=20,
+        forms=forms.pngs())  # fmt: skip
+    add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20, forms=forms.pngs())
     table, rows = io.BytesIO(), [{"image": {"bytes": PICTURE, "path": "a.png"}, "label": i % 2} for i in range(4)]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(rows), table)
-    add("parquet data", "binary", "train-00000-of-00001.parquet", [table.getvalue()], lambda path: seen(path.parent))
+    add("parquet data", "binary", "train-00000-of-00001.parquet", [table.getvalue()], lambda path: seen(path.parent),
+        forms=forms.parquets(PICTURE))  # fmt: skip
     add("parquet set", "binary", "train-00000-of-00001.parquet", [table.getvalue()],
-        lambda path: drawn(read_parquet(path.parent, Ask(None))))  # fmt: skip
+        lambda path: drawn(read_parquet(path.parent, Ask(None))), forms=forms.parquets(PICTURE))  # fmt: skip
+    beside = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{"image": {"bytes": None, "path": f"{i}.png"}, "label": i % 2} for i in range(2)]), beside)
+    add("parquet data, images beside", "binary", "train-00000-of-00001.parquet", [beside.getvalue()],
+        lambda path: seen(path.parent), forms=forms.parquets(PICTURE))  # fmt: skip
+    for number in range(2):
+        (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
     shard = io.BytesIO()
     with tarfile.open(fileobj=shard, mode="w") as archive:
         for number in range(4):
@@ -97,6 +111,7 @@ def targets(folder: Path) -> list[Target]:
         "set-000000.tar",
         [shard.getvalue()],
         lambda path: drawn(read_webdataset(path.parent, Ask(None))),
+        forms=forms.tars({"png": [PICTURE, b"x"], "cls": [b"0", b"1", b"x", b"9" * 30], "json": [b'{"class_name": "a"}', b"{"], "txt": [b"a"]}),
     )
     tensors = {
         "images": torch.arange(4 * 192).reshape(4, 3, 8, 8).remainder(256).to(torch.uint8),
@@ -114,6 +129,7 @@ def targets(folder: Path) -> list[Target]:
         "x.pt",
         [plain.getvalue(), zipped.getvalue()],
         lambda path: drawn(read_tensors(path, Ask("2"))),
+        forms=forms.torch_files([tensors, {**tensors, "labels": [0, 1, 0, 1], "class_names": ["a", "b"]}]),
     )
     add(
         "tensors .safetensors",
@@ -121,6 +137,7 @@ def targets(folder: Path) -> list[Target]:
         "x.safetensors",
         [safe.getvalue()],
         lambda path: drawn(read_tensors(path, Ask("2"))),
+        forms=forms.safetensors((safe.getvalue(),)),
     )
     colours = folder / "colours"
     for split in ("train", "test"):
@@ -138,7 +155,8 @@ def targets(folder: Path) -> list[Target]:
         lambda path: read_captions(path, source))  # fmt: skip
     for name, file, seed in (("labels.csv", "labels.csv", b"file_name,label\n0.png,cat\n1.png,dog\n"),
                              ("metadata.jsonl", "metadata.jsonl", LINES)):  # fmt: skip
-        add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent))
+        add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent),
+            forms=None if file.endswith("l") else forms.csvs([["file_name", "label"], ["0.png", "cat"], ["1.png", "dog"]]))  # fmt: skip
         for number in range(2):
             (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
     add("folder tree", "tree", "", [], lambda place: seen(place), make=plant)

@@ -111,6 +111,10 @@ def targets(folder: Path) -> list[Target]:
     lines = json.dumps(TRIAL).encode() + b"\n" + json.dumps(TRIAL | {"seed": 1}).encode() + b"\n"
     add("lines: trials.jsonl", "lines", "trials.jsonl", [lines], lambda path: list(read_lines(path, TrialLine)))
     add("report: trials.jsonl", "lines", "trials.jsonl", [lines], lambda path: load_set(path.parent), noted=True)
+    add("report: classes.json", "json", "classes.json", [], lambda path: load_set(path.parent), noted=True,
+        allowed=(FileNotFoundError,))  # fmt: skip
+    add("report: manifest.jsonl", "lines", "manifest.jsonl", [], lambda path: load_set(path.parent), noted=True)
+    add("report: command.txt", "binary", "command.txt", [b"dap distill --out x\n"], lambda path: load_set(path.parent), noted=True)
     for file in NOTES:
         seeds = [json.dumps(SEEDS[file]).encode()]
         add(f"note: {file}", "json", file, seeds, lambda path: read_note(path.parent, path.name))
