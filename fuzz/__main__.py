@@ -35,8 +35,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=FOUND / "counts.json", help="the file for the counts")
     given = parser.parse_args()
     seed = int(time.time()) if given.seed is None else given.seed
-    guided = installed() and not given.no_atheris
-    shares = {work: 1 - GUIDED, work_guided: GUIDED} if guided else {work: 1.0}
+    missing = unguided(left_out=given.no_atheris)
+    shares = {work: 1.0} if missing else {work: 1 - GUIDED, work_guided: GUIDED}
     parts = []
     for driver, share in shares.items():
         jobs = [(share * given.minutes * 60, seed * 1000 + number, given.only) for number in range(given.processes)]
@@ -48,15 +48,21 @@ def main() -> int:
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps({**said, "drivers": plain(counts)}, indent=1) + "\n")
     print(table(counts))
-    if not guided:
-        why = "it was left out" if installed() else "it is not installed (pip install atheris)"
-        print(f"Nothing was guided by coverage with atheris: {why}.")
+    if missing:
+        print(missing)
     unclear = {(name, place): n for name, c in all_drivers(counts).items() for place, n in c.places.items()}
     for (name, place), number in sorted(unclear.items(), key=lambda item: -item[1]):
         print(f"unclear: {name}: {place} ({number:,} times)")
     if unclear:
         print("The inputs and traces are in fuzz/found.")
     return 1 if unclear else 0
+
+
+def unguided(*, left_out: bool) -> str:
+    """Why atheris is not used, as a sentence; "" where it is used."""
+    if left_out:
+        return "Atheris was left out, so no input was guided by coverage."
+    return "" if installed() else "Atheris is not installed, so no input was guided by coverage; see the extra `fuzz`."
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def safetensors(draw: Draw, seeds: tuple[bytes, ...]) -> bytes:
     about, parts, at = header.pop("__metadata__", {}), [], 0
     names, odd = list(header), {}
     if names:  # most tensors stay as they are
-        odd = {name: draw(st.integers(0, 6)) for name in draw(st.lists(st.sampled_from(names), max_size=3, unique=True))}
+        odd = {
+            name: draw(st.integers(0, 6)) for name in draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
+        }
     found: dict[str, Any] = {}
     for name, said in header.items():
         start, end = said["data_offsets"]
@@ -82,9 +84,10 @@ def safetensors(draw: Draw, seeds: tuple[bytes, ...]) -> bytes:
         found[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + len(data)]}
         at += len(data)
     if draw(st.booleans()):
-        about = {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in
-                 (draw(changed([_unfolded(about)])) or {"x": 1}).items()} if about else {"a": "b"}  # fmt: skip
-    text = json.dumps({**({"__metadata__": about} if about else {}), **found}).encode()
+        said = draw(changed([_unfolded(about)]))
+        said = said if isinstance(said, dict) else {"facts": said}
+        about = {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in said.items()}
+    text = json.dumps({"__metadata__": about, **found}).encode()
     return len(text).to_bytes(8, "little") + text + b"".join(parts)
 
 
@@ -96,7 +99,7 @@ def _unfolded(about: dict[str, str]) -> dict[str, Any]:
             found[key] = json.loads(value)
         except ValueError:
             found[key] = value
-    return {"x": found} if not isinstance(found, dict) else found
+    return found
 
 
 @st.composite
@@ -177,7 +180,11 @@ def npz(draw: Draw, valid: dict[str, np.ndarray]) -> bytes:
                 found[name] = np.array(draw(st.one_of(st.text(max_size=5), st.integers(-(2**40), 2**40), st.floats())))
             case _:
                 shape = _shape_like(draw, list(valid[name].shape))
-                kind = draw(st.sampled_from(("<f4", "<f8", "<f2", "<i8", "<i4", "|u1", "|b1", "<c8", "<U3", "|S2", "<M8[s]", ">f4")))
+                kind = draw(
+                    st.sampled_from(
+                        ("<f4", "<f8", "<f2", "<i8", "<i4", "|u1", "|b1", "<c8", "<U3", "|S2", "<M8[s]", ">f4")
+                    )
+                )
                 with np.errstate(all="ignore"):
                     value = draw(st.sampled_from((0, 1, -1, 10**6 + 1, float("nan"), 1e30)))
                     try:
@@ -201,7 +208,11 @@ def tars(draw: Draw, files: dict[str, list[bytes]]) -> bytes:
         for _ in range(draw(st.integers(0, 8))):
             suffix = draw(st.sampled_from(list(files)))
             info = tarfile.TarInfo(f"{draw(st.sampled_from(MEMBERS))}.{suffix}")
-            info.type = draw(st.sampled_from((tarfile.REGTYPE,) * 8 + (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)))
+            info.type = draw(
+                st.sampled_from(
+                    (tarfile.REGTYPE,) * 8 + (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+                )
+            )
             info.linkname = "x" if info.issym() or info.islnk() else ""
             data = draw(st.one_of(st.sampled_from(files[suffix]), documents.map(lambda d: json.dumps(d).encode())))
             info.size = len(data) if info.isreg() else 0
@@ -230,7 +241,11 @@ def parquets(draw: Draw, image: bytes) -> bytes:
     ]  # fmt: skip
     try:
         table = pa.Table.from_pylist(rows)
-        names = {"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}}}
+        names = {
+            "info": {
+                "features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+            }
+        }
         if draw(st.booleans()):
             said = json.dumps(draw(changed([names]))).encode()
             table = table.replace_schema_metadata({"huggingface": said})
@@ -250,7 +265,9 @@ def idx(draw: Draw, shape: list[int]) -> bytes:
         count *= side
     kind = draw(st.sampled_from((8,) * 6 + (9, 11, 12, 13, 14, 0)))
     said = [draw(st.sampled_from((side, side, side, side, 0, 2**31, 2**32 - 1, side + 1))) for side in sides]
-    values = bytes([draw(st.sampled_from((0, 1, 2, 255)))]) * draw(st.sampled_from((count, count, count, count + 1, 0, count // 2)))
+    values = bytes([draw(st.sampled_from((0, 1, 2, 255)))]) * draw(
+        st.sampled_from((count, count, count, count + 1, 0, count // 2))
+    )
     data = bytes([0, 0, kind, len(said)]) + b"".join(side.to_bytes(4, "big") for side in said) + values
     return gzip.compress(data, 1, mtime=0) if draw(st.booleans()) else data
 
@@ -260,7 +277,11 @@ def pngs(draw: Draw) -> bytes:
     """A PNG whose chunks have right checksums and whose contents are at limits."""
     wide, high = draw(st.tuples(*[st.sampled_from((8, 8, 1, 0, 3, 5000, 2**31 - 1))] * 2))
     bits, colour = draw(st.sampled_from((8, 8, 16, 1, 2, 4, 3))), draw(st.sampled_from((0, 2, 3, 4, 6, 5)))
-    header = wide.to_bytes(4, "big") + high.to_bytes(4, "big") + bytes([bits, colour, 0, 0, draw(st.sampled_from((0, 0, 1)))])
+    header = (
+        wide.to_bytes(4, "big")
+        + high.to_bytes(4, "big")
+        + bytes([bits, colour, 0, 0, draw(st.sampled_from((0, 0, 1)))])
+    )
     parts = [(b"IHDR", header)]
     extra = st.tuples(
         st.sampled_from((b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"gAMA", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT", b"pHYs", b"sRGB", b"bKGD", b"orNT")),
@@ -269,7 +290,12 @@ def pngs(draw: Draw) -> bytes:
     )  # fmt: skip
     parts += draw(st.lists(extra, max_size=3))
     rows = min(high, 64) * (1 + min(wide, 64) * 8)
-    parts.append((b"IDAT", zlib.compress(bytes([draw(st.integers(0, 5))]) * draw(st.sampled_from((rows, rows, 0, 10, rows * 40))))))
+    parts.append(
+        (
+            b"IDAT",
+            zlib.compress(bytes([draw(st.integers(0, 5))]) * draw(st.sampled_from((rows, rows, 0, 10, rows * 40)))),
+        )
+    )
     parts += draw(st.lists(extra, max_size=1)) + [(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in parts
@@ -279,10 +305,14 @@ def pngs(draw: Draw) -> bytes:
 def csvs(rows: list[list[str]]) -> Bytes:
     """Tables of the cells of a valid one and of others, separated in several ways."""
     known = sorted({cell for row in rows for cell in row})
-    cells = st.one_of(st.sampled_from(known), st.sampled_from(known), texts, st.integers(-1, 10**20).map(str), st.just('"'))
+    cells = st.one_of(
+        st.sampled_from(known), st.sampled_from(known), texts, st.integers(-1, 10**20).map(str), st.just('"')
+    )
     lines = st.lists(st.lists(cells, min_size=1, max_size=3), max_size=6)
     return st.builds(
-        lambda head, found, mark, end: end.join(mark.join(row) for row in [*head, *found]).encode("utf-8", "surrogatepass"),
+        lambda head, found, mark, end: end.join(mark.join(row) for row in [*head, *found]).encode(
+            "utf-8", "surrogatepass"
+        ),
         st.sampled_from(([rows[0]], [rows[0]], [])),
         lines,
         st.sampled_from((",", ",", ";", "\t", "|", " ")),

@@ -114,6 +114,13 @@ def _fuzz(target: Target, corpus: Path, told: Path, seconds: float, seed: int) -
 
     # libFuzzer's own limits are off: `judge` and `quiet` hold those that count here.
     options = ["-timeout=0", "-rss_limit_mb=0", f"-max_len={LARGEST}", f"-seed={seed % 2**31 or 1}", "-len_control=0"]
-    options += ["-handle_segv=0", "-handle_abrt=0", "-handle_bus=0", "-handle_fpe=0", "-handle_ill=0", f"-artifact_prefix={told.parent}/"]
+    options += [
+        "-handle_segv=0",
+        "-handle_abrt=0",
+        "-handle_bus=0",
+        "-handle_fpe=0",
+        "-handle_ill=0",
+        f"-artifact_prefix={told.parent}/",
+    ]
     atheris.Setup(["fuzz", *options, str(corpus)], one, custom_mutator=changed)
     atheris.Fuzz()

@@ -92,7 +92,11 @@ def _by_value(data: bytes, kind: str, random: Random) -> bytes:
         value = _changed(value, random)
     try:
         return _dumped(value, random)
-    except (RecursionError, TypeError, ValueError):  # nested too deep even for the writer, or a value that only YAML has
+    except (
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):  # nested too deep even for the writer, or a value that only YAML has
         return data
 
 

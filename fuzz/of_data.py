@@ -15,14 +15,17 @@ import torch
 
 from dap.data.real.captions import read_captions
 from dap.data.real.decode import BrokenImage, as_png, decode
+from dap.data.real.sizes import size_of
 from dap.data.real.sources import open_source
 from dap.data.sets.imports import detect
 from dap.data.sets.readers import Ask, read_parquet, read_webdataset
 from dap.data.sets.tensors import read_tensors
+from dap.verbs.caption import write_captions
 from fuzz import forms
 from fuzz.pictures import picture, pictures
 from fuzz.target import Target
 from fuzz.trees import plant
+
 
 def idx(array: np.ndarray) -> bytes:
     """An array of bytes as IDX."""
@@ -78,6 +81,7 @@ def targets(folder: Path) -> list[Target]:
     # Few bytes can stand for as many pixels as an image may have, and these take seconds.
     add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,), seconds=20,
         forms=forms.pngs())  # fmt: skip
+    add("image size", "binary", "a.png", pictures(), size_of, forms=forms.pngs())
     add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20, forms=forms.pngs())
     table, rows = io.BytesIO(), [{"image": {"bytes": PICTURE, "path": "a.png"}, "label": i % 2} for i in range(4)]
     import pyarrow as pa
@@ -89,7 +93,9 @@ def targets(folder: Path) -> list[Target]:
     add("parquet set", "binary", "train-00000-of-00001.parquet", [table.getvalue()],
         lambda path: drawn(read_parquet(path.parent, Ask(None))), forms=forms.parquets(PICTURE))  # fmt: skip
     beside = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{"image": {"bytes": None, "path": f"{i}.png"}, "label": i % 2} for i in range(2)]), beside)
+    pq.write_table(
+        pa.Table.from_pylist([{"image": {"bytes": None, "path": f"{i}.png"}, "label": i % 2} for i in range(2)]), beside
+    )
     add("parquet data, images beside", "binary", "train-00000-of-00001.parquet", [beside.getvalue()],
         lambda path: seen(path.parent), forms=forms.parquets(PICTURE))  # fmt: skip
     for number in range(2):
@@ -111,7 +117,14 @@ def targets(folder: Path) -> list[Target]:
         "set-000000.tar",
         [shard.getvalue()],
         lambda path: drawn(read_webdataset(path.parent, Ask(None))),
-        forms=forms.tars({"png": [PICTURE, b"x"], "cls": [b"0", b"1", b"x", b"9" * 30], "json": [b'{"class_name": "a"}', b"{"], "txt": [b"a"]}),
+        forms=forms.tars(
+            {
+                "png": [PICTURE, b"x"],
+                "cls": [b"0", b"1", b"x", b"9" * 30],
+                "json": [b'{"class_name": "a"}', b"{"],
+                "txt": [b"a"],
+            }
+        ),
     )
     tensors = {
         "images": torch.arange(4 * 192).reshape(4, 3, 8, 8).remainder(256).to(torch.uint8),
@@ -153,6 +166,11 @@ def targets(folder: Path) -> list[Target]:
     )
     add("captions", "lines", "captions.jsonl", [lines, lines.replace(b"path", b"file_name").replace(b"caption", b"text")],
         lambda path: read_captions(path, source))  # fmt: skip
+    def captioned(path: Path) -> Any:
+        return write_captions(source, path, lambda images, ask: ["a cat"] * len(images), "m", ask="what is it?")
+
+    more = [json.dumps({**json.loads(line), "model": "m", "ask": "what is it?"}) for line in lines.splitlines()[:2]]
+    add("resume: captions", "lines", "captions.jsonl", ["\n".join(more).encode()], captioned)
     for name, file, seed in (("labels.csv", "labels.csv", b"file_name,label\n0.png,cat\n1.png,dog\n"),
                              ("metadata.jsonl", "metadata.jsonl", LINES)):  # fmt: skip
         add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent),

@@ -15,11 +15,9 @@ import torch
 from torch import nn
 
 from dap.base.checksums import digest_of
-from dap.base.documents import read_json
 from dap.base.store import Checkpoint, Store
 from dap.data.real import identity
 from dap.data.sets.cards import read_card
-from dap.data.sets.notes import as_read
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.scatter import read_map, undrawn
@@ -30,7 +28,7 @@ from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.stored_labels import Labelling, open_labels, write_labels
 from dap.evaluation.training.transforms import split
 from dap.evaluation.training.zoo import _fetched
-from dap.verbs.cells import Grid, Job
+from dap.verbs.cells import read_job
 from dap.verbs.options import Judging, Machine
 from fuzz import forms
 from fuzz.of_sets import NAMES, RECIPE_VALUES, TRIAL, make_set
@@ -67,8 +65,7 @@ def targets(folder: Path) -> list[Target]:
         "cells": [["a", RECIPE_VALUES]], "judging": vars(Judging()), "machine": vars(Machine()), "out": str(folder),
         "subsample": [1], "command": "dap compare",
     }, default=str))  # fmt: skip
-    add("job of a grid", "json", "job.json", [json.dumps(job).encode()],
-        lambda path: Grid.load(read_json(path, as_read(Job))))  # fmt: skip
+    add("job of a grid", "json", "job.json", [json.dumps(job).encode()], read_job)
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for name, count in (("synthetic", 4), ("train", 6), ("test", 6)):
@@ -79,7 +76,14 @@ def targets(folder: Path) -> list[Target]:
     np.savez(plain, **arrays)
     np.savez_compressed(packed, **arrays)
     maps = [plain.getvalue(), packed.getvalue()]
-    add("map.npz", "binary", "map.npz", maps, lambda path: (read_map(path.parent), undrawn(path.parent)), forms=forms.npz(arrays))
+    add(
+        "map.npz",
+        "binary",
+        "map.npz",
+        maps,
+        lambda path: (read_map(path.parent), undrawn(path.parent)),
+        forms=forms.npz(arrays),
+    )
     place = add("page: map.npz", "binary", "map.npz", maps,
                 lambda path: write_report([path.parent], folder / "page", title="x"), forms=forms.npz(arrays), seconds=10)  # fmt: skip
     place.rmdir()
@@ -112,6 +116,18 @@ def _add_store(add: Callable[..., Path], folder: Path) -> None:
     add("checkpoint of long work", "binary", "half.pt", [(folder / "half.pt").read_bytes()],
         lambda path: Checkpoint(path, "k").read(), forms=forms.torch_files([whole]))  # fmt: skip
 
+    unsigned = {name: value for name, value in whole.items() if name != "sha256"}
+
+    def signed(data: bytes) -> bytes:
+        """The checkpoint with a right checksum."""
+        if not data:
+            return data
+        value = torch.load(io.BytesIO(data), weights_only=False)  # made by the line below and nobody else
+        return saved({**value, "sha256": digest_of(value)}) if isinstance(value, dict) else data
+
+    add("checkpoint with a right checksum", "binary", "half.pt", [(folder / "half.pt").read_bytes()],
+        lambda path: Checkpoint(path, "k").read(), forms=forms.torch_files([unsigned]).map(signed))  # fmt: skip
+
     protocol = load_protocol("small-hard", epochs=2, size=8, width=4, batch=4, looks=1).settled(ipc=2, classes=2)
     images = torch.arange(4 * 3 * 64).reshape(4, 3, 8, 8).remainder(255) / 255
 
@@ -124,21 +140,12 @@ def _add_store(add: Callable[..., Path], folder: Path) -> None:
         return run_with_checkpoint(training(), Checkpoint(path, "k", every=1e9), lambda epoch, net: None, {})
 
     begun = training()
-    run_with_checkpoint(begun, Checkpoint(folder / "training.pt", "k", every=0.0), lambda epoch, net: None, {"curve": []})
+    run_with_checkpoint(
+        begun, Checkpoint(folder / "training.pt", "k", every=0.0), lambda epoch, net: None, {"curve": []}
+    )
     seed = (folder / "training.pt").read_bytes()
     whole = torch.load(folder / "training.pt", weights_only=True)
     add("resume: checkpoint of a training", "binary", "training.pt", [seed], resumed, forms=forms.torch_files([whole]))
-    whole = {name: value for name, value in whole.items() if name != "sha256"}
-
-    def signed(data: bytes) -> bytes:
-        """The checkpoint with a right checksum."""
-        if not data:
-            return data
-        value = torch.load(io.BytesIO(data), weights_only=False)  # made by the line below and nobody else
-        return saved({**value, "sha256": digest_of(value)}) if isinstance(value, dict) else data
-
-    add("resume: checkpoint with a right checksum", "binary", "training.pt", [seed], resumed,
-        forms=forms.torch_files([whole]).map(signed))  # fmt: skip
     _add_index(add, folder)
 
 
@@ -188,7 +195,9 @@ def _add_labels(add: Callable[..., Path], folder: Path) -> None:
 
     index, epoch = (made / "index.json").read_bytes(), (made / "epoch-00000.safetensors").read_bytes()
     facts = json.loads(index)
-    begun = json.dumps({name: facts[name] for name in ("format", "steps", "mix", "batch", "seed", "classes", "teacher", "images")})
+    begun = json.dumps(
+        {name: facts[name] for name in ("format", "steps", "mix", "batch", "seed", "classes", "teacher", "images")}
+    )
     for name, kind, file, data, read in (
         ("labels: index.json", "json", "index.json", index, opened),
         ("labels: epoch", "binary", "epoch-00000.safetensors", epoch, replayed),

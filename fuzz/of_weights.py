@@ -25,6 +25,10 @@ from fuzz.target import Target
 CARD = b"size: 8\nlicence: CC0-1.0\nlayer: 1\ncfg: 2.0\nscale: 0.1\nunit: step\ntemplate: a photo of {}\n"
 
 
+LAYERS = 20.0
+"""Seconds that a backbone may take: few bytes can stand for hundreds of layers."""
+
+
 def pipeline(folder: Path) -> None:
     """A DiT pipeline of three classes and 8 px images with random weights, as diffusers saves it."""
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
@@ -137,15 +141,21 @@ def _add_pipelines(found: list[Target], folder: Path) -> None:
             kind = {"yaml": "yaml", "json": "json"}.get(file.rpartition(".")[2], "binary")
             seeds = ((place / file).read_bytes(),)
             built = forms.safetensors(seeds) if kind == "binary" else None
-            found.append(
-                Target(name, kind, place, file, seeds, lambda path, place=place: load(str(place), device="cpu", offline=True), forms=built)
-            )
+
+            def read(path: Path, place: Path = place) -> Any:
+                return load(str(place), device="cpu", offline=True)
+
+            found.append(Target(name, kind, place, file, seeds, read, seconds=LAYERS, forms=built))
 
 
 def _add_checkpoints(add: Callable[..., None], folder: Path) -> None:
     """Checkpoints of the original DiT code, and what else `dap convert` reads."""
     state = original()
-    wrapped = [state, {"ema": state, "args": Namespace(model="DiT-S/2")}, {"state_dict": {f"module.{k}": v for k, v in state.items()}}]
+    wrapped = [
+        state,
+        {"ema": state, "args": Namespace(model="DiT-S/2")},
+        {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+    ]
     vae = folder / "dit" / "vae"
 
     def read(path: Path) -> Any:
@@ -155,10 +165,34 @@ def _add_checkpoints(add: Callable[..., None], folder: Path) -> None:
         return convert(path, path.parent / "out", vae=str(vae), heads=2, offline=True)
 
     pickles, whole = [_saved(value) for value in wrapped], save(state)
-    add("checkpoint .pt", "binary", folder / "checkpoint", "x.pt", read, *pickles, forms=forms.torch_files(wrapped[:1] + wrapped[2:]))
-    add("checkpoint .safetensors", "binary", folder / "checkpoint-safe", "x.safetensors", read, whole, forms=forms.safetensors((whole,)))
+    add(
+        "checkpoint .pt",
+        "binary",
+        folder / "checkpoint",
+        "x.pt",
+        read,
+        *pickles,
+        forms=forms.torch_files(wrapped[:1] + wrapped[2:]),
+    )
+    add(
+        "checkpoint .safetensors",
+        "binary",
+        folder / "checkpoint-safe",
+        "x.safetensors",
+        read,
+        whole,
+        forms=forms.safetensors((whole,)),
+    )
     add("convert: .pt", "binary", folder / "convert", "x.pt", converted, *pickles, forms=forms.torch_files(wrapped[:1]))
-    add("convert: .safetensors", "binary", folder / "convert-safe", "x.safetensors", converted, whole, forms=forms.safetensors((whole,)))
+    add(
+        "convert: .safetensors",
+        "binary",
+        folder / "convert-safe",
+        "x.safetensors",
+        converted,
+        whole,
+        forms=forms.safetensors((whole,)),
+    )
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
         place = folder / f"autoencoder-{file.partition('.')[0]}"
         shutil.copytree(vae, place)
@@ -166,4 +200,4 @@ def _add_checkpoints(add: Callable[..., None], folder: Path) -> None:
         seed = (place / file).read_bytes()
         add(f"convert: --vae, {file}", "json" if file.endswith("json") else "binary", place, file,
             lambda path: convert(path.parent / "x.pt", path.parent / "out", vae=str(path.parent), heads=2, offline=True),
-            seed, **({} if file.endswith("json") else {"forms": forms.safetensors((seed,))}))  # fmt: skip
+            seed, seconds=LAYERS, **({} if file.endswith("json") else {"forms": forms.safetensors((seed,))}))  # fmt: skip

@@ -28,11 +28,11 @@ Counts = dict[str, dict[str, Count]]
 """For each driver the counts of each reader by name."""
 
 FOUND = Path(__file__).parent / "found"
-STUCK = 60
+STUCK = 120
 """Seconds after which a process ends whose reader waits inside foreign code."""
 SLICE = 0.5
 """Seconds that a reader has before the next one has its turn."""
-FAST = ("note:", "document:", "lines:", "kernel", "recipe flag", "class", "export", "model_index", "--")
+FAST = ("note:", "document:", "lines:", "kernel", "recipe flag", "class list", "classes.json of", "export", "model_index", "--")
 """Readers of which an input takes less than a millisecond. The turns of the others are shorter."""
 
 
@@ -59,17 +59,27 @@ def feed(targets: list[Target], seconds: float, seed: int) -> Counts:
     shapes = {target.name: strategy(target) for target in targets}
     counts: Counts = {driver: {target.name: Count() for target in targets} for driver in ("mutations", "hypothesis")}
     randoms = {target.name: Random(f"{seed} {target.name}") for target in targets}
-    end = time.monotonic() + seconds
+    end, owed = time.monotonic() + seconds, dict.fromkeys(randoms, 0.0)
     while time.monotonic() < end:
         for target in targets:
-            faulthandler.dump_traceback_later(STUCK, exit=True)  # for a reader that waits where no alarm reaches it
             turn = (SLICE if target.name.startswith(FAST) else SLICE / 5) / 2
-            changed, shaped, random = counts["mutations"][target.name], counts["hypothesis"][target.name], randoms[target.name]
-            mutate(target, random, min(turn, end - time.monotonic()), changed, shaped.places)
-            faulthandler.dump_traceback_later(STUCK, exit=True)
-            shape(target, shapes[target.name], random, min(turn, end - time.monotonic()), shaped, changed.places)
-            faulthandler.cancel_dump_traceback_later()
+            owed[target.name] += turn
+            changed, shaped = (counts[driver][target.name] for driver in ("mutations", "hypothesis"))
+            random, places = randoms[target.name], {**changed.places, **shaped.places}
+            # A reader that took longer than its turn, for one slow input or to make one smaller, waits for the others.
+            if changed.seconds < owed[target.name]:
+                alarmed(STUCK)
+                mutate(target, random, min(turn, end - time.monotonic()), changed, places)
+            if shaped.seconds < owed[target.name]:
+                alarmed(STUCK)
+                shape(target, shapes[target.name], random, min(turn, end - time.monotonic()), shaped, places)
+    faulthandler.cancel_dump_traceback_later()
     return counts
+
+
+def alarmed(seconds: float) -> None:
+    """End the process with its trace after this time: for a reader that waits where no alarm reaches it."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def mutate(target: Target, random: Random, seconds: float, count: Count, known: Iterable[str] = ()) -> None:
@@ -81,13 +91,18 @@ def mutate(target: Target, random: Random, seconds: float, count: Count, known: 
             continue
         place = trace.partition("\n")[0]
         if count.places[place] == 1 and place not in known:
-            faulthandler.dump_traceback_later(STUCK, exit=True)
+            alarmed(STUCK)
             keep(target, trace, smaller(target, data, place))
     count.seconds += time.monotonic() - began
 
 
 def shape(
-    target: Target, inputs: SearchStrategy[bytes], random: Random, seconds: float, count: Count, known: Iterable[str] = ()
+    target: Target,
+    inputs: SearchStrategy[bytes],
+    random: Random,
+    seconds: float,
+    count: Count,
+    known: Iterable[str] = (),
 ) -> None:
     """Feed one reader with structured inputs for about some time. What hypothesis found is kept."""
     if seconds <= 0:

@@ -96,7 +96,9 @@ def _like(draw: Callable[..., Any], value: Any) -> Any:
     if isinstance(value, (int, float)):
         return draw(numbers)
     if isinstance(value, str):
-        return draw(st.one_of(texts, st.sampled_from((value.upper(), value + "\0", value[:-1], f"../{value}", f"{value} "))))
+        return draw(
+            st.one_of(texts, st.sampled_from((value.upper(), value + "\0", value[:-1], f"../{value}", f"{value} ")))
+        )
     return draw(st.sampled_from(([], {}, None)))
 
 

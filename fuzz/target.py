@@ -84,7 +84,7 @@ def limited(seconds: float) -> Iterator[None]:
     alarms = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 5 * seconds)}
     for number, (timer, after) in alarms.items():
         signal.signal(number, stop)
-        signal.setitimer(timer, after)
+        signal.setitimer(timer, after, 1.0)  # again and again: where the first comes into a callback, it is passed over
     try:
         yield
     finally:

@@ -81,7 +81,7 @@ def _opened(path: Path) -> Mapping[str, Any]:
         # The original trainer keeps its parsed arguments, which are a plain record, in its checkpoints.
         with torch.serialization.safe_globals([Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
     except Exception as error:  # on a file of another kind the readers raise almost any error
         said = str(error)

@@ -210,7 +210,8 @@ def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[
     Raises:
         DapError: a tensor is missing, unknown or of a wrong shape, or the number of heads is not known.
     """
-    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d{1,18})\.", name))), default=0)
+    depth = min(depth, len(state))  # a name that counts further lacks most of the names before it
     expected = [*_both(*_REST, *_EMBEDDER), _LABELS, "pos_embed"]
     expected += _both(*(f"blocks.{i}.{name}" for i in range(depth) for name in ("attn.qkv", *_BLOCK)))
     for problem, names in (
