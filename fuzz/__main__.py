@@ -19,7 +19,7 @@ from pathlib import Path
 from fuzz.guided import installed, work_guided
 from fuzz.run import FOUND, all_drivers, plain, table, together, work
 
-GUIDED = 0.25
+GUIDED = 0.2
 """The part of the time that atheris gets."""
 
 

@@ -223,22 +223,35 @@ def tars(draw: Draw, files: dict[str, list[bytes]]) -> bytes:
     return out.getvalue()
 
 
+LABELS = (
+    st.integers(0, 2), st.integers(-1, 2**62), st.sampled_from(("cat", "dog", "")), st.floats(), st.none(), st.booleans(),
+    st.lists(st.integers(0, 1), max_size=2), st.binary(max_size=2),
+)  # fmt: skip
+
+
+def _images(image: bytes) -> tuple[Any, ...]:
+    """What the cell of an image may hold."""
+    inside = ({"bytes": image, "path": "a.png"}, {"bytes": None, "path": "0.png"}, {"path": "a.png"}, {"bytes": image})
+    return (image, image[:40], b"", None, "a.png", "../x.png", *inside, 1, [image])
+
+
 @st.composite
 def parquets(draw: Draw, image: bytes) -> bytes:
     """A parquet file of rows with an image and a label in the forms that people use, and in others."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pictures = st.sampled_from((image, image[:40], b"", None, "a.png", "../x.png", {"bytes": image, "path": "a.png"},
-                                {"bytes": None, "path": "0.png"}, {"bytes": None, "path": "a.png"}, {"path": "a.png"}, {"bytes": image}, 1, [image]))  # fmt: skip
-    one = draw(pictures)
-    labels = draw(st.sampled_from((st.integers(0, 2), st.integers(-1, 2**62), st.sampled_from(("cat", "dog", "")), st.floats(),
-                                   st.none(), st.lists(st.integers(0, 1), max_size=2), st.booleans(), st.binary(max_size=2))))  # fmt: skip
+    one = draw(pictures := st.sampled_from(_images(image)))
+    labels = draw(st.sampled_from(LABELS))
+    names = (
+        st.sampled_from(("image", "image", "img", "x")),
+        st.sampled_from(("label", "label", "labels", "fine_label", "text")),
+    )
+    cells = st.one_of(st.just(one), st.just(one), pictures), st.one_of(labels, labels, leaves)
     rows = [
-        {draw(st.sampled_from(("image", "image", "img", "x"))): draw(st.one_of(st.just(one), st.just(one), pictures)),
-         draw(st.sampled_from(("label", "label", "labels", "fine_label", "text"))): draw(st.one_of(labels, labels, leaves))}
+        {draw(name): draw(cell) for name, cell in zip(names, cells, strict=True)}
         for _ in range(draw(st.integers(0, 5)))
-    ]  # fmt: skip
+    ]
     try:
         table = pa.Table.from_pylist(rows)
         names = {
@@ -263,13 +276,23 @@ def idx(draw: Draw, shape: list[int]) -> bytes:
     count = 1
     for side in sides:
         count *= side
-    kind = draw(st.sampled_from((8,) * 6 + (9, 11, 12, 13, 14, 0)))
+    kind = draw(st.sampled_from((8, 8, 8, 8, 8, 8, 9, 11, 12, 13, 14, 0)))
     said = [draw(st.sampled_from((side, side, side, side, 0, 2**31, 2**32 - 1, side + 1))) for side in sides]
     values = bytes([draw(st.sampled_from((0, 1, 2, 255)))]) * draw(
         st.sampled_from((count, count, count, count + 1, 0, count // 2))
     )
     data = bytes([0, 0, kind, len(said)]) + b"".join(side.to_bytes(4, "big") for side in said) + values
     return gzip.compress(data, 1, mtime=0) if draw(st.booleans()) else data
+
+
+CHUNKS = (
+    b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"gAMA", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT", b"pHYs", b"sRGB", b"bKGD",
+)  # fmt: skip
+HELD = (
+    bytes(768), b"\xff\0\0" * 256, b"a\0\0" + zlib.compress(bytes(300)), b"MM\0*\xff\xff\xff\xff",
+    b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+)  # fmt: skip
+"""What such a chunk may hold: palettes, a packed profile, an orientation, and an Exif that leads out of itself."""
 
 
 @st.composite
@@ -283,11 +306,7 @@ def pngs(draw: Draw) -> bytes:
         + bytes([bits, colour, 0, 0, draw(st.sampled_from((0, 0, 1)))])
     )
     parts = [(b"IHDR", header)]
-    extra = st.tuples(
-        st.sampled_from((b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"gAMA", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT", b"pHYs", b"sRGB", b"bKGD", b"orNT")),
-        st.one_of(st.binary(max_size=30), st.sampled_from((b"\0" * 768, b"\xff\0\0" * 256, b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0",
-                                                         b"a\0\0" + zlib.compress(b"\0" * 300), b"MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"))),
-    )  # fmt: skip
+    extra = st.tuples(st.sampled_from(CHUNKS), st.one_of(st.binary(max_size=30), st.sampled_from(HELD)))
     parts += draw(st.lists(extra, max_size=3))
     rows = min(high, 64) * (1 + min(wide, 64) * 8)
     parts.append(
@@ -296,7 +315,7 @@ def pngs(draw: Draw) -> bytes:
             zlib.compress(bytes([draw(st.integers(0, 5))]) * draw(st.sampled_from((rows, rows, 0, 10, rows * 40)))),
         )
     )
-    parts += draw(st.lists(extra, max_size=1)) + [(b"IEND", b"")]
+    parts += [*draw(st.lists(extra, max_size=1)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in parts
     )

@@ -166,15 +166,17 @@ def targets(folder: Path) -> list[Target]:
     )
     add("captions", "lines", "captions.jsonl", [lines, lines.replace(b"path", b"file_name").replace(b"caption", b"text")],
         lambda path: read_captions(path, source))  # fmt: skip
+
     def captioned(path: Path) -> Any:
         return write_captions(source, path, lambda images, ask: ["a cat"] * len(images), "m", ask="what is it?")
 
     more = [json.dumps({**json.loads(line), "model": "m", "ask": "what is it?"}) for line in lines.splitlines()[:2]]
     add("resume: captions", "lines", "captions.jsonl", ["\n".join(more).encode()], captioned)
+    rows = [["file_name", "label"], ["0.png", "cat"], ["1.png", "dog"]]
     for name, file, seed in (("labels.csv", "labels.csv", b"file_name,label\n0.png,cat\n1.png,dog\n"),
                              ("metadata.jsonl", "metadata.jsonl", LINES)):  # fmt: skip
         add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent),
-            forms=None if file.endswith("l") else forms.csvs([["file_name", "label"], ["0.png", "cat"], ["1.png", "dog"]]))  # fmt: skip
+            forms=None if file.endswith("l") else forms.csvs(rows))  # fmt: skip
         for number in range(2):
             (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
     add("folder tree", "tree", "", [], lambda place: seen(place), make=plant)

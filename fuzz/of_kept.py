@@ -85,7 +85,8 @@ def targets(folder: Path) -> list[Target]:
         forms=forms.npz(arrays),
     )
     place = add("page: map.npz", "binary", "map.npz", maps,
-                lambda path: write_report([path.parent], folder / "page", title="x"), forms=forms.npz(arrays), seconds=10)  # fmt: skip
+                lambda path: write_report([path.parent], folder / "page", title="x"),
+                forms=forms.npz(arrays), seconds=10)  # fmt: skip
     place.rmdir()
     make_set(place)
     (place / "trials.jsonl").write_bytes(lines)

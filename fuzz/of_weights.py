@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save
 
 from dap.backbones.cards import read_card, read_names
-from dap.backbones.hub import index_of, labels_of
-from dap.backbones.opening import load
 from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.convert import _config, convert
+from dap.backbones.hub import index_of, labels_of
+from dap.backbones.opening import load
 from dap.evaluation.training.classifier import load_classifier
 from fuzz import forms
 from fuzz.target import Target

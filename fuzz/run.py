@@ -32,7 +32,20 @@ STUCK = 120
 """Seconds after which a process ends whose reader waits inside foreign code."""
 SLICE = 0.5
 """Seconds that a reader has before the next one has its turn."""
-FAST = ("note:", "document:", "lines:", "kernel", "recipe flag", "class list", "classes.json of", "export", "model_index", "--")
+SHAPED = 0.4
+"""The part of a turn that hypothesis has. It is slower than mutations, and its inputs come further."""
+FAST = (
+    "note:",
+    "document:",
+    "lines:",
+    "kernel",
+    "recipe flag",
+    "class list",
+    "classes.json of",
+    "export",
+    "model_index",
+    "--",
+)
 """Readers of which an input takes less than a millisecond. The turns of the others are shorter."""
 
 
@@ -51,28 +64,28 @@ def one_input(target: Target, random: Random, count: Count) -> tuple[str | None,
 
 
 def feed(targets: list[Target], seconds: float, seed: int) -> Counts:
-    """Feed the readers in turn until the time is over: half of each turn by mutations, half by hypothesis.
+    """Feed the readers in turn until the time is over, each by mutations and by hypothesis.
 
     Returns:
         For each driver and each reader the counts.
     """
     shapes = {target.name: strategy(target) for target in targets}
     counts: Counts = {driver: {target.name: Count() for target in targets} for driver in ("mutations", "hypothesis")}
-    randoms = {target.name: Random(f"{seed} {target.name}") for target in targets}
+    randoms = {target.name: (Random(f"{seed} {target.name}"), Random(f"{target.name} {seed}")) for target in targets}
     end, owed = time.monotonic() + seconds, dict.fromkeys(randoms, 0.0)
     while time.monotonic() < end:
         for target in targets:
-            turn = (SLICE if target.name.startswith(FAST) else SLICE / 5) / 2
+            turn = SLICE if target.name.startswith(FAST) else SLICE / 5
             owed[target.name] += turn
             changed, shaped = (counts[driver][target.name] for driver in ("mutations", "hypothesis"))
-            random, places = randoms[target.name], {**changed.places, **shaped.places}
+            (random, seeds), places = randoms[target.name], {**changed.places, **shaped.places}
             # A reader that took longer than its turn, for one slow input or to make one smaller, waits for the others.
-            if changed.seconds < owed[target.name]:
+            if changed.seconds < owed[target.name] * (1 - SHAPED):
                 alarmed(STUCK)
-                mutate(target, random, min(turn, end - time.monotonic()), changed, places)
-            if shaped.seconds < owed[target.name]:
+                mutate(target, random, min(turn * (1 - SHAPED), end - time.monotonic()), changed, places)
+            if shaped.seconds < owed[target.name] * SHAPED:
                 alarmed(STUCK)
-                shape(target, shapes[target.name], random, min(turn, end - time.monotonic()), shaped, places)
+                shape(target, shapes[target.name], seeds, min(turn * SHAPED, end - time.monotonic()), shaped, places)
     faulthandler.cancel_dump_traceback_later()
     return counts
 

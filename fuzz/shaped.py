@@ -46,7 +46,9 @@ class _From(ExampleDatabase):
         self._example = choices_to_bytes(tuple(choices))
 
     def fetch(self, key: bytes) -> Iterable[bytes]:
-        return [self._example] if key.endswith(b".secondary") else []  # of the others it takes that they are small already
+        return (
+            [self._example] if key.endswith(b".secondary") else []
+        )  # of the others it takes that they are small already
 
     def save(self, key: bytes, value: bytes) -> None: ...
 

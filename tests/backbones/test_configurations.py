@@ -122,7 +122,11 @@ def test_a_stable_diffusion_3_without_its_third_text_encoder(folders):
         ("unet", {"a_new_field": 3}, "a_new_field is 3.*does not know"),
         ("unet", {"norm_eps": -1.0}, "norm_eps is -1.0"),
         ("unet", {"layers_per_block": "two"}, "layers_per_block is 'two'"),
-        ("unet", {"layers_per_block": 100_000}, "asks for about 200,000 layers.*more than 500.*layers_per_block 100000"),
+        (
+            "unet",
+            {"layers_per_block": 100_000},
+            "asks for about 200,000 layers.*more than 500.*layers_per_block 100000",
+        ),
         ("unet", {"transformer_layers_per_block": [1, 300]}, "asks for about 600 layers"),
         ("vae", {"layers_per_block": 251}, "asks for about 502 layers"),
         ("text_encoder", {"num_hidden_layers": 501}, "asks for about 501 layers"),

@@ -100,7 +100,9 @@ def test_special_files_and_mismatches_are_sentences(tmp_path: Path) -> None:
         open_source(root, size=4)
 
 
-@pytest.mark.parametrize("names", [b"[" * 5000, b'["a", 1]', b"{}", b"\xff", b"", b'["a"', b"9" * 5000, b'["a", "b"], 1'])
+@pytest.mark.parametrize(
+    "names", [b"[" * 5000, b'["a", 1]', b"{}", b"\xff", b"", b'["a"', b"9" * 5000, b'["a", "b"], 1']
+)
 def test_a_damaged_list_of_classes_is_one_sentence(names: bytes, tmp_path: Path) -> None:
     """Found by fuzzing: a RecursionError for deep nesting."""
     (tmp_path / "train-images-idx3-ubyte").write_bytes(GOOD)

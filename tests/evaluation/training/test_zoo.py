@@ -244,7 +244,9 @@ def test_damaged_weights_in_torchs_cache_are_a_sentence(tmp_path):
     whole, told = file.read_bytes(), set()
     assert torch.equal(_fetched("https://nowhere.test", file, "resnet")["conv.weight"], torch.ones(4))
     damaged = [b"", whole[:100], whole[:-30]]
-    damaged += [whole[:at] + bytes([whole[at] ^ 0x88]) + whole[at + 1 :] for at in range(len(whole) - 300, len(whole), 3)]
+    damaged += [
+        whole[:at] + bytes([whole[at] ^ 0x88]) + whole[at + 1 :] for at in range(len(whole) - 300, len(whole), 3)
+    ]
     for data in damaged:
         file.write_bytes(data)
         try:
