@@ -112,3 +112,10 @@ def test_a_damaged_list_of_classes_is_one_sentence(names: bytes, tmp_path: Path)
     (tmp_path / "classes.json").write_bytes(names)
     with pytest.raises(DapError, match="classes.json"):
         open_source(tmp_path, size=4)
+
+
+def test_no_image_of_enormous_sides_is_one_sentence(tmp_path: Path) -> None:
+    """Found by fuzzing: numpy's own message, which names no file."""
+    (tmp_path / "x").write_bytes(struct.pack(">HBB4I", 0, 8, 4, 0, 2**31, 8, 2**31))
+    with pytest.raises(ValueError, match="x has a header that promises 0 bytes of values, shape .*; it is damaged"):
+        read_idx(tmp_path / "x")
