@@ -106,24 +106,33 @@ def _unfolded(about: dict[str, str]) -> dict[str, Any]:
 def tensors(draw: Draw, like: torch.Tensor | None = None) -> Any:
     """A tensor, plain or of the other kinds that torch saves."""
     shape = _shape_like(draw, list(like.shape)) if like is not None else draw(st.lists(SIDES, max_size=4))
-    kind = draw(st.sampled_from(KINDS)) if like is None or draw(st.booleans()) else like.dtype
+    kind = draw(st.sampled_from(KINDS))
+    if like is not None and like.dtype in KINDS and draw(st.booleans()):
+        kind = like.dtype
     value = draw(st.sampled_from((0, 1, 2, -1, 255, 300, float("nan"), float("inf"), 1e30)))
     try:
         made = torch.full(shape, value, dtype=kind)
     except (RuntimeError, OverflowError, ValueError):
         made = torch.zeros(shape, dtype=kind)
-    match draw(st.integers(0, 12)):
+    try:
+        return _of_kind(made, draw(st.integers(0, 12)))
+    except (RuntimeError, TypeError):  # not every type has every kind
+        return made
+
+
+def _of_kind(made: torch.Tensor, number: int) -> Any:
+    match number:
         case 0:
             return made.to("meta")
         case 1 if made.ndim:
-            return made.to_sparse() if made.dtype != torch.bool else made
-        case 2:
-            return made[..., :1].expand(shape) if made.ndim and made.shape[-1] else made
-        case 3 if made.dtype == torch.float32:
+            return made.to_sparse()
+        case 2 if made.ndim and made.shape[-1]:
+            return made[..., :1].expand(made.shape)
+        case 3:
             return torch.quantize_per_tensor(made.nan_to_num(0, 0, 0), 0.1, 0, torch.quint8)
         case 4:
             return torch.nn.Parameter(made, requires_grad=made.is_floating_point())
-        case 5 if made.dtype != torch.bfloat16:
+        case 5:
             return made.numpy()
     return made
 
