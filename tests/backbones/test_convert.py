@@ -760,3 +760,19 @@ def test_an_autoencoder_that_lacks_a_tensor_and_one_of_a_million_layers(tmp_path
     with pytest.raises(DapError, match="config.json asks for about .* layers, .*layers_per_block 1000000"):
         convert(tmp_path / "x.pt", tmp_path / "out", vae=str(tmp_path / "vae"), heads=HEADS)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("blocks.0.mlp.fc1.bias", torch.zeros(4 * WIDTH, device="meta"), "blocks.0.mlp.fc1.bias is no plain tensor"),
+        ("x_embedder.proj.weight", torch.zeros(0, CHANNELS, PATCH, PATCH), "x_embedder.proj.weight has the shape"),
+        ("y_embedder.embedding_table.weight", torch.zeros(()), "embedding_table.weight has the shape"),
+        ("final_layer.linear.weight", torch.zeros(()), "final_layer.linear.weight has the shape"),
+    ],
+)
+def test_a_tensor_that_is_no_plain_one_or_empty_is_named(name, value, says, vae_folder, tmp_path):
+    """Found by fuzzing: NotImplementedError while the folder was written, and ZeroDivisionError."""
+    torch.save({**original(), name: value}, tmp_path / "x.pt")
+    with pytest.raises(DapError, match=f"x.pt.*{says}"):
+        convert(tmp_path / "x.pt", tmp_path / "out", vae=str(vae_folder), heads=HEADS)

@@ -226,6 +226,12 @@ def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[
     patches, table, position = state["x_embedder.proj.weight"], state[_LABELS], state["pos_embed"]
     if patches.ndim != 4 or position.ndim != 3:
         raise DapError(f"{path} is not a checkpoint of the original DiT code: it is not on a grid of square patches.")
+    for name in expected:
+        rank = {"x_embedder.proj.weight": 4, "pos_embed": 3}.get(name, 1 if name.endswith(".bias") else 2)
+        if state[name].ndim != rank or not state[name].numel():
+            raise DapError(
+                f"{path} is not a checkpoint of the original DiT code: {name} has the shape {tuple(state[name].shape)}."
+            )
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     grid = round(position.shape[-2] ** 0.5)
     outputs, rest = divmod(state["final_layer.linear.weight"].shape[0], patch**2)

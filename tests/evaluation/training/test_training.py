@@ -241,3 +241,13 @@ def test_a_checkpoint_of_another_form_is_a_sentence(tmp_path, part):
     checkpoint.write({"training": state, "notes": {}})
     with pytest.raises(DapError, match="x.pt does not hold this training .*Delete it"):
         fitting.run_with_checkpoint(begun, checkpoint, lambda epoch, net: None, {})
+
+
+def test_a_recorded_trial_without_a_confusion_is_read_and_one_of_another_kind_is_a_sentence():
+    """Found by fuzzing: TypeError when an evaluation was taken up again, for a line that the report reads."""
+    (trial,) = evaluate(stripes(12), stripes(8, seed=1), tiny(epochs=1, looks=1), [0], classes=2)
+    line = json.loads(trial.to_json())
+    assert Trial.from_record(line | {"confusion": None}).confusion == ()
+    for wrong in ({"confusion": 3}, {"curve": [1, 2]}):
+        with pytest.raises(DapError, match="no table"):
+            Trial.from_record(line | wrong)
