@@ -23,7 +23,7 @@ lint: $(READY)  ## ruff and pyright (as basedpyright, which brings its own Node)
 
 # Atheris has wheels for some machines alone. Where there is none, the other drivers of `make fuzz` have all the time.
 $(VENV)/.fuzz: $(READY)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --only-binary atheris --editable ".[fuzz]" \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --only-binary atheris atheris \
 		|| echo "atheris does not install on this machine; make fuzz goes on without it"
 	touch $@
 
