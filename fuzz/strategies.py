@@ -76,7 +76,7 @@ def changed(draw: Callable[..., Any], valid: list[Any]) -> Any:
             case 2:
                 outer[key] = {draw(texts): outer[key]}
             case 3 if isinstance(outer, dict):
-                outer[draw(texts)] = outer.pop(key) if draw(st.booleans()) else draw(flat)
+                outer[draw(texts)] = outer.pop(key) if draw(st.booleans()) else copy.deepcopy(draw(flat))
             case 4:
                 other, there = known[draw(st.integers(0, len(known) - 1))]
                 if there in other if isinstance(other, dict) else there < len(other):
@@ -86,7 +86,7 @@ def changed(draw: Callable[..., Any], valid: list[Any]) -> Any:
             case 6:
                 outer[key] = _like(draw, outer[key])
             case _:
-                outer[key] = draw(flat)
+                outer[key] = copy.deepcopy(draw(flat))  # a later change must not reach the list it was drawn from
     return value[0]
 
 
