@@ -405,3 +405,17 @@ def test_small_and_large_pictures_of_a_page_come_from_the_one_decoder(tmp_path: 
 
     shown = pixels(base64.b64decode(url.partition(",")[2]))
     assert abs(int(shown.mean()) - 200) <= 2
+
+
+def test_a_damaged_length_is_a_broken_image_and_no_lack_of_memory(tmp_path, monkeypatch):
+    """Found by fuzzing: Pillow asks for as many bytes as the length of a chunk says."""
+    from PIL import Image
+
+    from dap.data.real.sizes import size_of
+
+    def greedy(*args, **kwargs):
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(b"x")
+    monkeypatch.setattr(Image, "open", greedy)
+    assert size_of(tmp_path / "a.png") is None
