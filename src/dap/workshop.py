@@ -234,7 +234,7 @@ class Workshop:
         return method, replace(task, store=Store(None, self.inputs(task)))
 
     def strangeness(self, task: Task) -> float | None:
-        """How unlike all that the backbone of a task has seen its real images are, where this is too much; see `familiar.warned`."""
+        """How unlike all that the backbone has seen the real images of a task are, where this is too much; see `familiar`."""
         return self._looked_at.get((id(task.given.backbone), id(task.source)))
 
     def _side(self, data: Data) -> int:

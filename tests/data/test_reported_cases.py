@@ -1,4 +1,4 @@
-"""Situations that people reported with real images, each as a whole: by the command, from what lies in a folder to what is said."""
+"""Situations that people reported with real images, each as a whole: from what lies in a folder to what the command says."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import os
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_layouts import DOGS, opened, pair, put, rows, write_parquet
 
@@ -262,7 +262,9 @@ def test_case_h3_the_cache_of_features_knows_replaced_images(
     assert after == images("d") != before, "as without a cache"
 
 
-def test_case_h4_a_class_of_one_image(pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_case_h4_a_class_of_one_image(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Too few to draw two, to hold some out, and to give each of two slots its own."""
     put(tmp_path / "d" / "red", 1)
     put(tmp_path / "d" / "blue", 30)
@@ -409,6 +411,7 @@ D5: dict[str, tuple[list[list[tuple[str, bytes]]], str | None]] = {
     "labels as text": ([sample(0, "cat") + sample(1, "dog")], "label|whole number"),
     "no labels": ([sample(0, "0")[:1] + sample(1, "1")[:1]], "gives no label for sample '00000'"),
     "cut": ([sample(0, "0") + sample(1, "1")], "not a whole, uncompressed tar"),
+    "cut in a name": ([sample(0, "0") + sample(1, "1")], "it is cut or damaged after 2,048 bytes"),
     "class folders": ([[("cat/0.png", rows(1)[0]), ("dog/0.png", rows(2)[1])]], "gives no label for sample 'cat/0'"),
 }
 
@@ -422,9 +425,9 @@ def test_case_d5_shards_of_many_hands_are_read_or_told(
     shards, says = D5[name]
     for k, samples in enumerate(shards):
         shard_of(tmp_path / "d" / f"{k}.tar", samples)
-    if name == "cut":
+    if name.startswith("cut"):  # the second was read as a shard of one sample, and nothing was said
         file = tmp_path / "d" / "0.tar"
-        file.write_bytes(file.read_bytes()[:700])
+        file.write_bytes(file.read_bytes()[: 700 if name == "cut" else 2200])
     status, _, err = call(capsys, "import", tmp_path / "d", "--classes", "cat", "dog", "--out", tmp_path / "o")
     if says is None:
         assert status == 0, err
@@ -433,6 +436,64 @@ def test_case_d5_shards_of_many_hands_are_read_or_told(
         assert [record["label"] for record in found.records] == [0] * len(shards) + [1] * len(shards)
     else:
         assert status == 1 and re.search(says, err) and not (tmp_path / "o").exists(), err
+
+
+PIXELS = torch.arange(4 * 3 * 4 * 4).reshape(4, 3, 4, 4).to(torch.uint8)
+LABELS = torch.tensor([0, 1, 0, 1])
+HALVES = ["--mean", "0.5", "--std", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "more", "says"),
+    [
+        (PIXELS.float(), LABELS, [], None),
+        (PIXELS / 127.5 - 1, LABELS, HALVES, None),
+        (PIXELS / 127.5 - 1, LABELS, [], "give --mean and --std"),
+        (PIXELS.float() * 0.999, LABELS, [], "give --mean and --std|whole numbers"),
+        (torch.cat([PIXELS, PIXELS[:, :1]], 1), LABELS, [], "c 1 or 3|not images"),
+        (PIXELS[:3], LABELS[:3], [], "differ in size|has 1 images"),
+        (PIXELS, LABELS + 1, [], "but 2 classes are named|no images in|labels"),
+        (PIXELS, LABELS - 1, [], "labels from -1"),
+        (torch.where(PIXELS > 90, float("nan"), PIXELS / 255), LABELS, [], "non-finite"),
+    ],
+    ids=["0 to 255", "-1 to 1", "-1 to 1 unsaid", "0 to 254.7", "RGBA", "uneven", "from 1", "from -1", "NaN"],
+)
+def test_cases_d7_and_38_ranges_and_labels_of_tensors_are_read_or_told(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    more: list[str],
+    says: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import re
+
+    torch.save({"images": images, "labels": labels}, tmp_path / "set.pt")
+    run = ["import", tmp_path / "set.pt", "--classes", "cat", "dog", *more, "--out", tmp_path / "o"]
+    status, _, err = call(capsys, *run)
+    if says is None:
+        assert status == 0, err
+        stored, found = DistilledSet.open(tmp_path / "o").tensors(dtype=torch.uint8)
+        assert torch.equal(stored, PIXELS[[0, 2, 1, 3]]) and found.tolist() == [0, 0, 1, 1]
+    else:
+        assert status == 1 and re.search(says, err) and not (tmp_path / "o").exists(), err
+
+
+def test_case_39_equal_seeds_and_data_that_do_not_fit(
+    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same seed gives the same bytes; no test split, an absent class and other letters are refused."""
+    one, two, other = (
+        made(capsys, colours, tmp_path / name, "--seed", seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    hashes = [[record["sha256"] for record in DistilledSet.open(path).records] for path in (one, two, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    for names, says in ((("red", "yellow"), "unknown class 'yellow'"), (("Red",), "unknown class 'Red'")):
+        status, _, err = call(capsys, *RANDOM, "--data", colours, "--classes", *names, "--out", tmp_path / "d")
+        assert status == 1 and says in err and "red" in err, err
+    untested = Path(shutil.copytree(colours / "train", tmp_path / "untested"))
+    status, _, err = call(capsys, "evaluate", one, "--data", untested, *SMALL, "--epochs", 1)
+    assert status == 1 and "no test split" in err and "--split test=FOLDER" in err
 
 
 # ---- sets of ours that were changed
