@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,9 @@ def saved(tmp_path_factory) -> dict[str, Path]:
     """One Stable Diffusion: whole, in parts, in parts of pickles, and in half precision whole and in parts."""
     root = tmp_path_factory.mktemp("saved")
     pipe = tiny.stable_diffusion()
-    for name, how in (
-        ("whole", {}),
-        ("parts", {"max_shard_size": PART}),
-        ("pickles", {"max_shard_size": PART, "safe_serialization": False}),
-    ):
+    kinds: dict[str, dict[str, Any]] = {"whole": {}, "parts": {"max_shard_size": PART}}
+    kinds["pickles"] = {"max_shard_size": PART, "safe_serialization": False}
+    for name, how in kinds.items():
         pipe.save_pretrained(root / name, **how)
     pipe = pipe.to(torch.float16)
     pipe.save_pretrained(root / "half", variant="fp16")
@@ -238,7 +237,7 @@ def test_case_32_two_attentions_a_norm_of_queries_and_heun(tmp_path):
     network = pipe.transformer = tiny.seeded(lambda: SD3Transformer2DModel(**shape, **width, **more))
     pipe.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
     pipe.save_pretrained(tmp_path / "m")
-    made = load(str(tmp_path / "m"))
+    made: Any = load(str(tmp_path / "m"))
     x, condition = (
         torch.randn(1, *made.latent_shape, generator=torch.Generator().manual_seed(0)),
         made.condition(["red"]),
@@ -285,7 +284,7 @@ def test_case_12_a_small_autoencoder_makes_sets(method, colours, saved, tmp_path
     from diffusers import AutoencoderTiny
 
     folder = Path(shutil.copytree(saved["whole"], tmp_path / "m", ignore=shutil.ignore_patterns("vae")))
-    widths = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+    widths: dict[str, Any] = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
     tiny.seeded(
         lambda: AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
     ).save_pretrained(folder / "vae")

@@ -203,8 +203,9 @@ def _describe(made: DistilledSet, task: Task, command: str | None, strangeness: 
     backbone, recipe = task.given.backbone, task.recipe
     if made.noted("env.json") is None:
         device = str(backbone.device) if backbone else None
-        strange = strangeness is not None and math.isfinite(strangeness)  # only then the file has this key
-        said = {"strangeness": round(strangeness, 3)} if strange else {}
+        said: dict[str, float] = {}  # most sets have nothing to say here
+        if strangeness is not None and math.isfinite(strangeness):
+            said["strangeness"] = round(strangeness, 3)
         made.note("env.json", {"versions": versions(), "device": device, **(made.noted("inputs.json") or {}), **said})
     if command and not (made.path / "command.txt").exists():
         made.note("command.txt", command + "\n")
