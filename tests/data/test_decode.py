@@ -218,6 +218,14 @@ def test_the_bytes_of_a_plain_png_are_kept_and_those_of_no_other() -> None:
     assert kept == {"png rgb", "png icc (case B5: not applied)", "apng"}
 
 
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (3, 600), (6000, 4000)])
+def test_every_size_is_read(size: tuple[int, int], tmp_path: Path) -> None:
+    """Case B1: one pixel, a strip and a photograph of 24 million pixels."""
+    content = file(Image.new("RGB", size, (200, 100, 50)))
+    assert pixels(content).shape == (size[1], size[0], 3)
+    assert (decode(content, 16) * 255).round().mean((1, 2)).tolist() == [200, 100, 50]
+
+
 @pytest.fixture
 def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(depth, "_told", set())
