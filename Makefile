@@ -13,13 +13,19 @@ test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 MINUTES ?= 10
-fuzz: $(READY)  ## damaged files for every reader; `make fuzz MINUTES=1 ARGS="--only manifest"`
+fuzz: $(READY) $(VENV)/.fuzz  ## damaged files for every reader; `make fuzz MINUTES=1 ARGS="--only manifest"`
 	$(BIN)/python -m fuzz --minutes $(MINUTES) $(ARGS)
 
 lint: $(READY)  ## ruff and pyright (as basedpyright, which brings its own Node)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+# Atheris has wheels for some machines alone. Where there is none, the other drivers of `make fuzz` have all the time.
+$(VENV)/.fuzz: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --only-binary atheris atheris \
+		|| echo "atheris does not install on this machine; make fuzz goes on without it"
+	touch $@
 
 # uv installs torch, torchvision and diffusers in minutes where pip takes many.
 $(READY): pyproject.toml constraints.txt

@@ -6,6 +6,8 @@ import json
 from random import Random
 from typing import Any
 
+from fuzz import trees
+
 BYTES = (
     b"", b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\r\n", b"\n\n", b"{}", b"[]", b"null", b"true", b'"', b"{", b"]",
     b"NaN", b"-Infinity", b"1e999", b"9" * 400, b"9" * 5000, b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"../../etc/passwd",
@@ -26,6 +28,8 @@ LARGEST = 2**20
 
 def damaged(seeds: tuple[bytes, ...], kind: str, random: Random) -> bytes:
     """A damaged copy of one of the seeds."""
+    if kind == "tree":
+        return trees.described(random)
     data = random.choice(seeds)
     most = max(LARGEST, 2 * len(data))
     if kind in ("json", "lines", "yaml") and random.random() < 0.6:
@@ -82,13 +86,17 @@ def _by_value(data: bytes, kind: str, random: Random) -> bytes:
             value = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         else:
             value = json.loads(data)
-    except (ValueError, TypeError):
+    except Exception:  # an input that was damaged before is no document, in one of many ways
         return data
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         value = _changed(value, random)
     try:
         return _dumped(value, random)
-    except RecursionError:  # nested too deep even for the writer
+    except (
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):  # nested too deep even for the writer, or a value that only YAML has
         return data
 
 

@@ -5,49 +5,26 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dap.data.real.captions import read_captions
 from dap.data.real.decode import BrokenImage, as_png, decode
+from dap.data.real.sizes import size_of
 from dap.data.real.sources import open_source
 from dap.data.sets.imports import detect
 from dap.data.sets.readers import Ask, read_parquet, read_webdataset
 from dap.data.sets.tensors import read_tensors
+from dap.verbs.caption import write_captions
+from fuzz import forms
+from fuzz.pictures import picture, pictures
 from fuzz.target import Target
-
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "AVIF", "DDS", "SGI")
-WORDS = (
-    "train", "test", "val", "valid", "validation", "dev", "Training", "Testing", "images", "cat", "dog", "unknown", "0", "1",
-    "a.png", "b.jpg", "labels.csv", "metadata.jsonl", "metadata.csv", "classes.json", "train.csv", "data", ".hidden",
-    "train-00000.parquet", "train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz", "é", "a\n", "n01440764", "model_index.json",
-)  # fmt: skip
-
-
-def picture(kind: str = "PNG", mode: str = "RGB") -> bytes:
-    """A small image."""
-    out = io.BytesIO()
-    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).convert(mode).save(out, kind)
-    return out.getvalue()
-
-
-def pictures() -> tuple[bytes, ...]:
-    """A small image in each format that Pillow writes here."""
-    found = [picture("PNG", mode) for mode in ("RGB", "L", "P", "RGBA", "1", "I;16", "LA")]
-    for kind in FORMATS:
-        try:
-            found.append(picture(kind))
-        except (OSError, KeyError, ValueError):
-            continue
-    return tuple(found)
+from fuzz.trees import plant
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -57,46 +34,6 @@ def idx(array: np.ndarray) -> bytes:
         + b"".join(n.to_bytes(4, "big") for n in array.shape)
         + array.astype(np.uint8).tobytes()
     )
-
-
-def tree(folder: Path, random: Random) -> None:
-    """A random folder of images, tables, links, pipes and other files."""
-    for _ in range(random.randint(0, 12)):
-        place = folder
-        for _ in range(random.randint(0, 3)):
-            place = place / random.choice(WORDS)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            file = place / random.choice((*WORDS, f"{random.randrange(5)}.png", f"{random.randrange(5)}.png"))
-            if os.path.lexists(file):
-                continue
-            match random.randrange(12):
-                case 0:
-                    os.mkfifo(file)
-                case 1:
-                    file.symlink_to(
-                        random.choice(("/dev/zero", "/dev/null", "..", ".", "nowhere", str(folder), "/etc/passwd"))
-                    )
-                case 2:
-                    file.write_bytes(b"")
-                case 3:
-                    file.write_bytes(random.randbytes(50))
-                case 4:
-                    file.write_bytes(
-                        b"file_name,label\na.png,cat\n" + random.choice((b"", b"\xff", b"b.jpg,1,2\n", b"\0"))
-                    )
-                case 5:
-                    line = {
-                        "file_name": "a.png",
-                        random.choice(("label", "text", "caption")): random.choice((1, "cat", None)),
-                    }
-                    file.write_bytes(json.dumps(line).encode() + random.choice((b"\n", b"{}\n", b"[\n", b"\n\xff")))
-                case 6:
-                    file.mkdir()
-                case _:
-                    file.write_bytes(PICTURE)
-        except (OSError, ValueError):
-            continue
 
 
 PICTURE = picture()
@@ -130,23 +67,39 @@ def targets(folder: Path) -> list[Target]:
                                ("IDX gzip", "train-images-idx3-ubyte.gz", True)):  # fmt: skip
         one = labels if "labels" in file else numbers
         seeds = [gzip.compress(one, mtime=0), one, gzip.compress(one * 50, mtime=0)] if packed else [one]
-        add(name, "binary", file, seeds, lambda path: seen(path.parent))
+        shape = [4] if "labels" in file else [4, 8, 8]
+        add(name, "binary", file, seeds, lambda path: seen(path.parent), forms=forms.idx(shape))
         place = found[-1].folder
+        (place / "classes.json").write_bytes(b'["a", "b"]')
         if "labels" in file:
             (place / "train-images-idx3-ubyte").write_bytes(numbers)
         else:
             (place / "train-labels-idx1-ubyte").write_bytes(labels)
+    add("classes.json beside IDX", "json", "classes.json", [b'["a", "b"]'], lambda path: seen(path.parent))
+    (found[-1].folder / "train-images-idx3-ubyte").write_bytes(numbers)
+    (found[-1].folder / "train-labels-idx1-ubyte").write_bytes(labels)
     # Few bytes can stand for as many pixels as an image may have, and these take seconds.
-    add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,), seconds=20)
-    add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20)
+    add("image", "binary", "a.png", pictures(), lambda path: decode(path, 8), allowed=(BrokenImage,), seconds=20,
+        forms=forms.pngs())  # fmt: skip
+    add("image size", "binary", "a.png", pictures(), size_of, forms=forms.pngs())
+    add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20, forms=forms.pngs())
     table, rows = io.BytesIO(), [{"image": {"bytes": PICTURE, "path": "a.png"}, "label": i % 2} for i in range(4)]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(rows), table)
-    add("parquet data", "binary", "train-00000-of-00001.parquet", [table.getvalue()], lambda path: seen(path.parent))
+    add("parquet data", "binary", "train-00000-of-00001.parquet", [table.getvalue()], lambda path: seen(path.parent),
+        forms=forms.parquets(PICTURE))  # fmt: skip
     add("parquet set", "binary", "train-00000-of-00001.parquet", [table.getvalue()],
-        lambda path: drawn(read_parquet(path.parent, Ask(None))))  # fmt: skip
+        lambda path: drawn(read_parquet(path.parent, Ask(None))), forms=forms.parquets(PICTURE))  # fmt: skip
+    beside = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist([{"image": {"bytes": None, "path": f"{i}.png"}, "label": i % 2} for i in range(2)]), beside
+    )
+    add("parquet data, images beside", "binary", "train-00000-of-00001.parquet", [beside.getvalue()],
+        lambda path: seen(path.parent), forms=forms.parquets(PICTURE))  # fmt: skip
+    for number in range(2):
+        (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
     shard = io.BytesIO()
     with tarfile.open(fileobj=shard, mode="w") as archive:
         for number in range(4):
@@ -164,6 +117,14 @@ def targets(folder: Path) -> list[Target]:
         "set-000000.tar",
         [shard.getvalue()],
         lambda path: drawn(read_webdataset(path.parent, Ask(None))),
+        forms=forms.tars(
+            {
+                "png": [PICTURE, b"x"],
+                "cls": [b"0", b"1", b"x", b"9" * 30],
+                "json": [b'{"class_name": "a"}', b"{"],
+                "txt": [b"a"],
+            }
+        ),
     )
     tensors = {
         "images": torch.arange(4 * 192).reshape(4, 3, 8, 8).remainder(256).to(torch.uint8),
@@ -181,6 +142,7 @@ def targets(folder: Path) -> list[Target]:
         "x.pt",
         [plain.getvalue(), zipped.getvalue()],
         lambda path: drawn(read_tensors(path, Ask("2"))),
+        forms=forms.torch_files([tensors, {**tensors, "labels": [0, 1, 0, 1], "class_names": ["a", "b"]}]),
     )
     add(
         "tensors .safetensors",
@@ -188,6 +150,7 @@ def targets(folder: Path) -> list[Target]:
         "x.safetensors",
         [safe.getvalue()],
         lambda path: drawn(read_tensors(path, Ask("2"))),
+        forms=forms.safetensors((safe.getvalue(),)),
     )
     colours = folder / "colours"
     for split in ("train", "test"):
@@ -203,12 +166,20 @@ def targets(folder: Path) -> list[Target]:
     )
     add("captions", "lines", "captions.jsonl", [lines, lines.replace(b"path", b"file_name").replace(b"caption", b"text")],
         lambda path: read_captions(path, source))  # fmt: skip
+
+    def captioned(path: Path) -> Any:
+        return write_captions(source, path, lambda images, ask: ["a cat"] * len(images), "m", ask="what is it?")
+
+    more = [json.dumps({**json.loads(line), "model": "m", "ask": "what is it?"}) for line in lines.splitlines()[:2]]
+    add("resume: captions", "lines", "captions.jsonl", ["\n".join(more).encode()], captioned)
+    rows = [["file_name", "label"], ["0.png", "cat"], ["1.png", "dog"]]
     for name, file, seed in (("labels.csv", "labels.csv", b"file_name,label\n0.png,cat\n1.png,dog\n"),
                              ("metadata.jsonl", "metadata.jsonl", LINES)):  # fmt: skip
-        add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent))
+        add(f"table {name}", "lines" if file.endswith("l") else "binary", file, [seed], lambda path: seen(path.parent),
+            forms=None if file.endswith("l") else forms.csvs(rows))  # fmt: skip
         for number in range(2):
             (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
-    add("folder tree", "tree", "", [], lambda place: seen(place), make=tree)
-    add("folder tree, test", "tree", "", [], lambda place: seen(place, "test"), make=tree)
-    add("import: which layout", "tree", "", [], detect, make=tree)
+    add("folder tree", "tree", "", [], lambda place: seen(place), make=plant)
+    add("folder tree, test", "tree", "", [], lambda place: seen(place, "test"), make=plant)
+    add("import: which layout", "tree", "", [], detect, make=plant)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 from dap.base.documents import read_json, read_lines
 from dap.data.sets.contents import INPUTS, RECIPE
 from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.export import export
 from dap.data.sets.folders import exported, listed
 from dap.data.sets.notes import NOTES, read_note
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.records import load_set
 from dap.evaluation.training.trials import TrialLine
+from fuzz.forms import pngs
+from fuzz.pictures import picture, pictures
 from fuzz.target import Target
 
 NAMES = ["cat", "dog, wild"]
@@ -69,6 +73,14 @@ def make_set(folder: Path) -> DistilledSet:
     return made
 
 
+def judged(folder: Path) -> Any:
+    """All that judging and exporting read of the images of a set: they are checked, decoded, and written elsewhere."""
+    made = DistilledSet.from_folder(folder)
+    problems = made.verify()
+    shutil.rmtree(folder.parent / "exported", ignore_errors=True)
+    return problems, made.tensors(8), export(made, folder.parent / "exported")
+
+
 def targets(folder: Path) -> list[Target]:
     """The readers, each with a folder of its own."""
     found = []
@@ -111,6 +123,17 @@ def targets(folder: Path) -> list[Target]:
     lines = json.dumps(TRIAL).encode() + b"\n" + json.dumps(TRIAL | {"seed": 1}).encode() + b"\n"
     add("lines: trials.jsonl", "lines", "trials.jsonl", [lines], lambda path: list(read_lines(path, TrialLine)))
     add("report: trials.jsonl", "lines", "trials.jsonl", [lines], lambda path: load_set(path.parent), noted=True)
+    add("report: classes.json", "json", "classes.json", [], lambda path: load_set(path.parent), noted=True,
+        allowed=(FileNotFoundError,))  # fmt: skip
+    add("report: manifest.jsonl", "lines", "manifest.jsonl", [], lambda path: load_set(path.parent), noted=True)
+    add(
+        "report: command.txt",
+        "binary",
+        "command.txt",
+        [b"dap distill --out x\n"],
+        lambda path: load_set(path.parent),
+        noted=True,
+    )
     for file in NOTES:
         seeds = [json.dumps(SEEDS[file]).encode()]
         add(f"note: {file}", "json", file, seeds, lambda path: read_note(path.parent, path.name))
@@ -133,6 +156,14 @@ def targets(folder: Path) -> list[Target]:
         lambda path: write_report([path.parent], folder / "p", title="x"),
         noted=True,
     )
+    image = "images/cat/00000.png"
+    add("set: image", "binary", image, [], lambda path: judged(path.parents[2]), forms=pngs())
+    place = folder / "folder-of-images"
+    for name in ("cat", "dog"):
+        (place / name).mkdir(parents=True)
+        (place / name / "0.png").write_bytes(picture())
+    found.append(Target("folder of images", "binary", place, "cat/0.png", pictures(), lambda path: judged(path.parents[1]),
+                        seconds=20, forms=pngs()))  # fmt: skip
     add("export.json", "json", "export.json", [json.dumps({"class_names": NAMES, "layout": "parquet"}).encode()],
         lambda path: exported(path.parent))  # fmt: skip
     add("class list .json", "json", "names.json", [json.dumps(NAMES).encode()], lambda path: listed(str(path)))

@@ -10,10 +10,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dap.base.errors import DapError
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 Kind = Literal["json", "lines", "yaml", "binary", "text", "tree"]
 SECONDS = 2.0
@@ -32,8 +34,9 @@ class Target:
         seeds: valid inputs, made by this package.
         read: reads. It gets the path of the file, the text, or the folder of a tree.
         allowed: exceptions beside `DapError` that the reader documents. Their messages must be clear too.
-        make: for a tree, makes a random folder.
+        make: for a tree, makes the folder that an input describes.
         seconds: how long it may compute for one input.
+        forms: for a binary format, files that hypothesis builds: whole ones whose contents are unusual, and nearly whole ones.
     """
 
     name: str
@@ -43,8 +46,9 @@ class Target:
     seeds: tuple[bytes, ...]
     read: Callable[[Any], Any]
     allowed: tuple[type[Exception], ...] = ()
-    make: Callable[[Path, Random], None] | None = None
+    make: Callable[[Path, bytes], None] | None = None
     seconds: float = SECONDS
+    forms: SearchStrategy[bytes] | None = None
 
 
 @dataclass
@@ -57,6 +61,13 @@ class Count:
     unclear: int = 0
     seconds: float = 0.0
     places: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Count) -> None:
+        """Add the counts of another process or driver."""
+        for key in ("inputs", "values", "sentences", "unclear", "seconds"):
+            setattr(self, key, getattr(self, key) + getattr(other, key))
+        for place, number in other.places.items():
+            self.places[place] = self.places.get(place, 0) + number
 
 
 class TooLong(BaseException):
@@ -73,7 +84,7 @@ def limited(seconds: float) -> Iterator[None]:
     alarms = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 5 * seconds)}
     for number, (timer, after) in alarms.items():
         signal.signal(number, stop)
-        signal.setitimer(timer, after)
+        signal.setitimer(timer, after, 1.0)  # again and again: where the first comes into a callback, it is passed over
     try:
         yield
     finally:
@@ -83,6 +94,10 @@ def limited(seconds: float) -> Iterator[None]:
 
 def put(target: Target, data: bytes) -> Any:
     """Write an input where the reader looks for it. Returns what the reader is given."""
+    if target.make is not None:
+        clear(target.folder)
+        target.make(target.folder, data)
+        return target.folder
     if not target.file:
         return data.decode("utf-8", "surrogateescape")
     path = target.folder / target.file

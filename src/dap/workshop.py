@@ -60,7 +60,7 @@ class Workshop:
         self._classifiers: dict[tuple[str, tuple[str, ...], str], Classifier] = {}
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
-        self._looked_at: set[tuple[int, int]] = set()
+        self._looked_at: dict[tuple[int, int], float | None] = {}
         self.tell: Callable[[str], object] = lambda text: None
 
     def with_method(self, method: Method) -> Workshop:
@@ -223,8 +223,7 @@ class Workshop:
         if needed and backbone is not None:
             key = (id(backbone), id(source))
             if key not in self._looked_at:  # both objects live as long as the workshop, which keeps what it loads
-                self._looked_at.add(key)
-                warned(backbone, source)
+                self._looked_at[key] = warned(backbone, source)
         own = resolved.own
         given = Given(
             backbone=backbone if needed else None,
@@ -234,6 +233,10 @@ class Workshop:
         )
         task = Task(resolved, source, given, self.cache, options, device=backbones.device_of(self.device))
         return method, replace(task, store=Store(None, self.inputs(task)))
+
+    def strangeness(self, task: Task) -> float | None:
+        """How unlike all that the backbone has seen the real images of a task are, where this is too much; see `familiar`."""
+        return self._looked_at.get((id(task.given.backbone), id(task.source)))
 
     def _side(self, data: Data) -> int:
         """The side in px of a set that needs no backbone: that of its images."""

@@ -122,6 +122,14 @@ def test_a_stable_diffusion_3_without_its_third_text_encoder(folders):
         ("unet", {"a_new_field": 3}, "a_new_field is 3.*does not know"),
         ("unet", {"norm_eps": -1.0}, "norm_eps is -1.0"),
         ("unet", {"layers_per_block": "two"}, "layers_per_block is 'two'"),
+        (
+            "unet",
+            {"layers_per_block": 100_000},
+            "asks for about 200,000 layers.*more than 500.*layers_per_block 100000",
+        ),
+        ("unet", {"transformer_layers_per_block": [1, 300]}, "asks for about 600 layers"),
+        ("vae", {"layers_per_block": 251}, "asks for about 502 layers"),
+        ("text_encoder", {"num_hidden_layers": 501}, "asks for about 501 layers"),
         ("unet", {"block_out_channels": 7}, "block_out_channels is 7"),
         ("vae", {"scaling_factor": 0}, "scaling_factor is 0"),
         ("vae", {"scaling_factor": [1.0]}, "scaling_factor is"),
@@ -180,6 +188,15 @@ def test_a_tokenizer_without_its_length_and_one_too_long(copied):
     assert "does not say how long a prompt may be" in refusal(folder)
     file.write_text(json.dumps(values | {"model_max_length": 77}))
     assert "its text encoder reads 32" in refusal(folder)
+
+
+def test_a_tokenizer_of_other_weights_is_named(copied):
+    """Found by fuzzing: the message did not say whose tokenizer."""
+    folder = copied("unet")
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    change(file, eos_token="a token that the text encoder does not know")
+    said = refusal(folder)
+    assert "has tokens up to" in said and str(folder) in said
 
 
 def test_a_small_autoencoder_works(copied):

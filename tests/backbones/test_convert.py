@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from conftest import tiny_transformer, tiny_vae
 from dap import imagenet
 from dap.backbones import ClassifierFree, from_pipeline, load
+from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.convert import convert
 from dap.base.errors import DapError
 from dap.sampling import Batch, images
@@ -720,3 +722,57 @@ def test_advice_of_torch_is_not_repeated(tmp_path, vae_folder):
     with pytest.raises(DapError, match="never runs code from a pickle") as refused:
         convert(tmp_path / "edm.pkl", tmp_path / "out", vae=str(vae_folder))
     assert "weights_only=False" not in str(refused.value)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_a_sentence_or_a_value(tmp_path):
+    """Found by fuzzing: an OSError of the system for a damaged list of the archive's contents."""
+    file = tmp_path / "x.pt"
+    torch.save(original(), file)
+    whole, told = file.read_bytes(), set()
+    places = [*range(80), *range(len(whole) - 400, len(whole))]
+    for place in places:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x88]) + whole[place + 1 :])
+        try:
+            read_checkpoint(file)
+        except DapError as error:
+            told.add(str(error))
+    assert len(told) > 5 and all("x.pt" in one for one in told)
+
+
+def test_a_block_of_an_enormous_number_is_missing_its_neighbours(tmp_path, vae_folder):
+    """Found by reading: the names of all blocks before it were listed first."""
+    torch.save({**original(), "blocks.999999999999.attn.qkv.weight": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(DapError, match="it lacks blocks.2"):
+        convert(tmp_path / "x.pt", tmp_path / "out", vae=str(vae_folder), heads=HEADS)
+
+
+def test_an_autoencoder_that_lacks_a_tensor_and_one_of_a_million_layers(tmp_path, vae_folder):
+    """Found by fuzzing: a NotImplementedError while the folder was written, and hours of making layers."""
+    torch.save(original(), tmp_path / "x.pt")
+    shutil.copytree(vae_folder, tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    save_file(without(state, "decoder.conv_in.bias"), file, {"format": "pt"})
+    with pytest.raises(DapError, match="the autoencoder in .*vae lack decoder.conv_in.bias"):
+        convert(tmp_path / "x.pt", tmp_path / "out", vae=str(tmp_path / "vae"), heads=HEADS)
+    save_file(state, file, {"format": "pt"})
+    edit(tmp_path / "vae" / "config.json", layers_per_block=1_000_000)
+    with pytest.raises(DapError, match="config.json asks for about .* layers, .*layers_per_block 1000000"):
+        convert(tmp_path / "x.pt", tmp_path / "out", vae=str(tmp_path / "vae"), heads=HEADS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("blocks.0.mlp.fc1.bias", torch.zeros(4 * WIDTH, device="meta"), "blocks.0.mlp.fc1.bias is no plain tensor"),
+        ("x_embedder.proj.weight", torch.zeros(0, CHANNELS, PATCH, PATCH), "x_embedder.proj.weight has the shape"),
+        ("y_embedder.embedding_table.weight", torch.zeros(()), "embedding_table.weight has the shape"),
+        ("final_layer.linear.weight", torch.zeros(()), "final_layer.linear.weight has the shape"),
+    ],
+)
+def test_a_tensor_that_is_no_plain_one_or_empty_is_named(name, value, says, vae_folder, tmp_path):
+    """Found by fuzzing: NotImplementedError while the folder was written, and ZeroDivisionError."""
+    torch.save({**original(), name: value}, tmp_path / "x.pt")
+    with pytest.raises(DapError, match=f"x.pt.*{says}"):
+        convert(tmp_path / "x.pt", tmp_path / "out", vae=str(vae_folder), heads=HEADS)

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from dap.base.checksums import digest_of
 from dap.base.store import Checkpoint, Store
 
 
@@ -305,3 +306,13 @@ def test_a_cache_stays_below_its_limit_and_loses_what_was_not_used_for_longest(t
     monkeypatch.setenv("DAP_CACHE_GIB", "much")
     with pytest.raises(cache.DapError, match="set it to a number of GiB"):
         get(11)
+
+
+@pytest.mark.parametrize("state", [{"spent": "long"}, {}, {"spent": 1.0, "x": torch.zeros(2).to_sparse()}])
+def test_a_checkpoint_with_a_right_checksum_and_other_contents_is_not_used(tmp_path, caplog, state):
+    """Found by fuzzing: KeyError for a checkpoint that lacks its seconds."""
+    state = {"key": "k", **state}
+    plain = {name: value for name, value in state.items() if name != "x"}
+    torch.save({**state, "sha256": digest_of(plain)}, tmp_path / "x.pt")
+    assert Checkpoint(tmp_path / "x.pt", "k").read() is None
+    assert "x.pt" in caplog.text and "starts anew" in caplog.text

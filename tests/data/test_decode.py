@@ -218,6 +218,14 @@ def test_the_bytes_of_a_plain_png_are_kept_and_those_of_no_other() -> None:
     assert kept == {"png rgb", "png icc (case B5: not applied)", "apng"}
 
 
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (3, 600), (6000, 4000)])
+def test_every_size_is_read(size: tuple[int, int], tmp_path: Path) -> None:
+    """Case B1: one pixel, a strip and a photograph of 24 million pixels."""
+    content = file(Image.new("RGB", size, (200, 100, 50)))
+    assert pixels(content).shape == (size[1], size[0], 3)
+    assert (decode(content, 16) * 255).round().mean((1, 2)).tolist() == [200, 100, 50]
+
+
 @pytest.fixture
 def warned(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(depth, "_told", set())
@@ -405,3 +413,17 @@ def test_small_and_large_pictures_of_a_page_come_from_the_one_decoder(tmp_path: 
 
     shown = pixels(base64.b64decode(url.partition(",")[2]))
     assert abs(int(shown.mean()) - 200) <= 2
+
+
+def test_a_damaged_length_is_a_broken_image_and_no_lack_of_memory(tmp_path, monkeypatch):
+    """Found by fuzzing: Pillow asks for as many bytes as the length of a chunk says."""
+    from PIL import Image
+
+    from dap.data.real.sizes import size_of
+
+    def greedy(*args, **kwargs):
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(b"x")
+    monkeypatch.setattr(Image, "open", greedy)
+    assert size_of(tmp_path / "a.png") is None

@@ -98,3 +98,24 @@ def test_special_files_and_mismatches_are_sentences(tmp_path: Path) -> None:
     labels.write_bytes(struct.pack(">HBBI", 0, 8, 1, 3) + b"\0\1\1")
     with pytest.raises(DapError, match="should hold 2 labels"):
         open_source(root, size=4)
+
+
+@pytest.mark.parametrize(
+    "names", [b"[" * 5000, b'["a", 1]', b"{}", b"\xff", b"", b'["a"', b"9" * 5000, b'["a", "b"], 1']
+)
+def test_a_damaged_list_of_classes_is_one_sentence(names: bytes, tmp_path: Path) -> None:
+    """Found by fuzzing: a RecursionError for deep nesting."""
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(GOOD)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 2) + b"\0\1")
+    (tmp_path / "classes.json").write_bytes(b'["a", "b"]')
+    assert open_source(tmp_path, size=4).class_names == ("a", "b")
+    (tmp_path / "classes.json").write_bytes(names)
+    with pytest.raises(DapError, match="classes.json"):
+        open_source(tmp_path, size=4)
+
+
+def test_no_image_of_enormous_sides_is_one_sentence(tmp_path: Path) -> None:
+    """Found by fuzzing: numpy's own message, which names no file."""
+    (tmp_path / "x").write_bytes(struct.pack(">HBB4I", 0, 8, 4, 0, 2**31, 8, 2**31))
+    with pytest.raises(ValueError, match="x has a header that promises 0 bytes of values, shape .*; it is damaged"):
+        read_idx(tmp_path / "x")

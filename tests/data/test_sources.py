@@ -746,6 +746,32 @@ def test_parquet_damage_is_named(tmp_path: Path) -> None:
         open_source(tmp_path / "c", size=6)
 
 
+@pytest.mark.parametrize("names", ["cat", 3, {"a": 0}, [["a"], ["b"]], ["a", 1], [None]])
+def test_parquet_with_damaged_names_is_one_sentence(names, tmp_path: Path) -> None:
+    """Found by fuzzing: TypeError for names that are lists."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    said = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+    for labels in ([0, 1], ["a", "b"]):
+        table = pa.table({"image": parquet_rows([0, 1]), "label": labels}).replace_schema_metadata(
+            {"huggingface": said}
+        )
+        pq.write_table(table, tmp_path / "train.parquet")
+        with pytest.raises(DapError, match="metadata of .*train.parquet lists .* as class names; write"):
+            open_source(tmp_path, size=4)
+    table = pa.table({"image": parquet_rows([0, 1]), "label": [0, 1]}).replace_schema_metadata(
+        {"huggingface": "[" * 99999}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DapError, match="metadata of .*train.parquet is damaged"):
+        open_source(tmp_path, size=4)
+    table = pa.table({"image": parquet_rows([0, 1]), "label": pa.array([0, 2**64 - 1], pa.uint64())})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DapError, match="has 18446744073709551615, which is no label"):
+        open_source(tmp_path, size=4)
+
+
 # ---- IDX
 
 
@@ -834,7 +860,7 @@ def test_idx_problems_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     for content, said in [
         ('{"a": 1}', "must hold a list of class names"),
         ("[1, 2]", "must hold a list of class names"),
-        ("[", "classes.json is not JSON"),
+        ("[", "classes.json, line 1: this is not JSON"),
         ('["zero"]', "labels from 0 to 1, but classes only for 0 to 0"),
         ('["zero", "one", "two"]', "no images in two of"),
     ]:

@@ -18,6 +18,7 @@ from dap.evaluation.apart import check_writable
 
 SMALL = ["--networks", "convnet1", "--set", "size=8", "--set", "width=2", "--epochs", "1", "--set", "mean=[0.5]"]
 SMALL += ["--set", "std=[0.25]"]
+BY = "small-hard+epochs=1+size=8+width=2+mean=0.5+std=0.25"  # how trials by these flags are called
 
 
 def files(folder: Path) -> list[str]:
@@ -84,6 +85,92 @@ def test_a_trial_beside_the_set_counts_elsewhere(ours, tmp_path):
     assert json.loads((tmp_path / "out" / "judged" / "set" / "trials.jsonl").read_text()) == line
 
 
+@pytest.fixture
+def judged_by(colours, pipeline_folder) -> list[str]:
+    """Flags with which `dap classify` is quick."""
+    return ["--backbone", str(pipeline_folder), "--data", str(colours), "--reals", "2", "--times", "2"]
+
+
+def test_out_takes_everything_that_classify_writes(ours, judged_by, tmp_path, capsys):
+    before, out = files(ours), tmp_path / "out"
+    assert main(["classify", str(ours), *judged_by, "--out", str(out)]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert files(ours) == before and "judged/set/zeroshot.json" in files(out)
+    assert str(out / "judged" / "set") in printed and f"Next: dap report {out} --out report" in printed
+    assert not list(out.rglob(".zeroshot"))
+    assert main(["evaluate", str(ours), *SMALL, "--out", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert page.count("to the backbone ") == 12, "the page on the same folder has the six labels, each said twice"
+    noted = (out / "judged" / "set" / "zeroshot.json").read_bytes()
+    assert main(["classify", str(ours), *judged_by, "--out", str(out)]) == 0
+    assert (out / "judged" / "set" / "zeroshot.json").read_bytes() == noted, "what is there is not computed again"
+
+
+def test_a_folder_that_others_made_gets_no_labels_unless_asked(theirs, judged_by, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = files(theirs)
+    assert main(["classify", str(theirs), *judged_by]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert files(theirs) == before and "judged/theirs/zeroshot.json" in files(tmp_path / "here" / "theirs-judged")
+    advised = printed.rpartition("Next: dap ")[2].split()
+    assert main(advised) == 0 and (tmp_path / "here" / "report" / "report.html").is_file(), "the advice can be followed"
+    assert main(["classify", str(theirs), *judged_by, "--out", str(theirs)]) == 0
+    assert (theirs / "zeroshot.json").is_file(), "now it was asked"
+
+
+def test_a_wrong_turn_of_classify_leaves_no_folder(ours, judged_by, tmp_path, capsys):
+    wrong = [*judged_by, "--split", "test=nowhere"]
+    assert main(["classify", str(ours), *wrong, "--out", str(tmp_path / "out")]) != 0
+    assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_out_takes_everything_that_rank_writes(ours, colours, pipeline_folder, tmp_path, capsys):
+    made, out = tmp_path / "sets" / "vanilla", tmp_path / "out"
+    shutil.copytree(ours, tmp_path / "sets" / "random")
+    how = ["--method", "vanilla", "--backbone", str(pipeline_folder), "--data", str(colours), "--steps", "2"]
+    assert main(["distill", *how, "--ipc", "2", "--out", str(made)]) == 0
+    sets = [str(made), str(made.parent / "random")]
+    assert main(["evaluate", *sets, *SMALL, "--out", str(out)]) == 0
+    before = files(made.parent)
+    ranked = ["rank", *sets, "--network", "convnet1", "--own", BY]
+    capsys.readouterr()
+    assert main(ranked) != 0, "the trials lie in the other folder"
+    assert "No trial of convnet1" in capsys.readouterr().err
+    assert main([*ranked, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert files(made.parent) == before and "judged/vanilla/ranking.json" in files(out)
+    scores = json.loads((out / "judged" / "vanilla" / "ranking.json").read_text())
+    assert f"ior {scores['ior']:.3f}" in printed and f"Next: dap report {out} --out report" in printed
+    assert "judged/random/ranking.json" not in files(out)
+    assert main(["report", str(out), "--out", str(tmp_path / "page")]) == 0
+    assert "DD-Ranking" in (tmp_path / "page" / "report.html").read_text()
+
+
+def test_out_of_rank_takes_trials_that_lie_beside_the_sets_and_in_results(ours, colours, tmp_path):
+    """A folder of results is ranked into another one without its images, and trials made since are added."""
+    sets, out = tmp_path / "sets", tmp_path / "out"
+    for name, method in (("random", "random"), ("other", "herding")):
+        shutil.copytree(ours, sets / name)
+        recipe = json.loads((sets / name / "recipe.json").read_text())
+        (sets / name / "recipe.json").write_text(json.dumps(recipe | {"method": method}))
+        assert main(["evaluate", str(sets / name), *SMALL, "--out", str(tmp_path / "first")]) == 0
+    ranked = ["--network", "convnet1", "--own", BY, "--out", str(out)]
+    assert main(["rank", str(tmp_path / "first"), *ranked]) == 0
+    kept = out / "judged" / "other"
+    assert len((kept / "trials.jsonl").read_text().splitlines()) == 1
+    first = tmp_path / "first" / "judged" / "other"
+    assert (kept / "manifest.jsonl").read_bytes() == (first / "manifest.jsonl").read_bytes()
+    for name in ("random", "other"):
+        assert main(["evaluate", str(sets / name), *SMALL, "--trials", "2", "--out", str(tmp_path / "first")]) == 0
+    assert main(["rank", str(tmp_path / "first"), *ranked]) == 0
+    assert [json.loads(line)["seed"] for line in (kept / "trials.jsonl").read_text().splitlines()] == [0, 1]
+    more = first / "trials.jsonl"  # trials on other test images
+    more.write_text(more.read_text().replace('"tested": "', '"tested": "f').replace('"seed": 1', '"seed": 7'))
+    assert main(["rank", str(tmp_path / "first"), *ranked]) == 0
+    assert [json.loads(line)["seed"] for line in (kept / "trials.jsonl").read_text().splitlines()] == [0, 1]
+
+
 @pytest.mark.parametrize(("verb", "more"), [("evaluate", SMALL), ("report", [])])
 def test_what_cannot_be_written_is_said_before_any_work(verb, more, ours, capsys):
     status = main([verb, str(ours), "--out", "/proc/nowhere", *more])  # no file can be made there
@@ -93,12 +180,12 @@ def test_what_cannot_be_written_is_said_before_any_work(verb, more, ours, capsys
 
 
 @pytest.mark.parametrize("verb", ["classify", "rank"])
-def test_what_keeps_its_result_in_the_set_says_so_before_any_work(verb, ours, monkeypatch, capsys):
+def test_what_keeps_its_result_in_the_set_says_so_before_any_work(verb, ours, judged_by, monkeypatch, capsys):
     def refuse(path, data):
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    options = ["--backbone", "starter"] if verb == "classify" else ["--hard", "small-hard"]
+    options = judged_by if verb == "classify" else ["--hard", "small-hard"]
     assert main([verb, str(ours), *options]) != 0
     assert f"{ours} cannot be written (Read-only file system)" in capsys.readouterr().err
 

@@ -103,3 +103,31 @@ def test_a_grid_is_the_same_after_it_was_written_down(base, tmp_path):
     again = cells.Grid.load(cells.json.loads(cells.json.dumps(one.dump(), default=str)))
     assert again == one
     assert [recipe.model_fields_set for _, recipe in again.cells] == [recipe.model_fields_set for _, recipe in made]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda job: job["machine"].update(fast=True), "machine has fast, which this version"),
+        (lambda job: job["machine"].pop("cache"), None),
+        (lambda job: job["machine"].update(cache=[1]), "cache"),
+        (lambda job: job["judging"].update(networks=3), "networks"),
+        (lambda job: job["judging"].update(networks="convnet3"), "networks"),
+        (lambda job: job["judging"].update(on="both"), "on"),
+        (lambda job: job["cells"].append([{}, {}]), "a cell is not the name"),
+        (lambda job: job["cells"].append(["a", "b"]), "a cell is not the name"),
+        (lambda job: job["cells"][0][1].update(ipc="many"), "ipc"),
+        (lambda job: job.pop("judging"), "judging"),
+    ],
+)
+def test_a_damaged_file_of_a_grid_is_one_sentence_that_names_it(base, tmp_path, change, says):
+    """Found by fuzzing: KeyError and TypeError, and sentences without the file."""
+    made = tuple(comparison(base, ["random"], [1], 1))
+    job = cells.json.loads(cells.json.dumps(cells.Grid(made, tmp_path, FAST, Machine()).dump(), default=str))
+    change(job)
+    (tmp_path / "job.json").write_text(cells.json.dumps(job))
+    if says is None:
+        assert cells.read_job(tmp_path / "job.json").machine == Machine()
+        return
+    with pytest.raises(DapError, match=f"job.json.*{says}"):
+        cells.read_job(tmp_path / "job.json")

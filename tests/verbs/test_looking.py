@@ -174,3 +174,44 @@ def test_the_advice_about_no_numbers_fits_the_recipe(tmp_path):
     made = DistilledSet.create(tmp_path / "s", ["a"], 1, half)
     with pytest.raises(DapError, match="non-finite pixels; use --dtype float32"):
         made.add(0, 0, torch.full((3, 4, 4), torch.nan))
+
+
+def test_the_report_says_what_was_doubted(varied, tmp_path):
+    """What `distill` warns of stands in the report too, near the images and in the Markdown."""
+    from dap.verbs.report import report
+
+    distill(out=tmp_path / "s" / "noise", method=Diverged(), **asked(varied, size=8))
+    distill(out=tmp_path / "s" / "grey", method=Grey(), **asked(varied, size=8))
+    page = report(tmp_path / "s", tmp_path / "out").read_text()
+    images = page[page.index('<section id="images"') :]
+    for text in (images, (tmp_path / "out" / "report.md").read_text()):
+        assert text.count("4 of 4 images of ") == 2 and "saturated: 100% of its values" in text and CONSTANT in text
+    assert images.count('class="mark odd" aria-hidden') == 8
+
+
+def test_the_report_says_that_a_text_backbone_has_never_seen_such_images(tmp_path, caplog):
+    """The starter U-Net on colourful pictures; on what it was trained on, nothing is recorded and nothing is said."""
+    import json
+
+    from dap.verbs.report import report
+
+    generator = torch.Generator().manual_seed(0)
+    for name in ("Animals", "Plants"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(5):
+            small = (255 * torch.rand(6, 6, 3, generator=generator)).to(torch.uint8).numpy()
+            picture = Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC)
+            picture.save(tmp_path / "data" / name / f"{i}.png")
+    how = {"method": "vanilla", "backbone": "starter-unet", "ipc": 1, "steps": 2, "machine": Machine(device="cpu")}
+    for place, data, classes in (
+        ("strange", str(tmp_path / "data"), None),
+        ("known", "fashion-mnist", ["Bag", "Dress"]),
+    ):
+        distill(out=tmp_path / place, data=data, classes=classes, **how)
+    assert caplog.text.count("has probably never seen") == 1
+    env = json.loads((tmp_path / "strange" / "env.json").read_text())
+    assert env["strangeness"] > 0.8 and "strangeness" not in json.loads((tmp_path / "known" / "env.json").read_text())
+    said = f"starter-unet, has probably never seen images like the real ones: it predicted their noise {env['strangeness']:.2f}"
+    page = report(tmp_path / "strange", tmp_path / "out").read_text()
+    assert said in page[page.index('<section id="images"') :] and said in (tmp_path / "out" / "report.md").read_text()
+    assert "never seen" not in report(tmp_path / "known", tmp_path / "out").read_text()

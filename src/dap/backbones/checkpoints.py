@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dap.base.documents import regular
 from dap.base.errors import DapError, first_line
+from dap.base.parsing import shown
 
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "model", "state_dict", "model_state_dict", "module")
 """Keys under which trainers keep the weights, the moving average first."""
@@ -50,6 +51,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DapError(f"{path} holds no table of tensors by name, so it is no checkpoint of the original DiT code.")
+    for name, value in tensors.items():
+        if value.device.type != "cpu" or value.layout is not torch.strided or value.is_quantized or value.is_nested:
+            raise DapError(f"{path}: {shown(name)} is no plain tensor; save the weights with plain tensors on the CPU.")
     tensors = _bare(tensors)
     if "x_embedder.proj.weight" not in tensors:  # Lightning keeps other modules beside the network
         for prefix in sorted({match[0] for match in map(PREFIX.match, tensors) if match}):
@@ -81,7 +85,7 @@ def _opened(path: Path) -> Mapping[str, Any]:
         # The original trainer keeps its parsed arguments, which are a plain record, in its checkpoints.
         with torch.serialization.safe_globals([Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
     except Exception as error:  # on a file of another kind the readers raise almost any error
         said = str(error)

@@ -210,7 +210,8 @@ def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[
     Raises:
         DapError: a tensor is missing, unknown or of a wrong shape, or the number of heads is not known.
     """
-    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d{1,18})\.", name))), default=0)
+    depth = min(depth, len(state))  # a name that counts further lacks most of the names before it
     expected = [*_both(*_REST, *_EMBEDDER), _LABELS, "pos_embed"]
     expected += _both(*(f"blocks.{i}.{name}" for i in range(depth) for name in ("attn.qkv", *_BLOCK)))
     for problem, names in (
@@ -225,6 +226,12 @@ def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[
     patches, table, position = state["x_embedder.proj.weight"], state[_LABELS], state["pos_embed"]
     if patches.ndim != 4 or position.ndim != 3:
         raise DapError(f"{path} is not a checkpoint of the original DiT code: it is not on a grid of square patches.")
+    for name in expected:
+        rank = {"x_embedder.proj.weight": 4, "pos_embed": 3}.get(name, 1 if name.endswith(".bias") else 2)
+        if state[name].ndim != rank or not state[name].numel():
+            raise DapError(
+                f"{path} is not a checkpoint of the original DiT code: {name} has the shape {tuple(state[name].shape)}."
+            )
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     grid = round(position.shape[-2] ** 0.5)
     outputs, rest = divmod(state["final_layer.linear.weight"].shape[0], patch**2)

@@ -35,6 +35,18 @@ PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "unet", "StableDif
 """Pipelines whose configuration is known, by the kind of their backbone."""
 
 
+DEEPEST = 500
+"""How many layers a network may have. The deepest that are known here have less than 100."""
+DEPTHS = (
+    ("num_layers", "num_hidden_layers"),
+    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks"),
+    ("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
+)
+"""Fields that say how many layers there are. Of each line the largest counts, and the lines are multiplied."""
+BLOCKS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "down_block_types")
+"""Fields that list blocks, each of which has the layers of the fields above."""
+
+
 def check_fields(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> None:
     """Check the configuration of one part of a pipeline.
 
@@ -99,6 +111,7 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: str, where: Path | str)
 
 def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> None:
     """What two fields say together, and what one says to a kind of pipeline."""
+    _check_depth(values, where)
     side = values.get("sample_size")
     if of == "UNet2DConditionModel" and isinstance(side, (list, tuple)) and (len(side) != 2 or side[0] != side[1]):
         raise DapError(
@@ -117,6 +130,27 @@ def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) 
             f"{shown(where)}: prediction_type is {_short(values.get('prediction_type'))}; with use_flow_sigmas it should be "
             "flow_prediction, or diffusers reads the velocity as something else."
         )
+
+
+def _check_depth(values: Mapping[str, Any], where: Path | str) -> None:
+    """Refuse a network of so many layers that only making them would take minutes, before it is compared with its weights."""
+    asked = 1
+    for names in DEPTHS:
+        asked *= max((_most(values.get(name)) for name in names), default=1)
+    asked *= max((len(said) for name in BLOCKS if isinstance(said := values.get(name), (list, tuple))), default=1)
+    if asked > DEEPEST:
+        told = ", ".join(f"{n} {_short(values[n])}" for n in (*sum(DEPTHS, ()), *BLOCKS) if _most(values.get(n)) > 1)
+        raise DapError(
+            f"{shown(where)} asks for about {asked:,} layers, and no network has more than {DEEPEST} ({told}). Fetch or save "
+            "the file anew."
+        )
+
+
+def _most(value: Any) -> int:
+    """The largest number in a field that holds one number or lists of numbers; 1 where there is none."""
+    if isinstance(value, (list, tuple)):
+        return max(map(_most, value), default=1)
+    return max(1, value) if isinstance(value, int) else 1
 
 
 def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
@@ -161,6 +195,7 @@ def check_pipeline(pipe: Any, kind: str, folder: Path | None) -> None:
 
 def _check_text(values: Mapping[str, Any], where: Path) -> None:
     """Sizes of a text encoder or tokenizer. Its own library follows all other fields, as it does for diffusers."""
+    _check_depth(values, where)
     for name, value in values.items():
         if name in TEXT and (problem := _problem(TEXT[name], value)):
             raise DapError(f"{shown(where)}: {name} is {_short(value)}; {problem}.")

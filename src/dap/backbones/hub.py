@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import StringConstraints
 
-from dap.backbones.honoured import PIPELINES, check_folder
+from dap.backbones.honoured import PIPELINES, check_fields, check_folder
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
@@ -68,9 +68,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
             str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
         )
     for part, network in pipe.components.items():
-        for name, tensor in getattr(network, "state_dict", dict)().items():
-            if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
-                raise DapError(f"The weights of the {part} in {folder} lack {name}; fetch or save the folder anew.")
+        _check_whole(network, part, folder)
         for weight in getattr(network, "parameters", tuple)():
             # A file is mapped into memory, so its format decides the address of a weight, and a CPU's kernels round by
             # address. A copy makes the same weights give the same predictions, whatever file they came from.
@@ -100,10 +98,21 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
             inside = folder / "vae" if (folder / "vae").is_dir() else folder
             if (inside / files[1]).is_file():
                 safe = suffix == "safetensors"
-                return AutoencoderKL.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
+                if (config := inside / files[0]).is_file():
+                    check_fields(read_json(config, dict[str, Any]), "AutoencoderKL", "dit", config)
+                made = AutoencoderKL.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
+                _check_whole(made, "autoencoder", inside)
+                return made
         raise DapError(
             f"{source} has no diffusion_pytorch_model.safetensors or .bin, so it is no autoencoder of diffusers."
         )
+
+
+def _check_whole(network: Any, part: str, folder: Path) -> None:
+    """Raise `DapError` if a file of weights lacks a tensor of its network."""
+    for name, tensor in getattr(network, "state_dict", dict)().items():
+        if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
+            raise DapError(f"The weights of the {part} in {folder} lack {name}; fetch or save the folder anew.")
 
 
 def index_of(folder: Path) -> dict[str, Any]:

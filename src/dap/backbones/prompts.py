@@ -66,7 +66,7 @@ def tokenizers_of(pipe: Any) -> list[Tokenizer]:
     Raises:
         DapError: a tokenizer is not whole, or does not fit its text encoder.
     """
-    found = []
+    found, of = [], getattr(pipe, "name_or_path", None) or "the pipeline"
     for part, most in (("", None), ("_2", None), ("_3", T5)):
         own, encoder = getattr(pipe, f"tokenizer{part}", None), getattr(pipe, f"text_encoder{part}", None)
         if own is None or encoder is None:
@@ -74,20 +74,20 @@ def tokenizers_of(pipe: Any) -> list[Tokenizer]:
         longest = most or own.model_max_length
         if longest > LONGEST:
             raise DapError(
-                f"The tokenizer{part} of the pipeline does not say how long a prompt may be, so its files are not whole; copy "
+                f"The tokenizer{part} of {of} does not say how long a prompt may be, so its files are not whole; copy "
                 f"the folder tokenizer{part}/ of the weights there anew."
             )
         config = encoder.config
         reads = config.to_dict().get("max_position_embeddings")
         if reads and most is None and longest > reads:
             raise DapError(
-                f"The tokenizer{part} makes prompts of {longest} tokens but its text encoder reads {reads}; set "
+                f"The tokenizer{part} of {of} makes prompts of {longest} tokens but its text encoder reads {reads}; set "
                 f"model_max_length in tokenizer{part}/tokenizer_config.json to {reads}."
             )
         if max(own.get_vocab().values(), default=0) >= config.vocab_size:
             raise DapError(
-                f"The tokenizer{part} has tokens up to {max(own.get_vocab().values())} but its text encoder knows "
-                f"{config.vocab_size}; take a tokenizer and a text encoder that were trained together."
+                f"The tokenizer{part} of {of} has tokens up to {max(own.get_vocab().values())} but its text encoder "
+                f"knows {config.vocab_size}; take a tokenizer and a text encoder that were trained together."
             )
         found.append(Tokenizer(own, longest))
     return found

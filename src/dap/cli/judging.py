@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -61,8 +62,8 @@ def evaluate(
         out: Folder of the report and of the results of sets that lie elsewhere. Default: the first set's own, or
             NAME-judged for a folder that others made.
     """
-    from dap.verbs.evaluate import beside_here
     from dap.verbs.evaluate import evaluate as run
+    from dap.verbs.placing import beside_here
     from dap.verbs.report import check_tracking
 
     check_tracking(track)
@@ -128,6 +129,7 @@ def classify(
     classes: Classes = None,
     max_bad_fraction: BadFraction = None,
     split: Places = None,
+    out: Path | None = None,
     reals: Positive = 50,
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
     keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
@@ -143,6 +145,8 @@ def classify(
         data: Real images to test the backbone on. Default: those that the set was made of.
         classes: For a folder that others made: the class folders in label order, or a subset of ImageNet.
         split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER. test=val tests on val.
+        out: Folder of the results of sets that lie elsewhere. Default: the folder of each set, or NAME-judged for a folder
+            that others made.
         reals: Real test images of each class.
         times: Noise levels for each image and class.
         keep: With many classes: how many are left after each stage, such as 100,10. Default: all to the end.
@@ -152,14 +156,14 @@ def classify(
     from dap.verbs.classify import classify as run
 
     levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
-    chosen |= {"max_bad_fraction": max_bad_fraction, "split": split}
+    chosen |= {"max_bad_fraction": max_bad_fraction, "split": split, "out": out}
     found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "
         f"which is right on {one['real']['accuracy']:.1%} of {one['real']['images']} real test images"
         for path, one in found.items()
     ]
-    lines.append(f"Next: dap report {shlex.join(map(str, sets))} --out report")
+    lines.append(_next(sets, list(found), out))
     names = ("backbone", "agreement", "real")
     return Told(
         "\n".join(lines), {"sets": [{"set": path, **{n: one[n] for n in names}} for path, one in found.items()]}
@@ -200,6 +204,7 @@ def rank(
     augmented: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     plain: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     full: Annotated[float | None, Parameter(metavar="FRACTION")] = None,
+    out: Path | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
     """Rank sets.
@@ -212,15 +217,26 @@ def rank(
         augmented: Protocol with augmentation.
         plain: Protocol without augmentation.
         full: Accuracy of training on all real images, a fraction in [0, 1].
+        out: Folder of the scores of sets that lie elsewhere, such as that of dap evaluate --out. Default: the folder of each
+            set.
     """
     from dap.verbs.rank import rank as run
 
     del output
-    found = run(sets, network=network, hard=hard, own=own, augmented=augmented, plain=plain, full=full)
+    found = run(sets, network=network, hard=hard, own=own, augmented=augmented, plain=plain, full=full, out=out)
     lines, values = [], []
     for path, scores in found.items():
         told = [f"{name} {value:.3f}" for name, value in scores.shown.items()]
         lines.append(f"{path}: {', '.join(told) or 'no score: its trials, or those of random images, are missing'}")
         values.append({"set": path, **scores.shown})
-    lines.append(f"Next: dap report {shlex.join(map(str, sets))} --out report")
+    lines.append(_next(sets, list(found), out))
     return Told("\n".join(lines), {"sets": values})
+
+
+def _next(sets: Sequence[Path], results: Sequence[Path], out: Path | None) -> str:
+    """The command that reports on what was written."""
+    from dap.evaluation.report.page import page_of
+
+    elsewhere = any(not any(path.is_relative_to(one) for one in sets) for path in results)
+    shown = list(sets) if not elsewhere else results if out is None else [page_of(out).parent]
+    return f"Next: dap report {shlex.join(map(str, shown))} --out report"

@@ -66,7 +66,7 @@ def warned(backbone: Backbone, source: Any) -> float | None:
         source: the real images, see `dap.data.bank.RealImages`. Images of another size than the backbone's are not asked for.
 
     Returns:
-        The strangeness, or None where it was not measured.
+        The strangeness if it is too large, and None if it is not or was not measured.
     """
     card = backbone.card
     if backbone.class_names or card.template is None:
@@ -78,12 +78,13 @@ def warned(backbone: Backbone, source: Any) -> float | None:
     if images.shape[1:] != (3, card.size, card.size):
         return None
     found = strangeness(backbone, images, [name for name, some in zip(names, drawn, strict=True) for _ in some])
-    if not found <= UNKNOWN:
-        log.warning(
-            "%s has probably never seen images like these: it predicts their noise %.2f times as badly as a guess that knows "
-            "only their mean and variance (trained weights: 0.2 to 0.5). Its images will not show your classes; take a "
-            "--backbone that was trained on such images.",
-            card.name,
-            found,
-        )
+    if found <= UNKNOWN:
+        return None
+    log.warning(
+        "%s has probably never seen images like these: it predicts their noise %.2f times as badly as a guess that knows "
+        "only their mean and variance (trained weights: 0.2 to 0.5). Its images will not show your classes; take a "
+        "--backbone that was trained on such images.",
+        card.name,
+        found,
+    )
     return found

@@ -7,18 +7,25 @@ holds what a report asks of a set too: its classes, manifest and recipe, and the
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from dap.base.documents import read_lines
 from dap.base.errors import DapError
-from dap.base.files import dump, inside, write_atomically
+from dap.base.files import dump, ended, inside, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.notes import as_read
+from dap.evaluation.report.records import load
+from dap.evaluation.training.trials import KEYS, TrialLine
 
 FACTS = ("recipe.json", "inputs.json", "import.json", "cost.json", "env.json", "command.txt")
 """Files that say how a set was made."""
-RESULTS = ("trials.jsonl", "protocols.json", "measures.json", "images.json", "map.npz", "zeroshot.json", "ranking.json")
+TRIALS = "trials.jsonl"
+RESULTS = (TRIALS, "protocols.json", "measures.json", "images.json", "map.npz", "zeroshot.json", "ranking.json")
 """Files that judging wrote beside the set before."""
 CLASSES, SLOTS = 20, 10
 """The images that a page shows: of how many classes, and how many of each."""
@@ -57,16 +64,67 @@ def kept_apart(made: DistilledSet, folder: Path) -> None:
     lines = made.records
     write_atomically(folder / "classes.json", dump(classes))
     write_atomically(folder / "manifest.jsonl", b"".join(_line(line) for line in lines))
-    before = [file.relative_to(made.path).as_posix() for file in (made.path / "neighbours").glob("*.png")]
-    pictures = [line["path"] for line in lines if line["label"] < CLASSES and line["slot"] < SLOTS]
-    for name in (*FACTS, *RESULTS, *before, *pictures):
-        if name in FACTS or not (folder / name).exists():
-            _copy(made.path, name, folder)
+    _copy_results(made.path, [line["path"] for line in lines if _on_a_page(line)], folder)
     made.results = folder
+
+
+def copied_apart(path: Path, folder: Path) -> None:
+    """The same for a folder that this library wrote, without a look at its images: its files are copied as they are.
+
+    Args:
+        path: the folder of a set, or one that `kept_apart` has filled.
+        folder: as for `kept_apart`.
+
+    Raises:
+        DapError: a JSON file of the set cannot be read.
+        OSError: the folder cannot be written.
+    """
+    for name in ("classes.json", "manifest.jsonl"):
+        _copy(path, name, folder)
+    (record,) = load([path])
+    _copy_results(path, [line["path"] for line in record.images if _on_a_page(line)], folder)
+
+
+def _on_a_page(line: Mapping[str, Any]) -> bool:
+    return line["label"] < CLASSES and line["slot"] < SLOTS
 
 
 def _line(line: Mapping[str, object]) -> bytes:
     return dump(line).replace(b"\n", b"") + b"\n"
+
+
+def _copy_results(path: Path, pictures: Sequence[str], folder: Path) -> None:
+    """Copy the facts of a set, and those of its results and pictures that the folder does not have."""
+    before = [file.relative_to(path).as_posix() for file in (path / "neighbours").glob("*.png")]
+    for name in (*FACTS, *RESULTS, *before, *pictures):
+        if name in FACTS or not (folder / name).exists():
+            _copy(path, name, folder)
+    _add_trials(path / TRIALS, folder / TRIALS)
+
+
+def _add_trials(source: Path, target: Path) -> None:
+    """Add the trials that were recorded beside the set since. Where the folder has other keys for a protocol and network, the
+    images, the test data or the protocol have changed, so those of the set do not count."""
+    with contextlib.suppress(DapError):  # a file that is no file of the folder is told where it is read
+        mine, theirs = (
+            [line.value for line in read_lines(inside(file.parent, file.name), as_read(TrialLine)) if line.value]
+            for file in (target, source)
+        )
+        keys = {(one["protocol"], one["network"]): _keys(one) for one in mine}
+        known = {(one["protocol"], one["network"], one.get("seed")) for one in mine}
+        new = [
+            one
+            for one in theirs
+            if (one["protocol"], one["network"], one.get("seed")) not in known
+            and keys.get((one["protocol"], one["network"]), _keys(one)) == _keys(one)
+        ]
+        if new:
+            lines = "".join(json.dumps(one) + "\n" for one in new).encode()
+            write_atomically(target, target.read_bytes() + (b"" if ended(target) else b"\n") + lines)
+
+
+def _keys(trial: Mapping[str, Any]) -> list[Any]:
+    return [trial.get(name) for name in KEYS]
 
 
 def _copy(source: Path, name: str, folder: Path) -> None:

@@ -99,7 +99,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         for network in loaded.plan.all_networks
         for trial in _trials_of(judged, loaded, network, key, watcher, told)
     ]
-    _measure(judged, loaded, _hash([MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours]))
+    _measure(judged, loaded, [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
     return trials
 
 
@@ -161,10 +161,19 @@ def _training(
     )
 
 
-def _measure(judged: DistilledSet, loaded: Loaded, key: str) -> None:
-    """Write the measures of a set, unless they are there already."""
+def _measure(judged: DistilledSet, loaded: Loaded, known: Sequence[object]) -> None:
+    """Write the measures of a set, unless they are there already: those of the same images, real images and settings.
+
+    Args:
+        judged: the set.
+        loaded: how to judge, and the real images.
+        known: what decides the measures beside the real training images.
+    """
     inspector = loaded.inspector()
-    if inspector is None or inspector.done(judged, key):
+    if inspector is None:
+        return
+    key = _hash([*known, inspector.train.fingerprint(sized=False)[:16]])
+    if inspector.done(judged, key):
         return
     images, labels = judged.tensors(loaded.plan.protocol.size, fit="crop-bilinear")
     own = labels.new_tensor(select(loaded.test.class_names, judged.class_names, "the test data")[1])

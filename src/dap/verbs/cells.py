@@ -13,7 +13,7 @@ import gc
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -21,10 +21,11 @@ from urllib.parse import quote
 import torch
 from pydantic import Field
 
-from dap.base.documents import read_json
+from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Inside, Text
 from dap.base.files import check_folder
+from dap.base.parsing import shown
 from dap.base.permission import asked_for, code_is_allowed
 from dap.base.watch import Watcher
 from dap.base.workers import CLAIMS, run_workers, share
@@ -87,20 +88,33 @@ class Grid:
         return {"cells": cells, "subsample": self.subsample, "command": self.command, **rest}
 
     @staticmethod
-    def load(values: Mapping[str, Any]) -> Grid:
-        """The grid that `dump` wrote."""
-        cells = tuple((name, Recipe.parse(recipe)) for name, recipe in values["cells"])
-        judging, machine = dict(values["judging"]), {**values["machine"], "allow_code": False}
-        for told, names in ((judging, ("labels", "reference")), (machine, ("cache",))):
-            told.update({name: Path(told[name]) for name in names if told[name] is not None})
-        judging.update({name: tuple(judging[name]) for name in ("networks", "measures")})
-        shared = (tuple(values["subsample"]), values["command"])
-        try:
-            return Grid(cells, Path(values["out"]), Judging(**judging), Machine(**machine), *shared)
-        except TypeError as error:  # a flag of another version
-            raise DapError(
-                f"The file of the grid is of another version of dap ({error}). Start the command again."
-            ) from error
+    def load(values: Mapping[str, Any], where: Path | str = "The file of the grid") -> Grid:
+        """The grid that `dump` wrote.
+
+        Args:
+            values: what `dump` gave, checked by `Job`.
+            where: the file, for messages.
+
+        Raises:
+            DapError: a value does not fit, or is of another version.
+        """
+        chosen = {"judging": Judging, "machine": Machine}
+        for part, kind in chosen.items():
+            if unknown := sorted(set(values[part]) - {field.name for field in fields(kind)}):  # of another version
+                raise DapError(
+                    f"{shown(where)}: {part} has {shown(unknown[0])}, which this version of dap lacks. {AGAIN}"
+                )
+        judging = fitted(values["judging"], Judging, where)
+        machine = fitted({**values["machine"], "allow_code": False}, Machine, where)
+        cells = []
+        for name, recipe in values["cells"]:
+            if not (isinstance(name, str) and isinstance(recipe, Mapping)):
+                raise DapError(f"{shown(where)}: a cell is not the name of a folder and a recipe. {AGAIN}")
+            cells.append((name, Recipe.parse(recipe, str(where))))
+        return Grid(tuple(cells), Path(values["out"]), judging, machine, tuple(values["subsample"]), values["command"])
+
+
+AGAIN = "Start the command again that wrote it."
 
 
 def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int = 1) -> Results:
@@ -190,7 +204,16 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
 
 def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
     """Do `work` on the grid that a parent process wrote into the file `job`. The command `dap worker FILE` calls this."""
-    work(Grid.load(read_json(job, as_read(Job))), watcher, job.parent)
+    work(read_job(job), watcher, job.parent)
+
+
+def read_job(job: Path) -> Grid:
+    """The grid in a file that `Grid.dump` wrote.
+
+    Raises:
+        DapError: the file cannot be read, or is damaged. The message names it.
+    """
+    return Grid.load(read_json(job, as_read(Job)), job)
 
 
 def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:

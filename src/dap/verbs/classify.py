@@ -39,11 +39,11 @@ from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.apart import check_writable
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of
 from dap.verbs.options import Machine, permitted
+from dap.verbs.placing import place
 from dap.verbs.report import opened_sets
 
 NOTE = "zeroshot.json"
@@ -187,7 +187,7 @@ class ZeroShot:
     tell: Callable[[str, int, int], object] = lambda what, done, total: None
 
     def __call__(self, judged: DistilledSet, real: Source, known: Sequence[DistilledSet] = ()) -> dict[str, Any]:
-        """Classify the images of a set, and write the result to the set's `zeroshot.json`.
+        """Classify the images of a set, and write the result to `zeroshot.json` in the folder of the set's results.
 
         A result that the file already holds for the same inputs is not computed again. The accuracy on the same real
         images is also taken from the file of a set in `known`.
@@ -278,6 +278,7 @@ def classify(
     classes: Sequence[str] | None = None,
     max_bad_fraction: float | None = None,
     split: Any = None,
+    out: str | Path | None = None,
     reals: int = 50,
     levels: Levels = Levels(),
     machine: Machine = Machine(),
@@ -292,26 +293,25 @@ def classify(
         classes: for folders that others made, the class folders in label order, or the name of a subset of ImageNet.
         max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
         split: where the test images lie, as `data.split` of a recipe: "test=FOLDER". Default: what each set's recipe says.
+        out: a folder. The results of sets that do not lie in it are kept there, in `judged`, and nothing is written beside the
+            sets. Default: beside each set of this library; those of a folder that others made are kept in NAME-judged in the
+            current folder.
         reals: how many real test images of each class are used. A smaller class gives all it has.
         levels: the noise levels and the seed of the noises.
         machine: the device, the network, the cache and the CPU threads.
         watcher: is told how many pairs of image and class are done.
 
     Returns:
-        By the folder of each set, the content of its `zeroshot.json`. "agreement" is the fraction of the set's images
+        By the folder of each set's results, the content of its `zeroshot.json`. "agreement" is the fraction of the set's images
         to which the backbone gives their own label. "real" is the accuracy on real test images. "images" is the
         prediction for each image.
 
     Raises:
-        DapError: a set does not say which backbone made it and no backbone is given, or a set does not say which data
-            it was made of and no data are given. `ZeroShot` says what else raises.
+        DapError: a set does not say which backbone made it and no backbone is given, a set does not say which data it was
+            made of and no data are given, or a folder cannot be written. `ZeroShot` says what else raises.
     """
     workshop = open_workshop(machine, watcher=watcher)
     opened = opened_sets(sets, classes)
-    for made in opened:
-        check_writable(made.path, "Labels are kept in the folder of each set; classify a copy that can be written.")
-    unfinished = opened[0].path / ".zeroshot"
-    store = Store(machine.cache or unfinished, cache=machine.cache)
     recipes = [made.recipe or {} for made in opened]
     for made, recipe in zip(opened, recipes, strict=True):
         if backbone is None and not recipe.get("backbone"):
@@ -319,7 +319,7 @@ def classify(
         if data is None and not recipe.get("data"):
             raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
         refuse_code({} if backbone else recipe["backbone"], made.path / "recipe.json")
-    found: dict[Path, dict[str, Any]] = {}
+    ready: list[tuple[Backbone, Source]] = []
     for made, recipe in zip(opened, recipes, strict=True):
         if isinstance(backbone, Backbone):
             judge_by = backbone
@@ -331,7 +331,16 @@ def classify(
         else:
             chosen = data_of(made, str(data or recipe["data"]["path"]), max_bad_fraction, split)
             real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
+        judge_by.condition(made.class_names)  # an unknown class raises here
+        ready.append((judge_by, real))
+    place(
+        opened, None if out is None else Path(out)
+    )  # after what can be refused, so that a wrong turn leaves no folder
+    unfinished = opened[0].results / ".zeroshot"
+    store = Store(machine.cache or unfinished, cache=machine.cache)
+    found: dict[Path, dict[str, Any]] = {}
+    for made, (judge_by, real) in zip(opened, ready, strict=True):
         judge = ZeroShot(judge_by, str(workshop.weights_hash(judge_by)), levels, reals, store, watcher.work)
-        found[made.path] = judge(made, real, opened)
+        found[made.results] = judge(made, real, opened)
     shutil.rmtree(unfinished, ignore_errors=True)
     return found

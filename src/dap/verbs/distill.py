@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -162,7 +163,7 @@ def _make(
     DistilledSet.check_begun(out, names, resolved.values(), inputs)  # before anything is written
     with locked(out):
         made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
-        _describe(made, task, command)
+        _describe(made, task, command, workshop.strangeness(task))
         device = task.given.backbone.device if task.given.backbone else task.device
         meter = Meter(made, method.needs, store, device)
         watcher.images(name, 0, total)
@@ -198,11 +199,14 @@ def versions() -> dict[str, str]:
     return found | {name: version(name) for name in packages}
 
 
-def _describe(made: DistilledSet, task: Task, command: str | None) -> None:
+def _describe(made: DistilledSet, task: Task, command: str | None, strangeness: float | None) -> None:
     backbone, recipe = task.given.backbone, task.recipe
     if made.noted("env.json") is None:
         device = str(backbone.device) if backbone else None
-        made.note("env.json", {"versions": versions(), "device": device, **(made.noted("inputs.json") or {})})
+        said: dict[str, float] = {}  # most sets have nothing to say here
+        if strangeness is not None and math.isfinite(strangeness):
+            said["strangeness"] = round(strangeness, 3)
+        made.note("env.json", {"versions": versions(), "device": device, **(made.noted("inputs.json") or {}), **said})
     if command and not (made.path / "command.txt").exists():
         made.note("command.txt", command + "\n")
     data_licence = task.source.licence or "unknown; ask whoever gave you the data"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from dap.data.real.base import Source
 from dap.data.real.layouts import locate
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.apart import check_writable, kept_apart
 from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.labelling import largest
 from dap.evaluation.plan import Loaded
@@ -23,6 +21,7 @@ from dap.verbs.distill import open_workshop
 from dap.verbs.judges import judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
 from dap.verbs.options import Judging, Machine, permitted
+from dap.verbs.placing import place
 from dap.verbs.report import Results, write_page
 from dap.workshop import Workshop
 
@@ -96,37 +95,6 @@ def evaluate(
         _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.results for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
-
-
-def place(opened: Sequence[DistilledSet], out: Path | None) -> None:
-    """Choose where the results of sets go, see `evaluate`, and check before any work that they can be written there.
-
-    Raises:
-        DapError: a folder cannot be written.
-    """
-    folder = None
-    if out is not None:
-        from dap.evaluation.report.page import page_of
-
-        folder = page_of(out).parent
-        check_writable(folder, "Give another folder with --out.")
-    paths = [made.path.resolve() for made in opened]
-    shared = Path(os.path.commonpath([path.parent for path in paths]))
-    for made, path in zip(opened, paths, strict=True):
-        if folder is not None and path.is_relative_to(folder.resolve()):
-            kept = made.path
-        elif folder is not None:
-            kept = folder / "judged" / path.relative_to(shared)
-        else:
-            kept = made.path if (made.path / "classes.json").is_file() else beside_here(path) / "judged" / path.name
-        check_writable(kept, "Give a folder that can be written with --out.")
-        if kept != made.path:
-            kept_apart(made, kept)
-
-
-def beside_here(path: Path) -> Path:
-    """The folder in the current one for the results of a folder that others made."""
-    return Path(f"{path.resolve().name}-judged")
 
 
 def _listed(sets: Any) -> list[Any]:

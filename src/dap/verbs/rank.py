@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dap.evaluation.apart import check_writable
 from dap.evaluation.report.ranking import Ranking, rank_sets
+from dap.verbs.placing import placed
 from dap.verbs.report import Results, Where, found_sets
 
 
@@ -19,11 +19,12 @@ def rank(
     augmented: str | None = None,
     plain: str | None = None,
     full: float | None = None,
+    out: str | Path | None = None,
 ) -> dict[Path, Ranking]:
     """Score how much of each set's accuracy comes from the images, and how much from soft labels or from augmentation.
 
-    The scores of a set are also written to its `ranking.json`. Sets of the method "random" must be among the sets,
-    because every score compares a set with them.
+    The scores of a set are also written to its `ranking.json`, or to that of its results where `out` is given. Sets of the
+    method "random" must be among the sets, because every score compares a set with them.
 
     Args:
         sets: evaluated sets, their folders, folders that hold evaluated sets, or the results of another verb.
@@ -32,15 +33,17 @@ def rank(
         own: the name of the methods' own protocol, such as one with soft labels.
         augmented, plain: the names of a protocol with augmentation and of one without.
         full: the accuracy of training on all real images with hard labels, as a fraction in [0, 1].
+        out: a folder. The scores of sets that do not lie in it are kept there, in `judged`, with all that a report asks of these
+            sets, and nothing is written beside the sets. The same `out` as for `evaluate` finds the trials that are kept there.
+            Default: scores are kept beside each set.
 
     Returns:
-        By folder, the scores of every set that is not of the method "random".
+        By folder of its results, the scores of every set that is not of the method "random".
 
     Raises:
-        DapError: there is no set or no random set, or no trial was made by one of the protocols.
+        DapError: there is no set or no random set, or no trial was made by one of the protocols, or a folder cannot
+            be written.
     """
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
-    found = found_sets(sets)
-    for path in found:
-        check_writable(path, "The scores are kept in the folder of each set, so rank a copy of it that can be written.")
-    return dict(rank_sets(found, network=network, full_hard=full, **protocols))
+    results = placed(found_sets(sets), None if out is None else Path(out))
+    return dict(rank_sets(results, network=network, full_hard=full, **protocols))

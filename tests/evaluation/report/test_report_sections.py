@@ -22,7 +22,7 @@ from dap.base.errors import DapError
 from dap.evaluation.report import page as report
 from dap.evaluation.report.confusion import confusions
 from dap.evaluation.report.expected import Claims
-from dap.evaluation.report.gallery import REAL_BUDGET, near_copies
+from dap.evaluation.report.gallery import REAL_BUDGET, doubted, near_copies
 from dap.evaluation.report.scatter import layout, maps
 from dap.evaluation.report.summary import group_sets
 from dap.methods import find
@@ -102,6 +102,58 @@ def test_a_tile_tells_neighbours_prediction_and_copy(sets: list[Path], tmp_path:
     assert len(embedded) == 3, "two by features and one in pixels, however often they are the nearest"
     for one, space in zip(near, ("feature", "pixel"), strict=True):
         assert embedded[one["place"]] == (sets[0] / "neighbours" / f"{space}-0.png").read_bytes()
+
+
+def doubtful(path: Path, doubts: dict[int, object]) -> Path:
+    """Let lines of the manifest, by their number, say that the image is probably nothing."""
+    lines = [json.loads(line) for line in (path / "manifest.jsonl").read_text().splitlines()]
+    write_lines(
+        path / "manifest.jsonl", [line | {"doubt": doubts[i]} if i in doubts else line for i, line in enumerate(lines)]
+    )
+    return path
+
+
+def test_images_that_are_probably_nothing_are_told_and_marked(tmp_path: Path) -> None:
+    first, second = (make_set(tmp_path / f"v{seed}", recipe("vanilla", seed), [trial(0.5, seed)]) for seed in (0, 1))
+    doubtful(first, {0: "constant: it has one colour only", 3: f"saturated {HOSTILE}"})
+    doubtful(second, {1: "saturated: 99% of its values are 0 or 1", 2: ["no text"]})
+    page = page_of([first, second], tmp_path / "out")
+    (said,) = doubted(group_sets(report.load([first, second])))
+    assert said.startswith(
+        "3 of 8 images in 2 sets of vanilla are probably no images of anything: shirt slot 0 of seed 0 (constant: it has one "
+        "colour only); bag slot 1 of seed 0"
+    )
+    outline = Outline(page)
+    assert Nesting(page).wrong == [] and HOSTILE not in page
+    assert [attrs["class"] for attrs in outline.classed("odd") if "aria-hidden" in attrs] == ["mark odd"] * 2, (
+        "seed 0 alone"
+    )
+    assert "probably no image of anything: constant: it has one colour only" in (
+        outline.classed("tile")[0]["title"] or ""
+    )
+    images = page[page.index('<section id="images"') : page.index('<section id="recipes"')]
+    assert "3 of 8 images in 2 sets of vanilla" in images and "probably no image of anything</li>" in images
+    assert 'see <a href="#images">Images</a>' in page[: page.index("<main>")]
+    assert said.replace("<", "&lt;") in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_one_doubtful_image_and_none(tmp_path: Path) -> None:
+    one = doubtful(make_set(tmp_path / "one", recipe("dm", 0), [trial(0.5)]), {2: "constant"})
+    assert doubted(group_sets(report.load([one]))) == [
+        "1 of 4 images of dm is probably no image of anything: bag slot 0 (constant). An accuracy says little of such a set."
+    ]
+    none = page_of([make_set(tmp_path / "none", recipe("dm", 0), [trial(0.5)])], tmp_path / "out")
+    assert "probably" not in none and "mark odd" not in none and 'class="warnings"' not in none
+
+
+def test_a_backbone_that_has_never_seen_such_images_is_told(tmp_path: Path) -> None:
+    made = make_set(tmp_path / "set", recipe("dap", 0), [trial(0.5)])
+    (made / "env.json").write_text(json.dumps({"device": "cpu", "strangeness": 1.134}))
+    page = page_of([made], tmp_path / "out")
+    said = "starter, has probably never seen images like the real ones: it predicted their noise 1.13 times as badly as a guess"
+    assert said in page[page.index('<section id="images"') :] and said in (tmp_path / "out" / "report.md").read_text()
+    (made / "env.json").write_text(json.dumps({"device": "cpu", "strangeness": "x"}))
+    assert "never seen" not in page_of([made], tmp_path / "out")
 
 
 def test_near_copies_are_told_first(sets: list[Path], tmp_path: Path) -> None:

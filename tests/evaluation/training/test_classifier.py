@@ -105,6 +105,25 @@ def test_a_trained_teacher_says_what_its_network_says(trained):
     assert torch.equal(teacher.logits(larger), teacher.logits(scaled))
 
 
+def test_case_37_a_teacher_is_in_evaluation_mode_and_learns_nothing(tmp_path):
+    """With batch norm, an image gets the same logits alone and in a batch, and no statistics move."""
+    labels = torch.arange(9) % 3
+    made, _ = train_on_tensors((images(9), labels), (images(9), labels), tiny(norm="batch"), 3, class_names=NAMES)
+    save_classifier(made, tmp_path / "net.safetensors")
+    teacher = load_classifier(tmp_path / "net.safetensors", NAMES)
+    x = images(6)
+    together = teacher.logits(x)
+    assert together.std() > 0
+    for i in range(6):
+        torch.testing.assert_close(teacher.logits(x[i : i + 1])[0], together[i], atol=1e-6, rtol=1e-5)
+    assert torch.equal(teacher.logits(x), together)
+    assert teacher.fingerprint == load_classifier(tmp_path / "net.safetensors", NAMES).fingerprint
+    assert isinstance(teacher.network, torch.nn.Module) and not any(part.training for part in teacher.network.modules())
+    before, after = load_trained(tmp_path / "net.safetensors").network.state_dict(), teacher.network.state_dict()
+    assert before.keys() == after.keys() and any(name.endswith("running_mean") for name in before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_columns_follow_the_names_asked_for(trained):
     whole = load_classifier(trained, NAMES).logits(images())
     assert torch.equal(load_classifier(trained, ("blue", "red", "green")).logits(images()), whole[:, [2, 0, 1]])

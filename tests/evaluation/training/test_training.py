@@ -11,10 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from dap.base.errors import DapError
+from dap.base.store import Checkpoint
 from dap.evaluation.training import evaluate as training
 from dap.evaluation.training import fitting
 from dap.evaluation.training.batches import Images, accuracy, confusion, prepare
 from dap.evaluation.training.evaluate import evaluate
+from dap.evaluation.training.transforms import split
 from dap.evaluation.training.trials import Trial
 from trainings import AUGMENTED, EXPLODING, LINEAR, Linear, stripes, tiny, trained
 
@@ -225,3 +227,27 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     again = list(evaluate(train, test, protocol, [0, 1], **options))
     assert told[3:] == [3, 4, 5, 1, 2, 3, 4, 5]
     assert [(t.curve, t.confusion) for t in again] == [(t.curve, t.confusion) for t in whole]
+
+
+@pytest.mark.parametrize("part", ["network", "optimiser", "order", "epoch"])
+def test_a_checkpoint_of_another_form_is_a_sentence(tmp_path, part):
+    """Found by fuzzing: what a checkpoint with a right checksum holds was not checked."""
+    protocol = tiny(epochs=2).settled(ipc=6, classes=2)
+    train = Images(stripes(12), split(protocol.train_steps)[0], torch.device("cpu"))
+    begun = fitting.Training(train, protocol, 0, network="convnet1", channels=3, classes=2)
+    state = begun.state()
+    state.pop(part)
+    checkpoint = Checkpoint(tmp_path / "x.pt", "k")
+    checkpoint.write({"training": state, "notes": {}})
+    with pytest.raises(DapError, match="x.pt does not hold this training .*Delete it"):
+        fitting.run_with_checkpoint(begun, checkpoint, lambda epoch, net: None, {})
+
+
+def test_a_recorded_trial_without_a_confusion_is_read_and_one_of_another_kind_is_a_sentence():
+    """Found by fuzzing: TypeError when an evaluation was taken up again, for a line that the report reads."""
+    (trial,) = evaluate(stripes(12), stripes(8, seed=1), tiny(epochs=1, looks=1), [0], classes=2)
+    line = json.loads(trial.to_json())
+    assert Trial.from_record(line | {"confusion": None}).confusion == ()
+    for wrong in ({"confusion": 3}, {"curve": [1, 2]}):
+        with pytest.raises(DapError, match="no table"):
+            Trial.from_record(line | wrong)

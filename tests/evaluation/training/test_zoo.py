@@ -233,3 +233,24 @@ def test_timm_is_asked_for_only_by_its_name(monkeypatch):
     ):
         build("timm:resnet18", classes=2, size=32)
     assert n_parameters(build("resnetap10", classes=2, size=16)) > 0
+
+
+def test_damaged_weights_in_torchs_cache_are_a_sentence(tmp_path):
+    """Found by fuzzing: RuntimeError, OSError, EOFError and IndexError of torch."""
+    from dap.evaluation.training.zoo import _fetched
+
+    file = tmp_path / "resnet.pth"  # a name without a hash, so that its contents are read
+    torch.save({"conv.weight": torch.ones(4)}, file)
+    whole, told = file.read_bytes(), set()
+    assert torch.equal(_fetched("https://nowhere.test", file, "resnet")["conv.weight"], torch.ones(4))
+    damaged = [b"", whole[:100], whole[:-30]]
+    damaged += [
+        whole[:at] + bytes([whole[at] ^ 0x88]) + whole[at + 1 :] for at in range(len(whole) - 300, len(whole), 3)
+    ]
+    for data in damaged:
+        file.write_bytes(data)
+        try:
+            _fetched("https://nowhere.test", file, "resnet")
+        except DapError as error:
+            told.add(str(error))
+    assert len(told) > 3 and all("resnet.pth" in one and "Delete it" in one for one in told)

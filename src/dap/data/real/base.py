@@ -187,7 +187,8 @@ class Source(ABC):
             if not drawn:
                 raise DapError(
                     f"class {self.class_names[label]!r} of {self.name} has only {len(found)} decodable images "
-                    f"of {total}, but {n if least is None else least} are asked for; ask for fewer or add images"
+                    f"of {total}, but {n if least is None else least} are asked for; ask for fewer, repair them or "
+                    f"add images. Broken: {self._first_bad(label)}"
                 )
             planned = self._seen_after((label, index) for index in drawn)
             for index in sorted(drawn):  # neighbours on disk one after the other
@@ -321,8 +322,10 @@ class Source(ABC):
                 f"{self.max_bad_fraction:.2%}: {self._first_bad()}; repair or remove them, or raise max_bad_fraction"
             )
 
-    def _first_bad(self) -> str:
-        return some([f"{key} ({reason})" for key, reason in self.bad[:3]])
+    def _first_bad(self, label: int | None = None) -> str:
+        """The names of the first broken images, of one class or of all, with the reasons."""
+        bad = [(self._key(*where), reason) for where, reason in self._bad.items() if label in (None, where[0])]
+        return some([f"{key} ({reason})" for key, reason in bad[:3]])
 
 
 def _spread(count: int, most: int) -> list[int]:

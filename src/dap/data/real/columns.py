@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dap.base.errors import DapError
+from dap.base.parsing import brief
 from dap.data.real.names import some
 
 if TYPE_CHECKING:
@@ -110,6 +112,8 @@ def numbered(values: list[Any], names: list[str] | None, where: str) -> tuple[np
     numbers."""
     kinds = {type(value) for value in values}
     if kinds <= {int}:
+        if max(values, default=0) >= 2**63:  # parquet has unsigned numbers too
+            raise DapError(f"{where} has {max(values)}, which is no label; labels are numbers or names")
         return np.array(values, dtype=np.int64), names
     if kinds != {str}:
         missing = values.count(None)
@@ -129,5 +133,15 @@ def features_of(schema: pa.Schema, where: str) -> dict[str, dict[str, Any]]:
     try:
         features = json.loads(note)["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DapError(f"the 'huggingface' metadata of {where} is damaged ({error!r}); write the file again") from error
+
+
+def names_of(feature: Mapping[str, Any], where: str) -> list[str] | None:
+    """The class names that the feature type of a label lists; None where it lists none."""
+    names = feature.get("names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise DapError(
+            f"the 'huggingface' metadata of {where} lists {brief(names)} as class names; write the file again"
+        )
+    return names

@@ -58,7 +58,8 @@ def _values(file: BinaryIO | gzip.GzipFile, path: Path) -> np.ndarray:
         raise ValueError(f"{path} is cut off inside its header")
     shape = struct.unpack(f">{rank}I", sizes)
     expected = math.prod(shape) * dtype.itemsize
-    if expected > LARGEST or rank > 8:
+    # The other sides count even where one is zero: numpy refuses an empty array of enormous sides.
+    if math.prod(max(1, side) for side in shape) * dtype.itemsize > LARGEST or rank > 8:
         raise ValueError(
             f"{path} has a header that promises {expected:,} bytes of values, shape {shape[:8]}; it is damaged"
         )

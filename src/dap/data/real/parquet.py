@@ -23,6 +23,7 @@ from dap.data.real.columns import (
     image_columns,
     is_text,
     label_columns,
+    names_of,
     numbered,
 )
 from dap.data.real.decode import BrokenImage, Fit, decode
@@ -82,7 +83,7 @@ class ParquetSource(Source):
                     self._starts.append(start)
                     start += table.metadata.row_group(group).num_rows
                 values += table.read(columns=[label_column]).column(label_column).to_pylist()
-        names = features.get(label_column, {}).get("names")
+        names = names_of(features.get(label_column, {}), where)
         check_groups(values, label_column, names, where)
         known, rows = by_class(*numbered(values, names, f"column {label_column!r} of {where}"), where)
         chosen_names, chosen = select(known, classes, str(self._files[0].parent))

@@ -24,9 +24,7 @@ def size_of(data: bytes | Path) -> tuple[int, int] | None:
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else regular(data)) as image:
                 width, height = image.size
                 return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
-    except MemoryError:
-        raise
-    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers
+    except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers, and ask for any memory
         return None
 
 

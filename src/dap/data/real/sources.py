@@ -7,7 +7,7 @@ offer.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any, final
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from dap import imagenet
+from dap.base.documents import read_json
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import Source
@@ -279,16 +281,11 @@ def _idx(file: Path) -> np.ndarray:
 def _listed_names(file: Path) -> list[str] | None:
     """The class names in a `classes.json`, which is a list of names in label order. None where there is no such
     file."""
-    try:
-        names = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
-    except OSError as error:
-        raise unreadable(file, error) from error
-    except ValueError as error:
-        raise DapError(f"{file} is not JSON: {error}") from error
+    names = read_json(file, TypeAdapter(Any))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DapError(f'{file} must hold a list of class names in label order, such as ["cat", "dog"]')
+        raise DapError(f'{shown(file)} must hold a list of class names in label order, such as ["cat", "dog"].')
     return names
 
 

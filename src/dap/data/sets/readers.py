@@ -212,6 +212,9 @@ def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
                     samples.setdefault(f"{folder}/{key}".lstrip("/"), {})[suffix] = partial(
                         _slice, shard, member.offset_data, member.size
                     )
+            end = archive.offset  # where the reading stopped; half a header stops it without an error
+        if _slice(shard, end, tarfile.BLOCKSIZE).strip(b"\0"):
+            raise DapError(f"{shard} is not a whole, uncompressed tar file: it is cut or damaged after {end:,} bytes.")
     except tarfile.TarError as error:
         raise DapError(f"{shard} is not a whole, uncompressed tar file: {error}.") from error
     return samples

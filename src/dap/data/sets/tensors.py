@@ -6,6 +6,7 @@ A pickled file may run code when it is opened. Therefore only tensors and plain 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.data.real.decode import encode_png
 from dap.data.real.names import some
-from dap.data.sets.folders import choose, files_by_kind
+from dap.data.sets.folders import choose, exported, files_by_kind
 from dap.data.sets.opening import open_tensors
 from dap.data.sets.readers import Ask, Reading
 
@@ -40,6 +41,7 @@ def read_tensors(source: Path, ask: Ask) -> Reading:
             the classes have no names.
     """
     images, labels, names, facts = _gather(source, ask)
+    names = _as_exported(names, source)
     if images.dtype.is_floating_point and images.dtype.itemsize == 1:  # few operations know float8
         images = images.float()
     images = _channels_first(images, str(source), facts)
@@ -287,6 +289,14 @@ def _names(value: Any) -> list[str] | None:
         value = [value[number] for number in range(len(value))]
     usable = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
     return [name.strip() for name in value] if usable else None
+
+
+def _as_exported(names: list[str] | None, source: Path) -> list[str] | None:
+    """The names as an export.json of ours beside the tensors says them: `_names` has taken spaces off their ends."""
+    with suppress(DapError):  # a damaged file of others says nothing here
+        said = exported(source if source.is_dir() else source.parent).get("class_names", [])
+        return list(said) if names is not None and [name.strip() for name in said] == names else names
+    return names
 
 
 def _told(value: Any) -> str:

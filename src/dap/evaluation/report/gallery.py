@@ -89,7 +89,7 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
         notes.append(f"Images are shown reduced to {THUMBNAIL} pixels.")
     if reals.left_out:
         notes.append("Not every nearest real image is shown, to keep the page small.")
-    marks = {mark: any(tile[mark] for tile in tiles) for mark in ("near_copy", "wrong", "nearest", "judged")}
+    marks = {mark: any(tile[mark] for tile in tiles) for mark in ("near_copy", "wrong", "nearest", "judged", "odd")}
     return {"classes": classes, "notes": notes, "reals": reals.sources, "marks": marks}
 
 
@@ -159,6 +159,48 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
     return told
 
 
+def doubted(groups: Sequence[Group]) -> list[str]:
+    """Sentences about images that are probably no images of anything, and about images of a kind that the backbone of a set has
+    probably never seen."""
+    told = []
+    for group in groups:
+        several = len(group.sets) > 1
+        found = [(record, image) for record in group.sets for image in record.images if _doubt(image)]
+        if found:
+            of = (
+                count(sum(len(record.images) for record in group.sets), "image")
+                + f" in {len(group.sets)} sets" * several
+            )
+            places = [
+                f"{record.class_name(image['label'])} slot {image['slot']}"
+                + f" of seed {record.seed}" * several
+                + f" ({_doubt(image)})"
+                for record, image in found[:3]
+            ]
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            are = "is probably no image" if len(found) == 1 else "are probably no images"
+            told.append(
+                f"{len(found)} of {of} of {group.label} {are} of anything: {'; '.join(places)}{more}. "
+                "An accuracy says little of such a set."
+            )
+        ratios = [float(value) for record in group.sets if is_number(value := record.env.get("strangeness"))]
+        if ratios:
+            path = group.first.value("backbone.path")
+            name = shown(path)[:200] if isinstance(path, str) else "the backbone"
+            told.append(
+                f"The backbone of {group.label}, {name}, has probably never seen images like the real ones: it predicted their "
+                f"noise {max(ratios):.2f} times as badly as a guess that knows only their mean and variance (trained weights: "
+                "0.2 to 0.5). So the images of this set do not show its classes, whatever their labels say."
+            )
+    return told
+
+
+def _doubt(image: Json) -> str:
+    """Why an image is probably no image of anything, as its line in the manifest says; "" where it says nothing."""
+    doubt = image.get("doubt")
+    return shown(doubt)[:200] if isinstance(doubt, str) else ""
+
+
 def _rate(record: SetRecord) -> float:
     """The share of fresh real images that the search is calibrated to flag; 0 where it is not recorded."""
     rule = record.inspected.get("rule")
@@ -208,8 +250,11 @@ def _tile(record: SetRecord, image: Json, seen: Json | None, reals: NearestReals
     told += [f"to the backbone {record.class_name(seen['zero_shot'])}"] if "zero_shot" in seen else []
     told += [f"nearest real image {one['space']}: {one['name']}" for one in near]
     copy = seen.get("copy") is True
+    doubt = _doubt(image)
+    told += [f"probably no image of anything: {doubt}"] if doubt else []
     told += ["near-copy of a real training image"] if copy else []
     flags = {"reduced": reduced, "near_copy": copy, "wrong": wrong, "judged": bool(predicted), "nearest": bool(near)}
+    flags["odd"] = bool(doubt)
     return {"src": src, "about": " · ".join(told), "near": near, **flags}
 
 

@@ -24,7 +24,7 @@ from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
 from dap.evaluation.report.curves import curves, training
 from dap.evaluation.report.expected import Claims, Published
-from dap.evaluation.report.gallery import gallery, near_copies
+from dap.evaluation.report.gallery import doubted, gallery, near_copies
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES, SetRecord, load
 from dap.evaluation.report.renderings import html, markdown, spreadsheet
@@ -181,6 +181,7 @@ def _html(content: Content) -> str:
             recipes=[(g.label, seeds(g), json.dumps(g.first.recipe, indent=2, ensure_ascii=False)) for g in groups],
             versions=_versions(content.sets),
             warnings=near_copies(groups),
+            doubts=doubted(groups),
             notes=_notes(content),
             measures={name: MEANINGS[name] for name in MEASURES},
             described=_described(content),
@@ -240,7 +241,7 @@ def _notes(content: Content) -> list[str]:
 
 def _markdown(content: Content) -> str:
     sentence, findings = summary(content.rows, content.sets)
-    lines = [*near_copies(content.groups), *findings]
+    lines = [*near_copies(content.groups), *doubted(content.groups), *findings]
     parts = [f"# {content.title}", sentence, "\n".join(f"- {line}" for line in lines)]
     spread = "± is the sample standard deviation over sets, or over trials where there is one set; that over the trainings of "
     spread += "one set stands apart. Differences to vanilla are taken seed by seed where both have the seeds."

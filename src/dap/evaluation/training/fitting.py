@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dap.base.errors import DapError
+from dap.base.errors import DapError, first_line
 from dap.base.store import Checkpoint
 from dap.evaluation.training.batches import Images, slice_size
 from dap.evaluation.training.labels import ClassifierLike, Hard
@@ -215,8 +215,13 @@ def run_with_checkpoint(
             start.
     """
     if checkpoint is not None and (found := checkpoint.read()) is not None:
-        training.restore(found["training"])
-        notes.update(found["notes"])
+        try:
+            training.restore(found["training"])
+            notes.update(found["notes"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DapError(
+                f"{checkpoint.path} does not hold this training ({first_line(error)}). Delete it, and the training starts anew."
+            ) from error
     began, before, written = time.perf_counter(), notes.get("seconds", 0.0), time.perf_counter()
 
     def kept(epoch: int, net: nn.Module) -> None:

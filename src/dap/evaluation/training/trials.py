@@ -103,7 +103,10 @@ class Trial:
         odd = (given - set(known)) | {name for name, needed in known.items() if needed and name not in given}
         if odd:
             raise DapError(f"Not a trial: missing or unknown fields {', '.join(sorted(odd))} in {line[:60]!r}.")
-        tables = {name: tuple(tuple(row) for row in fields[name]) for name in ("curve", "confusion") if name in fields}
+        try:  # null stands for a table that is not there
+            tables = {name: tuple(map(tuple, fields[name] or ())) for name in ("curve", "confusion") if name in fields}
+        except TypeError as error:
+            raise DapError(f"Not a trial: its curve or its confusion is no table in {line[:60]!r}.") from error
         return cls(**{**fields, **tables})
 
     @classmethod

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dap.base.documents import regular
-from dap.base.errors import DapError
+from dap.base.errors import DapError, first_line
 from dap.base.files import sha256_of
 from dap.base.registry import suggest
 from dap.evaluation.training.layers import InstanceNorm, Network, Norm, at_least, he_normal
@@ -215,6 +215,11 @@ def _fetched(url: str, file: Path, name: str) -> dict[str, Tensor]:
         raise DapError(
             f"{file} holds other things than weights, so it is not opened. Delete it and connect to the network once, or put "
             f"{url} there."
+        ) from error
+    except Exception as error:  # a damaged file raises many kinds of errors
+        raise DapError(
+            f"{file} cannot be read as weights: {first_line(error)}. Delete it and connect to the network once, or put {url} "
+            "there."
         ) from error
     if not isinstance(weights, dict):
         raise DapError(f"{file} holds a {type(weights).__name__} and no weights by name. Put {url} there.")
