@@ -44,10 +44,12 @@ class Source(ABC):
         size, fit: the side of the images in pixels, and how images are made square; see `dap.data.real.decode.square`.
         notes: sentences on how the data were read and what was left out.
         place: a value that two sources share if they hold the images of the same files; None where this is not known.
+        folder: the name of the folder that the keys of the images begin in; "" where this is not known.
     """
 
     notes: tuple[str, ...] = ()
     place: Hashable = None
+    folder: str = ""
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ def open_source(
     options["name"] = path.resolve().name
     source = _of(layout, split, options)
     source.notes, source.place = (*layout.notes, *source.notes), layout.place
+    source.folder = layout.root.resolve().name
     return source
 
 
