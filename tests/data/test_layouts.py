@@ -339,7 +339,9 @@ def test_a_file_beside_a_parquet_file_counts_as_one_in_a_class_folder_does(
     assert len(source.tensors()[0]) == 3 and len(source.sizes()) == 3
     assert source.bad[0] == ("train.parquet#1", "its file 'images/im001.png' cannot be read: permission denied")
     assert source.bad[1][1].endswith("is not beside train.parquet")
-    with pytest.raises(DapError, match=r"2 broken images .* train.parquet#1 \(its file 'images/im001.png' cannot be read"):
+    with pytest.raises(
+        DapError, match=r"2 broken images .* train.parquet#1 \(its file 'images/im001.png' cannot be read"
+    ):
         opened(tmp_path).tensors()
 
 

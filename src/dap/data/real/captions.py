@@ -21,9 +21,9 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
 
     Images without a caption are absent. A path in the file may be longer than the key: folders such as `train/`, or an
     absolute path, may stand in front of the key. A bare file name is enough where only one image has that name. A path
-    whose key stands directly below a test split's folder, such as `val/`, `dev/` or `Testing/`, names no training image, if
-    it is not the folder of the source itself. Where an image has two captions, the later one counts. Empty captions are ignored. Captions of images that the source does not have
-    (other classes, held-out images) are ignored too.
+    whose key stands directly below a test split's folder, such as `val/`, `dev/` or `Testing/`, names no training image,
+    unless this is the folder of the source itself. Where an image has two captions, the later one counts. Empty captions
+    are ignored. Captions of images that the source does not have (other classes, held-out images) are ignored too.
 
     Args:
         path: a file with one JSON object in each line, {"path": key, "caption": text}; or {"file_name": ..., "text":

@@ -27,10 +27,11 @@ from dap.base.registry import suggest
 from dap.data.real.decode import as_png, pixels
 from dap.data.sets import ddranking
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
-from dap.data.sets.contents import Within, sha256, there
+from dap.data.sets.contents import Within, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import exported, folders_of
+from dap.data.sets.notes import there
 
 Progress = Callable[[int, int, str], None]
 

@@ -17,7 +17,8 @@ from dap.data.real.finding.splits import split_of
 from dap.data.real.finding.walking import Left, class_folders, image_files, visible
 from dap.data.real.names import select, some
 from dap.data.real.suffixes import container
-from dap.data.sets.contents import EXPORT, JSON, MOST_CLASSES, MOST_IMAGES, read, there
+from dap.data.sets.contents import EXPORT, JSON
+from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, read, there
 
 ADVICE = "Export the set again, or remove this file and give the classes with --classes."
 """What to do about a damaged export.json."""
@@ -51,9 +52,7 @@ def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | S
     """
     deep = [folder for folder, files in found.items() if all(len(f.relative_to(path).parts) > 2 for f in files)]
     inner = {folder: sorted({f.relative_to(path).parts[1] for f in found[folder]}) for folder in deep}
-    wrong = [
-        folder for folder in inner if split_of(folder) is not None or (len(found) == 1 and len(inner[folder]) > 1)
-    ]
+    wrong = [folder for folder in inner if split_of(folder) is not None or (len(found) == 1 and len(inner[folder]) > 1)]
     if not wrong or class_names is not None:
         return
     first, names = wrong[0], some(map(shown, found), 5)

@@ -19,8 +19,8 @@ from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
 from dap.data.real.names import some
-from dap.data.sets import contents
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.sets.contents import sha256
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import (
     by_position,
@@ -30,6 +30,7 @@ from dap.data.sets.folders import (
     images_by_folder,
     other_than_folders,
 )
+from dap.data.sets.notes import read_note, there
 from dap.data.sets.readers import (
     Ask,
     Entry,
@@ -148,8 +149,8 @@ def import_set(
         "facts": reading.facts,
         "version": version("diffusion-as-priors"),
     }
-    if contents.there(source, "recipe.json"):  # a set of ours, so the recipe that made the images is known
-        told["recipe"] = contents.read(source, "recipe.json", contents.RECIPE)
+    if (recipe := read_note(source, "recipe.json")) is not None:  # a set of ours, so the recipe that made the images is known
+        told["recipe"] = recipe
     check_classes(reading.names, len(chosen[0]))
     dump(told)  # a name that UTF-8 cannot hold is told now
     with building(out, "import.json", check) as folder:
@@ -183,7 +184,7 @@ def detect(source: Path) -> tuple[str, str]:
     Raises:
         DapError: the source has no known layout, or could have several.
     """
-    if source.is_dir() and contents.there(source, "classes.json") and contents.there(source, "manifest.jsonl"):
+    if source.is_dir() and there(source, "classes.json") and there(source, "manifest.jsonl"):
         return "set", "found: classes.json and manifest.jsonl"
     files = files_by_kind(source)
     folders = list(images_by_folder(source)) if source.is_dir() else []
@@ -250,7 +251,7 @@ def _store(
                 png, same = as_png(data := read())
             except BrokenImage as error:
                 raise DapError(f"{key} cannot be decoded: {error.reason}; mend or remove it.") from error
-            made.store(label, slot, png, source=key, source_sha256=contents.sha256(data))
+            made.store(label, slot, png, source=key, source_sha256=sha256(data))
             width, height = struct.unpack(">II", png[16:24])
             sizes[f"{width}x{height}"] += 1
             kept, done = kept + same, done + 1

@@ -16,18 +16,13 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.decode import BrokenImage, as_png, pixels
 from dap.data.sets.contents import (
-    IMPORT,
-    INPUTS,
-    JSON,
-    RECIPE,
     Classes,
     Manifest,
     Within,
-    read,
     read_manifest,
     sha256,
-    there,
 )
+from dap.data.sets.notes import read, read_note, there
 
 CLUTTER = {"Thumbs.db", "desktop.ini"}
 """Files that systems put into folders by themselves. Hidden files are ignored too."""
@@ -146,10 +141,10 @@ def _images(folder: Path, manifest: Manifest, one_size: bool, found: Problems) -
 def _beside(folder: Path, classes: Classes, manifest: Manifest, problems: list[str]) -> bool:
     """Compare classes.json with the other files of the set. Returns whether the set has a recipe."""
     found: dict[str, Any] = {}
-    for name, model in {"recipe.json": RECIPE, "inputs.json": INPUTS, "import.json": IMPORT, "env.json": JSON}.items():
+    for name in ("recipe.json", "inputs.json", "import.json", "env.json"):
         if there(folder, name):
             try:
-                found[name] = read(folder, name, model)
+                found[name] = read_note(folder, name)
             except DapError as error:
                 problems.append(str(error))
                 found[name] = None
