@@ -29,6 +29,7 @@ from dap.backbones.configurations import (
 )
 from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
+from dap.base.mistakes import reason
 from dap.base.parsing import brief, parse_json, shown
 
 PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "mmdit"}
@@ -168,9 +169,6 @@ def _check_text(values: Mapping[str, Any], where: Path) -> None:
             raise DapError(f"{shown(where)}: {name} is {_short(value)}; it should be a whole number, such as 77.")
 
 
-_SAID = {"literal_error": "it should be {expected}", "none_required": "it should be null"}
-
-
 def _problem(wanted: Any, value: Any) -> str | None:
     """What is wrong with the value of a field, or None."""
     if wanted is Any:
@@ -181,7 +179,13 @@ def _problem(wanted: Any, value: Any) -> str | None:
         if wanted is Off:
             return "it should be switched off, null or false"
         found = error.errors(include_url=False)[0]
-        return _SAID.get(found["type"], found["msg"][:1].lower() + found["msg"][1:]).format(**found.get("ctx", {}))
+        if found["type"] == "none_required":
+            return "it should be null"
+        return (
+            f"it should be {found.get('ctx', {}).get('expected')}"
+            if found["type"] == "literal_error"
+            else reason(found)
+        )
     return None
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dap.base.errors import DapError
-from dap.base.parsing import Damaged, brief, decode, line_of, parse_json, parse_yaml, shown
+from dap.base.mistakes import told
+from dap.base.parsing import Damaged, decode, parse_json, parse_yaml, shown
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -176,18 +177,3 @@ def _adapter(model: Any) -> Any:
     from pydantic import TypeAdapter
 
     return model if isinstance(model, TypeAdapter) else TypeAdapter(model)
-
-
-def told(error: ValidationError, where: Path | str, text: str | None = None) -> str:
-    """What pydantic found wrong with a document, in sentences: file, line, place, what is wrong, and what was given."""
-    problems = error.errors(include_url=False)
-    said = []
-    for problem in problems[:5]:
-        place = "".join(c if c.isprintable() else " " for c in ".".join(map(str, problem["loc"])))
-        line = None if text is None else line_of(text, problem["loc"])
-        at = f"line {line}: " if line else ""
-        what = problem["msg"].removeprefix("Value error, ")
-        what = "there is no such key" if problem["type"] == "extra_forbidden" else what[:1].lower() + what[1:]
-        said.append(f"{at}{f'{shown(place)}: ' if place else ''}{what} (given: {brief(problem['input'])})")
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return f"{shown(where)}{', ' if said[0].startswith('line ') else ': '}{'; '.join(said)}{more}."

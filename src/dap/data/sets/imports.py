@@ -149,7 +149,9 @@ def import_set(
         "facts": reading.facts,
         "version": version("diffusion-as-priors"),
     }
-    if (recipe := read_note(source, "recipe.json")) is not None:  # a set of ours, so the recipe that made the images is known
+    if (
+        recipe := read_note(source, "recipe.json")
+    ) is not None:  # a set of ours, so the recipe that made the images is known
         told["recipe"] = recipe
     check_classes(reading.names, len(chosen[0]))
     dump(told)  # a name that UTF-8 cannot hold is told now

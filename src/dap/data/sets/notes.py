@@ -286,7 +286,8 @@ def read_note(folder: Path, name: str, advice: str = RESTORE) -> Any:
 
     Args:
         folder: the folder of the set.
-        name: the name of the file, one of `NOTES` or inputs.json. A file of another name is checked for its texts and numbers alone.
+        name: the name of the file, one of `NOTES` or inputs.json. A file of another name is checked for its texts and
+            numbers alone.
         advice: what to do where the file is damaged, as a sentence.
 
     Raises:
