@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dap.backbones.configurations import (
+    AUTOENCODERS,
     BETAS,
     BOTH,
     FLOW,
@@ -26,6 +27,7 @@ from dap.backbones.configurations import (
     WAYS_OUT,
     Off,
     Table,
+    is_autoencoder,
 )
 from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
@@ -51,9 +53,9 @@ def check_fields(values: Mapping[str, Any], of: str, kind: str, where: Path | st
     of = OLD_NAMES.get(of, of)
     if of.endswith("Scheduler"):
         table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
-    elif of.startswith("Autoencoder") or of in NETWORKS:
+    elif is_autoencoder(of) or of in NETWORKS:
         if of not in NETWORKS:
-            raise DapError(f"{shown(where)}: the autoencoder is {of}; AutoencoderKL and AutoencoderTiny are supported.")
+            raise DapError(f"{shown(where)}: the autoencoder is {of}; {' and '.join(AUTOENCODERS)} are supported.")
         table, indifferent = NETWORKS[of], frozenset[str]()
     else:
         return

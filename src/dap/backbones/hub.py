@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import StringConstraints
 
-from dap.backbones.honoured import PIPELINES, check_folder
+from dap.backbones.configurations import AUTOENCODERS
+from dap.backbones.honoured import PIPELINES, check_fields, check_folder
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
+from dap.base.parsing import brief, shown
 from dap.base.registry import suggest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,12 +81,13 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
 
 
 def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
-    """Open an `AutoencoderKL` from its own folder or hub id, or from the folder or hub id of a pipeline.
+    """Open an autoencoder from its own folder or hub id, or from the folder or hub id of a pipeline. It is of the class that
+    its config.json names.
 
     Raises:
-        DapError: there is nothing at the source, or the source holds no autoencoder.
+        DapError: there is nothing at the source, the source holds no autoencoder, or one whose configuration is not followed.
     """
-    from diffusers import AutoencoderKL
+    import diffusers
     from huggingface_hub import is_offline_mode, snapshot_download
 
     folder = Path(source).expanduser()
@@ -100,7 +103,13 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
             inside = folder / "vae" if (folder / "vae").is_dir() else folder
             if (inside / files[1]).is_file():
                 safe = suffix == "safetensors"
-                return AutoencoderKL.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
+                said = read_json(inside / "config.json", dict[str, Any])
+                of = str(said.get("_class_name", AUTOENCODERS[0]))
+                if of not in AUTOENCODERS:
+                    raise DapError(f"{shown(inside)} holds {brief(of)}; {' and '.join(AUTOENCODERS)} are supported.")
+                check_fields(said, of, "dit", inside / "config.json")
+                build: Any = getattr(diffusers, of)
+                return build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
         raise DapError(
             f"{source} has no diffusion_pytorch_model.safetensors or .bin, so it is no autoencoder of diffusers."
         )
@@ -163,7 +172,7 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
     from transformers.utils import logging as text_logging
 
     logging.disable_progress_bar()
-    if shown := text_logging.is_progress_bar_enabled():
+    if bars := text_logging.is_progress_bar_enabled():
         text_logging.disable_progress_bar()
     try:
         yield
@@ -184,7 +193,7 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
         raise DapError(f"The {what} {source!r}{at} could not be loaded: {reason}") from error
     finally:
         logging.enable_progress_bar()
-        if shown:  # if the environment turned it off, turning it on would only warn
+        if bars:  # if the environment turned it off, turning it on would only warn
             text_logging.enable_progress_bar()
 
 
