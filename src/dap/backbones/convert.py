@@ -17,11 +17,10 @@ from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
-from dap.backbones.cards import read_names
 from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
-from dap.base.documents import read_json
+from dap.base.documents import read_json, read_names
 from dap.base.errors import DapError
 from dap.base.files import dump, locked
 from dap.base.registry import suggest

@@ -122,6 +122,17 @@ def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) 
         )
 
 
+def parts_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The parts that a `model_index.json` names: the folder of each -> its library and class. Parts that the pipeline goes
+    without, [null, null], are left out. A part that is no pair has no library and no class, ("", "")."""
+    lists = {part: said for part, said in index.items() if isinstance(said, list) and not part.startswith("_")}
+    return {
+        part: (str(said[0]), str(said[1])) if len(said) == 2 else ("", "")
+        for part, said in lists.items()
+        if said != [None, None]
+    }
+
+
 def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
     """Check all configuration files of a pipeline's folder, before diffusers reads them.
 
@@ -133,17 +144,14 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
         DapError: a file is no JSON object, or `check_fields` refuses a field.
     """
     kind = PIPELINES.get(str(index.get("_class_name")), "")
-    for part, said in index.items():
-        if not isinstance(said, list) or part.startswith("_"):
-            continue
-        library, of = (*said, None, None)[:2]
+    for part, (library, of) in parts_of(index).items():
         for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
-            if of is not None and (file := folder / part / name).is_file():
+            if (file := folder / part / name).is_file():
                 # diffusers itself writes this number, which JSON does not have, for a field that is indifferent here.
                 text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", read_text(file))
                 values = fitted(parse_json(text, file), dict[str, Any], file, text)
                 if kind and library == "diffusers":
-                    check_fields(values, str(of), kind, file)
+                    check_fields(values, of, kind, file)
                 elif library == "transformers":
                     _check_text(values, file)
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import StringConstraints
 
 from dap.backbones.configurations import AUTOENCODERS
-from dap.backbones.honoured import PIPELINES, check_fields, check_folder
+from dap.backbones.honoured import PIPELINES, check_fields, check_folder, parts_of
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
@@ -146,13 +146,13 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     """
     if str(index.get("_class_name")) not in PIPELINES:
         return
-    for part, said in index.items():
-        if not isinstance(said, list) or said[:2] == [None, None] or part in (*UNUSED, "image_encoder"):
+    for part, (_, of) in parts_of(index).items():
+        if part in (*UNUSED, "image_encoder"):
             continue
         if not (folder / part).is_dir() or not any((folder / part).iterdir()):
             raise DapError(f"{folder} has no {part}/, which its model_index.json names; copy that folder there.")
         files = {file.name for file in (folder / part).iterdir()}
-        if "CLIPTokenizer" in str(said) and "tokenizer.json" not in files:
+        if "CLIPTokenizer" in of and "tokenizer.json" not in files:
             for name in ("vocab.json", "merges.txt"):
                 if name not in files:
                     raise DapError(
@@ -209,14 +209,11 @@ def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
     why = "and dap runs no code of a backbone's folder. Take a folder whose parts are of diffusers and transformers."
     if not isinstance(index.get("_class_name"), str):
         raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
-    for part, value in index.items():
-        if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
-            continue
-        library, name = map(str, value) if len(value) == 2 else ("", "")
+    for part, (library, name) in parts_of(index).items():
         known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
         looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
         if not known or looking or not name.isidentifier():
-            raise DapError(f"{said} {part}, {value!r}, {why}")
+            raise DapError(f"{said} {part}, {brief(index[part])}, {why}")
 
 
 def _fetch(source: str, revision: str | None, offline: bool) -> Path:
@@ -235,7 +232,7 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
 
 def _weights(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [folder / name for name, value in index.items() if isinstance(value, list) and name not in UNUSED]
+    parts = [folder / name for name in parts_of(index) if name not in UNUSED]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from dap.base.errors import DapError
 from dap.base.mistakes import told
@@ -101,6 +101,22 @@ def read_yaml(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = LAR
     """The value of a YAML file as a model, as `read_json` gives that of a JSON file."""
     text = read_text(path, largest)
     return fitted(parse_yaml(text, path), model, path, text)
+
+
+def read_names(path: Path) -> list[str]:
+    """The class names in a JSON file that is a list of them in label order: 1 to 10**6 names.
+
+    Raises:
+        DapError: the file cannot be read, is not JSON, or is no such list.
+    """
+    from pydantic import Field, TypeAdapter
+
+    from dap.base.fields import Name
+
+    names = read_json(path, TypeAdapter(Any))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DapError(f'{shown(path)} must hold a list of class names in label order, such as ["cat", "dog"].')
+    return fitted(names, TypeAdapter(Annotated[list[Name], Field(min_length=1, max_length=10**6)]), path)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ offer.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dap import imagenet
+from dap.base.documents import read_names
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import Source
@@ -89,7 +90,8 @@ def open_source(
 def _of(layout: Layout, split: str, options: dict[str, Any]) -> Source:
     """The source of a layout."""
     if layout.kind == "idx":
-        names = _listed_names(layout.root / "classes.json")
+        file = layout.root / "classes.json"
+        names = read_names(file) if os.path.lexists(file) else None
         return IdxSource(*layout.files, split=split, class_names=names, **options)
     if layout.kind == "parquet":
         return ParquetSource(layout.files, **options)
@@ -275,22 +277,6 @@ def _idx(file: Path) -> np.ndarray:
         raise unreadable(file, error) from error
     except ValueError as error:
         raise DapError(str(error)) from error
-
-
-def _listed_names(file: Path) -> list[str] | None:
-    """The class names in a `classes.json`, which is a list of names in label order. None where there is no such
-    file."""
-    try:
-        names = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(file, error) from error
-    except ValueError as error:
-        raise DapError(f"{file} is not JSON: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DapError(f'{file} must hold a list of class names in label order, such as ["cat", "dog"]')
-    return names
 
 
 @cache

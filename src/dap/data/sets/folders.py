@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from dap import imagenet
-from dap.base.documents import fitted, read_text
+from dap.base.documents import fitted, read_names, read_text
 from dap.base.errors import DapError
 from dap.base.files import natural_order
-from dap.base.parsing import Damaged, halved, parse_json, shown
+from dap.base.parsing import Damaged, halved, shown
 from dap.data.real.finding.splits import split_of
 from dap.data.real.finding.walking import Left, class_folders, image_files, visible
 from dap.data.real.names import select, some
@@ -137,17 +137,11 @@ def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
     )
     if alone.endswith((".json", ".txt")) and Path(alone).is_file():
         try:
-            text = read_text(Path(alone))
-            names = (
-                parse_json(text, alone)
-                if alone.endswith(".json")
-                else [line.strip() for line in text.splitlines() if line.strip()]
-            )
+            if alone.endswith(".json"):
+                return [name.strip() for name in read_names(Path(alone))]
+            return [line.strip() for line in read_text(Path(alone)).splitlines() if line.strip()]
         except Damaged as error:
-            raise DapError(f"{alone} cannot be read as a list of class names: {error}") from error
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DapError(f'{alone} must hold a list of class names in label order, such as ["cat", "dog"].')
-        return [name.strip() for name in names]
+            raise DapError(f"{shown(alone)} cannot be read as a list of class names: {error}") from error
     expanded = imagenet.expand([alone] if alone else class_names)
     return None if expanded is None else list(expanded)
 
