@@ -17,6 +17,7 @@ from dap.backbones.honoured import PIPELINES, check_fields, check_folder, parts_
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
+from dap.base.files import expanded
 from dap.base.parsing import brief, shown
 from dap.base.registry import suggest
 
@@ -90,13 +91,13 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
     import diffusers
     from huggingface_hub import is_offline_mode, snapshot_download
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise DapError(f"There is no autoencoder at {source!r}: no such folder. Give a folder or a hub id owner/name.")
     with explained("autoencoder", source):
         for suffix in ("safetensors", "bin"):
             files = ["config.json", f"diffusion_pytorch_model.{suffix}"]
-            if not Path(source).expanduser().is_dir():
+            if not expanded(source).is_dir():
                 wanted = [*files, *(f"vae/{file}" for file in files)]
                 local = offline or is_offline_mode()
                 folder = Path(snapshot_download(source, allow_patterns=wanted, local_files_only=local))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
+from dap.base.files import expanded
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
@@ -176,7 +177,7 @@ def _others(made: DistilledSet, path: str | None) -> bool:
     recorded = recorded_data(made).get("path")
     if path is None or path == recorded:
         return False
-    return not recorded or Path(path).expanduser().resolve() != Path(str(recorded)).expanduser().resolve()
+    return not recorded or expanded(path).resolve() != expanded(str(recorded)).resolve()
 
 
 def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None, split: Any = None) -> Data:

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstrain
 from dap.base.documents import read_lines, regular
 from dap.base.errors import DapError
 from dap.base.fields import Text
+from dap.base.files import expanded
 from dap.data.real.finding.splits import ORDER, split_of
 from dap.data.real.sources import Source
 
@@ -57,7 +58,7 @@ def check_captions(path: str | Path) -> Path:
     Raises:
         DapError: there is no such file.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.exists():
         raise DapError(f"There is no file of captions {path}; dap caption writes one.")
     return regular(file)
@@ -68,7 +69,7 @@ def finder(source: Source) -> Callable[[str], str | None]:
 
     `read_captions` says which paths name an image.
     """
-    return _Index([key for mine in _keys(source) for key in mine], source.folder).find
+    return _Index([key for mine in _keys(source) for key in mine], "" if source.root is None else source.root.name).find
 
 
 def _keys(source: Source) -> list[list[str]]:

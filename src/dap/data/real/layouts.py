@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dap.base.errors import DapError
+from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.finding.facts import Layout
 from dap.data.real.finding.reader import Reader
@@ -55,7 +56,7 @@ def locate(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> L
 
 def _chosen(path: Path, split: str, value: str) -> Layout:
     """The layout at the place that the user named."""
-    place = (path / Path(value).expanduser()) if value != "." else path
+    place = (path / expanded(value)) if value != "." else path
     if place.is_file():
         if place.suffix.lower() == ".parquet":
             return Layout("parquet", place.parent, (place,))

@@ -20,6 +20,7 @@ from torch import Tensor
 from dap import imagenet
 from dap.base.documents import read_names
 from dap.base.errors import DapError
+from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.decode import Fit, check_fit, decode, fit_square
@@ -78,12 +79,12 @@ def open_source(
         layout = locate(_starter_data(), split)
         facts = {"name": EMBEDDED, "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
         return IdxSource(*layout.files, split=split, border=2, **facts, **options)
-    path = Path(path).expanduser()
+    path = expanded(path)
     layout = locate(path, split, chosen)
     options["name"] = path.resolve().name
     source = _of(layout, split, options)
     source.notes, source.place = (*layout.notes, *source.notes), layout.place
-    source.folder = layout.root.resolve().name
+    source.root = layout.root.resolve()
     return source
 
 
@@ -107,7 +108,7 @@ def check_path(path: str | Path) -> None:
         DapError: there is no such folder.
     """
     if str(path) != EMBEDDED:
-        check_folder(Path(path).expanduser())
+        check_folder(expanded(path))
 
 
 class _FileSource(Source):

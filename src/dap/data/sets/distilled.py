@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.files import dump, sha256_of, write_atomically
+from dap.base.parsing import shown
 from dap.data.real.decode import Fit, decode, encode_png, pixels
 from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
 from dap.data.sets.contents import Classes, Within, file_of, read_manifest, sha256
@@ -275,7 +276,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     def note(self, name: str, value: Any) -> None:
         """Write a file into the folder of results, atomically: a text as it is, another value as JSON."""
-        write_atomically(self.results / name, value.encode() if isinstance(value, str) else dump(value))
+        write_atomically(self.results / name, shown(value).encode() if isinstance(value, str) else dump(value))
 
     def noted(self, name: str) -> Any:
         """The value that `note` wrote as JSON under this name; None where there is no such file.

@@ -13,7 +13,7 @@ import torch
 
 from dap import imagenet
 from dap.base.errors import DapError
-from dap.base.files import building, dump, in_use, natural_order
+from dap.base.files import building, check_beside, dump, in_use, natural_order
 from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
@@ -120,6 +120,8 @@ def import_set(
         raise DapError(f"Unknown pick {pick!r}. {suggest(pick, PICKS)}")
     if ipc is not None and ipc < 1:
         raise DapError(f"ipc must be at least 1, not {ipc}.")
+    if not -(2**63) <= seed < 2**63:
+        raise DapError(f"The seed {str(seed)[:40]} does not fit 64 bits; give a smaller one with --seed.")
     if not source.exists():
         raise DapError(f"There is no file or folder {source}.")
 
@@ -132,6 +134,8 @@ def import_set(
     for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
         if value is not None and kind != "tensors":
             raise DapError(f"{flag} is for tensors; {source} is read as {kind} ({why}).")
+    if kind not in ("tensors", "parquet", "webdataset"):
+        check_beside(out, source / "images" if kind == "set" else source, "would be read as one of its classes")
     ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std)
     reading = LAYOUTS[kind](source, ask)
     pick = pick or ("string" if kind == "minimax" else "natural")

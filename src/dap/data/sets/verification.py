@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
-from dap.data.real.decode import BrokenImage, as_png, pixels
+from dap.data.real.decode import BrokenImage, as_png, pixels, read_file
 from dap.data.sets.contents import (
     Classes,
     Manifest,
@@ -90,8 +89,9 @@ def problems_of_files(folder: Path, records: Iterable[Mapping[str, Any]]) -> lis
     problems = []
     for line in records:
         try:
-            pixels(regular(folder / line["path"]))
-            if sha256((folder / line["path"]).read_bytes()) != line["sha256"]:
+            data = read_file(folder / line["path"])
+            pixels(data)
+            if sha256(data) != line["sha256"]:
                 problems.append(f"{shown(line['path'])}: its sha256 is not the manifest's")
         except DapError as error:
             problems.append(f"{shown(line['path'])}: {error}")
