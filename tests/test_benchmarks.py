@@ -65,7 +65,7 @@ def cell(out, method, seed, accuracies, ipc=1, larger=None, **trial):
     if larger is None:
         (folder / "recipe.json").write_text(json.dumps(recipe))
     else:
-        (folder / "import.json").write_text(json.dumps({"ipc": ipc, "recipe": recipe}))
+        (folder / "import.json").write_text(json.dumps({"classes": ["bag"], "ipc": ipc, "recipe": recipe}))
     (folder / "classes.json").write_text(json.dumps({"folders": ["bag"], "ipc": ipc}))
     (folder / "cost.json").write_text(json.dumps({"seconds": 30.0}))
     known = {"protocol": "small-hard", "network": "convnet3", **trial}

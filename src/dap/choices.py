@@ -84,6 +84,8 @@ class Data(Closed, frozen=True):
         pairs = [part.partition("=") for part in value.split(",")]
         if wrong := [name for name, _, place in pairs if name.strip() not in ("train", "test") or not place.strip()]:
             raise ValueError(f"train=FOLDER,test=FOLDER is needed, or one of them; not {wrong[0]!r}")
+        if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+            raise ValueError("a split is said twice; say each once, as in train=FOLDER,test=FOLDER")
         return {name.strip(): place.strip() for name, _, place in pairs}
 
     @field_validator("classes", mode="before")

@@ -14,14 +14,14 @@ from pydantic import Field, ValidationError
 
 from dap.base.errors import DapError
 from dap.base.fields import RunSeed, Slots
-from dap.base.parsing import line_of, shown
+from dap.base.mistakes import explain
+from dap.base.parsing import shown
 from dap.base.permission import refuse_code
 from dap.base.registry import suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Refinement, Sampling
 from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedRefinement, ResolvedSampling, Run
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
     from dap.backbones.base import Backbone
@@ -161,7 +161,7 @@ class Recipe(Closed, frozen=True):
         from dap import shipped
 
         values, text = shipped.read_with_text(path)
-        shipped.expected_of(values, path)
+        shipped.expected_of(values, path, text)
         values.pop("expected", None)  # the expected values decide no byte of a set
         refuse_code(_without(values, replaced), path)
         # An empty section, and the null of a resolved recipe without one, mean that nothing is chosen there.
@@ -309,30 +309,3 @@ def _without(values: Mapping[str, Any], fields: Collection[str]) -> dict[str, An
         elif key not in fields:
             found[key] = value
     return found
-
-
-def explain(error: ValidationError, model: type[BaseModel], text: str | None = None) -> str:
-    """One sentence for each wrong value of a model, at most five. For an unknown key the sentence lists the known keys.
-
-    Args:
-        error: what pydantic found wrong.
-        model: the model that was checked.
-        text: the text of the file that the values come from, in which the lines of wrong values are looked up.
-    """
-    problems, lines = error.errors(include_url=False), []
-    for problem in problems[:5]:
-        where = shown(".".join(str(part)[:80] for part in problem["loc"]))
-        line = None if text is None else line_of(text, problem["loc"])
-        at = f"Line {line}: " if line else ""
-        if problem["type"] == "extra_forbidden":
-            inside: Any = model
-            for part in problem["loc"][:-1]:
-                inside = SECTIONS[str(part)]
-            key = f"unknown key {where!r}. {suggest(str(problem['loc'][-1])[:80], inside.model_fields)}"
-            lines.append(f"{at}{key}" if at else f"{key[0].upper()}{key[1:]}")
-        else:
-            said, given = problem["msg"].removeprefix("Value error, "), shown(repr(problem["input"]))
-            given = given if len(given) <= 200 else f"{given[:200]}…"
-            said += "; put it in quotes" if problem["type"] == "string_type" else ""
-            lines.append(f"{at}{where}: {said} (given: {given}).")
-    return " ".join([*lines, f"And {len(problems) - 5} more." if len(problems) > 5 else ""]).strip()

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from dap.base.documents import LARGEST_YAML, read_text
 from dap.base.errors import DapError
 from dap.base.fields import Chosen, Name
+from dap.base.mistakes import explain
 from dap.base.parsing import parse_yaml, shown
 from dap.base.registry import suggest
 
@@ -106,12 +107,13 @@ def expected(path: str | Path) -> Expected | None:
     return expected_of(read(path), path)
 
 
-def expected_of(values: Mapping[str, Any], where: str | Path) -> Expected | None:
+def expected_of(values: Mapping[str, Any], where: str | Path, text: str | None = None) -> Expected | None:
     """The checked `expected` section of a recipe's raw values. None if there is no such section.
 
     Args:
         values: the raw values of the recipe.
         where: the file or name of the recipe, for the message.
+        text: the text of the file, in which the line of a wrong value is looked up.
 
     Raises:
         DapError: a key is unknown or missing, a value is wrong, or the section is empty. The message names the place.
@@ -122,16 +124,8 @@ def expected_of(values: Mapping[str, Any], where: str | Path) -> Expected | None
     try:
         return Expected.model_validate(section)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            place = ".".join(["expected", *map(str, problem["loc"])])
-            if problem["type"] == "extra_forbidden":
-                *above, key = problem["loc"]
-                fields = Value.model_fields if above else Expected.model_fields
-                lines.append(f"unknown key {place!r}. {suggest(str(key), fields)}")
-            else:
-                lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}.")
-        raise DapError(f"{shown(where)} cannot be used: {' '.join(lines[:5])}") from error
+        said = explain(error, Expected, text, within="expected")
+        raise DapError(f"{shown(where)} cannot be used. {said}") from error
 
 
 def _folder() -> Path:

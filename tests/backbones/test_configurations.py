@@ -13,6 +13,8 @@ import torch
 import tiny
 from dap.backbones import from_pipeline, load
 from dap.backbones.configurations import NETWORKS, OWN_WAY
+from dap.backbones.finetune import drawn_latents
+from dap.backbones.hub import open_autoencoder
 from dap.base.errors import DapError
 
 
@@ -221,6 +223,30 @@ def test_a_small_autoencoder_works(copied):
     z = made.encode(images)
     torch.testing.assert_close(z, small.encode(images * 2 - 1).latents)
     torch.testing.assert_close(made.decode(z), (small.decode(z).sample / 2 + 0.5).clamp(0, 1).detach())
+    drawn = drawn_latents(made, images, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, z), "it has no distribution to draw from"
+    again = open_autoencoder(str(folder), dtype="float32", offline=True)
+    torch.testing.assert_close(again.encode(images * 2 - 1).latents, small.encode(images * 2 - 1).latents)
+
+
+@pytest.mark.parametrize("of", ["AsymmetricAutoencoderKL", "VQModel", "AutoencoderDC"])
+def test_an_autoencoder_of_another_class_is_refused_wherever_it_is_opened(copied, of):
+    folder = copied("unet")
+    change(folder / "model_index.json", vae=["diffusers", of])
+    change(folder / "vae" / "config.json", _class_name=of)
+    assert f"the autoencoder is {of}; AutoencoderKL and AutoencoderTiny are supported" in refusal(folder)
+    with pytest.raises(DapError, match=f"vae holds '{of}'; AutoencoderKL and AutoencoderTiny are supported"):
+        open_autoencoder(str(folder), dtype="float32", offline=True)
+
+
+def test_latents_that_overflow_in_float16_are_drawn_in_float32():
+    pipe = tiny.stable_diffusion()
+    pipe.vae.encoder.conv_in.weight.data.mul_(6e4 / pipe.vae.encoder.conv_in.weight.abs().max())
+    made = from_pipeline(pipe.to(torch.float16), name="narrow")
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not torch.isfinite(pipe.vae.encode((images * 2 - 1).half()).latent_dist.mean).all()
+    assert torch.isfinite(drawn_latents(made, images, torch.Generator().manual_seed(0))).all()
 
 
 def test_an_overflow_in_float16_is_decoded_in_float32(caplog):

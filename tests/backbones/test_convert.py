@@ -558,7 +558,7 @@ def test_mistakes(tmp_path, pipeline_folder):
     (tmp_path / "wrong.json").write_text('{"a": 1}')
     for source, options, says in (
         (sd, {"classes": tmp_path / "names.json"}, "takes prompts made from the data's class names"),
-        (pipeline_folder, {"classes": tmp_path / "wrong.json"}, "should be a JSON list of class names"),
+        (pipeline_folder, {"classes": tmp_path / "wrong.json"}, "must hold a list of class names"),
         (pipeline_folder, {"classes": tmp_path / "none.json"}, "There is no file .*none.json"),
         (pipeline_folder, {"revision": "main"}, "--revision is for hub ids"),
         (pipeline_folder, {"vae": "owner/vae"}, "--vae and --heads are for a checkpoint file"),

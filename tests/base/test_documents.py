@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from dap.base import documents, files
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside
+from dap.base.mistakes import explain, told
 
 
 class Told(FromFile, frozen=True):
@@ -127,3 +128,48 @@ def test_a_message_is_one_line_that_every_terminal_can_show() -> None:
     said = str(DapError("no images in a\n\x1b[2J of \udce9t\udce9 " + "x" * 9000 + "; add some."))
     assert said.startswith("no images in a\\n\\x1b[2J of \\xe9t\\xe9 xxx") and said.endswith("; add some.")
     assert said.isprintable() and len(said) <= 3600 and said.encode()
+
+
+def reads(tmp_path: Path) -> list[Callable[[str], object]]:
+    """Whoever checks values of a person: each reads a YAML text of one mapping."""
+    from dap import shipped
+    from dap.evaluation.training.protocol import load_protocol
+    from dap.evaluation.training.transforms import parse
+    from dap.recipe import Recipe
+
+    def written(text: str) -> Path:
+        file = tmp_path / "mine.yaml"
+        file.write_text(text)
+        return file
+
+    return [
+        lambda text: Recipe.load(written(text)),
+        lambda text: Recipe.load(written(f"data: {{{text}}}")),
+        lambda text: shipped.expected(written(f"expected: {{{text}}}")),
+        lambda text: load_protocol(written(f"extends: small-hard\nname: mine\n{text}")),
+        lambda text: parse([{"op": "flip", text.partition(":")[0]: 3}]),
+    ]
+
+
+def test_a_mistake_is_told_in_the_same_words_wherever_it_stands(tmp_path: Path) -> None:
+    for read in reads(tmp_path):
+        with pytest.raises(DapError, match=r"(?i)unknown key '(\w+\.)?qqq'\. Known: "):
+            read("qqq: 3")
+
+
+def test_an_unknown_key_is_told_however_deep_it_lies() -> None:
+    class Inner(FromFile, frozen=True):
+        size: int = 1
+
+    class Outer(FromFile, frozen=True):
+        parts: dict[str, list[Inner]] = {}
+
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate({"parts": {"a": [{"sise": 2}]}, "b": 1})
+    assert explain(caught.value, Outer, "parts: {a: [\n{sise: 2}]}\nb: 1\n") == (
+        "Line 2: unknown key 'parts.a.0.sise'. Did you mean 'size'? Known: size. Line 3: unknown key 'b'. Known: parts."
+    )
+    assert (
+        told(caught.value, "f")
+        == "f: parts.a.0.sise: there is no such key (given: 2); b: there is no such key (given: 1)."
+    )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
 
 import pytest
 
 from dap import backbones
 from dap.cli.main import main
+from dap.recipe import Recipe
+from dap.verbs.distill import distill
+from dap.verbs.options import Machine
 from messages import apart_from_data
 
 FAST = ["--set", "epochs=1", "--set", "width=4", "--set", "size=16", "--sets", "1", "--ipc", "2"]
@@ -67,3 +73,61 @@ def test_a_wrong_flag_is_one_line(capsys):
             main(["compare", "--out", "x", *wrong])
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and "--help" in err
+
+
+@pytest.fixture
+def place(colours, tmp_path, monkeypatch):
+    """A folder with data, a set drawn from them, and a pipe and a file that are no data."""
+    shutil.copytree(colours, tmp_path / "data")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.parse({"method": "random", "ipc": 2, "data": {"path": "data", "size": 8}})
+    distill(recipe, "set", machine=Machine(device="cpu"))
+    return tmp_path
+
+
+DRAW = "distill --method random --ipc 2 --size 8 "
+
+
+@pytest.mark.parametrize(
+    ("line", "says", "status"),
+    [
+        (DRAW + "--out o --data ~nosuchuser/x", "data path ~nosuchuser/x does not exist", 1),
+        (DRAW + "--out o --data data --split train=~nosuchuser/x", "data path data/~nosuchuser/x does not exist", 1),
+        ("convert ~nosuchuser/x --out o", "There is no backbone at '~nosuchuser/x'", 1),
+        (DRAW + "--out o --data file", "^dap: error: file is a file, not a folder; give the folder that holds", 1),
+        (DRAW + "--out o --data pipe", "^dap: error: pipe is a pipe, a socket or a device, not a folder", 1),
+        (DRAW + "--out o --data ''", "an empty word stands after --data; is a variable of the shell unset", 2),
+        (DRAW + "--data data --out=", "an empty word stands after --out=", 2),
+        ("verify ''", "an empty word stands after verify", 2),
+        (DRAW + "--out o --data data --split train=train,train=test", "a split is said twice", 1),
+        (DRAW + "--out o --data data --option =3", "--option takes NAME=VALUE", 1),
+        (DRAW + "--data data --out data/train/new", "data/train/new lies in .* read as one of its classes", 1),
+        ("import data/train --out data/train/new", "data/train/new lies in data/train, where it would be read", 1),
+        (
+            "export set --out set/images/new",
+            "set/images/new lies in set/images, where it would be taken for a class",
+            1,
+        ),
+        ("import data/train --out o --pick random --ipc 1 --seed " + "9" * 23, "does not fit 64 bits", 1),
+        ("report set nowhere --out o", "No distilled set in nowhere ", 1),
+    ],
+)
+def test_an_odd_command_line_is_a_sentence_and_writes_nothing(line, says, status, place, capsys):
+    before = sorted(place.rglob("*"))
+    try:
+        found = main(shlex.split(line))
+    except SystemExit as error:
+        found = error.code
+    told = apart_from_data(capsys.readouterr().err)
+    assert found == status and len(told) == 1 and re.search(says, told[0]), told
+    assert sorted(place.rglob("*")) == before
+
+
+def test_half_of_a_character_in_a_text_is_written_as_an_escape(place, capsys):
+    assert main(["report", "set", "--out", "page", "--title", "caf\udce9"]) == 0
+    assert "caf\\xe9" in (place / "page" / "report.html").read_text(encoding="utf-8")
+    assert main(["import", "data/train", "--out", "mine", "--licence", "caf\udce9"]) == 0
+    assert "caf\\xe9" in (place / "mine" / "README.md").read_text(encoding="utf-8")
+    assert main([*shlex.split(DRAW), "--data", "data", "--out", "data/new"]) == 0, "beside the splits it harms nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.captions import read_captions
+from dap.data.real.held import Part
 from dap.data.real.sources import open_source
 from dap.verbs.caption import caption, write_captions
 
@@ -46,6 +48,22 @@ def test_a_path_is_found_by_its_end_and_another_split_s_is_none(source, write):
         "green/2.png": "as a folder's metadata",
         "blue/11.png": "blue",
     }
+
+
+@pytest.mark.parametrize("folder", ["dev", "Testing", "valid", "seg_test", "eval", "val", "images_test"])
+def test_every_word_for_a_test_split_is_one_in_a_path_too(source, write, folder):
+    lines = [line(f"train/{name}/0.png", "mine") for name in source.class_names]
+    file = write(*lines, *(line(f"{folder}/{name}/0.png", "of a test image") for name in source.class_names))
+    assert set(read_captions(file, source).values()) == {"mine"}
+
+
+def test_the_folder_of_the_source_is_no_other_split_whatever_it_is_called(colours, tmp_path, write):
+    whole = open_source(colours, "train", size=8)
+    shutil.copytree(whole.place[1], tmp_path / "dev")
+    source = open_source(tmp_path, "train", size=8, chosen={"train": "dev"})
+    file = write(*(line(f"{tmp_path}/dev/{key}", "mine") for label in range(3) for key in source.keys(label, [0])))
+    assert len(read_captions(file, source)) == 3
+    assert len(read_captions(file, Part(source, "train", 0.1))) >= 2
 
 
 def test_a_bare_name_is_found_where_one_image_has_it(imagenet, write):

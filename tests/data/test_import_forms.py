@@ -59,7 +59,7 @@ def test_class_folders_at_any_depth(tmp_path: Path) -> None:
     assert import_set(all_nested, tmp_path / "p").class_names == ("cat", "dog")
 
 
-@pytest.mark.parametrize("layer", [["photos"], ["train", "test"], ["Training", "Testing"]])
+@pytest.mark.parametrize("layer", [["photos"], ["train", "test"], ["Training", "Testing"], ["seg_train", "seg_test"]])
 def test_a_layer_above_the_classes_is_no_class(layer: list[str], tmp_path: Path) -> None:
     d = tmp_path / "d"
     for folder in layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from dap.base.errors import DapError
 from dap.data.real.base import Source
 from dap.data.real.sources import open_source
+from dap.data.sets.distilled import DistilledSet
 
 CATS, DOGS = (200, 30, 30), (30, 30, 200)
 
@@ -315,6 +317,45 @@ def test_case_c4_paths_are_read_beside_the_file(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", {"image": ["/etc/x.png", "../y.png"], "label": [0, 1]})
     with pytest.raises(DapError, match="holds paths such as '/etc/x.png', and no such file lies beside it"):
         opened(tmp_path)
+
+
+def test_a_file_beside_a_parquet_file_counts_as_one_in_a_class_folder_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be opened is broken and within the limit, and one of 65 MiB is read."""
+    put(tmp_path / "images", 4)
+    paths = [f"images/im00{i}.png" for i in range(4)]
+    os.truncate(tmp_path / paths[3], 65 * 2**20)  # Pillow reads no further than the image
+    write_parquet(tmp_path / "train.parquet", {"image": [*paths, "x" * 5000], "label": [0, 0, 1, 1, 1]})
+    forbidden, read = tmp_path / paths[1], Path.read_bytes
+
+    def refusing(path: Path) -> bytes:
+        if path == forbidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    source = opened(tmp_path, max_bad_fraction=0.5)
+    assert len(source.tensors()[0]) == 3 and len(source.sizes()) == 3
+    assert source.bad[0] == ("train.parquet#1", "its file 'images/im001.png' cannot be read: permission denied")
+    assert source.bad[1][1].endswith("is not beside train.parquet")
+    with pytest.raises(
+        DapError, match=r"2 broken images .* train.parquet#1 \(its file 'images/im001.png' cannot be read"
+    ):
+        opened(tmp_path).tensors()
+
+
+@pytest.mark.parametrize(
+    "name", ["a.zip", "a.tar", "a.tar.gz", "a.bz2", "a.npz", "a.pt", "a.lmdb", "a.mat", "a.heic", "a.dcm", "a.mp4"]
+)
+def test_one_list_of_files_that_hold_images_and_are_not_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / name).touch()
+    (tmp_path / name).touch()
+    with pytest.raises(DapError, match=f"holds no images, but files such as {name}, an? .*; unpack or convert them"):
+        opened(tmp_path)
+    with pytest.raises(DapError, match="which is not read; |not class folders"):
+        DistilledSet.from_folder(tmp_path)
 
 
 def test_case_c5_arrays_are_said(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import export
 from dap.data.sets.folders import folders_of
 from dap.data.sets.imports import import_set
+from dap.evaluation.report import records as report
 
 RECIPE = {"method": "x", "ipc": 2}
 NAMES = ("cat", "dog")
@@ -122,6 +123,42 @@ def test_a_damaged_cost_is_a_sentence_with_what_to_do(tmp_path):
 
 
 # Folders
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("recipe.json", {"method": "x", "ipc": 2, "backbone": "a word"}),
+        ("recipe.json", {"method": "x", "ipc": 2, "seed": "a word"}),
+        ("recipe.json", {"method": "x", "ipc": 2, "note": 1e300}),
+        ("recipe.json", {"method": "", "ipc": 2}),
+        ("import.json", {"ipc": 2}),
+        ("import.json", {"classes": ["cat"], "ipc": 2, "notes": "a word"}),
+        ("import.json", {"classes": ["cat"], "ipc": 2, "recipe": {"ipc": 0}}),
+    ],
+)
+def test_whoever_asks_for_a_file_of_a_set_reads_it_alike(name, value, tmp_path):
+    """Opening, verifying, importing and a report: what one of them refuses, none takes."""
+    made = distilled(tmp_path / "s")
+    report.load_set(tmp_path / "s")
+    if name == "import.json":
+        (tmp_path / "s" / "recipe.json").unlink()
+    (tmp_path / "s" / name).write_text(json.dumps(value))
+    assert any(name in problem for problem in made.verify())
+    asks = [lambda: report.load_set(tmp_path / "s"), lambda: made.noted(name)]
+    if name == "recipe.json":
+        asks += [lambda: DistilledSet.open(tmp_path / "s"), lambda: import_set(tmp_path / "s", tmp_path / "out")]
+    for ask in asks:
+        with pytest.raises(DapError, match=name):
+            ask()
+
+
+def test_no_file_of_a_set_is_read_through_a_link_out_of_it(tmp_path):
+    distilled(tmp_path / "s")
+    (tmp_path / "secret.json").write_text('{"seconds": 3.0}')
+    (tmp_path / "s" / "cost.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(DapError, match="cost.json leads out of"):
+        report.load_set(tmp_path / "s")
 
 
 def alike(folder: str) -> str:

@@ -861,6 +861,9 @@ def test_idx_problems_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"a": 1}', "must hold a list of class names"),
         ("[1, 2]", "must hold a list of class names"),
         ("[", "classes.json, line 1: this is not JSON"),
+        ('["zero", "\\u0000"]', "half of a character"),
+        ('["zero", "a' + " " * 70_000_000 + '"]', "classes.json is larger than 67,108,864 bytes"),
+        ("[" * 9000, "classes.json.* nested"),
         ('["zero"]', "labels from 0 to 1, but classes only for 0 to 0"),
         ('["zero", "one", "two"]', "no images in two of"),
     ]:

@@ -221,7 +221,7 @@ DAMAGES = {
     no_label: "line 2: there is no label 7",
     another_label: "line 2: class 1 is called 'cat' here",
     same_path_twice: "line 2: the path is 'images/cat/00000.png'",
-    no_object: "line 5: path: field required",
+    no_object: "line 5: the key 'path' is missing",
     recipe_is_a_link_out: "leads out of",
     inputs_are_no_text: "is not UTF-8",
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
 import dap
+from dap.data.real import sources
 from dap.data.real.sources import open_source
 from dap.methods.selection.random import Random
 from dap.verbs.options import Judging, Machine
@@ -71,6 +73,26 @@ def test_a_mistake_is_told_in_a_sentence(made, change, says):
     sets, options = change(images, labels)
     with pytest.raises(dap.DapError, match=says):
         dap.evaluate(sets, data=(images, labels), **options, judging=FAST)
+
+
+def test_case_a9_a_set_is_not_judged_on_the_images_that_it_was_drawn_from(colours, tmp_path, monkeypatch):
+    """Whoever names the same folder once more is told so; other images may be one folder, and each split is looked for once."""
+    for name in ("mine", "theirs"):
+        shutil.copytree(colours / "test", tmp_path / name / "test")
+    recipe = dap.Recipe.parse(
+        {"method": "random", "ipc": 2, "data": {"path": str(tmp_path / "mine" / "test"), "size": 8}}
+    )
+    made = dap.distill(recipe, tmp_path / "set", machine=CPU)
+    monkeypatch.chdir(tmp_path)
+    for data in (None, str(tmp_path / "mine" / "test"), "mine/test"):
+        with pytest.raises(dap.DapError, match="would be its training images.* --split train=.,test=."):
+            dap.evaluate(made, data=data, judging=FAST, machine=CPU)
+    asked = []
+    found, locate = sources.locate, lambda *given: asked.append(given[1]) or found(*given)
+    monkeypatch.setattr(sources, "locate", locate)
+    assert dap.evaluate(made, data="theirs/test", judging=FAST, machine=CPU).trials
+    assert sorted(asked) == ["test", "train"]
+    assert dap.evaluate(made, data="mine/test", split="train=.,test=.", judging=FAST, machine=CPU).trials
 
 
 def test_data_that_are_objects_have_no_validation_part(made, colours):

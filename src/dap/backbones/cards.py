@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from dap.backbones.base import Card
 from dap.backbones.hub import index_of, labels_of
-from dap.base.documents import fitted, read_json, read_yaml
+from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Text
 from dap.base.registry import suggest
@@ -147,18 +147,6 @@ def read_card(file: Path) -> dict[str, Any]:
             raise DapError(f"Unknown field {key!r} in {file}. {suggest(str(key), CardFile.model_fields)}")
     fitted(said, CardFile, file)
     return {key: value for key, value in said.items() if value is not None}
-
-
-def read_names(file: Path) -> list[str]:
-    """The class names in a file, in label order.
-
-    Raises:
-        DapError: the file cannot be read, or it is no JSON list of names.
-    """
-    names = read_json(file, TypeAdapter(Any))
-    if not isinstance(names, list):
-        raise DapError(f"{file} should be a JSON list of class names in label order.")
-    return fitted(names, TypeAdapter(Annotated[list[Name], Field(min_length=1, max_length=10**6)]), file)
 
 
 def image_size(latent_side: int, vae: Any) -> int:

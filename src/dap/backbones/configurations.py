@@ -279,6 +279,15 @@ WAYS_OUT: Mapping[str, str] = {
 
 SWITCHED_OFF: tuple[Any, ...] = (None, False, 0, "", [], {}, "default")
 
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+"""The classes of autoencoders that are followed."""
+
+
+def is_autoencoder(of: str) -> bool:
+    """Whether this is the name of an autoencoder's class in diffusers, one that is followed or another."""
+    return of.startswith("Autoencoder") or of in ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
+
+
 OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
 """Classes that diffusers reads as another."""
 

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
-from dap.backbones.cards import read_names
 from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
-from dap.base.documents import read_json
+from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
-from dap.base.files import dump, locked
+from dap.base.files import dump, expanded, locked
 from dap.base.registry import suggest
 
 log = logging.getLogger(__name__)
@@ -76,12 +75,12 @@ def convert(
     """
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
-    path, out = Path(source).expanduser(), Path(out).expanduser().resolve()
+    path, out = expanded(source), expanded(out).resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file()):
         raise DapError(f"{out} is not empty and not from an earlier dap convert; give --out a new folder.")
     if path.resolve() == out:
         raise DapError(f"{source} is also the --out; give --out another folder.")
-    given = read_names(Path(classes).expanduser()) if classes else None
+    given = read_names(expanded(classes)) if classes else None
     record = {"source": path.name if path.exists() else str(source), "revision": revision, "dtype": dtype}
     kept: dict[str, bytes] = {}
     if path.exists() and revision is not None:
@@ -96,7 +95,7 @@ def convert(
         pipe, folder = open_pipeline(source_of(str(source)), revision=revision, dtype=dtype, offline=offline)
         backbone = tried(from_pipeline(pipe, path=str(folder), name=str(source), class_names=given))
         card, names = backbone.card, backbone.class_names
-        kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+        kept = {name: read_bytes(folder / name) for name in KEPT if (folder / name).is_file()}
         record["commit"] = folder.name if folder.parent.name == "snapshots" else None
     fields = {key: value for key, value in asdict(card).items() if value is not None}
     if path.exists():  # a local folder has its name from its place, also the new one

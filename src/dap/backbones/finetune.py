@@ -147,20 +147,8 @@ def _scaled(module: Any, given: Any, output: Tensor) -> Tensor:
 def drawn_latents(
     backbone: ModuleBackbone, images: Float[Tensor, "n 3 *size"], generator: torch.Generator
 ) -> Float[Tensor, "n c *spatial"]:
-    """Latents drawn from the autoencoder's distribution of each image. `Backbone.encode` gives the means of these.
-
-    Args:
-        backbone: the backbone; one without an autoencoder gives `encode`.
-        images: images in [0, 1].
-        generator: draws on the CPU.
-    """
-    if backbone.vae is None:
-        return backbone.encode(images)
-    vae, scale = backbone.vae, backbone.vae.config.scaling_factor
-    found = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist
-    mean, std = found.mean.float(), found.std.float()
-    noise = torch.randn(mean.shape, generator=generator).to(mean)
-    return (mean + std * noise - backbone._shift) * scale
+    """Latents drawn from the autoencoder's distribution of each image, see `ModuleBackbone.drawn`."""
+    return backbone.drawn(images, generator)
 
 
 def light(backbone: ModuleBackbone) -> list[str]:

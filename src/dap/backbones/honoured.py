@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dap.backbones.configurations import (
+    AUTOENCODERS,
     BETAS,
     BOTH,
     FLOW,
@@ -26,9 +27,11 @@ from dap.backbones.configurations import (
     WAYS_OUT,
     Off,
     Table,
+    is_autoencoder,
 )
 from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
+from dap.base.mistakes import reason
 from dap.base.parsing import brief, parse_json, shown
 
 PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "mmdit"}
@@ -62,9 +65,9 @@ def check_fields(values: Mapping[str, Any], of: str, kind: str, where: Path | st
     of = OLD_NAMES.get(of, of)
     if of.endswith("Scheduler"):
         table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
-    elif of.startswith("Autoencoder") or of in NETWORKS:
+    elif is_autoencoder(of) or of in NETWORKS:
         if of not in NETWORKS:
-            raise DapError(f"{shown(where)}: the autoencoder is {of}; AutoencoderKL and AutoencoderTiny are supported.")
+            raise DapError(f"{shown(where)}: the autoencoder is {of}; {' and '.join(AUTOENCODERS)} are supported.")
         table, indifferent = NETWORKS[of], frozenset[str]()
     else:
         return
@@ -153,6 +156,17 @@ def _most(value: Any) -> int:
     return max(1, value) if isinstance(value, int) else 1
 
 
+def parts_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The parts that a `model_index.json` names: the folder of each -> its library and class. Parts that the pipeline goes
+    without, [null, null], are left out. A part that is no pair has no library and no class, ("", "")."""
+    lists = {part: said for part, said in index.items() if isinstance(said, list) and not part.startswith("_")}
+    return {
+        part: (str(said[0]), str(said[1])) if len(said) == 2 else ("", "")
+        for part, said in lists.items()
+        if said != [None, None]
+    }
+
+
 def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
     """Check all configuration files of a pipeline's folder, before diffusers reads them.
 
@@ -164,17 +178,14 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
         DapError: a file is no JSON object, or `check_fields` refuses a field.
     """
     kind = PIPELINES.get(str(index.get("_class_name")), "")
-    for part, said in index.items():
-        if not isinstance(said, list) or part.startswith("_"):
-            continue
-        library, of = (*said, None, None)[:2]
+    for part, (library, of) in parts_of(index).items():
         for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
-            if of is not None and (file := folder / part / name).is_file():
+            if (file := folder / part / name).is_file():
                 # diffusers itself writes this number, which JSON does not have, for a field that is indifferent here.
                 text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", read_text(file))
                 values = fitted(parse_json(text, file), dict[str, Any], file, text)
                 if kind and library == "diffusers":
-                    check_fields(values, str(of), kind, file)
+                    check_fields(values, of, kind, file)
                 elif library == "transformers":
                     _check_text(values, file)
 
@@ -203,9 +214,6 @@ def _check_text(values: Mapping[str, Any], where: Path) -> None:
             raise DapError(f"{shown(where)}: {name} is {_short(value)}; it should be a whole number, such as 77.")
 
 
-_SAID = {"literal_error": "it should be {expected}", "none_required": "it should be null"}
-
-
 def _problem(wanted: Any, value: Any) -> str | None:
     """What is wrong with the value of a field, or None."""
     if wanted is Any:
@@ -216,7 +224,13 @@ def _problem(wanted: Any, value: Any) -> str | None:
         if wanted is Off:
             return "it should be switched off, null or false"
         found = error.errors(include_url=False)[0]
-        return _SAID.get(found["type"], found["msg"][:1].lower() + found["msg"][1:]).format(**found.get("ctx", {}))
+        if found["type"] == "none_required":
+            return "it should be null"
+        return (
+            f"it should be {found.get('ctx', {}).get('expected')}"
+            if found["type"] == "literal_error"
+            else reason(found)
+        )
     return None
 
 

@@ -12,10 +12,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import StringConstraints
 
-from dap.backbones.honoured import PIPELINES, check_fields, check_folder
+from dap.backbones.configurations import AUTOENCODERS
+from dap.backbones.honoured import PIPELINES, check_fields, check_folder, parts_of
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
+from dap.base.files import expanded
+from dap.base.parsing import brief, shown
 from dap.base.registry import suggest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,30 +80,35 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
 
 
 def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
-    """Open an `AutoencoderKL` from its own folder or hub id, or from the folder or hub id of a pipeline.
+    """Open an autoencoder from its own folder or hub id, or from the folder or hub id of a pipeline. It is of the class that
+    its config.json names.
 
     Raises:
-        DapError: there is nothing at the source, or the source holds no autoencoder.
+        DapError: there is nothing at the source, the source holds no autoencoder, or one whose configuration is not followed.
     """
-    from diffusers import AutoencoderKL
+    import diffusers
     from huggingface_hub import is_offline_mode, snapshot_download
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise DapError(f"There is no autoencoder at {source!r}: no such folder. Give a folder or a hub id owner/name.")
     with explained("autoencoder", source):
         for suffix in ("safetensors", "bin"):
             files = ["config.json", f"diffusion_pytorch_model.{suffix}"]
-            if not Path(source).expanduser().is_dir():
+            if not expanded(source).is_dir():
                 wanted = [*files, *(f"vae/{file}" for file in files)]
                 local = offline or is_offline_mode()
                 folder = Path(snapshot_download(source, allow_patterns=wanted, local_files_only=local))
             inside = folder / "vae" if (folder / "vae").is_dir() else folder
             if (inside / files[1]).is_file():
                 safe = suffix == "safetensors"
-                if (config := inside / files[0]).is_file():
-                    check_fields(read_json(config, dict[str, Any]), "AutoencoderKL", "dit", config)
-                made = AutoencoderKL.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
+                said = read_json(inside / "config.json", dict[str, Any])
+                of = str(said.get("_class_name", AUTOENCODERS[0]))
+                if of not in AUTOENCODERS:
+                    raise DapError(f"{shown(inside)} holds {brief(of)}; {' and '.join(AUTOENCODERS)} are supported.")
+                check_fields(said, of, "dit", inside / "config.json")
+                build: Any = getattr(diffusers, of)
+                made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
                 _check_whole(made, "autoencoder", inside)
                 return made
         raise DapError(
@@ -146,13 +154,13 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     """
     if str(index.get("_class_name")) not in PIPELINES:
         return
-    for part, said in index.items():
-        if not isinstance(said, list) or said[:2] == [None, None] or part in (*UNUSED, "image_encoder"):
+    for part, (_, of) in parts_of(index).items():
+        if part in (*UNUSED, "image_encoder"):
             continue
         if not (folder / part).is_dir() or not any((folder / part).iterdir()):
             raise DapError(f"{folder} has no {part}/, which its model_index.json names; copy that folder there.")
         files = {file.name for file in (folder / part).iterdir()}
-        if "CLIPTokenizer" in str(said) and "tokenizer.json" not in files:
+        if "CLIPTokenizer" in of and "tokenizer.json" not in files:
             for name in ("vocab.json", "merges.txt"):
                 if name not in files:
                     raise DapError(
@@ -172,7 +180,7 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
     from transformers.utils import logging as text_logging
 
     logging.disable_progress_bar()
-    if shown := text_logging.is_progress_bar_enabled():
+    if bars := text_logging.is_progress_bar_enabled():
         text_logging.disable_progress_bar()
     try:
         yield
@@ -193,7 +201,7 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
         raise DapError(f"The {what} {source!r}{at} could not be loaded: {reason}") from error
     finally:
         logging.enable_progress_bar()
-        if shown:  # if the environment turned it off, turning it on would only warn
+        if bars:  # if the environment turned it off, turning it on would only warn
             text_logging.enable_progress_bar()
 
 
@@ -209,14 +217,11 @@ def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
     why = "and dap runs no code of a backbone's folder. Take a folder whose parts are of diffusers and transformers."
     if not isinstance(index.get("_class_name"), str):
         raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
-    for part, value in index.items():
-        if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
-            continue
-        library, name = map(str, value) if len(value) == 2 else ("", "")
+    for part, (library, name) in parts_of(index).items():
         known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
         looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
         if not known or looking or not name.isidentifier():
-            raise DapError(f"{said} {part}, {value!r}, {why}")
+            raise DapError(f"{said} {part}, {brief(index[part])}, {why}")
 
 
 def _fetch(source: str, revision: str | None, offline: bool) -> Path:
@@ -235,7 +240,7 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
 
 def _weights(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [folder / name for name, value in index.items() if isinstance(value, list) and name not in UNUSED]
+    parts = [folder / name for name in parts_of(index) if name not in UNUSED]
     found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 

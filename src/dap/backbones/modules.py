@@ -205,6 +205,22 @@ class ModuleBackbone(Backbone):
         return (means - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
+    def drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents drawn from the autoencoder's distribution of each image, of which `encode` gives the means. A model in pixel
+        space and diffusers' small autoencoder have no distribution: they give what `encode` gives.
+
+        Args:
+            images: images (n, 3, h, w) in [0, 1].
+            generator: draws on the CPU.
+        """
+        if self.vae is None:
+            return self.encode(images)
+        x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
+        mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        return (mean + std * noise - self._shift) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         return self.decode_with_graph(latents).clamp(0, 1)
 
@@ -260,10 +276,22 @@ class ModuleBackbone(Backbone):
         }
 
 
-def _encoded(vae: Any, images: Tensor) -> Tensor:
+def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of images, float32, before shift and scaling; whatever class the autoencoder
+    is of.
+
+    Args:
+        vae: an autoencoder of diffusers.
+        images: images in [-1, 1], in the number format of the autoencoder.
+    """
     found = vae.encode(images)
-    # diffusers' small autoencoder gives latents and not their distribution.
-    return (found.latents if hasattr(found, "latents") else found.latent_dist.mean).float()
+    if hasattr(found, "latents"):  # diffusers' small autoencoder gives latents and not their distribution
+        return found.latents.float(), torch.zeros_like(found.latents, dtype=torch.float32)
+    return found.latent_dist.mean.float(), found.latent_dist.std.float()
+
+
+def _encoded(vae: Any, images: Tensor) -> Tensor:
+    return posterior(vae, images)[0]
 
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from dap.backbones.honoured import PIPELINES, check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError, first_line
+from dap.base.files import expanded
 from dap.base.registry import Lazy, build, resolve
 
 FLAT = 1e-6
@@ -58,7 +59,7 @@ def load(
         DapError: there is nothing at the path, or no pipeline, or a pipeline of a kind that has no backbone. Or prompts
             were given for a backbone that takes labels.
     """
-    if ":" in path and not Path(path).expanduser().is_dir():
+    if ":" in path and not expanded(path).is_dir():
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
         return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
     where = device_of(device)
@@ -197,7 +198,7 @@ def source_of(path: str) -> str:
     embedded = {"starter": PIPELINE, "starter-unet": UNET_PIPELINE}
     if path in embedded:
         return str(embedded[path])
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise DapError(f"{folder} has no model_index.json, so it is not a diffusers pipeline folder.")

@@ -12,13 +12,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from dap.base.errors import DapError
-from dap.base.parsing import Damaged, brief, decode, line_of, parse_json, parse_yaml, shown
+from dap.base.mistakes import told
+from dap.base.parsing import Damaged, decode, parse_json, parse_yaml, shown
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -102,6 +103,22 @@ def read_yaml(path: Path, model: type[T] | TypeAdapter[T], *, largest: int = LAR
     return fitted(parse_yaml(text, path), model, path, text)
 
 
+def read_names(path: Path) -> list[str]:
+    """The class names in a JSON file that is a list of them in label order: 1 to 10**6 names.
+
+    Raises:
+        DapError: the file cannot be read, is not JSON, or is no such list.
+    """
+    from pydantic import Field, TypeAdapter
+
+    from dap.base.fields import Name
+
+    names = read_json(path, TypeAdapter(Any))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DapError(f'{shown(path)} must hold a list of class names in label order, such as ["cat", "dog"].')
+    return fitted(names, TypeAdapter(Annotated[list[Name], Field(min_length=1, max_length=10**6)]), path)
+
+
 @dataclass(frozen=True)
 class Line(Generic[T]):
     """One line of a file of JSON lines.
@@ -176,18 +193,3 @@ def _adapter(model: Any) -> Any:
     from pydantic import TypeAdapter
 
     return model if isinstance(model, TypeAdapter) else TypeAdapter(model)
-
-
-def told(error: ValidationError, where: Path | str, text: str | None = None) -> str:
-    """What pydantic found wrong with a document, in sentences: file, line, place, what is wrong, and what was given."""
-    problems = error.errors(include_url=False)
-    said = []
-    for problem in problems[:5]:
-        place = "".join(c if c.isprintable() else " " for c in ".".join(map(str, problem["loc"])))
-        line = None if text is None else line_of(text, problem["loc"])
-        at = f"line {line}: " if line else ""
-        what = problem["msg"].removeprefix("Value error, ")
-        what = "there is no such key" if problem["type"] == "extra_forbidden" else what[:1].lower() + what[1:]
-        said.append(f"{at}{f'{shown(place)}: ' if place else ''}{what} (given: {brief(problem['input'])})")
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return f"{shown(where)}{', ' if said[0].startswith('line ') else ': '}{'; '.join(said)}{more}."

@@ -1,8 +1,10 @@
-"""`DapError`, the one exception that the command line prints as a sentence."""
+"""`DapError`, the one exception that the command line prints as a sentence, and parts of such sentences."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 LONGEST = 3500
 """How many characters a message may have. Of a longer one the middle is left out: the end says what to do."""
@@ -30,3 +32,12 @@ def _escaped(found: re.Match[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the message of an error of a library, or the error's kind where it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists the known names, the closest first."""
+    names = [str(k) for k in known]
+    close = [] if name.isdigit() else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    ordered = close + [n for n in names if n not in close]
+    shown = ", ".join(ordered[:12]) + (f", … ({len(ordered)} in all)" if len(ordered) > 12 else "")
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {shown}."

@@ -141,6 +141,33 @@ def building(out: Path, marker: str, check: Callable[[], None] = lambda: None) -
                 shutil.rmtree(aside, ignore_errors=True)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ~ and ~name as the user's folder. Where there is no such user, ~name is a name like another, as in a shell."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def check_beside(out: Path, source: Path, what: str) -> None:
+    """Check that a new folder does not lie in the folder that is read.
+
+    Args:
+        out: the new folder.
+        source: the folder that is read.
+        what: what would become of the new folder there, for the message.
+
+    Raises:
+        DapError: it lies there.
+    """
+    from dap.base.errors import DapError
+    from dap.base.parsing import shown
+
+    real, given = out.resolve(), source.resolve()
+    if real != given and real.is_relative_to(given):
+        raise DapError(f"{shown(out)} lies in {shown(source)}, where it {what}; give a folder elsewhere with --out.")
+
+
 def inside(folder: Path, relative: str) -> Path:
     """The path of a file of a folder, which must be a regular file that really lies inside the folder.
 

@@ -6,7 +6,6 @@ A name of the last two kinds runs code. `dap.base.permission` decides whether th
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib
@@ -15,13 +14,13 @@ import inspect
 import linecache
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dap.base.errors import DapError
+from dap.base.errors import DapError, suggest
 from dap.base.permission import admit, is_code
 
 
@@ -59,15 +58,6 @@ class Lazy(MutableMapping[str, Any]):
 def _imported(place: str) -> Any:
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists the known names, the closest first."""
-    names = [str(k) for k in known]
-    close = [] if name.isdigit() else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    ordered = close + [n for n in names if n not in close]
-    shown = ", ".join(ordered[:12]) + (f", … ({len(ordered)} in all)" if len(ordered) > 12 else "")
-    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {shown}."
 
 
 def resolve(spec: str, known: Mapping[str, Any], kind: str) -> Any:

@@ -84,7 +84,7 @@ def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
     found = {}
     for item in items:
         name, _, value = item.partition("=")
-        if not value:
+        if not (name and value):
             like = "size=64" if flag == "--set" else "scale=0.1"
             raise DapError(f"{flag} takes {what}=VALUE, such as {like}, not {brief(item)}.")
         try:

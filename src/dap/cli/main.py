@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--debug"] and len(words) > 1:  # the older place of the flag, before the verb
         words[:2] = [words[1], "--debug"]
+    if (empty := _empty(words)) is not None:
+        said = f"an empty word stands {empty}; is a variable of the shell unset?"
+        _refuse(words, said)
     app = build_app()
     if not words or words[0] in ("--help", "-h") or (words[0] in VERBS and {"--help", "-h"} & set(words)):
         app.help_print(words[:1] if words and words[0] in VERBS else [])
@@ -149,17 +152,37 @@ def _fail(output: Output, message: str) -> int:
 
 def _unreadable(words: Sequence[str], error: CycloptsError) -> NoReturn:
     """Write in one line why a command line cannot be read, name the nearest verb or flag, and end with status 2."""
-    verb = f"dap {words[0]}" if words and words[0] in VERBS else "dap"
     if isinstance(error, UnknownCommandError):
         unknown = next((word for word in words if word != "--debug"), "")
         said = f"There is no verb {unknown!r}. {suggest(unknown, [name for name, v in VERBS.items() if v.says])}"
     else:
         error.verbose = False
         said = " ".join(str(error).split())
+    _refuse(words, said)
+
+
+def _refuse(words: Sequence[str], said: str) -> NoReturn:
+    verb = f"dap {words[0]}" if words and words[0] in VERBS else "dap"
     if "--json" in words:
         print(_json({"error": said}))
     sys.stderr.write(f"{verb}: error: {said} {verb} --help lists what can be given.\n")
     raise SystemExit(USAGE)
+
+
+TEXTS = ("--negative-prompt", "--template", "--ask", "--title", "--licence")
+"""Flags whose value may be an empty text. An empty path would mean the current folder."""
+
+
+def _empty(words: Sequence[str]) -> str | None:
+    """Where an empty word stands that means nothing, in words; None where there is none."""
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else "dap"
+        flag, mark, value = word.partition("=")
+        if not word and before not in TEXTS:
+            return f"after {before}"
+        if word.startswith("--") and mark and not value and flag not in TEXTS:
+            return f"after {word}"
+    return None
 
 
 def _write_anything() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from dap import backbones
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
+from dap.base.files import expanded
 from dap.base.registry import build, resolve, suggest
 from dap.guidance.base import Energy, Guidance
 from dap.kernels import KERNELS, Kernel
@@ -55,7 +55,7 @@ def check(
     backbones.device_of(device)
     if name in KERNELS or name in METHODS:
         thing = {**KERNELS, **METHODS}[name]()
-    elif name in STARTERS or Path(name).expanduser().is_dir():
+    elif name in STARTERS or expanded(name).is_dir():
         thing = backbones.load(name, **options)
     elif ":" in name:
         thing = build(resolve(name, {}, "class"), name)

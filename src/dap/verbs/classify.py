@@ -41,7 +41,7 @@ from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
-from dap.verbs.evaluate import data_of
+from dap.verbs.evaluate import data_of, recorded_data
 from dap.verbs.options import Machine, permitted
 from dap.verbs.placing import place
 from dap.verbs.report import opened_sets
@@ -316,7 +316,7 @@ def classify(
     for made, recipe in zip(opened, recipes, strict=True):
         if backbone is None and not recipe.get("backbone"):
             raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
-        if data is None and not recipe.get("data"):
+        if data is None and not recorded_data(made).get("path"):
             raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
         refuse_code({} if backbone else recipe["backbone"], made.path / "recipe.json")
     ready: list[tuple[Backbone, Source]] = []
@@ -329,7 +329,7 @@ def classify(
         if isinstance(data, Source):
             real = data
         else:
-            chosen = data_of(made, str(data or recipe["data"]["path"]), max_bad_fraction, split)
+            chosen = data_of(made, str(data or recorded_data(made)["path"]), max_bad_fraction, split)
             real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
         judge_by.condition(made.class_names)  # an unknown class raises here
         ready.append((judge_by, real))

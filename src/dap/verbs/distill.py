@@ -29,7 +29,7 @@ from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.looking import check_still_there, looked_at, told_doubts
 from dap.verbs.options import Machine, permitted
-from dap.verbs.understood import tell_of
+from dap.verbs.understood import check_out, tell_of
 from dap.workshop import Workshop
 
 
@@ -151,6 +151,7 @@ def _make(
 ) -> DistilledSet:
     workshop.asked(recipe)
     tell_of(workshop, recipe.data)
+    check_out(workshop, recipe.data, out)
     method, task = workshop.task(recipe)
     # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
     # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.

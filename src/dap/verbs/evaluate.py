@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
+from dap.base.files import expanded
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
-from dap.data.real.layouts import locate
-from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.labelling import largest
@@ -84,7 +83,7 @@ def evaluate(
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
-        ready = [loaded_for(data_of(made, path, max_bad_fraction, split)) for made in opened]
+        ready = [loaded_for(data_of(made, path, max_bad_fraction, split), not _others(made, path)) for made in opened]
         for made, loaded in zip(opened, ready, strict=True):
             check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names))
         place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
@@ -135,6 +134,20 @@ def _judge_on(
         judge(made, loaded[names], watcher)
 
 
+def recorded_data(made: DistilledSet) -> dict[str, Any]:
+    """What the recipe of a set says of its real images; {} where it says nothing."""
+    return dict((made.recipe or {}).get("data") or {})
+
+
+def _others(made: DistilledSet, path: str | None) -> bool:
+    """Whether the user names other real images than those that the set was made of. A folder that is no more than a test split
+    then stands for the training images too, which the measures need."""
+    recorded = recorded_data(made).get("path")
+    if path is None or path == recorded:
+        return False
+    return not recorded or expanded(path).resolve() != expanded(str(recorded)).resolve()
+
+
 def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None, split: Any = None) -> Data:
     """The real data to judge a set by: the data at the path, or the data that the set was made of.
 
@@ -150,7 +163,7 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
     Raises:
         DapError: the set does not say what data it was made of, and there is no path.
     """
-    recorded = dict((made.recipe or {}).get("data") or {})
+    recorded = recorded_data(made)
     if not (path or recorded.get("path")):
         raise DapError(f"{made.path} does not say what real images to test on; give --data.")
     values = (
@@ -161,17 +174,5 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
         values |= {"size": side}
     values |= {} if path is None else {"path": path, "classes": list(made.class_names)}
     values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
-    values["split"] = split or values.get("split") or _asked_twice(path)
+    values["split"] = split or values.get("split")
     return Recipe.parse({"data": values}).data
-
-
-def _asked_twice(path: str | None) -> dict[str, str] | None:
-    """The splits of a folder that the user has named as the test data although it is no more than that: it stands for the
-    training images too, which the measures need."""
-    if path is None or path == EMBEDDED:
-        return None
-    try:
-        places = [locate(Path(path).expanduser(), split).place for split in ("train", "test")]
-    except DapError:  # told when the data are opened
-        return None
-    return {"train": ".", "test": "."} if places[0] == places[1] else None

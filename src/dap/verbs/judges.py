@@ -20,8 +20,9 @@ from dap.verbs.options import Judging, Machine
 from dap.verbs.understood import check_apart
 from dap.workshop import Workshop
 
-LoadedFor = Callable[[Data], Loaded]
-"""A function of the real data that a set was made of. It returns what judging such sets needs."""
+LoadedFor = Callable[..., Loaded]
+"""A function of real data, which returns what judging sets by them needs. Its second argument says whether the sets were drawn
+from these data, so that their training images must be others than their test images; default: they were."""
 
 
 def open_protocol(
@@ -78,13 +79,16 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
     def source_of(data: Data, split: Split, side: int) -> Source:
         return workshop.source(Data(**{**data.model_dump(), "size": side}), split, "crop-bilinear")
 
-    def loaded_for(data: Data) -> Loaded:
+    def loaded_for(data: Data, drawn: bool = True) -> Loaded:
         own = data.path == EMBEDDED
         changes = {} if own else suited_size(plan.protocol, given, data.size)
         size = changes.get("size", plan.protocol.size)
         sized = Data(**{**data.model_dump(), "size": size})  # one key for data of a recipe and of a resolved one
+        if drawn:
+            check_apart(
+                workshop, sized
+            )  # lists the data, which are listed once, before anything else is done with them
         if sized not in made:
-            check_apart(workshop, sized)
             if not own:
                 changes |= suited_values(plan.protocol, given, source_of(sized, "train", size))
             suited = plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
     from dap.published import published
 
     check_writable(page_of(out).parent, "Give another folder with --out.")
-    return write_report(sets, out, title=title, published=published).resolve()
+    return write_report(sets, out, title=shown(title), published=published).resolve()
 
 
 def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
@@ -111,8 +113,9 @@ def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
             found.append(one.path)
         else:
             found += _below(one)
-    if not found:
-        raise DapError(f"No distilled set in {', '.join(map(str, given))} (looked for classes.json).")
+    absent = [one for one in given if not isinstance(one, DistilledSet) and not os.path.lexists(one)]
+    if absent or not found:
+        raise DapError(f"No distilled set in {', '.join(map(str, absent or given))} (looked for classes.json).")
     return found
 
 

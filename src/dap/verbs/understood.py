@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dap.base.errors import DapError
+from dap.base.files import check_beside
 from dap.choices import Data
+from dap.data.real.finding.walking import is_hidden
+from dap.data.real.sources import FolderSource
 from dap.workshop import Workshop
 
 
@@ -18,6 +23,20 @@ def tell_of(workshop: Workshop, data: Data) -> None:
             workshop.whole(data, "test")
         except DapError as error:
             workshop.tell(f"test: none ({error})")
+
+
+def check_out(workshop: Workshop, data: Data, out: Path) -> None:
+    """Check that a set does not go among the class folders that it is drawn from, where it would be read as one of them.
+
+    Raises:
+        DapError: it would.
+    """
+    source = workshop.whole(data)
+    if isinstance(source, FolderSource) and source.root is not None:
+        place = out.resolve()
+        inner = place.relative_to(source.root).parts if place.is_relative_to(source.root) else ()
+        if inner and not is_hidden(inner[0]) and (not data.classes or inner[0] in data.classes):
+            check_beside(out, source.root, "would be read as one of its classes")
 
 
 def check_apart(workshop: Workshop, data: Data) -> None:

@@ -200,3 +200,16 @@ def test_a_bomb_among_the_images_is_not_unpacked(tmp_path):
     path = make_set(tmp_path / "a", recipe("dap", 0))
     (path / "images" / "class-0" / "00000.png").write_bytes(bomb(60_000, 10_000_000))
     assert "no readable file" in page_of([path], tmp_path / "out")
+
+
+def test_every_map_is_unpacked_once_for_a_page_and_again_when_it_changes(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "sets")
+    shutil.copytree(tmp_path / "sets" / "dap", tmp_path / "sets" / "dap-1")  # another seed, which is not drawn
+    recipe_file = tmp_path / "sets" / "dap-1" / "recipe.json"
+    recipe_file.write_text(json.dumps({**json.loads(recipe_file.read_text()), "seed": 1}))
+    read, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda file, **how: read.append(file.name) or load(file, **how))
+    report.write_report(sorted((tmp_path / "sets").iterdir()), tmp_path / "out", title="A title")
+    assert sorted(read) == [str(tmp_path / "sets" / name / "map.npz") for name in ("dap-1", "dap")]
+    (tmp_path / "sets" / "dap" / "map.npz").write_bytes(b"PK torn")
+    assert "map.npz cannot be drawn" in shown(tmp_path / "sets", tmp_path / "out")

@@ -137,22 +137,25 @@ def test_overrides_are_checked_and_show_in_the_name(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epoch": 5}, r"The protocol small-hard: unknown field 'epoch'. Did you mean 'epochs'\?"),
-        ({"epochs": 0}, "epochs = 0: Input should be greater than 0"),
-        ({"score": "first"}, "score = 'first': Input should be 'last' or 'best'"),
-        ({"train": [{"op": "dsa", "operations": ["flop"]}]}, r"step 1 \(dsa\): operations.0 = 'flop'"),
+        ({"epoch": 5}, r"The protocol small-hard: unknown key 'epoch'. Did you mean 'epochs'\?"),
+        ({"epochs": 0}, "epochs: input should be greater than 0"),
+        ({"score": "first"}, "score: input should be 'last' or 'best'"),
+        (
+            {"train": [{"op": "dsa", "operations": ["flop"]}]},
+            r"step 1 \(dsa\): operations.0: input should be .* .given: 'flop'",
+        ),
         ({"train": [{"op": "flop"}]}, "unknown op 'flop'. Did you mean 'flip'"),
         ({"test": [{"op": "flip"}]}, "test has the random step 'flip'"),
         ({"test": [{"op": "resize", "side": "half"}]}, "the side 'half' should be a number of pixels, or a fraction"),
-        ({"mix": {"op": "cutmix", "beta": 1}}, "cutmix.*unknown field 'beta'"),
+        ({"mix": {"op": "cutmix", "beta": 1}}, "cutmix.*unknown key 'beta'"),
         ({"labels": "soft"}, "labels.soft.temperature|'labels.soft.temperature' is missing"),
         ({"look_from": "half"}, "look_from 'half' should be"),
         ({"cases": [{"when": {"ipc": "few"}, "set": {}}]}, "the range 'few' should look like"),
-        ({"cases": [{"when": {}, "set": {"epoch": 3}}]}, "cases set the unknown field 'epoch'"),
+        ({"cases": [{"when": {}, "set": {"epoch": 3}}]}, "cases set the unknown key 'epoch'"),
         ({"mean": [0.5]}, "mean has 1 values and std 3"),
         ({"decay_at": ["late"]}, "decay_at 'late' should be an epoch, a fraction"),
         ({"decay_at": [301]}, r"decay_at 301 is epoch 301, outside 0 ... 300"),
-        ({"std": [0.0, 1.0, 1.0]}, "std.0 = 0.0: Input should be greater than 0"),
+        ({"std": [0.0, 1.0, 1.0]}, "std.0: input should be greater than 0"),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):
@@ -305,7 +308,7 @@ def test_what_an_extending_file_says_holds_under_every_case(tmp_path):
         ({"a": "extends: gone.yaml\nname: a"}, r"a.yaml extends .*gone.yaml: No protocol file .*gone.yaml"),
         ({"a": "extends: [x]\nname: a"}, r"extends should name one protocol, such as small-hard"),
         ({"a": "extends: small-hard\nepochs: 3"}, r"give it a name of its own"),
-        ({"a": "extends: small-hard\nname: a\nepoch: 3"}, r"a.yaml, line 3: unknown field 'epoch'.*epochs"),
+        ({"a": "extends: small-hard\nname: a\nepoch: 3"}, r"a.yaml, line 3: unknown key 'epoch'.*epochs"),
         ({"a": "extends: b.yaml\nname: a", "b": "name: [b"}, r"b.yaml, line 1: .* so this is not YAML"),
     ],
 )

@@ -12,6 +12,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -44,10 +45,12 @@ class Source(ABC):
         size, fit: the side of the images in pixels, and how images are made square; see `dap.data.real.decode.square`.
         notes: sentences on how the data were read and what was left out.
         place: a value that two sources share if they hold the images of the same files; None where this is not known.
+        root: the folder that the keys of the images begin in; None where this is not known.
     """
 
     notes: tuple[str, ...] = ()
     place: Hashable = None
+    root: Path | None = None
 
     def __init__(
         self,
@@ -176,7 +179,8 @@ class Source(ABC):
             n = max(min(n, total), least)
         if not 0 <= n <= total:
             raise DapError(
-                f"class {self.class_names[label]!r} of {self.name} has {total} images, not the {n} asked for"
+                f"class {self.class_names[label]!r} of {self.name} has {total} images, not the {n} asked for; ask for "
+                "fewer or add images"
             )
         order = iter(torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist())
         found: list[int] = []

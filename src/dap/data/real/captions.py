@@ -12,7 +12,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstrain
 from dap.base.documents import read_lines, regular
 from dap.base.errors import DapError
 from dap.base.fields import Text
-from dap.data.real.layouts import SPLITS
+from dap.base.files import expanded
+from dap.data.real.finding.splits import ORDER, split_of
 from dap.data.real.sources import Source
 
 
@@ -21,9 +22,9 @@ def read_captions(path: str | Path, source: Source) -> Mapping[str, str]:
 
     Images without a caption are absent. A path in the file may be longer than the key: folders such as `train/`, or an
     absolute path, may stand in front of the key. A bare file name is enough where only one image has that name. A path
-    whose key stands directly below a test split's folder, such as `val/`, names no training image. Where an image has
-    two captions, the later one counts. Empty captions are ignored. Captions of images that the source does not have
-    (other classes, held-out images) are ignored too.
+    whose key stands directly below a test split's folder, such as `val/`, `dev/` or `Testing/`, names no training image,
+    unless this is the folder of the source itself. Where an image has two captions, the later one counts. Empty captions
+    are ignored. Captions of images that the source does not have (other classes, held-out images) are ignored too.
 
     Args:
         path: a file with one JSON object in each line, {"path": key, "caption": text}; or {"file_name": ..., "text":
@@ -57,7 +58,7 @@ def check_captions(path: str | Path) -> Path:
     Raises:
         DapError: there is no such file.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.exists():
         raise DapError(f"There is no file of captions {path}; dap caption writes one.")
     return regular(file)
@@ -68,7 +69,7 @@ def finder(source: Source) -> Callable[[str], str | None]:
 
     `read_captions` says which paths name an image.
     """
-    return _Index([key for mine in _keys(source) for key in mine]).find
+    return _Index([key for mine in _keys(source) for key in mine], "" if source.root is None else source.root.name).find
 
 
 def _keys(source: Source) -> list[list[str]]:
@@ -100,8 +101,8 @@ def lines_of(file: Path) -> Iterator[Captioned]:
 class _Index:
     """Finds the key of an image for a path as people write it."""
 
-    def __init__(self, keys: list[str]) -> None:
-        self._keys = frozenset(keys)
+    def __init__(self, keys: list[str], folder: str) -> None:
+        self._keys, self._folder = frozenset(keys), folder
         names = Counter(key.rpartition("/")[2] for key in keys)
         self._by_name = {name: key for key in keys if names[name := key.rpartition("/")[2]] == 1}
 
@@ -113,7 +114,8 @@ class _Index:
         for start in range(len(parts)):
             key = "/".join(parts[start:])
             if key in self._keys:
-                return None if start and parts[start - 1] in SPLITS["test"] else key
+                above = parts[start - 1] if start else self._folder
+                return None if above != self._folder and split_of(above) in ORDER["test"] else key
         # Two folders may number their files alike. So `0001.png` in an unknown folder may be another image than
         # `0001.png` of the source, and only a path without a folder is looked up by its file name.
         return self._by_name.get(parts[0]) if len(parts) == 1 else None

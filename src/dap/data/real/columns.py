@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dap.base.errors import DapError
-from dap.base.parsing import brief
+from dap.base.parsing import Damaged, brief, decode, parse_json
 from dap.data.real.names import some
 
 if TYPE_CHECKING:
@@ -131,9 +130,12 @@ def features_of(schema: pa.Schema, where: str) -> dict[str, dict[str, Any]]:
     if note is None:
         return {}
     try:
-        features = json.loads(note)["info"]["features"]
+        said = f"the 'huggingface' metadata of {where}"
+        features = parse_json(decode(note, said), said)["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Damaged as error:
+        raise DapError(f"{error} Write the file again.") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise DapError(f"the 'huggingface' metadata of {where} is damaged ({error!r}); write the file again") from error
 
 

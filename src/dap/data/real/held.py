@@ -56,6 +56,7 @@ class Part(Source):
         )
 
         self.notes, self.place = whole.notes, (whole.place, self._what) if whole.place is not None else None
+        self.root = whole.root
 
     def fitted(self, size: int, fit: Fit) -> Self:
         twin = super().fitted(size, fit)

@@ -9,17 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dap.base.errors import DapError
+from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.finding.facts import Layout
 from dap.data.real.finding.reader import Reader
-from dap.data.real.finding.splits import split_of
+from dap.data.real.finding.splits import ORDER, split_of
 from dap.data.real.finding.tables import Table, read_table
 from dap.data.real.finding.walking import check_folder
 
-__all__ = ["SPLITS", "Layout", "locate"]
-
-SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
-"""The splits that can be opened, each with its usual names. `finding.splits.WORDS` has all words."""
+__all__ = ["Layout", "locate"]
 
 
 def locate(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> Layout:
@@ -39,8 +37,8 @@ def locate(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> L
         DapError: there is no such split or folder, a folder cannot be read, the layout is none of `LAYOUTS`, or it can be
             read in two ways.
     """
-    if split not in SPLITS:
-        raise DapError(f"unknown split {split!r}; known are {', '.join(map(repr, SPLITS))}")
+    if split not in ORDER:
+        raise DapError(f"unknown split {split!r}; known are {', '.join(map(repr, ORDER))}")
     check_folder(path)
     if chosen and split in chosen:
         return _chosen(path, split, chosen[split])
@@ -58,7 +56,7 @@ def locate(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> L
 
 def _chosen(path: Path, split: str, value: str) -> Layout:
     """The layout at the place that the user named."""
-    place = (path / Path(value).expanduser()) if value != "." else path
+    place = (path / expanded(value)) if value != "." else path
     if place.is_file():
         if place.suffix.lower() == ".parquet":
             return Layout("parquet", place.parent, (place,))

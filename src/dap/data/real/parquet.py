@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
-from dap.base.documents import read_bytes, regular
+from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import CACHE_BYTES, Source
@@ -26,7 +27,7 @@ from dap.data.real.columns import (
     names_of,
     numbered,
 )
-from dap.data.real.decode import BrokenImage, Fit, decode
+from dap.data.real.decode import BrokenImage, Fit, decode, read_file
 from dap.data.real.finding.walking import is_folder, visible
 from dap.data.real.identity import DECODING, hashes
 from dap.data.real.names import by_class, select
@@ -107,7 +108,7 @@ class ParquetSource(Source):
         return decode(self.encoded(label, index), self.size, self.fit)
 
     def encoded(self, label: int, index: int) -> bytes:
-        """The image file that a row holds or names. Raises `BrokenImage` for a row without one."""
+        """The image file that a row holds or names. Raises `BrokenImage` for a row without one that can be read."""
         value, file = self._value(int(self._rows[label][index]))
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
@@ -118,7 +119,10 @@ class ParquetSource(Source):
         place = beside(file, named)
         if place is None:
             raise BrokenImage(f"its row holds no image bytes, and its file {shown(named)!r} is not beside {file.name}")
-        return read_bytes(place)
+        try:
+            return read_file(place)
+        except BrokenImage as error:
+            raise BrokenImage(f"its file {shown(named)!r} cannot be read: {error.reason}") from error
 
     def _value(self, row: int) -> tuple[Any, Path]:
         """What the image column holds in a row, and the file of the row."""
@@ -259,7 +263,8 @@ def beside(file: Path, name: str) -> Path | None:
         return None
     for folder in (file.parent, file.parent.parent):
         place = folder / name
-        if place.is_file() and place.resolve().is_relative_to(folder.resolve()):
+        # `Path.is_file` raises for a name that is too long and for a folder without permission.
+        if os.path.isfile(place) and place.resolve().is_relative_to(folder.resolve()):
             return place
     return None
 

@@ -15,12 +15,12 @@ from typing import Any, final
 
 import numpy as np
 from PIL import Image
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from dap import imagenet
-from dap.base.documents import read_json
+from dap.base.documents import read_names
 from dap.base.errors import DapError
+from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.decode import Fit, check_fit, decode, fit_square
@@ -79,18 +79,20 @@ def open_source(
         layout = locate(_starter_data(), split)
         facts = {"name": EMBEDDED, "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
         return IdxSource(*layout.files, split=split, border=2, **facts, **options)
-    path = Path(path).expanduser()
+    path = expanded(path)
     layout = locate(path, split, chosen)
     options["name"] = path.resolve().name
     source = _of(layout, split, options)
     source.notes, source.place = (*layout.notes, *source.notes), layout.place
+    source.root = layout.root.resolve()
     return source
 
 
 def _of(layout: Layout, split: str, options: dict[str, Any]) -> Source:
     """The source of a layout."""
     if layout.kind == "idx":
-        names = _listed_names(layout.root / "classes.json")
+        file = layout.root / "classes.json"
+        names = read_names(file) if os.path.lexists(file) else None
         return IdxSource(*layout.files, split=split, class_names=names, **options)
     if layout.kind == "parquet":
         return ParquetSource(layout.files, **options)
@@ -106,7 +108,7 @@ def check_path(path: str | Path) -> None:
         DapError: there is no such folder.
     """
     if str(path) != EMBEDDED:
-        check_folder(Path(path).expanduser())
+        check_folder(expanded(path))
 
 
 class _FileSource(Source):
@@ -276,17 +278,6 @@ def _idx(file: Path) -> np.ndarray:
         raise unreadable(file, error) from error
     except ValueError as error:
         raise DapError(str(error)) from error
-
-
-def _listed_names(file: Path) -> list[str] | None:
-    """The class names in a `classes.json`, which is a list of names in label order. None where there is no such
-    file."""
-    if not os.path.lexists(file):
-        return None
-    names = read_json(file, TypeAdapter(Any))
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DapError(f'{shown(file)} must hold a list of class names in label order, such as ["cat", "dog"].')
-    return names
 
 
 @cache

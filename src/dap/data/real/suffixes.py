@@ -61,5 +61,16 @@ CONTAINERS = (
     ),
     ((".tfrecord", ".rec", ".beton"), "a file of records", "write its images into one folder for each class"),
     ((".pkl", ".pickle", ".mat"), "a file of Python or MATLAB objects", "save its images and labels with torch.save"),
+    ((".pt", ".pth", ".safetensors"), "a file of tensors", "make a set of it with dap import"),
+    ((".tar",), "an archive", "make a set of it with dap import, or unpack it and give the folder"),
+    ((".gz", ".bz2", ".xz", ".zst"), "a compressed file", "unpack it, and give the folder"),
+    ((".heic", ".heif", ".jxl", ".svg"), "an image in a format that is not read", "save it as PNG or JPEG"),
+    ((".dcm", ".nii"), "a medical image", "save its slices as PNG"),
+    ((".mp4", ".avi", ".mov", ".mkv"), "a film", "save its frames as PNG or JPEG"),
 )
-"""Files of images that are not read: their endings, what they are, and the way out."""
+"""Files of images that are not read as they are: their endings, what they are, and the way out for `dap import`."""
+
+
+def container(name: str) -> tuple[str, str] | None:
+    """What a file of this name is and the way out, from `CONTAINERS`; None where its ending is none of them."""
+    return next(((what, way) for ends, what, way in CONTAINERS if name.lower().endswith(ends)), None)

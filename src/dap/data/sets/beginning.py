@@ -9,9 +9,10 @@ from typing import Any
 
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, write_atomically
-from dap.data.sets.contents import INPUTS, RECIPE, Classes, read, read_manifest, there
+from dap.data.sets.contents import INPUTS, RECIPE, Classes, read_manifest
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
+from dap.data.sets.notes import read, there
 
 
 def check_begun(

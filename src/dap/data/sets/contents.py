@@ -13,28 +13,20 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dap.base import documents
-from dap.base.documents import Damaged, regular
+from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
 from dap.base.files import inside, roots
 from dap.base.parsing import shown
-from dap.data.sets.notes import as_read
+from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, Inputs, Ipc, Names, RecipeNote, as_read, there
 
-T = TypeVar("T")
-
-MOST_CLASSES = 100_000
-"""How many classes a set may have."""
-MOST_IMAGES = 10**7
-"""How many images a set may have."""
 LARGEST_IMAGE = 2**28
 """How many bytes the file of one image may have: 256 MiB. An RGB image of as many pixels as Pillow opens has no more."""
-
-RESTORE = "Restore this file from a copy, or make the set again in a new folder."
 
 
 def _one_part(folder: str) -> str:
@@ -43,14 +35,8 @@ def _one_part(folder: str) -> str:
     return folder
 
 
-Fields = dict[str, Any]
-"""An object of any JSON, such as a recipe."""
-Names = Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
-"""Class names in label order."""
 Folders = Annotated[list[Annotated[Inside, AfterValidator(_one_part)]], Field(min_length=1, max_length=MOST_CLASSES)]
 """The folder of each class, in label order."""
-Ipc = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
-"""The number of images per class."""
 
 
 class _Open(FromFile, frozen=True, extra="allow"):
@@ -97,28 +83,6 @@ class ManifestLine(_Open, frozen=True):
     """Why the image is probably no image of anything; see `looks.doubts`."""
 
 
-class _InputsFile(_Open, frozen=True):
-    classes: Names
-
-
-class _RecipeFile(_Open, frozen=True):
-    """The parts of a recipe that are read without the model of a recipe."""
-
-    method: Text | None = None
-    ipc: Ipc | None = None
-    data: Fields | None = None
-    backbone: Fields | None = None
-    sampling: Fields | None = None
-    guidance: Fields | None = None
-
-
-class _ImportFile(_Open, frozen=True):
-    classes: Names
-    ipc: Ipc
-    notes: list[Text] = []
-    recipe: _RecipeFile | None = None
-
-
 class _ExportFile(_Open, frozen=True):
     layout: Name
     class_names: Names
@@ -135,32 +99,12 @@ JSON: Any = Any
 """Any JSON."""
 LINE = as_read(ManifestLine)
 """A line of manifest.jsonl, as a dictionary."""
-RECIPE = as_read(_RecipeFile)
+RECIPE = as_read(RecipeNote)
 """recipe.json, as a dictionary."""
-INPUTS = as_read(_InputsFile)
-"""inputs.json: `classes`, and fingerprints of the data, weights and code."""
-IMPORT = as_read(_ImportFile)
-"""import.json, as a dictionary."""
+INPUTS = as_read(Inputs)
+"""inputs.json, as a dictionary."""
 EXPORT = as_read(_ExportFile)
 """export.json, as a dictionary."""
-
-
-def there(folder: Path, name: str) -> bool:
-    """Whether the folder holds something of this name, be it no file or a link to nothing."""
-    return os.path.lexists(folder / name)
-
-
-def read(folder: Path, name: str, model: type[T] | TypeAdapter[T], advice: str = RESTORE) -> T:
-    """The value of a JSON file of a set, as a model.
-
-    Raises:
-        DapError: the file leads out of the folder, cannot be read, or does not fit the model. The message ends with the
-            advice.
-    """
-    try:
-        return documents.read_json(inside(folder, name), model)
-    except Damaged as error:
-        raise Damaged(f"{error} {advice}") from error
 
 
 class Within:

@@ -29,12 +29,13 @@ from torch.utils.data import Dataset
 from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.files import dump, sha256_of, write_atomically
+from dap.base.parsing import shown
 from dap.data.real.decode import Fit, decode, encode_png, pixels
 from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
-from dap.data.sets.contents import JSON, RECIPE, Classes, Within, file_of, read, read_manifest, sha256, there
+from dap.data.sets.contents import Classes, Within, file_of, read_manifest, sha256
 from dap.data.sets.folders import check_classes, check_reading, class_order, images_by_folder, other_than_folders
 from dap.data.sets.looks import advice_for
-from dap.data.sets.notes import NOTES, as_read
+from dap.data.sets.notes import read, read_note, there
 from dap.data.sets.sheet import contact_sheet
 from dap.data.sets.verification import Problems, check_none, problems_of, problems_of_files
 
@@ -180,7 +181,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
                 f"dap import {path} --out DIR."
             )
         classes = read(path, "classes.json", Classes)
-        recipe = read(path, "recipe.json", RECIPE) if there(path, "recipe.json") else None
+        recipe = read_note(path, "recipe.json")
         within, records = Within(path), {}
         for key, (_, line) in read_manifest(path, classes).lines.items():
             with suppress(DapError):  # `verify` says what is wrong with this image
@@ -275,7 +276,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     def note(self, name: str, value: Any) -> None:
         """Write a file into the folder of results, atomically: a text as it is, another value as JSON."""
-        write_atomically(self.results / name, value.encode() if isinstance(value, str) else dump(value))
+        write_atomically(self.results / name, shown(value).encode() if isinstance(value, str) else dump(value))
 
     def noted(self, name: str) -> Any:
         """The value that `note` wrote as JSON under this name; None where there is no such file.
@@ -283,8 +284,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         Raises:
             DapError: the file cannot be read, is not JSON, or does not fit its model in `notes.NOTES`.
         """
-        model, advice = as_read(NOTES.get(name, JSON)), "Restore this file from a copy, or remove it."
-        return read(self.results, name, model, advice) if there(self.results, name) else None
+        return read_note(self.results, name, "Restore this file from a copy, or remove it.")
 
     def verify(self) -> list[str]:
         """Every problem found by reading all files and by decoding and hashing all images; empty when the set is whole.

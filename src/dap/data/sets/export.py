@@ -22,15 +22,16 @@ import torch
 import yaml
 
 from dap.base.errors import DapError
-from dap.base.files import building, check_there, dump, in_use, sha256_of, write_atomically
+from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
-from dap.data.real.decode import as_png, pixels
+from dap.data.real.decode import as_png, pixels, read_file
 from dap.data.sets import ddranking
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
-from dap.data.sets.contents import Within, sha256, there
+from dap.data.sets.contents import Within, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import exported, folders_of
+from dap.data.sets.notes import there
 
 Progress = Callable[[int, int, str], None]
 
@@ -60,7 +61,7 @@ class Job:
         own = there(self.made.path, "classes.json")
         for done, record in enumerate(records, 1):
             # The links of a folder that others made may lead where they want; those of a set may not.
-            data = within.read(record["path"]) if own else (self.made.path / record["path"]).read_bytes()
+            data = within.read(record["path"]) if own else read_file(self.made.path / record["path"])
             if sha256(data) != record["sha256"]:
                 raise DapError(f"{record['path']} has changed while the set was exported; export it again.")
             yield record, as_png(data)[0]
@@ -122,6 +123,8 @@ def export(
     if shard_size is not None and (size is None or shard_size < 1):
         sharded = " and ".join(name for name, (_, usual) in LAYOUTS.items() if usual)
         raise DapError(f"A shard size of at least 1 is for {sharded}; layout {layout!r} was given {shard_size}.")
+    own = (made.path / "classes.json").is_file()
+    check_beside(out, made.path / "images" if own else made.path, "would be taken for a class of the set")
     size = shard_size or size
     identity = {"layout": layout, "set": fingerprint(made), "shard_size": size}
 

@@ -9,14 +9,16 @@ from typing import Any
 from urllib.parse import quote
 
 from dap import imagenet
-from dap.base.documents import fitted, read_text
+from dap.base.documents import fitted, read_names, read_text
 from dap.base.errors import DapError
 from dap.base.files import natural_order
-from dap.base.parsing import Damaged, halved, parse_json, shown
+from dap.base.parsing import Damaged, halved, shown
+from dap.data.real.finding.splits import split_of
 from dap.data.real.finding.walking import Left, class_folders, image_files, visible
 from dap.data.real.names import select, some
-from dap.data.real.suffixes import CONTAINERS
-from dap.data.sets.contents import EXPORT, JSON, MOST_CLASSES, MOST_IMAGES, read, there
+from dap.data.real.suffixes import container
+from dap.data.sets.contents import EXPORT, JSON
+from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, read, there
 
 ADVICE = "Export the set again, or remove this file and give the classes with --classes."
 """What to do about a damaged export.json."""
@@ -24,9 +26,6 @@ ADVICE = "Export the set again, or remove this file and give the classes with --
 SORTED = "sorted"
 """A value for `class_names`. With this value the user says on purpose that the labels follow the sorted class
 folders."""
-
-SPLIT_WORDS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
-"""The names of folders that are splits, where they hold folders themselves."""
 
 _KINDS = {
     "parquet": ("parquet files", (".parquet",)),
@@ -53,9 +52,7 @@ def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | S
     """
     deep = [folder for folder, files in found.items() if all(len(f.relative_to(path).parts) > 2 for f in files)]
     inner = {folder: sorted({f.relative_to(path).parts[1] for f in found[folder]}) for folder in deep}
-    wrong = [
-        folder for folder in inner if folder.lower() in SPLIT_WORDS or (len(found) == 1 and len(inner[folder]) > 1)
-    ]
+    wrong = [folder for folder in inner if split_of(folder) is not None or (len(found) == 1 and len(inner[folder]) > 1)]
     if not wrong or class_names is not None:
         return
     first, names = wrong[0], some(map(shown, found), 5)
@@ -100,9 +97,8 @@ def other_than_folders(path: Path) -> str | None:
         return f"{path} holds {what}, not class folders; make a set of it with dap import {path} --out DIR."
     held = [path] if path.is_file() else [path / e.name for e in visible(path)] if path.is_dir() else []
     for file in held:
-        for ends, what, way in CONTAINERS:
-            if file.name.lower().endswith(ends) and not file.is_dir():
-                return f"{shown(file)} is {what}, which is not read; {way}."
+        if (known := container(file.name)) and not file.is_dir():
+            return f"{shown(file)} is {known[0]}, which is not read; {known[1]}."
     return f"{shown(path)} is a file, not a folder of class folders." if path.is_file() else None
 
 
@@ -141,17 +137,11 @@ def listed(class_names: str | Sequence[str] | None) -> list[str] | None:
     )
     if alone.endswith((".json", ".txt")) and Path(alone).is_file():
         try:
-            text = read_text(Path(alone))
-            names = (
-                parse_json(text, alone)
-                if alone.endswith(".json")
-                else [line.strip() for line in text.splitlines() if line.strip()]
-            )
+            if alone.endswith(".json"):
+                return [name.strip() for name in read_names(Path(alone))]
+            return [line.strip() for line in read_text(Path(alone)).splitlines() if line.strip()]
         except Damaged as error:
-            raise DapError(f"{alone} cannot be read as a list of class names: {error}") from error
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DapError(f'{alone} must hold a list of class names in label order, such as ["cat", "dog"].')
-        return [name.strip() for name in names]
+            raise DapError(f"{shown(alone)} cannot be read as a list of class names: {error}") from error
     expanded = imagenet.expand([alone] if alone else class_names)
     return None if expanded is None else list(expanded)
 

@@ -13,14 +13,14 @@ import torch
 
 from dap import imagenet
 from dap.base.errors import DapError
-from dap.base.files import building, dump, in_use, natural_order
+from dap.base.files import building, check_beside, dump, in_use, natural_order
 from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
 from dap.data.real.names import some
-from dap.data.sets import contents
 from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.sets.contents import sha256
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import (
     by_position,
@@ -30,6 +30,7 @@ from dap.data.sets.folders import (
     images_by_folder,
     other_than_folders,
 )
+from dap.data.sets.notes import read_note, there
 from dap.data.sets.readers import (
     Ask,
     Entry,
@@ -119,6 +120,8 @@ def import_set(
         raise DapError(f"Unknown pick {pick!r}. {suggest(pick, PICKS)}")
     if ipc is not None and ipc < 1:
         raise DapError(f"ipc must be at least 1, not {ipc}.")
+    if not -(2**63) <= seed < 2**63:
+        raise DapError(f"The seed {str(seed)[:40]} does not fit 64 bits; give a smaller one with --seed.")
     if not source.exists():
         raise DapError(f"There is no file or folder {source}.")
 
@@ -131,6 +134,8 @@ def import_set(
     for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
         if value is not None and kind != "tensors":
             raise DapError(f"{flag} is for tensors; {source} is read as {kind} ({why}).")
+    if kind not in ("tensors", "parquet", "webdataset"):
+        check_beside(out, source / "images" if kind == "set" else source, "would be read as one of its classes")
     ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std)
     reading = LAYOUTS[kind](source, ask)
     pick = pick or ("string" if kind == "minimax" else "natural")
@@ -148,8 +153,10 @@ def import_set(
         "facts": reading.facts,
         "version": version("diffusion-as-priors"),
     }
-    if contents.there(source, "recipe.json"):  # a set of ours, so the recipe that made the images is known
-        told["recipe"] = contents.read(source, "recipe.json", contents.RECIPE)
+    if (
+        recipe := read_note(source, "recipe.json")
+    ) is not None:  # a set of ours, so the recipe that made the images is known
+        told["recipe"] = recipe
     check_classes(reading.names, len(chosen[0]))
     dump(told)  # a name that UTF-8 cannot hold is told now
     with building(out, "import.json", check) as folder:
@@ -183,7 +190,7 @@ def detect(source: Path) -> tuple[str, str]:
     Raises:
         DapError: the source has no known layout, or could have several.
     """
-    if source.is_dir() and contents.there(source, "classes.json") and contents.there(source, "manifest.jsonl"):
+    if source.is_dir() and there(source, "classes.json") and there(source, "manifest.jsonl"):
         return "set", "found: classes.json and manifest.jsonl"
     files = files_by_kind(source)
     folders = list(images_by_folder(source)) if source.is_dir() else []
@@ -250,7 +257,7 @@ def _store(
                 png, same = as_png(data := read())
             except BrokenImage as error:
                 raise DapError(f"{key} cannot be decoded: {error.reason}; mend or remove it.") from error
-            made.store(label, slot, png, source=key, source_sha256=contents.sha256(data))
+            made.store(label, slot, png, source=key, source_sha256=sha256(data))
             width, height = struct.unpack(">II", png[16:24])
             sizes[f"{width}x{height}"] += 1
             kept, done = kept + same, done + 1

@@ -1,25 +1,35 @@
 """The files that making and judging a set write beside its images, as closed models with bounds.
 
-A reader of these files may read a stranger's. So each file is read through its model here, and what does not fit is refused
-in a sentence with file and line. This module needs no torch.
+A reader of these files may read a stranger's. So each file has one model here, by which whoever asks reads it. What does not
+fit is refused in a sentence with file and line. This module needs no torch.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from dap.base.documents import read_json
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Name, Share, Text
-from dap.base.parsing import halved
+from dap.base.files import inside
+from dap.base.parsing import Damaged, halved
+
+T = TypeVar("T")
 
 log = logging.getLogger("dap")
+
+MOST_CLASSES = 100_000
+"""How many classes a set may have."""
+MOST_IMAGES = 10**7
+"""How many images a set may have."""
+RESTORE = "Restore this file from a copy, or make the set again in a new folder."
 
 LARGEST = 1e30
 """The largest size of a number. The square of a square of it is still finite."""
@@ -63,6 +73,10 @@ Positive = Annotated[float, Field(ge=0, le=LARGEST)]
 """A finite number that is not negative: seconds, bytes or a distance."""
 Label = Annotated[int, Field(ge=0, le=10**6)]
 """The position of a class."""
+Names = Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
+"""Class names in label order."""
+Ipc = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+"""The number of images per class."""
 Matrix = Annotated[list[Annotated[list[Count], Field(max_length=10_000)]], Field(max_length=10_000)]
 """How often each label (row) got each label (column)."""
 
@@ -196,19 +210,31 @@ class Zeroshot(FromFile, frozen=True):
     tested: Text | None = None
 
 
+class RecipeNote(Open, frozen=True):
+    """`recipe.json`, as far as it is read without the model of a recipe; all else is plain."""
+
+    method: Name | None = None
+    ipc: Ipc | None = None
+    seed: int | None = None
+    data: Plain | None = None
+    backbone: Plain | None = None
+    sampling: Plain | None = None
+    guidance: Plain | None = None
+
+
 class Imported(Open, frozen=True):
     """`import.json`: where a set came from. `recipe` is that of the set that it was drawn from."""
 
-    recipe: Plain | None = None
-    ipc: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    classes: Names
+    ipc: Ipc
+    notes: list[Text] = []
+    recipe: RecipeNote | None = None
 
 
-class RecipeNote(Open, frozen=True):
-    """`recipe.json`, as far as a report asks: the method, the images per class and the seed; all else is plain."""
+class Inputs(Open, frozen=True):
+    """`inputs.json`: the classes, and fingerprints of the data, weights and code that a set was made of."""
 
-    method: Name | None = None
-    ipc: Annotated[int, Field(ge=1, le=10**7)] | None = None
-    seed: int | None = None
+    classes: Names
 
 
 NOTES: dict[str, Any] = {
@@ -222,7 +248,7 @@ NOTES: dict[str, Any] = {
     "import.json": Imported,
     "recipe.json": RecipeNote,
 }
-"""The model of each file by its name."""
+"""The model of each file that a report reads, by its name."""
 
 
 def as_read(model: Any) -> Any:
@@ -237,27 +263,49 @@ def as_read(model: Any) -> Any:
     return TypeAdapter(checked)
 
 
-def read_note(folder: Path, name: str) -> Any:
+def there(folder: Path, name: str) -> bool:
+    """Whether the folder holds something of this name, be it no file or a link to nothing."""
+    return os.path.lexists(folder / name)
+
+
+def read(folder: Path, name: str, model: type[T] | TypeAdapter[T], advice: str = RESTORE) -> T:
+    """The value of a JSON file of a set, as a model.
+
+    Raises:
+        DapError: the file leads out of the folder, cannot be read, or does not fit the model. The message ends with the
+            advice.
+    """
+    try:
+        return read_json(inside(folder, name), model)
+    except Damaged as error:
+        raise Damaged(f"{error} {advice}".rstrip()) from error
+
+
+def read_note(folder: Path, name: str, advice: str = RESTORE) -> Any:
     """The value of a file in the folder of a set, checked by its model; None where there is no such file.
 
     Args:
         folder: the folder of the set.
-        name: the name of the file, one of `NOTES`. A file of another name is checked for its texts and numbers alone.
+        name: the name of the file, one of `NOTES` or inputs.json. A file of another name is checked for its texts and
+            numbers alone.
+        advice: what to do where the file is damaged, as a sentence.
 
     Raises:
-        DapError: it is no regular file, no JSON, or does not fit. The message names the file, and the line where it is
-            known.
+        DapError: it is no regular file of the folder, no JSON, or does not fit. The message names the file, and the line
+            where it is known.
     """
-    path = folder / name
-    if not os.path.lexists(path):
-        return None
-    return read_json(path, as_read(NOTES.get(name, Plain)))
+    return read(folder, name, _model(name), advice) if there(folder, name) else None
+
+
+@functools.cache
+def _model(name: str) -> Any:
+    return as_read(Inputs if name == "inputs.json" else NOTES.get(name, Plain))
 
 
 def whole_note(folder: Path, name: str) -> dict[str, Any]:
     """What `read_note` reads; {} where there is no such file or it is damaged. A warning then names it, and it is made anew."""
     try:
-        return read_note(folder, name) or {}
+        return read_note(folder, name, advice="") or {}
     except DapError as error:
         log.warning("%s It is made anew.", error)
         return {}

@@ -11,23 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
-from dap.data.real.decode import BrokenImage, as_png, pixels
+from dap.data.real.decode import BrokenImage, as_png, pixels, read_file
 from dap.data.sets.contents import (
-    IMPORT,
-    INPUTS,
-    JSON,
-    RECIPE,
     Classes,
     Manifest,
     Within,
-    read,
     read_manifest,
     sha256,
-    there,
 )
+from dap.data.sets.notes import read, read_note, there
 
 CLUTTER = {"Thumbs.db", "desktop.ini"}
 """Files that systems put into folders by themselves. Hidden files are ignored too."""
@@ -95,8 +89,9 @@ def problems_of_files(folder: Path, records: Iterable[Mapping[str, Any]]) -> lis
     problems = []
     for line in records:
         try:
-            pixels(regular(folder / line["path"]))
-            if sha256((folder / line["path"]).read_bytes()) != line["sha256"]:
+            data = read_file(folder / line["path"])
+            pixels(data)
+            if sha256(data) != line["sha256"]:
                 problems.append(f"{shown(line['path'])}: its sha256 is not the manifest's")
         except DapError as error:
             problems.append(f"{shown(line['path'])}: {error}")
@@ -146,10 +141,10 @@ def _images(folder: Path, manifest: Manifest, one_size: bool, found: Problems) -
 def _beside(folder: Path, classes: Classes, manifest: Manifest, problems: list[str]) -> bool:
     """Compare classes.json with the other files of the set. Returns whether the set has a recipe."""
     found: dict[str, Any] = {}
-    for name, model in {"recipe.json": RECIPE, "inputs.json": INPUTS, "import.json": IMPORT, "env.json": JSON}.items():
+    for name in ("recipe.json", "inputs.json", "import.json", "env.json"):
         if there(folder, name):
             try:
-                found[name] = read(folder, name, model)
+                found[name] = read_note(folder, name)
             except DapError as error:
                 problems.append(str(error))
                 found[name] = None

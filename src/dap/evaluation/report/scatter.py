@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dap.base.documents import regular
 from dap.base.parsing import shown
+from dap.data.real.recent import Recent
 from dap.evaluation.report.charts import tag
 from dap.evaluation.report.gallery import common_seed, with_seed
 from dap.evaluation.report.records import SetRecord
@@ -35,6 +36,8 @@ CLASS_COLOURS = 10
 MARGIN = 14
 LARGEST = 512 * 2**20
 """How many bytes a `map.npz` may unpack to: 512 MiB. The maps that judging writes have a few MiB."""
+KEPT = 128 * 2**20
+"""How many bytes of maps that were read stay in memory."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +63,43 @@ class Features:
         return named and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
 
 
+Read = tuple[Features | None, str | None]
+"""The features of a file, or why they cannot be drawn; (None, None) where there is no file."""
+
+_recent: Recent[Read] = Recent(KEPT)
+
+
 def read_map(path: Path) -> Features | None:
     """The features in a set's `map.npz`; None where there is none that can be drawn."""
-    return _read(path)[0]
+    return _read_once(path / "map.npz")[0]
 
 
 def undrawn(path: Path) -> str | None:
     """Why a set's `map.npz` cannot be drawn, as a sentence; None where it can be drawn or there is none."""
-    return _read(path)[1]
+    return _read_once(path / "map.npz")[1]
 
 
-def _read(path: Path) -> tuple[Features | None, str | None]:
-    names, file = ("synthetic", "train", "test"), path / "map.npz"
+def _read_once(file: Path) -> Read:
+    """What a file holds. A page asks twice: for the notes and for the maps."""
+    mark = _mark(file)
+    read = _recent.get(mark)
+    if read is None:
+        read = _read(file)
+        arrays = () if read[0] is None else (getattr(read[0], name) for name in ("synthetic", "train", "test"))
+        _recent.put(mark, read, 1000 + 2 * sum(array.nbytes for array in arrays))
+    return read
+
+
+def _mark(file: Path) -> tuple[str, int, int, int]:
+    try:
+        seen = file.stat()
+    except (OSError, ValueError):
+        return (str(file.absolute()), -1, -1, -1)
+    return (str(file.absolute()), seen.st_ino, seen.st_size, seen.st_mtime_ns)
+
+
+def _read(file: Path) -> Read:
+    names = ("synthetic", "train", "test")
     if not os.path.lexists(file):
         return None, None
     try:

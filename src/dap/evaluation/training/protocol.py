@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from dap.base.documents import LARGEST_YAML, read_text
 from dap.base.errors import DapError
 from dap.base.fields import Divisor, Images, Name, Number, Pixels
-from dap.base.parsing import brief, line_of, parse_yaml, shown
+from dap.base.mistakes import placed, problems
+from dap.base.parsing import brief, parse_yaml, shown
 from dap.base.permission import refuse_code
 from dap.base.registry import suggest
 from dap.evaluation.training.labels import Case, Hard, Labels, epoch_of, of_size
@@ -195,7 +196,7 @@ class Protocol(Closed, frozen=True):
             raise ValueError(f"test has the random step {random[0]!r}; only training images are augmented")
         for case in self.cases:
             if unknown := [field for field in case.set if field not in type(self).model_fields]:
-                raise ValueError(f"cases set the unknown field {brief(unknown[0])}")
+                raise ValueError(f"cases set the unknown key {brief(unknown[0])}")
         return self
 
 
@@ -323,19 +324,11 @@ def _validate(fields: Mapping[str, Any], where: str, origins: Mapping[str, tuple
     except DapError as error:  # of a step or a mixing
         raise DapError(f"{where}: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = shown(".".join(map(str, first["loc"])))[:120]
-        if first["loc"] and first["loc"][0] in (origins or {}):
-            where, text = (origins or {})[str(first["loc"][0])]
-            line = line_of(text, first["loc"])
-            where = f"{where}, line {line}" if line else where
-        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-            raise DapError(f"{where}: unknown field {key!r}. {suggest(key, Protocol.model_fields)}") from error
-        if first["type"] == "missing":
-            raise DapError(f"{where}: the field {key!r} is missing.") from error
-        message = first["msg"].removeprefix("Value error, ")
-        culprit = f"{key} = {brief(first['input'])}: " if key else ""
-        raise DapError(f"{where}: {culprit}{message.removesuffix('.')}.") from error
+        first, text = error.errors()[0]["loc"], None
+        if first and first[0] in (origins or {}):
+            where, text = (origins or {})[str(first[0])]
+        # One problem is told, because others may stand in another file of the chain.
+        raise DapError(placed(where, problems(error, Protocol, text, most=1)[0])) from error
 
 
 def _short(value: Any) -> str:

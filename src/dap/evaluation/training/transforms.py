@@ -15,7 +15,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from torch import Generator, Tensor
 
 from dap.base.errors import DapError
-from dap.base.parsing import brief, shown
+from dap.base.mistakes import problems
+from dap.base.parsing import brief
 from dap.base.registry import suggest
 from dap.evaluation.training.mixing import CutMix, Mixing, MixUp
 from dap.evaluation.training.steps import (
@@ -143,13 +144,4 @@ def _build(entry: object, kinds: Sequence[type[Closed]], where: str) -> Any:
     try:
         return known[op].model_validate(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = shown(".".join(map(str, first["loc"])))[:80]
-        if first["type"] == "extra_forbidden":
-            reason = f"unknown field {key!r}. {suggest(key, known[op].model_fields)}"
-        elif first["type"] == "missing":
-            reason = f"the field {key!r} is missing."
-        else:
-            culprit = f"{key} = {brief(first['input'])}: " if key else ""
-            reason = f"{culprit}{first['msg'].removeprefix('Value error, ')}."
-        raise DapError(f"{where} ({op}): {reason}") from error
+        raise DapError(f"{where} ({op}): {problems(error, known[op], most=1)[0]}.") from error

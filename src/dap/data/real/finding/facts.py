@@ -15,8 +15,8 @@ from dap.data.real.finding.tables import Table
 from dap.data.real.finding.walking import class_folders, holds_images, is_folder, visible
 from dap.data.real.names import composed, some
 from dap.data.real.parquet import has_labels, parquet_files
+from dap.data.real.suffixes import container
 
-ORDER: dict[str, tuple[Split, ...]] = {"train": ("train",), "test": ("test", "validation")}
 UNSORTED = frozenset({"images", "image", "imgs", "unknown", "unlabeled", "unlabelled", "data", "all", "none", "0"})
 """Names, in lower case, of a folder that holds what nobody has sorted."""
 
@@ -111,43 +111,9 @@ def instead(path: Path) -> str:
             ", but Arrow files of Hugging Face's save_to_disk. Write them as parquet: "
             "datasets.load_from_disk(FOLDER)[SPLIT].to_parquet('SPLIT.parquet') for each split"
         )
-    kinds = sorted(ending for ending in endings if ending in CONTAINERS)
-    return f", but files such as {endings[kinds[0]]}; unpack or convert them first" if kinds else ""
-
-
-CONTAINERS = frozenset(
-    [
-        ".zip",
-        ".tar",
-        ".gz",
-        ".tgz",
-        ".7z",
-        ".rar",
-        ".bz2",
-        ".xz",
-        ".npz",
-        ".npy",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".mdb",
-        ".lmdb",
-        ".h5",
-        ".hdf5",
-        ".mat",
-        ".tfrecord",
-        ".pkl",
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".dcm",
-        ".nii",
-        ".mp4",
-        ".avi",
-        ".svg",
-    ]
-)
-"""Endings of files that hold images in a form that is not read here."""
+    held = next((endings[ending] for ending in sorted(endings) if container(endings[ending])), None)
+    found = held and container(held)
+    return f", but files such as {shown(held)}, {found[0]}; unpack or convert them first" if held and found else ""
 
 
 def idx_pair(path: Path, names: Mapping[str, os.DirEntry[str]], stem: str) -> tuple[Path, Path] | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.finding.facts import (
-    ORDER,
     Layout,
     Unlabelled,
     by_split,
@@ -21,7 +20,7 @@ from dap.data.real.finding.facts import (
     instead,
     unlabelled,
 )
-from dap.data.real.finding.splits import Split, exact, split_of
+from dap.data.real.finding.splits import ORDER, Split, exact, split_of
 from dap.data.real.finding.tables import Table, candidates, read_table
 from dap.data.real.finding.walking import LAYOUTS, class_folders, holds_images, is_folder, loose_images, visible
 from dap.data.real.names import some

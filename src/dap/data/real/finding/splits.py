@@ -10,6 +10,9 @@ Split = Literal["train", "validation", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+ORDER: dict[str, tuple[Split, ...]] = {"train": ("train",), "test": ("test", "validation")}
+"""The splits that can be opened, and for each the splits of a folder that it can be, the best one first."""
+
 WORDS: dict[str, str] = {
     **dict.fromkeys(("train", "training", "trainval", "tr", "trn"), "train"),
     **dict.fromkeys(

@@ -144,7 +144,10 @@ def check_folder(path: Path) -> None:
         if path.is_dir():
             return
         if path.exists():
-            raise DapError(f"{path} is a file, not a folder; give the folder that holds the data set")
+            what = "a file" if path.is_file() else "a pipe, a socket or a device"
+            raise DapError(f"{shown(path)} is {what}, not a folder; give the folder that holds the data set")
+    except DapError:
+        raise
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     missing, parent = path.absolute(), path.absolute().parent
