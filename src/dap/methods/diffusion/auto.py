@@ -1,4 +1,4 @@
-"""`auto`: prototypes of the class, denoised by the backbone, then refined as a set. Nothing has to be set."""
+"""`auto`: prototypes of the class, moved together in the backbone's latents until the set is like the real images."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class AutoOptions(Options, frozen=True):
     """The starts of the images."""
 
     strength: float = Field(
-        default=0.3,
+        default=0.0,
         ge=0,
         le=1,
-        description="Which part of the run is done from the prototype of a slot. With 0 the prototype itself is refined, "
-        "and the images are close to real ones. With 1 every run begins at pure noise.",
+        description="Which part of the run is done from the prototype of a slot. With 0 the prototype itself is refined. "
+        "With more it is noised first and denoised by the backbone, so that the images are further from real ones, at a cost in "
+        "accuracy. With 1 every run begins at pure noise.",
     )
     reals: int = Field(
         default=1000,
@@ -40,17 +41,17 @@ class AutoOptions(Options, frozen=True):
 
 
 class Auto(Vanilla):
-    """A set in three steps, each of which asks the backbone alone.
+    """A set in two steps, each of which asks the backbone alone. Nothing has to be set.
 
     Prototypes: the latents of the class's real images are clustered, and slot i begins at the real latent nearest to the
-    i-th centre. Sampling: each prototype is noised to a middle level and denoised with the class as condition, which makes
-    a new image of the same kind. Refinement: the images of the class then move together until the set as a whole is like
-    the real images in the backbone's features; see `dap.refining`. The order of the slots is that of kernel herding, so the
-    first k slots are a good start of a set of k.
+    i-th centre. With the option `strength`, each prototype is first noised to a middle level and denoised with the class as
+    condition, which makes a new image of the same kind. Refinement: the images of the class move together until the set as
+    a whole is like the real images in the backbone's features; see `dap.refining`. The order of the slots is that of kernel
+    herding, so the first k slots are near the mean of the class for each k.
     """
 
     reference = "ours, after DAP"
-    cost = "encoding and clustering 1000 real images a class; a part of a vanilla sample; and the refinement"
+    cost = "encoding and clustering 1000 real images a class; and the refinement"
     refinement = {}
     together = True
     Options = AutoOptions
