@@ -301,8 +301,9 @@ class Refinement(Closed, frozen=True):
         default="channel", description="How features are normalised before they are compared, as --normalise."
     )
     prior: Strength = Field(
-        default=1.0,
-        description="How strongly images that the backbone finds less likely than real ones are drawn back. 0: not at all.",
+        default=0.0,
+        description="How strongly images that the backbone finds less likely than real ones are drawn back. Default: 0, not at "
+        "all; where it was tried it gained nothing.",
     )
 
     @field_validator("layers", "times", mode="before")

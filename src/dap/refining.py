@@ -50,7 +50,7 @@ class Descent:
     steps: int
     rate: float = 0.04
     times: tuple[float, ...] = (0.05, 0.15, 0.3)
-    prior: float = 1.0
+    prior: float = 0.0
     prior_times: tuple[float, ...] = (0.02, 0.05)
 
 

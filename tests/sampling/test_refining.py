@@ -130,13 +130,13 @@ def test_the_energy_of_the_set_falls(mixture):
 
 
 def test_the_same_seeds_give_the_same_bytes(mixture):
-    z, descent = random(3, 2, 2, 2), Descent(3)
+    z, descent = random(3, 2, 2, 2), Descent(3, prior=1.0)
     first, second = (refine(mixture, energies(mixture), batch(3), z, descent, usual=lambda label, t: 0.1) for _ in "ab")
     assert torch.equal(first, second)
 
 
 def test_the_prior_leaves_alone_what_the_backbone_finds_usual(mixture):
-    z, descent = random(3, 2, 2, 2), Descent(5, 0.1)
+    z, descent = random(3, 2, 2, 2), Descent(5, 0.1, prior=1.0)
     without = refine(mixture, energies(mixture), batch(3), z, descent, usual=lambda label, t: 1e9)
     pulled = refine(mixture, energies(mixture), batch(3), z, descent, usual=lambda label, t: 0.0)
     weak = refine(mixture, energies(mixture), batch(3), z, Descent(5, 0.1, prior=1e-9), usual=lambda label, t: 0.0)
