@@ -262,7 +262,7 @@ class Refinement(Closed, frozen=True):
     """The refinement: the finished images of a class move together until the set is like the real images, see `dap.refining`."""
 
     steps: int = Field(
-        default=150,
+        default=100,
         ge=0,
         le=100_000,
         description="How many steps the refinement takes. 0 leaves the images as they were sampled.",
@@ -276,7 +276,7 @@ class Refinement(Closed, frozen=True):
         default="linear", description="The kernel that compares features, as --kernel; the energy mean has none."
     )
     rate: Strength = Field(
-        default=0.04, description="How far a step moves a latent, at first; the rate falls to 0 until the last step."
+        default=0.06, description="How far a step moves a latent, at first; the rate falls to 0 until the last step."
     )
     layers: tuple[Name, ...] | None = Field(
         default=None,
@@ -292,7 +292,7 @@ class Refinement(Closed, frozen=True):
         description="The noise levels at which features are compared, as fractions of the schedule. Each step takes one.",
     )
     reals: Images = Field(
-        default=500, description="The number of real images of each class that the set is compared with."
+        default=250, description="The number of real images of each class that the set is compared with."
     )
     pool: Literal["none", "mean", "2x2", "4x4", "8x8"] = Field(
         default="4x4", description="How tokens are pooled before features are compared, as --pool."

@@ -48,7 +48,7 @@ class Descent:
     """
 
     steps: int
-    rate: float = 0.04
+    rate: float = 0.06
     times: tuple[float, ...] = (0.05, 0.15, 0.3)
     prior: float = 0.0
     prior_times: tuple[float, ...] = (0.02, 0.05)
