@@ -18,6 +18,7 @@ from dap.base.checksums import digest_of
 from dap.base.store import Checkpoint, Store
 from dap.data.real import identity
 from dap.data.sets.cards import read_card
+from dap.evaluation.apart import _add_trials  # pyright: ignore[reportPrivateUsage]
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.scatter import read_map, undrawn
@@ -61,6 +62,14 @@ def targets(folder: Path) -> list[Target]:
     lines = json.dumps({**TRIAL, **KEY}).encode() + b"\n" + json.dumps({**TRIAL, **KEY, "seed": 1}).encode() + b"\n"
     add("resume: trials.jsonl", "lines", "trials.jsonl", [lines],
         lambda path: RecordedTrials(path.parent).valid(KEY, "small-hard", "convnet3"))  # fmt: skip
+
+    def added(path: Any) -> None:
+        """A set's trials go to the folder of its results, which has one of them."""
+        kept = path.parent / "kept.jsonl"
+        kept.write_bytes(lines.splitlines(keepends=True)[0])
+        _add_trials(path, kept)
+
+    add("added: trials.jsonl", "lines", "trials.jsonl", [lines], added)
     job = json.loads(json.dumps({
         "cells": [["a", RECIPE_VALUES]], "judging": vars(Judging()), "machine": vars(Machine()), "out": str(folder),
         "subsample": [1], "command": "dap compare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -60,9 +61,13 @@ def tiny_vae(seed: int = 1):
 @pytest.fixture
 def no_accelerator(monkeypatch) -> None:
     """The machine has no GPU, whatever it has: a test of what is said then needs no other machine."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for owner, name, value in (
+        (torch.cuda, "device_count", 0),
+        (torch.cuda, "is_available", False),
+        (torch.backends.mps, "is_available", False),
+    ):
+        # torch's compiler, which transformers may import meanwhile, looks for what these functions wrap.
+        monkeypatch.setattr(owner, name, functools.wraps(getattr(owner, name))(lambda value=value: value))
 
 
 @pytest.fixture(scope="session")

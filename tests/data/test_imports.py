@@ -393,7 +393,7 @@ def call(capsys, *args: object) -> tuple[int, str, str]:
         (["{}/s", "--mean", "0.5"], "--mean is for tensors"),
         (["{}/s", "--classes", "a", "c"], "unknown class 'c'"),
         (["{}/s", "--ipc", "9"], "has 2 images, not the 9"),
-        (["{}"], "holds s, and s holds the folders a, b. If these are the classes, give"),
+        (["{}", "--out", "{}-o"], "holds s, and s holds the folders a, b. If these are the classes, give"),
         (["{}/note.md"], "is a file, not a folder of class folders"),
         (["{}/s", "--out", "{}/used"], "is not empty"),
         (["{}/s", "--out", "{}/note.md"], "is a file"),

@@ -53,9 +53,9 @@ class Captioner:
     """
 
     def __init__(self, model: str = MODEL, *, device: str = "auto", offline: bool = False) -> None:
+        self.device = device_of(device)  # before the import, which takes seconds
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.device = device_of(device)
         # Many of these weights are stored in half precision. A CPU is slow at half precision, or cannot compute it.
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         with explained("captioner", model):
