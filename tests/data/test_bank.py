@@ -113,7 +113,9 @@ def test_a_channel_counts_by_its_spread(source, backbone, tmp_path):
     torch.testing.assert_close(found, (full - full.mean(0)) / std)
     torch.testing.assert_close(made.transform(full, 0, 500), found.flatten(1))
     for _ in "ab":  # computed, and from the cache
-        kept = FeatureBank(source, backbone, BankOptions(reals=6, normalise="channel"), ipc=4, run_seed=1, cache=tmp_path)
+        kept = FeatureBank(
+            source, backbone, BankOptions(reals=6, normalise="channel"), ipc=4, run_seed=1, cache=tmp_path
+        )
         kept.begin([0])
         assert torch.equal(kept.at(0, 500), made.at(0, 500))
 

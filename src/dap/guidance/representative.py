@@ -51,9 +51,7 @@ class RealFeatures(Protocol):
         """For each slot the weights of the real images that pull it; each row sums to 1. None: all images pull evenly."""
         ...
 
-    def transform(
-        self, features: Float[Tensor, "b tokens width"], label: int, t: int | float
-    ) -> Float[Tensor, "b d"]:
+    def transform(self, features: Float[Tensor, "b tokens width"], label: int, t: int | float) -> Float[Tensor, "b d"]:
         """Treat features of a layer as the real features of a label at time t were treated: pool and normalise them."""
         ...
 

@@ -42,7 +42,9 @@ class Refined(Method):
         said: dict[str, Any] = {
             "needs": base.needs | {"backbone"},
             "reference": f"{base.reference}; refined" if base.reference else "refined",
-            "cost": f"{base.cost}; and the refinement, about three vanilla samples" if base.cost else "about three vanilla samples",
+            "cost": f"{base.cost}; and the refinement, about three vanilla samples"
+            if base.cost
+            else "about three vanilla samples",
             "guidance": base.guidance,
             "sampling": base.sampling,
             "steered": base.steered,
