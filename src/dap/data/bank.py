@@ -159,8 +159,8 @@ class FeatureBank:
         side = math.isqrt(x.shape[1])
         if side**2 != x.shape[1]:
             raise DapError(
-                f"pool: {pool} needs tokens in a square; layer {self.layer} of {self.backbone.card.name} has {x.shape[1]} tokens. "
-                "Take pool: mean or none."
+                f"pool: {pool} needs tokens in a square; layer {self.layer} of {self.backbone.card.name} has {x.shape[1]} "
+                "tokens. Take pool: mean or none."
             )
         cells = min(int(pool[0]), side)
         grid = x.transpose(1, 2).unflatten(2, (side, side))
