@@ -111,6 +111,11 @@ DRAW = "distill --method random --ipc 2 --size 8 "
             1,
         ),
         ("import data/train --out o --pick random --ipc 1 --seed " + "9" * 23, "does not fit 64 bits", 1),
+        ("train-teacher --data data --out file/x", "file is a file; give a folder with --out", 1),
+        ("train-teacher --data data --out data", "data is there already", 1),
+        ("caption --data data --out data", "data is a folder; give the name of a file with --out", 1),
+        ("caption --data data --out pipe", "pipe is a pipe, a socket or a device; give the name of a file", 1),
+        ("caption --data data --out file", "file is no file of captions; give another file", 1),
         ("report set nowhere --out o", "No distilled set in nowhere ", 1),
     ],
 )

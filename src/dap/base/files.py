@@ -87,6 +87,20 @@ def check_folder(out: Path) -> None:
             return
 
 
+def check_file(out: Path) -> None:
+    """Check, before any work, that a path can be that of a file that is written.
+
+    Raises:
+        DapError: it is a folder, a pipe or a device, or one of the folders above it is a file.
+    """
+    from dap.base.parsing import shown
+
+    check_folder(out.parent)
+    if out.exists() and not out.is_file():
+        what = "a folder" if out.is_dir() else "a pipe, a socket or a device"
+        raise DapError(f"{shown(out)} is {what}; give the name of a file with --out.")
+
+
 def in_use(out: Path) -> bool:
     """Whether a folder holds any file; a lock that a killed process left does not count.
 

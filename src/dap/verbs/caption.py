@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 from dap.backbones import device_of
 from dap.backbones.hub import explained
 from dap.base.errors import DapError
-from dap.base.files import drop_torn_line
+from dap.base.files import check_file, drop_torn_line
+from dap.base.parsing import shown
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
 from dap.data.real.captions import finder, lines_of
@@ -134,6 +136,7 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
+    _check_out(Path(out))
     chosen = Recipe.parse({"data": {"split": split}}).data.split
     if isinstance(data, Source):
         source = data
@@ -146,6 +149,20 @@ def caption(
         ask = ask or say.ask
     options: dict[str, Any] = {"ask": ask, "per_class": per_class, "batch": batch, "tell": watcher.work}
     return write_captions(source, Path(out), say, model, **options)
+
+
+def _check_out(out: Path) -> None:
+    """Check, before a model is loaded, that captions can be added to a file.
+
+    Raises:
+        DapError: it is no regular file, or one of something else than captions, whose last line would be taken for a torn one.
+    """
+    check_file(out)
+    if out.is_file() and out.stat().st_size:
+        with out.open("rb") as file:
+            begins = file.read(100).removeprefix(codecs.BOM_UTF8).lstrip()
+        if not begins.startswith(b"{"):
+            raise DapError(f"{shown(out)} is no file of captions; give another file with --out.")
 
 
 def write_captions(

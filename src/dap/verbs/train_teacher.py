@@ -9,6 +9,7 @@ from typing import Any
 
 from dap.backbones import device_of
 from dap.base.errors import DapError
+from dap.base.files import check_file
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.real.sources import EMBEDDED, Source
@@ -65,6 +66,7 @@ def train_teacher(
     out = Path(out)
     if out.exists():
         raise DapError(f"{out} is there already; choose another --out.")
+    check_file(out)
     chosen = open_protocol(protocol, epochs, changes, network=network)
     workshop = open_workshop(machine, watcher=watcher)
     if isinstance(data, tuple):

@@ -154,6 +154,15 @@ def test_more_epochs_are_added_and_fewer_are_enough(watched, tmp_path):
         next(open_labels(folder, HASHES, NAMES, HOW).epoch(5))
 
 
+def test_labels_whose_index_says_null_for_epochs_go_on(watched, tmp_path):
+    """As if no epoch were finished; what is there is kept."""
+    folder = write(tmp_path / "labels", watched)
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "epochs": None}))
+    write(folder, watched)
+    assert json.loads((folder / "index.json").read_text()) == index and len(watched.seen) == 9
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -168,7 +168,7 @@ def write_labels(
                 _write_epoch(folder / _file(epoch), key, ready, epoch, how, teacher)
                 if progress is not None:
                     progress(how.epochs - len(todo) + todo.index(epoch) + 1, how.epochs)
-        epochs = max(how.epochs, (written or {}).get("epochs", 0))
+        epochs = max(how.epochs, (written or {}).get("epochs") or 0)
         notes = {"teacher_name": teacher.name, "teacher_accuracy": teacher.accuracy, "protocol": protocol}
         write_atomically(index, dump({**facts, "epochs": epochs, **notes, "torch": str(torch.__version__)}))
         begun.unlink()
