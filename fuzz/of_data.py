@@ -20,7 +20,10 @@ from dap.data.real.sources import open_source
 from dap.data.sets.imports import detect
 from dap.data.sets.readers import Ask, read_parquet, read_webdataset
 from dap.data.sets.tensors import read_tensors
-from dap.verbs.caption import write_captions
+from dap.verbs.caption import (  # pyright: ignore[reportPrivateUsage]
+    _check_out,
+    write_captions,
+)
 from fuzz import forms
 from fuzz.pictures import picture, pictures
 from fuzz.target import Target
@@ -168,6 +171,7 @@ def targets(folder: Path) -> list[Target]:
         lambda path: read_captions(path, source))  # fmt: skip
 
     def captioned(path: Path) -> Any:
+        _check_out(path)
         return write_captions(source, path, lambda images, ask: ["a cat"] * len(images), "m", ask="what is it?")
 
     more = [json.dumps({**json.loads(line), "model": "m", "ask": "what is it?"}) for line in lines.splitlines()[:2]]
