@@ -302,8 +302,8 @@ class Refinement(Closed, frozen=True):
     )
     prior: Strength = Field(
         default=0.0,
-        description="How strongly images that the backbone finds less likely than real ones are drawn back. Default: 0, not at "
-        "all; where it was tried it gained nothing.",
+        description="How strongly images that the backbone finds less likely than real ones are drawn back. 0: not at all. "
+        "Where the prior was tried, it gained nothing.",
     )
 
     @field_validator("layers", "times", mode="before")

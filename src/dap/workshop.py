@@ -335,7 +335,7 @@ def _code(recipe: Recipe | Resolved) -> dict[str, str]:
     """The sha256 of each file or module of user code that the recipe names as `file.py:Name` or `package.module:Name`."""
     values: Mapping[str, Any] = recipe.values() if isinstance(recipe, Resolved) else recipe.model_dump()
     named = [values["method"]]
-    for section, leaf in (("guidance", "kernel"), ("backbone", "path"), ("own_guidance", "path")):
+    for section, leaf in (("guidance", "kernel"), ("refine", "kernel"), ("backbone", "path"), ("own_guidance", "path")):
         named.append((values.get(section) or {}).get(leaf))
     named += (values.get("options") or {}).values()  # an option may name code, such as a network to match in
     found: dict[str, str] = {}

@@ -12,10 +12,12 @@ import torch
 import tiny
 from dap import backbones, imagenet
 from dap.backbones import Card, ClassifierFree, Flow, ModuleBackbone, from_pipeline
+from dap.backbones.base import Backbone
 from dap.backbones.prompts import KEPT, TOGETHER, Prompts
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
-from dap.guidance import Descend, Representative
+from dap.guidance import Descend, MeanMatching, Representative
+from dap.refining import Descent, refine
 from dap.sampling import Batch, latents
 
 NAMES = ("red", "green")
@@ -122,6 +124,36 @@ def test_one_pass_gives_the_prediction_and_the_gradient_of_every_layer(made, kin
         gradients = [torch.autograd.grad(p.features.square().sum(), leaf, retain_graph=True)[0] for p in (cut, full)]
         assert gradients[0].abs().sum() > 0
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_layers_come_out_of_one_pass(made, kind):
+    """Each as if it were asked for alone, with its gradient; `Backbone`'s own way, a pass for each layer, gives the same."""
+    backbone = made[kind]
+    x = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    condition, t = backbone.condition(NAMES), 600 if kind.startswith("sd") and kind != "sd3" else 600.0
+    together = backbone.features(x, t, condition, backbone.layers[::-1])
+    apart = Backbone.features(backbone, x, t, condition, backbone.layers)
+    assert together.keys() == apart.keys() == set(backbone.layers)
+    for layer in backbone.layers:
+        torch.testing.assert_close(together[layer], apart[layer])
+        found = [torch.autograd.grad(of[layer].square().sum(), x, retain_graph=True)[0] for of in (together, apart)]
+        torch.testing.assert_close(*found)
+    with pytest.raises(DapError, match="no layer 'nowhere' to tap"):
+        backbone.features(x, t, condition, ["nowhere"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_set_of_every_kind_is_refined(made, kind):
+    """By an energy in pooled features under channel spreads; a flow takes its noise levels as fractions too."""
+    backbone = made[kind]
+    pool = "mean" if kind == "video" else "2x2"
+    options = BankOptions(reals=4, pool=pool, normalise="channel", layer=backbone.layers[0])
+    bank = FeatureBank(source_of(backbone), backbone, options, ipc=2)
+    z = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(2))
+    batch = Batch.of(NAMES, [0, 0], [0, 1], 0)
+    after = refine(backbone, [MeanMatching(bank)], batch, z, Descent(3, 0.1, prior=1.0), usual=lambda label, t: 0.0)
+    assert after.shape == z.shape and torch.isfinite(after).all() and not torch.allclose(after, z)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -144,6 +144,18 @@ def test_what_cannot_be_refined_is_said(shop, tmp_path, capsys):
         shop.task(recipe(reals=2))[0].prepare(shop.task(recipe(reals=2))[1])
 
 
+def test_a_kernel_of_one_s_own_belongs_to_the_set(shop, tmp_path):
+    """Its code is among what the set was made of, so a changed kernel does not go on with the set."""
+    file = tmp_path / "mine.py"
+    file.write_text("from dap.kernels import RBF\n\nclass Mine(RBF):\n    pass\n")
+    wanted = recipe(refine={"kernel": f"{file}:Mine", "energy": "mmd"})
+    distill(wanted, tmp_path / "a", workshop=Workshop("cpu"))
+    assert "mine.py" in (tmp_path / "a" / "inputs.json").read_text()
+    file.write_text(file.read_text() + "\n    changed = True\n")
+    with pytest.raises(DapError, match="mine.py"):
+        distill(wanted, tmp_path / "a", workshop=Workshop("cpu"))
+
+
 def test_a_comparison_takes_refined_methods_beside_others(tmp_path, capsys):
     given = ["--ipc", "1", "--classes", "Trouser", "Bag", "--steps", "2", "--refine-steps", "1", "--refine-reals", "4"]
     judged = ["--protocol", "quick-hard", "--set", "epochs=1", "--set", "looks=1", "--seeds", "1", "--sets", "1"]

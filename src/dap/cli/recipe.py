@@ -41,7 +41,8 @@ def annotation(name: str, flag: str, field: Any) -> Any:
     choices = [choice for arm in arms if get_origin(arm) is Literal for choice in get_args(arm)]
     says = field.description or ""
     if field.default is not None and field.default != "":
-        says += f" Default: {field.default}."
+        several = isinstance(field.default, tuple)
+        says += f" Default: {','.join(map(str, field.default)) if several else field.default}."
     about: dict[str, Any] = {"name": f"--{flag}", "group": GROUPS[name.rpartition(".")[0]]}
     if name == "options":
         says = "An option of the method's own, as YAML; dap methods NAME lists them. May be repeated."
@@ -53,6 +54,9 @@ def annotation(name: str, flag: str, field: Any) -> Any:
         return Annotated[list[str], Parameter(**about, help=says, metavar="NAME …", consume_multiple=(1, None))]
     if name == "data.split":
         return Annotated[str, Parameter(**about, help=says, metavar="SPLIT=FOLDER,…")]
+    if name in ("refine.layers", "refine.times"):
+        metavar = "LAYER,…" if name == "refine.layers" else "FLOAT,…"
+        return Annotated[str, Parameter(**about, help=says, metavar=metavar)]
     if bool in arms:
         return Annotated[Literal["true", "false"], Parameter(**about, help=says)]
     if choices and int not in arms:
