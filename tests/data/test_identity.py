@@ -181,3 +181,14 @@ def test_what_lies_in_one_folder_is_read_once_too(
     first = opened(tmp_path / "d").fingerprint()
     assert len(reads) == files
     assert opened(tmp_path / "d").fingerprint() == first and len(reads) == files
+
+
+def test_an_index_whose_names_are_no_text_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sqlite tells the damaged name in its message, and Python cannot decode the message."""
+    monkeypatch.setattr(identity, "folder", lambda: tmp_path)
+    with identity._index():
+        pass
+    file = tmp_path / "files.sqlite"
+    file.write_bytes(file.read_bytes().replace(b"CREATE TABLE folders", b"CREATE T\xff\xfeLE f\xffld\xfes"))
+    with identity._index() as index:
+        assert index._base is not None

@@ -182,7 +182,10 @@ def _index() -> Iterator[_Index]:
         except sqlite3.OperationalError:  # no right to write, or another process holds it for long
             base = None
             break
-        except sqlite3.DatabaseError:  # a damaged file is begun anew, once
+        except (
+            sqlite3.DatabaseError,
+            UnicodeDecodeError,
+        ):  # a damaged file is begun anew, once; its names are no text either
             base = None
         except (OSError, RuntimeError):
             break
