@@ -1,4 +1,4 @@
-r"""Refinement: finished latents of a class follow an energy of the set, while the backbone's own denoising holds them back.
+r"""Refinement: finished latents of a class follow an energy of the set; the backbone's own denoising can hold them back.
 
 Sampling makes one image after the other look right. A refinement then moves all images of a class together, by a little,
 until the set as a whole is like the real images in the backbone's features. At each step it noises the latents to a random
@@ -11,8 +11,9 @@ sees. They show as noise that the backbone cannot predict. So each image whose e
 
     \| \epsilon_\theta(\alpha_s z + \sigma_s \epsilon) - \epsilon \|^2,
 
-is above that of real images is also drawn along -(\epsilon_\theta - \epsilon), which is the gradient of this error without the
-Jacobian of the network (Poole et al. 2023). Images that the backbone finds as likely as real ones are left alone.
+is above that of real images can also be drawn (`Descent.prior`) along -(\epsilon_\theta - \epsilon). This is the gradient of the
+error without the Jacobian of the network (Poole et al. 2023). Images that the backbone finds as likely as real ones are left
+alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Schedule, Time, VariancePreserving
+from dap.backbones.schedules import Schedule, Time, VariancePreserving, steps_of
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.guidance.base import Energy, State, per_image_norm
@@ -56,9 +57,8 @@ class Descent:
 
 def time_of(schedule: Schedule, fraction: float) -> Time:
     """The time of a schedule at a fraction of its length: a whole timestep, or a number on a flow."""
-    if isinstance(schedule, VariancePreserving):
-        return round(fraction * (len(schedule) - 1))
-    return fraction * schedule.steps  # pyright: ignore[reportAttributeAccessIssue]
+    steps = steps_of(schedule)
+    return round(fraction * (steps - 1)) if isinstance(schedule, VariancePreserving) else fraction * steps
 
 
 def denoising_error(backbone: Backbone, z: Tensor, condition: Tensor, t: Time, noise: Tensor) -> Tensor:

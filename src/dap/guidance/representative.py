@@ -57,7 +57,29 @@ class RealFeatures(Protocol):
 
 
 @dataclass(frozen=True)
-class Representative(Energy):
+class ToReals(Energy):
+    """An energy in features that are compared with real ones. Layer and branch are those of the real features.
+
+    Args:
+        reals: the real features.
+    """
+
+    reals: RealFeatures
+
+    @property
+    def layer(self) -> str:
+        return self.reals.layer
+
+    @property
+    def branch(self) -> Literal["cond", "null"]:
+        return self.reals.branch
+
+    def begin(self, labels: Sequence[int]) -> None:
+        self.reals.begin(labels)
+
+
+@dataclass(frozen=True)
+class Representative(ToReals):
     """Mean kernel distance to real images of the class, in features of the backbone at the same noise level.
 
     Args:
@@ -71,7 +93,6 @@ class Representative(Energy):
         DapError: repulsion is negative.
     """
 
-    reals: RealFeatures
     kernel: Kernel = field(default_factory=Linear)
     squared: bool = False
     repulsion: float = 0.0
@@ -81,19 +102,8 @@ class Representative(Energy):
             raise DapError(f"repulsion must be >= 0, not {self.repulsion}.")
 
     @property
-    def layer(self) -> str:
-        return self.reals.layer
-
-    @property
-    def branch(self) -> Literal["cond", "null"]:
-        return self.reals.branch
-
-    @property
     def joint(self) -> bool:
         return self.repulsion > 0
-
-    def begin(self, labels: Sequence[int]) -> None:
-        self.reals.begin(labels)
 
     def distance(self, kernel: Kernel, x: Tensor, y: Tensor) -> Tensor:
         return kernel.squared_distance(x, y) if self.squared else kernel.distance(x, y)

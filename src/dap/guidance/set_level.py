@@ -18,39 +18,25 @@ exact in all images at once. All images of a class must therefore be looked at t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.guidance.base import Energy, State
-from dap.guidance.representative import RealFeatures, by_class
+from dap.guidance.base import State
+from dap.guidance.representative import ToReals, by_class
 from dap.kernels import Kernel, Linear
 
 
 @dataclass(frozen=True)
-class _SetEnergy(Energy):
+class _SetEnergy(ToReals):
     """An energy of all images of a class and the real features of the class.
 
     Args:
         reals: the real features.
     """
 
-    reals: RealFeatures
     joint = True
-
-    @property
-    def layer(self) -> str:
-        return self.reals.layer
-
-    @property
-    def branch(self) -> Literal["cond", "null"]:
-        return self.reals.branch
-
-    def begin(self, labels: Sequence[int]) -> None:
-        self.reals.begin(labels)
 
     @abstractmethod
     def shared(self, mine: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
