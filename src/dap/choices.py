@@ -25,6 +25,9 @@ SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
 
 SOLVERS: tuple[str, ...] = get_args(SolverName)
 
+ScheduleName = Literal["constant", "sigma", "snr", "cosine", "trust"]
+"""Names of how gamma changes over a run; `dap.guidance.strength` has the formulas."""
+
 
 class Places(Closed, frozen=True):
     """Where the splits of the real images lie, by the user's own word.
@@ -169,11 +172,12 @@ class BankOptions(Closed, frozen=True):
         default="fixed",
         description="fixed draws the real images once for the whole run. step draws N new ones at every step.",
     )
-    noise: Literal["fixed", "fresh", "shared", "none"] = Field(
+    noise: Literal["fixed", "fresh", "shared", "none", "own", "common"] = Field(
         default="fixed",
         description="fixed gives each real image one noise for all steps. fresh gives it a new noise at every step. "
         "shared gives one noise to all real images of a class. none compares with clean latents at t = 0, since phi(x_t, t) "
-        "~ phi(x_0).",
+        "~ phi(x_0). own and common compare content alone: own gives the real images the noise that is predicted in each "
+        "sample, which costs a pass for each pair; common gives samples and real images one noise for each class and step.",
     )
     pool: Literal["none", "mean", "2x2", "4x4", "8x8"] = Field(
         default="none",
@@ -225,6 +229,13 @@ class GuidanceOptions(BankOptions, frozen=True):
     repulsion: Strength = Field(
         default=0.0,
         description="lambda, the strength with which the images of a class are pushed apart. The paper has no such term.",
+    )
+    schedule: ScheduleName = Field(
+        default="constant",
+        description="How gamma changes over the run. constant: not at all, as in the paper. sigma: times the share of noise, "
+        "sigma_t. snr: times the share of signal in the variance, alpha_t^2 / (alpha_t^2 + sigma_t^2). cosine: from gamma to 0 "
+        "over the run. trust: a push is shortened where the predicted noise would change by more than 5 %; this costs one more "
+        "prediction a step.",
     )
     start: Share = Field(
         default=0.0,

@@ -121,6 +121,10 @@ class Resolved(Closed, frozen=True):
         run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
         if run["refine"] is None:  # as sets of methods without a refinement have always had it
             del run["refine"]
+        if (
+            run["guidance"] is not None and run["guidance"]["schedule"] == "constant"
+        ):  # as sets of earlier versions have it
+            del run["guidance"]["schedule"]
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
         if self.data.split is None:  # as sets of earlier versions have it
             del said["data"]["split"]

@@ -202,6 +202,7 @@ class _Run:
             labels=self.labels,
             slots=self.slots,
             step_std=step_std,
+            denoiser=lambda other: self.model.predict(other, t, self.condition).eps,
         )
         after = proposal
         if active:
@@ -220,7 +221,7 @@ class _Run:
                 advice = "lower the guidance scale, or use --dtype float32"
             raise DapError(f"Sampling left the finite numbers at t = {t} (step {index + 1} of {self.steps}); {advice}.")
         plain = {"x": x.detach(), "x0_hat": x0.detach(), "eps": eps.detach()}
-        return replace(state, **plain, features=None, next=after.detach())
+        return replace(state, **plain, features=None, denoiser=None, next=after.detach())
 
 
 def latents(model: ClassifierFree, guidance: Guidance | None, batch: Batch, **run: Any) -> Tensor:

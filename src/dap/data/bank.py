@@ -92,6 +92,7 @@ class FeatureBank:
         self.source, self.backbone, self.options, self.ipc, self.keep = source, backbone, options, ipc, keep
         self.layer = backbone.check_layer(options.layer or backbone.card.layer)
         self.branch: Literal["cond", "null"] = options.branch
+        self.matched: Literal["own", "common"] | None = options.noise if options.noise in ("own", "common") else None
         self.seed = run_seed if options.seed is None else options.seed
         if options.targets == "slot" and options.refresh == "step":
             raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
@@ -120,7 +121,8 @@ class FeatureBank:
     def at(self, label: int, t: Time) -> Float[Tensor, "n d"]:
         """φ of a label's N real images at timestep t after `transform`, (N, D) float32, on the backbone's device.
 
-        `begin` must have been called with the label.
+        `begin` must have been called with the label. Under noise=own and noise=common all images have the one `noise` of the
+        label and the time.
         """
         t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
@@ -137,15 +139,33 @@ class FeatureBank:
         """The clean latents of a label's N real images. `begin` must have been called with the label."""
         return self._ready[label][0]
 
+    def clean(self, label: int, t: Time) -> Float[Tensor, "n c *spatial"]:
+        """The clean latents of a label's N real images at timestep t. They differ from `latents` under refresh=step alone."""
+        latents = self._ready[label][0]
+        return (
+            self._encode(label, len(latents), f"reals at {t}", least=1) if self.options.refresh == "step" else latents
+        )
+
+    def noise(self, label: int, t: Time) -> Float[Tensor, "c *spatial"]:
+        """The one noise of a label at timestep t, which samples and real images share under noise=common."""
+        clean = self._ready[label][0]
+        return normal(clean.shape[1:], generators([self._seed_of(label, "noise", t, 0)]), clean)[0]
+
+    def tap(self, x: Float[Tensor, "b c *spatial"], label: int, t: Time) -> Float[Tensor, "b tokens width"]:
+        """φ of x_t as images of a label, before `transform`. It is differentiable in x if x requires grad."""
+        condition = self._condition(label, len(x))
+        if x.requires_grad:
+            return self.backbone.features(x, t, condition, [self.layer])[self.layer]
+        parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
+        return torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
+
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
         """Under targets=slot the weights of the N real images for each slot; each row sums to 1. Otherwise None."""
         return self._ready[label][1]
 
     def transform(self, features: Float[Tensor, "b tokens width"], label: int, t: Time) -> Float[Tensor, "b d"]:
-        """Pool and normalise features of a layer as the options say; float32.
-
-        Under normalise=channel, `at` must have been called with this label and time: the spreads are those of its features.
-        """
+        """Pool and normalise features of a layer as the options say; float32. Under normalise=channel the spreads are those of
+        the features of `at`."""
         t = 0 if self.options.noise == "none" else t
         x = self._pooled(features)
         return self._scaled(x, label, t).flatten(1) if self.options.normalise == "channel" else self._unit(x.flatten(1))
@@ -170,6 +190,8 @@ class FeatureBank:
         return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
 
     def _scaled(self, x: Tensor, label: int, t: Time) -> Tensor:
+        if (label, t) not in self._spreads:
+            self.at(label, t)
         mean, std = self._spreads[label, t]
         return (x - mean) / std
 
@@ -200,28 +222,31 @@ class FeatureBank:
 
     def _tap(self, label: int, t: Time) -> Tensor:
         """The features of a label's real images at timestep t, after `transform`; in half precision where that loses nothing."""
-        options, latents = self.options, self._ready[label][0]
-        if options.refresh == "step":
-            latents = self._encode(label, len(latents), f"reals at {t}", least=1)
-        n = len(latents)
-        condition = (
-            self.backbone.null(n)
-            if self.branch == "null"
-            else self.backbone.condition([self.source.class_names[label]] * n)
-        )
+        options, latents = self.options, self.clean(label, t)
         x = latents
         if options.noise != "none":
-            moment = (t,) if options.noise == "fresh" or options.refresh == "step" else ()
-            owners = [0] * n if options.noise == "shared" else list(range(n))
-            gens = generators([self._seed_of(label, "noise", *moment, owner) for owner in owners])
             alpha, sigma = self.backbone.schedule.level(t)
-            x = alpha * latents + sigma * normal(latents.shape[1:], gens, latents)
-        parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
-        features = torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
+            x = alpha * latents + sigma * self._noises(label, t, latents)
+        features = self.tap(x, label, t)
         if options.normalise == "channel":  # the spreads are taken when the features are read
             return self._pooled(features)
         plain = options.pool == "none" and options.normalise == "none"
         return self._unit(self._pooled(features).flatten(1)).to(features.dtype if plain else torch.float32)
+
+    def _noises(self, label: int, t: Time, latents: Tensor) -> Tensor:
+        """The noises of a label's real images at timestep t, as the options say."""
+        options = self.options
+        if self.matched is not None:
+            return self.noise(label, t).expand_as(latents)
+        moment = (t,) if options.noise == "fresh" or options.refresh == "step" else ()
+        owners = [0] * len(latents) if options.noise == "shared" else range(len(latents))
+        gens = generators([self._seed_of(label, "noise", *moment, owner) for owner in owners])
+        return normal(latents.shape[1:], gens, latents)
+
+    def _condition(self, label: int, n: int) -> Tensor:
+        if self.branch == "null":
+            return self.backbone.null(n)
+        return self.backbone.condition([self.source.class_names[label]] * n)
 
     def _seed_of(self, label: int, *purpose: object) -> int:
         return seed_of(self.seed, self.source.class_names[label], *purpose)

@@ -6,6 +6,7 @@ from dap.guidance.manifold import Manifold
 from dap.guidance.modes import Modes
 from dap.guidance.representative import Representative
 from dap.guidance.set_level import MeanMatching, SquaredMMD
+from dap.guidance.strength import Paced, Trusted
 
 __all__ = [
     "Descend",
@@ -17,10 +18,12 @@ __all__ = [
     "MeanMatching",
     "Modes",
     "Nothing",
+    "Paced",
     "Representative",
     "Scaled",
     "SquaredMMD",
     "State",
     "Sum",
+    "Trusted",
     "Window",
 ]

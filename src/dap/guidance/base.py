@@ -8,63 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dap.base.errors import DapError
-
-GradThrough = Literal["nothing", "features", "denoiser"]
-"""From where a gradient can flow back to x_t: from nothing, from the tapped layer's features, or from the noise prediction."""
-
-
-@dataclass(frozen=True)
-class State:
-    """One reverse step of a batch of B images, from noise level t to the next lower one.
-
-    Attributes:
-        x: x_t, (B, C, *spatial). It is a leaf that requires grad if the guidance asks for a gradient.
-        proposal: x̃_{t−1}, the next sample without guidance, of the same shape. It carries no graph.
-        x0_hat: the prediction of x_0 at t. Under "denoiser" it is differentiable in x.
-        eps: the noise prediction after classifier-free guidance. Under "denoiser" it is differentiable in x.
-        features: φ(x_t, t) of the tapped layer, (B, tokens, width), or None. Under "features" and "denoiser" they are
-            differentiable in x.
-        t: the timestep of the training schedule; a whole number unless the backbone is a flow.
-        index: how many steps were done before, 0 … steps − 1.
-        steps: the length of the run.
-        alpha: how much of x_0 is in x_t: √ᾱ_t, and on a flow 1 − sigma.
-        sigma: how much noise is in x_t: √(1 − ᾱ_t), and on a flow t/T.
-        labels: (B,), the label of each image, in the data's label space.
-        slots: (B,), which of the ipc images of its class each image is.
-        step_std: the standard deviation of x_{t−1} around the mean of the reverse step, a number or (B, C, *spatial). Ancestral
-            steps with a learned variance have the learned one. All others have that of q(x_{t−1} | x_t, x_0), even if the
-            solver draws no noise. It is 0 at the last step.
-        next: x_{t−1} with the push. It is None while a guidance looks at the state, because the step is not taken yet.
-    """
-
-    x: Float[Tensor, "b c *spatial"]
-    proposal: Float[Tensor, "b c *spatial"]
-    x0_hat: Float[Tensor, "b c *spatial"]
-    eps: Float[Tensor, "b c *spatial"]
-    features: Float[Tensor, "b tokens width"] | None
-    t: int | float
-    index: int
-    steps: int
-    alpha: float
-    sigma: float
-    labels: Int[Tensor, " b"]
-    slots: Int[Tensor, " b"]
-    step_std: Float[Tensor, "b c *spatial"] | float = math.nan
-    next: Float[Tensor, "b c *spatial"] | None = None
-
-    @property
-    def progress(self) -> float:
-        """The fraction of the run that is done, 0 at the first step and (steps − 1)/steps at the last."""
-        return self.index / self.steps
+from dap.guidance.state import GradThrough, State, per_image_norm
 
 
 class Guidance(ABC):
@@ -224,14 +177,28 @@ class Descend(Guidance):
         return -self.scale * gradient
 
 
-def per_image_norm(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    """The Euclidean norm of each image, shaped (B, 1, …) to broadcast."""
-    return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+def settled(energy: Callable[[Tensor], Tensor], at: Float[Tensor, "1 d"], row: int) -> Tensor:
+    """The energy of one image of a class, whose gradient is that of the energy of the whole class in this image.
+
+    The energy is differentiated in `at` at once. So its graph is free when this function returns, and only the gradient stays.
+
+    Args:
+        energy: maps the features (1, D) of the image to the energies of all images of its class.
+        at: the features, with the graph of the step behind them.
+        row: which of the energies is that of the image.
+    """
+    with torch.enable_grad():
+        leaf = at.detach().requires_grad_()
+        energies = energy(leaf)
+        (slope,) = torch.autograd.grad(energies.sum(), leaf)
+    return energies[row].detach() + ((at - at.detach()) * slope).sum()
 
 
 @dataclass(frozen=True)
-class _Wrapper(Guidance):
+class Wrapper(Guidance):
     """A guidance around other guidances. It needs everything that these guidances need.
+
+    A subclass says which `parts` it has, and what becomes of their pushes.
 
     Raises:
         DapError: the guidances inside tap different layers or halves.
@@ -281,7 +248,7 @@ class _Wrapper(Guidance):
 
 
 @dataclass(frozen=True)
-class Sum(_Wrapper):
+class Sum(Wrapper):
     """The sum of the pushes of several guidances."""
 
     guidances: tuple[Guidance, ...]
@@ -298,7 +265,7 @@ class Sum(_Wrapper):
 
 
 @dataclass(frozen=True)
-class Scaled(_Wrapper):
+class Scaled(Wrapper):
     """A push times a factor. With factor 0 no step is active."""
 
     guidance: Guidance
@@ -315,7 +282,7 @@ class Scaled(_Wrapper):
 
 
 @dataclass(frozen=True)
-class Window(_Wrapper):
+class Window(Wrapper):
     """A guidance in the part of the run where start <= progress < stop, both fractions in [0, 1].
 
     `last=False` also leaves out the very last step, because nothing denoises the push of that step any more.

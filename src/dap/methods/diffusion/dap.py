@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
-from dap.guidance import Descend, Guidance, Representative, State, Window
+from dap.guidance import Descend, Guidance, Representative, State, Window, strength
 from dap.guidance.base import per_image_norm
 from dap.kernels import parse
 from dap.methods.base import Task
@@ -71,7 +71,8 @@ class Dap(Vanilla):
         )
         energy = Representative(bank, parse(options.kernel), options.squared, options.repulsion)
         descend = Descend(energy, options.scale, options.unit)
-        return Warned(descend, options.start, options.stop, options.last_step)
+        scheduled = strength.scheduled(descend, options.schedule)
+        return Warned(scheduled, options.start, options.stop, options.last_step)
 
 
 class DapSlots(Dap):
