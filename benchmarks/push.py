@@ -3,6 +3,7 @@
     python benchmarks/push.py                                # directions, on the unguided path
     python benchmarks/push.py --cost --steps 10              # seconds beside vanilla, all ways in turns
     python benchmarks/push.py --trust                        # how much of a push the schedule trust leaves
+    python benchmarks/push.py --sets --ipc 10 --scale 0.06   # diversity and coverage of a set of each way
 
 The pushes of all noises are taken at the same states of one unguided run, so they differ in the noise alone. The cosine with
 -eps_hat is 1 where a push only removes the predicted noise. The other cosine is with z_bar - x0_hat, the way from the predicted
@@ -24,9 +25,13 @@ from torch.nn.functional import cosine_similarity
 from dap import load_backbone, open_source
 from dap.backbones import Backbone, ClassifierFree
 from dap.data.bank import BankOptions, FeatureBank, RealImages
+from dap.data.real.sources import Source
+from dap.evaluation.measures.measures import compare, extract
+from dap.evaluation.training.classifier import load_classifier
 from dap.guidance import Descend, Guidance, Representative, State, Trusted
 from dap.guidance.base import per_image_norm
 from dap.sampling import Batch, latents
+from dap.starter import REFERENCE
 
 PHASES = {"early": (1, 5, 10), "middle": (20, 25, 30), "late": (40, 45, 49)}
 """Steps of 50, counted from 0."""
@@ -158,6 +163,29 @@ def cost(model: ClassifierFree, source: RealImages, args: argparse.Namespace) ->
         print(f"| {name} | {ratios[0]:.2f} | {ratios[1]:.2f} |", flush=True)
 
 
+def sets(model: ClassifierFree, source: Source, args: argparse.Namespace) -> None:
+    """Measures of one set of each way, in features of the network that knows the data, beside 500 real images a class."""
+    classifier = load_classifier(REFERENCE, source.class_names, "cpu")
+    classes = range(len(source.class_names))
+    pictures = [source.images(label, source.good(label, 500, 0)) for label in classes]
+    real = torch.cat([extract(classifier, part) for part in pictures])
+    real_labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(part) for part in pictures]))
+    print(f"γ = {args.scale:g} steps, N = {args.reals}, {args.ipc} images of each of {len(classes)} classes, one set")
+    print("| way | representativeness | diversity | coverage | label agreement |\n|---|---|---|---|---|")
+    for name in args.ways:
+        bank = None if name == "vanilla" else banks(model.backbone, source, [name], args.reals, args.ipc)[name]
+        way = None if bank is None else Descend(Representative(bank), args.scale, "step")
+        made = []
+        for label in classes:
+            batch = Batch.of(source.class_names, [label] * args.ipc, range(args.ipc), args.seed)
+            made.append(model.backbone.decode(latents(model, way, batch, steps=50)))
+        labels, images = torch.arange(len(classes)).repeat_interleave(args.ipc), torch.cat(made)
+        found = compare((extract(classifier, images), labels), (real, real_labels), len(classes)).values
+        right = (classifier.probabilities(images).argmax(1) == labels).float().mean().item()
+        cells = [f"{found[part]:.3g}" for part in ("representativeness", "diversity", "coverage")]
+        print(f"| {name} | {' | '.join(cells)} | {right:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="starter")
@@ -167,13 +195,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of --cost")
     parser.add_argument("--rounds", type=int, default=3, help="of --cost")
     parser.add_argument("--cost", action="store_true", help="measure seconds")
+    parser.add_argument("--sets", action="store_true", help="measure a set of each way")
+    parser.add_argument("--scale", type=float, default=0.06, help="gamma of --sets, in steps")
+    parser.add_argument("--ways", nargs="+", default=["vanilla", *WAYS], choices=["vanilla", *WAYS], help="of --sets")
+    parser.add_argument("--classes", nargs="+", help="default: all")
     parser.add_argument("--trust", action="store_true", help="measure the schedule trust")
     args = parser.parse_args()
     backbone = load_backbone(args.backbone)
-    source = open_source("fashion-mnist", size=backbone.card.size)
+    source = open_source("fashion-mnist", size=backbone.card.size, classes=args.classes)
     model = ClassifierFree(backbone, backbone.card.cfg, backbone.card.cfg_channels)
     torch.set_num_threads(1)
-    (cost if args.cost else trust if args.trust else directions)(model, source, args)
+    (cost if args.cost else trust if args.trust else sets if args.sets else directions)(model, source, args)
 
 
 if __name__ == "__main__":
