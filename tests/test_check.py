@@ -17,7 +17,8 @@ import tiny
 from dap.backbones import Mixture, VariancePreserving, from_pipeline, load
 from dap.base.errors import DapError
 from dap.cli.main import main
-from dap.guidance import Descend, Deviation, Energy, Guidance, Nothing, Representative, Window
+from dap.guidance import Descend, Deviation, Energy, Guidance, Nothing, Paced, Representative, Trusted, Window
+from dap.guidance.strength import FACTORS
 from dap.kernels import KERNELS, Linear, parse
 from dap.methods import Made, Method, find
 from dap.methods.selection.random import Random
@@ -404,6 +405,8 @@ GOOD = [
     lambda: Descend(Representative(Reals()), 0.1, "step"),
     lambda: Descend(ToZero(), 0.01),
     lambda: Window(Descend(ToZero(), 0.1, "step"), 0.0, 0.5),
+    lambda: Paced(Descend(ToZero(), 0.1, "step"), FACTORS["snr"]),
+    lambda: Trusted(Descend(Representative(Reals()), 0.1, "step")),
     lambda: Descend(Representative(Reals()), 0.1, "step") + 0.5 * Descend(ToZero(), 0.1, "step"),
     ToZero,
     Deviation,
