@@ -121,6 +121,9 @@ class Resolved(Closed, frozen=True):
         run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
         if run["refine"] is None:  # as sets of methods without a refinement have always had it
             del run["refine"]
+        else:  # without what sets of earlier versions do not have, as long as it is as it was then
+            new = ("repel", "patience")
+            run["refine"] = {name: value for name, value in run["refine"].items() if name not in new or value}
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
         if self.data.split is None:  # as sets of earlier versions have it
             del said["data"]["split"]

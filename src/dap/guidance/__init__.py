@@ -5,7 +5,8 @@ from dap.guidance.influence import Deviation, Influence
 from dap.guidance.manifold import Manifold
 from dap.guidance.modes import Modes
 from dap.guidance.representative import Representative
-from dap.guidance.set_level import MeanMatching, SquaredMMD
+from dap.guidance.set_level import LogDet, MeanMatching, SquaredMMD
+from dap.guidance.transport import SinkhornDivergence
 
 __all__ = [
     "Descend",
@@ -13,12 +14,14 @@ __all__ = [
     "Energy",
     "Guidance",
     "Influence",
+    "LogDet",
     "Manifold",
     "MeanMatching",
     "Modes",
     "Nothing",
     "Representative",
     "Scaled",
+    "SinkhornDivergence",
     "SquaredMMD",
     "State",
     "Sum",
