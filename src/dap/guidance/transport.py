@@ -35,10 +35,12 @@ class SinkhornDivergence(SetEnergy):
         reals: the real features.
         kernel: K of the cost D_K²/2. A bandwidth that is left open is set from the real features of each step.
         blur: the root of the temperature, ε = (blur · spread)², where spread² is the variance of the real images under the
-            kernel. Below it, differences between real images do not count. Near 0 the divergence is that of optimal transport,
-            which a few images can follow only roughly and by jumps; from about 1 on it sees the means alone, under the linear
-            kernel.
-        scaling: the factor between two temperatures of the descent to ε, below 1. Nearer to 1 is slower and more exact.
+            kernel. Below it, differences between real images do not count. Near 0 each image answers for an equal share of
+            the real images alone; as it grows, for all of them, and under the linear kernel the divergence then sees the
+            means alone. Of 250 real images of a class in the starter's features, each of ten images answers for 27 at 0.05,
+            for 60 to 90 at 0.2 and for 248 at 1 (the exponential of the entropy of its row of the plan).
+        scaling: the factor between two temperatures of the descent to ε, below 1. Nearer to 1 is slower and more exact: with
+            the default the gradient is within 2 % of that of the converged plan in these features.
 
     Raises:
         DapError: the package geomloss is missing, or blur or scaling is out of its range.
@@ -46,7 +48,7 @@ class SinkhornDivergence(SetEnergy):
 
     kernel: Kernel = field(default_factory=Linear)
     blur: float = 0.2
-    scaling: float = 0.9
+    scaling: float = 0.97
 
     def __post_init__(self) -> None:
         try:
