@@ -110,8 +110,9 @@ class LogDet(SetEnergy):
     def shared(self, mine: Tensor, real: Tensor) -> Tensor:
         kernel, n = self.kernel.fit(real), len(mine)
         length = kernel.diag(mine).clamp_min(EPSILON).sqrt()
-        gram = (kernel(mine, mine) / (length[:, None] * length)).double()
-        # The rounding of features may make a product of two equal images larger than that of each with itself.
-        gram = (gram + gram.T) / 2 + self.ridge * torch.eye(n, dtype=gram.dtype, device=gram.device)
+        alike = (kernel(mine, mine) / (length[:, None] * length)).double()
+        # The diagonal is 1 whatever the features are; rounding would give it a gradient, the only one of an image alone.
+        one = torch.eye(n, dtype=alike.dtype, device=alike.device)
+        gram = (alike + alike.T) / 2 * (1 - one) + (1 + self.ridge) * one
         value = -torch.linalg.cholesky(gram / (1 + self.ridge)).diagonal().log().sum() * 2 / n
         return (value.to(mine.dtype) / n).expand(n)
