@@ -28,6 +28,12 @@ SOLVERS: tuple[str, ...] = get_args(SolverName)
 ScheduleName = Literal["constant", "sigma", "snr", "cosine", "trust"]
 """Names of how gamma changes over a run; `dap.guidance.strength` has the formulas."""
 
+Pool = Literal["none", "mean", "2x2", "4x4", "8x8"]
+"""How the tokens of features are pooled."""
+
+Normalise = Literal["none", "l2", "channel"]
+"""How features are normalised before they are compared."""
+
 
 class Places(Closed, frozen=True):
     """Where the splits of the real images lie, by the user's own word.
@@ -179,12 +185,12 @@ class BankOptions(Closed, frozen=True):
         "~ phi(x_0). own and common compare content alone: own gives the real images the noise that is predicted in each "
         "sample, which costs a pass for each pair; common gives samples and real images one noise for each class and step.",
     )
-    pool: Literal["none", "mean", "2x2", "4x4", "8x8"] = Field(
+    pool: Pool = Field(
         default="none",
         description="none flattens all tokens, as the norm in the paper suggests. mean averages over the tokens, and 2x2, "
         "4x4 or 8x8 over the cells of such a grid, which needs less memory.",
     )
-    normalise: Literal["none", "l2", "channel"] = Field(
+    normalise: Normalise = Field(
         default="none",
         description="l2 brings features to unit length before their distance is taken. channel divides each channel by its "
         "spread over the real images, so that a few large channels do not decide alone.",
@@ -278,10 +284,11 @@ class Refinement(Closed, frozen=True):
         le=100_000,
         description="How many steps the refinement takes. 0 leaves the images as they were sampled.",
     )
-    energy: Literal["distance", "mmd", "mean"] = Field(
+    energy: Literal["distance", "mmd", "mean", "sinkhorn"] = Field(
         default="distance",
         description="How the set is compared with real images. distance: the energy distance under the kernel's distance. mmd: "
-        "the squared maximum mean discrepancy of the kernel. mean: the squared distance of the mean features.",
+        "the squared maximum mean discrepancy of the kernel. mean: the squared distance of the mean features. sinkhorn: the "
+        "Sinkhorn divergence, which needs the package geomloss.",
     )
     kernel: str = Field(
         default="linear", description="The kernel that compares features, as --kernel; the energy mean has none."
@@ -305,16 +312,26 @@ class Refinement(Closed, frozen=True):
     reals: Images = Field(
         default=250, description="The number of real images of each class that the set is compared with."
     )
-    pool: Literal["none", "mean", "2x2", "4x4", "8x8"] = Field(
-        default="4x4", description="How tokens are pooled before features are compared, as --pool."
-    )
-    normalise: Literal["none", "l2", "channel"] = Field(
+    pool: Pool = Field(default="4x4", description="How tokens are pooled before features are compared, as --pool.")
+    normalise: Normalise = Field(
         default="channel", description="How features are normalised before they are compared, as --normalise."
     )
     prior: Strength = Field(
         default=0.0,
         description="How strongly images that the backbone finds less likely than real ones are drawn back. 0: not at all. "
         "Where the prior was tried, it gained nothing.",
+    )
+    repel: Strength = Field(
+        default=0.0,
+        description="How strongly images of a class are kept apart by the log-determinant of their kernel matrix: the length of "
+        "this push at the first step, measured by that of the energy. 0: not at all.",
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="The refinement of a class stops when its energy against real images that pull no image has not fallen for "
+        "this many steps, and keeps the images with the lowest. 0: all steps are taken.",
     )
 
     @field_validator("layers", "times", mode="before")

@@ -14,12 +14,18 @@ sees. They show as noise that the backbone cannot predict. So each image whose e
 is above that of real images can also be drawn (`Descent.prior`) along -(\epsilon_\theta - \epsilon). This is the gradient of the
 error without the Jacobian of the network (Poole et al. 2023). Images that the backbone finds as likely as real ones are left
 alone.
+
+A set that is too large to move together is refined block after block, as kernel herding adds points one after the other (Chen,
+Welling & Smola 2010): the images of earlier blocks are `Finished` members, which the energy sees and does not move.
+
+How well a set is like real images that pull none of its images says when to stop: see `Descent.patience`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,11 +35,18 @@ from dap.backbones.base import Backbone
 from dap.backbones.schedules import Schedule, Time, VariancePreserving, steps_of
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
+from dap.base.store import Checkpoint
 from dap.guidance.base import Energy, State, per_image_norm
 from dap.sampling import Batch
 
 CHUNK = 10
 """How many images go through the network at once with a graph."""
+
+LOOK = 10
+"""How many steps lie between two looks at the held-out energy."""
+
+HELD_BYTES = 2**30
+"""Bytes of features of finished images that are kept. More are computed at each step."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,9 @@ class Descent:
         times: the noise levels of the energy, as fractions of the schedule; each step takes one of them at random.
         prior: the length of the push of the prior, measured by that of the energy's gradient. 0 leaves the prior out.
         prior_times: the noise levels of the prior, as `times`.
+        repel: the length of the push of the repulsions at the first step, measured by that of the energy's gradient. The weight
+            that gives this length stays, so the push fades as the images come apart.
+        patience: the refinement stops when the held-out energy has not fallen for this many steps. 0 takes all steps.
     """
 
     steps: int
@@ -53,6 +69,21 @@ class Descent:
     times: tuple[float, ...] = (0.05, 0.15, 0.3)
     prior: float = 0.0
     prior_times: tuple[float, ...] = (0.02, 0.05)
+    repel: float = 0.0
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Images of a set that do not move any more.
+
+    Attributes:
+        batch: what they are.
+        latents: x_0, clean, (m, C, *spatial).
+    """
+
+    batch: Batch
+    latents: Float[Tensor, "m c *spatial"]
 
 
 def time_of(schedule: Schedule, fraction: float) -> Time:
@@ -77,52 +108,68 @@ def refine(
     descent: Descent,
     *,
     usual: Callable[[int, Time], float] | None = None,
+    repulsions: Sequence[Energy] = (),
+    held_out: Sequence[Energy] = (),
+    finished: Finished | None = None,
     told: Callable[[int, int], object] = lambda done, total: None,
+    looked: Callable[[int, float], object] = lambda step, energy: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Float[Tensor, "b c *spatial"]:
     """Refined latents of a batch.
 
     Args:
         backbone: the backbone in whose features the energies look.
         energies: their sum is lowered. Each looks at its own `layer`. They must not differentiate further than the features.
-        batch: what the latents are; all images that an energy looks at together must be in one batch.
+        batch: what the latents are; all images that an energy looks at together must be in one batch, or finished.
         latents: x_0, clean.
         descent: how far and how fast.
         usual: for a label and a time, the mean squared error of denoising of real images. None: without the prior.
+        repulsions: energies that keep the images apart. Their sum is lowered too, with the weight that `Descent.repel` says.
+        held_out: energies that lead nothing. Their sum, over all times, decides under `Descent.patience` what is kept.
+        finished: images of the same classes that are members of their sets and stay as they are.
         told: called after each step with the steps done and the steps in all.
+        looked: called with each value of the sum of `held_out`, and the number of steps before it.
+        checkpoint: keeps unfinished work. A killed refinement goes on from it, and gives the same bytes.
 
     Raises:
-        DapError: an energy does not go with the features alone, a layer is unknown, or a latent is not finite.
+        DapError: an energy does not go with the features alone, a layer is unknown, there is nothing held out to be patient
+            with, or a latent is not finite.
     """
-    energies, layers = tuple(energies), [backbone.check_layer(energy.layer or "") for energy in energies]
-    if odd := [type(energy).__name__ for energy in energies if energy.grad_through != "features"]:
-        raise DapError(f"A refinement looks at features alone, so the energy {odd[0]} cannot lead it.")
-    for energy in energies:
-        energy.begin(sorted(set(batch.labels)))
-    condition = backbone.condition([batch.class_names[label] for label in batch.labels])
-    labels, slots = torch.tensor(batch.labels), torch.tensor(batch.slots)
+    if descent.patience and not held_out:
+        raise DapError("A refinement with patience needs energies against held-out real images; give held_out.")
+    seen = _Seen(backbone, batch, finished, [*energies, *repulsions, *held_out])
+    leading, apart = _weighted(energies), _weighted(repulsions)
     gens = generators([seed_of(seed, "refine") for seed in batch.seeds])
     clock = torch.Generator().manual_seed(seed_of(batch.seeds[0], "times of refine"))
 
     def drawn(fractions: Sequence[float]) -> Time:
         return time_of(backbone.schedule, fractions[int(torch.randint(len(fractions), (1,), generator=clock))])
 
-    def energy_at(x: Tensor, t: Time, features: dict[str, Tensor], noise: Tensor, z: Tensor) -> Tensor:
-        alpha, sigma = backbone.schedule.level(t)
-        total = x.new_zeros(())
-        for energy, layer in zip(energies, layers, strict=True):
-            state = State(x, x.detach(), z, noise, features[layer], t, 0, 1, alpha, sigma, labels, slots)
-            total = total + energy(state).sum()
-        return total
-
     z = latents.to(backbone.device).float().clone().requires_grad_(True)
     adam = torch.optim.Adam([z], descent.rate)
-    for step in range(descent.steps):
+    watch = _Watch(seen, batch, held_out, descent, looked)
+    first, weight, states = 0, None, {"clock": clock, **{str(row): gen for row, gen in enumerate(gens)}}
+    if checkpoint is not None and (state := checkpoint.read()) is not None:
+        first, weight = state["step"], state["weight"]
+        adam.load_state_dict(state["adam"])
+        watch.load(state["watch"])
+        for name, value in state["random"].items():
+            states[name].set_state(value)
+        with torch.no_grad():
+            z.copy_(state["z"])
+    for step in range(first, descent.steps):
+        if not watch.goes_on(step, z.detach()):
+            told(descent.steps, descent.steps)
+            break
         adam.param_groups[0]["lr"] = descent.rate * (1 - step / descent.steps)
         t, noise = drawn(descent.times), normal(z.shape[1:], gens, z)
-        z.grad = _gradient(backbone, z.detach(), t, noise, condition, layers, energy_at)
+        if apart and weight is None:  # from the first step on, so that the push ends where the images are apart
+            of, by = (seen.gradient(z.detach(), t, noise, part).norm().item() for part in (leading, apart))
+            weight = descent.repel * of / by if by > 0 else 0.0
+        z.grad = seen.gradient(z.detach(), t, noise, [*leading, *_weighted(repulsions, weight or 0.0)])
         if usual is not None and descent.prior > 0:
             s, other = drawn(descent.prior_times), normal(z.shape[1:], gens, z)
-            error = denoising_error(backbone, z.detach(), condition, s, other)
+            error = denoising_error(backbone, z.detach(), seen.condition, s, other)
             allowed = torch.tensor([usual(label, s) for label in batch.labels]).to(error)
             above = (error.square().flatten(1).mean(1) > allowed).view(-1, *[1] * (z.ndim - 1))
             length = per_image_norm(z.grad) / per_image_norm(error).clamp_min(1e-30)
@@ -134,43 +181,168 @@ def refine(
             )
         adam.step()
         told(step + 1, descent.steps)
-    return z.detach()
+        if checkpoint is not None and checkpoint.due:
+            random = {name: generator.get_state() for name, generator in states.items()}
+            written = {
+                "step": step + 1,
+                "weight": weight,
+                "adam": adam.state_dict(),
+                "watch": watch.state(),
+                "random": random,
+            }
+            checkpoint.write({**written, "z": z.detach().clone()})
+    else:
+        watch.goes_on(descent.steps, z.detach())
+    return z.detach() if watch.kept is None else watch.kept
 
 
-def _gradient(
-    backbone: Backbone,
-    z: Tensor,
-    t: Time,
-    noise: Tensor,
-    condition: Tensor,
-    layers: Sequence[str],
-    energy_at: Callable[..., Tensor],
-) -> Tensor:
-    """The gradient of the energies in z. It holds the graph of no more than `CHUNK` images, and is exact for any number.
+Weighted = list[tuple[Energy, float]]
 
-    An energy depends on an image through its features alone. So the features of all images are computed without a graph, the
-    energy is differentiated in them, and then each chunk is passed again, with a graph, to carry its part back to z.
+
+def _weighted(energies: Sequence[Energy], weight: float = 1.0) -> Weighted:
+    return [(energy, weight) for energy in energies]
+
+
+class _Seen:
+    """What the energies see: the finished images of a set, if there are any, and after them those that move.
+
+    Args:
+        backbone, batch, finished: as for `refine`.
+        energies: all energies that will be asked for.
+
+    Raises:
+        DapError: as for `refine`.
     """
-    alpha, sigma = backbone.schedule.level(t)
-    x = alpha * z + sigma * noise
-    parts = list(zip(x.split(CHUNK), condition.split(CHUNK), strict=True))
-    if len(parts) == 1:
+
+    def __init__(self, backbone: Backbone, batch: Batch, finished: Finished | None, energies: Sequence[Energy]) -> None:
+        self.backbone, self.finished = backbone, finished
+        self.layers = list(dict.fromkeys(backbone.check_layer(energy.layer or "") for energy in energies))
+        if odd := [type(energy).__name__ for energy in energies if energy.grad_through != "features"]:
+            raise DapError(f"A refinement looks at features alone, so the energy {odd[0]} cannot lead it.")
+        for energy in energies:
+            energy.begin(sorted(set(batch.labels)))
+        self.condition = backbone.condition([batch.class_names[label] for label in batch.labels])
+        members = [part.batch for part in [finished] if part is not None] + [batch]
+        self.labels = torch.tensor([label for part in members for label in part.labels])
+        self.slots = torch.tensor([slot for part in members for slot in part.slots])
+        self._still: dict[Time, dict[str, Tensor]] = {}
+        self._noise: Tensor | None = None
+
+    def total(
+        self, energies: Weighted, x: Tensor, t: Time, features: dict[str, Tensor], noise: Tensor, z: Tensor
+    ) -> Tensor:
+        """The weighted sum of energies of the whole set, a number."""
+        alpha, sigma = self.backbone.schedule.level(t)
+        if self.finished is not None:
+            x0, other, found = self._finished(t)
+            x, z, noise = torch.cat([alpha * x0 + sigma * other, x]), torch.cat([x0, z]), torch.cat([other, noise])
+            features = {layer: torch.cat([found[layer], own]) for layer, own in features.items()}
+        total = x.new_zeros(())
+        for energy, weight in energies:
+            of = features[self.backbone.check_layer(energy.layer or "")]
+            state = State(x, x.detach(), z, noise, of, t, 0, 1, alpha, sigma, self.labels, self.slots)
+            total = total + weight * energy(state).sum()
+        return total
+
+    def value(self, energies: Weighted, z: Tensor, t: Time, noise: Tensor) -> float:
+        """The weighted sum of energies of the whole set, without a graph."""
+        alpha, sigma = self.backbone.schedule.level(t)
+        x = alpha * z + sigma * noise
+        with torch.no_grad():
+            return self.total(energies, x, t, self.features(x, t, self.condition), noise, z).item()
+
+    def features(self, x: Tensor, t: Time, condition: Tensor) -> dict[str, Tensor]:
+        """The features of all layers, without a graph."""
+        with torch.no_grad():
+            parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
+            found = [self.backbone.features(part, t, of, self.layers) for part, of in parts]
+            return {layer: torch.cat([part[layer] for part in found]) for layer in self.layers}
+
+    def _finished(self, t: Time) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The finished latents, their noise and their features. Like real images they have one noise for all steps."""
+        assert self.finished is not None
+        batch, device = self.finished.batch, self.backbone.device
+        z = self.finished.latents.to(device).float()
+        if self._noise is None:
+            self._noise = normal(z.shape[1:], generators([seed_of(seed, "finished") for seed in batch.seeds]), z)
+        if t in self._still:
+            return z, self._noise, {layer: found.to(device) for layer, found in self._still[t].items()}
+        alpha, sigma = self.backbone.schedule.level(t)
+        condition = self.backbone.condition([batch.class_names[label] for label in batch.labels])
+        found = self.features(alpha * z + sigma * self._noise, t, condition)
+        held = sum(value.nbytes for of in self._still.values() for value in of.values())
+        if held + sum(value.nbytes for value in found.values()) <= HELD_BYTES:
+            self._still[t] = {layer: value.cpu() for layer, value in found.items()}
+        return z, self._noise, found
+
+    def gradient(self, z: Tensor, t: Time, noise: Tensor, energies: Weighted) -> Tensor:
+        """The gradient of energies in z. It holds the graph of no more than `CHUNK` images, and is exact for any number.
+
+        An energy depends on an image through its features alone. So the features of all images are computed without a graph,
+        the energy is differentiated in them, and then each chunk is passed again, with a graph, to carry its part back to z.
+        """
+        alpha, sigma = self.backbone.schedule.level(t)
+        layers = list(dict.fromkeys(self.backbone.check_layer(energy.layer or "") for energy, _ in energies))
+        x = alpha * z + sigma * noise
+        parts = list(zip(x.split(CHUNK), self.condition.split(CHUNK), strict=True))
+        if len(parts) == 1:
+            with torch.enable_grad():
+                leaf = x.requires_grad_(True)
+                features = self.backbone.features(leaf, t, self.condition, layers)
+                return alpha * torch.autograd.grad(self.total(energies, leaf, t, features, noise, z), leaf)[0]
+        with torch.no_grad():
+            found = [self.backbone.features(part, t, of, layers) for part, of in parts]
         with torch.enable_grad():
-            leaf = x.requires_grad_(True)
-            total = energy_at(leaf, t, backbone.features(leaf, t, condition, layers), noise, z)
-            return alpha * torch.autograd.grad(total, leaf)[0]
-    with torch.no_grad():
-        found = [backbone.features(part, t, of, layers) for part, of in parts]
-    with torch.enable_grad():
-        features = {
-            layer: torch.cat([part[layer] for part in found]).requires_grad_(True) for layer in dict.fromkeys(layers)
-        }
-        total = energy_at(x, t, features, noise, z)
-        wanted = dict(zip(features, torch.autograd.grad(total, list(features.values())), strict=True))
-        back: list[Tensor] = []
-        for number, (part, of) in enumerate(parts):
-            leaf = part.detach().requires_grad_(True)
-            again = backbone.features(leaf, t, of, layers)
-            pulls = [wanted[layer].split(CHUNK)[number] for layer in again]
-            back.append(torch.autograd.grad(list(again.values()), leaf, pulls)[0])
-    return alpha * torch.cat(back)
+            features = {layer: torch.cat([part[layer] for part in found]).requires_grad_(True) for layer in layers}
+            total = self.total(energies, x, t, features, noise, z)
+            wanted = dict(zip(features, torch.autograd.grad(total, list(features.values())), strict=True))
+            back: list[Tensor] = []
+            for number, (part, of) in enumerate(parts):
+                leaf = part.detach().requires_grad_(True)
+                again = self.backbone.features(leaf, t, of, layers)
+                pulls = [wanted[layer].split(CHUNK)[number] for layer in again]
+                back.append(torch.autograd.grad(list(again.values()), leaf, pulls)[0])
+        return alpha * torch.cat(back)
+
+
+class _Watch:
+    """Looks at a set from time to time, at one noise, and keeps the latents with the lowest energy of all looks."""
+
+    def __init__(
+        self,
+        seen: _Seen,
+        batch: Batch,
+        energies: Sequence[Energy],
+        descent: Descent,
+        looked: Callable[[int, float], object],
+    ) -> None:
+        self.seen, self.batch, self.energies, self.descent, self.looked = (
+            seen,
+            batch,
+            _weighted(energies),
+            descent,
+            looked,
+        )
+        self.curve, self.kept = list[list[float]](), None
+
+    def goes_on(self, step: int, z: Tensor) -> bool:
+        """Look at the latents if it is time to, and say whether the energy has fallen lately."""
+        steps, patience = self.descent.steps, self.descent.patience
+        if not patience or (step % min(LOOK, patience) and step < steps):
+            return True
+        noise = normal(z.shape[1:], generators([seed_of(seed, "held out") for seed in self.batch.seeds]), z)
+        times = [time_of(self.seen.backbone.schedule, fraction) for fraction in self.descent.times]
+        value = sum(self.seen.value(self.energies, z, t, noise) for t in times) / len(times)
+        if all(value < lowest for _, lowest in self.curve):
+            self.kept = z.clone()
+        self.curve.append([step, value])
+        self.looked(step, value)
+        return step - min(self.curve, key=lambda look: look[1])[0] < patience
+
+    def state(self) -> dict[str, Any]:
+        return {"curve": self.curve, "kept": self.kept}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.curve, self.kept = state["curve"], state["kept"]
+        for step, value in self.curve:
+            self.looked(int(step), value)

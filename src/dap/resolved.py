@@ -15,6 +15,13 @@ from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidan
 
 T = TypeVar("T")
 
+LATER: dict[str, tuple[type[Closed], tuple[str, ...]]] = {
+    "guidance": (GuidanceOptions, ("schedule",)),
+    "refine": (Refinement, ("repel", "patience")),
+}
+"""Choices that were added to a section after sets had been made. A set does not say them as long as they are at their defaults,
+so that a set of an earlier version is still the same set. No method has a default of its own for them."""
+
 # A resolved recipe leaves nothing to a default, so the models below take away the defaults of a recipe's sections. The type
 # checker objects to a field without a default after fields with one. pydantic takes fields by name, so their order is free.
 
@@ -121,10 +128,10 @@ class Resolved(Closed, frozen=True):
         run = self.run.model_dump(mode="json") if self.run else dict.fromkeys(Run.model_fields)
         if run["refine"] is None:  # as sets of methods without a refinement have always had it
             del run["refine"]
-        if (
-            run["guidance"] is not None and run["guidance"]["schedule"] == "constant"
-        ):  # as sets of earlier versions have it
-            del run["guidance"]["schedule"]
+        for name, (model, later) in LATER.items():  # as sets of earlier versions have it
+            if run.get(name) is not None:
+                usual = {choice: model.model_fields[choice].default for choice in later}
+                run[name] = {k: v for k, v in run[name].items() if k not in usual or v != usual[k]}
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
         if self.data.split is None:  # as sets of earlier versions have it
             del said["data"]["split"]

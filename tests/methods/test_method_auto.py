@@ -130,8 +130,6 @@ def test_the_layers_of_the_refinement_are_the_user_s(shop, tmp_path):
 
 
 def test_what_cannot_be_refined_is_said(shop, tmp_path, capsys):
-    with pytest.raises(DapError, match=r"block >= ipc \(3\), not 2"):
-        distill(recipe(block=2), tmp_path / "a", workshop=shop)
     with pytest.raises(DapError, match=r"not refined twice; leave out \+refine"):
         find("auto+refine")
     with pytest.raises(DapError, match="not refined twice"):

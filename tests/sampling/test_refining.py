@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from dap import refining
 from dap.backbones import Mixture
 from dap.base.errors import DapError
-from dap.guidance import Descend, MeanMatching, Representative, SquaredMMD, State
+from dap.guidance import Descend, MeanMatching, Representative, SquaredMMD
 from dap.kernels import Linear, parse
 from dap.refining import Descent, denoising_error, refine, time_of
 from dap.sampling import Batch
+from energies import Reals, random, state
 
 KERNELS = ["linear", "rbf(bandwidth=2)", "laplacian(bandwidth=2)", "cosine", "polynomial", "linear + rbf(bandwidth=1)"]
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def state(features, labels):
-    n = len(features)
-    x = torch.zeros(n, 1, 2, 2)
-    return State(x, x, x, x, features, 10, 0, 1, 1.0, 0.1, torch.tensor(labels), torch.arange(n))
-
-
-@dataclass(frozen=True)
-class Reals:
-    """Real features that are simply there."""
-
-    features: dict[int, torch.Tensor]
-    layer: str = "x"
-    branch: str = "cond"
-
-    def begin(self, labels): ...
-
-    def at(self, label, t):
-        return self.features[label]
-
-    def shares(self, label):
-        return None
-
-    def transform(self, features, label, t):
-        return features.flatten(1)
 
 
 @pytest.mark.parametrize("expression", KERNELS)

@@ -72,6 +72,9 @@ class FeatureBank:
             batches.
         cache: a folder in which runs share features, or None: nothing is written to disk. Entries are keyed by everything they
             depend on. Several processes may use one folder at a time; what two of them want is computed by one.
+        skip: how many real images of a class's draw are left out. A bank with `skip=n` so has other images than one with
+            `reals=n` and the same seed.
+        beside: another bank of the same images, such as one for another layer, whose latents this bank takes over.
 
     Raises:
         DapError: the layer does not exist, or two options contradict each other.
@@ -87,8 +90,11 @@ class FeatureBank:
         run_seed: int = 0,
         keep: bool = True,
         cache: str | Path | None = None,
+        skip: int = 0,
+        beside: FeatureBank | None = None,
     ) -> None:
         options = options or BankOptions()
+        self.skip, self.beside = skip, beside
         self.source, self.backbone, self.options, self.ipc, self.keep = source, backbone, options, ipc, keep
         self.layer = backbone.check_layer(options.layer or backbone.card.layer)
         self.branch: Literal["cond", "null"] = options.branch
@@ -111,8 +117,11 @@ class FeatureBank:
         self._spreads = {k: v for k, v in self._spreads.items() if k[0] in labels}
         self._stores = {k: v for k, v in self._stores.items() if k in labels}
         for label in labels:
-            if label not in self._ready:
-                n = min(self.options.reals, self.source.count(label))
+            if label not in self._ready and self.beside is not None:
+                self.beside.begin(labels)
+                self._ready[label] = self.beside._ready[label]
+            elif label not in self._ready:
+                n = min(self.options.reals, self.source.count(label) - self.skip)
                 if self.options.targets == "slot":
                     self._ready[label] = self._split(label, n)
                 else:
@@ -214,7 +223,8 @@ class FeatureBank:
         seed = self._seed_of(label, purpose)
 
         def compute() -> Tensor:
-            images = self.source.images(label, self.source.good(label, n, seed, least))
+            drawn = self.source.good(label, self.skip + n, seed, self.skip + least)[self.skip :]
+            images = self.source.images(label, drawn)
             parts = images.to(self.backbone.device).split(CHUNK)
             return torch.cat([self.backbone.encode(part) for part in parts])
 
@@ -261,7 +271,7 @@ class FeatureBank:
             "classes": [list(self.source.class_names), list(self.backbone.class_names)],
             "source": self.source.fingerprint(),
             "weights": self.backbone.weights_hash(),
-        }
+        } | ({"skip": self.skip} if self.skip else {})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _cached(self, label: int, name: str, key: Mapping[str, Any], compute: Callable[[], Tensor]) -> Tensor:

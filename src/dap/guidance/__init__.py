@@ -5,8 +5,9 @@ from dap.guidance.influence import Deviation, Influence
 from dap.guidance.manifold import Manifold
 from dap.guidance.modes import Modes
 from dap.guidance.representative import Representative
-from dap.guidance.set_level import MeanMatching, SquaredMMD
+from dap.guidance.set_level import LogDet, MeanMatching, SquaredMMD
 from dap.guidance.strength import Paced, Trusted
+from dap.guidance.transport import SinkhornDivergence
 
 __all__ = [
     "Descend",
@@ -14,6 +15,7 @@ __all__ = [
     "Energy",
     "Guidance",
     "Influence",
+    "LogDet",
     "Manifold",
     "MeanMatching",
     "Modes",
@@ -21,6 +23,7 @@ __all__ = [
     "Paced",
     "Representative",
     "Scaled",
+    "SinkhornDivergence",
     "SquaredMMD",
     "State",
     "Sum",

@@ -20,17 +20,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dap.base.errors import DapError
 from dap.guidance.base import State
 from dap.guidance.reals import ToReals, by_class
-from dap.kernels import Kernel, Linear
+from dap.kernels import EPSILON, Kernel, Linear
 
 
 @dataclass(frozen=True)
-class _SetEnergy(ToReals):
-    """An energy of all images of a class and the real features of the class.
+class SetEnergy(ToReals):
+    """An energy of all images of a class and the real features of the class. A subclass says the `shared` part of each image.
 
     Args:
         reals: the real features.
@@ -47,7 +49,7 @@ class _SetEnergy(ToReals):
 
 
 @dataclass(frozen=True)
-class MeanMatching(_SetEnergy):
+class MeanMatching(SetEnergy):
     """The squared distance between the mean features of a class's images and of real images, divided by their number D:
 
     E(S) = ‖mean_i φ(s_i) − mean_j φ(r_j)‖² / D, the squared MMD under the linear kernel, in equal shares.
@@ -62,7 +64,7 @@ class MeanMatching(_SetEnergy):
 
 
 @dataclass(frozen=True)
-class SquaredMMD(_SetEnergy):
+class SquaredMMD(SetEnergy):
     """The squared maximum mean discrepancy between a class's images and real images, for any kernel.
 
     The share of an image is its row of the double sums, without the term of the real images alone, which no image changes.
@@ -77,3 +79,40 @@ class SquaredMMD(_SetEnergy):
     def shared(self, mine: Tensor, real: Tensor) -> Tensor:
         kernel = self.kernel.fit(real)
         return (kernel(mine, mine).mean(1) - 2 * kernel(mine, real).mean(1)) / len(mine)
+
+
+@dataclass(frozen=True)
+class LogDet(SetEnergy):
+    """Keeps the images of a class apart: the negative log-determinant of their kernel matrix, in equal shares,
+
+    E(S) = −(1/n) log det((G + ρ I) / (1 + ρ)),  G_ij = K(s_i, s_j) / √(K(s_i, s_i) K(s_j, s_j)),
+
+    as a determinantal point process has it (Kulesza & Taskar 2012). It is 0 if no two images have anything in common under the
+    kernel, and largest if all are alike. Features alone are compared by their direction, so no image gains by large features. It
+    asks nothing of real images, and stands beside an energy that does.
+
+    Args:
+        reals: the real features, which say the layer, how features are pooled and normalised, and an open bandwidth.
+        kernel: K, with K(x, x) > 0.
+        ridge: ρ > 0. It bounds the energy where two images are alike.
+
+    Raises:
+        DapError: the ridge is not positive.
+    """
+
+    kernel: Kernel = field(default_factory=Linear)
+    ridge: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1e-6 <= self.ridge <= 1e6:
+            raise DapError(f"ridge must be positive, from 1e-6 to 1e6, not {self.ridge}.")
+
+    def shared(self, mine: Tensor, real: Tensor) -> Tensor:
+        kernel, n = self.kernel.fit(real), len(mine)
+        length = kernel.diag(mine).clamp_min(EPSILON).sqrt()
+        alike = (kernel(mine, mine) / (length[:, None] * length)).double()
+        # The diagonal is 1 whatever the features are; rounding would give it a gradient, the only one of an image alone.
+        one = torch.eye(n, dtype=alike.dtype, device=alike.device)
+        gram = (alike + alike.T) / 2 * (1 - one) + (1 + self.ridge) * one
+        value = -torch.linalg.cholesky(gram / (1 + self.ridge)).diagonal().log().sum() * 2 / n
+        return (value.to(mine.dtype) / n).expand(n)
