@@ -24,7 +24,7 @@ ROOMS = [
     ["dap.data.real", "dap.data.clusters"],
     ["dap.starter.images"],
     ["dap.data.sets", "dap.data.bank", "dap.data"],
-    ["dap.recipe", "dap.cost"],
+    ["dap.recipe", "dap.cost", "dap.choosing"],
     ["dap.evaluation.training", "dap.published"],
     ["dap.evaluation.measures", "dap.evaluation.report"],
     ["dap.evaluation"],

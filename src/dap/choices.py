@@ -167,7 +167,8 @@ class BankOptions(Closed, frozen=True):
 
     layer: str | None = Field(
         default=None,
-        description="The backbone layer whose features are compared. Default: the layer of the backbone's card.",
+        description="The backbone layer whose features are compared. auto: chosen on real training images before sampling. "
+        "Default: the layer of the backbone's card.",
     )
     reals: Images = Field(
         default=64,
@@ -216,10 +217,10 @@ class BankOptions(Closed, frozen=True):
 class GuidanceOptions(BankOptions, frozen=True):
     """The guidance of DAP: the energy, its scale and its window, and the choices about the real features."""
 
-    scale: Strength | None = Field(
+    scale: Strength | Literal["auto"] | None = Field(
         default=None,
-        description="gamma, the strength of the guidance; 0 gives the unguided sample. Default: the scale of the "
-        "backbone's card.",
+        description="gamma, the strength of the guidance; 0 gives the unguided sample. auto: the largest one, in the unit "
+        "step, that leaves the denoiser's error on trial samples about as it was. Default: the scale of the backbone's card.",
     )
     unit: Literal["paper", "step"] | None = Field(
         default=None,
@@ -300,8 +301,8 @@ class Refinement(Closed, frozen=True):
         default=None,
         min_length=1,
         max_length=64,
-        description="The backbone layers in whose features the set is compared with real images. Default: the layer of the "
-        "backbone's card.",
+        description="The backbone layers in whose features the set is compared with real images. auto: one, chosen on real "
+        "training images. Default: the layer of the backbone's card.",
     )
     times: tuple[Share, ...] = Field(
         default=(0.05, 0.15, 0.3),

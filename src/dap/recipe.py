@@ -38,6 +38,9 @@ __all__ = [
     "overlaid",
 ]
 
+AUTO = "auto"
+"""The value of a layer or a scale that is chosen on real images."""
+
 BLOCK = 10
 """How many slots of a class are sampled together where the method does not tie all of them."""
 
@@ -279,6 +282,7 @@ class Recipe(Closed, frozen=True):
     def _refinement(self, backbone: Backbone, refinement: Mapping[str, Any]) -> ResolvedRefinement:
         mine = (self.refine or Refinement()).model_dump(exclude_unset=True)
         chosen = {"layers": (backbone.card.layer,), **refinement, **{k: v for k, v in mine.items() if v is not None}}
+        self._check_closed("refine.layers", tuple(chosen["layers"]) == (AUTO,))
         options = ResolvedRefinement.model_validate(chosen)
         for layer in options.layers:
             backbone.check_layer(layer)
@@ -289,6 +293,8 @@ class Recipe(Closed, frozen=True):
         mine = (self.guidance or GuidanceOptions()).model_dump(exclude_unset=True)
         defaults = {"layer": card.layer, "scale": card.scale, "unit": card.unit, **guidance}
         merged = {**defaults, **{k: v for k, v in mine.items() if v is not None}}
+        self._check_closed("guidance.layer", merged["layer"] == AUTO)
+        self._check_closed("guidance.scale", merged["scale"] == AUTO)
         if merged["unit"] != defaults["unit"] and mine.get("scale") is None:
             raise DapError(
                 f"The default scale {defaults['scale']} is in unit {defaults['unit']!r}; "
@@ -297,6 +303,11 @@ class Recipe(Closed, frozen=True):
         options = ResolvedGuidance.model_validate(merged)
         backbone.check_layer(options.layer)
         return options
+
+    def _check_closed(self, field: str, is_open: bool) -> None:
+        """Refuse a choice that only real images can make. `dap.verbs.settling` makes it before a recipe is resolved."""
+        if is_open:
+            raise DapError(f"{field} is auto, which dap distill settles on real images; give a value of its own here.")
 
 
 def _without(values: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def annotation(name: str, flag: str, field: Any) -> Any:
         return Annotated[str, Parameter(**about, help=says, metavar=metavar)]
     if bool in arms:
         return Annotated[Literal["true", "false"], Parameter(**about, help=says)]
-    if choices and int not in arms:
+    if choices and not {int, float} & set(arms):
         return Annotated[Literal[tuple(choices)], Parameter(**about, help=says)]
     kind = next((arm.__name__.upper() for arm in arms if isinstance(arm, type)), "VALUE")
     metavar = "|".join([kind, *choices])

@@ -181,19 +181,13 @@ class FeatureBank:
 
     def _pooled(self, features: Tensor) -> Float[Tensor, "b cells width"]:
         x, pool = features.float(), self.options.pool
-        if pool == "none":
-            return x
-        if pool == "mean":
-            return x.mean(1, keepdim=True)
         side = math.isqrt(x.shape[1])
-        if side**2 != x.shape[1]:
+        if pool not in ("none", "mean") and side**2 != x.shape[1]:
             raise DapError(
                 f"pool: {pool} needs tokens in a square; layer {self.layer} of {self.backbone.card.name} has {x.shape[1]} "
                 "tokens. Take pool: mean or none."
             )
-        cells = min(int(pool[0]), side)
-        grid = x.transpose(1, 2).unflatten(2, (side, side))
-        return adaptive_avg_pool2d(grid, cells).flatten(2).transpose(1, 2)
+        return pooled(x, pool)
 
     def _unit(self, x: Tensor) -> Tensor:
         return x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt() if self.options.normalise == "l2" else x
@@ -287,6 +281,28 @@ class FeatureBank:
         # A file is mapped into memory at an address of its own, and a CPU's kernels round by address. So a copy is taken, and
         # features from a file give the same bytes as features that were computed just now.
         return found.to(self.backbone.device, copy=True)
+
+
+def pooled(
+    features: Float[Tensor, "b tokens width"], pool: str, odd: Literal["mean", "none"] = "none"
+) -> Float[Tensor, "b cells width"]:
+    """Tokens averaged over the cells of a grid, as `BankOptions.pool` says; float32.
+
+    Args:
+        features: the features of a layer.
+        pool: "none", "mean", or a grid such as "4x4". A layer with fewer tokens keeps them.
+        odd: how tokens that are in no square are pooled instead.
+    """
+    x = features.float()
+    side = math.isqrt(x.shape[1])
+    if pool not in ("none", "mean") and side**2 != x.shape[1]:
+        pool = odd
+    if pool == "none":
+        return x
+    if pool == "mean":
+        return x.mean(1, keepdim=True)
+    grid = x.transpose(1, 2).unflatten(2, (side, side))
+    return adaptive_avg_pool2d(grid, min(int(pool[0]), side)).flatten(2).transpose(1, 2)
 
 
 def spread(features: Float[Tensor, "n cells width"]) -> tuple[Float[Tensor, "cells width"], Float[Tensor, " width"]]:

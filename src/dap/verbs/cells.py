@@ -41,6 +41,7 @@ from dap.verbs.distill import distill, open_workshop
 from dap.verbs.judges import LoadedFor, loader
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Results, Unfinished, write_page
+from dap.verbs.settling import settled
 from dap.workshop import Workshop
 
 
@@ -176,12 +177,14 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
     """
     workshops = Workshops(cells, watcher if done is None else None)  # the parent of workers has told it
     loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
-    check(cells.cells, workshops.of, loaded_for, out, cells.subsample)
+    check(cells.cells, workshops.of, loaded_for, out, cells.subsample, watcher)
 
     def do(name: str, recipe: Recipe) -> None:
         workshop = workshops.of(recipe)
-        made = distill(recipe, out / name, workshop=workshop, watcher=watcher, name=name, command=cells.command)
-        loaded = loaded_for(workshop.task(recipe)[1].recipe.data)
+        how = {"workshop": workshop, "watcher": watcher, "name": name, "command": cells.command, "grid": out}
+        made = distill(recipe, out / name, **how)
+        chosen = settled(recipe, workshop, out / name, Watcher(), out).recipe
+        loaded = loaded_for(workshop.task(chosen)[1].recipe.data)
         judge(made, loaded, watcher, name)
         for n, folder in draws(name, recipe, cells.subsample):
             if not (out / folder).is_dir():
@@ -246,7 +249,8 @@ def _permission(dumped: Mapping[str, Any]) -> list[str]:
 def _check_once(cells: Grid, watcher: Watcher) -> None:
     """Check all cells, then free everything that the check loaded. The workers need the memory, above all a GPU's."""
     workshops = Workshops(cells, watcher)
-    check(cells.cells, workshops.of, loader(cells.judging, cells.machine, workshops.main), cells.out, cells.subsample)
+    loaded_for = loader(cells.judging, cells.machine, workshops.main)
+    check(cells.cells, workshops.of, loaded_for, cells.out, cells.subsample, watcher)
     del workshops
     gc.collect()
     if torch.cuda.is_initialized():
@@ -259,6 +263,7 @@ def check(
     loaded_for: LoadedFor,
     out: Path,
     subsample: Sequence[int] = (),
+    watcher: Watcher = Watcher(),
 ) -> None:
     """Check that every cell can be made and judged, before the first cell is made. Cheap checks come first.
 
@@ -268,6 +273,7 @@ def check(
         loaded_for: gives what judging needs, for the real data of a recipe.
         out: the folder in which the folders of the sets are made.
         subsample: the numbers of images a class that are drawn from larger sets.
+        watcher: is told of what recipes leave to `auto`, which is chosen here.
 
     Raises:
         DapError: a cell cannot be made or judged; the message says why.
@@ -278,7 +284,8 @@ def check(
     for data in dict.fromkeys(recipe.data for _, recipe in cells):
         check_judging(loaded_for(data))
     for name, recipe in cells:
-        method, task = workshop_of(recipe).task(recipe)
+        chosen = settled(recipe, workshop_of(recipe), out / name, watcher, out).recipe
+        method, task = workshop_of(recipe).task(chosen)
         method.prepare(task)
         classes, plan = len(task.source.class_names), loaded_for(recipe.data).plan
         for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):

@@ -29,6 +29,8 @@ from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.looking import check_still_there, looked_at, told_doubts
 from dap.verbs.options import Machine, permitted
+from dap.verbs.settling import NOTE as CHOSEN
+from dap.verbs.settling import settled
 from dap.verbs.understood import check_out, tell_of
 from dap.workshop import Workshop
 
@@ -74,6 +76,7 @@ def distill(
     watcher: Watcher | None = None,
     name: str | None = None,
     command: str | None = None,
+    grid: Path | None = None,
     **fields: Any,
 ) -> DistilledSet:
     """Make a distilled set, or go on with one that was interrupted.
@@ -101,6 +104,7 @@ def distill(
         watcher: is told how the work goes on. Default: nobody is told.
         name: the name of the set that the watcher is told. Default: the name of the folder.
         command: the shell command to record in the set.
+        grid: the folder of the grid that the set is a part of, whose sets share what they leave to `auto`.
         fields: any other fields of the recipe by their keywords, which are the flags of `dap distill` with underscores:
             ipc, seed, steps, scale, reals, guidance_scale, ... The keyword `options` takes the method's own options.
 
@@ -129,7 +133,7 @@ def distill(
     recipe = _asked(recipe, objects, fields)
     if workshop is None:
         workshop = open_workshop(machine or Machine(), objects, watcher)
-    return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command)
+    return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command, grid)
 
 
 def _asked(
@@ -147,12 +151,13 @@ def _asked(
 
 
 def _make(
-    recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None
+    recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None, grid: Path | None
 ) -> DistilledSet:
     workshop.asked(recipe)
     tell_of(workshop, recipe.data)
     check_out(workshop, recipe.data, out)
-    method, task = workshop.task(recipe)
+    chosen = settled(recipe, workshop, out, watcher, grid)
+    method, task = workshop.task(chosen.recipe)
     # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
     # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.
     inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
@@ -165,6 +170,9 @@ def _make(
     with locked(out):
         made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
         _describe(made, task, command, workshop.strangeness(task))
+        if chosen.choices:
+            made.note(CHOSEN, {"choices": chosen.choices})
+        store.used |= chosen.used
         device = task.given.backbone.device if task.given.backbone else task.device
         meter = Meter(made, method.needs, store, device)
         watcher.images(name, 0, total)

@@ -210,6 +210,27 @@ class Zeroshot(FromFile, frozen=True):
     tested: Text | None = None
 
 
+class Choice(FromFile, frozen=True):
+    """A choice that a recipe left to `auto`, with the scores of all candidates by each criterion, the deciding one last."""
+
+    field: Name
+    value: Name | Number
+    by: Name
+    candidates: Annotated[list[Name], Field(min_length=1, max_length=1000)]
+    scores: Annotated[dict[Name, Annotated[list[Number | None], Field(max_length=1000)]], Field(min_length=1)]
+    limit: Positive | None = None
+    images: Count
+    seconds: Positive
+    warning: Text | None = None
+    key: Text
+
+
+class Choices(FromFile, frozen=True):
+    """`chosen.json`: what was chosen for the set on real images, in the order of the choices."""
+
+    choices: Annotated[list[Choice], Field(max_length=100)]
+
+
 class RecipeNote(Open, frozen=True):
     """`recipe.json`, as far as it is read without the model of a recipe; all else is plain."""
 
@@ -239,6 +260,7 @@ class Inputs(Open, frozen=True):
 
 NOTES: dict[str, Any] = {
     "cost.json": Cost,
+    "chosen.json": Choices,
     "measures.json": Measures,
     "images.json": Images,
     "zeroshot.json": Zeroshot,
