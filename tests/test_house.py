@@ -18,7 +18,7 @@ ROOMS = [
     ["dap.kernels"],
     ["dap.choices", "dap.shipped", "dap.guidance"],
     ["dap.resolved", "dap.backbones"],
-    ["dap.solvers"],
+    ["dap.solvers", "dap.posterior"],
     ["dap.sampling"],
     ["dap.refining"],
     ["dap.data.real", "dap.data.clusters"],

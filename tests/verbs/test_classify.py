@@ -16,8 +16,9 @@ from dap.base.store import Store
 from dap.cli.main import main
 from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
+from dap.posterior import Levels, errors
 from dap.recipe import Recipe
-from dap.verbs.classify import NOTE, Levels, ZeroShot, errors
+from dap.verbs.classify import NOTE, ZeroShot
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
 

@@ -15,15 +15,17 @@ from dap.cli.flags import (
     Dtype,
     Floats,
     MaybePositive,
+    Numbers,
     OutputFlags,
     PlaceFlags,
+    Positive,
     Told,
     assignments,
     machine_of,
     watcher_of,
 )
 
-LABELS = Group("Stored labels (--layout fkd)", sort_key=20)
+LABELS = Group("Stored labels (--layout fkd, --layout labels)", sort_key=20)
 Source = Annotated[str, Parameter(metavar="SOURCE")]
 Layout = Annotated[
     str,
@@ -102,6 +104,11 @@ def export(
     protocol: Annotated[str, Parameter(group=LABELS)] = "fkd-soft",
     epochs: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
     changes: Annotated[Changes, Parameter(group=LABELS)] = None,
+    data: Annotated[str | None, Parameter(group=LABELS)] = None,
+    times: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
+    keep: Annotated[Numbers, Parameter(group=LABELS, metavar="K,…")] = (),
+    reals: Annotated[Positive, Parameter(group=LABELS)] = 200,
+    most_hours: Annotated[float, Parameter(group=LABELS, metavar="H")] = 24.0,
     allow_code: Annotated[bool, Parameter(group=LABELS)] = False,
     machine: PlaceFlags | None = None,
     output: OutputFlags | None = None,
@@ -111,23 +118,43 @@ def export(
     Args:
         set_: The distilled set.
         out: A new folder, or an earlier export of the same set.
-        layout: imagefolder, parquet, webdataset, ddranking, pt; or fkd, the labels that a teacher gives the images.
+        layout: imagefolder, parquet, webdataset, ddranking, pt; or fkd, a teacher's labels of every augmented image; or
+            labels, one label of each image.
         shard_size: Images in each file. Default: 5000 for parquet, 1000 for webdataset.
-        teacher: A file of dap train-teacher, or torchvision:NAME with its ImageNet weights.
-        protocol: The protocol whose augmentation and epochs are taken.
-        epochs: Epochs instead of the protocol's own.
+        teacher: A file of dap train-teacher, torchvision:NAME with its ImageNet weights, or backbone:NAME.
+        protocol: For fkd, the protocol whose augmentation and epochs are taken.
+        epochs: For fkd, epochs instead of the protocol's own.
+        data: For backbone:NAME, the real images. Default: those that the set was made of.
+        times: For backbone:NAME, noise levels for each image and class. Default: 10.
+        keep: For backbone:NAME, how many classes are left after each stage, such as 100,10. Default: stages from 21 classes on.
+        reals: For backbone:NAME, real training images that choose and test the temperature, of all classes together.
+        most_hours: For backbone:NAME, the limit of the time that the work may take.
         allow_code: Run code of others that the teacher's file or the protocol names.
     """
     from dap.data.sets.distilled import DistilledSet
 
     del allow_code  # `main` reads it, because it holds for all that this verb does
     made, watcher = DistilledSet.open(set_), watcher_of(output)
+    if layout == "labels":
+        from dap.posterior import Levels, usual_levels
+        from dap.verbs.backbone_labels import Asked, summary
+        from dap.verbs.labels import store_image_labels
+
+        usual = usual_levels(len(made.class_names))
+        asked = Asked(Levels(times or usual.times, tuple(keep) or usual.keep), reals, most_hours)
+        told = {"machine": machine_of(machine), "watcher": watcher}
+        how = store_image_labels(made, out, teacher=teacher, data=data, asked=asked, **told)
+        line = shlex.join(["dap", "evaluate", str(made.path), "--protocol", "quick-soft", "--teacher", str(out)])
+        said = [summary(how)] if "backbone" in how else []
+        return Told(
+            "\n".join([*said, f"Labels in {out}", f"Next: {line}"]), {"labels": out, "set": made.path, "how": how}
+        )
     if layout == "fkd":
         from dap.verbs.labels import store_labels
 
         changed = assignments(changes or [], "--set", "FIELD")
-        asked = {"teacher": teacher, "protocol": protocol, "epochs": epochs, "changes": changed}
-        store_labels(made, out, machine=machine_of(machine), watcher=watcher, **asked)
+        given = {"teacher": teacher, "protocol": protocol, "epochs": epochs, "changes": changed, "data": data}
+        store_labels(made, out, machine=machine_of(machine), watcher=watcher, **given)
         again = ["--protocol", protocol, *(["--epochs", str(epochs)] if epochs else [])]
         again += [part for item in changes or [] for part in ("--set", item)]
         line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])

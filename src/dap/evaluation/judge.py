@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.fitting import check_last_batch, new_network, seeded
-from dap.evaluation.training.labels import Stored
+from dap.evaluation.training.labels import Soft, Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
@@ -57,6 +58,11 @@ def check(loaded: Loaded) -> None:
     if plan.labels is not None:
         raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
     own_measures(plan.measures)  # a file that cannot be loaded is told now
+    if isinstance(protocol.labels, Soft) and plan.teacher and Path(plan.teacher).is_dir():
+        raise DapError(
+            f"{plan.teacher} holds labels of one finished set. For sets that are still to be made give a classifier or "
+            "backbone:NAME as --teacher."
+        )
     names = loaded.open("train", protocol.size).class_names
     _check_networks(plan, len(names))
     loaded.teacher(names)
@@ -116,12 +122,15 @@ def _trials_of(
     protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
     if plan.on == "validation":
         protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
-    teacher, stored = loaded.teacher(judged.class_names), _stored_labels(judged, plan, protocol)
-    facts = protocol.model_dump(mode="json")
+    teacher = loaded.teacher(judged.class_names) or loaded.image_labels(judged, watcher)
+    stored, weights = _stored_labels(judged, plan, protocol), _weights(judged, protocol)
+    facts = protocol.facts()
     if stored is not None:
         facts["labels"] |= {"teacher": stored.teacher, "fingerprint": stored.fingerprint}
     if teacher is not None:
         facts["labels"] |= {"teacher": teacher.name, "fingerprint": teacher.fingerprint}
+    if weights is not None:
+        facts["weights"] = f"manifest {_hash(weights.tolist())}"
     key = {**of_data, "by": _hash(facts)}
     known = recorded.valid(key, protocol.name, network)
     found = {seed: known[seed] for seed in plan.seeds if seed in known}
@@ -129,6 +138,7 @@ def _trials_of(
     unfinished = judged.results / "checkpoints" / key["by"]
     if todo:
         options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
+        options["weights"] = weights
         training = _training(judged, loaded, protocol, todo, options)
         judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: facts})
         for trial in training:
@@ -225,6 +235,19 @@ def _stored_labels(judged: DistilledSet, plan: JudgingPlan, protocol: Protocol) 
             "--teacher NAME --out DIR, and give --labels DIR."
         )
     return open_labels(plan.labels, image_hashes(judged), judged.class_names, labelling(protocol))
+
+
+def _weights(judged: DistilledSet, protocol: Protocol) -> torch.Tensor | None:
+    """The weights (n,) of the images of a set, for a protocol that uses them."""
+    if protocol.weights == "none":
+        return None
+    found = [record.get("weight") for record in judged.records]
+    if lacking := found.count(None):
+        raise DapError(
+            f"{protocol.name} weighs images, and {lacking} of {len(found)} images of {judged.path} have no weight in "
+            "manifest.jsonl. The method auto writes weights; for other sets leave out weights: manifest."
+        )
+    return torch.tensor(found, dtype=torch.float32)
 
 
 def _hash(value: Any) -> str:

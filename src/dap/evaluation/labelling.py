@@ -1,4 +1,4 @@
-"""Stored labels of a set: the logits that a teacher gives to every augmented batch that a protocol trains on."""
+"""Labels of a set that are stored: the logits that a teacher gives to every augmented batch, or to the images themselves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 import torch
 
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.training.classifier import load_classifier
+from dap.evaluation.image_labels import image_labels, open_image_labels
+from dap.evaluation.training.classifier import Classifier, load_classifier
+from dap.evaluation.training.labels import ImageLabels
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.steps import Resize, Step
 from dap.evaluation.training.stored_labels import Labelling, write_labels
+
+MIXED = 224
+"""The side in px to which images of different sizes are brought for a classifier that takes any size."""
 
 
 def store_labels(
@@ -20,7 +25,7 @@ def store_labels(
     protocol: Protocol,
     out: Path,
     *,
-    teacher: str,
+    teacher: str | ImageLabels,
     device: str = "cpu",
     offline: bool = False,
     seed: int = 0,
@@ -34,7 +39,8 @@ def store_labels(
         judged: the set; no image may be missing.
         protocol: gives the steps, the mixing, the batch and the epochs. An example is `fkd-soft`.
         out: the folder to write to. Epochs that are there already are kept.
-        teacher: see `evaluation.training.classifier.load_classifier`.
+        teacher: see `evaluation.training.classifier.load_classifier`; or a folder with labels of the images, or these labels
+            themselves, which are then stored for each batch by what its images are mixed with.
         device: the device on which the teacher runs.
         offline: the weights of the teacher come from the local cache alone.
         seed: seed of the order and of the augmentation.
@@ -47,9 +53,33 @@ def store_labels(
     settled = protocol.settled(ipc=largest(judged), classes=len(judged.class_names))
     side = first_side(settled.train_steps)
     images, _ = judged.tensors(side, fit="crop-bilinear", dtype=torch.uint8, mixed=settled.size)
-    said = load_classifier(teacher, judged.class_names, device, offline=offline)
+    said = opened(teacher, judged, device, offline)
     how = labelling(settled, seed)
     return write_labels(out, images, image_hashes(judged), how, said, protocol=settled.name, progress=progress)
+
+
+def opened(teacher: str | ImageLabels, judged: DistilledSet, device: str, offline: bool) -> Classifier | ImageLabels:
+    """What gives labels to a set: a classifier, or labels of its images.
+
+    Raises:
+        DapError: there is nothing of this name, or it does not know the classes or the images.
+    """
+    if isinstance(teacher, ImageLabels):
+        return teacher
+    if Path(teacher).is_dir():
+        return open_image_labels(teacher, image_hashes(judged), judged.class_names)
+    return load_classifier(teacher, judged.class_names, device, offline=offline)
+
+
+def labels_by(teacher: Classifier, judged: DistilledSet) -> ImageLabels:
+    """The labels that a classifier gives to the images of a set as they are stored.
+
+    Raises:
+        DapError: the set is not whole.
+    """
+    judged.check_whole()
+    images, _ = judged.tensors(None, fit="crop-bilinear", dtype=torch.uint8, mixed=teacher.size or MIXED)
+    return image_labels(teacher.name, judged.class_names, teacher.logits(images), teacher.accuracy)
 
 
 def labelling(protocol: Protocol, seed: int = 0) -> Labelling:

@@ -6,22 +6,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from typing import Protocol as Interface
 
 import torch
 
 from dap.base.errors import DapError
+from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.names import select
+from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.image_labels import open_image_labels
+from dap.evaluation.labelling import image_hashes
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
-from dap.evaluation.training.labels import Soft
+from dap.evaluation.training.labels import ImageLabels, Soft
 from dap.evaluation.training.protocol import Protocol
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
 """A function from a split and a size in pixels to the real images."""
+
+
+class Labeller(Interface):
+    """Gives soft labels to the images of sets. Judging itself does not know how."""
+
+    def check(self, class_names: Sequence[str]) -> None:
+        """Raise `DapError` if images of these classes cannot be labelled."""
+        ...
+
+    def __call__(self, judged: DistilledSet, open: Open, watcher: Watcher) -> ImageLabels:
+        """The labels of the images of a set. They are kept with the set's results, and computed once."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +51,8 @@ class JudgingPlan:
         networks: the networks to train; () for the protocol's own.
         device: where to train.
         teacher: the classifier whose labels a protocol with soft labels trains on, instead of the protocol's own
-            teacher.
+            teacher; or a folder with labels of the images, see `evaluation.image_labels`.
+        labeller: labels the images of each set, in place of a classifier.
         labels: folder of the stored labels of a set, for a protocol that trains on stored labels,
             see `evaluation.labelling.store_labels`.
         offline: the weights of a teacher come from the local cache alone.
@@ -48,6 +66,7 @@ class JudgingPlan:
     networks: Sequence[str] = ()
     device: str = "cpu"
     teacher: str | None = None
+    labeller: Labeller | None = None
     labels: Path | None = None
     offline: bool = False
     on: Literal["test", "validation"] = "test"
@@ -90,7 +109,8 @@ class Loaded:
         return images, labels.new_tensor(select(class_names, self.test.class_names, "the set")[1])[labels]
 
     def teacher(self, class_names: Sequence[str]) -> Classifier | None:
-        """The teacher, whose logits are in the order of these names; None for a protocol that needs no teacher.
+        """The teacher, whose logits are in the order of these names. None for a protocol that needs no teacher, or where
+        `image_labels` take the teacher's place.
 
         Raises:
             DapError: a teacher is needed and not given, or given and not needed, or does not know these classes.
@@ -103,9 +123,30 @@ class Loaded:
         name, key = plan.teacher or labels.teacher, tuple(class_names)
         if name is None:
             raise DapError(f"{plan.protocol.name} trains on a teacher's labels; give one (--teacher).")
+        if plan.labeller is not None:
+            plan.labeller.check(class_names)
+            return None
+        if Path(name).is_dir():
+            return None
         if key not in self._teachers:
             self._teachers[key] = load_classifier(name, class_names, plan.device, offline=plan.offline)
         return self._teachers[key]
+
+    def image_labels(self, judged: DistilledSet, watcher: Watcher) -> ImageLabels | None:
+        """The labels of the images of a set; None where a classifier labels what the networks see, or the labels are hard.
+
+        Raises:
+            DapError: they cannot be made, or are of other images.
+        """
+        plan, labels = self.plan, self.plan.protocol.labels
+        if not isinstance(labels, Soft):
+            return None
+        if plan.labeller is not None:
+            return plan.labeller(judged, self.open, watcher)
+        folder = plan.teacher or labels.teacher
+        if folder is None or not Path(folder).is_dir():
+            return None
+        return open_image_labels(folder, image_hashes(judged), judged.class_names)
 
     def inspector(self) -> Inspector | None:
         """The object that measures the images of sets, or None if there are no features."""

@@ -1,17 +1,8 @@
-r"""`dap classify`: the diffusion classifier. It takes the class under which a backbone predicts an image's noise best.
+"""`dap classify`: the diffusion classifier. It takes the class under which a backbone predicts an image's noise best.
 
-Source: Li, Prabhudesai, Duggal, Brown & Pathak, "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023.
-If all classes have equal priors, the class whose condition predicts the noise best has the largest evidence lower
-bound:
-
-    error(z, c) = mean over (t, eps) of ||eps - eps_theta(alpha_t z + sigma_t eps, t, c)||^2 / dim,
-    label(z)    = argmin_c error(z, c).
-
-All classes are given the same noise levels and the same noises. Only the difference between the errors of two classes
-counts, and under the same noises this difference varies far less than either error.
-
-The classifier answers two questions. On real images it measures how well a backbone tells the classes apart; DAP's
-features rest on this. On a distilled image it shows whether the backbone itself sees the image's label in the image.
+See `dap.posterior` for the paper and its equation. The classifier answers two questions. On real images it measures how well
+a backbone tells the classes apart; DAP's features rest on this. On a distilled image it shows whether the backbone itself
+sees the image's label in the image.
 """
 
 from __future__ import annotations
@@ -22,23 +13,21 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Flow, Time, steps_of
 from dap.base.errors import DapError
 from dap.base.permission import refuse_code
-from dap.base.seeding import generators, normal, seed_of
+from dap.base.seeding import seed_of
 from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.posterior import Levels, errors
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of, recorded_data
@@ -48,115 +37,6 @@ from dap.verbs.report import opened_sets
 
 NOTE = "zeroshot.json"
 """The file in a set's folder that holds the classifier's result."""
-
-BATCH = 100
-"""Pairs of image and class that go through the backbone together."""
-
-Tell = Callable[[int, int], object]
-"""A function that is called with (done, total), both counted in pairs of image and class."""
-
-
-@dataclass(frozen=True)
-class Levels:
-    """The noise levels that the classifier looks at, and how many classes stay in the race from stage to stage.
-
-    Args:
-        times: the number of noise levels for each image and class. The levels are spread evenly over the schedule, and
-            each level has one noise.
-        keep: how many classes are left after each stage except the last. The noise levels are shared out evenly over
-            the stages, and the levels of each stage spread over the whole schedule. Empty: one stage, with all classes.
-        seed: the seed of the noises.
-
-    Raises:
-        DapError: there is no noise level, there are fewer levels than stages, or the numbers of classes do not fall.
-    """
-
-    times: int = 10
-    keep: tuple[int, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.times < len(self.keep) + 1:
-            raise DapError(f"{len(self.keep) + 1} stages need as many noise levels at least, not {self.times}.")
-        if any(k < 1 for k in self.keep) or list(self.keep) != sorted(set(self.keep), reverse=True):
-            raise DapError(f"The classes kept must fall from stage to stage and be at least 1, not {list(self.keep)}.")
-
-    def stages(self, backbone: Backbone) -> list[list[Time]]:
-        """The timesteps of each stage.
-
-        The timesteps are the midpoints of equal parts of the schedule. They are shared out so that the timesteps of
-        each stage spread over the whole schedule.
-
-        Raises:
-            DapError: the backbone has fewer noise levels than `times`.
-        """
-        schedule = backbone.schedule
-        length = steps_of(schedule)
-        middles = [length * (i + 0.5) / self.times for i in range(self.times)]
-        grid: list[Time] = [t if isinstance(schedule, Flow) else int(t) for t in middles]
-        if len(set(grid)) < len(grid):
-            raise DapError(f"{backbone.card.name} has {length} noise levels, not {self.times}.")
-        dealt = [grid[i] for i in sorted(range(self.times), key=_reversed_bits)]
-        bounds = [round(i * self.times / (len(self.keep) + 1)) for i in range(len(self.keep) + 2)]
-        return [dealt[a:b] for a, b in pairwise(bounds)]
-
-
-def _reversed_bits(i: int) -> int:
-    """A sort key that gives the order 0, 4, 2, 6, 1, 5, 3, 7: the first few numbers already spread over the whole range."""
-    return int(f"{i:020b}"[::-1], 2)
-
-
-@torch.no_grad()
-def errors(
-    backbone: Backbone,
-    latents: Float[Tensor, "n c *spatial"],
-    class_names: Sequence[str],
-    levels: Levels = Levels(),
-    *,
-    batch: int = BATCH,
-    tell: Tell | None = None,
-) -> Float[Tensor, "n classes"]:
-    """The mean squared error of the predicted noise for every image and class, in float64 on the CPU.
-
-    An image's row does not depend on the other images, except for the rounding that the batch decides. A class that was
-    left out after a stage has an infinite error.
-
-    Args:
-        backbone: the diffusion model. It predicts without classifier-free guidance.
-        latents: x_0 of the images.
-        class_names: the classes to choose among. The backbone must know them.
-        levels: the noise levels and the seed of the noises.
-        batch: how many pairs of image and class go through the backbone together.
-        tell: is called with the number of pairs done and the number of all pairs.
-
-    Raises:
-        DapError: the backbone does not know a class, or a prediction is not finite.
-    """
-    latents, conditions = latents.to(backbone.device), backbone.condition(class_names)
-    n, classes = len(latents), len(class_names)
-    total = torch.zeros(n, classes, dtype=torch.float64)
-    left = torch.ones(n, classes, dtype=torch.bool)
-    stages, alive = levels.stages(backbone), [classes, *(min(k, classes) for k in levels.keep)]
-    planned = n * sum(len(times) * k for times, k in zip(stages, alive, strict=True))
-    done = 0
-    for times, most in zip(stages, [*alive[1:], alive[-1]], strict=True):
-        pairs = left.nonzero().to(backbone.device)
-        for t in times:
-            alpha, sigma = backbone.schedule.level(t)
-            noise = normal(backbone.latent_shape, generators([seed_of(levels.seed, "zero-shot", t)]), latents)
-            for rows, columns in (part.unbind(1) for part in pairs.split(batch)):
-                x = alpha * latents[rows] + sigma * noise
-                eps = backbone.predict(x, t, conditions[columns]).eps
-                found = (eps - noise).flatten(1).square().mean(1).double().cpu()
-                total[rows.cpu(), columns.cpu()] += found
-                done += len(rows)
-                if tell is not None:
-                    tell(done, planned)
-        nearest = total.masked_fill(~left, torch.inf).sort(dim=1, stable=True).indices[:, :most]
-        left = torch.zeros_like(left).scatter_(1, nearest, True)
-    if not torch.isfinite(total).all():
-        raise DapError(f"{backbone.card.name} predicts noise that is not finite; use --dtype float32.")
-    return (total / levels.times).masked_fill(~left, torch.inf)
 
 
 def agreement(predicted: Sequence[int], labels: Sequence[int]) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dap.backbones import device_of
+from dap.base.errors import DapError
 from dap.data.real.finding.splits import Split
 from dap.data.real.sources import EMBEDDED, Source
 from dap.evaluation.measures.embedding import embedding
@@ -16,6 +17,7 @@ from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
+from dap.verbs.backbone_labels import BackboneLabeller, is_backbone
 from dap.verbs.options import Judging, Machine
 from dap.verbs.understood import check_apart
 from dap.workshop import Workshop
@@ -43,18 +45,32 @@ def open_protocol(
     return load_protocol(str(protocol), **{**given, **(changes or {})})
 
 
-def judging_plan(judging: Judging, machine: Machine) -> JudgingPlan:
+def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None = None) -> JudgingPlan:
     """The plan of how sets are judged. The protocol is opened and the device is chosen.
 
+    Args:
+        judging: how sets are judged.
+        machine: the device.
+        workshop: loads the backbone where one is the teacher; None where there are no real training images.
+
     Raises:
-        DapError: the protocol is unknown or there is no such device.
+        DapError: the protocol is unknown, there is no such device, or a backbone has no real training images.
     """
+    labeller = None
+    if is_backbone(judging.teacher):
+        if workshop is None:
+            raise DapError(
+                f"The labels of {judging.teacher} need real training images to choose their temperature; give the data by name "
+                "or folder."
+            )
+        labeller = BackboneLabeller(str(judging.teacher), workshop)
     return JudgingPlan(
         protocol=open_protocol(judging.protocol, judging.epochs, judging.changes),
         seeds=range(judging.trials),
         networks=judging.networks,
         device=str(device_of(machine.device)),
         teacher=judging.teacher,
+        labeller=labeller,
         labels=judging.labels,
         offline=machine.offline,
         on=judging.on,
@@ -71,7 +87,7 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
     Raises:
         DapError: the protocol is unknown, or the file of the reference classifier cannot be used.
     """
-    plan, made = judging_plan(judging, machine), dict[Data, Loaded]()
+    plan, made = judging_plan(judging, machine, workshop), dict[Data, Loaded]()
     given = {**judging.changes}
     if judging.reference:
         embedding("", plan.protocol.size, judging.reference)  # a mistake raises now, not after an hour of training

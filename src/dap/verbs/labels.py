@@ -1,16 +1,23 @@
-"""`dap export --layout fkd`: store a teacher's labels of every augmented image of a set."""
+"""`dap export --layout fkd` and `--layout labels`: store a teacher's labels of every augmented image, or of every image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dap.backbones import device_of
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation import labelling
+from dap.evaluation.image_labels import how_made, write_image_labels
+from dap.evaluation.plan import Open
+from dap.evaluation.training.classifier import load_classifier
+from dap.verbs.backbone_labels import Asked, BackboneLabeller, is_backbone
+from dap.verbs.distill import open_workshop
+from dap.verbs.evaluate import data_of
 from dap.verbs.judges import open_protocol
 from dap.verbs.options import Machine, permitted
 
@@ -24,6 +31,7 @@ def store_labels(
     protocol: str | Path = "fkd-soft",
     epochs: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    data: str | Path | None = None,
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
 ) -> Path:
@@ -35,11 +43,14 @@ def store_labels(
     Args:
         made: the set. No image may be missing.
         out: the folder of the labels. Epochs that are there already are kept, so an interrupted call goes on.
-        teacher: a file of `train_teacher`, or torchvision:NAME with its ImageNet weights.
+        teacher: a file of `train_teacher`, or torchvision:NAME with its ImageNet weights. Or backbone:NAME, or a folder of
+            `store_image_labels`: these label the images as they are stored, and the label of an augmented image is that of
+            the image, mixed as the images are.
         protocol: the protocol that gives the augmentation and the epochs: the name of a shipped protocol, or a YAML
             file.
         epochs: the number of epochs, instead of the protocol's own.
         changes: other values of the protocol's fields.
+        data: the real images, for backbone:NAME. Default: those that the set was made of.
         machine: the device, the network and the CPU threads.
         watcher: is told of every epoch.
 
@@ -49,14 +60,83 @@ def store_labels(
     Raises:
         DapError: no teacher is given, the set is not whole, or the teacher does not know its classes.
     """
-    if not teacher:
-        raise DapError("Stored labels need a teacher: --teacher FILE of dap train-teacher, or torchvision:NAME.")
+    opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, _named(teacher)
+    chosen = open_protocol(protocol, epochs, changes)
+    if is_backbone(by):
+        labeller, real = _labeller(by, opened, data, Asked(), machine, watcher)
+        by = labeller(opened, real, watcher)
     return labelling.store_labels(
-        made if isinstance(made, DistilledSet) else DistilledSet.open(made),
-        open_protocol(protocol, epochs, changes),
+        opened,
+        chosen,
         Path(out),
-        teacher=teacher,
+        teacher=by,
         device=str(device_of(machine.device)),
         offline=machine.offline,
         progress=lambda done, total: watcher.epoch(0, done, total),
     )
+
+
+@permitted
+def store_image_labels(
+    made: str | Path | DistilledSet,
+    out: str | Path,
+    *,
+    teacher: str | None,
+    data: str | Path | None = None,
+    asked: Asked = Asked(),
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+) -> dict[str, Any]:
+    """Store one soft label for each image of a set, as it is stored: that of a classifier, or of a backbone.
+
+    A protocol with soft labels trains on them where the folder is its teacher (`Judging.teacher`).
+
+    Args:
+        made: the set. No image may be missing.
+        out: the folder of the labels: new, empty, or with labels of images, which are replaced.
+        teacher: backbone:NAME, a file of `train_teacher`, or torchvision:NAME.
+        data: the real images, whose training part chooses the temperature of backbone:NAME. Default: those that the set was
+            made of.
+        asked: noise levels, real images and the limit of time, for backbone:NAME.
+        machine: the device, the network, the cache and the CPU threads.
+        watcher: is told of the work.
+
+    Returns:
+        How the labels were made; for a backbone its temperature, accuracy, log-likelihood and time among it.
+
+    Raises:
+        DapError: no teacher is given, the set is not whole, the teacher does not know its classes, or the work would take
+            longer than the limit.
+    """
+    opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, _named(teacher)
+    hashes = labelling.image_hashes(opened)
+    if is_backbone(by):
+        labeller, real = _labeller(by, opened, data, asked, machine, watcher)
+        labels, how = labeller(opened, real, watcher), how_made(labeller.folder(opened, real, watcher))
+    else:
+        device = str(device_of(machine.device))
+        classifier = load_classifier(by, opened.class_names, device, offline=machine.offline)
+        labels, how = labelling.labels_by(classifier, opened), {"classifier": classifier.fingerprint}
+    write_image_labels(Path(out), labels, hashes, how)
+    return how
+
+
+def _named(teacher: str | None) -> str:
+    if not teacher:
+        raise DapError(
+            "Stored labels need a teacher: --teacher FILE of dap train-teacher, torchvision:NAME, or backbone:NAME."
+        )
+    return teacher
+
+
+def _labeller(
+    teacher: str, made: DistilledSet, data: str | Path | None, asked: Asked, machine: Machine, watcher: Watcher
+) -> tuple[BackboneLabeller, Open]:
+    """What labels a set by a backbone, and the function that opens the real images of the set."""
+    workshop = open_workshop(machine, watcher=watcher)
+    chosen = data_of(made, None if data is None else str(data))
+
+    def real(split: Literal["train", "validation", "test"], size: int) -> Source:
+        return workshop.source(chosen.model_copy(update={"size": size}), split)
+
+    return BackboneLabeller(teacher, workshop, asked), real

@@ -48,7 +48,8 @@ class Judging:
         trials: trainings of each set, each with its own seed.
         epochs: training epochs instead of the protocol's own.
         changes: other values of the protocol's fields, such as {"size": 64}.
-        teacher: the classifier whose logits are the soft labels: a file of `dap train-teacher`, or torchvision:NAME.
+        teacher: the classifier whose logits are the soft labels: a file of `dap train-teacher`, or torchvision:NAME; or
+            backbone:NAME, whose diffusion classifier labels the images; or a folder of `dap export --layout labels`.
         labels: folder of stored labels, as `dap export --layout fkd` writes them.
         on: "test" tests on the test images; "validation" tests on training images that were held out of distillation,
             to make choices on.

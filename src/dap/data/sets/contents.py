@@ -79,6 +79,8 @@ class ManifestLine(_Open, frozen=True):
     slot: Annotated[int, Field(ge=0, lt=MOST_IMAGES)]
     sha256: Sha256
     seed: Seed | None = None
+    weight: Annotated[float, Field(gt=0, le=MOST_IMAGES)] | None = None
+    """How much of its class the image stands for; the mean in a class is 1. Protocols with `weights: manifest` use it."""
     doubt: Text | None = None
     """Why the image is probably no image of anything; see `looks.doubts`."""
 

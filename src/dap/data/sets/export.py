@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -208,7 +208,8 @@ def _ddranking(job: Job) -> Written:
 
 
 def _pt(job: Job) -> Written:
-    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, `labels` (n,) int64 and `class_names`."""
+    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, `labels` (n,) int64 and `class_names`. Where all images
+    have a weight there are `weights` (n,) float32 too."""
     whole: np.ndarray | None = None
     n = len(job.made.records)
     labels = torch.tensor([record["label"] for record in job.made.records])
@@ -222,11 +223,15 @@ def _pt(job: Job) -> Written:
     assert whole is not None
     with (job.folder / "images.pt").open("wb") as file:
         held = {"images": torch.from_numpy(whole), "labels": labels, "class_names": list(job.made.class_names)}
+        if weighed(job.made.records):
+            held["weights"] = torch.tensor([record["weight"] for record in job.made.records])
         torch.save(held, file)
         file.flush()
         os.fsync(file.fileno())
     how = """`torch.load("images.pt", weights_only=True)` gives a dictionary: `images`, bytes (n, 3, h, w) from 0 to 255 and not
 normalised, `labels` (n,) int64, and `class_names` in label order."""
+    if weighed(job.made.records):
+        how += "\n`weights` (n,) says how much of its class each image stands for; the mean in a class is 1."
     return Written(how, {}, {}, [], ["images.pt"])
 
 
@@ -234,7 +239,14 @@ def _parquet(job: Job) -> Written:
     from dap.data.sets.shards import write_parquet
 
     return Written(
-        *write_parquet(job.made.class_names, job.images(), len(job.made.records), job.folder, job.shard_size)
+        *write_parquet(
+            job.made.class_names,
+            job.images(),
+            len(job.made.records),
+            job.folder,
+            job.shard_size,
+            weighed(job.made.records),
+        )
     )
 
 
@@ -261,6 +273,11 @@ def _write_folders(job: Job, folders: list[str]) -> list[str]:
         files.append(f"{folders[record['label']]}/{record['slot']:05d}.png")
         write_atomically(job.folder / files[-1], png)
     return files
+
+
+def weighed(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all images of a set have a weight."""
+    return all(record.get("weight") is not None for record in records)
 
 
 def _split(pattern: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ Images = Iterable[tuple[dict[str, Any], bytes]]
 
 
 def write_parquet(
-    class_names: Sequence[str], images: Images, n: int, folder: Path, shard_size: int
+    class_names: Sequence[str], images: Images, n: int, folder: Path, shard_size: int, weighed: bool = False
 ) -> tuple[str, dict[str, Any], dict[str, Any], list[str], list[str]]:
-    """Write `data/train-00000-of-0000N.parquet` with the columns image, label, slot, seed and sha256.
+    """Write `data/train-00000-of-0000N.parquet` with the columns image, label, slot, seed and sha256, and weight if `weighed`.
 
     A note in the schema tells `datasets` that the columns are an Image and a ClassLabel with its names.
 
@@ -49,9 +49,16 @@ def write_parquet(
         "seed": {"dtype": "int64", "_type": "Value"},
         "sha256": {"dtype": "string", "_type": "Value"},
     }
+    if weighed:
+        features["weight"] = {"dtype": "float64", "_type": "Value"}
     encoded = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema(
-        [("image", encoded), *((name, pa.int64()) for name in ("label", "slot", "seed")), ("sha256", pa.string())],
+        [
+            ("image", encoded),
+            *((name, pa.int64()) for name in ("label", "slot", "seed")),
+            ("sha256", pa.string()),
+            *([("weight", pa.float64())] if weighed else []),
+        ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     stream, shards, held, files = iter(images), -(-n // shard_size), 0, list[str]()
@@ -62,11 +69,11 @@ def write_parquet(
             with pq.ParquetWriter(file, schema) as writer:
                 for group in _chunks(islice(stream, shard_size), ROW_GROUP):
                     held += sum(len(png) for _, png in group)
-                    writer.write_table(pa.Table.from_pylist([_row(*image) for image in group], schema))
+                    writer.write_table(pa.Table.from_pylist([_row(*image, weighed) for image in group], schema))
             file.flush()
             os.fsync(file.fileno())
     named = {str(label): name for label, name in enumerate(class_names)}
-    dtypes = {"image": "image", "label": {"class_label": {"names": named}}, "sha256": "string"}
+    dtypes = {"image": "image", "label": {"class_label": {"names": named}}, "sha256": "string", "weight": "float64"}
     front = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
         "dataset_info": {
@@ -76,6 +83,8 @@ def write_parquet(
     }
     how = """`datasets.load_dataset(folder)` and `datasets.load_dataset("parquet", data_dir=folder)` give the columns `image`,
 `label` (a ClassLabel with this set's names and order), `slot`, `seed` and `sha256`. `image` holds the PNG itself."""
+    if weighed:
+        how += "\n`weight` says how much of its class an image stands for; the mean in a class is 1."
     return how, front, {}, [], files
 
 
@@ -113,9 +122,9 @@ classes after one another, so a shard has every class. `json` holds the class na
     return how, front, {}, [], files
 
 
-def _row(record: dict[str, Any], png: bytes) -> dict[str, Any]:
+def _row(record: dict[str, Any], png: bytes, weighed: bool) -> dict[str, Any]:
     name = f"{record['label']:05d}_{record['slot']:05d}.png"
-    kept = {key: record.get(key) for key in ("label", "slot", "seed", "sha256")}
+    kept = {key: record.get(key) for key in ("label", "slot", "seed", "sha256", *(["weight"] if weighed else []))}
     if (kept["seed"] or 0) >= 2**63:
         raise DapError(f"The seed of image {name} is too large for parquet; use another layout.")
     return {"image": {"bytes": png, "path": name}, **kept}

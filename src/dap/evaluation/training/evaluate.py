@@ -18,14 +18,14 @@ from dap.base.errors import DapError
 from dap.evaluation.training.batches import Images, Labelled, accuracy, check_labelled, confusion
 from dap.evaluation.training.fitting import (
     Checkpoint,
+    Replay,
     Training,
-    TrainingBatch,
     check_last_batch,
     new_network,
     run_with_checkpoint,
     seeded,
 )
-from dap.evaluation.training.labels import ClassifierLike, Soft, Stored
+from dap.evaluation.training.labels import ClassifierLike, ImageLabels, Soft, Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.transforms import size_after, split
 from dap.evaluation.training.trials import Trial
@@ -56,8 +56,8 @@ class Replayed(Interface):
         """Changes with everything that the labels depend on."""
         ...
 
-    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[TrainingBatch]]:
-        """Epoch, counted from 0 -> its batches."""
+    def replay(self, images: Images, temperature: float, weights: Tensor | None = None) -> Replay:
+        """The batches for a training, whose images weigh `weights` (n,), or all the same."""
         ...
 
 
@@ -68,23 +68,25 @@ class Plan:
     Args:
         network: the network to train instead of the protocol's own.
         device: where to train.
-        teacher: the classifier that gives soft labels, for a protocol that trains on them.
+        teacher: the classifier that gives soft labels, or the labels of the images, for a protocol that trains on them.
         stored: stored labels, for a protocol that trains on them; see `stored_labels.open_labels`.
         progress: called after every epoch.
         checkpoints: folder in which an unfinished training is kept, so that it continues after a kill; None keeps
             nothing.
         every: seconds between two checkpoints.
         tested_on: the split of the test images, "test" or "validation"; it is written into the trials.
+        weights: (n,), the weight of each image of the training set, for a protocol that uses them.
     """
 
     network: str | None = None
     device: str | torch.device = "cpu"
-    teacher: ClassifierLike | None = None
+    teacher: ClassifierLike | ImageLabels | None = None
     stored: Replayed | None = None
     progress: Progress | None = None
     checkpoints: Path | None = None
     every: float = 60.0
     tested_on: str = "test"
+    weights: Tensor | None = None
 
 
 def evaluate(
@@ -136,7 +138,7 @@ class _Ready:
         ipc = int(train[1].bincount().max())
         self.protocol = protocol.settled(ipc=ipc, classes=classes, network=plan.network)
         self.classes, self.plan = classes, plan
-        _check_teacher(self.protocol, plan)
+        _check_labels(self.protocol, plan, len(train[0]))
         for what, steps, images in (
             ("training", self.protocol.train_steps, train[0]),
             ("test", self.protocol.test_steps, test[0]),
@@ -156,7 +158,8 @@ class _Ready:
         self.test = Images(test, self.protocol.test_steps, device, keep=False)
         self.replay = None
         if plan.stored is not None and isinstance(self.protocol.labels, Stored):
-            self.replay = plan.stored.replay(self.train, self.protocol.labels.temperature)
+            weights = None if plan.weights is None else plan.weights.to(device)
+            self.replay = plan.stored.replay(self.train, self.protocol.labels.temperature, weights)
         self.key = _key(train, self.protocol, plan)
 
     def trial(self, seed: int) -> tuple[nn.Module, Trial]:
@@ -183,6 +186,7 @@ class _Ready:
             classes=self.classes,
             teacher=plan.teacher,
             replay=self.replay,
+            weights=plan.weights,
         )
         checkpoint = None
         if plan.checkpoints is not None:
@@ -214,13 +218,23 @@ class _Ready:
         return net, trial
 
 
-def _check_teacher(protocol: Protocol, plan: Plan) -> None:
+def _check_labels(protocol: Protocol, plan: Plan, images: int) -> None:
     if isinstance(protocol.labels, Soft) and plan.teacher is None:
         raise DapError(f"{protocol.name} trains on a teacher's labels; give a teacher (--teacher).")
     if isinstance(protocol.labels, Stored) and plan.stored is None:
         raise DapError(
             f"{protocol.name} trains on stored labels; make them with `dap export SET --layout fkd` and give --labels."
         )
+    if (protocol.weights == "manifest") != (plan.weights is not None):
+        raise DapError(
+            f"{protocol.name} has weights: {protocol.weights}; give weights with weights: manifest and only there."
+        )
+    if isinstance(plan.teacher, ImageLabels) and len(plan.teacher.values) != images:
+        raise DapError(
+            f"{plan.teacher.name} has labels of {len(plan.teacher.values)} images, and the set has {images}."
+        )
+    if plan.weights is not None and plan.weights.shape != (images,):
+        raise DapError(f"There are weights {tuple(plan.weights.shape)} for {images} images.")
 
 
 def _labels(protocol: Protocol, plan: Plan) -> str:
@@ -238,6 +252,8 @@ def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
     for tensor in train:
         digest.update(tensor.contiguous().numpy(force=True).tobytes())
     said = [one.fingerprint for one in (plan.teacher, plan.stored) if one is not None]
-    facts = [protocol.model_dump(mode="json", exclude={"name", "source"}), *said, str(torch.__version__), LAYOUT]
+    if plan.weights is not None:
+        digest.update(plan.weights.double().cpu().numpy().tobytes())
+    facts = [protocol.facts(exclude={"name", "source"}), *said, str(torch.__version__), LAYOUT]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dap.base.errors import DapError, first_line
 from dap.base.store import Checkpoint
 from dap.evaluation.training.batches import Images, slice_size
-from dap.evaluation.training.labels import ClassifierLike, Hard
+from dap.evaluation.training.labels import ClassifierLike, Hard, ImageLabels, Loss, hard_loss, mixed_weights, soft_loss
 from dap.evaluation.training.networks import Network, build
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.transforms import run, split, unnormalised
@@ -25,9 +24,11 @@ from dap.evaluation.training.transforms import run, split, unnormalised
 log = logging.getLogger("dap")
 
 
-TrainingBatch = tuple[Tensor, Callable[[Tensor, slice], Tensor]]
-"""Images (n, c, h, w) as the network sees them, and a function from the logits of a slice of them and that slice to
-the sum of the losses of its images."""
+TrainingBatch = tuple[Tensor, Loss]
+"""Images (n, c, h, w) as the network sees them, and their loss."""
+
+Replay = Callable[[int], Iterator[TrainingBatch]]
+"""A function from an epoch, counted from 0, to its batches, which a training takes instead of its own."""
 
 After = Callable[[int, nn.Module], None]
 """Called at the end of every epoch with its number and the network."""
@@ -48,8 +49,9 @@ class Training:
         network: str,
         channels: int,
         classes: int,
-        teacher: ClassifierLike | None = None,
-        replay: Callable[[int], Iterator[TrainingBatch]] | None = None,
+        teacher: ClassifierLike | ImageLabels | None = None,
+        replay: Replay | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -59,13 +61,15 @@ class Training:
             network: the network to train instead of the protocol's own.
             channels: channels of the images.
             classes: number of labels.
-            teacher: the classifier that gives soft labels.
-            replay: for stored labels: epoch, counted from 0 -> its batches.
+            teacher: the classifier that gives soft labels, or the labels of the images.
+            replay: for stored labels: the batches of each epoch.
+            weights: (n,), by which the losses of the images are multiplied; None: by nothing. A replay has its own.
         """
         self.train, self.protocol, self.network, self.classes = train, protocol, network, classes
         self.seed = seed
         self.device = train.labels.device
         self.teacher, self.replay = teacher, replay
+        self.weights = None if weights is None else weights.to(self.device)
         streams = torch.Generator().manual_seed(seed)
         of_network, of_order, of_augment = (int(s) for s in torch.randint(2**62, (3,), generator=streams))
         self.order, self.augment = (torch.Generator().manual_seed(s) for s in (of_order, of_augment))
@@ -179,12 +183,16 @@ class Training:
             if protocol.extra_forward:
                 with torch.no_grad():
                     self.net(x)
+            weights = mixed_weights(self.weights, chosen, partner, share)
             if isinstance(protocol.labels, Hard):
-                yield x, _hard_loss(y, y[partner] if partner is not None and share < 1 else None, share)
+                yield x, hard_loss(y, y[partner] if partner is not None and share < 1 else None, share, weights)
+                continue
+            assert self.teacher is not None
+            if isinstance(self.teacher, ImageLabels):
+                said = self.teacher.logits(chosen, partner, share)
             else:
-                assert self.teacher is not None
                 said = self.teacher.logits(unnormalised(protocol.train_steps, x))
-                yield x, soft_loss(said, protocol.labels.temperature)
+            yield x, soft_loss(said, protocol.labels.temperature, weights)
 
 
 def fit(
@@ -288,22 +296,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def soft_loss(said: Tensor, temperature: float) -> Callable[[Tensor, slice], Tensor]:
-    """The sum over images of KL(softmax(said / T) || softmax(logits / T)); `said` (n, classes) are the teacher's logits."""
-    wanted = F.softmax(said.float() / temperature, 1)
-    return lambda logits, part: F.kl_div(F.log_softmax(logits / temperature, 1), wanted[part], reduction="sum")
-
-
-def _hard_loss(y: Tensor, other: Tensor | None, share: float) -> Callable[[Tensor, slice], Tensor]:
-    def loss(logits: Tensor, part: slice) -> Tensor:
-        own = F.cross_entropy(logits, y[part], reduction="sum")
-        if other is None:
-            return own
-        return share * own + (1 - share) * F.cross_entropy(logits, other[part], reduction="sum")
-
-    return loss
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

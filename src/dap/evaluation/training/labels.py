@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 from typing import Protocol as Interface
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from dap.base.errors import DapError
 from dap.base.fields import Chosen, Divisor, Name
 from dap.base.parsing import brief
 from dap.evaluation.training.steps import Closed
+
+Loss = Callable[[Tensor, slice], Tensor]
+"""A function from the logits of a slice of a batch, and that slice, to the sum of the losses of its images."""
 
 
 class ClassifierLike(Interface):
@@ -35,6 +42,46 @@ class ClassifierLike(Interface):
     def features(self, images: Tensor) -> Tensor:
         """Features (n, D) of images (n, c, h, w) in [0, 1]: the input of the last linear layer. There is no gradient."""
         ...
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """Soft labels that belong to the images of a set as they are stored. They take the place of a teacher.
+
+    A teacher sees each image as the student sees it. These labels are those of the unchanged image, whatever a protocol does
+    to it. The label of an image that is mixed with a partner is the mixture of both labels by the same share.
+    """
+
+    name: str
+    """Who gave the labels: `backbone:starter`, or the name of a classifier."""
+    class_names: tuple[str, ...]
+    """The columns of the logits."""
+    values: Tensor
+    """Logits (n, classes), float32, in the order of the set's records."""
+    fingerprint: str
+    """A text that changes with everything that the labels depend on."""
+    accuracy: float | None = None
+    """How often whoever gave them is right on real images, a fraction; None if nobody measured it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values lie."""
+        return self.values.device
+
+    def logits(self, chosen: Tensor, partner: Tensor | None = None, share: float = 1.0) -> Tensor:
+        """Logits (m, classes) of the chosen images, on the device of `chosen`.
+
+        Args:
+            chosen: (m,), which images of the set.
+            partner: (m,), the places among these of the images that they are mixed with; None for no mixing.
+            share: r, the part of each mixed image that is its own: log(r softmax(own) + (1 - r) softmax(partner's)).
+        """
+        own = self.values[chosen.to(self.device)]
+        if partner is not None and share < 1:
+            log_p = own.log_softmax(1)
+            other = log_p[partner.to(self.device)] + math.log1p(-share)
+            own = other if share <= 0 else torch.logaddexp(log_p + math.log(share), other)
+        return own.to(chosen.device)
 
 
 class Hard(Closed, frozen=True):
@@ -93,6 +140,55 @@ class Case(Chosen, frozen=True):
 
     when: When
     set: Mapping[str, Any]
+
+
+def mixed_weights(weights: Tensor | None, chosen: Tensor, partner: Tensor | None, share: float) -> Tensor | None:
+    """The weights (m,) of a batch, or None where there are none.
+
+    Args:
+        weights: (n,), of all images.
+        chosen: (m,), which images the batch has.
+        partner: (m,), the places in the batch of the images that they are mixed with; None for no mixing.
+        share: the part of each mixed image that is its own.
+    """
+    if weights is None:
+        return None
+    own = weights[chosen.to(weights.device)]
+    return own if partner is None else share * own + (1 - share) * own[partner.to(own.device)]
+
+
+def soft_loss(said: Tensor, temperature: float, weights: Tensor | None = None) -> Loss:
+    """The sum over images of w KL(softmax(said / T) || softmax(logits / T)).
+
+    `said` (n, classes) are the teacher's logits and w the `weights` (n,); without them w is 1.
+    """
+    wanted = F.softmax(said.float() / temperature, 1)
+
+    def loss(logits: Tensor, part: slice) -> Tensor:
+        log_p = F.log_softmax(logits / temperature, 1)
+        if weights is None:
+            return F.kl_div(log_p, wanted[part], reduction="sum")
+        return (F.kl_div(log_p, wanted[part], reduction="none").sum(1) * weights[part]).sum()
+
+    return loss
+
+
+def hard_loss(y: Tensor, other: Tensor | None, share: float, weights: Tensor | None = None) -> Loss:
+    """The sum over images of w (r CE(y) + (1 - r) CE(other)), without the second part where `other` is None.
+
+    `y` and `other` (n,) are labels, r is the `share` and w the `weights` (n,); without them w is 1.
+    """
+
+    def entropy(logits: Tensor, of: Tensor, part: slice) -> Tensor:
+        if weights is None:
+            return F.cross_entropy(logits, of[part], reduction="sum")
+        return (F.cross_entropy(logits, of[part], reduction="none") * weights[part]).sum()
+
+    def loss(logits: Tensor, part: slice) -> Tensor:
+        own = entropy(logits, y, part)
+        return own if other is None else share * own + (1 - share) * entropy(logits, other, part)
+
+    return loss
 
 
 def _within(value: int, text: str | None) -> bool:

@@ -96,6 +96,9 @@ class Protocol(Closed, frozen=True):
     this pass is given, so both passes see the mixed images.)"""
     labels: Labels = Hard()
     """The labels that the network is trained on."""
+    weights: Literal["none", "manifest"] = "none"
+    """manifest: the loss of each image is multiplied by the `weight` of its manifest line, whose mean in a class is 1. The
+    weight of a mixed image is the mixture of both weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: training passes under autocast; weights, their steps and looks at the test set stay float32."""
     score: Literal["last", "best"]
@@ -106,6 +109,12 @@ class Protocol(Closed, frozen=True):
     """The looks are spread over the epochs after this fraction of E."""
     cases: Annotated[tuple[Case, ...], Field(max_length=100)] = ()
     """Fields with other values under conditions; all that hold apply, in this order."""
+
+    def facts(self, **of: Any) -> dict[str, Any]:
+        """The fields as JSON values, by which trainings are told apart. `weights` is left out where it is "none", so that
+        the trainings of versions without this field stay valid."""
+        fields = self.model_dump(mode="json", **of)
+        return {name: value for name, value in fields.items() if (name, value) != ("weights", "none")}
 
     @property
     def first_epoch(self) -> int:

@@ -34,7 +34,8 @@ from dap.data.sets.differences import differences
 from dap.data.sets.notes import Plain, as_read
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
-from dap.evaluation.training.fitting import TrainingBatch, soft_loss
+from dap.evaluation.training.fitting import Replay, TrainingBatch
+from dap.evaluation.training.labels import ImageLabels, mixed_weights, soft_loss
 from dap.evaluation.training.mixing import Mixing
 from dap.evaluation.training.steps import Drawn, Step
 from dap.evaluation.training.transforms import apply_all, draw_all, size_after, split, unnormalised
@@ -102,13 +103,17 @@ class Labelling:
         x = apply_all(split(self.steps)[1], images.take(chosen.to(images.labels.device)), drawn)
         return x if mix is None or self.mix is None else self.mix.apply(x, mix)
 
+    def mixed(self, mix: Drawn | None) -> tuple[Tensor | None, float]:
+        """The partners (m,) of a batch, and the part of each image that is its own."""
+        return (None, 1.0) if mix is None or self.mix is None else (mix["partner"], self.mix.share(mix))
+
 
 def write_labels(
     folder: str | Path,
     images: Tensor,
     hashes: Sequence[str],
     how: Labelling,
-    teacher: Classifier,
+    teacher: Classifier | ImageLabels,
     *,
     protocol: str,
     progress: Callable[[int, int], object] | None = None,
@@ -120,7 +125,7 @@ def write_labels(
         images: (n, c, h, w) of the set, float in [0, 1] or uint8.
         hashes: the hash of each image's file, in the same order.
         how: how the batches are made.
-        teacher: the classifier whose logits are stored. Everything is computed on its device.
+        teacher: the classifier whose logits are stored, on its device; or labels of the images in the same order.
         protocol: the protocol's name, which only people read.
         progress: called with the number of epochs that are done and of all epochs.
 
@@ -234,26 +239,21 @@ class StoredLabels:
         """
         return self._how.seen(images, batch.indices, batch.drawn, batch.mix)
 
-    def replay(self, images: Images, temperature: float) -> Callable[[int], Iterator[TrainingBatch]]:
-        """The batches that a training uses instead of its own: epoch, counted from 0 -> images and their loss."""
+    def replay(self, images: Images, temperature: float, weights: Tensor | None = None) -> Replay:
+        """The batches for a training, whose images weigh `weights` (n,), or all the same."""
 
         def batches(number: int) -> Iterator[TrainingBatch]:
             for stored in self.epoch(number):
                 said = stored.logits.to(images.labels.device)
                 try:
                     seen = self.seen(images, stored)
-                except (
-                    RuntimeError,
-                    IndexError,
-                    KeyError,
-                    TypeError,
-                    ValueError,
-                ) as error:  # what was drawn does not fit
+                    weighed = mixed_weights(weights, stored.indices, *self._how.mixed(stored.mix))
+                except (RuntimeError, LookupError, TypeError, ValueError) as error:  # what was drawn does not fit
                     raise DapError(
                         f"{self.folder / _file(number)} does not fit the set ({' '.join(str(error).split())[:100]}); delete "
                         "it and run the dap export that made it again."
                     ) from error
-                yield seen, soft_loss(said, temperature)
+                yield seen, soft_loss(said, temperature, weighed)
 
         return batches
 
@@ -286,7 +286,9 @@ def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence
     return StoredLabels(folder, index, how, [index["classes"].index(name) for name in class_names])
 
 
-def _write_epoch(path: Path, key: str, images: Images, epoch: int, how: Labelling, teacher: Classifier) -> None:
+def _write_epoch(
+    path: Path, key: str, images: Images, epoch: int, how: Labelling, teacher: Classifier | ImageLabels
+) -> None:
     from safetensors.torch import save
 
     steps = split(how.steps)[1]
@@ -297,7 +299,11 @@ def _write_epoch(path: Path, key: str, images: Images, epoch: int, how: Labellin
     for b, chosen in enumerate(order.split(how.batch)):
         drawn = draw_all(steps, len(chosen), *images.size, generator)
         mix = None if how.mix is None else how.mix.draw(len(chosen), *size, generator)
-        logits = teacher.logits(unnormalised(how.steps, how.seen(images, chosen, drawn, mix))).cpu().half()
+        if isinstance(teacher, ImageLabels):
+            found = teacher.logits(chosen, *how.mixed(mix))
+        else:
+            found = teacher.logits(unnormalised(how.steps, how.seen(images, chosen, drawn, mix)))
+        logits = found.cpu().half()
         if not logits.isfinite().all():
             raise DapError(
                 f"The teacher {teacher.name} says what half precision does not hold (infinite or no number)."

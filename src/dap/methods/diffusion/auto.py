@@ -61,14 +61,28 @@ class Auto(Vanilla):
         if options.strength < 1:
             check_reals(task, options.reals)
         make = super().prepare(task)
-        return with_refinement(self.bare(task) if options.strength == 0 else make, task)
+        if options.strength < 1:
+            make = self.weighed(self.bare(task) if options.strength == 0 else make, task)
+        return with_refinement(make, task)
+
+    def weighed(self, make: Callable[[Unit], Made], task: Task) -> Callable[[Unit], Made]:
+        """The same function, with the weight of each image's prototype in its record."""
+
+        def made(unit: Unit) -> Made:
+            found, weights = make(unit), self.stored(task, task.source.class_names[unit.label])["weights"].tolist()
+            records = [{**line, "weight": weights[slot]} for line, slot in zip(found.records, unit.slots, strict=True)]
+            return Made(found.images, records, found.latents)
+
+        return made
 
     def bare(self, task: Task) -> Callable[[Unit], Made]:
         """The function that makes a unit of the prototypes themselves, without a step of sampling."""
 
         def make(unit: Unit) -> Made:
             batch = self.batch(task, unit.label, unit.slots)
-            latents = self.stored(task, task.source.class_names[unit.label])[list(unit.slots)].to(task.backbone.device)
+            latents = self.stored(task, task.source.class_names[unit.label])["x"][list(unit.slots)].to(
+                task.backbone.device
+            )
             return Made(task.backbone.decode(latents).cpu(), [{"seed": seed} for seed in batch.seeds], latents)
 
         return make
@@ -80,23 +94,28 @@ class Auto(Vanilla):
 
         def begin(batch: sampling.Batch) -> sampling.Start:
             (name,) = {batch.class_names[label] for label in batch.labels}
-            found = self.stored(task, name)[list(batch.slots)]
+            found = self.stored(task, name)["x"][list(batch.slots)]
             return sampling.Start.at(found, options.strength, task.recipe.sampling.steps)
 
         return begin
 
-    def stored(self, task: Task, name: str) -> Float[Tensor, "ipc c *spatial"]:
-        """The prototypes of a class, from the store if they are there."""
+    def stored(self, task: Task, name: str) -> dict[str, Tensor]:
+        """The prototypes of a class as "x" and their weights as "weights", from the store if they are there."""
         key = {"class": name, "ipc": task.recipe.ipc, "seed": task.recipe.seed, "reals": task.options.reals}
-        return task.store.get(f"starts of {name}", key, lambda: {"x": self.prototypes(task, name)})["x"]
+        return task.store.get(f"weighed starts of {name}", key, lambda: self.prototypes(task, name))
 
-    def prototypes(self, task: Task, name: str) -> Float[Tensor, "ipc c *spatial"]:
-        """The real latent nearest to each centre of k-means on pooled latents, in the order of herding."""
+    def prototypes(self, task: Task, name: str) -> dict[str, Tensor]:
+        """The real latent nearest to each centre of k-means on pooled latents (ipc, C, *spatial), in the order of herding.
+
+        The weight of a prototype, (ipc,), is the share of the class's clustered real latents to which no other prototype is
+        nearer, times ipc, so that the mean weight in the class is 1.
+        """
         _, latents = class_latents(task, name, task.options.reals)
         points = pooled(latents)
         seed = seed_of(task.recipe.seed, name, "prototypes")
         rows = nearest(points, find_modes(points, task.recipe.ipc, "kmeans", seed))
-        return latents[rows[herded(points[rows], points.mean(0))]]
+        rows = rows[herded(points[rows], points.mean(0))]
+        return {"x": latents[rows], "weights": masses(points, points[rows])}
 
 
 def pooled(latents: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
@@ -113,6 +132,13 @@ def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Tens
         gap[rows] = torch.inf
         rows.append(int(gap.argmin()))
     return torch.tensor(rows)
+
+
+def masses(points: Float[Tensor, "n d"], prototypes: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
+    """k times the share of the points that are nearest to each prototype. Points as near to several are divided among them."""
+    gaps = torch.cdist(prototypes, points, compute_mode="donot_use_mm_for_euclid_dist")
+    owners = (gaps == gaps.min(0).values).double()
+    return (owners / owners.sum(0)).sum(1) * len(prototypes) / len(points)
 
 
 def herded(points: Float[Tensor, "k d"], mean: Float[Tensor, " d"]) -> list[int]:

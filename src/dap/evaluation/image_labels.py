@@ -1,0 +1,146 @@
+"""Soft labels of the images of a set, one for each image, in a folder.
+
+    labels.safetensors   logits (n, classes) float32, of each image as it is stored, whatever a protocol does to it
+    index.json           the images by their sha256, the classes in the order of the columns, and who gave the labels and how
+
+A protocol with soft labels trains on them where the folder is named as its teacher. `stored_labels` are another thing: labels
+of every augmented batch of every epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from dap.base.documents import read_json
+from dap.base.errors import DapError
+from dap.base.fields import FromFile, Name, Share
+from dap.base.files import building, dump, in_use, write_atomically
+from dap.base.parsing import shown
+from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, Plain
+from dap.evaluation.training.labels import ImageLabels
+
+FILE, INDEX = "labels.safetensors", "index.json"
+FORMAT = "image labels 1"
+
+
+class Index(FromFile, frozen=True):
+    """`index.json`."""
+
+    format: Name
+    teacher: Name
+    accuracy: Share | None
+    classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
+    images: Annotated[list[Name], Field(min_length=1, max_length=MOST_IMAGES)]
+    how: Plain
+
+
+def write_image_labels(folder: Path, labels: ImageLabels, hashes: Sequence[str], how: Mapping[str, Any]) -> Path:
+    """Write labels into a folder: new, empty, or with labels of images, which are replaced.
+
+    Args:
+        folder: the folder.
+        labels: the labels.
+        hashes: the sha256 of each image, in the order of the labels.
+        how: what people and later runs should know of how they were made, as JSON values.
+
+    Raises:
+        DapError: the folder holds other files, or a logit is not finite.
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    if not labels.values.isfinite().all():
+        raise DapError(f"{labels.name} gives labels that are not finite numbers.")
+
+    def check() -> None:
+        if in_use(folder) and not holds_image_labels(folder):
+            raise DapError(
+                f"{shown(folder)} is not empty and holds no labels of images; choose a new folder with --out."
+            )
+
+    check()
+    facts = {"format": FORMAT, "teacher": labels.name, "accuracy": labels.accuracy, "classes": list(labels.class_names)}
+    with building(folder, INDEX, check) as made:
+        write_atomically(made / FILE, save({"logits": labels.values.float().cpu().contiguous()}))
+        write_atomically(made / INDEX, dump({**facts, "images": list(hashes), "how": dict(how)}))
+    return folder
+
+
+def holds_image_labels(folder: str | Path) -> bool:
+    """Whether a folder holds labels of images."""
+    return all((Path(folder) / name).is_file() for name in (FILE, INDEX))
+
+
+def how_made(folder: str | Path) -> dict[str, Any]:
+    """How the labels in a folder were made, as `write_image_labels` was told.
+
+    Raises:
+        DapError: they cannot be read.
+    """
+    return dict(_index(Path(folder)).how)
+
+
+def open_image_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence[str]) -> ImageLabels:
+    """The labels of these images, in this order, with columns in the order of the class names.
+
+    Raises:
+        DapError: there are none, they are damaged, or they are of other images or classes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    index = _index(folder)
+    try:
+        with safe_open(str(folder / FILE), framework="pt") as opened:
+            values: Tensor = opened.get_tensor("logits")
+        if values.shape != (len(index.images), len(index.classes)) or not values.float().isfinite().all():
+            raise ValueError(f"it should hold {len(index.images)} x {len(index.classes)} finite logits")
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise DapError(
+            f"{shown(folder / FILE)} is missing or damaged ({error}); make it again with dap export."
+        ) from error
+    rows = {sha256: row for row, sha256 in enumerate(index.images)}
+    if missing := [sha256 for sha256 in hashes if sha256 not in rows]:
+        raise DapError(
+            f"The labels in {shown(folder)} are of other images: {len(missing)} of {len(hashes)} have none. Make labels of "
+            "this set with dap export SET --layout labels."
+        )
+    if sorted(index.classes) != sorted(class_names):
+        raise DapError(f"The labels in {shown(folder)} are of other classes; make labels of this set with dap export.")
+    columns = [index.classes.index(name) for name in class_names]
+    found = values[[rows[sha256] for sha256 in hashes]][:, columns].float()
+    return image_labels(index.teacher, class_names, found, index.accuracy)
+
+
+def image_labels(name: str, class_names: Sequence[str], values: Tensor, accuracy: float | None = None) -> ImageLabels:
+    """Labels with the fingerprint of their values.
+
+    Args:
+        name: who gave the labels.
+        class_names: the columns.
+        values: logits (n, classes).
+        accuracy: how often whoever gave them is right on real images.
+    """
+    values = values.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(json.dumps([name, *class_names]).encode())
+    digest.update(values.numpy().tobytes())
+    return ImageLabels(name, tuple(class_names), values, digest.hexdigest()[:16], accuracy)
+
+
+def _index(folder: Path) -> Index:
+    if not holds_image_labels(folder):
+        raise DapError(
+            f"{shown(folder)} holds no labels of images ({FILE} and {INDEX}); make them with dap export SET --layout labels "
+            "--teacher NAME --out DIR."
+        )
+    index = read_json(folder / INDEX, Index)
+    if index.format != FORMAT:
+        raise DapError(f"{shown(folder)} holds {index.format[:40]!r}, and this version reads {FORMAT!r}.")
+    return index
