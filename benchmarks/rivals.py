@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dap.base.files import write_atomically
 from dap.evaluation.report.records import load_set
 from dap.evaluation.report.spread import Stat, difference, spread_of
 from dap.evaluation.report.text import DASH, accuracy, interval, signed
@@ -34,7 +36,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 COLUMNS = (
     "method", "backbone", "ipc", "drawn_from", "set_seed", "protocol", "network", "trial_seed",
-    "last_percent", "best_percent", "set_seconds", "set_peak_gb", "options",
+    "last_percent", "best_percent", "set_seconds", "set_peak_gb", "options", "variant",
 )  # fmt: skip
 
 PUBLISHED: dict[str, dict[str, str]] = {
@@ -55,12 +57,14 @@ AUGMENTED = {"dsa", "dm", "mtt"}
 BEGIN, END = "<!-- made by benchmarks/rivals.py --write -->", "<!-- made until here -->"
 
 Line = dict[str, str]
+ROW = ("method", "backbone", "options", "variant")
 Row = tuple[str, ...]
-"""What a row of a table stands for: method, backbone and options."""
+"""What a row of a table stands for: the values of the columns in `ROW`."""
 
 
-def trainings(folders: Iterable[Path]) -> list[Line]:
-    """The lines of all trainings in folders of `dap compare`."""
+def trainings(folders: Iterable[Path], variant: str = "") -> list[Line]:
+    """The lines of all trainings in folders of `dap compare`. `variant` is a name for what their recipes have other than
+    the default and no column holds."""
     found: list[Line] = []
     for folder in folders:
         for file in sorted(folder.glob("*/seed*/trials.jsonl")):
@@ -74,6 +78,7 @@ def trainings(folders: Iterable[Path]) -> list[Line]:
                 "set_seconds": record.cost.get("seconds", ""),
                 "set_peak_gb": record.cost.get("peak_memory_gb", ""),
                 "options": json.dumps(record.recipe.get("options") or {}),
+                "variant": variant,
             }
             for trial in record.trials:
                 known |= {"protocol": trial["protocol"], "network": trial["network"], "trial_seed": trial["seed"]}
@@ -86,7 +91,7 @@ def merged(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
     """The lines of both, with each training once, sorted by ipc, protocol, network, method and so on. Where a training
     has several lines, the last line counts."""
     numbers = {"ipc", "drawn_from", "set_seed", "trial_seed"}
-    first = ("ipc", "drawn_from", "protocol", "network", "method", "backbone", "options", "set_seed", "trial_seed")
+    first = ("ipc", "drawn_from", "protocol", "network", "method", "backbone", "options", "variant", "set_seed", "trial_seed")
 
     def which(line: Line) -> tuple[Any, ...]:
         return tuple(int(line[name] or 0) if name in numbers else line[name] for name in first)
@@ -112,7 +117,7 @@ def tables(lines: Sequence[Line]) -> str:
         title = f"### Sets of {larger} images per class drawn down, `{protocol.removesuffix('+looks=1')}`, {network}"
         made += [title, _side_by_side([*full, *of], "ipc", lambda ipc: f"{ipc} per class")]
     for (ipc, protocol), of in _grouped([line | _judge(line) for line in whole], "ipc", "protocol").items():
-        judged = _grouped(of, "method", "backbone", "options", "set_seed").values()
+        judged = _grouped(of, *ROW, "set_seed").values()
         across = [line for sets in judged if len({line["network"] for line in sets}) > 1 for line in sets]
         # A network that judged a single set allows no comparison.
         across = [line for sets in _grouped(across, "network").values() if len(sets) > 1 for line in sets]
@@ -134,10 +139,10 @@ def _setting(lines: Sequence[Line], ipc: str, protocol: str) -> str:
     augmented = "-dsa" in protocol
     shown: list[tuple[str, ...]] = []
     for row, (stat, of) in rows.items():
-        method, backbone, _ = row
+        method, backbone, *_ = row
         each = sorted({len(scores) for scores in _scores(of).values()})
         gap = DASH
-        vanilla = rows.get(("vanilla", backbone or "starter", "{}"))
+        vanilla = rows.get(("vanilla", backbone or "starter", "{}", ""))
         if vanilla is not None and method != "vanilla":
             found = difference(stat, vanilla[0])
             gap = signed(found.value) + (f" ({interval(found)})" if found.interval else "")
@@ -170,7 +175,7 @@ def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) 
 
 def _stats(lines: Sequence[Line]) -> dict[Row, tuple[Stat, list[Line]]]:
     """For each row its mean and spread, and its lines. The row with the highest mean comes first."""
-    rows = {row: (_stat(of), of) for row, of in _grouped(lines, "method", "backbone", "options").items()}
+    rows = {row: (_stat(of), of) for row, of in _grouped(lines, *ROW).items()}
     return {row: rows[row] for row in sorted(rows, key=lambda row: (-rows[row][0].mean, row))}
 
 
@@ -188,12 +193,13 @@ def _scores(lines: Sequence[Line]) -> dict[int, list[float]]:
 
 
 def _called(row: Row, rows: Iterable[Row]) -> str:
-    """The name of a row: its method, its backbone unless this is the starter, and the options in which rows of the same
-    method and backbone differ."""
-    method, backbone, options = row
+    """The name of a row: its method, its backbone unless this is the starter, the options in which rows of the same
+    method and backbone differ, and its variant."""
+    method, backbone, options, variant = row
     own = json.loads(options)
     others = [json.loads(other[2]) for other in rows if other[:2] == row[:2]]
     differing = [f"{name}={value}" for name, value in own.items() if any(other.get(name) != value for other in others)]
+    differing += [variant] if variant else []
     name = method + (f"@{backbone}" if backbone not in ("", "starter") else "")
     return f"`{name}`" + (f" ({', '.join(differing)})" if differing else "")
 
@@ -210,23 +216,29 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def ledger(file: Path) -> list[Line]:
-    """The lines of rivals.csv. A column that the file lacks is empty."""
+    """The lines of a ledger such as rivals.csv. A column that the file lacks is empty."""
     with file.open(newline="") as opened:
         return [{name: line.get(name) or "" for name in COLUMNS} for line in csv.DictReader(opened)]
+
+
+def add(file: Path, new: Iterable[Line]) -> list[Line]:
+    """The lines of a ledger with new lines, which are written to the file. A file that does not exist is made."""
+    lines = merged(ledger(file) if file.exists() else (), new)
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows([COLUMNS, *(line.values() for line in lines)])
+    write_atomically(file, written.getvalue().encode())
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="DIR", help="folders of dap compare")
     parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="with rivals.csv and results.md")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="another ledger than rivals.csv of that folder")
     parser.add_argument("--write", action="store_true", help="put the tables into results.md; else they are printed")
     args = parser.parse_args()
-    lines = ledger(args.docs / "rivals.csv")
-    if args.add:
-        lines = merged(lines, trainings(args.add))
-        with (args.docs / "rivals.csv").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([COLUMNS, *(line.values() for line in lines)])
+    file = args.ledger or args.docs / "rivals.csv"
+    lines = add(file, trainings(args.add)) if args.add else ledger(file)
     if not args.write:
         print(tables(lines))
         return
