@@ -29,10 +29,10 @@ from statistics import fmean
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
-import rivals
 from filelock import FileLock
 from pydantic import Field
 
+import rivals
 from dap.base.documents import fitted, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Images, Name, RunSeed
@@ -175,7 +175,9 @@ class Notes:
         if not (self.out / "jobs.csv").exists():
             return []
         with (self.out / "jobs.csv").open(newline="", encoding="utf-8") as file:
-            return [line for line in csv.DictReader(file, NOTES) if line["command"] and line["exit"].lstrip("-").isdigit()]
+            return [
+                line for line in csv.DictReader(file, NOTES) if line["command"] and line["exit"].lstrip("-").isdigit()
+            ]
 
     def add(self, job: Job, seconds: float, code: int, command: Sequence[str]) -> None:
         """Note that a job has ended. Hold the lock of the ledger."""

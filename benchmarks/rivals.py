@@ -2,10 +2,12 @@
 
     python benchmarks/rivals.py --add runs/ipc1 runs/ipc10     # adds the trainings of `dap compare`, each once
     python benchmarks/rivals.py --write                        # puts the tables into docs/results.md, between its marks
+    python benchmarks/rivals.py --picture                      # draws docs/accuracy.svg and docs/accuracy-small-hard.svg
 
 Accuracies are those of the last epoch. The mean of a set is the mean over its trainings. The tables show mean and
 sample standard deviation over these per-set means, and the difference to vanilla of the same backbone with its 95 %
-interval. All these numbers are computed as `dap compare` computes them (`dap.evaluation.report.spread`).
+interval. A star marks a difference that survives Holm's correction over all differences of its table. All these numbers
+are computed as `dap compare` computes them (`dap.evaluation.report.spread`).
 Where a set was drawn from a larger set, `ipc` is its own ipc and `drawn_from` is the ipc of the larger set.
 
 `set_seconds` is `seconds` of the set's `cost.json`: the seconds that this set took itself. Sets may share work, such as
@@ -20,16 +22,17 @@ import argparse
 import csv
 import io
 import json
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from dap.base.files import write_atomically
 from dap.evaluation.report.records import load_set
-from dap.evaluation.report.spread import Stat, difference, spread_of
-from dap.evaluation.report.text import DASH, accuracy, interval, signed
+from dap.evaluation.report.spread import Difference, Stat, difference, holm, spread_of
+from dap.evaluation.report.text import DASH, STAR, accuracy, interval, signed, starred, survived
 from dap.methods import find
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -53,6 +56,13 @@ VICO-UoE/DatasetCondensation. The other figures are from memory of papers."""
 
 AUGMENTED = {"dsa", "dm", "mtt"}
 """Methods whose published figures are with DSA's augmentation. The figures of all other methods are without it."""
+
+NETWORKS = {"convnet3": "ConvNet-3", "resnetap10": "ResNetAP-10", "resnet18": "ResNet-18"}
+BACKBONES = {"starter": "DiT starter", "starter-unet": "U-Net starter"}
+PICTURES = {"quick-hard": "accuracy.svg", "small-hard": "accuracy-small-hard.svg"}
+"""The pictures in docs, by protocol."""
+LAYERS = ("rival", "plain dashed", "plain", "ours", "auto")
+"""The emphasis of lines, from the back to the front."""
 
 BEGIN, END = "<!-- made by benchmarks/rivals.py --write -->", "<!-- made until here -->"
 
@@ -91,7 +101,18 @@ def merged(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
     """The lines of both, with each training once, sorted by ipc, protocol, network, method and so on. Where a training
     has several lines, the last line counts."""
     numbers = {"ipc", "drawn_from", "set_seed", "trial_seed"}
-    first = ("ipc", "drawn_from", "protocol", "network", "method", "backbone", "options", "variant", "set_seed", "trial_seed")
+    first = (
+        "ipc",
+        "drawn_from",
+        "protocol",
+        "network",
+        "method",
+        "backbone",
+        "options",
+        "variant",
+        "set_seed",
+        "trial_seed",
+    )
 
     def which(line: Line) -> tuple[Any, ...]:
         return tuple(int(line[name] or 0) if name in numbers else line[name] for name in first)
@@ -126,6 +147,52 @@ def tables(lines: Sequence[Line]) -> str:
     return "\n\n".join(made)
 
 
+def picture(lines: Sequence[Line], protocol: str) -> str:
+    """Accuracy against images per class by a protocol, as SVG: a panel for each backbone and network, and a line for each
+    method. Methods without a backbone are in the panels of all. A cell that was not measured is not drawn."""
+    import picture as drawing
+
+    of = [o for o in lines if not o["drawn_from"] and not o["variant"] and o["network"] in NETWORKS]
+    of = [o for o in of if o["protocol"].removesuffix("+looks=1") == protocol]
+    panels = []
+    for backbone in sorted({o["backbone"] for o in of} - {""}):
+        here = [o for o in of if o["backbone"] in (backbone, "")]
+        own = {o["network"] for o in here if o["backbone"]}
+        for network in (name for name in NETWORKS if name in own):
+            methods = _grouped((o for o in here if o["network"] == network), "method")
+            series = tuple(
+                drawing.Series(method, _emphasis(method), tuple(_points(found)))
+                for (method,), found in sorted(methods.items())
+            )
+            ordered = sorted(series, key=lambda one: LAYERS.index(one.css))
+            panels.append(drawing.Panel(f"{NETWORKS[network]}, {BACKBONES.get(backbone, backbone)}", tuple(ordered)))
+    title = f"Fashion-MNIST: accuracy on the test images, %, by {protocol}"
+    notes = (
+        "Filled: mean of two sets or more, with its 95 % interval. Hollow: one set, so no interval is known.",
+        "Of a method that was measured with several options, the best is shown. Crowded marks stand side by side.",
+    )
+    return drawing.drawn(title, notes, [panels[i : i + 3] for i in range(0, len(panels), 3)])
+
+
+def _emphasis(method: str) -> str:
+    base = method.removesuffix("+refine")
+    known = {"auto": "auto", "dap": "ours", "dap-slots": "ours", "vanilla": "plain", "random": "plain dashed"}
+    return known.get(base, "rival")
+
+
+def _points(lines: Iterable[Line]) -> Iterator[Any]:
+    """The points of a method's line. Of rows with several options the best one counts."""
+    from scipy.special import stdtrit
+
+    from picture import Point
+
+    for (ipc,), of in sorted(_grouped(lines, "ipc").items(), key=lambda group: int(group[0][0])):
+        stat = max((_stat(row) for row in _grouped(of, *ROW).values()), key=lambda stat: stat.mean)
+        n, std = len(stat.sets), stat.std_sets
+        half = None if std is None else 100 * float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+        yield Point(int(ipc), 100 * stat.mean, half, n)
+
+
 def _judge(line: Line) -> Line:
     """The line's protocol without the settings that were changed in it, and the network with these settings in
     brackets."""
@@ -138,14 +205,16 @@ def _setting(lines: Sequence[Line], ipc: str, protocol: str) -> str:
     rows = _stats(lines)
     augmented = "-dsa" in protocol
     shown: list[tuple[str, ...]] = []
-    for row, (stat, of) in rows.items():
-        method, backbone, *_ = row
+    gaps = [_against_vanilla(row, rows) for row in rows]
+    corrected = holm([gap.p if gap else None for gap in gaps])
+    stars = starred(corrected)
+    for (row, (stat, of)), found, p in zip(rows.items(), gaps, corrected, strict=True):
+        method = row[0]
         each = sorted({len(scores) for scores in _scores(of).values()})
         gap = DASH
-        vanilla = rows.get(("vanilla", backbone or "starter", "{}", ""))
-        if vanilla is not None and method != "vanilla":
-            found = difference(stat, vanilla[0])
-            gap = signed(found.value) + (f" ({interval(found)})" if found.interval else "")
+        if found is not None:
+            gap = signed(found.value) + (STAR if stars and survived(p) else "")
+            gap += f" ({interval(found)})" if found.interval else ""
         published = DASH
         if method in PUBLISHED and (method in AUGMENTED) == augmented and protocol.startswith("small-hard"):
             published = PUBLISHED[method].get(ipc, DASH)
@@ -154,7 +223,14 @@ def _setting(lines: Sequence[Line], ipc: str, protocol: str) -> str:
         n = f"{len(stat.sets)} × {'/'.join(map(str, each))}"
         shown.append((_called(row, rows), accuracy(stat), n, gap, published, needs, f"{fmean(seconds):,.0f}"))
     heads = ("method", "accuracy, %", "sets × trainings", "against vanilla (95 %)", "published", "needs", "s a set")
-    return _table(heads, shown)
+    return _table(heads, shown) + (f"\n\n{stars.replace(STAR, chr(92) + STAR)}" if stars else "")
+
+
+def _against_vanilla(row: Row, rows: Mapping[Row, tuple[Stat, list[Line]]]) -> Difference | None:
+    """The difference of a row to vanilla of its backbone; None for vanilla itself, and where there is no vanilla."""
+    method, backbone, *_ = row
+    vanilla = rows.get(("vanilla", backbone or "starter", "{}", ""))
+    return None if vanilla is None or method == "vanilla" else difference(rows[row][0], vanilla[0])
 
 
 def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) -> str:
@@ -236,11 +312,15 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, metavar="DIR", help="with rivals.csv and results.md")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="another ledger than rivals.csv of that folder")
     parser.add_argument("--write", action="store_true", help="put the tables into results.md; else they are printed")
+    parser.add_argument("--picture", action="store_true", help=f"draw {' and '.join(PICTURES.values())} in that folder")
     args = parser.parse_args()
     file = args.ledger or args.docs / "rivals.csv"
     lines = add(file, trainings(args.add)) if args.add else ledger(file)
+    if args.picture:
+        for protocol, name in PICTURES.items():
+            (args.docs / name).write_text(picture(lines, protocol), encoding="utf-8")
     if not args.write:
-        print(tables(lines))
+        print("" if args.picture else tables(lines), end="" if args.picture else "\n")
         return
     page = args.docs / "results.md"
     before, _, rest = page.read_text().partition(BEGIN)
