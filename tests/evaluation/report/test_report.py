@@ -59,10 +59,12 @@ def test_numbers_agree_with_an_independent_computation(sets: list[Path]) -> None
             assert row.difference is None
             continue
         vanilla = np.array(SCORES["vanilla"]).mean(axis=1)
-        expected = stats.ttest_rel(per_set, vanilla).confidence_interval(0.95)
+        test = stats.ttest_rel(per_set, vanilla)
+        expected = test.confidence_interval(0.95)
         assert row.difference is not None and row.difference.n == (3, 3) and row.difference.paired
         assert row.difference.value == pytest.approx(per_set.mean() - vanilla.mean())
         assert row.difference.interval == pytest.approx((expected.low, expected.high), rel=1e-6)
+        assert row.difference.p == pytest.approx(test.pvalue, rel=1e-6)
         assert row.difference.shown is not (expected.low <= 0 <= expected.high)
 
 
@@ -72,9 +74,11 @@ def test_sets_of_other_seeds_are_compared_as_independent(tmp_path: Path) -> None
     rows = {row.method: row for row in report.summarise(report.load(paths))}
     found = rows["dap"].difference
     scores = [[s for _, s in of] for of in runs.values()]
-    expected = stats.ttest_ind(scores[1], scores[0], equal_var=False).confidence_interval(0.95)
+    test = stats.ttest_ind(scores[1], scores[0], equal_var=False)
+    expected = test.confidence_interval(0.95)
     assert found is not None and found.n == (4, 3) and not found.paired
     assert found.interval == pytest.approx((expected.low, expected.high), rel=1e-6)
+    assert found.p == pytest.approx(test.pvalue, rel=1e-6)
 
 
 def test_what_sets_share_counts_for_each(tmp_path: Path) -> None:
@@ -376,7 +380,7 @@ def test_markdown_and_csv_hold_the_same_numbers(sets: list[Path], tmp_path: Path
     report.write_report(sets, tmp_path / "out" / "name.html", title="T", expected={"dap": "74.0 ± 1.0", "mgd3": "75"})
     text = (tmp_path / "out" / "name.md").read_text()
     assert table(report.summarise(report.load(sets)), {"dap": "74.0 ± 1.0"}).strip() in text
-    assert re.search(r"\| dap-slots +\| +2 \|.*76\.4 ± 0\.\d \| +± 0\.\d \| +\+3\.2 \|", text)
+    assert re.search(r"\| dap-slots +\| +2 \|.*76\.4 ± 0\.\d \| +± 0\.\d \| +\+3\.2\* \|", text)
     assert "74.0 ± 1.0" in text and "Expected, but not among these sets: mgd3 75." in text
     with open(tmp_path / "out" / "name.csv", newline="") as file:
         lines = {line["method"]: line for line in csv.DictReader(file)}

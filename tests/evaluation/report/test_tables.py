@@ -54,7 +54,7 @@ def test_rows_and_data_belong_together(table):
 def test_in_bold_is_only_a_difference_that_is_shown(table):
     """The largest mean is not: nothing here says that it is larger than the second one."""
     bold = re.findall(r"\\textbf\{([^}]*)\}", table.latex())
-    assert bold == ["+7.0"], "of random the interval includes 0"
+    assert bold == ["+7.0*"], "of random the interval includes 0"
     assert "excludes 0" in table.latex()
 
 

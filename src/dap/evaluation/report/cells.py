@@ -79,6 +79,7 @@ class Block:
         rows: the rows. Each row has one cell for each column.
         sources: the sources of the published values among the cells.
         notes: sentences below the rows. Only the page shows these sentences.
+        marks: the meanings of marks on the cells, one sentence each. The page has them in the note of the table instead.
     """
 
     title: str
@@ -86,6 +87,7 @@ class Block:
     rows: tuple[tuple[Cell, ...], ...]
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

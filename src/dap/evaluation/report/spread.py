@@ -6,7 +6,8 @@ deviation of trials around the mean of their own set, pooled over all sets. Wher
 
 Sets of the same run seed share their noise, and trials of the same seed share their initial network. Where two or more seeds
 are common, a difference to vanilla is therefore taken set by set, with Student's 95 % t interval. Else it has Welch's interval
-(1947) over the per-set means. Neither interval is corrected for the number of comparisons.
+(1947) over the per-set means. Neither interval is corrected for the number of comparisons. The p-value of the same test can be,
+by `holm`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Difference:
     """The number of sets of the row, and the number of sets of vanilla."""
     paired: bool = False
     """Whether each set was compared with the vanilla set of the same run seed."""
+    p: float | None = None
+    """The two-sided p-value of no difference, by the test of the interval; None without an interval."""
 
     @property
     def shown(self) -> bool:
@@ -78,11 +81,8 @@ def difference(row: Stat, vanilla: Stat) -> Difference:
     if len(common) < 2 or not unique:
         return welch(row.sets, vanilla.sets)
     gaps = [mine[seed] - theirs[seed] for seed in common]
-    value, n = fmean(gaps), len(gaps)
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(n - 1, 0.975)) * stdev(gaps) / math.sqrt(n)
-    return Difference(value, (value - half, value + half), (n, n), paired=True)
+    n = len(gaps)
+    return _tested(fmean(gaps), stdev(gaps) / math.sqrt(n), n - 1, (n, n), paired=True)
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
@@ -91,12 +91,28 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     value = fmean(a) - fmean(b)
     if min(len(a), len(b)) < 2:
         return Difference(value, None, (len(a), len(b)))
-    from scipy.special import stdtrit
-
     parts = [stdev(sample) ** 2 / len(sample) for sample in (a, b)]
     total = sum(parts)
-    if total == 0:
-        return Difference(value, (value, value), (len(a), len(b)))
-    freedom = total**2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(total)
-    return Difference(value, (value - half, value + half), (len(a), len(b)))
+    squares = sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, (a, b), strict=True))
+    return _tested(value, math.sqrt(total), total**2 / squares if squares else 1.0, (len(a), len(b)))
+
+
+def _tested(value: float, error: float, freedom: float, n: tuple[int, int], paired: bool = False) -> Difference:
+    """A difference with the 95 % interval and the p-value of Student's t, of its standard error and degrees of freedom."""
+    from scipy.special import stdtr, stdtrit
+
+    half = float(stdtrit(freedom, 0.975)) * error
+    p = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
+    return Difference(value, (value - half, value + half), n, paired, p)
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """The p-values of several tests, corrected for their number (Holm 1979). Below 5 %, a wrong finding among all of them has at
+    most this probability, whatever their dependence. None stands for no test, and stays None."""
+    tests = sorted((p, i) for i, p in enumerate(values) if p is not None)
+    corrected: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(tests):
+        highest = max(highest, min(1.0, (len(tests) - rank) * p))
+        corrected[i] = highest
+    return corrected

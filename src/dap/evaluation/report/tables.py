@@ -14,10 +14,12 @@ from dap.evaluation.report.expected import Claim, Claims
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES
 from dap.evaluation.report.renderings import html, latex, markdown, spreadsheet, terminal
+from dap.evaluation.report.spread import holm
 from dap.evaluation.report.summary import Row, Setting, reference, varying
 from dap.evaluation.report.text import (
     DASH,
     PENDING,
+    STAR,
     accuracy,
     figure,
     interval,
@@ -25,6 +27,8 @@ from dap.evaluation.report.text import (
     seeds,
     setting_name,
     signed,
+    starred,
+    survived,
     times,
     trainings,
 )
@@ -120,11 +124,17 @@ def accuracy_table(rows: Sequence[Row], claims: Claims | None = None) -> Table:
     """
     claims = claims or Claims()
     settings = dict.fromkeys(row.setting for row in rows)
-    blocks = tuple(_block(setting, rows, claims) for setting in settings)
-    return Table("", "Accuracy", blocks, _note(rows), tuple(_data(rows, claims)))
+    corrected = holm([row.difference.p if row.difference else None for row in rows])
+    of = {(row.group.key, row.setting): p for row, p in zip(rows, corrected, strict=True)}
+    blocks = tuple(_block(setting, rows, claims, of) for setting in settings)
+    return Table("", "Accuracy", blocks, _note(rows, corrected), tuple(_data(rows, claims, corrected)))
 
 
-def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims) -> Block:
+Corrected = Mapping[tuple[str, Setting | None], float | None]
+"""The p-value of each row's difference, corrected for all differences of the table, by group and setting."""
+
+
+def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, corrected: Corrected) -> Block:
     here = [row for row in rows if row.setting == setting]
     found = [claims.of(row) for row in here]
     claimed = [claim for claim in found if claim]
@@ -137,7 +147,7 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims) -> Bloc
         (Column("targets", False, names=alike, spare=0 if alike else 4), [cell(row.targets) for row in here]),
         _accuracies(setting, here),
         *([_strips(here, rows)] if setting else []),
-        _differences(here),
+        _differences(here, corrected),
         _claimed(found),
         (Column("sets × trials", short="sets ×\ntrials", spare=0), [Cell(times(row), row.n_trials) for row in here]),
         *_costs(here),
@@ -153,7 +163,14 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims) -> Bloc
         tuple(zip(*(cells for _, cells in kept), strict=True)),
         tuple(dict.fromkeys(claim.source for claim in claimed if claim.source)),
         (f"Not evaluated under this setting: {', '.join(missing)}.",) if missing else (),
+        (starred([*corrected.values()]),) if any(_survives(row, corrected) for row in here) else (),
     )
+
+
+def _survives(row: Row, corrected: Corrected) -> bool:
+    """Whether a row's difference keeps its star. A single comparison needs no correction, and has none."""
+    several = sum(p is not None for p in corrected.values()) > 1
+    return several and survived(corrected[row.group.key, row.setting])
 
 
 Told = tuple[Column, list[Cell]]
@@ -194,14 +211,15 @@ def _strips(here: Sequence[Row], rows: Sequence[Row]) -> Told:
     return Column("per set", False, drawn=True, css="plain"), cells
 
 
-def _differences(rows: Sequence[Row]) -> Told:
+def _differences(rows: Sequence[Row], corrected: Corrected) -> Told:
     cells = []
     for row in rows:
         if row.difference is None:
             cells.append(Cell(DASH))
             continue
         css = "shown" if row.difference.shown else "unsure" if row.difference.interval else ""
-        cells.append(Cell(signed(row.difference.value), row.difference.value, small=interval(row.difference), css=css))
+        text = signed(row.difference.value) + (STAR if _survives(row, corrected) else "")
+        cells.append(Cell(text, row.difference.value, small=interval(row.difference), css=css))
     return Column("vs vanilla", below="95 % interval", short="vs\nvanilla", spare=0), cells
 
 
@@ -237,8 +255,9 @@ def _measure(name: str, rows: Sequence[Row]) -> Told:
     return column, [Cell(figure(value), value) for value in values]
 
 
-def _note(rows: Sequence[Row]) -> str:
-    """A note on how to read the table: the meaning of ±, and of the lines below an accuracy and below a difference."""
+def _note(rows: Sequence[Row], corrected: Sequence[float | None]) -> str:
+    """A note on how to read the table: the meaning of ±, of the lines below an accuracy and below a difference, and of stars.
+    `corrected` has the p-values of the rows, corrected for their number."""
     differences = [row.difference for row in rows if row.difference and row.difference.interval]
     said = "Accuracies are mean ± sample standard deviation over distilled sets, each set counting by the mean of its trials"
     if any(row.score and len(row.score.sets) == 1 and row.score.std is not None for row in rows):
@@ -251,19 +270,19 @@ def _note(rows: Sequence[Row]) -> str:
         by = "Welch, over sets"
         if any(difference.paired for difference in differences):
             by = "Student’s t over differences between sets of one seed, Welch’s where seeds are not shared"
-        said += (
-            f" Under each difference stands its 95\u00a0% interval ({by}; not corrected for the number of comparisons)"
-        )
+        said += f" Under each difference stands its own 95\u00a0% interval ({by})"
         unsure = any(not difference.shown for difference in differences)
         said += "; in grey where it includes 0: no difference shown." if unsure else "."
+    if stars := starred(corrected):
+        said += f" {stars}"
     return said
 
 
-def _data(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
+def _data(rows: Sequence[Row], claims: Claims, corrected: Sequence[float | None]) -> list[dict[str, Any]]:
     """One line for each group and setting; accuracies and differences are fractions."""
     fields = [f for f in varying([row.group.first for row in rows]) if f not in {"method", "ipc"}]
     lines = []
-    for row in rows:
+    for row, p_holm in zip(rows, corrected, strict=True):
         line: dict[str, Any] = {"group": row.group.label, "method": row.method, "ipc": row.ipc, "scale": row.scale}
         line |= {"unit": row.unit, "layer": row.layer, "targets": row.targets, "seeds": seeds(row.group)}
         line |= {
@@ -276,6 +295,7 @@ def _data(rows: Sequence[Row], claims: Claims) -> list[dict[str, Any]]:
         low, high = (row.difference and row.difference.interval) or (None, None)
         line |= {"vs_vanilla": row.difference and row.difference.value, "low_95": low, "high_95": high}
         line |= {"paired": row.difference and row.difference.paired}
+        line |= {"p": row.difference and row.difference.p, "p_holm": p_holm}
         claim = claims.of(row)
         line |= dict(row.measures) | {"seconds_per_set": row.seconds, "peak_memory_gb": row.memory}
         line |= {"needs": " ".join(row.needs), "expected": claim and claim.text}

@@ -71,6 +71,26 @@ def interval(difference: Difference) -> str:
     return f"{signed(difference.interval[0])} to {signed(difference.interval[1])}" if difference.interval else ""
 
 
+STAR = "*"
+"""The mark on a difference that survives Holm's correction."""
+
+
+def survived(corrected: float | None) -> bool:
+    """Whether a p-value that `spread.holm` corrected is below 5 %."""
+    return corrected is not None and corrected < 0.05
+
+
+def starred(corrected: Sequence[float | None]) -> str:
+    """The sentence on the stars of a table, from the corrected p-values of all its differences. Empty for less than two tests."""
+    n = sum(p is not None for p in corrected)
+    if n < 2:
+        return ""
+    over = f"Holm’s correction over the {n} comparisons with vanilla in this table"
+    if not any(map(survived, corrected)):
+        return f"No difference survives {over} at 5 %."
+    return f"{STAR}: the difference survives {over} at 5 %."
+
+
 def setting_name(setting: Setting | None) -> str:
     """A setting in words, as in "convnet3, small-hard, 300 epochs, 10,000 test images"."""
     if setting is None:

@@ -72,7 +72,7 @@ def _split(columns: list[Flat]) -> list[list[Flat]]:
 
 def _table(caption: str, columns: Sequence[Flat], block: Block) -> str:
     shown = any("shown" in css.split() for one in columns for css in one.css)
-    notes = [BOLD] if shown else []
+    notes = [BOLD, *block.marks] if shown else []
     notes += [f"Source: {source}." for source in block.sources]
     lines = [
         r"\begin{table}",

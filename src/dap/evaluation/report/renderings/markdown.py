@@ -9,13 +9,14 @@ from dap.evaluation.report.text import DASH
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """Each block under its title, with the sources of its published values below."""
+    """Each block under its title, with the meanings of its marks and the sources of its published values below."""
     parts = []
     for block in blocks:
         # A line of Markdown is copied without its heading, so that a cell says "(published)" under "published" too.
         columns = flat(block, repeat=True)
         body = list(zip(*(one.texts for one in columns), strict=True)) if block.rows else []
         parts += [block.title, grid([one.heading for one in columns], body)]
+        parts += block.marks
         parts += [f"Source: {source}." for source in block.sources]
     return "\n\n".join(part for part in parts if part)
 

@@ -36,6 +36,7 @@ def terminal(blocks: Sequence[Block], width: int, *, colour: bool | None = None,
     parts: list[str] = []
     left: dict[str, None] = {}
     apart: list[list[Flat]] = []
+    marks = dict.fromkeys(mark for block in blocks for mark in block.marks)
     for block in blocks:
         columns, without, moved = fitting(flat(block), width)
         parts += [_titled(block.title, width, colour), _drawn(columns, width, colour)]
@@ -43,6 +44,7 @@ def terminal(blocks: Sequence[Block], width: int, *, colour: bool | None = None,
         apart += [moved] if moved else []
     if apart:
         parts += [_titled(cost, width, colour), _drawn(_merged(apart), width, colour)]
+    parts += [textwrap.fill(mark, max(width, NAME)) for mark in marks]
     missing = f"Not shown for want of width, but in the report: {', '.join(left)}."
     parts += [textwrap.fill(missing, max(width, NAME))] if left else []
     return "\n\n".join(part for part in parts if part) + "\n"

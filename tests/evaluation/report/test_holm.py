@@ -1,0 +1,112 @@
+"""Differences of one table, corrected for their number: the numbers, and the stars that say which differences survive."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dap.evaluation.report.records import load
+from dap.evaluation.report.spread import difference, holm, spread_of, welch
+from dap.evaluation.report.summary import summarise
+from dap.evaluation.report.tables import accuracy_table
+from reported import Outline, make_set, page_of, recipe, trial
+
+RUNS = {
+    "vanilla": [0.73, 0.72, 0.74, 0.731],
+    "auto": [0.79, 0.781, 0.80, 0.789],
+    "dap": [0.741, 0.728, 0.755, 0.743],
+    "random": [0.7455, 0.7225, 0.757, 0.743],  # its own interval excludes 0, and the correction takes it back
+    "dm": [0.75, 0.71, 0.77, 0.72],
+}
+
+
+def made(tmp_path, runs, **more):
+    return [
+        make_set(tmp_path / f"{method}-{seed}", recipe(method, seed), [trial(score, **more)])
+        for method, scores in runs.items()
+        for seed, score in enumerate(scores)
+    ]
+
+
+def test_a_known_example():
+    """That of many textbooks, with R's `p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")`."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01, None, 0.04, 0.03, None, 0.005]) == [0.03, None, 0.06, 0.06, None, 0.02]
+    assert holm([]) == [] and holm([None]) == [None] and holm([0.2]) == [0.2] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@given(st.lists(st.floats(0, 1), max_size=12), st.sampled_from([0.01, 0.05, 0.2]))
+def test_it_rejects_what_the_stepwise_procedure_rejects(values, level):
+    """Holm's own words: begin at the smallest p-value, compare the kth of m with level / (m − k + 1), stop at the first failure."""
+    rejected, m = set(), len(values)
+    for k, i in enumerate(sorted(range(m), key=lambda i: values[i])):
+        if values[i] * (m - k) >= level:
+            break
+        rejected.add(i)
+    assert {i for i, p in enumerate(holm(values)) if p is not None and p < level} == rejected
+
+
+@given(st.lists(st.floats(0.4, 0.9), min_size=3, max_size=6), st.lists(st.floats(0.4, 0.9), min_size=3, max_size=6))
+def test_a_p_value_is_below_five_per_cent_where_the_interval_excludes_zero(a, b):
+    for found in (welch(a, b), difference(*(spread_of([[x] for x in s], tuple(range(len(s)))) for s in (a, b)))):
+        assert found.interval is not None and found.p is not None and 0 <= found.p <= 1
+        if min(abs(end) for end in found.interval) > 1e-9:
+            assert found.shown is (found.p < 0.05)
+
+
+def test_equal_differences_leave_no_doubt_and_no_division_by_zero():
+    assert welch([0.5, 0.5], [0.5, 0.5]).p == 1 and welch([0.75, 0.75], [0.5, 0.5]).p == 0
+    assert welch([0.75], [0.5]).p is None
+
+
+def test_stars_stand_where_the_correction_leaves_a_difference(tmp_path):
+    table = accuracy_table(summarise(load(made(tmp_path, RUNS))))
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(table.csv()))}
+    tested = [method for method in RUNS if method != "vanilla"]
+    p = {method: stats.ttest_rel(RUNS[method], RUNS["vanilla"]).pvalue for method in tested}
+    for method, corrected in zip(tested, holm(list(p.values())), strict=True):
+        assert float(lines[method]["p"]) == pytest.approx(p[method])
+        assert float(lines[method]["p_holm"]) == pytest.approx(corrected)
+    assert lines["vanilla"]["p"] == lines["vanilla"]["p_holm"] == ""
+    stars = {row[0].value for row in table.rows if any(cell.text.endswith("*") for cell in row)}
+    assert stars == {method for method in tested if float(lines[method]["p_holm"]) < 0.05}
+    assert stars == {"auto", "dap"} and {method for method in tested if p[method] < 0.05} == {"auto", "dap", "random"}
+    said = "*: the difference survives Holm’s correction over the 4 comparisons with vanilla in this table at 5 %."
+    page = " ".join(Outline(table.html()).texts)
+    for text in (page, table.markdown(), " ".join(table.terminal(90, colour=False).split())):
+        assert said in text and text.count("survives") == 1
+    assert "survives Holm's correction over the 4" in table.latex()
+    assert re.findall(r"\\textbf\{([^}]*)\}", table.latex()) == ["+6.0*", "+1.2*", "+1.2"]
+
+
+def test_the_family_is_the_whole_table(tmp_path):
+    """Two networks double the comparisons, so that each is corrected for the others."""
+    one = made(tmp_path / "a", RUNS)
+    two = [
+        make_set(tmp_path / "b" / f"{m}-{i}", recipe(m, i), [trial(s), trial(s, network="resnet18")])
+        for m, scores in RUNS.items()
+        for i, s in enumerate(scores)
+    ]
+    for paths, n in ((one, 4), (two, 8)):
+        table = accuracy_table(summarise(load(paths)))
+        assert f"over the {n} comparisons" in table.note and table.markdown().count(f"over the {n}") == n // 4
+        assert table.terminal(200, colour=False).count("survives") == 1
+        of_auto = next(line for line in table.lines() if line["method"] == "auto")
+        assert of_auto["p_holm"] == pytest.approx(n * of_auto["p"])
+
+
+def test_nothing_is_starred_where_nothing_survives_or_nothing_is_compared(tmp_path):
+    runs = {name: RUNS[name] for name in ("vanilla", "dm")}
+    single = accuracy_table(summarise(load(made(tmp_path / "a", {**runs, "dm": RUNS["auto"]}))))
+    assert "Holm" not in single.note + single.markdown() and "*" not in single.markdown(), "one comparison needs none"
+    weak = made(tmp_path / "b", {**runs, "random": [0.72, 0.75, 0.73, 0.74]})
+    table = accuracy_table(summarise(load(weak)))
+    assert "No difference survives Holm’s correction over the 2 comparisons" in table.note
+    assert "*" not in table.markdown() and "Holm" not in table.markdown()
+    assert "No difference survives Holm’s correction" in page_of(weak, tmp_path / "out")
