@@ -24,6 +24,7 @@ ROOMS = [
     ["dap.data.real", "dap.data.clusters"],
     ["dap.starter.images"],
     ["dap.data.sets", "dap.data.bank", "dap.data"],
+    ["dap.data.typical"],
     ["dap.recipe", "dap.cost", "dap.choosing"],
     ["dap.evaluation.training", "dap.published"],
     ["dap.evaluation.measures", "dap.evaluation.report"],

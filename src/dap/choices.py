@@ -313,6 +313,13 @@ class Refinement(Closed, frozen=True):
     reals: Images = Field(
         default=250, description="The number of real images of each class that the set is compared with."
     )
+    typical: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Which part of up to 500 real images of each class may be looked at: those that the backbone's own features "
+        "place most surely in their class. 1: all images of the class.",
+    )
     pool: Pool = Field(default="4x4", description="How tokens are pooled before features are compared, as --pool.")
     normalise: Normalise = Field(
         default="channel", description="How features are normalised before they are compared, as --normalise."

@@ -129,9 +129,9 @@ class Resolved(Closed, frozen=True):
         if run["refine"] is None:  # as sets of methods without a refinement have always had it
             del run["refine"]
         for name, (model, later) in LATER.items():  # as sets of earlier versions have it
-            if run.get(name) is not None:
+            if (values := run.get(name)) is not None:
                 usual = {choice: model.model_fields[choice].default for choice in later}
-                run[name] = {k: v for k, v in run[name].items() if k not in usual or v != usual[k]}
+                run[name] = {k: v for k, v in values.items() if k not in usual or v != usual[k]}
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
         if self.data.split is None:  # as sets of earlier versions have it
             del said["data"]["split"]

@@ -9,10 +9,12 @@ import torch
 
 from dap.base.errors import DapError
 from dap.cli.main import main
+from dap.data import typical
 from dap.data.sets.distilled import DistilledSet
 from dap.methods import METHODS, find
 from dap.methods.diffusion.auto import herded, nearest, pooled
 from dap.methods.diffusion.latents import class_latents
+from dap.methods.refined import with_typical
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
@@ -27,7 +29,7 @@ def recipe(method="auto", ipc=3, seed=0, block=None, refine=(), classes=("Trouse
             "block": block,
             "data": {"classes": list(classes)},
             "sampling": {"steps": 4} if "backbone" in find(method).needs else None,
-            "refine": {"steps": 3, "reals": 8, **dict(refine)},
+            "refine": {"steps": 3, "reals": 8, "typical": 1, **dict(refine)},
             "options": options,
         }
     )
@@ -90,6 +92,24 @@ def test_a_set_of_prototypes_is_real_images_and_its_refinement_moves_them(shop, 
     moved = distill(recipe(strength=0, reals=20), tmp_path / "moved", workshop=shop)
     gap = (pixels(moved) - pixels(bare)).abs().amax((1, 2, 3))
     assert (gap > 0.01).all() and (pixels(moved) - pixels(bare)).abs().mean() < 0.1
+
+
+def test_prototypes_and_the_real_images_that_pull_are_typical_ones(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(typical, "CANDIDATES", 20)
+    asked = recipe(refine={"steps": 0, "typical": 0.5}, strength=0)
+    bare = distill(asked, tmp_path / "bare", workshop=shop)
+    _, task = shop.task(asked)
+    kept = with_typical(task).source
+    assert [kept.count(0), with_typical(with_typical(task)).source.count(0)] == [10, 10]
+    known = task.backbone.decode(task.backbone.encode(kept.images(0, range(10)))).mul(255).round()
+    for image in pixels(bare)[:3].mul(255).round():
+        assert ((known - image).abs().amax((1, 2, 3)) <= 1).sum() == 1
+    first = pixels(distill(recipe(refine={"typical": 0.5}), tmp_path / "all", workshop=shop))
+    for file in (tmp_path / "all").rglob("0001.png"):
+        file.unlink()
+    again = distill(recipe(refine={"typical": 0.5}), tmp_path / "all", workshop=Workshop("cpu"))
+    assert torch.equal(pixels(again), first)
+    assert not torch.equal(first, pixels(bare))
 
 
 def test_at_full_strength_and_without_refinement_the_images_are_vanilla_s(shop, tmp_path):
@@ -163,6 +183,6 @@ def test_a_comparison_takes_refined_methods_beside_others(tmp_path, capsys):
 
 
 def test_auto_is_explained():
-    assert METHODS["auto"].refinement == {}
+    assert METHODS["auto"].refinement == {"typical": 0.75}
     assert main(["methods", "auto"]) == 0
     assert main(["methods", "mgd3+refine"]) == 0

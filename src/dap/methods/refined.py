@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from dap.backbones.schedules import Time
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.data.bank import BankOptions, FeatureBank
+from dap.data.typical import Typical
 from dap.guidance import Energy, LogDet, MeanMatching, Representative, SinkhornDivergence, SquaredMMD
 from dap.guidance.representative import RealFeatures
 from dap.kernels import parse
@@ -71,7 +73,17 @@ def with_refinement(make: Callable[[Unit], Made], task: Task) -> Callable[[Unit]
     Raises:
         DapError: the energy cannot be made, or no real images are left to be held out.
     """
-    return make if task.recipe.refine.steps == 0 else _Refinement(make, task)
+    return make if task.recipe.refine.steps == 0 else _Refinement(make, with_typical(task))
+
+
+def with_typical(task: Task) -> Task:
+    """The same task on the typical real images of each class, if its recipe wants these; see `dap.data.typical`."""
+    recipe, source = task.recipe, task.source
+    share, (layer, *_) = recipe.refine.typical, recipe.refine.layers
+    if share == 1 or isinstance(source, Typical):
+        return task
+    how = {"seed": recipe.seed, "least": recipe.ipc, "store": task.store, "tell": task.tell}
+    return replace(task, source=Typical(source, share, task.backbone, layer, **how))
 
 
 class _Refinement:

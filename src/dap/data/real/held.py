@@ -1,9 +1,10 @@
-"""A part of a source: the training images that are held out for validation, or all other images."""
+"""Some images of a source: those that are held out for validation, all other training images, or another choice."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self, final
 
 import torch
@@ -15,8 +16,54 @@ from dap.data.real.base import Source
 from dap.data.real.decode import Fit
 
 
+class Chosen(Source):
+    """Some images of another source, with its classes. A subclass says which.
+
+    Args:
+        whole: the other source.
+        what: which images these are, in words that tell two choices apart.
+        counts: how many images of each class they are.
+    """
+
+    def __init__(self, whole: Source, what: str, counts: Sequence[int]) -> None:
+        self._whole, self._what = whole, what
+        super().__init__(
+            whole.name,
+            whole.class_names,
+            counts,
+            size=whole.size,
+            fit=whole.fit,
+            max_bad_fraction=whole.max_bad_fraction,
+            licence=whole.licence,
+        )
+        self.notes, self.place = whole.notes, (whole.place, what) if whole.place is not None else None
+        self.root = whole.root
+
+    @abstractmethod
+    def _rows(self, label: int) -> list[int]:
+        """The indices in the other source of the images of a class, as many as were promised."""
+
+    def fitted(self, size: int, fit: Fit) -> Self:
+        twin = super().fitted(size, fit)
+        twin._whole = self._whole.fitted(size, fit)
+        return twin
+
+    def _key(self, label: int, index: int) -> str:
+        return self._whole._key(label, self._rows(label)[index])
+
+    def _decode(self, label: int, index: int) -> Tensor:
+        return self._whole._decode(label, self._rows(label)[index])
+
+    def _look(self, label: int, index: int) -> tuple[int, int] | None:
+        return self._whole._look(label, self._rows(label)[index])
+
+    def _listing(self) -> Iterator[str]:
+        yield self._what
+        yield from self._whole._listing()
+
+
 @final
-class Part(Source):
+class Part(Chosen):
     """One of two disjoint parts of another source, the same on every machine.
 
     In each class, a seeded draw of the held-out fraction, rounded up, is `validation`. The other images are `train`.
@@ -32,8 +79,7 @@ class Part(Source):
     """
 
     def __init__(self, whole: Source, which: Literal["train", "validation"], held_out: float) -> None:
-        self._whole, self._what = whole, f"{which} of {held_out}"
-        self._rows: list[list[int]] = []
+        self._parts: list[list[int]] = []
         for label, name in enumerate(whole.class_names):
             count = whole.count(label)
             held = math.ceil(held_out * count)
@@ -44,34 +90,8 @@ class Part(Source):
                 )
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(0, name, "held out")))
             chosen = order[:held] if which == "validation" else order[held:]
-            self._rows.append(sorted(chosen.tolist()))
-        super().__init__(
-            whole.name,
-            whole.class_names,
-            list(map(len, self._rows)),
-            size=whole.size,
-            fit=whole.fit,
-            max_bad_fraction=whole.max_bad_fraction,
-            licence=whole.licence,
-        )
+            self._parts.append(sorted(chosen.tolist()))
+        super().__init__(whole, f"{which} of {held_out}", list(map(len, self._parts)))
 
-        self.notes, self.place = whole.notes, (whole.place, self._what) if whole.place is not None else None
-        self.root = whole.root
-
-    def fitted(self, size: int, fit: Fit) -> Self:
-        twin = super().fitted(size, fit)
-        twin._whole = self._whole.fitted(size, fit)
-        return twin
-
-    def _key(self, label: int, index: int) -> str:
-        return self._whole._key(label, self._rows[label][index])
-
-    def _decode(self, label: int, index: int) -> Tensor:
-        return self._whole._decode(label, self._rows[label][index])
-
-    def _look(self, label: int, index: int) -> tuple[int, int] | None:
-        return self._whole._look(label, self._rows[label][index])
-
-    def _listing(self) -> Iterator[str]:
-        yield self._what
-        yield from self._whole._listing()
+    def _rows(self, label: int) -> list[int]:
+        return self._parts[label]

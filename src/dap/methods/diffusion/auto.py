@@ -16,7 +16,7 @@ from dap.methods.base import Made, Options, Task, Unit
 from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.mgd3 import find_modes
 from dap.methods.diffusion.vanilla import Vanilla
-from dap.methods.refined import with_refinement
+from dap.methods.refined import with_refinement, with_typical
 
 GRID = 8
 """The side of the grid to which latents are pooled before they are clustered. Finer places are details of one image."""
@@ -52,12 +52,13 @@ class Auto(Vanilla):
 
     reference = "ours, after DAP"
     cost = "encoding and clustering 1000 real images a class; and the refinement"
-    refinement = {}
+    refinement = {"typical": 0.75}
     together = True
     Options = AutoOptions
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: AutoOptions = task.options
+        task = with_typical(task)
         if options.strength < 1:
             check_reals(task, options.reals)
         make = super().prepare(task)
@@ -102,6 +103,7 @@ class Auto(Vanilla):
     def stored(self, task: Task, name: str) -> dict[str, Tensor]:
         """The prototypes of a class as "x" and their weights as "weights", from the store if they are there."""
         key = {"class": name, "ipc": task.recipe.ipc, "seed": task.recipe.seed, "reals": task.options.reals}
+        key["typical"] = task.recipe.refine.typical
         return task.store.get(f"weighed starts of {name}", key, lambda: self.prototypes(task, name))
 
     def prototypes(self, task: Task, name: str) -> dict[str, Tensor]:
