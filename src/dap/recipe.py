@@ -103,7 +103,7 @@ class Recipe(Closed, frozen=True):
     """A distilled set as a user asks for it. `resolved` makes the choices that are left open."""
 
     method: str = Field(
-        default="dap", description="A name that dap methods lists, or a method of your own as file.py:Name."
+        default="auto", description="A name that dap methods lists, or a method of your own as file.py:Name."
     )
     ipc: Slots = Field(default=10, description="How many images each class gets.")
     seed: RunSeed = Field(

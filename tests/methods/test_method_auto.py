@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dap.base.errors import DapError
+from dap.choices import OwnGuidance
 from dap.cli.main import main
 from dap.data import typical
 from dap.data.sets.distilled import DistilledSet
@@ -180,6 +181,21 @@ def test_a_comparison_takes_refined_methods_beside_others(tmp_path, capsys):
     methods = ["--methods", "random,random+refine,auto"]
     assert main(["compare", *methods, *given, *judged, "--out", str(tmp_path / "c")]) == 0
     assert "random+refine" in capsys.readouterr().out
+
+
+def test_choices_about_sampling_that_mean_nothing_are_told(shop, tmp_path, caplog):
+    """Nothing is sampled at strength 0, so a guidance of the user's own is refused, and fewer steps are told to do nothing."""
+    shop.task(recipe(strength=0))[0].prepare(shop.task(recipe(strength=0))[1])
+    assert "auto samples nothing" in caplog.text  # `recipe` asks for 4 steps
+    file = tmp_path / "mine.py"
+    file.write_text("from dap.guidance import Nothing\nclass Mine(Nothing): pass\n")
+    own = recipe(strength=0).model_copy(update={"own_guidance": OwnGuidance(path=f"{file}:Mine")})
+    method, task = shop.task(own)
+    with pytest.raises(DapError, match="would do nothing. Give --option strength=0.3, or take --method vanilla"):
+        method.prepare(task)
+    sampled = recipe(strength=0.5).model_copy(update={"own_guidance": OwnGuidance(path=f"{file}:Mine")})
+    method, task = shop.task(sampled)
+    method.prepare(task)
 
 
 def test_auto_is_explained():

@@ -44,7 +44,7 @@ Methods = Annotated[
     Words,
     Parameter(
         help="Methods with commas between them, each a name or file.py:Name; dap methods lists the names. NAME@BACKBONE takes "
-        "another backbone for one method. Default: random,vanilla,dap,dap-slots.",
+        "another backbone for one method. Default: random,vanilla,dap,auto.",
     ),
 ]
 Subsample = Annotated[Numbers, Parameter(name="--subsample")]
@@ -104,9 +104,9 @@ def demo(
     from dap.verbs.compare import sweep as run
 
     base = {"backbone": {"path": {"dit": "starter", "unet": "starter-unet"}[backbone]}}
-    vary = {"method": ["random", "vanilla", "dap", "dap-slots"]}
+    vary = {"method": ["random", "vanilla", "dap", "auto"]}
     name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[backbone]
-    title = f"Fashion-MNIST at 10 images per class: real, vanilla, DAP ({name})"
+    title = f"Fashion-MNIST at 10 images per class: real, vanilla, DAP, auto ({name})"
     where = out or Path(f"runs/demo-{backbone}")
     told = {"machine": machine, "output": output, "track": track}
     judging = judging_of(judged, protocol="quick-hard")
@@ -148,7 +148,7 @@ def compare(
     /,
     *,
     out: Path,
-    methods: Methods = ("random", "vanilla", "dap", "dap-slots"),
+    methods: Methods = ("random", "vanilla", "dap", "auto"),
     ipcs: Ipcs = (),
     sets: SetsEach = 3,
     option: Annotated[list[str] | None, Parameter(metavar="METHOD.NAME=VALUE")] = None,

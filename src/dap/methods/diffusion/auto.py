@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from dap import sampling
+from dap.base.errors import DapError
 from dap.base.seeding import seed_of
+from dap.choices import Sampling
 from dap.methods.base import Made, Options, Task, Unit
 from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.mgd3 import find_modes
 from dap.methods.diffusion.vanilla import Vanilla
 from dap.methods.refined import with_refinement, with_typical
+
+log = logging.getLogger(__name__)
 
 GRID = 8
 """The side of the grid to which latents are pooled before they are clustered. Finer places are details of one image."""
@@ -58,6 +63,8 @@ class Auto(Vanilla):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: AutoOptions = task.options
+        if options.strength == 0:
+            _check_unsampled(task)
         task = with_typical(task)
         if options.strength < 1:
             check_reals(task, options.reals)
@@ -118,6 +125,19 @@ class Auto(Vanilla):
         rows = nearest(points, find_modes(points, task.recipe.ipc, "kmeans", seed))
         rows = rows[herded(points[rows], points.mean(0))]
         return {"x": latents[rows], "weights": masses(points, points[rows])}
+
+
+def _check_unsampled(task: Task) -> None:
+    """Tell a user whose choices about sampling mean nothing, because nothing is sampled."""
+    recipe, usual = task.recipe, Sampling()
+    if task.given.guidance is not None:
+        raise DapError(
+            "auto samples nothing unless its option strength is above 0, so a guidance of your own would do nothing. Give "
+            "--option strength=0.3, or take --method vanilla."
+        )
+    chosen = recipe.sampling
+    if chosen.steps != usual.steps or chosen.cfg != task.backbone.card.cfg:
+        log.warning("auto samples nothing unless its option strength is above 0, so --steps and --cfg change nothing")
 
 
 def pooled(latents: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
