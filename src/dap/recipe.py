@@ -208,7 +208,10 @@ class Recipe(Closed, frozen=True):
         """
         if guidance is None and self.guidance is not None and self.guidance.model_fields_set:
             given = ", ".join(sorted(self.guidance.model_fields_set))
-            raise DapError(f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}.")
+            raise DapError(
+                f"Method {self.method!r} has no guidance, so these options mean nothing to it: {given}. Take a method that has, "
+                "such as dap, or leave them out."
+            )
         if refinement is None and self.refine is not None and self.refine.model_fields_set:
             raise DapError(
                 f"Method {self.method!r} refines nothing, so refine means nothing to it; take the method "

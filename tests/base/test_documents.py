@@ -15,6 +15,7 @@ from dap.base import documents, files
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside
 from dap.base.mistakes import explain, told
+from dap.recipe import Recipe
 
 
 class Told(FromFile, frozen=True):
@@ -173,3 +174,12 @@ def test_an_unknown_key_is_told_however_deep_it_lies() -> None:
         told(caught.value, "f")
         == "f: parts.a.0.sise: there is no such key (given: 2); b: there is no such key (given: 1)."
     )
+
+
+def test_a_value_of_several_kinds_is_told_of_once():
+    """pydantic tells once for each kind. A person reads one clause, whose place is a name that can be looked up."""
+    with pytest.raises(DapError) as told_:
+        Recipe.parse({"guidance": {"scale": "much"}, "sampling": {"cfg_channels": 0}})
+    said = str(told_.value)
+    assert said.count("guidance.scale:") == said.count("sampling.cfg_channels:") == 1
+    assert "or input should be 'auto' (given: 'much')" in said and "constrained" not in said and "literal" not in said

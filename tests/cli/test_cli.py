@@ -37,7 +37,8 @@ def call(capsys, *args: object) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def flags(pipeline_folder, colours) -> list[object]:
-    return ["--backbone", pipeline_folder, "--data", colours, "--steps", 6, "--reals", 4, "--ipc", 4, "--block", 2]
+    given = ["--backbone", pipeline_folder, "--data", colours, "--steps", 6, "--ipc", 4, "--block", 2]
+    return ["--method", "dap", "--reals", 4, *given]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -195,7 +196,8 @@ def test_broken_images_are_named_counted_and_limited(pipeline_folder, colours, t
     shutil.copytree(colours, data)
     victim = data / "train" / "red" / "3.png"
     victim.write_bytes(victim.read_bytes()[:60])
-    args = ["distill", "--backbone", pipeline_folder, "--data", data, "--steps", 2, "--reals", 12, "--ipc", 2]
+    given = ["--backbone", pipeline_folder, "--data", data, "--steps", 2, "--reals", 12, "--ipc", 2]
+    args = ["distill", "--method", "dap", *given]
     status, err = call(capsys, *args, "--out", tmp_path / "one")
     # Twelve of the class's twelve are asked for and eleven can be read: "all of a smaller class" are those.
     assert status == 0 and "left out red/3.png" in caplog.text, err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,6 +12,9 @@ from dap.base.parsing import brief, line_of, shown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
+
+KIND = re.compile(r"(constrained|function|lax|literal|nullable)\W.*|int|float|str|bool", re.DOTALL)
+"""What pydantic adds to the place of a value that may be of several kinds: the name of the kind."""
 
 MOST = 5
 """How many wrong values a message names."""
@@ -35,11 +39,26 @@ def problems(
         most: how many wrong values get a clause.
     """
     said = []
-    for problem in error.errors(include_url=False)[:most]:
+    for problem in _joined(error)[:most]:
         place: tuple[int | str, ...] = (*([within] if within else []), *problem["loc"])
         line = None if text is None else line_of(text, place)
         said.append((f"line {line}: " if line else "") + _clause(problem, _place(place), model))
     return said
+
+
+def _joined(error: ValidationError) -> list[dict[str, Any]]:
+    """The wrong values, each once. pydantic tells of a value that may be of several kinds once for each kind, and names the
+    kind as a part of the place."""
+    found: list[dict[str, Any]] = []
+    for problem in map(dict[str, Any], error.errors(include_url=False)):
+        loc = problem["loc"]
+        kinds = len(loc) > 1 and isinstance(loc[-1], str) and KIND.fullmatch(loc[-1]) is not None
+        problem["loc"] = loc[:-1] if kinds else loc
+        if kinds and found and found[-1]["loc"] == problem["loc"]:
+            found[-1]["msg"] = f"{found[-1]['msg'].rstrip('.')}, or {reason(problem)}"
+        else:
+            found.append(problem)
+    return found
 
 
 def _clause(problem: Mapping[str, Any], place: str, model: type[BaseModel] | None) -> str:
@@ -88,7 +107,7 @@ def explain(error: ValidationError, model: type[BaseModel], text: str | None = N
 
 
 def _more(error: ValidationError) -> list[str]:
-    left = error.error_count() - MOST
+    left = len(_joined(error)) - MOST
     return [f"and {left} more"] if left > 0 else []
 
 

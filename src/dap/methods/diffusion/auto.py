@@ -65,6 +65,7 @@ class Auto(Vanilla):
         options: AutoOptions = task.options
         if options.strength == 0:
             _check_unsampled(task)
+        task.backbone.condition(task.source.class_names)  # a class that the backbone does not know is told of first
         task = with_typical(task)
         if options.strength < 1:
             check_reals(task, options.reals)
