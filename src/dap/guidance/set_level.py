@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.guidance.base import State
-from dap.guidance.reals import ToReals, by_class
+from dap.guidance.representative import ToReals, by_class
 from dap.kernels import Kernel, Linear
 
 
