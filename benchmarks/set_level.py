@@ -20,10 +20,11 @@ import time
 
 import torch
 
+from dap.guidance import EnergyDistance
 from dap.guidance.transport import SinkhornDivergence, spread
 from dap.kernels import Linear
 from dap.methods import Task, Unit
-from dap.methods.refined import banks_of, energy_of
+from dap.methods.refined import banks_of
 from dap.recipe import Recipe
 from dap.refining import Descent, refine, time_of
 from dap.sampling import Batch
@@ -89,13 +90,13 @@ def blocks(args: argparse.Namespace) -> None:
 
 
 def energy(task: Task, label: int, z: torch.Tensor) -> float:
-    """The energy distance of latents to real images that pull none, an image, at the refinement's times."""
+    """The energy distance of latents to real images that pull none, at the refinement's times."""
     refinement, looks = task.recipe.refine, list[float]()
-    held = [energy_of("distance", bank, "linear") for bank in banks_of(task, refinement.reals)]
+    held = [EnergyDistance(bank) for bank in banks_of(task, refinement.reals)]
     batch = Batch.of(task.source.class_names, [label] * len(z), range(len(z)), 0)
     descent = Descent(0, times=refinement.times, patience=1)
     refine(task.backbone, [], batch, z, descent, held_out=held, looked=lambda step, value: looks.append(value))
-    return looks[0] / len(z)
+    return looks[0]
 
 
 def main() -> None:
