@@ -159,14 +159,14 @@ def test_the_energy_distance_is_a_value_of_the_set_and_leads_where_the_paper_s_d
     torch.testing.assert_close(alone, 2 * (flat[:1] - real).norm(dim=1).mean()[None], rtol=1e-6, atol=1e-9)
 
 
-ENERGIES = [
-    MeanMatching,
-    SquaredMMD,
-    EnergyDistance,
-    LogDet,
-    SinkhornDivergence,
-    lambda reals: Representative(reals, repulsion=1.0),
-]
+ENERGIES = {
+    "mean": MeanMatching,
+    "mmd": SquaredMMD,
+    "energy": EnergyDistance,
+    "logdet": LogDet,
+    "sinkhorn": SinkhornDivergence,
+    "distance": lambda reals: Representative(reals, repulsion=1.0),
+}
 
 
 @pytest.mark.parametrize("kind", ENERGIES)
