@@ -113,7 +113,8 @@ class Recipe(Closed, frozen=True):
     block: Slots | None = Field(
         default=None,
         description="How many slots of a class are sampled together. The batch decides the last bits of an image, so the "
-        "number is part of the recipe. Default: 10; all slots under repulsion and for methods that make a class as a whole.",
+        "number is part of the recipe. Default: 10; all slots under repulsion and for methods that make a class as a whole. A "
+        "refinement goes block after block, and each block sees the finished ones.",
     )
     options: dict[str, Any] = Field(
         default={},

@@ -15,10 +15,11 @@ from dap.choices import Refinement
 from dap.data.bank import FeatureBank
 from dap.data.sets.distilled import DistilledSet
 from dap.methods.base import Unit
-from dap.methods.refined import banks_of
+from dap.methods.refined import banks_of, judging_energy
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
+from energies import Reals, state
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,22 @@ def test_the_held_out_curve_stands_in_the_manifest(asked, shop, tmp_path):
         assert first["steps"] == second["steps"] == best and set(second) == {"steps"}
         assert len(curve) == 4 or curve[-1][0] - best >= 2
     assert made.recipe["refine"]["patience"] == 2
+
+
+@pytest.mark.parametrize("energy", ["distance", "mmd", "mean", "sinkhorn"])
+def test_what_judges_a_set_is_lowest_for_real_images(energy):
+    """Ten real images have a lower value than ten that are all alike, and than ten that are too far apart."""
+    draw = torch.Generator().manual_seed(0)
+    real, ten = torch.randn(200, 16, generator=draw), torch.randn(20, 16, generator=draw)
+    judge = judging_energy(energy, Reals({0: real}), "linear")
+    spread = ten - ten.mean(0)
+    values = {scale: judge(state((scale * spread)[:, None], [0] * 20)).sum().item() for scale in (0.05, 1.0, 2.0)}
+    if energy in ("distance", "sinkhorn"):
+        assert values[1.0] < min(values[0.05], values[2.0])
+    else:  # under the linear kernel these see the mean alone, which is the same
+        assert values[0.05] == pytest.approx(values[2.0], abs=1e-4)
+        moved = judge(state((spread + 1)[:, None], [0] * 20)).sum().item()
+        assert values[1.0] < moved
 
 
 def test_patience_needs_real_images_that_pull_nothing(asked, shop):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dap.base.errors import DapError
-from dap.guidance import LogDet, MeanMatching, Representative, SinkhornDivergence, SquaredMMD
+from dap.guidance import EnergyDistance, LogDet, MeanMatching, Representative, SinkhornDivergence, SquaredMMD
 from dap.guidance.transport import spread
 from dap.kernels import Linear, parse
 from dap.testing.guidance import findings
@@ -145,12 +145,33 @@ def test_the_log_determinant_keeps_images_apart_and_bounds_itself():
         LogDet(Reals({}), ridge=0.0)
 
 
-ENERGIES = [MeanMatching, SquaredMMD, LogDet, SinkhornDivergence, lambda reals: Representative(reals, repulsion=1.0)]
+def test_the_energy_distance_is_a_value_of_the_set_and_leads_where_the_paper_s_distance_does():
+    """Written out over pairs of different images; the gradient is 2/n times that of `Representative` with repulsion 1."""
+    real, mine = random(9, 12, seed=1).double(), random(4, 4, 3).double().requires_grad_(True)
+    flat, reals = mine.flatten(1), Reals({0: real})
+    across = torch.stack([(a - b).norm() for a in flat for b in real]).mean()
+    within = torch.stack([(flat[i] - flat[j]).norm() for i in range(4) for j in range(4) if i != j]).mean()
+    found = EnergyDistance(reals)(state(mine, [0] * 4)).sum()
+    torch.testing.assert_close(found, 2 * across - within, rtol=1e-6, atol=1e-9)
+    other = Representative(reals, repulsion=1.0)(state(mine, [0] * 4)).sum() * 2 / 4
+    torch.testing.assert_close(*(torch.autograd.grad(e, mine)[0] for e in (found, other)), rtol=1e-6, atol=1e-9)
+    alone = EnergyDistance(reals)(state(mine[:1], [0]))
+    torch.testing.assert_close(alone, 2 * (flat[:1] - real).norm(dim=1).mean()[None], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("make", ENERGIES, ids=["mean", "mmd", "logdet", "sinkhorn", "distance"])
-def test_every_energy_of_a_set_keeps_the_contract(make):
+ENERGIES = {
+    "mean": MeanMatching,
+    "mmd": SquaredMMD,
+    "energy": EnergyDistance,
+    "logdet": LogDet,
+    "sinkhorn": SinkhornDivergence,
+    "distance": lambda reals: Representative(reals, repulsion=1.0),
+}
+
+
+@pytest.mark.parametrize("kind", ENERGIES)
+def test_every_energy_of_a_set_keeps_the_contract(kind):
     """`dap check`: shapes, gradients, random state, scale 0."""
     reals = Reals({label: random(9, 48, seed=label) for label in (0, 1)}, layer="x0")
-    found = list(findings(make(reals)))
+    found = list(findings(ENERGIES[kind](reals)))
     assert found and [(finding.check, finding.text) for finding in found if finding.level != "ok"] == []

@@ -5,7 +5,7 @@ from dap.guidance.influence import Deviation, Influence
 from dap.guidance.manifold import Manifold
 from dap.guidance.modes import Modes
 from dap.guidance.representative import Representative
-from dap.guidance.set_level import LogDet, MeanMatching, SquaredMMD
+from dap.guidance.set_level import EnergyDistance, LogDet, MeanMatching, SquaredMMD
 from dap.guidance.strength import Paced, Trusted
 from dap.guidance.transport import SinkhornDivergence
 
@@ -13,6 +13,7 @@ __all__ = [
     "Descend",
     "Deviation",
     "Energy",
+    "EnergyDistance",
     "Guidance",
     "Influence",
     "LogDet",

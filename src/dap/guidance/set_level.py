@@ -82,6 +82,28 @@ class SquaredMMD(SetEnergy):
 
 
 @dataclass(frozen=True)
+class EnergyDistance(SetEnergy):
+    """The energy distance between a class's images and real images, without the term of the real images alone,
+
+    E(S) = 2 E D_K(S, R) − E D_K(S, S') over pairs of different images (Székely & Rizzo 2013).
+
+    `Representative` with repulsion 1 has the same direction: n/2 times the gradient. Its own value is none of the set, because
+    each image holds the others fixed. So this energy says how like the real images a set is.
+
+    Args:
+        reals: the real features.
+        kernel: K of the distance. A bandwidth that is left open is set from the real features of each step.
+    """
+
+    kernel: Kernel = field(default_factory=Linear)
+
+    def shared(self, mine: Tensor, real: Tensor) -> Tensor:
+        kernel, n = self.kernel.fit(real), len(mine)
+        apart = kernel.distance(mine, mine) * (1 - torch.eye(n, dtype=mine.dtype, device=mine.device))
+        return (2 * kernel.distance(mine, real).mean(1) - apart.sum(1) / max(n - 1, 1)) / n
+
+
+@dataclass(frozen=True)
 class LogDet(SetEnergy):
     """Keeps the images of a class apart: the negative log-determinant of their kernel matrix, in equal shares,
 

@@ -14,7 +14,7 @@ from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.data.bank import BankOptions, FeatureBank
 from dap.data.typical import Typical
-from dap.guidance import Energy, LogDet, MeanMatching, Representative, SinkhornDivergence, SquaredMMD
+from dap.guidance import Energy, EnergyDistance, LogDet, MeanMatching, Representative, SinkhornDivergence, SquaredMMD
 from dap.guidance.representative import RealFeatures
 from dap.kernels import parse
 from dap.methods.base import Made, Method, Options, Task, Unit
@@ -105,7 +105,9 @@ class _Refinement:
                         f"Class {name!r} has {count} real images, and {options.reals} of them pull, so none is left to look at "
                         "with refine.patience; lower refine.reals, or leave out refine.patience."
                     )
-            self.held_out = [energy_of(options.energy, bank, options.kernel) for bank in banks_of(task, options.reals)]
+            self.held_out = [
+                judging_energy(options.energy, bank, options.kernel) for bank in banks_of(task, options.reals)
+            ]
         self.usual = Usual(banks[0], task) if options.prior else None
 
     def __call__(self, unit: Unit) -> Made:
@@ -198,6 +200,11 @@ def energy_of(name: str, reals: RealFeatures, kernel: str) -> Energy:
     if name == "sinkhorn":
         return SinkhornDivergence(reals, found)
     return SquaredMMD(reals, found) if name == "mmd" else Representative(reals, found, repulsion=1.0)
+
+
+def judging_energy(name: str, reals: RealFeatures, kernel: str) -> Energy:
+    """The energy behind a name, as a value of the set. Under `distance` only the gradient of `energy_of` is that of the set."""
+    return EnergyDistance(reals, parse(kernel)) if name == "distance" else energy_of(name, reals, kernel)
 
 
 class Usual:
