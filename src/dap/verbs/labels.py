@@ -12,7 +12,7 @@ from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation import labelling
-from dap.evaluation.image_labels import how_made, write_image_labels
+from dap.evaluation.image_labels import how_made, open_image_labels, write_image_labels
 from dap.evaluation.plan import Open
 from dap.evaluation.training.classifier import load_classifier
 from dap.verbs.backbone_labels import Asked, BackboneLabeller, is_backbone
@@ -112,7 +112,8 @@ def store_image_labels(
     hashes = labelling.image_hashes(opened)
     if is_backbone(by):
         labeller, real = _labeller(by, opened, data, asked, machine, watcher)
-        labels, how = labeller(opened, real, watcher), how_made(labeller.folder(opened, real, watcher))
+        folder = labeller.folder(opened, real, watcher)
+        labels, how = open_image_labels(folder, hashes, opened.class_names), how_made(folder)
     else:
         device = str(device_of(machine.device))
         classifier = load_classifier(by, opened.class_names, device, offline=machine.offline)
