@@ -76,6 +76,28 @@ def test_there_and_back_and_the_same_bytes_again(odd, tmp_path, layout):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_weights_go_with_the_images_where_all_have_one(odd, tmp_path):
+    made = DistilledSet.create(tmp_path / "set", ("a", "b"), 2, {"method": "x"})
+    for label, slot in made.missing():
+        made.add(label, slot, torch.rand(3, 8, 8), seed=1, weight=[0.5, 1.5][slot])
+    for layout in LAYOUTS:
+        export(made, tmp_path / layout, layout)
+        export(odd, tmp_path / f"odd-{layout}", layout)
+    wanted = [0.5, 1.5, 0.5, 1.5]
+    held = torch.load(tmp_path / "pt" / "images.pt", weights_only=True)
+    assert held["weights"].tolist() == wanted
+    assert "weights" not in torch.load(tmp_path / "odd-pt" / "images.pt", weights_only=True)
+    rows = hub(tmp_path / "parquet", tmp_path / "cache")
+    assert rows["weight"][:] == wanted and rows.features["weight"].dtype == "float64"
+    assert "weight" not in hub(tmp_path / "odd-parquet", tmp_path / "cache").features
+    for layout in ("imagefolder", "ddranking", "pt", "webdataset"):
+        lines = [json.loads(line) for line in (tmp_path / layout / "manifest.jsonl").read_text().splitlines()]
+        assert [line["weight"] for line in lines] == wanted
+    with tarfile.open(tmp_path / "webdataset" / "shard-000000.tar") as shard:
+        said = [json.load(shard.extractfile(m)) for m in shard.getmembers() if m.name.endswith(".json")]
+    assert [line["weight"] for line in said] == [0.5, 0.5, 1.5, 1.5]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_card_has_the_licence_the_recipe_and_a_split(odd, tmp_path, layout):
     export(odd, tmp_path / "a", layout)

@@ -13,7 +13,7 @@ from dap.cli.main import main
 from dap.data import typical
 from dap.data.sets.distilled import DistilledSet
 from dap.methods import METHODS, find
-from dap.methods.diffusion.auto import herded, nearest, pooled
+from dap.methods.diffusion.auto import herded, masses, nearest, pooled
 from dap.methods.diffusion.latents import class_latents
 from dap.methods.refined import with_typical
 from dap.recipe import Recipe
@@ -111,6 +111,38 @@ def test_prototypes_and_the_real_images_that_pull_are_typical_ones(shop, tmp_pat
     again = distill(recipe(refine={"typical": 0.5}), tmp_path / "all", workshop=Workshop("cpu"))
     assert torch.equal(pixels(again), first)
     assert not torch.equal(first, pixels(bare))
+
+
+def test_the_weight_of_a_prototype_is_its_share_of_the_class():
+    """By plain loops; a point as near to two prototypes counts half for each."""
+    points, prototypes = random(40, 3).round(decimals=1), random(4, 3, seed=1)
+    prototypes[3] = prototypes[2]
+    found = masses(points, prototypes)
+    counts = [0.0] * 4
+    for point in points:
+        gaps = [(point - one).norm().item() for one in prototypes]
+        near = [k for k in range(4) if gaps[k] <= min(gaps) + 1e-9]
+        for k in near:
+            counts[k] += 1 / len(near)
+    assert found.tolist() == pytest.approx([4 * count / 40 for count in counts])
+    assert found.sum().item() == pytest.approx(4) and found[2] == found[3]
+
+
+def test_weights_are_in_the_manifest_with_mean_one_in_each_class(shop, tmp_path):
+    made = distill(recipe(reals=20), tmp_path / "a", workshop=shop)
+    _, task = shop.task(recipe(reals=20))
+    for label, name in enumerate(made.class_names):
+        weights = [line["weight"] for line in made.records if line["label"] == label]
+        assert sum(weights) == pytest.approx(3) and min(weights) > 0
+        points = pooled(class_latents(task, name, 20)[1])
+        starts = find("auto").prototypes(task, name)
+        rows = [(points - pooled(x[None])).norm(dim=1).argmin().item() for x in starts["x"]]
+        owners = [min(range(3), key=lambda k, p=p: (p - points[rows[k]]).norm().item()) for p in points]
+        assert weights == pytest.approx([3 * owners.count(k) / 20 for k in range(3)]), "in the order of the slots"
+    middle = distill(recipe(refine={"steps": 0}, strength=0.5, reals=20), tmp_path / "b", workshop=shop)
+    assert [line["weight"] for line in middle.records] == [line["weight"] for line in made.records]
+    free = distill(recipe(refine={"steps": 0}, strength=1), tmp_path / "c", workshop=shop)
+    assert not any("weight" in line for line in free.records), "pure noise stands for nothing"
 
 
 def test_at_full_strength_and_without_refinement_the_images_are_vanilla_s(shop, tmp_path):

@@ -135,26 +135,23 @@ def export(
 
     del allow_code  # `main` reads it, because it holds for all that this verb does
     made, watcher = DistilledSet.open(set_), watcher_of(output)
-    if layout == "labels":
+    if layout in ("fkd", "labels"):
         from dap.posterior import Levels, usual_levels
         from dap.verbs.backbone_labels import Asked, summary
-        from dap.verbs.labels import store_image_labels
+        from dap.verbs.labels import store_image_labels, store_labels
 
         usual = usual_levels(len(made.class_names))
         asked = Asked(Levels(times or usual.times, tuple(keep) or usual.keep), reals, most_hours)
-        told = {"machine": machine_of(machine), "watcher": watcher}
-        how = store_image_labels(made, out, teacher=teacher, data=data, asked=asked, **told)
-        line = shlex.join(["dap", "evaluate", str(made.path), "--protocol", "quick-soft", "--teacher", str(out)])
-        said = [summary(how)] if "backbone" in how else []
-        return Told(
-            "\n".join([*said, f"Labels in {out}", f"Next: {line}"]), {"labels": out, "set": made.path, "how": how}
-        )
-    if layout == "fkd":
-        from dap.verbs.labels import store_labels
-
+        told = {"teacher": teacher, "data": data, "asked": asked, "machine": machine_of(machine), "watcher": watcher}
+        if layout == "labels":
+            how = store_image_labels(made, out, **told)
+            line = shlex.join(["dap", "evaluate", str(made.path), "--protocol", "quick-soft", "--teacher", str(out)])
+            said = [summary(how)] if "backbone" in how else []
+            return Told(
+                "\n".join([*said, f"Labels in {out}", f"Next: {line}"]), {"labels": out, "set": made.path, "how": how}
+            )
         changed = assignments(changes or [], "--set", "FIELD")
-        given = {"teacher": teacher, "protocol": protocol, "epochs": epochs, "changes": changed, "data": data}
-        store_labels(made, out, machine=machine_of(machine), watcher=watcher, **given)
+        store_labels(made, out, protocol=protocol, epochs=epochs, changes=changed, **told)
         again = ["--protocol", protocol, *(["--epochs", str(epochs)] if epochs else [])]
         again += [part for item in changes or [] for part in ("--set", item)]
         line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])

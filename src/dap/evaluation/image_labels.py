@@ -28,6 +28,8 @@ from dap.evaluation.training.labels import ImageLabels
 
 FILE, INDEX = "labels.safetensors", "index.json"
 FORMAT = "image labels 1"
+LARGEST = 2**30
+"""How many bytes index.json may have: 1 GiB, the sha256 of ten million images."""
 
 
 class Index(FromFile, frozen=True):
@@ -140,7 +142,7 @@ def _index(folder: Path) -> Index:
             f"{shown(folder)} holds no labels of images ({FILE} and {INDEX}); make them with dap export SET --layout labels "
             "--teacher NAME --out DIR."
         )
-    index = read_json(folder / INDEX, Index)
+    index = read_json(folder / INDEX, Index, largest=LARGEST)
     if index.format != FORMAT:
         raise DapError(f"{shown(folder)} holds {index.format[:40]!r}, and this version reads {FORMAT!r}.")
     return index

@@ -94,7 +94,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names))
-    for place in (judged.results / "checkpoints", judged.results / "neighbours"):
+    for place in (judged.results / name for name in ("checkpoints", "neighbours", "labels", ".labels")):
         if place.is_symlink():
             raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
     loaded.inspector()  # so that features of other classes are told before any training

@@ -1,6 +1,7 @@
 """The size, mean and standard deviation with which images are judged belong to the data, not to the protocol.
 
-The protocols for small images (`small-hard`, `quick-hard`, `small-hard-dsa`, `reference`) state the values of Fashion-MNIST.
+The protocols for small images (`small-hard`, `quick-hard`, `quick-soft`, `small-hard-dsa`, `reference`) state the values of
+Fashion-MNIST.
 Other data are judged at the size of their own sets, with the mean and the standard deviation of their own training images.
 What is taken from the data stands in the name of the protocol, as if it had been given with `--set`, and in its record, so
 trials of other values are never taken for the same. Protocols with other values, such as those of ImageNet, stay as they are.

@@ -11,8 +11,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,13 @@ class BackboneLabeller:
         teacher: "backbone:NAME", with a name as in a recipe; "backbone:" is the backbone that made each set.
         workshop: loads the backbone.
         asked: how images are labelled.
+        known: keeps what was found of real images, for further sets of the same data.
     """
 
     teacher: str
     workshop: Workshop
     asked: Asked = Asked()
+    known: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def check(self, class_names: Sequence[str]) -> None:
         """Load the backbone, and raise `DapError` if it does not know these classes."""
@@ -99,16 +101,24 @@ class BackboneLabeller:
             self.workshop.backbone(BackboneChoice(path=name)).condition(class_names)
 
     def __call__(self, judged: DistilledSet, open: Open, watcher: Watcher = Watcher()) -> ImageLabels:
-        """The labels of the images of a set; arguments and errors as of `folder`."""
-        return open_image_labels(self.folder(judged, open, watcher), image_hashes(judged), judged.class_names)
+        """The labels of the images of a set; arguments and errors as of `folder`. The watcher is told of new ones."""
+        folder = self.folder(judged, open, watcher, watcher.note)
+        return open_image_labels(folder, image_hashes(judged), judged.class_names)
 
-    def folder(self, judged: DistilledSet, open: Open, watcher: Watcher = Watcher()) -> Path:
+    def folder(
+        self,
+        judged: DistilledSet,
+        open: Open,
+        watcher: Watcher = Watcher(),
+        told: Callable[[str], object] = lambda text: None,
+    ) -> Path:
         """The folder with the labels of a set, among its results. They are made where they are not there already.
 
         Args:
             judged: the set.
             open: opens the real images; those of "train" choose the temperature.
             watcher: is told how many pairs of image and class are done.
+            told: is called with the `summary` of labels that were made just now.
 
         Raises:
             DapError: the set is not whole, the backbone does not know its classes, or the work would take too long.
@@ -133,13 +143,12 @@ class BackboneLabeller:
         folder = judged.results / "labels" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', Path(choice.path).name)[:40]}-{mark}"
         if not holds_image_labels(folder):
             unfinished = judged.results / ".labels"
-            work = _Work(
-                backbone, levels, watcher, Store(self.workshop.cache or unfinished, how, cache=self.workshop.cache)
-            )
-            found, told = work.labels(judged, real, self.asked)
-            labels = image_labels(f"{PREFIX}{choice.path}", names, found, told["accuracy"])
-            write_image_labels(folder, labels, hashes, {**how, **told})
-            watcher.note(summary({**how, **told}))
+            store = Store(self.workshop.cache or unfinished, how, cache=self.workshop.cache)
+            work = _Work(backbone, levels, watcher, store, self.known)
+            found, facts = work.labels(judged, real, self.asked)
+            labels = image_labels(f"{PREFIX}{choice.path}", names, found, facts["accuracy"])
+            write_image_labels(folder, labels, hashes, {**how, **facts})
+            told(summary({**how, **facts}))
             for left in unfinished.glob("*") if unfinished.is_dir() else ():
                 left.unlink()
             if unfinished.is_dir():
@@ -168,6 +177,7 @@ class _Work:
     levels: Levels
     watcher: Watcher
     store: Store
+    known: dict[str, Tensor]
 
     def labels(self, judged: DistilledSet, real: Source, asked: Asked) -> tuple[Tensor, dict[str, Any]]:
         """The logits (n, classes) of the images of a set, and how they were found."""
@@ -180,7 +190,11 @@ class _Work:
         passes = images * self.levels.passes(len(names))
         self._check_time(passes, asked.hours)
         known = torch.tensor([label for label, _ in drawn])
-        of_reals = self._gaps("real", torch.cat([image for _, image in drawn]), names)
+        pictures = torch.cat([image for _, image in drawn])
+        mark = json.dumps([_sha256(pictures), self.store.inputs], sort_keys=True)
+        if mark not in self.known:
+            self.known[mark] = self._gaps("real", pictures, names)
+        of_reals = self.known[mark]
         fit, test = slice(0, None, 2), slice(1, None, 2)  # halves of every class, because `draw` goes class by class
         temperature = fitted_temperature(of_reals[fit], known[fit])
         unit = 1 / torch.Size(self.backbone.latent_shape).numel()  # the bound is a sum over all numbers of a latent
@@ -207,8 +221,7 @@ class _Work:
             latents = torch.cat([backbone.encode(part.to(backbone.device)) for part in images.split(BATCH)])
             return {"x": gaps(backbone, latents, names, self.levels, tell=lambda *done: self.watcher.work(what, *done))}
 
-        key = {"what": what, "images": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
-        return self.store.get("posterior", key, make)["x"]
+        return self.store.get("posterior", {"what": what, "images": _sha256(images)}, make)["x"]
 
     @torch.no_grad()
     def _check_time(self, passes: int, hours: float) -> None:
@@ -232,6 +245,10 @@ class _Work:
             )
         if seconds > LONG:
             log.warning("labels by the backbone take %s", said)
+
+
+def _sha256(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
 
 
 def summary(how: Mapping[str, Any]) -> str:

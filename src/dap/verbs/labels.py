@@ -12,7 +12,7 @@ from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation import labelling
-from dap.evaluation.image_labels import how_made, write_image_labels
+from dap.evaluation.image_labels import how_made, open_image_labels, write_image_labels
 from dap.evaluation.plan import Open
 from dap.evaluation.training.classifier import load_classifier
 from dap.verbs.backbone_labels import Asked, BackboneLabeller, is_backbone
@@ -32,6 +32,7 @@ def store_labels(
     epochs: int | None = None,
     changes: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
+    asked: Asked = Asked(),
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
 ) -> Path:
@@ -51,6 +52,7 @@ def store_labels(
         epochs: the number of epochs, instead of the protocol's own.
         changes: other values of the protocol's fields.
         data: the real images, for backbone:NAME. Default: those that the set was made of.
+        asked: noise levels, real images and the limit of time, for backbone:NAME.
         machine: the device, the network and the CPU threads.
         watcher: is told of every epoch.
 
@@ -63,7 +65,7 @@ def store_labels(
     opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, _named(teacher)
     chosen = open_protocol(protocol, epochs, changes)
     if is_backbone(by):
-        labeller, real = _labeller(by, opened, data, Asked(), machine, watcher)
+        labeller, real = _labeller(by, opened, data, asked, machine, watcher)
         by = labeller(opened, real, watcher)
     return labelling.store_labels(
         opened,
@@ -112,7 +114,8 @@ def store_image_labels(
     hashes = labelling.image_hashes(opened)
     if is_backbone(by):
         labeller, real = _labeller(by, opened, data, asked, machine, watcher)
-        labels, how = labeller(opened, real, watcher), how_made(labeller.folder(opened, real, watcher))
+        folder = labeller.folder(opened, real, watcher)
+        labels, how = open_image_labels(folder, hashes, opened.class_names), how_made(folder)
     else:
         device = str(device_of(machine.device))
         classifier = load_classifier(by, opened.class_names, device, offline=machine.offline)
