@@ -143,7 +143,9 @@ def medoids(points: Float[Tensor, "n d"], k: int, seed: int) -> list[int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than centres
         centres = KMeans(k, n_init=1, random_state=seed % 2**32).fit(x).cluster_centers_
-    return sorted(set(torch.cdist(torch.from_numpy(centres), points.double()).argmin(1).tolist()))
+    gaps = torch.cdist(torch.from_numpy(centres), points.double())
+    # The two images of a cluster are as far from its centre. The first is taken, and not what rounding makes of it.
+    return sorted(set((gaps / gaps.max().clamp_min(1e-30)).mul(1e6).round().argmin(1).tolist()))
 
 
 def scores(seen: Seen, layers: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:

@@ -231,6 +231,7 @@ def _notes(content: Content) -> list[str]:
         absent = record.measures.get("notes")
         failed = absent.items() if isinstance(absent, Mapping) else ()
         notes += [f"{shown(record.path)}: {text}" for name, text in failed if ":" in str(name)]
+    notes += sections.choices(content.groups)
     features = sections.distinct(s.measures.get("features") for s in content.sets)
     if len(features) > 1:
         notes.append(f"Measures were taken with different features ({', '.join(features)}) and do not compare.")

@@ -61,6 +61,8 @@ class SetRecord:
     """`ranking.json`: DD-Ranking's scores and the accuracies behind them."""
     zeroshot: Json = field(default_factory=dict)
     """`zeroshot.json`: the labels that a backbone predicts for the images, and how often it is right on real images."""
+    chosen: Json = field(default_factory=dict)
+    """`chosen.json`: what the recipe left to `auto`, and the scores by which it was chosen."""
 
     @property
     def method(self) -> str:
@@ -164,6 +166,7 @@ def load_set(path: Path | str) -> SetRecord:
         protocols=_object(path, "protocols.json"),
         ranking=_object(path, "ranking.json"),
         zeroshot=zeroshot,
+        chosen=_object(path, "chosen.json"),
     )
 
 

@@ -27,6 +27,26 @@ def distinct(values: Iterable[Any]) -> list[str]:
     return sorted({str(value) for value in values if value is not None})
 
 
+def choices(groups: Sequence[Group]) -> list[str]:
+    """What recipes left to `auto`, with the score of each candidate by each criterion; sets that share a choice share a line."""
+    told: dict[str, None] = {}
+    for group in groups:
+        for choice in (choice for s in group.sets for choice in s.chosen.get("choices", [])):
+            curves = [
+                f"{name}: "
+                + ", ".join(
+                    f"{candidate} {DASH if score is None else f'{score:.3f}'}"
+                    for candidate, score in zip(choice["candidates"], row, strict=False)
+                )
+                for name, row in choice["scores"].items()
+            ]
+            limit = f"; at most {choice['limit']:.3f} is allowed" if choice.get("limit") is not None else ""
+            line = f"{group.label}: {choice['field']} was left to auto and is {choice['value']}, by {choice['by']} on "
+            line += f"{choice['images']} images in {choice['seconds']:.0f} s ({'; '.join(curves)}{limit})."
+            told |= dict.fromkeys([line, *([f"{group.label}: {choice['warning']}"] if choice.get("warning") else [])])
+    return list(told)
+
+
 def measures_table(groups: Sequence[Group]) -> Table | None:
     """Every measure that some set has: the mean over a group's sets ± their spread. None without any but `MEASURES`."""
     found = {n for g in groups for s in g.sets for n, v in s.measures.items() if is_number(v) and n not in BOOKKEEPING}

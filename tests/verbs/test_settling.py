@@ -1,0 +1,182 @@
+"""`layer: auto` and `scale: auto`: chosen once, kept with the set, and numbers from then on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dap.base.errors import DapError
+from dap.choosing.layers import Curve
+from dap.cli.main import main
+from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.report.records import load
+from dap.evaluation.report.sections import choices
+from dap.evaluation.report.summary import group_sets
+from dap.recipe import Recipe
+from dap.verbs import settling
+from dap.verbs.cells import Grid, Workshops, check
+from dap.verbs.compare import grid
+from dap.verbs.distill import distill
+from dap.verbs.judges import loader
+from dap.verbs.options import Judging, Machine
+from dap.workshop import Workshop
+from watching import hearing
+
+
+@pytest.fixture
+def base(colours, pipeline_folder):
+    return {
+        "method": "dap",
+        "ipc": 2,
+        "data": {"path": str(colours)},
+        "backbone": {"path": str(pipeline_folder)},
+        "sampling": {"steps": 2},
+        "guidance": {"reals": 2, "layer": "auto"},
+    }
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often layers were compared and scales were tried."""
+    counts = {"layer": 0, "scale": 0}
+    for name, what in (("curve", "layer"), ("largest", "scale")):
+        original = getattr(settling, name)
+
+        def call(*args, original=original, what=what, **kwargs):
+            counts[what] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(settling, name, call)
+    return counts
+
+
+def pixels(made: DistilledSet):
+    return torch.stack([image for image, _ in made])
+
+
+def test_a_set_keeps_numbers_and_its_recipe_makes_it_again_without_a_choice(base, tmp_path, counted):
+    notes = []
+    recipe = {**base, "method": "dap+refine", "refine": {"layers": "auto", "steps": 1, "reals": 4, "times": "0.1"}}
+    recipe["guidance"] = {**base["guidance"], "scale": "auto"}
+    made = distill(recipe, tmp_path / "a", watcher=hearing(note=notes.append))
+    guidance = made.recipe["guidance"]
+    assert guidance["layer"] in ("0", "1", "2") and 0 <= guidance["scale"] <= 1 and guidance["unit"] == "step"
+    assert made.recipe["refine"]["layers"][0] in ("0", "1", "2")
+    assert counted == {"layer": 2, "scale": 1}
+    told = [note for note in notes if ": auto is " in note]
+    assert len(told) == 3 and all(" s on " in note for note in told)  # what was chosen, and its cost
+
+    kept = made.noted("chosen.json")["choices"]
+    assert [one["field"] for one in kept] == ["guidance.layer", "guidance.scale", "refine.layers"]
+    assert kept[0]["candidates"] == ["0", "1", "2"] and set(kept[0]["scores"]) >= {"probe", kept[0]["by"]}
+    assert "choice of guidance.scale" in made.noted("cost.json")["prepared"] and made.verify() == []
+    (line, *_) = choices(group_sets(load([made.path])))
+    assert "guidance.layer was left to auto" in line and line.count("0 ") >= 1
+
+    again = distill(recipe, tmp_path / "a")  # the command that began it
+    other = distill(tmp_path / "a" / "recipe.json", tmp_path / "b")  # and the recipe that it keeps
+    assert counted == {"layer": 2, "scale": 1}
+    assert torch.equal(pixels(other), pixels(made)) and torch.equal(pixels(again), pixels(made))
+    assert (tmp_path / "b" / "recipe.json").read_bytes() == (tmp_path / "a" / "recipe.json").read_bytes()
+    assert not (tmp_path / "b" / "chosen.json").exists()
+
+
+def test_a_choice_is_the_same_for_every_run_seed_and_its_own_for_other_data(base, tmp_path, counted):
+    first = distill(base, tmp_path / "a", seed=0)
+    again = distill(base, tmp_path / "b", seed=7)
+    assert counted["layer"] == 2  # nothing is shared without a cache
+    one, two = (made.noted("chosen.json")["choices"][0] for made in (first, again))
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    fewer = distill(base, tmp_path / "c", classes=["red", "blue"])
+    assert fewer.noted("chosen.json")["choices"][0]["key"] != one["key"]
+
+
+def test_a_run_that_was_killed_before_its_first_image_does_not_choose_again(base, tmp_path, counted, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("dap.verbs.distill.plan", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            distill(base, tmp_path / "a")
+    assert counted["layer"] == 1
+    (tmp_path / "a" / "chosen.json").unlink()  # killed before this too; the store has it
+    distill(base, tmp_path / "a")
+    assert counted["layer"] == 1
+    (tmp_path / "a" / "chosen.json").write_text('{"choices": [1]}')  # damaged, and the store is gone
+    distill(base, tmp_path / "a")
+    assert counted["layer"] == 2
+
+
+def test_the_cells_of_a_grid_share_a_choice(base, tmp_path, counted):
+    cells = Grid(
+        tuple(grid(base, {"ipc": [1, 2]}, 2)), tmp_path, Judging(networks=("convnet1",)), Machine(device="cpu")
+    )
+    for _ in range(2):  # a second process
+        shops = Workshops(cells)
+        check(cells.cells, shops.of, loader(cells.judging, cells.machine, shops.main), tmp_path)
+    assert counted["layer"] == 1
+    shop = shops.of(cells.cells[0][1])
+    made = distill(cells.cells[0][1], tmp_path / cells.cells[0][0], workshop=shop, grid=tmp_path)
+    assert (
+        counted["layer"] == 1 and made.noted("chosen.json")["choices"][0]["value"] == made.recipe["guidance"]["layer"]
+    )
+
+
+def test_a_scale_is_found_on_samples_of_the_method_itself(base, tmp_path, monkeypatch):
+    """The trials of scale γ are the samples that the recipe with γ gives, and the change is that of their errors."""
+    from dap.choosing.region import log_errors
+
+    seen = {}
+
+    def largest(trial, **how):
+        seen["errors"] = [trial(scale) for scale in (0.0, 0.2)]
+        return settling.Region(0.2, (0.2,), (0.0,), 1.0, 6)
+
+    monkeypatch.setattr(settling, "largest", largest)
+    shop = Workshop("cpu")
+    asked = Recipe.parse({**base, "ipc": 6, "guidance": {"reals": 2, "scale": "auto"}})
+    found = settling.settled(asked, shop, tmp_path / "x", hearing()).recipe
+    assert found.guidance is not None and found.guidance.scale == 0.2 and found.guidance.unit == "step"
+    for scale, errors in zip((0.0, 0.2), seen["errors"], strict=True):
+        method, task = shop.task(Recipe.parse({**base, "ipc": 6, "guidance": {"reals": 2, "scale": scale}}))
+        make = method.prepare(task)
+        for label, mine in zip((0, 2), errors, strict=True):
+            latents = make(settling.Unit(label, tuple(range(6)))).latents
+            assert torch.allclose(mine, log_errors(task.backbone, latents, task.source.class_names[label]), atol=1e-5)
+
+
+def test_what_cannot_be_chosen_is_said_before_anything_is_made(base, tmp_path, capsys):
+    with pytest.raises(DapError, match="unit: step, or a scale"):
+        distill({**base, "guidance": {"scale": "auto", "unit": "paper"}}, tmp_path / "a")
+    with pytest.raises(DapError, match="Method 'vanilla' has no guidance"):
+        distill({**base, "method": "vanilla"}, tmp_path / "b")
+    with pytest.raises(DapError, match=r"guidance.layer is auto, which dap distill settles"):
+        Workshop("cpu").task(Recipe.parse(base))
+    with pytest.raises(DapError, match=r"Class 'red' has 3 images.*name a layer instead of auto"):
+        distill({**base, "data": {**base["data"], "held_out": 0.7}}, tmp_path / "c")
+    assert main(["distill", "--scale", "automatic", "--out", str(tmp_path / "d")]) == 1
+    assert "guidance.scale" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/images"))
+
+
+def test_weak_features_are_told_before_sampling_and_kept(base, tmp_path, monkeypatch):
+    heard = []
+    weak = Curve(("0", "1", "2"), {"probe": (0.3, 0.34, 0.36), "transfer": (0.1, math.nan, 0.2)}, (0.1,), 36, 18, 1 / 3)
+    monkeypatch.setattr(settling, "curve", lambda *of, **how: weak)
+    monkeypatch.setattr(settling, "CRITERION", "transfer")
+    watcher = hearing(note=heard.append, images=lambda name, done, *rest: heard.append(done))
+    weak.scores["transfer"] = (0.1, math.nan, 0.2)
+    made = distill(base, tmp_path / "a", watcher=watcher)
+    (warning,) = [text for text in heard if str(text).startswith("Warning: ")]
+    assert "is right on 36% of 18 held-out images, and a guess on 33%" in warning
+    assert heard.index(warning) < heard.index(0)
+    assert made.noted("chosen.json")["choices"][0]["warning"] == warning
+    assert any(warning in line for line in choices(group_sets(load([made.path]))))
+
+
+def test_an_empty_region_is_told(base, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(settling, "largest", lambda *of, **how: settling.Region(0.0, (0.01,), (3.0,), 0.1, 6))
+    made = distill({**base, "guidance": {"scale": "auto"}}, tmp_path / "a", watcher=hearing(note=heard.append))
+    assert made.recipe["guidance"]["scale"] == 0
+    assert any("sampled without guidance; give a --scale" in text for text in heard)
