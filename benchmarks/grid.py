@@ -22,8 +22,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, NoReturn
@@ -36,6 +38,7 @@ import rivals
 from dap.base.documents import fitted, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Images, Name, RunSeed
+from dap.base.files import drop_torn_line
 from dap.base.workers import share
 from dap.data.sets.notes import Plain
 from dap.methods import find
@@ -110,7 +113,7 @@ class Job:
     variant: str
     flags: tuple[str, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A name for the job, made of its folder and flags. A job whose flags were changed is another job."""
         return hashlib.sha256(repr((str(self.folder), self.flags)).encode()).hexdigest()[:16]
@@ -181,6 +184,7 @@ class Notes:
 
     def add(self, job: Job, seconds: float, code: int, command: Sequence[str]) -> None:
         """Note that a job has ended. Hold the lock of the ledger."""
+        drop_torn_line(self.out / "jobs.csv")
         ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with (self.out / "jobs.csv").open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(
@@ -226,24 +230,29 @@ def status(todo: Sequence[Job], done: Mapping[str, float]) -> str:
     lines = []
     for round in sorted({job.round for job in todo}):
         of = [job for job in todo if job.round == round]
-        lines.append(f"set {round + 1} of each cell: {sum(job.key in done for job in of)} of {len(of)} trainings done")
+        lines.append(f"set {round + 1} of each cell: {sum(job.key in done for job in of)} of {len(of)} jobs done")
     left = [job for job in todo if job.key not in done]
     taken = sum(done[job.key] for job in todo if job.key in done)
     lines.append(f"{len(todo) - len(left)} of {len(todo)} jobs done in {taken / 3600:.1f} h, {len(left)} left")
-    guesses = [_guess(job, todo, done) for job in left]
-    known = [guess for guess in guesses if guess is not None]
-    if left:
-        unknown = f"; {len(guesses) - len(known)} jobs have no job like them yet" if len(known) < len(guesses) else ""
-        lines.append(f"left on one core: about {sum(known) / 3600:.1f} h, as long as jobs like them took{unknown}")
+    guesses = _guesses(left, [job for job in todo if job.key in done], done)
+    if guesses:
+        lines.append(
+            f"{len(guesses)} of them take about {sum(guesses) / 3600:.1f} h on one core, as long as jobs like them took"
+        )
+    if len(guesses) < len(left):
+        lines.append(f"of {len(left) - len(guesses)} of them nothing is known, since no job like them has ended")
     return "\n".join(lines)
 
 
-def _guess(job: Job, todo: Iterable[Job], done: Mapping[str, float]) -> float | None:
-    """The mean seconds of done jobs of the same method, ipc and network; else of the same ipc and network."""
-    for like in (slice(0, 3), slice(1, 3)):
-        if seconds := [done[o.key] for o in todo if o.key in done and o.kind[like] == job.kind[like]]:
-            return fmean(seconds)
-    return None
+def _guesses(left: Iterable[Job], ended: Iterable[Job], done: Mapping[str, float]) -> list[float]:
+    """For each job that has one like it, the mean seconds of ended jobs of its method, ipc and network, else of its ipc and
+    network."""
+    seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for job in ended:
+        seconds[job.kind].append(done[job.key])
+        seconds[job.kind[1:]].append(done[job.key])
+    alike = [seconds.get(job.kind) or seconds.get(job.kind[1:]) for job in left]
+    return [fmean(found) for found in alike if found]
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
@@ -268,7 +277,8 @@ def main() -> None:
             print("\n".join(shlex.join(job.command(out)) for job in todo if job.key not in done))
         else:
             signal.signal(signal.SIGTERM, _stop)
-            share([(job.key, lambda job=job: run(job, out, ledger)) for job in todo], out)
+            left = [job for job in todo if job.key not in done]
+            share([(job.key, lambda job=job: run(job, out, ledger)) for job in left], out)
     except DapError as error:
         sys.exit(str(error))
 

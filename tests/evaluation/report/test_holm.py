@@ -43,7 +43,7 @@ def test_a_known_example():
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.sampled_from([0.01, 0.05, 0.2]))
 def test_it_rejects_what_the_stepwise_procedure_rejects(values, level):
-    """Holm's own words: begin at the smallest p-value, compare the kth of m with level / (m − k + 1), stop at the first failure."""
+    """Holm's own words: the kth smallest of m p-values is compared with level / (m − k + 1), until the first failure."""
     rejected, m = set(), len(values)
     for k, i in enumerate(sorted(range(m), key=lambda i: values[i])):
         if values[i] * (m - k) >= level:
