@@ -81,11 +81,9 @@ def agreement(scores: Mapping[str, float], truth: Mapping[str, float]) -> tuple[
     """Spearman's correlation, the layer of the best score among those with an accuracy, and what it loses to the best one."""
     layers = [layer for layer in scores if layer in truth]
     chosen = max(layers, key=lambda layer: scores[layer])
-    rank = (
-        spearmanr([scores[one] for one in layers], [truth[one] for one in layers]).statistic
-        if len(layers) > 2
-        else math.nan
-    )
+    rank = math.nan
+    if len(layers) > 2:
+        rank, _ = spearmanr([scores[one] for one in layers], [truth[one] for one in layers])
     return float(rank), chosen, max(truth[one] for one in layers) - truth[chosen]
 
 

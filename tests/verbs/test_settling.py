@@ -52,6 +52,11 @@ def counted(monkeypatch):
     return counts
 
 
+def recipe_of(made: DistilledSet):
+    assert made.recipe is not None
+    return made.recipe
+
+
 def pixels(made: DistilledSet):
     return torch.stack([image for image, _ in made])
 
@@ -61,9 +66,9 @@ def test_a_set_keeps_numbers_and_its_recipe_makes_it_again_without_a_choice(base
     recipe = {**base, "method": "dap+refine", "refine": {"layers": "auto", "steps": 1, "reals": 4, "times": "0.1"}}
     recipe["guidance"] = {**base["guidance"], "scale": "auto"}
     made = distill(recipe, tmp_path / "a", watcher=hearing(note=notes.append))
-    guidance = made.recipe["guidance"]
+    guidance = recipe_of(made)["guidance"]
     assert guidance["layer"] in ("0", "1", "2") and 0 <= guidance["scale"] <= 1 and guidance["unit"] == "step"
-    assert made.recipe["refine"]["layers"][0] in ("0", "1", "2")
+    assert recipe_of(made)["refine"]["layers"][0] in ("0", "1", "2")
     assert counted == {"layer": 2, "scale": 1}
     told = [note for note in notes if ": auto is " in note]
     assert len(told) == 3 and all(" s on " in note for note in told)  # what was chosen, and its cost
@@ -118,7 +123,8 @@ def test_the_cells_of_a_grid_share_a_choice(base, tmp_path, counted):
     shop = shops.of(cells.cells[0][1])
     made = distill(cells.cells[0][1], tmp_path / cells.cells[0][0], workshop=shop, grid=tmp_path)
     assert (
-        counted["layer"] == 1 and made.noted("chosen.json")["choices"][0]["value"] == made.recipe["guidance"]["layer"]
+        counted["layer"] == 1
+        and made.noted("chosen.json")["choices"][0]["value"] == recipe_of(made)["guidance"]["layer"]
     )
 
 
@@ -142,6 +148,7 @@ def test_a_scale_is_found_on_samples_of_the_method_itself(base, tmp_path, monkey
         make = method.prepare(task)
         for label, mine in zip((0, 2), errors, strict=True):
             latents = make(settling.Unit(label, tuple(range(6)))).latents
+            assert latents is not None
             assert torch.allclose(mine, log_errors(task.backbone, latents, task.source.class_names[label]), atol=1e-5)
 
 
@@ -152,7 +159,7 @@ def test_what_cannot_be_chosen_is_said_before_anything_is_made(base, tmp_path, c
         distill({**base, "method": "vanilla"}, tmp_path / "b")
     with pytest.raises(DapError, match=r"guidance.layer is auto, which dap distill settles"):
         Workshop("cpu").task(Recipe.parse(base))
-    with pytest.raises(DapError, match=r"Class 'red' has 3 images.*name a layer instead of auto"):
+    with pytest.raises(DapError, match=r"Class 'blue' has 3 images.*name a layer instead of auto"):
         distill({**base, "data": {**base["data"], "held_out": 0.7}}, tmp_path / "c")
     assert main(["distill", "--scale", "automatic", "--out", str(tmp_path / "d")]) == 1
     assert "guidance.scale" in capsys.readouterr().err
@@ -178,5 +185,5 @@ def test_an_empty_region_is_told(base, tmp_path, monkeypatch):
     heard = []
     monkeypatch.setattr(settling, "largest", lambda *of, **how: settling.Region(0.0, (0.01,), (3.0,), 0.1, 6))
     made = distill({**base, "guidance": {"scale": "auto"}}, tmp_path / "a", watcher=hearing(note=heard.append))
-    assert made.recipe["guidance"]["scale"] == 0
+    assert recipe_of(made)["guidance"]["scale"] == 0
     assert any("sampled without guidance; give a --scale" in text for text in heard)

@@ -142,8 +142,8 @@ def medoids(points: Float[Tensor, "n d"], k: int, seed: int) -> list[int]:
     x = points.double().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than centres
-        centres = KMeans(k, n_init=1, random_state=seed % 2**32).fit(x).cluster_centers_
-    gaps = torch.cdist(torch.from_numpy(centres), points.double())
+        found = KMeans(k, n_init=1, random_state=seed % 2**32).fit(x)  # pyright: ignore[reportArgumentType]
+    gaps = torch.cdist(torch.from_numpy(found.cluster_centers_), points.double())
     # The two images of a cluster are as far from its centre. The first is taken, and not what rounding makes of it.
     return sorted(set((gaps / gaps.max().clamp_min(1e-30)).mul(1e6).round().argmin(1).tolist()))
 
