@@ -178,9 +178,8 @@ class Notes:
         if not (self.out / "jobs.csv").exists():
             return []
         with (self.out / "jobs.csv").open(newline="", encoding="utf-8") as file:
-            return [
-                line for line in csv.DictReader(file, NOTES) if line["command"] and line["exit"].lstrip("-").isdigit()
-            ]
+            lines = [dict[str, str](line) for line in csv.DictReader(file, list(NOTES))]
+        return [line for line in lines if line["command"] and line["exit"].lstrip("-").isdigit()]
 
     def add(self, job: Job, seconds: float, code: int, command: Sequence[str]) -> None:
         """Note that a job has ended. Hold the lock of the ledger."""

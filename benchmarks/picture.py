@@ -159,7 +159,7 @@ def _label(series: Series, right: bool) -> str:
 
 def _sides(panel: Panel) -> tuple[list[Series], list[Series]]:
     """The series that have their names on the left and on the right of the panel."""
-    last = max(series.points[-1].ipc for series in panel.series)
+    last = max(point.ipc for series in panel.series for point in series.points)
     right = [series for series in panel.series if len(series.points) > 1 or series.points[-1].ipc == last]
     return [series for series in panel.series if series not in right], right
 

@@ -77,9 +77,9 @@ def test_stars_stand_where_the_correction_leaves_a_difference(tmp_path):
     stars = {row[0].value for row in table.rows if any(cell.text.endswith("*") for cell in row)}
     assert stars == {method for method in tested if float(lines[method]["p_holm"]) < 0.05}
     assert stars == {"auto", "dap"} and {method for method in tested if p[method] < 0.05} == {"auto", "dap", "random"}
-    said = "*: the difference survives Holm’s correction over the 4 comparisons with vanilla in this table at 5 %."
+    said = "*: the difference survives Holm’s correction over the 4 comparisons with vanilla in this table at 5\u00a0%."
     page = " ".join(Outline(table.html()).texts)
-    for text in (page, table.markdown(), " ".join(table.terminal(90, colour=False).split())):
+    for text in (page, table.markdown(), " ".join(table.terminal(90, colour=False).split("\n"))):
         assert said in text and text.count("survives") == 1
     assert "survives Holm's correction over the 4" in table.latex()
     assert re.findall(r"\\textbf\{([^}]*)\}", table.latex()) == ["+6.0*", "+1.2*", "+1.2"]

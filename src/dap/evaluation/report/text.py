@@ -87,8 +87,8 @@ def starred(corrected: Sequence[float | None]) -> str:
         return ""
     over = f"Holm’s correction over the {n} comparisons with vanilla in this table"
     if not any(map(survived, corrected)):
-        return f"No difference survives {over} at 5 %."
-    return f"{STAR}: the difference survives {over} at 5 %."
+        return f"No difference survives {over} at 5\u00a0%."
+    return f"{STAR}: the difference survives {over} at 5\u00a0%."
 
 
 def setting_name(setting: Setting | None) -> str:
