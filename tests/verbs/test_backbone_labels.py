@@ -19,9 +19,9 @@ from dap.evaluation.image_labels import how_made
 from dap.objects import Objects
 from dap.posterior import Levels, fitted_temperature, gaps
 from dap.recipe import Recipe
-from dap.verbs.backbone_labels import Asked, BackboneLabeller, draw
 from dap.verbs.distill import distill
-from dap.verbs.labels import store_labels
+from dap.verbs.labelling.by_backbone import Asked, BackboneLabeller, draw
+from dap.verbs.labelling.labels import store_labels
 from dap.workshop import Workshop
 
 
@@ -165,7 +165,7 @@ def test_by_command_labels_are_exported_trained_on_and_stored_for_batches(trouse
 
 def test_the_backbone_is_a_teacher_by_name(trousers, tmp_path, monkeypatch, capsys):
     """With few real images and levels; the labels are then among the results, and a second trial makes none."""
-    monkeypatch.setattr("dap.verbs.backbone_labels.usual_levels", lambda classes: Levels(2))
+    monkeypatch.setattr("dap.verbs.labelling.by_backbone.usual_levels", lambda classes: Levels(2))
     monkeypatch.setattr(Asked, "__init__", lambda self: vars(self).update(levels=None, reals=8, hours=24.0))
     monkeypatch.setattr("dap.verbs.judges.BackboneLabeller", lambda *given: BackboneLabeller(*given, Asked()))
     made = shutil.copytree(trousers, tmp_path / "a")

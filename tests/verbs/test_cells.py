@@ -41,14 +41,18 @@ def base(colours, pipeline_folder):
 def test_a_sweep_gives_back_its_sets_table_and_page(base, tmp_path):
     told = Told()
     options = {"judging": FAST, "machine": Machine(device="cpu"), "watcher": told}
-    found = sweep({**base, "method": "dap", "ipc": 1}, {"guidance.scale": [0.0, 0.1]}, 1, tmp_path, **options)
+    asked = {**base, "method": "dap", "ipc": 1}
+    found = sweep(asked, {"guidance.scale": [0.0, 0.1]}, 1, tmp_path, **options)
     names = ["scale=0.0/seed0", "scale=0.1/seed0"]
     assert found.sets == tuple(tmp_path / name for name in names)
     assert told.counts == [(0, 2), (1, 2), (2, 2)] and told.trials == [(name, "convnet1") for name in names]
     assert found.page == tmp_path / "report.html" and found.page.is_file()
     (trial,) = found.trials[tmp_path / names[0]]
     assert f"{100 * trial.accuracy:.1f}" in found.table.markdown() and "<table" in found._repr_html_()
-    assert sweep({**base, "method": "dap", "ipc": 1}, {"guidance.scale": [0.0, 0.1]}, 1, tmp_path, **options).trials == found.trials
+    assert (
+        sweep({**base, "method": "dap", "ipc": 1}, {"guidance.scale": [0.0, 0.1]}, 1, tmp_path, **options).trials
+        == found.trials
+    )
 
 
 def test_a_failing_cell_is_an_error_that_has_the_others(base, tmp_path, monkeypatch):

@@ -137,8 +137,8 @@ def export(
     made, watcher = DistilledSet.open(set_), watcher_of(output)
     if layout in ("fkd", "labels"):
         from dap.posterior import Levels, usual_levels
-        from dap.verbs.backbone_labels import Asked, summary
-        from dap.verbs.labels import store_image_labels, store_labels
+        from dap.verbs.labelling.by_backbone import Asked, summary
+        from dap.verbs.labelling.labels import store_image_labels, store_labels
 
         usual = usual_levels(len(made.class_names))
         asked = Asked(Levels(times or usual.times, tuple(keep) or usual.keep), reals, most_hours)

@@ -17,7 +17,7 @@ from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
-from dap.verbs.backbone_labels import BackboneLabeller, is_backbone
+from dap.verbs.labelling.by_backbone import BackboneLabeller, is_backbone
 from dap.verbs.options import Judging, Machine
 from dap.verbs.understood import check_apart
 from dap.workshop import Workshop

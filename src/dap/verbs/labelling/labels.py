@@ -15,10 +15,10 @@ from dap.evaluation import labelling
 from dap.evaluation.image_labels import how_made, open_image_labels, write_image_labels
 from dap.evaluation.plan import Open
 from dap.evaluation.training.classifier import load_classifier
-from dap.verbs.backbone_labels import Asked, BackboneLabeller, is_backbone
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of
 from dap.verbs.judges import open_protocol
+from dap.verbs.labelling.by_backbone import Asked, BackboneLabeller, is_backbone
 from dap.verbs.options import Machine, permitted
 
 
