@@ -160,7 +160,7 @@ def _label(series: Series, right: bool) -> str:
 def _sides(panel: Panel) -> tuple[list[Series], list[Series]]:
     """The series that have their names on the left and on the right of the panel."""
     last = max(point.ipc for series in panel.series for point in series.points)
-    right = [series for series in panel.series if len(series.points) > 1 or series.points[-1].ipc == last]
+    right = [s for s in panel.series if len(s.points) > 1 or any(point.ipc == last for point in s.points)]
     return [series for series in panel.series if series not in right], right
 
 
