@@ -169,7 +169,7 @@ def picture(lines: Sequence[Line], protocol: str) -> str:
     title = f"Fashion-MNIST: accuracy on the test images, %, by {protocol}"
     notes = (
         "Filled: mean of two sets or more, with its 95 % interval. Hollow: one set, so no interval is known.",
-        "Of a method that was measured with several options, the best is shown. Crowded marks stand side by side.",
+        "Of a method that was measured with several options, the one with most sets is shown. Crowded marks stand side by side.",
     )
     return drawing.drawn(title, notes, [panels[i : i + 3] for i in range(0, len(panels), 3)])
 
@@ -181,13 +181,13 @@ def _emphasis(method: str) -> str:
 
 
 def _points(lines: Iterable[Line]) -> Iterator[Any]:
-    """The points of a method's line. Of rows with several options the best one counts."""
+    """The points of a method's line. Of rows with several options the one with most sets counts, and of these the first."""
     from scipy.special import stdtrit
 
     from picture import Point
 
     for (ipc,), of in sorted(_grouped(lines, "ipc").items(), key=lambda group: int(group[0][0])):
-        stat = max((_stat(row) for row in _grouped(of, *ROW).values()), key=lambda stat: stat.mean)
+        stat = max((_stat(row) for _, row in sorted(_grouped(of, *ROW).items())), key=lambda stat: len(stat.sets))
         n, std = len(stat.sets), stat.std_sets
         half = None if std is None else 100 * float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
         yield Point(int(ipc), 100 * stat.mean, half, n)

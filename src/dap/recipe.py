@@ -285,7 +285,8 @@ class Recipe(Closed, frozen=True):
 
     def _refinement(self, backbone: Backbone, refinement: Mapping[str, Any]) -> ResolvedRefinement:
         mine = (self.refine or Refinement()).model_dump(exclude_unset=True)
-        chosen = {"layers": (backbone.card.layer,), **refinement, **{k: v for k, v in mine.items() if v is not None}}
+        usual = {name: value(self.ipc) if callable(value) else value for name, value in refinement.items()}
+        chosen = {"layers": (backbone.card.layer,), **usual, **{k: v for k, v in mine.items() if v is not None}}
         self._check_closed("refine.layers", tuple(chosen["layers"]) == (AUTO,))
         options = ResolvedRefinement.model_validate(chosen)
         for layer in options.layers:

@@ -230,7 +230,14 @@ def test_choices_about_sampling_that_mean_nothing_are_told(shop, tmp_path, caplo
     method.prepare(task)
 
 
+def test_small_sets_look_at_typical_images_alone(shop):
+    """The default is a function of ipc; the resolved recipe holds the number, and a number of one's own wins."""
+    asked = {"method": "auto", "data": {"classes": ["Trouser", "Bag"]}}
+    found = {ipc: shop.task(Recipe.parse({**asked, "ipc": ipc}))[1].recipe.refine.typical for ipc in (1, 9, 10, 50)}
+    assert found == {1: 0.75, 9: 0.75, 10: 1.0, 50: 1.0}
+    assert shop.task(Recipe.parse({**asked, "ipc": 1, "refine": {"typical": 0.5}}))[1].recipe.refine.typical == 0.5
+
+
 def test_auto_is_explained():
-    assert METHODS["auto"].refinement == {"typical": 0.75}
     assert main(["methods", "auto"]) == 0
     assert main(["methods", "mgd3+refine"]) == 0

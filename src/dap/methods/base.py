@@ -135,7 +135,8 @@ class Method(ABC):
         cost: the cost of the method beside the units themselves, in a few words.
         guidance: the method's own defaults over `GuidanceOptions`, or None for a method without DAP's guidance.
         sampling: the method's own defaults over `Sampling`.
-        refinement: the method's own defaults over `Refinement`, or None for a method that refines nothing.
+        refinement: the method's own defaults over `Refinement`, or None for a method that refines nothing. A default may be a
+            function of ipc.
         steered: whether the method adds `Task.given.guidance`, the user's own, to what it samples.
         together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.
         Options: the method's own options, or None. They are the recipe's `options`.
