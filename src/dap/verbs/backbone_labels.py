@@ -258,7 +258,8 @@ def summary(how: Mapping[str, Any]) -> str:
         f"{how['fitted_on'] + how['tested_on']} real training images. At the temperature {how['temperature']:.3g} the mean "
         f"log-likelihood of {how['tested_on']} others than those that chose it is {how['log_likelihood']:.3f}; at "
         f"1 / D, the squared norm, it is {how['log_likelihood_at_unit_weights']:.3f}. "
-        f"The images of the set are what they are labelled in {how['agreement']:.1%}. {how['passes']:,} passes took {how['seconds']:.0f} s."
+        f"The images of the set are what they are labelled in {how['agreement']:.1%}. "
+        f"{how['passes']:,} passes took {how['seconds']:.0f} s."
     )
 
 
