@@ -11,8 +11,9 @@ class whose condition predicts the noise best has the largest evidence lower bou
 All classes are given the same noise levels and the same noises. Only the difference between the errors of two classes
 counts, and under the same noises this difference varies far less than either error.
 
-The bound has no free temperature, but it is a sum over all pixels and noise levels, of which a few are looked at. With it the
-posterior of nearly every image is one class. So tau is chosen on real images, by their likelihood; see `fitted_temperature`.
+Li et al. weigh all noise levels alike and write the squared norm, which is tau = 1 / dim. These weights are not those of the
+bound, and a few levels estimate the mean with an error of its own. So the right tau is not known beforehand; it is chosen on
+real images, by their likelihood; see `fitted_temperature`.
 """
 
 from __future__ import annotations
