@@ -318,8 +318,7 @@ class Refinement(Closed, frozen=True):
         gt=0,
         le=1,
         description="Which part of up to 500 real images of each class may be looked at: those that the backbone's own features "
-        "place most surely in their class. 1: all images of the class. Under auto the default for fewer than 10 images per class is "
-        "0.75.",
+        "place most surely in their class. 1: all images. auto's own default for fewer than 10 images per class is 0.75.",
     )
     pool: Pool = Field(default="4x4", description="How tokens are pooled before features are compared, as --pool.")
     normalise: Normalise = Field(

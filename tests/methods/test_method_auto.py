@@ -12,7 +12,7 @@ from dap.choices import OwnGuidance
 from dap.cli.main import main
 from dap.data import typical
 from dap.data.sets.distilled import DistilledSet
-from dap.methods import METHODS, find
+from dap.methods import find
 from dap.methods.diffusion.auto import herded, masses, nearest, pooled
 from dap.methods.diffusion.latents import class_latents
 from dap.methods.refined import with_typical
