@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from dap.base.fields import Chosen, Images, Name, Pixels, Share, Slots, Strength
 
@@ -252,15 +252,6 @@ class GuidanceOptions(BankOptions, frozen=True):
     last_step: bool = Field(
         default=True, description="true lets the guidance act at the last step too, after which nothing removes noise."
     )
-
-    @field_validator("scale", mode="wrap")
-    @classmethod
-    def _number_or_auto(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        """One sentence for what is neither a number nor auto, and not one for each."""
-        try:
-            return check(value)
-        except ValidationError as error:
-            raise ValueError(f"{error.errors()[0]['msg']}, or auto") from None
 
 
 class OwnGuidance(Closed, frozen=True):
