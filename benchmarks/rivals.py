@@ -313,9 +313,12 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="another ledger than rivals.csv of that folder")
     parser.add_argument("--write", action="store_true", help="put the tables into results.md; else they are printed")
     parser.add_argument("--picture", action="store_true", help=f"draw {' and '.join(PICTURES.values())} in that folder")
+    parser.add_argument(
+        "--variant", default="", help="what the recipes of the added folders have other than the default"
+    )
     args = parser.parse_args()
     file = args.ledger or args.docs / "rivals.csv"
-    lines = add(file, trainings(args.add)) if args.add else ledger(file)
+    lines = add(file, trainings(args.add, args.variant)) if args.add else ledger(file)
     if args.picture:
         for protocol, name in PICTURES.items():
             (args.docs / name).write_text(picture(lines, protocol), encoding="utf-8")

@@ -19,6 +19,7 @@ from dap.base.store import Checkpoint, Store
 from dap.data.real import identity
 from dap.data.sets.cards import read_card
 from dap.evaluation.apart import _add_trials  # pyright: ignore[reportPrivateUsage]
+from dap.evaluation.image_labels import FILE, INDEX, how_made, image_labels, open_image_labels, write_image_labels
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.scatter import read_map, undrawn
@@ -59,6 +60,7 @@ def targets(folder: Path) -> list[Target]:
 
     _add_store(add, folder)
     _add_labels(add, folder)
+    _add_image_labels(add, folder)
     lines = json.dumps({**TRIAL, **KEY}).encode() + b"\n" + json.dumps({**TRIAL, **KEY, "seed": 1}).encode() + b"\n"
     add("resume: trials.jsonl", "lines", "trials.jsonl", [lines],
         lambda path: RecordedTrials(path.parent).valid(KEY, "small-hard", "convnet3"))  # fmt: skip
@@ -223,3 +225,22 @@ def _add_labels(add: Callable[..., Path], folder: Path) -> None:
         for other in made.iterdir():
             if other.suffix in (".json", ".safetensors") and (other.name != "index.json" or "begun" not in name):
                 (place / other.name).write_bytes(other.read_bytes())
+
+
+def _add_image_labels(add: Callable[..., Path], folder: Path) -> None:
+    """Soft labels of the images of a set: their index and their values."""
+    given = image_labels("x", NAMES, torch.eye(2)[[0, 0, 1, 1]] * 3, 0.9)
+    made = write_image_labels(folder / "image labels", given, HASHES, {"protocol": "none"})
+
+    def opened(path: Path) -> Any:
+        labels = open_image_labels(path.parent, HASHES, NAMES)
+        assert labels.values.shape == (4, 2) and labels.values.isfinite().all(), "other labels than were asked for"
+        return labels.fingerprint, how_made(path.parent)
+
+    for file, kind in ((INDEX, "json"), (FILE, "binary")):
+        data = (made / file).read_bytes()
+        more = {"forms": forms.safetensors((data,))} if kind == "binary" else {}
+        place = add(f"image labels: {file}", kind, file, [data], opened, **more)
+        for other in (INDEX, FILE):
+            if other != file:
+                (place / other).write_bytes((made / other).read_bytes())

@@ -60,6 +60,10 @@ SEEDS: dict[str, Any] = {
     "ranking.json": {"network": "convnet3", "hlr": 3.0, "ior": 1.0, "classes": 2},
     "import.json": {"source": "x", "layout": "folders", "classes": NAMES, "recipe": RECIPE_VALUES, "ipc": 2, "notes": ["a"]},
     "recipe.json": RECIPE_VALUES,
+    "chosen.json": {"choices": [{
+        "field": "guidance.scale", "value": 0.02, "by": "trust region", "candidates": ["0.01", "0.02"],
+        "scores": {"probe": [0.5, None], "change of the log error": [-0.1, -0.2]}, "limit": 0.3, "images": 12,
+        "seconds": 3.5, "warning": "Warning: x", "key": "k"}]},
 }  # fmt: skip
 
 
@@ -138,7 +142,7 @@ def targets(folder: Path) -> list[Target]:
         seeds = [json.dumps(SEEDS[file]).encode()]
         add(f"note: {file}", "json", file, seeds, lambda path: read_note(path.parent, path.name))
         add(f"report: {file}", "json", file, seeds, lambda path: load_set(path.parent), noted=True)
-        if file in ("measures.json", "images.json", "zeroshot.json", "ranking.json", "recipe.json"):
+        if file in ("measures.json", "images.json", "zeroshot.json", "ranking.json", "recipe.json", "chosen.json"):
             out = folder / "page"
             add(
                 f"page: {file}",

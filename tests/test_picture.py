@@ -85,11 +85,13 @@ def test_every_measured_cell_is_drawn_with_its_mean_and_interval(rivals, protoco
     drawn = {heading: marks(panel) for heading, panel in panels(rivals.picture(_lines(rivals), protocol)).items()}
     wanted = defaultdict(dict)
     for (network, method, backbone, ipc), options in cells.items():
-        sets = max(([fmean(of) for of in found.values()] for found in options.values()), key=fmean)
+        sets = max(([fmean(of) for of in options[said].values()] for said in sorted(options)), key=len)
         mean, said = fmean(sets), f"{fmean(sets):.4f} % (one set)"
         if len(sets) > 1:
-            _, high = stats.t.interval(0.95, len(sets) - 1, mean, stats.sem(sets))
-            said = f"{mean:.4f} % (± {high - mean:.4f}, {len(sets)} sets)"
+            half = stats.t.ppf(0.975, len(sets) - 1) * stats.sem(
+                sets
+            )  # 0 where all sets are alike, as those of Herding
+            said = f"{mean:.4f} % (± {half:.4f}, {len(sets)} sets)"
         names = {name: rivals.BACKBONES[name] for name in ("starter", "starter-unet") if backbone in (name, "")}
         for name in names.values():
             heading = f"{rivals.NETWORKS[network]}, {name}"
@@ -125,12 +127,13 @@ def test_what_was_not_measured_is_not_drawn(rivals):
     assert "γ" not in svg and "mobilenet" not in svg and ">1<" not in svg, "an axis begins where the marks begin"
 
 
-def test_of_several_options_the_best_is_shown_and_said_to_be(rivals):
-    lines = [line("rded", 10, 0, 60, options='{"factor": 2}'), line("rded", 10, 0, 71, options='{"factor": 1}')]
+def test_of_several_options_the_one_with_most_sets_is_shown_and_said_to_be(rivals):
+    """Not the best one: a picture of accuracies must not choose by them."""
+    lines = [line("rded", 10, seed, 60 + seed, options='{"factor": 2}') for seed in (0, 1)]
+    lines.append(line("rded", 10, 0, 71, options='{"factor": 1}'))
     svg = rivals.picture([*lines, line("vanilla", 10, 0, 74)], "quick-hard")
-    assert (
-        marks(panels(svg)["ConvNet-3, DiT starter"])["rded", 10][0] == "71.0 % (one set)" and "the best is shown" in svg
-    )
+    assert marks(panels(svg)["ConvNet-3, DiT starter"])["rded", 10][0].startswith("60.5 % (±")
+    assert "the one with most sets is shown" in svg
 
 
 def test_a_name_from_a_file_is_text(rivals):
