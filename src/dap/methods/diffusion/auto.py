@@ -63,6 +63,8 @@ class Auto(Vanilla):
     condition, which makes a new image of the same kind. Refinement: the images of the class move together until the set as
     a whole is like the real images in the backbone's features; see `dap.refining`. The order of the slots is that of kernel
     herding, so the first k slots are near the mean of the class for each k.
+
+    The images stay near the real ones that they began at, the more of them the nearer. Do not publish a set of private images.
     """
 
     reference = "ours, after DAP"
