@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from scipy.stats import spearmanr
+import numpy as np
+from scipy.stats import rankdata
 
 LEDGER = Path(__file__).parents[1] / "docs" / "layer-trials.csv"
 COLUMNS = (
@@ -83,7 +84,8 @@ def agreement(scores: Mapping[str, float], truth: Mapping[str, float]) -> tuple[
     chosen = max(layers, key=lambda layer: scores[layer])
     rank = math.nan
     if len(layers) > 2:
-        rank, _ = spearmanr([scores[one] for one in layers], [truth[one] for one in layers])
+        ranks = [rankdata([values[one] for one in layers]) for values in (scores, truth)]
+        rank = np.corrcoef(ranks)[0, 1]
     return float(rank), chosen, max(truth[one] for one in layers) - truth[chosen]
 
 
