@@ -10,10 +10,11 @@ import torch
 
 from dap.base.errors import DapError
 from dap.choosing import criteria
-from dap.choosing.criteria import CRITERIA, TOLD, energy_distance, herded, medoids
+from dap.choosing.criteria import CRITERIA, TOLD, energy_distance, medoids
 from dap.choosing.features import LEAST, Drawn, Seen, draw, see
 from dap.choosing.layers import MOST, Curve, compared, curve
 from dap.data.bank import BankOptions, FeatureBank, pooled
+from dap.data.clusters import herded
 from dap.kernels import Linear
 from dap.refining import time_of
 
@@ -117,7 +118,7 @@ def test_the_energy_distance_by_its_sums_and_by_the_guidance_s_kernel():
 
 def test_picks_are_different_images():
     points = random(20, 4)
-    rows = herded(points, 6)
+    rows = herded(points, points.mean(0), 6)
     assert len(set(rows)) == 6
     best = min(range(20), key=lambda i: (points[i] - points.mean(0)).norm().item())
     assert rows[0] == best

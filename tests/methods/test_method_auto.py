@@ -11,9 +11,10 @@ from dap.base.errors import DapError
 from dap.choices import OwnGuidance
 from dap.cli.main import main
 from dap.data import typical
+from dap.data.clusters import herded
 from dap.data.sets.distilled import DistilledSet
 from dap.methods import find
-from dap.methods.diffusion.auto import herded, masses, nearest, pooled
+from dap.methods.diffusion.auto import masses, nearest, pooled
 from dap.methods.diffusion.latents import class_latents
 from dap.methods.refined import with_typical
 from dap.recipe import Recipe

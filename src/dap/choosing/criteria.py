@@ -27,6 +27,7 @@ from torch import Tensor
 
 from dap.base.seeding import seed_of
 from dap.choosing.features import Seen
+from dap.data.clusters import herded
 
 Criterion = Callable[[Seen, str], float]
 """The score of a layer at one noise level; more is better. NaN where it says nothing, such as a probe of one class."""
@@ -93,7 +94,8 @@ def transfer(seen: Seen, layer: str) -> float:
         gen = torch.Generator().manual_seed(seed_of("trial sets", label))
         random = [torch.randperm(int(mine.sum()), generator=gen)[:n].tolist() for _ in range(RANDOM)]
         points = seen.told[layer][mine]
-        picks = [herded(points, n), medoids(points, n, seed_of("trial medoids", label))]
+        exact = points.double()
+        picks = [herded(exact, exact.mean(0), n), medoids(points, n, seed_of("trial medoids", label))]
         for other in others:
             real, near = seen.told[other][kept], seen.told[other][mine]
             usual = sum(energy_distance(near[rows], real) for rows in random) / RANDOM
@@ -121,17 +123,6 @@ def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     above 0 by what ten images lack.
     """
     return 2 * torch.cdist(x, y).mean().item() - torch.cdist(x, x).mean().item() - torch.cdist(y, y).mean().item()
-
-
-def herded(points: Float[Tensor, "n d"], k: int) -> list[int]:
-    """k rows, each of which is the best next one to bring the mean near the mean of all (kernel herding, linear kernel)."""
-    centred = (points - points.mean(0)).double()
-    total, left, chosen = torch.zeros_like(centred[0]), list(range(len(points))), list[int]()
-    for size in range(1, k + 1):
-        gaps = ((total + centred[left]) / size).square().sum(1)
-        chosen.append(left.pop(int(gaps.argmin())))
-        total = total + centred[chosen[-1]]
-    return chosen
 
 
 def medoids(points: Float[Tensor, "n d"], k: int, seed: int) -> list[int]:

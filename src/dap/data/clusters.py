@@ -1,4 +1,4 @@
-"""Balanced k-means: clusters of equal size, so that every slot of a class gets its own real images."""
+"""Points that stand for a class: clusters of equal size, one for each slot, and the order of kernel herding."""
 
 from __future__ import annotations
 
@@ -49,3 +49,21 @@ def balanced_kmeans(points: Float[Tensor, "n d"], k: int, seed: int, rounds: int
         labels = new
         centres = np.stack([x[labels == c].mean(0) for c in range(k)])
     return torch.from_numpy(labels)
+
+
+def herded(points: Float[Tensor, "n d"], mean: Float[Tensor, " d"], k: int | None = None) -> list[int]:
+    """Rows of points, of which each is the best next one to keep the mean of all so far near a mean.
+
+    This is kernel herding under the linear kernel (Chen, Welling & Smola 2010), without repetitions.
+
+    Args:
+        points: the points.
+        mean: the mean that is followed.
+        k: how many rows are wanted, at most n; None: all.
+    """
+    left, order, total = list(range(len(points))), list[int](), torch.zeros_like(mean)
+    while left and (k is None or len(order) < k):
+        gaps = ((total + points[left]) / (len(order) + 1) - mean).square().sum(1)
+        order.append(left.pop(int(gaps.argmin())))
+        total = total + points[order[-1]]
+    return order

@@ -152,23 +152,29 @@ def ridge(
         classes: the number of labels.
         penalty: lambda.
     """
-    fitted = list[Tensor]()
-    for half in (0, 1):
-        xx, xy, total, n = torch.zeros(()), list[Tensor](), torch.zeros(()), 0
-        for label in range(classes):
-            x = features(label)[half::2].double()
-            xx, total, n = xx + x.T @ x, total + x.sum(0), n + len(x)
-            xy.append(x.sum(0))
-        share = torch.tensor([float(len(features(label)[half::2])) for label in range(classes)]).double() / max(n, 1)
-        mean = total / max(n, 1)
-        cov = xx / max(n, 1) - torch.outer(mean, mean)
-        std = cov.diagonal().clamp_min(SMALLEST**2).sqrt()
-        # With labels of -1 and 1 the mean label of a class is 2 share - 1, and E[x y] is 2 E[x; class] - E[x].
-        across = 2 * torch.stack(xy, 1) / max(n, 1) - mean[:, None] - torch.outer(mean, 2 * share - 1)
-        inner = cov / torch.outer(std, std) + penalty * torch.eye(len(mean), dtype=torch.float64)
-        weights = torch.linalg.solve(inner, across / std[:, None]) / std[:, None]
-        fitted.append(torch.cat([weights, (2 * share - 1 - mean @ weights)[None]]))
-    return torch.stack(fitted).float()
+    squares: list[Tensor] = [torch.zeros(()), torch.zeros(())]
+    sums, counts = ([], []), ([], [])  # of each class
+    for label in range(classes):
+        found = features(label).double()
+        for half in (0, 1):
+            x = found[half::2]
+            squares[half] = squares[half] + x.T @ x
+            sums[half].append(x.sum(0))
+            counts[half].append(len(x))
+    return torch.stack([_solved(*moments, penalty) for moments in zip(squares, sums, counts, strict=True)]).float()
+
+
+def _solved(squares: Tensor, sums: list[Tensor], counts: list[int], penalty: float) -> Float[Tensor, "d_and_1 classes"]:
+    """The regression with these XᵀX, sums of the images of each class, and numbers of images of each class."""
+    n = max(sum(counts), 1)
+    share, mean = torch.tensor(counts).double() / n, torch.stack(sums).sum(0) / n
+    cov = squares / n - torch.outer(mean, mean)
+    std = cov.diagonal().clamp_min(SMALLEST**2).sqrt()
+    # With labels of -1 and 1 the mean label of a class is 2 share - 1, and E[x y] is 2 E[x; class] - E[x].
+    across = 2 * torch.stack(sums, 1) / n - mean[:, None] - torch.outer(mean, 2 * share - 1)
+    inner = cov / torch.outer(std, std) + penalty * torch.eye(len(mean), dtype=torch.float64)
+    weights = torch.linalg.solve(inner, across / std[:, None]) / std[:, None]
+    return torch.cat([weights, (2 * share - 1 - mean @ weights)[None]])
 
 
 def margins_of(

@@ -15,6 +15,7 @@ from dap import sampling
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.choices import Sampling
+from dap.data.clusters import herded
 from dap.methods.base import Made, Options, Task, Unit
 from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.mgd3 import find_modes
@@ -174,13 +175,3 @@ def masses(points: Float[Tensor, "n d"], prototypes: Float[Tensor, "k d"]) -> Fl
     gaps = torch.cdist(prototypes, points, compute_mode="donot_use_mm_for_euclid_dist")
     owners = (gaps == gaps.min(0).values).double()
     return (owners / owners.sum(0)).sum(1) * len(prototypes) / len(points)
-
-
-def herded(points: Float[Tensor, "k d"], mean: Float[Tensor, " d"]) -> list[int]:
-    """An order of points in which the mean of the first k stays near a mean, for each k (kernel herding, linear kernel)."""
-    left, order, total = list(range(len(points))), list[int](), torch.zeros_like(mean)
-    while left:
-        gaps = ((total + points[left]) / (len(order) + 1) - mean).square().sum(1)
-        order.append(left.pop(int(gaps.argmin())))
-        total = total + points[order[-1]]
-    return order
