@@ -20,6 +20,7 @@ from dap.backbones.base import Card
 from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
+from dap.base.alone import alone
 from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
 from dap.base.files import dump, expanded, locked
@@ -274,7 +275,7 @@ def _transformer(state: Mapping[str, Tensor], config: Mapping[str, Any], path: P
             for part, value in zip("qkv", state[f"{block}.attn.qkv.{kind}"].tensor_split(3), strict=True):
                 mine[f"{new_block}.attn1.to_{part}.{kind}"] = value
     try:
-        with init_empty_weights(include_buffers=False):
+        with alone(), init_empty_weights(include_buffers=False):
             model = DiTTransformer2DModel(**config)
         model.load_state_dict({name: value.to(dtype, copy=True) for name, value in mine.items()}, assign=True)
     except (RuntimeError, ValueError) as error:

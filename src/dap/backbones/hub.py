@@ -14,6 +14,7 @@ from pydantic import StringConstraints
 
 from dap.backbones.configurations import AUTOENCODERS
 from dap.backbones.honoured import PIPELINES, check_fields, check_folder, parts_of
+from dap.base.alone import alone
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
@@ -67,9 +68,10 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
             options["id2label"] = labels_of(folder, index)
         # A Stable Diffusion 3 can be saved without its third text encoder; diffusers then wants to be told so.
         options |= {part: None for part in ("text_encoder_3", "tokenizer_3") if index.get(part) == [None, None]}
-        pipe = DiffusionPipeline.from_pretrained(
-            str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
-        )
+        with alone():
+            pipe = DiffusionPipeline.from_pretrained(
+                str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
+            )
     for part, network in pipe.components.items():
         _check_whole(network, part, folder)
         for weight in getattr(network, "parameters", tuple)():
@@ -108,7 +110,8 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
                     raise DapError(f"{shown(inside)} holds {brief(of)}; {' and '.join(AUTOENCODERS)} are supported.")
                 check_fields(said, of, "dit", inside / "config.json")
                 build: Any = getattr(diffusers, of)
-                made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
+                with alone():
+                    made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
                 _check_whole(made, "autoencoder", inside)
                 return made
         raise DapError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dap.backbones import device_of
 from dap.backbones.hub import explained
+from dap.base.alone import alone
 from dap.base.errors import DapError
 from dap.base.files import check_file, drop_torn_line
 from dap.base.parsing import shown
@@ -64,7 +65,8 @@ class Captioner:
             # Without the False, transformers would ask on the terminal whether to run code of the model's folder.
             options = {"local_files_only": offline or Path(model).is_dir(), "trust_remote_code": False}
             self._processor: Any = AutoProcessor.from_pretrained(model, **options)
-            network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
+            with alone():
+                network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
         self._network = network.to(self.device).eval()
         self._chats = getattr(self._processor, "chat_template", None) is not None
         self.ask = ASK if self._chats else None

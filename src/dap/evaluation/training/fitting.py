@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
 from dap.base.store import Checkpoint
 from dap.evaluation.training.batches import Images, slice_size
@@ -288,9 +289,9 @@ def check_last_batch(name: str, protocol: Protocol, channels: int, classes: int,
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside, and put them back afterwards."""
+    """Seed torch's global generators inside, and put them back afterwards. Other threads that seed or build networks wait."""
     cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
+    with alone(), torch.random.fork_rng(devices=[device] if cuda else []):
         torch.default_generator.manual_seed(seed)
         if cuda:
             with torch.cuda.device(device):

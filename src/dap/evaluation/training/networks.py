@@ -19,6 +19,7 @@ from typing import get_args
 import torch
 from torch import nn
 
+from dap.base.alone import alone
 from dap.base.errors import DapError
 from dap.base.parsing import Damaged, shown
 from dap.base.registry import resolve
@@ -58,7 +59,8 @@ def build(
         raise DapError(f"Unknown norm {norm!r}. Known: {', '.join(get_args(Norm))}.")
     library, _, model = name.partition(":")
     make = partial(LIBRARIES[library], model) if library in LIBRARIES and model else resolve(name, KNOWN, "network")
-    network = make(channels=channels, classes=classes, size=size, norm=norm, width=width)
+    with alone():
+        network = make(channels=channels, classes=classes, size=size, norm=norm, width=width)
     if not isinstance(network, nn.Module):
         raise DapError(f"The network {name!r} should be a torch.nn.Module, but is a {type(network).__name__}.")
     return network
@@ -74,7 +76,7 @@ def check_shapes(make: Callable[[], nn.Module], shapes: Mapping[str, tuple[int, 
     Raises:
         Damaged: a tensor is missing, has another shape, or belongs to no layer.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with alone(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         state = make().state_dict()
     wanted = {name: tuple(value.shape) for name, value in state.items()}
     for name in {**wanted, **shapes}:
