@@ -21,6 +21,7 @@ from dap.data.sets.notes import NOTES, read_note
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.records import load_set
 from dap.evaluation.training.trials import TrialLine
+from dap.verbs.planning.status import status
 from fuzz.forms import pngs
 from fuzz.pictures import picture, pictures
 from fuzz.target import Target
@@ -136,6 +137,10 @@ def targets(folder: Path) -> list[Target]:
     for file in ("recipe.json", "growth.json"):
         add(f"grow: {file}", "json", file, [], grown, noted=True)
     add("grow: command.txt", "binary", "command.txt", [b"dap distill --out x\n"], grown, noted=True)
+    planned = json.dumps({"sets": [{"folder": "images", "images": 4, "trainings": 2}]}).encode()
+    add("status: grid.json", "json", "grid.json", [planned], lambda path: status(path.parent), noted=True)
+    for file in ("manifest.jsonl", "trials.jsonl"):
+        add(f"status: {file}", "lines", file, [], lambda path: status(path.parent), noted=True)
     add("document: recipe.json", "json", "recipe.json", [], lambda path: read_json(path, RECIPE))
     add("document: inputs.json", "json", "inputs.json", [], lambda path: read_json(path, INPUTS))
     lines = json.dumps(TRIAL).encode() + b"\n" + json.dumps(TRIAL | {"seed": 1}).encode() + b"\n"
