@@ -21,6 +21,7 @@ from urllib.parse import quote
 import torch
 from pydantic import Field
 
+from dap.base.claims import CLAIMS, share
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Inside, Text
@@ -28,7 +29,7 @@ from dap.base.files import check_folder
 from dap.base.parsing import shown
 from dap.base.permission import asked_for, code_is_allowed
 from dap.base.watch import Watcher
-from dap.base.workers import CLAIMS, run_workers, share
+from dap.base.workers import run_workers
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
