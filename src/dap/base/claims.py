@@ -33,6 +33,7 @@ class Claims:
         self.folder = folder
         # A lease that expires must be watched for its whole time, so its object lives on between two looks.
         self._leases: dict[str, object] = {}
+        self._mine = set[str]()
 
     @contextmanager
     def take(self, name: str) -> Iterator[bool]:
@@ -49,9 +50,11 @@ class Claims:
         except Timeout:
             yield False
             return
+        self._mine.add(name)
         try:
             yield True
         finally:
+            self._mine.remove(name)
             with suppress(OSError):  # the folder was removed meanwhile
                 lease.release()
             self._leases.pop(name, None)
@@ -62,6 +65,8 @@ class Claims:
         found = []
         for file in sorted(self.folder.glob(f"{start}*.lock")):
             name = file.name.removesuffix(".lock")
+            if name in self._mine:
+                continue
             with self.take(name) as mine:
                 found += [] if mine else [name]
         return found

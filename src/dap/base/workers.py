@@ -195,7 +195,9 @@ class _Worker:
     def _pass_on(self, process: subprocess.Popen[bytes], tell: Callable[[str], object]) -> None:
         """Pass on every line that the process writes to its standard error, until it ends."""
         assert process.stderr is not None
-        with suppress(ValueError):  # the pipe is closed while a process that the worker started still holds its other end
+        with suppress(
+            ValueError
+        ):  # the pipe is closed while a process that the worker started still holds its other end
             for line in process.stderr:
                 self.last = line.decode("utf-8", "replace").rstrip("\n")
                 tell(self.last)
