@@ -65,13 +65,13 @@ def describe(made: DistilledSet, task: Task, command: str | None, said: Mapping[
         made: the set.
         task: what it is made of.
         command: the shell command to record.
-        said: more for env.json; numbers that are not finite are left out.
+        said: more for env.json; numbers, of which those that are not finite are left out.
         threads: as for `versions`.
     """
     backbone, recipe = task.given.backbone, task.recipe
     if made.noted("env.json") is None:
         device = str(backbone.device) if backbone else None
-        more = {name: value for name, value in said.items() if value is not None and math.isfinite(value)}
+        more = {name: round(value, 3) for name, value in said.items() if value is not None and math.isfinite(value)}
         inputs = made.noted("inputs.json") or {}
         made.note("env.json", {"versions": versions(threads), "device": device, **inputs, **more})
     if command and not (made.path / "command.txt").exists():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dap.base.claims import Claims
 from dap.base.files import locked
 from dap.base.workers import run_workers
-from dap.data.sets.beginning import begin
 from dap.data.sets.contents import part_files
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.looking import check_still_there
@@ -24,9 +23,9 @@ class Workers:
     """
 
     def __init__(self, job: Job) -> None:
-        pinned = job.pinned()
+        job.check_begun()
         with locked(job.out, wait=PATIENCE):
-            begin(job.out, job.task.source.class_names, job.task.recipe.ipc, pinned, shared=True)
+            job.begin()
         made = DistilledSet.open(job.out)
         job.describe(made)
         self.out, self.name, self.watcher, self.total = job.out, job.name, job.watcher, job.total

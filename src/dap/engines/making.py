@@ -18,7 +18,7 @@ from dap.base.errors import DapError
 from dap.base.files import Busy, locked
 from dap.base.watch import Watcher
 from dap.cost import Meter, add_up
-from dap.data.sets.beginning import begin, gather
+from dap.data.sets.beginning import begin, begun_with, gather, grow
 from dap.data.sets.contents import part_of
 from dap.data.sets.distilled import WORK, DistilledSet
 from dap.engines.described import describe, other_machine
@@ -55,6 +55,7 @@ class Job:
         command: the shell command to record.
         said: more for env.json.
         threads: the CPU threads of the processes that make the images; None: those of this process.
+        sizes: see `beginning.cuts`.
     """
 
     out: Path
@@ -70,11 +71,12 @@ class Job:
     command: str | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    sizes: tuple[int, ...] = ()
 
     @property
     def units(self) -> list[Unit]:
         """The units of the set, which depend on the recipe alone."""
-        return plan(len(self.task.source.class_names), self.task.recipe.ipc, self.task.recipe.block)
+        return plan(len(self.task.source.class_names), self.task.recipe.ipc, self.task.recipe.block, self.sizes)
 
     @property
     def total(self) -> int:
@@ -86,10 +88,19 @@ class Job:
         """Where the images are made."""
         return self.task.given.backbone.device if self.task.given.backbone else self.task.device
 
-    def pinned(self) -> dict[str, dict[str, Any]]:
-        """See `DistilledSet.check_begun`."""
-        names = self.task.source.class_names
-        return DistilledSet.check_begun(self.out, names, self.task.recipe.values(), self.inputs)
+    def check_begun(self) -> None:
+        """Check that the set can begin, go on or grow in its folder. Nothing is written."""
+        values = self.task.recipe.values()
+        begun = {**values, "ipc": begun_with(self.out, values) or values["ipc"]}
+        DistilledSet.check_begun(self.out, self.task.source.class_names, begun, self.inputs)
+
+    def begin(self) -> None:
+        """Begin the set, or let it grow, while other processes may be making it. The caller must hold `files.locked`."""
+        names, values = self.task.source.class_names, self.task.recipe.values()
+        grow(self.out, values, self.sizes, self.command)
+        begin(
+            self.out, names, values["ipc"], DistilledSet.check_begun(self.out, names, values, self.inputs), shared=True
+        )
 
     def describe(self, made: DistilledSet) -> None:
         """Write the files beside the images, and tell if the machine is another one than that of the first images."""
@@ -143,16 +154,16 @@ def make_alone(job: Job, stream: Callable[[Sequence[Unit]], Any] | None = None) 
         Busy: another process writes into the folder.
         DapError: a unit cannot be made. Images that were made before stay.
     """
-    job.pinned()  # before anything is written
+    job.check_begun()
     with locked(job.out):
         if others := Claims(job.out / CLAIMS).held(HERE):
             raise Busy(
                 f"{len(others)} other processes are making {job.out} together, or were killed on another machine less than a "
                 "minute ago. To help them, give the same command --shard 1/1; else wait for them or stop them."
             )
-        made = DistilledSet.create(
-            job.out, job.task.source.class_names, job.task.recipe.ipc, job.task.recipe.values(), job.inputs
-        )
+        values = job.task.recipe.values()
+        grow(job.out, values, job.sizes, job.command)
+        made = DistilledSet.create(job.out, job.task.source.class_names, values["ipc"], values, job.inputs)
         add_up(job.out)  # the costs of processes that were killed
         job.describe(made)
         meter = job.meter(made)
@@ -195,11 +206,11 @@ def make_together(job: Job, rank: Rank, wait: float = 1.0) -> DistilledSet:
         Busy: a process that makes the set alone holds its folder.
         DapError: a unit cannot be made. Images that were made before stay.
     """
-    pinned, me = job.pinned(), uuid.uuid4().hex[:12]
-    claims, names = Claims(job.out / CLAIMS), job.task.source.class_names
+    job.check_begun()
+    claims, me = Claims(job.out / CLAIMS), uuid.uuid4().hex[:12]
     with ExitStack() as stack:
         with locked(job.out, wait=PATIENCE):
-            begin(job.out, names, job.task.recipe.ipc, pinned, shared=True)
+            job.begin()
             stack.enter_context(claims.take(f"{HERE}{me}"))
         made = DistilledSet.open(job.out)
         job.describe(made)

@@ -20,6 +20,7 @@ from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.base.workers import threads_of
 from dap.data.real.identity import folder as user_cache
+from dap.data.sets.beginning import cuts
 from dap.data.sets.distilled import WORK, DistilledSet
 from dap.engines.local import Workers
 from dap.engines.looking import looked_at, told_doubts
@@ -83,7 +84,10 @@ def distill(
     engine: Engine = Engine(),
     **fields: Any,
 ) -> DistilledSet:
-    """Make a distilled set, or go on with one that was interrupted.
+    """Make a distilled set, go on with one that was interrupted, or let one grow.
+
+    A set grows if its folder is given again with a larger ipc and everything else the same, and its method promises that the
+    first images of a class stay the same (`Method.grows`). These images are kept byte for byte, and the rest is made.
 
     Give a recipe, keywords, or a recipe with keywords that replace some of its values. Four parts of a recipe may be
     objects in place of names: method, backbone, guidance and source. The set then keeps the names and the code hashes
@@ -222,6 +226,7 @@ def _job(
         command=command,
         said={"strangeness": workshop.strangeness(task)},
         threads=threads,
+        sizes=cuts(out, task.recipe.values(), can_grow=method.grows(task)),
     )
 
 
