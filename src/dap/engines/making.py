@@ -33,6 +33,8 @@ CLAIMS = f"{WORK}/claims"
 HERE = "here-"
 """The lease that each of these processes holds for as long as it works on the set has this name, and its own name after it."""
 
+MANIFEST = "manifest.jsonl"
+
 PATIENCE = 60.0
 """Seconds in which a process waits for another one that begins or ends its work on the same set."""
 
@@ -212,10 +214,10 @@ def make_together(job: Job, rank: Rank, wait: float = 1.0) -> DistilledSet:
         with locked(job.out, wait=PATIENCE):
             job.begin()
             stack.enter_context(claims.take(f"{HERE}{me}"))
-        made = DistilledSet.open(job.out)
-        job.describe(made)
-        meter = job.meter(made, me)
-        _share(job, made, claims, rank, meter, wait)
+        seen = _Seen.now(job)
+        job.describe(seen.made)
+        meter = job.meter(seen.made, me)
+        _share(job, seen, claims, rank, meter, wait)
         meter.write()
         check_still_there(job.out)
         finish(job.out, claims)
@@ -243,29 +245,51 @@ def clean(out: Path, claims: Claims) -> None:
         shutil.rmtree(out / WORK, ignore_errors=True)
 
 
-def _share(job: Job, made: DistilledSet, claims: Claims, rank: Rank, meter: Meter, wait: float) -> None:
-    units, first = job.units, rank.first(len(job.units))
-    todo = [unit for unit in (*units[first:], *units[:first]) if not has(made, unit)]
-    # A part of the manifest whose images are damaged says nothing. The unit is made again, by one of the processes.
-    doubtful = {unit: part for unit in todo if (part := _part(job.out, unit))}
-    manifest = job.out / "manifest.jsonl"
-    seen = _state(manifest)
-    job.watcher.images(job.name, len(made), job.total)
+State = tuple[int, int] | None
+"""What tells one state of a file from another one; None where there is no file."""
+
+
+@dataclass
+class _Seen:
+    """A set as it was at one moment.
+
+    Attributes:
+        made: the set.
+        parts: the parts of the manifest just before. A part that the set lacks all the same has damaged images, and its unit is
+            made again. A part of another state is new.
+        manifest: the state of manifest.jsonl just before. It changes when another process has put the parts together.
+    """
+
+    made: DistilledSet
+    parts: Mapping[Unit, State]
+    manifest: State
+
+    @staticmethod
+    def now(job: Job) -> _Seen:
+        parts, manifest = {unit: _part(job.out, unit) for unit in job.units}, _state(job.out / MANIFEST)
+        return _Seen(DistilledSet.open(job.out), parts, manifest)
+
+    def current(self, job: Job) -> bool:
+        return _state(job.out / MANIFEST) == self.manifest
+
+
+def _share(job: Job, seen: _Seen, claims: Claims, rank: Rank, meter: Meter, wait: float) -> None:
+    first = rank.first(len(job.units))
+    todo = [unit for unit in (*job.units[first:], *job.units[:first]) if not has(seen.made, unit)]
+    job.watcher.images(job.name, len(seen.made), job.total)
     while todo:
         before = len(todo)
         for unit in list(todo):
-            if (state := _state(manifest)) != seen:  # another process has finished the set
-                made, seen = DistilledSet.open(job.out), state
-            if has(made, unit) or _part(job.out, unit) not in (None, doubtful.get(unit)):
+            if not seen.current(job):
+                seen = _Seen.now(job)
+            if has(seen.made, unit) or _part(job.out, unit) not in (None, seen.parts[unit]):
                 todo.remove(unit)
                 continue
             with claims.take(f"{unit.label}-{unit.slots[0]}") as mine:
-                if not mine:
-                    continue
-                if _part(job.out, unit) == doubtful.get(unit) and _state(manifest) == seen:  # not made just now
+                if mine and _part(job.out, unit) == seen.parts[unit] and seen.current(job):  # not made just now
                     result = job.make(unit)
                     check_still_there(job.out)
-                    made.add_unit(unit.label, unit.slots, result.images, result.records)
+                    seen.made.add_unit(unit.label, unit.slots, result.images, result.records)
                     meter.add(len(unit.slots))
                     todo.remove(unit)
                     job.tell(unit, job.total - sum(len(left.slots) for left in todo))
@@ -273,12 +297,12 @@ def _share(job: Job, made: DistilledSet, claims: Claims, rank: Rank, meter: Mete
             time.sleep(wait)
 
 
-def _part(out: Path, unit: Unit) -> tuple[int, int] | None:
-    """What tells one state of a unit's part of the manifest from another one; None where there is none."""
+def _part(out: Path, unit: Unit) -> State:
+    """The state of a unit's part of the manifest."""
     return _state(part_of(out, unit.label, unit.slots[0]))
 
 
-def _state(file: Path) -> tuple[int, int] | None:
+def _state(file: Path) -> State:
     try:
         found = file.stat()
     except FileNotFoundError:

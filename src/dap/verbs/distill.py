@@ -24,7 +24,7 @@ from dap.data.sets.beginning import cuts
 from dap.data.sets.distilled import WORK, DistilledSet
 from dap.engines.local import Workers
 from dap.engines.looking import looked_at, told_doubts
-from dap.engines.making import CLAIMS, Job, make_alone, make_together
+from dap.engines.making import Job, make_alone, make_together
 from dap.engines.on_ray import Cluster, check_installed, stream
 from dap.engines.ranks import device_for, rank_of
 from dap.guidance.base import Energy, Guidance
@@ -165,7 +165,7 @@ def distill(
         asked = Grid(((out.name, recipe),), out.absolute().parent, Judging(), machine, (), command, kind="set")
         del job, workshop, objects
         give_back()
-        with written(asked, out / CLAIMS) as (_, arguments):
+        with written(asked) as (_, arguments):  # the folder of the set loses its unfinished work as soon as it is whole
             made = parent.run(arguments, engine.workers or 1, machine.device in ("auto", "cuda"))
     elif rank is not None:
         made = make_together(job, rank)

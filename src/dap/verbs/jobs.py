@@ -104,17 +104,18 @@ AGAIN = "Start the command again that wrote it."
 
 
 @contextmanager
-def written(grid: Grid, folder: Path) -> Iterator[tuple[Path, list[str]]]:
+def written(grid: Grid, folder: Path | None = None) -> Iterator[tuple[Path, list[str]]]:
     """Write the file of a grid into a new folder that lasts as long as the block.
 
     Args:
         grid: the grid.
-        folder: the folder in which the new folder is made.
+        folder: the folder in which the new folder is made. Default: that of the system for temporary files.
 
     Yields:
         The file, and the command line of `dap` with which a process shares the work.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as made:
         job, dumped = Path(made) / "grid.json", grid.dump()
         job.write_text(json.dumps(dumped, default=str), encoding="utf-8")
