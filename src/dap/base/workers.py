@@ -133,6 +133,7 @@ def run_workers(
                 reader.start()
                 stack.callback(reader.join, 5)
             stack.callback(_stop, process)
+        stack.callback(lambda: [process.terminate() for process in running])  # all at once, before one is waited for
         while any(process.poll() is None for process in running):
             meanwhile()
             time.sleep(0.5)

@@ -24,7 +24,7 @@ from pydantic import Field
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Inside, Text
-from dap.base.files import check_folder
+from dap.base.files import check_folder, write_atomically
 from dap.base.parsing import shown
 from dap.base.permission import asked_for, code_is_allowed
 from dap.base.watch import Watcher
@@ -225,7 +225,7 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
     (cells.out / CLAIMS).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=cells.out / CLAIMS) as folder:
         job, total, dumped = Path(folder) / "grid.json", len(cells.cells), cells.dump()
-        job.write_text(json.dumps(dumped, default=str), encoding="utf-8")
+        write_atomically(job, json.dumps(dumped, default=str).encode())
 
         def count() -> None:
             watcher.cells(sum(1 for _ in job.parent.iterdir()) - 1, total)

@@ -14,7 +14,6 @@ written. An image without a matching line is made again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch.utils.data import Dataset
 
 from dap.base.documents import regular
 from dap.base.errors import DapError
-from dap.base.files import dump, sha256_of, write_atomically
+from dap.base.files import append, dump, sha256_of, write_atomically
 from dap.base.parsing import shown
 from dap.data.real.decode import Fit, decode, encode_png, pixels
 from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
@@ -267,10 +266,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             **record,
             "sha256": sha256(png),
         }
-        with (self.path / "manifest.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path / "manifest.jsonl", json.dumps(line) + "\n")
         self._records[label, slot] = line
         self._ordered = None
 
