@@ -40,6 +40,7 @@ from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop
 from dap.verbs.judges import LoadedFor, loader
 from dap.verbs.options import Judging, Machine
+from dap.verbs.planning.status import write_plan
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.verbs.settling import settled
 from dap.workshop import Workshop
@@ -283,14 +284,18 @@ def check(
         workshop_of(recipe).asked(recipe)
     for data in dict.fromkeys(recipe.data for _, recipe in cells):
         check_judging(loaded_for(data))
+    images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan
     for name, recipe in cells:
         chosen = settled(recipe, workshop_of(recipe), out / name, watcher, out).recipe
         method, task = workshop_of(recipe).task(chosen)
         method.prepare(task)
-        classes, plan = len(task.source.class_names), loaded_for(recipe.data).plan
+        classes = len(task.source.class_names)
         for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
             check_batches(plan, ipc * classes, ipc, classes)
+        sizes = [(name, recipe.ipc), *((folder, n) for n, folder in draws(name, recipe, subsample))]
+        images |= {folder: n * classes for folder, n in sizes}
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
+    write_plan(out, images, len(plan.all_networks) * len(plan.seeds))
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:

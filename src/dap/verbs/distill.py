@@ -21,6 +21,7 @@ from dap.base.files import check_folder, locked
 from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.cost import Meter
+from dap.data.sets.beginning import begun_with, cuts, grow
 from dap.data.sets.cards import cell, size_category
 from dap.data.sets.distilled import WORK, DistilledSet
 from dap.guidance.base import Energy, Guidance
@@ -79,7 +80,10 @@ def distill(
     grid: Path | None = None,
     **fields: Any,
 ) -> DistilledSet:
-    """Make a distilled set, or go on with one that was interrupted.
+    """Make a distilled set, go on with one that was interrupted, or let one grow.
+
+    A set grows if its folder is given again with a larger ipc and everything else the same, and its method promises that the
+    first images of a class stay the same (`Method.grows`). These images are kept byte for byte, and the rest is made.
 
     Give a recipe, keywords, or a recipe with keywords that replace some of its values. Four parts of a recipe may be
     objects in place of names: method, backbone, guidance and source. The set then keeps the names and the code hashes
@@ -166,8 +170,11 @@ def _make(
     make = method.prepare(task)
     resolved, names = task.recipe, task.source.class_names
     total = len(names) * resolved.ipc
-    DistilledSet.check_begun(out, names, resolved.values(), inputs)  # before anything is written
+    sizes = cuts(out, resolved.values(), can_grow=method.grows(task))
+    begun = {**resolved.values(), "ipc": begun_with(out, resolved.values()) or resolved.ipc}
+    DistilledSet.check_begun(out, names, begun, inputs)  # before anything is written
     with locked(out):
+        grow(out, resolved.values(), sizes, command)
         made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
         _describe(made, task, command, workshop.strangeness(task))
         if chosen.choices:
@@ -176,7 +183,7 @@ def _make(
         device = task.given.backbone.device if task.given.backbone else task.device
         meter = Meter(made, method.needs, store, device)
         watcher.images(name, 0, total)
-        for unit in plan(len(names), resolved.ipc, resolved.block):
+        for unit in plan(len(names), resolved.ipc, resolved.block, sizes):
             if not all(made.has(unit.label, slot) for slot in unit.slots):
                 result = looked_at(make(unit), unit, task)
                 check_still_there(out)

@@ -1,18 +1,26 @@
-"""Begins a distilled set, or goes on with one: what is compared, kept and cleaned before the first image."""
+"""Begins a distilled set, goes on with one, or lets one grow: what is compared, kept and cleaned before the first image."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, write_atomically
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, read_manifest
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
-from dap.data.sets.notes import read, there
+from dap.data.sets.notes import read, read_note, there
+
+log = logging.getLogger("dap")
+
+GROWTH = "growth.json"
+"""Keeps the sizes that the set had before it grew. The plan of its units is cut at these sizes, so that no unit makes an image
+again that is there already, and a resume makes the same units."""
 
 
 def check_begun(
@@ -59,6 +67,74 @@ def check_begun(
                 "Use what it was begun with, or another --out."
             )
     return pinned
+
+
+def begun_with(path: Path, recipe: Mapping[str, Any]) -> int | None:
+    """The number of images per class of the set in a folder, if its recipe is the same in all else; None otherwise.
+
+    Raises:
+        DapError: recipe.json is damaged.
+    """
+    if not there(path, "recipe.json"):
+        return None
+    old, new = read(path, "recipe.json", RECIPE), json.loads(dump(dict(recipe)))
+    ipc, free = old.get("ipc"), {"ipc"}
+    if all(said.get("block") == said.get("ipc") for said in (old, new)):
+        free.add("block")  # a block that is all images of a class follows their number
+    same = not any(old.get(key) != new.get(key) for key in {*old, *new} - free)
+    return ipc if same and isinstance(ipc, int) else None
+
+
+def cuts(path: Path, recipe: Mapping[str, Any], *, can_grow: bool) -> tuple[int, ...]:
+    """Check whether the set in a folder can have the recipe's number of images per class. Nothing is written.
+
+    Args:
+        path: the folder, which may be new.
+        recipe: the values of the resolved recipe.
+        can_grow: whether the method promises that the first images of a class stay the same when there are more.
+
+    Returns:
+        The sizes at which the plan of the units is cut, in order; () for a set that has never grown.
+
+    Raises:
+        DapError: the set has more images per class than the recipe, or it has fewer and the method cannot grow it.
+    """
+    ipc, before = recipe["ipc"], begun_with(path, recipe)
+    sizes = {size for size in (read_note(path, GROWTH) or {}).get("ipc", []) if size < ipc}
+    if before is None or before == ipc:
+        return tuple(sorted(sizes))
+    if before > ipc:
+        raise DapError(
+            f"{path} holds a set of {before} images per class, and a set does not shrink. Take {ipc} of them into a new folder: "
+            f"dap import {path} --ipc {ipc} --out DIR."
+        )
+    if not can_grow:
+        raise DapError(
+            f"{path} holds a set of {before} images per class. The method {recipe['method']} makes other images for {ipc} per "
+            "class, so this set cannot grow. Give another --out."
+        )
+    return tuple(sorted({*sizes, before}))
+
+
+def grow(path: Path, recipe: Mapping[str, Any], sizes: tuple[int, ...], command: str | None = None) -> None:
+    """Write that the set in a folder has the recipe's number of images per class from now on.
+
+    The caller must hold `files.locked(path)`. The sizes are written first: a kill between the two files leaves a set of the
+    smaller size, which ignores what its growth.json says of larger ones.
+
+    Args:
+        path, recipe: as for `cuts`.
+        sizes: what `cuts` returned.
+        command: the shell command that lets the set grow. It is put under the commands of before.
+    """
+    if not sizes or begun_with(path, recipe) in (None, recipe["ipc"]):
+        return
+    log.info("%s grows from %d to %d images per class", path, sizes[-1], recipe["ipc"])
+    write_atomically(path / GROWTH, dump({"ipc": list(sizes)}))
+    said = read_text(path / "command.txt") if command and there(path, "command.txt") else ""
+    if command and command not in said.splitlines():
+        write_atomically(path / "command.txt", f"{said}{command}\n".encode())
+    write_atomically(path / "recipe.json", dump(dict(recipe)))
 
 
 def classes_of(path: Path, class_names: Sequence[str], ipc: int) -> Classes:
