@@ -75,7 +75,9 @@ def writing(path: Path, aside: Path | None = None) -> Iterator[None]:
         found = error if known else refusal(error)
         if not isinstance(found, OSError):
             raise
-        named = [Path(os.fsdecode(name)) for name in (found.filename2, found.filename) if isinstance(name, (str, bytes))]
+        named = [
+            Path(os.fsdecode(name)) for name in (found.filename2, found.filename) if isinstance(name, (str, bytes))
+        ]
         within = [name.relative_to(aside) for name in named if aside is not None and name.is_relative_to(aside)]
         if within:
             path = path / within[0]

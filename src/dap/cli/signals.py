@@ -1,9 +1,10 @@
-"""What the command does when it is told to end: by Ctrl-C (SIGINT), by `kill` or a cluster (SIGTERM), by a closed terminal (SIGHUP).
+"""What the command does when it is told to end: by Ctrl-C (SIGINT), by `kill` or a cluster (SIGTERM), by a closed terminal
+(SIGHUP).
 
-Everything that `dap` writes is whole or absent, also after `kill -9`. So there is nothing that an ending must wait for. Before the
-work has begun, and while a module is imported, a signal ends the process at once: an exception there would leave a trace, or would
-be lost in C code. Later a signal raises `KeyboardInterrupt`, so that half-written files are removed and workers are ended. What has
-not ended by itself after `PATIENCE` seconds, or at a second signal, is ended from another thread.
+Everything that `dap` writes is whole or absent, also after `kill -9`. So there is nothing that an ending must wait for. Before
+the work has begun, and while a module is imported, a signal ends the process at once: an exception there would leave a trace, or
+would be lost in C code. Later a signal raises `KeyboardInterrupt`, so that half-written files are removed and workers are ended.
+What has not ended by itself after `PATIENCE` seconds, or at a second signal, is ended from another thread.
 
 A signal that the process was told to ignore stays ignored. This is how `nohup` and `&` in scripts work.
 """
