@@ -16,7 +16,7 @@ import torch
 
 from dap.backbones import device_of
 from dap.backbones.base import Backbone
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.base.files import check_folder, locked
 from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
@@ -26,6 +26,7 @@ from dap.data.sets.cards import cell, size_category
 from dap.data.sets.distilled import WORK, DistilledSet
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method, Task, plan
+from dap.methods.finite import Failures, finite
 from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.looking import check_still_there, looked_at, told_doubts
@@ -167,7 +168,7 @@ def _make(
     inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
     store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds(), cache=workshop.cache)
     task = replace(task, store=store, tell=watcher.work)
-    make = method.prepare(task)
+    make = finite(method, task)
     resolved, names = task.recipe, task.source.class_names
     total = len(names) * resolved.ipc
     sizes = cuts(out, resolved.values(), can_grow=method.grows(task))
@@ -183,16 +184,23 @@ def _make(
         device = task.given.backbone.device if task.given.backbone else task.device
         meter = Meter(made, method.needs, store, device)
         watcher.images(name, 0, total)
+        failures = Failures(out, names, resolved.values())
         for unit in plan(len(names), resolved.ipc, resolved.block, sizes):
             if not all(made.has(unit.label, slot) for slot in unit.slots):
-                result = looked_at(make(unit), unit, task)
+                try:
+                    result = looked_at(make(unit), unit, task)
+                except NotFinite as error:
+                    failures.add(unit, error)
+                    continue
                 check_still_there(out)
                 for row, slot in enumerate(unit.slots):
                     made.add(unit.label, slot, result.images[row], **result.records[row])
                 meter.add(len(unit.slots))
+                failures.made = True
             watcher.images(name, unit.slots[-1] + 1 + unit.label * resolved.ipc, total, names[unit.label])
         meter.write()
         check_still_there(out)
+        failures.check()
         if missing := DistilledSet.open(out).missing():  # what is on disk counts, not what was written
             raise DapError(
                 f"{out} lacks {len(missing)} of {total} images, because something removed or changed them meanwhile. Run the "
