@@ -43,7 +43,7 @@ def finite(method: Method, task: Task) -> Callable[[Unit], Made]:
     make = _checked(method.prepare(task), task)
     again: list[Callable[[Unit], Made]] = []
 
-    def tried(unit: Unit) -> Made:
+    def twice(unit: Unit) -> Made:
         try:
             return make(unit)
         except NotFinite:
@@ -61,7 +61,7 @@ def finite(method: Method, task: Task) -> Callable[[Unit], Made]:
                 made = again[0](unit)
         return replace(made, records=[{**record, "dtype": "float32"} for record in made.records])
 
-    return tried
+    return twice
 
 
 def _in_float32(task: Task) -> Task:
@@ -80,9 +80,22 @@ def _checked(make: Callable[[Unit], Made], task: Task) -> Callable[[Unit], Made]
     return checked
 
 
+def tried(make: Callable[[Unit], Made], unit: Unit) -> Made | NotFinite:
+    """The images of a unit, or why they are not finite."""
+    try:
+        return make(unit)
+    except NotFinite as error:
+        return error
+
+
+def forget(out: Path) -> None:
+    """Remove what an earlier run recorded in a set, because its units are tried again."""
+    (out / FILE).unlink(missing_ok=True)
+
+
 @dataclass
 class Failures:
-    """The units of a run that failed. The file of an earlier run is removed, because its units are tried again.
+    """The units of a run that failed.
 
     Attributes:
         out: the folder of the set.
@@ -96,9 +109,6 @@ class Failures:
     recipe: Mapping[str, Any]
     made: bool = False
     found: list[tuple[Unit, NotFinite]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        (self.out / FILE).unlink(missing_ok=True)
 
     def add(self, unit: Unit, error: NotFinite) -> None:
         """Record a unit as failed.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, write_atomically
-from dap.data.sets.contents import INPUTS, RECIPE, Classes, read_manifest
+from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
 from dap.data.sets.notes import read, read_note, there
@@ -21,6 +23,10 @@ log = logging.getLogger("dap")
 GROWTH = "growth.json"
 """Keeps the sizes that the set had before it grew. The plan of its units is cut at these sizes, so that no unit makes an image
 again that is there already, and a resume makes the same units."""
+
+ABANDONED = 3600.0
+"""Seconds after which a temporary file belongs to a process that was killed. One that is younger may belong to a process that
+makes the same set."""
 
 
 def check_begun(
@@ -150,6 +156,52 @@ def classes_of(path: Path, class_names: Sequence[str], ipc: int) -> Classes:
     return Classes(names=list(class_names), folders=folders_of(class_names), ipc=ipc)
 
 
+def begin(path: Path, class_names: Sequence[str], ipc: int, pinned: Mapping[str, Any], shared: bool = False) -> None:
+    """Write the files that every set has before its first image, and clean up after a process that was killed.
+
+    Args:
+        path, class_names, ipc: as for `DistilledSet.create`.
+        pinned: what `check_begun` returned.
+        shared: whether other processes may be making the same set. Nothing of theirs is then cleaned up.
+    """
+    check_classes(class_names, ipc)
+    for name, value in pinned.items():
+        if not there(path, name):
+            write_atomically(path / name, dump(value))
+    classes = classes_of(path, class_names, ipc)
+    write_atomically(path / "classes.json", dump(classes.model_dump()))
+    for left in (*path.glob(".tmp-*"), *path.glob("images/*/.tmp-*")):
+        with suppress(FileNotFoundError):
+            if not shared or time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    if not shared:
+        if part_files(path):
+            gather(path)
+        keep_usable_lines(path, classes)
+    elif not there(path, "manifest.jsonl"):  # from its first moment, others know the folder as a set
+        write_atomically(path / "manifest.jsonl", b"")
+
+
+def text_of(line: Mapping[str, Any]) -> str:
+    """A line of the manifest as it is written."""
+    return json.dumps(line) + "\n"
+
+
+def gather(path: Path) -> None:
+    """Put all lines of a manifest, and of its parts, into manifest.jsonl in (label, slot) order, and remove the parts.
+
+    The caller must hold `files.locked(path)`. A process that is killed here leaves the old file or the new one, and a line may
+    then stand in a part too. Nothing is written if the file has these lines already.
+    """
+    parts = part_files(path)
+    lines = read_manifest(path, read(path, "classes.json", Classes)).lines
+    data = "".join(text_of(lines[key][1]) for key in sorted(lines)).encode()
+    if not there(path, "manifest.jsonl") or inside(path, "manifest.jsonl").read_bytes() != data:
+        write_atomically(path / "manifest.jsonl", data)
+    for part in parts:
+        part.unlink(missing_ok=True)
+
+
 def keep_usable_lines(path: Path, classes: Classes) -> None:
     """Write the manifest anew if a line of it cannot be used, such as the half line of a killed writer.
 
@@ -162,7 +214,7 @@ def keep_usable_lines(path: Path, classes: Classes) -> None:
     if not there(path, "manifest.jsonl"):
         return
     if manifest.problems or not ended(inside(path, "manifest.jsonl")):
-        lines = [json.dumps(line) + "\n" for _, line in sorted(manifest.lines.values(), key=lambda pair: pair[0])]
+        lines = [text_of(line) for _, line in sorted(manifest.lines.values(), key=lambda pair: pair[0])]
         write_atomically(path / "manifest.jsonl", "".join(lines).encode())
 
 
