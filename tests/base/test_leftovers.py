@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from dap.base import leftovers
+from dap.base import disk
+from dap.base.disk import OLD, aside_of
 from dap.base.files import write_atomically
-from dap.base.leftovers import OLD, aside_of
 
 WRITES = """
 import sys, time, pathlib
@@ -27,7 +27,7 @@ with replacing(pathlib.Path(sys.argv[1])) as file:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(leftovers, "_swept", set())  # as in a new process
+    monkeypatch.setattr(disk, "_swept", set())  # as in a new process
 
 
 def half_written(path):
@@ -65,15 +65,15 @@ def test_only_files_of_our_names_go_and_those_of_other_machines_by_age(tmp_path)
     (tmp_path / f".tmp-12345678-{dead.pid}-0a0b0c0d.d").mkdir()
     for name in (ours, of_dead, elsewhere, *others, *before):
         (tmp_path / name).write_bytes(b"x")
-    leftovers.sweep(tmp_path)
+    disk.sweep(tmp_path)
     assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {ours, elsewhere, *others, *before}
     old = time.time() - OLD - 60
     for file in tmp_path.iterdir():
         os.utime(file, (old, old))
-    leftovers.sweep(tmp_path)
+    disk.sweep(tmp_path)
     assert (tmp_path / elsewhere).exists(), "a folder is looked at once"
-    leftovers._swept.clear()
-    leftovers.sweep(tmp_path)
+    disk._swept.clear()
+    disk.sweep(tmp_path)
     assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {*others}
 
 

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dap.base.disk import writing
+from dap.base.disk import aside_of, sweep, writing
 from dap.base.errors import DapError
-from dap.base.leftovers import aside_of, sweep
 
 
 def write_atomically(path: Path, data: bytes) -> None:
