@@ -87,7 +87,10 @@ def test_a_ray_cluster_loses_a_node_and_gets_another_one(flags, whole, tmp_path)
     out, told = tmp_path / "ray", tmp_path / "told"
     environment = {**ENVIRONMENT, "SECONDS_A_UNIT": "2"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, **pipes) as cluster, told.open("w") as errors:
+    with (
+        subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, **pipes) as cluster,
+        told.open("w") as errors,
+    ):
         assert cluster.stdin and cluster.stdout
 
         def say(word: str) -> None:
@@ -147,7 +150,8 @@ def test_three_shells_of_which_one_is_killed(flags, whole, tmp_path):
     ]
     wait_for("six images", lambda: len(part_files(out)) >= 6, runs[0])
     runs[1].send_signal(signal.SIGKILL)
-    said = [run.communicate(timeout=600)[0] for run in runs]
+    killed = runs[1].communicate()[0]  # a shell, too, notices at once that its child has died
+    said = [runs[0].communicate(timeout=600)[0], killed, runs[2].communicate(timeout=600)[0]]
     print(*said)
     assert [run.returncode for run in runs] == [0, -9, 0]
     assert len(re.findall("45 images in", "".join(said))) == 2
