@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dap.cli.flags import Told
 
 if TYPE_CHECKING:
+    from dap.verbs.planning.estimate import Estimate
     from dap.verbs.planning.status import SetStatus, Status
     from dap.verbs.report import Results
 
@@ -93,6 +97,53 @@ def _row(one: SetStatus, of: Status) -> str:
     if one.idle is not None and not one.done:
         parts.append(f"last change {duration(one.idle)} ago" + ("" if one.busy else ", so probably nobody works on it"))
     return f"  {name}: {', '.join(parts)}" + ("" if not one.done else " (done)")
+
+
+def forecast(found: Sequence[Estimate], out: Path) -> Told:
+    """What work will take: a line for each piece of it, and the sums."""
+    from dap.verbs.planning.estimate import free_disk
+
+    lines = ["This is a dry run: nothing was made."]
+    for one in found:
+        done = one.pieces - one.left
+        kept = f", {done} of them there already" if done else ""
+        units = f" in {one.units} units" if one.units and one.units != one.left else ""
+        told = one.why if one.seconds is None else duration(one.seconds)
+        lines.append(f"  {one.name}: {one.pieces} {one.kind}{kept}{units}; {told}")
+    known = [one.seconds for one in found if one.seconds is not None]
+    if known:
+        which = "" if len(known) == len(found) else f" for {len(known)} of these {len(found)} lines"
+        lines.append(
+            f"Time: {duration(sum(known))}{which}, in one process that has this machine to itself as much as now."
+        )
+    if trial := sum(one.trial for one in found):
+        lines.append(f"These times are told by trials on this machine, which took {duration(trial)}.")
+    memory = [one.memory_gb for one in found if one.memory_gb is not None]
+    if memory:
+        lines.append(f"Memory: {max(memory):.1f} GB at the most in the trials.")
+    disk, free = sum(one.disk for one in found), free_disk(out)
+    lines.append(f"Disk: about {size(disk)} of images; {size(free)} are free there.")
+    fetched = dict(item for one in found for item in one.downloads)
+    names = [name if bytes_ is None else f"{name} ({size(bytes_)})" for name, bytes_ in fetched.items()]
+    lines.append(f"Downloads: {', '.join(names) if names else 'nothing'}.")
+    if disk > free:
+        lines.append("Warning: the disk has too little room for this.")
+    values = {
+        "work": [{**asdict(one), "downloads": dict(one.downloads)} for one in found],
+        "seconds": sum(known) if len(known) == len(found) else None,
+        "disk": disk,
+        "free": free,
+    }
+    return Told("\n".join(lines), values)
+
+
+def size(count: float) -> str:
+    """A number of bytes in words, such as "3.1 MB" (10⁶ bytes)."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:
