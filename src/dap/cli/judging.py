@@ -13,6 +13,7 @@ from dap.cli.flags import (
     Changes,
     Classes,
     DryRun,
+    EngineFlags,
     JudgingFlags,
     MachineFlags,
     MaybePositive,
@@ -24,6 +25,7 @@ from dap.cli.flags import (
     Told,
     Track,
     assignments,
+    engine_of,
     judging_of,
     machine_of,
     watcher_of,
@@ -51,6 +53,7 @@ def evaluate(
     dry_run: DryRun = False,
     judged: JudgingFlags | None = None,
     track: Track = None,
+    engine: EngineFlags | None = None,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -75,7 +78,7 @@ def evaluate(
 
     check_tracking(track)
     told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
-    limit = {"max_bad_fraction": max_bad_fraction, "split": split}
+    limit = {"max_bad_fraction": max_bad_fraction, "split": split, "engine": engine_of(engine)}
     own = (sets[0] / "classes.json").exists() or not sets[0].is_dir()
     out = out or (sets[0] if own else beside_here(sets[0]))
     return shown(run(sets, data=data, classes=classes, out=out, **limit, **told), track)

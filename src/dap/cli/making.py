@@ -213,7 +213,7 @@ def compare(
 
 
 def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = False) -> None:
-    """Do the cells of a grid that a parent process wrote into a file.
+    """Do the work that a parent process wrote into a file.
 
     Args:
         job: The file.
@@ -222,8 +222,12 @@ def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = Fa
     """
     from dap.base.workers import end_with_parent
     from dap.cli.bars import Lines
-    from dap.verbs.compare import work_on
+    from dap.verbs.jobs import JUDGING
 
+    if job.name == JUDGING:
+        from dap.verbs.evaluate import work_on
+    else:
+        from dap.verbs.compare import work_on
     del code, allow_code
     end_with_parent()
     work_on(job, Lines(every=float("inf")))
