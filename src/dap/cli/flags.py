@@ -119,7 +119,7 @@ Track = Annotated[
 SPELLED = {"changes": "--set", "measures": "--measure", "trials": ("--trials", "--seeds")}
 """The flags of those fields whose flag is not simply the field's name."""
 
-METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR"}
+METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR", "memory": "GIB", "disk": "GIB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ if TYPE_CHECKING:
     MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = dict[str, Any]
 else:
     MachineFlags = flags_of(Machine, MACHINE)
-    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "allow_code"))
+    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "memory", "disk", "allow_code"))
     JudgingFlags = flags_of(Judging, JUDGING)
     QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")
     OutputFlags = flags_of(Output, OUTPUT)

@@ -28,7 +28,7 @@ from dap.methods.base import Method, Task, plan
 from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.looking import check_still_there, looked_at, told_doubts
-from dap.verbs.options import Machine, permitted
+from dap.verbs.options import Machine, images_budget, permitted
 from dap.verbs.settling import NOTE as CHOSEN
 from dap.verbs.settling import settled
 from dap.verbs.understood import check_out, tell_of
@@ -44,9 +44,10 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
         watcher: is told what was understood of the data. None: nobody is told.
 
     Raises:
-        DapError: there is no such device, or the number of threads is none that this machine can run.
+        DapError: there is no such device, the number of threads is none that this machine can run, or a budget is not above 0.
     """
     device_of(machine.device)
+    images_budget(machine)
     if machine.threads is not None:
         processors = os.cpu_count() or 1
         most = max(256, 4 * processors)  # far above this, the threads of torch end the process without a word

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ from dap.base.files import write_atomically
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.real.names import select
+from dap.data.real.stored.streams import Streamed
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import leaks, whole_note
 from dap.evaluation.measures.embedding import Features
@@ -37,7 +38,7 @@ from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.own import Own, Subject
 from dap.evaluation.measures.pictures import Pictures
-from dap.evaluation.training.batches import Labelled
+from dap.evaluation.training.batches import Labelled, as_float
 from dap.evaluation.training.classifier import Classifier
 from dap.kernels import RBF
 
@@ -60,7 +61,8 @@ class Inspector:
 
     Args:
         train: real training images.
-        test: real test images (n, 3, h, w) in [0, 1] and labels (n,), for the map alone.
+        test: real test images (n, 3, h, w) and labels (n,), for the map alone; or a function that gives them, which is called
+            when a set is inspected.
         features: what to call the extractor, and the extractor. A `Classifier` also predicts labels.
         limit: real images of a class that are searched for near-copies; default: all, or a random choice of
             `SEARCHED_IN_ALL` altogether where there are more. The measures do not depend on it.
@@ -73,17 +75,22 @@ class Inspector:
     def __init__(
         self,
         train: Source,
-        test: Labelled,
+        test: Labelled | Callable[[], Labelled],
         features: tuple[str, Features],
         *,
         limit: int | None = None,
         own: Sequence[Own] = (),
     ) -> None:
-        self.train, self.test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
+        self.train, self._test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
         self._kept: dict[Any, Any] = {}
         """Values that `compare` computes from the real images only, kept for the next set."""
         known = features[1]
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
+
+    @cached_property
+    def test(self) -> Labelled:
+        """The test images and their labels."""
+        return self._test() if callable(self._test) else self._test
 
     @property
     def _reading(self) -> dict[str, Any]:
@@ -106,7 +113,8 @@ class Inspector:
     def _tested(self) -> tuple[set[bytes], int]:
         """The small pictures of all test images, and how many test images are training images too, of those that are
         searched."""
-        test = [picture.numpy().tobytes() for part in self.test[0].split(500) for picture in self.reals.pictured(part)]
+        parts = map(as_float, self.test[0].split(500))  # pyright: ignore[reportCallIssue]
+        test = [picture.numpy().tobytes() for part in parts for picture in self.reals.pictured(part)]
         searched = self.search.reals if "search" in self.__dict__ else self.reals
         train = {picture.numpy().tobytes() for pictures in searched.pictures for picture in pictures}
         return set(test), sum(picture in train for picture in test)
@@ -309,7 +317,9 @@ class Inspector:
             pool, places = self.reals.features[label], (labels == label).nonzero()[:, 0]
             chosen.append(pool[torch.randperm(len(pool), generator=generator)[:each]])
             picked.append(places[torch.randperm(len(places), generator=generator)[:each]])
-        train, test = torch.cat(chosen), extract(self.features, images[torch.cat(picked)]).float()
+        places = torch.cat(picked)
+        shown = images.take(places) if isinstance(images, Streamed) else images[places]
+        train, test = torch.cat(chosen), extract(self.features, as_float(shown)).float()
         both = torch.cat([train, test])
         mean = both.mean(0)
         _, _, axes = torch.linalg.svd(both - mean, full_matrices=False)
