@@ -160,6 +160,19 @@ def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
             )
 
 
+def rows_of(images: Stored, rows: Tensor) -> Tensor:
+    """Some of the images (m, c, h, w), float32 in [0, 1]."""
+    return as_float(images.take(rows) if isinstance(images, Streamed) else images[rows])
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], images: Stored) -> Tensor:
+    """What `function` gives for images (n, c, h, w), float32 in [0, 1]. Images that are not float yet, or lie in a file, are
+    handed to it in blocks, so that memory holds few of them as floats."""
+    if isinstance(images, Tensor) and images.is_floating_point():
+        return function(images)
+    return torch.cat([function(as_float(part)) for part in images.split(2 * AHEAD)])  # pyright: ignore[reportCallIssue]
+
+
 def as_float(images: Tensor) -> Tensor:
     """Images in [0, 1] as float32, made of float images in [0, 1] or of uint8 images from 0 to 255."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()

@@ -169,7 +169,8 @@ class _Ready:
         room = gpu_room(device)
         self.train = Images(train, fixed, device, keep=most, room=room)
         self.plain, self.test = (
-            Images(one, self.protocol.test_steps, device, keep=min(KEPT_BYTES, most), room=room) for one in (train, test)
+            Images(one, self.protocol.test_steps, device, keep=min(KEPT_BYTES, most), room=room)
+            for one in (train, test)
         )
         self.replay = None
         if plan.stored is not None and isinstance(self.protocol.labels, Stored):

@@ -36,8 +36,8 @@ def train_classifier(
         raise DapError("The test data has other classes than the training data.")
     names = train.class_names
     budget = plan.setdefault("budget", Budget())
-    labelled = [stored(source, budget, exact=True)[:2] for source in (train, test)]
-    return train_on_tensors(*labelled, protocol, len(names), class_names=names, seed=seed, **plan)
+    shown, tested = (stored(source, budget, exact=True)[:2] for source in (train, test))
+    return train_on_tensors(shown, tested, protocol, len(names), class_names=names, seed=seed, **plan)
 
 
 def train_on_tensors(

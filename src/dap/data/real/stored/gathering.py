@@ -89,10 +89,13 @@ def gathered(
     while True:
         nbytes = n * 3 * side * side * dtype.itemsize
         how = keep or _way(nbytes, budget)
+        into = _Sink(how, n, side, dtype, budget.folder)
         try:
-            into = _Sink(how, n, side, dtype, budget.folder)
             rows, whole = _read(_First(read, dtype), n, workers, into, broken, refuse=exact and dtype == torch.uint8)
-        except _Deeper:
+        except BaseException as error:
+            into.close()
+            if not isinstance(error, _Deeper):
+                raise
             dtype = torch.float32  # all images are read again
             continue
         images = into.images(len(rows)) if how != "nothing" else Decoding(read, rows, side, dtype, workers)
@@ -172,12 +175,16 @@ class _Sink:
                 # A file without a name goes when the process ends, in whatever way.
                 self.file = tempfile.TemporaryFile(dir=self.folder, prefix="dap-images-")  # noqa: SIM115
 
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
     def add(self, images: np.ndarray) -> None:
         if self.how == "memory":
             self.memory[self.count : self.count + len(images)] = torch.from_numpy(images)
         elif self.file is not None:
             with self._told():
-                self.file.write(memoryview(images).cast("B"))
+                self.file.write(images.data.cast("B"))
         self.count += len(images)
 
     def images(self, n: int) -> Stored:
@@ -207,7 +214,7 @@ class _Part:
     broken: list[tuple[int, str, str]] = field(default_factory=list)
     failed: str = ""
     whole: bool = True
-    said: list[str] = field(default_factory=list)
+    said: list[tuple[str, str]] = field(default_factory=list)
 
 
 def _read(
@@ -224,9 +231,9 @@ def _read(
         if refuse and not found.whole:
             raise _Deeper
         whole &= found.whole
-        for message in found.said:
-            if message not in _said:
-                _said.add(message)
+        for kind, message in found.said:
+            if kind not in _said:
+                _said.add(kind)
                 log.warning("%s", message)
         for row, reason, told in found.broken:
             if broken is None:
@@ -241,7 +248,7 @@ def _read(
 
 
 _said: set[str] = set()
-"""Warnings about images that were said. The processes that decode cannot know that they were."""
+"""The kinds of warnings about images that were said. The processes that decode cannot know that they were."""
 
 
 class _First(Dataset[Any]):
@@ -273,16 +280,16 @@ class _First(Dataset[Any]):
 
 
 class _Overheard(logging.Handler):
-    def __init__(self, said: list[str]) -> None:
+    def __init__(self, said: list[tuple[str, str]]) -> None:
         super().__init__(logging.WARNING)
         self._said = said
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said.append(record.getMessage())
+        self._said.append((str(record.msg), record.getMessage()))
 
 
 @contextmanager
-def _overheard(said: list[str]) -> Iterator[None]:
+def _overheard(said: list[tuple[str, str]]) -> Iterator[None]:
     """Take down the warnings of a process that decodes for another one, which says each of them once."""
     if get_worker_info() is None:
         yield

@@ -7,6 +7,7 @@ A `Streamed` stands for a tensor of images (n, 3, side, side) whose rows are rea
 from __future__ import annotations
 
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -80,6 +81,7 @@ class Packed(Streamed):
     def __init__(self, file: Any, n: int, side: int, dtype: torch.dtype) -> None:
         super().__init__(n, side, dtype)
         self.file, self._type = file, np.dtype(str(dtype).removeprefix("torch."))
+        weakref.finalize(self, file.close)
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         found = np.empty((len(rows), *self.shape[1:]), self._type)
@@ -88,7 +90,7 @@ class Packed(Streamed):
             end = start + 1
             while end < len(rows) and rows[end] == rows[end - 1] + 1:
                 end += 1
-            place = memoryview(found[start:end]).cast("B")
+            place = found[start:end].data.cast("B")
             if os.preadv(self.file.fileno(), [place], rows[start] * each) != len(place):
                 raise DapError("The file of decoded images was cut while it was read; run the same again.")
             start = end
