@@ -162,7 +162,7 @@ class Search:
     def __call__(self, images: Stored, labels: Tensor, features: Tensor) -> list[Neighbours]:
         """The neighbours of images (n, 3, h, w), float in [0, 1] or uint8, with labels (n,) and features (n, D), in order."""
         features = features.float()
-        found: list[list[Suspect]] = [[] for _ in images]
+        found: list[list[Suspect]] = [[] for _ in range(len(images))]
         for asked in (labels, self._rivals(images, labels)):
             for label in range(len(self.reals.indices)):
                 rows = (asked == label).nonzero()[:, 0]
