@@ -115,7 +115,12 @@ def run(arguments: Sequence[Any], name: str = "", cache: Path | None = None) -> 
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(words, env=environment, stdout=said, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:  # this process is to end, and then the other must not go on
+            process.kill()
+            process.wait()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dap.base.budget import GIB, Budget, budget_of, disk_budget, free_memory, memory_budget
 from dap.base.errors import DapError
 from dap.data.real.held import Part
 from dap.data.real.memory import MemorySource
 from dap.data.real.sources import open_source
 from dap.data.real.stored import gathering
+from dap.data.real.stored.budget import GIB, Budget, budget_of, disk_budget, free_memory, memory_budget
 from dap.data.real.stored.gathering import gathered, stored
 from dap.data.real.stored.streams import Packed, Streamed
 from dap.evaluation.training.batches import Images

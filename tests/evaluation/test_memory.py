@@ -73,12 +73,13 @@ def test_a_budget_that_is_none_is_one_sentence(made, flags, capsys):
     assert f"{flags[0]} takes a number of GiB above 0" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(900)  # four commands of their own, on a machine that may be busy
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """4,000 images more of 128 px, in a process each: 197 MB as bytes, and four times as much as floats."""
+    """2,000 images more of 128 px, in a process each: 98 MB as bytes, and four times as much as floats."""
     bench = runpy.run_path(str(ROOT / "benchmarks" / "synthetic_imagenet.py"))
     small = ["--set", "size=128", "--set", "width=4", "--set", "mean=[0.5]", "--set", "std=[0.25]", *TINY]
     peaks: dict[str, list[float]] = {"judge": [], "train-teacher": []}
-    for images in (100, 1100):
+    for images in (60, 560):
         data = bench["make"](tmp_path / f"data{images}", classes=4, train=images, test=images, side=128)
         for folder in (data / "train").iterdir():  # a set of two images a class
             (tmp_path / f"set{images}" / folder.name).mkdir(parents=True)
@@ -90,4 +91,4 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
         peaks["judge"].append(judged.peak_mb)
         peaks["train-teacher"].append(bench["run"](["train-teacher", *teacher, *small]).peak_mb)
     grown = {name: after - before for name, (before, after) in peaks.items()}
-    assert all(more < 120 for more in grown.values()), grown
+    assert all(more < 90 for more in grown.values()), grown

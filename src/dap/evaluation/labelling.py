@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from dap.base.budget import Budget
 from dap.data.real.decode import decode
 from dap.data.real.sizes import size_of
+from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.gathering import gathered
 from dap.data.sets.contents import file_of
 from dap.data.sets.distilled import DistilledSet

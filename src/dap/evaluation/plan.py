@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 from typing import Protocol as Interface
 
-from dap.base.budget import Budget
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.names import select
+from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.gathering import stored
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.image_labels import open_image_labels

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from dap.base.budget import Budget, budget_of
 from dap.base.permission import allow_code
 from dap.data.real.identity import folder
+from dap.data.real.stored.budget import Budget, budget_of
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,8 +14,8 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor, nn
 
-from dap.base.budget import Budget
 from dap.base.errors import DapError
+from dap.data.real.stored.budget import Budget
 from dap.evaluation.training.batches import (
     AHEAD,
     KEPT_BYTES,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dap.base.budget import Budget
 from dap.base.errors import DapError
 from dap.data.real.sources import Source
+from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.gathering import stored
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, of_training

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from dap.base.budget import GIB, Budget
 from dap.base.errors import DapError
 from dap.data.real.base import Source
 from dap.data.real.decode import BrokenImage
+from dap.data.real.stored.budget import GIB, Budget
 from dap.data.real.stored.streams import Decoding, Packed, Read, Stored, as_bytes, loaded
 
 log = logging.getLogger("dap")
