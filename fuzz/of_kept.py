@@ -30,7 +30,7 @@ from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.stored_labels import Labelling, open_labels, write_labels
 from dap.evaluation.training.transforms import split
 from dap.evaluation.training.zoo import _fetched
-from dap.verbs.cells import read_job
+from dap.verbs.jobs import read_job
 from dap.verbs.options import Judging, Machine
 from fuzz import forms
 from fuzz.of_sets import NAMES, RECIPE_VALUES, TRIAL, make_set

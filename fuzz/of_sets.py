@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from dap.base.documents import read_json, read_lines
+from dap.base.files import dump, write_atomically
+from dap.data.sets.beginning import cuts, grow
 from dap.data.sets.contents import INPUTS, RECIPE
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import export
@@ -19,6 +21,7 @@ from dap.data.sets.notes import NOTES, read_note
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.records import load_set
 from dap.evaluation.training.trials import TrialLine
+from dap.verbs.planning.status import status
 from fuzz.forms import pngs
 from fuzz.pictures import picture, pictures
 from fuzz.target import Target
@@ -59,6 +62,7 @@ SEEDS: dict[str, Any] = {
     "protocols.json": {"small-hard": {"epochs": 300, "network": "convnet3", "size": 32, "lr": 0.01}},
     "ranking.json": {"network": "convnet3", "hlr": 3.0, "ior": 1.0, "classes": 2},
     "import.json": {"source": "x", "layout": "folders", "classes": NAMES, "recipe": RECIPE_VALUES, "ipc": 2, "notes": ["a"]},
+    "growth.json": {"ipc": [1, 2]},
     "recipe.json": RECIPE_VALUES,
     "chosen.json": {"choices": [{
         "field": "guidance.scale", "value": 0.02, "by": "trust region", "candidates": ["0.01", "0.02"],
@@ -116,12 +120,27 @@ def targets(folder: Path) -> list[Target]:
         inputs = {"data": {"train": "0" * 16}}
         return DistilledSet.check_begun(path.parent, NAMES, RECIPE_VALUES, inputs)
 
+    def grown(path: Path) -> Any:
+        if path.name != "recipe.json":  # the last input may have let the set grow
+            write_atomically(path.parent / "recipe.json", dump(RECIPE_VALUES))
+        larger = {**RECIPE_VALUES, "ipc": 7}
+        sizes = cuts(path.parent, larger, can_grow=True)
+        grow(path.parent, larger, sizes, "a command")
+        return sizes
+
     for file in ("manifest.jsonl", "classes.json", "recipe.json"):
         add(f"set: {file}", "lines" if file.endswith("l") else "json", file, [], opened)
     for file in ("manifest.jsonl", "classes.json", "recipe.json", "inputs.json"):
         add(f"verify: {file}", "lines" if file.endswith("l") else "json", file, [], verified)
     add("resume: recipe.json", "json", "recipe.json", [], resumed)
     add("resume: inputs.json", "json", "inputs.json", [], resumed)
+    for file in ("recipe.json", "growth.json"):
+        add(f"grow: {file}", "json", file, [], grown, noted=True)
+    add("grow: command.txt", "binary", "command.txt", [b"dap distill --out x\n"], grown, noted=True)
+    planned = json.dumps({"sets": [{"folder": "images", "images": 4, "trainings": 2}]}).encode()
+    add("status: grid.json", "json", "grid.json", [planned], lambda path: status(path.parent), noted=True)
+    for file in ("manifest.jsonl", "trials.jsonl"):
+        add(f"status: {file}", "lines", file, [], lambda path: status(path.parent), noted=True)
     add("document: recipe.json", "json", "recipe.json", [], lambda path: read_json(path, RECIPE))
     add("document: inputs.json", "json", "inputs.json", [], lambda path: read_json(path, INPUTS))
     lines = json.dumps(TRIAL).encode() + b"\n" + json.dumps(TRIAL | {"seed": 1}).encode() + b"\n"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,3 +97,47 @@ def test_trainings_are_taken_up_once_and_summed_up_by_hand(tmp_path, monkeypatch
     assert "| `herding` | 65.0 ± 7.1 | 2 × 1 | – | 67.0 | classifier | 30 |" in page
     assert "drawn down" in page and "| `random` | 80.0 ± 0.0 | 40.0 ± 0.0 | 2 |" in page
     assert "several networks" in page and "| `random` | 53.0 ± 2.8 | 30.0 ± 0.0 | 2 |" in page
+
+
+@pytest.mark.parametrize("shape", ["dit-small", "sd-small"])
+def test_shapes_with_random_weights_still_open_and_are_measured(shape):
+    """What a backbone's configuration must say has grown since these shapes were written, and nobody had tried them again."""
+    layer = "4" if shape == "dit-small" else "mid"
+    flags = f"--shape {shape} --device cpu --batch 1 --reals 2 --steps 2 --rounds 1 --no-plain --ipc 1 --layer {layer}"
+    command = [sys.executable, str(ROOT / "benchmarks" / "sampling.py"), *flags.split()]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr
+    row = ran.stdout.splitlines()[-3]
+    assert row.startswith(f"| {layer} | 2 | 1 |") and "%" in row
+
+
+def test_the_large_shapes_have_configurations_that_open():
+    """Without memory for their weights."""
+    from dap.backbones.honoured import check_pipeline
+
+    shapes = runpy.run_path(str(ROOT / "benchmarks" / "shapes.py"))
+    with torch.device("meta"):
+        made = {
+            "dit": shapes["dit"](shapes["DIT"]["dit-xl-2"]),
+            "unet": shapes["stable_diffusion"](shapes["SD"]["sd-1.5"]),
+        }
+        for kind, pipe in made.items():
+            check_pipeline(pipe, kind, None)
+
+
+def test_the_script_of_the_gpu_day_names_flags_that_exist():
+    """It runs nine minutes on a machine that costs money, so a misspelt flag must show here."""
+    script = (ROOT / "benchmarks" / "gpu.sh").read_text()
+    subprocess.run(["bash", "-n", str(ROOT / "benchmarks" / "gpu.sh")], check=True)
+    calls = re.findall(r"\$B/(\w+)\.py ([^\n]*)", script)
+    assert len(calls) >= 12
+    for module, words in calls:
+        source = (ROOT / "benchmarks" / f"{module}.py").read_text()
+        for flag in re.findall(r"(--[\w-]+)", words):
+            assert f'"{flag}"' in source, f"{module}.py has no {flag}"
+    limits = [int(seconds) for seconds in re.findall(r'part "[^"]+" (\d+)', script.rpartition("else")[2])]
+    assert sum(limits) <= 9 * 60 - 10
+    pinned = (ROOT / "constraints.txt").read_text()
+    wheels = re.search(r'WHEELS="([^"]+)"', script)
+    assert wheels is not None
+    assert all(re.search(rf"^{name}==", pinned, re.M) for name in wheels[1].split())

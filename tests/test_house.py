@@ -32,6 +32,7 @@ ROOMS = [
     ["dap.methods", "dap.pipelines"],
     ["dap.objects"],
     ["dap.workshop"],
+    ["dap.engines"],
     ["dap.verbs"],
     ["dap.testing"],
     ["dap.cli"],

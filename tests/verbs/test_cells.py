@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import weakref
+from pathlib import Path
 
 import pytest
 
 from dap import backbones
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
-from dap.verbs import cells
+from dap.verbs import cells, jobs
 from dap.verbs.compare import compare, comparison, sweep, work_on
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Unfinished
@@ -88,7 +90,7 @@ def test_workers_are_handed_the_grid_and_no_backbone_stays_with_their_parent(bas
         assert loaded and not any(one() for one in loaded), "the parent keeps a backbone"
         assert arguments[0] == "worker" and workers == 2
         meanwhile()
-        work_on(cells.Path(arguments[1]))
+        work_on(Path(arguments[1]))
         meanwhile()
 
     monkeypatch.setattr(backbones, "load", remembered)
@@ -103,8 +105,8 @@ def test_workers_are_handed_the_grid_and_no_backbone_stays_with_their_parent(bas
 def test_a_grid_is_the_same_after_it_was_written_down(base, tmp_path):
     made = tuple(comparison({**base, "classifier": "x"}, ["random", "dap", "herding"], [1, 2], 2))
     judging = Judging(networks=("convnet1", "convnet2"), changes={"mean": [0.5]}, labels=tmp_path, trials=2)
-    one = cells.Grid(made, tmp_path, judging, Machine(cache=tmp_path), (1,), "dap compare")
-    again = cells.Grid.load(cells.json.loads(cells.json.dumps(one.dump(), default=str)))
+    one = jobs.Grid(made, tmp_path, judging, Machine(cache=tmp_path), (1,), "dap compare")
+    again = jobs.Grid.load(json.loads(json.dumps(one.dump(), default=str)))
     assert again == one
     assert [recipe.model_fields_set for _, recipe in again.cells] == [recipe.model_fields_set for _, recipe in made]
 
@@ -127,11 +129,11 @@ def test_a_grid_is_the_same_after_it_was_written_down(base, tmp_path):
 def test_a_damaged_file_of_a_grid_is_one_sentence_that_names_it(base, tmp_path, change, says):
     """Found by fuzzing: KeyError and TypeError, and sentences without the file."""
     made = tuple(comparison(base, ["random"], [1], 1))
-    job = cells.json.loads(cells.json.dumps(cells.Grid(made, tmp_path, FAST, Machine()).dump(), default=str))
+    job = json.loads(json.dumps(jobs.Grid(made, tmp_path, FAST, Machine()).dump(), default=str))
     change(job)
-    (tmp_path / "job.json").write_text(cells.json.dumps(job))
+    (tmp_path / "job.json").write_text(json.dumps(job))
     if says is None:
-        assert cells.read_job(tmp_path / "job.json").machine == Machine()
+        assert jobs.read_job(tmp_path / "job.json").machine == Machine()
         return
     with pytest.raises(DapError, match=f"job.json.*{says}"):
-        cells.read_job(tmp_path / "job.json")
+        jobs.read_job(tmp_path / "job.json")

@@ -241,6 +241,31 @@ def _fetch(source: str, revision: str | None, offline: bool) -> Path:
     return folder
 
 
+def to_download(source: str, revision: str | None, offline: bool) -> tuple[str, int | None] | None:
+    """What opening a backbone would fetch from the hub: the name, and the bytes of all files there if the hub tells them.
+
+    None for a folder, for what ships with this package, for code, and for what is in this machine's cache. Nothing is fetched.
+    """
+    if Path(source).exists() or source.count("/") != 1 or ":" in source:
+        return None
+    with suppress(DapError), explained("backbone", source, revision):
+        folder = _fetch(source, revision, offline=True)
+        if all(_weights(folder, index_of(folder)).values()):
+            return None
+    size = None
+    if not offline:
+        from huggingface_hub import HfApi
+
+        with suppress(Exception):  # whatever the hub or the network says, the size is not known then
+            files = HfApi().model_info(source, revision=revision, files_metadata=True, timeout=10).siblings or []
+            safe = any(file.rfilename.endswith(".safetensors") for file in files)
+            taken = [
+                file for file in files if safe is False or not file.rfilename.endswith((".bin", ".ckpt", ".msgpack"))
+            ]
+            size = sum(file.size or 0 for file in taken) or None
+    return source, size
+
+
 def _weights(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
     parts = [folder / name for name in parts_of(index) if name not in UNUSED]

@@ -48,12 +48,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+class Busy(DapError):
+    """Another process is writing the same folder."""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float = 0) -> Iterator[None]:
     """Hold a folder for writing while the block runs; the folder is made where it does not exist.
 
+    Args:
+        folder: the folder.
+        wait: how many seconds to wait for another process that holds it.
+
     Raises:
-        DapError: another process holds the folder. The system frees the lock of a killed process at once.
+        Busy: another process holds the folder. The system frees the lock of a killed process at once.
+        DapError: something else lies in the place of the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -64,14 +73,14 @@ def locked(folder: Path) -> Iterator[None]:
         raise DapError(f"{lock} is a link or no regular file, where a lock belongs; remove it.")
     with open(os.open(lock, os.O_RDONLY | os.O_CREAT, 0o644), "rb") as seen:
         try:
-            with FileLock(lock, timeout=0):
+            with FileLock(lock, timeout=wait):
                 # The process that held the lock may have moved the folder away, and somebody else may hold that of a new
                 # folder. While the file is open here, no other file has its number.
                 if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(seen.fileno()))):
-                    raise DapError(busy)
+                    raise Busy(busy)
                 yield
         except Timeout as error:
-            raise DapError(busy) from error
+            raise Busy(busy) from error
 
 
 def check_folder(out: Path) -> None:

@@ -19,11 +19,12 @@ from cyclopts import Group, Parameter
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
-from dap.verbs.options import Judging, Machine
+from dap.verbs.options import Engine, Judging, Machine
 
 OTHERS = Group("Other flags", sort_key=90)
 JUDGING = Group("Judging", sort_key=20)
 MACHINE = Group("Machine (decides no byte of a set)", sort_key=30)
+ENGINE = Group("Several processes (decides no byte of a set)", sort_key=35)
 OUTPUT = Group("Output", sort_key=40)
 
 
@@ -119,7 +120,7 @@ Track = Annotated[
 SPELLED = {"changes": "--set", "measures": "--measure", "trials": ("--trials", "--seeds")}
 """The flags of those fields whose flag is not simply the field's name."""
 
-METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR", "memory": "GIB", "disk": "GIB"}
+METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR", "shard": "I/N", "memory": "GIB", "disk": "GIB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,10 +194,11 @@ def parameters(title: str, flags: Mapping[str, Any]) -> Any:
 
 
 if TYPE_CHECKING:
-    MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = dict[str, Any]
+    MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = EngineFlags = dict[str, Any]
 else:
     MachineFlags = flags_of(Machine, MACHINE)
     PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "memory", "disk", "allow_code"))
+    EngineFlags = flags_of(Engine, ENGINE)
     JudgingFlags = flags_of(Judging, JUDGING)
     QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")
     OutputFlags = flags_of(Output, OUTPUT)
@@ -205,6 +207,11 @@ else:
 def machine_of(given: Mapping[str, Any] | None) -> Machine:
     """The `Machine` that the flags describe."""
     return Machine(**(given or {}))
+
+
+def engine_of(given: Mapping[str, Any] | None) -> Engine:
+    """The `Engine` that the flags describe."""
+    return Engine(**(given or {}))
 
 
 def judging_of(given: Mapping[str, Any] | None, **defaults: Any) -> Judging:

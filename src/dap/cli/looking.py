@@ -1,4 +1,4 @@
-"""The verbs that look at things and change nothing: methods, verify, check."""
+"""The verbs that look at things and change nothing: methods, status, verify, check."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ def methods(
         for known, made in chosen.items()
     }
     return Told(one(name) if name else table(), {"methods": values})
+
+
+def status(
+    folder: Annotated[Path, Parameter(name="DIR", metavar="DIR")],
+    /,
+    *,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Tell how far work is.
+
+    Args:
+        folder: The folder of a set, of dap compare or dap sweep, or a folder that holds sets. Every machine that sees the
+            folder can ask, and nothing is written.
+    """
+    from dap.cli.results import progress
+    from dap.verbs.planning.status import status as run
+
+    del output
+    return progress(run(folder))
 
 
 def verify(

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from dap.cli.flags import (
     Classes,
+    EngineFlags,
     JudgingFlags,
     MachineFlags,
     MaybePositive,
@@ -25,6 +26,7 @@ from dap.cli.flags import (
     Track,
     Words,
     assignments,
+    engine_of,
     judging_of,
     machine_of,
     output_of,
@@ -39,7 +41,6 @@ RecipeFile = Annotated[
     Parameter(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe. Flags override what stands in it."),
 ]
 SetsEach = Annotated[Positive, Parameter(name="--sets")]
-Workers = Annotated[Positive, Parameter(name="--workers")]
 Methods = Annotated[
     Words,
     Parameter(
@@ -61,6 +62,7 @@ def distill(
     *,
     out: Path,
     flags: RecipeFlags | None = None,
+    engine: EngineFlags | None = None,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -73,7 +75,8 @@ def distill(
     from dap.verbs.distill import distill as make
 
     chosen = Recipe.parse(recipe_values(recipe, flags or {}), recipe or "the recipe")
-    made = make(chosen, out, machine=machine_of(machine), watcher=watcher_of(output), command=command())
+    told = {"machine": machine_of(machine), "watcher": watcher_of(output), "command": command()}
+    made = make(chosen, out, engine=engine_of(engine), **told)
     from dap.verbs.report import write_page
 
     page = write_page([out], out, f"{out.name}: {chosen.method}")
@@ -120,7 +123,7 @@ def sweep(
     out: Path,
     vary: Annotated[list[str] | None, Parameter(metavar="FLAG=V1,V2,…")] = None,
     sets: SetsEach = 5,
-    workers: Workers = 1,
+    engine: EngineFlags | None = None,
     flags: RecipeFlags | None = None,
     judged: JudgingFlags | None = None,
     track: Track = None,
@@ -133,13 +136,18 @@ def sweep(
         out: Folder of the grid.
         vary: A recipe flag and its values, such as scale=0,0.1,0.2. May be repeated.
         sets: Distilled sets of each point of the grid, each with its own seed.
-        workers: Processes that share the cells. The same command, run elsewhere on the same folder, joins in.
     """
     from dap.verbs.compare import sweep as run
 
     values, fields = recipe_values(recipe, flags or {}), varied(vary or [])
     title = f"Sweep over {', '.join(item.partition('=')[0] for item in vary or []) or 'seeds'}"
-    told = {"judging": judging_of(judged), "machine": machine, "output": output, "track": track, "workers": workers}
+    told = {
+        "judging": judging_of(judged),
+        "machine": machine,
+        "output": output,
+        "track": track,
+        "engine": engine_of(engine),
+    }
     return _grid(run, values, fields, sets, out, title=title, **told)
 
 
@@ -153,7 +161,7 @@ def compare(
     sets: SetsEach = 3,
     option: Annotated[list[str] | None, Parameter(metavar="METHOD.NAME=VALUE")] = None,
     subsample: Subsample = (),
-    workers: Workers = 1,
+    engine: EngineFlags | None = None,
     flags: CommonFlags | None = None,
     judged: JudgingFlags | None = None,
     track: Track = None,
@@ -168,14 +176,19 @@ def compare(
         sets: Distilled sets of each method, each with its own seed.
         option: An option of one method's own, as YAML; dap methods NAME lists them. May be repeated.
         subsample: Judge also random draws of N images a class from each larger set, as the paper's scaling table does.
-        workers: Processes that share the cells. The same command, run elsewhere on the same folder, joins in.
     """
     from dap.verbs.compare import compare as run
 
     options = assignments(option or [], "--option", "METHOD.NAME")
     _check_wanted(methods, flags or {})
     values = recipe_values(recipe, flags or {})
-    told = {"judging": judging_of(judged), "machine": machine, "output": output, "track": track, "workers": workers}
+    told = {
+        "judging": judging_of(judged),
+        "machine": machine,
+        "output": output,
+        "track": track,
+        "engine": engine_of(engine),
+    }
     return _grid(run, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dap.cli.flags import Told
 
 if TYPE_CHECKING:
+    from dap.verbs.planning.estimate import Estimate
+    from dap.verbs.planning.status import SetStatus, Status
     from dap.verbs.report import Results
 
 
@@ -43,3 +48,106 @@ def trials(results: Results) -> list[dict[str, Any]]:
         for trial in of_set:
             found.append({"set": path, **{name: getattr(trial, name) for name in names if hasattr(trial, name)}})
     return found
+
+
+MOST_ROWS = 40
+"""How many sets a status lists. Those that are done or not begun are left out first."""
+
+
+def progress(found: Status) -> Told:
+    """How far work is: a line for each set, and the sums with the time that is left."""
+    counts = [
+        f"{found.done} of {len(found.sets)} {'set is' if len(found.sets) == 1 else 'sets are'} done",
+        f"{sum(one.missing for one in found.sets)} not begun",
+        f"{found.busy} changed lately",
+    ]
+    images, of = sum(one.images for one in found.sets), sum(one.of for one in found.sets)
+    trainings = sum(one.trainings for one in found.sets)
+    planned = [one.planned for one in found.sets if one.planned is not None]
+    counts.append(f"{images} of {of} images" if of else f"{images} images")
+    counts.append(f"trainings: {trainings}" + (f" of {sum(planned)}" if planned else ""))
+    order = sorted(found.sets, key=lambda one: (one.done, one.missing))[:MOST_ROWS]
+    lines = [_row(one, found) for one in found.sets if one in order]
+    if len(lines) < len(found.sets):
+        lines.append(f"and {len(found.sets) - len(lines)} more sets; --json lists them all")
+    waiting = any(not one.done for one in found.sets)
+    if waiting and found.remaining is None:
+        lines.append("The time that is left is not known yet: no image or training tells how long one takes.")
+    elif waiting:
+        lines.append(f"{duration(found.remaining or 0)} left, if it goes on as so far.".capitalize())
+    names = ("path", "images", "of", "trainings", "planned", "rate", "idle", "busy", "seconds", "missing", "done")
+    values = {
+        "sets": [{name: getattr(one, name) for name in names} for one in found.sets],
+        "done": found.done,
+        "remaining_seconds": found.remaining,
+    }
+    return Told("\n".join([", ".join(counts) + ".", *lines]), values)
+
+
+def _row(one: SetStatus, of: Status) -> str:
+    """One line on a set."""
+    name = "this set" if one.path == of.path else str(one.path.relative_to(of.path))
+    if one.missing:
+        return f"  {name}: not begun"
+    parts = [f"{one.images} of {one.of} images" if one.of else f"{one.images} images"]
+    if one.planned is not None or one.trainings:
+        parts.append(f"trainings: {one.trainings}" + (f" of {one.planned}" if one.planned else ""))
+    if one.rate and one.left:
+        parts.append(f"{one.rate:.2g} images/s" if one.rate >= 0.1 else f"{1 / one.rate:.3g} s an image")
+    if one.idle is not None and not one.done:
+        parts.append(f"last change {duration(one.idle)} ago" + ("" if one.busy else ", so probably nobody works on it"))
+    return f"  {name}: {', '.join(parts)}" + ("" if not one.done else " (done)")
+
+
+def forecast(found: Sequence[Estimate], out: Path) -> Told:
+    """What work will take: a line for each piece of it, and the sums."""
+    from dap.verbs.planning.estimate import free_disk
+
+    lines = ["This is a dry run: nothing was made."]
+    for one in found:
+        done = one.pieces - one.left
+        kept = f", {done} of them there already" if done else ""
+        units = f" in {one.units} units" if one.units and one.units != one.left else ""
+        told = one.why if one.seconds is None else duration(one.seconds)
+        lines.append(f"  {one.name}: {one.pieces} {one.kind}{kept}{units}; {told}")
+    known = [one.seconds for one in found if one.seconds is not None]
+    if known:
+        which = "" if len(known) == len(found) else f" for {len(known)} of these {len(found)} lines"
+        lines.append(
+            f"Time: {duration(sum(known))}{which}, in one process that has this machine to itself as much as now."
+        )
+    if trial := sum(one.trial for one in found):
+        lines.append(f"These times are told by trials on this machine, which took {duration(trial)}.")
+    memory = [one.memory_gb for one in found if one.memory_gb is not None]
+    if memory:
+        lines.append(f"Memory: {max(memory):.1f} GB at the most in the trials.")
+    disk, free = sum(one.disk for one in found), free_disk(out)
+    lines.append(f"Disk: about {size(disk)} of images; {size(free)} are free there.")
+    fetched = dict(item for one in found for item in one.downloads)
+    names = [name if bytes_ is None else f"{name} ({size(bytes_)})" for name, bytes_ in fetched.items()]
+    lines.append(f"Downloads: {', '.join(names) if names else 'nothing'}.")
+    if disk > free:
+        lines.append("Warning: the disk has too little room for this.")
+    values = {
+        "work": [{**asdict(one), "downloads": dict(one.downloads)} for one in found],
+        "seconds": sum(known) if len(known) == len(found) else None,
+        "disk": disk,
+        "free": free,
+    }
+    return Told("\n".join(lines), values)
+
+
+def size(count: float) -> str:
+    """A number of bytes in words, such as "3.1 MB" (10⁶ bytes)."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as "about 5 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -168,6 +168,13 @@ VERBS = {
         LOOK,
         ("dap methods", "dap methods mgd3"),
     ),
+    "status": Verb(
+        "looking:status",
+        "Say how far the sets and trainings in a folder are, how fast they go, and when they will be done.",
+        "DIR [FLAGS]",
+        LOOK,
+        ("dap status runs/compare", "dap status runs/random --json"),
+    ),
     "verify": Verb(
         "looking:verify",
         "Decode and hash every image of a set, and say what is missing or damaged.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -160,6 +160,15 @@ class Method(ABC):
         before the first cell runs. So `prepare` only checks, and the first unit does the long work.
         """
 
+    def grows(self, task: Task) -> bool:
+        """Whether the first images of a class stay the same if the set is to have more images per class.
+
+        A set of such a method can grow in its folder. Here False. A method that says True must not let an image depend on
+        `task.recipe.ipc`, nor on other slots; `tests/methods/test_growing.py` tries every method that does.
+        """
+        del task
+        return False
+
     def parse(self, options: Mapping[str, Any], name: str) -> Options | None:
         """The method's own options from a recipe's.
 
@@ -182,10 +191,20 @@ class Method(ABC):
             raise DapError(f"The options of {name!r} cannot be used. {explain(error, self.Options)}") from error
 
 
-def plan(classes: int, ipc: int, block: int) -> list[Unit]:
-    """The units of a set: blocks of slots, class by class. The plan depends on the recipe alone.
+def plan(classes: int, ipc: int, block: int, cuts: Sequence[int] = ()) -> list[Unit]:
+    """The units of a set: blocks of slots, class by class. The plan depends on the recipe and on the cuts alone.
 
-    If the blocks are whole, a set can grow from ipc 10 to ipc 50, and its first ten images of each class stay the same.
+    Args:
+        classes: the number of classes.
+        ipc: images per class.
+        block: the most slots of a unit.
+        cuts: numbers of images per class that the set had before it grew, in order. No unit reaches across them. Where they
+            are multiples of the block, the units are those of a set that was large from the beginning.
     """
-    starts = range(0, ipc, block)
-    return [Unit(label, tuple(range(s, min(s + block, ipc)))) for label in range(classes) for s in starts]
+    ends = [*(cut for cut in cuts if cut < ipc), ipc]
+    blocks = [
+        tuple(range(start, min(start + block, end)))
+        for first, end in zip([0, *ends], ends, strict=False)
+        for start in range(first, end, block)
+    ]
+    return [Unit(label, slots) for label in range(classes) for slots in blocks]

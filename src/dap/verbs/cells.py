@@ -9,126 +9,54 @@ its cell.
 from __future__ import annotations
 
 import functools
-import gc
-import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
 from urllib.parse import quote
 
 import torch
-from pydantic import Field
 
-from dap.base.documents import fitted, read_json
+from dap.base.claims import CLAIMS, share
 from dap.base.errors import DapError
-from dap.base.fields import Count, FromFile, Inside, Text
 from dap.base.files import check_folder
-from dap.base.parsing import shown
-from dap.base.permission import asked_for, code_is_allowed
 from dap.base.watch import Watcher
-from dap.base.workers import CLAIMS, run_workers, share
+from dap.base.workers import run_workers
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
-from dap.data.sets.notes import Plain, as_read
+from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.judge import check as check_judging
 from dap.evaluation.judge import check_batches, judge
-from dap.methods.base import Method
 from dap.recipe import Recipe
-from dap.verbs.distill import distill, open_workshop
+from dap.verbs.distill import distill, give_back, open_workshop
+from dap.verbs.jobs import Cell, Grid, read_job, written
 from dap.verbs.judges import LoadedFor, loader
-from dap.verbs.options import Judging, Machine
+from dap.verbs.options import Engine, kind_of
+from dap.verbs.planning.status import write_plan
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.verbs.settling import settled
 from dap.workshop import Workshop
 
 
-class Job(FromFile, frozen=True):
-    """The file of a grid that a parent process writes for its workers."""
-
-    cells: Annotated[list[Annotated[list[Inside | Plain], Field(min_length=2, max_length=2)]], Field(max_length=10**6)]
-    subsample: list[Count]
-    command: Text | None
-    judging: Plain
-    machine: Plain
-    out: Text
-
-
-Cell = tuple[str, Recipe]
-"""The name of a set's folder, relative to the folder of the grid, and the recipe of the set."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The choices that all processes of a grid share.
-
-    Attributes:
-        cells: the sets to make.
-        out: the folder in which the folders of the sets are made.
-        judging, machine, subsample, command: see `compare.compare`.
-        objects: the methods that are objects, by the names that the recipes give them. Other processes cannot have
-            these objects, so `dump` leaves them out.
-    """
-
-    cells: tuple[Cell, ...]
-    out: Path
-    judging: Judging
-    machine: Machine
-    subsample: tuple[int, ...] = ()
-    command: str | None = None
-    objects: Mapping[str, Method] = field(default_factory=dict)
-
-    def dump(self) -> dict[str, Any]:
-        """This grid as JSON; `load` reads it."""
-        # A choice that a recipe leaves open must stay open. A stated value means more than the same value by default.
-        # The file of a job is no permission to run code: the permission travels on the command line of the worker.
-        cells = [[name, recipe.model_dump(mode="json", exclude_unset=True)] for name, recipe in self.cells]
-        rest = {"judging": asdict(self.judging), "machine": asdict(self.machine), "out": self.out.absolute()}
-        return {"cells": cells, "subsample": self.subsample, "command": self.command, **rest}
-
-    @staticmethod
-    def load(values: Mapping[str, Any], where: Path | str = "The file of the grid") -> Grid:
-        """The grid that `dump` wrote.
-
-        Args:
-            values: what `dump` gave, checked by `Job`.
-            where: the file, for messages.
-
-        Raises:
-            DapError: a value does not fit, or is of another version.
-        """
-        chosen = {"judging": Judging, "machine": Machine}
-        for part, kind in chosen.items():
-            if unknown := sorted(set(values[part]) - {field.name for field in fields(kind)}):  # of another version
-                raise DapError(
-                    f"{shown(where)}: {part} has {shown(unknown[0])}, which this version of dap lacks. {AGAIN}"
-                )
-        judging = fitted(values["judging"], Judging, where)
-        machine = fitted({**values["machine"], "allow_code": False}, Machine, where)
-        cells = []
-        for name, recipe in values["cells"]:
-            if not (isinstance(name, str) and isinstance(recipe, Mapping)):
-                raise DapError(f"{shown(where)}: a cell is not the name of a folder and a recipe. {AGAIN}")
-            cells.append((name, Recipe.parse(recipe, str(where))))
-        return Grid(tuple(cells), Path(values["out"]), judging, machine, tuple(values["subsample"]), values["command"])
-
-
-AGAIN = "Start the command again that wrote it."
-
-
-def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), workers: int = 1) -> Results:
-    """Make and judge every cell of a grid, and write the page.
+def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), engine: Engine = Engine()) -> Results:
+    """Make and judge every cell of a grid, and write the page. Shards write the same page one after the other.
 
     Raises:
         Unfinished: some cells failed. The other cells are done, and the error has their results.
         DapError: a recipe is wrong. Every recipe is checked before the first one is run.
     """
-    failed = None
+    failed, kind = None, kind_of(engine)
     try:
-        if workers > 1:
-            _run_in_workers(cells, watcher, workers)
+        if kind == "workers":
+            _run_in_workers(cells, watcher, engine.workers or 1)
+        elif kind == "shard":
+            rank = rank_of(engine.shard)
+            device = device_for(cells.machine.device, rank, torch.cuda.device_count())
+            work(
+                replace(cells, machine=replace(cells.machine, device=device)),
+                watcher,
+                first=rank.first(len(cells.cells)),
+            )
         else:
             work(cells, watcher)
     except CellsFailed as error:  # the page on the other cells is still written
@@ -163,13 +91,14 @@ class CellsFailed(DapError):
     """Cells of a grid failed after all of them were checked."""
 
 
-def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) -> None:
+def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None, first: int = 0) -> None:
     """Do the cells of a grid that no other process holds, until all cells are done. Each worker runs this function.
 
     Args:
         cells: the grid.
         watcher: is told of images, trainings and cells.
         done: a folder that gets one empty file for every finished cell. None: no such files are written.
+        first: the cell with which this process begins.
 
     Raises:
         CellsFailed: some cells failed. The other cells are done.
@@ -198,34 +127,30 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None) ->
         if done is not None:
             (done / quote(name, safe="")).touch()
 
-    watcher.cells(0, len(cells.cells))
+    mine = cells.cells
+    watcher.cells(0, len(mine))
     try:
-        share([(name, functools.partial(do, name, recipe)) for name, recipe in cells.cells], out)
+        share([(name, functools.partial(do, name, recipe)) for name, recipe in (*mine[first:], *mine[:first])], out)
     except DapError as error:
         raise CellsFailed(str(error)) from error
 
 
 def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
-    """Do `work` on the grid that a parent process wrote into the file `job`. The command `dap worker FILE` calls this."""
-    work(read_job(job), watcher, job.parent)
-
-
-def read_job(job: Path) -> Grid:
-    """The grid in a file that `Grid.dump` wrote.
-
-    Raises:
-        DapError: the file cannot be read, or is damaged. The message names it.
-    """
-    return Grid.load(read_json(job, as_read(Job)), job)
+    """Do the work that a parent process wrote into the file `job`: `work` on a grid, or units of a set. The command
+    `dap worker FILE` calls this."""
+    grid = read_job(job)
+    if grid.kind == "cells":
+        return work(grid, watcher, job.parent)
+    ((name, recipe),) = grid.cells
+    how = {"machine": grid.machine, "watcher": watcher, "name": name, "command": grid.command}
+    distill(recipe, grid.out / name, engine=Engine(engine="shard"), **how)
 
 
 def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
     """Check all cells once in this process, then share them among several processes."""
     _check_once(cells, watcher)
-    (cells.out / CLAIMS).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=cells.out / CLAIMS) as folder:
-        job, total, dumped = Path(folder) / "grid.json", len(cells.cells), cells.dump()
-        job.write_text(json.dumps(dumped, default=str), encoding="utf-8")
+    with written(cells, cells.out / CLAIMS) as (job, command):
+        total = len(cells.cells)
 
         def count() -> None:
             watcher.cells(sum(1 for _ in job.parent.iterdir()) - 1, total)
@@ -233,17 +158,10 @@ def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
         count()
         spread = cells.machine.device in ("auto", "cuda")
         try:
-            command = ["worker", str(job), *_permission(dumped)]
             run_workers(command, workers, spread=spread, meanwhile=count, tell=watcher.note)
         except DapError as error:
             raise CellsFailed(str(error)) from error
         count()
-
-
-def _permission(dumped: Mapping[str, Any]) -> list[str]:
-    """The flags that let a worker run the code of a grid that this process may run."""
-    named = asked_for([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])
-    return [*(part for spec in named for part in ("--code", spec)), *(["--allow-code"] if code_is_allowed() else [])]
 
 
 def _check_once(cells: Grid, watcher: Watcher) -> None:
@@ -251,10 +169,8 @@ def _check_once(cells: Grid, watcher: Watcher) -> None:
     workshops = Workshops(cells, watcher)
     loaded_for = loader(cells.judging, cells.machine, workshops.main)
     check(cells.cells, workshops.of, loaded_for, cells.out, cells.subsample, watcher)
-    del workshops
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    del workshops, loaded_for
+    give_back()
 
 
 def check(
@@ -283,14 +199,18 @@ def check(
         workshop_of(recipe).asked(recipe)
     for data in dict.fromkeys(recipe.data for _, recipe in cells):
         check_judging(loaded_for(data))
+    images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan
     for name, recipe in cells:
         chosen = settled(recipe, workshop_of(recipe), out / name, watcher, out).recipe
         method, task = workshop_of(recipe).task(chosen)
         method.prepare(task)
-        classes, plan = len(task.source.class_names), loaded_for(recipe.data).plan
+        classes = len(task.source.class_names)
         for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
             check_batches(plan, ipc * classes, ipc, classes)
+        sizes = [(name, recipe.ipc), *((folder, n) for n, folder in draws(name, recipe, subsample))]
+        images |= {folder: n * classes for folder, n in sizes}
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
+    write_plan(out, images, len(plan.all_networks) * len(plan.seeds))
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:

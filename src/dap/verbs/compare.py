@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,8 +15,9 @@ from dap.methods import find
 from dap.methods.base import Method
 from dap.objects import name_of
 from dap.recipe import Recipe
-from dap.verbs.cells import Grid, run_grid, work_on
-from dap.verbs.options import Judging, Machine, permitted
+from dap.verbs.cells import run_grid, work_on
+from dap.verbs.jobs import Grid
+from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.report import Results
 
 __all__ = ["compare", "comparison", "grid", "sweep", "work_on"]
@@ -36,6 +38,7 @@ def compare(
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
     workers: int = 1,
+    engine: Engine = Engine(),
     command: str | None = None,
 ) -> Results:
     """Make sets by several methods, judge them, and report on them side by side.
@@ -59,7 +62,8 @@ def compare(
         judging: the protocol, networks and trials.
         machine: the device, the network, the cache and the CPU threads.
         watcher: is told of images, trainings and cells.
-        workers: how many processes share the cells. The watcher is told every line that a worker writes to standard
+        workers: the same as `Engine(workers=…)`.
+        engine: how several processes share the cells. The watcher is told every line that a worker writes to standard
             error.
         command: the shell command to record in each set.
 
@@ -71,7 +75,8 @@ def compare(
         DapError: an argument is wrong. This is raised before the first image is made.
     """
     names, objects = _named(methods)
-    if objects and workers > 1:
+    engine = replace(engine, workers=workers) if workers > 1 else engine
+    if objects and kind_of(engine) in ("workers", "ray"):
         raise DapError(
             f"Several workers need methods that each of them can find by a name such as file.py:Name, and "
             f"{next(iter(objects))} was given as an object; give its name, or workers=1."
@@ -83,7 +88,7 @@ def compare(
             f"--subsample {n}: no set has more than {n} images a class to draw from, the largest has {most}."
         )
     grid_of = Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command, objects)
-    return run_grid(grid_of, title, watcher, workers)
+    return run_grid(grid_of, title, watcher, engine)
 
 
 def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], dict[str, Method]]:
@@ -121,6 +126,7 @@ def sweep(
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
     workers: int = 1,
+    engine: Engine = Engine(),
     command: str | None = None,
 ) -> Results:
     """Make sets for every combination of values of some recipe fields, judge them, and report on them.
@@ -130,7 +136,7 @@ def sweep(
         vary: the fields and their values, such as {"guidance.scale": [0, 0.1]}.
         sets: how many sets are made for each combination. Each set has its own run seed, counted up from the base's
             seed.
-        out, judging, machine, watcher, workers, command: see `compare`.
+        out, judging, machine, watcher, workers, engine, command: see `compare`.
         title: the heading of the page. Default: a heading that names the fields.
 
     Returns:
@@ -142,7 +148,8 @@ def sweep(
     """
     fields = ", ".join(field.rpartition(".")[2] for field in vary) or "seeds"
     cells = Grid(tuple(grid(base, vary, sets)), Path(out), judging, machine, command=command)
-    return run_grid(cells, title or f"Sweep over {fields}", watcher, workers)
+    engine = replace(engine, workers=workers) if workers > 1 else engine
+    return run_grid(cells, title or f"Sweep over {fields}", watcher, engine)
 
 
 def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) -> Iterator[tuple[str, Recipe]]:

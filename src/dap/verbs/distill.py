@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import gc
 import os
-import platform
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,24 @@ import torch
 from dap.backbones import device_of
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
-from dap.base.files import check_folder, locked
+from dap.base.files import check_folder
 from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
-from dap.cost import Meter
-from dap.data.sets.cards import cell, size_category
+from dap.base.workers import threads_of
+from dap.data.real.identity import folder as user_cache
+from dap.data.sets.beginning import cuts
 from dap.data.sets.distilled import WORK, DistilledSet
+from dap.engines.local import Workers
+from dap.engines.looking import looked_at, told_doubts
+from dap.engines.making import Job, make_alone, make_together
+from dap.engines.on_ray import Cluster, check_installed, stream
+from dap.engines.ranks import device_for, rank_of
 from dap.guidance.base import Energy, Guidance
-from dap.methods.base import Method, Task, plan
+from dap.methods.base import Made, Method, Task, Unit
 from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
-from dap.verbs.looking import check_still_there, looked_at, told_doubts
-from dap.verbs.options import Machine, images_budget, permitted
+from dap.verbs.jobs import Grid, written
+from dap.verbs.options import Engine, Judging, Machine, images_budget, kind_of, permitted
 from dap.verbs.settling import NOTE as CHOSEN
 from dap.verbs.settling import settled
 from dap.verbs.understood import check_out, tell_of
@@ -78,9 +82,13 @@ def distill(
     name: str | None = None,
     command: str | None = None,
     grid: Path | None = None,
+    engine: Engine = Engine(),
     **fields: Any,
 ) -> DistilledSet:
-    """Make a distilled set, or go on with one that was interrupted.
+    """Make a distilled set, go on with one that was interrupted, or let one grow.
+
+    A set grows if its folder is given again with a larger ipc and everything else the same, and its method promises that the
+    first images of a class stay the same (`Method.grows`). These images are kept byte for byte, and the rest is made.
 
     Give a recipe, keywords, or a recipe with keywords that replace some of its values. Four parts of a recipe may be
     objects in place of names: method, backbone, guidance and source. The set then keeps the names and the code hashes
@@ -106,6 +114,7 @@ def distill(
         name: the name of the set that the watcher is told. Default: the name of the folder.
         command: the shell command to record in the set.
         grid: the folder of the grid that the set is a part of, whose sets share what they leave to `auto`.
+        engine: how several processes share the units of the set. Default: this process makes all of them.
         fields: any other fields of the recipe by their keywords, which are the flags of `dap distill` with underscores:
             ipc, seed, steps, scale, reals, guidance_scale, ... The keyword `options` takes the method's own options.
 
@@ -132,9 +141,44 @@ def distill(
         raise DapError("Give objects, or a workshop that has them (Workshop(objects=Objects(...))), but not both.")
     objects = workshop.objects if workshop else Objects(**given)
     recipe = _asked(recipe, objects, fields)
+    kind = kind_of(engine)
+    if kind in ("workers", "ray") and (workshop is not None or objects.named()):
+        raise DapError(
+            "Several processes need names that each of them can find, such as file.py:Name. Give names in place of objects, or "
+            "no engine."
+        )
+    machine, watcher, out, rank = machine or Machine(), watcher or Watcher(), Path(out), None
+    name = name or out.name
+    if kind == "shard":
+        rank = rank_of(engine.shard)
+        machine = replace(machine, device=device_for(machine.device, rank, torch.cuda.device_count()))
     if workshop is None:
-        workshop = open_workshop(machine or Machine(), objects, watcher)
-    return _make(recipe, Path(out), workshop, watcher or Watcher(), name or Path(out).name, command, grid)
+        workshop = open_workshop(machine, objects, watcher)
+    threads = None
+    if kind == "ray":
+        check_installed()
+        threads = machine.threads or torch.get_num_threads()
+    elif kind == "workers":
+        threads = machine.threads or threads_of(engine.workers or 1)
+    job = _job(recipe, out, workshop, watcher, name, command, grid, threads)
+    if kind == "workers":
+        parent = Workers(job)
+        asked = Grid(((out.name, recipe),), out.absolute().parent, Judging(), machine, (), command, kind="set")
+        del job, workshop, objects
+        give_back()
+        with written(asked) as (_, arguments):  # the folder of the set loses its unfinished work as soon as it is whole
+            made = parent.run(arguments, engine.workers or 1, machine.device in ("auto", "cuda"))
+    elif rank is not None:
+        made = make_together(job, rank)
+    elif kind == "ray":
+        cluster = Cluster(engine.address, engine.workers, machine.device in ("auto", "cuda"), threads or 1)
+        given = (job.recipe.model_dump(mode="json", exclude_unset=True), machine)
+        made = make_alone(job, functools.partial(stream, cluster, unit_maker, given, watcher))
+    else:
+        made = make_alone(job)
+    if doubtful := told_doubts(made):
+        watcher.note(doubtful)
+    return made
 
 
 def _asked(
@@ -151,98 +195,75 @@ def _asked(
     return Recipe.parse(overlaid(values, objects.named()), where)
 
 
-def _make(
-    recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher, name: str, command: str | None, grid: Path | None
-) -> DistilledSet:
+def _job(
+    recipe: Recipe,
+    out: Path,
+    workshop: Workshop,
+    watcher: Watcher,
+    name: str,
+    command: str | None,
+    grid: Path | None = None,
+    threads: int | None = None,
+) -> Job:
+    """The work on a set: its recipe is settled, and everything that it names is loaded and checked. Nothing is made yet."""
     workshop.asked(recipe)
     tell_of(workshop, recipe.data)
     check_out(workshop, recipe.data, out)
     chosen = settled(recipe, workshop, out, watcher, grid)
     method, task = workshop.task(chosen.recipe)
+    inputs = task.store.inputs
+    task = replace(task, store=_store(task, workshop.cache, out / WORK), tell=watcher.work)
+    return Job(
+        out=out,
+        name=name,
+        recipe=chosen.recipe,
+        task=task,
+        needs=method.needs,
+        make=_maker(method, task),
+        inputs=inputs,
+        watcher=watcher,
+        notes={CHOSEN: {"choices": chosen.choices}} if chosen.choices else {},
+        used=chosen.used,
+        command=command,
+        said={"strangeness": workshop.strangeness(task)},
+        threads=threads,
+        sizes=cuts(out, task.recipe.values(), can_grow=method.grows(task)),
+    )
+
+
+def unit_maker(recipe: Mapping[str, Any], machine: Machine) -> Callable[[Unit], Made]:
+    """What makes the units of a set on a machine that does not write the set. It loads everything that the recipe names.
+
+    What the method makes once is kept in the cache of `machine`. If it has none, it is kept in a folder of this machine alone.
+
+    Args:
+        recipe: the nested values of a recipe in which no choice is left to `auto`.
+        machine: where the work runs.
+
+    Raises:
+        DapError: something that the recipe names is not here, or something is wrong with it.
+    """
+    cache = machine.cache or user_cache() / "actors"
+    workshop = open_workshop(replace(machine, cache=cache))
+    method, task = workshop.task(Recipe.parse(recipe))
+    return _maker(method, replace(task, store=_store(task, cache, cache)))
+
+
+def _store(task: Task, cache: Path | None, own: Path) -> Store:
+    """Where a method keeps what it makes once: in the cache or, where there is none, in the set's own folder."""
     # Several sets may share the store, and the store does not know their recipes, which hold the prompts. The prompts decide
     # what the store keeps as much as the weights do. So the prompts are among the inputs of the store.
-    inputs, prompts = task.store.inputs, task.given.backbone.card.prompts if task.given.backbone else {}
-    store = Store(workshop.cache or out / WORK, {**inputs, **prompts}, every=checkpoint_seconds(), cache=workshop.cache)
-    task = replace(task, store=store, tell=watcher.work)
+    prompts = task.given.backbone.card.prompts if task.given.backbone else {}
+    return Store(cache or own, {**task.store.inputs, **prompts}, every=checkpoint_seconds(), cache=cache)
+
+
+def _maker(method: Method, task: Task) -> Callable[[Unit], Made]:
     make = method.prepare(task)
-    resolved, names = task.recipe, task.source.class_names
-    total = len(names) * resolved.ipc
-    DistilledSet.check_begun(out, names, resolved.values(), inputs)  # before anything is written
-    with locked(out):
-        made = DistilledSet.create(out, names, resolved.ipc, resolved.values(), inputs)
-        _describe(made, task, command, workshop.strangeness(task))
-        if chosen.choices:
-            made.note(CHOSEN, {"choices": chosen.choices})
-        store.used |= chosen.used
-        device = task.given.backbone.device if task.given.backbone else task.device
-        meter = Meter(made, method.needs, store, device)
-        watcher.images(name, 0, total)
-        for unit in plan(len(names), resolved.ipc, resolved.block):
-            if not all(made.has(unit.label, slot) for slot in unit.slots):
-                result = looked_at(make(unit), unit, task)
-                check_still_there(out)
-                for row, slot in enumerate(unit.slots):
-                    made.add(unit.label, slot, result.images[row], **result.records[row])
-                meter.add(len(unit.slots))
-            watcher.images(name, unit.slots[-1] + 1 + unit.label * resolved.ipc, total, names[unit.label])
-        meter.write()
-        check_still_there(out)
-        if missing := DistilledSet.open(out).missing():  # what is on disk counts, not what was written
-            raise DapError(
-                f"{out} lacks {len(missing)} of {total} images, because something removed or changed them meanwhile. Run the "
-                "same command again, and it makes them."
-            )
-    if doubtful := told_doubts(made):
-        watcher.note(doubtful)
-    shutil.rmtree(out / WORK, ignore_errors=True)
-    return made
+    return lambda unit: looked_at(make(unit), unit, task)
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide the bytes, the platform, and the number of CPU threads."""
-    packages = ("diffusion-as-priors", "torch", "torchvision", "diffusers", "transformers", "numpy", "pillow")
-    found = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": str(torch.get_num_threads()),
-    }
-    return found | {name: version(name) for name in packages}
-
-
-def _describe(made: DistilledSet, task: Task, command: str | None, strangeness: float | None) -> None:
-    backbone, recipe = task.given.backbone, task.recipe
-    if made.noted("env.json") is None:
-        device = str(backbone.device) if backbone else None
-        said: dict[str, float] = {}  # most sets have nothing to say here
-        if strangeness is not None and math.isfinite(strangeness):
-            said["strangeness"] = round(strangeness, 3)
-        made.note("env.json", {"versions": versions(), "device": device, **(made.noted("inputs.json") or {}), **said})
-    if command and not (made.path / "command.txt").exists():
-        made.note("command.txt", command + "\n")
-    data_licence = task.source.licence or "unknown; ask whoever gave you the data"
-    weights = f"{backbone.card.name} ({backbone.card.licence})" if backbone else "none; these are real images"
-    classes = ", ".join(map(cell, made.class_names[:50]))
-    made.note(
-        "README.md",
-        f"""---
-task_categories: [image-classification]
-size_categories: ["{size_category(len(made.class_names) * recipe.ipc)}"]
-tags: [dataset-distillation, synthetic]
----
-
-# Distilled {Path(recipe.data.path).name}, {recipe.ipc} images per class, by `{recipe.method}`
-
-Made by diffusion-as-priors {version("diffusion-as-priors")}; `recipe.json` is what made it, `manifest.jsonl` holds the seed
-and sha256 of every image, `env.json` the versions and the hash of the weights.
-
-| | |
-|---|---|
-| classes, in label order | {classes} |
-| real data | {task.source.name} |
-| licence of the data | {data_licence} |
-| backbone and its licence | {weights} |
-
-What may be done with these images follows from both licences. Synthetic images can resemble real ones of the training
-data; look before you publish a set made from private images.
-""",
-    )
+def give_back() -> None:
+    """Free the memory of what is no longer used. Processes that share the work need it, above all that of a GPU."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from dap.base.errors import DapError
 from dap.base.permission import allow_code
 from dap.data.real.identity import folder
 from dap.data.real.stored.budget import Budget, budget_of
@@ -42,6 +43,47 @@ class Machine:
     memory: float | None = None
     disk: float | None = None
     allow_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How several processes share the work. The units of the work are the recipe's, so the result does not depend on this.
+
+    Attributes:
+        engine: how the work is shared: local (processes of this machine), shard (one of several processes that a launcher or you
+            have started and that see one folder), or ray (a Ray cluster).
+        workers: processes that share the work. On a machine with several GPUs each gets one of them. With Ray, the most actors
+            that work at the same time; 0 takes all that the cluster has room for.
+        shard: this process is shard I of N, as in 2/8. All processes get the same other flags. Without this flag, --engine shard
+            asks torchrun, accelerate or SLURM.
+        address: the address of the Ray cluster, such as auto or ray://head:10001.
+    """
+
+    engine: Literal["local", "shard", "ray"] = "local"
+    workers: int | None = None
+    shard: str | None = None
+    address: str | None = None
+
+
+def kind_of(engine: Engine) -> Literal["alone", "workers", "shard", "ray"]:
+    """What an `Engine` asks for: this process alone, several processes of this machine, one shard of several, or Ray.
+
+    Raises:
+        DapError: the choices contradict each other.
+    """
+    if engine.engine != "ray" and engine.address:
+        raise DapError(f"--address {engine.address} is that of a Ray cluster; add --engine ray.")
+    if engine.engine == "ray":
+        if engine.shard:
+            raise DapError(
+                "--shard has no use with --engine ray, which shares the units itself; leave out one of the two."
+            )
+        return "ray"
+    if engine.shard or engine.engine == "shard":
+        if (engine.workers or 1) > 1:
+            raise DapError("A shard is one process; leave out --workers, or start several shards.")
+        return "shard"
+    return "workers" if (engine.workers or 1) > 1 else "alone"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import torch
 
+from dap.base.claims import CLAIMS
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.base.store import Store
 from dap.base.watch import Watcher
-from dap.base.workers import CLAIMS
 from dap.choosing.layers import CRITERION, TIMES, compared, curve
 from dap.choosing.region import ROOM, ROUNDS, Region, largest, log_errors
 from dap.data.sets.distilled import WORK

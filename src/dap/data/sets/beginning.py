@@ -1,18 +1,32 @@
-"""Begins a distilled set, or goes on with one: what is compared, kept and cleaned before the first image."""
+"""Begins a distilled set, goes on with one, or lets one grow: what is compared, kept and cleaned before the first image."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, write_atomically
-from dap.data.sets.contents import INPUTS, RECIPE, Classes, read_manifest
+from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
-from dap.data.sets.notes import read, there
+from dap.data.sets.notes import read, read_note, there
+
+log = logging.getLogger("dap")
+
+GROWTH = "growth.json"
+"""Keeps the sizes that the set had before it grew. The plan of its units is cut at these sizes, so that no unit makes an image
+again that is there already, and a resume makes the same units."""
+
+ABANDONED = 3600.0
+"""Seconds after which a temporary file belongs to a process that was killed. One that is younger may belong to a process that
+makes the same set."""
 
 
 def check_begun(
@@ -61,6 +75,74 @@ def check_begun(
     return pinned
 
 
+def begun_with(path: Path, recipe: Mapping[str, Any]) -> int | None:
+    """The number of images per class of the set in a folder, if its recipe is the same in all else; None otherwise.
+
+    Raises:
+        DapError: recipe.json is damaged.
+    """
+    if not there(path, "recipe.json"):
+        return None
+    old, new = read(path, "recipe.json", RECIPE), json.loads(dump(dict(recipe)))
+    ipc, free = old.get("ipc"), {"ipc"}
+    if all(said.get("block") == said.get("ipc") for said in (old, new)):
+        free.add("block")  # a block that is all images of a class follows their number
+    same = not any(old.get(key) != new.get(key) for key in {*old, *new} - free)
+    return ipc if same and isinstance(ipc, int) else None
+
+
+def cuts(path: Path, recipe: Mapping[str, Any], *, can_grow: bool) -> tuple[int, ...]:
+    """Check whether the set in a folder can have the recipe's number of images per class. Nothing is written.
+
+    Args:
+        path: the folder, which may be new.
+        recipe: the values of the resolved recipe.
+        can_grow: whether the method promises that the first images of a class stay the same when there are more.
+
+    Returns:
+        The sizes at which the plan of the units is cut, in order; () for a set that has never grown.
+
+    Raises:
+        DapError: the set has more images per class than the recipe, or it has fewer and the method cannot grow it.
+    """
+    ipc, before = recipe["ipc"], begun_with(path, recipe)
+    sizes = {size for size in (read_note(path, GROWTH) or {}).get("ipc", []) if size < ipc}
+    if before is None or before == ipc:
+        return tuple(sorted(sizes))
+    if before > ipc:
+        raise DapError(
+            f"{path} holds a set of {before} images per class, and a set does not shrink. Take {ipc} of them into a new folder: "
+            f"dap import {path} --ipc {ipc} --out DIR."
+        )
+    if not can_grow:
+        raise DapError(
+            f"{path} holds a set of {before} images per class. The method {recipe['method']} makes other images for {ipc} per "
+            "class, so this set cannot grow. Give another --out."
+        )
+    return tuple(sorted({*sizes, before}))
+
+
+def grow(path: Path, recipe: Mapping[str, Any], sizes: tuple[int, ...], command: str | None = None) -> None:
+    """Write that the set in a folder has the recipe's number of images per class from now on.
+
+    The caller must hold `files.locked(path)`. The sizes are written first: a kill between the two files leaves a set of the
+    smaller size, which ignores what its growth.json says of larger ones.
+
+    Args:
+        path, recipe: as for `cuts`.
+        sizes: what `cuts` returned.
+        command: the shell command that lets the set grow. It is put under the commands of before.
+    """
+    if not sizes or begun_with(path, recipe) in (None, recipe["ipc"]):
+        return
+    log.info("%s grows from %d to %d images per class", path, sizes[-1], recipe["ipc"])
+    write_atomically(path / GROWTH, dump({"ipc": list(sizes)}))
+    said = read_text(path / "command.txt") if command and there(path, "command.txt") else ""
+    if command and command not in said.splitlines():
+        write_atomically(path / "command.txt", f"{said}{command}\n".encode())
+    write_atomically(path / "recipe.json", dump(dict(recipe)))
+
+
 def classes_of(path: Path, class_names: Sequence[str], ipc: int) -> Classes:
     """The contents of classes.json. A set that is there already keeps its folders, whatever rule made their names."""
     if there(path, "classes.json"):
@@ -72,6 +154,52 @@ def classes_of(path: Path, class_names: Sequence[str], ipc: int) -> Classes:
             if before.names == list(class_names):
                 return before.model_copy(update={"ipc": ipc})
     return Classes(names=list(class_names), folders=folders_of(class_names), ipc=ipc)
+
+
+def begin(path: Path, class_names: Sequence[str], ipc: int, pinned: Mapping[str, Any], shared: bool = False) -> None:
+    """Write the files that every set has before its first image, and clean up after a process that was killed.
+
+    Args:
+        path, class_names, ipc: as for `DistilledSet.create`.
+        pinned: what `check_begun` returned.
+        shared: whether other processes may be making the same set. Nothing of theirs is then cleaned up.
+    """
+    check_classes(class_names, ipc)
+    for name, value in pinned.items():
+        if not there(path, name):
+            write_atomically(path / name, dump(value))
+    classes = classes_of(path, class_names, ipc)
+    write_atomically(path / "classes.json", dump(classes.model_dump()))
+    for left in (*path.glob(".tmp-*"), *path.glob("images/*/.tmp-*")):
+        with suppress(FileNotFoundError):
+            if not shared or time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    if not shared:
+        if part_files(path):
+            gather(path)
+        keep_usable_lines(path, classes)
+    elif not there(path, "manifest.jsonl"):  # from its first moment, others know the folder as a set
+        write_atomically(path / "manifest.jsonl", b"")
+
+
+def text_of(line: Mapping[str, Any]) -> str:
+    """A line of the manifest as it is written."""
+    return json.dumps(line) + "\n"
+
+
+def gather(path: Path) -> None:
+    """Put all lines of a manifest, and of its parts, into manifest.jsonl in (label, slot) order, and remove the parts.
+
+    The caller must hold `files.locked(path)`. A process that is killed here leaves the old file or the new one, and a line may
+    then stand in a part too. Nothing is written if the file has these lines already.
+    """
+    parts = part_files(path)
+    lines = read_manifest(path, read(path, "classes.json", Classes)).lines
+    data = "".join(text_of(lines[key][1]) for key in sorted(lines)).encode()
+    if not there(path, "manifest.jsonl") or inside(path, "manifest.jsonl").read_bytes() != data:
+        write_atomically(path / "manifest.jsonl", data)
+    for part in parts:
+        part.unlink(missing_ok=True)
 
 
 def keep_usable_lines(path: Path, classes: Classes) -> None:
@@ -86,7 +214,7 @@ def keep_usable_lines(path: Path, classes: Classes) -> None:
     if not there(path, "manifest.jsonl"):
         return
     if manifest.problems or not ended(inside(path, "manifest.jsonl")):
-        lines = [json.dumps(line) + "\n" for _, line in sorted(manifest.lines.values(), key=lambda pair: pair[0])]
+        lines = [text_of(line) for _, line in sorted(manifest.lines.values(), key=lambda pair: pair[0])]
         write_atomically(path / "manifest.jsonl", "".join(lines).encode())
 
 

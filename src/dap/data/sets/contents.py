@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +22,17 @@ from dap.base import documents
 from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
-from dap.base.files import inside, roots
+from dap.base.files import inside, natural_order, roots
 from dap.base.parsing import shown
 from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, Inputs, Ipc, Names, RecipeNote, as_read, there
+
+WORK = ".work"
+"""The folder in a set for checkpoints, for files that its method makes once, and for what processes that share the work write.
+It is removed when the set is finished."""
+
+PARTS = f"{WORK}/manifest"
+"""The folder of the manifest's parts. Processes that make a set together write one part a unit, so that no two of them ever write
+one file. The last one that finishes puts all lines into manifest.jsonl."""
 
 LARGEST_IMAGE = 2**28
 """How many bytes the file of one image may have: 256 MiB. An RGB image of as many pixels as Pillow opens has no more."""
@@ -174,26 +183,56 @@ class Manifest:
     problems: list[str] = field(default_factory=list)
 
 
+def part_of(folder: Path, label: int, slot: int) -> Path:
+    """The part of the manifest for the unit of this class whose first slot is `slot`."""
+    return folder / PARTS / f"{label}-{slot}.jsonl"
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The parts of the manifest of a set that several processes make, in order."""
+    found = folder / PARTS
+    if found.is_symlink() or not found.is_dir():
+        return []
+    named = [file for file in found.iterdir() if re.fullmatch(r"\d+-\d+\.jsonl", file.name)]
+    return sorted(named, key=natural_order)
+
+
 def read_manifest(folder: Path, classes: Classes) -> Manifest:
     """Read the manifest of a set. A line that does not fit the classes is a problem, as is one that cannot be read.
 
-    Several lines of one image are no problem: an image that was made again has a further line, and the last one counts.
+    Several lines of one image are no problem: an image that was made again has a further line, and the last one counts. While
+    several processes make the set, the lines of manifest.jsonl come first and those of its parts after them.
 
     Raises:
         DapError: the file is no regular file of the folder, or it is too large.
     """
     found = Manifest()
-    if not there(folder, "manifest.jsonl"):
-        return found
-    for line in documents.read_lines(inside(folder, "manifest.jsonl"), LINE):
+    # The parts are read before the file, because they are removed after they were put into it.
+    parts = [(file, line) for file in part_files(folder) for line in _lines_of(folder, file)]
+    file, last = folder / "manifest.jsonl", 0
+    for where, line in (*((file, line) for line in _lines_of(folder, file)), *parts):
+        last = line.number if where == file else last + 1
         why = line.problem if line.value is None else misfit(line.value, classes)
-        if why is None and line.value is not None:
-            found.lines[line.value["label"], line.value["slot"]] = line.number, line.value
-        else:
-            found.problems.append(
-                str(why) if line.problem else f"{shown(folder / 'manifest.jsonl')}, line {line.number}: {why}."
-            )
+        if why is not None or line.value is None:
+            found.problems.append(str(why) if line.problem else f"{shown(where)}, line {line.number}: {why}.")
+        elif found.lines.get(key := (line.value["label"], line.value["slot"]), (0, None))[1] != line.value:
+            found.lines[key] = last, line.value
     return found
+
+
+def _lines_of(folder: Path, file: Path) -> list[documents.Line[dict[str, Any]]]:
+    """The lines of a manifest or of a part of it; none where the file is gone.
+
+    Raises:
+        DapError: it is no regular file of the folder, or it is too large.
+    """
+    name = file.relative_to(folder).as_posix()
+    try:
+        return list(documents.read_lines(inside(folder, name), LINE)) if there(folder, name) else []
+    except (DapError, OSError):
+        if there(folder, name):
+            raise
+        return []  # it was put into manifest.jsonl just now
 
 
 def misfit(line: Mapping[str, Any], classes: Classes) -> str | None:

@@ -6,14 +6,14 @@ else.
     recipe.json                 the resolved recipe; a set is resumed only under the same one
     manifest.jsonl              one line an image: path, label, class name, slot, seed, sha256, …
     env.json, README.md         versions and weights' hash; the dataset card with the licences
+    .work/                      only while the set is made: parts of the manifest, leases, unfinished work
 
-A run can be killed at any point, because an image is written aside, flushed and moved into place before its manifest line is
-written. An image without a matching line is made again.
+A run can be killed at any point, because an image is written aside, flushed and moved into place before its line is written. An
+image without a matching line is made again. Where several processes make a set, each unit has its own part of the manifest.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,22 +26,24 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dap.base.documents import regular
 from dap.base.errors import DapError
-from dap.base.files import dump, sha256_of, write_atomically
+from dap.base.files import dump, write_atomically
 from dap.base.parsing import shown
 from dap.data.real.decode import Fit, decode, encode_png, pixels
-from dap.data.sets.beginning import check_begun, classes_of, keep_usable_lines, place_for
-from dap.data.sets.contents import Classes, Within, file_of, read_manifest, sha256
-from dap.data.sets.folders import check_classes, check_reading, class_order, images_by_folder, other_than_folders
+from dap.data.sets.beginning import begin, check_begun, classes_of, place_for, text_of
+from dap.data.sets.contents import WORK, Classes, Within, file_of, part_of, read_manifest, sha256
+from dap.data.sets.folders import (
+    check_classes,
+    check_reading,
+    class_order,
+    images_by_folder,
+    lines_of,
+    other_than_folders,
+)
 from dap.data.sets.looks import advice_for
 from dap.data.sets.notes import read, read_note, there
 from dap.data.sets.sheet import contact_sheet
 from dap.data.sets.verification import Problems, check_none, problems_of, problems_of_files
-
-WORK = ".work"
-"""The folder in a set for checkpoints and for files that its method makes once. It is removed when the set is
-finished."""
 
 
 class DistilledSet(Dataset[tuple[Tensor, int]]):
@@ -134,23 +136,14 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             OSError: the folder cannot be written.
         """
         path = Path(path)
-        check_classes(class_names, ipc)
-        for name, value in DistilledSet.check_begun(path, class_names, recipe, inputs).items():
-            if not there(path, name):
-                write_atomically(path / name, dump(value))
-        classes = classes_of(path, class_names, ipc)
-        write_atomically(path / "classes.json", dump(classes.model_dump()))
-        for left in (*path.glob(".tmp-*"), *path.glob("images/*/.tmp-*")):
-            left.unlink(missing_ok=True)
-        keep_usable_lines(path, classes)
+        begin(path, class_names, ipc, DistilledSet.check_begun(path, class_names, recipe, inputs))
         return DistilledSet.open(path)
 
     @staticmethod
     def check_begun(
         path: Path, class_names: Sequence[str], recipe: dict[str, Any], inputs: dict[str, Any] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Check that `create` can use a folder. Returns the contents of recipe.json and inputs.json, by the names of
-        the files.
+        """Check that `create` can use a folder. Returns the contents of recipe.json and inputs.json, by the files' names.
 
         Raises:
             DapError: the folder holds a set of another recipe or of other inputs, or other files.
@@ -217,17 +210,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             )
         check_reading(path, found, class_names)
         names, folders = class_order(path, list(found), class_names)
-        records = {
-            (label, slot): {
-                "path": str(file.relative_to(path)),
-                "label": label,
-                "class_name": names[label],
-                "slot": slot,
-                "sha256": sha256_of(regular(file)),
-            }
-            for label, folder in enumerate(folders)
-            for slot, file in enumerate(found[folder])
-        }
+        records = lines_of(path, names, [found[folder] for folder in folders])
         return DistilledSet(path, names, folders, max(len(found[folder]) for folder in folders), None, records)
 
     def has(self, label: int, slot: int) -> bool:
@@ -244,34 +227,52 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             DapError: the image holds a non-finite value; nothing is written.
             OSError: the disk is full or there is no permission; no half-written file stays.
         """
-        if not torch.isfinite(image).all():
-            advice = advice_for(self.recipe)
-            raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; {advice}.")
-        pixels = image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-        self.store(label, slot, encode_png(pixels), **record)
+        self.store(label, slot, self._encoded(label, slot, image), **record)
+
+    def add_unit(
+        self, label: int, slots: Sequence[int], images: Float[Tensor, "b 3 h w"], records: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Store the images of a unit and then their manifest lines, as a part of the manifest that belongs to this unit alone.
+
+        Several processes may add units to one set at the same time. If two of them add the same unit, its images are the same.
+        `beginning.gather` puts the parts together.
+
+        Raises:
+            DapError, OSError: as for `add`. No image of the unit then counts as made.
+        """
+        pngs = [self._encoded(label, slot, image) for slot, image in zip(slots, images, strict=True)]
+        lines = [self._stored(label, *rest) for rest in zip(slots, pngs, records, strict=True)]
+        write_atomically(part_of(self.path, label, slots[0]), "".join(map(text_of, lines)).encode())
+        self._know(lines)
 
     def store(self, label: int, slot: int, png: bytes, **record: Any) -> None:
-        """Store an image that is an 8-bit RGB PNG already, and its manifest line, as `add` does. The bytes of the PNG
-        are kept.
+        """Store an image that is an 8-bit RGB PNG already, and its line, as `add` does. The bytes of the PNG are kept.
 
         Raises:
             DapError: the place of the image leads out of the set, or it is a folder.
         """
-        relative = f"images/{self.folders[label]}/{slot:05d}.png"
-        write_atomically(place_for(self.path, relative), png)
-        line = {
-            "path": relative,
-            "label": label,
-            "class_name": self.class_names[label],
-            "slot": slot,
-            **record,
-            "sha256": sha256(png),
-        }
+        line = self._stored(label, slot, png, record)
         with (self.path / "manifest.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text_of(line))
             file.flush()
             os.fsync(file.fileno())
-        self._records[label, slot] = line
+        self._know([line])
+
+    def _encoded(self, label: int, slot: int, image: Float[Tensor, "3 h w"]) -> bytes:
+        if not torch.isfinite(image).all():
+            advice = advice_for(self.recipe)
+            raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; {advice}.")
+        return encode_png(image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
+
+    def _stored(self, label: int, slot: int, png: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Write an image. Returns its manifest line, which is still to be written."""
+        relative = f"images/{self.folders[label]}/{slot:05d}.png"
+        write_atomically(place_for(self.path, relative), png)
+        facts = {"path": relative, "label": label, "class_name": self.class_names[label], "slot": slot}
+        return {**facts, **record, "sha256": sha256(png)}
+
+    def _know(self, lines: Sequence[dict[str, Any]]) -> None:
+        self._records |= {(line["label"], line["slot"]): line for line in lines}
         self._ordered = None
 
     def note(self, name: str, value: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from dap import imagenet
-from dap.base.documents import fitted, read_names, read_text
+from dap.base.documents import fitted, read_names, read_text, regular
 from dap.base.errors import DapError
-from dap.base.files import natural_order
+from dap.base.files import natural_order, sha256_of
 from dap.base.parsing import Damaged, halved, shown
 from dap.data.real.finding.splits import split_of
 from dap.data.real.finding.walking import Left, class_folders, image_files, visible
@@ -320,3 +320,26 @@ def check_classes(class_names: Sequence[str], ipc: int) -> None:
             )
     if len(set(class_names)) < len(class_names):
         raise DapError(f"The class {Counter(class_names).most_common(1)[0][0]!r} is named twice; name each class once.")
+
+
+def lines_of(
+    path: Path, names: Sequence[str], files: Sequence[Sequence[Path]]
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """What a manifest would say of the images of a folder that others made, by label and slot.
+
+    Args:
+        path: the folder.
+        names: the class names in label order.
+        files: for each class its images, in the order of their slots.
+    """
+    return {
+        (label, slot): {
+            "path": str(file.relative_to(path)),
+            "label": label,
+            "class_name": names[label],
+            "slot": slot,
+            "sha256": sha256_of(regular(file)),
+        }
+        for label, of_class in enumerate(files)
+        for slot, file in enumerate(of_class)
+    }

@@ -22,7 +22,6 @@ from dap.base.files import inside
 from dap.base.parsing import Damaged, halved
 
 T = TypeVar("T")
-
 log = logging.getLogger("dap")
 
 MOST_CLASSES = 100_000
@@ -33,7 +32,6 @@ RESTORE = "Restore this file from a copy, or make the set again in a new folder.
 
 LARGEST = 1e30
 """The largest size of a number. The square of a square of it is still finite."""
-
 LONGEST = 10_000
 """The most characters of a text."""
 
@@ -231,6 +229,12 @@ class Choices(FromFile, frozen=True):
     choices: Annotated[list[Choice], Field(max_length=100)]
 
 
+class Growth(FromFile, frozen=True):
+    """`growth.json`: how many images per class the set had before it grew."""
+
+    ipc: Annotated[list[Ipc], Field(max_length=1000)]
+
+
 class RecipeNote(Open, frozen=True):
     """`recipe.json`, as far as it is read without the model of a recipe; all else is plain."""
 
@@ -268,6 +272,7 @@ NOTES: dict[str, Any] = {
     "protocols.json": dict[Name, Plain],
     "ranking.json": Plain,
     "import.json": Imported,
+    "growth.json": Growth,
     "recipe.json": RecipeNote,
 }
 """The model of each file that a report reads, by its name."""

@@ -23,6 +23,7 @@ from dap.base.errors import DapError
 from dap.base.fields import Inside, Name
 from dap.base.files import natural_order
 from dap.base.parsing import shown
+from dap.data.sets.contents import part_files
 from dap.data.sets.notes import Count, Label, Open, as_read, read_note
 from dap.evaluation.training.trials import TrialLine
 
@@ -146,7 +147,7 @@ def load_set(path: Path | str) -> SetRecord:
         raise FileNotFoundError(
             f"{shown(path)} is not a distilled set: it has no classes.json and no folders of images"
         )
-    manifest, bad_images = _lines(path / "manifest.jsonl", _Image)
+    manifest, bad_images = _images(path)
     trials, bad_trials = _lines(path / "trials.jsonl", TrialLine)
     images = manifest or _listed(path, root, folders)
     problems, zeroshot = bad_trials + bad_images, _object(path, "zeroshot.json")
@@ -184,6 +185,14 @@ class _Image(Open, frozen=True):
     path: Inside
     label: Label
     slot: Count
+
+
+def _images(path: Path) -> tuple[list[Json], list[str]]:
+    """The lines of a manifest and, while several processes make the set, of its parts; the last line of an image counts."""
+    read = [_lines(file, _Image) for file in part_files(path)]  # before the file into which they go
+    read.insert(0, _lines(path / "manifest.jsonl", _Image))
+    found = {(line["label"], line["slot"]): line for good, _ in read for line in good}
+    return list(found.values()), [problem for _, bad in read for problem in bad]
 
 
 def _lines(path: Path, model: type[Any]) -> tuple[list[Json], list[str]]:

@@ -50,6 +50,10 @@ class Dap(Vanilla):
     cost = "vanilla's, and the gradient up to the tapped layer; features of the reals once a class and step"
     guidance = {}
 
+    def grows(self, task: Task) -> bool:
+        shared = task.recipe.guidance.targets == "slot" and task.recipe.guidance.scale > 0  # the reals, among ipc slots
+        return type(self) in (Dap, DapSlots) and not shared and self.alone(task)
+
     def build(self, task: Task) -> Guidance:
         recipe, backbone = task.recipe, task.backbone
         options = recipe.guidance

@@ -46,6 +46,22 @@ class Vanilla(Method):
         del task
         return None
 
+    def guided(self, task: Task) -> tuple[Guidance, bool]:
+        """The guidance of the run with the user's own, and whether it acts at any step."""
+        guidance, steps = self.build(task), task.recipe.sampling.steps
+        if (own := task.given.guidance) is not None:
+            guidance = own if isinstance(guidance, Nothing) else guidance + own
+        return guidance, any(guidance.active(index, steps) for index in range(steps))
+
+    def grows(self, task: Task) -> bool:
+        """A subclass must say for itself that its images do not depend on ipc."""
+        return type(self) in (Vanilla, Dit, Sd) and self.alone(task)
+
+    def alone(self, task: Task) -> bool:
+        """Whether the guidance looks at one image at a time."""
+        guidance, acts = self.guided(task)
+        return not (acts and (guidance.joint or guidance.sequential))
+
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, backbone = task.recipe, task.backbone
         options = recipe.sampling
@@ -53,10 +69,7 @@ class Vanilla(Method):
         backbone.condition(task.source.class_names)
         run = {"steps": options.steps, "solver": options.solver, "eta": options.eta}
         solvers.make(backbone, **run)
-        guidance, start, tune = self.build(task), self.start(task), self.tune(task)
-        if (own := task.given.guidance) is not None:
-            guidance = own if isinstance(guidance, Nothing) else guidance + own
-        acts = any(guidance.active(index, options.steps) for index in range(options.steps))
+        (guidance, acts), start, tune = self.guided(task), self.start(task), self.tune(task)
         if (guidance.joint or guidance.sequential) and acts and recipe.block < recipe.ipc:
             raise DapError(
                 f"This guidance looks at all slots of a class together: set block >= ipc ({recipe.ipc}), not {recipe.block}."

@@ -64,6 +64,9 @@ class Herding(Selection):
 
     reference = "Welling, ICML 2009; Rebuffi et al., CVPR 2017 (iCaRL); Castro et al., ECCV 2018"
 
+    def grows(self, task: Task) -> bool:
+        return task.options.pool is None  # a pool is drawn for a number of images
+
     @staticmethod
     def choose(features: Tensor, k: int) -> list[int]:
         """argmin_x ||(i + 1) mean - sum of chosen - f(x)||, for i = 0 ... k - 1, without replacement."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dap.methods.base import Task
 from dap.methods.selection.herding import Selection
 
 
@@ -16,6 +17,9 @@ class KCenter(Selection):
     """
 
     reference = "Gonzalez 1985; Sener & Savarese, ICLR 2018; first centre as in Zhao, Mopuri & Bilen 2021"
+
+    def grows(self, task: Task) -> bool:
+        return task.options.pool is None  # a pool is drawn for a number of images
 
     @staticmethod
     def choose(features: Tensor, k: int) -> list[int]:

@@ -13,6 +13,9 @@ class Random(Method):
 
     cost = "none"
 
+    def grows(self, task: Task) -> bool:
+        return True
+
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, source = task.recipe, task.source
 

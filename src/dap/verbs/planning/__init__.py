@@ -1,0 +1,1 @@
+"""How far work is, and what work that has not begun will take."""

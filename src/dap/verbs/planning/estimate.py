@@ -1,0 +1,274 @@
+"""`--dry-run`: what work will take, told by a short trial on this machine. Nothing is made and nothing is fetched.
+
+A trial makes a unit of the first class with very few steps of sampling and of refinement, and once more with a few more of each.
+The differences are the time of a step. So the time of the whole run follows, whatever the backbone and the machine are.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dap.backbones.hub import to_download
+from dap.base.store import Store
+from dap.base.watch import Watcher
+from dap.cost import forget_peak_memory, peak_memory_gb
+from dap.data.real.decode import encode_png
+from dap.data.sets.beginning import cuts
+from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.notes import there
+from dap.evaluation.training.evaluate import evaluate
+from dap.evaluation.training.labels import Soft, Stored
+from dap.evaluation.training.protocol import Protocol
+from dap.methods.base import Method, Task, Unit, plan
+from dap.recipe import Recipe
+from dap.verbs.settling import settled
+from dap.workshop import Workshop
+
+FEW, MORE = 2, 6
+"""Steps of the trials. A solver needs two."""
+TESTED = 500
+"""Test images of the trial of a training."""
+LONGEST = 4
+"""Batches of an epoch in the trial of a training. A longer epoch takes as much longer."""
+PNG_SHARE = 0.7
+"""The part of an image's bytes that its PNG takes, where no image was made that tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What work will take.
+
+    Attributes:
+        name: the name of the work.
+        kind: "images" or "trainings".
+        pieces: images, or trainings, of the whole work.
+        left: how many of them are still to be made.
+        units: units of work that are left.
+        seconds: the seconds that what is left will take on this machine, in this process; None if they are not known.
+        why: why they are not known.
+        trial: the seconds that the trial took.
+        memory_gb: peak memory of the trial, in 10⁹ bytes: that of the GPU, or that of the process on a CPU.
+        disk: bytes of the files that will be made.
+        downloads: what will be fetched first, with its bytes where they are known.
+    """
+
+    name: str
+    kind: Literal["images", "trainings"] = "images"
+    pieces: int
+    left: int
+    units: int = 0
+    seconds: float | None = None
+    why: str = ""
+    trial: float = 0.0
+    memory_gb: float | None = None
+    disk: int = 0
+    downloads: tuple[tuple[str, int | None], ...] = ()
+
+
+def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Watcher(), name: str = "") -> Estimate:
+    """What a distilled set will take. A set that is begun counts only with what is left.
+
+    Args:
+        recipe: the recipe, as for `dap distill`.
+        out: the folder that the set would have.
+        workshop: loads the data and the backbone.
+        watcher: is told that a trial is run.
+        name: the name of the set; the name of its folder by default.
+
+    Raises:
+        DapError: the set could not be made; the message is that of `dap distill`.
+    """
+    workshop.asked(recipe)
+    name, path = name or out.name, recipe.backbone.path if recipe.backbone else "starter"
+    method = workshop.asked(recipe)[0]
+    if "backbone" in method.needs and workshop.objects.backbone is None:
+        revision = recipe.backbone.revision if recipe.backbone else None
+        if (missing := to_download(path, revision, workshop.offline)) is not None:
+            images = recipe.ipc * len(workshop.whole(recipe.data, "train").class_names)
+            why = f"{missing[0]} is not on this machine yet, so no trial can be made"
+            return Estimate(name=name, pieces=images, left=images, why=why, downloads=(missing,))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="dap-trial-") as folder:
+        chosen = settled(recipe, workshop, Path(folder) / "set", watcher, None).recipe
+        method, task = workshop.task(chosen)
+        method.prepare(task)
+        values, classes = task.recipe.values(), len(task.source.class_names)
+        sizes = cuts(out, values, can_grow=method.grows(task))
+        made = DistilledSet.open(out) if there(out, "classes.json") else None
+        units = [
+            unit
+            for unit in plan(classes, task.recipe.ipc, task.recipe.block, sizes)
+            if made is None or not all(made.has(unit.label, slot) for slot in unit.slots)
+        ]
+        left = sum(len(unit.slots) for unit in units)
+        facts: dict[str, Any] = {"name": name, "pieces": classes * task.recipe.ipc, "left": left, "units": len(units)}
+        if not units:
+            return Estimate(**facts, seconds=0.0)
+        if "training" in method.needs:
+            raw = 3 * task.source.size**2 * PNG_SHARE
+            why = f"{recipe.method} trains something before its first image, whose time no trial tells"
+            return Estimate(**facts, why=why, disk=round(left * raw))
+        watcher.note(f"{name}: a short trial tells how long it takes")
+        trials = _Trials(method, task, Path(folder), workshop)
+        seconds = trials.seconds(units)
+        return Estimate(
+            **facts,
+            seconds=seconds,
+            trial=time.monotonic() - began,
+            memory_gb=peak_memory_gb(trials.device),
+            disk=round(left * trials.bytes_each),
+        )
+
+
+class _Trials:
+    """Trials of a method with few steps."""
+
+    def __init__(self, method: Method, task: Task, folder: Path, workshop: Workshop) -> None:
+        self.method, self.task, self.folder = method, task, folder
+        self.device = task.given.backbone.device if task.given.backbone else task.device
+        self.bytes_each = 0.0
+        forget_peak_memory(self.device)
+
+    def seconds(self, units: Sequence[Unit]) -> float:
+        """The seconds that these units will take.
+
+        The first trial does what is done once a class, such as encoding real images. The others find that in the store, so their
+        differences are those of the steps alone.
+        """
+        run = self.task.recipe.run
+        steps = run.sampling.steps if run else 0
+        refined = run.refine.steps if run and run.refine else 0
+        block = max(len(unit.slots) for unit in units)
+        self.timed(FEW, min(FEW, refined), min(block, 2), "warm")
+        first, _ = self.timed(FEW, min(FEW, refined), block, "trial")
+        base, later = self.timed(FEW, min(FEW + 1, refined), block, "trial")
+        more, most = min(MORE, steps), min(2 * MORE, refined)
+        sampling = refining = 0.0
+        if more > FEW:
+            sampling = (self.timed(more, min(FEW + 1, refined), block, "trial")[0] - base) / (more - FEW)
+        if most > FEW + 1:
+            refining = (self.timed(FEW, most, block, "trial")[0] - base) / (most - FEW - 1)
+        of_unit = later + max(steps - FEW, 0) * max(sampling, 0) + max(refined - FEW - 1, 0) * max(refining, 0)
+        slots = sum(len(unit.slots) for unit in units)
+        return len({unit.label for unit in units}) * max(first - later, 0.0) + of_unit * slots / block
+
+    def timed(self, steps: int, refined: int, block: int, store: str) -> tuple[float, float]:
+        """The seconds of the first unit of a class, and of the next one. The second is that of the first where all images of a
+        class are one unit."""
+        recipe = self.task.recipe
+        if recipe.run is not None:
+            refine = recipe.run.refine and recipe.run.refine.model_copy(update={"steps": refined})
+            sampling = recipe.run.sampling.model_copy(update={"steps": steps})
+            recipe = recipe.model_copy(
+                update={"run": recipe.run.model_copy(update={"sampling": sampling, "refine": refine})}
+            )
+        kept, taken = Store(self.folder / store, self.task.store.inputs), list[float]()
+        logging.disable(logging.WARNING)  # what a run of so few steps warns of is not what the user asked for
+        try:
+            make = self.method.prepare(replace(self.task, recipe=recipe, store=kept, cache=None))
+            for start in (0, block) if 2 * block <= recipe.ipc else (0,):
+                began = time.perf_counter()
+                made = make(Unit(0, tuple(range(start, start + block))))
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                taken.append(time.perf_counter() - began)
+                self.bytes_each = _png_bytes(made.images)
+        finally:
+            logging.disable(logging.NOTSET)
+        return taken[0], taken[-1]
+
+
+def _png_bytes(images: Tensor) -> float:
+    """The mean size of these images as PNG files, with their lines in the manifest."""
+    pixels = images.nan_to_num().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return sum(len(encode_png(one)) + 400 for one in pixels) / len(pixels)
+
+
+def training_seconds(protocol: Protocol, network: str, images: int, tested: int, classes: int, device: str) -> float:
+    """The seconds that one training takes, with its looks at the test images, told by two short trainings on noise.
+
+    Args:
+        protocol: the protocol, for labels that are no classifier's.
+        network: the network.
+        images, tested: how many images are trained on, and tested on.
+        classes: the number of classes.
+        device: where to train.
+    """
+    usual = protocol.settled(ipc=max(images // classes, 1), classes=classes, network=network)
+    fewer = min(images, max(LONGEST * usual.batch, classes))
+    short = usual.model_copy(update={"epochs": 3, "looks": 1, "look_from": "0"})
+
+    def timed(n: int) -> tuple[float, float]:
+        marks = [time.perf_counter()]
+        data = [_noise(count, usual.size, classes) for count in (fewer, n)]
+        progress = functools.partial(_mark, marks, device)
+        for _ in evaluate(
+            data[0], data[1], short, [0], classes=classes, network=network, device=device, progress=progress
+        ):
+            marks.append(time.perf_counter())
+        return marks[2] - marks[1], marks[-1] - marks[2]
+
+    epoch, with_few = timed(classes)
+    _, with_many = timed(min(tested, TESTED) + classes)
+    look = max(with_many - with_few, 0.0) / min(tested, TESTED) * tested
+    count = usual.epochs - usual.first_epoch + 1
+    return epoch * images / fewer * count + look * len(usual.look_epochs)
+
+
+def _mark(marks: list[float], device: str, *_: Any) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    marks.append(time.perf_counter())
+
+
+def _noise(n: int, size: int, classes: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(n, 3, size, size, generator=generator), torch.arange(n) % classes
+
+
+def of_trainings(
+    name: str, protocol: Protocol, left: Mapping[str, int], sizes: tuple[int, int, int], device: str
+) -> Estimate:
+    """What trainings will take.
+
+    Args:
+        name: the name of the work.
+        protocol: the protocol.
+        left: for each network, how many trainings are left.
+        sizes: the numbers of images to train on, of test images, and of classes.
+        device: where to train.
+    """
+    total = sum(left.values())
+    if isinstance(protocol.labels, (Soft, Stored)):
+        why = "the time of a classifier's labels is not told by a trial"
+        return Estimate(name=name, kind="trainings", pieces=total, left=total, units=total, why=why)
+    began = time.monotonic()
+    seconds = sum(training_seconds(protocol, net, *sizes, device) * left[net] for net in left if left[net])
+    memory = peak_memory_gb(torch.device(device)) if total else None
+    return Estimate(
+        name=name,
+        kind="trainings",
+        pieces=total,
+        left=total,
+        units=total,
+        seconds=seconds,
+        trial=time.monotonic() - began,
+        memory_gb=memory,
+    )
+
+
+def free_disk(out: Path) -> int:
+    """The free bytes of the disk that a folder would be made on."""
+    place = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
+    return shutil.disk_usage(place).free
