@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dap.base.errors import DapError
+from dap.base.workers import WORKER
 
 GIB = 2**30
 
@@ -46,6 +47,7 @@ def budget_of(folder: Path, memory: float | None = None, disk: float | None = No
 
 def memory_budget(gib: float | None = None) -> int:
     """Bytes of memory that images may take: so many GiB, or by default what is free less a quarter, and less at least 1 GiB.
+    Workers that were started together share what is free.
 
     Raises:
         DapError: the number is not above 0.
@@ -53,7 +55,8 @@ def memory_budget(gib: float | None = None) -> int:
     if gib is not None:
         return _checked(gib, "--memory")
     free = free_memory()
-    return max(0, free - max(free // 4, LEAST_MEMORY))
+    workers = os.environ.get(WORKER, "").rpartition("/")[2]
+    return max(0, free - max(free // 4, LEAST_MEMORY)) // (int(workers) if workers.isdecimal() and int(workers) else 1)
 
 
 def disk_budget(folder: Path, gib: float | None = None) -> int:
