@@ -9,12 +9,13 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from dap.base.errors import DapError
 from dap.base.permission import allow_code
-from dap.data.real.identity import folder
-from dap.data.real.stored.budget import Budget, budget_of
+
+if TYPE_CHECKING:
+    from dap.data.real.stored.budget import Budget
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,7 +122,14 @@ class Judging:
 
 
 def images_budget(machine: Machine) -> Budget:
-    """How much memory and disk real images may take. Their files lie in the folder of the cache, or in the user's own."""
+    """How much memory and disk real images may take. Their files lie in the folder of the cache, or in the user's own.
+
+    Raises:
+        DapError: a budget is not above 0.
+    """
+    from dap.data.real.identity import folder
+    from dap.data.real.stored.budget import budget_of
+
     return budget_of(machine.cache or folder(), machine.memory, machine.disk)
 
 

@@ -47,6 +47,9 @@ CANDIDATES = 16
 CALIBRATION = 1000
 """The number of real images, of all classes together, on which the thresholds are measured."""
 
+MANY, TOGETHER = 100, 4096
+"""With more than `MANY` classes, the classes of about `TOGETHER` real images are compared at once."""
+
 LEAST = 5
 """The smallest number of real images on which limits are measured."""
 
@@ -197,11 +200,21 @@ class Search:
         best, rivals = torch.full((len(images),), torch.inf), torch.full_like(labels, -1)
         for rows in torch.arange(len(images)).split(100):
             moved = _moves(self.reals.pictured(rows_of(images, rows)))
-            for label, pool in enumerate(self.reals.coarse):
-                near = _coarse_distances(moved, pool).amin(1)
-                better = (near < best[rows]) & (labels[rows] != label)
-                best[rows[better]], rivals[rows[better]] = near[better], label
+            for first, pools in self._together:
+                found = _coarse_distances(moved, torch.cat(pools) if len(pools) > 1 else pools[0])
+                for label, part in enumerate(found.split([len(pool) for pool in pools], 1), first):
+                    near = part.amin(1)
+                    better = (near < best[rows]) & (labels[rows] != label)
+                    best[rows[better]], rivals[rows[better]] = near[better], label
         return rivals
+
+    @cached_property
+    def _together(self) -> list[tuple[int, list[Tensor]]]:
+        """The coarse pictures of classes that are compared at once, and the first class of each group. Few classes are compared
+        one by one. With many classes, whose products are small, most of the time would go to their calls."""
+        pools = self.reals.coarse
+        size = 1 if len(pools) <= MANY else max(1, TOGETHER * len(pools) // max(1, sum(map(len, pools))))
+        return [(first, pools[first : first + size]) for first in range(0, len(pools), size)]
 
     def _suspects(self, images: Tensor, features: Tensor, label: int, without: Tensor | None = None) -> list[Suspect]:
         """The suspects of one class for images (n, 3, h, w). `without` (n,) names a picture of the class that is left
