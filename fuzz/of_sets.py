@@ -12,11 +12,12 @@ import torch
 
 from dap.base.documents import read_json, read_lines
 from dap.base.files import dump, write_atomically
-from dap.data.sets.beginning import cuts, grow
-from dap.data.sets.contents import INPUTS, RECIPE
+from dap.data.sets.beginning import cuts, gather, grow
+from dap.data.sets.contents import INPUTS, PARTS, RECIPE
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import export
 from dap.data.sets.folders import exported, listed
+from dap.data.sets.imports import import_set
 from dap.data.sets.notes import NOTES, read_note
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.records import load_set
@@ -134,6 +135,26 @@ def targets(folder: Path) -> list[Target]:
         add(f"verify: {file}", "lines" if file.endswith("l") else "json", file, [], verified)
     add("resume: recipe.json", "json", "recipe.json", [], resumed)
     add("resume: inputs.json", "json", "inputs.json", [], resumed)
+
+    def gathered(path: Path) -> Any:
+        gather(path.parents[2])
+        return DistilledSet.open(path.parents[2]).records
+
+    parts = json.dumps(
+        {"path": "images/cat/00000.png", "label": 0, "class_name": NAMES[0], "slot": 0, "sha256": "0" * 64}
+    )
+    add("gather: a part", "lines", f"{PARTS}/0-0.jsonl", [parts.encode() + b"\n"], gathered)
+    (found[-1].folder / PARTS).mkdir(parents=True, exist_ok=True)
+
+    def again(path: Path) -> Any:
+        return import_set(folder / "source of import", path.parent)
+
+    source = folder / "source of import"
+    if not source.exists():
+        shutil.copytree(make_set(folder / "to import").path / "images", source)
+        import_set(source, folder / "import")
+    kept = (folder / "import" / "import.json").read_bytes()
+    found.append(Target("import again: import.json", "json", folder / "import", "import.json", (kept,), again))
     for file in ("recipe.json", "growth.json"):
         add(f"grow: {file}", "json", file, [], grown, noted=True)
     add("grow: command.txt", "binary", "command.txt", [b"dap distill --out x\n"], grown, noted=True)
