@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fuzz lint clean licences audit hashes locked test-oldest test-newest
+.PHONY: demo test test-slow fuzz lint clean licences audit hashes locked test-oldest test-newest
 
 demo: $(READY)  ## the main job on the embedded starter, with a report
 	$(BIN)/dap demo $(ARGS)
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: $(READY)  ## the tests that take minutes: a Ray cluster that loses a node, torchrun, shells that are killed
+	$(BIN)/python -m pytest -m slow -s $(ARGS)
 
 MINUTES ?= 10
 fuzz: $(READY) $(VENV)/.fuzz  ## damaged files for every reader; `make fuzz MINUTES=1 ARGS="--only manifest"`
