@@ -8,6 +8,8 @@ LEFT_OUT: dict[str, str] = {
     "base/registry.py:_load_module": _CODE,
     "cost.py:peak_memory_gb": "the kernel's file on this process",
     "data/sets/shards.py:write_webdataset": "it writes",
+    "data/sets/imports.py:_finished": "the card of a set that is whole, whose text is only searched for the licence",
+    "evaluation/apart.py:_copy": "it copies bytes",
     "imagenet.py:names": SHIPPED,
     "imagenet.py:subset": SHIPPED,
     "objects.py:_code_of": "it hashes code that the user names, whatever it holds",
