@@ -326,3 +326,38 @@ def test_a_broken_image_of_a_small_class_is_left_out(colours, backbone, options,
     assert made.at(1, 500).shape[0] == reals <= 11 and "3.png" in caplog.text
     with pytest.raises(DapError, match="only 11 decodable images of 12, but 12 are asked for"):
         bank(source, backbone, ipc=12, targets="slot", reals=12)
+
+
+def test_features_that_the_cache_has_no_room_for_are_computed_anew(source, backbone, tmp_path, monkeypatch, caplog):
+    """A thousand classes at fifty steps would be 1.9 TB: the cache keeps the latents, and says so once."""
+    plain = bank(source, backbone)
+    times = (900, 500, 100)
+    expected = [plain.at(label, t) for label in (0, 1) for t in times]
+    nbytes = expected[0].nbytes
+    for fits in (True, False):
+        room = nbytes * len(times) * len(source.class_names) * 2
+        monkeypatch.setattr("dap.data.bank.limit", lambda room=room, fits=fits: room if fits else room - 2)
+        cache = tmp_path / str(fits)
+        caplog.clear()
+        with caplog.at_level("INFO", "dap"):
+            made = FeatureBank(
+                source, backbone, BankOptions(reals=6), ipc=4, run_seed=1, cache=cache, steps=3, keep=False
+            )
+            made.begin([0, 1])
+            found = [made.at(label, t) for label in (0, 1) for t in times]
+        assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+        kinds = [file.name.split("-")[0] for file in cache.rglob("*.safetensors")]
+        assert kinds.count("latents") == 2 and kinds.count("features") == (6 if fits else 1)
+        assert len([line for line in caplog.messages if "would take" in line]) == (0 if fits else 1)
+    again = FeatureBank(source, backbone, BankOptions(reals=6), ipc=4, run_seed=1, cache=tmp_path / "False", steps=3)
+    monkeypatch.setattr(backbone, "encode", lambda images: pytest.fail("the latents lie in the cache"))
+    again.begin([0, 1])
+
+
+def test_features_stay_in_memory_as_far_as_there_is_room(source, backbone, monkeypatch):
+    plain = bank(source, backbone)
+    expected = [plain.at(0, t) for t in (900, 500, 100)]
+    monkeypatch.setattr("dap.data.bank._room", lambda device: 2 * expected[0].nbytes)
+    made = bank(source, backbone)
+    assert all(made.at(0, t).equal(one) for t, one in zip((900, 500, 100), expected, strict=True))
+    assert list(made._features) == [(0, 900), (0, 500)] and made.at(0, 100).equal(expected[2])

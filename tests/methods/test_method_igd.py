@@ -13,9 +13,12 @@ from dap.backbones import load
 from dap.backbones.base import Backbone, ClassifierFree
 from dap.base.errors import DapError
 from dap.base.store import Store
+from dap.data.real.stored.budget import Budget
+from dap.data.real.stored.streams import Packed
 from dap.evaluation.training.fitting import Training
 from dap.evaluation.training.protocol import load_protocol
 from dap.guidance import Descend, Deviation, Nothing, State
+from dap.methods.diffusion import igd
 from dap.methods.diffusion.igd import Igd, IgdOptions, Surrogate, _protocol
 from dap.recipe import Recipe
 from dap.sampling import Batch
@@ -79,6 +82,22 @@ def test_a_checkpoint_is_kept_where_the_gradient_has_turned(make):
         for net, epoch in zip(few._networks, wanted, strict=True):
             for one, other in zip(net.parameters(), every._networks[epoch].parameters(), strict=True):
                 assert torch.equal(one, other)
+
+
+def test_within_the_smallest_memory_the_surrogate_and_its_gradients_are_the_same(make, tmp_path, monkeypatch):
+    """A thousand classes: images in a file, gradients taken again where they do not fit, and none kept on disk."""
+    plain = surrogate(make(threshold=0.9))
+    monkeypatch.setattr(Surrogate, "_budget", lambda self: Budget(1, 2**30, tmp_path))
+    monkeypatch.setattr(igd, "STORED", 0)
+    seen = []
+    really = igd.gathered
+    monkeypatch.setattr(igd, "gathered", lambda *a, **k: seen.append(really(*a, **k)) or seen[-1])
+    small = surrogate(make(threshold=0.9))
+    assert isinstance(seen[0].images, Packed) and not [name for name in small.task.store.used if "gradients" in name]
+    assert len(small._networks) == len(plain._networks) > 1
+    for one, other in zip(small._networks, plain._networks, strict=True):
+        assert all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert all(small._real[label].equal(plain._real[label]) for label in range(3))
 
 
 def test_real_gradients_are_means_over_the_class(make):

@@ -26,10 +26,13 @@ class Damaged(DapError):
 
 def shown(path: Path | str) -> str:
     """A path as text that every terminal and every UTF-8 file can hold. Bytes that are no text are shown as \\xNN."""
+    text = str(path)
+    if text.isascii() and "\0" not in text:  # nearly always, and a data set may have a million paths
+        return text
     try:
-        said = os.fsencode(str(path))
+        said = os.fsencode(text)
     except UnicodeEncodeError:  # half of a character that stands for no byte
-        said = str(path).encode("utf-8", "backslashreplace")
+        said = text.encode("utf-8", "backslashreplace")
     return said.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 

@@ -108,6 +108,14 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 CHANGES = "Another value of a field of the protocol, as YAML: size=64, 'mean=[0.5]'. May be repeated."
 MEASURES = "A measure of your own as file.py:Name, whose number the report shows beside its own. May be repeated."
 Changes = Annotated[list[str] | None, Parameter(name="--set", metavar="FIELD=VALUE", help=CHANGES)]
+DryRun = Annotated[
+    bool,
+    Parameter(
+        name="--dry-run",
+        help="Make nothing and fetch nothing. Say how much there is to do, and how much time, memory and disk it takes, by "
+        "a short trial on this machine.",
+    ),
+]
 Track = Annotated[
     Literal["tensorboard", "wandb"] | None,
     Parameter(
@@ -120,7 +128,7 @@ Track = Annotated[
 SPELLED = {"changes": "--set", "measures": "--measure", "trials": ("--trials", "--seeds")}
 """The flags of those fields whose flag is not simply the field's name."""
 
-METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR", "shard": "I/N"}
+METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR", "shard": "I/N", "memory": "GIB", "disk": "GIB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +205,7 @@ if TYPE_CHECKING:
     MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = EngineFlags = dict[str, Any]
 else:
     MachineFlags = flags_of(Machine, MACHINE)
-    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "allow_code"))
+    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "memory", "disk", "allow_code"))
     EngineFlags = flags_of(Engine, ENGINE)
     JudgingFlags = flags_of(Judging, JUDGING)
     QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from dap.cli.flags import (
     Changes,
     Classes,
+    DryRun,
     EngineFlags,
     JudgingFlags,
     MachineFlags,
@@ -29,7 +30,7 @@ from dap.cli.flags import (
     machine_of,
     watcher_of,
 )
-from dap.cli.results import shown
+from dap.cli.results import forecast, shown
 
 BadFraction = Annotated[
     float | None,
@@ -49,6 +50,7 @@ def evaluate(
     max_bad_fraction: BadFraction = None,
     split: Places = None,
     out: Path | None = None,
+    dry_run: DryRun = False,
     judged: JudgingFlags | None = None,
     track: Track = None,
     engine: EngineFlags | None = None,
@@ -65,6 +67,11 @@ def evaluate(
         out: Folder of the report and of the results of sets that lie elsewhere. Default: the first set's own, or
             NAME-judged for a folder that others made.
     """
+    if dry_run:
+        from dap.verbs.planning.grids import planned_judging
+
+        told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
+        return forecast(planned_judging(sets, data=data, **told), out or Path())
     from dap.verbs.evaluate import evaluate as run
     from dap.verbs.placing import beside_here
     from dap.verbs.report import check_tracking

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,15 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
+from dap.base.cache import limit
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
 from dap.choices import BankOptions
 from dap.data.clusters import balanced_kmeans
+from dap.data.real.stored.budget import memory_budget
+
+log = logging.getLogger("dap")
 
 CHUNK = 64
 """How many real images go through the network at once."""
@@ -68,13 +73,15 @@ class FeatureBank:
         options: see `BankOptions`.
         ipc: images per class, which is the number of shares under targets=slot.
         run_seed: the seed of the draw where `options.seed` is None.
-        keep: whether the features of a class stay in memory while the class is sampled. This pays if a class has several
-            batches.
+        keep: whether the features of a class stay in memory while the class is sampled, as far as half of the free memory goes.
+            This pays if a class has several batches.
         cache: a folder in which runs share features, or None: nothing is written to disk. Entries are keyed by everything they
             depend on. Several processes may use one folder at a time; what two of them want is computed by one.
         skip: how many real images of a class's draw are left out. A bank with `skip=n` so has other images than one with
             `reals=n` and the same seed.
         beside: another bank of the same images, such as one for another layer, whose latents this bank takes over.
+        steps: at how many steps the features of a class are asked for. It decides with the number of classes whether the cache
+            has room for the features; without room they are computed anew, and the latents alone are kept.
 
     Raises:
         DapError: the layer does not exist, or two options contradict each other.
@@ -92,6 +99,7 @@ class FeatureBank:
         cache: str | Path | None = None,
         skip: int = 0,
         beside: FeatureBank | None = None,
+        steps: int = 1,
     ) -> None:
         options = options or BankOptions()
         self.skip, self.beside = skip, beside
@@ -104,6 +112,10 @@ class FeatureBank:
             raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
         self._key = None if cache is None else self._key_of_all()
         self._cache = None if cache is None else Path(cache)
+        self.steps = steps
+        self._fits: bool | None = None if cache is not None else False
+        """Whether the cache has room for the features of all classes and steps. None: the first features will say it."""
+        self._room = 0
         self._folder = Path(cache or "") / "real features" / (self._key or "")
         self._stores: dict[int, Store] = {}
         self._ready: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -112,6 +124,7 @@ class FeatureBank:
 
     def begin(self, labels: Sequence[int]) -> None:
         """Draw and encode the real images of these labels. What was kept of other labels is dropped."""
+        self._room = _room(self.backbone.device) if self.keep else 0
         self._ready = {k: v for k, v in self._ready.items() if k in labels}
         self._features = {k: v for k, v in self._features.items() if k[0] in labels}
         self._spreads = {k: v for k, v in self._spreads.items() if k[0] in labels}
@@ -136,13 +149,32 @@ class FeatureBank:
         t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
             return self._features[label, t].float()
-        features = self._cached(label, "features", {"t": t}, lambda: self._tap(label, t))
+        if self._fits is False:
+            features = self._tap(label, t)
+        else:
+            features = self._cached(label, "features", {"t": t}, lambda: self._tap(label, t))
+            if self._fits is None:
+                self._fits = self._weighed(features)
         if self.options.normalise == "channel":
             self._spreads[label, t] = spread(features.float())
             features = self._scaled(features.float(), label, t).flatten(1)
-        if self.keep:
+        if self.keep and sum(one.nbytes for one in self._features.values()) + features.nbytes <= self._room:
             self._features[label, t] = features
         return features.float()
+
+    def _weighed(self, features: Tensor) -> bool:
+        """Whether features of this size, of all classes and steps, take no more than half of the cache. Says so if they do."""
+        classes, most = len(self.source.class_names), limit()
+        total = features.nbytes * self.steps * classes
+        if total <= most // 2:
+            return True
+        log.info(
+            "Features of real images would take %.3g GiB of the cache (%.3g MiB for each of %d classes and %d steps), which may "
+            "have %.3g GiB. So each class's features are computed again in every run, and the cache keeps the encoded images "
+            "alone. A smaller --pool, fewer --reals, or a larger DAP_CACHE_GIB lets them be kept.",
+            total / 2**30, features.nbytes / 2**20, classes, self.steps, most / 2**30,
+        )  # fmt: skip
+        return False
 
     def latents(self, label: int) -> Float[Tensor, "n c *spatial"]:
         """The clean latents of a label's N real images. `begin` must have been called with the label."""
@@ -281,6 +313,11 @@ class FeatureBank:
         # A file is mapped into memory at an address of its own, and a CPU's kernels round by address. So a copy is taken, and
         # features from a file give the same bytes as features that were computed just now.
         return found.to(self.backbone.device, copy=True)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that features may take on a device: half of what is free."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else memory_budget() // 2
 
 
 def pooled(

@@ -26,7 +26,7 @@ from dap.data.real.names import select
 from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import whole_note
-from dap.evaluation.labelling import first_side, image_hashes, labelling, largest
+from dap.evaluation.labelling import first_side, image_hashes, images_of, labelling, largest
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
@@ -169,7 +169,7 @@ def _training(
     """Trials of these seeds, one after the other. Everything is checked before the first one begins."""
     side = first_side(protocol.test_steps) or loaded.plan.protocol.size
     return evaluate(
-        judged.tensors(first_side(protocol.train_steps), fit="crop-bilinear", dtype=torch.uint8, mixed=protocol.size),
+        images_of(judged, first_side(protocol.train_steps), loaded.plan.budget, mixed=protocol.size),
         loaded.tensors(side, judged.class_names),
         protocol,
         seeds,
@@ -177,6 +177,7 @@ def _training(
         device=loaded.plan.device,
         every=checkpoint_seconds(),
         tested_on=loaded.plan.on,
+        budget=loaded.plan.budget,
         **options,
     )
 
@@ -195,7 +196,7 @@ def _measure(judged: DistilledSet, loaded: Loaded, known: Sequence[object]) -> N
     key = _hash([*known, inspector.train.fingerprint(sized=False)[:16]])
     if inspector.done(judged, key):
         return
-    images, labels = judged.tensors(loaded.plan.protocol.size, fit="crop-bilinear")
+    images, labels = images_of(judged, loaded.plan.protocol.size, loaded.plan.budget, exact=True)
     own = labels.new_tensor(select(loaded.test.class_names, judged.class_names, "the test data")[1])
     try:
         inspector(judged, images, own[labels], key)

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import torch
 
+from dap.data.real.decode import decode
+from dap.data.real.sizes import size_of
+from dap.data.real.stored.budget import Budget
+from dap.data.real.stored.gathering import gathered
+from dap.data.sets.contents import file_of
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.image_labels import image_labels, open_image_labels
+from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
 from dap.evaluation.training.labels import ImageLabels
 from dap.evaluation.training.protocol import Protocol
@@ -85,6 +91,42 @@ def labels_by(teacher: Classifier, judged: DistilledSet) -> ImageLabels:
 def labelling(protocol: Protocol, seed: int = 0) -> Labelling:
     """The parts of a protocol that decide its augmented batches, and so the stored labels of a set."""
     return Labelling(protocol.train_steps, protocol.mix, protocol.batch, protocol.epochs, seed)
+
+
+def images_of(
+    judged: DistilledSet, size: int | None, budget: Budget, *, exact: bool = False, mixed: int = 0
+) -> Labelled:
+    """The images of a set and their labels, as `DistilledSet.tensors` gives them. Many images are kept as the budget allows.
+
+    Args:
+        judged: the set.
+        size: the side to which each image is brought while it is decoded; None: the images keep their size.
+        budget: memory and disk.
+        exact: float32 images of a set that is small, and of images of more than 8 bits. By default all images are uint8.
+        mixed: where no size is given and the images differ in size, the side that all of them get.
+
+    Raises:
+        DapError: as `DistilledSet.tensors`.
+    """
+    dtype, records = torch.float32 if exact else torch.uint8, judged.records
+    side = size or max(size_of(file_of(judged.path, records[0]["path"])) or (mixed, 1)) if records else 1
+    if len(records) * 3 * side * side * dtype.itemsize <= budget.memory // 8:
+        return judged.tensors(size, fit="crop-bilinear", dtype=dtype, mixed=mixed)
+    if size is None:
+        sides = {size_of(file_of(judged.path, record["path"])) for record in records}
+        if len(sides) > 1 and mixed:
+            side = mixed
+        elif len(sides) > 1 or sides != {(side, side)}:  # images that are not square, or an error that is told there
+            return judged.tensors(None, fit="crop-bilinear", dtype=dtype)
+    files = [record["path"] for record in records]
+    found = gathered(
+        lambda row: decode(file_of(judged.path, files[row]), side, "crop-bilinear"),
+        len(files),
+        side,
+        budget,
+        exact=exact,
+    )
+    return found.images, torch.tensor([record["label"] for record in records])
 
 
 def image_hashes(judged: DistilledSet) -> list[str]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from typing import Protocol as Interface
-
-import torch
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.names import select
+from dap.data.real.stored.budget import Budget
+from dap.data.real.stored.gathering import stored
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.image_labels import open_image_labels
 from dap.evaluation.labelling import image_hashes
@@ -60,6 +61,7 @@ class JudgingPlan:
         on: "validation" tests on held-out training images, to make choices by; the test images are then not opened.
         neighbours: how many real images of a class are searched for near-copies, see `evaluation.measures.inspection`.
         measures: names of measures of one's own, as `file.py:Name`; see `evaluation.measures.own`.
+        budget: how much memory and disk images may take; default: memory that is free, less a reserve, and no disk.
     """
 
     protocol: Protocol
@@ -73,6 +75,7 @@ class JudgingPlan:
     on: Literal["test", "validation"] = "test"
     neighbours: int | None = None
     measures: Sequence[str] = ()
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def all_networks(self) -> Sequence[str]:
@@ -98,7 +101,7 @@ class Loaded:
     def __init__(self, plan: JudgingPlan, open: Open, features: tuple[str, Features] | None) -> None:
         self.plan, self.open, self.features = plan, open, features
         self.test = open(plan.on, plan.protocol.size)
-        self._tensors: dict[int, Labelled] = {}
+        self._tensors: dict[tuple[int, bool], Labelled] = {}
         self._teachers: dict[tuple[str, ...], Classifier] = {}
         self._inspector: Inspector | None = None
 
@@ -111,10 +114,17 @@ class Loaded:
 
     def tensors(self, side: int, class_names: Sequence[str]) -> Labelled:
         """The images to test on, (n, 3, side, side) uint8, and their labels (n,) in the order of these class names."""
-        if side not in self._tensors:
-            self._tensors[side] = self.open(self.plan.on, side).tensors(dtype=torch.uint8)
-        images, labels = self._tensors[side]
+        images, labels = self._read(side)
         return images, labels.new_tensor(select(class_names, self.test.class_names, "the set")[1])[labels]
+
+    def _read(self, side: int, exact: bool = False) -> Labelled:
+        """The images to test on and their labels, read once. With `exact`, images of more than 8 bits are float32."""
+        if (side, exact) not in self._tensors:
+            images, labels, whole = stored(self.open(self.plan.on, side), self.plan.budget, exact=exact)
+            self._tensors[side, exact] = images, labels
+            if whole:
+                self._tensors[side, not exact] = images, labels
+        return self._tensors[side, exact]
 
     def teacher(self, class_names: Sequence[str]) -> Classifier | None:
         """The teacher, whose logits are in the order of these names. None for a protocol that needs no teacher, or where
@@ -159,7 +169,8 @@ class Loaded:
     def inspector(self) -> Inspector | None:
         """The object that measures the images of sets, or None if there are no features."""
         if self._inspector is None and self.features is not None:
-            train, tested = self.open("train", self.plan.protocol.size), self.test.tensors()
+            side = self.plan.protocol.size
             limit, own = self.plan.neighbours, own_measures(self.plan.measures)
-            self._inspector = Inspector(train, tested, self.features, limit=limit, own=own)
+            tested = functools.partial(self._read, side, exact=True)  # a set that is judged already needs none of them
+            self._inspector = Inspector(self.open("train", side), tested, self.features, limit=limit, own=own)
         return self._inspector

@@ -13,7 +13,7 @@ from typing import Any
 from dap.base.claims import Claims
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
-from dap.base.files import ended, inside, write_atomically
+from dap.base.files import append, ended, inside, write_atomically
 from dap.data.sets.notes import as_read
 from dap.evaluation.training.trials import KEYS, Trial, TrialLine
 
@@ -76,8 +76,7 @@ class RecordedTrials:
         with self.alone():
             if trial.seed in self._valid(key, trial.protocol, trial.network):
                 return
-            with self.path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
+            append(self.path, json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
 
 
 def _counts(line: Mapping[str, Any], key: Mapping[str, str], protocol: str, network: str) -> bool:

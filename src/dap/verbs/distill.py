@@ -29,10 +29,11 @@ from dap.engines.on_ray import Cluster, check_installed, stream
 from dap.engines.ranks import device_for, rank_of
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Made, Method, Task, Unit
+from dap.methods.finite import finite
 from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.jobs import Grid, written
-from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
+from dap.verbs.options import Engine, Judging, Machine, images_budget, kind_of, permitted
 from dap.verbs.settling import NOTE as CHOSEN
 from dap.verbs.settling import settled
 from dap.verbs.understood import check_out, tell_of
@@ -48,9 +49,10 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
         watcher: is told what was understood of the data. None: nobody is told.
 
     Raises:
-        DapError: there is no such device, or the number of threads is none that this machine can run.
+        DapError: there is no such device, the number of threads is none that this machine can run, or a budget is not above 0.
     """
     device_of(machine.device)
+    images_budget(machine)
     if machine.threads is not None:
         processors = os.cpu_count() or 1
         most = max(256, 4 * processors)  # far above this, the threads of torch end the process without a word
@@ -257,7 +259,7 @@ def _store(task: Task, cache: Path | None, own: Path) -> Store:
 
 
 def _maker(method: Method, task: Task) -> Callable[[Unit], Made]:
-    make = method.prepare(task)
+    make = finite(method, task)
     return lambda unit: looked_at(make(unit), unit, task)
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Inside, Name, Share, Text
+from dap.base.files import write_atomically
 from dap.base.parsing import shown
 from dap.base.permission import asked_for, code_is_allowed
 from dap.data.sets.notes import Plain, as_read
@@ -145,7 +146,7 @@ def written_judging(arguments: Mapping[str, Any]) -> Iterator[list[str]]:
     told = {name: asdict(value) if name in ("judging", "machine") else value for name, value in arguments.items()}
     with tempfile.TemporaryDirectory(prefix="dap-run-") as made:
         job = Path(made) / JUDGING
-        job.write_text(json.dumps(told, default=str), encoding="utf-8")
+        write_atomically(job, json.dumps(told, default=str).encode())
         yield ["worker", str(job), *_permission(told["judging"])]
 
 
@@ -164,7 +165,7 @@ def written(grid: Grid, folder: Path | None = None) -> Iterator[tuple[Path, list
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as made:
         job, dumped = Path(made) / "grid.json", grid.dump()
-        job.write_text(json.dumps(dumped, default=str), encoding="utf-8")
+        write_atomically(job, json.dumps(dumped, default=str).encode())
         yield job, ["worker", str(job), *_permission([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])]
 
 

@@ -18,7 +18,7 @@ from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.labelling.by_backbone import BackboneLabeller, is_backbone
-from dap.verbs.options import Judging, Machine
+from dap.verbs.options import Judging, Machine, images_budget
 from dap.verbs.understood import check_apart
 from dap.workshop import Workshop
 
@@ -76,6 +76,7 @@ def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None =
         on=judging.on,
         neighbours=judging.neighbours,
         measures=judging.measures,
+        budget=images_budget(machine),
     )
 
 

@@ -9,10 +9,13 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from dap.base.errors import DapError
 from dap.base.permission import allow_code
+
+if TYPE_CHECKING:
+    from dap.data.real.stored.budget import Budget
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +29,10 @@ class Machine:
         device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1" name a device.
         offline: never ask the network; use the local cache alone.
         cache: folder in which several runs share real features and what methods make once.
-        threads: how many CPU threads torch uses; by default torch chooses.
+        threads: how many CPU threads torch uses, and how many processes decode images; by default torch chooses.
+        memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. Default: what is
+            free, less a quarter.
+        disk: GiB of disk that decoded images may take while a command runs. Default: what is free, less a tenth.
         allow_code: run code of others that recipes, protocols, weights or sets name as file.py:Name or module:Name. Code that
             the command line itself names needs no permission.
     """
@@ -35,6 +41,8 @@ class Machine:
     offline: bool = False
     cache: Path | None = None
     threads: int | None = None
+    memory: float | None = None
+    disk: float | None = None
     allow_code: bool = False
 
 
@@ -117,6 +125,18 @@ class Judging:
     reference: Path | None = None
     neighbours: int | None = None
     measures: tuple[str, ...] = ()
+
+
+def images_budget(machine: Machine) -> Budget:
+    """How much memory and disk real images may take. Their files lie in the folder of the cache, or in the user's own.
+
+    Raises:
+        DapError: a budget is not above 0.
+    """
+    from dap.data.real.identity import folder
+    from dap.data.real.stored.budget import budget_of
+
+    return budget_of(machine.cache or folder(), machine.memory, machine.disk)
 
 
 def permitted(verb: Callable[P, R]) -> Callable[P, R]:

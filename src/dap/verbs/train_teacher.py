@@ -20,7 +20,7 @@ from dap.evaluation.training.trials import Trial
 from dap.recipe import Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import open_protocol
-from dap.verbs.options import Machine, permitted
+from dap.verbs.options import Machine, images_budget, permitted
 from dap.verbs.understood import check_apart
 
 
@@ -93,6 +93,7 @@ def train_teacher(
         progress=watcher.epoch,
         checkpoints=kept,
         every=checkpoint_seconds(),
+        budget=images_budget(machine),
     )
     save_classifier(classifier, out)
     shutil.rmtree(kept, ignore_errors=True)

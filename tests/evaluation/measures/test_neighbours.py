@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dap.base.errors import DapError
+from dap.data.real.memory import MemorySource
 from dap.data.real.sources import open_source
 from dap.evaluation.measures import neighbours
 from dap.evaluation.measures.measures import extract
@@ -181,3 +182,18 @@ def test_broken_images_are_left_out(colours, tmp_path):
     green = reals.source.class_names.index("green")
     assert len(reals.indices[green]) == 11 == len(reals.features[green])
     assert "green/3.png" not in [reals.key(green, index) for index in reals.indices[green]]
+
+
+def test_many_classes_are_compared_together_with_the_same_result(tmp_path, monkeypatch):
+    """A thousand classes in a few products each; the rivals are those of the loop over classes."""
+    generator = torch.Generator().manual_seed(5)
+    images = {f"{label:03d}": torch.rand(5, 3, 8, 8, generator=generator) for label in range(9)}
+    search = Search(Pictures(MemorySource(images, size=8), lambda x: x.flatten(1)))
+    shown, labels = torch.rand(20, 3, 8, 8, generator=generator), torch.arange(20) % 9
+    alone = search._rivals(shown, labels)
+    assert [len(pools) for _, pools in search._together] == [1] * 9
+    for together, sizes in ((20, [4, 4, 1]), (10**6, [9]), (1, [1] * 9)):
+        monkeypatch.setattr(neighbours, "MANY", 3)
+        monkeypatch.setattr(neighbours, "TOGETHER", together)
+        del search.__dict__["_together"]
+        assert search._rivals(shown, labels).equal(alone) and [len(pools) for _, pools in search._together] == sizes

@@ -133,11 +133,8 @@ class Source(ABC):
     def understood(self) -> str:
         """What the source holds, in words: "10 classes, 60,000 images, 28 × 28"."""
         total = sum(self._counts)
-        parts = [
-            f"{len(self._counts):,} class{'es' * (len(self._counts) != 1)}",
-            f"{total:,} image{'s' * (total != 1)}",
-        ]
-        return ", ".join([*parts, *filter(None, [sizes.told(self.sizes())])])
+        classes = f"{len(self._counts):,} class{'es' * (len(self._counts) != 1)}"
+        return ", ".join([classes, f"{total:,} image{'s' * (total != 1)}", *filter(None, [sizes.told(self.sizes())])])
 
     def told(self, split: str) -> str:
         """What was understood of a split, as one line: what it holds, how it was read and what was left out."""
@@ -245,10 +242,7 @@ class Source(ABC):
                     images[len(labels)] = image if dtype.is_floating_point else (image * 255).round()
                     labels.append(label)
             if len(labels) == start:
-                name = self.class_names[label]
-                raise DapError(
-                    f"all images of class {name!r} of {self.name} are broken: {self._first_bad()}; repair them"
-                )
+                self.refuse_broken(label)
         return images[: len(labels)], torch.tensor(labels)
 
     def readable(self, label: int, indices: Sequence[int]) -> tuple[list[int], Tensor]:
@@ -302,13 +296,33 @@ class Source(ABC):
             try:
                 image = self._decode(label, index)
             except BrokenImage as error:
-                self._good[label][index], self._bad[where] = False, error.reason
-                log.warning("left out %s of %s: %s", self._key(label, index), self.name, error.reason)
+                self._leave_out(label, index, error.reason)
                 return None
             self._good[label][index] = True
             if keep:
                 self._cache.put(where, image, image.nbytes)
         return image
+
+    def decoded(self, label: int, index: int) -> Tensor:
+        """An image (3, size, size) in [0, 1], decoded now. Raises `BrokenImage`. Other processes may call this."""
+        if (reason := self._bad.get((label, index))) is not None:
+            raise BrokenImage(reason, self._key(label, index))
+        return self._decode(label, index)
+
+    def met(self, label: int, index: int, reason: str, planned: int) -> None:
+        """Note that an image is broken. `planned` is the number of images that are read; see `_check_bad_fraction`."""
+        if (label, index) not in self._bad:
+            self._leave_out(label, index, reason)
+        self._check_bad_fraction(planned)
+
+    def refuse_broken(self, label: int) -> None:
+        """Raise `DapError`, as all images of a class are broken."""
+        name = self.class_names[label]
+        raise DapError(f"all images of class {name!r} of {self.name} are broken: {self._first_bad()}; repair them")
+
+    def _leave_out(self, label: int, index: int, reason: str) -> None:
+        self._good[label][index], self._bad[label, index] = False, reason
+        log.warning("left out %s of %s: %s", self._key(label, index), self.name, reason)
 
     def _seen_after(self, places: Iterable[tuple[int, int]]) -> int:
         """The number of different images that will have been read when the images at these (label, index) are read
@@ -317,8 +331,7 @@ class Source(ABC):
         return new + len(self._bad) + sum(states.count(1) for states in self._good)
 
     def _check_bad_fraction(self, planned: int) -> None:
-        # The number of broken images is compared with the number that will have been read, not with the number that was
-        # read so far, because the verdict must not depend on which image comes first.
+        # Compared with the number that will have been read, because the verdict must not depend on which image comes first.
         bad = len(self._bad)
         if bad > 1 and bad / planned > self.max_bad_fraction:
             raise DapError(

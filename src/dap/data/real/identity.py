@@ -26,6 +26,12 @@ DECODING = 2
 `decode` gives other pixels for the same file."""
 
 MARK, DIGEST = 16, 32
+
+UNREADABLE = "unreadable"
+"""Stands where there is no hash of a file."""
+NOT_READ = bytes(DIGEST)
+"""The same among hashes as bytes."""
+
 SETTLED = 2 * 10**9
 """How many ns must lie between the last change of a file and its hash, so that the hash is remembered."""
 LARGEST = 2 * 2**30
@@ -54,22 +60,28 @@ def hashes(root: Path, files: list[str]) -> list[str]:
         root: the folder that the files lie in.
         files: paths relative to the folder. They need no order, but files of one folder are looked up together.
     """
+    found = digests(root, files)
+    parts = (bytes(found[at : at + DIGEST]) for at in range(0, len(found), DIGEST))
+    return [UNREADABLE if digest == NOT_READ else digest.hex() for digest in parts]
+
+
+def digests(root: Path, files: Sequence[str]) -> bytearray:
+    """The sha256 of files one after the other, `DIGEST` bytes each, or `NOT_READ`, in their order; see `hashes`."""
     groups: dict[str, list[int]] = {}
     for place, file in enumerate(files):
         groups.setdefault(file.rpartition("/")[0], []).append(place)
-    found = ["unreadable"] * len(files)
+    found = bytearray(DIGEST * len(files))
     told, pending = False, 0
     with _index() as index, ThreadPoolExecutor(THREADS) as pool:
         for inner, places in groups.items():
             where = os.path.realpath(root / inner)
             known = index.known(where)
-            marks = _marks(root, [files[place] for place in places])
             new: dict[bytes, bytes] = {}
-            missing = []
-            for place, (mark, size, changed) in zip(places, marks, strict=True):
+            missing: list[tuple[int, bytes, int]] = []
+            for place, (mark, size, changed) in zip(places, _marks(root, [files[k] for k in places]), strict=True):
                 digest = known.get(mark) if mark else None
                 if digest is not None:
-                    found[place] = digest.hex()
+                    found[place * DIGEST : (place + 1) * DIGEST] = digest
                 elif mark:
                     missing.append((place, mark, changed))
                     pending += size
@@ -82,7 +94,7 @@ def hashes(root: Path, files: list[str]) -> list[str]:
             now = time.time_ns()
             for (place, mark, changed), digest in zip(missing, _all(pool, paths), strict=True):
                 if digest is not None:
-                    found[place] = digest.hex()
+                    found[place * DIGEST : (place + 1) * DIGEST] = digest
                     if changed < now - SETTLED:
                         new[mark] = digest
             if new:
@@ -111,19 +123,20 @@ def _sha256(path: str) -> bytes | None:
 def _marks(root: Path, files: Sequence[str]) -> Iterator[tuple[bytes | None, int, int]]:
     """For each file: a short hash of its name and of all that tells a change, its size, and the time of the last change.
     None for what is no regular file."""
+    start, look, regular = os.path.join(root, ""), os.stat, stat.S_ISREG  # once: there may be a million files
     for file in files:
         try:
-            seen = os.stat(root / file)
+            seen = look(start + file if file[:1] != "/" else file)
         except (OSError, ValueError):
             yield None, 0, 0
             continue
-        if not stat.S_ISREG(seen.st_mode):
+        if not regular(seen.st_mode):
             yield None, 0, 0
             continue
-        name = os.fsencode(file.rpartition("/")[2])
-        facts = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_dev)
-        mark = hashlib.blake2b(name + b"\0" + repr(facts).encode(), digest_size=MARK).digest()
-        yield mark, seen.st_size, max(seen.st_mtime_ns, seen.st_ctime_ns)
+        mtime, ctime = seen.st_mtime_ns, seen.st_ctime_ns
+        facts = f"({seen.st_size}, {mtime}, {ctime}, {seen.st_ino}, {seen.st_dev})"
+        name = os.fsencode(file[file.rfind("/") + 1 :] + "\0" + facts)
+        yield hashlib.blake2b(name, digest_size=MARK).digest(), seen.st_size, max(mtime, ctime)
 
 
 class _Index:

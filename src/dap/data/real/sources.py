@@ -27,7 +27,7 @@ from dap.data.real.decode import Fit, check_fit, decode, fit_square
 from dap.data.real.finding.splits import Split, split_of
 from dap.data.real.finding.tables import Table
 from dap.data.real.finding.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
-from dap.data.real.identity import DECODING, hashes
+from dap.data.real.identity import DECODING, DIGEST, NOT_READ, UNREADABLE, digests
 from dap.data.real.idx import read_idx
 from dap.data.real.layouts import Layout, locate
 from dap.data.real.names import by_class, select
@@ -121,6 +121,7 @@ class _FileSource(Source):
 
     def __init__(self, name: str, class_names: Sequence[str], root: Path, files: list[list[str]], **how: Any) -> None:
         self._root, self._files = root, files
+        self._digests = bytearray()  # of all files, for this source and its twins of other sizes
         super().__init__(name, class_names, list(map(len, files)), **how)
 
     def _key(self, label: int, index: int) -> str:
@@ -135,11 +136,15 @@ class _FileSource(Source):
     def _listing(self) -> Iterator[str]:
         yield f"decoding {DECODING}"
         # One call for all classes: the index remembers what one call asks of a folder, and classes can share a folder.
-        digests = iter(hashes(self._root, [file for files in self._files for file in files]))
+        if not self._digests:
+            self._digests += digests(self._root, [file for files in self._files for file in files])
+        place = 0
         for files in self._files:
             yield f"{len(files)} images"
             for file in files:
-                yield f"{shown(file)}\t{next(digests)}"
+                digest = self._digests[place : place + DIGEST]
+                place += DIGEST
+                yield f"{shown(file)}\t{UNREADABLE if digest == NOT_READ else digest.hex()}"
 
 
 @final

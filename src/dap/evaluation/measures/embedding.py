@@ -17,6 +17,9 @@ from dap.evaluation.training.networks import Network, build
 Features = Callable[[Tensor], Tensor]
 """An extractor of features: images (n, 3, h, w) in [0, 1] -> (n, D)."""
 
+PIXELS = 2**16
+"""How many pixels pass the ConvNet at a time, at most, as long as these are 8 images or more."""
+
 
 def embedding(
     data: str, size: int, reference: str | Path | None = None, device: str | torch.device = "cpu"
@@ -58,4 +61,10 @@ def embedding(
     with seeded(0, torch.device("cpu")):
         network = build(f"convnet{depth}", classes=2, size=size).eval().requires_grad_(False).to(device)
     assert isinstance(network, Network)
-    return f"ConvNet-{depth} with random weights", lambda images: network.features(images.to(device))
+
+    def features(images: Tensor) -> Tensor:
+        # The activations of one image take 128 times its bytes. Parts have 4 images or more, and then the same bits as a whole.
+        size = max(8, PIXELS // images[0, 0].numel())
+        return torch.cat([network.features(part.to(device)) for part in images.tensor_split(-(-len(images) // size))])
+
+    return f"ConvNet-{depth} with random weights", features

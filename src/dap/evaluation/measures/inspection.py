@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ from dap.base.files import write_atomically
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.real.names import select
+from dap.data.real.stored.streams import Stored
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import leaks, whole_note
 from dap.evaluation.measures.embedding import Features
@@ -37,8 +38,9 @@ from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.own import Own, Subject
 from dap.evaluation.measures.pictures import Pictures
-from dap.evaluation.training.batches import Labelled
+from dap.evaluation.training.batches import Labelled, as_float, in_blocks, rows_of
 from dap.evaluation.training.classifier import Classifier
+from dap.evaluation.training.evaluate import MOST_CLASSES
 from dap.kernels import RBF
 
 COMPARED, COMPARED_IN_ALL = 500, 50_000
@@ -49,8 +51,7 @@ SEARCHED_IN_ALL = 100_000
 another number."""
 
 MAPPED, MAPPED_IN_ALL, DIMENSIONS = 50, 5000, 50
-"""Each half of a map, of training and of test images, has at most so many real images: of a class, and of all classes. The third
-number is that of the map's dimensions."""
+"""The largest number of real images in each half of a map, of one class and of all; and how many dimensions the map has."""
 
 log = logging.getLogger("dap")
 
@@ -60,7 +61,8 @@ class Inspector:
 
     Args:
         train: real training images.
-        test: real test images (n, 3, h, w) in [0, 1] and labels (n,), for the map alone.
+        test: real test images (n, 3, h, w) and labels (n,), for the map alone; or a function that gives them, which is called
+            when a set is inspected.
         features: what to call the extractor, and the extractor. A `Classifier` also predicts labels.
         limit: real images of a class that are searched for near-copies; default: all, or a random choice of
             `SEARCHED_IN_ALL` altogether where there are more. The measures do not depend on it.
@@ -73,17 +75,21 @@ class Inspector:
     def __init__(
         self,
         train: Source,
-        test: Labelled,
+        test: Labelled | Callable[[], Labelled],
         features: tuple[str, Features],
         *,
         limit: int | None = None,
         own: Sequence[Own] = (),
     ) -> None:
-        self.train, self.test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
+        self.train, self._test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
         self._kept: dict[Any, Any] = {}
         """Values that `compare` computes from the real images only, kept for the next set."""
         known = features[1]
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
+
+    @cached_property
+    def test(self) -> Labelled:
+        return self._test() if callable(self._test) else self._test
 
     @property
     def _reading(self) -> dict[str, Any]:
@@ -106,15 +112,16 @@ class Inspector:
     def _tested(self) -> tuple[set[bytes], int]:
         """The small pictures of all test images, and how many test images are training images too, of those that are
         searched."""
-        test = [picture.numpy().tobytes() for part in self.test[0].split(500) for picture in self.reals.pictured(part)]
+        parts = map(as_float, self.test[0].split(500))  # pyright: ignore[reportCallIssue]
+        test = [picture.numpy().tobytes() for part in parts for picture in self.reals.pictured(part)]
         searched = self.search.reals if "search" in self.__dict__ else self.reals
         train = {picture.numpy().tobytes() for pictures in searched.pictures for picture in pictures}
         return set(test), sum(picture in train for picture in test)
 
-    def _real(self, judged: DistilledSet, images: Tensor) -> dict[str, int]:
+    def _real(self, judged: DistilledSet, images: Stored) -> dict[str, int]:
         """How many test images are training images too, and how many images of the set are test images."""
         test, both = self._tested
-        drawn = sum(picture.numpy().tobytes() in test for picture in self.reals.pictured(images))
+        drawn = sum(picture.numpy().tobytes() in test for picture in in_blocks(self.reals.pictured, images))
         found = {"test": len(self.test[0]), "test_in_train": both, "set": len(images), "set_in_test": drawn}
         for sentence in leaks(found):
             log.warning("%s: %s", judged.path, sentence)
@@ -135,7 +142,7 @@ class Inspector:
         same = all((one.get("judged"), one.get("features")) == (key, self.name) for one in written)
         return same and (judged.results / "map.npz").is_file()
 
-    def __call__(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
+    def __call__(self, judged: DistilledSet, images: Stored, labels: Tensor, key: str) -> None:
         """Write all files of a set that are not there yet.
 
         A value may be missing because there are too few real images, or because a measure of the user fails. Such a
@@ -143,7 +150,7 @@ class Inspector:
 
         Args:
             judged: the set.
-            images: its images (n, 3, h, w) in [0, 1], in the order of its records.
+            images: its images (n, 3, h, w), float in [0, 1] or uint8, in the order of its records.
             labels: the labels (n,), as the training data number the classes.
             key: a text that is stored in the files. Files with another key are written anew.
 
@@ -155,12 +162,13 @@ class Inspector:
         if self.own:
             self._measure_own(judged, images, labels)
 
-    def _measure_own(self, judged: DistilledSet, images: Tensor, labels: Tensor) -> None:
+    def _measure_own(self, judged: DistilledSet, images: Stored, labels: Tensor) -> None:
         """Write the numbers of the user's own measures into `measures.json`. The numbers of other measures stay
         there."""
         measures = whole_note(judged.results, "measures.json")
         kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
-        subject = Subject(images, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
+        shown = rows_of(images, torch.arange(len(images)))  # such a measure may take all images at once
+        subject = Subject(shown, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
         for one in self.own:
             if kept.get(one.name, {}).get("code") == one.code:
                 continue
@@ -174,7 +182,7 @@ class Inspector:
                 notes[one.name] = str(error)
         judged.note("measures.json", {**measures, "notes": notes, "own": kept})
 
-    def _inspect(self, judged: DistilledSet, images: Tensor, labels: Tensor, key: str) -> None:
+    def _inspect(self, judged: DistilledSet, images: Stored, labels: Tensor, key: str) -> None:
         names = self.train.class_names
         own = select(judged.class_names, names, "the set")[1]
         features = extract(self.features, images).float()
@@ -187,7 +195,8 @@ class Inspector:
             measures["label_agreement"] = right.mean().item()
             for label, name in enumerate(names):
                 rows[name]["label_agreement"] = right[labels == label].mean().item()
-            measures["confusion"] = _confusion(labels, probabilities.argmax(1), own)
+            if len(names) <= MOST_CLASSES:  # its numbers are the square of the classes
+                measures["confusion"] = _confusion(labels, probabilities.argmax(1), own)
         near = self._near(images, labels, features, notes)
         keep = (judged.results / "classes.json").is_file()
         self._write_neighbours(judged, near if keep else [], own)
@@ -207,7 +216,7 @@ class Inspector:
             return Comparison({}, [], {}), {"measures": str(error)}
         return compared, dict(compared.notes)
 
-    def _near(self, images: Tensor, labels: Tensor, features: Tensor, notes: dict[str, str]) -> list[Neighbours]:
+    def _near(self, images: Stored, labels: Tensor, features: Tensor, notes: dict[str, str]) -> list[Neighbours]:
         try:
             return self.search(images, labels, features)
         except DapError as error:
@@ -215,8 +224,9 @@ class Inspector:
             notes["neighbours"] = str(error)
             return []
 
-    def _probabilities(self, images: Tensor) -> Tensor | None:
-        return None if self.classifier is None else self.classifier.probabilities(images).cpu()
+    def _probabilities(self, images: Stored) -> Tensor | None:
+        known = self.classifier
+        return None if known is None else in_blocks(lambda part: known.probabilities(part).cpu(), images)
 
     def _images(
         self,
@@ -240,16 +250,10 @@ class Inspector:
                 # Without a limit an image may be a copy and not be the same picture, and nobody can say.
                 line["copy"] = True if found.original is not None else None if thresholds and thresholds.why else False
                 line["original"] = None if found.original is None else self._told(found.original, own, keep)
-            if isinstance(
-                name := record.get("real"), str
-            ):  # the method chose this real image, whatever its pixels are now
-                line["copy"] = True
-                line["original"] = line["original"] or {
-                    "key": name,
-                    "label": record["label"],
-                    "distance": 0.0,
-                    "file": None,
-                }
+            if isinstance(name := record.get("real"), str):
+                # The method chose this real image, whatever its pixels are now.
+                own_place = {"key": name, "label": record["label"], "distance": 0.0, "file": None}
+                line |= {"copy": True, "original": line["original"] or own_place}
             line |= {"predicted": None, "probability": None}
             if probabilities is not None:
                 chosen = int(probabilities[i].argmax())
@@ -309,7 +313,7 @@ class Inspector:
             pool, places = self.reals.features[label], (labels == label).nonzero()[:, 0]
             chosen.append(pool[torch.randperm(len(pool), generator=generator)[:each]])
             picked.append(places[torch.randperm(len(places), generator=generator)[:each]])
-        train, test = torch.cat(chosen), extract(self.features, images[torch.cat(picked)]).float()
+        train, test = torch.cat(chosen), extract(self.features, rows_of(images, torch.cat(picked))).float()
         both = torch.cat([train, test])
         mean = both.mean(0)
         _, _, axes = torch.linalg.svd(both - mean, full_matrices=False)
@@ -338,8 +342,7 @@ def _file(match: Match, label: int) -> str:
 
 
 def _confusion(labels: Tensor, predicted: Tensor, own: list[int]) -> list[list[int]]:
-    """How many images of each label (row) are predicted as each label (column), in the order of the set's own
-    classes."""
+    """How many images of each label (row) are predicted as each label (column), as the set numbers its classes."""
     order = torch.tensor(own)
     counts = torch.zeros(len(own), len(own), dtype=torch.int64)
     counts.index_put_((order[labels], order[predicted]), torch.ones_like(labels), accumulate=True)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.data.real.stored.streams import Stored
 from dap.evaluation.measures.distributions import GramFunction, frechet, kid, mmd2, once, within
-from dap.evaluation.training.batches import Labelled, check_labelled
+from dap.evaluation.training.batches import as_float, check_labelled
 from dap.kernels import Kernel
 
 CHUNK = 1000
@@ -202,8 +203,8 @@ def compare(
 
 
 def measure(
-    synthetic: Labelled,
-    real: Labelled,
+    synthetic: tuple[Tensor, Tensor],
+    real: tuple[Tensor, Tensor],
     features: Callable[[Tensor], Tensor],
     classes: int,
     *,
@@ -229,14 +230,14 @@ def measure(
     return compare((of_synthetic, synthetic[1]), (of_real, real[1]), classes, k=k, kernel=kernel).values
 
 
-def extract(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Features (n, D) of images (n, c, h, w), float64 on the CPU.
+def extract(features: Callable[[Tensor], Tensor], images: Stored) -> Tensor:
+    """Features (n, D), float64 on the CPU, of images (n, c, h, w), float in [0, 1] or uint8.
 
     Raises:
         DapError: the extractor returns features that are not (n, D) or not finite.
     """
     with torch.no_grad():
-        found = torch.cat([features(part) for part in images.split(500)])
+        found = torch.cat([features(as_float(part)) for part in images.split(500)])  # pyright: ignore[reportCallIssue]
     if found.ndim != 2 or len(found) != len(images):
         raise DapError(f"The feature extractor gave {tuple(found.shape)} for {len(images)} images; (n, D) is needed.")
     if not found.isfinite().all():

@@ -30,8 +30,10 @@ from torch.nn import functional as F
 
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
+from dap.data.real.stored.streams import Stored
 from dap.evaluation.measures.measures import extract
 from dap.evaluation.measures.pictures import Pictures, coarse
+from dap.evaluation.training.batches import rows_of
 
 PIXEL_RATE = 0.01
 """Share of fresh real images whose c in pixels is below the threshold."""
@@ -44,6 +46,9 @@ CANDIDATES = 16
 
 CALIBRATION = 1000
 """The number of real images, of all classes together, on which the thresholds are measured."""
+
+MANY, TOGETHER = 100, 4096
+"""With more than `MANY` classes, the classes of about `TOGETHER` real images are compared at once."""
 
 LEAST = 5
 """The smallest number of real images on which limits are measured."""
@@ -157,15 +162,15 @@ class Search:
         why = None if min(values) > 0 else "Among the real images themselves a distance of 0 is usual."
         return Thresholds(values[0], values[1], **counted, why=why)
 
-    def __call__(self, images: Tensor, labels: Tensor, features: Tensor) -> list[Neighbours]:
-        """The neighbours of images (n, 3, h, w) in [0, 1] with labels (n,) and features (n, D), in their order."""
+    def __call__(self, images: Stored, labels: Tensor, features: Tensor) -> list[Neighbours]:
+        """The neighbours of images (n, 3, h, w), float in [0, 1] or uint8, with labels (n,) and features (n, D), in order."""
         features = features.float()
-        found: list[list[Suspect]] = [[] for _ in images]
+        found: list[list[Suspect]] = [[] for _ in range(len(images))]
         for asked in (labels, self._rivals(images, labels)):
             for label in range(len(self.reals.indices)):
                 rows = (asked == label).nonzero()[:, 0]
                 for row, suspect in zip(
-                    rows.tolist(), self._suspects(images[rows], features[rows], label), strict=True
+                    rows.tolist(), self._suspects(rows_of(images, rows), features[rows], label), strict=True
                 ):
                     found[row].append(suspect)
         near = self._nearest_features(features, labels)
@@ -190,16 +195,26 @@ class Search:
             original=copied.match if copied else None,
         )
 
-    def _rivals(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _rivals(self, images: Stored, labels: Tensor) -> Tensor:
         """For every image (n,), the other class with the nearest picture at 8 px; -1 where there is no other."""
         best, rivals = torch.full((len(images),), torch.inf), torch.full_like(labels, -1)
         for rows in torch.arange(len(images)).split(100):
-            moved = _moves(self.reals.pictured(images[rows]))
-            for label, pool in enumerate(self.reals.coarse):
-                near = _coarse_distances(moved, pool).amin(1)
-                better = (near < best[rows]) & (labels[rows] != label)
-                best[rows[better]], rivals[rows[better]] = near[better], label
+            moved = _moves(self.reals.pictured(rows_of(images, rows)))
+            for first, pools in self._together:
+                found = _coarse_distances(moved, torch.cat(pools) if len(pools) > 1 else pools[0])
+                for label, part in enumerate(found.split([len(pool) for pool in pools], 1), first):
+                    near = part.amin(1)
+                    better = (near < best[rows]) & (labels[rows] != label)
+                    best[rows[better]], rivals[rows[better]] = near[better], label
         return rivals
+
+    @cached_property
+    def _together(self) -> list[tuple[int, list[Tensor]]]:
+        """The coarse pictures of classes that are compared at once, and the first class of each group. Few classes are compared
+        one by one. With many classes, whose products are small, most of the time would go to their calls."""
+        pools = self.reals.coarse
+        size = 1 if len(pools) <= MANY else max(1, TOGETHER * len(pools) // max(1, sum(map(len, pools))))
+        return [(first, pools[first : first + size]) for first in range(0, len(pools), size)]
 
     def _suspects(self, images: Tensor, features: Tensor, label: int, without: Tensor | None = None) -> list[Suspect]:
         """The suspects of one class for images (n, 3, h, w). `without` (n,) names a picture of the class that is left

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from dap.base.errors import DapError
+from dap.data.real.stored.streams import Stored, Streamed
 from dap.evaluation.training.steps import CenterCrop, Resize, Step
 from dap.evaluation.training.transforms import run, size_after
 
-Labelled = tuple[Tensor, Tensor]
-"""Images (n, c, h, w), float in [0, 1] or uint8 from 0 to 255, and labels (n,), int64."""
+Labelled = tuple[Stored, Tensor]
+"""Images (n, c, h, w), float in [0, 1] or uint8 from 0 to 255, in memory or read when they are asked for; and labels (n,),
+int64."""
 
 KEPT_BYTES = 2 * 2**30
 """Transformed test images are kept in memory up to this size. Larger sets are transformed anew at every look."""
+
+AHEAD = 256
+"""How many images are read from a file at a time, at least, where they are looked at in order."""
 
 
 class Images:
@@ -27,38 +32,60 @@ class Images:
         labels: (n,), on the device.
     """
 
-    def __init__(self, labelled: Labelled, steps: Sequence[Step], device: torch.device, *, keep: bool = True) -> None:
+    def __init__(
+        self, labelled: Labelled, steps: Sequence[Step], device: torch.device, *, keep: int = 2**62, room: int = 2**62
+    ) -> None:
         """
         Args:
-            labelled: see `Labelled`.
+            labelled: see `Labelled`. Images that are read when they are asked for are never kept.
             steps: the steps to run; none of them is random.
             device: where the images are kept.
-            keep: transform all images now and keep the result, whatever its size.
+            keep: transform all images now and keep the result, if it has no more bytes than this.
+            room: bytes that a GPU has for images. More images stay in the memory of the machine, and their batches move.
         """
         images, labels = labelled
         self.labels = labels.to(device)
         size = size_after(steps, *images.shape[2:])
         moved = all(isinstance(step, (Resize, CenterCrop)) for step in steps) and size == images.shape[2:]
-        steps = () if moved else tuple(steps)
-        self._kept, self._steps, self.size = images.to(device), steps, size
+        self._steps, self.size = () if moved else tuple(steps), size
+        self._kept: Stored = images
+        if isinstance(images, Streamed):
+            return
         nbytes = 4 * len(images) * images.shape[1] * size[0] * size[1]
-        if steps and (keep or nbytes <= KEPT_BYTES):
+        if self._steps and nbytes <= min(keep, room):
             self._kept, self._steps = prepare(images, steps, device), ()
+        elif images.nbytes <= room:
+            self._kept = images.to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, chosen: Tensor | slice) -> Tensor:
         """The chosen images (m, c, h, w) after the steps, float32 and channels-last."""
-        found = as_float(self._kept[chosen])
-        return (run(self._steps, found) if self._steps else found).contiguous(memory_format=torch.channels_last)
+        kept = self._kept
+        rows = chosen.to("cpu" if isinstance(kept, Streamed) else kept.device) if isinstance(chosen, Tensor) else chosen
+        return self._ready(kept.take(rows) if isinstance(kept, Streamed) else kept[rows])
+
+    def in_parts(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """`take` of each part, one part after the other; images that are read are read ahead."""
+        if isinstance(self._kept, Streamed):
+            yield from map(self._ready, self._kept.in_parts(part.cpu() for part in parts))
+        else:
+            yield from map(self.take, parts)
 
     def slices(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images and labels in slices."""
         size = slice_size(*self.size, self.labels.device)
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield self.take(part), self.labels[part]
+        whole = size * -(-AHEAD // size) if isinstance(self._kept, Streamed) else size
+        start = 0
+        for block in self._kept.split(whole):  # pyright: ignore[reportCallIssue]
+            for part in block.split(size):
+                yield self._ready(part), self.labels[start : start + len(part)]
+                start += len(part)
+
+    def _ready(self, images: Tensor) -> Tensor:
+        found = as_float(images.to(self.labels.device, non_blocking=True))
+        return (run(self._steps, found) if self._steps else found).contiguous(memory_format=torch.channels_last)
 
 
 def prepare(images: Tensor, steps: Sequence[Step], device: torch.device | str = "cpu") -> Tensor:
@@ -102,6 +129,11 @@ def slice_size(height: int, width: int, device: torch.device) -> int:
     return max(1, pixels // (height * width))
 
 
+def gpu_room(device: torch.device) -> int:
+    """Bytes that a GPU has for images: a quarter of what is free on it now. A CPU takes any number."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**62
+
+
 def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
     """Raise DapError unless images and labels are as `Labelled` says, and the labels are in [0, classes)."""
     images, labels = labelled
@@ -120,12 +152,25 @@ def check_labelled(what: str, labelled: Labelled, classes: int) -> None:
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:
         raise DapError(f"The {what} has labels {low} to {high}, but {classes} classes allow 0 to {classes - 1}.")
-    if images.is_floating_point():
-        darkest, brightest = (float(v) for v in images.aminmax())
+    for part in images.split(AHEAD) if images.is_floating_point() else ():  # pyright: ignore[reportCallIssue]
+        darkest, brightest = (float(v) for v in part.aminmax())
         if not (darkest >= -1e-3 and brightest <= 1 + 1e-3):  # this form is also true for NaN
             raise DapError(
                 f"The images of the {what} should be in [0, 1], but go from {darkest:.3g} to {brightest:.3g}."
             )
+
+
+def rows_of(images: Stored, rows: Tensor) -> Tensor:
+    """Some of the images (m, c, h, w), float32 in [0, 1]."""
+    return as_float(images.take(rows) if isinstance(images, Streamed) else images[rows])
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], images: Stored) -> Tensor:
+    """What `function` gives for images (n, c, h, w), float32 in [0, 1]. Images that are not float yet, or lie in a file, are
+    handed to it in blocks, so that memory holds few of them as floats."""
+    if isinstance(images, Tensor) and images.is_floating_point():
+        return function(images)
+    return torch.cat([function(as_float(part)) for part in images.split(2 * AHEAD)])  # pyright: ignore[reportCallIssue]
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from dap.base.errors import DapError
-from dap.evaluation.training.batches import Images, Labelled, accuracy, check_labelled, confusion
+from dap.data.real.stored.budget import Budget
+from dap.evaluation.training.batches import (
+    AHEAD,
+    KEPT_BYTES,
+    Images,
+    Labelled,
+    accuracy,
+    check_labelled,
+    confusion,
+    gpu_room,
+)
 from dap.evaluation.training.fitting import (
     Checkpoint,
     Replay,
@@ -76,6 +86,7 @@ class Plan:
         every: seconds between two checkpoints.
         tested_on: the split of the test images, "test" or "validation"; it is written into the trials.
         weights: (n,), the weight of each image of the training set, for a protocol that uses them.
+        budget: how much memory transformed images may take; default: what is free, less a reserve.
     """
 
     network: str | None = None
@@ -87,6 +98,7 @@ class Plan:
     every: float = 60.0
     tested_on: str = "test"
     weights: Tensor | None = None
+    budget: Budget | None = None
 
 
 def evaluate(
@@ -153,9 +165,13 @@ class _Ready:
             new_network(self.protocol.network, self.protocol, self.channels, classes)
         check_last_batch(self.protocol.network, self.protocol, self.channels, classes, len(train[0]))
         fixed, _ = split(self.protocol.train_steps)
-        self.train = Images(train, fixed, device)
-        self.plain = Images(train, self.protocol.test_steps, device, keep=False)
-        self.test = Images(test, self.protocol.test_steps, device, keep=False)
+        most = (plan.budget or Budget()).memory // 4
+        room = gpu_room(device)
+        self.train = Images(train, fixed, device, keep=most, room=room)
+        self.plain, self.test = (
+            Images(one, self.protocol.test_steps, device, keep=min(KEPT_BYTES, most), room=room)
+            for one in (train, test)
+        )
         self.replay = None
         if plan.stored is not None and isinstance(self.protocol.labels, Stored):
             weights = None if plan.weights is None else plan.weights.to(device)
@@ -249,8 +265,8 @@ def _labels(protocol: Protocol, plan: Plan) -> str:
 def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
     """A hash of everything that a training depends on, except its seed."""
     digest = hashlib.sha256()
-    for tensor in train:
-        digest.update(tensor.contiguous().numpy(force=True).tobytes())
+    for part in (*train[0].split(AHEAD), train[1]):  # pyright: ignore[reportCallIssue]
+        digest.update(part.contiguous().numpy(force=True).tobytes())
     said = [one.fingerprint for one in (plan.teacher, plan.stored) if one is not None]
     if plan.weights is not None:
         digest.update(plan.weights.double().cpu().numpy().tobytes())

@@ -171,8 +171,9 @@ class Training:
         if self.replay is not None:
             yield from self.replay(epoch - protocol.first_epoch)
             return
-        for chosen in torch.randperm(len(self.train), generator=self.order).to(self.device).split(protocol.batch):
-            x, y = run(self.steps, self.train.take(chosen), self.augment), self.train.labels[chosen]
+        parts = torch.randperm(len(self.train), generator=self.order).to(self.device).split(protocol.batch)
+        for chosen, taken in zip(parts, self.train.in_parts(parts), strict=True):
+            x, y = run(self.steps, taken, self.augment), self.train.labels[chosen]
             partner, share = None, 1.0
             if protocol.mix is not None:
                 drawn = protocol.mix.draw(len(x), *x.shape[2:], self.augment)

@@ -7,6 +7,8 @@ from typing import Any
 
 from dap.base.errors import DapError
 from dap.data.real.sources import Source
+from dap.data.real.stored.budget import Budget
+from dap.data.real.stored.gathering import stored
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, of_training
 from dap.evaluation.training.evaluate import train_and_test
@@ -24,7 +26,8 @@ def train_classifier(
         test: real test images of the same classes.
         protocol: how to train.
         seed: seed of the training.
-        plan: the keywords of `evaluate`: network, device, progress, checkpoints, …
+        plan: the keywords of `evaluate`: network, device, progress, checkpoints, budget, … The budget decides whether the
+            images lie in memory or in a file, or are decoded anew in each epoch. The result is the same to the last bit.
 
     Raises:
         DapError: the test images have other classes, or an error of `evaluate`.
@@ -32,8 +35,9 @@ def train_classifier(
     if train.class_names != test.class_names:
         raise DapError("The test data has other classes than the training data.")
     names = train.class_names
-    labelled = (train.tensors(), test.tensors())
-    return train_on_tensors(*labelled, protocol, len(names), class_names=names, seed=seed, **plan)
+    budget = plan.setdefault("budget", Budget())
+    shown, tested = (stored(source, budget, exact=True)[:2] for source in (train, test))
+    return train_on_tensors(shown, tested, protocol, len(names), class_names=names, seed=seed, **plan)
 
 
 def train_on_tensors(
@@ -46,7 +50,7 @@ def train_on_tensors(
     seed: int = 0,
     **plan: Any,
 ) -> tuple[Classifier, Trial]:
-    """Do the same as `train_classifier`, with images and labels in memory.
+    """Do the same as `train_classifier`, with images and labels that are read already.
 
     Args:
         train, test: images (n, c, h, w) and labels (n,).

@@ -72,6 +72,7 @@ class Dap(Vanilla):
             run_seed=recipe.seed,
             keep=recipe.ipc > recipe.block,
             cache=task.cache,
+            steps=recipe.sampling.steps,
         )
         energy = Representative(bank, parse(options.kernel), options.squared, options.repulsion)
         descend = Descend(energy, options.scale, options.unit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from torch.nn import functional as F
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
-from dap.evaluation.training.batches import Images, slice_size
+from dap.data.real.stored.budget import Budget, budget_of
+from dap.data.real.stored.gathering import gathered
+from dap.data.real.stored.streams import Stored
+from dap.evaluation.training.batches import Images, gpu_room, rows_of, slice_size
 from dap.evaluation.training.fitting import Training, new_network, run_with_checkpoint, seeded
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.evaluation.training.transforms import run, split
@@ -26,6 +30,9 @@ from dap.guidance import Descend, Deviation, Guidance, Influence, Nothing, Sum, 
 from dap.guidance.influence import STRENGTH_UNIT, Compared, Moment, Through, flat_gradient
 from dap.methods.base import Options, Task
 from dap.methods.diffusion.vanilla import Vanilla
+
+STORED = 4 * 2**30
+"""How many bytes the gradients of all classes may have that are kept on disk, so that run seeds share them."""
 
 PAPER_LATENTS = 4 * 32 * 32
 """How many numbers a latent of the paper's backbone has."""
@@ -148,7 +155,10 @@ class Surrogate:
                 name = self.source.class_names[label]
                 key = self._key() | {"class": name, "gradients": self.options.gradients}
                 find = partial(self._gradients, label)
-                found = self.task.store.get(f"gradients of {name}", key, find)
+                numbers = sum(value.numel() for value in self._scratch.parameters())
+                # What all classes need must fit on the disk; else each class is computed when its images are made.
+                kept = 4 * numbers * len(self._networks) * self.classes <= STORED
+                found = self.task.store.get(f"gradients of {name}", key, find) if kept else find()
                 self._real[label] = found["x"].to(self.device)
 
     def images(self, latents: Tensor) -> Tensor:
@@ -171,28 +181,40 @@ class Surrogate:
 
     def _train(self) -> dict[str, Tensor]:
         store, seed, epochs = self.task.store, self.options.surrogate_seed, self.options.epochs
-        reals = [self._reals(label, self.options.images) for label in range(self.classes)]
-        labels = torch.arange(self.classes).repeat_interleave(torch.tensor([len(part) for part in reals]))
-        compared = [self._seen(part[: self.options.compared]) for part in reals]
-        train = Images((torch.cat(reals), labels), split(self.protocol.train_steps)[0], self.device)
+        images, labels, starts = self._all_reals(self.options.images)
+        fixed, budget = split(self.protocol.train_steps)[0], self._budget()
+        train = Images((images, labels), fixed, self.device, keep=budget.memory // 4, room=gpu_room(self.device))
         training = Training(train, self.protocol, seed, network=self.protocol.network, channels=3, classes=self.classes)
         notes: dict[str, Any] = {"epochs": [0], "kept": [_copied(training.net)]}
         last: dict[int, list[Tensor]] = {}
+        numbers = sum(value.numel() for value in training.net.parameters())
+        held = (
+            8 * numbers * self.classes <= budget.memory // 4
+        )  # else the gradients of the last kept state are taken again
 
-        def gradients(network: nn.Module) -> list[Tensor]:
-            return [self._gradient(network, images, label) for label, images in enumerate(compared)]
+        def gradient(network: nn.Module, label: int) -> Tensor:
+            rows = torch.arange(starts[label], min(starts[label] + self.options.compared, starts[label + 1]))
+            return self._gradient(network, run(self.protocol.test_steps, rows_of(images, rows).to(self.device)), label)
 
         def after(epoch: int, network: nn.Module) -> None:
             before = notes["epochs"][-1]
+            network.eval()
             if before not in last:
                 last.clear()
-                last[before] = gradients(self._loaded(self._scratch, notes["kept"][-1]))
-            now = gradients(network.eval())
-            cosines = [F.cosine_similarity(a, b, dim=0) for a, b in zip(last[before], now, strict=True)]
+                earlier = self._loaded(self._scratch, notes["kept"][-1])
+                if held:
+                    last[before] = [gradient(earlier, label) for label in range(self.classes)]
+            now, cosines = list[Tensor](), list[Tensor]()
+            for label in range(self.classes):
+                one = gradient(network, label)
+                first = last[before][label] if held else gradient(self._scratch, label)
+                cosines.append(F.cosine_similarity(first, one, dim=0))
+                now += [one] if held else []
             if float(torch.stack(cosines).mean()) < self.options.threshold:
                 notes["epochs"].append(epoch)
                 notes["kept"].append(_copied(network))
-                last[epoch] = now
+                if held:
+                    last[epoch] = now
             self.task.tell("surrogate: epochs", epoch, epochs)
 
         checkpoint = store.checkpoint("surrogate", self._key())
@@ -222,12 +244,37 @@ class Surrogate:
         logits = network(seen.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), torch.full((len(seen),), label, device=seen.device))
 
-    def _reals(self, label: int, n: int) -> Tensor:
-        """The first n images of the class's seeded order, without those that cannot be decoded, uint8 (m, 3, h, w)."""
+    def _budget(self) -> Budget:
+        folder = self.task.store.folder
+        return Budget() if folder is None else budget_of(folder)
+
+    def _all_reals(self, n: int) -> tuple[Stored, Tensor, list[int]]:
+        """The images of `_reals` of all classes, which need not fit into memory, their labels, and where each class begins."""
+        places = [(label, index) for label in range(self.classes) for index in self._drawn(label, n)]
+
+        def broken(row: int, reason: str) -> None:
+            self.source.met(*places[row], reason, planned=len(places))
+
+        def read(row: int) -> Tensor:
+            return self.source.decoded(*places[row])
+
+        found = gathered(read, len(places), self.source.size, self._budget(), broken=broken)
+        labels = torch.tensor([places[row][0] for row in found.rows.tolist()])
+        counts = labels.bincount(minlength=self.classes).tolist()
+        for label, left in enumerate(counts):
+            if not left:
+                self.source.refuse_broken(label)
+        return found.images, labels, list(accumulate(counts, initial=0))
+
+    def _drawn(self, label: int, n: int) -> list[int]:
         name = self.source.class_names[label]
         generator = torch.Generator().manual_seed(seed_of(self.options.surrogate_seed, name, "surrogate"))
-        drawn = torch.randperm(self.source.count(label), generator=generator)[:n]
-        _, images = self.source.readable(label, drawn.tolist())
+        return torch.randperm(self.source.count(label), generator=generator)[:n].tolist()
+
+    def _reals(self, label: int, n: int) -> Tensor:
+        """The first n images of the class's seeded order, without those that cannot be decoded, uint8 (m, 3, h, w)."""
+        name, drawn = self.source.class_names[label], self._drawn(label, n)
+        _, images = self.source.readable(label, drawn)
         if not len(images):
             raise DapError(f"None of {len(drawn)} real images of class {name!r} can be decoded; repair them.")
         return (images * 255).round().byte()

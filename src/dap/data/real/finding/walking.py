@@ -58,6 +58,15 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         raise unreadable(folder, error) from error
 
 
+def _found(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder in the order of the disk, one after the other. Raises `DapError` as `entries`."""
+    try:
+        with os.scandir(folder) as found:
+            yield from found
+    except (OSError, ValueError) as error:
+        raise unreadable(folder, error) from error
+
+
 def visible(folder: Path) -> list[os.DirEntry[str]]:
     """The entries of a folder, sorted by name, without hidden entries and litter. Raises `DapError` where the folder
     cannot be read."""
@@ -91,19 +100,17 @@ def image_files(folder: Path, left: Left | None = None) -> list[str]:
     """
     left = Left() if left is None else left
     visited = {os.path.realpath(parent) for parent in folder.absolute().parents}
-    found = _images(folder, visited, left)
-    return sorted((here / entry.name).relative_to(folder.parent).as_posix() for here, entry in found)
+    return sorted(_images(folder, visited, left))
 
 
 def holds_images(folder: Path, most: int = 2000) -> bool:
-    """Whether there is an image file below the folder. At most so many folders are looked at."""
+    """Whether there is an image file below the folder. At most so many folders are looked at, and no further than the first
+    image."""
     return any(True for _ in _images(folder, set(), Left(), most))
 
 
-def _images(
-    folder: Path, visited: set[str], left: Left, most: float = math.inf
-) -> Iterator[tuple[Path, os.DirEntry[str]]]:
-    """Every image file at any depth below a folder, with the folder that it is in. Each folder is read once.
+def _images(folder: Path, visited: set[str], left: Left, most: float = math.inf) -> Iterator[str]:
+    """Every image file at any depth below a folder, as a posix path relative to the folder's parent. Each folder is read once.
 
     Args:
         folder: the folder.
@@ -118,15 +125,19 @@ def _images(
         if real in visited:
             continue
         visited.add(real)
-        for entry in entries(here):
+        start = here.relative_to(folder.parent).as_posix() + "/"  # once a folder: there may be a million files
+        folders: list[str] = []
+        for entry in _found(here):
             if is_hidden(entry.name):
                 left.hidden += 1
             elif is_folder(entry):
-                pending.append(here / entry.name)
+                folders.append(entry.name)
             elif is_image(entry):
-                yield here, entry
+                yield start + entry.name
             else:
                 left.others[os.path.splitext(entry.name)[1].lower()] += 1
+        # In name order, as the order decides under which name a folder is read to which two links lead.
+        pending.extend(here / name for name in sorted(folders))
 
 
 def loose_images(folder: Path) -> int:

@@ -23,6 +23,7 @@ from dap.base.errors import DapError
 from dap.base.parsing import brief
 from dap.base.registry import resolve
 from dap.expressions import LARGEST, Named, Part, read
+from dap.kernels.pairs import distances
 
 EPSILON = 1e-12
 """A number that is added under the root of `Kernel.distance`, so that the gradient is finite at x = y."""
@@ -35,7 +36,7 @@ def _check_positive(number: float, what: str) -> None:
 
 def euclidean(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     """‖x_i − y_j‖, computed as the norm of a difference. Its gradient at x_i = y_j is 0."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances(x, y)
 
 
 class Kernel(ABC):
@@ -156,7 +157,7 @@ class _Stationary(Kernel):
         if self.bandwidth is None:
             name = type(self).__name__
             raise DapError(f"{name} has no bandwidth yet: give bandwidth=..., or call fit(features) for the median.")
-        return torch.cdist(x, y, p=self.norm, compute_mode="donot_use_mm_for_euclid_dist") / self.bandwidth
+        return distances(x, y, self.norm) / self.bandwidth
 
     def fit(self, features: Tensor) -> Kernel:
         if self.bandwidth is not None:
