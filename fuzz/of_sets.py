@@ -13,7 +13,7 @@ import torch
 from dap.base.documents import read_json, read_lines
 from dap.base.files import dump, write_atomically
 from dap.data.sets.beginning import cuts, gather, grow
-from dap.data.sets.contents import INPUTS, PARTS, RECIPE
+from dap.data.sets.contents import INPUTS, RECIPE, part_of
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import export
 from dap.data.sets.folders import exported, listed
@@ -131,20 +131,22 @@ def targets(folder: Path) -> list[Target]:
 
     for file in ("manifest.jsonl", "classes.json", "recipe.json"):
         add(f"set: {file}", "lines" if file.endswith("l") else "json", file, [], opened)
+
+    def parted(path: Path) -> Any:
+        """A set that several processes make: the input is the part of the manifest for a unit."""
+        part = part_of(path.parent, 0, 0)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(path.read_bytes())
+        found = DistilledSet.open(path.parent).records, load_set(path.parent).images
+        gather(path.parent)
+        return found
+
+    whole = (folder / "set:-manifest.jsonl" / "manifest.jsonl").read_bytes()
+    add("set: part of the manifest", "lines", "part.jsonl", [whole], parted)
     for file in ("manifest.jsonl", "classes.json", "recipe.json", "inputs.json"):
         add(f"verify: {file}", "lines" if file.endswith("l") else "json", file, [], verified)
     add("resume: recipe.json", "json", "recipe.json", [], resumed)
     add("resume: inputs.json", "json", "inputs.json", [], resumed)
-
-    def gathered(path: Path) -> Any:
-        gather(path.parents[2])
-        return DistilledSet.open(path.parents[2]).records
-
-    parts = json.dumps(
-        {"path": "images/cat/00000.png", "label": 0, "class_name": NAMES[0], "slot": 0, "sha256": "0" * 64}
-    )
-    add("gather: a part", "lines", f"{PARTS}/0-0.jsonl", [parts.encode() + b"\n"], gathered)
-    (found[-1].folder / PARTS).mkdir(parents=True, exist_ok=True)
 
     def again(path: Path) -> Any:
         return import_set(folder / "source of import", path.parent)
