@@ -30,7 +30,7 @@ from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.stored_labels import Labelling, open_labels, write_labels
 from dap.evaluation.training.transforms import split
 from dap.evaluation.training.zoo import _fetched
-from dap.verbs.jobs import read_job
+from dap.verbs.jobs import read_job, read_judging
 from dap.verbs.options import Judging, Machine
 from fuzz import forms
 from fuzz.of_sets import NAMES, RECIPE_VALUES, TRIAL, make_set
@@ -77,6 +77,9 @@ def targets(folder: Path) -> list[Target]:
         "subsample": [1], "command": "dap compare",
     }, default=str))  # fmt: skip
     add("job of a grid", "json", "job.json", [json.dumps(job).encode()], read_job)
+    job = {name: job[name] for name in ("judging", "machine", "out")} | {"sets": ["a"], "data": "b", "classes": ["c"]}
+    job |= {"max_bad_fraction": 0.5, "split": "train=a,test=b"}
+    add("job of an evaluation", "json", "judging.json", [json.dumps(job).encode()], read_judging)
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for name, count in (("synthetic", 4), ("train", 6), ("test", 6)):

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Schedule, Time, VariancePreserving, steps_of
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Checkpoint
 from dap.guidance.base import Energy, State, per_image_norm
@@ -175,9 +175,9 @@ def refine(
             length = per_image_norm(z.grad) / per_image_norm(error).clamp_min(1e-30)
             z.grad = z.grad + descent.prior * length * error * above
         if not torch.isfinite(z.grad).all():
-            raise DapError(
-                f"The refinement's gradient is not finite at step {step + 1} of {descent.steps}; use --dtype float32, or look "
-                "at the weights with dap check."
+            raise NotFinite(
+                f"The refinement's gradient is not finite at step {step + 1} of {descent.steps}",
+                "use --dtype float32, or look at the weights with dap check",
             )
         adam.step()
         told(step + 1, descent.steps)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import ClassifierFree
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, image_seeds, normal
 from dap.guidance.base import Guidance, Nothing, State
 from dap.solvers import make
@@ -219,7 +219,7 @@ class _Run:
             advice = "use --dtype float32, or look at the weights with dap check"
             if not unpushed:
                 advice = "lower the guidance scale, or use --dtype float32"
-            raise DapError(f"Sampling left the finite numbers at t = {t} (step {index + 1} of {self.steps}); {advice}.")
+            raise NotFinite(f"Sampling left the finite numbers at t = {t} (step {index + 1} of {self.steps})", advice)
         plain = {"x": x.detach(), "x0_hat": x0.detach(), "eps": eps.detach()}
         return replace(state, **plain, features=None, denoiser=None, next=after.detach())
 

@@ -214,6 +214,7 @@ class Workshop:
         backbone = self.backbone(recipe.backbone or BackboneChoice()) if wanted else None
         size = recipe.data.size or (backbone.card.size if backbone else self._side(recipe.data))
         data = recipe.data.model_copy(update={"size": size})
+        options = options.settled(recipe.ipc) if options else None
         said = options.model_dump(mode="json") if options else {}
         how: dict[str, Any] = {"sampling": method.sampling, "together": method.together, "options": said}
         how["refinement"] = method.refinement

@@ -96,7 +96,7 @@ def test_sigterm_is_a_clean_stop(flags, tmp_path):
         time.sleep(0.01)
     process.terminate()
     assert "run the same command to go on" in process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_order_and_growth_do_not_change_an_image(whole, flags, tmp_path, capsys):

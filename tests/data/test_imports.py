@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -433,3 +434,23 @@ def test_evaluate_points_to_import(tmp_path, capsys, colours):
     for path in (tmp_path / "x.pt", tmp_path / "p"):
         status, _, err = call(capsys, "evaluate", path, "--data", colours)
         assert status == 1 and f"make a set of it with dap import {path}" in err
+
+
+def test_an_import_that_is_complete_says_so_and_writes_nothing(tmp_path, colours, capsys):
+    source, out = tmp_path / "theirs", tmp_path / "set"
+    shutil.copytree(colours / "train", source)
+    words = ["import", str(source), "--ipc", "2", "--out", str(out)]
+    assert main(words) == 0
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    assert main(words) == 0
+    assert f"{out} is this import already, and it is whole: nothing was written." in capsys.readouterr().out
+    assert before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.rglob("*") if file.is_file()}
+    for more, says in ((["--ipc", "3"], "ipc: 2 -> 3"), (["--licence", "mine"], "the licence on its card")):
+        assert main([*words, *more]) == 1
+        assert f"holds another import. What changed: {says}" in capsys.readouterr().err
+    Image.new("RGB", (8, 8), "white").save(source / "red" / "0.png")
+    assert main(words) == 1 and "1 of 6 images of the source" in capsys.readouterr().err
+    shutil.copy(colours / "train" / "red" / "0.png", source / "red" / "0.png")
+    next((out / "images").rglob("*.png")).unlink()
+    assert main(words) == 1 and "is not whole" in capsys.readouterr().err

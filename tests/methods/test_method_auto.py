@@ -14,7 +14,7 @@ from dap.data import typical
 from dap.data.clusters import herded
 from dap.data.sets.distilled import DistilledSet
 from dap.methods import find
-from dap.methods.diffusion.auto import masses, nearest, pooled
+from dap.methods.diffusion.auto import MANY, MIDDLE, masses, nearest, pooled
 from dap.methods.diffusion.latents import class_latents
 from dap.methods.refined import with_typical
 from dap.recipe import Recipe
@@ -242,3 +242,11 @@ def test_small_sets_look_at_typical_images_alone(shop):
 def test_auto_is_explained():
     assert main(["methods", "auto"]) == 0
     assert main(["methods", "mgd3+refine"]) == 0
+
+
+def test_large_sets_are_denoised_from_the_prototypes_unless_the_user_says_otherwise(shop):
+    """The recipe of a set keeps what was decided, so a set that an earlier version began with 0 is still the same set."""
+    usual = {ipc: shop.task(recipe(ipc=ipc))[1].recipe.options["strength"] for ipc in (1, MANY - 1, MANY, 100)}
+    assert usual == {1: 0.0, MANY - 1: 0.0, MANY: MIDDLE, 100: MIDDLE}
+    assert shop.task(recipe(ipc=MANY, strength=0))[1].recipe.options["strength"] == 0
+    assert shop.task(recipe(ipc=1, strength=1))[1].recipe.options["strength"] == 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -211,6 +212,11 @@ class Backbone(ABC):
     def settings(self) -> dict[str, Any]:
         """Everything that decides a prediction besides the weights, for `weights_hash`: the schedule, and a subclass's own."""
         return {"schedule": self.schedule.settings()}
+
+    @contextmanager
+    def widened(self) -> Iterator[bool]:
+        """Compute in float32 while the block runs, with the same weights. Gives whether anything changes by it."""
+        yield False
 
     def weights_hash(self) -> str:
         """The sha256 of the settings and of the names and bytes of all weights as they were loaded."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.base.documents import regular
+from dap.base.documents import check_fetched
 from dap.base.errors import DapError, first_line
 from dap.base.parsing import shown
 
@@ -70,7 +70,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _opened(path: Path) -> Mapping[str, Any]:
-    regular(path)
+    check_fetched(path)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

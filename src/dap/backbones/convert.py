@@ -21,9 +21,10 @@ from dap.backbones.checkpoints import read_checkpoint
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
 from dap.base.alone import alone
+from dap.base.disk import writing
 from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
-from dap.base.files import dump, expanded, locked
+from dap.base.files import dump, expanded, locked, write_atomically
 from dap.base.registry import suggest
 
 log = logging.getLogger(__name__)
@@ -115,16 +116,17 @@ def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
         made, old = aside / "new", aside / "old"
         shutil.rmtree(made, ignore_errors=True)  # of a killed run
         try:
-            pipe.save_pretrained(made, safe_serialization=True)
-            for config in (
-                *made.glob("*.json"),
-                *made.glob("*/config.json"),
-            ):  # these files name a path of this machine
-                values = read_json(config, dict[str, Any])
-                values.pop("_name_or_path", None)
-                config.write_bytes(dump(values))
-            for name, data in files.items():
-                (made / name).write_bytes(data)
+            with writing(out, made):
+                pipe.save_pretrained(made, safe_serialization=True)
+                for config in (
+                    *made.glob("*.json"),
+                    *made.glob("*/config.json"),
+                ):  # these files name a path of this machine
+                    values = read_json(config, dict[str, Any])
+                    values.pop("_name_or_path", None)
+                    write_atomically(config, dump(values))
+                for name, data in files.items():
+                    write_atomically(made / name, data)
             if out.exists():
                 os.replace(out, old)
             os.replace(made, out)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dap.backbones.dit import DiT
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import VariancePreserving
+from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.base.store import Checkpoint
 
@@ -213,6 +214,11 @@ def fine_tune(
         loss, x0 = loss_of(given, generator)
         if more is not None:
             loss = loss + more(x0, given)
+        if not torch.isfinite(loss):
+            raise DapError(
+                f"The loss of the fine-tuning is {loss.item()} at step {step + 1} of {tuning.steps}, so it diverged; lower its "
+                "learning rate among the options of the method, or use --dtype float32."
+            )
         optimiser.zero_grad()
         loss.backward()
         if tuning.clip is not None:

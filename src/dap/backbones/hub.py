@@ -15,7 +15,7 @@ from pydantic import StringConstraints
 from dap.backbones.configurations import AUTOENCODERS
 from dap.backbones.honoured import PIPELINES, check_fields, check_folder, parts_of
 from dap.base.alone import alone
-from dap.base.documents import fitted, read_json
+from dap.base.documents import check_fetched, fitted, read_json
 from dap.base.errors import DapError, first_line
 from dap.base.fields import Name
 from dap.base.files import expanded
@@ -160,6 +160,7 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     for part, (_, of) in parts_of(index).items():
         if part in (*UNUSED, "image_encoder"):
             continue
+        check_weights(folder / part)
         if not (folder / part).is_dir() or not any((folder / part).iterdir()):
             raise DapError(f"{folder} has no {part}/, which its model_index.json names; copy that folder there.")
         files = {file.name for file in (folder / part).iterdir()}
@@ -169,6 +170,36 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
                     raise DapError(
                         f"{folder / part} has no {name}, so its tokenizer cannot be read; copy that file there."
                     )
+
+
+def check_weights(folder: Path) -> None:
+    """Check that the files of weights in the folder of one network are the files themselves, and all of them.
+
+    Raises:
+        DapError: a file is a pointer of Git LFS, or weights in several parts lack a part or the index of the parts.
+    """
+    names = set(os.listdir(folder)) if folder.is_dir() else set[str]()
+    for name in sorted(names):
+        if WEIGHTS.fullmatch(name) or name.endswith(".index.json"):
+            check_fetched(folder / name)
+    for kind in ("safetensors", "bin"):
+        parts = sorted(name for name in names if WEIGHTS.fullmatch(name) and "-of-" in name and name.endswith(kind))
+        whole = [n for n in names if WEIGHTS.fullmatch(n) and "-of-" not in n and n.endswith(kind)]
+        if not parts or whole:
+            continue
+        count = int(re.findall(r"-of-(\d+)", parts[0])[0])
+        there = {int(re.findall(r"-(\d+)-of-", name)[0]) for name in parts}
+        if absent := sorted(set(range(1, count + 1)) - there)[:5]:
+            said = ", ".join(map(str, absent))
+            raise DapError(
+                f"{folder} has {len(parts)} of {count} parts of its weights, such as {parts[0]}, and lacks part {said}; fetch "
+                "the missing files."
+            )
+        if not any(name.endswith(f"{kind}.index.json") or f".{kind}.index." in name for name in names):
+            raise DapError(
+                f"{folder} has its weights in {count} parts, such as {parts[0]}, and lacks the index that says which tensor is "
+                f"in which part (a file ending in .{kind}.index.json); fetch this file too."
+            )
 
 
 @contextmanager

@@ -264,6 +264,18 @@ class ModuleBackbone(Backbone):
             return said
         return {**said, "latents": [self.vae.config.scaling_factor, self._shift]}
 
+    @contextmanager
+    def widened(self) -> Iterator[bool]:
+        tensors = (one for part in self._parts.values() for one in (*part.parameters(), *part.buffers()))
+        narrow = [one for one in tensors if one.dtype == torch.float16]
+        for one in narrow:
+            one.data = one.data.float()
+        try:
+            yield bool(narrow)
+        finally:
+            for one in narrow:  # nothing is lost, because these values came from half precision
+                one.data = one.data.half()
+
     def _configurations(self) -> dict[str, Any]:
         """The fields of each part that decide what its weights compute, such as the number of heads."""
         found = {part: deciding(module) for part, module in self._parts.items()}

@@ -40,13 +40,17 @@ class Claims:
         """Hold the lease of a piece while the block runs. Gives False, at once, if another process holds it."""
         from filelock import SoftFileLease, Timeout
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        name = name.replace("/", "~")
         lease = self._leases.get(name)
         if not isinstance(lease, SoftFileLease):
-            path = self.folder / f"{name.replace('/', '~')}.lock"
+            path = self.folder / f"{name}.lock"
             lease = self._leases[name] = SoftFileLease(path, lease_duration=LEASE, timeout=0)
         try:
-            lease.acquire()
+            try:
+                lease.acquire()
+            except FileNotFoundError:  # the folder is new, or another process has tidied up
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lease.acquire()
         except Timeout:
             yield False
             return
@@ -58,6 +62,16 @@ class Claims:
             with suppress(OSError):  # the folder was removed meanwhile
                 lease.release()
             self._leases.pop(name, None)
+
+    @contextmanager
+    def wait(self, name: str, every: float = 0.05) -> Iterator[None]:
+        """Hold the lease of a piece while the block runs, and wait for it before, with `every` seconds between two looks."""
+        while True:
+            with self.take(name) as mine:
+                if mine:
+                    yield
+                    return
+            time.sleep(every)
 
     def held(self, start: str = "") -> list[str]:
         """The pieces that other processes hold, of those whose names begin with `start`. A lease of a process that was killed on

@@ -52,6 +52,25 @@ def regular(path: Path) -> Path:
     return path
 
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small text begins that Git LFS puts in the place of a file which was not fetched."""
+
+
+def check_fetched(path: Path) -> Path:
+    """The path of a regular file, unless it only points to the file that belongs there.
+
+    Raises:
+        DapError: there is no regular file, or it is a pointer of Git LFS.
+    """
+    with regular(path).open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise DapError(
+                f"{shown(path)} is a Git LFS pointer and not the file itself: it was cloned without its contents. Fetch "
+                "the file, as with git lfs pull in its folder, or download it from where it comes from."
+            )
+    return path
+
+
 def read_text(path: Path, largest: int = LARGEST) -> str:
     """The text of a file, without a byte order mark.
 

@@ -21,6 +21,22 @@ class DapError(ValueError):
         return said if len(said) <= LONGEST else f"{said[: LONGEST - 600]} … {said[-500:]}"
 
 
+class NotFinite(DapError):
+    """Images of one piece of work hold values that are no numbers. Other pieces may be as they should be.
+
+    Args:
+        reason: a clause that begins a sentence: what is not finite, and where.
+        advice: a clause that ends it: what to do.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}.")
+        self.reason, self.advice = reason, advice
+
+    def __reduce__(self) -> tuple[type[NotFinite], tuple[str, str]]:
+        return type(self), (self.reason, self.advice)
+
+
 def _escaped(found: re.Match[str]) -> str:
     """A control character, or half of a character, in the letters of an escape. Bytes that are no text become \\xNN."""
     number = ord(found[0])

@@ -7,12 +7,12 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dap.base.disk import aside_of, sweep, writing
 from dap.base.errors import DapError
 
 
@@ -35,17 +35,38 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or the folder cannot be written; the error holds the path, and no part is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    aside = aside_of(path)
+    with writing(path, aside):
+        try:
+            with aside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def append(path: Path, text: str) -> None:
+    """Add a text to the end of a file, all of it or nothing of it. The file is made where there is none.
+
+    Raises:
+        OSError: the disk is full or the file cannot be written; the error holds the path.
+    """
+    with writing(path), path.open("ab", buffering=0) as file:
+        data, began, done = text.encode(), file.seek(0, 2), 0
+        try:
+            while done < len(data):
+                done += file.write(data[done:]) or 0
             os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        except OSError:
+            if done and file.seek(0, 2) == began + done:  # nobody has written after it
+                file.truncate(began)
+            raise
 
 
 class Busy(DapError):
@@ -145,7 +166,8 @@ def building(out: Path, marker: str, check: Callable[[], None] = lambda: None) -
             for left in aside.iterdir():  # files of a process that was killed
                 if left.name != ".lock":
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield aside
+            with writing(out, aside):
+                yield aside
             if not in_use(out):
                 if out.is_dir():
                     (out / ".lock").unlink(missing_ok=True)

@@ -23,8 +23,8 @@ STALLED = 60.0
 """Seconds without a sign of life after which a worker is ended and started again. A worker gives a sign every few seconds from a
 thread of its own, also while it computes for hours. So it gives none only if the process is stopped or frozen."""
 
-INTERRUPTED = 130
-"""The exit status of a `dap` that a signal has asked to end."""
+INTERRUPTED = {128 + int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+"""The exit statuses of a `dap` that a signal has asked to end."""
 
 BEAT = "DAP_BEAT"
 """The variable with the file that a worker touches as a sign of life."""
@@ -113,6 +113,7 @@ def run_workers(
                 given["CUDA_VISIBLE_DEVICES"] = gpus[k % len(gpus)]
             running.append(_Worker(k, arguments, given, beats / str(k), tell))
             stack.callback(running[k].close)
+        stack.callback(lambda: [worker.ask_to_end() for worker in running])  # all at once, before one is waited for
         while any(worker.runs() for worker in running):
             meanwhile()
             time.sleep(0.5)
@@ -223,7 +224,7 @@ class _Worker:
 
     def killed(self) -> bool:
         """Whether a signal has ended the process."""
-        return self.status is not None and (self.status < 0 or self.status == INTERRUPTED)
+        return self.status is not None and (self.status < 0 or self.status in INTERRUPTED)
 
     def fell(self) -> bool:
         """Whether the process was killed and may be started again."""
@@ -242,6 +243,11 @@ class _Worker:
             sys.stderr.write(f"{said}\n")
         else:
             self.tell(said)
+
+    def ask_to_end(self) -> None:
+        """Ask the process to end, without waiting for it."""
+        if self._process.poll() is None:
+            self._process.terminate()
 
     def close(self) -> None:
         """End the process if it still runs because this process is stopping."""

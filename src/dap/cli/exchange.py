@@ -84,8 +84,11 @@ def import_(
 
     told = functools.partial(watcher_of(output).images, out.name)
     given = {"layout": layout, "ipc": ipc, "pick": pick, "seed": seed, "labels": labels, "licence": licence}
+    before = (out / "import.json").is_file()
     made = import_set(source, out, class_names=classes, mean=mean, std=std, progress=told, **given)
     notes = made.noted("import.json")["notes"]
+    if before:
+        notes = [f"{out} is this import already, and it is whole: nothing was written."]
     again = shlex.join(["dap", "evaluate", str(made.path)])
     return Told(
         "\n".join([*notes, f"{len(made.records)} images in {made.path}", f"Next: {again} --data FOLDER"]),

@@ -108,6 +108,14 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 CHANGES = "Another value of a field of the protocol, as YAML: size=64, 'mean=[0.5]'. May be repeated."
 MEASURES = "A measure of your own as file.py:Name, whose number the report shows beside its own. May be repeated."
 Changes = Annotated[list[str] | None, Parameter(name="--set", metavar="FIELD=VALUE", help=CHANGES)]
+DryRun = Annotated[
+    bool,
+    Parameter(
+        name="--dry-run",
+        help="Make nothing and fetch nothing. Say how much there is to do, and how much time, memory and disk it takes, by "
+        "a short trial on this machine.",
+    ),
+]
 Track = Annotated[
     Literal["tensorboard", "wandb"] | None,
     Parameter(

@@ -12,6 +12,8 @@ from cyclopts import Parameter
 from dap.cli.flags import (
     Changes,
     Classes,
+    DryRun,
+    EngineFlags,
     JudgingFlags,
     MachineFlags,
     MaybePositive,
@@ -23,11 +25,12 @@ from dap.cli.flags import (
     Told,
     Track,
     assignments,
+    engine_of,
     judging_of,
     machine_of,
     watcher_of,
 )
-from dap.cli.results import shown
+from dap.cli.results import forecast, shown
 
 BadFraction = Annotated[
     float | None,
@@ -47,8 +50,10 @@ def evaluate(
     max_bad_fraction: BadFraction = None,
     split: Places = None,
     out: Path | None = None,
+    dry_run: DryRun = False,
     judged: JudgingFlags | None = None,
     track: Track = None,
+    engine: EngineFlags | None = None,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -62,13 +67,18 @@ def evaluate(
         out: Folder of the report and of the results of sets that lie elsewhere. Default: the first set's own, or
             NAME-judged for a folder that others made.
     """
+    if dry_run:
+        from dap.verbs.planning.grids import planned_judging
+
+        told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
+        return forecast(planned_judging(sets, data=data, **told), out or Path())
     from dap.verbs.evaluate import evaluate as run
     from dap.verbs.placing import beside_here
     from dap.verbs.report import check_tracking
 
     check_tracking(track)
     told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
-    limit = {"max_bad_fraction": max_bad_fraction, "split": split}
+    limit = {"max_bad_fraction": max_bad_fraction, "split": split, "engine": engine_of(engine)}
     own = (sets[0] / "classes.json").exists() or not sets[0].is_dir()
     out = out or (sets[0] if own else beside_here(sets[0]))
     return shown(run(sets, data=data, classes=classes, out=out, **limit, **told), track)

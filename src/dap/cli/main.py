@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -16,13 +15,15 @@ from typing import Any, NoReturn
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from dap import __version__
+from dap.base import disk
 from dap.base.errors import DapError
 from dap.base.permission import allow_code, command_line
 from dap.base.registry import suggest
+from dap.cli import signals
 from dap.cli.flags import OTHERS, Output, Told, output_of, plain
 from dap.cli.verbs import VERBS
 
-DONE, MISTAKE, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, MISTAKE, USAGE = 0, 1, 2
 
 ABOUT = "Distil a small training set from a pre-trained diffusion model, and judge it. Start with: dap demo"
 
@@ -31,7 +32,7 @@ Every verb takes --json (one JSON object on standard output and nothing else), -
 (the full trace of an error). The variable NO_COLOR=1 switches colours off.
 
 Exit status: 0 the work is done; 1 something that was given is wrong, and the message says what; 2 the command line cannot be \
-read; 130 the work was interrupted, and the same command goes on with it.
+read; 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP) the work was interrupted, and the same command goes on with it.
 
 Completion: dap --install-completion (bash, zsh, fish)."""
 
@@ -74,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `dap`. Default: the words of this process's command line.
 
     Returns:
-        The exit status: 0 the work is done, 1 a user's mistake, 130 interrupted. `dap check` also returns 1 if a
-        finding is wrong.
+        The exit status: 0 the work is done, 1 a user's mistake, 128 and the number of a signal: interrupted by it. `dap check`
+        also returns 1 if a finding is wrong.
 
     Raises:
         SystemExit: the command line cannot be read; the status is 2.
@@ -102,24 +103,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = output_of(bound.arguments.get("output"))
     logging.basicConfig(format="dap: %(message)s", level=logging.ERROR if output.quiet else logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    signal.signal(signal.SIGTERM, _interrupt)
+    if argv is None:  # the process is ours
+        signals.at_work()
     try:
         with command_line(words), allow_code(_allows_code(bound.arguments)):
             return _show(command(*bound.args, **bound.kwargs), output)
-    except DapError as error:
-        return _fail(output, str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+    except Exception as error:
+        if (said := _in_words(error)) is None:
             raise
-        return _fail(output, "Out of memory. What was made is kept; use fewer --reals or a smaller --block.")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        said = f"{where}{error.strerror or error}. What was made is kept; mend this and run the same again."
         return _fail(output, said)
     except KeyboardInterrupt:
         _close_bars()
-        sys.stderr.write("\ndap: interrupted. What was made is kept; run the same command to go on.\n")
-        return INTERRUPTED
+        sys.stderr.write(f"\ndap: interrupted. {signals.KEPT}\n")
+        return signals.status()
+
+
+def _in_words(error: Exception) -> str | None:
+    """What went wrong, in a sentence; None for an error that nobody has thought of."""
+    if isinstance(error, DapError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return "Out of memory. What was made is kept; use fewer --reals or a smaller --block."
+    found = error if isinstance(error, OSError) else disk.refusal(error)
+    return None if found is None else disk.told(found)
 
 
 def _allows_code(given: Mapping[str, Any]) -> bool:
@@ -206,10 +212,6 @@ def _close_bars() -> None:
     """Remove all progress bars from the terminal, so that the next line stands by itself."""
     if bars := sys.modules.get("dap.cli.bars"):
         bars.close()
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

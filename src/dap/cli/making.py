@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from dap.cli.flags import (
     Classes,
+    DryRun,
     EngineFlags,
     JudgingFlags,
     MachineFlags,
@@ -33,7 +34,7 @@ from dap.cli.flags import (
     watcher_of,
 )
 from dap.cli.recipe import CommonFlags, Ipcs, RecipeFlags, recipe_fields, recipe_values, varied
-from dap.cli.results import shown
+from dap.cli.results import forecast, shown
 from dap.verbs.options import Judging
 
 RecipeFile = Annotated[
@@ -61,6 +62,7 @@ def distill(
     /,
     *,
     out: Path,
+    dry_run: DryRun = False,
     flags: RecipeFlags | None = None,
     engine: EngineFlags | None = None,
     machine: MachineFlags | None = None,
@@ -72,9 +74,14 @@ def distill(
         out: Folder of the set.
     """
     from dap.recipe import Recipe
-    from dap.verbs.distill import distill as make
 
     chosen = Recipe.parse(recipe_values(recipe, flags or {}), recipe or "the recipe")
+    if dry_run:
+        from dap.verbs.planning.grids import planned_set
+
+        return forecast(planned_set(chosen, out, machine=machine_of(machine), watcher=watcher_of(output)), out)
+    from dap.verbs.distill import distill as make
+
     told = {"machine": machine_of(machine), "watcher": watcher_of(output), "command": command()}
     made = make(chosen, out, engine=engine_of(engine), **told)
     from dap.verbs.report import write_page
@@ -92,6 +99,7 @@ def demo(
     out: Path | None = None,
     backbone: Literal["dit", "unet"] = "dit",
     sets: SetsEach = 1,
+    dry_run: DryRun = False,
     judged: QuickJudgingFlags | None = None,
     track: Track = None,
     machine: MachineFlags | None = None,
@@ -105,6 +113,7 @@ def demo(
         sets: Distilled sets of each method, each with its own seed.
     """
     from dap.verbs.compare import sweep as run
+    from dap.verbs.compare import swept
 
     base = {"backbone": {"path": {"dit": "starter", "unet": "starter-unet"}[backbone]}}
     vary = {"method": ["random", "vanilla", "dap", "auto"]}
@@ -113,6 +122,8 @@ def demo(
     where = out or Path(f"runs/demo-{backbone}")
     told = {"machine": machine, "output": output, "track": track}
     judging = judging_of(judged, protocol="quick-hard")
+    if dry_run:
+        return _forecast(swept, base, vary, sets, where, judging=judging, machine=machine, output=output)
     return _grid(run, base, vary, sets, where, title=title, judging=judging, **told)
 
 
@@ -123,6 +134,7 @@ def sweep(
     out: Path,
     vary: Annotated[list[str] | None, Parameter(metavar="FLAG=V1,V2,…")] = None,
     sets: SetsEach = 5,
+    dry_run: DryRun = False,
     engine: EngineFlags | None = None,
     flags: RecipeFlags | None = None,
     judged: JudgingFlags | None = None,
@@ -138,8 +150,11 @@ def sweep(
         sets: Distilled sets of each point of the grid, each with its own seed.
     """
     from dap.verbs.compare import sweep as run
+    from dap.verbs.compare import swept
 
     values, fields = recipe_values(recipe, flags or {}), varied(vary or [])
+    if dry_run:
+        return _forecast(swept, values, fields, sets, out, judging=judging_of(judged), machine=machine, output=output)
     title = f"Sweep over {', '.join(item.partition('=')[0] for item in vary or []) or 'seeds'}"
     told = {
         "judging": judging_of(judged),
@@ -161,6 +176,7 @@ def compare(
     sets: SetsEach = 3,
     option: Annotated[list[str] | None, Parameter(metavar="METHOD.NAME=VALUE")] = None,
     subsample: Subsample = (),
+    dry_run: DryRun = False,
     engine: EngineFlags | None = None,
     flags: CommonFlags | None = None,
     judged: JudgingFlags | None = None,
@@ -178,10 +194,14 @@ def compare(
         subsample: Judge also random draws of N images a class from each larger set, as the paper's scaling table does.
     """
     from dap.verbs.compare import compare as run
+    from dap.verbs.compare import compared
 
     options = assignments(option or [], "--option", "METHOD.NAME")
     _check_wanted(methods, flags or {})
     values = recipe_values(recipe, flags or {})
+    if dry_run:
+        told = {"judging": judging_of(judged), "machine": machine, "output": output}
+        return _forecast(compared, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
     told = {
         "judging": judging_of(judged),
         "machine": machine,
@@ -193,7 +213,7 @@ def compare(
 
 
 def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = False) -> None:
-    """Do the cells of a grid that a parent process wrote into a file.
+    """Do the work that a parent process wrote into a file.
 
     Args:
         job: The file.
@@ -202,8 +222,12 @@ def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = Fa
     """
     from dap.base.workers import end_with_parent
     from dap.cli.bars import Lines
-    from dap.verbs.compare import work_on
+    from dap.verbs.jobs import JUDGING
 
+    if job.name == JUDGING:
+        from dap.verbs.evaluate import work_on
+    else:
+        from dap.verbs.compare import work_on
     del code, allow_code
     end_with_parent()
     work_on(job, Lines(every=float("inf")))
@@ -244,6 +268,21 @@ def caption(
     made = run(data, out, model=model or MODEL, machine=machine_of(machine), watcher=watcher_of(output), **chosen)
     again = shlex.join(["dap", "distill", "--method", "vlcp", "--captions", str(out)])
     return Told(f"{made} captions added to {out}\nNext: {again} ...", {"captions": out, "added": made})
+
+
+def _forecast(
+    grid: Callable[..., Any],
+    *given: Any,
+    machine: MachineFlags | None,
+    output: OutputFlags | None,
+    **options: Any,
+) -> Told:
+    """What `compare` or `sweep` would take, whose grid is `grid(…)`."""
+    from dap.verbs.planning.grids import planned_grid
+
+    where = machine_of(machine)
+    cells = grid(*given, machine=where, **options)
+    return forecast(planned_grid(cells, machine=where, watcher=watcher_of(output)), cells.out)
 
 
 def _grid(

@@ -109,7 +109,7 @@ def forecast(found: Sequence[Estimate], out: Path) -> Told:
         kept = f", {done} of them there already" if done else ""
         units = f" in {one.units} units" if one.units and one.units != one.left else ""
         told = one.why if one.seconds is None else duration(one.seconds)
-        lines.append(f"  {one.name}: {one.pieces} {one.kind}{kept}{units}; {told}")
+        lines.append(f"  {one.name}: {counted(one.pieces, one.kind)}{kept}{units}; {told}")
     known = [one.seconds for one in found if one.seconds is not None]
     if known:
         which = "" if len(known) == len(found) else f" for {len(known)} of these {len(found)} lines"
@@ -135,6 +135,11 @@ def forecast(found: Sequence[Estimate], out: Path) -> Told:
         "free": free,
     }
     return Told("\n".join(lines), values)
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its word, such as "1 training"."""
+    return f"{number} {what.removesuffix('s') if number == 1 else what}"
 
 
 def size(count: float) -> str:

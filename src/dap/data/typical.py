@@ -98,7 +98,7 @@ class Typical(Chosen):
         """The candidates of a class, the most typical first. Images that cannot be decoded are the last."""
         drawn, found = self._candidates(label), self._features(label)
         rows, features = found["rows"].tolist(), found["x"]
-        if len(self.class_names) > 1:
+        if len(self.class_names) > 1 and rows:
             margins = margins_of(features, label, self._fitted())
             rows = [rows[place] for place in margins.argsort(descending=True, stable=True).tolist()]
         return rows + sorted(set(drawn) - set(rows))
@@ -156,11 +156,17 @@ def ridge(
     sums, counts = ([], []), ([], [])  # of each class
     for label in range(classes):
         found = features(label).double()
+        if not len(found):  # no image of the class could be decoded, so nothing says how wide its features are
+            for half in (0, 1):
+                sums[half].append(torch.zeros(1, dtype=torch.float64))
+                counts[half].append(0)
+            continue
         for half in (0, 1):
             x = found[half::2]
             squares[half] = squares[half] + x.T @ x
             sums[half].append(x.sum(0))
             counts[half].append(len(x))
+    sums = tuple([one.expand(len(squares[half])) for one in sums[half]] for half in (0, 1))
     return torch.stack([_solved(*moments, penalty) for moments in zip(squares, sums, counts, strict=True)]).float()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dap.base.claims import Claims
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.base.files import Busy, locked
 from dap.base.watch import Watcher
 from dap.cost import Meter, add_up
@@ -25,6 +25,7 @@ from dap.engines.described import describe, other_machine
 from dap.engines.looking import check_still_there
 from dap.engines.ranks import Rank
 from dap.methods.base import Made, Task, Unit, plan
+from dap.methods.finite import Failures, forget, tried
 from dap.recipe import Recipe
 
 CLAIMS = f"{WORK}/claims"
@@ -117,6 +118,10 @@ class Job:
         self.task.store.used |= self.used
         return Meter(made, self.needs, self.task.store, self.device, part)
 
+    def failures(self) -> Failures:
+        """Where the units are recorded that fail in this process."""
+        return Failures(self.out, self.task.source.class_names, self.task.recipe.values())
+
     def tell(self, unit: Unit, done: int | None = None) -> None:
         """Tell that a unit is there, and that `done` images are there. None: all units before this one are there."""
         if done is None:
@@ -170,28 +175,35 @@ def make_alone(job: Job, stream: Callable[[Sequence[Unit]], Any] | None = None) 
         job.describe(made)
         meter = job.meter(made)
         job.watcher.images(job.name, 0, job.total)
+        forget(job.out)
+        failures = job.failures()
         if stream is None:
             for unit in job.units:
                 if not has(made, unit):
-                    _add(made, unit, job.make(unit), meter, job)
+                    _add(made, unit, tried(job.make, unit), meter, job, failures)
                 job.tell(unit)
         else:
             for unit, result in stream([unit for unit in job.units if not has(made, unit)]):
-                _add(made, unit, result, meter, job)
+                _add(made, unit, result, meter, job, failures)
                 job.tell(unit, len(made))
         meter.write()
         check_still_there(job.out)
         gather(job.out)
+        failures.check()
         made = whole(job.out, job.total)
     shutil.rmtree(job.out / WORK, ignore_errors=True)
     return made
 
 
-def _add(made: DistilledSet, unit: Unit, result: Made, meter: Meter, job: Job) -> None:
+def _add(made: DistilledSet, unit: Unit, result: Made | NotFinite, meter: Meter, job: Job, failures: Failures) -> None:
     check_still_there(job.out)
+    if isinstance(result, NotFinite):
+        failures.add(unit, result)
+        return
     for row, slot in enumerate(unit.slots):
         made.add(unit.label, slot, result.images[row], **result.records[row])
     meter.add(len(unit.slots))
+    failures.made = True
 
 
 def make_together(job: Job, rank: Rank, wait: float = 1.0) -> DistilledSet:
@@ -213,14 +225,18 @@ def make_together(job: Job, rank: Rank, wait: float = 1.0) -> DistilledSet:
     with ExitStack() as stack:
         with locked(job.out, wait=PATIENCE):
             job.begin()
+            if not claims.held(HERE):
+                forget(job.out)
             stack.enter_context(claims.take(f"{HERE}{me}"))
         seen = _Seen.now(job)
         job.describe(seen.made)
         meter = job.meter(seen.made, me)
-        _share(job, seen, claims, rank, meter, wait)
+        failures = job.failures()
+        _share(job, seen, claims, rank, meter, failures, wait)
         meter.write()
         check_still_there(job.out)
         finish(job.out, claims)
+        failures.check()
         made = whole(job.out, job.total)
     clean(job.out, claims)
     return made
@@ -273,7 +289,7 @@ class _Seen:
         return _state(job.out / MANIFEST) == self.manifest
 
 
-def _share(job: Job, seen: _Seen, claims: Claims, rank: Rank, meter: Meter, wait: float) -> None:
+def _share(job: Job, seen: _Seen, claims: Claims, rank: Rank, meter: Meter, failures: Failures, wait: float) -> None:
     first = rank.first(len(job.units))
     todo = [unit for unit in (*job.units[first:], *job.units[:first]) if not has(seen.made, unit)]
     job.watcher.images(job.name, len(seen.made), job.total)
@@ -287,11 +303,15 @@ def _share(job: Job, seen: _Seen, claims: Claims, rank: Rank, meter: Meter, wait
                 continue
             with claims.take(f"{unit.label}-{unit.slots[0]}") as mine:
                 if mine and _part(job.out, unit) == seen.parts[unit] and seen.current(job):  # not made just now
-                    result = job.make(unit)
+                    result = tried(job.make, unit)
                     check_still_there(job.out)
+                    todo.remove(unit)
+                    if isinstance(result, NotFinite):  # each process tries such a unit once, and ends with its reason
+                        failures.add(unit, result)
+                        continue
                     seen.made.add_unit(unit.label, unit.slots, result.images, result.records)
                     meter.add(len(unit.slots))
-                    todo.remove(unit)
+                    failures.made = True
                     job.tell(unit, job.total - sum(len(left.slots) for left in todo))
         if len(todo) == before:
             time.sleep(wait)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.base.watch import Watcher
 from dap.methods.base import Made, Unit
 
@@ -58,7 +58,7 @@ def check_installed() -> None:
 
 def stream(
     cluster: Cluster, build: Build, given: Sequence[Any], watcher: Watcher, units: Sequence[Unit]
-) -> Iterator[tuple[Unit, Made]]:
+) -> Iterator[tuple[Unit, Made | NotFinite]]:
     """Make units on a cluster. Yields each with its images as soon as it is made.
 
     Args:
@@ -97,12 +97,15 @@ class Actor:
     def ready(self) -> None:
         """Returns as soon as the actor has its place in the cluster."""
 
-    def make(self, unit: Unit) -> Made | str:
-        """The images of a unit, on the CPU. Or the message of a user's mistake: as an error, Ray would wrap it."""
+    def make(self, unit: Unit) -> Made | NotFinite | str:
+        """The images of a unit, on the CPU. Or why it is not finite, or the message of a user's mistake: as an error, Ray would
+        wrap it."""
         try:
             if self._make is None:
                 self._make = self._build(*self._given)
             made = self._make(unit)
+        except NotFinite as error:
+            return error
         except DapError as error:
             return str(error)
         return replace(made, images=made.images.detach().cpu(), latents=None)
@@ -145,7 +148,7 @@ class _Crew:
         """How many units each actor has."""
         self._failed: dict[Unit, int] = {}
 
-    def run(self, todo: list[Unit]) -> Iterator[tuple[Unit, Made]]:
+    def run(self, todo: list[Unit]) -> Iterator[tuple[Unit, Made | NotFinite]]:
         """Every unit with its images, in the order in which they are made."""
         import ray
 
@@ -200,7 +203,7 @@ class _Crew:
             self._working[actor] = 0
             self._watcher.note(f"Ray: {len(self._working)} actors")
 
-    def _result(self, result: Any, unit: Unit, actor: Any) -> Made | None:
+    def _result(self, result: Any, unit: Unit, actor: Any) -> Made | NotFinite | None:
         """The images of a unit; None if its actor has died more often than Ray starts it again.
 
         Raises:

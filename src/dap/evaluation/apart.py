@@ -15,7 +15,7 @@ from typing import Any
 
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
-from dap.base.files import dump, ended, inside, write_atomically
+from dap.base.files import dump, ended, inside, replacing, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import as_read
@@ -131,5 +131,5 @@ def _copy(source: Path, name: str, folder: Path) -> None:
     """Copy a file of a set that is there and lies inside the set."""
     with contextlib.suppress(DapError):
         file = inside(source, name)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / name)
+        with file.open("rb") as read, replacing(folder / name) as written:
+            shutil.copyfileobj(read, written)

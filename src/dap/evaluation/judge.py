@@ -8,13 +8,14 @@ counts only for the same images, test data and protocol. So a changed set is jud
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -71,7 +72,13 @@ def check(loaded: Loaded) -> None:
         loaded.features[1].select(names)
 
 
-def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), name: str | None = None) -> list[Trial]:
+def judge(
+    judged: DistilledSet,
+    loaded: Loaded,
+    watcher: Watcher = Watcher(),
+    name: str | None = None,
+    only: Literal["trials", "measures"] | None = None,
+) -> list[Trial]:
     """Train and test all networks of the plan on a set and measure its images. Results that are there already are kept.
 
     Results are appended to the set's `trials.jsonl`. Recorded trials of other images are dropped. Recorded trials of
@@ -83,6 +90,7 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
         loaded: how to judge, and the real images.
         watcher: told of every epoch and of every new trial.
         name: what the set is called to the watcher; by default the name of its folder.
+        only: one part of the work, where several processes share it. Default: both parts.
 
     Raises:
         DapError: the set is not finished or not whole, or its classes are not those of the test data.
@@ -102,10 +110,11 @@ def judge(judged: DistilledSet, loaded: Loaded, watcher: Watcher = Watcher(), na
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
         trial
-        for network in loaded.plan.all_networks
+        for network in (loaded.plan.all_networks if only != "measures" else ())
         for trial in _trials_of(judged, loaded, network, key, watcher, told)
     ]
-    _measure(judged, loaded, [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
+    if only != "trials":
+        _measure(judged, loaded, [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
     return trials
 
 
@@ -140,15 +149,16 @@ def _trials_of(
         options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
         options["weights"] = weights
         training = _training(judged, loaded, protocol, todo, options)
-        judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: facts})
+        with recorded.alone():
+            judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: facts})
         for trial in training:
             recorded.add(trial, key)
             for left in unfinished.glob(f"*-{trial.seed}.pt"):
-                left.unlink()
+                left.unlink(missing_ok=True)
             found[trial.seed] = trial
             told(trial)
         for folder in (unfinished, unfinished.parent):
-            if folder.is_dir() and not any(folder.iterdir()):
+            with contextlib.suppress(OSError):  # it is not there, or holds the checkpoint of another training
                 folder.rmdir()
     return [found[seed] for seed in sorted(found)]
 

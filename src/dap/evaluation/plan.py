@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from typing import Protocol as Interface
@@ -103,6 +104,13 @@ class Loaded:
         self._tensors: dict[tuple[int, bool], Labelled] = {}
         self._teachers: dict[tuple[str, ...], Classifier] = {}
         self._inspector: Inspector | None = None
+
+    def narrowed(self, network: str, seed: int) -> Loaded:
+        """The same for one training alone. Both share what they load."""
+        self.inspector()
+        other = copy.copy(self)
+        other.plan = replace(self.plan, networks=(network,), seeds=(seed,))
+        return other
 
     def tensors(self, side: int, class_names: Sequence[str]) -> Labelled:
         """The images to test on, (n, 3, side, side) uint8, and their labels (n,) in the order of these class names."""

@@ -6,12 +6,14 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from dap.base.claims import Claims
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
-from dap.base.files import ended, inside, write_atomically
+from dap.base.files import append, ended, inside, write_atomically
 from dap.data.sets.notes import as_read
 from dap.evaluation.training.trials import KEYS, Trial, TrialLine
 
@@ -21,7 +23,7 @@ log = logging.getLogger("dap")
 class RecordedTrials:
     """The file `trials.jsonl` of a set. A line has a trial and its key: hashes of the images, test data and protocol.
 
-    A line that cannot be read as a trial is left out, and a warning names it.
+    A line that cannot be read as a trial is left out, and a warning names it. Several processes may record trials of one set.
 
     Args:
         folder: the folder of the set.
@@ -34,6 +36,11 @@ class RecordedTrials:
         self.path = folder / "trials.jsonl"
         if os.path.lexists(self.path):
             inside(folder, self.path.name)
+        self._claims = Claims(folder)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside this block no other process writes the files on the trials of the set."""
+        return self._claims.wait(".trials")
 
     def valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
         """Remove the lines that no longer count, and return the trials of this key and network by their seeds.
@@ -45,6 +52,10 @@ class RecordedTrials:
             key: the key, see `add`.
             protocol, network: names of the protocol and of the network.
         """
+        with self.alone():
+            return self._valid(key, protocol, network)
+
+    def _valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
         lines = list(read_lines(self.path, as_read(TrialLine)))
         known: list[dict[str, Any]] = [line.value for line in lines if line.value is not None]
         kept = [line for line in known if _counts(line, key, protocol, network)]
@@ -56,14 +67,16 @@ class RecordedTrials:
         return {line["seed"]: Trial.from_record(line) for line in mine}
 
     def add(self, trial: Trial, key: Mapping[str, str]) -> None:
-        """Append a trial.
+        """Append a trial, unless another process has recorded it meanwhile.
 
         Args:
             trial: the trial to append.
             key: the hashes "judged" of the images of the set, "tested" of the test data, and "by" of the protocol.
         """
-        with self.path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
+        with self.alone():
+            if trial.seed in self._valid(key, trial.protocol, trial.network):
+                return
+            append(self.path, json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
 
 
 def _counts(line: Mapping[str, Any], key: Mapping[str, str], protocol: str, network: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.guidance.state import GradThrough, State, per_image_norm
 
 
@@ -162,9 +162,9 @@ class Descend(Guidance):
         if not torch.isfinite(gradient).all():
             # Before the first push the scale cannot be the cause: then the weights or their type are.
             advice = "use --dtype float32, or look at the weights with dap check"
-            raise DapError(
-                f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}; "
-                f"{f'lower the scale, or {advice}' if state.index else advice}."
+            raise NotFinite(
+                f"The gradient of {type(self.energy).__name__} is not finite at t = {state.t}",
+                f"lower the scale, or {advice}" if state.index else advice,
             )
         if self.unit != "paper":
             norm = per_image_norm(gradient)

@@ -58,6 +58,12 @@ class Options(Chosen, frozen=True):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
+    def settled(self, ipc: int) -> Self:
+        """These options, in which a choice that the user left open and that depends on the number of images per class is made.
+        The recipe of the set keeps it."""
+        del ipc
+        return self
+
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         for name in type(self).model_fields:

@@ -16,7 +16,7 @@ from dap.backbones import device_of
 from dap.backbones.hub import explained
 from dap.base.alone import alone
 from dap.base.errors import DapError
-from dap.base.files import check_file, drop_torn_line
+from dap.base.files import append, check_file, drop_torn_line
 from dap.base.parsing import shown
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
@@ -213,18 +213,19 @@ def write_captions(
             )
     wanted = list(_wanted(source, per_class, there))
     total, done, made = sum(len(indices) for _, indices in wanted), 0, 0
-    with out.open("a", encoding="utf-8") as file:
-        for label, indices in wanted:
-            question = ask and ask.replace("{}", spoken(source.class_names[label]))
-            for start in range(0, len(indices), batch):
-                kept, images = source.readable(label, indices[start : start + batch])
-                if kept:
-                    for key, text in zip(source.keys(label, kept), say(images, question), strict=True):
-                        said = {"path": key, "caption": text, "model": model, **({"ask": ask} if ask else {})}
-                        file.write(json.dumps(said, ensure_ascii=False) + "\n")
-                    file.flush()
-                made, done = made + len(kept), done + len(indices[start : start + batch])
-                tell("captions", done, total)
+    append(out, "")  # before any work: the file can be written, and it is there even if nothing is added
+    for label, indices in wanted:
+        question = ask and ask.replace("{}", spoken(source.class_names[label]))
+        for start in range(0, len(indices), batch):
+            kept, images = source.readable(label, indices[start : start + batch])
+            if kept:
+                lines = []
+                for key, text in zip(source.keys(label, kept), say(images, question), strict=True):
+                    said = {"path": key, "caption": text, "model": model, **({"ask": ask} if ask else {})}
+                    lines.append(json.dumps(said, ensure_ascii=False) + "\n")
+                append(out, "".join(lines))
+            made, done = made + len(kept), done + len(indices[start : start + batch])
+            tell("captions", done, total)
     return made
 
 

@@ -31,7 +31,7 @@ from dap.recipe import Recipe
 from dap.verbs.distill import distill, give_back, open_workshop
 from dap.verbs.jobs import Cell, Grid, read_job, written
 from dap.verbs.judges import LoadedFor, loader
-from dap.verbs.options import Engine, kind_of
+from dap.verbs.options import SHARED, Engine, kind_of
 from dap.verbs.planning.status import write_plan
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.verbs.settling import settled
@@ -57,6 +57,8 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), engine: Engi
                 watcher,
                 first=rank.first(len(cells.cells)),
             )
+        elif kind == "ray":
+            raise DapError(f"Cells meet in their folder, so Ray has no use here. {SHARED}")
         else:
             work(cells, watcher)
     except CellsFailed as error:  # the page on the other cells is still written

@@ -74,21 +74,43 @@ def compare(
         Unfinished: some cells failed. The other cells are done, and the error has their results.
         DapError: an argument is wrong. This is raised before the first image is made.
     """
-    names, objects = _named(methods)
     engine = replace(engine, workers=workers) if workers > 1 else engine
-    if objects and kind_of(engine) in ("workers", "ray"):
+    how = {"options": options, "subsample": subsample, "judging": judging, "machine": machine, "command": command}
+    cells = compared(base, methods, ipcs, sets, out, **how)
+    if cells.objects and kind_of(engine) in ("workers", "ray"):
         raise DapError(
             f"Several workers need methods that each of them can find by a name such as file.py:Name, and "
-            f"{next(iter(objects))} was given as an object; give its name, or workers=1."
+            f"{next(iter(cells.objects))} was given as an object; give its name, or workers=1."
         )
+    return run_grid(cells, title, watcher, engine)
+
+
+def compared(
+    base: Mapping[str, Any],
+    methods: Sequence[str | Method | type[Method]],
+    ipcs: Sequence[int],
+    sets: int,
+    out: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    subsample: Sequence[int] = (),
+    judging: Judging = Judging(),
+    machine: Machine = Machine(),
+    command: str | None = None,
+) -> Grid:
+    """The grid that `compare` runs; the arguments are its own.
+
+    Raises:
+        DapError: an argument is wrong.
+    """
+    names, objects = _named(methods)
     cells = comparison(base, names, ipcs, sets, options, objects)
     most = max(recipe.ipc for _, recipe in cells)
     for n in (n for n in subsample if n >= most):
         raise DapError(
             f"--subsample {n}: no set has more than {n} images a class to draw from, the largest has {most}."
         )
-    grid_of = Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command, objects)
-    return run_grid(grid_of, title, watcher, engine)
+    return Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command, objects)
 
 
 def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], dict[str, Method]]:
@@ -147,9 +169,23 @@ def sweep(
         DapError: an argument is wrong. This is raised before the first image is made.
     """
     fields = ", ".join(field.rpartition(".")[2] for field in vary) or "seeds"
-    cells = Grid(tuple(grid(base, vary, sets)), Path(out), judging, machine, command=command)
+    cells = swept(base, vary, sets, out, judging=judging, machine=machine, command=command)
     engine = replace(engine, workers=workers) if workers > 1 else engine
     return run_grid(cells, title or f"Sweep over {fields}", watcher, engine)
+
+
+def swept(
+    base: Mapping[str, Any],
+    vary: Mapping[str, Sequence[Any]],
+    sets: int,
+    out: str | Path,
+    *,
+    judging: Judging = Judging(),
+    machine: Machine = Machine(),
+    command: str | None = None,
+) -> Grid:
+    """The grid that `sweep` runs; the arguments are its own."""
+    return Grid(tuple(grid(base, vary, sets)), Path(out), judging, machine, command=command)
 
 
 def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) -> Iterator[tuple[str, Recipe]]:

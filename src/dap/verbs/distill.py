@@ -29,6 +29,7 @@ from dap.engines.on_ray import Cluster, check_installed, stream
 from dap.engines.ranks import device_for, rank_of
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Made, Method, Task, Unit
+from dap.methods.finite import finite
 from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.jobs import Grid, written
@@ -258,7 +259,7 @@ def _store(task: Task, cache: Path | None, own: Path) -> Store:
 
 
 def _maker(method: Method, task: Task) -> Callable[[Unit], Made]:
-    make = method.prepare(task)
+    make = finite(method, task)
     return lambda unit: looked_at(make(unit), unit, task)
 
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dap.base.claims import CLAIMS, share
 from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.watch import Watcher
+from dap.base.workers import run_workers
 from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.engines.ranks import Rank, device_for, rank_of
 from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.labelling import largest
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
-from dap.verbs.distill import open_workshop
+from dap.verbs.distill import give_back, open_workshop
+from dap.verbs.jobs import read_judging, written_judging
 from dap.verbs.judges import judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
-from dap.verbs.options import Judging, Machine, permitted
+from dap.verbs.options import SHARED, Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import place
 from dap.verbs.report import Results, write_page
 from dap.workshop import Workshop
@@ -38,6 +47,7 @@ def evaluate(
     judging: Judging = Judging(),
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
+    engine: Engine = Engine(),
 ) -> Results:
     """Train networks on sets, test them on real images, and measure the images of the sets.
 
@@ -67,6 +77,8 @@ def evaluate(
         judging: the protocol, networks and trials.
         machine: the device, the network, the cache and the CPU threads.
         watcher: is told of every epoch and trial.
+        engine: how several processes share the trainings, each of which is a set, a network and a seed. The sets and the data
+            must then be folders or names.
 
     Returns:
         The folders of the sets, their table of accuracies, their trials, and the page.
@@ -75,6 +87,14 @@ def evaluate(
         DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
             something that is not given.
     """
+    kind, named, rank = kind_of(engine), isinstance(data, (str, Path)) or data is None, None
+    if kind == "ray":
+        raise DapError(f"Trainings meet in the folder of their set, so Ray has no use here. {SHARED}")
+    if kind != "alone" and not (named and all(isinstance(one, (str, Path)) for one in _listed(sets))):
+        raise DapError("Several processes need sets and data that each of them can find; give folders or names.")
+    if kind == "shard":
+        rank = rank_of(engine.shard)
+        machine = replace(machine, device=device_for(machine.device, rank, torch.cuda.device_count()))
     workshop, held = open_workshop(machine, watcher=watcher), HeldSets()
     opened = [_opened(one, data, classes, split, workshop, held) for one in _listed(sets)]
     if not opened:
@@ -87,13 +107,51 @@ def evaluate(
         for made, loaded in zip(opened, ready, strict=True):
             check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names))
         place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
-        for made, loaded in zip(opened, ready, strict=True):
-            judge(made, loaded, watcher)
+        if rank is not None:
+            _judge_shared(list(zip(opened, ready, strict=True)), watcher, rank)
+        elif kind == "workers":
+            told = {"max_bad_fraction": max_bad_fraction, "split": split, "out": where and where.absolute()}
+            told |= {"sets": [Path(one).absolute() for one in _listed(sets)], "data": path, "judging": judging}
+            told |= {"classes": [classes] if isinstance(classes, str) else classes, "machine": machine}
+            del workshop, loaded_for, ready
+            give_back()
+            with written_judging(told) as command:
+                run_workers(command, engine.workers or 1, machine.device in ("auto", "cuda"), tell=watcher.note)
+        else:
+            for made, loaded in zip(opened, ready, strict=True):
+                judge(made, loaded, watcher)
     else:
         place(opened, where)
         _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.results for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
+
+
+def work_on(job: Path, watcher: Watcher) -> None:
+    """Make those trainings that a parent process wrote into the file `job` and that no other process makes."""
+    found = read_judging(job)
+    evaluate(found.pop("sets"), **found, watcher=watcher, engine=Engine(engine="shard"))
+
+
+def _judge_shared(sets: Sequence[tuple[DistilledSet, Loaded]], watcher: Watcher, rank: Rank) -> None:
+    """Make those trainings and measures that no other process makes, until all are there."""
+    pieces = [
+        (
+            f"{k}/{network}/{seed}",
+            functools.partial(judge, made, loaded.narrowed(network, seed), watcher, only="trials"),
+        )
+        for k, (made, loaded) in enumerate(sets)
+        for network in loaded.plan.all_networks
+        for seed in loaded.plan.seeds
+    ]
+    pieces += [
+        (f"{k}/measures", functools.partial(judge, made, loaded, watcher, only="measures"))
+        for k, (made, loaded) in enumerate(sets)
+    ]
+    first, folder = rank.first(len(pieces)), sets[0][0].results
+    share([*pieces[first:], *pieces[:first]], folder)
+    with suppress(OSError):  # another process still works there
+        (folder / CLAIMS).rmdir()
 
 
 def _listed(sets: Any) -> list[Any]:

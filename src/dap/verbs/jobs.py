@@ -14,7 +14,8 @@ from pydantic import Field
 
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
-from dap.base.fields import Count, FromFile, Inside, Text
+from dap.base.fields import Count, FromFile, Inside, Name, Share, Text
+from dap.base.files import write_atomically
 from dap.base.parsing import shown
 from dap.base.permission import asked_for, code_is_allowed
 from dap.data.sets.notes import Plain, as_read
@@ -80,15 +81,7 @@ class Grid:
         Raises:
             DapError: a value does not fit, or is of another version.
         """
-        chosen = {"judging": Judging, "machine": Machine}
-        for part, kind in chosen.items():
-            if unknown := sorted(set(values[part]) - {field.name for field in fields(kind)}):  # of another version
-                raise DapError(
-                    f"{shown(where)}: {part} has {shown(unknown[0])}, which this version of dap lacks. {AGAIN}"
-                )
-        judging = fitted(values["judging"], Judging, where)
-        machine = fitted({**values["machine"], "allow_code": False}, Machine, where)
-        cells = []
+        chosen, cells = _chosen(values, where), []
         for name, recipe in values["cells"]:
             if not (isinstance(name, str) and isinstance(recipe, Mapping)):
                 raise DapError(f"{shown(where)}: a cell is not the name of a folder and a recipe. {AGAIN}")
@@ -96,11 +89,65 @@ class Grid:
         kind: Any = values.get("kind", "cells")
         if kind == "set" and len(cells) != 1:
             raise DapError(f"{shown(where)}: a set is one cell, and here are {len(cells)}. {AGAIN}")
-        rest = (judging, machine, tuple(values["subsample"]), values["command"])
+        rest = (chosen["judging"], chosen["machine"], tuple(values["subsample"]), values["command"])
         return Grid(tuple(cells), Path(values["out"]), *rest, kind=kind)
 
 
+def _chosen(values: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
+    """The judging and the machine of a job.
+
+    Raises:
+        DapError: a value does not fit, or is of another version.
+    """
+    kinds = {"judging": Judging, "machine": Machine}
+    for part, kind in kinds.items():
+        if unknown := sorted(set(values[part]) - {field.name for field in fields(kind)}):  # of another version
+            raise DapError(f"{shown(where)}: {part} has {shown(unknown[0])}, which this version of dap lacks. {AGAIN}")
+    machine = {**values["machine"], "allow_code": False}
+    return {"judging": fitted(values["judging"], Judging, where), "machine": fitted(machine, Machine, where)}
+
+
 AGAIN = "Start the command again that wrote it."
+
+JUDGING = "judging.json"
+"""The name of the file of a `JudgingJob`."""
+
+
+class JudgingJob(FromFile, frozen=True):
+    """The file that the parent of processes writes that train networks on sets; see `evaluate.evaluate`."""
+
+    sets: Annotated[list[Text], Field(min_length=1, max_length=10**6)]
+    data: Text | None
+    classes: Annotated[list[Name], Field(max_length=10**6)] | None
+    max_bad_fraction: Share | None
+    split: Text | Plain | None
+    out: Text | None
+    judging: Plain
+    machine: Plain
+
+
+def read_judging(job: Path) -> dict[str, Any]:
+    """The arguments of `evaluate.evaluate` in a file that its parent process wrote.
+
+    Raises:
+        DapError: the file cannot be read, or is damaged. The message names it.
+    """
+    found = read_json(job, as_read(JudgingJob))
+    return {**found, **_chosen(found, job)}
+
+
+@contextmanager
+def written_judging(arguments: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Write the arguments of `evaluate.evaluate` into a file that lasts as long as the block.
+
+    Yields:
+        The command line of `dap` with which a process shares the work.
+    """
+    told = {name: asdict(value) if name in ("judging", "machine") else value for name, value in arguments.items()}
+    with tempfile.TemporaryDirectory(prefix="dap-run-") as made:
+        job = Path(made) / JUDGING
+        write_atomically(job, json.dumps(told, default=str).encode())
+        yield ["worker", str(job), *_permission(told["judging"])]
 
 
 @contextmanager
@@ -118,8 +165,8 @@ def written(grid: Grid, folder: Path | None = None) -> Iterator[tuple[Path, list
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as made:
         job, dumped = Path(made) / "grid.json", grid.dump()
-        job.write_text(json.dumps(dumped, default=str), encoding="utf-8")
-        yield job, ["worker", str(job), *permission(dumped)]
+        write_atomically(job, json.dumps(dumped, default=str).encode())
+        yield job, ["worker", str(job), *_permission([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])]
 
 
 def read_job(job: Path) -> Grid:
@@ -131,7 +178,7 @@ def read_job(job: Path) -> Grid:
     return Grid.load(read_json(job, as_read(Job)), job)
 
 
-def permission(dumped: Mapping[str, Any]) -> list[str]:
-    """The flags that let a worker run the code of a grid that this process may run."""
-    named = asked_for([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])
+def _permission(values: Any) -> list[str]:
+    """The flags that let a process run the code among these values that this process may run."""
+    named = asked_for(values)
     return [*(part for spec in named for part in ("--code", spec)), *(["--allow-code"] if code_is_allowed() else [])]

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dap.base.documents import POINTER
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.depth import check_colours, depth_of, unit
@@ -172,6 +173,8 @@ def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.
         content = _content(data)
         if not content:
             raise ValueError("it is empty (0 bytes)")
+        if content.startswith(POINTER):
+            raise ValueError("it is a Git LFS pointer and not the image; fetch it with git lfs pull")
         limit = most_pixels() if most is None else min(most, most_pixels())
         with _opened(content, limit) as image:
             orientation = image.getexif().get(0x0112, 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
-from dap.base.documents import regular
+from dap.base.documents import check_fetched
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import CACHE_BYTES, Source
@@ -200,7 +200,7 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(regular(file)) as table:  # the open of a pipe would never end
+        with pq.ParquetFile(check_fetched(file)) as table:  # the open of a pipe would never end
             yield table
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise DapError(f"{shown(file)} cannot be read as parquet: {shown(' '.join(str(error).split()))}") from error

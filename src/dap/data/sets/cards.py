@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pydantic import TypeAdapter
 from dap.base.documents import fitted, read_bytes
 from dap.base.errors import DapError
 from dap.base.files import inside
-from dap.base.parsing import Damaged, parse_yaml
+from dap.base.parsing import Damaged, parse_yaml, shown
+from dap.data.sets.folders import exported
 
 LARGEST = 2**22
 """How many bytes a card may have."""
@@ -63,3 +65,38 @@ def read_card(folder: Path) -> tuple[dict[str, Any], str]:
 def deeper(body: str) -> str:
     """The body of a card with every heading one level lower, so that the body can stand inside another card."""
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in body.splitlines())
+
+
+def card_of_import(told: Mapping[str, Any], licence: str | None, source: Path) -> str:
+    """The card of a set whose images others made.
+
+    Args:
+        told: what import.json says.
+        licence: the licence of the images, if it was given.
+        source: where the images come from; its own card is kept.
+    """
+    folder = source if source.is_dir() else source.parent
+    front, theirs = read_card(folder) if source.is_dir() or exported(folder) else ({}, "")
+    terms = licence or ("see the source's own card below" if theirs else "unknown; ask whoever made the images")
+    mine: dict[str, Any] = {key: front[key] for key in ("license", "license_name", "license_link") if key in front}
+    if licence:
+        mine = {"license": "other", "license_name": licence}
+    mine |= {
+        "task_categories": ["image-classification"],
+        "size_categories": [size_category(len(told["classes"]) * told["ipc"])],
+        "tags": ["dataset-distillation"],
+    }
+    body = f"""# Distilled set imported from {cell(shown(source.name))}
+
+Made by others; imported by diffusion-as-priors {told["version"]}. `import.json` tells every choice of the import,
+`manifest.jsonl` where each image came from and its sha256.
+
+| | |
+|---|---|
+| classes, in label order | {", ".join(map(cell, told["classes"][:50]))} |
+| source | {code(told["source"])} |
+| licence of the images | {cell(terms)} |
+"""
+    if theirs:
+        body += f"\n## The source's own card\n\n{deeper(deeper(theirs))}\n"
+    return card(mine, body)

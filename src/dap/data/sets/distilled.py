@@ -14,7 +14,6 @@ image without a matching line is made again. Where several processes make a set,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dap.base.errors import DapError
-from dap.base.files import dump, write_atomically
+from dap.base.files import append, dump, write_atomically
 from dap.base.parsing import shown
 from dap.data.real.decode import Fit, decode, encode_png, pixels
 from dap.data.sets.beginning import begin, check_begun, classes_of, place_for, text_of
@@ -252,10 +251,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             DapError: the place of the image leads out of the set, or it is a folder.
         """
         line = self._stored(label, slot, png, record)
-        with (self.path / "manifest.jsonl").open("a", encoding="utf-8") as file:
-            file.write(text_of(line))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path / "manifest.jsonl", text_of(line))
         self._know([line])
 
     def _encoded(self, label: int, slot: int, image: Float[Tensor, "3 h w"]) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +21,7 @@ import torch
 import yaml
 
 from dap.base.errors import DapError
-from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
+from dap.base.files import building, check_beside, check_there, dump, in_use, replacing, sha256_of, write_atomically
 from dap.base.registry import suggest
 from dap.data.real.decode import as_png, pixels, read_file
 from dap.data.sets import ddranking
@@ -221,13 +220,11 @@ def _pt(job: Job) -> Written:
             raise DapError(f"{record['path']} has another size than the first image; one tensor cannot hold both.")
         whole[row] = values
     assert whole is not None
-    with (job.folder / "images.pt").open("wb") as file:
+    with replacing(job.folder / "images.pt") as file:
         held = {"images": torch.from_numpy(whole), "labels": labels, "class_names": list(job.made.class_names)}
         if weighed(job.made.records):
             held["weights"] = torch.tensor([record["weight"] for record in job.made.records])
         torch.save(held, file)
-        file.flush()
-        os.fsync(file.fileno())
     how = """`torch.load("images.pt", weights_only=True)` gives a dictionary: `images`, bytes (n, 3, h, w) from 0 to 255 and not
 normalised, `labels` (n,) int64, and `class_names` in label order."""
     if weighed(job.made.records):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,8 +20,9 @@ from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
 from dap.data.real.names import some
-from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.sets.cards import card_of_import, cell
 from dap.data.sets.contents import sha256
+from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import (
     by_position,
@@ -92,7 +94,8 @@ def import_set(
 
     Args:
         source: a folder or a file.
-        out: a new or empty folder for the set. The folder appears when the set is whole.
+        out: a new or empty folder for the set. The folder appears when the set is whole. If it is there already, with the same
+            images by the same choices, it is returned and nothing is written.
         layout: one of `LAYOUTS` or `ALIASES`, or "auto".
         class_names: names in label order, the name of a subset of ImageNet, a .json or .txt file of names, or "sorted".
             For classes that the source only numbers, this may be the number of classes.
@@ -129,7 +132,9 @@ def import_set(
         if in_use(out):
             raise DapError(f"{out} is not empty; choose a new folder with --out.")
 
-    check()
+    again = in_use(out) and (out / "import.json").is_file()
+    if not again:
+        check()
     kind, why = detect(source) if given == "auto" else (given, f"as given with --layout {layout}")
     for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
         if value is not None and kind != "tensors":
@@ -158,15 +163,47 @@ def import_set(
     ) is not None:  # a set of ours, so the recipe that made the images is known
         told["recipe"] = recipe
     check_classes(reading.names, len(chosen[0]))
-    dump(told)  # a name that UTF-8 cannot hold is told now
+    written = dump(told)  # a name that UTF-8 cannot hold is told now
+    if again:
+        return _finished(out, json.loads(written), chosen, licence)
     with building(out, "import.json", check) as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
         told["images"] = _store(made, chosen, progress)
         told["notes"] = _notes(told)
-        made.note("README.md", _card(made, told, licence, source))
+        made.note("README.md", card_of_import(told, licence, source))
         made.note("import.json", told)
         _check_all(folder, chosen)  # before the folder takes its place
     return _check_all(out, chosen)
+
+
+def _finished(out: Path, told: dict[str, Any], chosen: list[list[Entry]], licence: str | None) -> DistilledSet:
+    """The set that an earlier call of the same import made.
+
+    Args:
+        out: its folder.
+        told: what import.json would say now, but for the images.
+        chosen: the images that would be imported now.
+        licence: the licence of the images, if it was given.
+
+    Raises:
+        DapError: the folder holds something else, or the set is not whole.
+    """
+    before = read_note(out, "import.json") or {}
+    compared = [name for name in told if name != "version"]
+    changed = differences({name: before.get(name) for name in compared}, {name: told[name] for name in compared})
+    made = DistilledSet.open(out)
+    sources = {(record["label"], record["slot"]): record.get("source_sha256") for record in made.records}
+    now = {(c, k): sha256(read()) for c, entries in enumerate(chosen) for k, (_, read) in enumerate(entries)}
+    if others := sum(sources[place] != digest for place, digest in now.items() if place in sources):
+        changed.append(f"{others} of {len(now)} images of the source")
+    if licence and cell(licence) not in (out / "README.md").read_text(encoding="utf-8", errors="replace"):
+        changed.append("the licence on its card")
+    if changed:
+        raise DapError(
+            f"{out} holds another import. What changed: {'; '.join(changed)}. Choose a new folder with --out, or remove this one."
+        )
+    made.check_whole()
+    return made
 
 
 def _check_all(folder: Path, chosen: list[list[Entry]]) -> DistilledSet:
@@ -300,31 +337,3 @@ def _notes(told: dict[str, Any]) -> list[str]:
         )
     notes += [f"{name.capitalize()}: {facts[name]}." for name in ("labels", "axes") if name in facts]
     return notes
-
-
-def _card(made: DistilledSet, told: dict[str, Any], licence: str | None, source: Path) -> str:
-    folder = source if source.is_dir() else source.parent
-    front, theirs = read_card(folder) if source.is_dir() or exported(folder) else ({}, "")
-    terms = licence or ("see the source's own card below" if theirs else "unknown; ask whoever made the images")
-    mine: dict[str, Any] = {key: front[key] for key in ("license", "license_name", "license_link") if key in front}
-    if licence:
-        mine = {"license": "other", "license_name": licence}
-    mine |= {
-        "task_categories": ["image-classification"],
-        "size_categories": [size_category(len(made.class_names) * made.ipc)],
-        "tags": ["dataset-distillation"],
-    }
-    body = f"""# Distilled set imported from {cell(shown(source.name))}
-
-Made by others; imported by diffusion-as-priors {told["version"]}. `import.json` tells every choice of the import,
-`manifest.jsonl` where each image came from and its sha256.
-
-| | |
-|---|---|
-| classes, in label order | {", ".join(map(cell, made.class_names[:50]))} |
-| source | {code(told["source"])} |
-| licence of the images | {cell(terms)} |
-"""
-    if theirs:
-        body += f"\n## The source's own card\n\n{deeper(deeper(theirs))}\n"
-    return card(mine, body)

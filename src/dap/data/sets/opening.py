@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dap.base.documents import regular
+from dap.base.documents import check_fetched
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 
@@ -32,7 +32,7 @@ def open_tensors(file: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    regular(file)
+    check_fetched(file)
     try:
         if file.suffix.lower() == ".safetensors":
             return load_file(file)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dap import imagenet
+from dap.base.documents import check_fetched
 from dap.base.errors import DapError
 from dap.base.files import inside
 from dap.base.parsing import parse_json, shown
@@ -202,6 +203,7 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
 def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
     """For each key in a shard, its files: suffix of the file -> function that reads the file."""
     samples: dict[str, dict[str, Callable[[], bytes]]] = {}
+    check_fetched(shard)
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
@@ -213,7 +215,13 @@ def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:
                         _slice, shard, member.offset_data, member.size
                     )
             end = archive.offset  # where the reading stopped; half a header stops it without an error
-        if _slice(shard, end, tarfile.BLOCKSIZE).strip(b"\0"):
+        after = _slice(shard, end, tarfile.BLOCKSIZE)
+        if not after:
+            raise DapError(
+                f"{shard} ends after {end:,} bytes without the empty blocks that close a tar file, so it is cut, perhaps between "
+                "two images. Fetch or write it anew."
+            )
+        if after.strip(b"\0"):
             raise DapError(f"{shard} is not a whole, uncompressed tar file: it is cut or damaged after {end:,} bytes.")
     except tarfile.TarError as error:
         raise DapError(f"{shard} is not a whole, uncompressed tar file: {error}.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
-from dap.base.files import write_atomically
+from dap.base.files import replacing, write_atomically
 from dap.data.real.parquet import check_pyarrow
 
 ROW_GROUP = 100
@@ -65,13 +64,10 @@ def write_parquet(
     (folder / "data").mkdir()
     for shard in range(shards):
         files.append(f"data/train-{shard:05d}-of-{shards:05d}.parquet")
-        with (folder / files[-1]).open("wb") as file:
-            with pq.ParquetWriter(file, schema) as writer:
-                for group in _chunks(islice(stream, shard_size), ROW_GROUP):
-                    held += sum(len(png) for _, png in group)
-                    writer.write_table(pa.Table.from_pylist([_row(*image, weighed) for image in group], schema))
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(folder / files[-1]) as file, pq.ParquetWriter(file, schema) as writer:
+            for group in _chunks(islice(stream, shard_size), ROW_GROUP):
+                held += sum(len(png) for _, png in group)
+                writer.write_table(pa.Table.from_pylist([_row(*image, weighed) for image in group], schema))
     named = {str(label): name for label, name in enumerate(class_names)}
     dtypes = {"image": "image", "label": {"class_label": {"names": named}}, "sha256": "string", "weight": "float64"}
     front = {

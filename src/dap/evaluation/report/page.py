@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dap.base.disk import REFUSED, told
 from dap.base.errors import DapError
+from dap.base.files import write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.differences import flatten
 from dap.evaluation.report import sections
@@ -113,11 +114,13 @@ def write_report(
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            _replace(page.with_name(name), text)
+            write_atomically(page.with_name(name), text.encode())
         for key in BESIDE:
             if (name := f"{page.stem}-{key}.csv") not in files:
                 page.with_name(name).unlink(missing_ok=True)
     except OSError as error:
+        if error.errno in REFUSED:
+            raise DapError(told(error)) from error
         raise DapError(f"cannot write the report to {page}: {error.strerror or error}; choose another place") from error
     return page
 
@@ -143,18 +146,6 @@ def _content(sets: Sequence[SetRecord], title: str, claims: Claims) -> Content:
         cost=sections.cost_table(groups),
         protocols=sections.protocols_used(sets),
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _html(content: Content) -> str:

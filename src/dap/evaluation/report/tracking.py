@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from dap.base.disk import writing
 from dap.base.errors import DapError
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.gallery import LARGEST_IMAGE, MAX_CLASSES, MAX_SLOTS, file_in
@@ -78,11 +79,12 @@ def track(sets: Sequence[SetRecord], to: str, where: Path, project: str = "dap")
     folder.mkdir(parents=True, exist_ok=True)
     for name, record in _named(sets):
         config = {**flatten(record.recipe), "command": record.command, "path": str(record.path)}
-        run: Run = _Board(folder / name, config) if to == "tensorboard" else _Weights(where, project, name, config)
-        try:
-            _log(record, run)
-        finally:
-            run.close()
+        with writing(folder):
+            run: Run = _Board(folder / name, config) if to == "tensorboard" else _Weights(where, project, name, config)
+            try:
+                _log(record, run)
+            finally:
+                run.close()
     return folder
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap import imagenet
-from dap.base.documents import fitted, regular
+from dap.base.documents import check_fetched, fitted
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Share
 from dap.base.files import write_atomically
@@ -207,7 +207,7 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Classi
     if not path.exists():
         raise FileNotFoundError(f"No classifier {path}.")
     try:
-        with safe_open(str(regular(path)), framework="pt") as file:
+        with safe_open(str(check_fetched(path)), framework="pt") as file:
             written = file.metadata() or {}
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             protocol, facts = _said(written, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -38,22 +39,39 @@ def share_of_typical(ipc: int) -> float:
     return 0.75 if ipc < FEW else 1.0
 
 
+MANY = 50
+"""From this number of images per class on, prototypes are denoised before they are refined. With so many, the refinement hardly
+moves each of them, and nearly half would stay near-copies of the real images that they began at; see docs/results.md."""
+
+MIDDLE = 0.3
+"""The strength from there on, chosen on validation images."""
+
+
 class AutoOptions(Options, frozen=True):
     """The starts of the images."""
 
-    strength: float = Field(
-        default=0.0,
+    strength: float | None = Field(
+        default=None,
         ge=0,
         le=1,
         description="Which part of the run is done from the prototype of a slot. With 0 the prototype itself is refined. "
-        "With more it is noised first and denoised by the backbone, so that the images are further from real ones, at a cost in "
-        "accuracy. With 1 every run begins at pure noise.",
+        "With more it is noised first and denoised by the backbone, so that the images are further from real ones. With 1 every "
+        f"run begins at pure noise. Default: 0 below {MANY} images per class, and {MIDDLE} from there on.",
     )
     reals: int = Field(
         default=1000,
         ge=1,
         description="Real images of each class that are clustered; all images of a smaller class.",
     )
+
+    def settled(self, ipc: int) -> Self:
+        usual = MIDDLE if ipc >= MANY else 0.0
+        return self.model_copy(update={"strength": usual}) if self.strength is None else self
+
+    @property
+    def part(self) -> float:
+        """The strength; 0 where it was left open and no number of images has settled it."""
+        return self.strength or 0.0
 
 
 class Auto(Vanilla):
@@ -65,7 +83,8 @@ class Auto(Vanilla):
     a whole is like the real images in the backbone's features; see `dap.refining`. The order of the slots is that of kernel
     herding, so the first k slots are near the mean of the class for each k.
 
-    The images stay near the real ones that they began at, the more of them the nearer. Do not publish a set of private images.
+    Below 50 images per class the prototypes are refined as they are, so the images stay near the real ones that they began at. Do
+    not publish a set of private images.
     """
 
     reference = "ours, after DAP"
@@ -76,15 +95,15 @@ class Auto(Vanilla):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         options: AutoOptions = task.options
-        if options.strength == 0:
+        if options.part == 0:
             _check_unsampled(task)
         task.backbone.condition(task.source.class_names)  # a class that the backbone does not know is told of first
         task = with_typical(task)
-        if options.strength < 1:
+        if options.part < 1:
             check_reals(task, options.reals)
         make = super().prepare(task)
-        if options.strength < 1:
-            make = self.weighed(self.bare(task) if options.strength == 0 else make, task)
+        if options.part < 1:
+            make = self.weighed(self.bare(task) if options.part == 0 else make, task)
         return with_refinement(make, task)
 
     def weighed(self, make: Callable[[Unit], Made], task: Task) -> Callable[[Unit], Made]:
@@ -111,13 +130,13 @@ class Auto(Vanilla):
 
     def start(self, task: Task) -> Callable[[sampling.Batch], sampling.Start] | None:
         options: AutoOptions = task.options
-        if options.strength == 1:
+        if options.part == 1:
             return None
 
         def begin(batch: sampling.Batch) -> sampling.Start:
             (name,) = {batch.class_names[label] for label in batch.labels}
             found = self.stored(task, name)["x"][list(batch.slots)]
-            return sampling.Start.at(found, options.strength, task.recipe.sampling.steps)
+            return sampling.Start.at(found, options.part, task.recipe.sampling.steps)
 
         return begin
 

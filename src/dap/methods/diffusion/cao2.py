@@ -24,7 +24,7 @@ from torch import Tensor
 from dap import sampling, solvers
 from dap.backbones.base import Backbone, ClassifierFree
 from dap.backbones.schedules import Time
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, image_seeds, normal, seed_of
 from dap.guidance import Nothing
 from dap.methods import base
@@ -229,6 +229,8 @@ def refine(
             eps = backbone.predict(alpha * z + sigma * noise, t, condition, grad_through="denoiser").eps
             (z.grad,) = torch.autograd.grad(loss(eps, noise, peak).sum(), z)
         if not torch.isfinite(z.grad).all():
-            raise DapError(f"The refinement of cao2 has a gradient that is not finite at t = {t}; use --dtype float32.")
+            raise NotFinite(
+                f"The refinement of cao2 has a gradient that is not finite at t = {t}", "use --dtype float32"
+            )
         optimiser.step()
     return z.detach()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dap import sampling, solvers
 from dap.backbones.base import ClassifierFree
-from dap.base.errors import DapError
+from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import seed_of
 from dap.methods import base
 from dap.methods.base import Task
@@ -177,7 +177,8 @@ def invert(
             guess = alpha / after * (x - left * eps) + sigma * eps
         x = guess
     if not torch.isfinite(x).all():
-        raise DapError("The inversion left the finite numbers; lower --cfg, the option refine, or use --dtype float32.")
+        advice = "lower --cfg, the option refine, or use --dtype float32"
+        raise NotFinite("The inversion left the finite numbers", advice)
     return x
 
 

@@ -183,6 +183,7 @@ class Matching(Method):
             for iteration in range(run.iteration, options.iterations):
                 for _ in self.step(run, iteration):
                     pass
+                run.check(iteration + 1)
                 run.iteration = iteration + 1
                 task.tell(f"{task.recipe.method}: iterations", run.iteration, options.iterations)
                 if checkpoint.due:
@@ -256,6 +257,19 @@ class Run:
         corner = torch.zeros_like(pixels[:1, :, :1, :1])
         low, high = self.reals.normalise(corner), self.reals.normalise(corner + 1)
         return torch.minimum(torch.maximum(pixels, low), high)
+
+    def check(self, iteration: int) -> None:
+        """Check after an iteration that all pixels, and what is optimised beside them, are numbers.
+
+        Raises:
+            DapError: the optimisation diverged. All images are optimised together, so none of them can be used.
+        """
+        if not all(torch.isfinite(values).all() for values in (self.pixels, *self.also.values())):
+            options = self.options
+            raise DapError(
+                f"The loss of {self.task.recipe.method} is no number any more at iteration {iteration} of {options.iterations}, "
+                f"so the optimisation diverged; lower the step size, as in --option lr_images={options.lr_images / 10:g}."
+            )
 
     def images(self) -> Tensor:
         """The pixels as images (classes · ipc, c, h, w) in [0, 1]."""

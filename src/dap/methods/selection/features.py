@@ -85,7 +85,8 @@ def check_pool(task: Task, pool: int | None) -> None:
         among = min(source.count(label), pool or source.count(label))
         if among < ipc:
             raise DapError(
-                f"{ipc} images of class {name!r} cannot be chosen among {among}; take a smaller ipc or a larger pool."
+                f"{ipc} images of class {name!r} cannot be chosen among {among}; take a smaller ipc"
+                f"{'' if pool is None or pool > source.count(label) else ' or a larger pool'}."
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from dap.base.seeding import seed_of
 from dap.methods.base import Made, Method, Task, Unit
+from dap.methods.selection.features import check_pool
 
 
 class Random(Method):
@@ -18,6 +19,7 @@ class Random(Method):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, source = task.recipe, task.source
+        check_pool(task, None)
 
         def make(unit: Unit) -> Made:
             name = source.class_names[unit.label]

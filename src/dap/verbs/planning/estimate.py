@@ -160,8 +160,10 @@ class _Trials:
         if most > FEW + 1:
             refining = (self.timed(FEW, most, block, "trial")[0] - base) / (most - FEW - 1)
         of_unit = later + max(steps - FEW, 0) * max(sampling, 0) + max(refined - FEW - 1, 0) * max(refining, 0)
+        one_more = max(refining, 0) * (min(FEW + 1, refined) - min(FEW, refined))  # the first trial has one step less
+        once = max(first + one_more - later, 0.0)
         slots = sum(len(unit.slots) for unit in units)
-        return len({unit.label for unit in units}) * max(first - later, 0.0) + of_unit * slots / block
+        return len({unit.label for unit in units}) * once + of_unit * slots / block
 
     def timed(self, steps: int, refined: int, block: int, store: str) -> tuple[float, float]:
         """The seconds of the first unit of a class, and of the next one. The second is that of the first where all images of a
@@ -238,7 +240,12 @@ def _noise(n: int, size: int, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def of_trainings(
-    name: str, protocol: Protocol, left: Mapping[str, int], sizes: tuple[int, int, int], device: str
+    name: str,
+    protocol: Protocol,
+    left: Mapping[str, int],
+    sizes: tuple[int, int, int],
+    device: str,
+    known: dict[tuple[str, tuple[int, int, int]], float] | None = None,
 ) -> Estimate:
     """What trainings will take.
 
@@ -248,13 +255,18 @@ def of_trainings(
         left: for each network, how many trainings are left.
         sizes: the numbers of images to train on, of test images, and of classes.
         device: where to train.
+        known: seconds of a training by network and sizes, from earlier calls with this protocol; new ones are added.
     """
+    known = {} if known is None else known
     total = sum(left.values())
     if isinstance(protocol.labels, (Soft, Stored)):
         why = "the time of a classifier's labels is not told by a trial"
         return Estimate(name=name, kind="trainings", pieces=total, left=total, units=total, why=why)
     began = time.monotonic()
-    seconds = sum(training_seconds(protocol, net, *sizes, device) * left[net] for net in left if left[net])
+    for net in left:
+        if left[net] and (net, sizes) not in known:
+            known[net, sizes] = training_seconds(protocol, net, *sizes, device)
+    seconds = sum(known[net, sizes] * left[net] for net in left if left[net])
     memory = peak_memory_gb(torch.device(device)) if total else None
     return Estimate(
         name=name,
