@@ -47,8 +47,7 @@ COMPARED, COMPARED_IN_ALL = 500, 50_000
 """The largest number of real images whose features are computed: of one class, and of all classes together."""
 
 SEARCHED_IN_ALL = 100_000
-"""The largest number of real images, of all classes together, that are searched for near-copies. The user may set
-another number."""
+"""The largest number of real images, of all classes, that are searched for near-copies. The user may set another number."""
 
 MAPPED, MAPPED_IN_ALL, DIMENSIONS = 50, 5000, 50
 """The largest number of real images in each half of a map, of one class and of all; and how many dimensions the map has."""
@@ -112,7 +111,7 @@ class Inspector:
     def _tested(self) -> tuple[set[bytes], int]:
         """The small pictures of all test images, and how many test images are training images too, of those that are
         searched."""
-        parts = map(as_float, self.test[0].split(500))  # pyright: ignore[reportCallIssue]
+        parts = map(as_float, self.test[0].split(64))  # pyright: ignore[reportCallIssue]
         test = [picture.numpy().tobytes() for part in parts for picture in self.reals.pictured(part)]
         searched = self.search.reals if "search" in self.__dict__ else self.reals
         train = {picture.numpy().tobytes() for pictures in searched.pictures for picture in pictures}
@@ -313,7 +312,8 @@ class Inspector:
             pool, places = self.reals.features[label], (labels == label).nonzero()[:, 0]
             chosen.append(pool[torch.randperm(len(pool), generator=generator)[:each]])
             picked.append(places[torch.randperm(len(places), generator=generator)[:each]])
-        train, test = torch.cat(chosen), extract(self.features, rows_of(images, torch.cat(picked))).float()
+        parts = [extract(self.features, rows_of(images, rows)) for rows in torch.cat(picked).split(500)]
+        train, test = torch.cat(chosen), torch.cat(parts).float()
         both = torch.cat([train, test])
         mean = both.mean(0)
         _, _, axes = torch.linalg.svd(both - mean, full_matrices=False)
