@@ -10,6 +10,7 @@ import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 from packaging.requirements import Requirement
@@ -42,7 +43,7 @@ def named(project: dict[str, object]) -> dict[str, list[Requirement]]:
 
 def licence(of: Distribution) -> str:
     """What a package says of its licence: the expression, else the classifiers, else the first line of the old field."""
-    about = of.metadata
+    about: Any = of.metadata
     if expression := about.get("License-Expression"):
         return expression
     said = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License ::")]

@@ -109,10 +109,10 @@ def test_case_15_pickles_in_parts_say_why_and_what_to_do(saved, tmp_path, capsys
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        ("a part is missing", "does not appear to have a file named .*00001-of-"),
+        ("a part is missing", "has 6 of 7 parts of its weights, .*lacks part 1; fetch"),
         ("the index is missing", "unet"),
-        ("a pointer of git-lfs", "git-lfs"),
-        ("a pointer of git-lfs as text encoder", "could not be loaded"),
+        ("a pointer of git-lfs", "is a Git LFS pointer and not the file itself"),
+        ("a pointer of git-lfs as text encoder", "is a Git LFS pointer and not the file itself"),
         ("a pointer of git-lfs as configuration", "unet/config.json, line 1: this is not JSON"),
         ("cut", "unet/diffusion_pytorch_model.safetensors"),
         ("flax alone", "has no weights of its unet; unet/ should hold a .safetensors or .bin file"),
