@@ -12,11 +12,12 @@ import torch
 
 from dap.base.documents import read_json, read_lines
 from dap.base.files import dump, write_atomically
-from dap.data.sets.beginning import cuts, grow
-from dap.data.sets.contents import INPUTS, RECIPE
+from dap.data.sets.beginning import cuts, gather, grow
+from dap.data.sets.contents import INPUTS, RECIPE, part_of
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import export
 from dap.data.sets.folders import exported, listed
+from dap.data.sets.imports import import_set
 from dap.data.sets.notes import NOTES, read_note
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.records import load_set
@@ -130,10 +131,32 @@ def targets(folder: Path) -> list[Target]:
 
     for file in ("manifest.jsonl", "classes.json", "recipe.json"):
         add(f"set: {file}", "lines" if file.endswith("l") else "json", file, [], opened)
+
+    def parted(path: Path) -> Any:
+        """A set that several processes make: the input is the part of the manifest for a unit."""
+        part = part_of(path.parent, 0, 0)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(path.read_bytes())
+        found = DistilledSet.open(path.parent).records, load_set(path.parent).images
+        gather(path.parent)
+        return found
+
+    whole = (folder / "set:-manifest.jsonl" / "manifest.jsonl").read_bytes()
+    add("set: part of the manifest", "lines", "part.jsonl", [whole], parted)
     for file in ("manifest.jsonl", "classes.json", "recipe.json", "inputs.json"):
         add(f"verify: {file}", "lines" if file.endswith("l") else "json", file, [], verified)
     add("resume: recipe.json", "json", "recipe.json", [], resumed)
     add("resume: inputs.json", "json", "inputs.json", [], resumed)
+
+    def again(path: Path) -> Any:
+        return import_set(folder / "source of import", path.parent)
+
+    source = folder / "source of import"
+    if not source.exists():
+        shutil.copytree(make_set(folder / "to import").path / "images", source)
+        import_set(source, folder / "import")
+    kept = (folder / "import" / "import.json").read_bytes()
+    found.append(Target("import again: import.json", "json", folder / "import", "import.json", (kept,), again))
     for file in ("recipe.json", "growth.json"):
         add(f"grow: {file}", "json", file, [], grown, noted=True)
     add("grow: command.txt", "binary", "command.txt", [b"dap distill --out x\n"], grown, noted=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.verbs.compare import sweep as sweep
     from dap.verbs.distill import distill as distill
     from dap.verbs.evaluate import evaluate as evaluate
+    from dap.verbs.options import Engine as Engine
     from dap.verbs.options import Judging as Judging
     from dap.verbs.options import Machine as Machine
     from dap.verbs.report import report as report
@@ -43,6 +44,7 @@ _HOMES = {
     "DAPStableDiffusionPipeline": "dap.pipelines",
     "DapError": "dap.base.errors",
     "DistilledSet": "dap.data.sets.distilled",
+    "Engine": "dap.verbs.options",
     "Judging": "dap.verbs.options",
     "Machine": "dap.verbs.options",
     "Recipe": "dap.recipe",
@@ -70,6 +72,7 @@ __all__ = [
     "DAPStableDiffusionPipeline",
     "DapError",
     "DistilledSet",
+    "Engine",
     "Judging",
     "Machine",
     "Recipe",

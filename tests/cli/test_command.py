@@ -150,7 +150,7 @@ def test_the_statuses_are_documented(capsys):
     assert main(["--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "Exit status: 0 the work is done; 1 " in told and "2 the command line cannot be read" in told
-    assert "130 the work was interrupted" in told and "NO_COLOR" in told
+    assert "130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP) the work was interrupted" in told and "NO_COLOR" in told
 
 
 @pytest.mark.parametrize("where", [["--debug", "verify"], ["verify", "--debug"]])

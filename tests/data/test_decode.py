@@ -388,7 +388,7 @@ def test_a_damaged_image_of_a_folder_is_named(tmp_path: Path) -> None:
     for content, reason in {
         b"": "it is empty",
         b"<!DOCTYPE html><html></html>": "not an image",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "not an image",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "not the image; fetch it",
         b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200: ".",
         b"\xff\x0a" + bytes(range(200)): ".",
     }.items():

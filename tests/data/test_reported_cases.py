@@ -168,7 +168,7 @@ BROKEN = {
     "crc.png": "not an image",
     "empty.png": "it is empty",
     "page.png": "not an image",
-    "pointer.jpg": "not an image",
+    "pointer.jpg": "not the image; fetch it",
     "drawing.png": "not an image",
     "photo.heic.jpg": "not an image|HEI",
     "photo.jxl.png": "not an image|JPEG XL",
@@ -271,7 +271,7 @@ def test_case_h4_a_class_of_one_image(
     put(tmp_path / "d" / "blue", 30)
     data = ["--data", tmp_path / "d", "--out"]
     status, _, err = call(capsys, *RANDOM[:3], "--ipc", 2, "--size", 8, *data, tmp_path / "a")
-    assert status == 1 and "class 'red' of d has 1 images, not the 2 asked for" in err
+    assert status == 1 and "2 images of class 'red' cannot be chosen among 1; take a smaller ipc" in err
     status, _, err = call(capsys, *RANDOM, "--held-out", 0.1, *data, tmp_path / "b")
     assert status == 1 and "held_out 0.1 leaves class 'red' of d (1 images) with an empty part" in err
     slots = ["distill", "--method", "dap", "--targets", "slot", "--ipc", 2, "--steps", 2, "--backbone", pipeline_folder]
@@ -360,7 +360,8 @@ def test_case_c10_damaged_parquet_is_named(damage: str, tmp_path: Path, capsys: 
         assert "train.parquet#4 (it is not an image" in err or "train.parquet#3 (it is not an image" in err
         made(capsys, tmp_path / "d", tmp_path / "t", "--max-bad-fraction", 0.5, "--ipc", 3)
     else:
-        assert "cannot be read as parquet: " in err
+        pointer = damage == "a pointer of git-lfs"
+        assert ("is a Git LFS pointer and not the file itself" if pointer else "cannot be read as parquet: ") in err
 
 
 # ---- sets of others

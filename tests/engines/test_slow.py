@@ -33,6 +33,8 @@ class Slow(Vanilla):
         return slow
 """
 
+BAD = "from dap.base.errors import DapError\n"
+
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -118,6 +120,18 @@ def test_a_ray_cluster_loses_a_node_and_gets_another_one(flags, whole, tmp_path)
     print(told.read_text(), stdout, f"{before} of 45 images were there when the node was killed")
     assert process.returncode == 0, told.read_text()
     assert before < 40 and images_of(out) == whole
+
+
+def test_a_mistake_in_an_actor_is_one_sentence(flags, tmp_path):
+    """On a cluster of this machine alone, which Ray starts."""
+    (tmp_path / "slow.py").write_text(
+        SLOW.replace("time.sleep(", "if unit.label: raise DapError('No more.')\n            (") + BAD
+    )
+    run = [*DAP, "distill", *flags, "--out", str(tmp_path / "out"), "--engine", "ray", "--workers", "1"]
+    done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "dap: error: No more.", done.stderr
+    assert len(DistilledSet.open(tmp_path / "out")) >= 10, "what was made is kept"
 
 
 def test_torchrun_with_three_processes(flags, whole, tmp_path):

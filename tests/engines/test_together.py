@@ -21,7 +21,7 @@ from dap.base.watch import Watcher
 from dap.data.sets import distilled
 from dap.data.sets.contents import PARTS, part_files
 from dap.data.sets.distilled import DistilledSet
-from dap.engines import making
+from dap.engines import making, on_ray
 from dap.evaluation.report.records import load_set
 from dap.verbs.distill import distill
 from dap.verbs.options import Engine, Machine, kind_of
@@ -246,6 +246,13 @@ def test_choices_that_contradict_each_other_are_a_sentence(engine, says, recipe,
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DapError, match=says):
         distill(recipe, tmp_path / "out", engine=engine)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_its_engine_is_a_sentence(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    with pytest.raises(DapError, match=r"not installed; run pip install 'diffusion-as-priors\[ray\]'"):
+        distill(recipe, tmp_path / "out", engine=Engine(engine="ray"))
     assert not (tmp_path / "out").exists()
 
 

@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dap.base.errors import DapError
 from dap.base.files import Busy
+
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
 
 CLAIMS = ".claims"
 """The name of the folder of leases. A process that works on a piece holds the lease of the piece."""
@@ -32,26 +36,15 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # A lease that expires must be watched for its whole time, so its object lives on between two looks.
-        self._leases: dict[str, object] = {}
+        self._leases: dict[str, SoftFileLease] = {}
         self._mine = set[str]()
 
     @contextmanager
     def take(self, name: str) -> Iterator[bool]:
         """Hold the lease of a piece while the block runs. Gives False, at once, if another process holds it."""
-        from filelock import SoftFileLease, Timeout
-
         name = name.replace("/", "~")
-        lease = self._leases.get(name)
-        if not isinstance(lease, SoftFileLease):
-            path = self.folder / f"{name}.lock"
-            lease = self._leases[name] = SoftFileLease(path, lease_duration=LEASE, timeout=0)
-        try:
-            try:
-                lease.acquire()
-            except FileNotFoundError:  # the folder is new, or another process has tidied up
-                self.folder.mkdir(parents=True, exist_ok=True)
-                lease.acquire()
-        except Timeout:
+        lease = self._acquired(name)
+        if lease is None:
             yield False
             return
         self._mine.add(name)
@@ -62,6 +55,23 @@ class Claims:
             with suppress(OSError):  # the folder was removed meanwhile
                 lease.release()
             self._leases.pop(name, None)
+
+    def _acquired(self, name: str) -> SoftFileLease | None:
+        """The lease of a piece, which this process holds from now on; None if another process holds it."""
+        from filelock import SoftFileLease, Timeout
+
+        lease = self._leases.get(name)
+        if lease is None:
+            path = self.folder / f"{name}.lock"
+            lease = self._leases[name] = SoftFileLease(path, lease_duration=LEASE, timeout=0)
+        for _ in range(2):  # the first look may only remove the file of a killed process
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lease.acquire()
+            except (Timeout, FileNotFoundError):  # another process may remove the folder when the work is done
+                continue
+            return lease
+        return None
 
     @contextmanager
     def wait(self, name: str, every: float = 0.05) -> Iterator[None]:

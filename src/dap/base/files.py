@@ -168,6 +168,10 @@ def building(out: Path, marker: str, check: Callable[[], None] = lambda: None) -
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             with writing(out, aside):
                 yield aside
+            if not (aside / ".lock").is_file():
+                raise DapError(
+                    f"Something removed files of {out} while they were written, so it is not whole; do the same again."
+                )
             if not in_use(out):
                 if out.is_dir():
                     (out / ".lock").unlink(missing_ok=True)

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from dap.base.errors import DapError, NotFinite
+from dap.base.errors import DapError, NotFinite, first_line
 from dap.base.watch import Watcher
 from dap.methods.base import Made, Unit
 
 RESTARTS = 3
-"""How often Ray starts an actor again that has died, and tries a unit again on another one; see `workers.AGAIN`."""
+"""How often Ray starts an actor again that has died, and how often a unit whose actor was lost for good goes to another one; see
+`workers.AGAIN` for the number."""
 
 AHEAD = 2
 """How many units an actor is given at a time. While it sends one, it makes the next."""
@@ -119,9 +120,9 @@ def _connect(cluster: Cluster) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, OSError) as error:
         where = f"at {address}" if address else "on this machine"
-        said = str(error).strip().partition("\n")[0].rstrip(".")
         raise DapError(
-            f"No Ray cluster {where} can be reached ({said}). Start one with ray start --head, and give its --address."
+            f"No Ray cluster {where} can be reached ({first_line(error).rstrip('.')}). Start one with ray start --head, and give "
+            "its --address."
         ) from error
 
 
@@ -204,7 +205,7 @@ class _Crew:
             self._watcher.note(f"Ray: {len(self._working)} actors")
 
     def _result(self, result: Any, unit: Unit, actor: Any) -> Made | NotFinite | None:
-        """The images of a unit; None if its actor has died more often than Ray starts it again.
+        """The images of a unit; None if its actor was lost, so that another one must make them.
 
         Raises:
             DapError: the unit cannot be made, or its actors have died too often.
@@ -217,15 +218,15 @@ class _Crew:
         except RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except RayError as error:
-            said = str(error).strip().partition("\n")[0].rstrip(".")
+            if actor in self._working:
+                self._watcher.note(f"Ray: an actor was lost ({type(error).__name__}); others take its units.")
             self._stop(actor)
             self._failed[unit] = self._failed.get(unit, 0) + 1
-            if self._failed[unit] > 1:
+            if self._failed[unit] > RESTARTS:
                 raise DapError(
-                    f"Two actors of Ray have died {RESTARTS + 1} times each over class {unit.label}, slots from "
-                    f"{unit.slots[0]} ({said}). What was made is kept: run the same again to go on."
+                    f"Class {unit.label}, slots from {unit.slots[0]}: {self._failed[unit]} actors of Ray were lost over these "
+                    f"images ({first_line(error)}). What was made is kept: run the same again to go on."
                 ) from error
-            self._watcher.note(f"Ray: an actor was lost for good, and another one takes its units ({said})")
             return None
         if isinstance(made, str):
             raise DapError(made)

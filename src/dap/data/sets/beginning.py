@@ -12,8 +12,8 @@ from typing import Any
 
 from dap.base.documents import read_text
 from dap.base.errors import DapError
-from dap.base.files import dump, ended, inside, roots, write_atomically
-from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest
+from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
+from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
 from dap.data.sets.notes import read, read_note, there
@@ -196,7 +196,7 @@ def gather(path: Path) -> None:
     parts = part_files(path)
     lines = read_manifest(path, read(path, "classes.json", Classes)).lines
     data = "".join(text_of(lines[key][1]) for key in sorted(lines)).encode()
-    if not there(path, "manifest.jsonl") or inside(path, "manifest.jsonl").read_bytes() != data:
+    if not there(path, "manifest.jsonl") or sha256_of(inside(path, "manifest.jsonl")) != sha256(data):
         write_atomically(path / "manifest.jsonl", data)
     for part in parts:
         part.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dap import imagenet
+from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, dump, in_use, natural_order
 from dap.base.parsing import shown
@@ -196,7 +197,7 @@ def _finished(out: Path, told: dict[str, Any], chosen: list[list[Entry]], licenc
     now = {(c, k): sha256(read()) for c, entries in enumerate(chosen) for k, (_, read) in enumerate(entries)}
     if others := sum(sources[place] != digest for place, digest in now.items() if place in sources):
         changed.append(f"{others} of {len(now)} images of the source")
-    if licence and cell(licence) not in (out / "README.md").read_text(encoding="utf-8", errors="replace"):
+    if licence and cell(licence) not in read_text(out / "README.md"):
         changed.append("the licence on its card")
     if changed:
         raise DapError(
