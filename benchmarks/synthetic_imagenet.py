@@ -78,11 +78,12 @@ def make(folder: Path, *, classes: int, train: int, test: int, side: int, layout
                 _write_parquet(folder, jobs[first : first + CLASSES_A_FILE], side, first // CLASSES_A_FILE)
         else:
             with ThreadPoolExecutor(2) as pool:
-                list(pool.map(lambda job: _write_class(folder, *job, side), jobs))
+                list(pool.map(lambda job: _write_class(folder, job, side), jobs))
     return folder
 
 
-def _write_class(folder: Path, split: str, label: int, start: int, count: int, side: int) -> None:
+def _write_class(folder: Path, job: tuple[str, int, int, int], side: int) -> None:
+    split, label, start, count = job
     place = folder / split / class_name(label)
     if place.is_dir() and len(os.listdir(place)) == count:
         return

@@ -1,7 +1,7 @@
 """A recipe: everything that decides the bytes of a distilled set, checked before any work starts.
 
 A recipe is read from YAML and written as JSON beside the images. An unknown key is an error that lists the known keys. The
-device, the cache and the progress decide no byte, so they are no part of a recipe.
+device, the threads, the cache and the progress are no part of a recipe.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from dap.verbs.options import Engine, Judging, Machine
 
 OTHERS = Group("Other flags", sort_key=90)
 JUDGING = Group("Judging", sort_key=20)
-MACHINE = Group("Machine (decides no byte of a set)", sort_key=30)
-ENGINE = Group("Several processes (decides no byte of a set)", sort_key=35)
+MACHINE = Group("Machine (no part of the recipe)", sort_key=30)
+ENGINE = Group("Several processes (no part of the recipe)", sort_key=35)
 OUTPUT = Group("Output", sort_key=40)
 
 
