@@ -35,11 +35,11 @@ from filelock import FileLock
 from pydantic import Field
 
 import rivals
+from dap.base.claims import share
 from dap.base.documents import fitted, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Images, Name, RunSeed
 from dap.base.files import drop_torn_line
-from dap.base.workers import share
 from dap.data.sets.notes import Plain
 from dap.methods import find
 

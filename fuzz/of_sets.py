@@ -162,6 +162,8 @@ def targets(folder: Path) -> list[Target]:
     add("grow: command.txt", "binary", "command.txt", [b"dap distill --out x\n"], grown, noted=True)
     planned = json.dumps({"sets": [{"folder": "images", "images": 4, "trainings": 2}]}).encode()
     add("status: grid.json", "json", "grid.json", [planned], lambda path: status(path.parent), noted=True)
+    failed = json.dumps({"label": 1, "class_name": "x", "slots": [0, 1], "reason": "no numbers"}).encode() + b"\n"
+    add("status: failed.jsonl", "lines", "failed.jsonl", [failed], lambda path: status(path.parent), noted=True)
     for file in ("manifest.jsonl", "trials.jsonl"):
         add(f"status: {file}", "lines", file, [], lambda path: status(path.parent), noted=True)
     add("document: recipe.json", "json", "recipe.json", [], lambda path: read_json(path, RECIPE))

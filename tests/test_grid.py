@@ -200,7 +200,7 @@ def test_it_goes_on_after_a_kill(listed, begun, tmp_path):
     path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT / "src")])
     queue = subprocess.Popen([sys.executable, tmp_path / "driver.py", file], env={**os.environ, "PYTHONPATH": path})
     deadline = time.monotonic() + 200
-    while not (tmp_path / "begun.txt").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "begun.txt").exists() and time.monotonic() < deadline and queue.poll() is None:
         time.sleep(0.05)
     assert (tmp_path / "begun.txt").read_text().split()[0] == "random"
     queue.terminate()

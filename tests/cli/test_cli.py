@@ -238,7 +238,7 @@ def test_a_full_disk(flags, tmp_path):
         pytest.skip("this machine does not let the test mount a small file system (test_distilled.py simulates it)")
     try:
         done = dap("distill", *flags, "--out", disk / "set", check=False)
-        assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 1 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
         assert "What was made is kept" in done.stderr
         subprocess.run(["mount", "-o", "remount,size=5m", str(disk)], check=True)
         dap("distill", *flags, "--out", disk / "set")

@@ -11,9 +11,10 @@ from dap.backbones import load
 from dap.backbones.dit import DiT
 from dap.base.errors import DapError, NotFinite
 from dap.cli.main import main
+from dap.data.sets.contents import FAILED as FILE
 from dap.data.sets.distilled import DistilledSet
 from dap.methods.base import Made, Method
-from dap.methods.finite import ENOUGH, FILE
+from dap.methods.finite import ENOUGH
 from dap.verbs.distill import distill
 from dap.verbs.options import Machine
 

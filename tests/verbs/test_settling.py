@@ -100,7 +100,7 @@ def test_a_choice_is_the_same_for_every_run_seed_and_its_own_for_other_data(base
 
 def test_a_run_that_was_killed_before_its_first_image_does_not_choose_again(base, tmp_path, counted, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("dap.verbs.distill.plan", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("dap.engines.making.plan", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             distill(base, tmp_path / "a")
     assert counted["layer"] == 1

@@ -72,6 +72,16 @@ def test_a_pause_of_a_night_does_not_make_the_work_slow(begun, colours):
     assert one.rate == pytest.approx(6 / 30, rel=1e-3) and one.images == 10
 
 
+def test_images_that_failed_are_counted_once(begun, capsys):
+    from dap.cli.main import main
+
+    line = json.dumps({"label": 1, "class_name": "green", "slots": [2, 3], "reason": "no numbers"}) + "\n"
+    (begun / "failed.jsonl").write_text(line + line)
+    assert status(begun).sets[0].failed == 2
+    assert main(["status", str(begun)]) == 0
+    assert "2 images failed, see failed.jsonl there" in capsys.readouterr().out
+
+
 def test_one_unit_tells_no_rate(begun):
     dated(begun, 0, 0, 0)
     found = status(begun, now=1001.0)

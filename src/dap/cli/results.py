@@ -75,7 +75,20 @@ def progress(found: Status) -> Told:
         lines.append("The time that is left is not known yet: no image or training tells how long one takes.")
     elif waiting:
         lines.append(f"{duration(found.remaining or 0)} left, if it goes on as so far.".capitalize())
-    names = ("path", "images", "of", "trainings", "planned", "rate", "idle", "busy", "seconds", "missing", "done")
+    names = (
+        "path",
+        "images",
+        "of",
+        "trainings",
+        "planned",
+        "rate",
+        "idle",
+        "busy",
+        "seconds",
+        "missing",
+        "failed",
+        "done",
+    )
     values = {
         "sets": [{name: getattr(one, name) for name in names} for one in found.sets],
         "done": found.done,
@@ -92,6 +105,8 @@ def _row(one: SetStatus, of: Status) -> str:
     parts = [f"{one.images} of {one.of} images" if one.of else f"{one.images} images"]
     if one.planned is not None or one.trainings:
         parts.append(f"trainings: {one.trainings}" + (f" of {one.planned}" if one.planned else ""))
+    if one.failed:
+        parts.append(f"{counted(one.failed, 'images')} failed, see failed.jsonl there")
     if one.rate and one.left:
         parts.append(f"{one.rate:.2g} images/s" if one.rate >= 0.1 else f"{1 / one.rate:.3g} s an image")
     if one.idle is not None and not one.done:

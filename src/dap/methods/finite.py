@@ -18,13 +18,11 @@ from dap.base.errors import DapError, NotFinite
 from dap.base.files import append
 from dap.base.parsing import shown
 from dap.base.store import Store
+from dap.data.sets.contents import FAILED
 from dap.data.sets.looks import advice_for
 from dap.methods.base import Made, Method, Task, Unit
 
 log = logging.getLogger("dap")
-
-FILE = "failed.jsonl"
-"""The file in a set that lists the units that failed, one a line: label, class_name, slots and reason."""
 
 ENOUGH = 3
 """If so many units have failed and none was made, the run ends: the cause then lies in what all units share."""
@@ -90,7 +88,7 @@ def tried(make: Callable[[Unit], Made], unit: Unit) -> Made | NotFinite:
 
 def forget(out: Path) -> None:
     """Remove what an earlier run recorded in a set, because its units are tried again."""
-    (out / FILE).unlink(missing_ok=True)
+    (out / FAILED).unlink(missing_ok=True)
 
 
 @dataclass
@@ -117,7 +115,7 @@ class Failures:
             DapError: `ENOUGH` units have failed and none was made.
         """
         said = {"label": unit.label, "class_name": self.class_names[unit.label], "slots": list(unit.slots)}
-        append(self.out / FILE, json.dumps({**said, "reason": error.reason}) + "\n")
+        append(self.out / FAILED, json.dumps({**said, "reason": error.reason}) + "\n")
         self.found.append((unit, error))
         if len(self.found) >= ENOUGH and not self.made:
             raise DapError(f"{self._said()} No unit was made, so the run ends here. {self._advice()}")
@@ -134,7 +132,7 @@ class Failures:
             each.append(f"class {shown(self.class_names[unit.label])!r}, {slots}: {error.reason}")
         more = f"; and {len(each) - 5} more units" if len(each) > 5 else ""
         count = sum(len(unit.slots) for unit, _ in self.found)
-        return f"{count} images have failed in {self.out} ({'; '.join(each[:5])}{more}), and {FILE} there lists them."
+        return f"{count} images have failed in {self.out} ({'; '.join(each[:5])}{more}), and {FAILED} there lists them."
 
     def _advice(self) -> str:
         whole = {**self.recipe, "backbone": {**(self.recipe.get("backbone") or {}), "dtype": "float32"}}

@@ -30,6 +30,9 @@ WORK = ".work"
 """The folder in a set for checkpoints, for files that its method makes once, and for what processes that share the work write.
 It is removed when the set is finished."""
 
+FAILED = "failed.jsonl"
+"""Lists the units whose images are not finite, one a line: label, class_name, slots and reason. See `methods.finite`."""
+
 PARTS = f"{WORK}/manifest"
 """The folder of the manifest's parts. Processes that make a set together write one part a unit, so that no two of them ever write
 one file. The last one that finishes puts all lines into manifest.jsonl."""

@@ -18,11 +18,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dap.base.documents import read_json
+from dap.base.documents import read_json, read_lines
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Inside
 from dap.base.files import dump, natural_order, write_atomically
 from dap.base.parsing import shown
+from dap.data.sets.contents import FAILED
+from dap.data.sets.notes import Label, Open
 from dap.evaluation.report.records import SetRecord, load_set
 
 GRID = "grid.json"
@@ -83,6 +85,7 @@ class SetStatus:
         busy: whether the last change is so recent that somebody probably works on the set.
         seconds: seconds of a training, on average. None if none is recorded.
         missing: whether the set has not begun.
+        failed: images that failed because they were not finite; `failed.jsonl` in the folder names them.
     """
 
     path: Path
@@ -95,6 +98,7 @@ class SetStatus:
     busy: bool
     seconds: float | None
     missing: bool = False
+    failed: int = 0
 
     @property
     def left(self) -> int:
@@ -188,7 +192,21 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
         idle=idle,
         busy=idle is not None and idle < usual,
         seconds=fmean(seconds) if seconds else None,
+        failed=_failed(record.path),
     )
+
+
+class _Failed(Open, frozen=True):
+    """A line of `failed.jsonl`, as far as it is asked for."""
+
+    label: Label
+    slots: Annotated[list[Count], Field(max_length=10**6)]
+
+
+def _failed(folder: Path) -> int:
+    """The number of images that have failed. Processes that share a set may each have recorded the same unit."""
+    lines = [line.value for line in read_lines(folder / FAILED, _Failed) if line.value is not None]
+    return len({(line.label, slot) for line in lines for slot in line.slots})
 
 
 def _changed(path: Path) -> float | None:
