@@ -101,3 +101,18 @@ def test_a_piece_whose_folder_is_held_is_tried_again(tmp_path, monkeypatch):
 
     with pytest.raises(DapError, match="Another process is writing"):
         share([("a", always)], tmp_path, wait=0.01)
+
+
+def test_a_process_that_was_killed_while_it_took_a_lease_blocks_nobody_for_ever(tmp_path, monkeypatch):
+    """Between making the file and writing who holds it. The file is empty then, and filelock itself never frees it."""
+    monkeypatch.setattr(claims, "LEASE", 0.5)
+    (tmp_path / "unit.lock").touch()
+    mine = claims.Claims(tmp_path)
+    with mine.take("unit") as held:
+        assert not held
+    began = time.monotonic()
+    with mine.wait("unit"):
+        assert time.monotonic() - began >= 0.4
+        assert (tmp_path / "unit.lock").read_text()
+        with claims.Claims(tmp_path).take("unit") as held:
+            assert not held

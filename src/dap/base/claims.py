@@ -38,6 +38,8 @@ class Claims:
         # A lease that expires must be watched for its whole time, so its object lives on between two looks.
         self._leases: dict[str, SoftFileLease] = {}
         self._mine = set[str]()
+        self._empty: dict[str, tuple[tuple[int, int], float]] = {}
+        """Lease files without a record: which file it is, and since when this process sees it so."""
 
     @contextmanager
     def take(self, name: str) -> Iterator[bool]:
@@ -69,9 +71,31 @@ class Claims:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 lease.acquire()
             except (Timeout, FileNotFoundError):  # another process may remove the folder when the work is done
+                self._free_if_empty(name)
                 continue
             return lease
         return None
+
+    def _free_if_empty(self, name: str) -> None:
+        """Remove a lease file that has stayed empty for `LEASE` seconds.
+
+        filelock writes the record right after it has made the file. A process that is killed in between leaves a file that names
+        nobody, and filelock never frees such a file.
+        """
+        path = self.folder / f"{name}.lock"
+        try:
+            found = path.stat()
+        except OSError:
+            found = None
+        if found is None or found.st_size:
+            self._empty.pop(name, None)
+            return
+        file, now = (found.st_ino, found.st_ctime_ns), time.monotonic()
+        if self._empty.get(name, (None, now))[0] != file:
+            self._empty[name] = file, now
+        elif now - self._empty[name][1] >= LEASE:
+            path.unlink(missing_ok=True)
+            del self._empty[name]
 
     @contextmanager
     def wait(self, name: str, every: float = 0.05) -> Iterator[None]:
