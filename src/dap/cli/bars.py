@@ -36,10 +36,14 @@ def time_left(done: int, left: int, seconds: float) -> str:
     """
     if done <= 0 or left <= 0:
         return ""
-    rest = seconds / done * left
-    if rest < 90:
-        return f"about {rest:.0f} s left"
-    return f"about {rest / 60:.0f} min left" if rest < 5400 else f"about {rest / 3600:.1f} h left"
+    return f"about {spoken(seconds / done * left)} left"
+
+
+def spoken(seconds: float) -> str:
+    """A time in words, such as "5 min", in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def result(name: str, trial: Any) -> str:

@@ -120,11 +120,9 @@ def demo(
     name = {"dit": "DiT", "unet": "Stable Diffusion's U-Net"}[backbone]
     title = f"Fashion-MNIST at 10 images per class: real, vanilla, DAP, auto ({name})"
     where = out or Path(f"runs/demo-{backbone}")
-    told = {"machine": machine, "output": output, "track": track}
+    told = {"machine": machine, "output": output, "track": track, "dry_run": dry_run}
     judging = judging_of(judged, protocol="quick-hard")
-    if dry_run:
-        return _forecast(swept, base, vary, sets, where, judging=judging, machine=machine, output=output)
-    return _grid(run, base, vary, sets, where, title=title, judging=judging, **told)
+    return _grid(run, swept, base, vary, sets, where, title=title, judging=judging, **told)
 
 
 def sweep(
@@ -153,17 +151,9 @@ def sweep(
     from dap.verbs.compare import swept
 
     values, fields = recipe_values(recipe, flags or {}), varied(vary or [])
-    if dry_run:
-        return _forecast(swept, values, fields, sets, out, judging=judging_of(judged), machine=machine, output=output)
     title = f"Sweep over {', '.join(item.partition('=')[0] for item in vary or []) or 'seeds'}"
-    told = {
-        "judging": judging_of(judged),
-        "machine": machine,
-        "output": output,
-        "track": track,
-        "engine": engine_of(engine),
-    }
-    return _grid(run, values, fields, sets, out, title=title, **told)
+    told = {"machine": machine, "output": output, "track": track, "dry_run": dry_run, "engine": engine}
+    return _grid(run, swept, values, fields, sets, out, title=title, judging=judging_of(judged), **told)
 
 
 def compare(
@@ -199,17 +189,9 @@ def compare(
     options = assignments(option or [], "--option", "METHOD.NAME")
     _check_wanted(methods, flags or {})
     values = recipe_values(recipe, flags or {})
-    if dry_run:
-        told = {"judging": judging_of(judged), "machine": machine, "output": output}
-        return _forecast(compared, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
-    told = {
-        "judging": judging_of(judged),
-        "machine": machine,
-        "output": output,
-        "track": track,
-        "engine": engine_of(engine),
-    }
-    return _grid(run, values, methods, ipcs, sets, out, options=options, subsample=subsample, **told)
+    told = {"machine": machine, "output": output, "track": track, "dry_run": dry_run, "engine": engine}
+    told |= {"judging": judging_of(judged), "options": options, "subsample": subsample}
+    return _grid(run, compared, values, methods, ipcs, sets, out, **told)
 
 
 def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = False) -> None:
@@ -270,35 +252,34 @@ def caption(
     return Told(f"{made} captions added to {out}\nNext: {again} ...", {"captions": out, "added": made})
 
 
-def _forecast(
-    grid: Callable[..., Any],
-    *given: Any,
-    machine: MachineFlags | None,
-    output: OutputFlags | None,
-    **options: Any,
-) -> Told:
-    """What `compare` or `sweep` would take, whose grid is `grid(…)`."""
-    from dap.verbs.planning.grids import planned_grid
-
-    where = machine_of(machine)
-    cells = grid(*given, machine=where, **options)
-    return forecast(planned_grid(cells, machine=where, watcher=watcher_of(output)), cells.out)
-
-
 def _grid(
     run: Callable[..., Any],
+    grid: Callable[..., Any],
     *given: Any,
     judging: Judging,
     machine: MachineFlags | None,
     output: OutputFlags | None,
     track: str | None,
+    dry_run: bool,
+    engine: EngineFlags | None = None,
+    title: str | None = None,
     **options: Any,
 ) -> Told:
-    """Run `compare` or `sweep`, and return the results as a `Told`. If cells fail, print the other results and raise."""
+    """Run `compare` or `sweep`, and return the results as a `Told`. If cells fail, print the other results and raise.
+
+    In a dry run, return what the work would take; `grid(…)` is the grid that `run(…)` would run.
+    """
+    where, watcher = machine_of(machine), watcher_of(output)
+    if dry_run:
+        from dap.verbs.planning.grids import planned_grid
+
+        cells = grid(*given, judging=judging, machine=where, **options)
+        return forecast(planned_grid(cells, machine=where, watcher=watcher), cells.out)
     from dap.verbs.report import Unfinished, check_tracking
 
     check_tracking(track)
-    told = {"judging": judging, "machine": machine_of(machine), "watcher": watcher_of(output), "command": command()}
+    told = {"judging": judging, "machine": where, "watcher": watcher, "command": command(), "engine": engine_of(engine)}
+    told |= {} if title is None else {"title": title}
     try:
         return shown(run(*given, **options, **told), track)
     except Unfinished as error:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dap.cli.bars import spoken
 from dap.cli.flags import Told
 
 if TYPE_CHECKING:
@@ -168,6 +169,4 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time in words, such as "about 5 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+    return spoken(seconds) if seconds < 90 else f"about {spoken(seconds)}"

@@ -89,9 +89,8 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
     Raises:
         DapError: the set could not be made; the message is that of `dap distill`.
     """
-    workshop.asked(recipe)
+    method, _ = workshop.asked(recipe)
     name, path = name or out.name, recipe.backbone.path if recipe.backbone else "starter"
-    method = workshop.asked(recipe)[0]
     if "backbone" in method.needs and workshop.objects.backbone is None:
         revision = recipe.backbone.revision if recipe.backbone else None
         if (missing := to_download(path, revision, workshop.offline)) is not None:
