@@ -109,7 +109,7 @@ def train_teacher(
         protocol: The name of a shipped protocol, or a YAML file.
         epochs: Training epochs instead of the protocol's own.
     """
-    from dap.verbs.train_teacher import train_teacher as run
+    from dap.verbs.training.teacher import train_teacher as run
 
     trial = run(
         data,
