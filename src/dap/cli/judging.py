@@ -117,7 +117,7 @@ def train_teacher(
         from dap.verbs.planning.networks import planned_teacher
 
         return forecast(planned_teacher(data, out, **asked, **told), out.parent)
-    from dap.verbs.train_teacher import train_teacher as run
+    from dap.verbs.training.teacher import train_teacher as run
 
     trial = run(data, out, **asked, **told)
     return Told(

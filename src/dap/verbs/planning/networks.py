@@ -32,7 +32,7 @@ from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
 from dap.verbs.planning.estimate import Estimate, of_trainings
 from dap.verbs.report import opened_sets
-from dap.verbs.train_teacher import opened as opened_for_teacher
+from dap.verbs.training.teacher import opened as opened_for_teacher
 
 CAPTION = 300
 """Bytes of a line of captions, of which the path is about a third."""
