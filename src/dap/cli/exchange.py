@@ -30,7 +30,7 @@ Source = Annotated[str, Parameter(metavar="SOURCE")]
 Layout = Annotated[
     str,
     Parameter(
-        help="folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, set. "
+        help="folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, fiftyone, set. "
         "Default: found out and said.",
         show_default=False,
     ),
@@ -103,6 +103,7 @@ def export(
     out: Path,
     layout: str = "imagefolder",
     shard_size: MaybePositive = None,
+    labels: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     teacher: Annotated[str | None, Parameter(group=LABELS)] = None,
     protocol: Annotated[str, Parameter(group=LABELS)] = "fkd-soft",
     epochs: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
@@ -121,9 +122,10 @@ def export(
     Args:
         set_: The distilled set.
         out: A new folder, or an earlier export of the same set.
-        layout: imagefolder, parquet, webdataset, ddranking, pt; or fkd, a teacher's labels of every augmented image; or
+        layout: imagefolder, parquet, webdataset, ddranking, pt, fiftyone; or fkd, a teacher's labels of every augmented image; or
             labels, one label of each image.
         shard_size: Images in each file. Default: 5000 for parquet, 1000 for webdataset.
+        labels: A folder of --layout labels: these soft labels go with the images. Weights of images go with them anyway.
         teacher: A file of dap train-teacher, torchvision:NAME with its ImageNet weights, or backbone:NAME.
         protocol: For fkd, the protocol whose augmentation and epochs are taken.
         epochs: For fkd, epochs instead of the protocol's own.
@@ -160,9 +162,11 @@ def export(
         line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])
         return Told(f"Labels in {out}\nNext: {line}", {"labels": out, "set": made.path})
     from dap.data.sets.export import export as write
+    from dap.verbs.exchange.soft import logits_of
 
     told = functools.partial(watcher.images, out.name)
-    said = write(made, out, layout, shard_size=shard_size, progress=told)
+    soft = None if labels is None else logits_of(made, labels)
+    said = write(made, out, layout, shard_size=shard_size, logits=soft, progress=told)
     last = f"{len(made.records)} images as {layout} in {out}; see its README.md."
     values = {"export": out, "layout": layout, "images": len(made.records), "notes": said["notes"]}
     return Told("\n".join([*said["notes"], last]), values)
