@@ -1,4 +1,4 @@
-"""The verbs that exchange sets and weights with other tools: import, export, convert."""
+"""The verbs that exchange sets and weights with other tools: import, export, push, convert."""
 
 from __future__ import annotations
 
@@ -170,6 +170,38 @@ def export(
     last = f"{len(made.records)} images as {layout} in {out}; see its README.md."
     values = {"export": out, "layout": layout, "images": len(made.records), "notes": said["notes"]}
     return Told("\n".join([*said["notes"], last]), values)
+
+
+def push(
+    set_: Annotated[Path, Parameter(name="SET", metavar="SET")],
+    to: Annotated[str, Parameter(name="NAME", metavar="OWNER/NAME")],
+    /,
+    *,
+    layout: Annotated[str, Parameter(metavar="parquet|imagefolder|webdataset")] = "parquet",
+    private: bool = False,
+    allow_near_copies: bool = False,
+    replace: bool = False,
+    labels: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Push a set.
+
+    Args:
+        set_: The distilled set, judged by dap evaluate, which searches for near-copies of real images.
+        to: The data set on the hub. It is made if it is not there.
+        layout: What is uploaded.
+        private: Make a new data set private.
+        allow_near_copies: Upload near-copies of real images, or a set that was never searched for them.
+        replace: Replace the files that the data set on the hub holds.
+        labels: A folder of dap export --layout labels: these soft labels go with the images.
+    """
+    from dap.verbs.exchange.push import push as run
+
+    chosen = {"layout": layout, "private": private, "allow_near_copies": allow_near_copies, "replace": replace}
+    address = run(set_, to, **chosen, labels=labels, watcher=watcher_of(output))
+    return Told(
+        f"{address}\nNext: datasets.load_dataset({to!r}, split='train')", {"set": set_, "address": address, "name": to}
+    )
 
 
 def convert(

@@ -147,6 +147,7 @@ def _manifest(made: DistilledSet, folder: Path, written: Written) -> None:
 
 def _card(made: DistilledSet, layout: str, written: Written) -> str:
     front, own = read_card(made.path)
+    front = {key: value for key, value in front.items() if key not in ("configs", "dataset_info")}  # of other files
     usual: dict[str, Any] = {
         "task_categories": ["image-classification"],
         "size_categories": [size_category(len(made.records))],
