@@ -144,7 +144,7 @@ def test_the_script_of_the_gpu_day_names_flags_that_exist():
 
 
 def test_the_one_table_has_a_row_for_every_part(tmp_path):
-    """`make bench` at its smallest, without the start-up: every way runs, every cell is a ratio or a dash, and the file has what the terminal has."""
+    """`make bench` at its smallest, without the start-up. Every cell is a ratio or a dash; the file has what was printed."""
     flags = "--quick --only sampling evaluation report --starter starter --steps 2 --report-ipc 1 --out table.md --evaluation"
     judged = "--network convnet1 --size 16 --ipc 1 --test-per-class 2 --epochs 3"
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *flags.split(), judged]
