@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -95,6 +95,7 @@ def train_teacher(
     protocol: str = "reference",
     epochs: MaybePositive = None,
     changes: Changes = None,
+    dry_run: DryRun = False,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -109,21 +110,16 @@ def train_teacher(
         protocol: The name of a shipped protocol, or a YAML file.
         epochs: Training epochs instead of the protocol's own.
     """
-    from dap.verbs.train_teacher import train_teacher as run
+    asked = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split, "network": network}
+    asked |= {"protocol": protocol, "epochs": epochs, "changes": assignments(changes or [], "--set", "FIELD")}
+    told = {"machine": machine_of(machine), "watcher": watcher_of(output)}
+    if dry_run:
+        from dap.verbs.planning.networks import planned_teacher
 
-    trial = run(
-        data,
-        out,
-        classes=classes,
-        max_bad_fraction=max_bad_fraction,
-        split=split,
-        network=network,
-        protocol=protocol,
-        epochs=epochs,
-        changes=assignments(changes or [], "--set", "FIELD"),
-        machine=machine_of(machine),
-        watcher=watcher_of(output),
-    )
+        return forecast(planned_teacher(data, out, **asked, **told), out.parent)
+    from dap.verbs.training.teacher import train_teacher as run
+
+    trial = run(data, out, **asked, **told)
     return Told(
         f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
         {"teacher": out, "network": trial.network, "accuracy": trial.last, "n_test": trial.n_test},
@@ -144,6 +140,7 @@ def classify(
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
     keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
     seed: int = 0,
+    dry_run: DryRun = False,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -165,9 +162,14 @@ def classify(
     from dap.verbs.classify import Levels
     from dap.verbs.classify import classify as run
 
-    levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
-    chosen |= {"max_bad_fraction": max_bad_fraction, "split": split, "out": out}
-    found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
+    chosen: dict[str, Any] = {"backbone": backbone, "data": data, "classes": classes, "reals": reals, "split": split}
+    chosen |= {"max_bad_fraction": max_bad_fraction, "levels": Levels(times, tuple(keep), seed)}
+    chosen |= {"machine": machine_of(machine), "watcher": watcher_of(output)}
+    if dry_run:
+        from dap.verbs.planning.networks import planned_classify
+
+        return forecast(planned_classify(sets, **chosen), out or Path())
+    found = run(sets, out=out, **chosen)
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "
         f"which is right on {one['real']['accuracy']:.1%} of {one['real']['images']} real test images"

@@ -226,6 +226,7 @@ def caption(
     ask: Annotated[str | None, Parameter(metavar="TEXT")] = None,
     per_class: MaybePositive = None,
     batch: Positive = 16,
+    dry_run: DryRun = False,
     machine: PlaceFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -246,8 +247,13 @@ def caption(
     from dap.verbs.caption import caption as run
 
     chosen: dict[str, Any] = {"classes": classes, "split": split, "ask": ask, "per_class": per_class, "batch": batch}
-    chosen["max_bad_fraction"] = max_bad_fraction
-    made = run(data, out, model=model or MODEL, machine=machine_of(machine), watcher=watcher_of(output), **chosen)
+    chosen |= {"max_bad_fraction": max_bad_fraction, "model": model or MODEL}
+    chosen |= {"machine": machine_of(machine), "watcher": watcher_of(output)}
+    if dry_run:
+        from dap.verbs.planning.networks import planned_caption
+
+        return forecast(planned_caption(data, out, **chosen), out.parent)
+    made = run(data, out, **chosen)
     again = shlex.join(["dap", "distill", "--method", "vlcp", "--captions", str(out)])
     return Told(f"{made} captions added to {out}\nNext: {again} ...", {"captions": out, "added": made})
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import quote
 
 from dap.base.disk import REFUSED, told
 from dap.base.errors import DapError
@@ -70,6 +71,8 @@ class Content:
         return {"": self.accuracy.csv(), **texts}
 
 
+SHOWN_AS, MIME = {"tex": "LaTeX", "csv": "CSV"}, {"tex": "application/x-tex", "csv": "text/csv"}
+"""The words on the links to a section's files, and the types of these files."""
 BESIDE = ("measures", "ranking", "recipes", "cost", "networks", "classes", "confusion", "protocols")
 """Parts of the names of the CSV files. Files of an earlier report that the new report does not have are removed."""
 
@@ -92,7 +95,7 @@ def write_report(
     The accuracies are `report.csv`; every other table has a file of its own such as `report-measures.csv`.
 
     Args:
-        paths: folders of distilled sets; those without trials are shown as not evaluated yet.
+        paths: folders of distilled sets; those without trials are shown without an accuracy.
         out: the page (a name ending in .html), or a folder to hold `report.html`.
         title: the page's heading.
         expected: earlier figures by group label or by method. They are shown beside the measured accuracies.
@@ -110,7 +113,7 @@ def write_report(
     content = _content(load(paths), title, Claims(expected, published))
     beside = {f"{page.stem}{'-' if key else ''}{key}.csv": text for key, text in content.beside.items()}
     files = {**beside, f"{page.stem}.md": _markdown(content), f"{page.stem}.tex": _latex(content)}
-    files[page.name] = _html(content)  # last, because a reader of the page expects the other files
+    files[page.name] = _html(content, page.stem)  # last, because a reader of the page expects the other files
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -148,7 +151,7 @@ def _content(sets: Sequence[SetRecord], title: str, claims: Claims) -> Content:
     )
 
 
-def _html(content: Content) -> str:
+def _html(content: Content, page: str) -> str:
     css, script = html.source("report.css"), html.source("report.js")
     groups, rows = content.groups, content.rows
     sentence, findings = summary(rows, content.sets)
@@ -171,6 +174,7 @@ def _html(content: Content) -> str:
             commands=_commands(groups),
             recipes=[(g.label, seeds(g), json.dumps(g.first.recipe, indent=2, ensure_ascii=False)) for g in groups],
             versions=_versions(content.sets),
+            downloads=_downloads(content, page),
             warnings=near_copies(groups),
             doubts=doubted(groups),
             notes=_notes(content),
@@ -179,6 +183,29 @@ def _html(content: Content) -> str:
             dash=DASH,
         )
     )
+
+
+def _downloads(content: Content, page: str) -> dict[str, list[tuple[str, str, str]]]:
+    """For each section with tables, its files: the kind, the name, and the file itself as a data URI."""
+    sections_of: dict[str, Sequence[Table | None]] = {
+        "accuracy": [content.accuracy],
+        "networks": content.networks,
+        "measures": [content.measures],
+        "classes": content.classes,
+        "ranking": [content.ranking],
+        "recipes": [content.recipes],
+        "cost": [content.cost],
+    }
+    made: dict[str, list[tuple[str, str, str]]] = {}
+    for section, found in sections_of.items():
+        tables = [table for table in found if table and table.rows]
+        kinds = {"tex": "\n\n".join(table.latex() for table in tables), "csv": comma_separated(tables) if tables else ""}
+        made[section] = [
+            (SHOWN_AS[kind], f"{page}-{section}.{kind}", f"data:{MIME[kind]};charset=utf-8,{quote(text)}")
+            for kind, text in kinds.items()
+            if text
+        ]
+    return made
 
 
 def _unbroken(text: str) -> str:

@@ -43,8 +43,8 @@ class Estimate:
 
     Attributes:
         name: the name of the work.
-        kind: "images" or "trainings".
-        pieces: images, or trainings, of the whole work.
+        kind: "images", "trainings" or "captions".
+        pieces: images, trainings or captions of the whole work.
         left: how many of them are still to be made.
         units: units of work that are left.
         seconds: the seconds that what is left will take on this machine, in this process; None if they are not known.
@@ -56,7 +56,7 @@ class Estimate:
     """
 
     name: str
-    kind: Literal["images", "trainings"] = "images"
+    kind: Literal["images", "trainings", "captions"] = "images"
     pieces: int
     left: int
     units: int = 0

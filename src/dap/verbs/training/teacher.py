@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dap.backbones import device_of
 from dap.base.errors import DapError
@@ -15,6 +15,7 @@ from dap.base.watch import Watcher
 from dap.data.real.sources import EMBEDDED, Source
 from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.classifier import save_classifier
+from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
 from dap.recipe import Recipe
@@ -22,6 +23,52 @@ from dap.verbs.distill import open_workshop
 from dap.verbs.judges import open_protocol
 from dap.verbs.options import Machine, images_budget, permitted
 from dap.verbs.understood import check_apart
+
+
+class Ready(NamedTuple):
+    """What a teacher is trained on and tested on, and by which protocol."""
+
+    train: Source
+    test: Source
+    protocol: Protocol
+
+
+def opened(
+    data: str | Path | tuple[Source, Source],
+    *,
+    classes: Sequence[str] | None,
+    max_bad_fraction: float | None,
+    split: Any,
+    network: str | None,
+    protocol: str | Path,
+    epochs: int | None,
+    changes: Mapping[str, Any] | None,
+    machine: Machine,
+    watcher: Watcher,
+) -> Ready:
+    """Open what `train_teacher` needs, with the size and the normalisation that suit the data.
+
+    Raises:
+        DapError: there is no such data, protocol or network.
+    """
+    chosen = open_protocol(protocol, epochs, changes, network=network)
+    workshop = open_workshop(machine, watcher=watcher)
+    if isinstance(data, tuple):
+        train, test = data
+    else:
+        values = {"path": str(data), "classes": classes, "size": chosen.size, "split": split}
+        values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
+        wanted = Recipe.parse({"data": values}).data
+        check_apart(workshop, wanted)
+        if wanted.path != EMBEDDED:
+            given = changes or {}
+            side = workshop.source(wanted, "train").side()
+            suited = suited_size(chosen, given, side)
+            wanted = wanted.model_copy(update=suited)
+            suited |= suited_values(chosen, given, workshop.source(wanted, "train"))
+            chosen = open_protocol(protocol, epochs, {**given, **suited}, network=network)
+        train, test = workshop.source(wanted, "train"), workshop.source(wanted, "test")
+    return Ready(train, test, chosen)
 
 
 @permitted
@@ -67,28 +114,23 @@ def train_teacher(
     if out.exists():
         raise DapError(f"{out} is there already; choose another --out.")
     check_file(out)
-    chosen = open_protocol(protocol, epochs, changes, network=network)
-    workshop = open_workshop(machine, watcher=watcher)
-    if isinstance(data, tuple):
-        train, test = data
-    else:
-        values = {"path": str(data), "classes": classes, "size": chosen.size, "split": split}
-        values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
-        wanted = Recipe.parse({"data": values}).data
-        check_apart(workshop, wanted)
-        if wanted.path != EMBEDDED:
-            given = changes or {}
-            side = workshop.source(wanted, "train").side()
-            suited = suited_size(chosen, given, side)
-            wanted = wanted.model_copy(update=suited)
-            suited |= suited_values(chosen, given, workshop.source(wanted, "train"))
-            chosen = open_protocol(protocol, epochs, {**given, **suited}, network=network)
-        train, test = workshop.source(wanted, "train"), workshop.source(wanted, "test")
+    ready = opened(
+        data,
+        classes=classes,
+        max_bad_fraction=max_bad_fraction,
+        split=split,
+        network=network,
+        protocol=protocol,
+        epochs=epochs,
+        changes=changes,
+        machine=machine,
+        watcher=watcher,
+    )
     kept = out.with_name(out.name + ".partial")
     classifier, trial = train_classifier(
-        train,
-        test,
-        chosen,
+        ready.train,
+        ready.test,
+        ready.protocol,
         device=str(device_of(machine.device)),
         progress=watcher.epoch,
         checkpoints=kept,
