@@ -81,7 +81,7 @@ def fitted(recipe: Recipe, workshop: Workshop, seconds: float) -> Fitted | None:
         DapError: no budget can be kept for the method. The message says what else there is.
     """
     method, task = workshop.task(recipe)
-    if method.bounded is None:
+    if method.bounded is None or ("training" in method.needs and not isinstance(method, Matching)):
         if method.needs <= {"classifier"}:
             return None  # real images are picked in one pass over them
         raise DapError(

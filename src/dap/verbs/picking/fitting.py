@@ -1,8 +1,8 @@
 """Which backbones of this machine suit real images: they know the classes, and have seen such images.
 
-Nothing is fetched. These are looked at, in this order: folders that the environment variable `DAP_BACKBONES` names, folders in
-`backbones/` of the user's cache, the starters, and the pipelines in the cache of the Hugging Face hub. A place may be the folder of
-a pipeline, or hold such folders.
+Nothing is fetched. These are looked at, in this order: folders that the environment variable `DAP_BACKBONES` names, folders
+in `backbones/` of the user's cache, the starters, and the pipelines in the cache of the Hugging Face hub. A place may be the
+folder of a pipeline, or hold such folders.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dap.data.familiar import strangeness
 from dap.data.real.base import Source
 from dap.data.real.identity import folder as user_cache
 from dap.data.real.sources import EMBEDDED
+from dap.pretraining.notes import read_notes
 from dap.workshop import Workshop
 
 VARIABLE = "DAP_BACKBONES"
@@ -96,12 +97,23 @@ def _looked(path: str, folder: Path, data: Data, workshop: Workshop) -> Looked:
             return Looked(path, False, f"does not know {missing[0]!r}{more}")
         if _bytes(folder) > LARGEST and device_of(workshop.device).type == "cpu":
             return Looked(path, False, "is too large to be tried on a CPU")
+        if _was_trained_on(folder, whole):
+            return Looked(path, True, "was trained on these images")
         found = _strangeness(BackboneChoice(path=path if path in STARTERS else str(folder)), data, workshop)
     except DapError as error:
         return Looked(path, False, f"cannot be used ({str(error).rstrip('.')})")
     if found > SEEN:
         return Looked(path, False, "knows the names of the classes, and has never seen such images")
     return Looked(path, True, "knows these classes, and has seen such images")
+
+
+def _was_trained_on(folder: Path, whole: Source) -> bool:
+    """Whether `dap train-backbone` made the folder of these very images, and is done with it."""
+    try:
+        notes = read_notes(folder)
+    except DapError:  # another program's training.json, such as that of the starters
+        return False
+    return notes is not None and notes.done and notes.asked.data == whole.fingerprint(sized=False)
 
 
 def _strangeness(choice: BackboneChoice, data: Data, workshop: Workshop) -> float:
@@ -156,11 +168,11 @@ def _pipelines(place: Path) -> list[Path]:
 
 def _of_hub() -> list[tuple[str, Path]]:
     """The ids and folders of the pipelines in the hub's cache of a kind that has a backbone. The network is not asked."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError, ValueError):
         return []
     found = list[tuple[str, Path]]()

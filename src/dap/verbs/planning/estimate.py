@@ -24,7 +24,9 @@ from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.labels import Soft, Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.methods.base import plan
+from dap.methods.matching.base import Matching
 from dap.recipe import Recipe
+from dap.verbs.planning.rates import of_iterations
 from dap.verbs.planning.trials import Trials
 from dap.verbs.settling import settled
 from dap.workshop import Workshop
@@ -106,8 +108,13 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
         facts: dict[str, Any] = {"name": name, "pieces": classes * task.recipe.ipc, "left": left, "units": len(units)}
         if not units:
             return Estimate(**facts, seconds=0.0)
+        raw = 3 * task.source.size**2 * PNG_SHARE
+        if isinstance(method, Matching) and method.bounded:
+            watcher.note(f"{name}: a short trial tells how long it takes")
+            rate = of_iterations(method, task)
+            seconds, trial = rate.seconds(task.options.iterations), time.monotonic() - began
+            return Estimate(**facts, seconds=seconds, trial=trial, disk=round(left * raw))
         if "training" in method.needs:
-            raw = 3 * task.source.size**2 * PNG_SHARE
             why = f"{recipe.method} trains something before its first image, whose time no trial tells"
             return Estimate(**facts, why=why, disk=round(left * raw))
         watcher.note(f"{name}: a short trial tells how long it takes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -33,9 +34,8 @@ def in_words(seconds: float) -> str:
 
 def sentence(what: str, seconds: float, less: str) -> str:
     """The sentence on work that takes more than an hour."""
-    return (
-        f"This will take about {in_words(seconds)} ({what}): {less}. Ctrl-C stops, and the same command goes on where it stopped."
-    )
+    told = f"This will take about {in_words(seconds)} ({what}): {less}."
+    return textwrap.fill(f"{told} Ctrl-C stops, and the same command goes on where it stopped.", 100)
 
 
 class Hourglass(Watcher):

@@ -119,5 +119,3 @@ def _png_bytes(images: Tensor) -> float:
     """The mean size of these images as PNG files, with their lines in the manifest."""
     pixels = images.nan_to_num().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return sum(len(encode_png(one)) + 400 for one in pixels) / len(pixels)
-
-
