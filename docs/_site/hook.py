@@ -79,8 +79,9 @@ def notebook(path: Path) -> str:
 def _output(output: Any) -> str:
     """One output of a cell, in the richest form that Markdown has."""
     data = output.get("data", {})
-    if "image/png" in data:
-        return f"![What the cell above shows](data:image/png;base64,{data['image/png'].strip()})"
+    for kind in ("image/png", "image/jpeg"):
+        if kind in data:
+            return f"![What the cell above shows](data:{kind};base64,{data[kind].strip()})"
     if "text/markdown" in data:
         return data["text/markdown"]
     text = output.get("text") or data.get("text/plain") or ""
