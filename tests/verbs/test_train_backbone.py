@@ -86,7 +86,7 @@ def test_check_passes_on_it(made, capsys):
 @pytest.mark.parametrize("method", ["vanilla", "auto"])
 def test_distill_takes_it(made, shapes, tmp_path, method):
     how = {"method": method, "ipc": 1, "steps": 2, "machine": Machine(device="cpu")}
-    how |= {"refine_steps": 2, "refine_times": 1} if method == "auto" else {}
+    how |= {"refine_steps": 2} if method == "auto" else {}
     found = dap.distill(out=tmp_path / "set", source=shapes, backbone=made.folder, **how)
     assert found.class_names == NAMES and len(found.records) == 3
 
