@@ -22,5 +22,7 @@ LEFT_OUT: dict[str, str] = {
     "starter/train.py:main": "what the script itself has just written",
     "starter/train.py:train": SHIPPED,
     "starter/unet.py:main": SHIPPED,
+    "verbs/training/in_step.py:_said": "a file that our own process writes into a folder of its own and that goes with it",
+    "verbs/training/in_step.py:run_in_step": "a file that our own process writes into a folder of its own and that goes with it",
     "verbs/caption.py:Captioner.__init__": "transformers reads the folder, and `hub.explained`, which is fed, tells its errors",
 }

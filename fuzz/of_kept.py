@@ -32,7 +32,7 @@ from dap.evaluation.training.transforms import split
 from dap.evaluation.training.zoo import _fetched
 from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Asked, Notes, Stage, read_notes
-from dap.verbs.jobs import read_job, read_judging
+from dap.verbs.jobs import read_job, read_judging, read_teacher
 from dap.verbs.options import Judging, Machine
 from fuzz import forms
 from fuzz.of_sets import NAMES, RECIPE_VALUES, TRIAL, make_set
@@ -99,6 +99,9 @@ def targets(folder: Path) -> list[Target]:
     job = {name: job[name] for name in ("judging", "machine", "out")} | {"sets": ["a"], "data": "b", "classes": ["c"]}
     job |= {"max_bad_fraction": 0.5, "split": "train=a,test=b"}
     add("job of an evaluation", "json", "judging.json", [json.dumps(job).encode()], read_judging)
+    job = {"data": "a", "out": "b", "classes": ["c"], "max_bad_fraction": 0.5, "split": None, "network": "convnet3",
+           "protocol": "reference", "epochs": 2, "changes": {"size": 16}, "machine": job["machine"]}  # fmt: skip
+    add("job of a teacher", "json", "teacher.json", [json.dumps(job, default=str).encode()], read_teacher)
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for name, count in (("synthetic", 4), ("train", 6), ("test", 6)):
