@@ -126,7 +126,7 @@ class Sampling:
         values["data"] = {"path": "fashion-mnist", "classes": [CLASS]}
         steps = steps or self.args.steps
         if method == "auto":
-            values["refine"] = {"steps": 2 * steps}
+            values["refine"] = {"steps": 2 * (steps or self.args.steps)}
         else:
             values |= {"sampling": {"steps": steps}, "block": BATCH}
         return self.workshop.task(Recipe.parse(values))

@@ -25,7 +25,7 @@ ROOMS = [
     ["dap.starter.images"],
     ["dap.data.sets", "dap.data.bank", "dap.data"],
     ["dap.data.typical"],
-    ["dap.recipe", "dap.cost", "dap.choosing"],
+    ["dap.recipe", "dap.cost", "dap.choosing", "dap.pretraining"],
     ["dap.evaluation.training", "dap.published"],
     ["dap.evaluation.measures", "dap.evaluation.report"],
     ["dap.evaluation"],

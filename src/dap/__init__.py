@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.verbs.options import Judging as Judging
     from dap.verbs.options import Machine as Machine
     from dap.verbs.report import report as report
-    from dap.verbs.train_teacher import train_teacher as train_teacher
+    from dap.verbs.training.backbone import train_backbone as train_backbone
+    from dap.verbs.training.teacher import train_teacher as train_teacher
     from dap.workshop import Workshop as Workshop
 
 __version__ = "0.1.0"
@@ -61,7 +62,8 @@ _HOMES = {
     "open_source": "dap.data.real.sources",
     "report": "dap.verbs.report",
     "sweep": "dap.verbs.compare",
-    "train_teacher": "dap.verbs.train_teacher",
+    "train_backbone": "dap.verbs.training.backbone",
+    "train_teacher": "dap.verbs.training.teacher",
     "write_report": "dap.evaluation.report.page",
 }
 """Where each public name lives: a module, or module:name where the name is another one there."""
@@ -89,6 +91,7 @@ __all__ = [
     "open_source",
     "report",
     "sweep",
+    "train_backbone",
     "train_teacher",
     "write_report",
 ]

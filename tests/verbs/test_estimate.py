@@ -16,7 +16,7 @@ from dap.recipe import Recipe
 from dap.verbs.compare import compare, compared
 from dap.verbs.distill import distill
 from dap.verbs.options import Judging, Machine
-from dap.verbs.planning import estimate
+from dap.verbs.planning import estimate, trials
 from dap.verbs.planning.estimate import of_set, of_trainings, training_seconds
 from dap.verbs.planning.grids import planned_grid, planned_judging
 from dap.workshop import Workshop
@@ -39,6 +39,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(estimate, "time", clock)
+    monkeypatch.setattr(trials, "time", clock)
     return clock
 
 

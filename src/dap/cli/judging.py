@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -39,6 +39,16 @@ BadFraction = Annotated[
         help="The largest fraction of the real images that may be broken. Default: that of the set's recipe, else 0.01.",
     ),
 ]
+
+Full = Annotated[
+    str | None,
+    Parameter(
+        metavar="FRACTION|FILE",
+        help="Accuracy of training on all real images: a fraction in [0, 1], or a file of dap train-teacher.",
+    ),
+]
+MOST_LACKING = 10
+"""How many sentences on missing scores are shown."""
 
 
 def evaluate(
@@ -95,7 +105,9 @@ def train_teacher(
     protocol: str = "reference",
     epochs: MaybePositive = None,
     changes: Changes = None,
+    dry_run: DryRun = False,
     machine: MachineFlags | None = None,
+    engine: EngineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
     """Train a classifier.
@@ -109,21 +121,16 @@ def train_teacher(
         protocol: The name of a shipped protocol, or a YAML file.
         epochs: Training epochs instead of the protocol's own.
     """
-    from dap.verbs.train_teacher import train_teacher as run
+    asked = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split, "network": network}
+    asked |= {"protocol": protocol, "epochs": epochs, "changes": assignments(changes or [], "--set", "FIELD")}
+    told = {"machine": machine_of(machine), "watcher": watcher_of(output)}
+    if dry_run:
+        from dap.verbs.planning.networks import planned_teacher
 
-    trial = run(
-        data,
-        out,
-        classes=classes,
-        max_bad_fraction=max_bad_fraction,
-        split=split,
-        network=network,
-        protocol=protocol,
-        epochs=epochs,
-        changes=assignments(changes or [], "--set", "FIELD"),
-        machine=machine_of(machine),
-        watcher=watcher_of(output),
-    )
+        return forecast(planned_teacher(data, out, **asked, **told), out.parent)
+    from dap.verbs.training.teacher import train_teacher as run
+
+    trial = run(data, out, **asked, **told, engine=engine_of(engine))
     return Told(
         f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
         {"teacher": out, "network": trial.network, "accuracy": trial.last, "n_test": trial.n_test},
@@ -144,6 +151,7 @@ def classify(
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
     keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
     seed: int = 0,
+    dry_run: DryRun = False,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -165,9 +173,14 @@ def classify(
     from dap.verbs.classify import Levels
     from dap.verbs.classify import classify as run
 
-    levels, chosen = Levels(times, tuple(keep), seed), {"backbone": backbone, "data": data, "classes": classes}
-    chosen |= {"max_bad_fraction": max_bad_fraction, "split": split, "out": out}
-    found = run(sets, **chosen, reals=reals, levels=levels, machine=machine_of(machine), watcher=watcher_of(output))
+    chosen: dict[str, Any] = {"backbone": backbone, "data": data, "classes": classes, "reals": reals, "split": split}
+    chosen |= {"max_bad_fraction": max_bad_fraction, "levels": Levels(times, tuple(keep), seed)}
+    chosen |= {"machine": machine_of(machine), "watcher": watcher_of(output)}
+    if dry_run:
+        from dap.verbs.planning.networks import planned_classify
+
+        return forecast(planned_classify(sets, **chosen), out or Path())
+    found = run(sets, out=out, **chosen)
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "
         f"which is right on {one['real']['accuracy']:.1%} of {one['real']['images']} real test images"
@@ -186,6 +199,7 @@ def report(
     *,
     out: Path,
     title: str = "Distilled sets compared",
+    full: Full = None,
     track: Track = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -196,12 +210,12 @@ def report(
         out: The page to write, or its folder.
         title: Heading of the page.
     """
-    from dap.verbs.report import Results, check_tracking, found_sets, write_page
+    from dap.verbs.report import Results, ceilings_of, check_tracking, found_sets, write_page
 
     check_tracking(track)
     del output
-    found = found_sets(sets)
-    return shown(Results(tuple(found), write_page(found, out, title)), track)
+    found, known = found_sets(sets), ceilings_of(full)
+    return shown(Results(tuple(found), write_page(found, out, title, known), full=known), track)
 
 
 def rank(
@@ -213,7 +227,7 @@ def rank(
     own: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     augmented: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     plain: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
-    full: Annotated[float | None, Parameter(metavar="FRACTION")] = None,
+    full: Full = None,
     out: Path | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -226,7 +240,6 @@ def rank(
         own: The methods' own protocol, such as one with soft labels.
         augmented: Protocol with augmentation.
         plain: Protocol without augmentation.
-        full: Accuracy of training on all real images, a fraction in [0, 1].
         out: Folder of the scores of sets that lie elsewhere, such as that of dap evaluate --out. Default: the folder of each
             set.
     """
@@ -237,8 +250,11 @@ def rank(
     lines, values = [], []
     for path, scores in found.items():
         told = [f"{name} {value:.3f}" for name, value in scores.shown.items()]
-        lines.append(f"{path}: {', '.join(told) or 'no score: its trials, or those of random images, are missing'}")
-        values.append({"set": path, **scores.shown})
+        lines.append(f"{path}: {', '.join(told) or 'no score'}")
+        values.append({"set": path, **scores.shown, "lacks": list(scores.lacks)})
+    lacking = dict.fromkeys(line for scores in found.values() for line in scores.lacks)
+    lines += list(lacking)[:MOST_LACKING]
+    lines += [f"and {len(lacking) - MOST_LACKING} more; --json has them all"] if len(lacking) > MOST_LACKING else []
     lines.append(_next(sets, list(found), out))
     return Told("\n".join(lines), {"sets": values})
 

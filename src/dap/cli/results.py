@@ -138,7 +138,7 @@ def forecast(found: Sequence[Estimate], out: Path) -> Told:
     if memory:
         lines.append(f"Memory: {max(memory):.1f} GB at the most in the trials.")
     disk, free = sum(one.disk for one in found), free_disk(out)
-    lines.append(f"Disk: about {size(disk)} of images; {size(free)} are free there.")
+    lines.append(f"Disk: about {size(disk)} of new files; {size(free)} are free there.")
     fetched = dict(item for one in found for item in one.downloads)
     names = [name if bytes_ is None else f"{name} ({size(bytes_)})" for name, bytes_ in fetched.items()]
     lines.append(f"Downloads: {', '.join(names) if names else 'nothing'}.")

@@ -81,6 +81,16 @@ VERBS = {
             'dap caption --data ~/animals --ask "a photo of a {}" --out captions.jsonl',
         ),
     ),
+    "train-backbone": Verb(
+        "training:train_backbone",
+        "Train a backbone from nothing on your own images, in the time you give; an interrupted run goes on.",
+        "--data DIR --out DIR [FLAGS]",
+        MAKE,
+        (
+            "dap train-backbone --data ~/animals --out animals-dit",
+            "dap train-backbone --data ~/animals --minutes 240 --kind unet --out animals-sd",
+        ),
+    ),
     "evaluate": Verb(
         "judging:evaluate",
         "Train networks on sets and test them on real images.",
@@ -150,6 +160,13 @@ VERBS = {
             "dap export runs/random --layout parquet --out hub/mine",
             "dap export runs/random --layout fkd --teacher teacher.safetensors --out labels",
         ),
+    ),
+    "push": Verb(
+        "exchange:push",
+        "Put a distilled set on the Hugging Face hub, with a card that names the licences it follows from.",
+        "SET OWNER/NAME [FLAGS]",
+        EXCHANGE,
+        ("dap push runs/random ada/flowers-10 --private", "dap push runs/random ada/flowers-10 --layout imagefolder"),
     ),
     "convert": Verb(
         "exchange:convert",

@@ -138,7 +138,24 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
-    _check_out(Path(out))
+    source = opened(data, Path(out), classes, max_bad_fraction, split, watcher)
+    if say is None:
+        say = Captioner(model, device=machine.device, offline=machine.offline)
+        ask = ask or say.ask
+    options: dict[str, Any] = {"ask": ask, "per_class": per_class, "batch": batch, "tell": watcher.work}
+    return write_captions(source, Path(out), say, model, **options)
+
+
+def opened(
+    data: str | Path | Source,
+    out: Path,
+    classes: Sequence[str] | None,
+    max_bad_fraction: float,
+    split: Any,
+    watcher: Watcher,
+) -> Source:
+    """The real images that `caption` captions, after a look at the file of captions."""
+    _check_out(out)
     chosen = Recipe.parse({"data": {"split": split}}).data.split
     if isinstance(data, Source):
         source = data
@@ -146,11 +163,7 @@ def caption(
         how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
         source = open_source(data, "train", chosen=None if chosen is None else chosen.given(), **how)
         watcher.note(source.told("train"))
-    if say is None:
-        say = Captioner(model, device=machine.device, offline=machine.offline)
-        ask = ask or say.ask
-    options: dict[str, Any] = {"ask": ask, "per_class": per_class, "batch": batch, "tell": watcher.work}
-    return write_captions(source, Path(out), say, model, **options)
+    return source
 
 
 def _check_out(out: Path) -> None:
@@ -202,16 +215,7 @@ def write_captions(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     drop_torn_line(out)
-    find, there = finder(source), set()
-    for line in lines_of(out):
-        there.add(find(line.path))
-        before = (line.model, line.ask) if line.model is not None else (model, ask)  # by hand: no model
-        if before != (model, ask):
-            raise DapError(
-                f"{out} has captions by {before[0]}{f' asked {before[1]!r}' if before[1] else ''}; choose another file for "
-                f"those by {model}{f' asked {ask!r}' if ask else ''}."
-            )
-    wanted = list(_wanted(source, per_class, there))
+    wanted = left(source, out, model, ask, per_class)
     total, done, made = sum(len(indices) for _, indices in wanted), 0, 0
     append(out, "")  # before any work: the file can be written, and it is there even if nothing is added
     for label, indices in wanted:
@@ -227,6 +231,24 @@ def write_captions(
             made, done = made + len(kept), done + len(indices[start : start + batch])
             tell("captions", done, total)
     return made
+
+
+def left(source: Source, out: Path, model: str, ask: str | None, per_class: int | None) -> list[tuple[int, list[int]]]:
+    """The images that have no caption in the file yet: for each label their indices.
+
+    Raises:
+        DapError: the file has captions of another model or to another question.
+    """
+    find, there = finder(source), set()
+    for line in lines_of(out):
+        there.add(find(line.path))
+        before = (line.model, line.ask) if line.model is not None else (model, ask)  # by hand: no model
+        if before != (model, ask):
+            raise DapError(
+                f"{out} has captions by {before[0]}{f' asked {before[1]!r}' if before[1] else ''}; choose another file for "
+                f"those by {model}{f' asked {ask!r}' if ask else ''}."
+            )
+    return list(_wanted(source, per_class, there))
 
 
 def _wanted(source: Source, per_class: int | None, there: set[Any]) -> Iterator[tuple[int, list[int]]]:

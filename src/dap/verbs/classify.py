@@ -34,6 +34,7 @@ from dap.verbs.evaluate import data_of, recorded_data
 from dap.verbs.options import Machine, permitted
 from dap.verbs.placing import place
 from dap.verbs.report import opened_sets
+from dap.workshop import Workshop
 
 NOTE = "zeroshot.json"
 """The file in a set's folder that holds the classifier's result."""
@@ -149,6 +150,39 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def judges_of(
+    opened: Sequence[DistilledSet],
+    workshop: Workshop,
+    backbone: str | Backbone | None,
+    data: str | Path | Source | None,
+    max_bad_fraction: float | None,
+    split: Any,
+) -> list[tuple[Backbone, Source]]:
+    """For each set the backbone that classifies its images, and the real test images; see `classify`."""
+    recipes = [made.recipe or {} for made in opened]
+    for made, recipe in zip(opened, recipes, strict=True):
+        if backbone is None and not recipe.get("backbone"):
+            raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
+        if data is None and not recorded_data(made).get("path"):
+            raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
+        refuse_code({} if backbone else recipe["backbone"], made.path / "recipe.json")
+    ready: list[tuple[Backbone, Source]] = []
+    for made, recipe in zip(opened, recipes, strict=True):
+        if isinstance(backbone, Backbone):
+            judge_by = backbone
+        else:
+            choice = BackboneChoice(path=backbone) if backbone else BackboneChoice(**recipe["backbone"])
+            judge_by = workshop.backbone(choice)
+        if isinstance(data, Source):
+            real = data
+        else:
+            chosen = data_of(made, str(data or recorded_data(made)["path"]), max_bad_fraction, split)
+            real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
+        judge_by.condition(made.class_names)  # an unknown class raises here
+        ready.append((judge_by, real))
+    return ready
+
+
 @permitted
 def classify(
     sets: Sequence[str | Path | DistilledSet] | str | Path | DistilledSet,
@@ -192,27 +226,7 @@ def classify(
     """
     workshop = open_workshop(machine, watcher=watcher)
     opened = opened_sets(sets, classes)
-    recipes = [made.recipe or {} for made in opened]
-    for made, recipe in zip(opened, recipes, strict=True):
-        if backbone is None and not recipe.get("backbone"):
-            raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
-        if data is None and not recorded_data(made).get("path"):
-            raise DapError(f"{made.path} does not say what real images belong to it; give --data.")
-        refuse_code({} if backbone else recipe["backbone"], made.path / "recipe.json")
-    ready: list[tuple[Backbone, Source]] = []
-    for made, recipe in zip(opened, recipes, strict=True):
-        if isinstance(backbone, Backbone):
-            judge_by = backbone
-        else:
-            choice = BackboneChoice(path=backbone) if backbone else BackboneChoice(**recipe["backbone"])
-            judge_by = workshop.backbone(choice)
-        if isinstance(data, Source):
-            real = data
-        else:
-            chosen = data_of(made, str(data or recorded_data(made)["path"]), max_bad_fraction, split)
-            real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
-        judge_by.condition(made.class_names)  # an unknown class raises here
-        ready.append((judge_by, real))
+    ready = judges_of(opened, workshop, backbone, data, max_bad_fraction, split)
     place(
         opened, None if out is None else Path(out)
     )  # after what can be refused, so that a wrong turn leaves no folder

@@ -1,7 +1,6 @@
 """The files that making and judging a set write beside its images, as closed models with bounds.
 
-A reader of these files may read a stranger's. So each file has one model here, by which whoever asks reads it. What does not
-fit is refused in a sentence with file and line. This module needs no torch.
+A reader of these files may read a stranger's. So each has one model here. What does not fit is refused in a sentence. No torch.
 """
 
 from __future__ import annotations
@@ -127,6 +126,7 @@ class Measures(Open, frozen=True):
     notes: dict[Name, Text] = {}
     own: dict[Name, OwnNumbers] = {}
     confusion: Matrix = []
+    trained: Plain | None = None  # of the network whose features were taken, see `training.trained.trained_facts`
 
 
 class Near(FromFile, frozen=True):

@@ -1,5 +1,4 @@
-"""Further findings about a set beside its test accuracy: measures, near-copies, predicted labels, and a map of
-features.
+"""Further findings about a set beside its test accuracy: measures, near-copies, predicted labels, and a map of features.
 
 All of this is written into the set's folder, so that a report needs neither the real data nor a network:
 
@@ -41,6 +40,7 @@ from dap.evaluation.measures.pictures import Pictures
 from dap.evaluation.training.batches import Labelled, as_float, in_blocks, rows_of
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import MOST_CLASSES
+from dap.evaluation.training.trained import trained_facts
 from dap.kernels import RBF
 
 COMPARED, COMPARED_IN_ALL = 500, 50_000
@@ -187,7 +187,7 @@ class Inspector:
         features = extract(self.features, images).float()
         compared, notes = self._measured(features, labels)
         probabilities = self._probabilities(images)
-        measures: dict[str, Any] = {"features": self.name, **compared.values}
+        measures: dict[str, Any] = {"features": self.name, **compared.values} | trained_facts(self.classifier)
         rows = {name: dict(row) for name, row in zip(names, compared.by_class or [{}] * len(names), strict=True)}
         if probabilities is not None:
             right = (probabilities.argmax(1) == labels).double()

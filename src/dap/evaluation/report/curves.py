@@ -91,7 +91,7 @@ def _sweep_name(family: list[Group], families: list[list[Group]], field: str) ->
     first = family[0].first
     rivals = [other[0].first for other in families if other[0].first.method == first.method]
     detail = described(first, [f for f in varying(rivals) if f not in (field, "block")])
-    return f"{first.method} ({detail})" if detail else first.method
+    return f"{first.title} ({detail})" if detail else first.title
 
 
 def _level(together: list[list[Group]], rows: Sequence[Row]) -> Row | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dap.evaluation.report.records import Json
-from dap.evaluation.report.summary import Row, collect
+from dap.evaluation.report.records import Json, is_number
+from dap.evaluation.report.summary import Row, Setting, collect
 from dap.shipped import Expected
 
 Published = Callable[[Json], Expected | None]
@@ -25,16 +26,37 @@ class Claim:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """The accuracy of a network that was trained on all real images.
+
+    Attributes:
+        accuracy: the accuracy on the real test images, a fraction.
+        how: words on the training.
+        network: the network; empty where it is not known, so that the figure stands beside every network.
+    """
+
+    accuracy: float
+    how: str
+    network: str = ""
+
+
 class Claims:
-    """Finds the claim for a row.
+    """Finds the claim for a row, and the accuracies of all real images for a setting.
 
     Args:
         given: earlier figures by group label or by method. They are preferred to published values.
         published: a function that finds the published values, see `Published`.
+        full: accuracies of all real images, beside those that the sets know.
     """
 
-    def __init__(self, given: Mapping[str, str] | None = None, published: Published | None = None) -> None:
-        self.given = dict(given or {})
+    def __init__(
+        self,
+        given: Mapping[str, str] | None = None,
+        published: Published | None = None,
+        full: Sequence[Ceiling] = (),
+    ) -> None:
+        self.given, self._full = dict(given or {}), tuple(full)
         self._published = published
 
     def of(self, row: Row) -> Claim | None:
@@ -51,6 +73,24 @@ class Claims:
                 spread = "" if value.std is None else f" ± {value.std:.1f}"
                 return Claim(f"{value.mean:.1f}{spread}", value.mean, value.std, value.source)
         return None
+
+    def ceilings(self, setting: Setting | None, rows: Sequence[Row]) -> list[Ceiling]:
+        """What is known of all real images for the rows of one setting: those given, and those that were recorded when the
+        sets were measured by a network of the same kind. Nothing is known for a setting on validation images."""
+        if setting is None or setting.protocol.endswith(" on validation"):
+            return []
+        recorded = [record.measures.get("trained") for row in rows for record in row.group.sets]
+        known = [*self._full, *(trained_on_all(one) for one in recorded if isinstance(one, Mapping))]
+        same = (one for one in known if one and _plain(one.network or setting.network) == _plain(setting.network))
+        return list(dict.fromkeys(same))
+
+
+def trained_on_all(facts: Mapping[str, Any]) -> Ceiling | None:
+    """The accuracy that `measures.json` or the file of a classifier states; None where it states none."""
+    if not (is_number(accuracy := facts.get("accuracy")) and 0 <= accuracy <= 1):
+        return None
+    epochs = f", {facts['epochs']} epochs" if facts.get("epochs") else ""
+    return Ceiling(accuracy, f"protocol {facts.get('protocol')}{epochs}", str(facts.get("network") or ""))
 
 
 def _plain(network: str) -> str:

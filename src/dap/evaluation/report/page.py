@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import quote
 
 from dap.base.disk import REFUSED, told
 from dap.base.errors import DapError
@@ -24,7 +25,7 @@ from dap.data.sets.differences import flatten
 from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
 from dap.evaluation.report.curves import curves, training
-from dap.evaluation.report.expected import Claims, Published
+from dap.evaluation.report.expected import Ceiling, Claims, Published
 from dap.evaluation.report.gallery import doubted, gallery, near_copies
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES, SetRecord, load
@@ -70,6 +71,8 @@ class Content:
         return {"": self.accuracy.csv(), **texts}
 
 
+SHOWN_AS, MIME = {"tex": "LaTeX", "csv": "CSV"}, {"tex": "application/x-tex", "csv": "text/csv"}
+"""The words on the links to a section's files, and the types of these files."""
 BESIDE = ("measures", "ranking", "recipes", "cost", "networks", "classes", "confusion", "protocols")
 """Parts of the names of the CSV files. Files of an earlier report that the new report does not have are removed."""
 
@@ -86,17 +89,19 @@ def write_report(
     title: str,
     expected: Mapping[str, str] | None = None,
     published: Published | None = None,
+    full: Sequence[Ceiling] = (),
 ) -> Path:
     """Write the report on these sets: the page, and its tables as `.md`, `.tex` and `.csv` of the same name beside it.
 
     The accuracies are `report.csv`; every other table has a file of its own such as `report-measures.csv`.
 
     Args:
-        paths: folders of distilled sets; those without trials are shown as not evaluated yet.
+        paths: folders of distilled sets; those without trials are shown without an accuracy.
         out: the page (a name ending in .html), or a folder to hold `report.html`.
         title: the page's heading.
         expected: earlier figures by group label or by method. They are shown beside the measured accuracies.
         published: finds the published values for a set; they are shown with their source.
+        full: accuracies of training on all real images, beside those that the sets know.
 
     Returns:
         The path of the page. Each file is replaced as a whole, the page last.
@@ -107,10 +112,10 @@ def write_report(
     """
     out = Path(out)
     page = page_of(out)
-    content = _content(load(paths), title, Claims(expected, published))
+    content = _content(load(paths), title, Claims(expected, published, full))
     beside = {f"{page.stem}{'-' if key else ''}{key}.csv": text for key, text in content.beside.items()}
     files = {**beside, f"{page.stem}.md": _markdown(content), f"{page.stem}.tex": _latex(content)}
-    files[page.name] = _html(content)  # last, because a reader of the page expects the other files
+    files[page.name] = _html(content, page.stem)  # last, because a reader of the page expects the other files
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -148,7 +153,7 @@ def _content(sets: Sequence[SetRecord], title: str, claims: Claims) -> Content:
     )
 
 
-def _html(content: Content) -> str:
+def _html(content: Content, page: str) -> str:
     css, script = html.source("report.css"), html.source("report.js")
     groups, rows = content.groups, content.rows
     sentence, findings = summary(rows, content.sets)
@@ -171,6 +176,7 @@ def _html(content: Content) -> str:
             commands=_commands(groups),
             recipes=[(g.label, seeds(g), json.dumps(g.first.recipe, indent=2, ensure_ascii=False)) for g in groups],
             versions=_versions(content.sets),
+            downloads=_downloads(content, page),
             warnings=near_copies(groups),
             doubts=doubted(groups),
             notes=_notes(content),
@@ -179,6 +185,32 @@ def _html(content: Content) -> str:
             dash=DASH,
         )
     )
+
+
+def _downloads(content: Content, page: str) -> dict[str, list[tuple[str, str, str]]]:
+    """For each section with tables, its files: the kind, the name, and the file itself as a data URI."""
+    sections_of: dict[str, Sequence[Table | None]] = {
+        "accuracy": [content.accuracy],
+        "networks": content.networks,
+        "measures": [content.measures],
+        "classes": content.classes,
+        "ranking": [content.ranking],
+        "recipes": [content.recipes],
+        "cost": [content.cost],
+    }
+    made: dict[str, list[tuple[str, str, str]]] = {}
+    for section, found in sections_of.items():
+        tables = [table for table in found if table and table.rows]
+        kinds = {
+            "tex": "\n\n".join(table.latex() for table in tables),
+            "csv": comma_separated(tables) if tables else "",
+        }
+        made[section] = [
+            (SHOWN_AS[kind], f"{page}-{section}.{kind}", f"data:{MIME[kind]};charset=utf-8,{quote(text)}")
+            for kind, text in kinds.items()
+            if text
+        ]
+    return made
 
 
 def _unbroken(text: str) -> str:

@@ -25,6 +25,7 @@ from dap.base.files import natural_order
 from dap.base.parsing import shown
 from dap.data.sets.contents import part_files
 from dap.data.sets.notes import Count, Label, Open, as_read, read_note
+from dap.evaluation.report.renderings.names import method_title
 from dap.evaluation.training.trials import TrialLine
 
 Json = Mapping[str, Any]
@@ -69,6 +70,11 @@ class SetRecord:
     def method(self) -> str:
         """The method of the recipe, or the name of the folder where there is no recipe."""
         return str(self.recipe.get("method") or self.path.name)
+
+    @property
+    def title(self) -> str:
+        """The method as papers write it, or the name of the folder where there is no recipe."""
+        return method_title(self.method) if self.recipe.get("method") else self.method
 
     @property
     def seed(self) -> object:

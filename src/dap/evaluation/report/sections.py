@@ -12,6 +12,7 @@ from dap.evaluation.report.charts import bar
 from dap.evaluation.report.gallery import inspected
 from dap.evaluation.report.meanings import MEANINGS, meaning, ordered, own_meanings
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
+from dap.evaluation.report.renderings.names import network_title
 from dap.evaluation.report.spread import Stat
 from dap.evaluation.report.summary import Group, Row, Setting, full_seconds, spoken
 from dap.evaluation.report.tables import Table, plain_table
@@ -152,7 +153,10 @@ def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]
             continue
         score: dict[tuple[str, str | None], Stat] = {key: row.score for key, row in here.items() if row.score}
         top = max(stat.mean + (stat.std or 0) for stat in score.values())
-        columns = [Column("group", numeric=False), *(Column(network or "") for network in networks)]
+        columns = [
+            Column("group", numeric=False),
+            *(Column(network_title(network or ""), field=network or "") for network in networks),
+        ]
         columns.append(Column("mean", hint="mean over the networks, of groups that were trained with all of them"))
         body = []
         for group in groups:

@@ -73,6 +73,9 @@ class Row:
     trials: tuple[int, ...]
     """How many trials each evaluated set has."""
     difference: Difference | None
+    """To vanilla."""
+    over_random: Difference | None
+    """To as many random real images."""
     seconds: float | None
     """Mean seconds of making one set. Work that sets share counts in full for each set."""
     memory: float | None
@@ -189,7 +192,7 @@ def group_sets(sets: Sequence[SetRecord]) -> list[Group]:
         first = records[0]
         fields = varying([other[0] for other in members.values() if other[0].method == first.method])
         detail, note = (described(first, names) for names in (fields, [f for f in fields if f not in COLUMNS]))
-        label = f"{first.method} ({detail})" if detail else first.method
+        label = f"{first.title} ({detail})" if detail else first.title
         groups.append(Group(key, label, note, tuple(records)))
     return sorted(groups, key=lambda g: (methods.index(g.first.method), g.first.ipc, *map(_rank, _swept(g))))
 
@@ -217,7 +220,7 @@ def summarise(sets: Sequence[SetRecord]) -> list[Row]:
                 spread_of([[t[score] for t in each] for each in of_sets], seeds) for score in ("last", "best")
             )
             rows.append(_row(group, setting, last, best, tuple(map(len, of_sets))))
-    rows = [_against_vanilla(row, rows) for row in rows]
+    rows = [_compared(row, rows) for row in rows]
     return rows + [_row(g, None, None, None, ()) for g in groups if not any(record.trials for record in g.sets)]
 
 
@@ -226,7 +229,7 @@ def _row(group: Group, setting: Setting | None, last: Stat | None, best: Stat | 
     costs = [record.cost for record in group.sets]
     peaks = [cost["peak_memory_gb"] for cost in costs if is_number(cost.get("peak_memory_gb"))]
     seconds = group.mean([full_seconds(cost) for cost in costs])
-    return Row(group, setting, last, best, trials, None, seconds, max(peaks, default=None), measures)
+    return Row(group, setting, last, best, trials, None, None, seconds, max(peaks, default=None), measures)
 
 
 def full_seconds(cost: Json) -> float | None:
@@ -253,22 +256,27 @@ def collect(group: Group, setting: Setting) -> list[tuple[object, list[Json]]]:
     return found
 
 
-def _against_vanilla(row: Row, rows: Sequence[Row]) -> Row:
-    vanilla = reference(row, rows)
-    if vanilla is None or vanilla.group is row.group or row.score is None or vanilla.score is None:
-        return row
-    return replace(row, difference=difference(row.score, vanilla.score))
+def _compared(row: Row, rows: Sequence[Row]) -> Row:
+    """The row with its differences to vanilla and to random real images, where there are such rows beside it."""
+
+    def to(other: Row | None) -> Difference | None:
+        if other is None or other.group is row.group or row.score is None or other.score is None:
+            return None
+        return difference(row.score, other.score)
+
+    return replace(row, difference=to(reference(row, rows)), over_random=to(reference(row, rows, random=True)))
 
 
-def reference(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The vanilla row that `row` is compared with. It has the same setting, ipc, data and backbone; of several rows, the
-    one with the most similar recipe is taken."""
+def reference(row: Row, rows: Sequence[Row], *, random: bool = False) -> Row | None:
+    """The vanilla row that `row` is compared with, or the row of random real images. It has the same setting, ipc, data and
+    backbone; of several rows, the one with the most similar recipe is taken."""
     record = row.group.first
 
     def fits(other: Row) -> bool:
         pairs = [(record.recipe.get(part), other.group.first.recipe.get(part)) for part in ("data", "backbone")]
         comparable = all(a == b or a is None or b is None for a, b in pairs)
-        return other.group.first.unguided and other.setting == row.setting and other.ipc == row.ipc and comparable
+        kind = other.method == "random" if random else other.group.first.unguided
+        return kind and other.setting == row.setting and other.ipc == row.ipc and comparable
 
     def distance(other: Row) -> tuple[bool, int]:
         shared = [f for f in varying([record, other.group.first]) if f != "method" and not f.startswith("guidance.")]

@@ -10,28 +10,30 @@ from typing import Any
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.cells import Block, Cell, Column, cell
 from dap.evaluation.report.charts import strip
-from dap.evaluation.report.expected import Claim, Claims
+from dap.evaluation.report.expected import Ceiling, Claim, Claims
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES
 from dap.evaluation.report.renderings import html, latex, markdown, spreadsheet, terminal
-from dap.evaluation.report.spread import holm
 from dap.evaluation.report.summary import Row, Setting, reference, varying
 from dap.evaluation.report.text import (
     DASH,
     PENDING,
     STAR,
+    Against,
     accuracy,
     figure,
     interval,
+    percent,
     scale,
     seeds,
     setting_name,
     signed,
-    starred,
-    survived,
     times,
     trainings,
 )
+
+REAL = "All real images"
+"""The name of the row of a network that was trained on all real images."""
 
 
 @dataclass(frozen=True)
@@ -116,26 +118,24 @@ def comma_separated(tables: Sequence[Table]) -> str:
 
 
 def accuracy_table(rows: Sequence[Row], claims: Claims | None = None) -> Table:
-    """The main table of a report: one block for each setting, one row for each group that was tested under it.
+    """The main table of a report: one block for each setting, one row for each group that was tested under it, and one for
+    training on all real images where its accuracy is known.
 
     Args:
         rows: the rows, as `summary.summarise` returns them.
-        claims: finds the earlier figures to show beside the measured accuracies; default: none.
+        claims: finds the earlier figures to show beside the measured accuracies, and those of all real images; default: what
+            the sets themselves know.
     """
     claims = claims or Claims()
     settings = dict.fromkeys(row.setting for row in rows)
-    corrected = holm([row.difference.p if row.difference else None for row in rows])
-    of = {(row.group.key, row.setting): p for row, p in zip(rows, corrected, strict=True)}
-    blocks = tuple(_block(setting, rows, claims, of) for setting in settings)
-    return Table("", "Accuracy", blocks, _note(rows, corrected), tuple(_data(rows, claims, corrected)))
+    against = [Against.of(rows, other) for other in ("vanilla", "random")]
+    blocks = tuple(_block(setting, rows, claims, against) for setting in settings)
+    return Table("", "Accuracy", blocks, _note(rows, against), tuple(_data(rows, claims, against)))
 
 
-Corrected = Mapping[tuple[str, Setting | None], float | None]
-"""The p-value of each row's difference, corrected for all differences of the table, by group and setting."""
-
-
-def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, corrected: Corrected) -> Block:
-    here = [row for row in rows if row.setting == setting]
+def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> Block:
+    places = [i for i, row in enumerate(rows) if row.setting == setting]
+    here = [rows[i] for i in places]
     found = [claims.of(row) for row in here]
     claimed = [claim for claim in found if claim]
     # Scale and targets name a row where method and images per class do not.
@@ -143,34 +143,46 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, correct
     told = [
         _method(here),
         (Column("ipc", names=True, spare=0), [Cell(str(row.ipc), row.ipc) for row in here]),
-        (Column("scale", beside=True, names=alike, spare=0 if alike else 3), [_scale(row) for row in here]),
-        (Column("targets", False, names=alike, spare=0 if alike else 4), [cell(row.targets) for row in here]),
+        (
+            Column("scale", beside=True, names=alike, spare=0 if alike else 3, css="aside"),
+            [_scale(row) for row in here],
+        ),
+        (
+            Column("targets", False, names=alike, spare=0 if alike else 4, css="aside"),
+            [cell(row.targets) for row in here],
+        ),
         _accuracies(setting, here),
         *([_strips(here, rows)] if setting else []),
-        _differences(here, corrected),
+        *(_differences(places, one) for one in against),
         _claimed(found),
         (Column("sets × trials", short="sets ×\ntrials", spare=0), [Cell(times(row), row.n_trials) for row in here]),
         *_costs(here),
         *(_measure(name, here) for name in MEASURES),
     ]
-    optional = {"scale", "targets", "needs", "expected", "published", *MEASURES}
+    optional = {"scale", "targets", "vs random", "needs", "expected", "published", *MEASURES}
+    optional |= {"vs vanilla"} if any(against[1].differences[i] for i in places) else set()
     kept = [(c, cells) for c, cells in told if c.name not in optional or any(one.text != DASH for one in cells)]
+    ceilings = [_real(one, [column for column, _ in kept]) for one in claims.ceilings(setting, here)]
     elsewhere = {row.group.key: row.group.label for row in rows if row.setting and row.ipc in {r.ipc for r in here}}
     missing = [label for key, label in elsewhere.items() if setting and key not in {row.group.key for row in here}]
     return Block(
         setting_name(setting),
         tuple(column for column, _ in kept),
-        tuple(zip(*(cells for _, cells in kept), strict=True)),
+        (*zip(*(cells for _, cells in kept), strict=True), *ceilings),
         tuple(dict.fromkeys(claim.source for claim in claimed if claim.source)),
-        (f"Not evaluated under this setting: {', '.join(missing)}.",) if missing else (),
-        (starred([*corrected.values()]),) if any(_survives(row, corrected) for row in here) else (),
+        (f"Without trials under this setting here: {', '.join(missing)}.",) if missing else (),
+        tuple(one.stars for one in against if any(map(one.survives, places))),
     )
 
 
-def _survives(row: Row, corrected: Corrected) -> bool:
-    """Whether a row's difference keeps its star. A single comparison needs no correction, and has none."""
-    several = sum(p is not None for p in corrected.values()) > 1
-    return several and survived(corrected[row.group.key, row.setting])
+def _real(one: Ceiling, columns: Sequence[Column]) -> tuple[Cell, ...]:
+    """The row of a network that was trained on all real images."""
+    known = {
+        columns[0].name: Cell(REAL, REAL, small=one.how),
+        **{c.name: Cell(percent(one.accuracy), one.accuracy, css="main") for c in columns if c.field == "accuracy"},
+        **{c.name: Cell("") for c in columns if c.drawn},
+    }
+    return tuple(known.get(column.name, Cell(DASH)) for column in columns)
 
 
 Told = tuple[Column, list[Cell]]
@@ -178,7 +190,7 @@ Told = tuple[Column, list[Cell]]
 
 
 def _method(rows: Sequence[Row]) -> Told:
-    return Column("method", False), [Cell(row.method, row.group.label, small=row.group.note) for row in rows]
+    return Column("method", False), [Cell(row.group.first.title, row.group.label, small=row.group.note) for row in rows]
 
 
 def _scale(row: Row) -> Cell:
@@ -195,7 +207,7 @@ def _accuracies(setting: Setting | None, rows: Sequence[Row]) -> Told:
         css = "main" if row.score else "pending"
         mean = row.score.mean if row.score else None
         cells.append(Cell(accuracy(row.score), mean, small="" if within == DASH else within, css=css))
-    return Column(name, below="± trainings", short=short, spare=0), cells
+    return Column(name, field="accuracy", below="± trainings", short=short, spare=0), cells
 
 
 def _strips(here: Sequence[Row], rows: Sequence[Row]) -> Told:
@@ -211,16 +223,19 @@ def _strips(here: Sequence[Row], rows: Sequence[Row]) -> Told:
     return Column("per set", False, drawn=True, css="plain"), cells
 
 
-def _differences(rows: Sequence[Row], corrected: Corrected) -> Told:
+def _differences(places: Sequence[int], against: Against) -> Told:
     cells = []
-    for row in rows:
-        if row.difference is None:
+    for i in places:
+        difference = against.differences[i]
+        if difference is None:
             cells.append(Cell(DASH))
             continue
-        css = "shown" if row.difference.shown else "unsure" if row.difference.interval else ""
-        text = signed(row.difference.value) + (STAR if _survives(row, corrected) else "")
-        cells.append(Cell(text, row.difference.value, small=interval(row.difference), css=css))
-    return Column("vs vanilla", below="95 % interval", short="vs\nvanilla", spare=0), cells
+        css = "shown" if difference.shown else "unsure" if difference.interval else ""
+        text = signed(difference.value) + (STAR if against.survives(i) else "")
+        cells.append(Cell(text, difference.value, small=interval(difference), css=css))
+    spare = 0 if against.other == "vanilla" else 2
+    name = f"vs {against.other}"
+    return Column(name, below="95 % interval", short=name.replace(" ", "\n"), spare=spare), cells
 
 
 def _claimed(found: Sequence[Claim | None]) -> Told:
@@ -255,10 +270,10 @@ def _measure(name: str, rows: Sequence[Row]) -> Told:
     return column, [Cell(figure(value), value) for value in values]
 
 
-def _note(rows: Sequence[Row], corrected: Sequence[float | None]) -> str:
+def _note(rows: Sequence[Row], against: Sequence[Against]) -> str:
     """A note on how to read the table: the meaning of ±, of the lines below an accuracy and below a difference, and of stars.
-    `corrected` has the p-values of the rows, corrected for their number."""
-    differences = [row.difference for row in rows if row.difference and row.difference.interval]
+    `against` has the differences of the rows."""
+    differences = [found for one in against for found in one.differences if found and found.interval]
     said = "Accuracies are mean ± sample standard deviation over distilled sets, each set counting by the mean of its trials"
     if any(row.score and len(row.score.sets) == 1 and row.score.std is not None for row in rows):
         said += "; where a group has one set, ± is the spread of its trials, the noise of training alone"
@@ -273,33 +288,39 @@ def _note(rows: Sequence[Row], corrected: Sequence[float | None]) -> str:
         said += f" Under each difference stands its own 95\u00a0% interval ({by})"
         unsure = any(not difference.shown for difference in differences)
         said += "; in grey where it includes 0: no difference shown." if unsure else "."
-    if stars := starred(corrected):
-        said += f" {stars}"
-    return said
+    return " ".join([said, *(one.stars for one in against if one.stars)])
 
 
-def _data(rows: Sequence[Row], claims: Claims, corrected: Sequence[float | None]) -> list[dict[str, Any]]:
+def _data(rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> list[dict[str, Any]]:
     """One line for each group and setting; accuracies and differences are fractions."""
     fields = [f for f in varying([row.group.first for row in rows]) if f not in {"method", "ipc"}]
-    lines = []
-    for row, p_holm in zip(rows, corrected, strict=True):
+    lines, last = [], len(rows) - 1
+    for i, row in enumerate(rows):
         line: dict[str, Any] = {"group": row.group.label, "method": row.method, "ipc": row.ipc, "scale": row.scale}
         line |= {"unit": row.unit, "layer": row.layer, "targets": row.targets, "seeds": seeds(row.group)}
-        line |= {
-            name: row.setting and getattr(row.setting, name) for name in ("network", "protocol", "epochs", "n_test")
-        }
+        line |= _of_setting(row.setting)
         line |= {"headline": row.headline or PENDING, "sets": row.n_sets, "trials": row.n_trials}
         for name, stat in (("last", row.last), ("best", row.best)):
             line |= {f"{name}_mean": stat and stat.mean, f"{name}_std_sets": stat and stat.std_sets}
             line |= {f"{name}_std_trials": stat and stat.std_trials}
-        low, high = (row.difference and row.difference.interval) or (None, None)
-        line |= {"vs_vanilla": row.difference and row.difference.value, "low_95": low, "high_95": high}
-        line |= {"paired": row.difference and row.difference.paired}
-        line |= {"p": row.difference and row.difference.p, "p_holm": p_holm}
+        for one, end in zip(against, ("", "_random"), strict=True):
+            found = one.differences[i]
+            low, high = (found and found.interval) or (None, None)
+            line |= {f"vs_{one.other}": found and found.value, f"low_95{end}": low, f"high_95{end}": high}
+            line |= {f"paired{end}": found and found.paired, f"p{end}": found and found.p}
+            line |= {f"p_holm{end}": one.corrected[i]}
         claim = claims.of(row)
         line |= dict(row.measures) | {"seconds_per_set": row.seconds, "peak_memory_gb": row.memory}
         line |= {"needs": " ".join(row.needs), "expected": claim and claim.text}
         line |= {"expected_source": claim and claim.source}
         recipe = flatten(row.group.first.recipe)
         lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})
+        if i == last or rows[i + 1].setting != row.setting:  # the last row of a block
+            for one in claims.ceilings(row.setting, [r for r in rows if r.setting == row.setting]):
+                of = {**_of_setting(row.setting), "epochs": None}
+                lines.append({"group": REAL, **of, "headline": "last", "last_mean": one.accuracy, "how": one.how})
     return lines
+
+
+def _of_setting(setting: Setting | None) -> dict[str, Any]:
+    return {name: setting and getattr(setting, name) for name in ("network", "protocol", "epochs", "n_test")}

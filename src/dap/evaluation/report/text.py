@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.records import SetRecord, is_number
-from dap.evaluation.report.spread import Difference, Stat
+from dap.evaluation.report.renderings.names import network_title
+from dap.evaluation.report.spread import Difference, Stat, holm
 from dap.evaluation.report.summary import Group, Row, Setting, recipe_key, spoken
 
 DASH = "–"
-PENDING = "not evaluated yet"
+PENDING = "no trials here"
+"""For sets without a trial. A set may have been judged elsewhere since, so that a page cannot say that it never was."""
 
 
 def percent(fraction: float | None) -> str:
@@ -80,15 +83,51 @@ def survived(corrected: float | None) -> bool:
     return corrected is not None and corrected < 0.05
 
 
-def starred(corrected: Sequence[float | None]) -> str:
-    """The sentence on the stars of a table, from the corrected p-values of all its differences. Empty for less than two tests."""
+def starred(corrected: Sequence[float | None], other: str = "vanilla") -> str:
+    """The sentence on the stars of a column, from the corrected p-values of all its differences. Empty for less than two
+    tests.
+
+    Args:
+        corrected: the p-values of the column in all blocks of the table.
+        other: what the rows are compared with.
+    """
     n = sum(p is not None for p in corrected)
     if n < 2:
         return ""
-    over = f"Holm’s correction over the {n} comparisons with vanilla in this table"
+    over = f"Holm’s correction over the {n} comparisons with {other} in this table"
     if not any(map(survived, corrected)):
         return f"No difference survives {over} at 5\u00a0%."
     return f"{STAR}: the difference survives {over} at 5\u00a0%."
+
+
+@dataclass(frozen=True)
+class Against:
+    """The differences of all rows of a table to one kind of set, and which of them survive Holm's correction.
+
+    Attributes:
+        other: "vanilla" or "random".
+        differences: of each row.
+        corrected: the p-value of each row, corrected for all differences in `differences`.
+    """
+
+    other: str
+    differences: tuple[Difference | None, ...]
+    corrected: tuple[float | None, ...]
+
+    @staticmethod
+    def of(rows: Sequence[Row], other: str) -> Against:
+        """The differences of these rows to "vanilla" or "random"."""
+        found = tuple(row.difference if other == "vanilla" else row.over_random for row in rows)
+        return Against(other, found, tuple(holm([one.p if one else None for one in found])))
+
+    def survives(self, i: int) -> bool:
+        """Whether the difference of row i keeps its star. A single comparison needs no correction, and has none."""
+        return sum(p is not None for p in self.corrected) > 1 and survived(self.corrected[i])
+
+    @property
+    def stars(self) -> str:
+        """The sentence on the stars of this column."""
+        return starred(self.corrected, self.other)
 
 
 def setting_name(setting: Setting | None) -> str:
@@ -98,7 +137,7 @@ def setting_name(setting: Setting | None) -> str:
     epochs = f"{setting.epochs:,} epoch{'' if setting.epochs == 1 else 's'}" if setting.epochs else ""
     kind = "validation" if setting.protocol.endswith(" on validation") else "test"
     images = f"{setting.n_test:,} {kind} images" if setting.n_test else ""
-    return ", ".join(filter(None, (setting.network, setting.protocol, epochs, images)))
+    return ", ".join(filter(None, (network_title(setting.network), setting.protocol, epochs, images)))
 
 
 def count(n: int, noun: str) -> str:
@@ -106,20 +145,21 @@ def count(n: int, noun: str) -> str:
     return f"one {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def compared(name: str, difference: Difference) -> str:
-    """A difference to vanilla in words, with interval and n: "no difference shown" where the interval includes 0."""
+def compared(name: str, difference: Difference, other: str = "vanilla") -> str:
+    """A difference to vanilla or another kind of set in words, with interval and n: "no difference shown" where the interval
+    includes 0."""
     n, m = difference.n
     sets = f"n = {n} sets each" if n == m else f"n = {n} and {m} sets"
     sets = f"n = {n} sets of the same seeds" if difference.paired else sets
     points = signed(difference.value)
     if difference.interval is None:
         sets = "one set each" if n == m else f"{count(n, 'set')} against {m}"
-        return f"{name}: {points} points against vanilla ({sets}, so no spread is known and this may be chance)"
+        return f"{name}: {points} points against {other} ({sets}, so no spread is known and this may be chance)"
     where = f"95 % interval {interval(difference)}, {sets}"
     if not difference.shown:
-        return f"no difference shown between {name} and vanilla ({points} points, {where})"
+        return f"no difference shown between {name} and {other} ({points} points, {where})"
     side = f"{points} points over" if difference.value > 0 else f"{points.lstrip('−')} points under"
-    return f"{name} is {side} vanilla ({where})"
+    return f"{name} is {side} {other} ({where})"
 
 
 def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[str]]:
@@ -129,13 +169,17 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     where = f"{count(len(sets), 'distilled set').capitalize()} in {count(len(groups), 'group')}{_data(sets)}"
     pending = [row.group.label for row in rows if row.score is None]
     if not scored:
-        return f"{where}, {PENDING}: run `dap evaluate` on each set.", []
+        return (
+            f"{where}. This page holds no trials: `dap evaluate` trains networks on sets, and writes a page of its own.",
+            [],
+        )
     alike = [row for row in scored if row.setting == scored[0].setting]
     first = [row for row in alike if row.ipc == alike[0].ipc]
     top = max(first, key=_mean)
-    told = compared(top.group.label, top.difference) if top.difference else ""
+    told = _against(top, rows)
     chosen = _pick(top, first)
-    name = "it" if top.difference and top.difference.shown else top.group.label
+    main = top.difference or (None if _has_vanilla(rows) else top.over_random)
+    name = "it" if main and main.shown else top.group.label
     ahead = f"{name} has the highest mean accuracy, {percent(_mean(top))} % ({top.headline} epoch){chosen}"
     ahead += f", at {count(top.ipc, 'image')} per class" if len(first) < len(alike) else ""
     if len(first) == 1:
@@ -144,14 +188,16 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     lines = [line for setting in dict.fromkeys(row.setting for row in scored) for line in _findings(setting, scored)]
     prefixes = _prefixes([row.setting for row in scored])
     rest = [prefixes[setting] + line for setting, line in lines if (setting, line) != (top.setting, told + chosen)]
-    if not any(row.group.first.unguided for row in scored):
+    if top.difference and top.over_random:
+        rest.insert(0, prefixes[top.setting] + compared(top.group.label, top.over_random, "random"))
+    if not _has_vanilla(scored):
         rest.append("There is no vanilla set here, so no difference to vanilla can be given")
     if all(row.n_sets == 1 for row in scored):
         rest.append("Each group has one evaluated set, so no spread between sets is known")
     if pending:
-        rest.append(f"Not evaluated yet: {', '.join(pending)}")
+        rest.append(f"Without trials here: {', '.join(pending)}")
     closed = [f"N{line[1:]}." if line.startswith("no difference") else f"{line}." for line in rest]
-    return f"{where}, judged by {top.network}: {outcome}.", closed
+    return f"{where}, judged by {network_title(str(top.network))}: {outcome}.", closed
 
 
 def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
@@ -159,8 +205,20 @@ def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
     network has several."""
     distinct = list(dict.fromkeys(settings))
     networks = {setting.network for setting in distinct if setting}
-    short = {s: s.network if s and len(networks) == len(distinct) else setting_name(s) for s in distinct}
+    short = {s: network_title(s.network) if s and len(networks) == len(distinct) else setting_name(s) for s in distinct}
     return {setting: f"{name}: " if len(distinct) > 1 else "" for setting, name in short.items()}
+
+
+def _has_vanilla(rows: Sequence[Row]) -> bool:
+    return any(row.group.first.unguided for row in rows)
+
+
+def _against(row: Row, rows: Sequence[Row]) -> str:
+    """The difference of a row to vanilla in words, or to random real images where no row is vanilla; "" without either."""
+    if row.difference:
+        return compared(row.group.label, row.difference)
+    alone = row.over_random if not _has_vanilla(rows) else None
+    return compared(row.group.label, alone, "random") if alone else ""
 
 
 def _mean(row: Row) -> float:
@@ -189,11 +247,10 @@ def _findings(setting: Setting | None, rows: Sequence[Row]) -> list[tuple[Settin
     """A line for each row with a difference. Of a sweep only the best point has a line, and the line says that it is the best."""
     here = [row for row in rows if row.setting == setting]
     lines = []
-    for row in (row for row in here if row.difference):
+    for row in here:
         family = _family(row, here)
-        if len(family) < 3 or row is max(family, key=_mean):
-            assert row.difference is not None
-            lines.append((setting, compared(row.group.label, row.difference) + _pick(row, here)))
+        if (told := _against(row, rows)) and (len(family) < 3 or row is max(family, key=_mean)):
+            lines.append((setting, told + _pick(row, here)))
     return lines
 
 

@@ -70,3 +70,15 @@ def train_on_tensors(
     device = next(network.parameters()).device
     facts = (train[0].shape[1], classes, trial.last, tuple(class_names), device)
     return of_training(settled.network, network, settled, *facts), trial
+
+
+def trained_facts(classifier: Classifier | None) -> dict[str, Any]:
+    """`trained`: the accuracy of a network that was trained on all real images, and how it was trained, for `measures.json`. A
+    report shows it as the row of all real images. {} for a network that was not trained here or knows other classes too."""
+    if classifier is None or classifier.protocol is None or classifier.accuracy is None:
+        return {}
+    if len(classifier.columns) != classifier.known:
+        return {}
+    protocol = classifier.protocol
+    facts = {"network": protocol.network, "protocol": protocol.name, "epochs": protocol.epochs}
+    return {"trained": {**facts, "accuracy": classifier.accuracy}}

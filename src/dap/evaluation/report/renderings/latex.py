@@ -38,7 +38,7 @@ SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
 WIDEST = 10
 """A table of more columns is split in two."""
 
-BOLD = "Bold: the 95 % interval of the difference to vanilla excludes 0."
+BOLD = "Bold: the 95 % interval of the difference excludes 0."
 
 
 def escaped(text: str) -> str:
@@ -50,7 +50,7 @@ def latex(title: str, blocks: Sequence[Block]) -> str:
     r"""A `table` environment for each block, or two where a block has more than `WIDEST` columns.
 
     No best value is set in bold: that a mean is the largest of a table does not show that it is larger than the second one.
-    Bold are the differences to vanilla that are shown, and a line below says so.
+    Bold are the differences that are shown, and a line below says so.
     """
     tables = []
     for block in blocks:

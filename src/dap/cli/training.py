@@ -1,0 +1,105 @@
+"""The verbs that train backbones: train-backbone."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from dap.cli.bars import spoken
+from dap.cli.flags import (
+    Classes,
+    MachineFlags,
+    MaybePositive,
+    OutputFlags,
+    Places,
+    Told,
+    machine_of,
+    watcher_of,
+)
+from dap.cli.judging import BadFraction
+
+if TYPE_CHECKING:
+    from dap.verbs.training.backbone import Trained
+
+
+def train_backbone(
+    *,
+    data: str,
+    out: Path,
+    kind: Literal["dit", "unet"] = "dit",
+    minutes: Annotated[float, Parameter(metavar="MINUTES")] = 30,
+    size: MaybePositive = None,
+    steps: MaybePositive = None,
+    autoencoder_steps: MaybePositive = None,
+    flip: bool = True,
+    classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
+    split: Places = None,
+    seed: int = 0,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Train a backbone.
+
+    Args:
+        data: The real images: a folder of class folders, or fashion-mnist. Test images are never read.
+        out: Folder of the backbone. preview.png in it shows every few minutes what it makes.
+        kind: dit is told labels. unet is a small Stable Diffusion, which is told prompts.
+        minutes: The time for which sizes and steps are chosen, by a measured rate.
+        size: Side of the images in px, a multiple of 16. Default: that of the images, at most 64 on a CPU and 128 on a GPU.
+        steps: Steps of the denoiser. Default: as many as fit the time.
+        autoencoder_steps: Steps of the autoencoder. Default: as many as fit the time.
+        flip: Show mirror images too. Say --no-flip where left and right matter, as in text.
+        classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER.
+        seed: Seed of the first weights and of all draws.
+    """
+    from dap.verbs.training.backbone import train_backbone as run
+
+    made = run(
+        data,
+        out,
+        kind=kind,
+        minutes=minutes,
+        size=size,
+        steps=steps,
+        autoencoder_steps=autoencoder_steps,
+        flip=flip,
+        classes=classes,
+        max_bad_fraction=max_bad_fraction,
+        split=split,
+        seed=seed,
+        machine=machine_of(machine),
+        watcher=watcher_of(output),
+    )
+    return _told(made, data)
+
+
+def _told(made: Trained, data: str) -> Told:
+    notes = made.notes
+    sizes, lines = notes.sizes, []
+    if made.again:
+        lines.append(f"{made.folder} is this backbone already, and it is whole: nothing was trained.")
+    else:
+        lines.append(f"{made.folder}: a backbone of {sizes.size} px for {len(notes.asked.classes)} classes")
+    values: dict[str, Any] = {"backbone": made.folder, "size": sizes.size, "again": made.again}
+    for name in ("autoencoder", "denoiser"):
+        stage = getattr(notes, name)
+        held = [held for _, _, held in stage.history if held is not None]
+        loss = f", smallest loss on held-out images {min(held):.4f} at step {stage.best:,}" if held else ""
+        stopped = ", where it stopped because this loss had turned" if stage.turned else ""
+        steps = f"{stage.steps:,} steps of {stage.parameters / 1e6:.1f} M parameters in {spoken(stage.seconds)}"
+        lines.append(f"{name}: {steps}{loss}{stopped}")
+        values[name] = {"steps": stage.steps, "best": stage.best, "turned": stage.turned, "seconds": stage.seconds}
+    if notes.psnr_held_out_db is not None:
+        lines.append(
+            f"reconstructions: {notes.psnr_held_out_db:.1f} dB on held-out images, {notes.psnr_train_db:.1f} dB on others"
+        )
+        values["psnr_held_out_db"] = notes.psnr_held_out_db
+    lines.append(f"Look at {made.folder / 'preview.png'}")
+    again = ["dap", "distill", "--data", data, "--backbone", str(made.folder), "--ipc", "10", "--out", "runs/mine"]
+    lines.append(f"Next: {shlex.join(again)}")
+    return Told("\n".join(lines), values)

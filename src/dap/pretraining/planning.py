@@ -1,0 +1,215 @@
+"""How large the networks are and how long each stage is: the largest that learn enough in the time, by a measured rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dap.backbones.base import Card
+from dap.base.errors import DapError
+from dap.pretraining import autoencoders, denoisers
+from dap.pretraining.networks import Kind, Sizes, autoencoder
+from dap.pretraining.pictures import Latents, Pictures
+
+SHARE = 0.35
+"""The part of the time that the autoencoder gets."""
+
+SPARE = 0.9
+"""The part of a stage's time that its steps may take. The rest is for held-out losses, previews and encoding."""
+
+LARGEST = {"cpu": 64, "cuda": 128}
+"""The largest side in px that is chosen without a word of the user, by device; of long trainings on a GPU it is 256."""
+
+LONG = 120
+"""Minutes from which a training is long."""
+
+AUTOENCODERS = (([16, 32, 64], 1), ([32, 64, 128], 1), ([64, 128, 256], 2))
+"""Channels and layers of autoencoders, from small to large. The first one is the starter's, which has learned already."""
+
+ENOUGH = (100_000, 40)
+"""An autoencoder that starts from nothing needs so many images, or each of a larger folder's so many times."""
+
+ENOUGH_LATENTS = (100_000, 50)
+"""A denoiser needs so many latents, or each of a larger folder's so many times."""
+
+TRANSFORMERS = ((0, 128, 6), (0, 192, 8), (1, 192, 8), (1, 256, 8), (1, 384, 12), (2, 384, 12), (2, 512, 16))
+"""How often the coarsest patches are halved, width and depth of DiTs, from small to large."""
+
+UNETS = (32, 64, 96, 128, 192)
+"""Widths of U-Nets, from small to large."""
+
+FEWEST_STEPS = 50
+"""A stage of fewer steps than this makes nothing that could be of use."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the choice of sizes depends on.
+
+    Attributes:
+        kind: the kind of the denoiser.
+        images: how many images there are.
+        classes: how many classes there are.
+        side: the side of the images in px.
+        minutes: the time.
+        device: the device.
+    """
+
+    kind: Kind
+    images: int
+    classes: int
+    side: int
+    minutes: float
+    device: torch.device
+
+    @property
+    def seconds(self) -> float:
+        return 60 * self.minutes
+
+
+def chosen_side(side: int, minutes: float, device: torch.device) -> int:
+    """The side of the images that a backbone makes: that of the user's images as a multiple of 16, up to a largest one."""
+    largest = LARGEST.get(device.type, 64)
+    if device.type == "cuda" and minutes >= LONG:
+        largest = 256
+    return min(max(16, round(side / 16) * 16), largest)
+
+
+def chosen(wish: Wish) -> tuple[Sizes, str, float]:
+    """The sizes, why they were chosen, and the seconds of one step of the autoencoder.
+
+    Raises:
+        DapError: the time is too short for any size.
+    """
+    needed = _enough(ENOUGH, wish.images)
+    found, seconds, rate = None, 0.0, 0.0
+    for sizes in _of_autoencoders(wish):
+        took = autoencoder_seconds(sizes, wish.device)
+        fits = wish.seconds * SHARE * SPARE / took * sizes.batch_images >= needed
+        if found is None or fits:
+            found, seconds, rate = sizes, took, sizes.batch_images / took
+        if not fits:
+            break
+    assert found is not None
+    needed = _enough(ENOUGH_LATENTS, wish.images)
+    best, taken, short = None, 0.0, False
+    for sizes in _of_denoisers(wish, found):
+        took = denoiser_seconds(sizes, wish.classes, wish.device)
+        fits = wish.seconds * (1 - SHARE) * SPARE / took * sizes.batch_latents >= needed
+        short = best is None and not fits
+        if best is None or fits:
+            best, taken = sizes, sizes.batch_latents / took
+        if not fits:
+            break
+    assert best is not None
+    tokens = (best.latent_side // best.patch) ** 2
+    network = f"a DiT of {best.depth} blocks, width {best.width}, {tokens} tokens"
+    if best.kind == "unet":
+        network = f"a U-Net of width {best.width}"
+    size = (
+        f"They are the largest of those tried that see {needed:,} latents or more in {wish.minutes:g} minutes on this "
+        f"{wish.device.type}"
+    )
+    if short:
+        size = (
+            f"They are the smallest there are. In {wish.minutes:g} minutes this {wish.device.type} shows them fewer than the "
+            f"{needed:,} latents that good images of {wish.images:,} images need, so give more --minutes if they come out rough"
+        )
+    known = " that starts as the starter's" if best.start == "starter" else ""
+    latent = f"{best.latent_channels}×{best.latent_side}×{best.latent_side}"
+    reason = (
+        f"images of {best.size} px, an autoencoder{known} with channels {', '.join(map(str, best.levels))} to latents {latent} "
+        f"({rate:.0f} images/s), and {network} ({taken:.0f} latents/s). {size}"
+    )
+    return best, reason, seconds
+
+
+def _enough(least: tuple[int, int], images: int) -> int:
+    """How many images or latents are enough for a folder of so many images."""
+    return min(max(least[0], least[1] * images), 5_000_000)
+
+
+def steps_in(seconds: float, step: float, what: str) -> int:
+    """How many steps fit into a time.
+
+    Raises:
+        DapError: too few.
+    """
+    steps = int(seconds * SPARE / step)
+    if steps < FEWEST_STEPS:
+        raise DapError(
+            f"In {seconds / 60:.1f} minutes this machine makes {max(steps, 0)} steps of the {what}, which is too few to learn "
+            "anything; give more --minutes, or a smaller --size."
+        )
+    return steps
+
+
+def _of_autoencoders(wish: Wish) -> Iterator[Sizes]:
+    cuda = wish.device.type == "cuda"
+    # Small batches, and so more steps, learn faster on a CPU; a GPU would not be used by them.
+    batches = {"batch_images": 64 if cuda else 8, "batch_latents": 256 if cuda else 32}
+    for number, (levels, layers) in enumerate(AUTOENCODERS):
+        if number and wish.side > 64:  # one more halving, so that latents stay small
+            levels = [levels[0] // 2, *levels]
+        what = {"levels": levels, "layers": layers, "start": "nothing" if number else "starter", **batches}
+        yield Sizes(kind=wish.kind, size=wish.side, width=128, depth=6, patch=1, **what)
+
+
+def _of_denoisers(wish: Wish, sizes: Sizes) -> Iterator[Sizes]:
+    if wish.kind == "unet":
+        yield from (sizes.model_copy(update={"width": width, "patch": 1}) for width in UNETS)
+        return
+    side = sizes.latent_side
+    coarsest = next(patch for patch in (8, 4, 2, 1) if side % patch == 0 and (side // patch >= 4 or patch == 1))
+    for halved, width, depth in TRANSFORMERS:
+        if patch := coarsest >> halved:
+            yield sizes.model_copy(update={"patch": patch, "width": width, "depth": depth})
+
+
+def autoencoder_seconds(sizes: Sizes, device: torch.device) -> float:
+    """The seconds of one step of the autoencoder, by a trial."""
+    vae = autoencoder(sizes, 0).to(device, memory_format=torch.channels_last)
+    pictures = Pictures(torch.rand(4, 3, sizes.size, sizes.size), torch.zeros(4, dtype=torch.int64))
+    return _seconds(vae, autoencoders.loss_of(vae, pictures, sizes.batch_images, device), device)
+
+
+def denoiser_seconds(sizes: Sizes, classes: int, device: torch.device) -> float:
+    """The seconds of one step of the denoiser, by a trial."""
+    vae: Any = nn.Linear(1, 1).to(device)
+    vae.config = _Channels(sizes.latent_channels)
+    card = Card("trial", "", sizes.size, 1.0, "all", "0", 0.0, "step")
+    names = [str(label) for label in range(classes)]
+    learner = denoisers.learner_of(sizes, vae, names, card, 0)
+    shape = (1, 4, sizes.latent_channels, sizes.latent_side, sizes.latent_side)
+    latents = Latents(torch.zeros(shape), torch.ones(shape), torch.zeros(4, dtype=torch.int64))
+    latents = Latents(*(part.to(device) for part in (latents.mean, latents.std, latents.labels)))
+    return _seconds(learner.module, denoisers.loss_of(learner, latents, sizes.batch_latents), device)
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """The part of an autoencoder's configuration that a denoiser is checked against."""
+
+    latent_channels: int
+
+
+def _seconds(
+    module: nn.Module, loss_of: Callable[[torch.Generator], Tensor], device: torch.device, times: int = 2
+) -> float:
+    """The seconds of one step: the fastest of some, after one that is not counted."""
+    optimiser = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
+    found = []
+    for number in range(times + 1):
+        began = time.monotonic()
+        optimiser.zero_grad(set_to_none=True)
+        loss_of(torch.Generator().manual_seed(number)).backward()
+        optimiser.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.monotonic() - began)
+    return min(found[1:])

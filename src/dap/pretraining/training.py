@@ -1,0 +1,221 @@
+"""All stages of a training, from images to a folder that `load_backbone` opens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from dap.backbones.base import Card
+from dap.base.alone import alone
+from dap.base.disk import writing
+from dap.base.files import building, dump
+from dap.base.store import Checkpoint, checkpoint_seconds
+from dap.base.watch import Watcher
+from dap.pretraining import autoencoders, denoisers, planning
+from dap.pretraining.denoisers import Learner, learner_of
+from dap.pretraining.fitting import Fitting, Outcome, fit
+from dap.pretraining.networks import autoencoder
+from dap.pretraining.notes import FILE, Notes, Stage, write_notes
+from dap.pretraining.pictures import Latents, Pictures, encoded
+from dap.pretraining.previews import reconstructions, samples, write_preview
+
+WORK = ".training"
+"""The folder of the checkpoints in a backbone's folder. It goes when the backbone is done."""
+
+PREVIEW = 180.0
+"""Seconds between two previews."""
+
+WORTH = 1000
+"""Steps from which compiling a network for a GPU pays."""
+
+
+@dataclass
+class Training:
+    """A training of a backbone into a folder.
+
+    Args:
+        folder: the folder of the backbone.
+        train: the images that are trained on.
+        held: images that are held out; None: there are none, and no training ends early.
+        notes: what was asked for and what is planned. It changes while the training goes on.
+        device: where the training runs.
+        watcher: is told how it goes on.
+        licence: the licence of the weights, for their card.
+        vae: a trained autoencoder to use. None: one is trained.
+    """
+
+    folder: Path
+    train: Pictures
+    held: Pictures | None
+    notes: Notes
+    device: torch.device
+    watcher: Watcher = field(default_factory=Watcher)
+    licence: str = "that of the images it was trained on"
+    vae: Any = None
+
+    def __post_init__(self) -> None:
+        self._shown = time.monotonic()
+        self._rows: list[Any] = []
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.notes.asked.classes
+
+    def run(self) -> Notes:
+        """Train what is not trained yet, and write the folder. A training that was killed goes on.
+
+        Raises:
+            DapError: a loss is not finite, or too little time is left for the denoiser.
+            OSError: the disk takes no more. Checkpoints that are there stay.
+        """
+        vae = self._autoencoder() if self.vae is None else self.vae
+        vae.requires_grad_(False)
+        latents, held = self._latents(vae)
+        learner = self._denoiser(vae, latents, held)
+        self._preview(lambda: samples(learner.twin(), self.class_names), now=True)
+        psnr = {
+            "psnr_train_db": self._psnr(vae, self.train, limit=2000),
+            "psnr_held_out_db": self._psnr(vae, self.held),
+        }
+        self._note(**psnr, done=True)
+        self._write(learner, vae)
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
+        return self.notes
+
+    def _note(self, **values: Any) -> None:
+        self.notes = self.notes.but(**values)
+        if not self.notes.done:  # notes of a whole backbone are written with it
+            write_notes(self.folder, self.notes)
+
+    def _autoencoder(self) -> Any:
+        sizes, seed = self.notes.sizes, self.notes.asked.seed
+        vae = autoencoder(sizes, seed).to(self.device, memory_format=torch.channels_last)
+        for name in ("autoencoder", "decoder"):
+            stage: Stage | None = getattr(self.notes, name)
+            if stage is None or not stage.planned:
+                continue
+            make = autoencoders.loss_of if name == "autoencoder" else autoencoders.decoder_loss_of
+            peak = autoencoders.peak_of(sizes.batch_images)
+            loss = make(vae, self.train, sizes.batch_images, self.device)
+            self._quickly(vae.decoder, stage.planned)
+            held = None if self.held is None else self._held_out_error(vae)
+            self._stage(name, vae, loss, stage, peak, autoencoders.DECAY, held, lambda: self._reconstructions(vae))
+        return vae
+
+    def _held_out_error(self, vae: Any) -> Callable[[], float]:
+        held = self.held
+        assert held is not None
+        return lambda: autoencoders.error_of(vae, held, self.device, limit=256)
+
+    def _latents(self, vae: Any) -> tuple[Latents, Latents | None]:
+        seed, factor = self.notes.asked.seed, vae.config.scaling_factor
+        train = encoded(vae, self.train, self.device, seed=seed, tell=self._told("encoding"))
+        if self.vae is None:
+            train = autoencoders.standardise(vae, train)
+            factor = 1.0
+            vae.register_to_config(scaling_factor=factor)
+        held = None
+        if self.held is not None:
+            held = encoded(vae, self.held, self.device, seed=seed, versions=1)
+            held = Latents(held.mean * factor, held.std * factor, held.labels)
+        self._rows = self._reconstructions(vae)
+        return Latents(train.mean * factor, train.std * factor, train.labels), held
+
+    def _denoiser(self, vae: Any, latents: Latents, held: Latents | None) -> Learner:
+        asked, sizes = self.notes.asked, self.notes.sizes
+        stage = self.notes.denoiser
+        if stage is None:
+            step = planning.denoiser_seconds(sizes, len(self.class_names), self.device)
+            left = 60 * asked.minutes - self.notes.seconds
+            stage = Stage(planned=planning.steps_in(max(left, 60 * asked.minutes / 2), step, "denoiser"))
+            self._note(denoiser=stage)
+        learner = learner_of(sizes, vae, self.class_names, self.card, asked.seed + 1)
+        loss = denoisers.loss_of(learner, latents, sizes.batch_latents)
+        self._quickly(learner.backbone.denoiser, stage.planned)
+        measured = None if held is None else denoisers.held_out_of(learner, held, sizes.batch_latents)
+        draw = lambda: samples(learner.twin(), self.class_names)  # noqa: E731
+        self._stage("denoiser", learner.module, loss, stage, denoisers.PEAK, denoisers.DECAY, measured, draw)
+        return learner
+
+    def _stage(
+        self, name: str, module: nn.Module, loss: Any, stage: Stage, peak: float, decay: float, held: Any, draw: Any
+    ) -> None:
+        how = Fitting(name, stage.planned, peak, self.notes.asked.seed, decay)
+        said = json.dumps([self.notes.asked.model_dump(), self.notes.sizes.model_dump(), name, stage.planned])
+        key = hashlib.sha256(said.encode()).hexdigest()[:16]
+        kept = Checkpoint(self.folder / WORK / f"{name}.pt", key, checkpoint_seconds())
+        parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+        def look() -> None:
+            if time.monotonic() - self._shown >= PREVIEW:
+                self._preview(draw)
+
+        found = fit(module, loss, how, checkpoint=kept, held_out=held, look=look, tell=self._told(name))
+        self._note(**{name: stage.done(found, parameters)})
+        if found.turned:
+            self._tell_turned(name, found, stage)
+
+    def _tell_turned(self, name: str, found: Outcome, stage: Stage) -> None:
+        least = min(held for _, _, held in found.history if held is not None)
+        self.watcher.note(
+            f"The {name} stopped after {found.steps:,} of {stage.planned:,} steps: its loss on held-out images was smallest, "
+            f"{least:.4f}, at step {found.best:,}, and more training would only learn the images by heart. The averaged weights "
+            "of that step are kept."
+        )
+
+    def _told(self, name: str) -> Callable[[int, int], object]:
+        return lambda done, total: self.watcher.work(name, done, total)
+
+    def _quickly(self, module: nn.Module, steps: int) -> None:
+        if self.device.type == "cuda" and steps >= WORTH:
+            module.compile()
+
+    def _reconstructions(self, vae: Any) -> list[Any]:
+        return reconstructions(vae, self.held or self.train, self.device)
+
+    def _preview(self, draw: Callable[[], list[Any]], *, now: bool = False) -> None:
+        rows = draw()
+        write_preview(self.folder, [*self._rows, *rows] if self._rows else rows)
+        self._shown = time.monotonic()
+
+    def _psnr(self, vae: Any, pictures: Pictures | None, limit: int | None = None) -> float | None:
+        if pictures is None:
+            return None
+        return round(autoencoders.decibels(autoencoders.error_of(vae, pictures, self.device, limit)), 2)
+
+    @property
+    def card(self) -> Card:
+        sizes = self.notes.sizes
+        template = "a photo of a {}" if sizes.kind == "unet" else None
+        layer = "mid" if sizes.kind == "unet" else str(sizes.depth // 2)
+        name = self.folder.resolve().name
+        return Card(name, self.licence, sizes.size, 1.5, "all", layer, 0.02, "step", template=template)
+
+    def _write(self, learner: Learner, vae: Any) -> None:
+        """Write the pipeline of diffusers in float16, with card, class names and notes. model_index.json comes last."""
+        card = {name: value for name, value in vars(self.card).items() if value is not None and name != "size"}
+        with alone(), building(self.folder, "model_index.json") as aside, writing(self.folder, aside):
+            learner.pipeline(vae).save_pretrained(aside, safe_serialization=True)
+            for config in aside.glob("*/config.json"):
+                values = json.loads(config.read_bytes())
+                values.pop("_name_or_path", None)  # the path of a part on this machine
+                config.write_bytes(dump(values))
+            index = json.loads((aside / "model_index.json").read_bytes())
+            if self.notes.sizes.kind == "dit":  # a saved pipeline of diffusers forgets the names of its labels
+                index["id2label"] = {str(label): name for label, name in enumerate(self.class_names)}
+            (aside / "model_index.json").write_bytes(dump(index))
+            (aside / "classes.json").write_bytes(dump(self.class_names))
+            (aside / "card.yaml").write_text(
+                yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
+            (aside / FILE).write_bytes(dump(self.notes.model_dump(mode="json")))
