@@ -84,7 +84,9 @@ def test_the_command_alone_makes_a_set_of_any_folder_and_says_why(strange, tmp_p
     assert len(made) == 3 and made.verify() == [] and "3 images in" in done.stdout
     assert made.recipe is not None and made.recipe["method"] in ("dm", "random")
     told = " ".join(done.stderr.split())
-    assert f"Method {made.recipe['method']}" in told and "starter does not know 'hats & caps' and 2 other classes" in told
+    assert (
+        f"Method {made.recipe['method']}" in told and "starter does not know 'hats & caps' and 2 other classes" in told
+    )
     assert "train-backbone --data" in told and "--backbone DIR" in told
     assert all(len(line) <= 100 or str(strange) in line for line in done.stderr.splitlines())
 
@@ -95,10 +97,14 @@ def test_the_command_alone_makes_a_set_of_any_folder_and_says_why(strange, tmp_p
     assert made_of(out) == before
 
 
-def test_a_rate_and_a_budget_settle_the_iterations_and_the_set_is_that_of_the_flags(strange, tmp_path, monkeypatch, rate):
+def test_a_rate_and_a_budget_settle_the_iterations_and_the_set_is_that_of_the_flags(
+    strange, tmp_path, monkeypatch, rate
+):
     monkeypatch.setattr(deciding, "LEAST", 2)
     notes = []
-    made = distill({"data": {"path": str(strange)}, "ipc": 2}, tmp_path / "a", budget="45s", watcher=hearing(note=notes.append))
+    made = distill(
+        {"data": {"path": str(strange)}, "ipc": 2}, tmp_path / "a", budget="45s", watcher=hearing(note=notes.append)
+    )
     assert made.recipe is not None and made.recipe["method"] == "dm" and made.recipe["options"]["iterations"] == 4
     assert rate == [deciding.BATCH]
     (told,) = [note for note in notes if note.startswith("Method")]
