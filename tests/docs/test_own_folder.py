@@ -1,4 +1,4 @@
-"""docs/own-folder.md: its commands, one after the other as they stand there, on a small folder with classes that nothing knows."""
+"""docs/own-folder.md: its commands, one after the other as they stand there, on a small folder of unknown classes."""
 
 from __future__ import annotations
 
