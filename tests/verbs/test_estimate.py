@@ -16,7 +16,7 @@ from dap.recipe import Recipe
 from dap.verbs.compare import compare, compared
 from dap.verbs.distill import distill
 from dap.verbs.options import Judging, Machine
-from dap.verbs.planning import estimate
+from dap.verbs.planning import estimate, trials
 from dap.verbs.planning.estimate import of_set, of_trainings, training_seconds
 from dap.verbs.planning.grids import planned_grid, planned_judging
 from dap.workshop import Workshop
@@ -39,6 +39,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(estimate, "time", clock)
+    monkeypatch.setattr(trials, "time", clock)
     return clock
 
 
@@ -108,8 +109,12 @@ def test_a_backbone_that_is_not_here_is_not_fetched(colours, tmp_path, monkeypat
 
 
 def test_training_methods_are_not_guessed(colours, tmp_path):
-    found = of_set(recipe(colours, method="dm", options={"iterations": 2}), tmp_path / "a", Workshop("cpu"))
+    found = of_set(recipe(colours, method="mtt"), tmp_path / "a", Workshop("cpu"))
     assert found.seconds is None and "trains something before its first image" in found.why
+    few, many = (
+        of_set(recipe(colours, method="dm", options={"iterations": n}), tmp_path / "a", Workshop("cpu")) for n in (2, 2000)
+    )
+    assert few.seconds is not None and many.seconds is not None and many.seconds > 50 * few.seconds > 0
 
 
 def test_what_could_not_be_made_is_told_as_ever(colours, tmp_path):

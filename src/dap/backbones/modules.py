@@ -95,8 +95,8 @@ class ModuleBackbone(Backbone):
             data = ", ".join(dict.fromkeys(class_names[:10])) + (", …" if len(class_names) > 10 else "")
             raise DapError(
                 f"{self.card.name} was not trained on {', '.join(map(repr, unknown[:5]))}. The data's classes: {data}. "
-                f"The backbone's {len(self.class_names)}: {known}. Rename the class folders to the backbone's names, or "
-                "choose classes with --classes."
+                f"The backbone's {len(self.class_names)}: {known}. Rename the class folders to the backbone's names, "
+                "choose classes with --classes, or make a backbone for them with dap train-backbone --data FOLDER --out DIR."
             )
         for name, found in labels.items():
             if len(found) > 1:

@@ -238,13 +238,19 @@ def output_of(given: Mapping[str, Any] | None) -> Output:
     return Output(**(given or {}))
 
 
-def watcher_of(given: Mapping[str, Any] | None) -> Watcher:
-    """The watcher that draws the progress of a long verb on standard error. Under `--quiet` the watcher draws nothing."""
+def watcher_of(given: Mapping[str, Any] | None, **less: str) -> Watcher:
+    """The watcher that draws the progress of a long verb on standard error. Under `--quiet` the watcher draws nothing.
+
+    Args:
+        given: the flags of the output.
+        less: how work that takes more than an hour is made less, by what the watcher is told of; see `hour.LESS`.
+    """
     if output_of(given).quiet:
         return Watcher()
     from dap.cli.bars import watcher
+    from dap.verbs.planning.hour import Hourglass
 
-    return watcher()
+    return Hourglass(watcher(), less)
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,7 @@ def train_teacher(
     changes: Changes = None,
     dry_run: DryRun = False,
     machine: MachineFlags | None = None,
+    engine: EngineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
     """Train a classifier.
@@ -129,7 +130,7 @@ def train_teacher(
         return forecast(planned_teacher(data, out, **asked, **told), out.parent)
     from dap.verbs.training.teacher import train_teacher as run
 
-    trial = run(data, out, **asked, **told)
+    trial = run(data, out, **asked, **told, engine=engine_of(engine))
     return Told(
         f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
         {"teacher": out, "network": trial.network, "accuracy": trial.last, "n_test": trial.n_test},

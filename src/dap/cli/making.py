@@ -49,6 +49,7 @@ Methods = Annotated[
         "another backbone for one method. Default: random,vanilla,dap,auto.",
     ),
 ]
+Budget = Annotated[str | None, Parameter(metavar="TIME")]
 Subsample = Annotated[Numbers, Parameter(name="--subsample")]
 
 
@@ -62,6 +63,7 @@ def distill(
     /,
     *,
     out: Path,
+    budget: Budget = None,
     dry_run: DryRun = False,
     flags: RecipeFlags | None = None,
     engine: EngineFlags | None = None,
@@ -72,6 +74,8 @@ def distill(
 
     Args:
         out: Folder of the set.
+        budget: The time that the set may take, such as 90s, 10m or 1h. The number of iterations or steps follows from it, by a
+            short trial on this machine. Default: the method's usual work; some 10m at most where the method is chosen too.
     """
     from dap.recipe import Recipe
 
@@ -79,14 +83,16 @@ def distill(
     if dry_run:
         from dap.verbs.planning.grids import planned_set
 
-        return forecast(planned_set(chosen, out, machine=machine_of(machine), watcher=watcher_of(output)), out)
+        return forecast(
+            planned_set(chosen, out, machine=machine_of(machine), watcher=watcher_of(output), budget=budget), out
+        )
     from dap.verbs.distill import distill as make
 
     told = {"machine": machine_of(machine), "watcher": watcher_of(output), "command": command()}
-    made = make(chosen, out, engine=engine_of(engine), **told)
+    made = make(chosen, out, engine=engine_of(engine), budget=budget, **told)
     from dap.verbs.report import write_page
 
-    page = write_page([out], out, f"{out.name}: {chosen.method}")
+    page = write_page([out], out, f"{out.name}: {(made.recipe or {}).get('method', chosen.method)}")
     again = shlex.join(["dap", "evaluate", str(made.path)])
     return Told(
         f"{len(made.records)} images in {made.path}\nReport: {page}\nNext: {again}",
@@ -204,13 +210,15 @@ def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = Fa
     """
     from dap.base.workers import end_with_parent
     from dap.cli.bars import Lines
-    from dap.verbs.jobs import JUDGING
+    from dap.verbs.jobs import JUDGING, TEACHER
 
-    if job.name == JUDGING:
+    del code, allow_code
+    if job.name == TEACHER:
+        from dap.verbs.training.in_step import work_on
+    elif job.name == JUDGING:
         from dap.verbs.evaluate import work_on
     else:
         from dap.verbs.compare import work_on
-    del code, allow_code
     end_with_parent()
     work_on(job, Lines(every=float("inf")))
 

@@ -23,6 +23,11 @@ GROUPS = {
     "refine": Group("Recipe: refinement", sort_key=16),
 }
 
+DEFAULT = (
+    "Default of dap distill: chosen by the images, the backbones of this machine and --budget, which is auto where a backbone "
+    f"knows the images. Elsewhere: {Recipe.model_fields['method'].default}."
+)
+
 
 def recipe_fields() -> dict[str, tuple[str, Any]]:
     """Every field of a recipe by its dotted name: the field's flag without the dashes, and the pydantic field."""
@@ -48,7 +53,7 @@ def annotation(name: str, flag: str, field: Any) -> Any:
         says = "An option of the method's own, as YAML; dap methods NAME lists them. May be repeated."
         return Annotated[list[str], Parameter(name="--option", help=says, metavar="NAME=VALUE", group=about["group"])]
     if name == "method":
-        says = f"One of {', '.join(SUMMARIES)}, or file.py:Name; dap methods explains each. Default: {field.default}."
+        says = f"One of {', '.join(SUMMARIES)}, or file.py:Name; dap methods explains each. {DEFAULT}"
         return Annotated[str, Parameter(**about, help=says, metavar="NAME", completer=lambda context: dict(SUMMARIES))]
     if name == "data.classes":
         return Annotated[list[str], Parameter(**about, help=says, metavar="NAME …", consume_multiple=(1, None))]

@@ -144,6 +144,8 @@ class Method(ABC):
         refinement: the method's own defaults over `Refinement`, or None for a method that refines nothing. A default may be a
             function of ipc.
         steered: whether the method adds `Task.given.guidance`, the user's own, to what it samples.
+        bounded: what a budget of time settles: the dotted name of a field of the recipe, and its least value that makes
+            sense. The time must be a line in it. None: nothing, or no trial tells the time.
         together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.
         Options: the method's own options, or None. They are the recipe's `options`.
     """
@@ -155,6 +157,7 @@ class Method(ABC):
     sampling: ClassVar[Mapping[str, Any]] = {}
     refinement: ClassVar[Mapping[str, Any] | None] = None
     steered: ClassVar[bool] = False
+    bounded: ClassVar[tuple[str, int] | None] = None
     together: ClassVar[bool] = False
     Options: ClassVar[type[Options] | None] = None
 

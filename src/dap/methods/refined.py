@@ -38,6 +38,7 @@ class Refined(Method):
     """
 
     together = True
+    bounded = ("refine.steps", 20)
     refinement: Mapping[str, Any] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, base: Method) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from dap.objects import Objects
 from dap.recipe import Recipe, keywords, overlaid
 from dap.verbs.jobs import Grid, written
 from dap.verbs.options import Engine, Judging, Machine, images_budget, kind_of, permitted
+from dap.verbs.picking.budget import seconds_of
+from dap.verbs.picking.picked import picked
+from dap.verbs.planning.hours import tell_of_hours
 from dap.verbs.settling import NOTE as CHOSEN
 from dap.verbs.settling import settled
 from dap.verbs.understood import check_out, tell_of
@@ -84,9 +87,13 @@ def distill(
     command: str | None = None,
     grid: Path | None = None,
     engine: Engine = Engine(),
+    budget: str | float | None = None,
     **fields: Any,
 ) -> DistilledSet:
     """Make a distilled set, go on with one that was interrupted, or let one grow.
+
+    Where nothing says the method, one is chosen that suits the images: `auto` on a backbone of this machine that knows them, else
+    one that needs no backbone. The watcher is told which, why, and how long it takes; the recipe of the set holds it.
 
     A set grows if its folder is given again with a larger ipc and everything else the same, and its method promises that the
     first images of a class stay the same (`Method.grows`). These images are kept byte for byte, and the rest is made.
@@ -116,6 +123,8 @@ def distill(
         command: the shell command to record in the set.
         grid: the folder of the grid that the set is a part of, whose sets share what they leave to `auto`.
         engine: how several processes share the units of the set. Default: this process makes all of them.
+        budget: the time that the set may take, such as "10m", or seconds. The number of iterations or steps follows from it by a
+            short trial on this machine, and is kept in the recipe. Default: what the recipe says, or the method's usual work.
         fields: any other fields of the recipe by their keywords, which are the flags of `dap distill` with underscores:
             ipc, seed, steps, scale, reals, guidance_scale, ... The keyword `options` takes the method's own options.
 
@@ -142,6 +151,7 @@ def distill(
         raise DapError("Give objects, or a workshop that has them (Workshop(objects=Objects(...))), but not both.")
     objects = workshop.objects if workshop else Objects(**given)
     recipe = _asked(recipe, objects, fields)
+    seconds = None if budget is None else seconds_of(budget)
     kind = kind_of(engine)
     if kind in ("workers", "ray") and (workshop is not None or objects.named()):
         raise DapError(
@@ -161,7 +171,13 @@ def distill(
         threads = machine.threads or torch.get_num_threads()
     elif kind == "workers":
         threads = machine.threads or threads_of(engine.workers or 1)
-    job = _job(recipe, out, workshop, watcher, name, command, grid, threads)
+    workshop.asked(recipe)
+    tell_of(workshop, recipe.data)
+    check_out(workshop, recipe.data, out)
+    pick = picked(recipe, workshop, out, watcher, seconds)
+    recipe = pick.recipe
+    job = _job(recipe, out, workshop, watcher, name, command, grid, threads, pick.choices)
+    tell_of_hours(job)
     if kind == "workers":
         parent = Workers(job)
         asked = Grid(((out.name, recipe),), out.absolute().parent, Judging(), machine, (), command, kind="set")
@@ -172,7 +188,7 @@ def distill(
     elif rank is not None:
         made = make_together(job, rank)
     elif kind == "ray":
-        cluster = Cluster(engine.address, engine.workers, machine.device in ("auto", "cuda"), threads or 1)
+        cluster = cluster_of(engine, machine)
         given = (job.recipe.model_dump(mode="json", exclude_unset=True), machine)
         made = make_alone(job, functools.partial(stream, cluster, unit_maker, given, watcher))
     else:
@@ -205,11 +221,9 @@ def _job(
     command: str | None,
     grid: Path | None = None,
     threads: int | None = None,
+    choices: Sequence[Mapping[str, Any]] = (),
 ) -> Job:
     """The work on a set: its recipe is settled, and everything that it names is loaded and checked. Nothing is made yet."""
-    workshop.asked(recipe)
-    tell_of(workshop, recipe.data)
-    check_out(workshop, recipe.data, out)
     chosen = settled(recipe, workshop, out, watcher, grid)
     method, task = workshop.task(chosen.recipe)
     inputs = task.store.inputs
@@ -223,13 +237,19 @@ def _job(
         make=_maker(method, task),
         inputs=inputs,
         watcher=watcher,
-        notes={CHOSEN: {"choices": chosen.choices}} if chosen.choices else {},
+        notes={CHOSEN: {"choices": made}} if (made := [*choices, *chosen.choices]) else {},
         used=chosen.used,
         command=command,
         said={"strangeness": workshop.strangeness(task)},
         threads=threads,
         sizes=cuts(out, task.recipe.values(), can_grow=method.grows(task)),
     )
+
+
+def cluster_of(engine: Engine, machine: Machine) -> Cluster:
+    """The Ray cluster that an engine names. An actor without a GPU takes as many CPUs as this process has threads."""
+    threads = machine.threads or torch.get_num_threads()
+    return Cluster(engine.address, engine.workers, machine.device in ("auto", "cuda"), threads)
 
 
 def unit_maker(recipe: Mapping[str, Any], machine: Machine) -> Callable[[Unit], Made]:

@@ -105,7 +105,7 @@ def settled(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, gri
         earlier = (whole_note(out, NOTE) if out.is_dir() else {}).get("choices", [])
         choice = next((one for one in earlier if one["key"] == mark), None)
         if choice is None:
-            choice = {**_kept(store, f"choice of {field}", key, make), "key": mark}
+            choice = {**kept(store, f"choice of {field}", key, make), "key": mark}
             for text in filter(None, (_told(choice, task), choice["warning"])):
                 watcher.note(text)
         choices.append(choice)
@@ -127,7 +127,7 @@ def _with(recipe: Recipe, field: str, value: Any) -> Recipe:
     return Recipe.parse(overlaid(recipe.model_dump(exclude_unset=True), said))
 
 
-def _kept(store: Store, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def kept(store: Store, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A choice from the store, which keeps it as the bytes of its JSON."""
 
     def compute() -> dict[str, torch.Tensor]:

@@ -91,6 +91,7 @@ class Auto(Vanilla):
     cost = "encoding and clustering 1000 real images a class; and the refinement"
     refinement = {"typical": share_of_typical}
     together = True
+    bounded = ("refine.steps", 20)
     Options = AutoOptions
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:

@@ -135,6 +135,7 @@ class Matching(Method):
     """Optimises the pixels of all images of a set together."""
 
     needs = frozenset({"training"})
+    bounded = ("options.iterations", 1)
     Options = MatchingOptions
 
     @abstractmethod

@@ -81,6 +81,7 @@ class Mtt(Matching):
 
     reference = "Cazenavette, Wang, Torralba, Efros & Zhu, CVPR 2022 (MTT)"
     cost = "training the experts on real data; the graph of all student steps in memory"
+    bounded = None  # its first iterations train the experts
     Options = MttOptions
 
     def check(self, task: Task) -> None:

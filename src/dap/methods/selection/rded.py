@@ -63,6 +63,7 @@ class Rded(Method):
     needs = frozenset({"classifier"})
     reference = "Sun, Shi, Yu & Lin, CVPR 2024 (RDED)"
     cost = "a classifier trained on all real data, and a pass over images x crops a class"
+    bounded = ("options.images", 1)
     Options = RdedOptions
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:

@@ -1,18 +1,13 @@
-"""`--dry-run`: what work will take, told by a short trial on this machine. Nothing is made and nothing is fetched.
-
-A trial makes a unit of the first class with very few steps of sampling and of refinement, and once more with a few more of each.
-The differences are the time of a step. So the time of the whole run follows, whatever the backbone and the machine are.
-"""
+"""`--dry-run`: what work will take, told by a short trial on this machine. Nothing is made and nothing is fetched."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,23 +15,22 @@ import torch
 from torch import Tensor
 
 from dap.backbones.hub import to_download
-from dap.base.store import Store
 from dap.base.watch import Watcher
-from dap.cost import forget_peak_memory, peak_memory_gb
-from dap.data.real.decode import encode_png
+from dap.cost import peak_memory_gb
 from dap.data.sets.beginning import cuts
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.labels import Soft, Stored
 from dap.evaluation.training.protocol import Protocol
-from dap.methods.base import Method, Task, Unit, plan
+from dap.methods.base import plan
+from dap.methods.matching.base import Matching
 from dap.recipe import Recipe
+from dap.verbs.planning.rates import of_iterations
+from dap.verbs.planning.trials import Trials
 from dap.verbs.settling import settled
 from dap.workshop import Workshop
 
-FEW, MORE = 2, 6
-"""Steps of the trials. A solver needs two."""
 TESTED = 500
 """Test images of the trial of a training."""
 LONGEST = 4
@@ -114,13 +108,18 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
         facts: dict[str, Any] = {"name": name, "pieces": classes * task.recipe.ipc, "left": left, "units": len(units)}
         if not units:
             return Estimate(**facts, seconds=0.0)
+        raw = 3 * task.source.size**2 * PNG_SHARE
+        if isinstance(method, Matching) and method.bounded:
+            watcher.note(f"{name}: a short trial tells how long it takes")
+            rate = of_iterations(method, task)
+            seconds, trial = rate.seconds(task.options.iterations), time.monotonic() - began
+            return Estimate(**facts, seconds=seconds, trial=trial, disk=round(left * raw))
         if "training" in method.needs:
-            raw = 3 * task.source.size**2 * PNG_SHARE
             why = f"{recipe.method} trains something before its first image, whose time no trial tells"
             return Estimate(**facts, why=why, disk=round(left * raw))
         watcher.note(f"{name}: a short trial tells how long it takes")
-        trials = _Trials(method, task, Path(folder), workshop)
-        seconds = trials.seconds(units)
+        trials = Trials(method, task, Path(folder))
+        seconds = trials.paces(units).seconds()
         return Estimate(
             **facts,
             seconds=seconds,
@@ -128,72 +127,6 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
             memory_gb=peak_memory_gb(trials.device),
             disk=round(left * trials.bytes_each),
         )
-
-
-class _Trials:
-    """Trials of a method with few steps."""
-
-    def __init__(self, method: Method, task: Task, folder: Path, workshop: Workshop) -> None:
-        self.method, self.task, self.folder = method, task, folder
-        self.device = task.given.backbone.device if task.given.backbone else task.device
-        self.bytes_each = 0.0
-        forget_peak_memory(self.device)
-
-    def seconds(self, units: Sequence[Unit]) -> float:
-        """The seconds that these units will take.
-
-        The first trial does what is done once a class, such as encoding real images. The others find that in the store, so their
-        differences are those of the steps alone.
-        """
-        run = self.task.recipe.run
-        steps = run.sampling.steps if run else 0
-        refined = run.refine.steps if run and run.refine else 0
-        block = max(len(unit.slots) for unit in units)
-        self.timed(FEW, min(FEW, refined), min(block, 2), "warm")
-        first, _ = self.timed(FEW, min(FEW, refined), block, "trial")
-        base, later = self.timed(FEW, min(FEW + 1, refined), block, "trial")
-        more, most = min(MORE, steps), min(2 * MORE, refined)
-        sampling = refining = 0.0
-        if more > FEW:
-            sampling = (self.timed(more, min(FEW + 1, refined), block, "trial")[0] - base) / (more - FEW)
-        if most > FEW + 1:
-            refining = (self.timed(FEW, most, block, "trial")[0] - base) / (most - FEW - 1)
-        of_unit = later + max(steps - FEW, 0) * max(sampling, 0) + max(refined - FEW - 1, 0) * max(refining, 0)
-        one_more = max(refining, 0) * (min(FEW + 1, refined) - min(FEW, refined))  # the first trial has one step less
-        once = max(first + one_more - later, 0.0)
-        slots = sum(len(unit.slots) for unit in units)
-        return len({unit.label for unit in units}) * once + of_unit * slots / block
-
-    def timed(self, steps: int, refined: int, block: int, store: str) -> tuple[float, float]:
-        """The seconds of the first unit of a class, and of the next one. The second is that of the first where all images of a
-        class are one unit."""
-        recipe = self.task.recipe
-        if recipe.run is not None:
-            refine = recipe.run.refine and recipe.run.refine.model_copy(update={"steps": refined})
-            sampling = recipe.run.sampling.model_copy(update={"steps": steps})
-            recipe = recipe.model_copy(
-                update={"run": recipe.run.model_copy(update={"sampling": sampling, "refine": refine})}
-            )
-        kept, taken = Store(self.folder / store, self.task.store.inputs), list[float]()
-        logging.disable(logging.WARNING)  # what a run of so few steps warns of is not what the user asked for
-        try:
-            make = self.method.prepare(replace(self.task, recipe=recipe, store=kept, cache=None))
-            for start in (0, block) if 2 * block <= recipe.ipc else (0,):
-                began = time.perf_counter()
-                made = make(Unit(0, tuple(range(start, start + block))))
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-                taken.append(time.perf_counter() - began)
-                self.bytes_each = _png_bytes(made.images)
-        finally:
-            logging.disable(logging.NOTSET)
-        return taken[0], taken[-1]
-
-
-def _png_bytes(images: Tensor) -> float:
-    """The mean size of these images as PNG files, with their lines in the manifest."""
-    pixels = images.nan_to_num().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return sum(len(encode_png(one)) + 400 for one in pixels) / len(pixels)
 
 
 def training_seconds(protocol: Protocol, network: str, images: int, tested: int, classes: int, device: str) -> float:

@@ -19,15 +19,25 @@ from dap.verbs.evaluate import data_of
 from dap.verbs.jobs import Grid
 from dap.verbs.judges import loader
 from dap.verbs.options import Judging, Machine, permitted
+from dap.verbs.picking.budget import seconds_of
+from dap.verbs.picking.picked import picked
 from dap.verbs.planning.estimate import Estimate, of_set, of_trainings
 
 
 @permitted
 def planned_set(
-    recipe: Recipe, out: Path, *, machine: Machine = Machine(), watcher: Watcher = Watcher()
+    recipe: Recipe,
+    out: Path,
+    *,
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+    budget: str | float | None = None,
 ) -> list[Estimate]:
     """What `dap.distill` would take with these arguments. See `estimate.of_set`."""
-    return [of_set(recipe, Path(out), open_workshop(machine, watcher=watcher), watcher)]
+    seconds = None if budget is None else seconds_of(budget)
+    workshop = open_workshop(machine, watcher=watcher)
+    pick = picked(recipe, workshop, Path(out), watcher, seconds, keep=False)
+    return [of_set(pick.recipe, Path(out), workshop, watcher)]
 
 
 @permitted

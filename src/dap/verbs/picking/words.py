@@ -1,0 +1,113 @@
+"""What was chosen, and why, in words."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dap.recipe import Recipe
+from dap.verbs.planning.hour import in_words
+
+if TYPE_CHECKING:
+    from dap.verbs.picking.budget import Fitted
+    from dap.verbs.picking.fitting import Looked
+
+WIDTH = 100
+"""Characters of a line."""
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of `WIDTH`. A long path is not broken."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def time_of(seconds: float) -> str:
+    """A time in words, such as "about 5 min"."""
+    return in_words(seconds) if seconds < 90 else f"about {in_words(seconds)}"
+
+
+def nested(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested values of a recipe with more values, by dotted names."""
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for name, value in more.items():
+        section, _, leaf = name.rpartition(".")
+        if section:
+            found[section] = {**(found.get(section) or {}), leaf: value}
+        else:
+            found[leaf] = value
+    return found
+
+
+def no_backbone(backbones: Sequence[Looked]) -> str:
+    """Why no backbone is taken."""
+    if backbones and backbones[-1].fits:
+        return f"{backbones[-1].path} {backbones[-1].why}, but does not fit the budget"
+    told = "; ".join(f"{one.path} {one.why}" for one in backbones[:3])
+    more = f"; and {len(backbones) - 3} more do not either" if len(backbones) > 3 else ""
+    return f"no diffusion model on this machine suits these images ({told}{more})"
+
+
+def own_backbone(data: str) -> str:
+    """How to get a backbone for a folder."""
+    return (
+        f"a diffusion model of your own images: dap train-backbone --data {shlex.quote(data)} --out DIR, then this command with "
+        "--backbone DIR"
+    )
+
+
+def of_backbone(one: Looked, steps: Fitted | None, seconds: float) -> str:
+    """The reason for `auto` on a backbone."""
+    cut = f" with {steps.value} steps of refinement" if steps else ""
+    return (
+        f"Method auto{cut} on the diffusion model {one.path}: it {one.why}. The set will take {time_of(seconds)}, by a look at "
+        "one pass. Another --method is always obeyed; dap methods lists them."
+    )
+
+
+def of_dm(reason: str, iterations: int, seconds: float, budget: float | None, *, capped: bool, data: str) -> str:
+    """The reason for `dm`."""
+    longer = "" if budget is not None and capped else "a longer --budget (such as 1h) takes more iterations, or "
+    return (
+        f"Method dm with {iterations:,} iterations, which will take {time_of(seconds)} by a short trial: {reason}, and dm is the "
+        f"best of the methods that need none, if it has the time. For more: {longer}{own_backbone(data)}."
+    )
+
+
+def of_real(reason: str, method: str, why: str, *, data: str) -> str:
+    """The reason for picking real images."""
+    if method == "herding":
+        head = "Method herding, which picks real images by the features of the classifier that you gave, in seconds"
+    else:
+        head = "Method random, which picks real images in seconds"
+    why = f", and {why}" if why else ""
+    better = "" if method == "herding" else "a longer --budget, or "
+    return f"{head}: {reason}{why}. For more: {better}{own_backbone(data)}."
+
+
+def on_budget(recipe: Recipe, found: Fitted | None, budget: float) -> str:
+    """What a budget settled of a method that the user named."""
+    if found is None:
+        return ""
+    name = found.field.rpartition(".")[2] if found.field.startswith("options.") else found.field.replace(".", " ")
+    if not found.enough:
+        return (
+            f"{recipe.method} does not fit {time_of(budget)}: with {found.value:,} of {name}, the least that makes sense, it "
+            f"takes {time_of(found.seconds)}. It is made with these all the same."
+        )
+    how = "as it is without a budget" if found.value >= found.usual else f"of {found.usual:,} without a budget"
+    return f"{recipe.method} with {found.value:,} of {name}, {how}: {time_of(found.seconds)} by a short trial."
+
+
+def again(choices: Sequence[Mapping[str, Any]], budget: float | None) -> str:
+    """What was chosen when the set began."""
+    told = ", ".join(f"{one['field'].rpartition('.')[2]} {_plain(one['value'])}" for one in choices)
+    limit = choices[0].get("limit")
+    other = budget is not None and limit is not None and abs(budget - limit) > 0.5
+    more = "; another --budget needs another --out" if other else ""
+    return f"As chosen when this set began: {told}{more}."
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
