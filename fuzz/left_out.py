@@ -10,7 +10,7 @@ LEFT_OUT: dict[str, str] = {
     "data/real/stored/budget.py:_groups": "the kernel's file on this process",
     "data/real/stored/budget.py:_left": "the kernel's files on memory",
     "data/real/stored/budget.py:free_memory": "the kernel's file on memory",
-    "data/sets/shards.py:write_webdataset": "it writes",
+    "data/sets/layouts/shards.py:write_webdataset": "it writes",
     "evaluation/apart.py:_copy": "it copies bytes, whatever they are",
     "imagenet.py:names": SHIPPED,
     "imagenet.py:subset": SHIPPED,

@@ -114,9 +114,9 @@ def ceilings_of(full: float | str | Path | None) -> tuple[Ceiling, ...]:
     try:
         fraction = float(full)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
-        if not Path(full).is_file():
+        if not Path(str(full)).is_file():
             raise DapError(f"{full} is neither a fraction nor a file; give a file of dap train-teacher.") from None
-        facts = trained_facts(load_trained(full))
+        facts = trained_facts(load_trained(str(full)))
         if (found := trained_on_all(facts.get("trained", {}))) is None:
             raise DapError(
                 f"{full} does not say its accuracy; give a file of dap train-teacher, or a fraction."

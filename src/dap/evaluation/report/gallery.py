@@ -320,7 +320,7 @@ def embedded(file: Path, side: int | None = None) -> tuple[str | None, bool]:
     if not (small and data.startswith(b"\x89PNG")):
         buffer = io.BytesIO()
         if not small:
-            rgb.thumbnail((side or THUMBNAIL,) * 2, Image.Resampling.LANCZOS)
+            rgb.thumbnail((side or THUMBNAIL, side or THUMBNAIL), Image.Resampling.LANCZOS)
         rgb.save(buffer, "PNG" if small else "JPEG", quality=82)
         data = buffer.getvalue()
     kind = "png" if small else "jpeg"

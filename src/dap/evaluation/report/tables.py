@@ -32,7 +32,6 @@ from dap.evaluation.report.text import (
     trainings,
 )
 
-
 REAL = "All real images"
 """The name of the row of a network that was trained on all real images."""
 

@@ -146,7 +146,8 @@ def count(n: int, noun: str) -> str:
 
 
 def compared(name: str, difference: Difference, other: str = "vanilla") -> str:
-    """A difference to vanilla or another kind of set in words, with interval and n: "no difference shown" where the interval includes 0."""
+    """A difference to vanilla or another kind of set in words, with interval and n: "no difference shown" where the interval
+    includes 0."""
     n, m = difference.n
     sets = f"n = {n} sets each" if n == m else f"n = {n} and {m} sets"
     sets = f"n = {n} sets of the same seeds" if difference.paired else sets
