@@ -30,7 +30,9 @@ from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.stored_labels import Labelling, open_labels, write_labels
 from dap.evaluation.training.transforms import split
 from dap.evaluation.training.zoo import _fetched
-from dap.verbs.jobs import read_job, read_judging
+from dap.pretraining.networks import Sizes
+from dap.pretraining.notes import Asked, Notes, Stage, read_notes
+from dap.verbs.jobs import read_job, read_judging, read_teacher
 from dap.verbs.options import Judging, Machine
 from fuzz import forms
 from fuzz.of_sets import NAMES, RECIPE_VALUES, TRIAL, make_set
@@ -38,6 +40,22 @@ from fuzz.target import Target
 
 KEY = {"judged": "a" * 16, "tested": "b" * 16, "by": "c" * 16}
 HASHES = [f"{number:064x}" for number in range(4)]
+STAGE = Stage(planned=2, parameters=3, steps=2, best=2, turned=False, seconds=1.0, history=[[2, 0.5, 0.25]])
+ASKED = Asked(
+    kind="dit", size=16, minutes=1, autoencoder_steps=2, steps=2, seed=0, flip=True, classes=["a", "b"], data="0" * 64,
+    images=8, held_out=2,
+)  # fmt: skip
+NOTES = (
+    Notes(
+        asked=ASKED,
+        sizes=Sizes(size=16, levels=[8, 8], width=32, depth=1),
+        autoencoder=STAGE,
+        denoiser=STAGE,
+        done=True,
+    )
+    .model_dump_json()
+    .encode()
+)
 CARD = b"---\nlicense: mit\ntags: [images]\npretty_name: A set\n---\n\n# A set\n\nIts text.\n"
 
 
@@ -72,6 +90,7 @@ def targets(folder: Path) -> list[Target]:
         _add_trials(path, kept)
 
     add("added: trials.jsonl", "lines", "trials.jsonl", [lines], added)
+    add("training.json of a backbone", "json", "training.json", [NOTES], lambda path: read_notes(path.parent))
     job = json.loads(json.dumps({
         "cells": [["a", RECIPE_VALUES]], "judging": vars(Judging()), "machine": vars(Machine()), "out": str(folder),
         "subsample": [1], "command": "dap compare",
@@ -80,6 +99,9 @@ def targets(folder: Path) -> list[Target]:
     job = {name: job[name] for name in ("judging", "machine", "out")} | {"sets": ["a"], "data": "b", "classes": ["c"]}
     job |= {"max_bad_fraction": 0.5, "split": "train=a,test=b"}
     add("job of an evaluation", "json", "judging.json", [json.dumps(job).encode()], read_judging)
+    job = {"data": "a", "out": "b", "classes": ["c"], "max_bad_fraction": 0.5, "split": None, "network": "convnet3",
+           "protocol": "reference", "epochs": 2, "changes": {"size": 16}, "machine": job["machine"]}  # fmt: skip
+    add("job of a teacher", "json", "teacher.json", [json.dumps(job, default=str).encode()], read_teacher)
     generator = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for name, count in (("synthetic", 4), ("train", 6), ("test", 6)):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dap.base.documents import read_json, read_lines
@@ -72,13 +73,25 @@ SEEDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_set(folder: Path) -> DistilledSet:
+BESIDE = (
+    ("imagefolder", "soft_labels.npy"),
+    ("imagefolder", "manifest.jsonl"),
+    ("fiftyone", "labels.json"),
+    ("parquet", "data/train-00000-of-00001.parquet"),
+    ("webdataset", "shard-000000.tar"),
+    ("pt", "images.pt"),
+)
+"""Files of exports with weights and soft labels, by their layouts."""
+
+
+def make_set(folder: Path, weights: bool = False) -> DistilledSet:
     """A whole set of two classes with two images of 8 px each, as `dap distill` writes it."""
     folder.mkdir(parents=True)
     made = DistilledSet.create(folder, NAMES, 2, RECIPE_VALUES, {"data": {"train": "0" * 16}})
     for label in range(2):
         for slot in range(2):
-            made.add(label, slot, torch.full((3, 8, 8), 0.2 + 0.3 * label), seed=slot)
+            more = {"weight": 0.5 + slot} if weights else {}
+            made.add(label, slot, torch.full((3, 8, 8), 0.2 + 0.3 * label), seed=slot, **more)
     return made
 
 
@@ -214,6 +227,19 @@ def targets(folder: Path) -> list[Target]:
                         seconds=20, forms=pngs()))  # fmt: skip
     add("export.json", "json", "export.json", [json.dumps({"class_names": NAMES, "layout": "parquet"}).encode()],
         lambda path: exported(path.parent))  # fmt: skip
+    for layout, file in BESIDE:
+        there = folder / f"beside-{layout}"
+        if not there.exists():
+            source = make_set(folder / f"weighed-{layout}", weights=True)
+            export(source, there, layout, logits=np.ones((4, 2), np.float32))
+
+        def brought(path: Path, there: Path = there) -> Any:
+            shutil.rmtree(folder / "brought", ignore_errors=True)
+            return import_set(there, folder / "brought")
+
+        seeds = ((there / file).read_bytes(),)
+        kind = {".json": "json", ".jsonl": "lines"}.get(Path(file).suffix, "binary")
+        found.append(Target(f"import {layout}: {file}", kind, there, file, seeds, brought, seconds=20))
     add("class list .json", "json", "names.json", [json.dumps(NAMES).encode()], lambda path: listed(str(path)))
     add("class list .txt", "binary", "names.txt", [b"cat\ndog\n\xef\xbb\xbfbird\n"], lambda path: listed(str(path)))
     return found

@@ -48,10 +48,11 @@ def stable_diffusion(folder: Path) -> None:
     """A Stable Diffusion of 8 px images with random weights and a tokenizer of letters, as diffusers saves it."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from dap.starter.unet import SCHEDULE, build_text_encoder, build_tokenizer
+    from dap.pretraining.words import SCHEDULE, build_text_encoder, build_tokenizer
+    from dap.starter import CLASS_NAMES
 
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(32)
+    tokenizer = build_tokenizer(CLASS_NAMES, 32)
     shape = {"in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1}
     network = UNet2DConditionModel(
         **shape, sample_size=4, cross_attention_dim=64, attention_head_dim=2, norm_num_groups=4,

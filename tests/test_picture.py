@@ -180,3 +180,56 @@ def test_the_picture_follows_the_colours_of_the_page(rivals):
     svg = rivals.picture(_lines(rivals), "quick-hard")
     assert "@media (prefers-color-scheme: dark)" in svg and "http" not in svg.replace("http://www.w3.org/2000/svg", "")
     assert "<script" not in svg and "url(" not in svg
+
+
+FRONT = DOCS / "front.svg"
+
+
+@pytest.fixture(scope="module")
+def front(rivals):
+    return benched.load("front")
+
+
+def test_the_picture_of_the_readme_is_that_of_the_ledger(rivals, front):
+    svg = FRONT.read_text(encoding="utf-8")
+    said = "docs/front.svg is not that of docs/rivals.csv; run python benchmarks/front.py"
+    assert svg == front.drawn(front.kept(svg), _lines(rivals)), said
+    assert "http" not in svg.replace("http://www.w3.org/2000/svg", "") and "prefers-color-scheme: dark" in svg
+
+
+def test_the_bars_of_the_readme_s_picture_are_as_long_as_the_means(front):
+    """Computed anew from the file: the mean over sets of the means over trainings."""
+    cells = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    with (DOCS / "rivals.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            judged = row["protocol"].removesuffix("+looks=1") == "quick-hard" and row["network"] == "convnet3"
+            own = row["backbone"] in ("", "starter") and not row["drawn_from"] and not row["variant"]
+            if judged and own and row["ipc"] == "10" and row["method"] in front.BARS:
+                cells[row["method"]][row["options"]][row["set_seed"]].append(float(row["last_percent"]))
+    root = ElementTree.fromstring(FRONT.read_text(encoding="utf-8"))
+    shown = {}
+    for bar in root.findall(f"{SVG}rect"):
+        if (title := bar.find(f"{SVG}title")) is not None:
+            name, said = (title.text or "").split(": ")
+            shown[name] = (float(bar.get("width", "")), said)
+    assert shown.keys() == cells.keys() and {"auto", "vanilla", "random"} <= shown.keys()
+    for method, options in cells.items():
+        sets = max(([fmean(of) for of in options[said].values()] for said in sorted(options)), key=len)
+        wide, said = shown[method]
+        assert wide == pytest.approx(front.BAR * fmean(sets) / 100, abs=0.06)
+        assert said.startswith(f"{fmean(sets):.1f} %") and ("one set" in said) == (len(sets) == 1), method
+
+
+def test_the_readme_s_picture_shows_images_and_the_accuracy_of_all_real_ones(front):
+    import base64
+    import io
+
+    from PIL import Image
+
+    images = front.kept(FRONT.read_text(encoding="utf-8"))
+    assert images.keys() == front.SETS.keys()
+    for data in images.values():
+        image = np.array(Image.open(io.BytesIO(base64.b64decode(data))))
+        assert image.shape == (len(front.CLASSES) * front.SIDE, front.SLOTS * front.SIDE) and image.std() > 30
+    assert len({*images.values()}) == len(images)
+    assert f"| {front.ALL} % (n = 1) |" in (DOCS / "results.md").read_text(encoding="utf-8")

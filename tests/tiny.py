@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from conftest import tiny_vae
-from dap.starter.unet import SCHEDULE, build_text_encoder, build_tokenizer
+from dap.pretraining.words import SCHEDULE, build_text_encoder, build_tokenizer
+from dap.starter import CLASS_NAMES
 
 
 def seeded(build, std=0.15):
@@ -24,7 +25,7 @@ def stable_diffusion(prediction_type: str = "epsilon", **unet: Any):
     """A Stable Diffusion of 8 px images: 4 x 4 latents, two levels."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    tokenizer = build_tokenizer(32)  # enough for "a photo of a great white shark" in letters
+    tokenizer = build_tokenizer(CLASS_NAMES, 32)  # enough for "a photo of a great white shark" in letters
     options = {
         "sample_size": 4,
         "in_channels": 4,

@@ -45,7 +45,7 @@ def linked(text: str, folder: str, page: str) -> str:
     def replaced(found: re.Match[str]) -> str:
         words, target = LINK.sub(replaced, found[1]), found[2]
         path, mark, anchor = target.partition("#")
-        if "://" in target or target.startswith(("mailto:", "#")):
+        if "://" in target or target.startswith(("mailto:", "data:", "#")):
             return f"[{words}]({target})"
         place = posixpath.normpath(posixpath.join(folder, path))
         if place in PAGES or place.startswith("docs/"):
@@ -79,8 +79,9 @@ def notebook(path: Path) -> str:
 def _output(output: Any) -> str:
     """One output of a cell, in the richest form that Markdown has."""
     data = output.get("data", {})
-    if "image/png" in data:
-        return f"![What the cell above shows](data:image/png;base64,{data['image/png'].strip()})"
+    for kind in ("image/png", "image/jpeg"):
+        if kind in data:
+            return f"![What the cell above shows](data:{kind};base64,{''.join(data[kind].split())})"
     if "text/markdown" in data:
         return data["text/markdown"]
     text = output.get("text") or data.get("text/plain") or ""

@@ -293,7 +293,8 @@ def hub_sd(folder: Path, suffix: str, checker: bool) -> Path:
     """Laid out like Stable Diffusion 1.5. The index names a safety checker, whose files are there or not."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from dap.starter.unet import SCHEDULE, build_text_encoder, build_tokenizer
+    from dap.pretraining.words import SCHEDULE, build_text_encoder, build_tokenizer
+    from dap.starter import CLASS_NAMES
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -308,7 +309,7 @@ def hub_sd(folder: Path, suffix: str, checker: bool) -> Path:
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(CLASS_NAMES, 16)
     pipe = StableDiffusionPipeline(
         vae=tiny_vae(),
         unet=unet,

@@ -159,13 +159,15 @@ def test_hub_layout_without_our_files_still_loads(tmp_path, pipeline_folder):
     assert from_pipeline(pipe, class_names=loaded.class_names).weights_hash() == loaded.weights_hash()
 
 
-def test_the_readme_s_python_runs(monkeypatch, tmp_path):
-    """Every python block of the README, in order, in one namespace, on the embedded starter with few steps."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_python_of_the_pages_runs(page, monkeypatch, tmp_path):
+    """Every python block of a page, in order, in one namespace, on the embedded starter with few steps."""
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert blocks
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for block in blocks:
-        exec(compile(re.sub(r"(steps\"?[=:] ?)50", r"\g<1>2", block), "README.md", "exec"), namespace)
+        few = re.sub(r"(steps\"?[=:] ?)50", r"\g<1>2", block)
+        exec(compile(few.replace("ipc=1, steps=2)", "ipc=1, steps=2, method='vanilla')"), page, "exec"), namespace)
     assert list(tmp_path.rglob("*.png"))

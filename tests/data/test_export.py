@@ -21,11 +21,11 @@ from PIL import Image
 
 from dap.base.errors import DapError
 from dap.cli.main import main
-from dap.data.sets import ddranking
 from dap.data.sets.cards import read_card
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import LAYOUTS, export, fingerprint
 from dap.data.sets.imports import import_set
+from dap.data.sets.layouts import ddranking
 from dap.imagenet import name_of, subset
 
 ODD = ("zebra", "a/b", "<script>alert(1)</script>", "été | fin", "test")

@@ -3,12 +3,14 @@ not. Their last output is in docs/reliability.md."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,12 @@ def images_of(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in (*files, folder / "manifest.jsonl")}
 
 
+def trials_of(folder: Path) -> list[dict]:
+    """What the trainings on a set gave, in order and without times."""
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    return sorted((line | {"seconds": 0} for line in lines), key=lambda line: (line["network"], line["seed"]))
+
+
 def wait_for(what: str, done, process: subprocess.Popen, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not done():
@@ -84,42 +92,86 @@ def wait_for(what: str, done, process: subprocess.Popen, seconds: float = 400) -
         time.sleep(0.1)
 
 
+@contextmanager
+def cluster(environment: dict[str, str]):
+    """A cluster of three nodes on this machine. Yields its address and a function that kills a node or adds one."""
+    pipes: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, **pipes) as process:
+        assert process.stdin and process.stdout
+
+        def say(word: str) -> None:
+            assert process.stdin and process.stdout
+            process.stdin.write(f"{word}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
+
+        try:
+            yield next(line for line in process.stdout if ":" in line).strip(), say
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
 def test_a_ray_cluster_loses_a_node_and_gets_another_one(flags, whole, tmp_path):
     """Three nodes; one is killed with SIGKILL while it makes units, and another one joins."""
     out, told = tmp_path / "ray", tmp_path / "told"
-    environment = {**ENVIRONMENT, "SECONDS_A_UNIT": "2"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, **pipes) as cluster,
-        told.open("w") as errors,
-    ):
-        assert cluster.stdin and cluster.stdout
-
-        def say(word: str) -> None:
-            assert cluster.stdin and cluster.stdout
-            cluster.stdin.write(f"{word}\n")
-            cluster.stdin.flush()
-            assert cluster.stdout.readline() == "done\n"
-
-        try:
-            address = next(line for line in cluster.stdout if ":" in line).strip()
-            run = [*DAP, "distill", *flags, "--out", str(out), "--engine", "ray", "--address", address]
-            with subprocess.Popen(run, env=ENVIRONMENT, stderr=errors, stdout=subprocess.PIPE, text=True) as process:
-                wait_for("three actors", lambda: "Ray: 3 actors" in told.read_text(), process)
-                wait_for("images", lambda: len(DistilledSet.open(out)) >= 6, process)
-                say("kill")
-                before = len(DistilledSet.open(out))
-                say("add")
-                stdout, _ = process.communicate(timeout=800)
-        finally:
-            cluster.stdin.close()
-            try:
-                cluster.wait(60)
-            except subprocess.TimeoutExpired:
-                cluster.kill()
+    with cluster({**ENVIRONMENT, "SECONDS_A_UNIT": "2"}) as (address, say), told.open("w") as errors:
+        run = [*DAP, "distill", *flags, "--out", str(out), "--engine", "ray", "--address", address]
+        with subprocess.Popen(run, env=ENVIRONMENT, stderr=errors, stdout=subprocess.PIPE, text=True) as process:
+            wait_for("three actors", lambda: "Ray: 3 actors" in told.read_text(), process)
+            wait_for("images", lambda: len(DistilledSet.open(out)) >= 6, process)
+            say("kill")
+            before = len(DistilledSet.open(out))
+            say("add")
+            stdout, _ = process.communicate(timeout=800)
     print(told.read_text(), stdout, f"{before} of 45 images were there when the node was killed")
     assert process.returncode == 0, told.read_text()
     assert before < 40 and images_of(out) == whole
+
+
+def test_a_ray_cluster_does_a_grid_and_its_trainings(flags, tmp_path):
+    """Cells and trainings by actors in three nodes, one of which is killed while it makes a set. The results are those of one
+    process."""
+    judging = [
+        "--networks",
+        "convnet1,convnet2",
+        "--epochs",
+        "2",
+        "--set",
+        "size=16",
+        "--set",
+        "width=4",
+        "--seeds",
+        "2",
+    ]
+    method = flags[flags.index("--method") + 1]
+    rest = [flag for flag in flags if flag not in ("--method", method)]
+    grid = [*DAP, "compare", *rest, "--methods", method, "--sets", "4", *judging]
+    subprocess.run([*grid, "--out", str(tmp_path / "one")], check=True, env=ENVIRONMENT, timeout=600)
+    told = tmp_path / "told"
+    with cluster({**ENVIRONMENT, "SECONDS_A_UNIT": "0.5"}) as (address, say), told.open("w") as errors:
+        engine = ["--engine", "ray", "--address", address]
+        run = [*grid, "--out", str(tmp_path / "ray"), *engine]
+        with subprocess.Popen(run, env=ENVIRONMENT, stderr=errors, stdout=subprocess.PIPE, text=True) as process:
+            begun = tmp_path / "ray"
+            wait_for("images of two sets", lambda: len({f.parts[-5] for f in begun.rglob("*.png")}) >= 2, process)
+            say("kill")
+            say("add")
+            process.communicate(timeout=800)
+        print(told.read_text())
+        assert process.returncode == 0, told.read_text()
+        sets = sorted(path.parent for path in begun.rglob("classes.json"))
+        again = [*DAP, "evaluate", *map(str, sets), "--trials", "3", *judging[:-2]]
+        done = subprocess.run([*again, *engine], env=ENVIRONMENT, capture_output=True, text=True, timeout=800)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    alone = [tmp_path / "one" / path.relative_to(begun) for path in sets]
+    subprocess.run([*DAP, "evaluate", *map(str, alone), "--trials", "3", *judging[:-2]], check=True, env=ENVIRONMENT)
+    assert len(sets) == 4 and [trials_of(path) for path in sets] == [trials_of(path) for path in alone]
+    assert [images_of(path) for path in sets] == [images_of(path) for path in alone]
+    assert not list(begun.rglob(".claims")) and all(len(trials_of(path)) == 6 for path in sets)
 
 
 def test_a_mistake_in_an_actor_is_one_sentence(flags, tmp_path):

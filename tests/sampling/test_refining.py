@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dap import refining
 from dap.backbones import Mixture
 from dap.base.errors import DapError
 from dap.guidance import Descend, MeanMatching, Representative, SquaredMMD
 from dap.kernels import Linear, parse
 from dap.refining import Descent, denoising_error, refine, time_of
+from dap.refining import seen as seeing
 from dap.sampling import Batch
 from energies import Reals, random, state
 
@@ -78,12 +78,33 @@ def test_chunks_give_the_gradient_of_the_whole(mixture, monkeypatch):
     """13 images in chunks of 4, with an energy that ties all of them."""
     z = random(13, 2, 2, 2)
     descent = Descent(4, 0.1, (0.05, 0.3), prior=0.0)
-    monkeypatch.setattr(refining, "CHUNK", 64)
+    monkeypatch.setattr(seeing, "CHUNK", 64)
     whole = refine(mixture, energies(mixture), batch(13), z, descent)
-    monkeypatch.setattr(refining, "CHUNK", 4)
+    monkeypatch.setattr(seeing, "CHUNK", 4)
     parts = refine(mixture, energies(mixture), batch(13), z, descent)
     assert (whole - z).abs().max() > 0.05
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+def test_graphs_that_are_held_save_a_pass_and_change_no_bit(mixture, monkeypatch):
+    """13 images in chunks of 4; with no room for graphs the three chunks after the first are passed twice in each step."""
+    z, descent, passes = random(13, 2, 2, 2), Descent(3, 0.1, (0.05, 0.3)), list[int]()
+    pass_on = mixture.features
+    monkeypatch.setattr(mixture, "features", lambda x, *rest: (passes.append(len(x)), pass_on(x, *rest))[1])
+    monkeypatch.setattr(seeing, "CHUNK", 4)
+    found = []
+    for room, of_a_step in ((2**30, 4), (0, 4 + 3)):
+        monkeypatch.setattr(seeing, "GRAPH_BYTES", room)
+        passes.clear()
+        found.append(refine(mixture, energies(mixture), batch(13), z, descent))
+        assert len(passes) == 3 * of_a_step
+    assert torch.equal(*found)
+
+
+def test_a_graph_is_measured_without_the_parameters():
+    net, x = torch.nn.Linear(50, 7), torch.randn(3, 50, requires_grad=True)
+    size, out = seeing.graph_bytes(lambda: net(x).exp(), net.parameters())
+    assert size == 3 * 7 * 4 + 3 * 50 * 4 and out.requires_grad
 
 
 def test_the_energy_of_the_set_falls(mixture):

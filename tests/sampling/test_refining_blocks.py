@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from dap import refining
 from dap.backbones import Mixture
 from dap.base.errors import DapError
+from dap.base.seeding import seed_of
 from dap.base.store import Store
 from dap.guidance import LogDet, MeanMatching, Representative, SinkhornDivergence, SquaredMMD
 from dap.guidance.set_level import SetEnergy
-from dap.refining import Descent, Finished, refine
+from dap.refining import Descent, Finished, refine, time_of
+from dap.refining import seen as seeing
 from dap.sampling import Batch
 from energies import Reals, random, state
 
@@ -52,9 +53,9 @@ def test_the_first_step_of_a_block_is_that_of_the_whole_set_without_the_finished
     energy, seen = ENERGIES[kind](reals(1.0)), []
     parts = {}
     for chunk in (64, 2):
-        monkeypatch.setattr(refining, "CHUNK", chunk)
-        whole = refining._Seen(mixture, batch(range(7)), None, [energy])
-        some = refining._Seen(mixture, batch(range(4, 7)), Finished(batch(range(4)), old), [energy])
+        monkeypatch.setattr(seeing, "CHUNK", chunk)
+        whole = seeing.Seen(mixture, batch(range(7)), None, [energy])
+        some = seeing.Seen(mixture, batch(range(4, 7)), Finished(batch(range(4)), old), [energy])
         noise = random(3, 2, 2, 2, seed=2)
         for t in (30, 150, 30):
             parts[chunk, t] = some.gradient(new, t, noise, [(energy, 1.0)])
@@ -71,7 +72,7 @@ def test_finished_images_are_looked_at_as_if_nothing_were_kept(mixture, monkeypa
     old = Finished(batch(range(4)), random(4, 2, 2, 2))
     z, energy, descent = random(3, 2, 2, 2, seed=1), MeanMatching(reals(1.0)), Descent(6, 0.1)
     kept = refine(mixture, [energy], batch(range(4, 7)), z, descent, finished=old)
-    monkeypatch.setattr(refining, "HELD_BYTES", 0)
+    monkeypatch.setattr(seeing, "HELD_BYTES", 0)
     assert torch.equal(refine(mixture, [energy], batch(range(4, 7)), z, descent, finished=old), kept)
     assert not torch.equal(refine(mixture, [energy], batch(range(4, 7)), z, descent), kept)
 
@@ -180,11 +181,11 @@ def test_the_latents_with_the_lowest_held_out_energy_are_kept(mixture):
         held_out=[Recording(reals(), states)],
     )
     assert len(states) == 7
-    energy, t = MeanMatching(reals()), refining.time_of(mixture.schedule, 0.05)
-    seen = refining._Seen(mixture, batch(range(3)), None, [energy])
+    energy, t = MeanMatching(reals()), time_of(mixture.schedule, 0.05)
+    seen = seeing.Seen(mixture, batch(range(3)), None, [energy])
     noise = torch.stack(
         [
-            torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(refining.seed_of(seed, "held out")))
+            torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
             for seed in batch(range(3)).seeds
         ]
     )

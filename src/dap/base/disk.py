@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
 import time
 import uuid
@@ -107,7 +108,7 @@ def told(error: OSError) -> str:
 
 
 OLD = 24 * 3600.0
-"""Seconds after which a half-written file counts as left behind, whoever wrote it."""
+"""Seconds after which a half-written file or folder counts as left behind, whoever wrote it."""
 
 _OURS = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{8}")
 """The names of `aside_of`."""
@@ -124,6 +125,20 @@ def aside_of(path: Path) -> Path:
     return path.with_name(f".tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
+@contextmanager
+def passing_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in another one, as an absolute path. The folder goes at the end of the block. What killed processes left in
+    `parent` goes first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep(parent)
+    folder = aside_of(parent.absolute() / "folder")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left in a folder. Only the first call of a process for a folder looks into it.
 
@@ -134,7 +149,11 @@ def sweep(folder: Path) -> None:
     _swept.add(folder)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") and entry.is_file(follow_symlinks=False) and _left(entry):
+            if not entry.name.startswith(".") or entry.is_symlink() or not _left(entry):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
                     os.unlink(entry.path)
 

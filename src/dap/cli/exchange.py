@@ -1,4 +1,4 @@
-"""The verbs that exchange sets and weights with other tools: import, export, convert."""
+"""The verbs that exchange sets and weights with other tools: import, export, push, convert."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Source = Annotated[str, Parameter(metavar="SOURCE")]
 Layout = Annotated[
     str,
     Parameter(
-        help="folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, set. "
+        help="folders, minimax (also mgd3, manifoldgd), rded (also ddranking), d4m, tensors, parquet, webdataset, fiftyone, set. "
         "Default: found out and said.",
         show_default=False,
     ),
@@ -103,6 +103,7 @@ def export(
     out: Path,
     layout: str = "imagefolder",
     shard_size: MaybePositive = None,
+    labels: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     teacher: Annotated[str | None, Parameter(group=LABELS)] = None,
     protocol: Annotated[str, Parameter(group=LABELS)] = "fkd-soft",
     epochs: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
@@ -121,9 +122,10 @@ def export(
     Args:
         set_: The distilled set.
         out: A new folder, or an earlier export of the same set.
-        layout: imagefolder, parquet, webdataset, ddranking, pt; or fkd, a teacher's labels of every augmented image; or
+        layout: imagefolder, parquet, webdataset, ddranking, pt, fiftyone; or fkd, a teacher's labels of every augmented image; or
             labels, one label of each image.
         shard_size: Images in each file. Default: 5000 for parquet, 1000 for webdataset.
+        labels: A folder of --layout labels: these soft labels go with the images. Weights of images go with them anyway.
         teacher: A file of dap train-teacher, torchvision:NAME with its ImageNet weights, or backbone:NAME.
         protocol: For fkd, the protocol whose augmentation and epochs are taken.
         epochs: For fkd, epochs instead of the protocol's own.
@@ -160,12 +162,46 @@ def export(
         line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])
         return Told(f"Labels in {out}\nNext: {line}", {"labels": out, "set": made.path})
     from dap.data.sets.export import export as write
+    from dap.verbs.exchange.soft import logits_of
 
     told = functools.partial(watcher.images, out.name)
-    said = write(made, out, layout, shard_size=shard_size, progress=told)
+    soft = None if labels is None else logits_of(made, labels)
+    said = write(made, out, layout, shard_size=shard_size, logits=soft, progress=told)
     last = f"{len(made.records)} images as {layout} in {out}; see its README.md."
     values = {"export": out, "layout": layout, "images": len(made.records), "notes": said["notes"]}
     return Told("\n".join([*said["notes"], last]), values)
+
+
+def push(
+    set_: Annotated[Path, Parameter(name="SET", metavar="SET")],
+    to: Annotated[str, Parameter(name="NAME", metavar="OWNER/NAME")],
+    /,
+    *,
+    layout: Annotated[str, Parameter(metavar="parquet|imagefolder|webdataset")] = "parquet",
+    private: bool = False,
+    allow_near_copies: bool = False,
+    replace: bool = False,
+    labels: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Push a set.
+
+    Args:
+        set_: The distilled set, judged by dap evaluate, which searches for near-copies of real images.
+        to: The data set on the hub. It is made if it is not there.
+        layout: What is uploaded.
+        private: Make a new data set private.
+        allow_near_copies: Upload near-copies of real images, or a set that was never searched for them.
+        replace: Replace the files that the data set on the hub holds.
+        labels: A folder of dap export --layout labels: these soft labels go with the images.
+    """
+    from dap.verbs.exchange.push import push as run
+
+    chosen = {"layout": layout, "private": private, "allow_near_copies": allow_near_copies, "replace": replace}
+    address = run(set_, to, **chosen, labels=labels, watcher=watcher_of(output))
+    return Told(
+        f"{address}\nNext: datasets.load_dataset({to!r}, split='train')", {"set": set_, "address": address, "name": to}
+    )
 
 
 def convert(

@@ -40,6 +40,16 @@ BadFraction = Annotated[
     ),
 ]
 
+Full = Annotated[
+    str | None,
+    Parameter(
+        metavar="FRACTION|FILE",
+        help="Accuracy of training on all real images: a fraction in [0, 1], or a file of dap train-teacher.",
+    ),
+]
+MOST_LACKING = 10
+"""How many sentences on missing scores are shown."""
+
 
 def evaluate(
     sets: Sets,
@@ -97,6 +107,7 @@ def train_teacher(
     changes: Changes = None,
     dry_run: DryRun = False,
     machine: MachineFlags | None = None,
+    engine: EngineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
     """Train a classifier.
@@ -119,7 +130,7 @@ def train_teacher(
         return forecast(planned_teacher(data, out, **asked, **told), out.parent)
     from dap.verbs.training.teacher import train_teacher as run
 
-    trial = run(data, out, **asked, **told)
+    trial = run(data, out, **asked, **told, engine=engine_of(engine))
     return Told(
         f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
         {"teacher": out, "network": trial.network, "accuracy": trial.last, "n_test": trial.n_test},
@@ -188,6 +199,7 @@ def report(
     *,
     out: Path,
     title: str = "Distilled sets compared",
+    full: Full = None,
     track: Track = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -198,12 +210,12 @@ def report(
         out: The page to write, or its folder.
         title: Heading of the page.
     """
-    from dap.verbs.report import Results, check_tracking, found_sets, write_page
+    from dap.verbs.report import Results, ceilings_of, check_tracking, found_sets, write_page
 
     check_tracking(track)
     del output
-    found = found_sets(sets)
-    return shown(Results(tuple(found), write_page(found, out, title)), track)
+    found, known = found_sets(sets), ceilings_of(full)
+    return shown(Results(tuple(found), write_page(found, out, title, known), full=known), track)
 
 
 def rank(
@@ -215,7 +227,7 @@ def rank(
     own: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     augmented: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
     plain: Annotated[str | None, Parameter(metavar="PROTOCOL")] = None,
-    full: Annotated[float | None, Parameter(metavar="FRACTION")] = None,
+    full: Full = None,
     out: Path | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -228,7 +240,6 @@ def rank(
         own: The methods' own protocol, such as one with soft labels.
         augmented: Protocol with augmentation.
         plain: Protocol without augmentation.
-        full: Accuracy of training on all real images, a fraction in [0, 1].
         out: Folder of the scores of sets that lie elsewhere, such as that of dap evaluate --out. Default: the folder of each
             set.
     """
@@ -239,8 +250,11 @@ def rank(
     lines, values = [], []
     for path, scores in found.items():
         told = [f"{name} {value:.3f}" for name, value in scores.shown.items()]
-        lines.append(f"{path}: {', '.join(told) or 'no score: its trials, or those of random images, are missing'}")
-        values.append({"set": path, **scores.shown})
+        lines.append(f"{path}: {', '.join(told) or 'no score'}")
+        values.append({"set": path, **scores.shown, "lacks": list(scores.lacks)})
+    lacking = dict.fromkeys(line for scores in found.values() for line in scores.lacks)
+    lines += list(lacking)[:MOST_LACKING]
+    lines += [f"and {len(lacking) - MOST_LACKING} more; --json has them all"] if len(lacking) > MOST_LACKING else []
     lines.append(_next(sets, list(found), out))
     return Told("\n".join(lines), {"sets": values})
 

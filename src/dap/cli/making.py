@@ -216,13 +216,15 @@ def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = Fa
     """
     from dap.base.workers import end_with_parent
     from dap.cli.bars import Lines
-    from dap.verbs.jobs import JUDGING
+    from dap.verbs.jobs import JUDGING, TEACHER
 
-    if job.name == JUDGING:
+    del code, allow_code
+    if job.name == TEACHER:
+        from dap.verbs.training.in_step import work_on
+    elif job.name == JUDGING:
         from dap.verbs.evaluate import work_on
     else:
         from dap.verbs.compare import work_on
-    del code, allow_code
     end_with_parent()
     work_on(job, Lines(every=float("inf")))
 

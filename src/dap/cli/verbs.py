@@ -161,6 +161,13 @@ VERBS = {
             "dap export runs/random --layout fkd --teacher teacher.safetensors --out labels",
         ),
     ),
+    "push": Verb(
+        "exchange:push",
+        "Put a distilled set on the Hugging Face hub, with a card that names the licences it follows from.",
+        "SET OWNER/NAME [FLAGS]",
+        EXCHANGE,
+        ("dap push runs/random ada/flowers-10 --private", "dap push runs/random ada/flowers-10 --layout imagefolder"),
+    ),
     "convert": Verb(
         "exchange:convert",
         "Write weights that people have as a diffusers folder of safetensors.",

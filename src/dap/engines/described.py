@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dap.data.sets.cards import cell, size_category
+from dap.data.sets.cards import IMAGES, USE, card, cell, licence_fields, size_category
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import whole_note
 from dap.methods.base import Task
@@ -79,15 +79,17 @@ def describe(made: DistilledSet, task: Task, command: str | None, said: Mapping[
     data_licence = task.source.licence or "unknown; ask whoever gave you the data"
     weights = f"{backbone.card.name} ({backbone.card.licence})" if backbone else "none; these are real images"
     classes = ", ".join(map(cell, made.class_names[:50]))
+    front: dict[str, Any] = {
+        "task_categories": ["image-classification"],
+        "size_categories": [size_category(len(made.class_names) * recipe.ipc)],
+        "tags": ["dataset-distillation", "synthetic"],
+    }
+    front |= licence_fields(data_licence, *((backbone.card.name, backbone.card.licence) if backbone else ()))
     made.note(
         "README.md",
-        f"""---
-task_categories: [image-classification]
-size_categories: ["{size_category(len(made.class_names) * recipe.ipc)}"]
-tags: [dataset-distillation, synthetic]
----
-
-# Distilled {Path(recipe.data.path).name}, {recipe.ipc} images per class, by `{recipe.method}`
+        card(
+            {**front, **IMAGES},
+            f"""# Distilled {Path(recipe.data.path).name}, {recipe.ipc} images per class, by `{recipe.method}`
 
 Made by diffusion-as-priors {version("diffusion-as-priors")}; `recipe.json` is what made it, `manifest.jsonl` holds the seed
 and sha256 of every image, `env.json` the versions and the hash of the weights.
@@ -99,7 +101,10 @@ and sha256 of every image, `env.json` the versions and the hash of the weights.
 | licence of the data | {data_licence} |
 | backbone and its licence | {weights} |
 
+{USE}
+
 What may be done with these images follows from both licences. Synthetic images can resemble real ones of the training
 data; look before you publish a set made from private images.
 """,
+        ),
     )

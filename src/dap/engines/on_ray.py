@@ -1,7 +1,9 @@
-"""The Ray engine: actors of a cluster make the units, and this process alone writes the set.
+"""The Ray engine: actors of a cluster make the units of a set, or do the cells and trainings of a grid.
 
-Each actor loads the backbone once. The actors give back images, so the cluster needs no shared file system for the set. Ray
-itself starts an actor again whose process or node has died, and tries its units again.
+For a set each actor loads the backbone once and gives back images, and this process alone writes the set. So the cluster needs
+no shared file system for it. The cells of a grid and the trainings on sets meet in their folder, which all nodes must see. There
+each actor runs a worker process as `dap.base.workers` does on one machine. Ray itself starts an actor again whose process or
+node has died, and tries its pieces of work again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from dap.base.errors import DapError, NotFinite, first_line
 from dap.base.watch import Watcher
+from dap.base.workers import run_workers, threads_of
 from dap.methods.base import Made, Unit
 
 RESTARTS = 3
@@ -29,8 +32,8 @@ AHEAD = 2
 LOOK = 5.0
 """Seconds between two looks at what the cluster has room for. A node that joins is used after this time."""
 
-Build = Callable[..., Callable[[Unit], Made]]
-"""A function of a module that loads everything that a recipe names, and returns what makes the images of a unit."""
+Build = Callable[..., Callable[[Any], Any]]
+"""A function of a module that loads everything that a recipe names, and returns what does a piece of work, such as a unit."""
 
 
 @dataclass(frozen=True)
@@ -77,39 +80,87 @@ def stream(
     if not units:
         return
     _connect(cluster)
-    crew = _Crew(cluster, build, given, watcher)
+    crew = _Crew(cluster, build, given, watcher, ahead=AHEAD)
     try:
-        yield from crew.run(list(units))
+        yield from crew.run(list(units), lambda unit: f"class {unit.label}, slots from {unit.slots[0]}")
     finally:
         crew.end()
         ray.shutdown()
 
 
+def run_workers_on(
+    cluster: Cluster,
+    arguments: Sequence[str],
+    pieces: int,
+    watcher: Watcher,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> None:
+    """Run the command line `dap` with these arguments in actors of a cluster, until the work is done.
+
+    There are as many actors as the cluster has room for, also in nodes that join later. A worker ends well only when all
+    pieces are done, so the first one that does ends the run.
+
+    Args:
+        cluster: the cluster. All its nodes must see the folders that the arguments name.
+        arguments: the arguments of a command that shares its work by `claims.Claims`.
+        pieces: how many pieces of work there are. There are never more actors.
+        watcher: is told how many actors work, and of those that have died.
+        meanwhile: is called every few seconds while the actors work.
+
+    Raises:
+        DapError: the cluster cannot be reached, a worker failed by a mistake, or workers have died too often. The work
+            that was done is kept.
+    """
+    import ray
+
+    if not pieces:
+        return
+    _connect(cluster)
+    threads = cluster.threads or threads_of(1)
+    crew = _Crew(replace(cluster, threads=threads), _worker, (tuple(arguments), threads), watcher, ahead=1)
+    try:
+        next(crew.run(list(range(pieces)), lambda number: f"worker {number}", meanwhile))
+    finally:
+        crew.end()
+        ray.shutdown()
+
+
+def _worker(arguments: Sequence[str], threads: int) -> Callable[[int], bool]:
+    """What runs a worker process in an actor. It returns when all pieces of the work are done."""
+
+    def run(number: int) -> bool:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        run_workers(arguments, 1, spread=False, tell=lambda line: None)
+        return True
+
+    return run
+
+
 class Actor:
-    """Makes units. It loads everything when the first unit is asked for."""
+    """Does pieces of work. It loads everything when it is asked for the first piece."""
 
     def __init__(self, build: Build, given: Sequence[Any], threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self._build, self._given = build, given
-        self._make: Callable[[Unit], Made] | None = None
+        self._make: Callable[[Any], Any] | None = None
 
     def ready(self) -> None:
         """Returns as soon as the actor has its place in the cluster."""
 
-    def make(self, unit: Unit) -> Made | NotFinite | str:
-        """The images of a unit, on the CPU. Or why it is not finite, or the message of a user's mistake: as an error, Ray would
-        wrap it."""
+    def make(self, piece: Any) -> Any:
+        """What comes of a piece of work; images are on the CPU. Or why a unit is not finite, or the message of a user's mistake:
+        as an error, Ray would wrap it."""
         try:
             if self._make is None:
                 self._make = self._build(*self._given)
-            made = self._make(unit)
+            made = self._make(piece)
         except NotFinite as error:
             return error
         except DapError as error:
             return str(error)
-        return replace(made, images=made.images.detach().cpu(), latents=None)
+        return replace(made, images=made.images.detach().cpu(), latents=None) if isinstance(made, Made) else made
 
 
 def _connect(cluster: Cluster) -> None:
@@ -127,11 +178,17 @@ def _connect(cluster: Cluster) -> None:
 
 
 class _Crew:
-    """The actors of a run. Their number follows what the cluster has room for."""
+    """The actors of a run. Their number follows what the cluster has room for.
 
-    def __init__(self, cluster: Cluster, build: Build, given: Sequence[Any], watcher: Watcher) -> None:
+    Args:
+        cluster, build, given, watcher: see `stream`.
+        ahead: how many pieces an actor is given at a time.
+    """
+
+    def __init__(self, cluster: Cluster, build: Build, given: Sequence[Any], watcher: Watcher, *, ahead: int) -> None:
         import ray
 
+        self._ahead = ahead
         gpus = 1 if cluster.gpu and ray.cluster_resources().get("GPU") else 0
         self._needs = {"GPU": gpus} if gpus else {"CPU": cluster.threads}
         kind: Any = ray.remote(Actor)
@@ -146,36 +203,45 @@ class _Crew:
         self._waiting: dict[Any, Any] = {}
         """Actors that have no place in the cluster yet, by the result of `ready`."""
         self._working: dict[Any, int] = {}
-        """How many units each actor has."""
-        self._failed: dict[Unit, int] = {}
+        """How many pieces each actor has."""
+        self._failed: dict[Any, int] = {}
 
-    def run(self, todo: list[Unit]) -> Iterator[tuple[Unit, Made | NotFinite]]:
-        """Every unit with its images, in the order in which they are made."""
+    def run(
+        self, todo: list[Any], called: Callable[[Any], str], meanwhile: Callable[[], object] = lambda: None
+    ) -> Iterator[tuple[Any, Any]]:
+        """Every piece of work with what came of it, in the order in which they are done.
+
+        Args:
+            todo: the pieces.
+            called: the name of a piece, for messages.
+            meanwhile: is called every few seconds.
+        """
         import ray
 
-        asked: dict[Any, tuple[Unit, Any]] = {}
+        asked: dict[Any, tuple[Any, Any]] = {}
         while todo or asked:
             self._grow(len(todo))
             for actor, has in list(self._working.items()):
-                for unit in todo[: AHEAD - has]:
-                    asked[actor.make.remote(unit)] = unit, actor
+                for piece in todo[: self._ahead - has]:
+                    asked[actor.make.remote(piece)] = piece, actor
                     self._working[actor] += 1
-                del todo[: max(0, AHEAD - has)]
+                del todo[: max(0, self._ahead - has)]
                 if not self._working[actor]:  # its place may be wanted for an actor that is started again
                     self._stop(actor)
             done, _ = ray.wait([*asked, *self._waiting], num_returns=1, timeout=LOOK)
+            meanwhile()
             for result in done:
                 if result in self._waiting:
                     self._join(result)
                     continue
-                unit, actor = asked.pop(result)
+                piece, actor = asked.pop(result)
                 if actor in self._working:
                     self._working[actor] -= 1
-                made = self._result(result, unit, actor)
+                made = self._result(result, piece, actor, called)
                 if made is None:
-                    todo.insert(0, unit)
+                    todo.insert(0, piece)
                 else:
-                    yield unit, made
+                    yield piece, made
 
     def _grow(self, todo: int) -> None:
         """Ask for as many actors as the cluster has room for, and for one more, which waits for a node to join."""
@@ -204,11 +270,11 @@ class _Crew:
             self._working[actor] = 0
             self._watcher.note(f"Ray: {len(self._working)} actors")
 
-    def _result(self, result: Any, unit: Unit, actor: Any) -> Made | NotFinite | None:
-        """The images of a unit; None if its actor was lost, so that another one must make them.
+    def _result(self, result: Any, piece: Any, actor: Any, called: Callable[[Any], str]) -> Any:
+        """What came of a piece; None if its actor was lost, so that another one must do it.
 
         Raises:
-            DapError: the unit cannot be made, or its actors have died too often.
+            DapError: the piece cannot be done, or its actors have died too often.
         """
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -219,13 +285,14 @@ class _Crew:
             raise error.as_instanceof_cause() from error
         except RayError as error:
             if actor in self._working:
-                self._watcher.note(f"Ray: an actor was lost ({type(error).__name__}); others take its units.")
+                self._watcher.note(f"Ray: an actor was lost ({type(error).__name__}); others take its work.")
             self._stop(actor)
-            self._failed[unit] = self._failed.get(unit, 0) + 1
-            if self._failed[unit] > RESTARTS:
+            self._failed[piece] = self._failed.get(piece, 0) + 1
+            if self._failed[piece] > RESTARTS:
+                name = called(piece)
                 raise DapError(
-                    f"Class {unit.label}, slots from {unit.slots[0]}: {self._failed[unit]} actors of Ray were lost over these "
-                    f"images ({first_line(error)}). What was made is kept: run the same again to go on."
+                    f"{name[:1].upper()}{name[1:]}: {self._failed[piece]} actors of Ray were lost over this work "
+                    f"({first_line(error)}). What was made is kept: run the same again to go on."
                 ) from error
             return None
         if isinstance(made, str):

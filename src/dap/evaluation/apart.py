@@ -27,8 +27,8 @@ FACTS = ("recipe.json", "inputs.json", "import.json", "cost.json", "env.json", "
 TRIALS = "trials.jsonl"
 RESULTS = (TRIALS, "protocols.json", "measures.json", "images.json", "map.npz", "zeroshot.json", "ranking.json")
 """Files that judging wrote beside the set before."""
-CLASSES, SLOTS = 20, 10
-"""The images that a page shows: of how many classes, and how many of each."""
+CLASSES, SLOTS, FEW = 20, 10, 2
+"""The images that a page shows: of how many classes, how many of each, and how many of each further class."""
 
 
 def check_writable(folder: Path, advice: str) -> None:
@@ -86,7 +86,7 @@ def copied_apart(path: Path, folder: Path) -> None:
 
 
 def _on_a_page(line: Mapping[str, Any]) -> bool:
-    return line["label"] < CLASSES and line["slot"] < SLOTS
+    return line["slot"] < (SLOTS if line["label"] < CLASSES else FEW)
 
 
 def _line(line: Mapping[str, object]) -> bytes:

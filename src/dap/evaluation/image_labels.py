@@ -21,13 +21,12 @@ from torch import Tensor
 from dap.base.documents import read_json
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Share
-from dap.base.files import building, dump, in_use, write_atomically
+from dap.base.files import building, in_use, write_atomically
 from dap.base.parsing import shown
+from dap.data.sets.beside import FILE, FORMAT, INDEX, label_files
 from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, Plain
 from dap.evaluation.training.labels import ImageLabels
 
-FILE, INDEX = "labels.safetensors", "index.json"
-FORMAT = "image labels 1"
 LARGEST = 2**30
 """How many bytes index.json may have: 1 GiB, the sha256 of ten million images."""
 
@@ -56,8 +55,6 @@ def write_image_labels(folder: Path, labels: ImageLabels, hashes: Sequence[str],
         DapError: the folder holds other files, or a logit is not finite.
         OSError: it cannot be written.
     """
-    from safetensors.torch import save
-
     if not labels.values.isfinite().all():
         raise DapError(f"{labels.name} gives labels that are not finite numbers.")
 
@@ -68,10 +65,11 @@ def write_image_labels(folder: Path, labels: ImageLabels, hashes: Sequence[str],
             )
 
     check()
-    facts = {"format": FORMAT, "teacher": labels.name, "accuracy": labels.accuracy, "classes": list(labels.class_names)}
+    values = labels.values.float().cpu().numpy()
+    files = label_files(values, hashes, labels.class_names, labels.name, labels.accuracy, dict(how))
     with building(folder, INDEX, check) as made:
-        write_atomically(made / FILE, save({"logits": labels.values.float().cpu().contiguous()}))
-        write_atomically(made / INDEX, dump({**facts, "images": list(hashes), "how": dict(how)}))
+        for name, data in files.items():
+            write_atomically(made / name, data)
     return folder
 
 

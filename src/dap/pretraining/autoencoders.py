@@ -17,8 +17,13 @@ KL = 1e-4
 ABSOLUTE = 0.02
 """The weight of the mean absolute error beside the mean squared one. It makes edges sharper."""
 
-PEAK, PEAK_OF_DECODER, DECAY = 2e-3, 2e-3, 0.995
-"""Learning rates and the decay of the averaged weights."""
+DECAY = 0.995
+"""The decay of the averaged weights."""
+
+
+def peak_of(batch: int) -> float:
+    """The largest learning rate for a number of images in a step."""
+    return 1e-3 if batch < 32 else 2e-3
 
 
 def loss_of(vae: Any, pictures: Pictures, batch: int, device: torch.device) -> Callable[[torch.Generator], Tensor]:
@@ -60,8 +65,8 @@ def shown(pictures: Pictures, batch: int, generator: torch.Generator, device: to
 
 @torch.no_grad()
 def error_of(vae: Any, pictures: Pictures, device: torch.device, limit: int | None = None) -> float:
-    """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over the first `limit` images
-    or all."""
+    """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over the first `limit`
+    images or all."""
     errors = []
     for rows in in_order(min(limit or len(pictures), len(pictures))):
         x = pictures.take(rows, device)
@@ -79,8 +84,8 @@ def decibels(error: float) -> float:
 def standardise(vae: Any, latents: Latents) -> Latents:
     """Let the latents have mean 0 and variance 1 in each channel, by other weights of the two 1×1 convolutions around them.
 
-    The first one gives the mean m and the log-variance v of a latent. Afterwards it gives (m − μ) / σ and v − 2 log σ, and the second
-    one takes σ z + μ. Reconstructions stay as they are.
+    The first one gives the mean m and the log-variance v of a latent. Afterwards it gives (m − μ) / σ and v − 2 log σ, and the
+    second one takes σ z + μ. Reconstructions stay as they are.
 
     Args:
         vae: the autoencoder, which is changed.

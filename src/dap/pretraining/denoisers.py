@@ -89,6 +89,7 @@ class PromptLearner(Learner):
         device = next(vae.parameters()).device
         self.tokenizer = words.build_tokenizer(class_names)
         parts = {"unet": unet(sizes, words.WIDTH, seed), "text_encoder": words.build_text_encoder(self.tokenizer, seed)}
+        self.parts: dict[str, nn.Module] = parts
         self.module = nn.ModuleDict(parts).to(device)
         ids = words.prompt_ids(self.tokenizer, class_names, device)
         self.backbone = _Prompted(self.module, vae, ids, sizes, class_names, card)
@@ -101,14 +102,14 @@ class PromptLearner(Learner):
     def pipeline(self, vae: Any) -> Any:
         from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-        scheduler: Callable[..., Any] = PNDMScheduler
-        unet, text_encoder, vae = map(_halved, (self.module["unet"], self.module["text_encoder"], vae))
+        build: Any = PNDMScheduler
+        unet, text_encoder, vae = map(_halved, (self.parts["unet"], self.parts["text_encoder"], vae))
         return StableDiffusionPipeline(
             vae=vae,
             unet=unet,
             text_encoder=text_encoder,
             tokenizer=self.tokenizer,
-            scheduler=scheduler(**words.SCHEDULE, skip_prk_steps=True, steps_offset=1),
+            scheduler=build(**words.SCHEDULE, skip_prk_steps=True, steps_offset=1),
             safety_checker=None,  # pyright: ignore[reportArgumentType]
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,
@@ -145,7 +146,8 @@ class _Prompted(ModuleBackbone):
 
 
 def _halved(part: nn.Module) -> Any:
-    """The part in float16 on the CPU. The `to` of diffusers would warn of parts that should stay in float32, of which it has none."""
+    """The part in float16 on the CPU. The `to` of diffusers would warn of parts that should stay in float32, though there are
+    none."""
     return nn.Module.to(part, "cpu", torch.float16)
 
 

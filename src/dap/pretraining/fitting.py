@@ -1,4 +1,4 @@
-"""One stage of a training: steps of AdamW, averaged weights, a held-out loss that ends it, and a checkpoint that a kill leaves."""
+"""One stage of a training: steps of AdamW, averaged weights, a held-out loss that ends it, and checkpoints."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Outcome:
     Attributes:
         steps: the number of steps that were made.
         best: the step after which the averaged weights had the smallest held-out loss. These weights are the result.
-        history: at each look (step, mean training loss since the look before, held-out loss); the last is None where no images are
-            held out.
+        history: at each look (step, mean training loss since the look before, held-out loss); the last is None where no images
+            are held out.
         turned: whether the training ended early, because the held-out loss had turned.
         seconds: the time of all processes that worked on the stage.
     """
@@ -119,8 +119,8 @@ def fit(
 ) -> Outcome:
     """Minimise a loss, and leave the best averaged weights in the network.
 
-    The weights are those with the smallest held-out loss, or the last ones where nothing is held out. A run that was killed goes on
-    from its checkpoint and gives the same bytes, because each step has its own generator.
+    The weights are those with the smallest held-out loss, or the last ones where nothing is held out. A run that was killed
+    goes on from its checkpoint and gives the same bytes, because each step has its own generator.
 
     Args:
         module: the network. Its parameters that require gradients are trained.
@@ -182,8 +182,8 @@ def _look(state: dict[str, Any], how: Fitting, average: Averaged, held_out: Call
     mean = float(state["sum"]) / state["count"]
     if not math.isfinite(mean):
         raise DapError(
-            f"The loss of the {how.name} is {mean} at step {state['step']} of {how.steps}, so the training diverged. Give another "
-            "--seed, or a smaller --size."
+            f"The loss of the {how.name} is {mean} at step {state['step']} of {how.steps}, so the training diverged. Give "
+            "another --seed, or a smaller --size."
         )
     state["sum"], state["count"], found = 0.0, 0, None
     if held_out is not None:

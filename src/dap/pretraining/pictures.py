@@ -55,7 +55,7 @@ class Pictures:
         return found.float() / 127.5 - 1 if not found.is_floating_point() else found * 2 - 1
 
     def moved(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The images (m, 3, side, side), half of them mirrored. Of a small folder all are shifted, and half of them zoomed, too."""
+        """The images (m, 3, side, side), half of them mirrored. Those of a small folder are shifted, and half of them zoomed."""
         return moved(images, generator, flip=self.flip, amount=1.0 if self.few else 0.0)
 
 

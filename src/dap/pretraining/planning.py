@@ -28,8 +28,14 @@ LARGEST = {"cpu": 64, "cuda": 128}
 LONG = 120
 """Minutes from which a training is long."""
 
-AUTOENCODERS = (([8, 32, 64], 1), ([16, 32, 64], 1), ([32, 64, 128], 1), ([64, 128, 256], 2))
-"""Channels and layers of autoencoders, from small to large."""
+AUTOENCODERS = (([16, 32, 64], 1), ([32, 64, 128], 1), ([64, 128, 256], 2))
+"""Channels and layers of autoencoders, from small to large. The first one is the starter's, which has learned already."""
+
+ENOUGH = (100_000, 40)
+"""An autoencoder that starts from nothing needs so many images, or each of a larger folder's so many times."""
+
+ENOUGH_LATENTS = (100_000, 50)
+"""A denoiser needs so many latents, or each of a larger folder's so many times."""
 
 TRANSFORMERS = ((0, 128, 6), (0, 192, 8), (1, 192, 8), (1, 256, 8), (1, 384, 12), (2, 384, 12), (2, 512, 16))
 """How often the coarsest patches are halved, width and depth of DiTs, from small to large."""
@@ -80,7 +86,7 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
     Raises:
         DapError: the time is too short for any size.
     """
-    needed = min(max(40_000, 20 * wish.images), 1_500_000)
+    needed = _enough(ENOUGH, wish.images)
     found, seconds, rate = None, 0.0, 0.0
     for sizes in _of_autoencoders(wish):
         took = autoencoder_seconds(sizes, wish.device)
@@ -90,11 +96,12 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
         if not fits:
             break
     assert found is not None
-    needed = min(max(120_000, 60 * wish.images), 5_000_000)
-    best, taken = None, 0.0
+    needed = _enough(ENOUGH_LATENTS, wish.images)
+    best, taken, short = None, 0.0, False
     for sizes in _of_denoisers(wish, found):
         took = denoiser_seconds(sizes, wish.classes, wish.device)
         fits = wish.seconds * (1 - SHARE) * SPARE / took * sizes.batch_latents >= needed
+        short = best is None and not fits
         if best is None or fits:
             best, taken = sizes, sizes.batch_latents / took
         if not fits:
@@ -104,13 +111,27 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
     network = f"a DiT of {best.depth} blocks, width {best.width}, {tokens} tokens"
     if best.kind == "unet":
         network = f"a U-Net of width {best.width}"
+    size = (
+        f"They are the largest of those tried that see {needed:,} latents or more in {wish.minutes:g} minutes on this "
+        f"{wish.device.type}"
+    )
+    if short:
+        size = (
+            f"They are the smallest there are. In {wish.minutes:g} minutes this {wish.device.type} shows them fewer than the "
+            f"{needed:,} latents that good images of {wish.images:,} images need, so give more --minutes if they come out rough"
+        )
+    known = " that starts as the starter's" if best.start == "starter" else ""
     latent = f"{best.latent_channels}×{best.latent_side}×{best.latent_side}"
     reason = (
-        f"{wish.images:,} images in {wish.classes} classes, {wish.minutes:g} minutes on {wish.device.type}: images of {best.size} px, "
-        f"an autoencoder with channels {', '.join(map(str, best.levels))} to latents {latent} ({rate:.0f} images/s), and {network} "
-        f"({taken:.0f} latents/s): the largest of those tried that see enough in this time"
+        f"images of {best.size} px, an autoencoder{known} with channels {', '.join(map(str, best.levels))} to latents {latent} "
+        f"({rate:.0f} images/s), and {network} ({taken:.0f} latents/s). {size}"
     )
     return best, reason, seconds
+
+
+def _enough(least: tuple[int, int], images: int) -> int:
+    """How many images or latents are enough for a folder of so many images."""
+    return min(max(least[0], least[1] * images), 5_000_000)
 
 
 def steps_in(seconds: float, step: float, what: str) -> int:
@@ -130,13 +151,13 @@ def steps_in(seconds: float, step: float, what: str) -> int:
 
 def _of_autoencoders(wish: Wish) -> Iterator[Sizes]:
     cuda = wish.device.type == "cuda"
-    for levels, layers in AUTOENCODERS:
-        if wish.side > 64:  # one more halving, so that latents stay small
-            levels = [max(8, levels[0] // 2), *levels]
-        batches = {"batch_images": 64 if cuda else 32, "batch_latents": 256 if cuda else 64}
-        yield Sizes(
-            kind=wish.kind, size=wish.side, levels=levels, layers=layers, width=128, depth=6, patch=1, **batches
-        )
+    # Small batches, and so more steps, learn faster on a CPU; a GPU would not be used by them.
+    batches = {"batch_images": 64 if cuda else 8, "batch_latents": 256 if cuda else 32}
+    for number, (levels, layers) in enumerate(AUTOENCODERS):
+        if number and wish.side > 64:  # one more halving, so that latents stay small
+            levels = [levels[0] // 2, *levels]
+        what = {"levels": levels, "layers": layers, "start": "nothing" if number else "starter", **batches}
+        yield Sizes(kind=wish.kind, size=wish.side, width=128, depth=6, patch=1, **what)
 
 
 def _of_denoisers(wish: Wish, sizes: Sizes) -> Iterator[Sizes]:

@@ -43,7 +43,8 @@ def samples(backbone: ModuleBackbone, class_names: Sequence[str]) -> list[tuple[
     )
     model = ClassifierFree(backbone, backbone.card.cfg, backbone.card.cfg_channels)
     made = sampled(model, None, batch, steps=STEPS, solver="dpm++2m")
-    return [(class_names[label], row) for label, row in zip(labels, made.split(COLUMNS), strict=True)]
+    names = [str(class_names[label]) for label in labels]
+    return list(zip(names, made.split(COLUMNS), strict=True))
 
 
 def write_preview(folder: Path, rows: Sequence[tuple[str, Tensor]]) -> None:

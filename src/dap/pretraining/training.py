@@ -105,7 +105,7 @@ class Training:
             if stage is None or not stage.planned:
                 continue
             make = autoencoders.loss_of if name == "autoencoder" else autoencoders.decoder_loss_of
-            peak = autoencoders.PEAK if name == "autoencoder" else autoencoders.PEAK_OF_DECODER
+            peak = autoencoders.peak_of(sizes.batch_images)
             loss = make(vae, self.train, sizes.batch_images, self.device)
             self._quickly(vae.decoder, stage.planned)
             held = None if self.held is None else self._held_out_error(vae)
@@ -169,8 +169,8 @@ class Training:
         least = min(held for _, _, held in found.history if held is not None)
         self.watcher.note(
             f"The {name} stopped after {found.steps:,} of {stage.planned:,} steps: its loss on held-out images was smallest, "
-            f"{least:.4f}, at step {found.best:,}, and more training would only learn the images by heart. The averaged weights of "
-            "that step are kept."
+            f"{least:.4f}, at step {found.best:,}, and more training would only learn the images by heart. The averaged weights "
+            "of that step are kept."
         )
 
     def _told(self, name: str) -> Callable[[int, int], object]:
@@ -202,7 +202,7 @@ class Training:
         return Card(name, self.licence, sizes.size, 1.5, "all", layer, 0.02, "step", template=template)
 
     def _write(self, learner: Learner, vae: Any) -> None:
-        """Write the pipeline of diffusers in float16, with the card, the class names and the notes. model_index.json comes last."""
+        """Write the pipeline of diffusers in float16, with card, class names and notes. model_index.json comes last."""
         card = {name: value for name, value in vars(self.card).items() if value is not None and name != "size"}
         with alone(), building(self.folder, "model_index.json") as aside, writing(self.folder, aside):
             learner.pipeline(vae).save_pretrained(aside, safe_serialization=True)
@@ -210,6 +210,10 @@ class Training:
                 values = json.loads(config.read_bytes())
                 values.pop("_name_or_path", None)  # the path of a part on this machine
                 config.write_bytes(dump(values))
+            index = json.loads((aside / "model_index.json").read_bytes())
+            if self.notes.sizes.kind == "dit":  # a saved pipeline of diffusers forgets the names of its labels
+                index["id2label"] = {str(label): name for label, name in enumerate(self.class_names)}
+            (aside / "model_index.json").write_bytes(dump(index))
             (aside / "classes.json").write_bytes(dump(self.class_names))
             (aside / "card.yaml").write_text(
                 yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8"

@@ -24,14 +24,15 @@ from dap.base.workers import run_workers
 from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
+from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.judge import check as check_judging
 from dap.evaluation.judge import check_batches, judge
 from dap.recipe import Recipe
-from dap.verbs.distill import distill, give_back, open_workshop
+from dap.verbs.distill import cluster_of, distill, give_back, open_workshop
 from dap.verbs.jobs import Cell, Grid, read_job, written
 from dap.verbs.judges import LoadedFor, loader
-from dap.verbs.options import SHARED, Engine, kind_of
+from dap.verbs.options import Engine, kind_of
 from dap.verbs.planning.status import write_plan
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.verbs.settling import settled
@@ -46,9 +47,16 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), engine: Engi
         DapError: a recipe is wrong. Every recipe is checked before the first one is run.
     """
     failed, kind = None, kind_of(engine)
+    if kind == "ray":
+        check_installed()
     try:
         if kind == "workers":
-            _run_in_workers(cells, watcher, engine.workers or 1)
+            workers, spread = engine.workers or 1, cells.machine.device in ("auto", "cuda")
+            _run_in_workers(
+                cells,
+                watcher,
+                lambda arguments, count: run_workers(arguments, workers, spread, count, tell=watcher.note),
+            )
         elif kind == "shard":
             rank = rank_of(engine.shard)
             device = device_for(cells.machine.device, rank, torch.cuda.device_count())
@@ -58,7 +66,12 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), engine: Engi
                 first=rank.first(len(cells.cells)),
             )
         elif kind == "ray":
-            raise DapError(f"Cells meet in their folder, so Ray has no use here. {SHARED}")
+            cluster = cluster_of(engine, cells.machine)
+            _run_in_workers(
+                cells,
+                watcher,
+                lambda arguments, count: run_workers_on(cluster, arguments, len(cells.cells), watcher, count),
+            )
         else:
             work(cells, watcher)
     except CellsFailed as error:  # the page on the other cells is still written
@@ -148,19 +161,26 @@ def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
     distill(recipe, grid.out / name, engine=Engine(engine="shard"), **how)
 
 
-def _run_in_workers(cells: Grid, watcher: Watcher, workers: int) -> None:
-    """Check all cells once in this process, then share them among several processes."""
+def _run_in_workers(
+    cells: Grid, watcher: Watcher, run: Callable[[Sequence[str], Callable[[], object]], object]
+) -> None:
+    """Check all cells once in this process, then share them among several processes.
+
+    Args:
+        cells: the grid.
+        watcher: is told how many cells are done.
+        run: runs the command line of a worker in several processes. It also gets a function to call while they run.
+    """
     _check_once(cells, watcher)
-    with written(cells, cells.out / CLAIMS) as (job, command):
+    with written(cells, cells.out.absolute() / CLAIMS) as (job, command):
         total = len(cells.cells)
 
         def count() -> None:
             watcher.cells(sum(1 for _ in job.parent.iterdir()) - 1, total)
 
         count()
-        spread = cells.machine.device in ("auto", "cuda")
         try:
-            run_workers(command, workers, spread=spread, meanwhile=count, tell=watcher.note)
+            run(command, count)
         except DapError as error:
             raise CellsFailed(str(error)) from error
         count()

@@ -188,7 +188,7 @@ def distill(
     elif rank is not None:
         made = make_together(job, rank)
     elif kind == "ray":
-        cluster = Cluster(engine.address, engine.workers, machine.device in ("auto", "cuda"), threads or 1)
+        cluster = cluster_of(engine, machine)
         given = (job.recipe.model_dump(mode="json", exclude_unset=True), machine)
         made = make_alone(job, functools.partial(stream, cluster, unit_maker, given, watcher))
     else:
@@ -244,6 +244,12 @@ def _job(
         threads=threads,
         sizes=cuts(out, task.recipe.values(), can_grow=method.grows(task)),
     )
+
+
+def cluster_of(engine: Engine, machine: Machine) -> Cluster:
+    """The Ray cluster that an engine names. An actor without a GPU takes as many CPUs as this process has threads."""
+    threads = machine.threads or torch.get_num_threads()
+    return Cluster(engine.address, engine.workers, machine.device in ("auto", "cuda"), threads)
 
 
 def unit_maker(recipe: Mapping[str, Any], machine: Machine) -> Callable[[Unit], Made]:

@@ -18,17 +18,18 @@ from dap.base.watch import Watcher
 from dap.base.workers import run_workers
 from dap.data.real.base import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import Rank, device_for, rank_of
 from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.labelling import largest
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
-from dap.verbs.distill import give_back, open_workshop
+from dap.verbs.distill import cluster_of, give_back, open_workshop
 from dap.verbs.jobs import read_judging, written_judging
 from dap.verbs.judges import judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
-from dap.verbs.options import SHARED, Engine, Judging, Machine, kind_of, permitted
+from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import place
 from dap.verbs.report import Results, write_page
 from dap.workshop import Workshop
@@ -89,7 +90,7 @@ def evaluate(
     """
     kind, named, rank = kind_of(engine), isinstance(data, (str, Path)) or data is None, None
     if kind == "ray":
-        raise DapError(f"Trainings meet in the folder of their set, so Ray has no use here. {SHARED}")
+        check_installed()
     if kind != "alone" and not (named and all(isinstance(one, (str, Path)) for one in _listed(sets))):
         raise DapError("Several processes need sets and data that each of them can find; give folders or names.")
     if kind == "shard":
@@ -109,14 +110,19 @@ def evaluate(
         place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
         if rank is not None:
             _judge_shared(list(zip(opened, ready, strict=True)), watcher, rank)
-        elif kind == "workers":
+        elif kind in ("workers", "ray"):
+            pieces = sum(1 + len(one.plan.all_networks) * len(one.plan.seeds) for one in ready)
             told = {"max_bad_fraction": max_bad_fraction, "split": split, "out": where and where.absolute()}
             told |= {"sets": [Path(one).absolute() for one in _listed(sets)], "data": path, "judging": judging}
             told |= {"classes": [classes] if isinstance(classes, str) else classes, "machine": machine}
             del workshop, loaded_for, ready
             give_back()
-            with written_judging(told) as command:
-                run_workers(command, engine.workers or 1, machine.device in ("auto", "cuda"), tell=watcher.note)
+            with written_judging(told, opened[0].results.absolute() / CLAIMS) as command:
+                if kind == "ray":
+                    run_workers_on(cluster_of(engine, machine), command, pieces, watcher)
+                else:
+                    run_workers(command, engine.workers or 1, machine.device in ("auto", "cuda"), tell=watcher.note)
+            _no_claims(opened[0].results)
         else:
             for made, loaded in zip(opened, ready, strict=True):
                 judge(made, loaded, watcher)
@@ -150,7 +156,12 @@ def _judge_shared(sets: Sequence[tuple[DistilledSet, Loaded]], watcher: Watcher,
     ]
     first, folder = rank.first(len(pieces)), sets[0][0].results
     share([*pieces[first:], *pieces[:first]], folder)
-    with suppress(OSError):  # another process still works there
+    _no_claims(folder)
+
+
+def _no_claims(folder: Path) -> None:
+    """Remove the folder of the claims, if no other process still works there."""
+    with suppress(OSError):
         (folder / CLAIMS).rmdir()
 
 

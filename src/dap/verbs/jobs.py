@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from dap.base.disk import passing_folder
 from dap.base.documents import fitted, read_json
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Inside, Name, Share, Text
@@ -99,12 +100,21 @@ def _chosen(values: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     Raises:
         DapError: a value does not fit, or is of another version.
     """
-    kinds = {"judging": Judging, "machine": Machine}
-    for part, kind in kinds.items():
-        if unknown := sorted(set(values[part]) - {field.name for field in fields(kind)}):  # of another version
-            raise DapError(f"{shown(where)}: {part} has {shown(unknown[0])}, which this version of dap lacks. {AGAIN}")
-    machine = {**values["machine"], "allow_code": False}
-    return {"judging": fitted(values["judging"], Judging, where), "machine": fitted(machine, Machine, where)}
+    _check_version("judging", Judging, values, where)
+    return {"judging": fitted(values["judging"], Judging, where), "machine": _machine(values, where)}
+
+
+def _machine(values: Mapping[str, Any], where: Path | str) -> Machine:
+    """The machine of a job. The file of a job is no permission to run code."""
+    _check_version("machine", Machine, values, where)
+    return fitted({**values["machine"], "allow_code": False}, Machine, where)
+
+
+def _check_version(
+    part: str, kind: type[Judging] | type[Machine], values: Mapping[str, Any], where: Path | str
+) -> None:
+    if unknown := sorted(set(values[part]) - {field.name for field in fields(kind)}):  # of another version
+        raise DapError(f"{shown(where)}: {part} has {shown(unknown[0])}, which this version of dap lacks. {AGAIN}")
 
 
 AGAIN = "Start the command again that wrote it."
@@ -136,16 +146,68 @@ def read_judging(job: Path) -> dict[str, Any]:
     return {**found, **_chosen(found, job)}
 
 
+TEACHER = "teacher.json"
+"""The name of the file of a `TeacherJob`."""
+
+
+class TeacherJob(FromFile, frozen=True):
+    """The file that the parent of processes writes that train one network in step; see `teacher.train_teacher`."""
+
+    data: Text
+    out: Text
+    classes: Annotated[list[Name], Field(max_length=10**6)] | None
+    max_bad_fraction: Share | None
+    split: Text | Plain | None
+    network: Name | None
+    protocol: Text
+    epochs: Count | None
+    changes: Plain | None
+    machine: Plain
+
+
+def read_teacher(job: Path) -> dict[str, Any]:
+    """The arguments of `teacher.train_teacher` in a file that its parent process wrote.
+
+    Raises:
+        DapError: the file cannot be read, or is damaged. The message names it.
+    """
+    found = read_json(job, as_read(TeacherJob))
+    return {**found, "machine": _machine(found, job)}
+
+
 @contextmanager
-def written_judging(arguments: Mapping[str, Any]) -> Iterator[list[str]]:
+def written_teacher(arguments: Mapping[str, Any], folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Write the arguments of `teacher.train_teacher` into a file that lasts as long as the block.
+
+    Args:
+        arguments: the arguments, in which all paths are absolute.
+        folder: the folder in which a folder for the file is made.
+
+    Yields:
+        The file, and the command line of `dap` with which a process takes part in the training.
+    """
+    told = {**arguments, "machine": asdict(arguments["machine"])}
+    with passing_folder(folder) as made:
+        job = made / TEACHER
+        write_atomically(job, json.dumps(told, default=str).encode())
+        named = {name: told[name] for name in ("network", "protocol", "changes")}
+        yield job, ["worker", str(job), *_permission(named)]
+
+
+@contextmanager
+def written_judging(arguments: Mapping[str, Any], folder: Path) -> Iterator[list[str]]:
     """Write the arguments of `evaluate.evaluate` into a file that lasts as long as the block.
+
+    Args:
+        arguments: the arguments, in which all paths are absolute.
+        folder: the folder in which a folder for the file is made. All processes must see it.
 
     Yields:
         The command line of `dap` with which a process shares the work.
     """
     told = {name: asdict(value) if name in ("judging", "machine") else value for name, value in arguments.items()}
-    with tempfile.TemporaryDirectory(prefix="dap-run-") as made:
-        job = Path(made) / JUDGING
+    with passing_folder(folder) as made:
+        job = made / JUDGING
         write_atomically(job, json.dumps(told, default=str).encode())
         yield ["worker", str(job), *_permission(told["judging"])]
 
@@ -161,9 +223,7 @@ def written(grid: Grid, folder: Path | None = None) -> Iterator[tuple[Path, list
     Yields:
         The file, and the command line of `dap` with which a process shares the work.
     """
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as made:
+    with tempfile.TemporaryDirectory(prefix="dap-run-") if folder is None else passing_folder(folder) as made:
         job, dumped = Path(made) / "grid.json", grid.dump()
         write_atomically(job, json.dumps(dumped, default=str).encode())
         yield job, ["worker", str(job), *_permission([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])]

@@ -66,12 +66,6 @@ class Engine:
     address: str | None = None
 
 
-SHARED = (
-    "Give --workers N on one machine, or --shard I/N to processes that see one folder; --engine ray is of dap distill."
-)
-"""What to do in place of Ray."""
-
-
 def kind_of(engine: Engine) -> Literal["alone", "workers", "shard", "ray"]:
     """What an `Engine` asks for: this process alone, several processes of this machine, one shard of several, or Ray.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dap.evaluation.report.ranking import Ranking, rank_sets
 from dap.verbs.placing import placed
-from dap.verbs.report import Results, Where, found_sets
+from dap.verbs.report import Results, Where, ceilings_of, found_sets
 
 
 def rank(
@@ -18,7 +18,7 @@ def rank(
     own: str | None = None,
     augmented: str | None = None,
     plain: str | None = None,
-    full: float | None = None,
+    full: float | str | Path | None = None,
     out: str | Path | None = None,
 ) -> dict[Path, Ranking]:
     """Score how much of each set's accuracy comes from the images, and how much from soft labels or from augmentation.
@@ -32,18 +32,20 @@ def rank(
         hard: the name of a protocol with hard labels.
         own: the name of the methods' own protocol, such as one with soft labels.
         augmented, plain: the names of a protocol with augmentation and of one without.
-        full: the accuracy of training on all real images with hard labels, as a fraction in [0, 1].
+        full: the accuracy of training on all real images with hard labels: a fraction in [0, 1], or a file of `train_teacher`.
         out: a folder. The scores of sets that do not lie in it are kept there, in `judged`, with all that a report asks of these
             sets, and nothing is written beside the sets. The same `out` as for `evaluate` finds the trials that are kept there.
             Default: scores are kept beside each set.
 
     Returns:
-        By folder of its results, the scores of every set that is not of the method "random".
+        By folder of its results, the scores of every set that is not of the method "random". `lacks` of each says what the
+        missing scores need.
 
     Raises:
         DapError: there is no set or no random set, or no trial was made by one of the protocols, or a folder cannot
             be written.
     """
+    known = next((one.accuracy for one in ceilings_of(full)), None)
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
     results = placed(found_sets(sets), None if out is None else Path(out))
-    return dict(rank_sets(results, network=network, full_hard=full, **protocols))
+    return dict(rank_sets(results, network=network, full_hard=known, **protocols))

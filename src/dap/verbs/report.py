@@ -14,6 +14,7 @@ from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
 
 if TYPE_CHECKING:
+    from dap.evaluation.report.expected import Ceiling
     from dap.evaluation.report.tables import Table
 
 
@@ -24,12 +25,14 @@ class Results:
     Attributes:
         sets: the folders of the sets, in the order of the table's groups.
         page: the HTML page, or None if no page was written.
+        full: accuracies of all real images that the table shows too.
         held: keeps the folders of sets that were given as images in memory. The folders are deleted with these results.
     """
 
     sets: tuple[Path, ...]
     page: Path | None = None
     held: object = field(default=None, repr=False, compare=False)
+    full: tuple[Ceiling, ...] = ()
 
     @cached_property
     def table(self) -> Table:
@@ -40,7 +43,7 @@ class Results:
         from dap.evaluation.report.tables import accuracy_table
         from dap.published import published
 
-        return accuracy_table(summarise(load(self.sets)), Claims(published=published))
+        return accuracy_table(summarise(load(self.sets)), Claims(published=published, full=self.full))
 
     @cached_property
     def trials(self) -> dict[Path, list[Any]]:
@@ -71,13 +74,21 @@ Where = str | Path | DistilledSet
 """The folder of a set, a folder that holds several sets, or an opened set."""
 
 
-def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: str = "Distilled sets compared") -> Path:
+def report(
+    sets: Sequence[Where] | Where | Results,
+    out: str | Path,
+    *,
+    title: str = "Distilled sets compared",
+    full: float | str | Path | None = None,
+) -> Path:
     """Write one HTML page on sets. Beside the page, write its tables as Markdown, LaTeX and CSV.
 
     Args:
         sets: distilled sets, their folders, folders that hold sets at any depth, or the results of another verb.
         out: the file of the page, with a name that ends in .html, or a folder for `report.html`.
         title: the heading of the page.
+        full: the accuracy of training on all real images, for a row of its own: a fraction in [0, 1], or a file of
+            `train_teacher`, whose accuracy stands beside the sets that its kind of network was trained on.
 
     Returns:
         The path of the page.
@@ -85,17 +96,45 @@ def report(sets: Sequence[Where] | Where | Results, out: str | Path, *, title: s
     Raises:
         DapError: there is no set in a folder, a file of a set cannot be read, or the page cannot be written.
     """
-    return write_page(found_sets(sets), Path(out), title)
+    return write_page(found_sets(sets), Path(out), title, ceilings_of(full))
 
 
-def write_page(sets: Sequence[Path], out: Path, title: str) -> Path:
+def ceilings_of(full: float | str | Path | None) -> tuple[Ceiling, ...]:
+    """The accuracy of training on all real images: a fraction in [0, 1], or that of a file of `train_teacher`.
+
+    Raises:
+        DapError: it is neither, the file cannot be read, or it does not say its accuracy.
+    """
+    from dap.evaluation.report.expected import Ceiling, trained_on_all
+    from dap.evaluation.training.classifier import load_trained
+    from dap.evaluation.training.trained import trained_facts
+
+    if full is None:
+        return ()
+    try:
+        fraction = float(full)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        if not Path(str(full)).is_file():
+            raise DapError(f"{full} is neither a fraction nor a file; give a file of dap train-teacher.") from None
+        facts = trained_facts(load_trained(str(full)))
+        if (found := trained_on_all(facts.get("trained", {}))) is None:
+            raise DapError(
+                f"{full} does not say its accuracy; give a file of dap train-teacher, or a fraction."
+            ) from None
+        return (found,)
+    if not 0 <= fraction <= 1:
+        raise DapError(f"The accuracy of all real images is a fraction between 0 and 1, and not {full}.")
+    return (Ceiling(fraction, "as given with --full"),)
+
+
+def write_page(sets: Sequence[Path], out: Path, title: str, full: tuple[Ceiling, ...] = ()) -> Path:
     """Write the page of `report` on these folders. Each folder is one set; others may have made the images of a folder."""
     from dap.evaluation.apart import check_writable
     from dap.evaluation.report.page import page_of, write_report
     from dap.published import published
 
     check_writable(page_of(out).parent, "Give another folder with --out.")
-    return write_report(sets, out, title=shown(title), published=published).resolve()
+    return write_report(sets, out, title=shown(title), published=published, full=full).resolve()
 
 
 def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from dap.evaluation.report.records import load
 from dap.evaluation.report.spread import difference, holm, spread_of, welch
 from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.tables import accuracy_table
+from dap.evaluation.report.text import summary
 from reported import Outline, make_set, page_of, recipe, trial
 
 RUNS = {
@@ -74,15 +76,17 @@ def test_stars_stand_where_the_correction_leaves_a_difference(tmp_path):
         assert float(lines[method]["p"]) == pytest.approx(p[method])
         assert float(lines[method]["p_holm"]) == pytest.approx(corrected)
     assert lines["vanilla"]["p"] == lines["vanilla"]["p_holm"] == ""
-    stars = {row[0].value for row in table.rows if any(cell.text.endswith("*") for cell in row)}
+    (column,) = (i for i, one in enumerate(table.columns) if one.name == "vs vanilla")
+    stars = {row[0].value.lower() for row in table.rows if row[column].text.endswith("*")}
     assert stars == {method for method in tested if float(lines[method]["p_holm"]) < 0.05}
     assert stars == {"auto", "dap"} and {method for method in tested if p[method] < 0.05} == {"auto", "dap", "random"}
     said = "*: the difference survives Holm’s correction over the 4 comparisons with vanilla in this table at 5\u00a0%."
     page = " ".join(Outline(table.html()).texts)
     for text in (page, table.markdown(), " ".join(table.terminal(90, colour=False).split("\n"))):
-        assert said in text and text.count("survives") == 1
+        assert said in text and text.count("survives") == 2 and said.replace("vanilla", "random") in text
     assert "survives Holm's correction over the 4" in table.latex()
-    assert re.findall(r"\\textbf\{([^}]*)\}", table.latex()) == ["+6.0*", "+1.2*", "+1.2"]
+    bold = re.findall(r"\\textbf\{([^}]*)\}", table.latex())
+    assert sorted(bold) == sorted(["+6.0*", "+4.8*", "+1.2*", "+1.2", "$-$1.2"])
 
 
 def test_the_family_is_the_whole_table(tmp_path):
@@ -95,8 +99,8 @@ def test_the_family_is_the_whole_table(tmp_path):
     ]
     for paths, n in ((one, 4), (two, 8)):
         table = accuracy_table(summarise(load(paths)))
-        assert f"over the {n} comparisons" in table.note and table.markdown().count(f"over the {n}") == n // 4
-        assert table.terminal(200, colour=False).count("survives") == 1
+        assert f"over the {n} comparisons" in table.note and table.markdown().count(f"over the {n}") == 2 * n // 4
+        assert table.terminal(200, colour=False).count("survives") == 2
         of_auto = next(line for line in table.lines() if line["method"] == "auto")
         assert of_auto["p_holm"] == pytest.approx(n * of_auto["p"])
 
@@ -110,3 +114,29 @@ def test_nothing_is_starred_where_nothing_survives_or_nothing_is_compared(tmp_pa
     assert "No difference survives Holm’s correction over the 2 comparisons" in table.note
     assert "*" not in table.markdown() and "Holm" not in table.markdown()
     assert "No difference survives Holm’s correction" in page_of(weak, tmp_path / "out")
+
+
+def test_differences_to_random_are_a_family_of_their_own(tmp_path):
+    table = accuracy_table(summarise(load(made(tmp_path, RUNS))))
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(table.csv()))}
+    tested = [method for method in RUNS if method != "random"]
+    p = [stats.ttest_rel(RUNS[method], RUNS["random"]).pvalue for method in tested]
+    for method, one, corrected in zip(tested, p, holm(p), strict=True):
+        gap = np.mean(RUNS[method]) - np.mean(RUNS["random"])
+        assert float(lines[method]["vs_random"]) == pytest.approx(gap)
+        assert float(lines[method]["p_random"]) == pytest.approx(one)
+        assert float(lines[method]["p_holm_random"]) == pytest.approx(corrected)
+    assert lines["random"]["vs_random"] == "" and lines["random"]["vs_vanilla"] != ""
+
+
+def test_random_takes_the_place_of_vanilla_where_there_is_none(tmp_path):
+    runs = {method: RUNS[method] for method in RUNS if method != "vanilla"}
+    paths = made(tmp_path, runs)
+    rows = summarise(load(paths))
+    names = [column.name for column in accuracy_table(rows).columns]
+    assert "vs random" in names and "vs vanilla" not in names
+    sentence, findings = summary(rows, load(paths))
+    assert "points over random (95 %" in sentence
+    assert any("between DM and random" in line or "DM is" in line for line in findings)
+    alone = accuracy_table(summarise(load(made(tmp_path / "b", {"dm": RUNS["dm"]}))))
+    assert "vs random" not in [column.name for column in alone.columns]

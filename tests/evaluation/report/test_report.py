@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from dap.base.errors import DapError
+from dap.evaluation.report import gallery as gallery_room
 from dap.evaluation.report import page as report
 from dap.evaluation.report.charts import positions, ticks
 from dap.evaluation.report.gallery import BUDGET
@@ -96,14 +97,14 @@ def test_words_follow_the_interval(sets: list[Path]) -> None:
     records = report.load(sets)
     sentence, findings = summary(report.summarise(records), records)
     assert sentence.startswith(
-        "12 distilled sets in 4 groups, 2 images per class of fashion-mnist, judged by convnet3:"
+        "12 distilled sets in 4 groups, 2 images per class of fashion-mnist, judged by ConvNet-3:"
     )
     assert re.search(
-        r"dap-slots is \+3\.2 points over vanilla \(95 % interval \+[\d.]+ to \+[\d.]+, n = 3 sets of the same seeds\)",
+        r"DAP-slots is \+3\.2 points over vanilla \(95 % interval \+[\d.]+ to \+[\d.]+, n = 3 sets of the same seeds\)",
         sentence,
     )
     assert "it has the highest mean accuracy, 76.4 % (last epoch)" in sentence
-    assert any(line.startswith("No difference shown between dap and vanilla (+0.2 points, 95 %") for line in findings)
+    assert any(line.startswith("No difference shown between DAP and vanilla (+0.2 points, 95 %") for line in findings)
 
 
 def test_a_group_below_vanilla_is_called_so(tmp_path: Path) -> None:
@@ -114,9 +115,9 @@ def test_a_group_below_vanilla_is_called_so(tmp_path: Path) -> None:
         for i, s in enumerate(scores)
     ]
     sentence, findings = summary(report.summarise(report.load(paths)), report.load(paths))
-    assert "vanilla has the highest mean accuracy" in sentence
+    assert "Vanilla has the highest mean accuracy" in sentence
     assert findings[0].startswith(
-        "dap is 10.0 points under vanilla (95 % interval −10.2 to −9.8, n = 3 sets of the same"
+        "DAP is 10.0 points under vanilla (95 % interval −10.2 to −9.8, n = 3 sets of the same"
     )
 
 
@@ -164,11 +165,11 @@ def test_best_is_shown_where_the_protocol_says_best(tmp_path: Path) -> None:
 def test_sets_without_trials_are_not_evaluated_yet(sets: list[Path], tmp_path: Path) -> None:
     fresh = make_set(tmp_path / "fresh", recipe("dap", 0, scale=9.0))
     page = page_of([*sets, fresh], tmp_path / "out")
-    assert "not evaluated yet" in page and "Not evaluated yet: dap (scale 9)." in page
+    assert "no trials here" in page and "Without trials here: DAP (scale 9)." in page
     page = page_of([fresh], tmp_path / "alone")
-    assert "not evaluated yet: run `dap evaluate` on each set" in page
-    assert "not evaluated yet" in (tmp_path / "alone" / "report.md").read_text()
-    assert "not evaluated yet" in table(report.summarise(report.load([fresh])))
+    assert "This page holds no trials: `dap evaluate`" in page and "valuated yet" not in page
+    assert "no trials here" in (tmp_path / "alone" / "report.md").read_text()
+    assert "no trials here" in table(report.summarise(report.load([fresh])))
 
 
 def test_unguided_rows_show_dashes(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_unguided_rows_show_dashes(tmp_path: Path) -> None:
 def test_groups_are_recipes_without_the_seed(sets: list[Path], tmp_path: Path) -> None:
     other = make_set(tmp_path / "other", recipe("dap", 0, layer=5), [trial(0.7)])
     groups = group_sets(report.load([*sets, other]))
-    assert [group.label for group in groups] == ["random", "vanilla", "dap (layer 4)", "dap (layer 5)", "dap-slots"]
+    assert [group.label for group in groups] == ["Random", "Vanilla", "DAP (layer 4)", "DAP (layer 5)", "DAP-slots"]
     assert groups[0].seeds == (0, 1, 2)
     page = page_of([*sets, other], tmp_path / "out")
     heads = re.findall(r'<th scope="col"><code>([^<]+)</code></th>', page)
@@ -197,7 +198,7 @@ def test_a_path_is_named_after_what_lies_there(tmp_path: Path) -> None:
     made = [{**recipe("vanilla", 0), "backbone": {"path": name}} for name in ("starter", "starter-unet")]
     sets = [make_set(tmp_path / f"{at}", one, [trial(0.7)]) for at, one in enumerate(made)]
     labels = [group.label for group in group_sets(report.load(sets))]
-    assert labels == ["vanilla (backbone starter)", "vanilla (backbone starter-unet)"]
+    assert labels == ["Vanilla (backbone starter)", "Vanilla (backbone starter-unet)"]
 
 
 def test_a_folder_of_images_from_elsewhere_is_reported(tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_a_sweep_is_judged_by_its_best_point_and_says_so(tmp_path: Path) -> None
     vanilla = [make_set(tmp_path / f"v{i}", recipe("vanilla", i), [trial(0.7 + 0.001 * i)]) for i in (0, 1)]
     records = report.load([*vanilla, *sweep(tmp_path, "scale", [0.1, 0.2, 0.3])])
     sentence, findings = summary(report.summarise(records), records)
-    assert "dap (scale 0.3)" in sentence and "the best of 3 tried and so an optimistic pick" in sentence
+    assert "DAP (scale 0.3)" in sentence and "the best of 3 tried and so an optimistic pick" in sentence
     assert findings == []
 
 
@@ -288,7 +289,7 @@ def test_two_sweeps_share_a_chart(tmp_path: Path) -> None:
     )
     outline = Outline(page_of(paths, tmp_path / "out"))
     assert len(outline.classed("chart")) == 5 and len(outline.classed("series")) == 10
-    assert {"dap", "dap (kernel rbf)"} <= set(outline.texts)
+    assert {"DAP", "DAP (kernel rbf)"} <= set(outline.texts)
 
 
 def test_axes() -> None:
@@ -318,10 +319,27 @@ def test_the_gallery_shows_the_same_seed_and_slot(tmp_path: Path) -> None:
 def test_the_gallery_says_what_it_leaves_out(tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(21)]
     outline = Outline(page_of([make_set(tmp_path / "a", recipe("dap", 0), classes=names, slots=12)], tmp_path / "out"))
-    assert len(outline.classed("tile")) == 20 * 10
+    assert len(outline.classed("class")) == 21 and len(outline.classed("tile")) == 20 * 10 + 2
     text = " ".join(outline.texts)
     assert "The first 10 of 12 slots of each class are shown." in text
-    assert "The first 20 of 21 classes are shown." in text
+    assert "Of classes after the first 20, at most 2 slots are shown, and small." in text
+
+
+def test_every_one_of_many_classes_opens_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"class {i}" for i in range(150)]
+    paths = [make_set(tmp_path / m, recipe(m, 0), classes=names, slots=3, side=72) for m in ("random", "dap")]
+    page = page_of(paths, tmp_path / "out")
+    outline = Outline(page)
+    assert [text for text in outline.texts if re.fullmatch(r"class \d+", text)] == names
+    assert len(outline.classed("tile")) == 2 * (20 * 3 + 130 * 2)
+    assert page.count('<details class="class" open>') == 1, "the others wait until somebody opens them"
+    for name, ones, classes in (("enough for half of them", 1, 150), ("too little for all", 0, None)):
+        whole = sum(len(src) for src in re.findall(r'src="(data:[^"]*)"', page)[2 * 20 * 3 :])
+        monkeypatch.setattr(gallery_room, "FURTHER_BUDGET", whole if ones else whole // 8)
+        found = Outline(page_of(paths, tmp_path / name))
+        assert len(found.classed("tile")) < len(outline.classed("tile"))
+        assert classes in (None, len(found.classed("class"))), name
+    assert f"The first {len(found.classed('class'))} of 150 classes are shown" in " ".join(found.texts)
 
 
 def test_large_missing_and_outside_images(tmp_path: Path) -> None:
@@ -380,7 +398,7 @@ def test_markdown_and_csv_hold_the_same_numbers(sets: list[Path], tmp_path: Path
     report.write_report(sets, tmp_path / "out" / "name.html", title="T", expected={"dap": "74.0 ± 1.0", "mgd3": "75"})
     text = (tmp_path / "out" / "name.md").read_text()
     assert table(report.summarise(report.load(sets)), {"dap": "74.0 ± 1.0"}).strip() in text
-    assert re.search(r"\| dap-slots +\| +2 \|.*76\.4 ± 0\.\d \| +± 0\.\d \| +\+3\.2\* \|", text)
+    assert re.search(r"\| DAP-slots +\| +2 \|.*76\.4 ± 0\.\d \| +± 0\.\d \| +\+3\.2\* \|", text)
     assert "74.0 ± 1.0" in text and "Expected, but not among these sets: mgd3 75." in text
     with open(tmp_path / "out" / "name.csv", newline="") as file:
         lines = {line["method"]: line for line in csv.DictReader(file)}

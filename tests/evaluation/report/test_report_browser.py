@@ -151,7 +151,7 @@ def test_the_tip_follows_the_mouse(shown: Browser) -> None:
 
 def test_the_keyboard_reaches_and_works_everything(shown: Browser) -> None:
     reached = set()
-    for _ in range(120):
+    for _ in range(180):
         shown.press("Tab")
         reached.add(
             shown.run(

@@ -120,7 +120,7 @@ def test_images_that_are_probably_nothing_are_told_and_marked(tmp_path: Path) ->
     page = page_of([first, second], tmp_path / "out")
     (said,) = doubted(group_sets(report.load([first, second])))
     assert said.startswith(
-        "3 of 8 images in 2 sets of vanilla are probably no images of anything: shirt slot 0 of seed 0 (constant: it has one "
+        "3 of 8 images in 2 sets of Vanilla are probably no images of anything: shirt slot 0 of seed 0 (constant: it has one "
         "colour only); bag slot 1 of seed 0"
     )
     outline = Outline(page)
@@ -132,7 +132,7 @@ def test_images_that_are_probably_nothing_are_told_and_marked(tmp_path: Path) ->
         outline.classed("tile")[0]["title"] or ""
     )
     images = page[page.index('<section id="images"') : page.index('<section id="recipes"')]
-    assert "3 of 8 images in 2 sets of vanilla" in images and "probably no image of anything</li>" in images
+    assert "3 of 8 images in 2 sets of Vanilla" in images and "probably no image of anything</li>" in images
     assert 'see <a href="#images">Images</a>' in page[: page.index("<main>")]
     assert said.replace("<", "&lt;") in (tmp_path / "out" / "report.md").read_text()
 
@@ -140,7 +140,7 @@ def test_images_that_are_probably_nothing_are_told_and_marked(tmp_path: Path) ->
 def test_one_doubtful_image_and_none(tmp_path: Path) -> None:
     one = doubtful(make_set(tmp_path / "one", recipe("dm", 0), [trial(0.5)]), {2: "constant"})
     assert doubted(group_sets(report.load([one]))) == [
-        "1 of 4 images of dm is probably no image of anything: bag slot 0 (constant). An accuracy says little of such a set."
+        "1 of 4 images of DM is probably no image of anything: bag slot 0 (constant). An accuracy says little of such a set."
     ]
     none = page_of([make_set(tmp_path / "none", recipe("dm", 0), [trial(0.5)])], tmp_path / "out")
     assert "probably" not in none and "mark odd" not in none and 'class="warnings"' not in none
@@ -160,7 +160,7 @@ def test_near_copies_are_told_first(sets: list[Path], tmp_path: Path) -> None:
     groups = group_sets(report.load(sets))
     told = near_copies(groups)
     assert told[0].startswith(
-        "2 of 8 images in 2 sets of vanilla are flagged as near-copies of real training images: shirt slot 0 of seed 0, "
+        "2 of 8 images in 2 sets of Vanilla are flagged as near-copies of real training images: shirt slot 0 of seed 0, "
         "shirt slot 0 of seed 1."
     )
     page = page_of(sets, tmp_path / "out")
@@ -169,9 +169,9 @@ def test_near_copies_are_told_first(sets: list[Path], tmp_path: Path) -> None:
     none = judged(make_set(tmp_path / "none", recipe("dap", 0), [trial(0.7)]), copies=0)
     one = judged(make_set(tmp_path / "one", recipe("dap-slots", 0), [trial(0.7)]))
     told = near_copies(group_sets(report.load([every, none, one])))
-    assert len(told) == 2 and told[0].startswith("All 4 images of random are near-copies")
+    assert len(told) == 2 and told[0].startswith("All 4 images of Random are near-copies")
     assert told[1].startswith(
-        "1 of 4 images of dap-slots is flagged as a near-copy of a real training image: shirt slot 0."
+        "1 of 4 images of DAP-slots is flagged as a near-copy of a real training image: shirt slot 0."
     )
 
 
@@ -216,7 +216,7 @@ def test_measures_have_mean_spread_and_direction(sets: list[Path], tmp_path: Pat
         (path / "measures.json").write_text(json.dumps(measures | {"precision": precision, "theirs": 3}))
     page = page_of(sets, tmp_path / "out")
     vanilla, dap = rows_of(tmp_path / "out" / "report-measures.csv")
-    assert (vanilla["group"], float(vanilla["precision"]), float(vanilla["precision_std"])) == ("vanilla", 0.5, 0)
+    assert (vanilla["group"], float(vanilla["precision"]), float(vanilla["precision_std"])) == ("Vanilla", 0.5, 0)
     assert float(dap["precision"]) == pytest.approx(0.65)
     assert float(dap["precision_std"]) == pytest.approx(np.std([0.5, 0.8], ddof=1))
     assert (vanilla["theirs"], float(dap["theirs"]), float(dap["near_copies"])) == ("", 3, 0.25)
@@ -232,8 +232,8 @@ def test_networks_have_bars_from_zero(sets: list[Path], tmp_path: Path) -> None:
     outline = Outline(page_of(sets, tmp_path / "out"))
     lines = rows_of(tmp_path / "out" / "report-networks.csv")
     assert [(line["group"], float(line["convnet3"]), float(line["resnet18"])) for line in lines] == [
-        ("vanilla", pytest.approx(0.605), pytest.approx(0.5)),
-        ("dap", pytest.approx(0.705), pytest.approx(0.6)),
+        ("Vanilla", pytest.approx(0.605), pytest.approx(0.5)),
+        ("DAP", pytest.approx(0.705), pytest.approx(0.6)),
     ]
     assert float(lines[1]["mean"]) == pytest.approx((0.705 + 0.6) / 2)
     assert float(lines[1]["convnet3_std"]) == pytest.approx(0.01 / np.sqrt(2))
@@ -255,7 +255,7 @@ def test_curves_along_steps_and_ipc(tmp_path: Path, field: str, heading: str) ->
     outline = Outline(page_of(paths, tmp_path / "out"))
     assert heading in outline.texts
     label = outline.classed("chart")[0]["aria-label"] or ""
-    assert "vanilla 10 → 50, 20 → 60, 50 → 70; dap 10 → 50, 20 → 60, 50 → 70" in label
+    assert "Vanilla 10 → 50, 20 → 60, 50 → 70; DAP 10 → 50, 20 → 60, 50 → 70" in label
     levels = [attrs for attrs in outline.classed("level") if attrs.get("y1") == attrs.get("y2") is not None]
     assert not levels, "vanilla is a line of its own"
 
@@ -267,7 +267,7 @@ def test_training_is_the_mean_of_the_sets_by_epoch(sets: list[Path], tmp_path: P
     label = Outline(section).classed("chart")[0]["aria-label"] or ""
     ours = np.mean([np.mean([0.6, 0.7]), 0.61]) - 0.1
     told = ", ".join(f"{epoch} → {100 * (ours + 0.1 * epoch / 300):.4g}" for epoch in (100, 200, 300))
-    assert f"accuracy, % against epoch: vanilla {told}; dap " in label
+    assert f"accuracy, % against epoch: Vanilla {told}; DAP " in label
     assert not Outline(section).classed("dot")
     for path in sets:
         write_lines(path / "trials.jsonl", [trial(0.6, curve=[[1, 0.2], [300, 0.6]])])
@@ -278,14 +278,14 @@ def test_confusions_add_up_and_are_told_in_words(sets: list[Path], tmp_path: Pat
     write_lines(sets[0] / "trials.jsonl", [looked(0.6, 0), looked(0.6, 1, [[6, 4], [0, 10]])])
     records = report.load(sets)
     found = confusions(group_sets(records), report.summarise(records))
-    first = next(one for one in found if one.group.label == "vanilla" and one.setting.network == "convnet3")
+    first = next(one for one in found if one.group.label == "Vanilla" and one.setting.network == "convnet3")
     assert first.counts.tolist() == [[8 + 6 + 8, 2 + 4 + 2], [1 + 0 + 1, 9 + 10 + 9]]
     assert first.worst == "Most often: shirt taken for bag (26.7 %), bag taken for shirt (6.7 %)."
     page = page_of(sets, tmp_path / "out")
     titles = [attrs.get("title") for attrs in Outline(page).classed("wrong") + Outline(page).classed("right")]
     assert "shirt taken for bag: 26.7 % (8 of 30)" in titles and "bag recognised: 93.3 % (28 of 30)" in titles
     lines = rows_of(tmp_path / "out" / "report-confusion.csv")
-    assert sum(int(line["count"]) for line in lines if line["group"] == "dap" and line["network"] == "resnet18") == 40
+    assert sum(int(line["count"]) for line in lines if line["group"] == "DAP" and line["network"] == "resnet18") == 40
     classes = rows_of(tmp_path / "out" / "report-classes.csv")
     assert float(classes[0]["shirt"]) == pytest.approx(22 / 30)
     for bad in ([[1, 2, 3]], [["x", 1], [1, 1]], [[-1, 1], [0, 1]], None):
@@ -309,7 +309,7 @@ def test_panels_share_one_map(sets: list[Path], tmp_path: Path) -> None:
     (one,) = maps(groups)
     (again,) = maps(groups)
     assert one == again, "the layout is a function of the features"
-    assert [(label, seed) for label, seed, _ in one["panels"]] == [("vanilla", 0), ("dap", 0)]
+    assert [(label, seed) for label, seed, _ in one["panels"]] == [("Vanilla", 0), ("DAP", 0)]
     first, second = (Outline(svg) for _, _, svg in one["panels"])
     ground = next(attrs["id"] for tag, attrs in first.tags if tag == "g" and "id" in attrs)
     assert [attrs["href"] for tag, attrs in second.tags if tag == "use"] == [f"#{ground}"]
@@ -328,7 +328,7 @@ def test_sets_of_other_data_have_maps_of_their_own(sets: list[Path], tmp_path: P
     broken = judged(make_set(tmp_path / "broken", recipe("herding", 0), [trial(0.7)]))
     (broken / "map.npz").write_bytes(b"PK\x03\x04 torn")
     found = maps(group_sets(report.load([*sets, other, without, broken])))
-    assert [[label for label, _, _ in one["panels"]] for one in found] == [["vanilla", "dap"], ["dap-slots"]]
+    assert [[label for label, _, _ in one["panels"]] for one in found] == [["Vanilla", "DAP"], ["DAP-slots"]]
     page = page_of([*sets, other, without, broken], tmp_path / "out")
     assert Nesting(page).wrong == []
     assert maps(group_sets(report.load([without]))) == []
@@ -353,7 +353,7 @@ def test_protocols_and_ranking_are_shown_as_recorded(sets: list[Path], tmp_path:
     line = rows_of(tmp_path / "out" / "report-ranking.csv")[0]
     assert (line["LRS"], line["ARS"], line["accuracies.full_hard"]) == ("0.4", "0.5", "0.9")
     texts = Outline(page[page.index('id="ranking"') :]).texts
-    assert texts[texts.index("vanilla") + 1 :][:7] == ["0", "10.0", "2.0", "0.400", "3.0", "0.500", "90.0"]
+    assert texts[texts.index("Vanilla") + 1 :][:7] == ["0", "10.0", "2.0", "0.400", "3.0", "0.500", "90.0"]
 
 
 def test_every_table_is_in_markdown_and_csv(sets: list[Path], tmp_path: Path) -> None:
@@ -501,11 +501,12 @@ def test_accuracies_have_the_columns_of_which_a_row_says_something(tmp_path: Pat
         return re.findall(r"<th scope=\"col\"[^>]*>([^<]*)", table[: table.index("</thead>")])
 
     plain = [make_set(tmp_path / m, recipe(m, 0), [trial(0.6)]) for m in ("random", "vanilla")]
-    always = ["method", "ipc", "accuracy (last), %", "per set", "vs vanilla", "sets × trials", "s per set", "GB"]
+    always = ["method", "ipc", "accuracy (last), %", "per set", "vs vanilla", "vs random"]
+    always += ["sets × trials", "s per set", "GB"]
     assert heads(page_of(plain, tmp_path / "out")) == [*always, "representativeness", "diversity", "coverage"]
     cost = json.loads((plain[0] / "cost.json").read_text())
     (plain[0] / "cost.json").write_text(json.dumps({**cost, "needs": ["classifier"]}))
     page = page_of([*plain, make_set(tmp_path / "dap", recipe("dap", 0), [trial(0.7)])], tmp_path / "out")
     guided = [*always[:2], "scale", "targets", *always[2:], "needs", "representativeness", "diversity", "coverage"]
     assert heads(page) == guided
-    assert re.search(r'<td class="n scale"[^>]*>0.05 <small>step</small>', page) and "td.scale small" in page
+    assert re.search(r'<td class="n scale aside"[^>]*>0.05 <small>step</small>', page) and "td.scale small" in page

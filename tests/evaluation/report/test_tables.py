@@ -41,7 +41,7 @@ def test_every_rendering_says_the_same(table):
     for text in told:
         for part in ("vanilla", "73.0 ± 0.7", "80.0 ± 0.7", "73.8 ± 1.8", "± 0.7", "+7.0", "79.0", "2 × 2", "0.900"):
             assert part in text, (part, text)
-        assert "convnet3, small-hard, 300 epochs, 10,000 test images" in text
+        assert "ConvNet-3, small-hard, 300 epochs, 10,000 test images" in text
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(table.csv()))}
     assert float(lines["dap"]["vs_vanilla"]) == pytest.approx(0.07) and lines["dap"]["expected"] == "79.0"
 

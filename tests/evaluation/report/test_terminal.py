@@ -40,7 +40,7 @@ def compared(tmp_path):
 def test_it_fits_and_says_what_counts(compared, width):
     rows = summarise(load(compared))
     text = accuracy_table(rows, Claims()).terminal(width, colour=False)
-    titles = {f"convnet{n}, small-hard, 300 epochs, 10,000 test images" for n in (2, 3)}
+    titles = {f"ConvNet-{n}, small-hard, 300 epochs, 10,000 test images" for n in (2, 3)}
     lines = text.split("\n")
     assert titles <= set(lines) and max(len(line) for line in lines) <= width
     for row in rows:
@@ -66,7 +66,7 @@ def test_sets_without_a_trial_are_shown(tmp_path):
     text = accuracy_table(summarise(load([make_set(tmp_path / "a", recipe("random", 0))])), Claims()).terminal(
         80, colour=False
     )
-    assert text.startswith("not evaluated yet\n")
+    assert text.startswith("no trials here\n")
 
 
 def test_a_pipe_gets_markdown_and_a_terminal_does_not(compared, tmp_path, monkeypatch):

@@ -22,6 +22,54 @@ FRONT = TypeAdapter(dict[str, Any])
 """The fields of a card's front matter. The hub says which there are; the card of an export keeps all of them."""
 
 
+ON_THE_HUB = ("mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
+"""Licences that the hub knows by these names."""
+IMAGES = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "images/*/*.png"}]}]}
+"""Front matter by which `datasets.load_dataset` reads the folder of a set: its images, and none of the files beside them."""
+
+
+USE = """## Training on it
+
+```python
+import os
+
+import dap
+import datasets
+import torch
+from torchvision.datasets import ImageFolder
+
+folder = os.path.abspath(".")  # where this file lies
+made = dap.DistilledSet.open(folder)  # a torch Dataset of images (3, h, w) in [0, 1] and labels in the order above
+batches = torch.utils.data.DataLoader(made.samples(), batch_size=10, shuffle=True)  # with the weights of images that have one
+rows = datasets.load_dataset(folder, split="train")  # here and below labels follow the sorted names of the folders
+train = ImageFolder("images")
+```"""
+"""How to train on a set, for the card that lies in its folder."""
+
+
+def licence_fields(data: str, backbone: str | None = None, licence: str | None = None) -> dict[str, str]:
+    """Front matter that names the licences from which that of a set follows.
+
+    Args:
+        data: the licence of the real images.
+        backbone: the name of the backbone; None where there is none.
+        licence: of the backbone's weights.
+    """
+    fields = {"licence_of_data": data}
+    if backbone is not None:
+        fields |= {"backbone": backbone, "licence_of_backbone": licence or "unknown"}
+    given = [data, *([licence or "unknown"] if backbone is not None else [])]
+    known = {next((one for one in ON_THE_HUB if _is_named(said, one)), None) for said in given}
+    alike = known.pop() if len(known) == 1 else None
+    return {**({"license": alike} if alike else {"license": "other", "license_name": "see-below"}), **fields}
+
+
+def _is_named(said: str, licence: str) -> bool:
+    """Whether a text begins with the name of a licence, as "MIT (Zalando SE, 2017)" does."""
+    rest = said.lower().removeprefix(licence)
+    return rest != said.lower() and not rest[:1].isalnum() and rest[:1] not in ("-", ".")
+
+
 def size_category(n: int) -> str:
     """The hub's name for the size of a data set of n images, such as "1K<n<10K"."""
     return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K" if n < 100_000 else "100K<n<1M"
@@ -82,6 +130,7 @@ def card_of_import(told: Mapping[str, Any], licence: str | None, source: Path) -
     if licence:
         mine = {"license": "other", "license_name": licence}
     mine |= {
+        **IMAGES,
         "task_categories": ["image-classification"],
         "size_categories": [size_category(len(told["classes"]) * told["ipc"])],
         "tags": ["dataset-distillation"],
@@ -97,6 +146,7 @@ Made by others; imported by diffusion-as-priors {told["version"]}. `import.json`
 | source | {code(told["source"])} |
 | licence of the images | {cell(terms)} |
 """
-    if theirs:
+    body += f"\n{USE}\n"
+    if theirs := theirs.replace(USE, "").strip():
         body += f"\n## The source's own card\n\n{deeper(deeper(theirs))}\n"
     return card(mine, body)

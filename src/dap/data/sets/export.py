@@ -10,81 +10,26 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from dap.base.errors import DapError
-from dap.base.files import building, check_beside, check_there, dump, in_use, replacing, sha256_of, write_atomically
+from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
-from dap.data.real.decode import as_png, pixels, read_file
-from dap.data.sets import ddranking
-from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
-from dap.data.sets.contents import Within, sha256
+from dap.data.sets.cards import USE, card, cell, code, deeper, read_card, size_category
+from dap.data.sets.contents import sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.folders import exported, folders_of
-from dap.data.sets.notes import there
-
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """The task that a writer of a layout gets.
-
-    Attributes:
-        made: the set, already checked to be whole.
-        folder: an empty folder to write into. When the writer is done, this folder replaces the user's folder.
-        shard_size: images per file, for layouts that have shards; 0 for other layouts.
-        progress: called with (done, all, class name) after every image.
-    """
-
-    made: DistilledSet
-    folder: Path
-    shard_size: int
-    progress: Progress | None = None
-
-    def images(self, by_slot: bool = False) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """The manifest line and the PNG of every image, in the order of label and slot. With `by_slot`, the order is
-        that of slot and label."""
-        records, within = self.made.records, Within(self.made.path)
-        if by_slot:
-            records.sort(key=lambda record: (record["slot"], record["label"]))
-        own = there(self.made.path, "classes.json")
-        for done, record in enumerate(records, 1):
-            # The links of a folder that others made may lead where they want; those of a set may not.
-            data = within.read(record["path"]) if own else read_file(self.made.path / record["path"])
-            if sha256(data) != record["sha256"]:
-                raise DapError(f"{record['path']} has changed while the set was exported; export it again.")
-            yield record, as_png(data)[0]
-            if self.progress is not None:
-                self.progress(done, len(records), record["class_name"])
-
-
-@dataclass
-class Written:
-    """The texts and fields that a writer returns about the files that it wrote.
-
-    Attributes:
-        how: Markdown for the card, which says how to read the files.
-        front: further fields for the front matter of the card, which the hub reads.
-        extra: further fields for export.json.
-        notes: sentences for the user.
-        files: the names of the files that hold the images, to check at the end that all are there.
-    """
-
-    how: str
-    front: dict[str, Any]
-    extra: dict[str, Any]
-    notes: list[str]
-    files: list[str]
+from dap.data.sets.folders import exported
+from dap.data.sets.layouts.base import Job, Progress, Written
+from dap.data.sets.layouts.fiftyone import write_fiftyone
+from dap.data.sets.layouts.plain import write_ddranking, write_imagefolder, write_pt
+from dap.data.sets.layouts.shards import write_parquet, write_webdataset
 
 
 def export(
@@ -93,9 +38,10 @@ def export(
     layout: str = "imagefolder",
     *,
     shard_size: int | None = None,
+    logits: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a set in another layout.
+    """Write a set in another layout. Where all images have a weight, the weights go with them.
 
     Args:
         made: the set, which must be whole.
@@ -103,6 +49,7 @@ def export(
             again.
         layout: one of `LAYOUTS`.
         shard_size: images per file, for parquet and webdataset.
+        logits: soft labels (n, classes) before the softmax, in the order of `made.records`, which go with the images.
         progress: called with (done, all, class name) after every image.
 
     Returns:
@@ -111,8 +58,8 @@ def export(
         order.
 
     Raises:
-        DapError: the layout is unknown, the set is not whole, the layout cannot hold the set, or the folder holds other
-            files.
+        DapError: the layout is unknown, the set is not whole, the layout cannot hold the set, the soft labels are not those of
+            its images, or the folder holds other files.
         OSError: the folder cannot be written; nothing is left behind.
     """
     out = Path(out)
@@ -126,6 +73,14 @@ def export(
     check_beside(out, made.path / "images" if own else made.path, "would be taken for a class of the set")
     size = shard_size or size
     identity = {"layout": layout, "set": fingerprint(made), "shard_size": size}
+    if logits is not None:
+        wanted = (len(made.records), len(made.class_names))
+        if logits.shape != wanted or not np.isfinite(logits).all():
+            raise DapError(
+                f"Soft labels are finite numbers {wanted} for this set, not {logits.shape}; make them of this set."
+            )
+        logits = np.ascontiguousarray(logits, np.float32)
+        identity["logits"] = sha256(logits.tobytes())
 
     def check() -> None:
         if not in_use(out):
@@ -141,7 +96,7 @@ def export(
     check()  # before the images are decoded, and once more when no other export can run
     made.check_whole()
     with building(out, "export.json", check) as folder:
-        written = write(Job(made, folder, size or 0, progress))
+        written = write(Job(made, folder, size or 0, progress, logits))
         check_there(folder, written.files)
         if layout != "parquet":
             _manifest(made, folder, written)
@@ -167,137 +122,33 @@ def fingerprint(made: DistilledSet) -> str:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
-def _imagefolder(job: Job) -> Written:
-    """Write `<class>/<slot>.png`. Readers number the folders in sorted order, so that their labels may differ from the
-    set's."""
-    folders = folders_of(job.made.class_names)
-    files = _write_folders(job, folders)
-    notes = []
-    if sorted(folders) != folders:
-        notes.append(
-            "Readers of class folders (torchvision, datasets) number them in sorted order, which is not this set's label "
-            "order; README.md has the table. For the same labels use --layout ddranking, parquet, webdataset or pt."
-        )
-    how = f"""`torchvision.datasets.ImageFolder(folder)` and `datasets.load_dataset(folder)` read it.
-{notes[0] if notes else "They number the folders in sorted order, which is this set's label order."}
-The latter needs this file: `load_dataset("imagefolder", data_dir=folder)` would take a class called "test" for a split."""
-    return Written(how, _split("*/*.png"), {"folders": folders}, notes, files)
-
-
-def _ddranking(job: Job) -> Written:
-    """Write `00000/<slot>.png`, as DD-Ranking and RDED read it. The name of a folder is its label. The YAML files of
-    DD-Ranking are written too."""
-    folders = [f"{label:05d}" for label in range(len(job.made.class_names))]
-    scored = ddranking.scored_as(job.made.class_names)
-    files = _write_folders(job, folders)
-    check_there(job.folder, files)
-    side = min(pixels(job.folder / folders[0] / "00000.png").shape[:2])
-    for score, values in ddranking.configs(scored, job.made.ipc, side).items():
-        text = ddranking.HEADER + yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)  # no YAML aliases
-        write_atomically(job.folder / f"lrs_{score}.yaml", text.encode())
-    note = f"DD-Ranking scores this set as {scored}." if scored else ddranking.NOT_SCORED
-    how = f"""The folder's name is the label, so `torchvision.datasets.ImageFolder(folder)` gives this set's labels exactly.
-{note} Put your paths into `lrs_soft.yaml` or `lrs_hard.yaml`, and then:
-
-    from ddranking.config import Config
-    from ddranking.metrics import LabelRobustScoreSoft
-
-    LabelRobustScoreSoft(Config.from_file("lrs_soft.yaml")).compute_metrics(image_path="this folder")"""
-    return Written(how, _split("*/*.png"), {"folders": folders, "scored_as": scored}, [note], files)
-
-
-def _pt(job: Job) -> Written:
-    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, `labels` (n,) int64 and `class_names`. Where all images
-    have a weight there are `weights` (n,) float32 too."""
-    whole: np.ndarray | None = None
-    n = len(job.made.records)
-    labels = torch.tensor([record["label"] for record in job.made.records])
-    for row, (record, png) in enumerate(job.images()):
-        values = pixels(png).transpose(2, 0, 1)
-        if whole is None:
-            whole = np.empty((n, *values.shape), np.uint8)
-        if values.shape != whole.shape[1:]:
-            raise DapError(f"{record['path']} has another size than the first image; one tensor cannot hold both.")
-        whole[row] = values
-    assert whole is not None
-    with replacing(job.folder / "images.pt") as file:
-        held = {"images": torch.from_numpy(whole), "labels": labels, "class_names": list(job.made.class_names)}
-        if weighed(job.made.records):
-            held["weights"] = torch.tensor([record["weight"] for record in job.made.records])
-        torch.save(held, file)
-    how = """`torch.load("images.pt", weights_only=True)` gives a dictionary: `images`, bytes (n, 3, h, w) from 0 to 255 and not
-normalised, `labels` (n,) int64, and `class_names` in label order."""
-    if weighed(job.made.records):
-        how += "\n`weights` (n,) says how much of its class each image stands for; the mean in a class is 1."
-    return Written(how, {}, {}, [], ["images.pt"])
-
-
-def _parquet(job: Job) -> Written:
-    from dap.data.sets.shards import write_parquet
-
-    return Written(
-        *write_parquet(
-            job.made.class_names,
-            job.images(),
-            len(job.made.records),
-            job.folder,
-            job.shard_size,
-            weighed(job.made.records),
-        )
-    )
-
-
-def _webdataset(job: Job) -> Written:
-    from dap.data.sets.shards import write_webdataset
-
-    return Written(*write_webdataset(job.images(by_slot=True), job.folder, job.shard_size))
-
-
 LAYOUTS: dict[str, tuple[Callable[[Job], Written], int | None]] = {
-    "imagefolder": (_imagefolder, None),
-    "parquet": (_parquet, 5000),
-    "webdataset": (_webdataset, 1000),
-    "ddranking": (_ddranking, None),
-    "pt": (_pt, None),
+    "imagefolder": (write_imagefolder, None),
+    "parquet": (write_parquet, 5000),
+    "webdataset": (write_webdataset, 1000),
+    "ddranking": (write_ddranking, None),
+    "pt": (write_pt, None),
+    "fiftyone": (write_fiftyone, None),
 }
 """The layouts: for each its writer, and the default number of images per file where the layout has shards, else
 None."""
 
 
-def _write_folders(job: Job, folders: list[str]) -> list[str]:
-    files = []
-    for record, png in job.images():
-        files.append(f"{folders[record['label']]}/{record['slot']:05d}.png")
-        write_atomically(job.folder / files[-1], png)
-    return files
-
-
-def weighed(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all images of a set have a weight."""
-    return all(record.get("weight") is not None for record in records)
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    """Front matter that tells the hub that all files are the train split. Without it, a class called "test" could be
-    taken for a split."""
-    return {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}]}
-
-
 def _manifest(made: DistilledSet, folder: Path, written: Written) -> None:
     """Write the manifest of the set with the paths of the export. The file is not called metadata.jsonl, because
     datasets drops the labels where a file of that name exists."""
-    folders = written.extra.get("folders")
     lines = []
     for record in made.records:
         line = {key: value for key, value in record.items() if key != "path"}
-        if folders:
-            line = {"path": f"{folders[record['label']]}/{record['slot']:05d}.png", **line}
-        lines.append(json.dumps(line) + "\n")
+        path = written.path_of(record) if written.path_of else None
+        lines.append(json.dumps({"path": path, **line} if path else line) + "\n")
     write_atomically(folder / "manifest.jsonl", "".join(lines).encode())
 
 
 def _card(made: DistilledSet, layout: str, written: Written) -> str:
     front, own = read_card(made.path)
+    own = own.replace(USE, "").strip()
+    front = {key: value for key, value in front.items() if key not in ("configs", "dataset_info")}  # of other files
     usual: dict[str, Any] = {
         "task_categories": ["image-classification"],
         "size_categories": [size_category(len(made.records))],

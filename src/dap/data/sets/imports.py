@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 from dap import imagenet
 from dap.base.documents import read_text
 from dap.base.errors import DapError
-from dap.base.files import building, check_beside, dump, in_use, natural_order
+from dap.base.files import building, check_beside, dump, in_use, natural_order, write_atomically
 from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
 from dap.data.real.names import some
+from dap.data.sets.beside import KEPT, label_files
 from dap.data.sets.cards import card_of_import, cell
 from dap.data.sets.contents import sha256
 from dap.data.sets.differences import differences
@@ -33,11 +34,13 @@ from dap.data.sets.folders import (
     images_by_folder,
     other_than_folders,
 )
+from dap.data.sets.layouts.fiftyone import is_fiftyone
 from dap.data.sets.notes import read_note, there
 from dap.data.sets.readers import (
     Ask,
     Entry,
     Reading,
+    read_fiftyone,
     read_folders,
     read_minimax,
     read_parquet,
@@ -45,6 +48,7 @@ from dap.data.sets.readers import (
     read_set,
     read_webdataset,
 )
+from dap.data.sets.said import notes_of
 from dap.data.sets.tensors import read_tensors
 
 LAYOUTS: dict[str, Callable[[Path, Ask], Reading]] = {
@@ -55,6 +59,7 @@ LAYOUTS: dict[str, Callable[[Path, Ask], Reading]] = {
     "tensors": read_tensors,
     "parquet": read_parquet,
     "webdataset": read_webdataset,
+    "fiftyone": read_fiftyone,
     "set": read_set,
 }
 """The layouts that can be imported."""
@@ -169,10 +174,18 @@ def import_set(
         return _finished(out, json.loads(written), chosen, licence)
     with building(out, "import.json", check) as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
-        told["images"] = _store(made, chosen, progress)
-        told["notes"] = _notes(told)
+        told["weights"], told["soft_labels"] = len(reading.beside.weights) > 0, len(reading.beside.logits) > 0
+        told["images"] = _store(made, chosen, reading.beside.weights, progress)
+        told["notes"] = notes_of(told)
         made.note("README.md", card_of_import(told, licence, source))
         made.note("import.json", told)
+        keys = [key for entries in chosen for key, _ in entries]
+        if (logits := reading.beside.rows_for(keys, reading.names, shown(source))) is not None:
+            hashes, teacher = [line["sha256"] for line in made.records], f"the soft labels of {shown(source.name)}"
+            for name, data in label_files(
+                logits, hashes, reading.names, teacher, None, {"source": shown(source)}
+            ).items():
+                write_atomically(folder / KEPT / name, data)
         _check_all(folder, chosen)  # before the folder takes its place
     return _check_all(out, chosen)
 
@@ -230,6 +243,8 @@ def detect(source: Path) -> tuple[str, str]:
     """
     if source.is_dir() and there(source, "classes.json") and there(source, "manifest.jsonl"):
         return "set", "found: classes.json and manifest.jsonl"
+    if is_fiftyone(source):
+        return "fiftyone", "found: data and labels.json"
     files = files_by_kind(source)
     folders = list(images_by_folder(source)) if source.is_dir() else []
     seen = [*files, *(["folders"] if folders else [])]
@@ -285,7 +300,10 @@ def _pick(reading: Reading, source: str, ipc: int | None, pick: str, seed: int) 
 
 
 def _store(
-    made: DistilledSet, chosen: list[list[Entry]], progress: Callable[[int, int, str], None] | None
+    made: DistilledSet,
+    chosen: list[list[Entry]],
+    weights: Mapping[str, float],
+    progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, Any]:
     """Write the images into the set. Returns how many images kept their bytes, and the sizes of the images."""
     kept, sizes, done, total = 0, Counter[str](), 0, sum(map(len, chosen))
@@ -295,46 +313,11 @@ def _store(
                 png, same = as_png(data := read())
             except BrokenImage as error:
                 raise DapError(f"{key} cannot be decoded: {error.reason}; mend or remove it.") from error
-            made.store(label, slot, png, source=key, source_sha256=sha256(data))
+            more = {"weight": weights[key]} if key in weights else {}
+            made.store(label, slot, png, source=key, source_sha256=sha256(data), **more)
             width, height = struct.unpack(">II", png[16:24])
             sizes[f"{width}x{height}"] += 1
             kept, done = kept + same, done + 1
             if progress is not None:
                 progress(done, total, made.class_names[label])
     return {"kept_to_the_byte": kept, "stored_anew": total - kept, "sizes": dict(sizes.most_common(5))}
-
-
-def _notes(told: dict[str, Any]) -> list[str]:
-    """Sentences that tell the user which choices were made."""
-    there, facts, images = told["images_a_class_there"], told["facts"], told["images"]
-    count = str(there[0]) if len(there) == 1 else f"{there[0]} to {there[-1]}"
-    how = {"natural": "the first in natural order", "string": "the first in string order (0, 1, 10, 11, …)"}
-    drawn = how.get(told["pick"], f"a random draw, seed {told['seed']}")
-    taken = (
-        f"{told['ipc']} of {count} images a class, {drawn}" if there != [told["ipc"]] else f"all {count} images a class"
-    )
-    notes = [
-        f"Layout: {told['layout']} ({told['layout_found']}).",
-        f"Class order: {told['class_order']}: {some(told['classes'], 4)}.",
-    ]
-    kept = f"; {images['kept_to_the_byte']} kept to the byte, {images['stored_anew']} stored anew as PNG"
-    notes.append(f"Images: {taken}{kept if told['layout'] != 'tensors' else ''}.")
-    if len(images["sizes"]) > 1:
-        notes.append(f"The images differ in size ({some(images['sizes'])}); dap evaluate crops and resizes them.")
-    if "left_out" in facts:
-        notes.append(f"Left out: the class folders {some(facts['left_out'])}.")
-    if "empty" in facts:
-        notes.append(f"Empty, and so no class of the set: {some(facts['empty'], 10)}.")
-    if "skipped" in facts:
-        kinds = some([f"{count} {end}" for end, count in facts["skipped"].items()], 6)
-        notes.append(f"Skipped: {sum(facts['skipped'].values())} files that are no images ({kinds}).")
-    if "values" in facts:
-        notes.append(f"Values: {facts['values']}.")
-    if facts.get("of_values"):
-        share = facts["clipped_values"] / facts["of_values"]
-        notes.append(
-            f"Clipped to [0, 1]: {facts['clipped_values']} of {facts['of_values']} values ({share:.2%}), by at most "
-            f"{facts['furthest_outside']:.4g}; 8 bits moved the others by at most {facts['largest_rounding_error']:.4g}."
-        )
-    notes += [f"{name.capitalize()}: {facts[name]}." for name in ("labels", "axes") if name in facts]
-    return notes

@@ -23,6 +23,7 @@ from dap.data.real.layouts import locate
 from dap.data.real.names import some
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.suffixes import IMAGE_SUFFIXES
+from dap.data.sets.beside import Beside, of_files, of_parquet, of_shard
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import (
     by_number,
@@ -38,6 +39,7 @@ from dap.data.sets.folders import (
     other_than_folders,
     wnid_order,
 )
+from dap.data.sets.layouts.fiftyone import is_fiftyone, labels_of
 
 Entry = tuple[str, Callable[[], bytes]]
 """The name of an image in its source, and a function that reads the bytes of the image file. The file may have any
@@ -73,6 +75,7 @@ class Reading:
         order: a clause that says where the order of the classes comes from.
         named: whether the images have file names, which can be sorted as text.
         facts: further facts for `import.json`. Some facts are added or change while the images are read.
+        beside: the weights and soft labels of the images, by their names.
     """
 
     names: list[str]
@@ -80,6 +83,7 @@ class Reading:
     order: str
     named: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
+    beside: Beside = field(default_factory=Beside)
 
 
 def read_folders(source: Path, ask: Ask) -> Reading:
@@ -98,7 +102,10 @@ def read_folders(source: Path, ask: Ask) -> Reading:
     names, folders = class_order(source, list(found), ask.class_names)
     left = sorted(map(shown, set(found) - set(folders)))
     facts = {**({"left_out": left} if left else {}), **left_out(source)}
-    return Reading(names, [[_entry(source, f) for f in found[folder]] for folder in folders], order, facts=facts)
+    images = [[_entry(source, f) for f in found[folder]] for folder in folders]
+    return Reading(
+        names, images, order, facts=facts, beside=of_files(source, said["class_names"]) if said else Beside()
+    )
 
 
 def read_minimax(source: Path, ask: Ask) -> Reading:
@@ -149,7 +156,8 @@ def read_set(source: Path, ask: Ask) -> Reading:
     order = "the set's own" if ask.class_names is None else "as given with --classes"
     facts = {"recipe": made.recipe} if made.recipe else {}
     images = [[_entry(source, file) for file in files[name]] for name in names]
-    return Reading(names, images, order, facts=facts)
+    weights = {shown(line["path"]): line["weight"] for line in made.records if line.get("weight") is not None}
+    return Reading(names, images, order, facts=facts, beside=Beside(weights))
 
 
 def read_parquet(source: Path, ask: Ask) -> Reading:
@@ -167,7 +175,8 @@ def read_parquet(source: Path, ask: Ask) -> Reading:
         ]
         for label in places
     ]
-    return Reading(names, images, order, named=False)
+    columns = [names[places.index(place)] if place in places else str(place) for place in range(count)]
+    return Reading(names, images, order, named=False, beside=of_parquet(files, columns))
 
 
 def read_webdataset(source: Path, ask: Ask) -> Reading:
@@ -175,6 +184,7 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
     file. The `.json` file may also give the `class_name`."""
     found: list[tuple[int, str, Entry]] = []
     told: dict[int, str] = {}
+    beside = Beside()
     for shard in files_by_kind(source).get("webdataset", []):
         for key, parts in _samples(shard).items():
             image = next((read for suffix, read in parts.items() if f".{suffix.lower()}" in IMAGE_SUFFIXES), None)
@@ -189,6 +199,7 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
             if isinstance(name, str) and told.setdefault(label, name) != name:
                 raise DapError(f"{shard} calls class {label} both {told[label]!r} and {name!r}.")
             found.append((label, key, (f"{shard.name}/{key}", image)))
+            beside.add(f"{shard.name}/{key}", *of_shard(parts, said, f"{shown(shard)}, {shown(key)}"), shown(shard))
     labels = sorted({label for label, _, _ in found})
     if labels != list(range(len(labels))):
         raise DapError(f"{source} has the labels {some(map(str, labels))}, not all from 0 to the largest.")
@@ -197,7 +208,23 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
     entries: list[list[Entry]] = [[] for _ in labels]
     for label, _, entry in sorted(found, key=lambda row: row[1]):
         entries[label].append(entry)
-    return Reading(names, [entries[label] for label in places], order)
+    beside.columns = [names[places.index(label)] if label in places else str(label) for label in labels]
+    return Reading(names, [entries[label] for label in places], order, beside=beside)
+
+
+def read_fiftyone(source: Path, ask: Ask) -> Reading:
+    """Read images in data/ with their labels in labels.json, as FiftyOne writes them (`FiftyOneImageClassificationDataset`)."""
+    if not is_fiftyone(source):
+        raise DapError(f"{shown(source)} has no labels.json beside a folder data; give --layout for what it is.")
+    known, labels = labels_of(source)
+    files = {Path(one.name).stem: source / "data" / one.name for one in visible(source / "data") if is_image(one)}
+    if absent := [stem for stem in labels if stem not in files]:
+        raise DapError(
+            f"{shown(source)} has no image {shown(absent[0])} in data, which labels.json names; fetch it again."
+        )
+    names, places, order = choose(known, ask.class_names, len(known), f"{shown(source)} numbers its classes")
+    images = [[_entry(source, files[stem]) for stem, one in labels.items() if one == place] for place in places]
+    return Reading(names, images, order, beside=of_files(source, exported(source).get("class_names", known)))
 
 
 def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:

@@ -1,7 +1,6 @@
 """Reader of distilled sets that others made, as tensors: .pt, .pth and .safetensors files of images and labels.
 
-A pickled file may run code when it is opened. Therefore only tensors and plain values are unpickled.
-"""
+A pickled file may run code when it is opened. Therefore only tensors and plain values are unpickled."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.data.real.decode import encode_png
 from dap.data.real.names import some
+from dap.data.sets.beside import of_tensors
 from dap.data.sets.folders import choose, exported, files_by_kind
 from dap.data.sets.opening import open_tensors
 from dap.data.sets.readers import Ask, Reading
@@ -25,8 +25,7 @@ from dap.data.sets.readers import Ask, Reading
 _IMAGES, _LABELS = ("images", "image", "imgs", "x", "data"), ("labels", "label", "targets", "target", "y")
 _NAMES = ("class_names", "classes", "names")
 _SLACK = 1e-3
-"""How far float values may lie outside [0, 1]. Up to this distance the cause is taken to be rounding, and beyond it
-normalisation."""
+"""How far float values may lie outside [0, 1] by rounding alone; beyond this distance they are normalised."""
 
 
 def read_tensors(source: Path, ask: Ask) -> Reading:
@@ -41,7 +40,7 @@ def read_tensors(source: Path, ask: Ask) -> Reading:
             the classes have no names.
     """
     images, labels, names, facts = _gather(source, ask)
-    names = _as_exported(names, source)
+    held, names = facts.pop("held"), _as_exported(names, source)
     if images.dtype.is_floating_point and images.dtype.itemsize == 1:  # few operations know float8
         images = images.float()
     images = _channels_first(images, str(source), facts)
@@ -56,7 +55,9 @@ def read_tensors(source: Path, ask: Ask) -> Reading:
     pixels = _Pixels(images, ask, str(source), facts)
     rows = [torch.nonzero(labels == label)[:, 0].tolist() for label in places]
     entries = [[(f"{source.name}#{row}", partial(pixels.png, row)) for row in of_class] for of_class in rows]
-    return Reading(names, entries, order, named=False, facts=facts)
+    columns = [names[places.index(place)] if place in places else str(place) for place in range(count)]
+    beside = of_tensors(held, source.name, len(images), columns)
+    return Reading(names, entries, order, named=False, facts=facts, beside=beside)
 
 
 class _Pixels:
@@ -146,8 +147,8 @@ def _gather(source: Path, ask: Ask) -> tuple[Tensor, Tensor | None, list[str] | 
             f"{source} should hold one file of tensors, or one of images and one of labels; it has {held}. "
             "Give the file of images itself, and --labels FILE."
         )
-    facts: dict[str, Any] = {"images_from": files[0].name}
-    images, labels, names = _parts(open_tensors(files[0]), files[0])
+    facts: dict[str, Any] = {"images_from": files[0].name, "held": (held := open_tensors(files[0]))}
+    images, labels, names = _parts(held, files[0])
     if labels_file is not None:
         if not labels_file.is_file():
             raise DapError(f"There is no file of labels {labels_file}.")

@@ -74,7 +74,6 @@ class Claims:
                 return Claim(f"{value.mean:.1f}{spread}", value.mean, value.std, value.source)
         return None
 
-
     def ceilings(self, setting: Setting | None, rows: Sequence[Row]) -> list[Ceiling]:
         """What is known of all real images for the rows of one setting: those given, and those that were recorded when the
         sets were measured by a network of the same kind. Nothing is known for a setting on validation images."""

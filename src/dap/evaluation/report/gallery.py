@@ -19,13 +19,16 @@ from dap.evaluation.report.text import count, figure
 ByClass = dict[str, dict[int, Json]]
 
 MAX_SLOTS, MAX_CLASSES = 10, 20
+"""Up to so many slots of so many classes are shown as they are."""
+FEW = 2
+"""Up to so many slots of every further class are shown, reduced to `SMALL` pixels."""
 MAX_SIDE = 64
 """Larger images are shown reduced to `THUMBNAIL` pixels."""
-THUMBNAIL = 96
+THUMBNAIL, SMALL = 96, 40
 LARGEST_IMAGE = 100_000_000
 """The most pixels of an image that is shown."""
-BUDGET = 4_500_000
-"""Bytes of base64 images in one page. Fewer than ten slots are shown where ten would exceed the budget."""
+BUDGET, FURTHER_BUDGET = 4_500_000, 8_000_000
+"""Bytes of base64 images in one page, of the first classes and of all others. Fewer slots are shown where all would exceed it."""
 REAL_BUDGET = 2_500_000
 """Bytes of base64 for the nearest real images. Images beyond the budget are named and not shown."""
 SPACES = {"feature": "by features", "pixel": "in pixels"}
@@ -64,28 +67,35 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
     chosen = [(group, with_seed(group, common_seed(groups))) for group in groups]
     indexed = [(group, record, _by_class(record)) for group, record in chosen]
     names = list(dict.fromkeys(name for _, _, classes in indexed for name in classes))
-    shown = names[:MAX_CLASSES]
-    columns = {name: sorted({slot for _, _, classes in indexed for slot in classes.get(name, ())}) for name in shown}
-    most = max(map(len, columns.values()), default=0)
-    slots = _affordable(indexed, columns)
+    first = names[:MAX_CLASSES]
+    columns = {name: sorted({slot for _, _, classes in indexed for slot in classes.get(name, ())}) for name in names}
+    most = max((len(columns[name]) for name in first), default=0)
+    slots = _affordable(indexed, {name: columns[name] for name in first})
+    few = min(FEW, slots)
     notes = [f"The first {slots} of {most} slots of each class are shown."] if slots < most else []
-    notes += [f"The first {MAX_CLASSES} of {len(names)} classes are shown."] if len(names) > MAX_CLASSES else []
+    if len(names) > MAX_CLASSES:
+        notes.append(f"Of classes after the first {MAX_CLASSES}, at most {few} slots are shown, and small.")
     if len({record.seed for _, record in chosen}) > 1:
         notes.append("Not all groups have a set of the same seed; each row names its own.")
     looked = {record.path: _seen(record) for _, record in chosen}
-    classes, reals = [], NearestReals()
-    for name in shown:
-        rows = []
+    classes, reals, spent = [], NearestReals(), 0
+    for at, name in enumerate(names):
+        rows, side = [], None if at < MAX_CLASSES else SMALL
+        slots_here = columns[name][: slots if side is None else few if spent < FURTHER_BUDGET // 2 else 1]
+        if spent > FURTHER_BUDGET:
+            notes.append(f"The first {at} of {len(names)} classes are shown, to keep the page small.")
+            break
         for group, record, by_class in indexed:
             images, seen = by_class.get(name, {}), looked[record.path]
             tiles = [
-                _tile(record, images[slot], seen.get(images[slot]["path"]), reals) if slot in images else None
-                for slot in columns[name][:slots]
+                _tile(record, images[slot], seen.get(images[slot]["path"]), reals, side) if slot in images else None
+                for slot in slots_here
             ]
+            spent += sum(len(tile["src"] or "") for tile in tiles if tile) if side else 0
             rows.append({"label": group.label, "seed": record.seed, "tiles": tiles})
-        classes.append({"name": name, "slots": columns[name][:slots], "rows": rows})
+        classes.append({"name": name, "slots": slots_here, "rows": rows})
     tiles = [tile for one in classes for row in one["rows"] for tile in row["tiles"] if tile]
-    if any(tile["reduced"] for tile in tiles):
+    if any(tile["reduced"] for one in classes[:MAX_CLASSES] for row in one["rows"] for tile in row["tiles"] if tile):
         notes.append(f"Images are shown reduced to {THUMBNAIL} pixels.")
     if reals.left_out:
         notes.append("Not every nearest real image is shown, to keep the page small.")
@@ -237,15 +247,16 @@ def _affordable(indexed: Sequence[tuple[Group, SetRecord, ByClass]], columns: di
     return slots
 
 
-def _tile(record: SetRecord, image: Json, seen: Json | None, reals: NearestReals) -> dict[str, Any]:
-    """One image for the page; `src` is None where the file is missing or cannot be read."""
+def _tile(record: SetRecord, image: Json, seen: Json | None, reals: NearestReals, side: int | None) -> dict[str, Any]:
+    """One image for the page; `src` is None where the file is missing or cannot be read. A `side` makes it so small, and leaves
+    out its nearest real images."""
     file = file_in(record, image["path"])
-    src, reduced = embedded(file) if file else (None, False)
+    src, reduced = embedded(file, side) if file else (None, False)
     about = {"slot": image["slot"], "seed": image.get("seed"), "sha256": str(image.get("sha256") or "")[:12]}
     told = [f"{name} {value}" for name, value in about.items() if value is not None and value != ""]
     seen = seen or {}
     predicted, wrong = _predicted(record, image["label"], seen)
-    near = _nearest(record, seen, reals)
+    near = _nearest(record, seen, reals) if side is None else []
     told += [predicted] if predicted else []
     told += [f"to the backbone {record.class_name(seen['zero_shot'])}"] if "zero_shot" in seen else []
     told += [f"nearest real image {one['space']}: {one['name']}" for one in near]
@@ -287,8 +298,12 @@ def _nearest(record: SetRecord, seen: Json, reals: NearestReals) -> list[dict[st
     return found
 
 
-def embedded(file: Path) -> tuple[str | None, bool]:
+def embedded(file: Path, side: int | None = None) -> tuple[str | None, bool]:
     """A data URI of an image, and whether it was reduced; (None, False) for a file that is no image.
+
+    Args:
+        file: the image.
+        side: the largest number of pixels a side; default: `THUMBNAIL` for what is larger than `MAX_SIDE`.
 
     A PNG of at most 64 px is embedded byte for byte, so that the sha256 in the manifest is that of the embedded file.
     """
@@ -301,11 +316,11 @@ def embedded(file: Path) -> tuple[str | None, bool]:
         rgb = Image.fromarray(pixels(data, LARGEST_IMAGE))
     except BrokenImage:
         return None, False
-    small = max(rgb.size) <= MAX_SIDE
+    small = max(rgb.size) <= (side or MAX_SIDE)
     if not (small and data.startswith(b"\x89PNG")):
         buffer = io.BytesIO()
         if not small:
-            rgb.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+            rgb.thumbnail((side or THUMBNAIL, side or THUMBNAIL), Image.Resampling.LANCZOS)
         rgb.save(buffer, "PNG" if small else "JPEG", quality=82)
         data = buffer.getvalue()
     kind = "png" if small else "jpeg"

@@ -25,7 +25,7 @@ from dap.data.sets.differences import flatten
 from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
 from dap.evaluation.report.curves import curves, training
-from dap.evaluation.report.expected import Claims, Published
+from dap.evaluation.report.expected import Ceiling, Claims, Published
 from dap.evaluation.report.gallery import doubted, gallery, near_copies
 from dap.evaluation.report.meanings import MEANINGS
 from dap.evaluation.report.records import MEASURES, SetRecord, load
@@ -89,6 +89,7 @@ def write_report(
     title: str,
     expected: Mapping[str, str] | None = None,
     published: Published | None = None,
+    full: Sequence[Ceiling] = (),
 ) -> Path:
     """Write the report on these sets: the page, and its tables as `.md`, `.tex` and `.csv` of the same name beside it.
 
@@ -100,6 +101,7 @@ def write_report(
         title: the page's heading.
         expected: earlier figures by group label or by method. They are shown beside the measured accuracies.
         published: finds the published values for a set; they are shown with their source.
+        full: accuracies of training on all real images, beside those that the sets know.
 
     Returns:
         The path of the page. Each file is replaced as a whole, the page last.
@@ -110,7 +112,7 @@ def write_report(
     """
     out = Path(out)
     page = page_of(out)
-    content = _content(load(paths), title, Claims(expected, published))
+    content = _content(load(paths), title, Claims(expected, published, full))
     beside = {f"{page.stem}{'-' if key else ''}{key}.csv": text for key, text in content.beside.items()}
     files = {**beside, f"{page.stem}.md": _markdown(content), f"{page.stem}.tex": _latex(content)}
     files[page.name] = _html(content, page.stem)  # last, because a reader of the page expects the other files
@@ -199,7 +201,10 @@ def _downloads(content: Content, page: str) -> dict[str, list[tuple[str, str, st
     made: dict[str, list[tuple[str, str, str]]] = {}
     for section, found in sections_of.items():
         tables = [table for table in found if table and table.rows]
-        kinds = {"tex": "\n\n".join(table.latex() for table in tables), "csv": comma_separated(tables) if tables else ""}
+        kinds = {
+            "tex": "\n\n".join(table.latex() for table in tables),
+            "csv": comma_separated(tables) if tables else "",
+        }
         made[section] = [
             (SHOWN_AS[kind], f"{page}-{section}.{kind}", f"data:{MIME[kind]};charset=utf-8,{quote(text)}")
             for kind, text in kinds.items()

@@ -7,14 +7,15 @@ which takes its scores out of [0, 1]. The accuracies are kept beside the scores,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
 from dap.base.files import dump, write_atomically
-from dap.evaluation.report.records import load
+from dap.base.parsing import shown
+from dap.evaluation.report.records import SetRecord, load
 from dap.evaluation.training.trials import Trial
 
 
@@ -61,6 +62,7 @@ class Ranking:
         ars: augmentation robust score in [0, 1], of beta = gamma · (synthetic - random with augmentation)
             + (1 - gamma) · (synthetic - random without); higher is better.
         accuracies: the accuracies that the scores were computed from.
+        lacks: sentences that say what the missing scores need.
     """
 
     hlr: float | None
@@ -68,6 +70,7 @@ class Ranking:
     lrs: float | None
     ars: float | None
     accuracies: Accuracies
+    lacks: tuple[str, ...] = ()
 
     @property
     def shown(self) -> dict[str, float]:
@@ -187,4 +190,24 @@ def rank_sets(
         scores = rank_trials(trials[one.path], baseline, network=network, full_hard=full_hard, **protocols)
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, "network": network}))
-        yield one.path, scores
+        yield one.path, replace(scores, lacks=tuple(_lacking(one, scores.accuracies, network, protocols)))
+
+
+ROLES = {"hard": "HLR and LRS", "own": "IOR and LRS", "augmented": "ARS", "plain": "ARS"}
+"""The scores that each kind of protocol is for."""
+
+
+def _lacking(one: SetRecord, known: Accuracies, network: str, protocols: Mapping[str, str | None]) -> Iterator[str]:
+    """What the scores of a set lack: protocols that were not named, and trials by those that were."""
+    if known.full_hard is None:
+        yield "HLR and LRS need the accuracy of all real images: give --full FRACTION, or a file of dap train-teacher."
+    for role, scores in ROLES.items():
+        protocol = protocols.get(role)
+        if protocol is None:
+            yield f"{scores} need a protocol for --{role}."
+            continue
+        if getattr(known, role) is None:
+            yield f"{scores}: {shown(one.path)} has no trial of {network} by {protocol}; dap evaluate makes one."
+        if role != "hard" and getattr(known, f"random_{role}") is None:
+            what = f"no random set of {one.ipc} images per class has a trial of {network} by {protocol}"
+            yield f"{scores}: {what}; dap evaluate makes one."

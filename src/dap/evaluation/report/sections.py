@@ -153,7 +153,10 @@ def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]
             continue
         score: dict[tuple[str, str | None], Stat] = {key: row.score for key, row in here.items() if row.score}
         top = max(stat.mean + (stat.std or 0) for stat in score.values())
-        columns = [Column("group", numeric=False), *(Column(network_title(network or ""), field=network or "") for network in networks)]
+        columns = [
+            Column("group", numeric=False),
+            *(Column(network_title(network or ""), field=network or "") for network in networks),
+        ]
         columns.append(Column("mean", hint="mean over the networks, of groups that were trained with all of them"))
         body = []
         for group in groups:

@@ -32,7 +32,6 @@ from dap.evaluation.report.text import (
     trainings,
 )
 
-
 REAL = "All real images"
 """The name of the row of a network that was trained on all real images."""
 
@@ -144,7 +143,10 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, against
     told = [
         _method(here),
         (Column("ipc", names=True, spare=0), [Cell(str(row.ipc), row.ipc) for row in here]),
-        (Column("scale", beside=True, names=alike, spare=0 if alike else 3, css="aside"), [_scale(row) for row in here]),
+        (
+            Column("scale", beside=True, names=alike, spare=0 if alike else 3, css="aside"),
+            [_scale(row) for row in here],
+        ),
         (
             Column("targets", False, names=alike, spare=0 if alike else 4, css="aside"),
             [cell(row.targets) for row in here],
@@ -316,7 +318,7 @@ def _data(rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> li
         if i == last or rows[i + 1].setting != row.setting:  # the last row of a block
             for one in claims.ceilings(row.setting, [r for r in rows if r.setting == row.setting]):
                 of = {**_of_setting(row.setting), "epochs": None}
-                lines.append({"group": f"{REAL}: {one.how}", **of, "headline": "last", "last_mean": one.accuracy})
+                lines.append({"group": REAL, **of, "headline": "last", "last_mean": one.accuracy, "how": one.how})
     return lines
 
 

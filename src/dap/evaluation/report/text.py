@@ -146,7 +146,8 @@ def count(n: int, noun: str) -> str:
 
 
 def compared(name: str, difference: Difference, other: str = "vanilla") -> str:
-    """A difference to vanilla or another kind of set in words, with interval and n: "no difference shown" where the interval includes 0."""
+    """A difference to vanilla or another kind of set in words, with interval and n: "no difference shown" where the interval
+    includes 0."""
     n, m = difference.n
     sets = f"n = {n} sets each" if n == m else f"n = {n} and {m} sets"
     sets = f"n = {n} sets of the same seeds" if difference.paired else sets
@@ -168,7 +169,10 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     where = f"{count(len(sets), 'distilled set').capitalize()} in {count(len(groups), 'group')}{_data(sets)}"
     pending = [row.group.label for row in rows if row.score is None]
     if not scored:
-        return f"{where}. This page holds no trials: `dap evaluate` trains networks on sets, and writes a page of its own.", []
+        return (
+            f"{where}. This page holds no trials: `dap evaluate` trains networks on sets, and writes a page of its own.",
+            [],
+        )
     alike = [row for row in scored if row.setting == scored[0].setting]
     first = [row for row in alike if row.ipc == alike[0].ipc]
     top = max(first, key=_mean)

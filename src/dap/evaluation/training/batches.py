@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dap.base.errors import DapError
 from dap.data.real.stored.streams import Stored, Streamed
+from dap.evaluation.training.in_step import Group
 from dap.evaluation.training.steps import CenterCrop, Resize, Step
 from dap.evaluation.training.transforms import run, size_after
 
@@ -73,9 +74,13 @@ class Images:
         else:
             yield from map(self.take, parts)
 
-    def slices(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all images and labels in slices."""
+    def slices(self, share: slice | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all images and labels in slices, or those of a share."""
         size = slice_size(*self.size, self.labels.device)
+        if share is not None:
+            parts = torch.arange(len(self), device=self.labels.device)[share].split(size)
+            yield from ((x, self.labels[part]) for x, part in zip(self.in_parts(parts), parts, strict=True) if len(x))
+            return
         whole = size * -(-AHEAD // size) if isinstance(self._kept, Streamed) else size
         start = 0
         for block in self._kept.split(whole):  # pyright: ignore[reportCallIssue]
@@ -99,16 +104,17 @@ def prepare(images: Tensor, steps: Sequence[Step], device: torch.device | str = 
 
 
 @torch.inference_mode()
-def confusion(net: nn.Module, images: Images, classes: int) -> Tensor:
+def confusion(net: nn.Module, images: Images, classes: int, group: Group | None = None) -> Tensor:
     """The confusion matrix (classes, classes), int64, on the CPU: how many images of a label (row) get a label (column).
 
-    The network is in evaluation mode afterwards.
+    The network is in evaluation mode afterwards. Each process of a `group` looks at its share of the images, and all get the sum.
     """
     net.eval()
-    counts = torch.zeros(classes * classes, dtype=torch.int64, device=images.labels.device)
-    for part, labels in images.slices():
+    device = images.labels.device
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    for part, labels in images.slices(None if group is None else group.share(len(images))):
         counts += (labels * classes + net(part)[:, :classes].argmax(1)).bincount(minlength=classes * classes)
-    return counts.view(classes, classes).cpu()
+    return (counts if group is None else group.summed(counts, device)).view(classes, classes).cpu()
 
 
 def accuracy(counts: Tensor) -> float:

@@ -35,6 +35,7 @@ from dap.evaluation.training.fitting import (
     run_with_checkpoint,
     seeded,
 )
+from dap.evaluation.training.in_step import Group
 from dap.evaluation.training.labels import ClassifierLike, ImageLabels, Soft, Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.transforms import size_after, split
@@ -87,6 +88,7 @@ class Plan:
         tested_on: the split of the test images, "test" or "validation"; it is written into the trials.
         weights: (n,), the weight of each image of the training set, for a protocol that uses them.
         budget: how much memory transformed images may take; default: what is free, less a reserve.
+        group: the processes that train each network in step; None: this process alone.
     """
 
     network: str | None = None
@@ -99,6 +101,7 @@ class Plan:
     tested_on: str = "test"
     weights: Tensor | None = None
     budget: Budget | None = None
+    group: Group | None = None
 
 
 def evaluate(
@@ -176,7 +179,12 @@ class _Ready:
         if plan.stored is not None and isinstance(self.protocol.labels, Stored):
             weights = None if plan.weights is None else plan.weights.to(device)
             self.replay = plan.stored.replay(self.train, self.protocol.labels.temperature, weights)
-        self.key = _key(train, self.protocol, plan)
+        if plan.group is not None and self.replay is not None:
+            raise DapError("Stored labels belong to whole batches, so one process trains on them; leave out --workers.")
+        if plan.group is None:
+            self.key = _key(train, self.protocol, plan)
+        else:  # hashing reads all images, so one process does it for all
+            self.key = plan.group.agreed(None if plan.group.number else _key(train, self.protocol, plan))
 
     def trial(self, seed: int) -> tuple[nn.Module, Trial]:
         """The network of a seed, trained, and its trial."""
@@ -188,7 +196,7 @@ class _Ready:
 
         def after(epoch: int, net: nn.Module) -> None:
             if epoch in protocol.look_epochs:
-                counts[:] = [confusion(net, self.test, self.classes)]
+                counts[:] = [confusion(net, self.test, self.classes, plan.group)]
                 notes["curve"].append([epoch, accuracy(counts[0])])
             if plan.progress is not None:
                 plan.progress(seed, epoch - first + 1, protocol.epochs - first + 1)
@@ -203,6 +211,7 @@ class _Ready:
             teacher=plan.teacher,
             replay=self.replay,
             weights=plan.weights,
+            group=plan.group,
         )
         checkpoint = None
         if plan.checkpoints is not None:
@@ -210,7 +219,7 @@ class _Ready:
             checkpoint = Checkpoint(plan.checkpoints / f"{name}.pt", name, plan.every)
         net = run_with_checkpoint(training, checkpoint, after, notes)
         if not counts:  # the checkpoint was written after the last look, and the trial was not
-            counts = [confusion(net, self.test, self.classes)]
+            counts = [confusion(net, self.test, self.classes, plan.group)]
         curve = tuple((epoch, value) for epoch, value in notes["curve"])
         trial = Trial(
             protocol=protocol.name,
@@ -223,7 +232,7 @@ class _Ready:
             best=max(value for _, value in curve),
             headline=protocol.score,
             curve=curve,
-            train_last=accuracy(confusion(net, self.plain, self.classes)),
+            train_last=accuracy(confusion(net, self.plain, self.classes, plan.group)),
             seconds=round(notes["seconds"], 3),
             device=str(self.test.labels.device),
             torch=str(torch.__version__),

@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
+from dap.base.seeding import seed_of
 from dap.base.store import Checkpoint
 from dap.evaluation.training.batches import Images, slice_size
+from dap.evaluation.training.in_step import Group, held_back
 from dap.evaluation.training.labels import ClassifierLike, Hard, ImageLabels, Loss, hard_loss, mixed_weights, soft_loss
 from dap.evaluation.training.networks import Network, build
 from dap.evaluation.training.protocol import Protocol
@@ -53,6 +55,7 @@ class Training:
         teacher: ClassifierLike | ImageLabels | None = None,
         replay: Replay | None = None,
         weights: Tensor | None = None,
+        group: Group | None = None,
     ) -> None:
         """
         Args:
@@ -65,11 +68,12 @@ class Training:
             teacher: the classifier that gives soft labels, or the labels of the images.
             replay: for stored labels: the batches of each epoch.
             weights: (n,), by which the losses of the images are multiplied; None: by nothing. A replay has its own.
+            group: the processes that train this network in step; None: this process alone.
         """
         self.train, self.protocol, self.network, self.classes = train, protocol, network, classes
         self.seed = seed
         self.device = train.labels.device
-        self.teacher, self.replay = teacher, replay
+        self.teacher, self.replay, self.group = teacher, replay, group
         self.weights = None if weights is None else weights.to(self.device)
         streams = torch.Generator().manual_seed(seed)
         of_network, of_order, of_augment = (int(s) for s in torch.randint(2**62, (3,), generator=streams))
@@ -80,6 +84,7 @@ class Training:
             self.net = new_network(network, protocol, channels, classes).to(self.device)
             self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             self._global_state = _generators(self.device)
+        self._trained = self.net if group is None else group.wrapped(self.net)
         self.per_image = isinstance(self.net, Network) and self.net.per_image
         self.optimiser = self._new_optimiser(protocol.lr)
         self.epoch = protocol.first_epoch - 1
@@ -137,21 +142,33 @@ class Training:
         total, seen = torch.zeros((), device=self.device), 0
         dtype, wanted = torch.bfloat16, self.protocol.precision == "bfloat16"
         self.net.train()
+        if self.group is not None:
+            self.augment.manual_seed(seed_of(self.seed, "augment", epoch, self.group.number))
         for x, loss_of in self._batches(epoch):
             self.optimiser.zero_grad()
+            whole = float(len(x)) if self.group is None else self._count(len(x)) / self.group.of
             # The gradient of a batch is the sum over its slices, whose activations stay in the processor's cache.
             height, width = x.shape[-2:]
             size = slice_size(height, width, self.device) if self.per_image else len(x)
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
-                with torch.autocast(self.device.type, dtype, enabled=wanted):
-                    logits = self.net(x[part].contiguous(memory_format=torch.channels_last))
-                loss = loss_of(logits.float(), part)
-                (loss / len(x)).backward()
+                with held_back(self._trained, last=start + size >= len(x)):
+                    with torch.autocast(self.device.type, dtype, enabled=wanted):
+                        logits = self._trained(x[part].contiguous(memory_format=torch.channels_last))
+                    loss = loss_of(logits.float(), part)
+                    (loss / whole).backward()
                 total += loss.detach()
             self.optimiser.step()
             seen += len(x)
+        if self.group is not None:
+            total, seen = self.group.summed(total, self.device), self._count(seen)
+            self.group.same_buffers(self.net)
         return total.item() / seen
+
+    def _count(self, mine: int) -> int:
+        """The sum of a number of images over the processes of the group."""
+        assert self.group is not None
+        return int(self.group.summed(torch.tensor(mine), self.device).item())
 
     def _new_optimiser(self, lr: float) -> torch.optim.Optimizer:
         protocol = self.protocol
@@ -172,6 +189,8 @@ class Training:
             yield from self.replay(epoch - protocol.first_epoch)
             return
         parts = torch.randperm(len(self.train), generator=self.order).to(self.device).split(protocol.batch)
+        if self.group is not None:
+            parts = [part[self.group.part(len(part))] for part in parts]
         for chosen, taken in zip(parts, self.train.in_parts(parts), strict=True):
             x, y = run(self.steps, taken, self.augment), self.train.labels[chosen]
             partner, share = None, 1.0
@@ -238,7 +257,8 @@ def run_with_checkpoint(
         nonlocal written
         after(epoch, net)
         notes["seconds"] = before + time.perf_counter() - began
-        if checkpoint is not None and time.perf_counter() - written >= checkpoint.every:
+        writes = training.group is None or training.group.number == 0
+        if checkpoint is not None and writes and time.perf_counter() - written >= checkpoint.every:
             checkpoint.write({"training": training.state(), "notes": notes})
             written = time.perf_counter()
 

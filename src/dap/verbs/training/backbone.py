@@ -76,9 +76,9 @@ def train_backbone(
 ) -> Trained:
     """Train a backbone from nothing on a folder of images, for `dap distill --backbone`.
 
-    An `AutoencoderKL` is trained first, then a class-conditional denoiser of its latents. A part of the training images is held
-    out: 10 % of fewer than 5,000 images, else 5 %, the same images that `--held-out` of a recipe holds out. A stage ends early
-    when its loss on them turns, and keeps its best averaged weights. Test images are never read.
+    An `AutoencoderKL` is trained first, then a class-conditional denoiser of its latents. A part of the training images is
+    held out: 10 % of fewer than 5,000 images, else 5 %. They are the images that `--held-out` of a recipe holds out. A stage
+    ends early when its loss on them turns, and keeps its best averaged weights. Test images are never read.
 
     An interrupted call goes on from its checkpoint when it is made again, and gives the same bytes.
 
@@ -88,8 +88,8 @@ def train_backbone(
             which shows every few minutes what the backbone makes.
         kind: "dit" (a `DiTTransformer2DModel` that is told labels) or "unet" (a small Stable Diffusion that is told prompts).
         minutes: the time. Sizes and numbers of steps are chosen for it by a measured rate.
-        size: the side of the images in px, a multiple of 16. Default: that of the images, at most 64 on a CPU, 128 on a GPU, and
-            256 on a GPU in 120 minutes or more.
+        size: the side of the images in px, a multiple of 16. Default: that of the images, at most 64 on a CPU, 128 on a GPU,
+            and 256 on a GPU in 120 minutes or more.
         steps: steps of the denoiser. Default: as many as fit the time.
         autoencoder_steps: steps of the autoencoder. Default: as many as fit the time.
         flip: show mirror images too. Give False where left and right matter, as in text.
@@ -101,8 +101,8 @@ def train_backbone(
         watcher: is told how the training goes on.
 
     Raises:
-        DapError: there is no such data or kind, there are too few or too small images, the folder holds something else, or the time
-            is too short.
+        DapError: there is no such data or kind, there are too few or too small images, the folder holds something else, or the
+            time is too short.
         OSError: the disk takes no more. Run the same again.
     """
     out = Path(out)
@@ -147,8 +147,8 @@ def train_backbone(
         if before is not None:
             watcher.note(f"Goes on with the training in {shown(out)}.")
         budget = images_budget(machine)
-        pictures = [Pictures(*stored(part, budget)[:2], flip=flip) for part in parts]
-        training = Training(out, *pictures, notes, device, watcher, **_licence(whole))
+        train, held_out = (Pictures(*stored(part, budget)[:2], flip=flip) for part in parts)
+        training = Training(out, train, held_out, notes, device, watcher, **_licence(whole))
         return Trained(out, training.run())
 
 
@@ -179,20 +179,20 @@ def _check_images(source: Source) -> None:
     Raises:
         DapError: there is not.
     """
-    names = source.class_names
+    names = list(source.class_names)
     counts = {name: source.count(label) for label, name in enumerate(names)}
     if len(names) < 2:
         raise DapError(
-            f"{source.name} has one class, {names[0]!r}, and a set to train on needs at least 2; put the images of each class into "
-            "a folder of its own."
+            f"{source.name} has one class, {names[0]!r}, and a set to train on needs at least 2; put the images of each class "
+            "into a folder of its own."
         )
     few = {name: count for name, count in counts.items() if count < LEAST_OF_CLASS}
     if few or sum(counts.values()) < LEAST:
         name, count = next(iter(few.items()), ("", 0))
         said = f"class {name!r} has {count}" if few else f"there are {sum(counts.values())} in all"
         raise DapError(
-            f"{source.name} has too few images to train a backbone: {said}. At least {LEAST_OF_CLASS} in each class and {LEAST} in "
-            f"all are needed, and {ADVISED} or more are better; add images, or name other --classes."
+            f"{source.name} has too few images to train a backbone: {said}. At least {LEAST_OF_CLASS} in each class and {LEAST} "
+            f"in all are needed, and {ADVISED} or more are better; add images, or name other --classes."
         )
     small = [size for size in source.sizes() if min(size) < SMALLEST]
     if small:
@@ -217,7 +217,8 @@ def _check_same(out: Path, before: Asked, asked: Asked) -> None:
                 name, f"{flag} {was}, and now it is {value}"
             )
             raise DapError(
-                f"The training in {shown(out)} was begun with {said}. Give the same again to go on with it, or choose another --out."
+                f"The training in {shown(out)} was begun with {said}. Give the same again to go on with it, or choose another "
+                "--out."
             )
 
 
@@ -226,8 +227,8 @@ def _planned(asked: Asked, side: int, machine: Machine, watcher: Watcher) -> Not
     device = device_of(machine.device)
     if asked.images < ADVISED:
         watcher.note(
-            f"There are only {asked.images} images to train on, so the backbone will mostly know them by heart: its samples will be "
-            f"near-copies. With {ADVISED} images or more this is better."
+            f"There are only {asked.images} images to train on, so the backbone will mostly know them by heart: its samples will "
+            f"be near-copies. With {ADVISED} images or more this is better."
         )
     wish = Wish(asked.kind, asked.images, len(asked.classes), side, asked.minutes, device)
     sizes, reason, seconds = chosen(wish)

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from dap.backbones import device_of
 from dap.base.errors import DapError
-from dap.base.files import check_file
+from dap.base.files import check_file, expanded
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.real.sources import EMBEDDED, Source
+from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.classifier import save_classifier
+from dap.evaluation.training.in_step import Group, joined
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
 from dap.recipe import Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import open_protocol
-from dap.verbs.options import Machine, images_budget, permitted
+from dap.verbs.options import Engine, Machine, images_budget, kind_of, permitted
+from dap.verbs.training.in_step import run_in_step
 from dap.verbs.understood import check_apart
 
 
@@ -85,6 +91,7 @@ def train_teacher(
     changes: Mapping[str, Any] | None = None,
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
+    engine: Engine = Engine(),
 ) -> Trial:
     """Train a network on all real images, test it on the real test images, and write it to a file.
 
@@ -103,6 +110,10 @@ def train_teacher(
         changes: other values of the protocol's fields, such as {"size": 64}.
         machine: the device, the network, the cache and the CPU threads.
         watcher: is told of every epoch.
+        engine: how several processes train the network in step, each on a part of every batch. `Engine(workers=N)` starts
+            them on this machine, one on each GPU. `Engine(engine="shard")` is for processes that `torchrun` has started,
+            also on several machines that see the folder of `out`. The data must then be a name or a folder. The result
+            depends on the number of processes; see `dap.evaluation.training.in_step`.
 
     Returns:
         The training, with its accuracy on the test images.
@@ -110,23 +121,45 @@ def train_teacher(
     Raises:
         DapError: the file is there already, or there is no such data, protocol or network.
     """
-    out = Path(out)
+    out, kind = Path(out), kind_of(engine)
     if out.exists():
         raise DapError(f"{out} is there already; choose another --out.")
     check_file(out)
-    ready = opened(
-        data,
-        classes=classes,
-        max_bad_fraction=max_bad_fraction,
-        split=split,
-        network=network,
-        protocol=protocol,
-        epochs=epochs,
-        changes=changes,
-        machine=machine,
-        watcher=watcher,
-    )
+    if kind == "ray":
+        raise DapError(
+            "The processes that train a teacher work in step, so they are started together: by --workers N on one machine, or by "
+            "torchrun with --engine shard on several."
+        )
+    if kind != "alone" and isinstance(data, tuple):
+        raise DapError("Several processes need data that each of them can find; give a folder or a name.")
+    asked: dict[str, Any] = {
+        "classes": classes,
+        "max_bad_fraction": max_bad_fraction,
+        "split": split,
+        "network": network,
+        "protocol": protocol,
+        "epochs": epochs,
+        "changes": changes,
+    }
     kept = out.with_name(out.name + ".partial")
+    if kind == "shard":
+        rank = rank_of(engine.shard)
+        machine = replace(machine, device=device_for(machine.device, rank, torch.cuda.device_count()))
+        with joined(device_of(machine.device)) as group:
+            return _train(opened(data, **asked, machine=machine, watcher=watcher), out, kept, machine, watcher, group)
+    ready = opened(data, **asked, machine=machine, watcher=watcher)
+    if kind == "alone":
+        return _train(ready, out, kept, machine, watcher)
+    settled = {"classes": [classes] if isinstance(classes, str) else classes, "protocol": str(protocol)}
+    place = data if str(data) == EMBEDDED else expanded(str(data)).absolute()
+    told = {**asked, **settled, "data": place, "out": out.absolute(), "machine": machine}
+    return run_in_step(told, out.absolute().parent, engine.workers or 1, watcher)
+
+
+def _train(
+    ready: Ready, out: Path, kept: Path, machine: Machine, watcher: Watcher, group: Group | None = None
+) -> Trial:
+    """Train in this process, alone or in step with others. The first process of a group writes the file."""
     classifier, trial = train_classifier(
         ready.train,
         ready.test,
@@ -136,7 +169,9 @@ def train_teacher(
         checkpoints=kept,
         every=checkpoint_seconds(),
         budget=images_budget(machine),
+        group=group,
     )
-    save_classifier(classifier, out)
-    shutil.rmtree(kept, ignore_errors=True)
+    if group is None or group.number == 0:
+        save_classifier(classifier, out)
+        shutil.rmtree(kept, ignore_errors=True)
     return trial

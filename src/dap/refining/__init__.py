@@ -36,17 +36,14 @@ from dap.backbones.schedules import Schedule, Time, VariancePreserving, steps_of
 from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Checkpoint
-from dap.guidance.base import Energy, State, per_image_norm
+from dap.guidance.base import Energy, per_image_norm
+from dap.refining.seen import Finished, Seen, denoising_error, weighted
 from dap.sampling import Batch
 
-CHUNK = 10
-"""How many images go through the network at once with a graph."""
+__all__ = ["Descent", "Finished", "denoising_error", "refine", "time_of"]
 
 LOOK = 10
 """How many steps lie between two looks at the held-out energy."""
-
-HELD_BYTES = 2**30
-"""Bytes of features of finished images that are kept. More are computed at each step."""
 
 
 @dataclass(frozen=True)
@@ -73,31 +70,10 @@ class Descent:
     patience: int = 0
 
 
-@dataclass(frozen=True)
-class Finished:
-    """Images of a set that do not move any more.
-
-    Attributes:
-        batch: what they are.
-        latents: x_0, clean, (m, C, *spatial).
-    """
-
-    batch: Batch
-    latents: Float[Tensor, "m c *spatial"]
-
-
 def time_of(schedule: Schedule, fraction: float) -> Time:
     """The time of a schedule at a fraction of its length: a whole timestep, or a number on a flow."""
     steps = steps_of(schedule)
     return round(fraction * (steps - 1)) if isinstance(schedule, VariancePreserving) else fraction * steps
-
-
-def denoising_error(backbone: Backbone, z: Tensor, condition: Tensor, t: Time, noise: Tensor) -> Tensor:
-    """ε_θ(α_t z + σ_t ε, t) − ε for each image, (B, C, *spatial), without a graph."""
-    alpha, sigma = backbone.schedule.level(t)
-    with torch.no_grad():
-        parts = zip((alpha * z + sigma * noise).split(CHUNK), condition.split(CHUNK), strict=True)
-        return torch.cat([backbone.predict(part, t, of).eps for part, of in parts]) - noise
 
 
 def refine(
@@ -137,8 +113,8 @@ def refine(
     """
     if descent.patience and not held_out:
         raise DapError("A refinement with patience needs energies against held-out real images; give held_out.")
-    seen = _Seen(backbone, batch, finished, [*energies, *repulsions, *held_out])
-    leading, apart = _weighted(energies), _weighted(repulsions)
+    seen = Seen(backbone, batch, finished, [*energies, *repulsions, *held_out])
+    leading, apart = weighted(energies), weighted(repulsions)
     gens = generators([seed_of(seed, "refine") for seed in batch.seeds])
     clock = torch.Generator().manual_seed(seed_of(batch.seeds[0], "times of refine"))
 
@@ -166,7 +142,7 @@ def refine(
         if apart and weight is None:  # from the first step on, so that the push ends where the images are apart
             of, by = (seen.gradient(z.detach(), t, noise, part).norm().item() for part in (leading, apart))
             weight = descent.repel * of / by if by > 0 else 0.0
-        z.grad = seen.gradient(z.detach(), t, noise, [*leading, *_weighted(repulsions, weight or 0.0)])
+        z.grad = seen.gradient(z.detach(), t, noise, [*leading, *weighted(repulsions, weight or 0.0)])
         if usual is not None and descent.prior > 0:
             s, other = drawn(descent.prior_times), normal(z.shape[1:], gens, z)
             error = denoising_error(backbone, z.detach(), seen.condition, s, other)
@@ -196,121 +172,12 @@ def refine(
     return z.detach() if watch.kept is None else watch.kept
 
 
-Weighted = list[tuple[Energy, float]]
-
-
-def _weighted(energies: Sequence[Energy], weight: float = 1.0) -> Weighted:
-    return [(energy, weight) for energy in energies]
-
-
-class _Seen:
-    """What the energies see: the finished images of a set, if there are any, and after them those that move.
-
-    Args:
-        backbone, batch, finished: as for `refine`.
-        energies: all energies that will be asked for.
-
-    Raises:
-        DapError: as for `refine`.
-    """
-
-    def __init__(self, backbone: Backbone, batch: Batch, finished: Finished | None, energies: Sequence[Energy]) -> None:
-        self.backbone, self.finished = backbone, finished
-        self.layers = list(dict.fromkeys(backbone.check_layer(energy.layer or "") for energy in energies))
-        if odd := [type(energy).__name__ for energy in energies if energy.grad_through != "features"]:
-            raise DapError(f"A refinement looks at features alone, so the energy {odd[0]} cannot lead it.")
-        for energy in energies:
-            energy.begin(sorted(set(batch.labels)))
-        self.condition = backbone.condition([batch.class_names[label] for label in batch.labels])
-        members = [part.batch for part in [finished] if part is not None] + [batch]
-        self.labels = torch.tensor([label for part in members for label in part.labels])
-        self.slots = torch.tensor([slot for part in members for slot in part.slots])
-        self._still: dict[Time, dict[str, Tensor]] = {}
-        self._noise: Tensor | None = None
-
-    def total(
-        self, energies: Weighted, x: Tensor, t: Time, features: dict[str, Tensor], noise: Tensor, z: Tensor
-    ) -> Tensor:
-        """The weighted sum of energies of the whole set, a number."""
-        alpha, sigma = self.backbone.schedule.level(t)
-        if self.finished is not None:
-            x0, other, found = self._finished(t)
-            x, z, noise = torch.cat([alpha * x0 + sigma * other, x]), torch.cat([x0, z]), torch.cat([other, noise])
-            features = {layer: torch.cat([found[layer], own]) for layer, own in features.items()}
-        total = x.new_zeros(())
-        for energy, weight in energies:
-            of = features[self.backbone.check_layer(energy.layer or "")]
-            state = State(x, x.detach(), z, noise, of, t, 0, 1, alpha, sigma, self.labels, self.slots)
-            total = total + weight * energy(state).sum()
-        return total
-
-    def value(self, energies: Weighted, z: Tensor, t: Time, noise: Tensor) -> float:
-        """The weighted sum of energies of the whole set, without a graph."""
-        alpha, sigma = self.backbone.schedule.level(t)
-        x = alpha * z + sigma * noise
-        with torch.no_grad():
-            return self.total(energies, x, t, self.features(x, t, self.condition), noise, z).item()
-
-    def features(self, x: Tensor, t: Time, condition: Tensor) -> dict[str, Tensor]:
-        """The features of all layers, without a graph."""
-        with torch.no_grad():
-            parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
-            found = [self.backbone.features(part, t, of, self.layers) for part, of in parts]
-            return {layer: torch.cat([part[layer] for part in found]) for layer in self.layers}
-
-    def _finished(self, t: Time) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The finished latents, their noise and their features. Like real images they have one noise for all steps."""
-        assert self.finished is not None
-        batch, device = self.finished.batch, self.backbone.device
-        z = self.finished.latents.to(device).float()
-        if self._noise is None:
-            self._noise = normal(z.shape[1:], generators([seed_of(seed, "finished") for seed in batch.seeds]), z)
-        if t in self._still:
-            return z, self._noise, {layer: found.to(device) for layer, found in self._still[t].items()}
-        alpha, sigma = self.backbone.schedule.level(t)
-        condition = self.backbone.condition([batch.class_names[label] for label in batch.labels])
-        found = self.features(alpha * z + sigma * self._noise, t, condition)
-        held = sum(value.nbytes for of in self._still.values() for value in of.values())
-        if held + sum(value.nbytes for value in found.values()) <= HELD_BYTES:
-            self._still[t] = {layer: value.cpu() for layer, value in found.items()}
-        return z, self._noise, found
-
-    def gradient(self, z: Tensor, t: Time, noise: Tensor, energies: Weighted) -> Tensor:
-        """The gradient of energies in z. It holds the graph of no more than `CHUNK` images, and is exact for any number.
-
-        An energy depends on an image through its features alone. So the features of all images are computed without a graph,
-        the energy is differentiated in them, and then each chunk is passed again, with a graph, to carry its part back to z.
-        """
-        alpha, sigma = self.backbone.schedule.level(t)
-        layers = list(dict.fromkeys(self.backbone.check_layer(energy.layer or "") for energy, _ in energies))
-        x = alpha * z + sigma * noise
-        parts = list(zip(x.split(CHUNK), self.condition.split(CHUNK), strict=True))
-        if len(parts) == 1:
-            with torch.enable_grad():
-                leaf = x.requires_grad_(True)
-                features = self.backbone.features(leaf, t, self.condition, layers)
-                return alpha * torch.autograd.grad(self.total(energies, leaf, t, features, noise, z), leaf)[0]
-        with torch.no_grad():
-            found = [self.backbone.features(part, t, of, layers) for part, of in parts]
-        with torch.enable_grad():
-            features = {layer: torch.cat([part[layer] for part in found]).requires_grad_(True) for layer in layers}
-            total = self.total(energies, x, t, features, noise, z)
-            wanted = dict(zip(features, torch.autograd.grad(total, list(features.values())), strict=True))
-            back: list[Tensor] = []
-            for number, (part, of) in enumerate(parts):
-                leaf = part.detach().requires_grad_(True)
-                again = self.backbone.features(leaf, t, of, layers)
-                pulls = [wanted[layer].split(CHUNK)[number] for layer in again]
-                back.append(torch.autograd.grad(list(again.values()), leaf, pulls)[0])
-        return alpha * torch.cat(back)
-
-
 class _Watch:
     """Looks at a set from time to time, at one noise, and keeps the latents with the lowest energy of all looks."""
 
     def __init__(
         self,
-        seen: _Seen,
+        seen: Seen,
         batch: Batch,
         energies: Sequence[Energy],
         descent: Descent,
@@ -319,7 +186,7 @@ class _Watch:
         self.seen, self.batch, self.energies, self.descent, self.looked = (
             seen,
             batch,
-            _weighted(energies),
+            weighted(energies),
             descent,
             looked,
         )

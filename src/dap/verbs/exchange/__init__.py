@@ -1,0 +1,1 @@
+"""The functions behind the verbs that exchange sets with other tools."""

@@ -1,0 +1,186 @@
+"""`dap push` against a hub that is not there: what is uploaded, and what is refused before anything is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from dap.cli.main import main
+from dap.data.sets.cards import licence_fields, read_card
+from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.imports import import_set
+from dap.verbs.exchange import push as room
+
+ME = {"name": "ada", "orgs": [{"name": "lab"}], "auth": {"accessToken": {"role": "write"}}}
+
+
+class Hub:
+    """A hub in a folder; `calls` are the names of what was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls, self.fails, self.me = folder, list[str](), dict[str, Exception](), ME
+
+    def __call__(self) -> Hub:
+        return self
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fails:
+            raise self.fails[name]
+
+    def whoami(self) -> dict:
+        self._called("whoami")
+        return self.me
+
+    def repo_exists(self, repo_id: str, repo_type: str) -> bool:
+        self._called("repo_exists")
+        return (self.folder / repo_id).exists()
+
+    def list_repo_files(self, repo_id: str, repo_type: str) -> list[str]:
+        place = self.folder / repo_id
+        return [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
+
+    def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> str:
+        self._called("create_repo")
+        assert repo_type == "dataset" and exist_ok
+        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
+        (self.folder / repo_id / ".gitattributes").write_text(f"private {private}")
+        return f"https://hub/datasets/{repo_id}"
+
+    def upload_folder(
+        self, *, repo_id: str, repo_type: str, folder_path: str, delete_patterns=None, **_: object
+    ) -> None:
+        self._called("upload_folder")
+        for path in Path(folder_path).rglob("*"):
+            place = self.folder / repo_id / path.relative_to(folder_path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                place.write_bytes(path.read_bytes())
+        self.deleted = delete_patterns
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Hub:
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", made)
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    return made
+
+
+@pytest.fixture
+def made(tmp_path) -> DistilledSet:
+    """A set of two classes that was searched for near-copies, and has none."""
+    found = DistilledSet.create(tmp_path / "set", ("ant", "bee"), 2, {"method": "x"})
+    for label, slot in found.missing():
+        found.add(label, slot, torch.rand(3, 8, 8), seed=1, weight=1.0)
+    fields = licence_fields("CC-BY-4.0", "dit", "CC-BY-NC-4.0")
+    found.note(
+        "README.md", "---\n" + "".join(f"{key}: {value}\n" for key, value in fields.items()) + "---\n\n# A set\n"
+    )
+    searched(found)
+    return found
+
+
+def searched(made: DistilledSet, **copies: bool) -> None:
+    lines = [{"path": line["path"], "copy": copies.get(Path(line["path"]).stem, False)} for line in made.records]
+    made.note("images.json", {"features": "pixels", "judged": "k", "images": lines})
+
+
+def test_the_set_arrives_whole_with_its_card(hub, made, tmp_path, capsys):
+    assert main(["push", str(made.path), "ada/insects", "--private", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["address"] == "https://hub/datasets/ada/insects"
+    assert hub.calls == ["whoami", "repo_exists", "create_repo", "upload_folder"] and hub.deleted is None
+    place = tmp_path / "hub" / "ada" / "insects"
+    assert (place / ".gitattributes").read_text() == "private True"
+    back = import_set(place, tmp_path / "back")
+    assert [line["sha256"] for line in back.records] == [line["sha256"] for line in made.records]
+    assert [line["weight"] for line in back.records] == [1.0] * 4
+    front, _ = read_card(place)
+    assert (front["licence_of_data"], front["backbone"], front["licence_of_backbone"]) == (
+        "CC-BY-4.0",
+        "dit",
+        "CC-BY-NC-4.0",
+    )
+    assert front["license"] == "other" and front["configs"][0]["data_files"][0]["path"] == "data/train-*"
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "webdataset"])
+def test_other_layouts(hub, made, tmp_path, layout):
+    assert main(["push", str(made.path), "lab/insects", "--layout", layout]) == 0
+    assert import_set(tmp_path / "hub" / "lab" / "insects", tmp_path / "back").class_names == ("ant", "bee")
+
+
+def refused(capsys, *args: object) -> str:
+    assert main(["push", *map(str, args)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dap: error: ") and said.count("\n") == 1
+    return said
+
+
+def test_near_copies_are_refused_unless_told(hub, made, capsys):
+    searched(made, **{"00001": True})
+    said = refused(capsys, made.path, "ada/x")
+    assert (
+        "2 of 4 images" in said and "images/ant/00001.png" in said and "--allow-near-copies" in said and hub.calls == []
+    )
+    assert main(["push", str(made.path), "ada/x", "--allow-near-copies"]) == 0
+    (made.path / "images.json").unlink()
+    assert "was not searched for near-copies" in refused(capsys, made.path, "ada/y")
+    searched(made)
+    said = json.loads((made.path / "images.json").read_text())
+    (made.path / "images.json").write_text(json.dumps(said | {"images": said["images"][:3]}))
+    assert "was not searched for near-copies" in refused(capsys, made.path, "ada/y"), "one image was never looked at"
+
+
+def test_what_the_hub_holds_is_kept_unless_told(hub, made, tmp_path, capsys):
+    assert main(["push", str(made.path), "ada/x"]) == 0
+    said = refused(capsys, made.path, "ada/x")
+    assert "ada/x holds 2 files already" in said and "--replace" in said and hub.calls[-1] == "repo_exists"
+    assert main(["push", str(made.path), "ada/x", "--replace"]) == 0 and hub.deleted == ["*"]
+
+
+def of_status(status: int) -> HfHubHTTPError:
+    response = httpx.Response(status, request=httpx.Request("GET", "https://hub"))
+    return HfHubHTTPError(f"{status} refused", response=response)
+
+
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        ({"whoami": LocalTokenNotFoundError("none")}, "run hf auth login, or set HF_TOKEN"),
+        ({"whoami": of_status(401)}, "does not know this token"),
+        ({"repo_exists": httpx.ConnectError("no route")}, "The hub cannot be reached (no route)"),
+        ({"create_repo": of_status(403)}, "The token may not write to ada/x"),
+        ({"upload_folder": of_status(500)}, "The hub refused ada/x: 500 refused"),
+    ],
+)
+def test_what_goes_wrong_there_is_one_sentence(hub, made, capsys, fails, says):
+    hub.fails = fails
+    assert says in refused(capsys, made.path, "ada/x")
+
+
+def test_wrong_names_and_tokens_are_told_before_any_export(hub, made, capsys, monkeypatch):
+    monkeypatch.setattr(room, "export", lambda *args, **kwargs: pytest.fail("it was exported"))
+    for to in ("insects", "ada/", "ada/x/y", "ada/a b"):
+        assert "names no data set of the hub" in refused(capsys, made.path, to)
+    assert "You may write as ada, lab on the hub, and not as bob; give ada/x" in refused(capsys, made.path, "bob/x")
+    hub.me = ME | {"auth": {"accessToken": {"role": "read"}}}
+    assert "may only read" in refused(capsys, made.path, "ada/x")
+    assert "pushed as parquet, imagefolder or webdataset" in refused(capsys, made.path, "ada/x", "--layout", "pt")
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    assert "HF_HUB_OFFLINE" in refused(capsys, made.path, "ada/x")
+    (made.path / made.records[0]["path"]).unlink()
+    assert "is not whole" in refused(capsys, made.path, "ada/x")
+
+
+def test_a_licence_that_data_and_backbone_share_is_the_licence_of_the_set():
+    assert licence_fields("MIT (Zalando SE, 2017)", "starter", "MIT")["license"] == "mit"
+    assert licence_fields("CC0-1.0")["license"] == "cc0-1.0"
+    for others in (("MIT", "x", "CC-BY-NC-4.0"), ("unknown; ask",), ("cc-by-4.0-nc",), ("MITx",)):
+        assert licence_fields(*others)["license"] == "other"
