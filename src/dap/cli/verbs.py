@@ -188,6 +188,13 @@ VERBS = {
             "dap convert DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out w",
         ),
     ),
+    "look": Verb(
+        "looking:look",
+        "Say what a folder of images or a set holds: counts, duplicates, leaks, odd labels, broken files.",
+        "FOLDER|SET [FLAGS]",
+        LOOK,
+        ("dap look ~/animals --out animals.png", "dap look runs/random --json"),
+    ),
     "methods": Verb(
         "looking:methods",
         "List the methods: what each makes, needs and costs, and when to take it; or tell of one all there is.",
