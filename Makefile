@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow docs fuzz lint clean licences audit hashes locked test-oldest test-newest
+.PHONY: demo test test-slow bench docs fuzz lint clean licences audit hashes locked test-oldest test-newest
 
 demo: $(READY)  ## the main job on the embedded starter, with a report
 	$(BIN)/dap demo $(ARGS)
@@ -14,6 +14,9 @@ test: $(READY)  ## all tests
 
 test-slow: $(READY)  ## the tests that take minutes: a Ray cluster that loses a node, torchrun, shells that are killed
 	$(BIN)/python -m pytest -m slow -s $(ARGS)
+
+bench: $(READY)  ## one table of ratios: start-up, bank, sampling, evaluation, report; `make bench ARGS=--quick` for 2 minutes
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 docs: $(READY)  ## the documentation as a site in build/site, without network; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -34,7 +34,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -156,7 +156,7 @@ def plain(
     decays = [2 * args.epochs // 3, 5 * args.epochs // 6]
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, decays, gamma=0.2)
     for epoch in range(1, args.epochs + 1):
-        began = now(device)
+        began = now(device, args.clock)
         net.train()
         for images, labels in train_loader:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -168,7 +168,7 @@ def plain(
             optimiser.step()
             loss.item()  # such scripts print it
         scheduler.step()
-        trained = now(device)
+        trained = now(device, args.clock)
         run.train.append(trained - began)
         if epoch in looks:
             net.eval()
@@ -178,7 +178,7 @@ def plain(
                     predicted = net(images.to(device, non_blocking=True)).argmax(1)
                     right += int((predicted == labels.to(device, non_blocking=True)).sum())
             run.last, run.best = [right / len(test)], [max([right / len(test), *run.best])]
-            run.test.append(now(device) - trained)
+            run.test.append(now(device, args.clock) - trained)
     return run
 
 
@@ -204,30 +204,33 @@ def ours(
     """A round of trials by `evaluate`. A look is timed as an epoch with a look, minus the median epoch without one."""
     device, run = torch.device(args.device), Run()
     spent: dict[int, float] = defaultdict(float)
-    began = now(device)
+    began = now(device, args.clock)
 
     def finished(seed: int, done: int, total: int) -> None:
         nonlocal began
-        spent[protocol.first_epoch + done - 1] += (now(device) - began) / len(seeds)
-        began = now(device)
+        spent[protocol.first_epoch + done - 1] += (now(device, args.clock) - began) / len(seeds)
+        began = now(device, args.clock)
 
     options = {"network": network, "device": device, "progress": finished}
     trials = evaluate(train, test, protocol, seeds, classes=args.classes, **options)
-    run.setup, began = now(device) - began, now(device)
+    run.setup, began = now(device, args.clock) - began, now(device, args.clock)
     for trial in trials:
         run.best.append(trial.best)
         run.last.append(trial.last)
-        began = now(device)  # the test on the training images is no part of an epoch
+        began = now(device, args.clock)  # the test on the training images is no part of an epoch
     run.train = [seconds for epoch, seconds in sorted(spent.items()) if epoch not in protocol.look_epochs]
     usual = median(run.train)
     run.test = [seconds - usual for epoch, seconds in sorted(spent.items()) if epoch in protocol.look_epochs]
     return run
 
 
-def now(device: torch.device) -> float:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def now(device: torch.device, clock: str) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return CLOCKS[clock]()
 
 
 def median(seconds: Sequence[float]) -> float:
@@ -288,7 +291,7 @@ def row(network: str, rounds: Sequence[dict[str, Run]], whole: Protocol, headlin
     return f"| {' | '.join([*cells, shown])} |"
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Cost of judging a set, beside the field's own training loop.")
     parser.add_argument("--network", nargs="+", default=["convnet6", "resnetap10", "resnet18"])
     parser.add_argument("--protocol", default="minimax-hard", help="of dap's way; the plain one has no other")
@@ -303,41 +306,63 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the plain way's loaders")
     parser.add_argument("--from-disk", action="store_true", help="the plain way opens training images every time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process; takes --workers 0"
+    )
+    return parser
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of a comparison, with what was left open."""
+    of = parser()
+    args = of.parse_args(words)
     args.size = args.size or (224 if args.device.startswith("cuda") else 64)
-    looks = args.looks or min(100, max(1, args.epochs // 2))
-    if not 1 <= looks <= args.epochs - 2:
-        parser.error("two epochs without a look are needed to tell training from testing; more epochs, or fewer looks")
+    args.looks = args.looks or min(100, max(1, args.epochs // 2))
+    if not 1 <= args.looks <= args.epochs - 2:
+        of.error("two epochs without a look are needed to tell training from testing; more epochs, or fewer looks")
     if args.rounds < 1 or args.seeds < 1:
-        parser.error("there must be at least one round and one seed")
-    torch.set_num_threads(args.threads)
+        of.error("there must be at least one round and one seed")
+    if args.clock == "cpu" and args.workers:
+        of.error("seconds of this process do not hold those of its workers; give --workers 0 too")
+    return args
+
+
+def rounds_of(args: argparse.Namespace) -> Iterator[dict[str, dict[str, Run]]]:
+    """For each round the runs of both ways, by network."""
     with tempfile.TemporaryDirectory() as folder:
         side = round(args.size * 8 / 7)
         files = [written("train", args.ipc, side, 0, Path(folder))]
         files += [written("test", args.test_per_class, side, 1, Path(folder))]
         train, test = (tensors(part) for part in files)
         args.classes = len(train[1].unique())
-        settings = {"size": args.size, "epochs": args.epochs, "looks": looks}
+        settings = {"size": args.size, "epochs": args.epochs, "looks": args.looks}
         protocol = load_protocol(args.protocol, **settings)
-        rounds: dict[str, list[dict[str, Run]]] = {network: [] for network in args.network}
         for number in range(args.rounds):
-            seeds = range(number * args.seeds, (number + 1) * args.seeds)
+            seeds, found = range(number * args.seeds, (number + 1) * args.seeds), {}
             for network in args.network:
                 settled = protocol.settled(ipc=args.ipc, classes=args.classes, network=network)
                 alone = [plain(files[0], files[1], network, settled.look_epochs, seed, args) for seed in seeds]
-                runs = {"plain": averaged(alone), "dap": ours(train, test, settled, network, seeds, args)}
-                rounds[network].append(runs)
-                for way, run in runs.items():
-                    facts = {"round": number, "network": network, "way": way, "size": args.size, "seeds": list(seeds)}
-                    print(json.dumps({**facts, **run.rounded()}), flush=True)
-    chip = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
-    print(
-        f"\n{protocol.name}, ipc {args.ipc}, {len(test[1])} test images; {chip}, {torch.get_num_threads()} threads, ",
-        end="",
-    )
-    print(f"{args.workers} workers, torch {torch.__version__}; ", end="")
-    print(f"rounds {args.rounds}, seeds in each {args.seeds}; accuracies: {protocol.score}\n")
+                found[network] = {"plain": averaged(alone), "dap": ours(train, test, settled, network, seeds, args)}
+            yield found
+
+
+def main() -> None:
+    args = parsed()
+    torch.set_num_threads(args.threads)
+    rounds: dict[str, list[dict[str, Run]]] = {network: [] for network in args.network}
+    for number, found in enumerate(rounds_of(args)):
+        for network, runs in found.items():
+            rounds[network].append(runs)
+            seeds = list(range(number * args.seeds, (number + 1) * args.seeds))
+            for way, run in runs.items():
+                facts = {"round": number, "network": network, "way": way, "size": args.size, "seeds": seeds}
+                print(json.dumps({**facts, **run.rounded()}), flush=True)
     whole = load_protocol(args.protocol, size=args.size).settled(ipc=args.ipc, classes=args.classes)
+    chip = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
+    tests = args.test_per_class * args.classes
+    print(f"\n{whole.name}, ipc {args.ipc}, {tests} test images; {chip}, {torch.get_num_threads()} threads, ", end="")
+    print(f"{args.workers} workers, torch {torch.__version__}; ", end="")
+    print(f"rounds {args.rounds}, seeds in each {args.seeds}; accuracies: {whole.score}\n")
     epochs, number = whole.epochs - whole.first_epoch + 1, len(whole.look_epochs)
     names = [
         "network",
@@ -353,7 +378,7 @@ def main() -> None:
     print(f"| {' | '.join(names)} |")
     print("|---" * len(names) + "|")
     for network, runs in rounds.items():
-        print(row(network, runs, whole, protocol.score))
+        print(row(network, runs, whole, whole.score))
 
 
 if __name__ == "__main__":

@@ -63,19 +63,28 @@ class RandomReals:
 
 
 def plain_loop(
-    backbone: Backbone, cfg: float, layer: str, batch: Batch, reals: torch.Tensor, scale: float, steps: int
+    backbone: Backbone, cfg: float, layer: str, batch: Batch, reals: torch.Tensor | None, scale: float, steps: int
 ) -> torch.Tensor:
-    """Sample with DAP as the field's scripts do, without any of our savings. The result is the same kind of sample."""
+    """Sample with DAP as the field's scripts do, without any of our savings. The result is the same kind of sample.
+
+    `reals` are clean latents of real images of the class of the batch. None: as the field's scripts sample without guidance.
+    """
     solver, gens = make(backbone, None, steps), generators(batch.seeds)
-    x = normal(backbone.latent_shape, gens, reals)
+    x = normal(backbone.latent_shape, gens, torch.empty(0, device=backbone.device))
     label, null = backbone.condition([batch.class_names[k] for k in batch.labels]), backbone.null(len(batch.labels))
-    kernel, of_reals = Linear(), label[:1].expand(len(reals))
+    kernel = Linear()
     for index, t in enumerate(solver.timesteps):
-        x = x.detach().requires_grad_()
-        both = backbone.predict(torch.cat([x, x]), t, torch.cat([label, null]), grad_through="denoiser")
+        x = x.detach().requires_grad_(reals is not None)
+        through = "nothing" if reals is None else "denoiser"
+        both = backbone.predict(torch.cat([x, x]), t, torch.cat([label, null]), grad_through=through)
         cond, free = both.eps.chunk(2)
         eps = free + cfg * (cond - free)
         variance = None if both.variance is None else both.variance.chunk(2)[0].detach()
+        if reals is None:
+            with torch.no_grad():
+                x = solver.step(index, x, eps, backbone.schedule.eps_to_x0(x, t, eps), variance, gens)
+            continue
+        of_reals = label[:1].expand(len(reals))
         features = backbone.predict(x, t, label, layer=layer, grad_through="denoiser").features
         alpha, sigma = backbone.schedule.level(t)
         noised = alpha * reals + sigma * torch.randn_like(reals)

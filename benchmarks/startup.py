@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 BARE = "bare Python"
 
@@ -40,15 +40,20 @@ def cpu_seconds(arguments: Sequence[str]) -> float:
     return used.ru_utime + used.ru_stime
 
 
+def in_turns(rows: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[float]]:
+    """Processor seconds of each run of the rows, which take turns. `rows` has the arguments of Python."""
+    for arguments in rows.values():  # the first run reads files from the disk and may write bytecode
+        cpu_seconds(arguments)
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(runs):
+        for name, arguments in rows.items():
+            found[name].append(cpu_seconds(arguments))
+    return found
+
+
 def medians(runs: int) -> dict[str, float]:
     """The median processor seconds of every row, minus those of bare Python."""
-    found: dict[str, list[float]] = {name: [] for name in ROWS}
-    for name, (arguments, _) in ROWS.items():  # the first run reads files from the disk and may write bytecode
-        cpu_seconds(arguments)
-        del name
-    for _ in range(runs):
-        for name, (arguments, _) in ROWS.items():
-            found[name].append(cpu_seconds(arguments))
+    found = in_turns({name: arguments for name, (arguments, _) in ROWS.items()}, runs)
     bare = statistics.median(found[BARE])
     return {name: statistics.median(seconds) - (0 if name == BARE else bare) for name, seconds in found.items()}
 

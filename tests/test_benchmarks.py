@@ -141,3 +141,54 @@ def test_the_script_of_the_gpu_day_names_flags_that_exist():
     wheels = re.search(r'WHEELS="([^"]+)"', script)
     assert wheels is not None
     assert all(re.search(rf"^{name}==", pinned, re.M) for name in wheels[1].split())
+
+
+def test_the_one_table_has_a_row_for_every_part(tmp_path):
+    """`make bench` at its smallest, without the start-up. Every cell is a ratio or a dash; the file has what was printed."""
+    flags = "--quick --only sampling evaluation report --starter starter --steps 2 --report-ipc 1 --out table.md --evaluation"
+    judged = "--network convnet1 --size 16 --ipc 1 --test-per-class 2 --epochs 3"
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *flags.split(), judged]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert ran.returncode == 0, ran.stderr
+    said, _, tables = (tmp_path / "table.md").read_text().partition("\n\n")
+    assert tables.strip() in ran.stdout and re.search(
+        r"load [\d.]+; processor seconds, 1 thread, 1 round of 2 steps", said
+    )
+    ratios, spent = (table.splitlines() for table in tables.strip().split("\n\n"))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in ratios[2:]]
+    assert {(part, what) for part, what, *_ in cells} >= {
+        ("starter", "vanilla"),
+        ("starter", "dap, ipc 10"), ("starter", "dap, a later batch"), ("starter", "dap-slots, ipc 10"),
+        ("starter", "auto, ipc 10"), ("starter", "bank: 64 real images"), ("evaluation", "convnet1, an epoch"),
+        ("report", "a set of 10 images"),
+    }  # fmt: skip
+    for part, what, _, *found in cells:
+        numbers = [cell for cell in found[:3] if cell != "–"]
+        assert numbers and all(float(cell) >= 0 for cell in numbers), (part, what)
+    guided = next(row for row in cells if row[1] == "dap, ipc 10")
+    assert float(guided[5]) > 3, "one image at a time with the whole network for the real images is no slower?"
+    for line in spent[2:]:
+        shares = [int(cell.strip(" %")) for cell in line.strip("|").split("|")[2:]]
+        assert 97 <= sum(shares) <= 103 and min(shares) >= 0, line
+
+
+@pytest.mark.slow
+def test_the_start_up_is_measured_in_processes_of_its_own():
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--quick", "--only", "start-up"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    rows = {cells[2].strip(): cells for cells in (line.split("|") for line in ran.stdout.splitlines()[4:] if line)}
+    assert rows.keys() == {"`dap --help`", "`dap distill --help`", "`dap distill`, 1 image, 2 steps"}
+    assert all(float(cells[4]) > 1 for cells in rows.values())
+    assert float(rows["`dap distill`, 1 image, 2 steps"][5]) > 0.2
+
+
+def test_the_floor_says_what_changes_the_bits():
+    flags = "--reals 8 --rounds 1 --layer 0"
+    command = [sys.executable, str(ROOT / "benchmarks" / "floor.py"), *flags.split()]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr
+    rows = {cells[1].strip(): cells[5].strip() for cells in (line.split("|") for line in ran.stdout.splitlines()[4:])}
+    assert rows["as today"] == "–" and {rows["bfloat16"], rows["4 real images"], rows["layer 0"]} == {"no"}

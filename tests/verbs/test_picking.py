@@ -84,7 +84,9 @@ def test_the_command_alone_makes_a_set_of_any_folder_and_says_why(strange, tmp_p
     assert len(made) == 3 and made.verify() == [] and "3 images in" in done.stdout
     assert made.recipe is not None and made.recipe["method"] in ("dm", "random")
     told = " ".join(done.stderr.split())
-    assert f"Method {made.recipe['method']}" in told and "starter does not know 'hats & caps' and 2 other classes" in told
+    assert (
+        f"Method {made.recipe['method']}" in told and "starter does not know 'hats & caps' and 2 other classes" in told
+    )
     assert "train-backbone --data" in told and "--backbone DIR" in told
     assert all(len(line) <= 100 or str(strange) in line for line in done.stderr.splitlines())
 
@@ -95,10 +97,14 @@ def test_the_command_alone_makes_a_set_of_any_folder_and_says_why(strange, tmp_p
     assert made_of(out) == before
 
 
-def test_a_rate_and_a_budget_settle_the_iterations_and_the_set_is_that_of_the_flags(strange, tmp_path, monkeypatch, rate):
+def test_a_rate_and_a_budget_settle_the_iterations_and_the_set_is_that_of_the_flags(
+    strange, tmp_path, monkeypatch, rate
+):
     monkeypatch.setattr(deciding, "LEAST", 2)
     notes = []
-    made = distill({"data": {"path": str(strange)}, "ipc": 2}, tmp_path / "a", budget="45s", watcher=hearing(note=notes.append))
+    made = distill(
+        {"data": {"path": str(strange)}, "ipc": 2}, tmp_path / "a", budget="45s", watcher=hearing(note=notes.append)
+    )
     assert made.recipe is not None and made.recipe["method"] == "dm" and made.recipe["options"]["iterations"] == 4
     assert rate == [deciding.BATCH]
     (told,) = [note for note in notes if note.startswith("Method")]
@@ -149,7 +155,7 @@ def test_too_slow_for_dm_means_real_images(strange, tmp_path, monkeypatch, rate)
     made = distill({"data": {"path": str(strange)}, "ipc": 1}, tmp_path / "a", budget="45s", watcher=watcher)
     assert made.recipe is not None and made.recipe["method"] == "random"
     told = " ".join(notes[-1].split())
-    assert "dm would need about 3 min for the 20 iterations" in told and "a longer --budget, or" in told
+    assert "dm would need about 2 min for the 10 iterations" in told and "a longer --budget, or" in told
 
 
 def test_images_that_memory_does_not_hold_are_not_optimised(strange, tmp_path, monkeypatch, rate):

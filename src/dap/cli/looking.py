@@ -7,30 +7,46 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dap.cli.flags import Dtype, OutputFlags, PlaceFlags, Told, machine_of, output_of
+from dap.cli.flags import Dtype, OutputFlags, PlaceFlags, Positive, Told, machine_of, output_of, watcher_of
 
 
 def methods(
     name: Annotated[str | None, Parameter(metavar="NAME")] = None,
     /,
     *,
+    data: Annotated[str | None, Parameter(metavar="DIR")] = None,
+    ipc: Positive = 10,
+    backbone: str | None = None,
+    machine: PlaceFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
     """List the methods.
 
     Args:
         name: A method, or file.py:Name.
+        data: Real images, whose time by each method is told by short trials on this machine.
+        ipc: Images per class, for the time.
+        backbone: The backbone, for the time. Default: one of this machine that knows the images.
     """
     from dap.methods import METHODS, find
     from dap.methods.catalogue import one, table
 
-    del output
-    chosen = {name: type(find(name))} if name else METHODS
+    chosen, costs = {name: type(find(name))} if name else METHODS, {}
+    if data is not None:
+        from dap.verbs.picking.costs import costs as measured
+        from dap.verbs.planning.hour import in_words
+
+        told = {"machine": machine_of(machine), "watcher": watcher_of(output)}
+        seconds = measured(data, ipc=ipc, backbone=backbone, **told)
+        costs = {known: "–" if one is None else in_words(one) for known, one in seconds.items()}
     values = {
         known: {"needs": sorted(made.needs), "reference": made.reference, "options": _options(made)}
         for known, made in chosen.items()
     }
-    return Told(one(name) if name else table(), {"methods": values})
+    if data is not None:
+        values = {known: {**about, "seconds": seconds.get(known)} for known, about in values.items()}
+    text = one(name) + (f"\n\n{'time':11}{costs.get(name, '–')} for {data}" * bool(costs)) if name else table(costs)
+    return Told(text, {"methods": values})
 
 
 def status(
