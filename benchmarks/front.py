@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 import picture
 import rivals
-from PIL import Image
 
 FILE = rivals.DOCS / "front.svg"
 
@@ -51,7 +52,8 @@ STYLE = (
   .strong { fill: var(--text); }
   .bar { stroke-width: 1.2; } .bar.rival { fill: var(--rival); stroke: var(--rival); }
   .bar.ours { fill: var(--ours); stroke: var(--ours); } .bar.auto { fill: var(--auto); stroke: var(--auto); }
-  .bar.one { fill: var(--surface); } .whisker { stroke: var(--text); stroke-width: 1.6; } .halo { stroke: var(--surface); stroke-width: 4; }
+  .bar.one { fill: var(--surface); } .whisker { stroke: var(--text); stroke-width: 1.6; }
+  .halo { stroke: var(--surface); stroke-width: 4; }
 """
 )
 
@@ -141,7 +143,8 @@ def _bars(points: dict[str, picture.Point], top: float) -> Iterator[str]:
         one = " one" if point.half is None else ""
         long = BAR * point.mean / 100
         said = escape(f"{method}: {picture._value(point)}")
-        yield f'<rect class="bar {css}{one}" x="{NAMES}" y="{y + 2:.1f}" width="{long:.1f}" height="{ROW - 7}"><title>{said}</title></rect>'
+        place = f'x="{NAMES}" y="{y + 2:.1f}" width="{long:.1f}" height="{ROW - 7}"'
+        yield f'<rect class="bar {css}{one}" {place}><title>{said}</title></rect>'
         if point.half is not None:
             low, high = (NAMES + BAR * (point.mean + sign * point.half) / 100 for sign in (-1, 1))
             for css in ("halo", "whisker"):

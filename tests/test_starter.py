@@ -1,16 +1,17 @@
-"""The embedded backbones: what their weights can do, and the script that made the second one."""
+"""The embedded backbones: what their weights can do, and the scripts that make them."""
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
 import torch
 
+import dap.starter.train
 import dap.starter.unet
 from dap.backbones import ClassifierFree, load
 from dap.evaluation.training.classifier import load_trained
+from dap.pretraining.notes import read_notes
 from dap.sampling import Batch, latents
 from dap.starter import CLASS_NAMES, PIPELINE, REFERENCE, UNET_PIPELINE
 from dap.starter.images import training_images
@@ -56,16 +57,34 @@ def test_the_folders_are_small_enough_to_ship():
     assert all(bytes_ <= 20e6 for bytes_ in size.values()), size
 
 
-def test_the_second_starter_s_script_trains_and_resumes(tmp_path, monkeypatch, capsys):
-    few = training_images("train")
-    monkeypatch.setattr("dap.starter.train.training_images", lambda split: (few[0][:40], few[1][:40]))
-    monkeypatch.setattr("dap.starter.unet.training_images", lambda split: (few[0][:40], few[1][:40]))
-    for steps in (1, 2):  # the second call goes on from the first one's checkpoint
-        command = ["unet", "--out", str(tmp_path), "--steps", str(steps), "--batch", "2", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", command)
-        dap.starter.unet.main()
-    assert json.loads((tmp_path / "pipeline" / "training.json").read_text())["unet and text encoder"]["steps"] == 2
-    assert len((tmp_path / "unet.jsonl").read_text().splitlines()) == 2
+def few_images(monkeypatch):
+    images, labels = training_images("train")
+    monkeypatch.setattr("dap.starter.train.training_images", lambda split: (images[:40], labels[:40]))
+
+
+def test_the_second_starter_s_script_is_the_trainer_of_backbones(tmp_path, monkeypatch, capsys):
+    few_images(monkeypatch)
+    command = ["unet", "--out", str(tmp_path), "--steps", "2", "--batch", "2", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    dap.starter.unet.main()
+    notes = read_notes(tmp_path / "pipeline")
+    assert notes.done and notes.denoiser.steps == 2 and notes.autoencoder is None and notes.asked.held_out == 1
+    assert notes.sizes.kind == "unet" and notes.denoiser.parameters == pytest.approx(8583076, rel=0.01), "as it was"
     backbone = load(str(tmp_path / "pipeline"))
-    assert backbone.layers == load("starter-unet").layers
+    assert backbone.layers == load("starter-unet").layers and backbone.card.name == "starter-unet"
+    images = training_images("test")[0][:2].float().expand(-1, 3, -1, -1) / 255
+    assert torch.allclose(backbone.encode(images), load("starter").encode(images), atol=1e-2), "the first one's latents"
     assert torch.isfinite(backbone.predict(torch.randn(1, 4, 8, 8), 500, backbone.condition(["Bag"])).eps).all()
+
+
+def test_the_first_starter_s_script_is_the_trainer_of_backbones(tmp_path, monkeypatch, capsys):
+    few_images(monkeypatch)
+    steps = ["--vae-steps", "2", "--decoder-steps", "1", "--dit-steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["train", "--out", str(tmp_path), *steps, "--batch", "2", "--device", "cpu"])
+    dap.starter.train.main()
+    notes = read_notes(tmp_path / "pipeline")
+    assert (notes.autoencoder.steps, notes.decoder.steps, notes.denoiser.steps) == (2, 1, 2)
+    assert notes.autoencoder.parameters == 681911 > notes.decoder.parameters and notes.sizes.start == "nothing"
+    assert notes.denoiser.parameters == pytest.approx(6123104, rel=0.01)
+    assert load(str(tmp_path / "pipeline")).class_names == load("starter").class_names
+    assert "reconstructions of the test images: " in capsys.readouterr().out

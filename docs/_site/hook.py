@@ -45,7 +45,7 @@ def linked(text: str, folder: str, page: str) -> str:
     def replaced(found: re.Match[str]) -> str:
         words, target = LINK.sub(replaced, found[1]), found[2]
         path, mark, anchor = target.partition("#")
-        if "://" in target or target.startswith(("mailto:", "#")):
+        if "://" in target or target.startswith(("mailto:", "data:", "#")):
             return f"[{words}]({target})"
         place = posixpath.normpath(posixpath.join(folder, path))
         if place in PAGES or place.startswith("docs/"):
@@ -81,7 +81,7 @@ def _output(output: Any) -> str:
     data = output.get("data", {})
     for kind in ("image/png", "image/jpeg"):
         if kind in data:
-            return f"![What the cell above shows](data:{kind};base64,{data[kind].strip()})"
+            return f"![What the cell above shows](data:{kind};base64,{''.join(data[kind].split())})"
     if "text/markdown" in data:
         return data["text/markdown"]
     text = output.get("text") or data.get("text/plain") or ""

@@ -31,7 +31,9 @@ LINES = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in
 def test_every_command_line_can_be_read(page, line):
     words = shlex.split(line, comments=True)[1:]
     assert words[0] in VERBS, page
-    words = [w for word in words if word[0] != "$" for w in (["--out", "x"] if word == "…" else [word])]
+    # "$X" and "…" stand for the value of the flag before them; else "$X" is more flags, and "…" all that a command needs.
+    for i in [i for i, word in enumerate(words) if word[0] in "$…"][::-1]:
+        words[i : i + 1] = ["x"] if words[i - 1].startswith("--") else ["--out", "x"] if words[i] == "…" else []
     command, bound, _ = build_app().parse_args(words, print_error=False, exit_on_error=False)
     assert callable(command) and (bound.arguments or len(words) == 1)
 

@@ -109,8 +109,12 @@ def test_a_backbone_that_is_not_here_is_not_fetched(colours, tmp_path, monkeypat
 
 
 def test_training_methods_are_not_guessed(colours, tmp_path):
-    found = of_set(recipe(colours, method="dm", options={"iterations": 2}), tmp_path / "a", Workshop("cpu"))
+    found = of_set(recipe(colours, method="mtt"), tmp_path / "a", Workshop("cpu"))
     assert found.seconds is None and "trains something before its first image" in found.why
+    few, many = (
+        of_set(recipe(colours, method="dm", options={"iterations": n}), tmp_path / "a", Workshop("cpu")) for n in (2, 2000)
+    )
+    assert few.seconds is not None and many.seconds is not None and many.seconds > 50 * few.seconds > 0
 
 
 def test_what_could_not_be_made_is_told_as_ever(colours, tmp_path):

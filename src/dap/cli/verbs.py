@@ -43,12 +43,12 @@ VERBS = {
     ),
     "distill": Verb(
         "making:distill",
-        "Make a distilled set, or go on with an interrupted one.",
+        "Make a distilled set of any folder of images, or go on with an interrupted one.",
         "[RECIPE] --out DIR [FLAGS]",
         MAKE,
         (
             "dap distill --method random --ipc 1 --out runs/random",
-            "dap distill imagenette-dit-ipc10 --data ~/imagenet --out runs/nette",
+            "dap distill --data ~/animals --ipc 10 --budget 10m --out runs/animals",
         ),
     ),
     "compare": Verb(
@@ -89,6 +89,16 @@ VERBS = {
         (
             "dap train-backbone --data ~/animals --out animals-dit",
             "dap train-backbone --data ~/animals --minutes 240 --kind unet --out animals-sd",
+        ),
+    ),
+    "tune-backbone": Verb(
+        "training:tune_backbone",
+        "Let a Stable Diffusion (LoRA) or a DiT (DiffFit, new labels) learn your own classes; an interrupted run goes on.",
+        "BACKBONE --data DIR --out DIR [FLAGS]",
+        MAKE,
+        (
+            "dap tune-backbone stable-diffusion-v1-5/stable-diffusion-v1-5 --data ~/animals --out w",
+            "dap tune-backbone facebook/DiT-XL-2-256 --data ~/animals --minutes 120 --out animals",
         ),
     ),
     "evaluate": Verb(
@@ -178,12 +188,19 @@ VERBS = {
             "dap convert DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out w",
         ),
     ),
+    "look": Verb(
+        "looking:look",
+        "Say what a folder of images or a set holds: counts, duplicates, leaks, odd labels, broken files.",
+        "FOLDER|SET [FLAGS]",
+        LOOK,
+        ("dap look ~/animals --out animals.png", "dap look runs/random --json"),
+    ),
     "methods": Verb(
         "looking:methods",
-        "List the methods: what each one needs; or tell of one method what it does, costs and can be told.",
+        "List the methods: what each makes, needs and costs, and when to take it; or tell of one all there is.",
         "[NAME] [FLAGS]",
         LOOK,
-        ("dap methods", "dap methods mgd3"),
+        ("dap methods mgd3", "dap methods --data ~/animals --ipc 10"),
     ),
     "status": Verb(
         "looking:status",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dap.data.sets.cards import IMAGES, card, cell, licence_fields, size_category
+from dap.data.sets.cards import IMAGES, USE, card, cell, licence_fields, size_category
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import whole_note
 from dap.methods.base import Task
@@ -100,6 +100,8 @@ and sha256 of every image, `env.json` the versions and the hash of the weights.
 | real data | {task.source.name} |
 | licence of the data | {data_licence} |
 | backbone and its licence | {weights} |
+
+{USE}
 
 What may be done with these images follows from both licences. Synthetic images can resemble real ones of the training
 data; look before you publish a set made from private images.

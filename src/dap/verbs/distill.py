@@ -177,7 +177,7 @@ def distill(
     pick = picked(recipe, workshop, out, watcher, seconds)
     recipe = pick.recipe
     job = _job(recipe, out, workshop, watcher, name, command, grid, threads, pick.choices)
-    tell_of_hours(workshop.asked(job.recipe)[0], job)
+    tell_of_hours(job)
     if kind == "workers":
         parent = Workers(job)
         asked = Grid(((out.name, recipe),), out.absolute().parent, Judging(), machine, (), command, kind="set")

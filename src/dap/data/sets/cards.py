@@ -28,6 +28,25 @@ IMAGES = {"configs": [{"config_name": "default", "data_files": [{"split": "train
 """Front matter by which `datasets.load_dataset` reads the folder of a set: its images, and none of the files beside them."""
 
 
+USE = """## Training on it
+
+```python
+import os
+
+import dap
+import datasets
+import torch
+from torchvision.datasets import ImageFolder
+
+folder = os.path.abspath(".")  # where this file lies
+made = dap.DistilledSet.open(folder)  # a torch Dataset of images (3, h, w) in [0, 1] and labels in the order above
+batches = torch.utils.data.DataLoader(made.samples(), batch_size=10, shuffle=True)  # with the weights of images that have one
+rows = datasets.load_dataset(folder, split="train")  # here and below labels follow the sorted names of the folders
+train = ImageFolder("images")
+```"""
+"""How to train on a set, for the card that lies in its folder."""
+
+
 def licence_fields(data: str, backbone: str | None = None, licence: str | None = None) -> dict[str, str]:
     """Front matter that names the licences from which that of a set follows.
 
@@ -127,6 +146,7 @@ Made by others; imported by diffusion-as-priors {told["version"]}. `import.json`
 | source | {code(told["source"])} |
 | licence of the images | {cell(terms)} |
 """
-    if theirs:
+    body += f"\n{USE}\n"
+    if theirs := theirs.replace(USE, "").strip():
         body += f"\n## The source's own card\n\n{deeper(deeper(theirs))}\n"
     return card(mine, body)

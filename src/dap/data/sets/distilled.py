@@ -14,7 +14,7 @@ image without a matching line is made again. Where several processes make a set,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from dap.data.sets.folders import (
     lines_of,
     other_than_folders,
 )
+from dap.data.sets.layouts.samples import Samples
 from dap.data.sets.looks import advice_for
 from dap.data.sets.notes import read, read_note, there
 from dap.data.sets.sheet import contact_sheet
@@ -89,6 +90,17 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         """
         line = self._in_order()[index]
         return torch.from_numpy(pixels(file_of(self.path, line["path"]))).permute(2, 0, 1).float() / 255, line["label"]
+
+    def samples(
+        self, transform: Callable[[Tensor], Any] | None = None, logits: Num[Tensor, "n classes"] | None = None
+    ) -> Samples:
+        """The images with labels, and with weights and soft labels where there are some: a torch `Dataset` of mappings.
+
+        Args:
+            transform: a function of an image (3, h, w) in [0, 1], such as one of torchvision.transforms.v2.
+            logits: soft labels before the softmax, in the order of `records`.
+        """
+        return Samples(self, transform, logits)
 
     def __repr__(self) -> str:
         return f"DistilledSet({str(self.path)!r}: {self._counts()})"

@@ -21,7 +21,7 @@ import yaml
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
-from dap.data.sets.cards import card, cell, code, deeper, read_card, size_category
+from dap.data.sets.cards import USE, card, cell, code, deeper, read_card, size_category
 from dap.data.sets.contents import sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
@@ -147,6 +147,7 @@ def _manifest(made: DistilledSet, folder: Path, written: Written) -> None:
 
 def _card(made: DistilledSet, layout: str, written: Written) -> str:
     front, own = read_card(made.path)
+    own = own.replace(USE, "").strip()
     front = {key: value for key, value in front.items() if key not in ("configs", "dataset_info")}  # of other files
     usual: dict[str, Any] = {
         "task_categories": ["image-classification"],

@@ -23,7 +23,7 @@ from dap.workshop import Workshop
 USUAL = 600.0
 """Seconds of a set where no budget is given."""
 
-LEAST, ENOUGH = 20, 300
+LEAST, ENOUGH = 10, 100
 """Iterations of `dm`: with fewer than the first, picking real images is as good; more than the second are taken only if a budget
 asks for them. Chosen on validation images, see docs/choosing.md."""
 
@@ -104,7 +104,7 @@ def _of_backbone(recipe: Recipe, workshop: Workshop, one: Looked, budget: float 
             return None
         if steps is not None and steps.value < steps.usual:
             values[steps.field] = steps.value
-    seconds = steps.seconds if steps else seconds_of_set(*workshop.task(chosen))
+    seconds = steps.seconds if steps else seconds_of_set(workshop.task(chosen)[1])
     return Decision(values, {"auto": seconds}, budget or 0.0, words.of_backbone(one, steps, seconds))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there
 from dap.engines.making import Job, has
-from dap.methods.base import Method
 from dap.verbs.planning.hour import HOUR, LESS, Hourglass, sentence
 from dap.verbs.planning.roughly import seconds_of_set
 
@@ -16,7 +15,7 @@ SMALL = 10**6
 """Parameters of a backbone that is so small that nobody has to be told of an hour. It is not timed."""
 
 
-def tell_of_hours(method: Method, job: Job) -> None:
+def tell_of_hours(job: Job) -> None:
     """Tell the watcher of a job if what is left of its set will take more than an hour, by the time of one pass of its backbone.
 
     A method that trains something is told of by `hour.Hourglass`, once its training has a rate.
@@ -30,7 +29,7 @@ def tell_of_hours(method: Method, job: Job) -> None:
         return
     logging.disable(logging.WARNING)
     try:
-        seconds = seconds_of_set(method, job.task) * left / job.total
+        seconds = seconds_of_set(job.task) * left / job.total
     finally:
         logging.disable(logging.NOTSET)
     if seconds > HOUR:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from dap.base.seeding import seed_of
 from dap.base.store import Store
 from dap.data.real.memory import MemorySource
 from dap.methods.base import Method, Task, Unit
+from dap.methods.matching.dc import Dc, loops
 
 CLASSES = 4
 """How many classes a trial of iterations has. The time of an iteration goes with their number."""
@@ -61,8 +62,24 @@ def of_iterations(method: Method, task: Task) -> Rate:
         method: the method.
         task: its task, whose source is read. Its options say how large an iteration is.
     """
-    ipc, options = task.recipe.ipc, task.options
-    few, decoding = _stand_ins(task, max(options.real_batch, ipc))
+    options = task.options
+    few, decoding = _stand_ins(task, max(options.real_batch, task.recipe.ipc))
+    share = len(task.source.class_names) / len(few.class_names)
+
+    def each(**changes: int) -> float:
+        return _iteration(method, task, few, changes) * share
+
+    if not isinstance(method, Dc):
+        return Rate(decoding, each())
+    # An iteration of DC may take minutes. It is `outer` steps on the pixels, with `inner` epochs of training between two of them.
+    outer, inner = loops(task.recipe.ipc, options)
+    step = each(outer=1, inner=0)
+    epoch = max(each(outer=2, inner=1) - 2 * step, 0.0) if outer > 1 and inner else 0.0
+    return Rate(decoding, outer * step + (outer - 1) * inner * epoch)
+
+
+def _iteration(method: Method, task: Task, few: MemorySource, changes: Mapping[str, int]) -> float:
+    """The seconds of an iteration on stand-ins, with some options changed."""
     marks = [time.perf_counter()]
 
     def tell(what: str, done: int, total: int) -> None:
@@ -73,13 +90,13 @@ def of_iterations(method: Method, task: Task) -> Rate:
         if marks[-1] - marks[0] > ENOUGH:
             raise _Enough
 
-    recipe = task.recipe.model_copy(update={"options": {**task.recipe.options, "iterations": TRIED}})
-    settled = options.model_copy(update={"iterations": TRIED})
-    small = replace(task, recipe=recipe, source=few, options=settled, store=Store(), tell=tell, cache=None)
+    said = {"iterations": TRIED, **changes}
+    recipe = task.recipe.model_copy(update={"options": {**task.recipe.options, **said}})
+    options = task.options.model_copy(update=said)
+    small = replace(task, recipe=recipe, source=few, options=options, store=Store(), tell=tell, cache=None)
     _quietly(lambda: method.prepare(small)(Unit(0, (0,))))
     gaps = [after - before for before, after in itertools.pairwise(marks)]
-    each = sum(gaps[1:]) / len(gaps[1:]) if len(gaps) > 1 else gaps[0]
-    return Rate(decoding, each * len(task.source.class_names) / len(few.class_names))
+    return sum(gaps[1:]) / len(gaps[1:]) if len(gaps) > 1 else gaps[0]
 
 
 def of_crops(method: Method, task: Task) -> Rate:

@@ -10,7 +10,7 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import steps_of
-from dap.methods.base import Method, Task
+from dap.methods.base import Task
 
 SLOW = 0.5
 """A pass that takes more seconds than this is not repeated to be timed better."""
@@ -22,18 +22,18 @@ BACK = 2.0
 """How many passes a pass up to the middle of the network and back takes, about, as a step of refinement does."""
 
 
-def seconds_of_set(method: Method, task: Task) -> float:
+def seconds_of_set(task: Task, known: tuple[float, float, float] | None = None) -> float:
     """The seconds that the images of a set take, by its numbers of passes. Right within a factor of two or three.
 
     Args:
-        method: a method that needs a backbone. What it trains before the first image is not counted.
-        task: its task.
+        task: the task of a method that needs a backbone. What it trains before the first image is not counted.
+        known: what `paces` gave for the backbone. None: it is asked.
     """
     backbone, run, source = task.backbone, task.recipe.run, task.source
     assert run is not None
     classes = len(source.class_names)
     images = classes * task.recipe.ipc
-    predicts, encodes, decodes = paces(backbone)
+    predicts, encodes, decodes = known or paces(backbone)
     # `auto` samples only a part of the run, which is none of it for small sets.
     steps = run.sampling.steps * getattr(task.options, "part", 1.0)
     guided = run.guidance is not None and run.guidance.scale > 0

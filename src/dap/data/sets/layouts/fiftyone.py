@@ -76,7 +76,7 @@ def write_fiftyone(job: Job) -> Written:
     soft = job.write_soft()
     how = """    import fiftyone as fo
 
-    fo.Dataset.from_dir(dataset_dir="this folder", dataset_type=fo.types.FiftyOneImageClassificationDataset)
+    fo.Dataset.from_dir(dataset_dir=".", dataset_type=fo.types.FiftyOneImageClassificationDataset)
 
 `labels.json` has the names in label order, and for each image its label, slot, seed and sha256."""
     how += f"\n{HOW_SOFT}" if soft else ""

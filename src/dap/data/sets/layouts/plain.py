@@ -29,7 +29,21 @@ def write_imagefolder(job: Job) -> Written:
             "Readers of class folders (torchvision, datasets) number them in sorted order, which is not this set's label "
             "order; README.md has the table. For the same labels use --layout ddranking, parquet, webdataset or pt."
         )
-    how = f"""`torchvision.datasets.ImageFolder(folder)` and `datasets.load_dataset(folder)` read it.
+    how = f"""In this folder:
+
+```python
+import os
+
+import datasets
+import timm.data
+from torchvision.datasets import ImageFolder
+
+folder = os.path.abspath(".")
+train = ImageFolder(folder)
+rows = datasets.load_dataset(folder, split="train")
+train = timm.data.create_dataset("", root=folder, split="train")
+```
+
 {notes[0] if notes else "They number the folders in sorted order, which is this set's label order."}
 The latter needs this file: `load_dataset("imagefolder", data_dir=folder)` would take a class called "test" for a split."""
     soft = job.write_soft()
@@ -49,7 +63,14 @@ def write_ddranking(job: Job) -> Written:
         text = ddranking.HEADER + yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)  # no YAML aliases
         write_atomically(job.folder / f"lrs_{score}.yaml", text.encode())
     note = f"DD-Ranking scores this set as {scored}." if scored else ddranking.NOT_SCORED
-    how = f"""The folder's name is the label, so `torchvision.datasets.ImageFolder(folder)` gives this set's labels exactly.
+    how = f"""The folder's name is the label, so this gives this set's labels exactly:
+
+```python
+from torchvision.datasets import ImageFolder
+
+train = ImageFolder(".")
+```
+
 {note} Put your paths into `lrs_soft.yaml` or `lrs_hard.yaml`, and then:
 
     from ddranking.config import Config
@@ -83,7 +104,14 @@ def write_pt(job: Job) -> Written:
         if job.logits is not None:
             held["logits"] = torch.from_numpy(job.logits)
         torch.save(held, file)
-    how = """`torch.load("images.pt", weights_only=True)` gives a dictionary: `images`, bytes (n, 3, h, w) from 0 to 255 and not
+    how = """```python
+import torch
+
+held = torch.load("images.pt", weights_only=True)
+train = torch.utils.data.TensorDataset(held["images"].float() / 255, held["labels"])
+```
+
+It is a dictionary: `images`, bytes (n, 3, h, w) from 0 to 255 and not
 normalised, `labels` (n,) int64, and `class_names` in label order."""
     if weighed(job.made.records):
         how += "\n`weights` (n,) says how much of its class each image stands for; the mean in a class is 1."

@@ -82,7 +82,17 @@ def write_parquet(job: Job) -> Written:
             "splits": [{"name": "train", "num_bytes": held, "num_examples": n}],
         },
     }
-    how = """`datasets.load_dataset(folder)` and `datasets.load_dataset("parquet", data_dir=folder)` give the columns `image`,
+    how = """In this folder:
+
+```python
+import os
+
+import datasets
+
+rows = datasets.load_dataset(os.path.abspath("."), split="train")
+```
+
+This, and `datasets.load_dataset("parquet", data_dir=folder)` too, gives the columns `image`,
 `label` (a ClassLabel with this set's names and order), `slot`, `seed` and `sha256`. `image` holds the PNG itself."""
     if with_weights:
         how += "\n`weight` says how much of its class an image stands for; the mean in a class is 1."
@@ -117,7 +127,15 @@ def write_webdataset(job: Job) -> Written:
                     archive.addfile(member, io.BytesIO(data))
         files.append(f"shard-{number:06d}.tar")
         write_atomically(job.folder / files[-1], out.getvalue())
-    how = """`webdataset.WebDataset([...]).decode("rgb").to_tuple("png", "cls")` reads the shards. Images lie slot by slot, all
+    how = """```python
+from glob import glob
+
+import webdataset
+
+train = webdataset.WebDataset(sorted(glob("*.tar")), shardshuffle=False).decode("rgb").to_tuple("png", "cls")
+```
+
+Images lie slot by slot, all
 classes after one another, so a shard has every class. `json` holds the class name, seed and sha256."""
     if job.logits is not None:
         how += "\n`logits.npy` holds soft labels before the softmax."
