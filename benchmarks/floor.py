@@ -6,8 +6,8 @@
 The first batch of a class pays for the features of N real images at each step. The rows are ways to compute these
 features for one step. Milliseconds are medians of the processor's time on one thread, all rows in turns. "× vanilla"
 divides by one step of vanilla sampling of ten images, as median (min–max) over rounds. "dap would take" adds to it
-vanilla's step and the gradient of the ten images. "same bits" compares with what is done today: without a yes, sets
-that were made before could not be made again.
+vanilla's step and the gradient of the ten images at the layer of the row. "same bits" compares with what is done today:
+without a yes, sets that were made before could not be made again.
 
     as today                N images in one pass up to the tapped layer
     four steps in one pass  the images of four steps at their own times in one pass
@@ -61,7 +61,7 @@ def rows_of(backbone: Backbone, args: argparse.Namespace) -> dict[str, Callable[
 
     found: dict[str, Callable[[], torch.Tensor]] = {
         "vanilla": lambda: step(None),
-        "guided": lambda: step(card.layer),
+        f"guided {card.layer}": lambda: step(card.layer),
         "as today": lambda: backbone.tap(reals[0], TIMES[0], condition, card.layer),
         "four steps in one pass": fused,
         "bfloat16": narrow,
@@ -69,6 +69,7 @@ def rows_of(backbone: Backbone, args: argparse.Namespace) -> dict[str, Callable[
     for n in (args.reals // 2, args.reals // 4):
         found[f"{n} real images"] = lambda n=n: backbone.tap(reals[0][:n], TIMES[0], condition[:n], card.layer)
     for layer in args.layer or backbone.layers[: backbone.layers.index(card.layer)]:
+        found[f"guided {layer}"] = lambda layer=layer: step(layer)
         found[f"layer {layer}"] = lambda layer=layer: backbone.tap(reals[0], TIMES[0], condition, layer)
     return found
 
@@ -100,13 +101,20 @@ def main() -> None:
             if number:
                 spent[name].append((time.process_time() - began) / (len(TIMES) if name.startswith("four") else 1))
     vanilla = spent.pop("vanilla")
-    gradient = statistics.median(a - b for a, b in zip(spent.pop("guided"), vanilla, strict=True))
+    gradients = {
+        name.removeprefix("guided "): statistics.median(
+            a / b - 1 for a, b in zip(spent.pop(name), vanilla, strict=True)
+        )
+        for name in list(spent)
+        if name.startswith("guided ")
+    }
+    own = gradients[backbone.card.layer]
     print(
         f"{args.shape}, layer {backbone.card.layer}, {args.reals} real images, torch {torch.__version__}, 1 thread, ",
         end="",
     )
     print(f"{args.rounds} rounds; vanilla {1e3 * statistics.median(vanilla):.1f} ms a step of ten images, ", end="")
-    print(f"their gradient {gradient / statistics.median(vanilla):.2f} × vanilla\n")
+    print(f"their gradient {own:.2f} × vanilla\n")
     print(
         "| real features of one step | ms | × vanilla | dap would take, × vanilla | same bits |\n|---|--:|--:|--:|---|"
     )
@@ -116,7 +124,7 @@ def main() -> None:
         ratios = [one / base for one, base in zip(seconds, vanilla, strict=True)]
         middle = statistics.median(ratios)
         shown = f"{middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        whole = 1 + gradient / statistics.median(vanilla) + middle
+        whole = 1 + gradients.get(name.removeprefix("layer "), own) + middle
         same = "–"
         if name in rows and name != "as today":
             made = rows[name]()[: len(usual)]
