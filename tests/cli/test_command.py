@@ -88,7 +88,7 @@ def test_examples_can_be_read(name, example):
 CHEAP = {
     "distill": ["dap distill --method random --ipc 1 --out runs/random"],
     "verify": ["dap verify runs/random", "dap verify runs/random --json"],
-    "methods": ["dap methods", "dap methods mgd3"],
+    "methods": ["dap methods mgd3"],
     "check": ["dap check rbf"],
     "export": ["dap export runs/random --layout parquet --out hub/mine"],
     "report": ["dap report runs --out report"],

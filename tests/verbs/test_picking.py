@@ -338,3 +338,58 @@ def test_chosen_notes_can_be_read_again(strange, tmp_path, monkeypatch, rate):
     notes = []
     distill({"data": {"path": str(strange)}, "ipc": 1}, tmp_path / "a", budget="1h", watcher=hearing(note=notes.append))
     assert any("another --budget needs another --out" in " ".join(note.split()) for note in notes)
+
+
+def test_compare_leaves_out_what_needs_a_backbone_that_is_not_there(strange, tmp_path, monkeypatch, rate):
+    monkeypatch.setattr("dap.verbs.picking.compared.LEAST", 2)
+    monkeypatch.setattr("dap.verbs.picking.compared.ENOUGH", 3)
+    notes, out = [], tmp_path / "compared"
+    base = {"data": {"path": str(strange), "split": {"train": ".", "test": "."}}, "ipc": 1}
+    grids = []
+    monkeypatch.setattr("dap.verbs.compare.run_grid", lambda cells, *args: grids.append(cells))
+    dap.compare(base, None, (), 2, out, watcher=hearing(note=notes.append))
+    (cells,) = [dict(grid.cells) for grid in grids]
+    assert [Path(name).parent.name for name in cells][::2] == ["method=random_ipc=1", "method=dm_ipc=1"]
+    assert cells["method=dm_ipc=1/seed1"].options == {"iterations": 3, "real_batch": deciding.BATCH}
+    (told,) = [" ".join(note.split()) for note in notes if note.startswith("Compared are")]
+    assert "random, dm with 3 iterations" in told and "Methods that sample a diffusion model are left out" in told
+    assert "--classifier FILE" in told
+
+    monkeypatch.setattr("dap.verbs.picking.compared.ENOUGH", 30)  # a resumed comparison measures nothing anew
+    dap.compare(base, None, (), 2, out)
+    assert grids[1].cells == grids[0].cells and len(rate) == 1
+    dap.compare({**base, "classifier": "torchvision:resnet18"}, None, (), 1, out)
+    assert {recipe.method for _, recipe in grids[2].cells} == {"random", "herding", "rded", "dm"}
+
+
+def test_compare_keeps_its_methods_where_a_backbone_is_given_or_fits(colours, pipeline_folder, tmp_path, monkeypatch):
+    from dap.verbs.picking.compared import METHODS, methods_for
+
+    base = {"data": {"path": str(colours)}}
+    assert methods_for({}, (), tmp_path / "a").methods == METHODS  # fashion-mnist
+    given = {**base, "backbone": {"path": str(pipeline_folder)}}
+    assert methods_for(given, (), tmp_path / "a").base == given
+    monkeypatch.setenv(fitting.VARIABLE, str(pipeline_folder))
+    monkeypatch.setattr(fitting, "strangeness", lambda backbone, images, names: 0.3)
+    found = methods_for(base, (), tmp_path / "a")
+    assert found.methods == METHODS and found.base == given and not (tmp_path / "a").exists()
+
+
+def test_the_table_of_methods_fits_a_terminal_and_tells_the_cost_for_a_folder(colours, pipeline_folder, capsys):
+    from dap.cli.main import main
+    from dap.methods import METHODS
+    from dap.methods.catalogue import WHEN
+
+    assert set(WHEN) == set(METHODS)
+    assert main(["methods"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+    words = ["methods", "--data", str(colours), "--ipc", "1", "--backbone", str(pipeline_folder), "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)["methods"]
+    assert found["random"]["seconds"] > 0 and found["vanilla"]["seconds"] > 0 and found["mtt"]["seconds"] is None
+    assert found["dap"]["seconds"] > found["vanilla"]["seconds"]  # the real images are looked at too
+    assert found["dm"]["seconds"] > 20 and found["herding"]["seconds"] is None  # there is no classifier
+    assert main(words[:-1]) == 0
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if len(line) > 100] == []
+    assert "for this folder on this machine" in told

@@ -46,7 +46,8 @@ Methods = Annotated[
     Words,
     Parameter(
         help="Methods with commas between them, each a name or file.py:Name; dap methods lists the names. NAME@BACKBONE takes "
-        "another backbone for one method. Default: random,vanilla,dap,auto.",
+        "another backbone for one method. Default: random,vanilla,dap,auto; without a backbone that knows the images random, dm and, "
+        "with --classifier, herding and rded.",
     ),
 ]
 Budget = Annotated[str | None, Parameter(metavar="TIME")]
@@ -167,7 +168,7 @@ def compare(
     /,
     *,
     out: Path,
-    methods: Methods = ("random", "vanilla", "dap", "auto"),
+    methods: Methods = (),
     ipcs: Ipcs = (),
     sets: SetsEach = 3,
     option: Annotated[list[str] | None, Parameter(metavar="METHOD.NAME=VALUE")] = None,
@@ -192,9 +193,14 @@ def compare(
     from dap.verbs.compare import compare as run
     from dap.verbs.compare import compared
 
-    options = assignments(option or [], "--option", "METHOD.NAME")
+    options, values = assignments(option or [], "--option", "METHOD.NAME"), recipe_values(recipe, flags or {})
+    if not methods:
+        from dap.verbs.picking.compared import methods_for
+
+        where = {"machine": machine_of(machine), "watcher": watcher_of(output), "keep": not dry_run}
+        chosen = methods_for(values, ipcs, out, **where)
+        methods, values, options = chosen.methods, dict(chosen.base), {**chosen.options, **options}
     _check_wanted(methods, flags or {})
-    values = recipe_values(recipe, flags or {})
     told = {"machine": machine, "output": output, "track": track, "dry_run": dry_run, "engine": engine}
     told |= {"judging": judging_of(judged), "options": options, "subsample": subsample}
     return _grid(run, compared, values, methods, ipcs, sets, out, **told)

@@ -43,12 +43,12 @@ VERBS = {
     ),
     "distill": Verb(
         "making:distill",
-        "Make a distilled set, or go on with an interrupted one.",
+        "Make a distilled set of any folder of images, or go on with an interrupted one.",
         "[RECIPE] --out DIR [FLAGS]",
         MAKE,
         (
             "dap distill --method random --ipc 1 --out runs/random",
-            "dap distill imagenette-dit-ipc10 --data ~/imagenet --out runs/nette",
+            "dap distill --data ~/animals --ipc 10 --budget 10m --out runs/animals",
         ),
     ),
     "compare": Verb(
@@ -188,12 +188,19 @@ VERBS = {
             "dap convert DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out w",
         ),
     ),
+    "look": Verb(
+        "looking:look",
+        "Say what a folder of images or a set holds: counts, duplicates, leaks, odd labels, broken files.",
+        "FOLDER|SET [FLAGS]",
+        LOOK,
+        ("dap look ~/animals --out animals.png", "dap look runs/random --json"),
+    ),
     "methods": Verb(
         "looking:methods",
-        "List the methods: what each one needs; or tell of one method what it does, costs and can be told.",
+        "List the methods: what each makes, needs and costs, and when to take it; or tell of one all there is.",
         "[NAME] [FLAGS]",
         LOOK,
-        ("dap methods", "dap methods mgd3"),
+        ("dap methods mgd3", "dap methods --data ~/animals --ipc 10"),
     ),
     "status": Verb(
         "looking:status",

@@ -18,8 +18,8 @@ WHEN: Mapping[str, tuple[str, str, str]] = {
     "mtt": ("pixels on training paths", "ipc 1, hours to spend", "hours"),
     "rded": ("crops a classifier is sure of", "soft labels, ImageNet", "a pass"),
     "vanilla": ("samples of the backbone", "private images", "1"),
-    "dit": ("vanilla on a DiT alone", "rows of papers' tables", "1"),
-    "sd": ("vanilla on Stable Diffusion", "rows of papers' tables", "1"),
+    "dit": ("vanilla on a DiT alone", "rows of the tables", "1"),
+    "sd": ("vanilla on Stable Diffusion", "rows of the tables", "1"),
     "d4m": ("samples from cluster centres", "Stable Diffusion", "2"),
     "vlcp": ("d4m with captions, tuned", "captioned images", "tuning + 2"),
     "minimax": ("samples of a tuned backbone", "ImageNet on a GPU", "tuning + 1"),
@@ -27,7 +27,7 @@ WHEN: Mapping[str, tuple[str, str, str]] = {
     "manifold-gd": ("mgd3 along the images' surface", "ImageNet, ipc 10–100", "2"),
     "igd": ("samples with real gradients", "ImageNet on a GPU", "100"),
     "dap": ("samples pulled to real ones", "the paper's own form", "1.3 to 3"),
-    "dap-slots": ("dap with a target per image", "private, ipc 10 or more", "2 to 5"),
+    "dap-slots": ("dap with a target per image", "private, ipc 10 up", "2 to 5"),
     "auto": ("prototypes, refined as a set", "a backbone that fits", "2"),
     "d3hr": ("noises grouped as real ones", "ImageNet, soft labels", "5"),
     "cao2": ("samples a classifier confirms", "a classifier at hand", "7"),
@@ -61,8 +61,8 @@ COST = (
     "tells the time for your images.",
 )
 COST_OF_FOLDER = (
-    "ipc: images per class. cost: the time for this folder on this machine, roughly. –: something that the",
-    "method needs is not given, or it trains something whose time no trial tells.",
+    "ipc: images per class. cost: the time for this folder on this machine, roughly. –: something that",
+    "the method needs is not given, or it trains something whose time no trial tells.",
 )
 
 

@@ -18,6 +18,7 @@ from dap.recipe import Recipe
 from dap.verbs.cells import run_grid, work_on
 from dap.verbs.jobs import Grid
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
+from dap.verbs.picking.compared import methods_for
 from dap.verbs.report import Results
 
 __all__ = ["compare", "comparison", "grid", "sweep", "work_on"]
@@ -26,7 +27,7 @@ __all__ = ["compare", "comparison", "grid", "sweep", "work_on"]
 @permitted
 def compare(
     base: Mapping[str, Any],
-    methods: Sequence[str | Method | type[Method]],
+    methods: Sequence[str | Method | type[Method]] | None,
     ipcs: Sequence[int],
     sets: int,
     out: str | Path,
@@ -50,7 +51,8 @@ def compare(
     Args:
         base: the nested values of a recipe that all cells share; see `comparison`.
         methods: names, NAME@BACKBONE for another backbone than the base's, or objects of your own. An object has the
-            name of its class, "module:Class". So two objects of one class cannot be compared.
+            name of its class, "module:Class". So two objects of one class cannot be compared. None: those that suit the
+            images; the watcher is told which, and why.
         ipcs: one or several numbers of images per class. (): the ipc of the base.
         sets: how many sets are made for each method and ipc. Each set has its own run seed, counted up from the base's
             seed.
@@ -75,6 +77,9 @@ def compare(
         DapError: an argument is wrong. This is raised before the first image is made.
     """
     engine = replace(engine, workers=workers) if workers > 1 else engine
+    if not methods:
+        found = methods_for(base, tuple(ipcs), Path(out), machine=machine, watcher=watcher)
+        base, methods, options = found.base, found.methods, {**found.options, **(options or {})}
     how = {"options": options, "subsample": subsample, "judging": judging, "machine": machine, "command": command}
     cells = compared(base, methods, ipcs, sets, out, **how)
     if cells.objects and kind_of(engine) in ("workers", "ray"):

@@ -86,6 +86,23 @@ def of_real(reason: str, method: str, why: str, *, data: str) -> str:
     return f"{head}: {reason}{why}. For more: {better}{own_backbone(data)}."
 
 
+def left_out(
+    backbones: Sequence[Looked], methods: Sequence[str], iterations: int | None, seconds: float, data: str
+) -> str:
+    """Why methods of a backbone are not compared, and what is."""
+    dm = f"dm with {iterations:,} iterations" if iterations else ""
+    if dm and seconds:
+        dm += f" ({time_of(seconds)} a set)"
+    names = ", ".join(dm if name == "dm" else name for name in methods)
+    more = (
+        "" if "herding" in methods else "herding and rded join with --classifier FILE, which dap train-teacher makes; "
+    )
+    return (
+        f"Compared are {names}. Methods that sample a diffusion model are left out: {no_backbone(backbones)}. For more: {more}"
+        f"{own_backbone(data)}; --methods names what is compared."
+    )
+
+
 def on_budget(recipe: Recipe, found: Fitted | None, budget: float) -> str:
     """What a budget settled of a method that the user named."""
     if found is None:
