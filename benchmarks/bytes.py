@@ -28,6 +28,7 @@ from typing import Any
 COMMON = "--classes Dress Bag --seed 3"
 SAMPLED = f"{COMMON} --steps 6 --ipc 2"
 IGD = "--option images=20 --option epochs=1 --option width=8"
+AUTO = f"--method auto {COMMON} --ipc 12 --refine-steps 6 --option reals=100"  # more than one chunk of a refinement
 SHORT = f"{COMMON} --option iterations=3 --option width=8 --ipc 2"
 
 RUNS = {
@@ -38,6 +39,8 @@ RUNS = {
     "dap-slots": f"--method dap-slots {SAMPLED} --reals 8",
     "dap-killed": f"--method dap {SAMPLED} --reals 8 --block 1",
     "igd": f"--method igd {SAMPLED} {IGD}",
+    "auto": AUTO,
+    "unet-auto": f"{AUTO} --backbone starter-unet",
     "mgd3": f"--method mgd3 {SAMPLED}",
     "d4m": f"--method d4m {SAMPLED}",
     "unet-vanilla": f"--method vanilla {SAMPLED} --backbone starter-unet",

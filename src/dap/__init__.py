@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.verbs.report import report as report
     from dap.verbs.training.backbone import train_backbone as train_backbone
     from dap.verbs.training.teacher import train_teacher as train_teacher
+    from dap.verbs.training.tuning import tune_backbone as tune_backbone
     from dap.workshop import Workshop as Workshop
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ _HOMES = {
     "sweep": "dap.verbs.compare",
     "train_backbone": "dap.verbs.training.backbone",
     "train_teacher": "dap.verbs.training.teacher",
+    "tune_backbone": "dap.verbs.training.tuning",
     "write_report": "dap.evaluation.report.page",
 }
 """Where each public name lives: a module, or module:name where the name is another one there."""
@@ -93,6 +95,7 @@ __all__ = [
     "sweep",
     "train_backbone",
     "train_teacher",
+    "tune_backbone",
     "write_report",
 ]
 

@@ -11,19 +11,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
 
 import dap
 
 ROOT = Path(__file__).parents[2]
 
-# A build whose process may open no connection at all.
+# A build whose process may open no connection at all. With --quiet, mkdocs would not count the warnings that make it fail.
 BUILD = """
 import socket, sys
 def refuse(*args, **kwargs):
     raise AssertionError("the build of the site tried to open a connection")
 socket.socket.connect = socket.create_connection = refuse
 from mkdocs.__main__ import cli
-cli(["build", "--strict", "--quiet", "--config-file", sys.argv[1], "--site-dir", sys.argv[2]])
+cli(["build", "--strict", "--config-file", sys.argv[1], "--site-dir", sys.argv[2]])
 """
 
 
@@ -114,8 +117,22 @@ def test_lists_and_tables_are_lists_and_tables(site):
         assert not re.search(r"<p>[^<]*\n[*-] |<p>\||\*\*\w|^\d\. ", text, re.M), page.name
 
 
-def test_a_link_to_nothing_fails(tmp_path):
-    """The build is strict about pages, headings and files of the repository."""
+@pytest.mark.parametrize("link", ["no.md", "index.md#no", "../src/no.py", "/index.md"])
+def test_a_link_to_nothing_fails(link, tmp_path):
+    """By the rules of mkdocs.yml, on a site of one page."""
+    rules = re.search(r"^validation:\n(?: .*\n)+", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert rules
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mkdocs.yml").write_text(f"site_name: one\ntheme: null\nplugins: []\n{rules[0]}")
+    config = load_config(str(tmp_path / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site"))
+    (tmp_path / "docs" / "index.md").write_text("# One\n\n[one](index.md#one)\n")
+    build(config)
+    (tmp_path / "docs" / "index.md").write_text(f"# One\n\n[two]({link})\n")
+    with pytest.raises(Abort, match="1 warnings in strict mode"):
+        build(config)
+
+
+def test_links_of_the_repository_become_those_of_the_site():
     sys.path.insert(0, str(ROOT / "docs" / "_site"))
     try:
         import hook

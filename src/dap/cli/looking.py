@@ -1,4 +1,4 @@
-"""The verbs that look at things and change nothing: methods, status, verify, check."""
+"""The verbs that look at things and change nothing: look, methods, status, verify, check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dap.cli.flags import Dtype, OutputFlags, PlaceFlags, Positive, Told, machine_of, output_of, watcher_of
+from dap.cli.flags import (
+    Classes,
+    Dtype,
+    OutputFlags,
+    PlaceFlags,
+    Places,
+    Positive,
+    Told,
+    machine_of,
+    output_of,
+    watcher_of,
+)
 
 
 def methods(
@@ -47,6 +58,47 @@ def methods(
         values = {known: {**about, "seconds": seconds.get(known)} for known, about in values.items()}
     text = one(name) + (f"\n\n{'time':11}{costs.get(name, '–')} for {data}" * bool(costs)) if name else table(costs)
     return Told(text, {"methods": values})
+
+
+def look(
+    what: Annotated[str, Parameter(name="FOLDER|SET", metavar="FOLDER|SET")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(metavar="FILE.png")] = None,
+    data: str | None = None,
+    classes: Classes = None,
+    split: Places = None,
+    reference: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    most: Positive = 20_000,
+    machine: PlaceFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Look into images.
+
+    Args:
+        what: Real images, as for --data, or a distilled set.
+        out: Write a contact sheet of the first images of each class.
+        data: For a set, the real images to look for in it. Default: those that it was made of.
+        classes: The classes to look at. Default: all.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER.
+        reference: File of dap train-teacher whose features tell which images look like another class.
+        most: Images of each part that are looked at.
+    """
+    from dap.verbs.looking.look import look as run
+
+    found = run(
+        what,
+        out=out,
+        data=data,
+        classes=classes,
+        split=split,
+        reference=reference,
+        most=most,
+        machine=machine_of(machine),
+        watcher=watcher_of(output),
+    )
+    lines = [*found.sentences, *([f"Contact sheet: {found.sheet}"] if found.sheet else [])]
+    return Told("\n".join(lines), {**found.facts, "sentences": found.sentences, "sheet": found.sheet})
 
 
 def status(

@@ -1,4 +1,4 @@
-"""The verbs that train backbones: train-backbone."""
+"""The verbs that train backbones: train-backbone, tune-backbone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dap.cli.flags import (
     MaybePositive,
     OutputFlags,
     Places,
+    Positive,
     Told,
     machine_of,
     watcher_of,
@@ -22,7 +23,7 @@ from dap.cli.flags import (
 from dap.cli.judging import BadFraction
 
 if TYPE_CHECKING:
-    from dap.verbs.training.backbone import Trained
+    from dap.verbs.training.asked import Trained
 
 
 def train_backbone(
@@ -78,6 +79,63 @@ def train_backbone(
     return _told(made, data)
 
 
+def tune_backbone(
+    backbone: Annotated[str, Parameter(metavar="BACKBONE")],
+    /,
+    *,
+    data: str,
+    out: Path,
+    minutes: Annotated[float, Parameter(metavar="MINUTES")] = 30,
+    steps: MaybePositive = None,
+    rank: Positive = 8,
+    template: Annotated[str | None, Parameter(metavar="TEXT")] = None,
+    revision: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    flip: bool = True,
+    classes: Classes = None,
+    max_bad_fraction: BadFraction = None,
+    split: Places = None,
+    seed: int = 0,
+    machine: MachineFlags | None = None,
+    output: OutputFlags | None = None,
+) -> Told:
+    """Tune a backbone.
+
+    Args:
+        backbone: A Stable Diffusion 1 or 2, or a DiT: starter, starter-unet, a folder of a diffusers pipeline, or a hub id.
+        data: The real images: a folder of class folders, or fashion-mnist. Test images are never read.
+        out: Folder of the tuned backbone. preview.png in it shows every few minutes what it makes.
+        minutes: The time for which the number of steps is chosen, by a measured rate.
+        steps: Steps of the training. Default: as many as fit the time.
+        rank: Rank of LoRA's matrices, for a Stable Diffusion.
+        template: The prompt of a Stable Diffusion, with {} for the class name. Default: the card's.
+        revision: Branch, tag or commit of a hub id.
+        flip: Show mirror images too. Say --no-flip where left and right matter, as in text.
+        classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
+        split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER.
+        seed: Seed of the first weights and of all draws.
+    """
+    from dap.verbs.training.tuning import tune_backbone as run
+
+    made = run(
+        backbone,
+        data,
+        out,
+        minutes=minutes,
+        steps=steps,
+        rank=rank,
+        template=template,
+        revision=revision,
+        flip=flip,
+        classes=classes,
+        max_bad_fraction=max_bad_fraction,
+        split=split,
+        seed=seed,
+        machine=machine_of(machine),
+        watcher=watcher_of(output),
+    )
+    return _told(made, data)
+
+
 def _told(made: Trained, data: str) -> Told:
     notes = made.notes
     sizes, lines = notes.sizes, []
@@ -88,6 +146,8 @@ def _told(made: Trained, data: str) -> Told:
     values: dict[str, Any] = {"backbone": made.folder, "size": sizes.size, "again": made.again}
     for name in ("autoencoder", "denoiser"):
         stage = getattr(notes, name)
+        if stage is None:  # the autoencoder of a tuned backbone stays as it is
+            continue
         held = [held for _, _, held in stage.history if held is not None]
         loss = f", smallest loss on held-out images {min(held):.4f} at step {stage.best:,}" if held else ""
         stopped = ", where it stopped because this loss had turned" if stage.turned else ""

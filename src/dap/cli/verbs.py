@@ -91,6 +91,16 @@ VERBS = {
             "dap train-backbone --data ~/animals --minutes 240 --kind unet --out animals-sd",
         ),
     ),
+    "tune-backbone": Verb(
+        "training:tune_backbone",
+        "Let a Stable Diffusion (LoRA) or a DiT (DiffFit, new labels) learn your own classes; an interrupted run goes on.",
+        "BACKBONE --data DIR --out DIR [FLAGS]",
+        MAKE,
+        (
+            "dap tune-backbone stable-diffusion-v1-5/stable-diffusion-v1-5 --data ~/animals --out w",
+            "dap tune-backbone facebook/DiT-XL-2-256 --data ~/animals --minutes 120 --out animals",
+        ),
+    ),
     "evaluate": Verb(
         "judging:evaluate",
         "Train networks on sets and test them on real images.",
@@ -177,6 +187,13 @@ VERBS = {
             "dap convert facebook/DiT-XL-2-256 --out weights/dit",
             "dap convert DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out w",
         ),
+    ),
+    "look": Verb(
+        "looking:look",
+        "Say what a folder of images or a set holds: counts, duplicates, leaks, odd labels, broken files.",
+        "FOLDER|SET [FLAGS]",
+        LOOK,
+        ("dap look ~/animals --out animals.png", "dap look runs/random --json"),
     ),
     "methods": Verb(
         "looking:methods",

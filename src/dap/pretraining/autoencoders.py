@@ -68,7 +68,7 @@ def error_of(vae: Any, pictures: Pictures, device: torch.device, limit: int | No
     """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over the first `limit`
     images or all."""
     errors = []
-    for rows in in_order(min(limit or len(pictures), len(pictures))):
+    for rows in in_order(pictures, limit):
         x = pictures.take(rows, device)
         again = vae.decode(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean).sample
         errors.append((again.float().clamp(-1, 1) - x).div(2).square().mean(dim=(1, 2, 3)).cpu())

@@ -23,8 +23,8 @@ from dap.pretraining.pictures import Latents
 BETAS = (1e-4, 0.02)
 """The first and the last of DiT's betas, which lie evenly over 1,000 steps."""
 
-PEAK, DECAY = 1e-3, 0.999
-"""The largest learning rate, and the decay of the averaged weights."""
+DECAY = 0.999
+"""The decay of the averaged weights."""
 
 SEEN_AT = 4
 """At how many noise levels each held-out latent is denoised."""
@@ -36,10 +36,14 @@ class Learner(ABC):
     Attributes:
         backbone: the denoiser as a backbone that knows the classes; its parameters change while it learns.
         module: everything that is trained.
+        peak: the largest learning rate.
+        null: (1,), the condition that replaces dropped conditions; None: the null condition of the backbone.
     """
 
     backbone: ModuleBackbone
     module: nn.Module
+    peak: float = 1e-3
+    null: Tensor | None = None
 
     @abstractmethod
     def conditions(self, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -49,9 +53,15 @@ class Learner(ABC):
     def pipeline(self, vae: Any) -> Any:
         """The diffusers pipeline of the trained parts, in float16 on the CPU. The parts are changed."""
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """The names of the labels, in order; None for a denoiser that is told prompts."""
+        return self.backbone.class_names or None
+
     def twin(self) -> ModuleBackbone:
         """A copy of the backbone, which does not learn. Both share the autoencoder."""
-        shared = {id(self.backbone.vae): self.backbone.vae}
+        parts = self.backbone._parts
+        shared = {id(part): part for name, part in parts.items() if name not in ("denoiser", "text_encoder")}
         made = copy.deepcopy(self.backbone, shared)
         for part in made._parts.values():
             part.requires_grad_(False)
@@ -94,6 +104,10 @@ class PromptLearner(Learner):
         ids = words.prompt_ids(self.tokenizer, class_names, device)
         self.backbone = _Prompted(self.module, vae, ids, sizes, class_names, card)
         self.module.requires_grad_(True)
+
+    @property
+    def class_names(self) -> None:
+        return None
 
     def conditions(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         which = torch.randint(len(words.TEMPLATES), labels.shape, generator=generator)
@@ -163,7 +177,8 @@ def loss_of(learner: Learner, latents: Latents, batch: int) -> Callable[[torch.G
 
     def loss(generator: torch.Generator) -> Tensor:
         x0, labels = latents.drawn(batch, generator)
-        given = TuningBatch(x0, learner.conditions(labels, generator), ())
+        null = None if learner.null is None else learner.null.expand(batch)
+        given = TuningBatch(x0, learner.conditions(labels, generator), (), null)
         with mixed(x0.device):
             return denoising(given, generator)[0]
 

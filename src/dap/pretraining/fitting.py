@@ -114,7 +114,7 @@ def fit(
     *,
     checkpoint: Checkpoint,
     held_out: Callable[[], float] | None = None,
-    look: Callable[[], object] = lambda: None,
+    look: Callable[[Averaged], object] = lambda average: None,
     tell: Callable[[int, int], object] = lambda done, total: None,
 ) -> Outcome:
     """Minimise a loss, and leave the best averaged weights in the network.
@@ -128,7 +128,7 @@ def fit(
         how: the choices.
         checkpoint: keeps the state.
         held_out: the held-out loss of the network as it is.
-        look: is called after every step while the network has its own weights; it may take the averaged ones by itself.
+        look: is called after every step, with the averaged weights.
         tell: is called with the number of steps that are done and of all steps.
 
     Raises:
@@ -138,7 +138,9 @@ def fit(
     optimiser = torch.optim.AdamW(average.parameters, lr=how.peak, weight_decay=0.0, betas=(0.9, 0.99))
     state: dict[str, Any] = {"step": 0, "history": [], "best": None, "at": 0, "sum": 0.0, "count": 0, "turned": False}
     if (saved := checkpoint.read()) is not None:
-        module.load_state_dict(saved.pop("module"))
+        with torch.no_grad():
+            for parameter, value in zip(average.parameters, saved.pop("values"), strict=True):
+                parameter.copy_(value)
         optimiser.load_state_dict(saved.pop("optimiser"))
         average.model.load_state_dict(saved.pop("average"))
         average.model.to(average.parameters[0].device)
@@ -146,8 +148,8 @@ def fit(
     began = time.monotonic()
 
     def keep() -> None:
-        parts = {"module": module, "optimiser": optimiser, "average": average.model}
-        checkpoint.write({**state, **{name: part.state_dict() for name, part in parts.items()}})
+        parts = {"optimiser": optimiser.state_dict(), "average": average.model.state_dict()}
+        checkpoint.write({**state, **parts, "values": [parameter.detach() for parameter in average.parameters]})
 
     tell(state["step"], how.steps)
     while state["step"] < how.steps and not state["turned"]:
@@ -167,7 +169,7 @@ def fit(
         tell(state["step"], how.steps)
         if checkpoint.due or state["turned"] or state["step"] == how.steps:
             keep()
-        look()
+        look(average)
     best = state["best"] if state["best"] is not None else average.copied()
     with torch.no_grad():
         for parameter, value in zip(average.parameters, best, strict=True):

@@ -24,6 +24,8 @@ class Asked(FromFile, frozen=True):
 
     Attributes:
         kind: the kind of the denoiser.
+        backbone: the hash of the weights that are tuned; None: the training starts from nothing.
+        rank: the rank of LoRA's matrices; None: there are none.
         size: the side of the images in px; None: chosen.
         minutes: the time that the sizes and the numbers of steps are chosen for.
         autoencoder_steps, steps: the steps of the autoencoder and of the denoiser; None: chosen.
@@ -45,6 +47,8 @@ class Asked(FromFile, frozen=True):
     data: Name
     images: Count
     held_out: Count
+    backbone: Name | None = None
+    rank: Count | None = None
 
 
 class Stage(FromFile, frozen=True):

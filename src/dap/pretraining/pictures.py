@@ -22,8 +22,11 @@ SHIFT, ZOOM = 1 / 16, 0.1
 MOST_VERSIONS = 8
 """How many versions of each image are encoded, at the most."""
 
-TOGETHER = 128
-"""How many images are encoded at a time."""
+TOGETHER = 128 * 64**2
+"""How many pixels are encoded at a time. A larger image is encoded alone."""
+
+LARGE = 128
+"""The side in px above which no image is encoded in more than two versions, because latents are then large."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def versions_of(pictures: Pictures) -> int:
     """How many versions of each image are encoded: more of few images."""
     if not (pictures.few or pictures.flip):
         return 1
-    return min(max(2, FEW // len(pictures)), MOST_VERSIONS)
+    most = MOST_VERSIONS if pictures.images.shape[-1] <= LARGE else 2
+    return min(max(2, FEW // len(pictures)), most)
 
 
 @torch.no_grad()
@@ -137,7 +141,7 @@ def encoded(
     versions, n = versions or versions_of(pictures), len(pictures)
     means, stds = [], []
     for version in range(versions):
-        for rows in in_order(n):
+        for rows in in_order(pictures):
             images = pictures.take(rows, device)
             if version:
                 generator = torch.Generator().manual_seed(seed_of(seed, "version", version, int(rows[0])))
@@ -150,6 +154,7 @@ def encoded(
     return Latents(mean, std, pictures.labels.to(device))
 
 
-def in_order(n: int, batch: int = TOGETHER) -> Iterator[Tensor]:
-    """All rows, one part after the other."""
-    return iter(torch.arange(n).split(batch))
+def in_order(pictures: Pictures, limit: int | None = None) -> Iterator[Tensor]:
+    """The first `limit` rows or all, in parts that fit into memory together."""
+    n = min(limit or len(pictures), len(pictures))
+    return iter(torch.arange(n).split(max(1, TOGETHER // pictures.images.shape[-1] ** 2)))

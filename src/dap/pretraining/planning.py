@@ -175,7 +175,7 @@ def autoencoder_seconds(sizes: Sizes, device: torch.device) -> float:
     """The seconds of one step of the autoencoder, by a trial."""
     vae = autoencoder(sizes, 0).to(device, memory_format=torch.channels_last)
     pictures = Pictures(torch.rand(4, 3, sizes.size, sizes.size), torch.zeros(4, dtype=torch.int64))
-    return _seconds(vae, autoencoders.loss_of(vae, pictures, sizes.batch_images, device), device)
+    return seconds_of(vae, autoencoders.loss_of(vae, pictures, sizes.batch_images, device), device)
 
 
 def denoiser_seconds(sizes: Sizes, classes: int, device: torch.device) -> float:
@@ -188,7 +188,7 @@ def denoiser_seconds(sizes: Sizes, classes: int, device: torch.device) -> float:
     shape = (1, 4, sizes.latent_channels, sizes.latent_side, sizes.latent_side)
     latents = Latents(torch.zeros(shape), torch.ones(shape), torch.zeros(4, dtype=torch.int64))
     latents = Latents(*(part.to(device) for part in (latents.mean, latents.std, latents.labels)))
-    return _seconds(learner.module, denoisers.loss_of(learner, latents, sizes.batch_latents), device)
+    return seconds_of(learner.module, denoisers.loss_of(learner, latents, sizes.batch_latents), device)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class _Channels:
     latent_channels: int
 
 
-def _seconds(
+def seconds_of(
     module: nn.Module, loss_of: Callable[[torch.Generator], Tensor], device: torch.device, times: int = 2
 ) -> float:
     """The seconds of one step: the fastest of some, after one that is not counted."""

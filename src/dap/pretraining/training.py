@@ -23,7 +23,7 @@ from dap.base.store import Checkpoint, checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.pretraining import autoencoders, denoisers, planning
 from dap.pretraining.denoisers import Learner, learner_of
-from dap.pretraining.fitting import Fitting, Outcome, fit
+from dap.pretraining.fitting import Averaged, Fitting, Outcome, fit
 from dap.pretraining.networks import autoencoder
 from dap.pretraining.notes import FILE, Notes, Stage, write_notes
 from dap.pretraining.pictures import Latents, Pictures, encoded
@@ -52,6 +52,8 @@ class Training:
         watcher: is told how it goes on.
         licence: the licence of the weights, for their card.
         vae: a trained autoencoder to use. None: one is trained.
+        learner: a denoiser that has learned before. None: one is trained from nothing.
+        card: the card of the weights. None: one that is made of their sizes.
     """
 
     folder: Path
@@ -62,6 +64,8 @@ class Training:
     watcher: Watcher = field(default_factory=Watcher)
     licence: str = "that of the images it was trained on"
     vae: Any = None
+    learner: Learner | None = None
+    card: Card | None = None
 
     def __post_init__(self) -> None:
         self._shown = time.monotonic()
@@ -82,7 +86,7 @@ class Training:
         vae.requires_grad_(False)
         latents, held = self._latents(vae)
         learner = self._denoiser(vae, latents, held)
-        self._preview(lambda: samples(learner.twin(), self.class_names), now=True)
+        self._preview(lambda: samples(learner.twin(), self.class_names))
         psnr = {
             "psnr_train_db": self._psnr(vae, self.train, limit=2000),
             "psnr_held_out_db": self._psnr(vae, self.held),
@@ -109,7 +113,8 @@ class Training:
             loss = make(vae, self.train, sizes.batch_images, self.device)
             self._quickly(vae.decoder, stage.planned)
             held = None if self.held is None else self._held_out_error(vae)
-            self._stage(name, vae, loss, stage, peak, autoencoders.DECAY, held, lambda: self._reconstructions(vae))
+            how = Fitting(name, stage.planned, peak, seed, autoencoders.DECAY)
+            self._stage(how, vae, loss, stage, held, lambda: self._reconstructions(vae))
         return vae
 
     def _held_out_error(self, vae: Any) -> Callable[[], float]:
@@ -132,33 +137,32 @@ class Training:
         return Latents(train.mean * factor, train.std * factor, train.labels), held
 
     def _denoiser(self, vae: Any, latents: Latents, held: Latents | None) -> Learner:
-        asked, sizes = self.notes.asked, self.notes.sizes
-        stage = self.notes.denoiser
+        asked, sizes, stage = self.notes.asked, self.notes.sizes, self.notes.denoiser
+        learner = self.learner or learner_of(sizes, vae, self.class_names, self._card(), asked.seed + 1)
+        loss = denoisers.loss_of(learner, latents, sizes.batch_latents)
         if stage is None:
-            step = planning.denoiser_seconds(sizes, len(self.class_names), self.device)
+            step = planning.seconds_of(learner.module, loss, self.device)
             left = 60 * asked.minutes - self.notes.seconds
             stage = Stage(planned=planning.steps_in(max(left, 60 * asked.minutes / 2), step, "denoiser"))
             self._note(denoiser=stage)
-        learner = learner_of(sizes, vae, self.class_names, self.card, asked.seed + 1)
-        loss = denoisers.loss_of(learner, latents, sizes.batch_latents)
         self._quickly(learner.backbone.denoiser, stage.planned)
         measured = None if held is None else denoisers.held_out_of(learner, held, sizes.batch_latents)
         draw = lambda: samples(learner.twin(), self.class_names)  # noqa: E731
-        self._stage("denoiser", learner.module, loss, stage, denoisers.PEAK, denoisers.DECAY, measured, draw)
+        how = Fitting("denoiser", stage.planned, learner.peak, asked.seed, denoisers.DECAY)
+        self._stage(how, learner.module, loss, stage, measured, draw)
         return learner
 
-    def _stage(
-        self, name: str, module: nn.Module, loss: Any, stage: Stage, peak: float, decay: float, held: Any, draw: Any
-    ) -> None:
-        how = Fitting(name, stage.planned, peak, self.notes.asked.seed, decay)
+    def _stage(self, how: Fitting, module: nn.Module, loss: Any, stage: Stage, held: Any, draw: Any) -> None:
+        name = how.name
         said = json.dumps([self.notes.asked.model_dump(), self.notes.sizes.model_dump(), name, stage.planned])
         key = hashlib.sha256(said.encode()).hexdigest()[:16]
         kept = Checkpoint(self.folder / WORK / f"{name}.pt", key, checkpoint_seconds())
         parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
-        def look() -> None:
+        def look(average: Averaged) -> None:
             if time.monotonic() - self._shown >= PREVIEW:
-                self._preview(draw)
+                with average.used():
+                    self._preview(draw)
 
         found = fit(module, loss, how, checkpoint=kept, held_out=held, look=look, tell=self._told(name))
         self._note(**{name: stage.done(found, parameters)})
@@ -183,7 +187,7 @@ class Training:
     def _reconstructions(self, vae: Any) -> list[Any]:
         return reconstructions(vae, self.held or self.train, self.device)
 
-    def _preview(self, draw: Callable[[], list[Any]], *, now: bool = False) -> None:
+    def _preview(self, draw: Callable[[], list[Any]]) -> None:
         rows = draw()
         write_preview(self.folder, [*self._rows, *rows] if self._rows else rows)
         self._shown = time.monotonic()
@@ -193,8 +197,9 @@ class Training:
             return None
         return round(autoencoders.decibels(autoencoders.error_of(vae, pictures, self.device, limit)), 2)
 
-    @property
-    def card(self) -> Card:
+    def _card(self) -> Card:
+        if self.card is not None:
+            return self.card
         sizes = self.notes.sizes
         template = "a photo of a {}" if sizes.kind == "unet" else None
         layer = "mid" if sizes.kind == "unet" else str(sizes.depth // 2)
@@ -203,17 +208,17 @@ class Training:
 
     def _write(self, learner: Learner, vae: Any) -> None:
         """Write the pipeline of diffusers in float16, with card, class names and notes. model_index.json comes last."""
-        card = {name: value for name, value in vars(self.card).items() if value is not None and name != "size"}
+        card = {name: value for name, value in vars(self._card()).items() if value is not None and name != "size"}
         with alone(), building(self.folder, "model_index.json") as aside, writing(self.folder, aside):
             learner.pipeline(vae).save_pretrained(aside, safe_serialization=True)
             for config in aside.glob("*/config.json"):
                 values = json.loads(config.read_bytes())
                 values.pop("_name_or_path", None)  # the path of a part on this machine
                 config.write_bytes(dump(values))
-            index = json.loads((aside / "model_index.json").read_bytes())
-            if self.notes.sizes.kind == "dit":  # a saved pipeline of diffusers forgets the names of its labels
-                index["id2label"] = {str(label): name for label, name in enumerate(self.class_names)}
-            (aside / "model_index.json").write_bytes(dump(index))
+            if learner.class_names:  # a saved pipeline of diffusers forgets the names of its labels
+                index = json.loads((aside / "model_index.json").read_bytes())
+                index["id2label"] = {str(label): name for label, name in enumerate(learner.class_names)}
+                (aside / "model_index.json").write_bytes(dump(index))
             (aside / "classes.json").write_bytes(dump(self.class_names))
             (aside / "card.yaml").write_text(
                 yaml.safe_dump(card, sort_keys=False, allow_unicode=True), encoding="utf-8"

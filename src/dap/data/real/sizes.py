@@ -18,12 +18,20 @@ LARGEST_SIDE = 256
 
 def size_of(data: bytes | Path) -> tuple[int, int] | None:
     """Width and height of an image in px as it is shown, that is, after its EXIF orientation; None for a broken file."""
+    found = kind_of(data)
+    return None if found is None else found[0]
+
+
+def kind_of(data: bytes | Path) -> tuple[tuple[int, int], str, str] | None:
+    """Width and height as `size_of` gives them, Pillow's mode ("RGB", "P", "L") and the format of the file ("PNG"); None for a
+    broken file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else regular(data)) as image:
                 width, height = image.size
-                return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                return (height, width) if turned else (width, height), str(image.mode), str(image.format)
     except Exception:  # a damaged file can raise nearly anything inside Pillow's parsers, and ask for any memory
         return None
 

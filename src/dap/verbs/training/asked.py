@@ -1,0 +1,197 @@
+"""What training a backbone and tuning one have in common: the images, what is asked of a folder, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dap.base.errors import DapError
+from dap.base.files import check_folder, in_use
+from dap.base.parsing import shown
+from dap.base.watch import Watcher
+from dap.choices import Data
+from dap.data.real.sources import EMBEDDED, Source
+from dap.data.real.stored.gathering import stored
+from dap.pretraining.notes import Asked, Notes, read_notes
+from dap.pretraining.pictures import Pictures
+from dap.recipe import Recipe
+from dap.verbs.options import Machine, images_budget
+from dap.verbs.understood import check_out
+from dap.workshop import Workshop
+
+LONGEST = 60 * 24 * 30.0
+"""The largest number of minutes."""
+
+LEAST_OF_CLASS, LEAST = 5, 30
+"""So many images must each class have, and all classes together. Such a backbone knows its images by heart; see `ADVISED`."""
+
+ADVISED = 500
+"""With fewer images than this a backbone mostly learns them by heart, and the user is told."""
+
+SMALLEST = 16
+"""The smallest side in px of an image."""
+
+MANY = 5000
+"""Of so many images or more 5 % are held out, of fewer 10 %."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained backbone.
+
+    Attributes:
+        folder: its folder, which `load_backbone` opens.
+        notes: what was chosen, and how the training went; they are in training.json too.
+        again: whether the backbone was there before.
+    """
+
+    folder: Path
+    notes: Notes
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real images of a training.
+
+    Attributes:
+        workshop: what opened them.
+        data: the choice of the images, without a size.
+        whole: all training images.
+    """
+
+    workshop: Workshop
+    data: Data
+    whole: Source
+
+    @property
+    def total(self) -> int:
+        """How many training images there are."""
+        return sum(self.whole.count(label) for label in range(len(self.whole.class_names)))
+
+    def parts(self, side: int) -> tuple[Source, Source]:
+        """The images that are trained on, and those that are held out, at this side."""
+        held_out = 0.1 if self.total < MANY else 0.05
+        data = self.data.model_copy(update={"size": side, "held_out": held_out})
+        return self.workshop.source(data, "train"), self.workshop.source(data, "validation")
+
+    def asked(self, parts: tuple[Source, Source], **more: Any) -> Asked:
+        """What the training is asked for."""
+        images, held_out = (sum(part.count(k) for k in range(len(part.class_names))) for part in parts)
+        data = self.whole.fingerprint(sized=False)
+        return Asked(classes=list(self.whole.class_names), data=data, images=images, held_out=held_out, **more)
+
+
+def real_images(
+    workshop: Workshop,
+    data: str | Path,
+    out: Path,
+    *,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+    max_bad_fraction: float | None = None,
+    split: Any = None,
+) -> Real:
+    """Open the real images, and check that there is enough to learn from.
+
+    Raises:
+        DapError: there is not, there are no such data, or `out` lies among their class folders.
+    """
+    values = {"path": str(data), "classes": classes, "size": size, "split": split}
+    values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
+    wanted = Recipe.parse({"data": values}).data
+    whole = workshop.whole(wanted)
+    check_images(whole)
+    if wanted.path != EMBEDDED:
+        check_out(workshop, wanted, out)
+    return Real(workshop, wanted, whole)
+
+
+def pictures_of(parts: tuple[Source, Source], flip: bool, machine: Machine) -> tuple[Pictures, Pictures]:
+    """The images of both parts, read once and kept as the budget allows."""
+    budget = images_budget(machine)
+    train, held_out = (Pictures(*stored(part, budget)[:2], flip=flip) for part in parts)
+    return train, held_out
+
+
+def check_minutes(minutes: float) -> None:
+    """Check a number of minutes.
+
+    Raises:
+        DapError: it is not above 0, or larger than `LONGEST`.
+    """
+    if not 0 < minutes <= LONGEST:
+        raise DapError(f"--minutes takes a number above 0 and up to {LONGEST:,.0f}, such as 30, not {minutes:g}.")
+
+
+def warn_of_few(images: int, watcher: Watcher) -> None:
+    """Tell that so few images are learned by heart, if they are few."""
+    if images < ADVISED:
+        watcher.note(
+            f"There are only {images} images to train on, so the backbone will mostly know them by heart: its samples will be "
+            f"near-copies. With {ADVISED} images or more this is better."
+        )
+
+
+def begun(out: Path) -> Notes | None:
+    """The notes of a training that was begun in the folder, or is done.
+
+    Raises:
+        DapError: the folder holds something else, or is a file.
+    """
+    check_folder(out)
+    notes = read_notes(out) if out.is_dir() else None
+    if notes is None and in_use(out):
+        raise DapError(f"{shown(out)} holds files already, which are no training of a backbone; choose another --out.")
+    return notes
+
+
+def check_images(source: Source) -> None:
+    """Check that there is enough to learn from.
+
+    Raises:
+        DapError: there is not.
+    """
+    names = list(source.class_names)
+    counts = {name: source.count(label) for label, name in enumerate(names)}
+    if len(names) < 2:
+        raise DapError(
+            f"{source.name} has one class, {names[0]!r}, and a set to train on needs at least 2; put the images of each class "
+            "into a folder of its own."
+        )
+    few = {name: count for name, count in counts.items() if count < LEAST_OF_CLASS}
+    if few or sum(counts.values()) < LEAST:
+        name, count = next(iter(few.items()), ("", 0))
+        said = f"class {name!r} has {count}" if few else f"there are {sum(counts.values())} in all"
+        raise DapError(
+            f"{source.name} has too few images to train a backbone: {said}. At least {LEAST_OF_CLASS} in each class and {LEAST} "
+            f"in all are needed, and {ADVISED} or more are better; add images, or name other --classes."
+        )
+    small = [size for size in source.sizes() if min(size) < SMALLEST]
+    if small:
+        width, height = small[0]
+        raise DapError(
+            f"{source.name} has images of {width} × {height} px; a backbone is trained on images of at least {SMALLEST} px. Take "
+            "larger ones."
+        )
+
+
+def check_same(out: Path, before: Asked, asked: Asked) -> None:
+    """Check that the training in the folder was asked for the same.
+
+    Raises:
+        DapError: it was not; the message names the first difference.
+    """
+    for name, value in asked:
+        was = getattr(before, name)
+        if was != value:
+            flag = "--" + name.replace("_", "-")
+            said = {"data": "other images", "classes": "other classes"}.get(
+                name, f"{flag} {was}, and now it is {value}"
+            )
+            raise DapError(
+                f"The training in {shown(out)} was begun with {said}. Give the same again to go on with it, or choose another "
+                "--out."
+            )

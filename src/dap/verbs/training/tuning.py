@@ -1,0 +1,161 @@
+"""`dap tune-backbone`: a backbone that somebody trained on much data learns the user's own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dap.backbones import device_of
+from dap.backbones.hub import open_pipeline
+from dap.backbones.opening import from_pipeline, source_of
+from dap.base.errors import DapError
+from dap.base.files import locked
+from dap.base.parsing import shown
+from dap.base.watch import Watcher
+from dap.pretraining.networks import Sizes
+from dap.pretraining.notes import Notes, Stage, write_notes
+from dap.pretraining.training import Training
+from dap.pretraining.tuning import check_tunable, tuner_of
+from dap.verbs.distill import open_workshop
+from dap.verbs.options import Machine, permitted
+from dap.verbs.training.asked import (
+    Trained,
+    begun,
+    check_minutes,
+    check_same,
+    pictures_of,
+    real_images,
+    warn_of_few,
+)
+
+POOR = 18.0
+"""Below so many dB a reconstruction is a poor picture of the image."""
+
+SMALL = 16
+"""The side of a latent up to which a step takes many of them."""
+
+
+@permitted
+def tune_backbone(
+    backbone: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    minutes: float = 30,
+    steps: int | None = None,
+    rank: int = 8,
+    template: str | None = None,
+    revision: str | None = None,
+    flip: bool = True,
+    classes: Sequence[str] | None = None,
+    max_bad_fraction: float | None = None,
+    split: Any = None,
+    seed: int = 0,
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+) -> Trained:
+    """Tune a backbone on a folder of images, so that it knows their classes.
+
+    A Stable Diffusion 1 or 2 gets LoRA's matrices in the attention of its U-Net (Hu et al. 2022; by peft, the extra `tune`), and
+    class names become prompts. A DiT gets new labels, and learns what DiffFit trains: biases, norms, class embeddings and factors
+    (Xie et al., ICCV 2023). Both are then merged into the weights, so `out` is an ordinary diffusers pipeline. The autoencoder
+    and the text encoder stay as they are. The backbone itself is not changed.
+
+    A part of the images is held out, and the training ends early, as in `train_backbone`. An interrupted call goes on when it is
+    made again.
+
+    Args:
+        backbone: "starter", "starter-unet", a folder of a diffusers pipeline, or a hub id.
+        data: the real images: a folder of class folders, or "fashion-mnist".
+        out: the folder to write.
+        minutes: the time, for which the number of steps is chosen by a measured rate.
+        steps: the number of steps. Default: as many as fit the time.
+        rank: the rank of LoRA's matrices.
+        template: the prompt of a Stable Diffusion, with {} for the class name. Default: the card's.
+        revision: branch, tag or commit of a hub id.
+        flip, classes, max_bad_fraction, split, seed, machine, watcher: as in `train_backbone`.
+
+    Raises:
+        DapError: the backbone cannot be opened or is of a kind that cannot be tuned, peft is missing, or a reason of
+            `train_backbone`.
+        OSError: the disk takes no more. Run the same again.
+    """
+    out = Path(out)
+    check_minutes(minutes)
+    if not 1 <= rank <= 1024:
+        raise DapError(f"--rank takes a whole number from 1 to 1024, such as 8, not {rank}.")
+    before = begun(out)
+    workshop = open_workshop(machine, watcher=watcher)
+    how = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
+    real = real_images(workshop, data, out, **how)
+    device = device_of(machine.device)
+    pipe, folder = open_pipeline(source_of(str(backbone)), revision=revision, dtype="float32", offline=machine.offline)
+    prompts = {} if template is None else {"template": template}
+    found: Any = from_pipeline(pipe.to(device), path=str(folder), name=str(backbone), **prompts)
+    check_tunable(found)
+    parts = real.parts(found.card.size)
+    lora = found.card.template is not None
+    wishes = {
+        "kind": "unet" if lora else "dit",
+        "size": found.card.size,
+        "minutes": minutes,
+        "seed": seed,
+        "flip": flip,
+    }
+    wishes |= {"steps": steps, "rank": rank if lora else None, "autoencoder_steps": None}
+    asked = real.asked(parts, **wishes, backbone=found.weights_hash())
+    if before is not None:
+        check_same(out, before.asked, asked)
+        if before.done and (out / "model_index.json").is_file():
+            return Trained(out, before, again=True)
+    with locked(out):
+        if before is None:
+            warn_of_few(asked.images, watcher)
+        stage = None if steps is None else Stage(planned=steps)
+        notes = before or Notes(asked=asked, sizes=_sizes(found, device), device=str(device), denoiser=stage)
+        write_notes(out, notes)
+        learner = tuner_of(pipe, folder, found, real.whole.class_names, rank, seed)
+        card = replace(found.card, name=out.resolve().name)
+        training = Training(
+            out,
+            *pictures_of(parts, flip, machine),
+            notes,
+            device,
+            watcher,
+            vae=found.vae,
+            learner=learner,
+            card=card,
+        )
+        trained = sum(parameter.numel() for parameter in learner.module.parameters() if parameter.requires_grad)
+        watcher.note(
+            f"Tunes {trained:,} parameters of {shown(str(backbone))} on {asked.images:,} images of {found.card.size} px. The licence "
+            f"of the result is that of the backbone: {found.card.licence}."
+        )
+        notes = training.run()
+        if (notes.psnr_held_out_db or POOR) < POOR:
+            watcher.note(
+                f"The autoencoder of {shown(str(backbone))} reconstructs your images with only {notes.psnr_held_out_db:.1f} dB and is not "
+                "tuned, so no image of the result is better than that; dap train-backbone trains one on your images."
+            )
+        return Trained(out, notes)
+
+
+def _sizes(backbone: Any, device: torch.device) -> Sizes:
+    """The sizes of a backbone that exists, and of the batches."""
+    channels, side, _ = backbone.latent_shape
+    batch = (64 if device.type == "cuda" else 32) if side <= SMALL else (16 if device.type == "cuda" else 4)
+    levels = [int(width) for width in backbone.vae.config.block_out_channels]
+    kind = "dit" if backbone.class_names else "unet"
+    return Sizes(
+        kind=kind,
+        size=backbone.card.size,
+        levels=levels,
+        latent_channels=channels,
+        width=32,
+        depth=1,
+        batch_latents=batch,
+    )
