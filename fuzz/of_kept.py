@@ -26,10 +26,10 @@ from dap.evaluation.report.scatter import read_map, undrawn
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import Training, run_with_checkpoint
+from dap.evaluation.training.networks.zoo import _fetched
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.stored_labels import Labelling, open_labels, write_labels
 from dap.evaluation.training.transforms import split
-from dap.evaluation.training.zoo import _fetched
 from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Asked, Notes, Stage, read_notes
 from dap.verbs.jobs import read_job, read_judging, read_teacher

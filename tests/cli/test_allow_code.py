@@ -347,7 +347,7 @@ def test_torchs_cache_runs_nothing(weights, tmp_path, monkeypatch):
 
     from torchvision.models import SqueezeNet1_1_Weights
 
-    from dap.evaluation.training.zoo import pretrained
+    from dap.evaluation.training.networks.zoo import pretrained
 
     class Evil:
         def __reduce__(self):

@@ -220,7 +220,7 @@ def worker(job: Path, /, *, code: list[str] | None = None, allow_code: bool = Fa
 
     del code, allow_code
     if job.name == TEACHER:
-        from dap.verbs.training.in_step import work_on
+        from dap.verbs.training.teacher import work_on
     elif job.name == JUDGING:
         from dap.verbs.evaluate import work_on
     else:

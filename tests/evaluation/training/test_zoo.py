@@ -237,7 +237,7 @@ def test_timm_is_asked_for_only_by_its_name(monkeypatch):
 
 def test_damaged_weights_in_torchs_cache_are_a_sentence(tmp_path):
     """Found by fuzzing: RuntimeError, OSError, EOFError and IndexError of torch."""
-    from dap.evaluation.training.zoo import _fetched
+    from dap.evaluation.training.networks.zoo import _fetched
 
     file = tmp_path / "resnet.pth"  # a name without a hash, so that its contents are read
     torch.save({"conv.weight": torch.ones(4)}, file)

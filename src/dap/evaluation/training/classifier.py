@@ -30,10 +30,10 @@ from dap.data.real.names import select
 from dap.evaluation.training.batches import as_float, in_slices
 from dap.evaluation.training.fitting import new_network, seeded
 from dap.evaluation.training.networks import check_shapes
+from dap.evaluation.training.networks.zoo import pretrained
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.steps import CenterCrop, Normalize, Resize, Step
 from dap.evaluation.training.transforms import run
-from dap.evaluation.training.zoo import pretrained
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.evaluation.training.augment import Operation
 from dap.evaluation.training.fitting import seeded
-from dap.evaluation.training.layers import Norm
 from dap.evaluation.training.networks import Network, build
+from dap.evaluation.training.networks.layers import Norm
 from dap.methods import base
 from dap.methods.base import Made, Method, Task, Unit
 from dap.methods.selection.features import check_decoded

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -88,11 +88,16 @@ def run_in_step(arguments: Mapping[str, Any], folder: Path, workers: int, watche
         return Trial.from_json((job.parent / RESULT).read_text())
 
 
-def work_on(job: Path, watcher: Watcher) -> None:
-    """Take part in the training that a parent process wrote into the file `job`. The parent is told of epochs by a file."""
-    del watcher
-    from dap.verbs.training.teacher import train_teacher
+def take_part(job: Path, train: Callable[..., Trial]) -> None:
+    """Take part in the training that a parent process wrote into the file `job`. The parent is told of epochs by a file.
 
+    Args:
+        job: the file.
+        train: `teacher.train_teacher`.
+
+    Raises:
+        DapError: the training failed by a mistake; the parent is told by a file.
+    """
     failed = job.parent / FAILED
     if failed.exists():  # torchrun starts the processes again, and a mistake stays a mistake
         raise DapError(_said(failed).message)
@@ -101,7 +106,7 @@ def work_on(job: Path, watcher: Watcher) -> None:
     if first:
         found["watcher"] = _Epochs(job.parent)
     try:
-        trial = train_teacher(found.pop("data"), found.pop("out"), **found)
+        trial = train(found.pop("data"), found.pop("out"), **found)
     except DapError as error:
         write_atomically(failed, json.dumps({"message": str(error)}).encode())
         raise

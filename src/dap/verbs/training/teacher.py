@@ -27,7 +27,7 @@ from dap.recipe import Recipe
 from dap.verbs.distill import open_workshop
 from dap.verbs.judges import open_protocol
 from dap.verbs.options import Engine, Machine, images_budget, kind_of, permitted
-from dap.verbs.training.in_step import run_in_step
+from dap.verbs.training.in_step import run_in_step, take_part
 from dap.verbs.understood import check_apart
 
 
@@ -175,3 +175,9 @@ def _train(
         save_classifier(classifier, out)
         shutil.rmtree(kept, ignore_errors=True)
     return trial
+
+
+def work_on(job: Path, watcher: Watcher) -> None:
+    """Take part in the training that a parent process wrote into the file `job`. The command `dap worker FILE` calls this."""
+    del watcher  # the parent is told by a file
+    take_part(job, train_teacher)

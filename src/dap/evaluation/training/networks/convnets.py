@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dap.base.errors import DapError
-from dap.evaluation.training.layers import Network, Norm, at_least, he_normal, norm_layer
+from dap.evaluation.training.networks.layers import Network, Norm, at_least, he_normal, norm_layer
 
 
 def convnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:

@@ -23,9 +23,9 @@ from dap.base.alone import alone
 from dap.base.errors import DapError
 from dap.base.parsing import Damaged, shown
 from dap.base.registry import resolve
-from dap.evaluation.training.convnets import convnet, resnetap10
-from dap.evaluation.training.layers import InstanceNorm, Network, Norm, n_parameters
-from dap.evaluation.training.zoo import FAMILIES, LIBRARIES
+from dap.evaluation.training.networks.convnets import convnet, resnetap10
+from dap.evaluation.training.networks.layers import InstanceNorm, Network, Norm, n_parameters
+from dap.evaluation.training.networks.zoo import FAMILIES, LIBRARIES
 
 __all__ = ["KNOWN", "InstanceNorm", "Network", "Norm", "build", "check_shapes", "convnet", "n_parameters", "resnetap10"]
 

@@ -33,7 +33,7 @@ from dap.base.documents import regular
 from dap.base.errors import DapError, first_line
 from dap.base.files import sha256_of
 from dap.base.registry import suggest
-from dap.evaluation.training.layers import InstanceNorm, Network, Norm, at_least, he_normal
+from dap.evaluation.training.networks.layers import InstanceNorm, Network, Norm, at_least, he_normal
 
 
 def resnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
