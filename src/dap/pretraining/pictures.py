@@ -19,7 +19,7 @@ FEW = 20_000
 SHIFT, ZOOM = 1 / 16, 0.1
 """The largest shift in each direction, as a part of the side, and the largest change of the scale."""
 
-MOST_VERSIONS = 8
+MOST_VERSIONS = 4
 """How many versions of each image are encoded, at the most."""
 
 TOGETHER = 128 * 64**2
