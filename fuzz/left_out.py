@@ -17,6 +17,7 @@ LEFT_OUT: dict[str, str] = {
     "objects.py:_code_of": "it hashes code that the user names, whatever it holds",
     "pretraining/networks.py:autoencoder": SHIPPED,
     "pretraining/training.py:Training._write": "it reads what it has just written",
+    "pretraining/tuning.py:number_format": "the head of weights that `hub.open_pipeline`, which is fed, has opened before",
     "published.py:_card": SHIPPED,
     "starter/__init__.py:verify_data": SHIPPED,
     "starter/train.py:main": "what the script itself has just written",

@@ -228,9 +228,9 @@ def targets(folder: Path) -> list[Target]:
     add("export.json", "json", "export.json", [json.dumps({"class_names": NAMES, "layout": "parquet"}).encode()],
         lambda path: exported(path.parent))  # fmt: skip
     for layout, file in BESIDE:
-        there = folder / f"beside-{layout}"
+        there = folder / f"beside-{layout}-{Path(file).stem}"
         if not there.exists():
-            source = make_set(folder / f"weighed-{layout}", weights=True)
+            source = make_set(folder / f"weighed-{layout}-{Path(file).stem}", weights=True)
             export(source, there, layout, logits=np.ones((4, 2), np.float32))
 
         def brought(path: Path, there: Path = there) -> Any:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.verbs.compare import sweep as sweep
     from dap.verbs.distill import distill as distill
     from dap.verbs.evaluate import evaluate as evaluate
+    from dap.verbs.exchange.push import push as push
+    from dap.verbs.looking.look import look as look
     from dap.verbs.options import Engine as Engine
     from dap.verbs.options import Judging as Judging
     from dap.verbs.options import Machine as Machine
@@ -60,7 +62,9 @@ _HOMES = {
     "import_set": "dap.data.sets.imports",
     "load_backbone": "dap.backbones:load",
     "load_protocol": "dap.evaluation.training.protocol",
+    "look": "dap.verbs.looking.look",
     "open_source": "dap.data.real.sources",
+    "push": "dap.verbs.exchange.push",
     "report": "dap.verbs.report",
     "sweep": "dap.verbs.compare",
     "train_backbone": "dap.verbs.training.backbone",
@@ -90,7 +94,9 @@ __all__ = [
     "import_set",
     "load_backbone",
     "load_protocol",
+    "look",
     "open_source",
+    "push",
     "report",
     "sweep",
     "train_backbone",

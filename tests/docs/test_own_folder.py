@@ -63,7 +63,7 @@ def test_the_page_runs_from_the_first_to_the_last_command(photos, monkeypatch, c
             run.append(words[0])
     said = capsys.readouterr()
     assert "train: 3 classes, 36 images, 20 × 20" in said.out + said.err
-    assert {"distill", "train-teacher", "train-backbone", "evaluate", "compare", "export"} <= set(run)
+    assert {"look", "distill", "train-teacher", "train-backbone", "evaluate", "compare", "export"} <= set(run)
     for file in (
         "runs/judged/report.html",
         "runs/compared/report.html",

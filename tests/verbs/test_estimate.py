@@ -112,7 +112,8 @@ def test_training_methods_are_not_guessed(colours, tmp_path):
     found = of_set(recipe(colours, method="mtt"), tmp_path / "a", Workshop("cpu"))
     assert found.seconds is None and "trains something before its first image" in found.why
     few, many = (
-        of_set(recipe(colours, method="dm", options={"iterations": n}), tmp_path / "a", Workshop("cpu")) for n in (2, 2000)
+        of_set(recipe(colours, method="dm", options={"iterations": n}), tmp_path / "a", Workshop("cpu"))
+        for n in (2, 2000)
     )
     assert few.seconds is not None and many.seconds is not None and many.seconds > 50 * few.seconds > 0
 

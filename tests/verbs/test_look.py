@@ -95,7 +95,8 @@ def test_everything_that_is_planted_is_found(planted, tmp_path, capsys):
 def test_a_wrong_label_is_found_by_the_features_of_a_trained_network(tmp_path):
     source = open_source("fashion-mnist", size=32, classes=["Bag", "Trouser", "Ankle boot"])
     for label, name in enumerate(source.class_names):
-        (tmp_path / name).mkdir()
+        for folder in source.class_names:
+            (tmp_path / folder).mkdir(exist_ok=True)
         for number, image in enumerate(source.images(label, range(15))):
             place = "Trouser" if (name, number) == ("Bag", 7) else name
             Image.fromarray((image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(

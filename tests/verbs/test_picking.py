@@ -15,8 +15,8 @@ from PIL import Image
 import dap
 from dap.base.errors import DapError
 from dap.data.sets.distilled import DistilledSet
+from dap.methods.matching.dm import Dm
 from dap.recipe import Recipe
-from dap.verbs import planning
 from dap.verbs.distill import distill, open_workshop
 from dap.verbs.options import Machine
 from dap.verbs.picking import budget, deciding, fitting, picked
@@ -206,17 +206,17 @@ def test_the_trial_of_iterations_is_that_of_the_iterations(strange, monkeypatch)
     """Doubling the work of an iteration is seen, and a trial keeps nothing."""
     recipe = {"method": "dm", "ipc": 1, "data": {"path": str(strange)}, "options": {"width": 8}}
     workshop = open_workshop(Machine())
-    clock = planning.rates.time
     now = [0.0]
     method, task = workshop.task(Recipe.parse(recipe))
-    step = type(method).step
+    assert isinstance(method, Dm)
+    step = Dm.step
 
     def timed(self, run, iteration):
         now[0] += 0.5 * len(run.task.source.class_names)
         yield from step(self, run, iteration)
 
-    monkeypatch.setattr(type(method), "step", timed)
-    monkeypatch.setattr(clock, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Dm, "step", timed)
+    monkeypatch.setattr("dap.verbs.planning.rates.time.perf_counter", lambda: now[0])
     assert of_iterations(method, task).each == pytest.approx(0.5 * 3)
     monkeypatch.setattr("dap.verbs.planning.rates.CLASSES", 1)  # fewer classes are tried, and the time is that of all
     assert of_iterations(method, task).each == pytest.approx(0.5 * 3)

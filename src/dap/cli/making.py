@@ -46,7 +46,7 @@ Methods = Annotated[
     Words,
     Parameter(
         help="Methods with commas between them, each a name or file.py:Name; dap methods lists the names. NAME@BACKBONE takes "
-        "another backbone for one method. Default: random,vanilla,dap,auto; without a backbone that knows the images random, dm and, "
+        "another backbone for one method. Default: random,vanilla,dap,auto; where no backbone knows the images: random, dm and, "
         "with --classifier, herding and rded.",
     ),
 ]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from dap.methods import METHODS, find
 
-
 WHEN: Mapping[str, tuple[str, str, str]] = {
     "random": ("real images, drawn at random", "as a baseline", "seconds"),
     "herding": ("real images near the mean", "real images must stay", "a pass"),
@@ -32,8 +31,8 @@ WHEN: Mapping[str, tuple[str, str, str]] = {
     "d3hr": ("noises grouped as real ones", "ImageNet, soft labels", "5"),
     "cao2": ("samples a classifier confirms", "a classifier at hand", "7"),
 }
-"""For each method what it makes, when to take it, and its cost: as a multiple of the time of `vanilla` on Fashion-MNIST at 10 images
-per class (docs/results.md, one order of magnitude apart at most), or what decides it."""
+"""For each method what it makes, when to take it, and its cost: as a multiple of the time of `vanilla` on Fashion-MNIST at 10
+images per class (docs/rivals.csv; the order of magnitude), or what decides it."""
 
 
 def table(costs: Mapping[str, str] | None = None) -> str:
@@ -61,8 +60,9 @@ COST = (
     "tells the time for your images.",
 )
 COST_OF_FOLDER = (
-    "ipc: images per class. cost: the time for this folder on this machine, roughly. –: something that",
-    "the method needs is not given, or it trains something whose time no trial tells.",
+    "ipc: images per class. cost: the time for this folder on this machine, roughly; dm, dc and dsa with",
+    "the papers' iterations, of which dap distill takes fewer, and --budget as many as fit. –: something",
+    "that the method needs is not given, or it trains something whose time no trial tells.",
 )
 
 

@@ -39,7 +39,7 @@ class Sizes(FromFile, frozen=True):
     """
 
     kind: Kind = "dit"
-    size: Annotated[int, Field(ge=16, le=2048)]
+    size: Annotated[int, Field(ge=1, le=2048)]
     levels: Annotated[list[Whole], Field(min_length=1, max_length=8)]
     layers: Annotated[int, Field(ge=1, le=8)] = 1
     latent_channels: Whole = 4

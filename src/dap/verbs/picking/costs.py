@@ -21,8 +21,8 @@ def costs(
 ) -> dict[str, float | None]:
     """The seconds of a set by each method that has a name, with its usual options.
 
-    Methods of a backbone are told by the time of one pass, and methods that optimise pixels by a trial of some iterations. Both are
-    rough.
+    Methods of a backbone are told by the time of one pass, and methods that optimise pixels by a trial of some iterations.
+    Both are rough.
 
     Args:
         data: a folder of real images, or fashion-mnist.
@@ -68,4 +68,7 @@ def _seconds(
         return of_iterations(made, task).seconds(task.options.iterations)
     if "backbone" in needs:
         return seconds_of_set(task, known)
-    return decoding_seconds(task)
+    source = task.source
+    total = sum(source.count(label) for label in range(len(source.class_names)))
+    looked = total if "classifier" in needs else min(total, recipe.ipc * len(source.class_names))
+    return decoding_seconds(task) * looked / total

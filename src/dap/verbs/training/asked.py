@@ -188,9 +188,8 @@ def check_same(out: Path, before: Asked, asked: Asked) -> None:
         was = getattr(before, name)
         if was != value:
             flag = "--" + name.replace("_", "-")
-            said = {"data": "other images", "classes": "other classes"}.get(
-                name, f"{flag} {was}, and now it is {value}"
-            )
+            others = {"data": "other images", "classes": "other classes", "backbone": "another backbone"}
+            said = others.get(name, f"{flag} {was}, and now it is {value}")
             raise DapError(
                 f"The training in {shown(out)} was begun with {said}. Give the same again to go on with it, or choose another "
                 "--out."

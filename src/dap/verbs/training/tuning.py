@@ -132,14 +132,14 @@ def tune_backbone(
         )
         trained = sum(parameter.numel() for parameter in learner.module.parameters() if parameter.requires_grad)
         watcher.note(
-            f"Tunes {trained:,} parameters of {shown(str(backbone))} on {asked.images:,} images of {found.card.size} px. The licence "
-            f"of the result is that of the backbone: {found.card.licence}."
+            f"Tunes {trained:,} parameters of {shown(str(backbone))} on {asked.images:,} images of {found.card.size} px. The "
+            f"licence of the result is that of the backbone: {found.card.licence}."
         )
         notes = training.run()
         if (notes.psnr_held_out_db or POOR) < POOR:
             watcher.note(
-                f"The autoencoder of {shown(str(backbone))} reconstructs your images with only {notes.psnr_held_out_db:.1f} dB and is not "
-                "tuned, so no image of the result is better than that; dap train-backbone trains one on your images."
+                f"The autoencoder of {shown(str(backbone))} reconstructs your images with only {notes.psnr_held_out_db:.1f} dB "
+                "and is not tuned, so no image of the result is better. dap train-backbone trains one on your images."
             )
         return Trained(out, notes)
 
