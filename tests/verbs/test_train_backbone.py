@@ -22,7 +22,20 @@ from dap.verbs.options import Machine
 
 NAMES = ("Bar & line", "disc", "square")
 FEW = {"minutes": 0.01, "steps": 4, "autoencoder_steps": 3, "size": 16, "machine": Machine(device="cpu")}
-FLAGS = ["--minutes", "0.01", "--steps", "4", "--autoencoder-steps", "3", "--size", "16", "--device", "cpu"]
+FLAGS = [
+    "--minutes",
+    "0.01",
+    "--steps",
+    "4",
+    "--autoencoder-steps",
+    "3",
+    "--size",
+    "16",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
