@@ -60,7 +60,7 @@ def stable_diffusion_3():
     )
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(CLASS_NAMES, 16)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

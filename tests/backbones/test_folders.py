@@ -140,7 +140,7 @@ def test_case_16_a_damaged_folder_is_a_sentence_that_fits_a_folder(damage, says,
         weights.rename(weights.with_name("diffusion_flax_model.msgpack"))
     else:
         tokenizer = folder / "tokenizer"
-        tiny.build_tokenizer(32).backend_tokenizer.model.save(str(tokenizer))
+        tiny.build_tokenizer(tiny.CLASS_NAMES, 32).backend_tokenizer.model.save(str(tokenizer))
         (tokenizer / "tokenizer.json").unlink()
         assert load(str(folder)).card.size == 8, "two files stand for the one"
         (tokenizer / "merges.txt").unlink()
