@@ -116,6 +116,30 @@ def test_other_layouts(hub, made, tmp_path, layout):
     assert import_set(tmp_path / "hub" / "lab" / "insects", tmp_path / "back").class_names == ("ant", "bee")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "refuses"),
+    [
+        ({"method": "auto"}, True),
+        ({"method": "dm"}, True),
+        ({"method": "dm", "options": {"init": "noise"}}, False),
+        ({"method": "random+refine"}, True),
+        ({"method": "vanilla"}, False),
+        ({"method": "vanilla+refine"}, False),
+        ({"method": "nothing.py:Mine"}, False),
+        ({}, False),
+    ],
+)
+def test_a_set_that_begins_at_real_images_is_refused_though_none_is_flagged(hub, capsys, tmp_path, recipe, refuses):
+    made = DistilledSet.create(tmp_path / "set", ("ant", "bee"), 1, recipe)
+    for label, slot in made.missing():
+        made.add(label, slot, torch.rand(3, 8, 8), seed=1, weight=1.0)
+    searched(made)
+    if refuses:
+        said = refused(capsys, made.path, "ada/x")
+        assert f"was made by {recipe['method']}" in said and "--allow-near-copies" in said and hub.calls == []
+    assert main(["push", str(made.path), "ada/x", *["--allow-near-copies"] * refuses]) == 0
+
+
 def refused(capsys, *args: object) -> str:
     assert main(["push", *map(str, args)]) == 1
     said = capsys.readouterr().err

@@ -54,6 +54,7 @@ class Refined(Method):
             "guidance": base.guidance,
             "sampling": base.sampling,
             "steered": base.steered,
+            "from_reals": base.from_reals,
             "Options": base.Options,
             "__doc__": f"{base.__doc__ or ''} Then all images of a class are refined together.",
         }

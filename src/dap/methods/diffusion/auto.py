@@ -87,6 +87,7 @@ class Auto(Vanilla):
     not publish a set of private images.
     """
 
+    from_reals = True
     reference = "ours, after DAP"
     cost = "encoding and clustering 1000 real images a class; and the refinement"
     refinement = {"typical": share_of_typical}

@@ -134,6 +134,7 @@ class RealPixels:
 class Matching(Method):
     """Optimises the pixels of all images of a set together."""
 
+    from_reals = True
     needs = frozenset({"training"})
     bounded = ("options.iterations", 1)
     Options = MatchingOptions

@@ -34,6 +34,7 @@ class Selection(Method):
     classifiers, each trained with a seed of its own.
     """
 
+    from_reals = True
     needs = frozenset({"classifier"})
     cost = "a classifier trained on all real data, and one pass over them"
     Options = SelectionOptions

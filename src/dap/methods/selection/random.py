@@ -12,6 +12,7 @@ from dap.methods.selection.features import check_pool
 class Random(Method):
     """A seeded uniform draw without replacement of ipc real images of each class (and not the first ipc file names)."""
 
+    from_reals = True
     cost = "none"
 
     def grows(self, task: Task) -> bool:

@@ -60,6 +60,7 @@ class Rded(Method):
     teacher's soft labels (`rded-soft`); the images are the same.
     """
 
+    from_reals = True
     needs = frozenset({"classifier"})
     reference = "Sun, Shi, Yu & Lin, CVPR 2024 (RDED)"
     cost = "a classifier trained on all real data, and a pass over images x crops a class"

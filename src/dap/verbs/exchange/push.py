@@ -10,9 +10,11 @@ from typing import Any
 
 from dap.base.errors import DapError, first_line
 from dap.base.parsing import shown
+from dap.base.permission import is_code
 from dap.base.watch import Watcher
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import LAYOUTS, export
+from dap.methods import find
 from dap.verbs.exchange.soft import logits_of
 
 USUAL = frozenset({".gitattributes", "README.md"})
@@ -40,7 +42,8 @@ def push(
         to: the repository, as owner/name. It is made if it is not there.
         layout: "parquet", "imagefolder" or "webdataset", which the hub's viewer and `datasets.load_dataset` read.
         private: whether a new repository is private.
-        allow_near_copies: upload a set that holds flagged near-copies of real images, or that was never searched for them.
+        allow_near_copies: upload a set that holds flagged near-copies of real images, that was never searched for them, or whose
+            method begins at real images (`Method.from_reals`).
         replace: replace the files of a repository that holds some.
         labels: soft labels that go with the images: a folder of `dap export --layout labels`.
         watcher: is told of every exported image.
@@ -49,8 +52,8 @@ def push(
         The address of the data set.
 
     Raises:
-        DapError: the set is not whole, it holds near-copies or was not searched for them, there is no token or the token may not
-            write there, the repository holds other files, or the hub cannot be reached.
+        DapError: the set is not whole, it holds near-copies, was not searched for them or begins at real images, there is no
+            token or the token may not write there, the repository holds other files, or the hub cannot be reached.
     """
     made = made if isinstance(made, DistilledSet) else DistilledSet.open(made)
     if layout not in ("parquet", "imagefolder", "webdataset"):
@@ -84,7 +87,7 @@ def push(
 
 
 def check_near_copies(made: DistilledSet) -> None:
-    """Check that a set was searched for near-copies of real training images, and holds none.
+    """Check that a set was searched for near-copies of real training images, holds none, and does not begin at real images.
 
     Raises:
         DapError: it was not, or it does.
@@ -105,6 +108,24 @@ def check_near_copies(made: DistilledSet) -> None:
             f"{len(copies)} of {len(made.records)} images of {made.path} are flagged as near-copies of real training images "
             f"({first}). Look at them with dap report. {rest}"
         )
+    if _from_reals(made):
+        raise DapError(
+            f"{made.path} was made by {(made.recipe or {})['method']}, whose images are real or begin at real ones, so "
+            f"they may show private ones, although none is flagged as a near-copy. {rest}"
+        )
+
+
+def _from_reals(made: DistilledSet) -> bool:
+    """Whether the images of a set are real ones or begin at real ones, by its method. False for methods of others, whose code is
+    not run to be asked."""
+    recipe = made.recipe or {}
+    try:
+        method = find(str(recipe.get("method"))) if not is_code(str(recipe.get("method"))) else None
+    except DapError:  # a set of another version, or of another program
+        return False
+    options = recipe.get("options")
+    begun = options.get("init") if isinstance(options, Mapping) else None
+    return method is not None and method.from_reals and begun != "noise"
 
 
 def _hub(to: str) -> Any:

@@ -52,8 +52,8 @@ def no_backbone(backbones: Sequence[Looked]) -> str:
 def own_backbone(data: str) -> str:
     """How to get a backbone for a folder."""
     return (
-        f"a diffusion model of your own images: dap train-backbone --data {shlex.quote(data)} --out DIR, then this command with "
-        "--backbone DIR"
+        f"For auto and all other methods of a diffusion model, train one on your images (dap train-backbone --data "
+        f"{shlex.quote(data)} --out DIR), then add --backbone DIR."
     )
 
 
@@ -68,10 +68,10 @@ def of_backbone(one: Looked, steps: Fitted | None, seconds: float) -> str:
 
 def of_dm(reason: str, iterations: int, seconds: float, budget: float | None, *, capped: bool, data: str) -> str:
     """The reason for `dm`."""
-    longer = "" if budget is not None and capped else "a longer --budget (such as 1h) takes more iterations, or "
+    longer = "" if budget is not None and capped else "A longer --budget (such as 1h) takes more iterations. "
     return (
         f"Method dm with {iterations:,} iterations, which will take {time_of(seconds)} by a short trial: {reason}, and dm is the "
-        f"best of the methods that need none, if it has the time. For more: {longer}{own_backbone(data)}."
+        f"best of the methods that need none, if it has the time. {longer}{own_backbone(data)}"
     )
 
 
@@ -82,8 +82,8 @@ def of_real(reason: str, method: str, why: str, *, data: str) -> str:
     else:
         head = "Method random, which picks real images in seconds"
     why = f", and {why}" if why else ""
-    better = "" if method == "herding" else "a longer --budget, or "
-    return f"{head}: {reason}{why}. For more: {better}{own_backbone(data)}."
+    better = "" if method == "herding" else "A longer --budget makes dm possible. "
+    return f"{head}: {reason}{why}. {better}{own_backbone(data)}"
 
 
 def left_out(
