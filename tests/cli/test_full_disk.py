@@ -34,8 +34,8 @@ LIMITS = (0, 300, 1000, 3000, 10_000, 30_000)
 QUIET = ["methods", "verify", "check", "status"]
 """Verbs that write no file."""
 
-AS_OTHERS = ["demo", "sweep", "worker"]
-"""Verbs that are `dap compare` with other flags, or a process of it."""
+AS_OTHERS = ["demo", "sweep", "worker", "push"]
+"""Verbs that are `dap compare` with other flags, or a process of it; push is `dap export` into a folder for a while."""
 
 
 @contextmanager
@@ -104,6 +104,7 @@ CASES = {
     "report": "report {sets} --out {out}",
     "rank": "rank {sets} --network convnet2 --own {by} --hard {by} --full 1 --out {out}",
     "import": "import {set} --out {out}",
+    "look": "look {data} --out {out}.png",
     "convert": "convert {weights} --out {out}",
     **{f"export {layout}": f"export {{set}} --layout {layout} --out {{out}}" for layout in LAYOUTS},
 }
@@ -282,6 +283,8 @@ def test_on_a_disk_that_is_really_full(colours, tmp_path):
 BY_THEMSELVES = {
     "base/files.py": "the one place through which files are written",
     "cost.py": "clears a counter in /proc",
+    "pretraining/training.py": "diffusers writes a folder, inside `writing`",
+    "verbs/planning/networks.py": "copies a file of captions to the system's folder for temporary files",
     "evaluation/apart.py": "tries whether a folder can be written, and says so if not",
     "backbones/convert.py": "diffusers writes a folder, inside `writing`",
     "cli/completion.py": "hands the script of a shell to cyclopts",

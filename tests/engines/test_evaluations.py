@@ -102,7 +102,7 @@ def test_workers_train_and_a_killed_one_is_made_up_for(sets, alone):
         stdout, stderr = process.communicate(timeout=250)
     assert process.returncode == 0 and "Traceback" not in stderr, stderr
     assert [results_of(path) for path in sets] == alone
-    assert stdout.count("convnet2") >= 1
+    assert stdout.count("ConvNet-2") >= 1
 
 
 def test_a_trial_is_recorded_once_and_after_half_a_line(tmp_path):

@@ -97,8 +97,8 @@ VERBS = {
         "BACKBONE --data DIR --out DIR [FLAGS]",
         MAKE,
         (
-            "dap tune-backbone stable-diffusion-v1-5/stable-diffusion-v1-5 --data ~/animals --out w",
-            "dap tune-backbone facebook/DiT-XL-2-256 --data ~/animals --minutes 120 --out animals",
+            "dap tune-backbone CompVis/stable-diffusion-v1-4 --data ~/animals --out w",
+            "dap tune-backbone facebook/DiT-XL-2-256 --data ~/animals --out animals-dit",
         ),
     ),
     "evaluate": Verb(

@@ -55,7 +55,9 @@ def run_grid(cells: Grid, title: str, watcher: Watcher = Watcher(), engine: Engi
             _run_in_workers(
                 cells,
                 watcher,
-                lambda arguments, count: run_workers(arguments, workers, spread, count, tell=watcher.note),
+                lambda arguments, count: run_workers(
+                    arguments, workers, spread=spread, meanwhile=count, tell=watcher.note
+                ),
             )
         elif kind == "shard":
             rank = rank_of(engine.shard)

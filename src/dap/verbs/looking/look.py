@@ -77,7 +77,8 @@ def look(
         watcher: is told of every class.
 
     Raises:
-        DapError: there are no images, or the contact sheet cannot be written.
+        DapError: there are no images.
+        OSError: the contact sheet cannot be written.
     """
     if most < 1:
         raise DapError(f"At least one image is looked at, not {most}; give --most a larger number.")

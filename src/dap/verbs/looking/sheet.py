@@ -20,7 +20,8 @@ def write_sheet(part: Seen, out: Path) -> Path:
     """Write the first images of each class of a part; of more than `ROWS` classes, the first ones.
 
     Raises:
-        DapError: no image can be decoded, or the file cannot be written.
+        DapError: no image can be decoded, or there can be no such folder.
+        OSError: the file cannot be written.
     """
     if not len(part.keys):
         raise DapError("There is no image to show on a contact sheet, as none can be decoded.")
@@ -38,9 +39,9 @@ def write_sheet(part: Seen, out: Path) -> Path:
     sheet.save(data, format="PNG")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, data.getvalue())
     except OSError as error:
         raise DapError(
             f"The contact sheet cannot be written to {out}: {error.strerror or error}; give another --out."
         ) from error
+    write_atomically(out, data.getvalue())
     return out

@@ -95,11 +95,11 @@ def left_out(
         dm += f" ({time_of(seconds)} a set)"
     names = ", ".join(dm if name == "dm" else name for name in methods)
     more = (
-        "" if "herding" in methods else "herding and rded join with --classifier FILE, which dap train-teacher makes; "
+        "" if "herding" in methods else "Herding and rded join with --classifier FILE, which dap train-teacher makes. "
     )
     return (
-        f"Compared are {names}. Methods that sample a diffusion model are left out: {no_backbone(backbones)}. For more: {more}"
-        f"{own_backbone(data)}; --methods names what is compared."
+        f"Compared are {names}. Methods that sample a diffusion model are left out: {no_backbone(backbones)}. {more}"
+        f"{own_backbone(data)} --methods names what is compared."
     )
 
 
