@@ -213,7 +213,7 @@ def test_a_comparison_takes_refined_methods_beside_others(tmp_path, capsys):
     judged = ["--protocol", "quick-hard", "--set", "epochs=1", "--set", "looks=1", "--seeds", "1", "--sets", "1"]
     methods = ["--methods", "random,random+refine,auto"]
     assert main(["compare", *methods, *given, *judged, "--out", str(tmp_path / "c")]) == 0
-    assert "Random+refine" in capsys.readouterr().out
+    assert "Random + refinement" in capsys.readouterr().out
 
 
 def test_choices_about_sampling_that_mean_nothing_are_told(shop, tmp_path, caplog):

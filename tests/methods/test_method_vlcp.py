@@ -116,8 +116,10 @@ def test_the_neutral_setting_is_the_vanilla_sample(make, tmp_path):
     assert hashes(neutral) == hashes(vanilla)
     for place, change in enumerate(({"text": "prototype"}, {"strength": 0.5}, {"epochs": 1, "lr": 1e-2, "batch": 8})):
         other = distill(make(**NEUTRAL | change), tmp_path / f"c{place}", workshop=shop)
-        same = set(hashes(other)) & set(hashes(vanilla))
-        assert len(same) <= 1, change  # with these random weights the text moves some images by less than a level
+        if "text" in change:  # with random weights the text moves some images by less than a level of 255
+            assert hashes(other) != hashes(vanilla)
+        else:
+            assert set(hashes(other)).isdisjoint(hashes(vanilla)), change
 
 
 def test_tuning_is_shared_by_seeds_and_kept_until_its_weights_are(make, tmp_path, monkeypatch):
