@@ -164,14 +164,16 @@ def test_a_ray_cluster_does_a_grid_and_its_trainings(flags, tmp_path):
         print(told.read_text())
         assert process.returncode == 0, told.read_text()
         sets = sorted(path.parent for path in begun.rglob("classes.json"))
-        again = [*DAP, "evaluate", *map(str, sets), "--trials", "3", *judging[:-2]]
+        again = [*DAP, "evaluate", *map(str, sets), "--trials", "3", *judging[:-2], "--out", str(begun)]
         done = subprocess.run([*again, *engine], env=ENVIRONMENT, capture_output=True, text=True, timeout=800)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     alone = [tmp_path / "one" / path.relative_to(begun) for path in sets]
-    subprocess.run([*DAP, "evaluate", *map(str, alone), "--trials", "3", *judging[:-2]], check=True, env=ENVIRONMENT)
+    again = [*DAP, "evaluate", *map(str, alone), "--trials", "3", *judging[:-2], "--out", str(tmp_path / "one")]
+    subprocess.run(again, check=True, env=ENVIRONMENT)
     assert len(sets) == 4 and [trials_of(path) for path in sets] == [trials_of(path) for path in alone]
     assert [images_of(path) for path in sets] == [images_of(path) for path in alone]
-    assert not list(begun.rglob(".claims")) and all(len(trials_of(path)) == 6 for path in sets)
+    left = [file for place in begun.rglob(".claims") for file in place.iterdir()]
+    assert not left and all(len(trials_of(path)) == 6 for path in sets)
 
 
 def test_a_mistake_in_an_actor_is_one_sentence(flags, tmp_path):
