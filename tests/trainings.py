@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,3 +77,9 @@ class Exploding(Linear):
 
 
 EXPLODING = f"{__file__}:Exploding"
+
+
+def trials_of(folder: Path) -> list[dict[str, Any]]:
+    """What the trainings on a set gave, in order and without times."""
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    return sorted((line | {"seconds": 0} for line in lines), key=lambda line: (line["network"], line["seed"]))

@@ -1,4 +1,4 @@
-"""A watcher whose methods are functions of a test."""
+"""What tests watch work with: a watcher whose methods are functions of a test, and a clock that a test moves."""
 
 from __future__ import annotations
 
@@ -13,3 +13,14 @@ def hearing(**calls: Callable[..., Any]) -> Watcher:
     watcher = Watcher()
     vars(watcher).update(calls)
     return watcher
+
+
+class Clock:
+    """A clock that stands still unless somebody works. It stands in for the module `time`."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    monotonic = perf_counter

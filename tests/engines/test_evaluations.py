@@ -21,6 +21,7 @@ from dap.verbs.compare import compare
 from dap.verbs.distill import distill
 from dap.verbs.evaluate import evaluate
 from dap.verbs.options import Engine, Judging
+from trainings import trials_of
 
 FAST = Judging(networks=("convnet1", "convnet2"), trials=2, epochs=2, changes={"size": 16, "width": 4})
 
@@ -34,10 +35,8 @@ def sets(colours, tmp_path):
 
 def results_of(folder):
     """What is recorded beside a set, in order and without times."""
-    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    trials = sorted((line | {"seconds": 0} for line in lines), key=lambda line: (line["network"], line["seed"]))
     notes = {name: (folder / name).read_text() for name in ("protocols.json", "measures.json")}
-    return trials, {name: json.loads(text) for name, text in notes.items()}
+    return trials_of(folder), {name: json.loads(text) for name, text in notes.items()}
 
 
 @pytest.fixture

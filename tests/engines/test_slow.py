@@ -3,7 +3,6 @@ not. Their last output is in docs/reliability.md."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ import pytest
 
 from dap.data.sets.contents import part_files
 from dap.data.sets.distilled import DistilledSet
+from trainings import trials_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -76,12 +76,6 @@ def images_of(folder: Path) -> dict[str, bytes]:
     """The bytes of the images, the manifest, the recipe and the facts of a set."""
     files = [*folder.glob("images/*/*"), *(folder / f"{n}.json" for n in ("recipe", "inputs", "classes", "env"))]
     return {str(f.relative_to(folder)): f.read_bytes() for f in (*files, folder / "manifest.jsonl")}
-
-
-def trials_of(folder: Path) -> list[dict]:
-    """What the trainings on a set gave, in order and without times."""
-    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    return sorted((line | {"seconds": 0} for line in lines), key=lambda line: (line["network"], line["seed"]))
 
 
 def wait_for(what: str, done, process: subprocess.Popen, seconds: float = 400) -> None:

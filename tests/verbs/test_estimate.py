@@ -20,19 +20,9 @@ from dap.verbs.planning import estimate, trials
 from dap.verbs.planning.estimate import of_set, of_trainings, training_seconds
 from dap.verbs.planning.grids import planned_grid, planned_judging
 from dap.workshop import Workshop
+from watching import Clock
 
 QUICK = Judging(protocol="quick-hard", epochs=2, changes={"size": 16, "width": 4, "looks": 1}, trials=2)
-
-
-class Clock:
-    """A clock that stands still unless somebody works."""
-
-    now = 0.0
-
-    def perf_counter(self):
-        return self.now
-
-    monotonic = perf_counter
 
 
 @pytest.fixture

@@ -14,19 +14,9 @@ from dap.verbs.caption import caption
 from dap.verbs.distill import distill
 from dap.verbs.planning import networks
 from dap.verbs.planning.networks import planned_caption, planned_classify, planned_teacher
+from watching import Clock
 
 CLASSES = ["Dress", "Bag"]
-
-
-class Clock:
-    """A clock that stands still unless somebody works."""
-
-    now = 0.0
-
-    def perf_counter(self):
-        return self.now
-
-    monotonic = perf_counter
 
 
 @pytest.fixture

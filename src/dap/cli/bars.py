@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from dap.base.watch import Watcher
+from dap.verbs.planning.hour import spoken
 
 EVERY = 5.0
 """Seconds between two lines if no terminal can show a bar."""
@@ -37,13 +38,6 @@ def time_left(done: int, left: int, seconds: float) -> str:
     if done <= 0 or left <= 0:
         return ""
     return f"about {spoken(seconds / done * left)} left"
-
-
-def spoken(seconds: float) -> str:
-    """A time in words, such as "5 min", in the unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def result(name: str, trial: Any) -> str:

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dap.cli.bars import spoken
 from dap.cli.flags import Told
+from dap.verbs.planning.hour import spoken
 
 if TYPE_CHECKING:
     from dap.verbs.planning.estimate import Estimate

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from dap.cli.bars import spoken
 from dap.cli.flags import (
     Classes,
     MachineFlags,
@@ -21,6 +20,7 @@ from dap.cli.flags import (
     watcher_of,
 )
 from dap.cli.judging import BadFraction
+from dap.verbs.planning.hour import spoken
 
 if TYPE_CHECKING:
     from dap.verbs.training.asked import Trained

@@ -56,6 +56,14 @@ def strangeness(backbone: Backbone, images: Float[Tensor, "n 3 size size"], clas
     return torch.stack(ratios).mean().item()
 
 
+def some_of(source: Any) -> tuple[Float[Tensor, "n 3 size size"], list[str]]:
+    """Some ten images of a source over its first classes, with the class of each. A small class gives all it has."""
+    names = source.class_names[:10]
+    each = max(1, 10 // len(names))
+    drawn = [source.images(i, source.good(i, each, seed_of(0, "familiar", i), least=1)) for i in range(len(names))]
+    return torch.cat(drawn), [name for name, some in zip(names, drawn, strict=True) for _ in some]
+
+
 def warned(backbone: Backbone, source: Any) -> float | None:
     """The `strangeness` of some ten real images to a text-conditioned backbone; a warning is logged where it is too large.
 
@@ -71,13 +79,10 @@ def warned(backbone: Backbone, source: Any) -> float | None:
     card = backbone.card
     if backbone.class_names or card.template is None:
         return None
-    names = source.class_names[:10]
-    each = max(1, 10 // len(names))
-    drawn = [source.images(i, source.good(i, each, seed_of(0, "familiar", i), least=1)) for i in range(len(names))]
-    images = torch.cat(drawn)
+    images, names = some_of(source)
     if images.shape[1:] != (3, card.size, card.size):
         return None
-    found = strangeness(backbone, images, [name for name, some in zip(names, drawn, strict=True) for _ in some])
+    found = strangeness(backbone, images, names)
     if found <= UNKNOWN:
         return None
     log.warning(

@@ -19,7 +19,7 @@ from typing import Any
 
 from dap.base.errors import DapError, NotFinite, first_line
 from dap.base.watch import Watcher
-from dap.base.workers import run_workers, threads_of
+from dap.base.workers import run_workers
 from dap.methods.base import Made, Unit
 
 RESTARTS = 3
@@ -116,8 +116,7 @@ def run_workers_on(
     if not pieces:
         return
     _connect(cluster)
-    threads = cluster.threads or threads_of(1)
-    crew = _Crew(replace(cluster, threads=threads), _worker, (tuple(arguments), threads), watcher, ahead=1)
+    crew = _Crew(cluster, _worker, (tuple(arguments), cluster.threads), watcher, ahead=1)
     try:
         next(crew.run(list(range(pieces)), lambda number: f"worker {number}", meanwhile))
     finally:

@@ -138,7 +138,8 @@ def caption(
     Raises:
         DapError: the data or the model cannot be opened. `write_captions` says what else raises.
     """
-    source = opened(data, Path(out), classes, max_bad_fraction, split, watcher)
+    how = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
+    source = opened(data, Path(out), watcher, **how)
     if say is None:
         say = Captioner(model, device=machine.device, offline=machine.offline)
         ask = ask or say.ask
@@ -149,10 +150,11 @@ def caption(
 def opened(
     data: str | Path | Source,
     out: Path,
-    classes: Sequence[str] | None,
-    max_bad_fraction: float,
-    split: Any,
     watcher: Watcher,
+    *,
+    classes: Sequence[str] | None = None,
+    max_bad_fraction: float = 0.01,
+    split: Any = None,
 ) -> Source:
     """The real images that `caption` captions, after a look at the file of captions."""
     _check_out(out)

@@ -117,7 +117,7 @@ def evaluate(
             told |= {"classes": [classes] if isinstance(classes, str) else classes, "machine": machine}
             del workshop, loaded_for, ready
             give_back()
-            with written_judging(told, opened[0].results.absolute() / CLAIMS) as command:
+            with written_judging(told, opened[0].results.absolute() / CLAIMS) as (_, command):
                 if kind == "ray":
                     run_workers_on(cluster_of(engine, machine), command, pieces, watcher)
                 else:

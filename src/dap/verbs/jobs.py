@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,58 +175,56 @@ def read_teacher(job: Path) -> dict[str, Any]:
     return {**found, "machine": _machine(found, job)}
 
 
-@contextmanager
-def written_teacher(arguments: Mapping[str, Any], folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Write the arguments of `teacher.train_teacher` into a file that lasts as long as the block.
+def written_teacher(arguments: Mapping[str, Any], folder: Path) -> AbstractContextManager[tuple[Path, list[str]]]:
+    """Write the arguments of `teacher.train_teacher` into a file that lasts as long as the block, see `_written`.
 
     Args:
         arguments: the arguments, in which all paths are absolute.
         folder: the folder in which a folder for the file is made.
-
-    Yields:
-        The file, and the command line of `dap` with which a process takes part in the training.
     """
     told = {**arguments, "machine": asdict(arguments["machine"])}
-    with passing_folder(folder) as made:
-        job = made / TEACHER
-        write_atomically(job, json.dumps(told, default=str).encode())
-        named = {name: told[name] for name in ("network", "protocol", "changes")}
-        yield job, ["worker", str(job), *_permission(named)]
+    return _written(told, TEACHER, folder, {name: told[name] for name in ("network", "protocol", "changes")})
 
 
-@contextmanager
-def written_judging(arguments: Mapping[str, Any], folder: Path) -> Iterator[list[str]]:
-    """Write the arguments of `evaluate.evaluate` into a file that lasts as long as the block.
+def written_judging(arguments: Mapping[str, Any], folder: Path) -> AbstractContextManager[tuple[Path, list[str]]]:
+    """Write the arguments of `evaluate.evaluate` into a file that lasts as long as the block, see `_written`.
 
     Args:
         arguments: the arguments, in which all paths are absolute.
         folder: the folder in which a folder for the file is made. All processes must see it.
-
-    Yields:
-        The command line of `dap` with which a process shares the work.
     """
     told = {name: asdict(value) if name in ("judging", "machine") else value for name, value in arguments.items()}
-    with passing_folder(folder) as made:
-        job = made / JUDGING
-        write_atomically(job, json.dumps(told, default=str).encode())
-        yield ["worker", str(job), *_permission(told["judging"])]
+    return _written(told, JUDGING, folder, told["judging"])
 
 
-@contextmanager
-def written(grid: Grid, folder: Path | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """Write the file of a grid into a new folder that lasts as long as the block.
+def written(grid: Grid, folder: Path | None = None) -> AbstractContextManager[tuple[Path, list[str]]]:
+    """Write the file of a grid into a new folder that lasts as long as the block, see `_written`.
 
     Args:
         grid: the grid.
         folder: the folder in which the new folder is made. Default: that of the system for temporary files.
+    """
+    told = grid.dump()
+    return _written(told, "grid.json", folder, [[recipe for _, recipe in told["cells"]], told["judging"]])
+
+
+@contextmanager
+def _written(told: Mapping[str, Any], name: str, folder: Path | None, named: Any) -> Iterator[tuple[Path, list[str]]]:
+    """Write the file of a job.
+
+    Args:
+        told: its content.
+        name: its name, which says what kind of job it is.
+        folder: see `written`.
+        named: the values of it that may name code. What of it may run here may run in the processes too.
 
     Yields:
         The file, and the command line of `dap` with which a process shares the work.
     """
     with tempfile.TemporaryDirectory(prefix="dap-run-") if folder is None else passing_folder(folder) as made:
-        job, dumped = Path(made) / "grid.json", grid.dump()
-        write_atomically(job, json.dumps(dumped, default=str).encode())
-        yield job, ["worker", str(job), *_permission([[recipe for _, recipe in dumped["cells"]], dumped["judging"]])]
+        job = Path(made) / name
+        write_atomically(job, json.dumps(told, default=str).encode())
+        yield job, ["worker", str(job), *_permission(named)]
 
 
 def read_job(job: Path) -> Grid:

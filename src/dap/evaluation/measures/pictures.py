@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
+from dap.data.real.counts import total_of
 from dap.evaluation.measures.measures import extract
 
 SIDE = 32
@@ -104,4 +105,4 @@ class Pictures:
     @property
     def available(self) -> int:
         """The number of images in the source."""
-        return sum(self.source.count(label) for label in range(len(self.source.class_names)))
+        return total_of(self.source)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dap.data.real.base import Source
+from dap.data.real.counts import counts_of
 from dap.data.real.decode import BrokenImage
 
 SIDE = 32
@@ -73,7 +74,7 @@ def seen(source: Source, name: str, most: int, tell: object = None) -> Seen:
     Broken images are listed, however many they are.
     """
     source = source.fitted(SIDE, "crop")
-    counts = [source.count(label) for label in range(len(source.class_names))]
+    counts = counts_of(source)
     share = max(1, most // len(counts)) if sum(counts) > most else max(counts)
     pictures, labels, keys, broken = list[Tensor](), list[int](), list[str](), list[tuple[str, str]]()
     for label, count in enumerate(counts):

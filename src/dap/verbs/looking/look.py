@@ -14,6 +14,7 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
+from dap.data.real.counts import counts_of
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.sizes import kind_of, told
 from dap.data.real.sources import open_source
@@ -168,7 +169,7 @@ def _of_part(
     part: Seen, source: Source, data: str, reference: Path | None, device: str
 ) -> tuple[dict[str, Any], list[str]]:
     """What one part holds."""
-    name, counts = part.name, [source.count(label) for label in range(len(source.class_names))]
+    name, counts = part.name, counts_of(source)
     by_class = dict(zip(source.class_names, counts, strict=True))
     kinds = _kinds(source)
     sizes, modes, formats = [one[0] for one in kinds], [one[1] for one in kinds], [one[2] for one in kinds]
@@ -262,7 +263,7 @@ def _leaks(first: Seen, second: Seen) -> tuple[dict[str, Any], list[str]]:
 
 def _kinds(source: Source) -> list[tuple[tuple[int, int], str, str]]:
     """Size, mode and format of images by the heads of their files; empty for images that lie in no file of their own."""
-    counts = [source.count(label) for label in range(len(source.class_names))]
+    counts = counts_of(source)
     share, found = max(1, KINDS // len(counts)), []
     for label, count in enumerate(counts):
         for index, key in enumerate(source.keys(label, range(min(count, share)))):

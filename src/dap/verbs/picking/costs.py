@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.data.real.counts import total_of
 from dap.methods import METHODS
 from dap.methods.matching.base import Matching
 from dap.recipe import BackboneChoice, Recipe
@@ -69,6 +70,6 @@ def _seconds(
     if "backbone" in needs:
         return seconds_of_set(task, known)
     source = task.source
-    total = sum(source.count(label) for label in range(len(source.class_names)))
+    total = total_of(source)
     looked = total if "classifier" in needs else min(total, recipe.ipc * len(source.class_names))
     return decoding_seconds(task) * looked / total

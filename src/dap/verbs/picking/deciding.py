@@ -11,6 +11,7 @@ from typing import Any
 
 from dap.base.errors import DapError
 from dap.data.real.base import Source
+from dap.data.real.counts import counts_of, total_of
 from dap.data.real.stored.budget import memory_budget
 from dap.recipe import BackboneChoice, Recipe
 from dap.verbs.picking import words
@@ -82,7 +83,7 @@ def check_enough(source: Source, ipc: int) -> None:
     Raises:
         DapError: a class has fewer. The message says how many the set may have.
     """
-    counts = {name: source.count(label) for label, name in enumerate(source.class_names)}
+    counts = dict(zip(source.class_names, counts_of(source), strict=True))
     name = min(counts, key=lambda one: counts[one])
     if counts[name] < ipc:
         raise DapError(
@@ -140,8 +141,7 @@ def rate_of_dm(recipe: Recipe, workshop: Workshop) -> tuple[Rate | None, str]:
     """The rate of `dm` on these images; or None, and why it cannot be used."""
     whole = workshop.whole(recipe.data)
     side = recipe.data.size or whole.side() or 0
-    total = sum(whole.count(label) for label in range(len(whole.class_names)))
-    if total * 3 * side * side > MEMORY * memory_budget():
+    if total_of(whole) * 3 * side * side > MEMORY * memory_budget():
         return None, "dm keeps all images in memory, which is too small for them"
     values = recipe.model_dump(exclude_unset=True)
     values |= {"method": "dm", "options": {"iterations": LEAST, "real_batch": BATCH}}

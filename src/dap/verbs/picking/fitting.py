@@ -12,17 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dap import imagenet
 from dap.backbones import device_of
 from dap.backbones.hub import index_of, labels_of
 from dap.backbones.opening import KINDS, source_of
 from dap.base.documents import read_names
 from dap.base.errors import DapError
-from dap.base.seeding import seed_of
 from dap.choices import BackboneChoice, Data
-from dap.data.familiar import strangeness
+from dap.data.familiar import some_of, strangeness
 from dap.data.real.base import Source
 from dap.data.real.identity import folder as user_cache
 from dap.data.real.sources import EMBEDDED
@@ -120,19 +117,7 @@ def _strangeness(choice: BackboneChoice, data: Data, workshop: Workshop) -> floa
     """The `strangeness` of some ten real images to a backbone, each under its own class."""
     backbone = workshop.backbone(choice)
     source = workshop.source(data.model_copy(update={"size": backbone.card.size}))
-    names, images = _some(source)
-    return strangeness(backbone, images, names)
-
-
-def _some(source: Source) -> tuple[list[str], torch.Tensor]:
-    """Some ten images of a source over its first classes, with the class of each."""
-    names = source.class_names[:10]
-    each = max(1, 10 // len(names))
-    drawn = [
-        source.images(i, source.good(i, min(each, source.count(i)), seed_of(0, "familiar", i), least=1))
-        for i in range(len(names))
-    ]
-    return [name for name, some in zip(names, drawn, strict=True) for _ in some], torch.cat(drawn)
+    return strangeness(backbone, *some_of(source))
 
 
 def _unknown(folder: Path, class_names: Sequence[str]) -> list[str]:

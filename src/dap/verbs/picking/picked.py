@@ -16,6 +16,7 @@ from typing import Any
 
 from dap.base.store import Store
 from dap.base.watch import Watcher
+from dap.data.real.counts import total_of
 from dap.data.sets.distilled import WORK
 from dap.data.sets.notes import whole_note
 from dap.recipe import Recipe
@@ -111,8 +112,7 @@ def _fitted(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, bud
 
 def _noted(decision: Decision, workshop: Workshop, recipe: Recipe, seconds: float) -> list[dict[str, Any]]:
     """What was chosen, as `notes.Choice` has it."""
-    whole = workshop.whole(recipe.data)
-    images = sum(whole.count(label) for label in range(len(whole.class_names)))
+    images = total_of(workshop.whole(recipe.data))
     considered = decision.seconds
     lines = list[dict[str, Any]]()
     for name, value in decision.values.items():

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from dap.base.watch import Watcher
+from dap.data.real.counts import total_of
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.plan import Loaded
 from dap.evaluation.report.records import load_set
@@ -120,6 +121,5 @@ def _trainings(
         for net in left:
             left[net] += sum((plan.protocol.name, net, seed) not in done for seed in plan.seeds)
     classes = len(loaded.test.class_names)
-    tested = sum(loaded.test.count(label) for label in range(classes))
-    found = of_trainings(name, plan.protocol, left, (ipc * classes, tested, classes), plan.device, known)
+    found = of_trainings(name, plan.protocol, left, (ipc * classes, total_of(loaded.test), classes), plan.device, known)
     return replace(found, pieces=len(folders) * len(left) * len(plan.seeds))

@@ -23,13 +23,16 @@ LESS = {
 """How to do with less, by what is told to a watcher."""
 
 
-def in_words(seconds: float) -> str:
-    """A time in words, in the unit that suits it: "12 s", "5 min", "1.5 h"."""
+def spoken(seconds: float) -> str:
+    """A time in words, such as "5 min", in the unit that suits it."""
     if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 36000 else f"{seconds / 3600:,.0f} h"
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def in_words(seconds: float) -> str:
+    """A time that was estimated, in words: at least a second, and from ten hours on in whole hours."""
+    return spoken(max(seconds, 1)) if seconds < 36000 else f"{seconds / 3600:,.0f} h"
 
 
 def sentence(what: str, seconds: float, less: str) -> str:

@@ -18,9 +18,10 @@ from dap.backbones import device_of
 from dap.backbones.base import Backbone
 from dap.backbones.hub import to_download
 from dap.base.errors import DapError
-from dap.base.files import check_file, drop_torn_line
+from dap.base.files import drop_torn_line
 from dap.base.watch import Watcher
 from dap.cost import forget_peak_memory, peak_memory_gb
+from dap.data.real.counts import total_of
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
 from dap.imagenet import spoken
@@ -32,6 +33,7 @@ from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
 from dap.verbs.planning.estimate import Estimate, of_trainings
 from dap.verbs.report import opened_sets
+from dap.verbs.training.teacher import check_new
 from dap.verbs.training.teacher import opened as opened_for_teacher
 
 CAPTION = 300
@@ -47,15 +49,13 @@ def planned_teacher(
     Raises:
         DapError: the training could not begin; the message is that of `train_teacher`.
     """
-    if out.exists():
-        raise DapError(f"{out} is there already; choose another --out.")
-    check_file(out)
+    check_new(out)
     ready = opened_for_teacher(data, machine=machine, watcher=watcher, **asked)
     classes = len(ready.train.class_names)
-    trained, tested = (sum(map(one.count, range(classes))) for one in (ready.train, ready.test))
     network = ready.protocol.network
     watcher.note("a short trial on noise tells how long a training takes")
-    sizes, device = (trained, tested, classes), str(device_of(machine.device))
+    trained = total_of(ready.train)
+    sizes, device = (trained, total_of(ready.test), classes), str(device_of(machine.device))
     return [of_trainings(f"{network} on {trained} images", ready.protocol, {network: 1}, sizes, device)]
 
 
@@ -134,21 +134,19 @@ def planned_caption(
     *,
     model: str,
     say: Say | None = None,
-    classes: Sequence[str] | None = None,
-    max_bad_fraction: float = 0.01,
-    split: Any = None,
     ask: str | None = None,
     per_class: int | None = None,
     batch: int = 16,
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
+    **chosen: Any,
 ) -> list[Estimate]:
     """What `dap.caption` would take with these arguments. Captions that are in the file already do not count.
 
     Raises:
         DapError: no caption could be written; the message is that of `caption`.
     """
-    source = opened_for_captions(data, out, classes, max_bad_fraction, split, watcher)
+    source = opened_for_captions(data, out, watcher, **chosen)
     unknown: Mapping[str, Any] = {}
     if say is None:
         try:

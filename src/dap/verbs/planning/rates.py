@@ -14,6 +14,7 @@ import torch
 
 from dap.base.seeding import seed_of
 from dap.base.store import Store
+from dap.data.real.counts import total_of
 from dap.data.real.memory import MemorySource
 from dap.methods.base import Method, Task, Unit
 from dap.methods.matching.dc import Dc, loops
@@ -129,8 +130,7 @@ def _stand_ins(task: Task, wanted: int) -> tuple[MemorySource, float]:
         decoded += len(pixels)
         images[name] = [pixels[k % len(pixels)] for k in range(max(min(count, wanted), task.recipe.ipc))]
     taken = time.perf_counter() - began
-    total = sum(source.count(label) for label in range(len(source.class_names)))
-    return MemorySource(images, size=source.size), taken / decoded * total
+    return MemorySource(images, size=source.size), taken / decoded * total_of(source)
 
 
 def _spread(classes: int) -> list[int]:

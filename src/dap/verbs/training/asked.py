@@ -12,6 +12,7 @@ from dap.base.files import check_folder, in_use
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.choices import Data
+from dap.data.real.counts import counts_of, total_of
 from dap.data.real.sources import EMBEDDED, Source
 from dap.data.real.stored.gathering import stored
 from dap.pretraining.notes import Asked, Notes, read_notes
@@ -66,20 +67,15 @@ class Real:
     data: Data
     whole: Source
 
-    @property
-    def total(self) -> int:
-        """How many training images there are."""
-        return sum(self.whole.count(label) for label in range(len(self.whole.class_names)))
-
     def parts(self, side: int) -> tuple[Source, Source]:
         """The images that are trained on, and those that are held out, at this side."""
-        held_out = 0.1 if self.total < MANY else 0.05
+        held_out = 0.1 if total_of(self.whole) < MANY else 0.05
         data = self.data.model_copy(update={"size": side, "held_out": held_out})
         return self.workshop.source(data, "train"), self.workshop.source(data, "validation")
 
     def asked(self, parts: tuple[Source, Source], **more: Any) -> Asked:
         """What the training is asked for."""
-        images, held_out = (sum(part.count(k) for k in range(len(part.class_names))) for part in parts)
+        images, held_out = map(total_of, parts)
         data = self.whole.fingerprint(sized=False)
         return Asked(classes=list(self.whole.class_names), data=data, images=images, held_out=held_out, **more)
 
@@ -155,7 +151,7 @@ def check_images(source: Source) -> None:
         DapError: there is not.
     """
     names = list(source.class_names)
-    counts = {name: source.count(label) for label, name in enumerate(names)}
+    counts = dict(zip(names, counts_of(source), strict=True))
     if len(names) < 2:
         raise DapError(
             f"{source.name} has one class, {names[0]!r}, and a set to train on needs at least 2; put the images of each class "
@@ -178,12 +174,24 @@ def check_images(source: Source) -> None:
         )
 
 
-def check_same(out: Path, before: Asked, asked: Asked) -> None:
-    """Check that the training in the folder was asked for the same.
+def made_before(out: Path, before: Notes | None, asked: Asked) -> Trained | None:
+    """What an earlier call has made of the same; None if there is still something to train.
+
+    Args:
+        out: the folder.
+        before: what `begun` gave for it.
+        asked: what is asked for now.
 
     Raises:
-        DapError: it was not; the message names the first difference.
+        DapError: the training in the folder was asked for something else; the message names the first difference.
     """
+    if before is None:
+        return None
+    _check_same(out, before.asked, asked)
+    return Trained(out, before, again=True) if before.done and (out / "model_index.json").is_file() else None
+
+
+def _check_same(out: Path, before: Asked, asked: Asked) -> None:
     for name, value in asked:
         was = getattr(before, name)
         if was != value:

@@ -21,7 +21,7 @@ from dap.verbs.training.asked import (
     Trained,
     begun,
     check_minutes,
-    check_same,
+    made_before,
     pictures_of,
     real_images,
     warn_of_few,
@@ -90,10 +90,8 @@ def train_backbone(
     parts = real.parts(side)
     wishes = {"kind": kind, "size": size, "minutes": minutes, "seed": seed, "flip": flip}
     asked = real.asked(parts, **wishes, steps=steps, autoencoder_steps=autoencoder_steps)
-    if before is not None:
-        check_same(out, before.asked, asked)
-        if before.done and (out / "model_index.json").is_file():
-            return Trained(out, before, again=True)
+    if (made := made_before(out, before, asked)) is not None:
+        return made
     with locked(out):
         notes = before or _planned(asked, side, machine, watcher)
         write_notes(out, notes)

@@ -31,6 +31,13 @@ from dap.verbs.training.in_step import run_in_step, take_part
 from dap.verbs.understood import check_apart
 
 
+def check_new(out: Path) -> None:
+    """Check that the file of a teacher can be written and is not there yet. Raises `DapError` if not."""
+    if out.exists():
+        raise DapError(f"{out} is there already; choose another --out.")
+    check_file(out)
+
+
 class Ready(NamedTuple):
     """What a teacher is trained on and tested on, and by which protocol."""
 
@@ -122,9 +129,7 @@ def train_teacher(
         DapError: the file is there already, or there is no such data, protocol or network.
     """
     out, kind = Path(out), kind_of(engine)
-    if out.exists():
-        raise DapError(f"{out} is there already; choose another --out.")
-    check_file(out)
+    check_new(out)
     if kind == "ray":
         raise DapError(
             "The processes that train a teacher work in step, so they are started together: by --workers N on one machine, or by "

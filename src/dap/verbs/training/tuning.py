@@ -26,7 +26,7 @@ from dap.verbs.training.asked import (
     Trained,
     begun,
     check_minutes,
-    check_same,
+    made_before,
     pictures_of,
     real_images,
     warn_of_few,
@@ -108,10 +108,8 @@ def tune_backbone(
     }
     wishes |= {"steps": steps, "rank": rank if lora else None, "autoencoder_steps": None}
     asked = real.asked(parts, **wishes, backbone=found.weights_hash())
-    if before is not None:
-        check_same(out, before.asked, asked)
-        if before.done and (out / "model_index.json").is_file():
-            return Trained(out, before, again=True)
+    if (made := made_before(out, before, asked)) is not None:
+        return made
     with locked(out):
         if before is None:
             warn_of_few(asked.images, watcher)

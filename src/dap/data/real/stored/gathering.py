@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dap.base.errors import DapError
 from dap.data.real.base import Source
+from dap.data.real.counts import counts_of
 from dap.data.real.decode import BrokenImage
 from dap.data.real.stored.budget import GIB, Budget
 from dap.data.real.stored.streams import Decoding, Packed, Read, Stored, as_bytes, loaded
@@ -120,7 +121,7 @@ def stored(source: Source, budget: Budget, *, exact: bool = False, **how: Any) -
     Raises:
         DapError: too many images are broken, or all images of a class.
     """
-    counts = [source.count(label) for label in range(len(source.class_names))]
+    counts = counts_of(source)
     starts = list(accumulate(counts, initial=0))
 
     def place(row: int) -> tuple[int, int]:
