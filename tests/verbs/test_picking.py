@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,15 @@ def no_other_backbones(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv(fitting.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def backbone(pipeline_folder, tmp_path, monkeypatch) -> Path:
+    """The one backbone of a folder of its own, which the environment names."""
+    folder = tmp_path / "backbones" / "mine"
+    shutil.copytree(pipeline_folder, folder)
+    monkeypatch.setenv(fitting.VARIABLE, str(folder.parent))
+    return folder
 
 
 @pytest.fixture
@@ -251,31 +261,28 @@ def test_a_dry_run_tells_the_choice_and_makes_nothing(strange, tmp_path, rate, m
     assert found.seconds == 41 and found.left == 3 and not (tmp_path / "a").exists()
 
 
-def test_a_backbone_of_this_machine_that_knows_the_images_is_taken(colours, pipeline_folder, tmp_path, monkeypatch):
+def test_a_backbone_of_this_machine_that_knows_the_images_is_taken(colours, backbone, tmp_path, monkeypatch):
     """Found by the environment; an untrained one, which knows the names, is not taken."""
-    monkeypatch.setenv(fitting.VARIABLE, str(pipeline_folder.parent))
     data, workshop = Recipe.parse({"data": {"path": str(colours)}}).data, open_workshop(Machine())
     looked = fitting.looked_at(data, workshop)
-    assert [one.fits for one in looked if one.path == str(pipeline_folder)] == [False]
+    assert [one.fits for one in looked if one.path == str(backbone)] == [False]
     assert "has never seen such images" in looked[0].why and looked[-1].path == "starter-unet"
 
     monkeypatch.setattr(fitting, "strangeness", lambda backbone, images, names: 0.3)
     (one,) = fitting.looked_at(data, workshop)
-    assert one.fits and one.path == str(pipeline_folder)
+    assert one.fits and one.path == str(backbone)
     notes = []
     recipe = {"data": {"path": str(colours)}, "ipc": 1}
     made = distill(recipe, tmp_path / "a", watcher=hearing(note=notes.append))
     assert made.recipe is not None and made.recipe["method"] == "auto"
-    assert made.recipe["backbone"]["path"] == str(pipeline_folder)
+    assert made.recipe["backbone"]["path"] == str(backbone)
     assert any(note.startswith("Method auto on the diffusion model") for note in notes)
-    named = {**recipe, "method": "auto", "backbone": {"path": str(pipeline_folder)}}
+    named = {**recipe, "method": "auto", "backbone": {"path": str(backbone)}}
     distill(named, tmp_path / "b")
     assert made_of(tmp_path / "a") == made_of(tmp_path / "b")
 
 
 def test_a_folder_in_the_hub_s_cache_is_found_without_a_network(colours, pipeline_folder, tmp_path, monkeypatch):
-    import shutil
-
     cache = tmp_path / "hub"
     snapshot = cache / "models--me--mine" / "snapshots" / ("a" * 40)
     shutil.copytree(pipeline_folder, snapshot)
