@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save
 
 from dap.backbones.cards import read_card, read_names
-from dap.backbones.checkpoints import read_checkpoint
-from dap.backbones.convert import _config, convert
+from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting.convert import _config, convert
 from dap.backbones.hub import index_of, labels_of
 from dap.backbones.opening import load
 from dap.evaluation.training.classifier import load_classifier

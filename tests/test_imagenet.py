@@ -11,7 +11,7 @@ from PIL import Image
 from conftest import tiny_transformer, tiny_vae
 from dap import imagenet as ids
 from dap.backbones import Card
-from dap.backbones.dit import DiT
+from dap.backbones.kinds.dit import DiT
 from dap.base.errors import DapError
 from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet

@@ -266,7 +266,7 @@ def test_classes_without_a_prompt_of_their_own_are_refused(made):
 def test_the_hash_of_weights_knows_what_else_decides_a_prediction(backbone):
     """Schedule, kind of prediction, latent scale and time embedding: the same weights under another one are another model."""
     from dap.backbones import VariancePreserving
-    from dap.backbones.dit import DiT
+    from dap.backbones.kinds.dit import DiT
 
     given = {"schedule": backbone.schedule, "class_names": backbone.class_names, "card": backbone.card}
     others = [
@@ -281,7 +281,7 @@ def test_the_hash_of_weights_knows_what_else_decides_a_prediction(backbone):
 
 
 def test_the_card_s_time_embedding_leaves_the_shared_modules_as_they_were(backbone):
-    from dap.backbones.dit import DiT
+    from dap.backbones.kinds.dit import DiT
 
     clock = backbone.transformer.transformer_blocks[0].norm1.emb.time_proj
     card = replace(backbone.card, frequency_shift=0)

@@ -453,7 +453,7 @@ def test_what_a_network_predicts_is_read_from_the_scheduler(copied, kind, predic
 
 
 def test_an_autoencoder_of_zeros_is_said_when_it_is_loaded(copied):
-    from dap.backbones.convert import convert
+    from dap.backbones.converting.convert import convert
 
     folder = copied("dit")
     file = next((folder / "vae").glob("*.safetensors"))

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from conftest import tiny_transformer, tiny_vae
 from dap import imagenet
 from dap.backbones import ClassifierFree, from_pipeline, load
-from dap.backbones.checkpoints import read_checkpoint
-from dap.backbones.convert import convert
+from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting.convert import convert
 from dap.base.errors import DapError
 from dap.sampling import Batch, images
 
@@ -609,7 +609,7 @@ def test_the_factors_of_minimax_are_folded_exactly(tmp_path):
     """Case 27: against a forward pass of the block that multiplies by the factors where MinimaxDiffusion's models.py does."""
     from torch.nn import functional as F
 
-    from dap.backbones.checkpoints import read_checkpoint
+    from dap.backbones.converting.checkpoints import read_checkpoint
 
     def block(state: dict[str, torch.Tensor], x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         def linear(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -648,7 +648,7 @@ def test_a_minimax_checkpoint_converts(vae_folder, tmp_path):
 @pytest.mark.parametrize("wrapper", [(), ("state_dict",), ("ema",), ("model", "state_dict")])
 def test_prefixes_and_wrappers_of_trainers_are_taken_off(prefix, wrapper, tmp_path):
     """Case 28: DDP, torch.compile, Lightning and both at once."""
-    from dap.backbones.checkpoints import read_checkpoint
+    from dap.backbones.converting.checkpoints import read_checkpoint
 
     found: object = {prefix + name: value for name, value in original().items()}
     for key in reversed(wrapper):
@@ -659,7 +659,7 @@ def test_prefixes_and_wrappers_of_trainers_are_taken_off(prefix, wrapper, tmp_pa
 
 def test_a_lightning_checkpoint_with_other_modules_beside_the_network(tmp_path):
     """Case 28."""
-    from dap.backbones.checkpoints import read_checkpoint
+    from dap.backbones.converting.checkpoints import read_checkpoint
 
     state = {"model." + name: value for name, value in original().items()} | {"loss.weight": torch.ones(2)}
     torch.save({"state_dict": state}, tmp_path / "x.ckpt")

@@ -12,7 +12,7 @@ import torch
 
 import tiny
 from dap.backbones import from_pipeline, load
-from dap.backbones.convert import convert
+from dap.backbones.converting.convert import convert
 from dap.base.errors import DapError
 from dap.cli.main import main
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dap.backbones import load
-from dap.backbones.dit import DiT
+from dap.backbones.kinds.dit import DiT
 from dap.base.errors import DapError, NotFinite
 from dap.cli.main import main
 from dap.data.sets.contents import FAILED as FILE

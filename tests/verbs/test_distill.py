@@ -144,7 +144,7 @@ def test_objects_take_the_place_of_names(asked, tmp_path, source, backbone):
     assert made.class_names == source.class_names
     told = kept(made, "inputs.json")["objects"]
     assert told["method"] == {"class": "dap.methods.diffusion.vanilla:Vanilla"}
-    assert told["backbone"]["class"] == "dap.backbones.dit:DiT"
+    assert told["backbone"]["class"] == "dap.backbones.kinds.dit:DiT"
     assert kept(made, "recipe.json")["data"]["path"] == "images in memory"
     opened = distill(out=tmp_path / "c", **{**objects, "source": source})
     assert hashes(opened) == hashes(named)

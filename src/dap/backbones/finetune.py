@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dap.backbones.dit import DiT
+from dap.backbones.kinds.dit import DiT
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import VariancePreserving
 from dap.base.errors import DapError

@@ -23,9 +23,9 @@ FLAT = 1e-6
 
 KINDS = Lazy(
     {
-        "DiTPipeline": "dap.backbones.dit:DiT",
-        "StableDiffusionPipeline": "dap.backbones.unet:UNet",
-        "StableDiffusion3Pipeline": "dap.backbones.mmdit:MMDiT",
+        "DiTPipeline": "dap.backbones.kinds.dit:DiT",
+        "StableDiffusionPipeline": "dap.backbones.kinds.unet:UNet",
+        "StableDiffusion3Pipeline": "dap.backbones.kinds.mmdit:MMDiT",
     }
 )
 """Pipelines of diffusers that have a backbone, by class name. Each backbone has a class method `from_pipeline(pipe, found)`."""

@@ -229,7 +229,7 @@ def convert(
         dtype: Type of the numbers that are written.
         offline: Never ask the network, only the local cache.
     """
-    from dap.backbones.convert import convert as run
+    from dap.backbones.converting.convert import convert as run
 
     del output
     chosen = {"revision": revision, "vae": vae, "heads": heads, "classes": classes, "dtype": dtype, "offline": offline}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
-from dap.backbones.dit import DiT
 from dap.backbones.finetune import Denoising, TuningBatch
+from dap.backbones.kinds.dit import DiT
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import Time, VariancePreserving
 from dap.pretraining import words

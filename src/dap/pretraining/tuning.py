@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dap import imagenet
-from dap.backbones.dit import DiT
 from dap.backbones.finetune import light, tuned
+from dap.backbones.kinds.dit import DiT
+from dap.backbones.kinds.unet import UNet
 from dap.backbones.schedules import VariancePreserving
-from dap.backbones.unet import UNet
 from dap.base.errors import DapError
 from dap.pretraining.denoisers import Learner
 from dap.pretraining.networks import seeded

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dap.backbones.base import Backbone
-from dap.backbones.dit import DiT
 from dap.backbones.finetune import Tuning, TuningBatch, drawn_latents, fine_tune, light, load_tuned, tuned
+from dap.backbones.kinds.dit import DiT
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.base.store import Checkpoint

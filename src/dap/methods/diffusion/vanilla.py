@@ -8,8 +8,8 @@ import torch
 
 from dap import sampling, solvers
 from dap.backbones.base import Backbone, ClassifierFree
-from dap.backbones.dit import DiT
-from dap.backbones.unet import UNet
+from dap.backbones.kinds.dit import DiT
+from dap.backbones.kinds.unet import UNet
 from dap.base.errors import DapError
 from dap.guidance import Guidance, Nothing
 from dap.methods.base import Made, Method, Task, Unit

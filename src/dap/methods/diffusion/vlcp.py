@@ -17,7 +17,7 @@ from torch import Tensor
 from dap import imagenet, sampling
 from dap.backbones.base import Backbone
 from dap.backbones.finetune import Tuning, TuningBatch, fine_tune, load_tuned, tuned
-from dap.backbones.unet import UNet
+from dap.backbones.kinds.unet import UNet
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.base.store import Checkpoint

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
-from dap.backbones.checkpoints import read_checkpoint
+from dap.backbones.converting.checkpoints import read_checkpoint
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
 from dap.base.alone import alone
