@@ -43,7 +43,7 @@ class Found:
         cards.yaml, then the folder's card.yaml, then the caller's prompts. The size is always that of the modules.
 
         Args:
-            kind: "dit", "unet" or "mmdit".
+            kind: the name of the kind, a key of cards.yaml, such as "dit".
             size: the side of the images in px, computed from the modules.
             layer: the default layer of weights that have no entry in cards.yaml.
 

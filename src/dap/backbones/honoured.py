@@ -29,14 +29,11 @@ from dap.backbones.configurations import (
     Table,
     is_autoencoder,
 )
+from dap.backbones.known import KINDS, Kind
 from dap.base.documents import fitted, read_text
 from dap.base.errors import DapError
 from dap.base.mistakes import reason
 from dap.base.parsing import brief, parse_json, shown
-
-PIPELINES = {"DiTPipeline": "dit", "StableDiffusionPipeline": "unet", "StableDiffusion3Pipeline": "mmdit"}
-"""Pipelines whose configuration is known, by the kind of their backbone."""
-
 
 DEEPEST = 500
 """How many layers a network may have. The deepest that are known here have less than 100."""
@@ -50,13 +47,13 @@ BLOCKS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out
 """Fields that list blocks, each of which has the layers of the fields above."""
 
 
-def check_fields(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> None:
+def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str) -> None:
     """Check the configuration of one part of a pipeline.
 
     Args:
         values: the fields and their values, of a file or of a part in memory.
         of: the name of the part's class in diffusers. Parts of other libraries are not checked.
-        kind: "dit", "unet" or "mmdit".
+        kind: the kind of the pipeline.
         where: the file, for the message.
 
     Raises:
@@ -87,20 +84,20 @@ def check_fields(values: Mapping[str, Any], of: str, kind: str, where: Path | st
     _together(values, of, kind, where)
 
 
-def _scheduler(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> Table:
+def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str) -> Table:
     flow = of in FLOWS or (of in BOTH and values.get("use_flow_sigmas") is True)
     if of not in (*PLAIN, *BOTH, *FLOWS):
-        known = ", ".join(FLOWS if kind == "mmdit" else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))
+        known = ", ".join(FLOWS if kind.flow else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))
         raise DapError(
             f"{shown(where)}: the scheduler is {of}, whose noise levels dap cannot read. Save the pipeline with the "
             f"scheduler that its weights were trained with, such as {known}."
         )
-    if kind == "mmdit" and not flow:
+    if kind.flow and not flow:
         raise DapError(
-            f"{shown(where)}: {of} has no flow's noise levels, but a Stable Diffusion 3 is a flow. Use "
+            f"{shown(where)}: {of} has no flow's noise levels, but {kind.title} is a flow. Use "
             "FlowMatchEulerDiscreteScheduler, or set use_flow_sigmas to true and prediction_type to flow_prediction there."
         )
-    if kind != "mmdit" and flow:
+    if flow and not kind.flow:
         raise DapError(
             f"{shown(where)}: {of} has the noise levels of a flow, but dap samples this kind of pipeline with betas. "
             "If the weights were trained on a flow (SiT), they are not supported; else save the pipeline with a DDIMScheduler."
@@ -112,7 +109,7 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: str, where: Path | str)
     return FLOW if of in FLOWS else {**unused, **FLOW}
 
 
-def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) -> None:
+def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str) -> None:
     """What two fields say together, and what one says to a kind of pipeline."""
     _check_depth(values, where)
     side = values.get("sample_size")
@@ -121,12 +118,12 @@ def _together(values: Mapping[str, Any], of: str, kind: str, where: Path | str) 
             f"{shown(where)}: sample_size is {_short(side)}; dap makes square images. {WAYS_OUT['sample_size']}"
         )
     betas, steps = values.get("trained_betas"), values.get("num_train_timesteps", 1000)
-    if betas and kind != "mmdit" and len(betas) != steps:
+    if betas and not kind.flow and len(betas) != steps:
         raise DapError(f"{shown(where)}: there are {len(betas)} trained_betas but num_train_timesteps is {steps}.")
     start, end = values.get("beta_start"), values.get("beta_end")
-    if start is not None and end is not None and kind != "mmdit" and start > end:
+    if start is not None and end is not None and not kind.flow and start > end:
         raise DapError(f"{shown(where)}: beta_start is {start} and beta_end is {end}; betas rise.")
-    if of == "AutoencoderKL" and kind != "mmdit" and values.get("shift_factor"):
+    if of == "AutoencoderKL" and not kind.flow and values.get("shift_factor"):
         raise DapError(f"{shown(where)}: shift_factor is {_short(values['shift_factor'])}; {WAYS_OUT['shift_factor']}")
     if values.get("use_flow_sigmas") and values.get("prediction_type") != "flow_prediction":
         raise DapError(
@@ -177,7 +174,7 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
     Raises:
         DapError: a file is no JSON object, or `check_fields` refuses a field.
     """
-    kind = PIPELINES.get(str(index.get("_class_name")), "")
+    kind = KINDS.get(str(index.get("_class_name")))
     for part, (library, of) in parts_of(index).items():
         for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if (file := folder / part / name).is_file():
@@ -190,7 +187,7 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
                     _check_text(values, file)
 
 
-def check_pipeline(pipe: Any, kind: str, folder: Path | None) -> None:
+def check_pipeline(pipe: Any, kind: Kind, folder: Path | None) -> None:
     """Check the configuration of a pipeline in memory.
 
     Raises:

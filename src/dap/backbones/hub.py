@@ -13,7 +13,8 @@ import torch
 from pydantic import StringConstraints
 
 from dap.backbones.configurations import AUTOENCODERS
-from dap.backbones.honoured import PIPELINES, check_fields, check_folder, parts_of
+from dap.backbones.honoured import check_fields, check_folder, parts_of
+from dap.backbones.known import KINDS
 from dap.base.alone import alone
 from dap.base.documents import check_fetched, fitted, read_json
 from dap.base.errors import DapError, first_line
@@ -105,10 +106,10 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
             if (inside / files[1]).is_file():
                 safe = suffix == "safetensors"
                 said = read_json(inside / "config.json", dict[str, Any])
-                of = str(said.get("_class_name", AUTOENCODERS[0]))
+                of = str(said.get("_class_name", "AutoencoderKL"))
                 if of not in AUTOENCODERS:
                     raise DapError(f"{shown(inside)} holds {brief(of)}; {' and '.join(AUTOENCODERS)} are supported.")
-                check_fields(said, of, "dit", inside / "config.json")
+                check_fields(said, of, KINDS["DiTPipeline"], inside / "config.json")
                 build: Any = getattr(diffusers, of)
                 with alone():
                     made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
@@ -155,7 +156,7 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     Raises:
         DapError: a part that the pipeline names is not in the folder, or a tokenizer lacks a file.
     """
-    if str(index.get("_class_name")) not in PIPELINES:
+    if str(index.get("_class_name")) not in KINDS:
         return
     for part, (_, of) in parts_of(index).items():
         if part in (*UNUSED, "image_encoder"):

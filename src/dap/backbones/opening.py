@@ -11,24 +11,16 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
-from dap.backbones.honoured import PIPELINES, check_pipeline
+from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
+from dap.backbones.known import KINDS
 from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
-from dap.base.registry import Lazy, build, resolve
+from dap.base.registry import build, resolve
 
 FLAT = 1e-6
 """The smallest standard deviation of the pixels, in [0, 1], of an image of more than one colour."""
-
-KINDS = Lazy(
-    {
-        "DiTPipeline": "dap.backbones.kinds.dit:DiT",
-        "StableDiffusionPipeline": "dap.backbones.kinds.unet:UNet",
-        "StableDiffusion3Pipeline": "dap.backbones.kinds.mmdit:MMDiT",
-    }
-)
-"""Pipelines of diffusers that have a backbone, by class name. Each backbone has a class method `from_pipeline(pipe, found)`."""
 
 
 def load(
@@ -161,7 +153,7 @@ def from_pipeline(
     """A backbone around the modules of a diffusers pipeline. The modules are shared and not copied.
 
     Args:
-        pipe: a `DiTPipeline`, `StableDiffusionPipeline` or `StableDiffusion3Pipeline`.
+        pipe: a pipeline of a kind in `known.KINDS`, such as a `DiTPipeline`.
         path: the folder of the pipeline, which may hold `classes.json` and `card.yaml`. Default: the folder that the
             pipeline was loaded from.
         name: the name of the weights in manifests and reports, and the key into cards.yaml. Default: the hub id or
@@ -182,9 +174,9 @@ def from_pipeline(
         )
     known: str | None = path or getattr(pipe, "name_or_path", None)
     folder = Path(known) if known and Path(known).is_dir() else None
-    check_pipeline(pipe, PIPELINES[kind], folder)
+    check_pipeline(pipe, KINDS[kind], folder)
     name = name or (folder.name if folder else known or type(pipe).__name__)
-    return KINDS[kind].from_pipeline(pipe, Found(name, folder, class_names, prompts))
+    return KINDS[kind].backbone().from_pipeline(pipe, Found(name, folder, class_names, prompts))
 
 
 def source_of(path: str) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from dap import imagenet
 from dap.backbones import device_of
 from dap.backbones.hub import index_of, labels_of
-from dap.backbones.opening import KINDS, source_of
+from dap.backbones.known import KINDS
+from dap.backbones.opening import source_of
 from dap.base.documents import read_names
 from dap.base.errors import DapError
 from dap.choices import BackboneChoice, Data

@@ -1,0 +1,93 @@
+"""What the configuration files of a pipeline may say: each field is honoured or refused before anything runs.
+
+These are the tables; `honoured` checks files and pipelines against them.
+
+A field is honoured where a prediction of `dap` follows it as diffusers does: the networks are diffusers' own and follow every
+field of theirs, and `dap` reads the noise levels from the scheduler. A field is indifferent where `dap` has its own way, such as
+its solvers and its grids of timesteps. A field that is neither is refused, unless it has diffusers' default or is switched off.
+So a field that a later version of diffusers brings is never ignored in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dap.backbones.configurations.autoencoders import AUTOENCODERS
+from dap.backbones.configurations.denoisers import DENOISERS
+from dap.backbones.configurations.schedulers import BETAS, BOTH, FLOW, FLOWS, OWN_WAY, PLAIN
+from dap.backbones.configurations.types import Off, Table, Whole
+
+__all__ = [
+    "AUTOENCODERS",
+    "BETAS",
+    "BOTH",
+    "FLOW",
+    "FLOWS",
+    "NETWORKS",
+    "OLD_NAMES",
+    "OWN_WAY",
+    "PLAIN",
+    "SWITCHED_OFF",
+    "TEXT",
+    "WAYS_OUT",
+    "Off",
+    "Table",
+    "is_autoencoder",
+]
+
+NETWORKS: Mapping[str, Table] = {**DENOISERS, **AUTOENCODERS}
+"""By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
+
+WAYS_OUT: Mapping[str, str] = {
+    "rescale_betas_zero_snr": "A schedule rescaled to zero terminal signal is not supported: its first x_t says nothing of eps.",
+    "clip_sample": "Latents reach beyond [-1, 1] and dap does not clip them; set it to false there.",
+    "thresholding": "It is for pixels and dap does not threshold latents; set it to false there.",
+    "use_flow_sigmas": "A flow is sampled by a Stable Diffusion 3 pipeline only, and it needs a flow there.",
+    "use_dynamic_shifting": "It belongs to a flow; take the scheduler that the weights were trained with.",
+    "timestep_type": "Continuous times belong to EDM, which is not supported.",
+    "beta_schedule": "Take weights that were trained with linear or scaled_linear betas.",
+    "prediction_type": "dap cannot read what such weights predict; take the scheduler_config.json that they were trained with.",
+    "invert_sigmas": "dap counts a flow's time from the image to the noise; such weights cannot be sampled.",
+    "sample_size": "Put the side of its square latents there, one number, such as 64 for 512 px and an autoencoder of factor 8.",
+    "time_cond_proj_dim": "It is a distilled model that takes the guidance scale as an input (LCM), which dap does not feed.",
+    "class_embed_type": "It takes a label or another input besides the prompt, which dap does not feed.",
+    "num_class_embeds": "It takes a label or another input besides the prompt, which dap does not feed.",
+    "addition_embed_type": "It takes sizes or images besides the prompt (SDXL), which dap does not feed.",
+    "encoder_hid_dim_type": "It takes an image besides the prompt, which dap does not feed.",
+    "attention_type": "It takes boxes besides the prompt (GLIGEN), which dap does not feed.",
+    "latents_mean": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
+    "latents_std": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
+    "shift_factor": "Only Stable Diffusion 3's pipeline shifts latents; set it to null.",
+    "norm_type": "diffusers' DiTPipeline is made for ada_norm_zero alone.",
+}
+"""What a refusal of a field says besides the value."""
+
+SWITCHED_OFF: tuple[Any, ...] = (None, False, 0, "", [], {}, "default")
+
+
+def is_autoencoder(of: str) -> bool:
+    """Whether this is the name of an autoencoder's class in diffusers, one that is followed or another."""
+    return of.startswith("Autoencoder") or of in ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
+
+
+OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
+"""Classes that diffusers reads as another."""
+
+TEXT: Table = dict.fromkeys(
+    [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "vocab_size",
+        "d_model",
+        "d_ff",
+        "d_kv",
+        "num_layers",
+        "num_heads",
+    ],
+    Whole,
+)
+"""Sizes in the configuration of a text encoder; its own library follows all other fields, as it does for diffusers."""

@@ -1,0 +1,1 @@
+"""Weights as their authors publish them, written as diffusers folders."""

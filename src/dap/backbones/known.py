@@ -1,0 +1,38 @@
+"""The kinds of pipelines that have a backbone: one line each."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of pipeline.
+
+    Attributes:
+        name: the key of its defaults in cards.yaml.
+        home: the place of its backbone, as "package.module:Class". The class has a class method `from_pipeline(pipe, found)`.
+        title: the name in messages.
+        flow: whether its weights are trained on a flow. Others are trained with betas.
+    """
+
+    name: str
+    home: str
+    title: str
+    flow: bool = False
+
+    def backbone(self) -> Any:
+        """The class of the backbone."""
+        module, _, name = self.home.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+KINDS: Mapping[str, Kind] = {
+    "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
+    "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
+    "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
+}
+"""Kinds by the name of the pipeline's class in diffusers, or in `dap.pipelines` where diffusers has none."""
