@@ -31,6 +31,7 @@ class Card:
         cfg: the scale of classifier-free guidance. 1 switches it off.
         cfg_channels: how many latent channels classifier-free guidance mixes, or "all". The DiT lineage mixes 3 of 4.
         layer: the layer whose features guide by default.
+        frames: how many frames the clips have that the weights make; None for weights that make images.
         scale: the default γ of the method `dap`, in the unit `unit`.
         unit: the unit of `scale`, "paper" or "step", see `dap.guidance.Descend`.
         template: the prompt of a text-conditioned backbone, with {} for the class name. None: the backbone takes labels.
@@ -54,12 +55,18 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in ("paper", "step"):
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what the weights make: an image (3, size, size), or a clip (3, frames, size, size)."""
+        return (3, *((self.frames,) if self.frames else ()), self.size, self.size)
 
     @property
     def prompts(self) -> dict[str, str]:

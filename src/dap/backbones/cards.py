@@ -16,7 +16,7 @@ from dap.backbones.base import Card
 from dap.backbones.hub import index_of, labels_of
 from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
-from dap.base.fields import FromFile, Name, Text
+from dap.base.fields import Frames, FromFile, Name, Text
 from dap.base.registry import suggest
 
 
@@ -36,7 +36,7 @@ class Found:
     class_names: Sequence[str] | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
 
-    def card(self, kind: str, *, size: int, layer: str) -> Card:
+    def card(self, kind: str, *, size: int | None, layer: str) -> Card:
         """The card of the weights.
 
         Later sources win: the defaults of the kind in cards.yaml, then `size` and `layer`, then the entry of the hub id in
@@ -44,7 +44,8 @@ class Found:
 
         Args:
             kind: the name of the kind, a key of cards.yaml, such as "dit".
-            size: the side of the images in px, computed from the modules.
+            size: the side of the images in px, computed from the modules. None for modules that make any size: that of the
+                later source.
             layer: the default layer of weights that have no entry in cards.yaml.
 
         Raises:
@@ -52,10 +53,11 @@ class Found:
                 its size is not that of the weights' images.
         """
         cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
-        values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
+        values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards)}
+        values |= {} if size is None else {"size": size}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
             mine = read_card(file)
-            if mine.get("size", size) != size:
+            if size is not None and mine.get("size", size) != size:
                 raise DapError(
                     f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
                 )
@@ -131,6 +133,7 @@ class CardFile(FromFile, frozen=True):
     template: Text | None = None
     negative_prompt: Text | None = None
     frequency_shift: Annotated[float, Field(ge=-100, le=100)] | None = None
+    frames: Frames | None = None
 
 
 def read_card(file: Path) -> dict[str, Any]:

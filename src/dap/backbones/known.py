@@ -34,5 +34,6 @@ KINDS: Mapping[str, Kind] = {
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
     "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
+    "WanPipeline": Kind("wan", "dap.backbones.kinds.wan:Wan", "Wan", flow=True),
 }
 """Kinds by the name of the pipeline's class in diffusers, or in `dap.pipelines` where diffusers has none."""

@@ -38,7 +38,7 @@ class ModuleBackbone(Backbone):
     * `read` understands the output as `predicts` says, followed by a variance under `learned_variance`;
     * `module` takes a layer's name as the path of a submodule, such as "blocks.3";
     * `condition` gives labels, positions in `class_names`, and `null` the label after the last;
-    * `encode` and `decode` use `vae`. Without a `vae` latents are the pixels themselves, moved from [0, 1] to [−1, 1].
+    * `encode` and `decode` use `vae`, moving its latents by `_shift` and `_scale`. Without a `vae` latents are the pixels themselves, moved from [0, 1] to [−1, 1].
 
     Args:
         denoiser: the network. It is put into evaluation mode, and its parameters are frozen.
@@ -202,7 +202,7 @@ class ModuleBackbone(Backbone):
             return x.to(self.device)
         x = x.to(self.vae.device, self.vae.dtype)
         means = torch.cat([self._wide(part, _encoded) for part in x.split(self._together)])
-        return (means - self._shift) * self.vae.config.scaling_factor
+        return (means - self._shift) * self._scale
 
     @torch.no_grad()
     def drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -218,7 +218,7 @@ class ModuleBackbone(Backbone):
         x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
         mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        return (mean + std * noise - self._shift) * self.vae.config.scaling_factor
+        return (mean + std * noise - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
+        z = (latents / self._scale + self._shift).to(self.vae.device, self.vae.dtype)
         images = torch.cat([self._wide(part, _decoded) for part in z.split(self._together)])
         return images / 2 + 0.5
 
@@ -252,17 +252,22 @@ class ModuleBackbone(Backbone):
     @property
     def _together(self) -> int:
         """How many images go through the autoencoder at once. Its activations grow with the pixels."""
-        return max(1, PIXELS // self.card.size**2)
+        return max(1, PIXELS // (self.card.size**2 * (self.card.frames or 1)))
 
     @property
-    def _shift(self) -> float:
+    def _shift(self) -> float | Tensor:
         return self.vae.config.get("shift_factor") or 0.0
+
+    @property
+    def _scale(self) -> float | Tensor:
+        return self.vae.config.scaling_factor
 
     def settings(self) -> dict[str, Any]:
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
         if self.vae is None:
             return said
-        return {**said, "latents": [self.vae.config.scaling_factor, self._shift]}
+        moved = [part.tolist() if isinstance(part, Tensor) else part for part in (self._scale, self._shift)]
+        return {**said, "latents": moved}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:

@@ -82,10 +82,10 @@ def tried(backbone: Backbone) -> Backbone:
             f"The parts of {card.name} do not fit each other, or a config.json says something else than its weights were "
             f"trained with: {reason.rstrip('.')}. Fetch or save the folder anew."
         ) from error
-    if eps.shape != x.shape or images.shape != (1, 3, card.size, card.size):
+    if eps.shape != x.shape or images.shape != (1, *card.shape):
         raise DapError(
             f"{card.name} predicts {tuple(eps.shape[1:])} for latents {tuple(x.shape[1:])} and decodes them to "
-            f"{tuple(images.shape[1:])}, not to (3, {card.size}, {card.size}); its parts were not trained together."
+            f"{tuple(images.shape[1:])}, not to {card.shape}; its parts were not trained together."
         )
     if not torch.isfinite(eps).all():
         raise DapError(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dap.backbones.configurations.autoencoders import AUTOENCODERS
+from dap.backbones.configurations.clips import CLIPS
 from dap.backbones.configurations.denoisers import DENOISERS
 from dap.backbones.configurations.schedulers import BETAS, BOTH, FLOW, FLOWS, OWN_WAY, PLAIN
 from dap.backbones.configurations.types import Off, Table, Whole
@@ -36,7 +37,7 @@ __all__ = [
     "is_autoencoder",
 ]
 
-NETWORKS: Mapping[str, Table] = {**DENOISERS, **AUTOENCODERS}
+NETWORKS: Mapping[str, Table] = {**DENOISERS, **AUTOENCODERS, **CLIPS}
 """By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
 
 WAYS_OUT: Mapping[str, str] = {

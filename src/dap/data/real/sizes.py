@@ -52,3 +52,14 @@ def side_of(sizes: Sequence[tuple[int, int]]) -> int:
     if len(set(shorts)) == 1:
         return min(shorts[0], LARGEST_SIDE)
     return min(max(int(statistics.median(shorts)) // 8 * 8, 8), LARGEST_SIDE)
+
+
+def counted(total: int, frames: int | None) -> str:
+    """A number of images in words, or of clips: "60,000 images", "1 clip of 16 frames"."""
+    what = "image" if frames is None else "clip"
+    return f"{total:,} {what}{'s' * (total != 1)}" + (f" of {frames} frames" if frames else "")
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many indices below `count`, spread evenly."""
+    return sorted({count * place // most for place in range(most)}) if count > most else list(range(count))
