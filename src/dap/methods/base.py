@@ -149,7 +149,8 @@ class Method(ABC):
         from_reals: whether the images are real images, or begin at real images and stay near them. The search for near-copies may
             miss such images where real images resemble each other.
         together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.
-        clips: whether the method makes clips (3, frames, h, w) where the data are clips. Others are refused then.
+        clips: whether the method makes clips (3, frames, h, w) where the data are clips. Others are refused then. A subclass must
+            say so for itself.
         Options: the method's own options, or None. They are the recipe's `options`.
     """
 
@@ -220,7 +221,7 @@ def check_clips(method: Method, name: str, frames: int | None, source: Any = Non
     if isinstance(source, Source) and source.frames != frames:
         told = "images" if source.frames is None else f"clips of {source.frames} frames"
         raise DapError(f"The data hold {told}; give frames={source.frames}, not {frames}.")
-    if frames is not None and not method.clips:
+    if frames is not None and not vars(type(method)).get("clips", False):
         raise DapError(
             f"Method {name!r} makes images and no clips. With --frames take random or, with a video backbone, vanilla, dap, "
             "dap-slots or mgd3."

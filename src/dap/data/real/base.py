@@ -44,8 +44,8 @@ class Source(ABC):
         licence: the licence of the images, where it is known.
         size, fit: the side of the images in pixels, and how images are made square; see `dap.data.real.decode.square`.
         notes: sentences on how the data were read and what was left out.
-        place: a value that two sources share if they hold the images of the same files; None where this is not known.
-        root: the folder that the keys of the images begin in; None where this is not known.
+        place: a value that two sources share if they hold the images of the same files; None: not known.
+        root: the folder that the keys of the images begin in; None: not known.
         frames: how many frames a clip has, for a source of clips (3, frames, size, size); None for images.
     """
 
@@ -139,9 +139,7 @@ class Source(ABC):
 
     def understood(self) -> str:
         """What the source holds, in words: "10 classes, 60,000 images, 28 × 28"."""
-        total = sum(self._counts)
-        classes = f"{len(self._counts):,} class{'es' * (len(self._counts) != 1)}"
-        return ", ".join([classes, sizes.counted(total, self.frames), *filter(None, [sizes.told(self.sizes())])])
+        return ", ".join([sizes.held(self._counts, self.frames), *filter(None, [sizes.told(self.sizes())])])
 
     def told(self, split: str) -> str:
         """What was understood of a split, as one line: what it holds, how it was read and what was left out."""

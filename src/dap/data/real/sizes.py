@@ -54,10 +54,11 @@ def side_of(sizes: Sequence[tuple[int, int]]) -> int:
     return min(max(int(statistics.median(shorts)) // 8 * 8, 8), LARGEST_SIDE)
 
 
-def counted(total: int, frames: int | None) -> str:
-    """A number of images in words, or of clips: "60,000 images", "1 clip of 16 frames"."""
-    what = "image" if frames is None else "clip"
-    return f"{total:,} {what}{'s' * (total != 1)}" + (f" of {frames} frames" if frames else "")
+def held(counts: Sequence[int], frames: int | None) -> str:
+    """How many images there are in words, or clips: "10 classes, 60,000 images", "1 class, 1 clip of 16 frames"."""
+    classes, total, what = len(counts), sum(counts), "image" if frames is None else "clip"
+    told = f"{classes:,} class{'es' * (classes != 1)}, {total:,} {what}{'s' * (total != 1)}"
+    return told + (f" of {frames} frames" if frames else "")
 
 
 def spread(count: int, most: int) -> list[int]:

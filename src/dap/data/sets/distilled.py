@@ -71,10 +71,10 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         recipe: dict[str, Any] | None,
         records: Mapping[tuple[int, int], dict[str, Any]],
     ) -> None:
+        self.frames = frames_of(recipe)
         self.path, self.class_names, self.ipc, self.recipe = path, tuple(class_names), ipc, recipe
         self.results, self.folders, self._records = path, tuple(folders), dict(records)
         self._ordered: list[dict[str, Any]] | None = None
-        self.frames = frames_of(recipe)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -133,7 +133,6 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         inputs: dict[str, Any] | None = None,
     ) -> DistilledSet:
         """Start a set, or continue a set of the same recipe. An image that does not match its line counts as missing.
-
         The caller must hold `files.locked(path)`.
 
         Args:

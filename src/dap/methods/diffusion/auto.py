@@ -88,7 +88,6 @@ class Auto(Vanilla):
     """
 
     from_reals = True
-    clips = False
     reference = "ours, after DAP"
     cost = "encoding and clustering 1000 real images a class; and the refinement"
     refinement = {"typical": share_of_typical}

@@ -82,7 +82,6 @@ class CaO2(Vanilla):
     was right. The scale of classifier-free guidance is the backbone card's; the paper has --cfg 2.7 on DiT.
     """
 
-    clips = False
     needs = frozenset({"backbone", "classifier"})
     reference = "Wang et al., ICCV 2025 (CaO2)"
     cost = "vanilla's four times, a look of the classifier, and 100 passes forth and back an image"

@@ -80,7 +80,6 @@ class D3HR(Vanilla):
     mean alone.
     """
 
-    clips = False
     reference = "Zhao et al., ICML 2025 (D3HR)"
     cost = "inversion of the real images, two passes a step and image; then less than vanilla's"
     sampling = {"solver": "ddim"}

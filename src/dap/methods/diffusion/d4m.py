@@ -49,7 +49,6 @@ class D4m(Vanilla):
     defaults here.
     """
 
-    clips = False
     reference = "Su, Hou, Gao, Tian & Tang, CVPR 2024 (D4M)"
     cost = "encoding and clustering the class's images; 0.7 of a vanilla sample"
     Options = D4mOptions

@@ -329,7 +329,6 @@ class Igd(Vanilla):
     the samples of its class that were made before it.
     """
 
-    clips = False
     needs = frozenset({"backbone", "training"})
     reference = "Chen, Du, Huang, Wang, Zhang & Wang, ICLR 2025 (IGD)"
     cost = "a network trained on the real data, once; image by image, second order through it and the decoder in guided steps"

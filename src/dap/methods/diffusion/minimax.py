@@ -89,7 +89,6 @@ class Minimax(Vanilla):
     term the largest. The images are sampled from the averaged weights, without guidance.
     """
 
-    clips = False
     needs = frozenset({"backbone", "training"})
     reference = "Gu, Vahidian, Kungurtsev, Wang, Jiang, You & Chen, CVPR 2024 (Minimax)"
     cost = "fine-tuning once a phase of classes; then vanilla's"

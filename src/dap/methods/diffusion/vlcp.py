@@ -97,7 +97,6 @@ class Vlcp(Vanilla):
     starter-unet the method only shows that it runs.
     """
 
-    clips = False
     needs = frozenset({"backbone", "captions", "training"})
     reference = "Zou, Li, Su, Wang, Yu & Zhang, ICCV 2025 (VLCP)"
     cost = "a caption for every image; fine-tuning once; encoding and clustering; 0.7 of a vanilla sample"
