@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dap.base.errors import DapError
 from dap.data.real.clips.pictures import sized
 from dap.data.real.sizes import size_of
 from dap.data.real.stored.budget import Budget
@@ -56,6 +57,7 @@ def store_labels(
     Raises:
         DapError: the set is not whole, the teacher does not know the classes of the set, or an error of `write_labels`.
     """
+    check_images(judged)
     judged.check_whole()
     settled = protocol.settled(ipc=largest(judged), classes=len(judged.class_names))
     side = first_side(settled.train_steps)
@@ -84,9 +86,16 @@ def labels_by(teacher: Classifier, judged: DistilledSet) -> ImageLabels:
     Raises:
         DapError: the set is not whole.
     """
+    check_images(judged)
     judged.check_whole()
     images, _ = judged.tensors(None, fit="crop-bilinear", dtype=torch.uint8, mixed=teacher.size or MIXED)
     return image_labels(teacher.name, judged.class_names, teacher.logits(images), teacher.accuracy)
+
+
+def check_images(judged: DistilledSet) -> None:
+    """Raise `DapError` for a set of clips, which no teacher labels."""
+    if judged.frames is not None:
+        raise DapError(f"{judged.path} holds clips, and there is no teacher of clips; soft labels are for images alone.")
 
 
 def labelling(protocol: Protocol, seed: int = 0) -> Labelling:

@@ -82,6 +82,27 @@ def encode_clip(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def is_moving(data: bytes) -> bool:
+    """Whether these are the bytes of an animated PNG. Its chunk `acTL` stands before the pixels."""
+    return data.startswith(b"\x89PNG") and 0 < data.find(b"acTL") < (data.find(b"IDAT") % 2**63)
+
+
+def preview(data: bytes, side: int, most: int = 32) -> bytes:
+    """A clip as an animated WebP to look at: with losses, and no larger than `side` px. Of a long clip `most` frames are taken.
+
+    Raises:
+        BrokenImage: the clip cannot be decoded.
+    """
+    with opened(data, most_pixels()) as image:
+        frames = max(1, min(round(sum(_lasting(image)) / MS), most))
+    small = [image.convert("RGB") for image in _taken(data, frames)]
+    for image in small:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small[0].save(out, format="WEBP", save_all=True, append_images=small[1:], duration=MS, loop=0, quality=70, method=2)
+    return out.getvalue()
+
+
 def _taken(data: bytes | Path, frames: int) -> list[Image.Image]:
     """The frames of a clip, upright, as L, RGB, or mode F in [0, 1]."""
     if frames < 1:
@@ -103,17 +124,22 @@ def _animated(content: bytes, frames: int) -> list[Image.Image]:
     if not content:
         raise ValueError("it is empty (0 bytes)")
     with opened(content, most_pixels()) as image:
-        count = getattr(image, "n_frames", 1)
-        check_room(count, image.width * image.height)
-        lasting = []
-        for place in range(count):
-            image.seek(place)
-            image.load()
-            lasting.append(image.info.get("duration") or USUAL_MS)
-        *begins, end = accumulate(lasting, initial=0)
+        *begins, end = accumulate(_lasting(image), initial=0)
         wanted = middles(begins, end, frames)
         found: dict[int, Image.Image] = {}
         for place in sorted(set(wanted)):
             image.seek(place)
             found[place] = as_rgb(image, content)
         return [found[place] for place in wanted]
+
+
+def _lasting(image: Image.Image) -> list[float]:
+    """How many milliseconds each frame of an image is shown. Raises `ValueError` for too many frames."""
+    count = getattr(image, "n_frames", 1)
+    check_room(count, image.width * image.height)
+    found = []
+    for place in range(count):
+        image.seek(place)
+        image.load()
+        found.append(image.info.get("duration") or USUAL_MS)
+    return found
