@@ -82,7 +82,7 @@ def test_prediction_and_features_come_from_one_pass(backbone):
 
 
 def test_check_passes(backbone):
-    assert [str(one) for one in check_backbone(backbone) if one.status == "failed"] == []
+    assert [str(one) for one in check_backbone(backbone) if one.level == "wrong"] == []
 
 
 def test_a_hub_id_in_the_cache_loads_offline(folder, tmp_path, monkeypatch):
