@@ -13,7 +13,7 @@ import torch
 from pydantic import StringConstraints
 
 from dap.backbones.configurations import AUTOENCODERS
-from dap.backbones.honoured import check_fields, check_folder, parts_of
+from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
 from dap.base.alone import alone
 from dap.base.documents import check_fetched, fitted, read_json
@@ -161,10 +161,11 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     for part, (_, of) in parts_of(index).items():
         if part in (*UNUSED, "image_encoder"):
             continue
-        check_weights(folder / part)
-        if not (folder / part).is_dir() or not any((folder / part).iterdir()):
+        inside = place_of(folder, part)
+        check_weights(inside)
+        if not inside.is_dir() or not any(inside.iterdir()):
             raise DapError(f"{folder} has no {part}/, which its model_index.json names; copy that folder there.")
-        files = {file.name for file in (folder / part).iterdir()}
+        files = {file.name for file in inside.iterdir()}
         if "CLIPTokenizer" in of and "tokenizer.json" not in files:
             for name in ("vocab.json", "merges.txt"):
                 if name not in files:
@@ -300,8 +301,9 @@ def to_download(source: str, revision: str | None, offline: bool) -> tuple[str, 
 
 def _weights(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [folder / name for name in parts_of(index) if name not in UNUSED]
-    found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
+    parts = {name: place_of(folder, name) for name in parts_of(index) if name not in UNUSED}
+    parts = {name: part for name, part in parts.items() if (part / "config.json").is_file() and name != "scheduler"}
+    found = {name: map(WEIGHTS.fullmatch, os.listdir(part)) for name, part in parts.items()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 
 
@@ -321,7 +323,7 @@ def _which(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
                 "diffusion_pytorch_model.safetensors. Copy it there, or load the hub id once online."
             )
         if all(suffix == "bin" for _, suffix in present) and not any(
-            WEIGHTS.fullmatch(name) and "-of-" not in name for name in os.listdir(folder / part)
+            WEIGHTS.fullmatch(name) and "-of-" not in name for name in os.listdir(place_of(folder, part))
         ):
             kinds = {suffix for others in weights.values() for _, suffix in others}
             if kinds != {"bin"} or part not in ("text_encoder", "text_encoder_2", "text_encoder_3"):

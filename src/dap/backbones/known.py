@@ -17,12 +17,14 @@ class Kind:
         home: the place of its backbone, as "package.module:Class". The class has a class method `from_pipeline(pipe, found)`.
         title: the name in messages.
         flow: whether its weights are trained on a flow. Others are trained with betas.
+        pixels: whether it makes pixels. Then its scheduler may clip x_0, have cosine betas, and read a prediction of x_0.
     """
 
     name: str
     home: str
     title: str
     flow: bool = False
+    pixels: bool = False
 
     def backbone(self) -> Any:
         """The class of the backbone."""
@@ -30,7 +32,11 @@ class Kind:
         return getattr(importlib.import_module(module), name)
 
 
+_PIXELS = Kind("pixels", "dap.backbones.kinds.pixels:Pixels", "a pixel-space U-Net", pixels=True)
+
 KINDS: Mapping[str, Kind] = {
+    "DDPMPipeline": _PIXELS,
+    "DDIMPipeline": _PIXELS,
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
     "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),

@@ -88,6 +88,8 @@ class ModuleBackbone(Backbone):
         Raises:
             DapError: a name is unknown, or several labels have it.
         """
+        if self.unconditional:
+            return self.null(len(class_names))
         labels = {name: imagenet.find(name, self._labels) for name in class_names}
         unknown = [name for name, found in labels.items() if not found]
         if unknown:
