@@ -163,11 +163,7 @@ class Ddim(Solver):
     def __init__(self, schedule: Schedule, steps: int, eta: float = 0.0, clip: float | None = None) -> None:
         self.eta, self.clip = eta, clip
         if isinstance(schedule, Flow):
-            from diffusers import FlowMatchEulerDiscreteScheduler
-
-            grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.steps, shift=schedule.shift)
-            grid.set_timesteps(steps)
-            self._run_over(schedule, [float(t) for t in grid.timesteps])
+            self._run_over(schedule, schedule.times(steps))
         else:
             assert isinstance(schedule, VariancePreserving)
             n = len(schedule)

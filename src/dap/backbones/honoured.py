@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from dap import networks
 from dap.backbones.configurations import (
     AUTOENCODERS,
     BETAS,
@@ -130,6 +131,18 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
         raise DapError(f"{shown(where)}: beta_start is {start} and beta_end is {end}; betas rise.")
     if of == "AutoencoderKL" and not kind.flow and values.get("shift_factor"):
         raise DapError(f"{shown(where)}: shift_factor is {_short(values['shift_factor'])}; {WAYS_OUT['shift_factor']}")
+    for name in ("latents_mean", "latents_std"):
+        if (said := values.get(name)) is None:
+            continue
+        if not kind.standardised:
+            raise DapError(
+                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise latents in {kind.title}; set it to "
+                "null there."
+            )
+        if len(said) != values.get("latent_channels"):
+            raise DapError(
+                f"{shown(where)}: {name} has {len(said)} numbers for {values.get('latent_channels')} latent channels."
+            )
     if values.get("use_flow_sigmas") and values.get("prediction_type") != "flow_prediction":
         raise DapError(
             f"{shown(where)}: prediction_type is {_short(values.get('prediction_type'))}; with use_flow_sigmas it should be "
@@ -282,7 +295,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _defaults(of: str) -> dict[str, Any]:
     import diffusers
 
-    found = getattr(diffusers, of, None)
+    found = getattr(diffusers, of, None) or networks.find(of)
     parameters = inspect.signature(found.__init__).parameters if found is not None else {}
     return {name: parameter.default for name, parameter in parameters.items()}
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import StringConstraints
 
+from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
 from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
@@ -62,6 +63,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         check_folder(folder, index)
         _check_libraries(folder, index)
         _check_parts(folder, index)
+        of = networks.find(str(index["_class_name"])) or DiffusionPipeline
         options = _which(folder, index)
         if UNUSED[0] in index:
             options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
@@ -70,7 +72,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         # A Stable Diffusion 3 can be saved without its third text encoder; diffusers then wants to be told so.
         options |= {part: None for part in ("text_encoder_3", "tokenizer_3") if index.get(part) == [None, None]}
         with alone():
-            pipe = DiffusionPipeline.from_pretrained(
+            pipe = of.from_pretrained(
                 str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
             )
     for part, network in pipe.components.items():
@@ -82,9 +84,15 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
     return pipe, folder
 
 
-def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
+def open_autoencoder(source: str, *, dtype: str, offline: bool, pipeline: str = "DiTPipeline") -> Any:
     """Open an autoencoder from its own folder or hub id, or from the folder or hub id of a pipeline. It is of the class that
     its config.json names.
+
+    Args:
+        source: the folder or hub id.
+        dtype: the number format of the weights in memory.
+        offline: read only the local cache.
+        pipeline: the class of the pipeline that it becomes a part of, a key of `KINDS`.
 
     Raises:
         DapError: there is nothing at the source, the source holds no autoencoder, or one whose configuration is not followed.
@@ -109,7 +117,7 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
                 of = str(said.get("_class_name", "AutoencoderKL"))
                 if of not in AUTOENCODERS:
                     raise DapError(f"{shown(inside)} holds {brief(of)}; {' and '.join(AUTOENCODERS)} are supported.")
-                check_fields(said, of, KINDS["DiTPipeline"], inside / "config.json")
+                check_fields(said, of, KINDS[pipeline], inside / "config.json")
                 build: Any = getattr(diffusers, of)
                 with alone():
                     made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
@@ -255,6 +263,7 @@ def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
         raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
     for part, (library, name) in parts_of(index).items():
         known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
+        known = known or networks.CLASSES.get(name) == library
         looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
         if not known or looking or not name.isidentifier():
             raise DapError(f"{said} {part}, {brief(index[part])}, {why}")

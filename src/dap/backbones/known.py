@@ -18,6 +18,7 @@ class Kind:
         title: the name in messages.
         flow: whether its weights are trained on a flow. Others are trained with betas.
         pixels: whether it makes pixels. Then its scheduler may clip x_0, have cosine betas, and read a prediction of x_0.
+        standardised: whether it follows `latents_mean` and `latents_std` of its autoencoder.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Kind:
     title: str
     flow: bool = False
     pixels: bool = False
+    standardised: bool = False
 
     def backbone(self) -> Any:
         """The class of the backbone."""
@@ -40,5 +42,6 @@ KINDS: Mapping[str, Kind] = {
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
     "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
+    "SiTPipeline": Kind("sit", "dap.backbones.kinds.sit:SiT", "SiT", flow=True, standardised=True),
 }
-"""Kinds by the name of the pipeline's class in diffusers, or in `dap.pipelines` where diffusers has none."""
+"""Kinds by the name of the pipeline's class in diffusers, or in `dap.networks` where diffusers has none."""

@@ -178,6 +178,23 @@ class Flow(Schedule):
         """x_0 = x − sigma · v. This also holds where alpha is 0 and eps says nothing of x_0."""
         return x - t / self.steps * velocity
 
+    def slopes(self, t: Time) -> tuple[float, float]:
+        """The derivatives of alpha and sigma by τ = t / steps. The velocity is alpha' x_0 + sigma' eps."""
+        del t
+        return -1.0, 1.0
+
+    def shifted(self, tau: float) -> float:
+        """The place of an even grid's τ in [0, 1] on the shifted grid."""
+        return self.shift * tau / (1 + (self.shift - 1) * tau)
+
+    def times(self, steps: int) -> list[float]:
+        """The falling times of a run of so many steps, without the end 0. They are those of diffusers' Euler scheduler."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.steps, shift=self.shift)
+        grid.set_timesteps(steps)
+        return [float(t) for t in grid.timesteps]
+
     @staticmethod
     def from_config(config: Mapping[str, Any], tokens: int) -> Flow:
         """The schedule in the config of a diffusers scheduler of flows.
