@@ -76,7 +76,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
                 str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
             )
     for part, network in pipe.components.items():
-        _check_whole(network, part, folder)
+        check_whole(network, part, folder)
         for weight in getattr(network, "parameters", tuple)():
             # A file is mapped into memory, so its format decides the address of a weight, and a CPU's kernels round by
             # address. A copy makes the same weights give the same predictions, whatever file they came from.
@@ -121,14 +121,14 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool, pipeline: str = 
                 build: Any = getattr(diffusers, of)
                 with alone():
                     made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
-                _check_whole(made, "autoencoder", inside)
+                check_whole(made, "autoencoder", inside)
                 return made
         raise DapError(
             f"{source} has no diffusion_pytorch_model.safetensors or .bin, so it is no autoencoder of diffusers."
         )
 
 
-def _check_whole(network: Any, part: str, folder: Path) -> None:
+def check_whole(network: Any, part: str, folder: Path) -> None:
     """Raise `DapError` if a file of weights lacks a tensor of its network."""
     for name, tensor in getattr(network, "state_dict", dict)().items():
         if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
