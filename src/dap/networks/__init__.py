@@ -10,7 +10,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-CLASSES: Mapping[str, str] = {"SiTTransformer2DModel": "dap.networks.sit"}
+CLASSES: Mapping[str, str] = {
+    "ADMUNet2DModel": "dap.networks.adm",
+    "SiTTransformer2DModel": "dap.networks.sit",
+}
 """Networks of this room: the class -> the module, as a `model_index.json` names them."""
 
 PIPELINES: Mapping[str, str] = {"SiTPipeline": "dap.networks.sit_pipeline"}

@@ -129,7 +129,9 @@ def _refuse_others(path: Path, state: Mapping[str, Tensor]) -> None:
     what, instead = None, "Give a Stable Diffusion 1 or 2, or a folder of diffusers."
     if any(name.startswith("conditioner.embedders.") for name in state):
         what = "an SDXL"
-        instead = "In diffusers, StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes its folder."
+        instead = (
+            "In diffusers, StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes its folder."
+        )
     elif any(name.startswith((f"{UNET}joint_blocks.", f"{UNET}double_blocks.")) for name in state):
         what = "a Stable Diffusion 3 or a Flux"
         instead = "Give the folder or hub id of its diffusers pipeline."
@@ -193,7 +195,8 @@ def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The U-Net, with the moving averages that the file has. The hub's folders of these weights have them too."""
     inner = UNET.removeprefix("model.")
     return {
-        name: state.get(AVERAGED + (inner + name).replace(".", ""), value) for name, value in _under(state, UNET).items()
+        name: state.get(AVERAGED + (inner + name).replace(".", ""), value)
+        for name, value in _under(state, UNET).items()
     }
 
 
@@ -249,7 +252,9 @@ def _text_encoder(state: Mapping[str, Tensor], dtype: torch.dtype, *, open_clip:
     from accelerate import init_empty_weights
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    mine = _penultimate(_under(state, f"{TEXT}model.")) if open_clip else _under(state, f"{TEXT}transformer.text_model.")
+    mine = (
+        _penultimate(_under(state, f"{TEXT}model.")) if open_clip else _under(state, f"{TEXT}transformer.text_model.")
+    )
     mine.pop("embeddings.position_ids", None)
     config = clip_config(_shapes(mine), "gelu" if open_clip else "quick_gelu")
     with alone(), init_empty_weights(include_buffers=False):
