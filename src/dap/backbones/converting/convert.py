@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def convert(
         card, names = backbone.card, backbone.class_names
         kept = {name: read_bytes(folder / name) for name in KEPT if (folder / name).is_file()}
         record["commit"] = folder.name if folder.parent.name == "snapshots" else None
-    fields = {key: value for key, value in asdict(card).items() if value is not None}
+    fields = card.written()
     if path.exists():  # a local folder has its name from its place, also the new one
         del fields["name"]
     files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
