@@ -109,6 +109,12 @@ class Backbone(ABC):
         schedule: says how much noise there is at every time.
         learned_variance: whether predictions have a variance.
         device: the device of the weights.
+        clip: the largest size that a value of the predicted x_0 may have while a solver steps, or None. Models of pixels are
+            sampled so by their authors; features, energies and pushes see the prediction as it is.
+        unconditional: whether the weights know no classes. Then every class has the same condition, and a class comes into
+            an image through real images alone.
+        classifier_free: whether the weights were trained with a condition that stands for "no class". Classifier-free
+            guidance needs it. Without it `null` is still a condition that favours no class.
     """
 
     card: Card
@@ -118,6 +124,9 @@ class Backbone(ABC):
     schedule: Schedule
     learned_variance: bool
     device: torch.device
+    clip: float | None = None
+    unconditional: bool = False
+    classifier_free: bool = True
 
     @abstractmethod
     def condition(self, class_names: Sequence[str]) -> Tensor:
@@ -219,7 +228,8 @@ class Backbone(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a prediction besides the weights, for `weights_hash`: the schedule, and a subclass's own."""
-        return {"schedule": self.schedule.settings()}
+        clip = {} if self.clip is None else {"clip": self.clip}
+        return {"schedule": self.schedule.settings(), **clip}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:
@@ -256,11 +266,27 @@ class ClassifierFree:
         scale: the scale of the formula above. 1 is the conditional model alone, which needs only one call.
         channels: how many latent channels are mixed. The other channels and the variance are those of the conditional half.
             The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
+
+    Raises:
+        DapError: the scale is not 1, and the backbone's weights were not trained for classifier-free guidance.
     """
 
     backbone: Backbone
     scale: float
     channels: int | Literal["all"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.scale == 1 or self.backbone.classifier_free:
+            return
+        why = (
+            "knows no classes"
+            if self.backbone.unconditional
+            else "was trained without a label that stands for no class"
+        )
+        raise DapError(
+            f"{self.backbone.card.name} {why}, so classifier-free guidance has nothing to compare with; leave out --cfg, or give "
+            f"--cfg 1 instead of {self.scale:g}."
+        )
 
     def predict(
         self,

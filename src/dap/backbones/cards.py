@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Text
 from dap.base.registry import suggest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,31 @@ class Found:
             raise DapError(
                 f"{self.name} takes prompts made from the data's class names: it has no class names of its own."
             )
+
+    def without_prompts(self) -> None:
+        """Refuse prompts for a backbone that is conditioned on labels, or on nothing.
+
+        Raises:
+            DapError: the caller gave prompts.
+        """
+        if self.prompts:
+            given = " and ".join(self.prompts)
+            raise DapError(f"{self.name} is conditioned on labels, not on prompts: leave out {given}.")
+
+    def without_classes(self) -> tuple[str, ...]:
+        """No class names, for a backbone whose weights know no classes, and a warning that says what follows from this.
+
+        Raises:
+            DapError: the caller gave class names.
+        """
+        if self.class_names is not None:
+            raise DapError(f"{self.name} was trained without classes: it has no class names of its own.")
+        log.warning(
+            "%s knows no classes. A class comes into its images through the real images that guide alone, so without such a "
+            "guidance (--method vanilla) the classes of the images are random.",
+            self.name,
+        )
+        return ()
 
     def _known(self, cards: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
         """The entry of cards.yaml for these weights.
