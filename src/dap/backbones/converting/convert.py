@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
+from dap.backbones.converting import labelled
 from dap.backbones.converting.checkpoints import read_checkpoint
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
@@ -98,17 +99,16 @@ def convert(
     kept: dict[str, bytes] = {}
     if path.exists() and revision is not None:
         raise DapError(f"--revision is for hub ids; {source} is on this machine.")
-    said = Said(tokenizer, vae, prediction, size)
+    said = Said(tokenizer, vae, prediction, size, heads)
     single = open_single(path, said, dtype=dtype, offline=offline) if path.is_file() else None
-    if single is None and said != Said(vae=vae):
+    if single is None and said != Said(vae=vae, heads=heads):
         raise DapError(
             f"--tokenizer, --prediction and --size are for a Stable Diffusion in one file, which {source} is not."
         )
     if single is not None:
-        if heads is not None:
-            raise DapError(f"--heads is for a checkpoint of the original DiT code; {source} is a Stable Diffusion.")
         pipe, name = single
-        card, names = tried(from_pipeline(pipe, name=name, class_names=given)).card, ()
+        backbone = tried(from_pipeline(pipe, name=name, class_names=given))
+        card, names = backbone.card, backbone.class_names
     elif path.is_file():
         pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline)
     else:
@@ -169,6 +169,13 @@ def _from_checkpoint(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
     state = read_checkpoint(path)
+    if labelled.family(state) is not None:
+        coder = open_autoencoder(vae, dtype=dtype, offline=offline)
+        pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
+        if names is None and pipe.denoiser.config.num_classes == 1000:
+            names = list(imagenet.names().values())
+        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
+        return pipe, backbone.card, backbone.class_names
     config = _config(state, path, heads)
     labels = config["num_embeds_ada_norm"]
     if names is not None and len(names) == labels + 1:
