@@ -38,6 +38,8 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
+        guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
+            with its default layer chooses one on real images first, as `layer: auto` does.
 
     Raises:
         DapError: the unit or `cfg_channels` has a value that it cannot have.
@@ -54,12 +56,18 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    guessed: bool = False
 
     def __post_init__(self) -> None:
         if self.unit not in ("paper", "step"):
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+
+    def written(self) -> dict[str, Any]:
+        """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
+        unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}
+        return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
 
     @property
     def prompts(self) -> dict[str, str]:

@@ -122,6 +122,10 @@ class ModuleBackbone(Backbone):
         """The module whose output gives the features of a layer."""
         return self.denoiser.get_submodule(layer)
 
+    def tokens(self, output: Any) -> Tensor:
+        """The features (B, tokens, width) in the output of a layer. Tokens that are none of the image are left out."""
+        return tokens(output)
+
     def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         """The denoiser's raw output in float32.
 
@@ -151,7 +155,7 @@ class ModuleBackbone(Backbone):
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> Any:
-            kept.append(tokens(output))
+            kept.append(self.tokens(output))
             if grad_through == "denoiser" or not torch.is_grad_enabled():
                 return output
             # The layers behind this one need no graph. Detaching the output is not enough, because the skip connections of a
@@ -173,7 +177,7 @@ class ModuleBackbone(Backbone):
 
         def keep(layer: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[layer] = tokens(output)
+                found[layer] = self.tokens(output)
                 if len(found) == len(set(layers)):
                     raise _Left
 
