@@ -112,13 +112,18 @@ def _write_parquet(folder: Path, jobs: Sequence[tuple[str, int, int, int]], side
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    split = {"train": "train", "val": "validation"}[jobs[0][0]]
+    file = folder / f"{split}-{number:05d}.parquet"
+    if file.is_file() and pq.read_metadata(file).num_rows == sum(count for *_, count in jobs):
+        return
     rows = [(class_name(label), picture(start + i, side)) for _, label, start, count in jobs for i in range(count)]
     table = pa.table(
         {"image": [{"bytes": data, "path": None} for _, data in rows], "label": [name for name, _ in rows]}
     )
-    split = {"train": "train", "val": "validation"}[jobs[0][0]]
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, folder / f"{split}-{number:05d}.parquet", row_group_size=100)
+    aside = file.with_suffix(".partial")
+    pq.write_table(table, aside, row_group_size=100)
+    aside.replace(file)
 
 
 def run(arguments: Sequence[Any], name: str = "", cache: Path | None = None) -> Row:
