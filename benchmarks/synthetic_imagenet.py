@@ -3,7 +3,7 @@
     python benchmarks/synthetic_imagenet.py --classes 1000 --train 20 --test 20 --side 16
     python benchmarks/synthetic_imagenet.py --train 1280 --test 50 --memory 2 --folder /big/disk --keep    # 1.28 million files
     python benchmarks/synthetic_imagenet.py --layout parquet --train 200
-    python benchmarks/synthetic_imagenet.py --layout parquet --train 1280 --test 50 --memory 2 --only random,evaluate,teacher,report
+    python benchmarks/synthetic_imagenet.py --layout parquet --train 1280 --test 50 --side 8 --memory 2 --only random,teacher
 
 Every image is a PNG of one colour and one more pixel, so that no two files hold the same bytes. Class folders lie in `train`
 and `val`, or a parquet file for every 20 classes. A process makes a set of random real images, judges the set, looks at it once
@@ -238,7 +238,7 @@ def main() -> int:
         print(
             f"{args.classes:,} classes, {args.classes * args.train:,} training and {args.classes * args.test:,} test images of "
             f"{args.side} px as {args.layout}, made in {made:.0f} s; {os.cpu_count()} cores\n\n"
-            "| process | start-up, seconds | of the processor | seconds | of the processor | peak MB |\n|---|---|---|---|---|---|",
+            "| process | start-up, seconds | of the processor | seconds | of the processor | peak MB |\n" + 6 * "|---" + "|",
             flush=True,
         )
         for row in rows(data, folder / "work", args.memory, args.ipc, args.only.split(",")):

@@ -1,4 +1,4 @@
-"""`--vram`: torch refuses what goes beyond it, what is kept on a GPU fits it, and what does not fit goes through in smaller parts.
+"""`--vram`: torch refuses what goes beyond it, what is kept on a GPU fits it, and what does not fit goes through in halves.
 
 There is no GPU here. What torch would be asked of one is recorded, and networks that run out of its memory are made up.
 """

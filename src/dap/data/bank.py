@@ -198,7 +198,9 @@ class FeatureBank:
         condition = self._condition(label, len(x))
         if x.requires_grad:
             return self.backbone.features(x, t, condition, [self.layer])[self.layer]
-        return torch.cat(vram.in_parts(lambda part, of: self.backbone.tap(part, t, of, self.layer), CHUNK, x, condition))
+        return torch.cat(
+            vram.in_parts(lambda part, of: self.backbone.tap(part, t, of, self.layer), CHUNK, x, condition)
+        )
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
         """Under targets=slot the weights of the N real images for each slot; each row sums to 1. Otherwise None."""
