@@ -99,14 +99,8 @@ class Wan(PromptedBackbone):
         ).sample.float()
 
     @property
-    def _shift(self) -> Tensor:
-        """The mean of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
-        return self._each(self.vae.config.latents_mean)
-
-    @property
-    def _scale(self) -> Tensor:
-        """One over the standard deviation of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
-        return 1 / self._each(self.vae.config.latents_std)
-
-    def _each(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, device=self.vae.device).view(-1, 1, 1, 1)
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
+        config = self.vae.config
+        mean, std = (torch.tensor(part).view(-1, 1, 1, 1) for part in (config.latents_mean, config.latents_std))
+        return mean, std
