@@ -45,7 +45,7 @@ KINDS: Mapping[str, Kind] = {
     "UViTPipeline": Kind("uvit", "dap.backbones.kinds.labelled:Labelled", "U-ViT"),
     "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
-    "WanPipeline": Kind("wan", "dap.backbones.kinds.wan:Wan", "Wan", flow=True),
+    "WanPipeline": Kind("wan", "dap.backbones.kinds.wan:Wan", "Wan", flow=True, standardised=True),
     "SiTPipeline": Kind("sit", "dap.backbones.kinds.sit:SiT", "SiT", flow=True, standardised=True),
 }
 """Kinds by the name of the pipeline's class in diffusers, or in `dap.networks` where diffusers has none."""
