@@ -75,8 +75,8 @@ class Data(Closed, frozen=True):
     )
     frames: Frames | None = Field(
         default=None,
-        description="Read the data as clips of so many frames: films (MP4, MOV, MKV, WebM, AVI), and GIF, PNG and WebP that move. "
-        "Default: the frames that a video backbone makes; else the data are images.",
+        description="Read the data as clips of so many frames: films (MP4, MOV, MKV, WebM, AVI), or GIF, PNG and WebP that move. "
+        "Default: the data are images.",
     )
     split: Places | None = Field(
         default=None,

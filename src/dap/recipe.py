@@ -327,7 +327,11 @@ def check_frames(card: Card, frames: int | None) -> None:
         )
     raise DapError(
         f"{card.name} makes clips of {card.frames} frames; read the data as such with --frames {card.frames}"
-        + ("." if frames is None else f", not {frames}, or write frames: {frames} into the card.yaml beside its weights.")
+        + (
+            "."
+            if frames is None
+            else f", not {frames}, or write frames: {frames} into the card.yaml beside its weights."
+        )
     )
 
 

@@ -59,7 +59,9 @@ def test_samples_equal_those_of_diffusers_own_pipeline(backbone):
 def test_latents_are_normalised_channel_by_channel(backbone):
     clip = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0))
     vae = backbone.vae
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     wanted = (vae.encode(clip * 2 - 1).latent_dist.mode() - mean) / std
     torch.testing.assert_close(backbone.encode(clip), wanted)
     assert backbone.latent_shape == (4, 2, 4, 4) and backbone.card.shape == (3, 5, 16, 16)
@@ -123,7 +125,9 @@ def test_what_does_not_fit_is_said_before_any_work(folder, data, tmp_path):
         distill(method="vanilla", frames=4, **how)
     with pytest.raises(DapError, match="makes images and no clips.*take random"):
         distill(method="minimax", frames=5, **how)
-    with pytest.raises(DapError, match="makes images and the data are clips; leave out --frames, or take a video backbone"):
+    with pytest.raises(
+        DapError, match="makes images and the data are clips; leave out --frames, or take a video backbone"
+    ):
         distill(method="vanilla", frames=5, **{**how, "backbone": "starter-unet"})
     with pytest.raises(DapError, match="'auto' makes images and no clips"):
         distill(frames=5, out=tmp_path / "set", source=str(data))
@@ -158,11 +162,29 @@ def test_two_transformers_are_refused():
 def test_the_command_makes_a_set_and_judges_it(folder, data, tmp_path):
     dap = [sys.executable, "-P", "-m", "dap"]
     made, report = tmp_path / "set", tmp_path / "report"
-    how = ["--data", data, "--frames", "5", "--backbone", folder, "--method", "dap", "--steps", "2", "--ipc", "1", "--reals", "3"]
+    how = [
+        "--data",
+        data,
+        "--frames",
+        "5",
+        "--backbone",
+        folder,
+        "--method",
+        "dap",
+        "--steps",
+        "2",
+        "--ipc",
+        "1",
+        "--reals",
+        "3",
+    ]
     subprocess.run([*dap, "distill", *map(str, how), "--out", str(made), "--quiet"], check=True, capture_output=True)
     judging = ["--protocol", "clips-quick", "--set", "epochs=2", "--set", "width=8", "--trials", "1"]
     done = subprocess.run(
-        [*dap, "evaluate", str(made), *judging, "--out", str(report), "--json"], check=True, capture_output=True, text=True
+        [*dap, "evaluate", str(made), *judging, "--out", str(report), "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert json.loads(done.stdout)
     assert DistilledSet.open(made).recipe["data"]["frames"] == 5

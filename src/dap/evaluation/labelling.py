@@ -95,7 +95,9 @@ def labels_by(teacher: Classifier, judged: DistilledSet) -> ImageLabels:
 def check_images(judged: DistilledSet) -> None:
     """Raise `DapError` for a set of clips, which no teacher labels."""
     if judged.frames is not None:
-        raise DapError(f"{judged.path} holds clips, and there is no teacher of clips; soft labels are for images alone.")
+        raise DapError(
+            f"{judged.path} holds clips, and there is no teacher of clips; soft labels are for images alone."
+        )
 
 
 def labelling(protocol: Protocol, seed: int = 0) -> Labelling:

@@ -31,7 +31,9 @@ def test_networks_see_time(name, frames, size, norm):
 
 @pytest.mark.parametrize("name", ["convnet3d", "small_convnet3d", "r3d18"])
 def test_networks_of_clips_refuse_images(name):
-    with pytest.raises(DapError, match="network of clips of at least .* frames, and these are images; distil with --frames N"):
+    with pytest.raises(
+        DapError, match="network of clips of at least .* frames, and these are images; distil with --frames N"
+    ):
         build(name, channels=3, classes=4, size=64, norm="batch")
 
 
@@ -87,6 +89,8 @@ def test_only_a_network_that_sees_time_tells_directions_apart():
     train, test = clips(40), clips(40)
     (trial,) = evaluate(train, test, protocol, [0], classes=2)
     assert trial.last > 0.9
-    stills = [(images.unflatten(1, (3, 6))[:, :, :1].repeat(1, 1, 6, 1, 1).flatten(1, 2), y) for images, y in (train, test)]
+    stills = [
+        (images.unflatten(1, (3, 6))[:, :, :1].repeat(1, 1, 6, 1, 1).flatten(1, 2), y) for images, y in (train, test)
+    ]
     (trial,) = evaluate(*stills, protocol, [0], classes=2)
     assert trial.last < 0.8

@@ -42,7 +42,15 @@ __all__ = [
     "is_autoencoder",
 ]
 
-NETWORKS: Mapping[str, Table] = {**DENOISERS, **PIXELS, **INTERPOLANTS, **LABELLED, **AUTOENCODERS, **QUANTISED, **CLIPS}
+NETWORKS: Mapping[str, Table] = {
+    **DENOISERS,
+    **PIXELS,
+    **INTERPOLANTS,
+    **LABELLED,
+    **AUTOENCODERS,
+    **QUANTISED,
+    **CLIPS,
+}
 """By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
 
 WAYS_OUT: Mapping[str, str] = {

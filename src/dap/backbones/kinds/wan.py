@@ -39,7 +39,9 @@ class Wan(PromptedBackbone):
         if network is None or pipe.transformer_2 is not None or pipe.config.boundary_ratio is not None:
             raise DapError(f"{card.name} has two transformers (Wan 2.2), which dap does not sample; take a Wan 2.1.")
         if pipe.config.expand_timesteps:
-            raise DapError(f"{card.name} takes a time for each token (Wan 2.2 TI2V), which dap does not feed; take a Wan 2.1.")
+            raise DapError(
+                f"{card.name} takes a time for each token (Wan 2.2 TI2V), which dap does not feed; take a Wan 2.1."
+            )
         if not network.config.in_channels == network.config.out_channels == vae.config.z_dim:
             raise DapError(
                 f"The transformer of {card.name} takes {network.config.in_channels} channels and gives "

@@ -177,7 +177,8 @@ def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.
             raise ValueError("it is a Git LFS pointer and not the image; fetch it with git lfs pull")
         limit = most_pixels() if most is None else min(most, most_pixels())
         with opened(content, limit) as image:
-            image.load()  # Pillow's `verify` accepts JPEGs that are cut off; only a full load shows whether an image is whole
+            # Pillow's `verify` accepts JPEGs that are cut off. Only a full load shows whether an image is whole.
+            image.load()
             orientation = image.getexif().get(0x0112, 1)
             turn = _TURNS.get(orientation)
             eight_bit_rgb = content[24:26] == b"\x08\x02"  # IHDR: bit depth 8, colour type 2
@@ -194,7 +195,7 @@ def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.
 
 @contextmanager
 def opened(content: bytes, limit: int) -> Iterator[Image.Image]:
-    """An image file of any format that is read, opened by Pillow. Raises `ValueError` for an image of more pixels than `limit`."""
+    """An image file of a format that is read, opened by Pillow. Raises `ValueError` for more pixels than `limit`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an image with odd metadata may have good pixels
         with _pillow_allows(limit), Image.open(io.BytesIO(content), "r", _formats()) as image:

@@ -24,7 +24,7 @@ from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.clips.source import ClipSource
-from dap.data.real.decode import Fit, check_fit, decode, fit_square
+from dap.data.real.decode import Fit, check_fit, fit_square
 from dap.data.real.finding.listed import FileSource
 from dap.data.real.finding.splits import Split, split_of
 from dap.data.real.finding.tables import Table
@@ -33,7 +33,7 @@ from dap.data.real.idx import read_idx
 from dap.data.real.layouts import Layout, locate
 from dap.data.real.names import by_class, select
 from dap.data.real.parquet import ParquetSource
-from dap.data.real.sizes import LARGEST_SIDE, size_of
+from dap.data.real.sizes import LARGEST_SIDE
 from dap.starter import CLASS_NAMES, DATA, verify_data
 
 __all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "TableSource", "check_path", "open_source"]
@@ -79,7 +79,9 @@ def open_source(
     options: dict[str, Any] = {"size": size, "fit": fit, "classes": wanted, "max_bad_fraction": max_bad_fraction}
     if str(path) == EMBEDDED:
         if frames is not None:
-            raise DapError(f"the embedded {EMBEDDED} has images and no clips; leave out --frames, or give --data FOLDER")
+            raise DapError(
+                f"the embedded {EMBEDDED} has images and no clips; leave out --frames, or give --data FOLDER"
+            )
         if chosen:
             raise DapError(f"the embedded {EMBEDDED} has its splits; leave out --split, or give a folder as --data")
         layout = locate(_starter_data(), split)

@@ -12,8 +12,8 @@ from typing import Any
 
 from dap.base.documents import read_text
 from dap.base.errors import DapError
-from dap.base.parsing import brief
 from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
+from dap.base.parsing import brief
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of

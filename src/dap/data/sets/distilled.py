@@ -242,7 +242,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self.store(label, slot, self._encoded(label, slot, image), **record)
 
     def add_unit(
-        self, label: int, slots: Sequence[int], images: Float[Tensor, "b 3 *frames h w"], records: Sequence[Mapping[str, Any]]
+        self, label: int, slots: Sequence[int], images: Float[Tensor, "b 3 *size"], records: Sequence[Mapping[str, Any]]
     ) -> None:
         """Store the images of a unit and then their manifest lines, as a part of the manifest that belongs to this unit alone.
 
@@ -336,7 +336,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             raise DapError(f"{self.path} holds no finished image yet; run dap distill again to go on.")
         labels = torch.tensor([line["label"] for line in self.records])
         if size is not None:
-            images = torch.empty(len(labels), 3, *((self.frames,) if self.frames else ()), size, size, dtype=dtype)
+            images = torch.empty(len(labels), *shape_of(self.frames, size), dtype=dtype)
             for row, line in zip(images, self.records, strict=True):
                 image = sized(file_of(self.path, line["path"]), self.frames, size, fit)
                 row.copy_(image if dtype.is_floating_point else (image * 255).round())

@@ -32,7 +32,9 @@ def extremes(images: Float[Tensor, "b 3 *size"]) -> list[float]:
     return [float(share) for share in ((values == 0) | (values == 255)).flatten(1).float().mean(1)]
 
 
-def doubts(images: Float[Tensor, "b 3 *size"], reals: Callable[[], Float[Tensor, "n 3 *size"] | None]) -> list[str | None]:
+def doubts(
+    images: Float[Tensor, "b 3 *size"], reals: Callable[[], Float[Tensor, "n 3 *size"] | None]
+) -> list[str | None]:
     """For each image, why it is probably no image of anything, in words; None where nothing is odd.
 
     Args:

@@ -1,7 +1,7 @@
 """Decode one clip, and write one: animated images by Pillow, films by PyAV.
 
-A clip is N frames of a file, those that are shown in the middle of N equal parts of its time (as the segments of Wang et al. 2016,
-Temporal Segment Networks, at test time). A file of N equally long frames so gives each frame once, a shorter one repeats frames,
+A clip is N frames of a file, those that are shown in the middle of N equal parts of its time, as the segments of Wang et al. 2016
+(Temporal Segment Networks) at test time. A file of N equally long frames so gives each frame once, a shorter one repeats frames,
 and a still image is repeated N times.
 """
 

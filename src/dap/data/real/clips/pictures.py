@@ -13,6 +13,11 @@ from dap.data.real.clips.moving import clip_pixels, decode_clip, encode_clip
 from dap.data.real.decode import Fit, decode, encode_png, pixels
 
 
+def shape_of(frames: int | None, size: int) -> tuple[int, ...]:
+    """The shape of a square image, (3, size, size), or of a clip, (3, frames, size, size)."""
+    return (3, size, size) if frames is None else (3, frames, size, size)
+
+
 def sized(data: bytes | Path, frames: int | None, size: int, fit: Fit = "crop") -> Float[Tensor, "3 *frames size size"]:
     """An image (3, size, size) in [0, 1], or a clip (3, frames, size, size) where `frames` is a number.
 
@@ -37,8 +42,3 @@ def encoded(image: Float[Tensor, "3 *frames h w"]) -> bytes:
     values = image.detach().cpu().clamp(0, 1).mul(255).round().byte()
     found = np.moveaxis(values.numpy(), 0, -1)
     return encode_png(np.ascontiguousarray(found)) if found.ndim == 3 else encode_clip(found)
-
-
-def shown(image: Float[Tensor, "b 3 *frames h w"]) -> Float[Tensor, "b 3 h w"]:
-    """The images themselves, or of each clip the frame in its middle."""
-    return image if image.ndim == 4 else image[:, :, image.shape[2] // 2]

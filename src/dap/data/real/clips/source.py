@@ -59,9 +59,7 @@ class ClipSource(FileSource):
         self.notes = tuple(filter(None, [left.told().replace("are no images", "are no clips")]))
 
     @classmethod
-    def found(
-        cls, path: Path, split: str, chosen: Mapping[str, str] | None, frames: int, **how: Any
-    ) -> Self:
+    def found(cls, path: Path, split: str, chosen: Mapping[str, str] | None, frames: int, **how: Any) -> Self:
         """The clips of a split of a data set; see `locate_clips` for where they lie."""
         return cls(locate_clips(path, split, chosen), frames, **how)
 

@@ -29,4 +29,6 @@ def check_room(frames: int, pixels: int) -> None:
     if frames > LONGEST:
         raise ValueError(f"it has {frames:,} frames, more than {LONGEST:,}; cut it into clips")
     if frames * pixels > ROOM:
-        raise ValueError(f"its {frames:,} frames have {frames * pixels:,} pixels, more than {ROOM:,}; make them smaller")
+        raise ValueError(
+            f"its {frames:,} frames have {frames * pixels:,} pixels, more than {ROOM:,}; make them smaller"
+        )

@@ -84,9 +84,7 @@ def class_folders(root: Path) -> list[str]:
     return [entry.name for entry in visible(root) if is_folder(entry)]
 
 
-def image_files(
-    folder: Path, left: Left | None = None, suffixes: frozenset[str] = IMAGE_SUFFIXES
-) -> list[str]:
+def image_files(folder: Path, left: Left | None = None, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Every image file at any depth below a class folder, as sorted posix paths relative to the folder's parent.
 
     Links to files and to folders are followed, and each folder is read once. A link to a folder that contains the class

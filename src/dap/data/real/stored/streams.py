@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from dap.base.errors import DapError
 
 Read = Callable[[int], Tensor]
-"""A function from a row to its image (3, side, side), float32 in [0, 1], or to a clip as an image of more channels. It raises `BrokenImage` or another `DapError`."""
+"""A function from a row to its image (3, side, side), float32 in [0, 1], or to a clip as an image of more channels. It raises
+`BrokenImage` or another `DapError`."""
 
 
 class Streamed(Dataset[Any], ABC):

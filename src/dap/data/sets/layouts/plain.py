@@ -85,8 +85,8 @@ train = ImageFolder(".")
 
 
 def write_pt(job: Job) -> Written:
-    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, of clips (n, 3, frames, h, w), `labels` (n,) int64 and `class_names`. Where all images
-    have a weight there are `weights` (n,) float32 too."""
+    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, of clips (n, 3, frames, h, w), `labels` (n,) int64 and
+    `class_names`. Where all images have a weight there are `weights` (n,) float32 too."""
     whole: np.ndarray | None = None
     n = len(job.made.records)
     labels = torch.tensor([record["label"] for record in job.made.records])

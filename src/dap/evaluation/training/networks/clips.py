@@ -65,7 +65,11 @@ def convnet3d(*, channels: int, classes: int, size: int, norm: Norm, width: int)
     for depth in range(3):
         outputs = 64 if depth == 0 else width
         pool = (1, 2, 2) if depth == 0 else (2, 2, 2)
-        layers += [nn.Conv3d(inputs, outputs, (3, 7, 7), (1, 2, 2), (1, 3, 3)), _norm(norm, outputs), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv3d(inputs, outputs, (3, 7, 7), (1, 2, 2), (1, 3, 3)),
+            _norm(norm, outputs),
+            nn.ReLU(inplace=True),
+        ]
         layers += [nn.MaxPool3d(pool)]
         inputs, side = outputs, ((side + 1) // 2) // 2
     layers += [nn.AvgPool3d((2, side, side), stride=1)]
@@ -126,8 +130,8 @@ def _frames(channels: int, name: str, least: int = 2) -> int:
     if channels % COLOURS or frames < least:
         has = "images" if channels <= COLOURS else f"clips of {frames} frames"
         raise DapError(
-            f"{name} is a network of clips of at least {least} frames, and these are {has}; distil with --frames N, or take another "
-            "--network."
+            f"{name} is a network of clips of at least {least} frames, and these are {has}; distil with --frames N, or take "
+            "another network."
         )
     return frames
 
