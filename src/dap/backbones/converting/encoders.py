@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.backbones.converting.shapes import Unlike, clip_config
+from dap.backbones.converting.shapes import Unlike, clip_config, shapes_of
 from dap.base.alone import alone
 
 _OPEN = {
@@ -38,7 +38,7 @@ def text_encoder(state: Mapping[str, Tensor], dtype: torch.dtype, *, open_clip: 
 
     mine = _penultimate(state) if open_clip else dict(state)
     mine.pop("embeddings.position_ids", None)
-    config = clip_config(_shapes(mine), "gelu" if open_clip else "quick_gelu")
+    config = clip_config(shapes_of(mine), "gelu" if open_clip else "quick_gelu")
     with alone(), init_empty_weights(include_buffers=False):
         model = CLIPTextModel(CLIPTextConfig(**config))
     inner: Any = getattr(model, "text_model", model)  # later versions of transformers have no module inside the module

@@ -24,7 +24,7 @@ from dap.backbones.converting.checkpoints import opened
 from dap.backbones.converting.encoders import text_encoder
 from dap.backbones.converting.latent import LABELS, latent_config, latent_pipeline, quantised_config
 from dap.backbones.converting.latent import SCHEDULE as LATENT
-from dap.backbones.converting.shapes import Unlike, autoencoder_config, unet_config
+from dap.backbones.converting.shapes import Unlike, autoencoder_config, shapes_of, unet_config
 from dap.backbones.converting.tokenizers import tokenizer_for
 from dap.backbones.honoured import check_fields
 from dap.backbones.hub import DTYPES, check_whole, open_autoencoder
@@ -164,7 +164,7 @@ def _pipeline(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str, o
         raise DapError(f"{path} holds no autoencoder; give dap convert --vae, such as stabilityai/sd-vae-ft-mse.")
     open_clip = any(name.startswith(f"{TEXT}model.") for name in state)
     if said.vae is None:
-        config = autoencoder_config(_shapes(coder), SCALING, said.size or SIDE)
+        config = autoencoder_config(shapes_of(coder), SCALING, said.size or SIDE)
         vae = _converted(AutoencoderKL, coder, VAE, config, dtype, path)
     else:
         vae = open_autoencoder(said.vae, dtype=dtype, offline=offline)
@@ -174,7 +174,7 @@ def _pipeline(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str, o
     if (said.size or SIDE) % factor:
         raise DapError(f"Images of {said.size} px have no whole latents; give a --size that {factor} divides.")
     denoiser = _averaged(state)
-    config = unet_config(_shapes(denoiser), (said.size or SIDE) // factor)
+    config = unet_config(shapes_of(denoiser), (said.size or SIDE) // factor)
     unet = _converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path)
     tokenizer = tokenizer_for(path, said.tokenizer, offline, text.config, open_clip=open_clip)
     prediction = said.prediction or _predicted(path, unet, text, tokenizer, certain=not open_clip)
@@ -205,7 +205,7 @@ def _latent(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str) -> 
     coder = {name: t for name, t in _under(state, VAE).items() if not name.startswith("loss.")}
     factor = 2 ** (len(quantised_config(coder)["block_out_channels"]) - 1)
     denoiser = _averaged(state)
-    config = latent_config(_shapes(denoiser), (said.size or LABELLED) // factor, said.heads)
+    config = latent_config(shapes_of(denoiser), (said.size or LABELLED) // factor, said.heads)
     unet = _converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path)
     return latent_pipeline(unet, state, coder, DTYPES[dtype])
 
@@ -225,10 +225,6 @@ def _check_betas(state: Mapping[str, Tensor], schedule: Mapping[str, Any]) -> No
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
