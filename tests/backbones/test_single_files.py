@@ -311,7 +311,7 @@ def test_flags_of_one_kind_are_refused_for_another(both, sd_folder, tmp_path):
     _, file, _ = both
     for source, options, says in (
         (sd_folder, {"tokenizer": "x"}, "--tokenizer, --prediction and --size are for a Stable Diffusion in one file"),
-        (file, {"heads": 4}, "--heads is for a checkpoint of the original DiT code"),
+        (file, {"heads": 4}, "--heads is not for a Stable Diffusion"),
         (file, {"prediction": "sample"}, "There is no prediction 'sample'"),
         (file, {"size": 9, "prediction": "epsilon"}, "give a --size that 2 divides"),
     ):
