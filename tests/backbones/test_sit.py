@@ -213,7 +213,9 @@ def test_euler_on_a_straight_path_is_the_pipeline(family, shift):
     theirs = pipe([0, 2], output_type="latent", **run).images
     mine = latents(ClassifierFree(backbone, 2.5, 3), None, batch, steps=7)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(backbone.decode(mine), pipe([0, 2], output_type="pt", **run).images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        backbone.decode(mine), pipe([0, 2], output_type="pt", **run).images, rtol=1e-4, atol=1e-4
+    )
     assert pipe([1], num_inference_steps=2)[0][0].size == (8, 8)
 
 

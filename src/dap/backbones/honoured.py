@@ -42,11 +42,17 @@ DEEPEST = 500
 """How many layers a network may have. The deepest that are known here have less than 100."""
 DEPTHS = (
     ("num_layers", "num_hidden_layers"),
-    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks"),
+    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks", "num_res_blocks", "num_blocks"),
     ("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
 )
 """Fields that say how many layers there are. Of each line the largest counts, and the lines are multiplied."""
-BLOCKS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "down_block_types")
+BLOCKS = (
+    "block_out_channels",
+    "encoder_block_out_channels",
+    "decoder_block_out_channels",
+    "down_block_types",
+    "channel_mult",
+)
 """Fields that list blocks, each of which has the layers of the fields above."""
 
 

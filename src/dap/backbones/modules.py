@@ -16,6 +16,7 @@ from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
 from dap.backbones.honoured import deciding
 from dap.backbones.schedules import Predicts, Schedule, Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
 
@@ -207,7 +208,7 @@ class ModuleBackbone(Backbone):
         if self.vae is None:
             return x.to(self.device)
         x = x.to(self.vae.device, self.vae.dtype)
-        means = torch.cat([self._wide(part, _encoded) for part in x.split(self._together)])
+        means = torch.cat(vram.in_parts(lambda part: self._wide(part, _encoded), self._together, x))
         return self._standardised(means)
 
     @torch.no_grad()
@@ -238,7 +239,7 @@ class ModuleBackbone(Backbone):
             mean, std = (part.to(z) for part in self._spread)
             z = z * std + mean
         z = z.to(self.vae.device, self.vae.dtype)
-        images = torch.cat([self._wide(part, _decoded) for part in z.split(self._together)])
+        images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
 
     def _standardised(self, z: Tensor) -> Tensor:

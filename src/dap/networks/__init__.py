@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLASSES: Mapping[str, str] = {
+    "ADMUNet2DModel": "dap.networks.adm",
     "LabelledUNet2DModel": "dap.networks.labelled_unet",
     "MDTTransformer2DModel": "dap.networks.mdt",
     "SiTTransformer2DModel": "dap.networks.sit",

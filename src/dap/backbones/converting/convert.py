@@ -19,6 +19,7 @@ from dap import __version__, imagenet
 from dap.backbones.base import Card
 from dap.backbones.converting import labelled
 from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
@@ -109,6 +110,12 @@ def convert(
         pipe, name = single
         backbone = tried(from_pipeline(pipe, name=name, class_names=given))
         card, names = backbone.card, backbone.class_names
+    elif path.is_file() and (pixels := open_pixels(path, given, dtype)) is not None:
+        if vae is not None or heads is not None:
+            raise DapError(
+                f"--vae and --heads are not for {source}: it is a model of pixels, and known by its tensors."
+            )
+        pipe, card, names = pixels
     elif path.is_file():
         pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline)
     else:
