@@ -17,6 +17,7 @@ from torch import Tensor
 from dap.backbones.schedules import Schedule, Time
 from dap.base.errors import DapError
 from dap.base.registry import suggest
+from dap.choices import SolverName
 from dap.guidance.base import GradThrough
 
 
@@ -38,6 +39,9 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
+        guidance: the scale of classifier-free guidance that a guidance-distilled network is told as an input (LCM, Flux).
+            None: the network takes no such input. It is apart from `cfg`, which mixes two predictions.
+        steps, solver, eta: how weights are sampled that were distilled to few steps. None: as all others.
 
     Raises:
         DapError: the unit or `cfg_channels` has a value that it cannot have.
@@ -54,12 +58,22 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    solver: SolverName | None = None
+    eta: float | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in ("paper", "step"):
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+
+    @property
+    def few(self) -> dict[str, Any]:
+        """How weights are sampled that were distilled to few steps, as fields of `dap.choices.Sampling`; empty for others."""
+        said = {"steps": self.steps, "solver": self.solver, "eta": self.eta}
+        return {name: value for name, value in said.items() if value is not None}
 
     @property
     def prompts(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Text
 from dap.base.registry import suggest
+from dap.choices import SolverName
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,10 @@ class CardFile(FromFile, frozen=True):
     template: Text | None = None
     negative_prompt: Text | None = None
     frequency_shift: Annotated[float, Field(ge=-100, le=100)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
+    steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    solver: SolverName | None = None
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 def read_card(file: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from dap.backbones.configurations import (
     AUTOENCODERS,
     BETAS,
     BOTH,
+    BY_KIND,
+    CONSISTENT,
     FLOW,
     FLOWS,
     NETWORKS,
@@ -65,7 +67,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
     elif is_autoencoder(of) or of in NETWORKS:
         if of not in NETWORKS:
             raise DapError(f"{shown(where)}: the autoencoder is {of}; {' and '.join(AUTOENCODERS)} are supported.")
-        table, indifferent = NETWORKS[of], frozenset[str]()
+        table, indifferent = BY_KIND.get(kind.name, {}).get(of, NETWORKS[of]), frozenset[str]()
     else:
         return
     defaults = _defaults(of)
@@ -85,6 +87,8 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
 
 
 def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str) -> Table:
+    if of == "LCMScheduler" and kind.few:
+        return CONSISTENT
     flow = of in FLOWS or (of in BOTH and values.get("use_flow_sigmas") is True)
     if of not in (*PLAIN, *BOTH, *FLOWS):
         known = ", ".join(FLOWS if kind.flow else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))

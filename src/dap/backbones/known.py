@@ -17,12 +17,14 @@ class Kind:
         home: the place of its backbone, as "package.module:Class". The class has a class method `from_pipeline(pipe, found)`.
         title: the name in messages.
         flow: whether its weights are trained on a flow. Others are trained with betas.
+        few: whether there are weights of this kind that were distilled to a consistency model, with an `LCMScheduler`.
     """
 
     name: str
     home: str
     title: str
     flow: bool = False
+    few: bool = False
 
     def backbone(self) -> Any:
         """The class of the backbone."""
@@ -32,7 +34,9 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
-    "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
+    "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion", few=True),
+    "LatentConsistencyModelPipeline": Kind("lcm", "dap.backbones.kinds.unet:UNet", "LCM", few=True),
+    "StableDiffusionXLPipeline": Kind("sdxl", "dap.backbones.kinds.sdxl:SDXL", "SDXL", few=True),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
 }
 """Kinds by the name of the pipeline's class in diffusers, or in `dap.pipelines` where diffusers has none."""
