@@ -75,3 +75,146 @@ def lcm():
     return LatentConsistencyModelPipeline(
         **kept, scheduler=LCMScheduler(**SCHEDULE), safety_checker=None, requires_safety_checker=False
     )
+
+
+def t5(tokens: int, width: int):
+    """A T5 tokenizer that spells, and its encoder."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    letters = [f"▁{word}" for word in ("a", "photo", "of")] + [
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    ]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -2.0) for piece in letters)]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=tokens)
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_ff=32, d_kv=8, num_layers=2, num_heads=2)
+    return tokenizer, seeded(lambda: T5EncoderModel(config))
+
+
+def pixart(kind: str = "Alpha", scheduler: Any = None, **transformer: Any):
+    """A PixArt of 8 px images: three blocks, and a T5."""
+    import diffusers
+
+    tokenizer, encoder = t5(300, 16)
+    fields = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 3,
+        "cross_attention_dim": 16,
+        "caption_channels": 16,
+        "sample_size": 4,
+        "attention_bias": True,
+    }
+    return getattr(diffusers, f"PixArt{kind}Pipeline")(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=tiny_vae(),
+        transformer=seeded(lambda: diffusers.PixArtTransformer2DModel(**{**fields, **transformer})),
+        scheduler=scheduler or diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
+    )
+
+
+def autoencoder(channels: int, scaling: float, shift: float | None):
+    from diffusers import AutoencoderKL
+
+    return seeded(
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            latent_channels=channels,
+            norm_num_groups=2,
+            sample_size=8,
+            scaling_factor=scaling,
+            shift_factor=shift,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    )
+
+
+def flux(told: bool = True, **scheduler: Any):
+    """A Flux of latents of four channels: two joint blocks and two single ones, a CLIP and a T5."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    tokenizer = build_tokenizer(CLASS_NAMES, 24)
+    tokenizer_2, encoder_2 = t5(512, 16)
+    transformer = seeded(
+        lambda: FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            pooled_projection_dim=16,
+            guidance_embeds=told,
+            axes_dims_rope=(2, 2, 4),
+        )
+    )
+    shift = {"use_dynamic_shifting": True, "shift": 3.0} if told else {"shift": 1.0}
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**shift, **scheduler}),
+        vae=autoencoder(4, 0.4, 0.1),
+        text_encoder=clip(tokenizer, 16, projected=False),
+        tokenizer=tokenizer,
+        text_encoder_2=encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+    )
+
+
+def sana():
+    """A Sana of 8 px images: two blocks, a deep compression autoencoder of factor 2, and a small Gemma."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *map(chr, range(32, 127))]
+    tokenizer = GemmaTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(letters))}, merges=[])
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=2048,
+    )
+    transformer = seeded(
+        lambda: SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=4,
+        )
+    )
+    blocks: dict[str, Any] = {
+        f"{half}_{name}": value
+        for half in ("encoder", "decoder")
+        for name, value in (
+            ("block_types", ("ResBlock", "EfficientViTBlock")),
+            ("block_out_channels", (8, 8)),
+            ("layers_per_block", (1, 1)),
+            ("qkv_multiscales", ((), (5,))),
+        )
+    }
+    vae = seeded(lambda: AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.4, **blocks))
+    return SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=seeded(lambda: Gemma2Model(config)),
+        vae=vae,
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction", final_sigmas_type="zero"
+        ),
+    )

@@ -164,11 +164,7 @@ class Ddim(Solver):
     def __init__(self, schedule: Schedule, steps: int, eta: float = 0.0) -> None:
         self.eta = eta
         if isinstance(schedule, Flow):
-            from diffusers import FlowMatchEulerDiscreteScheduler
-
-            grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.steps, shift=schedule.shift)
-            grid.set_timesteps(steps)
-            self._run_over(schedule, [float(t) for t in grid.timesteps])
+            self._run_over(schedule, schedule.times(steps))
         else:
             assert isinstance(schedule, VariancePreserving)
             n = len(schedule)
@@ -296,7 +292,9 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
         return Ancestral(schedule, backbone.learned_variance, steps)
     if name == "lcm":
         if steps > CONSISTENT or most < CONSISTENT:
-            raise DapError(f"The solver 'lcm' takes at most {CONSISTENT} of {most} steps, not {steps}; 4 of 1000 are usual.")
+            raise DapError(
+                f"The solver 'lcm' takes at most {CONSISTENT} of {most} steps, not {steps}; 4 of 1000 are usual."
+            )
         return Consistency(schedule, steps)
     return Multistep(name, schedule, steps)
 

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -68,6 +68,10 @@ class Card:
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+
+    def without_guidance(self) -> Card:
+        """The card of weights that are not told a scale of the guidance."""
+        return replace(self, guidance=None)
 
     @property
     def few(self) -> dict[str, Any]:

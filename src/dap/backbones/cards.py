@@ -37,7 +37,7 @@ class Found:
     class_names: Sequence[str] | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
 
-    def card(self, kind: str, *, size: int, layer: str) -> Card:
+    def card(self, kind: str, *, size: int, layer: str, free: bool = False) -> Card:
         """The card of the weights.
 
         Later sources win: the defaults of the kind in cards.yaml, then `size` and `layer`, then the entry of the hub id in
@@ -47,6 +47,7 @@ class Found:
             kind: the name of the kind, a key of cards.yaml, such as "dit".
             size: the side of the images in px, computed from the modules.
             layer: the default layer of weights that have no entry in cards.yaml.
+            free: whether card.yaml may choose another size, because the weights make images of any size.
 
         Raises:
             DapError: card.yaml is not a mapping, it has a field that no card has or a value that the field cannot have, or
@@ -56,7 +57,7 @@ class Found:
         values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
             mine = read_card(file)
-            if mine.get("size", size) != size:
+            if mine.get("size", size) != size and not free:
                 raise DapError(
                     f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
                 )
@@ -156,4 +157,5 @@ def read_card(file: Path) -> dict[str, Any]:
 
 def image_size(latent_side: int, vae: Any) -> int:
     """The side in px of the images that latents decode to. Each level of the autoencoder except one doubles the side."""
-    return latent_side * 2 ** (len(vae.config.block_out_channels) - 1)
+    levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return latent_side * 2 ** (len(levels) - 1)

@@ -40,8 +40,14 @@ from dap.base.parsing import brief, parse_json, shown
 DEEPEST = 500
 """How many layers a network may have. The deepest that are known here have less than 100."""
 DEPTHS = (
-    ("num_layers", "num_hidden_layers"),
-    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks"),
+    ("num_layers", "num_hidden_layers", "num_single_layers"),
+    (
+        "layers_per_block",
+        "encoder_layers_per_block",
+        "decoder_layers_per_block",
+        "num_encoder_blocks",
+        "num_decoder_blocks",
+    ),
     ("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
 )
 """Fields that say how many layers there are. Of each line the largest counts, and the lines are multiplied."""

@@ -38,5 +38,9 @@ KINDS: Mapping[str, Kind] = {
     "LatentConsistencyModelPipeline": Kind("lcm", "dap.backbones.kinds.unet:UNet", "LCM", few=True),
     "StableDiffusionXLPipeline": Kind("sdxl", "dap.backbones.kinds.sdxl:SDXL", "SDXL", few=True),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
+    "PixArtAlphaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-α", few=True),
+    "PixArtSigmaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-Σ", few=True),
+    "FluxPipeline": Kind("flux", "dap.backbones.kinds.flux:Flux", "Flux", flow=True),
+    "SanaPipeline": Kind("sana", "dap.backbones.kinds.sana:Sana", "Sana", flow=True),
 }
 """Kinds by the name of the pipeline's class in diffusers, or in `dap.pipelines` where diffusers has none."""

@@ -16,6 +16,7 @@ from typing import Any
 from dap.backbones.configurations.autoencoders import AUTOENCODERS
 from dap.backbones.configurations.denoisers import BY_KIND, DENOISERS
 from dap.backbones.configurations.schedulers import BETAS, BOTH, CONSISTENT, FLOW, FLOWS, OWN_WAY, PLAIN
+from dap.backbones.configurations.transformers import TRANSFORMERS
 from dap.backbones.configurations.types import Off, Table, Whole
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
     "is_autoencoder",
 ]
 
-NETWORKS: Mapping[str, Table] = {**DENOISERS, **AUTOENCODERS}
+NETWORKS: Mapping[str, Table] = {**DENOISERS, **TRANSFORMERS, **AUTOENCODERS}
 """By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
 
 WAYS_OUT: Mapping[str, str] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -60,8 +59,6 @@ class UNet(PromptedBackbone):
                 f"The U-Net of {card.name} takes a text of width {wanted}, its text encoder gives {width}; take parts that "
                 "were trained together."
             )
-        if unet.config.time_cond_proj_dim is None and card.guidance is not None:
-            card = replace(card, guidance=None)
         side = unet.config.sample_size
         self._by_layer = {f"down.{i}": block for i, block in enumerate(unet.down_blocks)}
         if unet.mid_block is not None:
@@ -70,7 +67,7 @@ class UNet(PromptedBackbone):
         super().__init__(
             unet,
             pipe.vae,
-            card=card,
+            card=card if unet.config.time_cond_proj_dim else card.without_guidance(),
             schedule=schedule,
             latent_shape=(unet.config.in_channels, *((side, side) if isinstance(side, int) else side)),
             layers=tuple(self._by_layer),
