@@ -39,7 +39,12 @@ def close(mine, theirs):
 
 @pytest.mark.parametrize(
     ("kind", "fields"),
-    [("Alpha", {}), ("Sigma", {}), ("Alpha", {"use_additional_conditions": True, "num_attention_heads": 3, "cross_attention_dim": 24}), ("Sigma", {"out_channels": 4})],
+    [
+        ("Alpha", {}),
+        ("Sigma", {}),
+        ("Alpha", {"use_additional_conditions": True, "num_attention_heads": 3, "cross_attention_dim": 24}),
+        ("Sigma", {"out_channels": 4}),
+    ],
 )
 def test_pixart_equals_its_own_pipeline(kind, fields):
     """The text and its mask; sizes, where the weights are told them; the variance, which diffusers leaves out."""

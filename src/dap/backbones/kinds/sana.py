@@ -43,6 +43,7 @@ class Sana(PromptedBackbone):
             )
         default = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
         self._instruction: list[str] = list(default or [])
+        pipe.tokenizer.padding_side = "right"  # the pipeline says so at each prompt, whatever the files say
         super().__init__(
             pipe.transformer,
             pipe.vae,
