@@ -67,7 +67,10 @@ def single(words: int) -> dict[str, torch.Tensor]:
     unet |= {**_resnet("middle_block.0", WIDTH, 4 * WIDTH), **_attention("middle_block.1")}
     unet |= _resnet("middle_block.2", WIDTH, 4 * WIDTH)
     coder: dict[str, Sequence[int]] = {"quant_conv": (8, 8, 1, 1), "post_quant_conv": (4, 4, 1, 1)}
-    for way, first, last in (("encoder", (WIDTH, 3, 3, 3), (8, WIDTH, 3, 3)), ("decoder", (WIDTH, 4, 3, 3), (3, WIDTH, 3, 3))):
+    for way, first, last in (
+        ("encoder", (WIDTH, 3, 3, 3), (8, WIDTH, 3, 3)),
+        ("decoder", (WIDTH, 4, 3, 3), (3, WIDTH, 3, 3)),
+    ):
         coder |= {f"{way}.conv_in": first, f"{way}.conv_out": last, f"{way}.norm_out": (WIDTH,)}
         blocks = ("down.0.block.0",) if way == "encoder" else ("up.0.block.0", "up.0.block.1")
         for block in (*blocks, "mid.block_1", "mid.block_2"):
@@ -75,11 +78,18 @@ def single(words: int) -> dict[str, torch.Tensor]:
         coder |= {f"{way}.mid.attn_1.norm": (WIDTH,)}
         coder |= {f"{way}.mid.attn_1.{part}": (WIDTH, WIDTH, 1, 1) for part in ("q", "k", "v", "proj_out")}
     layer = "encoder.layers.0"
-    text: dict[str, Sequence[int]] = {"embeddings.token_embedding*": (words, TEXT), "embeddings.position_embedding*": (16, TEXT)}
+    text: dict[str, Sequence[int]] = {
+        "embeddings.token_embedding*": (words, TEXT),
+        "embeddings.position_embedding*": (16, TEXT),
+    }
     text |= {"final_layer_norm": (TEXT,), f"{layer}.layer_norm1": (TEXT,), f"{layer}.layer_norm2": (TEXT,)}
     text |= {f"{layer}.self_attn.{part}_proj": (TEXT, TEXT) for part in ("q", "k", "v", "out")}
     text |= {f"{layer}.mlp.fc1": (2 * TEXT, TEXT), f"{layer}.mlp.fc2": (TEXT, 2 * TEXT)}
-    prefixes = {"model.diffusion_model.": unet, "first_stage_model.": coder, "cond_stage_model.transformer.text_model.": text}
+    prefixes = {
+        "model.diffusion_model.": unet,
+        "first_stage_model.": coder,
+        "cond_stage_model.transformer.text_model.": text,
+    }
     return {prefix + name: value for prefix, own in prefixes.items() for name, value in _layers(own).items()}
 
 

@@ -23,7 +23,10 @@ from fuzz.strategies import strategy
 from fuzz.target import Count, Target, judge, put
 
 ROOT = Path(dap.__file__).parent
-SLOW = ("page", "one file", "U-ViT", "report", "classifier", "backbone", "text backbone", "convert", "resume: labels", "resume: checkpoint")
+SLOW = (
+    *("page", "one file", "U-ViT", "report", "classifier", "backbone", "text backbone", "convert"),
+    *("resume: labels", "resume: checkpoint"),
+)
 GROUPS = ("sets", "recipes", "data", "weights", "kept", "originals")
 
 

@@ -236,7 +236,7 @@ def changed(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]
     name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     ones = torch.ones(2, 2)
     return {
-        "sdxl": state | {"conditioner.embedders.0.transformer.text_model.x": ones},
+        "sdxl": state | {"conditioner.embedders.0.model.x": ones},
         "flux": {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": ones},
         "control": state | {"control_model.time_embed.0.weight": ones},
         "no text": {n: t for n, t in state.items() if not n.startswith(single.TEXT)},
@@ -251,7 +251,7 @@ def changed(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("sdxl", "is an SDXL"),
+        ("sdxl", "is the refiner of SDXL"),
         ("flux", "is a Stable Diffusion 3 or a Flux"),
         ("control", "is a ControlNet"),
         ("no text", "is a U-Net without the CLIP text encoder"),
