@@ -120,10 +120,8 @@ def _refuse_others(path: Path, state: Mapping[str, Tensor]) -> None:
     """Refuse the relatives of Stable Diffusion 1 and 2, in words that say what they are."""
     what, instead = None, "Give a Stable Diffusion 1 or 2, or a folder of diffusers."
     if any(name.startswith("conditioner.embedders.") for name in state):
-        what = "an SDXL"
-        instead = (
-            "In diffusers, StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes its folder."
-        )
+        what = "the refiner of SDXL"
+        instead = "Give SDXL's base model, such as sd_xl_base_1.0.safetensors."
     elif any(name.startswith((f"{UNET}joint_blocks.", f"{UNET}double_blocks.")) for name in state):
         what = "a Stable Diffusion 3 or a Flux"
         instead = "Give the folder or hub id of its diffusers pipeline."
