@@ -326,6 +326,8 @@ def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     found = vae.encode(images)
     if hasattr(found, "latents"):  # diffusers' small autoencoder gives latents and not their distribution
         return found.latents.float(), torch.zeros_like(found.latents, dtype=torch.float32)
+    if hasattr(found, "latent"):  # nor does its deep compression autoencoder
+        return found.latent.float(), torch.zeros_like(found.latent, dtype=torch.float32)
     return found.latent_dist.mean.float(), found.latent_dist.std.float()
 
 

@@ -41,7 +41,7 @@ def load(
 
     Args:
         path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, a Stable
-            Diffusion 1 or 2 in one file (.safetensors, .ckpt), or `file.py:Name` or `package.module:Name`: a `Backbone`
+            Diffusion 1, 2 or XL in one file (.safetensors, .ckpt), or `file.py:Name` or `package.module:Name`: a `Backbone`
             subclass, or a function without arguments that returns a backbone.
         revision: branch, tag or commit of a hub id.
         dtype: the number format of the weights and activations. Features and distances are float32 in every case.
@@ -208,7 +208,7 @@ def source_of(path: str) -> str:
     if folder.is_file():
         raise DapError(
             f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a checkpoint of a class-conditional "
-            "model into one. A Stable Diffusion 1 or 2 in one file is opened as it is."
+            "model into one. A Stable Diffusion in one file is opened as it is."
         )
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(
