@@ -14,6 +14,7 @@ from dap.backbones.cards import Found
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.known import KINDS
+from dap.backbones.placing import offload_on, place, settle
 from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
@@ -32,6 +33,7 @@ def load(
     offline: bool = False,
     template: str | None = None,
     negative_prompt: str | None = None,
+    offload: str = "none",
 ) -> Backbone:
     """Load a backbone: an embedded starter, a local diffusers folder, a hub id, or a user's own.
 
@@ -46,6 +48,8 @@ def load(
         template: the prompt of a text-conditioned backbone, with {} for the class name. Default: the card's.
         negative_prompt: the text that the unconditional half of a text-conditioned backbone is given. Default: the
             card's.
+        offload: which parts leave the GPU while others work: "none", each network ("model"), or each layer ("sequential",
+            which is slow). This is diffusers' own. Text encoders wait outside the GPU in every case.
 
     Raises:
         DapError: there is nothing at the path, or no pipeline, or a pipeline of a kind that has no backbone. Or prompts
@@ -55,9 +59,12 @@ def load(
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
         return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
     where = device_of(device)
+    how = offload_on(offload, where, dtype)
     pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
-    return tried(from_pipeline(pipe.to(where), path=str(folder), name=path, **prompts))
+    made = from_pipeline(place(pipe, where) if how == "none" else pipe, path=str(folder), name=path, **prompts)
+    settle(made, pipe, where, how)
+    return tried(made)
 
 
 @torch.no_grad()
@@ -74,7 +81,7 @@ def tried(backbone: Backbone) -> Backbone:
         images = backbone.decode(x)
     except torch.OutOfMemoryError as error:
         raise DapError(
-            f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16."
+            f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16, or --offload model."
         ) from error
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         reason = first_line(error)

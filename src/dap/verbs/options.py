@@ -33,6 +33,7 @@ class Machine:
         memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. Default: what is
             free, less a quarter.
         disk: GiB of disk that decoded images may take while a command runs. Default: what is free, less a tenth.
+        offload: weights leave the GPU while others work: each network (model), or each layer (sequential, slow). Default: none.
         allow_code: run code of others that recipes, protocols, weights or sets name as file.py:Name or module:Name. Code that
             the command line itself names needs no permission.
     """
@@ -43,6 +44,7 @@ class Machine:
     threads: int | None = None
     memory: float | None = None
     disk: float | None = None
+    offload: Literal["none", "model", "sequential"] = "none"
     allow_code: bool = False
 
 
