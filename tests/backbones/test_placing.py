@@ -29,7 +29,7 @@ def build(request, tmp_path):
 
 
 def by_layers(pipe):
-    """What diffusers' `enable_sequential_cpu_offload` does. It would say "cpu:0", which a tensor on the CPU does not call itself."""
+    """What diffusers' `enable_sequential_cpu_offload` does. It would say "cpu:0", which no tensor calls its device."""
     from accelerate import cpu_offload
 
     def enable(device):

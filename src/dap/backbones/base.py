@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.schedules import Schedule, Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.choices import SolverName
@@ -42,6 +44,8 @@ class Card:
         guidance: the scale of classifier-free guidance that a guidance-distilled network is told as an input (LCM, Flux).
             None: the network takes no such input. It is apart from `cfg`, which mixes two predictions.
         steps, solver, eta: how weights are sampled that were distilled to few steps. None: as all others.
+        guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
+            with its default layer chooses one on real images first, as `layer: auto` does.
 
     Raises:
         DapError: the unit or `cfg_channels` has a value that it cannot have.
@@ -62,6 +66,7 @@ class Card:
     steps: int | None = None
     solver: SolverName | None = None
     eta: float | None = None
+    guessed: bool = False
 
     def __post_init__(self) -> None:
         if self.unit not in ("paper", "step"):
@@ -69,15 +74,10 @@ class Card:
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
 
-    def without_guidance(self) -> Card:
-        """The card of weights that are not told a scale of the guidance."""
-        return replace(self, guidance=None)
-
-    @property
-    def few(self) -> dict[str, Any]:
-        """How weights are sampled that were distilled to few steps, as fields of `dap.choices.Sampling`; empty for others."""
-        said = {"steps": self.steps, "solver": self.solver, "eta": self.eta}
-        return {name: value for name, value in said.items() if value is not None}
+    def written(self) -> dict[str, Any]:
+        """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
+        unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}
+        return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -119,6 +119,12 @@ class Backbone(ABC):
         schedule: says how much noise there is at every time.
         learned_variance: whether predictions have a variance.
         device: the device of the weights.
+        clip: the largest size that a value of the predicted x_0 may have while a solver steps, or None. Models of pixels are
+            sampled so by their authors; features, energies and pushes see the prediction as it is.
+        unconditional: whether the weights know no classes. Then every class has the same condition, and a class comes into
+            an image through real images alone.
+        classifier_free: whether the weights were trained with a condition that stands for "no class". Classifier-free
+            guidance needs it. Without it `null` is still a condition that favours no class.
     """
 
     card: Card
@@ -128,6 +134,9 @@ class Backbone(ABC):
     schedule: Schedule
     learned_variance: bool
     device: torch.device
+    clip: float | None = None
+    unconditional: bool = False
+    classifier_free: bool = True
 
     @abstractmethod
     def condition(self, class_names: Sequence[str]) -> Tensor:
@@ -229,7 +238,8 @@ class Backbone(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a prediction besides the weights, for `weights_hash`: the schedule, and a subclass's own."""
-        return {"schedule": self.schedule.settings()}
+        clip = {} if self.clip is None else {"clip": self.clip}
+        return {"schedule": self.schedule.settings(), **clip}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:
@@ -266,11 +276,27 @@ class ClassifierFree:
         scale: the scale of the formula above. 1 is the conditional model alone, which needs only one call.
         channels: how many latent channels are mixed. The other channels and the variance are those of the conditional half.
             The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
+
+    Raises:
+        DapError: the scale is not 1, and the backbone's weights were not trained for classifier-free guidance.
     """
 
     backbone: Backbone
     scale: float
     channels: int | Literal["all"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.scale == 1 or self.backbone.classifier_free:
+            return
+        why = (
+            "knows no classes"
+            if self.backbone.unconditional
+            else "was trained without a label that stands for no class"
+        )
+        raise DapError(
+            f"{self.backbone.card.name} {why}, so classifier-free guidance has nothing to compare with; leave out --cfg, or give "
+            f"--cfg 1 instead of {self.scale:g}."
+        )
 
     def predict(
         self,
@@ -287,14 +313,13 @@ class ClassifierFree:
         def half(which: str, of: Tensor) -> Prediction:
             wanted = layer is not None and which == branch
             through = grad_through if wanted or grad_through == "denoiser" else "nothing"
-            with torch.set_grad_enabled(through != "nothing"):
-                return self.backbone.predict(
-                    x if through != "nothing" else x.detach(),
-                    t,
-                    of,
-                    layer=layer if wanted else None,
-                    grad_through=through,
-                )
+            tapped = layer if wanted else None
+            if through != "nothing":  # one graph holds all images, so parts would not save memory
+                with torch.enable_grad():
+                    return self.backbone.predict(x, t, of, layer=tapped, grad_through=through)
+            with torch.no_grad():
+                passed = functools.partial(self._passed, t, tapped)
+                return _joined(vram.in_parts(passed, max(1, len(x)), x.detach(), of))
 
         cond = half("cond", condition)
         if self.scale == 1 and branch == "cond":
@@ -309,3 +334,14 @@ class ClassifierFree:
         x0 = None if cond.x0 is None or null.x0 is None else mix(cond.x0, null.x0)
         features = cond.features if branch == "cond" else null.features
         return Prediction(mix(cond.eps, null.eps), cond.variance, features, x0)
+
+    def _passed(self, t: Time, layer: str | None, x: Tensor, condition: Tensor) -> Prediction:
+        return self.backbone.predict(x, t, condition, layer=layer, grad_through="nothing")
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    """The prediction for all images whose parts these are, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = ([getattr(part, name) for part in parts] for name in ("eps", "variance", "features", "x0"))
+    return Prediction(*(None if None in column else torch.cat(column) for column in columns))  # pyright: ignore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Text
 from dap.base.registry import suggest
 from dap.choices import SolverName
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Found:
         Args:
             kind: the name of the kind, a key of cards.yaml, such as "dit".
             size: the side of the images in px, computed from the modules.
-            layer: the default layer of weights that have no entry in cards.yaml.
+            layer: a layer in the middle, for weights whose best layer neither cards.yaml nor card.yaml names. The card says
+                that it is guessed.
             free: whether card.yaml may choose another size, because the weights make images of any size.
 
         Raises:
@@ -55,6 +59,7 @@ class Found:
         """
         cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
         values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
+        mine: dict[str, Any] = {}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
             mine = read_card(file)
             if mine.get("size", size) != size and not free:
@@ -62,7 +67,8 @@ class Found:
                     f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
                 )
             values |= mine
-        values |= {"layer": str(values["layer"]), **self.prompts}
+        guessed = "layer" not in {**cards[kind], **self._known(cards), **mine}
+        values |= {"layer": str(values["layer"]), "guessed": guessed, **self.prompts}
         return Card(**values)
 
     def names(self, pipe: Any, labels: int) -> list[str]:
@@ -101,6 +107,31 @@ class Found:
             raise DapError(
                 f"{self.name} takes prompts made from the data's class names: it has no class names of its own."
             )
+
+    def without_prompts(self) -> None:
+        """Refuse prompts for a backbone that is conditioned on labels, or on nothing.
+
+        Raises:
+            DapError: the caller gave prompts.
+        """
+        if self.prompts:
+            given = " and ".join(self.prompts)
+            raise DapError(f"{self.name} is conditioned on labels, not on prompts: leave out {given}.")
+
+    def without_classes(self) -> tuple[str, ...]:
+        """No class names, for a backbone whose weights know no classes, and a warning that says what follows from this.
+
+        Raises:
+            DapError: the caller gave class names.
+        """
+        if self.class_names is not None:
+            raise DapError(f"{self.name} was trained without classes: it has no class names of its own.")
+        log.warning(
+            "%s knows no classes. A class comes into its images through the real images that guide alone, so without such a "
+            "guidance (--method vanilla) the classes of the images are random.",
+            self.name,
+        )
+        return ()
 
     def _known(self, cards: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
         """The entry of cards.yaml for these weights.

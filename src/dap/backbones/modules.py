@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
 from dap.backbones.honoured import deciding
+from dap.backbones.outputs import detached, tokens
 from dap.backbones.schedules import Predicts, Schedule, Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
 
@@ -91,6 +93,8 @@ class ModuleBackbone(Backbone):
         Raises:
             DapError: a name is unknown, or several labels have it.
         """
+        if self.unconditional:
+            return self.null(len(class_names))
         labels = {name: imagenet.find(name, self._labels) for name in class_names}
         unknown = [name for name, found in labels.items() if not found]
         if unknown:
@@ -123,6 +127,10 @@ class ModuleBackbone(Backbone):
         """The module whose output gives the features of a layer."""
         return self.denoiser.get_submodule(layer)
 
+    def tokens(self, output: Any) -> Tensor:
+        """The features (B, tokens, width) in the output of a layer. Tokens that are none of the image are left out."""
+        return tokens(output)
+
     def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         """The denoiser's raw output in float32.
 
@@ -152,7 +160,7 @@ class ModuleBackbone(Backbone):
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> Any:
-            kept.append(tokens(output))
+            kept.append(self.tokens(output))
             if grad_through == "denoiser" or not torch.is_grad_enabled():
                 return output
             # The layers behind this one need no graph. Detaching the output is not enough, because the skip connections of a
@@ -174,7 +182,7 @@ class ModuleBackbone(Backbone):
 
         def keep(layer: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[layer] = tokens(output)
+                found[layer] = self.tokens(output)
                 if len(found) == len(set(layers)):
                     raise _Left
 
@@ -204,8 +212,8 @@ class ModuleBackbone(Backbone):
         if self.vae is None:
             return x.to(self.device)
         x = x.to(self.device, self.vae.dtype)
-        means = torch.cat([self._wide(part, _encoded) for part in x.split(self._together)])
-        return (means - self._shift) * self.vae.config.scaling_factor
+        means = torch.cat(vram.in_parts(lambda part: self._wide(part, _encoded), self._together, x))
+        return self._standardised(means)
 
     @torch.no_grad()
     def drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -221,7 +229,7 @@ class ModuleBackbone(Backbone):
         x = (images * 2 - 1).to(self.device, self.vae.dtype)
         mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        return (mean + std * noise - self._shift) * self.vae.config.scaling_factor
+        return self._standardised(mean + std * noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -230,9 +238,19 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = (latents / self.vae.config.scaling_factor + self._shift).to(self.device, self.vae.dtype)
-        images = torch.cat([self._wide(part, _decoded) for part in z.split(self._together)])
+        z = latents / self.vae.config.scaling_factor + self._shift
+        if self._spread is not None:
+            mean, std = (part.to(z) for part in self._spread)
+            z = z * std + mean
+        z = z.to(self.device, self.vae.dtype)
+        images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
+
+    def _standardised(self, z: Tensor) -> Tensor:
+        if self._spread is not None:
+            mean, std = (part.to(z) for part in self._spread)
+            z = (z - mean) / std
+        return (z - self._shift) * self.vae.config.scaling_factor
 
     def _wide(self, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """What comes through the autoencoder. A batch that overflows in float16 is computed again in float32.
@@ -260,6 +278,16 @@ class ModuleBackbone(Backbone):
     @property
     def _shift(self) -> float:
         return self.vae.config.get("shift_factor") or 0.0
+
+    @property
+    def _spread(self) -> tuple[Tensor, Tensor] | None:
+        """The mean and the standard deviation of each channel of the autoencoder's latents, (C, 1, 1), where it says them."""
+        mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None and std is None:
+            return None
+        channels = self.vae.config.latent_channels
+        parts = (mean or [0.0] * channels, std or [1.0] * channels)
+        return tuple(torch.tensor(part).view(-1, 1, 1) for part in parts)  # pyright: ignore[reportReturnType]
 
     def settings(self) -> dict[str, Any]:
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
@@ -320,29 +348,3 @@ def _encoded(vae: Any, images: Tensor) -> Tensor:
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(latents).sample.float()
-
-
-def stream(output: Any) -> Tensor:
-    """The part of a block's output that belongs to the image.
-
-    A block gives a tensor, or (hidden, skips) in a U-Net, or (text, image) in a transformer of both.
-    """
-    if isinstance(output, Tensor):
-        return output
-    first, second = output[0], output[1]
-    return second if isinstance(second, Tensor) else first
-
-
-def tokens(output: Any) -> Tensor:
-    """A block's output as (B, tokens, width)."""
-    x = stream(output)
-    return x.flatten(2).transpose(1, 2) if x.ndim > 3 else x
-
-
-def detached(output: Any) -> Any:
-    """The same output without its graph."""
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, (tuple, list)):
-        return type(output)(detached(part) for part in output)
-    return output

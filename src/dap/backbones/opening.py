@@ -11,14 +11,18 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
+from dap.backbones.converting.single import Said, open_single
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.known import KINDS
-from dap.backbones.placing import offload_on, place, settle
+from dap.backbones.placing import Offload, offload_on, place, settle
 from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
 from dap.base.registry import build, resolve
+
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""How names of files of weights end."""
 
 FLAT = 1e-6
 """The smallest standard deviation of the pixels, in [0, 1], of an image of more than one colour."""
@@ -38,9 +42,9 @@ def load(
     """Load a backbone: an embedded starter, a local diffusers folder, a hub id, or a user's own.
 
     Args:
-        path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, or
-            `file.py:Name` or `package.module:Name`: a `Backbone` subclass, or a function without arguments that returns a
-            backbone.
+        path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, a Stable
+            Diffusion 1 or 2 in one file (.safetensors, .ckpt), or `file.py:Name` or `package.module:Name`: a `Backbone`
+            subclass, or a function without arguments that returns a backbone.
         revision: branch, tag or commit of a hub id.
         dtype: the number format of the weights and activations. Features and distances are float32 in every case.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
@@ -60,9 +64,20 @@ def load(
         return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
     where = device_of(device)
     how = offload_on(offload, where, dtype)
-    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
-    made = from_pipeline(place(pipe, where) if how == "none" else pipe, path=str(folder), name=path, **prompts)
+    if expanded(path).is_file() and path.endswith(WEIGHTS):
+        if revision is not None:
+            raise DapError(f"A revision is of a hub id; {path} is a file on this machine.")
+        single = open_single(expanded(path), Said(), dtype=dtype, offline=offline)
+        if single is not None:
+            return _settled(single[0], where, how, name=single[1], **prompts)
+    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
+    return _settled(pipe, where, how, path=str(folder), name=path, **prompts)
+
+
+def _settled(pipe: Any, where: torch.device, how: Offload, **said: Any) -> Backbone:
+    """The backbone of a pipeline that `load` has opened, with its parts where they should lie, and tried."""
+    made = from_pipeline(place(pipe, where) if how == "none" else pipe, **said)
     settle(made, pipe, where, how)
     return tried(made)
 
@@ -204,9 +219,8 @@ def source_of(path: str) -> str:
         return str(folder)
     if folder.is_file():
         raise DapError(
-            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one. A Stable "
-            "Diffusion in one file becomes a folder by diffusers' StableDiffusionPipeline.from_single_file(FILE)"
-            ".save_pretrained(FOLDER)."
+            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a checkpoint of a class-conditional "
+            "model into one. A Stable Diffusion 1 or 2 in one file is opened as it is."
         )
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(
