@@ -15,7 +15,7 @@ ROOT = Path(dap.__file__).parent
 ROOMS = [
     ["dap.base"],
     ["dap.imagenet", "dap.expressions", "dap.starter"],
-    ["dap.kernels"],
+    ["dap.kernels", "dap.networks"],
     ["dap.choices", "dap.shipped", "dap.guidance"],
     ["dap.resolved", "dap.backbones"],
     ["dap.solvers", "dap.posterior"],

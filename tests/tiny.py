@@ -114,3 +114,50 @@ def stable_diffusion_3():
         text_encoder_3=None,
         tokenizer_3=None,
     )
+
+
+SITS: dict[str, dict[str, Any]] = {
+    "sit": {"in_channels": 4, "out_channels": 8, "patch_size": 2},
+    "repa": {"in_channels": 4, "out_channels": 4, "patch_size": 2, "qk_norm": "layer", "path": "gvp", "data_at": 0},
+    "lightningdit": {"norm": "rms", "feed_forward": "swiglu", "rotary": True, "hidden_size": 42},
+    "no-shift": {"norm": "rms", "feed_forward": "swiglu", "qk_norm": "rms", "shifted": False, "path": "vp"},
+}
+"""Transformers of SiT's kind, one for each family of weights, and one with LightningDiT's other options."""
+
+
+def sit_transformer(family: str = "sit", **options: Any):
+    """4 x 4 latents, three blocks of width 32, three labels."""
+    from dap.networks.sit import SiTTransformer2DModel
+
+    sizes = {"sample_size": 4, "num_layers": 3, "num_attention_heads": 4, "attention_head_dim": 8, "num_classes": 3}
+    common = {"patch_size": 1, "in_channels": 6, "out_channels": 6, "hidden_size": 48}
+    made = seeded(lambda: SiTTransformer2DModel(**{**sizes, **common, **SITS[family], **options}))
+    with torch.no_grad():  # the table of positions is no weight: it stays what the authors compute
+        made.pos_embed.copy_(SiTTransformer2DModel(**made.config).pos_embed)
+    return made
+
+
+def sit(family: str = "sit", shift: float = 1.0, **options: Any):
+    """A SiT of 8 px images. The latents of the two forms of LightningDiT are standardised."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+    from dap.networks.sit_pipeline import SiTPipeline
+
+    transformer = sit_transformer(family, **options)
+    channels = transformer.config.in_channels
+    spread = {"latents_mean": [0.1 * i for i in range(6)], "latents_std": [1 + 0.2 * i for i in range(6)]}
+    vae = seeded(
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            latent_channels=channels,
+            norm_num_groups=2,
+            sample_size=8,
+            **({"scaling_factor": 1.0, **spread} if channels == 6 else {"scaling_factor": 0.7}),
+        )
+    )
+    names = dict(enumerate(CLASS_NAMES[: transformer.config.num_classes]))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    return SiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)

@@ -111,18 +111,21 @@ def _spread(levels: Sequence[tuple[float, float]], index: int) -> float:
 class Ancestral(Solver):
     """Respaced ancestral sampling as in the DiT lineage, by diffusers' `DDPMScheduler`.
 
-    `steps` timesteps are spaced evenly from T − 1 to 0, and nothing is clipped. The variance is the learned-range one of
-    Nichol & Dhariwal (2021) if the backbone predicts it.
+    `steps` timesteps are spaced evenly from T − 1 to 0. Only the x_0 of a backbone with a `clip` is clipped. The variance is
+    the learned-range one of Nichol & Dhariwal (2021) if the backbone predicts it.
     """
 
-    def __init__(self, schedule: VariancePreserving, learned_variance: bool, steps: int) -> None:
+    def __init__(
+        self, schedule: VariancePreserving, learned_variance: bool, steps: int, clip: float | None = None
+    ) -> None:
         from diffusers import DDPMScheduler
 
         self.scheduler: Any = DDPMScheduler(
             num_train_timesteps=len(schedule),
             trained_betas=_betas(schedule),
             variance_type="learned_range" if learned_variance else "fixed_small",
-            clip_sample=False,
+            clip_sample=clip is not None,
+            clip_sample_range=clip or 1.0,
             timestep_spacing="linspace",
         )
         self.scheduler.set_timesteps(steps)
@@ -157,14 +160,10 @@ class Ddim(Solver):
     one of its own grid unless steps divides T. The timesteps here are "trailing": they fall from T − 1 by T/steps.
     """
 
-    def __init__(self, schedule: Schedule, steps: int, eta: float = 0.0) -> None:
-        self.eta = eta
+    def __init__(self, schedule: Schedule, steps: int, eta: float = 0.0, clip: float | None = None) -> None:
+        self.eta, self.clip = eta, clip
         if isinstance(schedule, Flow):
-            from diffusers import FlowMatchEulerDiscreteScheduler
-
-            grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.steps, shift=schedule.shift)
-            grid.set_timesteps(steps)
-            self._run_over(schedule, [float(t) for t in grid.timesteps])
+            self._run_over(schedule, schedule.times(steps))
         else:
             assert isinstance(schedule, VariancePreserving)
             n = len(schedule)
@@ -175,6 +174,7 @@ class Ddim(Solver):
 
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
         (after, left), spread = self.levels[index + 1], self._spread(index)
+        x0 = x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
         moved = after * x0 + math.sqrt(max(0.0, left**2 - spread**2)) * eps
         return moved if spread == 0 else moved + spread * normal(x.shape[1:], gens, x)
 
@@ -188,7 +188,7 @@ class Multistep(Solver):
 
     multistep = True
 
-    def __init__(self, name: str, schedule: VariancePreserving, steps: int) -> None:
+    def __init__(self, name: str, schedule: VariancePreserving, steps: int, clip: float | None = None) -> None:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
         common: dict[str, Any] = {
@@ -197,7 +197,7 @@ class Multistep(Solver):
             "timestep_spacing": "linspace",
             "final_sigmas_type": "zero",
         }
-        self.stochastic = name == "dpm++2m-sde"
+        self.stochastic, self.clip = name == "dpm++2m-sde", clip
         if name == "unipc":
             self.scheduler: Any = UniPCMultistepScheduler(**common)
         else:
@@ -207,6 +207,9 @@ class Multistep(Solver):
         self._run_over(schedule, [int(t) for t in self.scheduler.timesteps])
 
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
+        if self.clip is not None:  # these solvers know no clipping, so they are given the noise of the clipped x_0
+            alpha, sigma = self.levels[index]
+            eps = (x - alpha * x0.clamp(-self.clip, self.clip)) / sigma
         options = {"variance_noise": normal(x.shape[1:], gens, x)} if self.stochastic else {}
         return self.scheduler.step(eps, self.scheduler.timesteps[index], x, **options).prev_sample
 
@@ -256,11 +259,11 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
     if not 2 <= steps <= most:
         raise DapError(f"steps must be between 2 and {most}, not {steps}.")
     if name == "ddim":
-        return Ddim(schedule, steps, eta or 0.0)
+        return Ddim(schedule, steps, eta or 0.0, backbone.clip)
     assert isinstance(schedule, VariancePreserving)
     if name == "ddpm":
-        return Ancestral(schedule, backbone.learned_variance, steps)
-    return Multistep(name, schedule, steps)
+        return Ancestral(schedule, backbone.learned_variance, steps, backbone.clip)
+    return Multistep(name, schedule, steps, backbone.clip)
 
 
 def _betas(schedule: VariancePreserving) -> Any:

@@ -193,13 +193,14 @@ def test_schedules_from_a_scheduler_s_config():
         DDPMScheduler(beta_start=1e-4, beta_end=0.02),
         PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         DDPMScheduler(trained_betas=[0.1, 0.2, 0.3]),
+        DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
     ):
         mine = VariancePreserving.from_config(scheduler.config)
         torch.testing.assert_close(mine.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
         alpha, sigma = mine.level(2)
         assert alpha**2 + sigma**2 == pytest.approx(1) and alpha == pytest.approx(math.sqrt(mine.alphas_cumprod[2]))
-    with pytest.raises(DapError, match="squaredcos_cap_v2"):
-        VariancePreserving.from_config(DDPMScheduler(beta_schedule="squaredcos_cap_v2").config)
+    with pytest.raises(DapError, match="sigmoid"):
+        VariancePreserving.from_config(DDPMScheduler(beta_schedule="sigmoid").config)
     with pytest.raises(DapError, match="zero terminal"):
         VariancePreserving.from_config(DDPMScheduler(rescale_betas_zero_snr=True).config)
 

@@ -40,6 +40,8 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
+        guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
+            with its default layer chooses one on real images first, as `layer: auto` does.
 
     Raises:
         DapError: the unit or `cfg_channels` has a value that it cannot have.
@@ -56,12 +58,18 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    guessed: bool = False
 
     def __post_init__(self) -> None:
         if self.unit not in ("paper", "step"):
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+
+    def written(self) -> dict[str, Any]:
+        """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
+        unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}
+        return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -103,6 +111,12 @@ class Backbone(ABC):
         schedule: says how much noise there is at every time.
         learned_variance: whether predictions have a variance.
         device: the device of the weights.
+        clip: the largest size that a value of the predicted x_0 may have while a solver steps, or None. Models of pixels are
+            sampled so by their authors; features, energies and pushes see the prediction as it is.
+        unconditional: whether the weights know no classes. Then every class has the same condition, and a class comes into
+            an image through real images alone.
+        classifier_free: whether the weights were trained with a condition that stands for "no class". Classifier-free
+            guidance needs it. Without it `null` is still a condition that favours no class.
     """
 
     card: Card
@@ -112,6 +126,9 @@ class Backbone(ABC):
     schedule: Schedule
     learned_variance: bool
     device: torch.device
+    clip: float | None = None
+    unconditional: bool = False
+    classifier_free: bool = True
 
     @abstractmethod
     def condition(self, class_names: Sequence[str]) -> Tensor:
@@ -213,7 +230,8 @@ class Backbone(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides a prediction besides the weights, for `weights_hash`: the schedule, and a subclass's own."""
-        return {"schedule": self.schedule.settings()}
+        clip = {} if self.clip is None else {"clip": self.clip}
+        return {"schedule": self.schedule.settings(), **clip}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:
@@ -250,11 +268,27 @@ class ClassifierFree:
         scale: the scale of the formula above. 1 is the conditional model alone, which needs only one call.
         channels: how many latent channels are mixed. The other channels and the variance are those of the conditional half.
             The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
+
+    Raises:
+        DapError: the scale is not 1, and the backbone's weights were not trained for classifier-free guidance.
     """
 
     backbone: Backbone
     scale: float
     channels: int | Literal["all"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.scale == 1 or self.backbone.classifier_free:
+            return
+        why = (
+            "knows no classes"
+            if self.backbone.unconditional
+            else "was trained without a label that stands for no class"
+        )
+        raise DapError(
+            f"{self.backbone.card.name} {why}, so classifier-free guidance has nothing to compare with; leave out --cfg, or give "
+            f"--cfg 1 instead of {self.scale:g}."
+        )
 
     def predict(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Text
 from dap.base.registry import suggest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Found:
         Args:
             kind: the name of the kind, a key of cards.yaml, such as "dit".
             size: the side of the images in px, computed from the modules.
-            layer: the default layer of weights that have no entry in cards.yaml.
+            layer: a layer in the middle, for weights whose best layer neither cards.yaml nor card.yaml names. The card says
+                that it is guessed.
 
         Raises:
             DapError: card.yaml is not a mapping, it has a field that no card has or a value that the field cannot have, or
@@ -53,6 +57,7 @@ class Found:
         """
         cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
         values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
+        mine: dict[str, Any] = {}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
             mine = read_card(file)
             if mine.get("size", size) != size:
@@ -60,7 +65,8 @@ class Found:
                     f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
                 )
             values |= mine
-        values |= {"layer": str(values["layer"]), **self.prompts}
+        guessed = "layer" not in {**cards[kind], **self._known(cards), **mine}
+        values |= {"layer": str(values["layer"]), "guessed": guessed, **self.prompts}
         return Card(**values)
 
     def names(self, pipe: Any, labels: int) -> list[str]:
@@ -99,6 +105,31 @@ class Found:
             raise DapError(
                 f"{self.name} takes prompts made from the data's class names: it has no class names of its own."
             )
+
+    def without_prompts(self) -> None:
+        """Refuse prompts for a backbone that is conditioned on labels, or on nothing.
+
+        Raises:
+            DapError: the caller gave prompts.
+        """
+        if self.prompts:
+            given = " and ".join(self.prompts)
+            raise DapError(f"{self.name} is conditioned on labels, not on prompts: leave out {given}.")
+
+    def without_classes(self) -> tuple[str, ...]:
+        """No class names, for a backbone whose weights know no classes, and a warning that says what follows from this.
+
+        Raises:
+            DapError: the caller gave class names.
+        """
+        if self.class_names is not None:
+            raise DapError(f"{self.name} was trained without classes: it has no class names of its own.")
+        log.warning(
+            "%s knows no classes. A class comes into its images through the real images that guide alone, so without such a "
+            "guidance (--method vanilla) the classes of the images are random.",
+            self.name,
+        )
+        return ()
 
     def _known(self, cards: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
         """The entry of cards.yaml for these weights.

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from dap import networks
 from dap.backbones.configurations import (
     AUTOENCODERS,
     BETAS,
@@ -21,7 +22,9 @@ from dap.backbones.configurations import (
     NETWORKS,
     OLD_NAMES,
     OWN_WAY,
+    PIXEL_BETAS,
     PLAIN,
+    QUANTISED,
     SWITCHED_OFF,
     TEXT,
     WAYS_OUT,
@@ -39,11 +42,17 @@ DEEPEST = 500
 """How many layers a network may have. The deepest that are known here have less than 100."""
 DEPTHS = (
     ("num_layers", "num_hidden_layers"),
-    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks"),
+    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks", "num_res_blocks", "num_blocks"),
     ("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
 )
 """Fields that say how many layers there are. Of each line the largest counts, and the lines are multiplied."""
-BLOCKS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "down_block_types")
+BLOCKS = (
+    "block_out_channels",
+    "encoder_block_out_channels",
+    "decoder_block_out_channels",
+    "down_block_types",
+    "channel_mult",
+)
 """Fields that list blocks, each of which has the layers of the fields above."""
 
 
@@ -63,7 +72,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
     if of.endswith("Scheduler"):
         table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
     elif is_autoencoder(of) or of in NETWORKS:
-        if of not in NETWORKS:
+        if of not in NETWORKS or (of in QUANTISED and kind.name != "ldm"):
             raise DapError(f"{shown(where)}: the autoencoder is {of}; {' and '.join(AUTOENCODERS)} are supported.")
         table, indifferent = NETWORKS[of], frozenset[str]()
     else:
@@ -103,7 +112,7 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str
             "If the weights were trained on a flow (SiT), they are not supported; else save the pipeline with a DDIMScheduler."
         )
     if not flow:
-        return BETAS
+        return {**BETAS, **PIXEL_BETAS} if kind.pixels else BETAS
     # A scheduler of both families has betas too, which it does not use on a flow.
     unused = dict.fromkeys(("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"), Any)
     return FLOW if of in FLOWS else {**unused, **FLOW}
@@ -113,7 +122,11 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
     """What two fields say together, and what one says to a kind of pipeline."""
     _check_depth(values, where)
     side = values.get("sample_size")
-    if of == "UNet2DConditionModel" and isinstance(side, (list, tuple)) and (len(side) != 2 or side[0] != side[1]):
+    if (
+        of in ("UNet2DConditionModel", "UNet2DModel")
+        and isinstance(side, (list, tuple))
+        and (len(side) != 2 or side[0] != side[1])
+    ):
         raise DapError(
             f"{shown(where)}: sample_size is {_short(side)}; dap makes square images. {WAYS_OUT['sample_size']}"
         )
@@ -125,6 +138,18 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
         raise DapError(f"{shown(where)}: beta_start is {start} and beta_end is {end}; betas rise.")
     if of == "AutoencoderKL" and not kind.flow and values.get("shift_factor"):
         raise DapError(f"{shown(where)}: shift_factor is {_short(values['shift_factor'])}; {WAYS_OUT['shift_factor']}")
+    for name in ("latents_mean", "latents_std"):
+        if (said := values.get(name)) is None:
+            continue
+        if not kind.standardised:
+            raise DapError(
+                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise latents in {kind.title}; set it to "
+                "null there."
+            )
+        if len(said) != values.get("latent_channels"):
+            raise DapError(
+                f"{shown(where)}: {name} has {len(said)} numbers for {values.get('latent_channels')} latent channels."
+            )
     if values.get("use_flow_sigmas") and values.get("prediction_type") != "flow_prediction":
         raise DapError(
             f"{shown(where)}: prediction_type is {_short(values.get('prediction_type'))}; with use_flow_sigmas it should be "
@@ -164,6 +189,17 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
+def place_of(folder: Path, part: str) -> Path:
+    """The folder of a part's files. The first pipelines of pixels on the hub (google/ddpm-cifar10-32) keep the files of all
+    their parts beside `model_index.json`, and diffusers reads them there."""
+    inside = folder / part
+    return folder if part in ("unet", "scheduler") and not inside.exists() and _at_the_root(folder) else inside
+
+
+def _at_the_root(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.json", "scheduler_config.json"))
+
+
 def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
     """Check all configuration files of a pipeline's folder, before diffusers reads them.
 
@@ -177,7 +213,7 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
     kind = KINDS.get(str(index.get("_class_name")))
     for part, (library, of) in parts_of(index).items():
         for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
-            if (file := folder / part / name).is_file():
+            if (file := place_of(folder, part) / name).is_file() and _belongs(name, part, file, folder):
                 # diffusers itself writes this number, which JSON does not have, for a field that is indifferent here.
                 text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", read_text(file))
                 values = fitted(parse_json(text, file), dict[str, Any], file, text)
@@ -185,6 +221,11 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
                     check_fields(values, of, kind, file)
                 elif library == "transformers":
                     _check_text(values, file)
+
+
+def _belongs(name: str, part: str, file: Path, folder: Path) -> bool:
+    """Whether a configuration file is that of a part. Beside `model_index.json` lie the files of several parts."""
+    return file.parent != folder or (name == "scheduler_config.json") == (part == "scheduler")
 
 
 def check_pipeline(pipe: Any, kind: Kind, folder: Path | None) -> None:
@@ -261,7 +302,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _defaults(of: str) -> dict[str, Any]:
     import diffusers
 
-    found = getattr(diffusers, of, None)
+    found = getattr(diffusers, of, None) or networks.find(of)
     parameters = inspect.signature(found.__init__).parameters if found is not None else {}
     return {name: parameter.default for name, parameter in parameters.items()}
 

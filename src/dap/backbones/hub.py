@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import StringConstraints
 
+from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
-from dap.backbones.honoured import check_fields, check_folder, parts_of
+from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
 from dap.base.alone import alone
 from dap.base.documents import check_fetched, fitted, read_json
@@ -62,6 +63,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         check_folder(folder, index)
         _check_libraries(folder, index)
         _check_parts(folder, index)
+        of = networks.find(str(index["_class_name"])) or DiffusionPipeline
         options = _which(folder, index)
         if UNUSED[0] in index:
             options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
@@ -70,11 +72,11 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         # A Stable Diffusion 3 can be saved without its third text encoder; diffusers then wants to be told so.
         options |= {part: None for part in ("text_encoder_3", "tokenizer_3") if index.get(part) == [None, None]}
         with alone():
-            pipe = DiffusionPipeline.from_pretrained(
+            pipe = of.from_pretrained(
                 str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
             )
     for part, network in pipe.components.items():
-        _check_whole(network, part, folder)
+        check_whole(network, part, folder)
         for weight in getattr(network, "parameters", tuple)():
             # A file is mapped into memory, so its format decides the address of a weight, and a CPU's kernels round by
             # address. A copy makes the same weights give the same predictions, whatever file they came from.
@@ -82,9 +84,15 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
     return pipe, folder
 
 
-def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
+def open_autoencoder(source: str, *, dtype: str, offline: bool, pipeline: str = "DiTPipeline") -> Any:
     """Open an autoencoder from its own folder or hub id, or from the folder or hub id of a pipeline. It is of the class that
     its config.json names.
+
+    Args:
+        source: the folder or hub id.
+        dtype: the number format of the weights in memory.
+        offline: read only the local cache.
+        pipeline: the class of the pipeline that it becomes a part of, a key of `KINDS`.
 
     Raises:
         DapError: there is nothing at the source, the source holds no autoencoder, or one whose configuration is not followed.
@@ -109,18 +117,18 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool) -> Any:
                 of = str(said.get("_class_name", "AutoencoderKL"))
                 if of not in AUTOENCODERS:
                     raise DapError(f"{shown(inside)} holds {brief(of)}; {' and '.join(AUTOENCODERS)} are supported.")
-                check_fields(said, of, KINDS["DiTPipeline"], inside / "config.json")
+                check_fields(said, of, KINDS[pipeline], inside / "config.json")
                 build: Any = getattr(diffusers, of)
                 with alone():
                     made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
-                _check_whole(made, "autoencoder", inside)
+                check_whole(made, "autoencoder", inside)
                 return made
         raise DapError(
             f"{source} has no diffusion_pytorch_model.safetensors or .bin, so it is no autoencoder of diffusers."
         )
 
 
-def _check_whole(network: Any, part: str, folder: Path) -> None:
+def check_whole(network: Any, part: str, folder: Path) -> None:
     """Raise `DapError` if a file of weights lacks a tensor of its network."""
     for name, tensor in getattr(network, "state_dict", dict)().items():
         if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
@@ -161,10 +169,11 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     for part, (_, of) in parts_of(index).items():
         if part in (*UNUSED, "image_encoder"):
             continue
-        check_weights(folder / part)
-        if not (folder / part).is_dir() or not any((folder / part).iterdir()):
+        inside = place_of(folder, part)
+        check_weights(inside)
+        if not inside.is_dir() or not any(inside.iterdir()):
             raise DapError(f"{folder} has no {part}/, which its model_index.json names; copy that folder there.")
-        files = {file.name for file in (folder / part).iterdir()}
+        files = {file.name for file in inside.iterdir()}
         if "CLIPTokenizer" in of and "tokenizer.json" not in files:
             for name in ("vocab.json", "merges.txt"):
                 if name not in files:
@@ -254,6 +263,7 @@ def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
         raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
     for part, (library, name) in parts_of(index).items():
         known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
+        known = known or networks.CLASSES.get(name) == library
         looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
         if not known or looking or not name.isidentifier():
             raise DapError(f"{said} {part}, {brief(index[part])}, {why}")
@@ -300,8 +310,9 @@ def to_download(source: str, revision: str | None, offline: bool) -> tuple[str, 
 
 def _weights(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
     """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = [folder / name for name in parts_of(index) if name not in UNUSED]
-    found = {part.name: map(WEIGHTS.fullmatch, os.listdir(part)) for part in parts if (part / "config.json").is_file()}
+    parts = {name: place_of(folder, name) for name in parts_of(index) if name not in UNUSED}
+    parts = {name: part for name, part in parts.items() if (part / "config.json").is_file() and name != "scheduler"}
+    found = {name: map(WEIGHTS.fullmatch, os.listdir(part)) for name, part in parts.items()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
 
 
@@ -321,7 +332,7 @@ def _which(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
                 "diffusion_pytorch_model.safetensors. Copy it there, or load the hub id once online."
             )
         if all(suffix == "bin" for _, suffix in present) and not any(
-            WEIGHTS.fullmatch(name) and "-of-" not in name for name in os.listdir(folder / part)
+            WEIGHTS.fullmatch(name) and "-of-" not in name for name in os.listdir(place_of(folder, part))
         ):
             kinds = {suffix for others in weights.values() for _, suffix in others}
             if kinds != {"bin"} or part not in ("text_encoder", "text_encoder_2", "text_encoder_3"):

@@ -17,12 +17,16 @@ class Kind:
         home: the place of its backbone, as "package.module:Class". The class has a class method `from_pipeline(pipe, found)`.
         title: the name in messages.
         flow: whether its weights are trained on a flow. Others are trained with betas.
+        pixels: whether it makes pixels. Then its scheduler may clip x_0, have cosine betas, and read a prediction of x_0.
+        standardised: whether it follows `latents_mean` and `latents_std` of its autoencoder.
     """
 
     name: str
     home: str
     title: str
     flow: bool = False
+    pixels: bool = False
+    standardised: bool = False
 
     def backbone(self) -> Any:
         """The class of the backbone."""
@@ -30,9 +34,17 @@ class Kind:
         return getattr(importlib.import_module(module), name)
 
 
+_PIXELS = Kind("pixels", "dap.backbones.kinds.pixels:Pixels", "a pixel-space U-Net", pixels=True)
+
 KINDS: Mapping[str, Kind] = {
+    "DDPMPipeline": _PIXELS,
+    "DDIMPipeline": _PIXELS,
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
+    "LatentDiffusionPipeline": Kind("ldm", "dap.backbones.kinds.labelled:Labelled", "latent diffusion of ImageNet"),
+    "MDTPipeline": Kind("mdt", "dap.backbones.kinds.labelled:Labelled", "MDT"),
+    "UViTPipeline": Kind("uvit", "dap.backbones.kinds.labelled:Labelled", "U-ViT"),
     "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
+    "SiTPipeline": Kind("sit", "dap.backbones.kinds.sit:SiT", "SiT", flow=True, standardised=True),
 }
-"""Kinds by the name of the pipeline's class in diffusers, or in `dap.pipelines` where diffusers has none."""
+"""Kinds by the name of the pipeline's class in diffusers, or in `dap.networks` where diffusers has none."""

@@ -89,6 +89,8 @@ class ModuleBackbone(Backbone):
         Raises:
             DapError: a name is unknown, or several labels have it.
         """
+        if self.unconditional:
+            return self.null(len(class_names))
         labels = {name: imagenet.find(name, self._labels) for name in class_names}
         unknown = [name for name, found in labels.items() if not found]
         if unknown:
@@ -121,6 +123,10 @@ class ModuleBackbone(Backbone):
         """The module whose output gives the features of a layer."""
         return self.denoiser.get_submodule(layer)
 
+    def tokens(self, output: Any) -> Tensor:
+        """The features (B, tokens, width) in the output of a layer. Tokens that are none of the image are left out."""
+        return tokens(output)
+
     def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         """The denoiser's raw output in float32.
 
@@ -150,7 +156,7 @@ class ModuleBackbone(Backbone):
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> Any:
-            kept.append(tokens(output))
+            kept.append(self.tokens(output))
             if grad_through == "denoiser" or not torch.is_grad_enabled():
                 return output
             # The layers behind this one need no graph. Detaching the output is not enough, because the skip connections of a
@@ -172,7 +178,7 @@ class ModuleBackbone(Backbone):
 
         def keep(layer: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[layer] = tokens(output)
+                found[layer] = self.tokens(output)
                 if len(found) == len(set(layers)):
                     raise _Left
 
@@ -203,7 +209,7 @@ class ModuleBackbone(Backbone):
             return x.to(self.device)
         x = x.to(self.vae.device, self.vae.dtype)
         means = torch.cat(vram.in_parts(lambda part: self._wide(part, _encoded), self._together, x))
-        return (means - self._shift) * self.vae.config.scaling_factor
+        return self._standardised(means)
 
     @torch.no_grad()
     def drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -219,7 +225,7 @@ class ModuleBackbone(Backbone):
         x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
         mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        return (mean + std * noise - self._shift) * self.vae.config.scaling_factor
+        return self._standardised(mean + std * noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -228,9 +234,19 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
+        z = latents / self.vae.config.scaling_factor + self._shift
+        if self._spread is not None:
+            mean, std = (part.to(z) for part in self._spread)
+            z = z * std + mean
+        z = z.to(self.vae.device, self.vae.dtype)
         images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
+
+    def _standardised(self, z: Tensor) -> Tensor:
+        if self._spread is not None:
+            mean, std = (part.to(z) for part in self._spread)
+            z = (z - mean) / std
+        return (z - self._shift) * self.vae.config.scaling_factor
 
     def _wide(self, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """What comes through the autoencoder. A batch that overflows in float16 is computed again in float32.
@@ -258,6 +274,16 @@ class ModuleBackbone(Backbone):
     @property
     def _shift(self) -> float:
         return self.vae.config.get("shift_factor") or 0.0
+
+    @property
+    def _spread(self) -> tuple[Tensor, Tensor] | None:
+        """The mean and the standard deviation of each channel of the autoencoder's latents, (C, 1, 1), where it says them."""
+        mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None and std is None:
+            return None
+        channels = self.vae.config.latent_channels
+        parts = (mean or [0.0] * channels, std or [1.0] * channels)
+        return tuple(torch.tensor(part).view(-1, 1, 1) for part in parts)  # pyright: ignore[reportReturnType]
 
     def settings(self) -> dict[str, Any]:
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}

@@ -11,6 +11,7 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
+from dap.backbones.converting.single import Said, open_single
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.known import KINDS
@@ -18,6 +19,9 @@ from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
 from dap.base.registry import build, resolve
+
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""How names of files of weights end."""
 
 FLAT = 1e-6
 """The smallest standard deviation of the pixels, in [0, 1], of an image of more than one colour."""
@@ -36,9 +40,9 @@ def load(
     """Load a backbone: an embedded starter, a local diffusers folder, a hub id, or a user's own.
 
     Args:
-        path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, or
-            `file.py:Name` or `package.module:Name`: a `Backbone` subclass, or a function without arguments that returns a
-            backbone.
+        path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, a Stable
+            Diffusion 1 or 2 in one file (.safetensors, .ckpt), or `file.py:Name` or `package.module:Name`: a `Backbone`
+            subclass, or a function without arguments that returns a backbone.
         revision: branch, tag or commit of a hub id.
         dtype: the number format of the weights and activations. Features and distances are float32 in every case.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
@@ -55,8 +59,14 @@ def load(
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
         return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
     where = device_of(device)
-    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
+    if expanded(path).is_file() and path.endswith(WEIGHTS):
+        if revision is not None:
+            raise DapError(f"A revision is of a hub id; {path} is a file on this machine.")
+        single = open_single(expanded(path), Said(), dtype=dtype, offline=offline)
+        if single is not None:
+            return tried(from_pipeline(single[0].to(where), name=single[1], **prompts))
+    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
     return tried(from_pipeline(pipe.to(where), path=str(folder), name=path, **prompts))
 
 
@@ -197,9 +207,8 @@ def source_of(path: str) -> str:
         return str(folder)
     if folder.is_file():
         raise DapError(
-            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a DiT checkpoint into one. A Stable "
-            "Diffusion in one file becomes a folder by diffusers' StableDiffusionPipeline.from_single_file(FILE)"
-            ".save_pretrained(FOLDER)."
+            f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a checkpoint of a class-conditional "
+            "model into one. A Stable Diffusion 1 or 2 in one file is opened as it is."
         )
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(

@@ -27,7 +27,7 @@ Predicts = Literal["eps", "velocity", "x0"]
 """What the output of a denoiser is: the noise, the velocity of the schedule's family, or the clean data."""
 
 
-KINDS: dict[str, Predicts] = {"epsilon": "eps", "v_prediction": "velocity"}
+KINDS: dict[str, Predicts] = {"epsilon": "eps", "v_prediction": "velocity", "sample": "x0"}
 """diffusers' names of what a denoiser on a variance-preserving schedule predicts."""
 
 
@@ -101,7 +101,14 @@ class VariancePreserving(Schedule):
 
     @staticmethod
     def from_betas(start: float, end: float, steps: int, shape: str = "linear") -> VariancePreserving:
-        """The schedule of `steps` betas from start to end, evenly spaced ("linear") or with even square roots ("scaled_linear").
+        """The schedule of `steps` betas from start to end.
+
+        Args:
+            start, end: the first and the last beta.
+            steps: T.
+            shape: "linear" (evenly spaced), "scaled_linear" (even square roots) or "squaredcos_cap_v2", the cosine of Nichol &
+                Dhariwal (2021, eq. 17), which has its own betas: abar(t) = cos²((t/T + 0.008) / 1.008 · π/2), no beta above
+                0.999.
 
         Raises:
             DapError: the shape has another name.
@@ -110,8 +117,13 @@ class VariancePreserving(Schedule):
             beta = torch.linspace(start, end, steps, dtype=torch.float64)
         elif shape == "scaled_linear":
             beta = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
+        elif shape == "squaredcos_cap_v2":
+            at = torch.arange(steps + 1, dtype=torch.float64) / steps
+            abar = ((at + 0.008) / 1.008 * math.pi / 2).cos().square()
+            beta = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
         else:
-            raise DapError(f"The noise schedule {shape!r} is not supported; linear and scaled_linear are.")
+            known = "linear, scaled_linear and squaredcos_cap_v2"
+            raise DapError(f"The noise schedule {shape!r} is not supported; {known} are.")
         return VariancePreserving((1 - beta).cumprod(0).float())
 
     @staticmethod
@@ -165,6 +177,23 @@ class Flow(Schedule):
     def velocity_to_x0(self, x: Tensor, t: Time, velocity: Tensor) -> Tensor:
         """x_0 = x − sigma · v. This also holds where alpha is 0 and eps says nothing of x_0."""
         return x - t / self.steps * velocity
+
+    def slopes(self, t: Time) -> tuple[float, float]:
+        """The derivatives of alpha and sigma by τ = t / steps. The velocity is alpha' x_0 + sigma' eps."""
+        del t
+        return -1.0, 1.0
+
+    def shifted(self, tau: float) -> float:
+        """The place of an even grid's τ in [0, 1] on the shifted grid."""
+        return self.shift * tau / (1 + (self.shift - 1) * tau)
+
+    def times(self, steps: int) -> list[float]:
+        """The falling times of a run of so many steps, without the end 0. They are those of diffusers' Euler scheduler."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.steps, shift=self.shift)
+        grid.set_timesteps(steps)
+        return [float(t) for t in grid.timesteps]
 
     @staticmethod
     def from_config(config: Mapping[str, Any], tokens: int) -> Flow:

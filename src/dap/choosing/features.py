@@ -25,6 +25,10 @@ LEAST = 4
 """The fewest images of a class: two to compare with, and two held out."""
 
 
+class TooFew(DapError):
+    """A class has too few images for a comparison of layers."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Some real training images as latents, in two halves that share no image.
@@ -73,7 +77,7 @@ def draw(source: RealImages, backbone: Backbone, seed: int = 0) -> Drawn:
         seed: of the draw. The draw of a class depends on the seed and the class's name alone.
 
     Raises:
-        DapError: a class has fewer than `LEAST` images.
+        TooFew: a class has fewer than `LEAST` images.
     """
     names = source.class_names
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed_of(seed, "classes of the choice")))
@@ -81,7 +85,7 @@ def draw(source: RealImages, backbone: Backbone, seed: int = 0) -> Drawn:
     latents, labels, held, of = list[Tensor](), list[int](), list[bool](), list[str]()
     for number, label in enumerate(sorted(order[:CLASSES].tolist())):
         if source.count(label) < LEAST:
-            raise DapError(
+            raise TooFew(
                 f"Class {names[label]!r} has {source.count(label)} images, and a layer is chosen by at least {LEAST} of each "
                 "class; name a layer instead of auto, or add images."
             )

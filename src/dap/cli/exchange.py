@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -240,6 +240,9 @@ def convert(
     vae: str | None = None,
     heads: MaybePositive = None,
     classes: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    tokenizer: str | None = None,
+    prediction: Literal["epsilon", "v_prediction"] | None = None,
+    size: MaybePositive = None,
     dtype: Dtype = "float32",
     offline: bool = False,
     output: OutputFlags | None = None,
@@ -247,12 +250,16 @@ def convert(
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, or a .pt of the original DiT code or MinimaxDiffusion, not of SiT.
+        source: Hub id, diffusers folder, a Stable Diffusion 1 or 2 in one file, or a .pt of the original DiT code or
+            MinimaxDiffusion, not of SiT.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema.
         heads: For a .pt whose width is not one of the paper's four widths: the number of attention heads.
         classes: JSON list of class names in label order.
+        tokenizer: For a Stable Diffusion in one file: folder or hub id of its tokenizer; default: CLIP's.
+        prediction: For a Stable Diffusion in one file: what it predicts; default: what it shows.
+        size: For a Stable Diffusion in one file: side of its images in px; default: 512 or 768.
         dtype: Type of the numbers that are written.
         offline: Never ask the network, only the local cache.
     """
@@ -260,6 +267,7 @@ def convert(
 
     del output
     chosen = {"revision": revision, "vae": vae, "heads": heads, "classes": classes, "dtype": dtype, "offline": offline}
+    chosen |= {"tokenizer": tokenizer, "prediction": prediction, "size": size}
     made = run(source, out, **chosen)  # pyright: ignore[reportArgumentType]
     again = shlex.join(["dap", "distill", "--backbone", str(made)])
     return Told(f"Pipeline in {made}\nNext: {again} --out runs/first", {"pipeline": made})

@@ -33,14 +33,17 @@ def description(p: Probe) -> Verdicts:
     if b.card.layer not in b.layers:
         yield wrong(f"the card's layer {b.card.layer!r} is not among layers ({', '.join(b.layers)}); change the card.")
     names: Sequence[str] = b.class_names
-    if not names and "{}" not in (b.card.template or ""):
-        yield wrong("there are neither class_names nor, on the card, a prompt template with {}; give one of them.")
+    if not names and not b.unconditional and "{}" not in (b.card.template or ""):
+        yield wrong(
+            "there are neither class_names nor, on the card, a prompt template with {}; give one of them, or set unconditional."
+        )
     if not isinstance(b.device, torch.device):
         yield wrong(f"device is {b.device!r}; make it a torch.device.")
     channels = next(iter(shape), 0)
     if b.card.cfg_channels != "all" and b.card.cfg_channels > channels:
         yield wrong(f"the card's cfg_channels is {b.card.cfg_channels}, but latents have {channels} channels.")
     labels = f"{len(names)} classes" if names else f"prompts such as {b.card.template!r}"
+    labels = "no classes" if b.unconditional else labels
     return f"latents {shape}, {len(b.layers)} layers with the card's {b.card.layer!r} among them, {labels}"
 
 
@@ -172,6 +175,8 @@ def conditions(p: Probe) -> Verdicts:
 
 
 def unknown_class(p: Probe) -> Verdicts:
+    if p.backbone.unconditional:
+        return "this backbone knows no classes, so every name of a class means the same"
     if not p.backbone.class_names:
         return "this backbone takes prompts, so any name of a class means something"
     name = "no such class, surely"
@@ -194,6 +199,8 @@ def unknown_class(p: Probe) -> Verdicts:
 
 def condition_matters(p: Probe) -> Verdicts:
     b, n = p.backbone, len(p.x)
+    if b.unconditional:
+        return "this backbone knows no classes: only real images bring a class into its images"
     cond = [b.predict(p.x, t, p.condition).eps for t in p.times[:2]]
     null = [b.predict(p.x, t, b.null(n)).eps for t in p.times[:2]]
     gap = max(difference(c, v) for c, v in zip(cond, null, strict=True))

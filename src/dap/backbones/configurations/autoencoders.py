@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from dap.backbones.configurations.types import Factor, Flag, Number, Off, Positive, Table, Whole, Wholes, Word, Words
+from dap.backbones.configurations.types import Factor, Flag, Number, Positive, Table, Whole, Wholes, Word, Words
 
 AUTOENCODERS: Mapping[str, Table] = {
     "AutoencoderKL": {
@@ -20,8 +20,8 @@ AUTOENCODERS: Mapping[str, Table] = {
         "norm_num_groups": Whole,
         "scaling_factor": Positive,
         "shift_factor": Number | None,
-        "latents_mean": Off,
-        "latents_std": Off,
+        "latents_mean": list[Number] | tuple[Number, ...] | None,
+        "latents_std": list[Positive] | tuple[Positive, ...] | None,
         "use_quant_conv": Flag,
         "use_post_quant_conv": Flag,
         "mid_block_add_attention": Flag,

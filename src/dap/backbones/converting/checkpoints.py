@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         DapError: the file is no checkpoint, needs code to be opened, or says that it is a SiT.
     """
-    found = _opened(path)
+    found = opened(path)
     _refuse_flows(path, found)
     for _ in range(4):  # a trainer's file inside that of another
         key = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
@@ -61,15 +62,27 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             if "x_embedder.proj.weight" in inner:
                 tensors = inner
                 break
-    if any(name.startswith(("model.diffusion_model.", "diffusion_model.")) for name in map(str, found)):
-        raise DapError(
-            f"{path} is a Stable Diffusion in one file, which dap does not convert. In diffusers, "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes the folder that --backbone takes."
-        )
     return folded(tensors, path)
 
 
-def _opened(path: Path) -> Mapping[str, Any]:
+class _Noted:
+    """Stands for a class that a trainer's file names beside the weights. Nothing of it is used."""
+
+
+HARMLESS: list[Any] = [
+    Namespace,
+    (_Noted, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+]
+"""What a checkpoint may name besides tensors: the original trainers' parsed arguments, which are a plain record, and the class by
+which Lightning files its notes on checkpoints, in whose place an empty class is put."""
+
+
+def opened(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint file holds, opened without running code from it. Tensors stay on the disk until they are used.
+
+    Raises:
+        DapError: the file is no checkpoint, or needs code to be opened.
+    """
     check_fetched(path)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -82,9 +95,8 @@ def _opened(path: Path) -> Mapping[str, Any]:
                 f"{path} is not a checkpoint that can be opened without running code: {first_line(error)}. Fetch it anew."
             ) from error
     try:
-        # The original trainer keeps its parsed arguments, which are a plain record, in its checkpoints.
-        with torch.serialization.safe_globals([Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # on a file of another kind the readers raise almost any error
@@ -100,7 +112,7 @@ def _opened(path: Path) -> Mapping[str, Any]:
             f"{path} is not a checkpoint that can be opened without running code from it: {first_line(error)}"
         ) from error
     if not isinstance(found, Mapping):
-        raise DapError(f"{path} holds a {type(found).__name__}, not a DiT checkpoint's table of tensors by name.")
+        raise DapError(f"{path} holds a {type(found).__name__}, not a checkpoint's table of tensors by name.")
     return found
 
 

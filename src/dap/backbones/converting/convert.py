@@ -1,4 +1,4 @@
-"""`dap convert`: write a pipeline or a DiT checkpoint as a diffusers folder of safetensors."""
+"""`dap convert`: write a pipeline, or weights as their authors publish them, as a diffusers folder of safetensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
+from dap.backbones.converting import labelled
 from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting.pixels import open_pixels
+from dap.backbones.converting.single import Said, open_single
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
 from dap.base.alone import alone
@@ -48,6 +51,9 @@ def convert(
     classes: str | Path | None = None,
     dtype: str = "float32",
     offline: bool = False,
+    tokenizer: str | None = None,
+    prediction: str | None = None,
+    size: int | None = None,
 ) -> Path:
     """Write a pipeline as a diffusers folder of safetensors, with its class names and its card.
 
@@ -58,15 +64,22 @@ def convert(
             (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema", "model" or
             "state_dict", with the prefixes of DDP, of torch.compile and of Lightning. The factors of MinimaxDiffusion's
             fine-tuning are folded into the weights. Checkpoints of SiT have the same tensors, but predict something else;
-            they are refused where their name or their arguments say so. Pickles are opened by the weights-only path.
+            they are refused where their name or their arguments say so. Or a Stable Diffusion 1 or 2 in one file, .safetensors
+            or .ckpt. Pickles are opened by the weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
-        vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema.
+        vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema. A Stable
+            Diffusion in one file has its own, and this one takes its place.
         heads: the number of attention heads, for a checkpoint file of a width that DiT-S, B, L and XL do not have.
         classes: a file with a JSON list of class names in label order. Default: the names of the source. For a
             checkpoint file with 1000 labels the default is ImageNet's names, and for other checkpoint files numbers.
         dtype: the number format of the written weights.
         offline: never ask the network, only the local cache.
+        tokenizer: for a Stable Diffusion in one file, the folder or hub id of its tokenizer. Default: a folder `tokenizer`
+            beside the file, else CLIP's from the hub or its cache.
+        prediction: for such a file, "epsilon" or "v_prediction". Default: what the U-Net shows at the last timestep.
+        size: for such a file, the side of its images in px. Default: 512, or 768 for a Stable Diffusion 2 that predicts a
+            velocity.
 
     Returns:
         The folder.
@@ -87,7 +100,23 @@ def convert(
     kept: dict[str, bytes] = {}
     if path.exists() and revision is not None:
         raise DapError(f"--revision is for hub ids; {source} is on this machine.")
-    if path.is_file():
+    said = Said(tokenizer, vae, prediction, size, heads)
+    single = open_single(path, said, dtype=dtype, offline=offline) if path.is_file() else None
+    if single is None and said != Said(vae=vae, heads=heads):
+        raise DapError(
+            f"--tokenizer, --prediction and --size are for a Stable Diffusion in one file, which {source} is not."
+        )
+    if single is not None:
+        pipe, name = single
+        backbone = tried(from_pipeline(pipe, name=name, class_names=given))
+        card, names = backbone.card, backbone.class_names
+    elif path.is_file() and (pixels := open_pixels(path, given, dtype)) is not None:
+        if vae is not None or heads is not None:
+            raise DapError(
+                f"--vae and --heads are not for {source}: it is a model of pixels, and known by its tensors."
+            )
+        pipe, card, names = pixels
+    elif path.is_file():
         pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline)
     else:
         if vae is not None or heads is not None:
@@ -99,7 +128,7 @@ def convert(
         card, names = backbone.card, backbone.class_names
         kept = {name: read_bytes(folder / name) for name in KEPT if (folder / name).is_file()}
         record["commit"] = folder.name if folder.parent.name == "snapshots" else None
-    fields = {key: value for key, value in asdict(card).items() if value is not None}
+    fields = card.written()
     if path.exists():  # a local folder has its name from its place, also the new one
         del fields["name"]
     files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
@@ -147,6 +176,13 @@ def _from_checkpoint(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
     state = read_checkpoint(path)
+    if labelled.family(state) is not None:
+        coder = open_autoencoder(vae, dtype=dtype, offline=offline)
+        pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
+        if names is None and pipe.denoiser.config.num_classes == 1000:
+            names = list(imagenet.names().values())
+        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
+        return pipe, backbone.card, backbone.class_names
     config = _config(state, path, heads)
     labels = config["num_embeds_ada_norm"]
     if names is not None and len(names) == labels + 1:

@@ -79,9 +79,7 @@ class DiT(ModuleBackbone):
         Raises:
             DapError: prompts were given, or the schedule is not supported.
         """
-        if found.prompts:
-            given = " and ".join(found.prompts)
-            raise DapError(f"{found.name} is conditioned on labels, not on prompts: leave out {given}.")
+        found.without_prompts()
         config = pipe.transformer.config
         # The paper's middle blocks, scaled to the depth: block 8 of 28.
         layer = str(round(config.num_layers * 8 / 28))

@@ -23,7 +23,7 @@ from dap.recipe import Recipe
 from dap.verbs.picking.budget import fitted, with_value
 from dap.verbs.picking.deciding import Decision, decided
 from dap.verbs.picking.words import again, on_budget, wrapped
-from dap.verbs.settling import NOTE, asked, kept, settled
+from dap.verbs.settling import NOTE, kept, settled
 from dap.workshop import Workshop
 
 BY = "the classes and the time"
@@ -105,7 +105,7 @@ def picked(
 
 def _fitted(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, budget: float) -> Decision:
     """The work of a method that the user named, cut to a budget."""
-    whole = settled(recipe, workshop, out, watcher).recipe if asked(recipe, workshop.asked(recipe)[0]) else recipe
+    whole = settled(recipe, workshop, out, watcher).recipe
     found = fitted(whole, workshop, budget)
     values: dict[str, Any] = {} if found is None else {found.field: found.value}
     return Decision(values, {}, budget, on_budget(recipe, found, budget))
