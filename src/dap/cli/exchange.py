@@ -250,7 +250,7 @@ def convert(
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, a Stable Diffusion 1 or 2 in one file, or a .pt of the original DiT code or
+        source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code or
             MinimaxDiffusion, not of SiT.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.

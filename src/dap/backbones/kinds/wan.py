@@ -13,6 +13,9 @@ from dap.backbones.prompts import PromptedBackbone, Tokenizer
 from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
 
+SIZE = 480
+"""The side of clips in px where no card.yaml says another: the shorter side of diffusers' default."""
+
 TOKENS = 512
 """How many tokens of a prompt diffusers' `WanPipeline` gives to the transformer."""
 
@@ -82,7 +85,7 @@ class Wan(PromptedBackbone):
         """
         found.without_class_names()
         layer = str(0 if pipe.transformer is None else len(pipe.transformer.blocks) // 2)
-        return cls(pipe, card=found.card("wan", size=None, layer=layer))
+        return cls(pipe, card=found.card("wan", size=SIZE, layer=layer, free=True))
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         how = {"do_classifier_free_guidance": False, "max_sequence_length": TOKENS, "device": self.device}
