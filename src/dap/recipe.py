@@ -24,7 +24,7 @@ from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedRefin
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from dap.backbones.base import Backbone, Card
+    from dap.backbones.base import Backbone
 
 __all__ = [
     "BackboneChoice",
@@ -223,6 +223,8 @@ class Recipe(Closed, frozen=True):
             card = backbone.card
             raise DapError(f"{card.name} makes images of {card.size} px, not {side}; leave the size to it.")
         if backbone is not None:
+            from dap.backbones.frames import check_frames
+
             check_frames(backbone.card, self.data.frames)
         own = self._own(backbone)
         run = None if backbone is None else self._run(backbone, guidance, sampling or {}, refinement)
@@ -320,24 +322,6 @@ class Recipe(Closed, frozen=True):
         """Refuse a choice that only real images can make. `dap.verbs.settling` makes it before a recipe is resolved."""
         if is_open:
             raise DapError(f"{field} is auto, which dap distill settles on real images; give a value of its own here.")
-
-
-def check_frames(card: Card, frames: int | None) -> None:
-    """Raise `DapError` unless a backbone makes clips of as many frames as the data have, or images where they are images."""
-    if card.frames == frames:
-        return
-    if card.frames is None:
-        raise DapError(
-            f"{card.name} makes images and the data are clips; leave out --frames, or take a video backbone such as a Wan."
-        )
-    raise DapError(
-        f"{card.name} makes clips of {card.frames} frames; read the data as such with --frames {card.frames}"
-        + (
-            "."
-            if frames is None
-            else f", not {frames}, or write frames: {frames} into the card.yaml beside its weights."
-        )
-    )
 
 
 def _without(values: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:

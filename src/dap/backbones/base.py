@@ -82,11 +82,6 @@ class Card:
         return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of what the weights make: an image (3, size, size), or a clip (3, frames, size, size)."""
-        return (3, *((self.frames,) if self.frames else ()), self.size, self.size)
-
-    @property
     def prompts(self) -> dict[str, str]:
         """The template and the negative prompt, if there are any. They decide predictions, but are not among the weights."""
         told = {"template": self.template, "negative_prompt": self.negative_prompt}

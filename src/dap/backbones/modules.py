@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
+from dap.backbones.frames import scale_of
 from dap.backbones.honoured import deciding
 from dap.backbones.outputs import detached, tokens
 from dap.backbones.schedules import Predicts, Schedule, Time
@@ -238,7 +239,7 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = latents / self._scale + self._shift
+        z = latents / scale_of(self.vae) + self._shift
         if self._spread is not None:
             mean, std = (part.to(z) for part in self._spread)
             z = z * std + mean
@@ -250,7 +251,7 @@ class ModuleBackbone(Backbone):
         if self._spread is not None:
             mean, std = (part.to(z) for part in self._spread)
             z = (z - mean) / std
-        return (z - self._shift) * self._scale
+        return (z - self._shift) * scale_of(self.vae)
 
     def _wide(self, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """What comes through the autoencoder. A batch that overflows in float16 is computed again in float32.
@@ -280,10 +281,6 @@ class ModuleBackbone(Backbone):
         return self.vae.config.get("shift_factor") or 0.0
 
     @property
-    def _scale(self) -> float:
-        return self.vae.config.get("scaling_factor") or 1.0
-
-    @property
     def _spread(self) -> tuple[Tensor, Tensor] | None:
         """The mean and the standard deviation of each channel of the autoencoder's latents, (C, 1, 1), where it says them."""
         mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
@@ -295,9 +292,7 @@ class ModuleBackbone(Backbone):
 
     def settings(self) -> dict[str, Any]:
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
-        if self.vae is None:
-            return said
-        return {**said, "latents": [self._scale, self._shift]}
+        return said if self.vae is None else {**said, "latents": [scale_of(self.vae), self._shift]}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:

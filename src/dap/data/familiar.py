@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone
+from dap.backbones.frames import shape_of
 from dap.backbones.schedules import steps_of
 from dap.base.seeding import generators, normal, seed_of
 
@@ -80,7 +81,7 @@ def warned(backbone: Backbone, source: Any) -> float | None:
     if backbone.class_names or card.template is None:
         return None
     images, names = some_of(source)
-    if images.shape[1:] != card.shape:
+    if images.shape[1:] != shape_of(card):
         return None
     found = strangeness(backbone, images, names)
     if found <= UNKNOWN:

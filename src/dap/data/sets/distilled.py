@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from dap.base.errors import DapError
 from dap.base.files import append, dump, write_atomically
 from dap.base.parsing import shown
-from dap.data.real.clips.pictures import encoded, sized, whole
+from dap.data.real.clips.pictures import encoded, shape_of, sized, whole
 from dap.data.real.decode import Fit
 from dap.data.sets.beginning import begin, check_begun, classes_of, frames_of, place_for, text_of
 from dap.data.sets.contents import WORK, Classes, Within, file_of, part_of, read_manifest, sha256
