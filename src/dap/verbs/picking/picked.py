@@ -78,7 +78,8 @@ def picked(
     choosing = is_open(recipe, workshop)
     if not choosing and budget is None:
         return Picked(recipe, tuple(earlier))
-    values = recipe.model_dump(exclude_unset=True, mode="json")
+    # A default that is written out, such as --seed 0, asks for the same set.
+    values = recipe.model_dump(exclude_unset=True, exclude_defaults=True, mode="json")
     values.pop("ipc", None)  # a set may grow
     key = {"version": VERSION, "recipe": values, "classes": workshop.whole(recipe.data).class_names}
     mark = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
