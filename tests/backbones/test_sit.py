@@ -49,7 +49,7 @@ def turned(x, row, column):
 
 
 def attention(x, weights, name, config):
-    batch, tokens, width = x.shape
+    batch, _, width = x.shape
     heads, size = config.num_attention_heads, config.attention_head_dim
     grid = config.sample_size // config.patch_size
     q, k, v = linear(x, weights, f"{name}.qkv").split(width, dim=-1)
@@ -131,12 +131,12 @@ def test_the_transformer_is_that_of_the_papers(family):
 
 
 def test_a_sit_is_a_dit_of_diffusers_whose_time_is_not_counted_in_steps():
-    from dap.backbones.converting.convert import _config, _transformer
+    from dap.backbones.converting.dit import config_of, transformer
 
     network = tiny.sit_transformer("sit", hidden_size=128)
     state = network.state_dict()
     file = Path("sit.pt")
-    dit = _transformer(state, _config(state, file, 4), file, torch.float32)
+    dit = transformer(state, config_of(state, file, 4), file, torch.float32)
     for block in dit.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     x, t, labels = draw(2, 4, 4, 4), torch.tensor([0.3, 0.85]), torch.tensor([1, 3])
@@ -213,7 +213,9 @@ def test_euler_on_a_straight_path_is_the_pipeline(family, shift):
     theirs = pipe([0, 2], output_type="latent", **run).images
     mine = latents(ClassifierFree(backbone, 2.5, 3), None, batch, steps=7)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(backbone.decode(mine), pipe([0, 2], output_type="pt", **run).images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        backbone.decode(mine), pipe([0, 2], output_type="pt", **run).images, rtol=1e-4, atol=1e-4
+    )
     assert pipe([1], num_inference_steps=2)[0][0].size == (8, 8)
 
 

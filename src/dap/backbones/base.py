@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.backbones.schedules import Schedule, Time
+from dap.backbones.schedules import Schedule, Time, steps_of
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.guidance.base import GradThrough
@@ -38,6 +38,8 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
+        cfg_interval: the times between which classifier-free guidance is on (Kynkäänniemi et al. 2024), as parts of the schedule
+            from 0 (the data) to 1 (the noise). None: always.
         guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
             with its default layer chooses one on real images first, as `layer: auto` does.
 
@@ -56,6 +58,7 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    cfg_interval: tuple[float, float] | None = None
     guessed: bool = False
 
     def __post_init__(self) -> None:
@@ -63,11 +66,16 @@ class Card:
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+        if self.cfg_interval is not None and not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
+            raise DapError(
+                f"cfg_interval on the card of {self.name} is {list(self.cfg_interval)}; give two rising numbers from 0 to 1."
+            )
 
     def written(self) -> dict[str, Any]:
         """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
         unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}
-        return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
+        said = {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -229,7 +237,8 @@ class Backbone(ABC):
     def settings(self) -> dict[str, Any]:
         """Everything that decides a prediction besides the weights, for `weights_hash`: the schedule, and a subclass's own."""
         clip = {} if self.clip is None else {"clip": self.clip}
-        return {"schedule": self.schedule.settings(), **clip}
+        interval = {} if self.card.cfg_interval is None else {"cfg_interval": list(self.card.cfg_interval)}
+        return {"schedule": self.schedule.settings(), **clip, **interval}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:
@@ -288,6 +297,12 @@ class ClassifierFree:
             f"--cfg 1 instead of {self.scale:g}."
         )
 
+    def scale_at(self, t: Time) -> float:
+        """The scale at a time: 1 outside the interval that the backbone's card names."""
+        if (interval := self.backbone.card.cfg_interval) is None:
+            return self.scale
+        return self.scale if interval[0] <= t / steps_of(self.backbone.schedule) <= interval[1] else 1.0
+
     def predict(
         self,
         x: Float[Tensor, "b c *spatial"],
@@ -313,13 +328,14 @@ class ClassifierFree:
                 )
 
         cond = half("cond", condition)
-        if self.scale == 1 and branch == "cond":
+        scale = self.scale_at(t)
+        if scale == 1 and branch == "cond":
             return cond
         null = half("null", self.backbone.null(len(x)))
         mixed = x.shape[1] if self.channels == "all" else self.channels
 
         def mix(cond: Tensor, null: Tensor) -> Tensor:
-            guided = null + self.scale * (cond - null)
+            guided = null + scale * (cond - null)
             return guided if mixed == x.shape[1] else torch.cat([guided[:, :mixed], cond[:, mixed:]], dim=1)
 
         x0 = None if cond.x0 is None or null.x0 is None else mix(cond.x0, null.x0)

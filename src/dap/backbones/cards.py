@@ -67,6 +67,8 @@ class Found:
             values |= mine
         guessed = "layer" not in {**cards[kind], **self._known(cards), **mine}
         values |= {"layer": str(values["layer"]), "guessed": guessed, **self.prompts}
+        if values.get("cfg_interval") is not None:  # YAML has lists and no tuples
+            values["cfg_interval"] = tuple(map(float, values["cfg_interval"]))
         return Card(**values)
 
     def names(self, pipe: Any, labels: int) -> list[str]:
@@ -148,6 +150,9 @@ class Found:
         return next((cards[key] for key in ids if "/" in key and key in cards), {})
 
 
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
 class CardFile(FromFile, frozen=True):
     """What a card.yaml may say. Every field is optional; see `Card`."""
 
@@ -162,6 +167,7 @@ class CardFile(FromFile, frozen=True):
     template: Text | None = None
     negative_prompt: Text | None = None
     frequency_shift: Annotated[float, Field(ge=-100, le=100)] | None = None
+    cfg_interval: Annotated[list[Part], Field(min_length=2, max_length=2)] | None = None
 
 
 def read_card(file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
 from dap.backbones.honoured import deciding
+from dap.backbones.outputs import detached, tokens
 from dap.backbones.schedules import Predicts, Schedule, Time
 from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
@@ -204,7 +205,7 @@ class ModuleBackbone(Backbone):
             return x.to(self.device)
         x = x.to(self.vae.device, self.vae.dtype)
         means = torch.cat([self._wide(part, _encoded) for part in x.split(self._together)])
-        return self._standardised(means)
+        return (means - self._shift) * self._scale
 
     @torch.no_grad()
     def drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -220,7 +221,7 @@ class ModuleBackbone(Backbone):
         x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
         mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        return self._standardised(mean + std * noise)
+        return (mean + std * noise - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -229,19 +230,9 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = latents / self.vae.config.scaling_factor + self._shift
-        if self._spread is not None:
-            mean, std = (part.to(z) for part in self._spread)
-            z = z * std + mean
-        z = z.to(self.vae.device, self.vae.dtype)
+        z = (latents / self._scale + self._shift).to(self.vae.device, self.vae.dtype)
         images = torch.cat([self._wide(part, _decoded) for part in z.split(self._together)])
         return images / 2 + 0.5
-
-    def _standardised(self, z: Tensor) -> Tensor:
-        if self._spread is not None:
-            mean, std = (part.to(z) for part in self._spread)
-            z = (z - mean) / std
-        return (z - self._shift) * self.vae.config.scaling_factor
 
     def _wide(self, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """What comes through the autoencoder. A batch that overflows in float16 is computed again in float32.
@@ -267,24 +258,24 @@ class ModuleBackbone(Backbone):
         return max(1, PIXELS // self.card.size**2)
 
     @property
-    def _shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
+    def _shift(self) -> float | Tensor:
+        """What is taken from the autoencoder's latents, for all channels or for each of them."""
+        return self._by_channel("latents_mean", self.vae.config.get("shift_factor") or 0.0)
 
     @property
-    def _spread(self) -> tuple[Tensor, Tensor] | None:
-        """The mean and the standard deviation of each channel of the autoencoder's latents, (C, 1, 1), where it says them."""
-        mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
-        if mean is None and std is None:
-            return None
-        channels = self.vae.config.latent_channels
-        parts = (mean or [0.0] * channels, std or [1.0] * channels)
-        return tuple(torch.tensor(part).view(-1, 1, 1) for part in parts)  # pyright: ignore[reportReturnType]
+    def _scale(self) -> float | Tensor:
+        """What the shifted latents are multiplied by."""
+        return self.vae.config.scaling_factor / self._by_channel("latents_std", 1.0)
+
+    def _by_channel(self, field: str, otherwise: float) -> float | Tensor:
+        said = self.vae.config.get(field)
+        return otherwise if said is None else torch.tensor(said, device=self.vae.device).view(-1, 1, 1)
 
     def settings(self) -> dict[str, Any]:
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
         if self.vae is None:
             return said
-        return {**said, "latents": [self.vae.config.scaling_factor, self._shift]}
+        return {**said, "latents": [self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0]}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:
@@ -330,29 +321,3 @@ def _encoded(vae: Any, images: Tensor) -> Tensor:
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(latents).sample.float()
-
-
-def stream(output: Any) -> Tensor:
-    """The part of a block's output that belongs to the image.
-
-    A block gives a tensor, or (hidden, skips) in a U-Net, or (text, image) in a transformer of both.
-    """
-    if isinstance(output, Tensor):
-        return output
-    first, second = output[0], output[1]
-    return second if isinstance(second, Tensor) else first
-
-
-def tokens(output: Any) -> Tensor:
-    """A block's output as (B, tokens, width)."""
-    x = stream(output)
-    return x.flatten(2).transpose(1, 2) if x.ndim > 3 else x
-
-
-def detached(output: Any) -> Any:
-    """The same output without its graph."""
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, (tuple, list)):
-        return type(output)(detached(part) for part in output)
-    return output
