@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 import tiny
 from dap.backbones import load
-from dap.backbones.base import Card, ClassifierFree
+from dap.backbones.base import Card
 from dap.backbones.converting.autoencoders import from_checkpoint
 from dap.backbones.converting.convert import convert
+from dap.backbones.guided import ClassifierFree
 from dap.backbones.mixture import Mixture
 from dap.base.errors import DapError
 from dap.networks.sit import angles

@@ -236,7 +236,12 @@ def test_too_few_images_for_a_choice_that_nobody_asked_for(base, bare, tmp_path,
         for i in range(2):
             shutil.copy(f"{base['data']['path']}/train/{name}/{i}.png", tmp_path / "few" / name)
     notes = []
-    recipe = {**base, "data": {"path": str(tmp_path / "few")}, "backbone": {"path": str(bare)}, "guidance": {"reals": 2}}
+    recipe = {
+        **base,
+        "data": {"path": str(tmp_path / "few")},
+        "backbone": {"path": str(bare)},
+        "guidance": {"reals": 2},
+    }
     made = distill(recipe, tmp_path / "a", watcher=hearing(note=notes.append))
     assert recipe_of(made)["guidance"]["layer"] == "1"  # the middle of three
     (told,) = [note for note in notes if "so its middle one, 1, is taken" in note]

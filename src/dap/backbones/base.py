@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.backbones.schedules import Schedule, Time, steps_of
+from dap.backbones.schedules import Schedule, Time
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.guidance.base import GradThrough
@@ -262,82 +262,3 @@ class Backbone(ABC):
         if layer not in self.layers:
             raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
         return layer
-
-
-@dataclass(frozen=True)
-class ClassifierFree:
-    """Classifier-free guidance around a backbone (Ho & Salimans 2022): eps = null + scale · (cond − null).
-
-    The two halves are two calls, so that only the half that supplies the features builds a graph.
-
-    Args:
-        backbone: the backbone to wrap.
-        scale: the scale of the formula above. 1 is the conditional model alone, which needs only one call.
-        channels: how many latent channels are mixed. The other channels and the variance are those of the conditional half.
-            The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
-
-    Raises:
-        DapError: the scale is not 1, and the backbone's weights were not trained for classifier-free guidance.
-    """
-
-    backbone: Backbone
-    scale: float
-    channels: int | Literal["all"] = "all"
-
-    def __post_init__(self) -> None:
-        if self.scale == 1 or self.backbone.classifier_free:
-            return
-        why = (
-            "knows no classes"
-            if self.backbone.unconditional
-            else "was trained without a label that stands for no class"
-        )
-        raise DapError(
-            f"{self.backbone.card.name} {why}, so classifier-free guidance has nothing to compare with; leave out --cfg, or give "
-            f"--cfg 1 instead of {self.scale:g}."
-        )
-
-    def scale_at(self, t: Time) -> float:
-        """The scale at a time: 1 outside the interval that the backbone's card names."""
-        if (interval := self.backbone.card.cfg_interval) is None:
-            return self.scale
-        return self.scale if interval[0] <= t / steps_of(self.backbone.schedule) <= interval[1] else 1.0
-
-    def predict(
-        self,
-        x: Float[Tensor, "b c *spatial"],
-        t: Time,
-        condition: Tensor,
-        *,
-        layer: str | None = None,
-        branch: Literal["cond", "null"] = "cond",
-        grad_through: GradThrough = "nothing",
-    ) -> Prediction:
-        """As `Backbone.predict`. The features come from the half that `branch` names."""
-
-        def half(which: str, of: Tensor) -> Prediction:
-            wanted = layer is not None and which == branch
-            through = grad_through if wanted or grad_through == "denoiser" else "nothing"
-            with torch.set_grad_enabled(through != "nothing"):
-                return self.backbone.predict(
-                    x if through != "nothing" else x.detach(),
-                    t,
-                    of,
-                    layer=layer if wanted else None,
-                    grad_through=through,
-                )
-
-        cond = half("cond", condition)
-        scale = self.scale_at(t)
-        if scale == 1 and branch == "cond":
-            return cond
-        null = half("null", self.backbone.null(len(x)))
-        mixed = x.shape[1] if self.channels == "all" else self.channels
-
-        def mix(cond: Tensor, null: Tensor) -> Tensor:
-            guided = null + scale * (cond - null)
-            return guided if mixed == x.shape[1] else torch.cat([guided[:, :mixed], cond[:, mixed:]], dim=1)
-
-        x0 = None if cond.x0 is None or null.x0 is None else mix(cond.x0, null.x0)
-        features = cond.features if branch == "cond" else null.features
-        return Prediction(mix(cond.eps, null.eps), cond.variance, features, x0)

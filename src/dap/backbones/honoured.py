@@ -24,6 +24,7 @@ from dap.backbones.configurations import (
     OWN_WAY,
     PIXEL_BETAS,
     PLAIN,
+    QUANTISED,
     SWITCHED_OFF,
     TEXT,
     WAYS_OUT,
@@ -41,11 +42,17 @@ DEEPEST = 500
 """How many layers a network may have. The deepest that are known here have less than 100."""
 DEPTHS = (
     ("num_layers", "num_hidden_layers"),
-    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks"),
+    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks", "num_res_blocks", "num_blocks"),
     ("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
 )
 """Fields that say how many layers there are. Of each line the largest counts, and the lines are multiplied."""
-BLOCKS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "down_block_types")
+BLOCKS = (
+    "block_out_channels",
+    "encoder_block_out_channels",
+    "decoder_block_out_channels",
+    "down_block_types",
+    "channel_mult",
+)
 """Fields that list blocks, each of which has the layers of the fields above."""
 
 
@@ -65,7 +72,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
     if of.endswith("Scheduler"):
         table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
     elif is_autoencoder(of) or of in NETWORKS:
-        if of not in NETWORKS:
+        if of not in NETWORKS or (of in QUANTISED and kind.name != "ldm"):
             raise DapError(f"{shown(where)}: the autoencoder is {of}; {' and '.join(AUTOENCODERS)} are supported.")
         table, indifferent = NETWORKS[of], frozenset[str]()
     else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.data.bank import CHUNK, SMALLEST, RealImages, pooled
@@ -89,8 +90,7 @@ def draw(source: RealImages, backbone: Backbone, seed: int = 0) -> Drawn:
                 "class; name a layer instead of auto, or add images."
             )
         indices = source.good(label, each, seed_of(seed, names[label], "choice"), least=LEAST)
-        parts = source.images(label, indices).to(backbone.device).split(CHUNK)
-        latents += [backbone.encode(part) for part in parts]
+        latents += vram.in_parts(backbone.encode, CHUNK, source.images(label, indices).to(backbone.device))
         n = len(indices)
         labels += [number] * n
         held += [False] * (n - n // 2) + [True] * (n // 2)
@@ -130,10 +130,13 @@ def see(
 
     def taken(condition: Tensor) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for part, of in zip(x.split(CHUNK), condition.split(CHUNK), strict=True):
+
+        def one(part: Tensor, of: Tensor) -> None:
             for layer, features in backbone.features(part, t, of, layers).items():
                 found[layer].append(pooled(features, pool, odd="mean").cpu())
             passed(len(part))
+
+        vram.in_parts(one, CHUNK, x, condition)
         return {layer: _normalised(torch.cat(parts), normalise, ~drawn.held) for layer, parts in found.items()}
 
     blind = taken(backbone.null(len(x)))

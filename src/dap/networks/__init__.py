@@ -10,10 +10,21 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-CLASSES: Mapping[str, str] = {"SiTTransformer2DModel": "dap.networks.sit"}
+CLASSES: Mapping[str, str] = {
+    "ADMUNet2DModel": "dap.networks.adm",
+    "LabelledUNet2DModel": "dap.networks.labelled_unet",
+    "MDTTransformer2DModel": "dap.networks.mdt",
+    "SiTTransformer2DModel": "dap.networks.sit",
+    "UViT2DModel": "dap.networks.uvit",
+}
 """Networks of this room: the class -> the module, as a `model_index.json` names them."""
 
-PIPELINES: Mapping[str, str] = {"SiTPipeline": "dap.networks.sit_pipeline"}
+PIPELINES: Mapping[str, str] = {
+    "LatentDiffusionPipeline": "dap.networks.labelled_pipeline",
+    "MDTPipeline": "dap.networks.labelled_pipeline",
+    "SiTPipeline": "dap.networks.sit_pipeline",
+    "UViTPipeline": "dap.networks.labelled_pipeline",
+}
 """Pipelines of this room: the class, as a `model_index.json` names it -> the module."""
 
 

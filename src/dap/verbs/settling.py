@@ -159,7 +159,7 @@ Choice = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 
 def _layer(field: str, task: Task, watcher: Watcher, *, unsaid: bool) -> Choice:
-    """The choice of a layer. One that nobody asked for (`unsaid`) is the card's where the images are too few to compare layers."""
+    """The choice of a layer. One that nobody asked for (`unsaid`) is the card's where the images are too few for a choice."""
     options: ResolvedGuidance | ResolvedRefinement = (
         task.recipe.guidance if field == "guidance.layer" else task.recipe.refine
     )

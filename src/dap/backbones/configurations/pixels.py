@@ -50,6 +50,19 @@ PIXELS: Mapping[str, Table] = {
         "num_class_embeds": Whole | None,
         "num_train_timesteps": Whole | None,
     },
+    "ADMUNet2DModel": {
+        "sample_size": Whole,
+        "in_channels": Literal[3],
+        "out_channels": Literal[3, 6],
+        "model_channels": Whole,
+        "channel_mult": list[Positive] | tuple[Positive, ...],
+        "num_res_blocks": Whole,
+        "attention_levels": list[Position] | tuple[Position, ...],
+        "num_class_embeds": Whole | None,
+        "num_heads": Whole | None,
+        "num_head_channels": Whole | None,
+        "heads_together": Flag,
+    },
 }
 """By the class of a network in pixel space its fields."""
 

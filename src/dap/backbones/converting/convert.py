@@ -15,10 +15,11 @@ import yaml
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
-from dap.backbones.converting import flows
+from dap.backbones.converting import flows, labelled
 from dap.backbones.converting.checkpoints import folded, opened, tensors_of, told
 from dap.backbones.converting.dit import config_of, transformer
 from dap.backbones.converting.flows import family_of
+from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
@@ -99,17 +100,22 @@ def convert(
     kept: dict[str, bytes] = {}
     if path.exists() and revision is not None:
         raise DapError(f"--revision is for hub ids; {source} is on this machine.")
-    said = Said(tokenizer, vae, prediction, size)
+    said = Said(tokenizer, vae, prediction, size, heads)
     single = open_single(path, said, dtype=dtype, offline=offline) if path.is_file() else None
-    if single is None and said != Said(vae=vae):
+    if single is None and said != Said(vae=vae, heads=heads):
         raise DapError(
             f"--tokenizer, --prediction and --size are for a Stable Diffusion in one file, which {source} is not."
         )
     if single is not None:
-        if heads is not None:
-            raise DapError(f"--heads is for a checkpoint of the original DiT code; {source} is a Stable Diffusion.")
         pipe, name = single
-        card, names = tried(from_pipeline(pipe, name=name, class_names=given)).card, ()
+        backbone = tried(from_pipeline(pipe, name=name, class_names=given))
+        card, names = backbone.card, backbone.class_names
+    elif path.is_file() and (pixels := open_pixels(path, given, dtype)) is not None:
+        if vae is not None or heads is not None:
+            raise DapError(
+                f"--vae and --heads are not for {source}: it is a model of pixels, and known by its tensors."
+            )
+        pipe, card, names = pixels
     elif path.is_file():
         pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline, family, flow_path)
     else:
@@ -182,6 +188,13 @@ def _from_checkpoint(
         )
     found = opened(path)
     said, state = told(path, found), tensors_of(path, found)
+    if labelled.family(state) is not None:
+        coder = open_autoencoder(vae, dtype=dtype, offline=offline)
+        pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
+        if names is None and pipe.denoiser.config.num_classes == 1000:
+            names = list(imagenet.names().values())
+        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
+        return pipe, backbone.card, backbone.class_names
     if (of := family_of(path, state, said, family)) != "dit":
         names = _names(path, flows.config_of(path, of, state, heads)["num_classes"], names)
         given = {"vae": vae, "flow_path": flow_path, "heads": heads, "dtype": DTYPES[dtype], "offline": offline}

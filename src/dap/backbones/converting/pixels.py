@@ -1,0 +1,55 @@
+"""Checkpoints of models of pixels, as their authors publish them: which family a file is of, and the pipeline that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dap import imagenet
+from dap.backbones.base import Card
+from dap.backbones.converting import adm
+from dap.backbones.converting.checkpoints import PREFIX, WRAPPERS, opened
+from dap.backbones.hub import DTYPES
+from dap.backbones.opening import from_pipeline, tried
+from dap.base.errors import DapError
+
+
+def open_pixels(path: Path, names: Sequence[str] | None, dtype: str) -> tuple[Any, Card, Sequence[str]] | None:
+    """The pipeline in a checkpoint file of ADM, its card and its class names. None if the file is of another kind.
+
+    Args:
+        path: the file. Pickles are opened by the weights-only path.
+        names: the caller's class names, in label order. Default: ImageNet's for weights of 1000 labels, else numbers.
+        dtype: the number format that the weights get.
+
+    Raises:
+        DapError: the file cannot be opened, its weights are of no published model, or there are too many or too few names.
+    """
+    state = state_of(opened(path))
+    if not adm.fits(state):
+        return None
+    pipe = adm.pipeline(state, path, DTYPES[dtype])
+    rows = pipe.unet.config.num_class_embeds or 0
+    if names is None and rows:
+        names = list(imagenet.names().values()) if rows == 1000 else [str(label) for label in range(rows)]
+    if names is not None and len(names) != rows:
+        raise DapError(f"{path.name} has {rows} labels but --classes has {len(names)} names.")
+    name = adm.NAME if adm.PUBLISHED.fullmatch(path.name) and rows in (0, 1000) else path.name
+    backbone = tried(from_pipeline(pipe, name=name, class_names=names))
+    return pipe, backbone.card, backbone.class_names
+
+
+def state_of(found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds, without the wrappers and the prefixes that trainers put around them."""
+    for _ in range(4):  # a trainer's file inside that of another
+        key = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
+        if key is None:
+            break
+        found = found[key]
+    state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    while state and all(PREFIX.match(name) for name in state):
+        state = {PREFIX.sub("", name, count=1): value for name, value in state.items()}
+    return state
