@@ -1,8 +1,9 @@
-"""Heun's method and Euler–Maruyama against loops written from the papers of SiT, REPA and EDM, and what a push does under them."""
+"""Heun's method and Euler–Maruyama against loops written from the papers of SiT, REPA and EDM, and a push under them."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def velocity(x, tau, path="linear"):
     alpha, sigma = schedule.level(1000 * tau)
     h = 1e-6
     below, above = max(tau - h, 0.0), min(tau + h, 1.0)
-    slopes = [(b - a) / (above - below) for a, b in zip(schedule.level(1000 * below), schedule.level(1000 * above))]
+    both = schedule.level(1000 * below), schedule.level(1000 * above)
+    slopes = [(b - a) / (above - below) for a, b in zip(*both, strict=True)]
     x0 = MU[0] + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * (x - alpha * MU[0])
     eps = sigma / (alpha**2 * 0.25 + sigma**2) * (x - alpha * MU[0])
     return slopes[0] * x0 + slopes[1] * eps
@@ -61,7 +63,7 @@ def test_heun_on_a_flow_is_the_loop_of_repa(path, shift):
     """Each interval averages the velocities at its two ends; the last takes one. Nine passes are five intervals."""
     x, n = start(), 5
     grid = [shift * (1 - i / n) / (1 + (shift - 1) * (1 - i / n)) for i in range(n + 1)]
-    for i, (now, after) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (now, after) in enumerate(pairwise(grid)):
         first = velocity(x, now, path)
         there = x + (after - now) * first
         x = there if i == n - 1 else x + (after - now) * (first + velocity(there, after, path)) / 2
@@ -79,7 +81,7 @@ def test_heun_on_betas_is_the_loop_of_edm():
     def eps(x, i):
         return backbone.predict(x.float(), times[i], told).eps.double()
 
-    for i, ((alpha, sigma), (after, left)) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for i, ((alpha, sigma), (after, left)) in enumerate(pairwise(levels)):
         length, slope = left / after - sigma / alpha, eps(x, i)
         there = after * (x / alpha + length * slope)
         # Eight passes: the first and the last interval take one.
@@ -108,7 +110,7 @@ def test_the_sde_is_the_loop_of_repa(path):
     n, gens = 7, generators(BATCH.seeds)
     x = normal((1, 2, 2), gens, torch.empty(0)).double()
     grid = [*torch.linspace(1, 0.04, n, dtype=torch.float64).tolist(), 0.0]
-    for i, (now, after) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (now, after) in enumerate(pairwise(grid)):
         alpha, sigma = Interpolant(path=path).level(1000 * now)
         score = -(x - alpha * MU[0]) / (alpha**2 * 0.25 + sigma**2)
         w = 2 * sigma

@@ -17,6 +17,7 @@ from torch import Tensor
 from dap.backbones.schedules import Schedule, Time
 from dap.base.errors import DapError
 from dap.base.registry import suggest
+from dap.choices import SolverName
 from dap.guidance.base import GradThrough
 
 
@@ -40,6 +41,9 @@ class Card:
             predict a little wrong with the other.
         cfg_interval: the times between which classifier-free guidance is on (Kynkäänniemi et al. 2024), as parts of the schedule
             from 0 (the data) to 1 (the noise). None: always.
+        guidance: the scale of classifier-free guidance that a guidance-distilled network is told as an input (LCM, Flux).
+            None: the network takes no such input. It is apart from `cfg`, which mixes two predictions.
+        steps, solver, eta: how weights are sampled that were distilled to few steps. None: as all others.
         guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
             with its default layer chooses one on real images first, as `layer: auto` does.
 
@@ -59,6 +63,10 @@ class Card:
     negative_prompt: str | None = None
     frequency_shift: float | None = None
     cfg_interval: tuple[float, float] | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    solver: SolverName | None = None
+    eta: float | None = None
     guessed: bool = False
 
     def __post_init__(self) -> None:

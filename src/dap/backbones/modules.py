@@ -81,6 +81,9 @@ class ModuleBackbone(Backbone):
         self.predicts: Predicts = predicts
         self.learned_variance = learned_variance
         self._labels = imagenet.lookup(self.class_names)
+        self.offloaded = False
+        """Whether parts leave the device while others work."""
+        self._hash: str | None = None
         self._float32: Any = None
         """The autoencoder in float32, once it has overflowed in float16."""
 
@@ -208,7 +211,7 @@ class ModuleBackbone(Backbone):
         x = images * 2 - 1
         if self.vae is None:
             return x.to(self.device)
-        x = x.to(self.vae.device, self.vae.dtype)
+        x = x.to(self.device, self.vae.dtype)
         means = torch.cat(vram.in_parts(lambda part: self._wide(part, _encoded), self._together, x))
         return (means - self._shift) * self._scale
 
@@ -223,7 +226,7 @@ class ModuleBackbone(Backbone):
         """
         if self.vae is None:
             return self.encode(images)
-        x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
+        x = (images * 2 - 1).to(self.device, self.vae.dtype)
         mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
         return (mean + std * noise - self._shift) * self._scale
@@ -235,7 +238,7 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = (latents / self._scale + self._shift).to(self.vae.device, self.vae.dtype)
+        z = (latents / self._scale + self._shift).to(self.device, self.vae.dtype)
         images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
 
@@ -294,6 +297,13 @@ class ModuleBackbone(Backbone):
             for one in narrow:  # nothing is lost, because these values came from half precision
                 one.data = one.data.half()
 
+    def keep_hash(self) -> None:
+        """Compute the hash of the weights now, for their values will not lie where they can be read."""
+        self._hash = self.weights_hash()
+
+    def weights_hash(self) -> str:
+        return self._hash or super().weights_hash()
+
     def _configurations(self) -> dict[str, Any]:
         """The fields of each part that decide what its weights compute, such as the number of heads."""
         found = {part: deciding(module) for part, module in self._parts.items()}
@@ -317,6 +327,8 @@ def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     found = vae.encode(images)
     if hasattr(found, "latents"):  # diffusers' small autoencoder gives latents and not their distribution
         return found.latents.float(), torch.zeros_like(found.latents, dtype=torch.float32)
+    if hasattr(found, "latent"):  # nor does its deep compression autoencoder
+        return found.latent.float(), torch.zeros_like(found.latent, dtype=torch.float32)
     return found.latent_dist.mean.float(), found.latent_dist.std.float()
 
 

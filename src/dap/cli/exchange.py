@@ -252,7 +252,7 @@ def convert(
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, a Stable Diffusion 1 or 2 in one file, or a .pt of the original DiT code,
+        source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code,
             MinimaxDiffusion, SiT, REPA or LightningDiT.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.

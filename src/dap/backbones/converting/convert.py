@@ -62,7 +62,7 @@ def convert(
             (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema", "model" or
             "state_dict", with the prefixes of DDP, of torch.compile and of Lightning. The factors of MinimaxDiffusion's
             fine-tuning are folded into the weights. Or a checkpoint of SiT, REPA or LightningDiT, which are flows. Or a Stable
-            Diffusion 1 or 2 in one file, .safetensors or .ckpt. Pickles are opened by the weights-only path.
+            Diffusion in one file, .safetensors or .ckpt. Pickles are opened by the weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
         vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema; for a flow
