@@ -46,7 +46,7 @@ class SiT(ModuleBackbone):
             network,
             vae,
             card=card,
-            schedule=Interpolant(scheduler["num_train_timesteps"], scheduler.get("shift", 1.0), config.path),
+            schedule=Interpolant(scheduler["num_train_timesteps"], scheduler.get("shift", 1.0), path=config.path),
             latent_shape=(config.in_channels, config.sample_size, config.sample_size),
             layers=[str(i) for i in range(len(network.blocks))],
             class_names=class_names,
