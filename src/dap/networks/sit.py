@@ -179,7 +179,7 @@ class _Time(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         frequencies = torch.exp(-math.log(10000) * torch.arange(FREQUENCIES, device=t.device).float() / FREQUENCIES)
         angle = t.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(next(self.parameters()).dtype))
 
 
 class _Labels(nn.Module):
