@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from dap.backbones.cards import read_card, read_names
 from dap.backbones.converting.checkpoints import read_checkpoint
-from dap.backbones.converting.convert import _config, convert
+from dap.backbones.converting.convert import convert
+from dap.backbones.converting.dit import config_of
 from dap.backbones.hub import index_of, labels_of
 from dap.backbones.opening import load
 from dap.evaluation.training.classifier import load_classifier
@@ -160,7 +161,7 @@ def _add_checkpoints(add: Callable[..., None], folder: Path) -> None:
     vae = folder / "dit" / "vae"
 
     def read(path: Path) -> Any:
-        return _config(read_checkpoint(path), path, 2)
+        return config_of(read_checkpoint(path), path, 2)
 
     def converted(path: Path) -> Any:
         return convert(path, path.parent / "out", vae=str(vae), heads=2, offline=True)

@@ -121,7 +121,7 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str
     if flow and not kind.flow:
         raise DapError(
             f"{shown(where)}: {of} has the noise levels of a flow, but dap samples this kind of pipeline with betas. "
-            "If the weights were trained on a flow (SiT), they are not supported; else save the pipeline with a DDIMScheduler."
+            "If the weights are a SiT, give dap convert their authors' file; else save the pipeline with a DDIMScheduler."
         )
     if not flow:
         return {**BETAS, **PIXEL_BETAS} if kind.pixels else BETAS
@@ -155,7 +155,7 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
             continue
         if not kind.standardised:
             raise DapError(
-                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise latents in {kind.title}; set "
+                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise the latents of {kind.title}; set "
                 "it to null there."
             )
         if len(said) != values.get("latent_channels"):

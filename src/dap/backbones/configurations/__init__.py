@@ -61,7 +61,7 @@ WAYS_OUT: Mapping[str, str] = {
     "timestep_scaling": "dap's solver lcm knows consistency models of the scaling 10, as all that are published.",
     "clip_sample": "Latents reach beyond [-1, 1] and dap does not clip them; set it to false there.",
     "thresholding": "It is for pixels and dap does not threshold latents; set it to false there.",
-    "use_flow_sigmas": "A flow is sampled by a Stable Diffusion 3 pipeline only, and it needs a flow there.",
+    "use_flow_sigmas": "This kind of pipeline is not sampled on a flow; take the scheduler that the weights were trained with.",
     "use_dynamic_shifting": "It belongs to a flow; take the scheduler that the weights were trained with.",
     "timestep_type": "Continuous times belong to EDM, which is not supported.",
     "beta_schedule": "Take weights that were trained with linear or scaled_linear betas.",
