@@ -266,7 +266,8 @@ class Recipe(Closed, frozen=True):
 
         card = backbone.card
         chosen = (self.sampling or Sampling()).model_dump(exclude_unset=True)
-        few, chosen = card.few, {name: value for name, value in chosen.items() if value is not None}
+        few = {name: said for name in ("steps", "solver", "eta") if (said := getattr(card, name)) is not None}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
         if chosen.get("solver", few.get("solver")) != few.get("solver"):
             few.pop("eta", None)  # it belongs to the card's solver
         # Weights that were distilled to few steps are sampled as such by every method.

@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -41,11 +41,11 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
-        guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
-            with its default layer chooses one on real images first, as `layer: auto` does.
         guidance: the scale of classifier-free guidance that a guidance-distilled network is told as an input (LCM, Flux).
             None: the network takes no such input. It is apart from `cfg`, which mixes two predictions.
         steps, solver, eta: how weights are sampled that were distilled to few steps. None: as all others.
+        guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
+            with its default layer chooses one on real images first, as `layer: auto` does.
 
     Raises:
         DapError: the unit or `cfg_channels` has a value that it cannot have.
@@ -78,16 +78,6 @@ class Card:
         """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
         unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}
         return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
-
-    def without_guidance(self) -> Card:
-        """The card of weights that are not told a scale of the guidance."""
-        return replace(self, guidance=None)
-
-    @property
-    def few(self) -> dict[str, Any]:
-        """How weights are sampled that were distilled to few steps, as fields of `dap.choices.Sampling`; empty for others."""
-        said = {"steps": self.steps, "solver": self.solver, "eta": self.eta}
-        return {name: value for name, value in said.items() if value is not None}
 
     @property
     def prompts(self) -> dict[str, str]:

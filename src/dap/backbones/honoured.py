@@ -155,8 +155,8 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
             continue
         if not kind.standardised:
             raise DapError(
-                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise latents in {kind.title}; set it to "
-                "null there."
+                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise latents in {kind.title}; set "
+                "it to null there."
             )
         if len(said) != values.get("latent_channels"):
             raise DapError(

@@ -248,7 +248,26 @@ class PromptedBackbone(ModuleBackbone):
         self, denoiser: Any, vae: Any, *, card: Card, tokenizers: Sequence[Tokenizer] = (), **rest: Any
     ) -> None:
         super().__init__(denoiser, vae, card=card, **rest)
-        self._prompts = Prompts(self.encode_prompts, card, tokenizers)
+        self.encoders_wait = False
+        """Whether the text encoders wait in the memory of the machine while they do not encode. A pipeline that somebody else
+        uses too keeps them where they are."""
+        self.make_room: Callable[[], object] | None = None
+        """Called before prompts are encoded, so that other parts leave the device."""
+        self._encoders = [part for name, part in self._parts.items() if name.startswith("text_encoder")]
+        self._prompts = Prompts(self._encode, card, tokenizers)
+
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        if self.make_room is not None:
+            self.make_room()
+        if not self.encoders_wait or self.device.type == "cpu":
+            return self.encode_prompts(prompts)
+        try:
+            for encoder in self._encoders:
+                encoder.to(self.device)
+            return self.encode_prompts(prompts)
+        finally:
+            for encoder in self._encoders:
+                encoder.to("cpu")
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:

@@ -193,8 +193,7 @@ class Flow(Schedule):
     def times(self, steps: int) -> list[float]:
         """The falling times of a run of so many steps, without the end 0. They are those of diffusers' Euler scheduler."""
         if self.even:
-            even = [1 - i / steps for i in range(steps)]
-            return [self.steps * self.shift * sigma / (1 + (self.shift - 1) * sigma) for sigma in even]
+            return [self.steps * self.shifted(1 - i / steps) for i in range(steps)]
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.steps, shift=self.shift)

@@ -206,7 +206,9 @@ if TYPE_CHECKING:
     MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = EngineFlags = dict[str, Any]
 else:
     MachineFlags = flags_of(Machine, MACHINE)
-    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "memory", "disk", "vram", "allow_code"))
+    PlaceFlags = flags_of(
+        Machine, MACHINE, without=("cache", "threads", "memory", "disk", "vram", "offload", "allow_code")
+    )
     EngineFlags = flags_of(Engine, ENGINE)
     JudgingFlags = flags_of(Judging, JUDGING)
     QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")

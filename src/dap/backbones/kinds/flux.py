@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Flux(PromptedBackbone):
         super().__init__(
             pipe.transformer,
             pipe.vae,
-            card=card if config.guidance_embeds else card.without_guidance(),
+            card=card if config.guidance_embeds else replace(card, guidance=None),
             schedule=Flow.from_config(pipe.scheduler.config, (side // 2) ** 2, even=True),
             latent_shape=(channels, side, side),
             layers=[

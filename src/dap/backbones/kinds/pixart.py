@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class PixArt(PromptedBackbone):
         config = pipe.transformer.config
         kind = "lcm" if type(pipe.scheduler).__name__ == "LCMScheduler" else "pixart"
         size, layer = image_size(config.sample_size, pipe.vae), str(round(config.num_layers * 8 / 28))
-        return cls(pipe, card=found.card(kind, size=size, layer=layer).without_guidance())
+        return cls(pipe, card=replace(found.card(kind, size=size, layer=layer), guidance=None))
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         return self._pipe.encode_prompt(

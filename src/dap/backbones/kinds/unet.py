@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -67,7 +68,7 @@ class UNet(PromptedBackbone):
         super().__init__(
             unet,
             pipe.vae,
-            card=card if unet.config.time_cond_proj_dim else card.without_guidance(),
+            card=card if unet.config.time_cond_proj_dim else replace(card, guidance=None),
             schedule=schedule,
             latent_shape=(unet.config.in_channels, *((side, side) if isinstance(side, int) else side)),
             layers=tuple(self._by_layer),
