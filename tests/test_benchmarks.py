@@ -122,7 +122,7 @@ def test_the_large_shapes_have_configurations_that_open():
             "dit": shapes["dit"](shapes["DIT"]["dit-xl-2"]),
             "unet": shapes["stable_diffusion"](shapes["SD"]["sd-1.5"]),
         }
-        for kind, pipe in made.items():
+        for pipe in made.values():
             check_pipeline(pipe, KINDS[type(pipe).__name__], None)
 
 
