@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from dap.backbones.configurations import (
     FLOW,
     FLOWS,
     NETWORKS,
-    OLD_NAMES,
     OWN_WAY,
     PIXEL_BETAS,
     PLAIN,
@@ -33,6 +33,7 @@ from dap.backbones.configurations import (
     Off,
     Table,
     is_autoencoder,
+    newer,
 )
 from dap.backbones.known import KINDS, Kind
 from dap.base.documents import fitted, read_text
@@ -78,7 +79,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
     Raises:
         DapError: a field has a value that dap neither follows nor may ignore, or the class of the part is not supported.
     """
-    of = OLD_NAMES.get(of, of)
+    of = newer(of, values)
     if of.endswith("Scheduler"):
         table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
     elif is_autoencoder(of) or of in NETWORKS:
@@ -259,6 +260,13 @@ def check_pipeline(pipe: Any, kind: Kind, folder: Path | None) -> None:
 def _check_text(values: Mapping[str, Any], where: Path) -> None:
     """Sizes of a text encoder or tokenizer. Its own library follows all other fields, as it does for diffusers."""
     _check_depth(values, where)
+    if where.name == "tokenizer_config.json" and not (where.parent / "tokenizer.json").is_file():
+        pieces = sorted(where.parent.glob("*.model"))
+        if pieces and find_spec("sentencepiece") is None:
+            raise DapError(
+                f"{shown(where.parent)} has its vocabulary in {pieces[0].name}, and the package sentencepiece that reads it is "
+                "not installed: pip install sentencepiece protobuf. Or put the tokenizer.json of this tokenizer beside it."
+            )
     for name, value in values.items():
         if name in TEXT and (problem := _problem(TEXT[name], value)):
             raise DapError(f"{shown(where)}: {name} is {_short(value)}; {problem}.")

@@ -31,7 +31,6 @@ __all__ = [
     "FLOW",
     "FLOWS",
     "NETWORKS",
-    "OLD_NAMES",
     "OWN_WAY",
     "PIXEL_BETAS",
     "PLAIN",
@@ -42,6 +41,7 @@ __all__ = [
     "Off",
     "Table",
     "is_autoencoder",
+    "newer",
 ]
 
 NETWORKS: Mapping[str, Table] = {
@@ -88,8 +88,11 @@ def is_autoencoder(of: str) -> bool:
     return of.startswith("Autoencoder") or of in ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
 
 
-OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
-"""Classes that diffusers reads as another."""
+def newer(of: str, values: Mapping[str, Any]) -> str:
+    """The class that diffusers takes for the class that an older file names. The norm of such a file tells which."""
+    norms = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+    return norms.get(str(values.get("norm_type")), "DiTTransformer2DModel") if of == "Transformer2DModel" else of
+
 
 TEXT: Table = dict.fromkeys(
     [
