@@ -17,6 +17,7 @@ class Kind:
         home: the place of its backbone, as "package.module:Class". The class has a class method `from_pipeline(pipe, found)`.
         title: the name in messages.
         flow: whether its weights are trained on a flow. Others are trained with betas.
+        levels: whether its scheduler says noise levels (EDM) in place of betas.
         pixels: whether it makes pixels. Then its scheduler may clip x_0, have cosine betas, and read a prediction of x_0.
         standardised: whether it follows `latents_mean` and `latents_std` of its autoencoder.
     """
@@ -26,6 +27,7 @@ class Kind:
     title: str
     flow: bool = False
     pixels: bool = False
+    levels: bool = False
     standardised: bool = False
 
     def backbone(self) -> Any:
@@ -39,6 +41,7 @@ _PIXELS = Kind("pixels", "dap.backbones.kinds.pixels:Pixels", "a pixel-space U-N
 KINDS: Mapping[str, Kind] = {
     "DDPMPipeline": _PIXELS,
     "DDIMPipeline": _PIXELS,
+    "EDMPipeline": Kind("edm", "dap.backbones.kinds.edm:EDM", "EDM", levels=True, standardised=True),
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
     "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),

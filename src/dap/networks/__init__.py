@@ -12,11 +12,16 @@ from typing import Any
 
 CLASSES: Mapping[str, str] = {
     "ADMUNet2DModel": "dap.networks.adm",
+    "EDM2UNet2DModel": "dap.networks.edm2",
+    "EDMUNet2DModel": "dap.networks.edm",
     "SiTTransformer2DModel": "dap.networks.sit",
 }
 """Networks of this room: the class -> the module, as a `model_index.json` names them."""
 
-PIPELINES: Mapping[str, str] = {"SiTPipeline": "dap.networks.sit_pipeline"}
+PIPELINES: Mapping[str, str] = {
+    "EDMPipeline": "dap.networks.edm_pipeline",
+    "SiTPipeline": "dap.networks.sit_pipeline",
+}
 """Pipelines of this room: the class, as a `model_index.json` names it -> the module."""
 
 

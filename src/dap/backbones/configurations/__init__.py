@@ -16,7 +16,7 @@ from typing import Any
 from dap.backbones.configurations.autoencoders import AUTOENCODERS
 from dap.backbones.configurations.denoisers import DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
-from dap.backbones.configurations.pixels import PIXEL_BETAS, PIXELS
+from dap.backbones.configurations.pixels import NOISE_LEVELS, PIXEL_BETAS, PIXELS
 from dap.backbones.configurations.schedulers import BETAS, BOTH, FLOW, FLOWS, OWN_WAY, PLAIN
 from dap.backbones.configurations.types import Off, Table, Whole
 
@@ -27,6 +27,7 @@ __all__ = [
     "FLOW",
     "FLOWS",
     "NETWORKS",
+    "NOISE_LEVELS",
     "OLD_NAMES",
     "OWN_WAY",
     "PIXEL_BETAS",
