@@ -3,6 +3,7 @@
     python benchmarks/synthetic_imagenet.py --classes 1000 --train 20 --test 20 --side 16
     python benchmarks/synthetic_imagenet.py --train 1280 --test 50 --memory 2 --folder /big/disk --keep    # 1.28 million files
     python benchmarks/synthetic_imagenet.py --layout parquet --train 200
+    python benchmarks/synthetic_imagenet.py --layout parquet --train 1280 --test 50 --side 8 --memory 2 --only random,teacher
 
 Every image is a PNG of one colour and one more pixel, so that no two files hold the same bytes. Class folders lie in `train`
 and `val`, or a parquet file for every 20 classes. A process makes a set of random real images, judges the set, looks at it once
@@ -10,7 +11,8 @@ more, trains a teacher for one epoch and writes the report; another makes a set 
 first `distill` hashes all files, and the second finds the hashes in the index, which lies in the folder too.
 
 Peak memory is that of the largest process, as the kernel counts it (ru_maxrss). Processor seconds are those of the process and
-of its children; on a busy machine they say more than seconds.
+of its children; on a busy machine they say more than seconds. Start-up is what passes before the first image is read for the
+work: imports, the list of the images and their fingerprint, the recipe and the protocol.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ CLASSES_A_FILE = 20
 KNOWN = ["Dress", "Bag"]
 """The names of the first classes, which the starter backbone knows."""
 
+STAMPED = "--stamped"
+"""The first word of the processes that `run` starts."""
+
+VERBS = ("random", "again", "few", "evaluate", "teacher", "report")
+"""What is measured; see `rows`."""
+
 JUDGED = ["--protocol", "small-hard", "--networks", "convnet1", "--set", "width=8"]
 
 
@@ -48,6 +56,13 @@ class Row:
     seconds: float
     cpu_seconds: float
     peak_mb: float
+    start: tuple[float, float] | None = None
+    """Seconds, and processor seconds, before the first image was read; None where none was."""
+
+    def cells(self) -> str:
+        """The row of the table."""
+        start = "– | –" if self.start is None else f"{self.start[0]:.1f} | {self.start[1]:.1f}"
+        return f"| {self.name} | {start} | {self.seconds:.1f} | {self.cpu_seconds:.1f} | {self.peak_mb:.0f} |"
 
 
 def class_name(label: int) -> str:
@@ -97,13 +112,18 @@ def _write_parquet(folder: Path, jobs: Sequence[tuple[str, int, int, int]], side
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    split = {"train": "train", "val": "validation"}[jobs[0][0]]
+    file = folder / f"{split}-{number:05d}.parquet"
+    if file.is_file() and pq.read_metadata(file).num_rows == sum(count for *_, count in jobs):
+        return
     rows = [(class_name(label), picture(start + i, side)) for _, label, start, count in jobs for i in range(count)]
     table = pa.table(
         {"image": [{"bytes": data, "path": None} for _, data in rows], "label": [name for name, _ in rows]}
     )
-    split = {"train": "train", "val": "validation"}[jobs[0][0]]
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, folder / f"{split}-{number:05d}.parquet", row_group_size=100)
+    aside = file.with_suffix(".partial")
+    pq.write_table(table, aside, row_group_size=100)
+    aside.replace(file)
 
 
 def run(arguments: Sequence[Any], name: str = "", cache: Path | None = None) -> Row:
@@ -112,10 +132,10 @@ def run(arguments: Sequence[Any], name: str = "", cache: Path | None = None) -> 
     Raises:
         SystemExit: it failed.
     """
-    words = [sys.executable, "-P", "-m", "dap", *map(str, arguments), "--quiet"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | ({"DAP_CACHE": str(cache)} if cache else {})
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, tempfile.NamedTemporaryFile("r") as stamp:
+        words = [sys.executable, "-P", __file__, STAMPED, stamp.name, *map(str, arguments), "--quiet"]
+        began, clock = time.perf_counter(), time.time()
         process = subprocess.Popen(words, env=environment, stdout=said, stderr=said)
         try:
             _, status, used = os.wait4(process.pid, 0)
@@ -127,44 +147,60 @@ def run(arguments: Sequence[Any], name: str = "", cache: Path | None = None) -> 
         if process.returncode:
             said.seek(0)
             raise SystemExit(f"{' '.join(words)}\n{said.read().decode(errors='replace')}")
+        first = [float(word) for word in stamp.read().split()]
     unit = 1 if sys.platform == "darwin" else 1024
     cpu = used.ru_utime + used.ru_stime
-    return Row(name or str(arguments[0]), time.perf_counter() - began, cpu, used.ru_maxrss * unit / 1e6)
+    start = (first[0] - clock, first[1]) if first else None
+    return Row(name or str(arguments[0]), time.perf_counter() - began, cpu, used.ru_maxrss * unit / 1e6, start)
 
 
-def rows(data: Path, work: Path, memory: float | None, ipc: int) -> Iterator[Row]:
-    """What each verb took, one after the other."""
+def stamped(stamp: Path, words: Sequence[str]) -> int:
+    """Run the command `dap` in this process. The time of the day and the processor seconds at which the first real image is read
+    are written to a file."""
+    from dap.cli.main import main as command
+    from dap.data.real.base import Source
+    from dap.data.real.stored import gathering
+
+    def timed(function: Any) -> Any:
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            if not stamp.stat().st_size:
+                stamp.write_text(f"{time.time()} {time.process_time()}")
+            return function(*args, **kwargs)
+
+        return inside
+
+    gathering.gathered = timed(gathering.gathered)
+    for name in ("images", "readable", "decoded"):
+        setattr(Source, name, timed(getattr(Source, name)))
+    return command(words)
+
+
+def rows(data: Path, work: Path, memory: float | None, ipc: int, only: Sequence[str] = VERBS) -> Iterator[Row]:
+    """What each verb took, one after the other. A verb that is left out leaves what an earlier call has made."""
     cache = work / "index"
     budget = [] if memory is None else ["--memory", memory]
     made = work / "random"
-    shutil.rmtree(made, ignore_errors=True)
     distill = ["distill", "--method", "random", "--data", data, "--ipc", ipc]
-    yield run([*distill, "--out", made], "distill random, every file hashed", cache)
-    yield run([*distill, "--out", work / "again"], "distill random, hashes in the index", cache)
-    few = [
-        "distill",
-        "--method",
-        "dap",
-        "--data",
-        data,
-        "--ipc",
-        ipc,
-        "--steps",
-        "4",
-        "--reals",
-        "8",
-        "--classes",
-        *KNOWN,
-    ]
-    yield run([*few, "--out", work / "few"], "distill dap with the starter, two classes", cache)
-    evaluate = ["evaluate", made, "--epochs", "1", *JUDGED, *budget]
-    yield run(evaluate, "evaluate, one epoch", cache)
-    yield run(evaluate, "evaluate again, nothing to do", cache)
-    teacher = work / "teacher.safetensors"
-    teacher.unlink(missing_ok=True)
-    small = ["--network", "convnet1", "--set", "width=8", "--epochs", "1", *budget]
-    yield run(["train-teacher", "--data", data, "--out", teacher, *small], "train-teacher, one epoch", cache)
-    yield run(["report", made, "--out", work / "report"], "report", cache)
+    if "random" in only:
+        shutil.rmtree(made, ignore_errors=True)
+        yield run([*distill, "--out", made], "distill random, every file hashed", cache)
+    if "again" in only:
+        shutil.rmtree(work / "again", ignore_errors=True)
+        yield run([*distill, "--out", work / "again"], "distill random, hashes in the index", cache)
+    if "few" in only:
+        few = [*distill[:1], "--method", "dap", *distill[3:], "--steps", "4", "--reals", "8", "--classes", *KNOWN]
+        yield run([*few, "--out", work / "few"], "distill dap with the starter, two classes", cache)
+    if "evaluate" in only:
+        evaluate = ["evaluate", made, "--epochs", "1", *JUDGED, *budget]
+        yield run(evaluate, "evaluate, one epoch", cache)
+        yield run(evaluate, "evaluate again, nothing to do", cache)
+    if "teacher" in only:
+        teacher = work / "teacher.safetensors"
+        teacher.unlink(missing_ok=True)
+        small = ["--network", "convnet1", "--set", "width=8", "--epochs", "1", *budget]
+        yield run(["train-teacher", "--data", data, "--out", teacher, *small], "train-teacher, one epoch", cache)
+    if "report" in only:
+        yield run(["report", made, "--out", work / "report"], "report", cache)
 
 
 def sizes(work: Path) -> dict[str, float]:
@@ -189,7 +225,10 @@ def main() -> int:
     parser.add_argument("--memory", type=float, help="GiB, handed to the verbs")
     parser.add_argument("--folder", type=Path, help="where everything lies; by default a temporary folder")
     parser.add_argument("--keep", action="store_true", help="leave the folder there")
+    parser.add_argument("--only", default=",".join(VERBS), help="the verbs to measure (%(default)s)")
     args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - set(VERBS):
+        parser.error(f"--only takes {', '.join(VERBS)}, not {', '.join(sorted(unknown))}")
     folder = args.folder or Path(tempfile.mkdtemp(prefix="synthetic-imagenet-"))
     try:
         began = time.perf_counter()
@@ -199,11 +238,11 @@ def main() -> int:
         print(
             f"{args.classes:,} classes, {args.classes * args.train:,} training and {args.classes * args.test:,} test images of "
             f"{args.side} px as {args.layout}, made in {made:.0f} s; {os.cpu_count()} cores\n\n"
-            "| process | seconds | processor seconds | peak MB |\n|---|---|---|---|",
+            "| process | start-up, seconds | of the processor | seconds | of the processor | peak MB |\n" + 6 * "|---" + "|",
             flush=True,
         )
-        for row in rows(data, folder / "work", args.memory, args.ipc):
-            print(f"| {row.name} | {row.seconds:.1f} | {row.cpu_seconds:.1f} | {row.peak_mb:.0f} |", flush=True)
+        for row in rows(data, folder / "work", args.memory, args.ipc, args.only.split(",")):
+            print(row.cells(), flush=True)
         print("\n| file | MB |\n|---|---|")
         for name, size in sizes(folder / "work").items():
             print(f"| {name} | {size} |")
@@ -215,4 +254,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.argv[1:2] == [STAMPED]:
+        sys.exit(stamped(Path(sys.argv[2]), sys.argv[3:]))
     sys.exit(main())

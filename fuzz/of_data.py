@@ -17,8 +17,7 @@ from dap.data.real.captions import read_captions
 from dap.data.real.decode import BrokenImage, as_png, decode
 from dap.data.real.sizes import size_of
 from dap.data.real.sources import open_source
-from dap.data.sets.imports import detect
-from dap.data.sets.readers import Ask, read_parquet, read_webdataset
+from dap.data.sets.readers import Ask, detect, read_parquet, read_webdataset
 from dap.data.sets.tensors import read_tensors
 from dap.verbs.caption import (  # pyright: ignore[reportPrivateUsage]
     _check_out,

@@ -168,7 +168,7 @@ class BankOptions(Closed, frozen=True):
     layer: str | None = Field(
         default=None,
         description="The backbone layer whose features are compared. auto: chosen on real training images before sampling. "
-        "Default: the layer of the backbone's card.",
+        "Default: the layer of the backbone's card, and auto where the card names none.",
     )
     reals: Images = Field(
         default=64,
@@ -302,7 +302,7 @@ class Refinement(Closed, frozen=True):
         min_length=1,
         max_length=64,
         description="The backbone layers in whose features the set is compared with real images. auto: one, chosen on real "
-        "training images. Default: the layer of the backbone's card.",
+        "training images. Default: the layer of the backbone's card, and auto where the card names none.",
     )
     times: tuple[Share, ...] = Field(
         default=(0.05, 0.15, 0.3),

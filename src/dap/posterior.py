@@ -18,6 +18,7 @@ real images, by their likelihood; see `fitted_temperature`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Flow, Time, steps_of
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 
@@ -128,12 +130,10 @@ def _stages(
     for times, most in zip(stages, [*alive[1:], alive[-1]], strict=True):
         pairs = left.nonzero().to(backbone.device)
         for t in times:
-            alpha, sigma = backbone.schedule.level(t)
             noise = normal(backbone.latent_shape, generators([seed_of(levels.seed, "zero-shot", t)]), latents)
+            error = functools.partial(_error, backbone, t, noise)
             for rows, columns in (part.unbind(1) for part in pairs.split(batch)):
-                x = alpha * latents[rows] + sigma * noise
-                eps = backbone.predict(x, t, conditions[columns]).eps
-                found = (eps - noise).flatten(1).square().mean(1).double().cpu()
+                found = torch.cat(vram.in_parts(error, batch, latents[rows], conditions[columns]))
                 total[rows.cpu(), columns.cpu()] += found
                 done += len(rows)
                 if tell is not None:
@@ -144,6 +144,13 @@ def _stages(
         yield _Stage(left, total.clone(), seen)
         nearest = total.masked_fill(~left, torch.inf).sort(dim=1, stable=True).indices[:, :most]
         left = torch.zeros_like(left).scatter_(1, nearest, True)
+
+
+def _error(backbone: Backbone, t: Time, noise: Tensor, latents: Tensor, condition: Tensor) -> Tensor:
+    """The error (n,) of the predicted noise of each image under its condition, in float64 on the CPU."""
+    alpha, sigma = backbone.schedule.level(t)
+    eps = backbone.predict(alpha * latents + sigma * noise, t, condition).eps
+    return (eps - noise).flatten(1).square().mean(1).double().cpu()
 
 
 def errors(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import pickle
 import re
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -316,6 +320,107 @@ def test_edm2_on_latents_has_the_authors_standardisation(narrow, tmp_path):
     torch.save(published(three, "unet"), tmp_path / "edm2-img64-s.pt")
     with pytest.raises(DapError, match="3 channels: leave out --vae"):
         convert(tmp_path / "edm2-img64-s.pt", tmp_path / "pixels", vae=str(tmp_path / "vae"))
+
+
+class Persistent(torch.nn.Module):
+    """An object as the authors' `torch_utils.persistence` pickles it: with source code that is run when it is loaded."""
+
+    ran = None
+
+    def __reduce__(self):
+        import torch_utils.persistence as persistence
+
+        source = f"open({str(self.ran)!r}, 'w')"
+        state = {name: value for name, value in self.__dict__.items() if name != "named"}
+        meta = {"type": "class", "version": 6, "module_src": source, "class_name": self.named, "state": state}
+        return persistence._reconstruct_persistent_obj, (meta,), None
+
+
+def persistent(module, named):
+    """The module and all modules in it, except torch's own containers, as persistent objects."""
+    inner = {name: persistent(one, "Block") for name, one in module._modules.items() if one is not None}
+    if isinstance(module, torch.nn.ModuleDict):
+        return torch.nn.ModuleDict(inner)
+    made = Persistent()
+    made.named, made._parameters, made._buffers, made._modules = named, module._parameters, module._buffers, inner
+    made.__dict__["_init_kwargs"] = EasyDict(label_dim=torch.ones(1).numpy())
+    return made
+
+
+class EasyDict(dict):
+    """As `dnnlib.util.EasyDict`."""
+
+
+@pytest.fixture
+def authors(monkeypatch, tmp_path):
+    """The modules of the authors' code that a pickle names, for writing one."""
+    ran = tmp_path / "ran"
+    monkeypatch.setattr(Persistent, "ran", ran)
+    for name in ("torch_utils", "torch_utils.persistence", "dnnlib", "dnnlib.util"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+    def reconstruct(meta):
+        exec(meta["module_src"])
+
+    reconstruct.__module__, reconstruct.__qualname__ = "torch_utils.persistence", "_reconstruct_persistent_obj"
+    sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj = reconstruct
+    sys.modules["torch_utils"].persistence = sys.modules["torch_utils.persistence"]
+    monkeypatch.setattr(EasyDict, "__module__", "dnnlib.util")
+    sys.modules["dnnlib.util"].EasyDict = EasyDict
+
+    def write(file, kind, preconditioning, **attributes):
+        model = network(kind)
+        outer = torch.nn.Module()
+        setattr(outer, "unet" if kind == "edm2" else "model", model)
+        made = persistent(outer, preconditioning)
+        made.__dict__.update(attributes)
+        file.write_bytes(pickle.dumps({"ema": made, "dataset_kwargs": EasyDict(path="x")}))
+        return model
+
+    yield write
+    assert not ran.exists(), "the source code in the pickle was run"
+
+
+@pytest.mark.parametrize("kind", ["ddpm++", "ncsn++", "edm2"])
+def test_the_authors_pickle_is_read_and_nothing_of_it_runs(narrow, authors, tmp_path, kind):
+    file = tmp_path / "edm-cifar10-32x32-cond-vp.pkl"
+    model = authors(file, kind, "Precond" if kind == "edm2" else "EDMPrecond", sigma_data=0.25)
+    with open(file, "rb") as opened, pytest.raises(Exception):  # noqa: B017, PT011 (what plain loading does is to be seen)
+        pickle.load(opened)
+    assert Persistent.ran.exists(), "a plain pickle.load would have run it"
+    Persistent.ran.unlink()
+    found = load(str(convert(file, tmp_path / "folder")))
+    assert found.denoiser.config.sigma_data == 0.25 and found.weights_hash()
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.denoiser.state_dict()[name], value), name
+
+
+def test_what_is_no_network_of_edm_is_refused(narrow, authors, tmp_path):
+    file = tmp_path / "baseline-cifar10.pkl"
+    authors(file, "ddpm++", "VPPrecond")
+    whole = file.read_bytes()
+    with pytest.raises(DapError, match="baseline of EDM's paper, with 'VPPrecond'"):
+        convert(file, tmp_path / "folder")
+    for data in (
+        whole[: len(whole) // 2],
+        pickle.dumps({"ema": 3}),
+        pickle.dumps([1, 2]),
+        whole.replace(b"ema", b"amr"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(DapError, match="never runs code from a pickle"):
+            convert(file, tmp_path / "folder")
+    for attack in (
+        pickle.dumps({"ema": os.system}),
+        b"\x80\x04cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
+        b"\x80\x04cbuiltins\neval\nX\x01\x00\x00\x001\x85R.",
+        b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.",
+        b"\x80\x04P1\n.",
+        b"\x80\x04\x82\x01.",
+    ):
+        file.write_bytes(attack)
+        with pytest.raises(DapError, match="never runs code from a pickle"):
+            convert(file, tmp_path / "folder")
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
+import yaml
 
+from dap import backbones
 from dap.base.errors import DapError
 from dap.choosing.layers import Curve
 from dap.cli.main import main
@@ -190,3 +193,74 @@ def test_an_empty_region_is_told(base, tmp_path, monkeypatch):
     made = distill({**base, "guidance": {"scale": "auto"}}, tmp_path / "a", watcher=hearing(note=heard.append))
     assert recipe_of(made)["guidance"]["scale"] == 0
     assert any("sampled without guidance; give a --scale" in text for text in heard)
+
+
+@pytest.fixture
+def bare(pipeline_folder, tmp_path):
+    """A backbone whose card names no layer."""
+    folder = shutil.copytree(pipeline_folder, tmp_path / "bare")
+    (folder / "card.yaml").write_text("size: 8\nlicence: CC0-1.0\ncfg: 2.0\nscale: 0.1\nunit: step\n")
+    return folder
+
+
+def test_a_backbone_whose_card_names_no_layer_gets_one_as_auto_chooses_it(base, bare, tmp_path, counted):
+    notes = []
+    unsaid = {**base, "backbone": {"path": str(bare)}, "guidance": {"reals": 2}}
+    made = distill(unsaid, tmp_path / "a", watcher=hearing(note=notes.append))
+    asked = distill({**unsaid, "guidance": {"reals": 2, "layer": "auto"}}, tmp_path / "b")
+    assert counted["layer"] == 2 and torch.equal(pixels(made), pixels(asked))
+    assert recipe_of(made)["guidance"]["layer"] == recipe_of(asked)["guidance"]["layer"]
+    (told,) = [note for note in notes if "guidance.layer: auto is" in note]
+    assert "the card of bare names no layer, and --layer would" in " ".join(told.split())
+    assert made.noted("chosen.json")["choices"][0]["field"] == "guidance.layer"
+    again = distill(tmp_path / "a" / "recipe.json", tmp_path / "c")
+    assert counted["layer"] == 2 and torch.equal(pixels(made), pixels(again))
+
+
+def test_nothing_is_chosen_where_no_layer_matters_or_one_is_named(base, bare, tmp_path, counted):
+    for n, change in enumerate(
+        (
+            {"method": "vanilla", "guidance": None},
+            {"guidance": {"reals": 2, "layer": "1"}},
+            {"guidance": {"reals": 2, "scale": 0}},
+            {"backbone": base["backbone"], "guidance": {"reals": 2}},  # its card.yaml names one
+        )
+    ):
+        distill({**base, "backbone": {"path": str(bare)}, "ipc": 1, **change}, tmp_path / str(n))
+    assert counted["layer"] == 0
+
+
+def test_too_few_images_for_a_choice_that_nobody_asked_for(base, bare, tmp_path, counted):
+    for name in ("red", "green"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(f"{base['data']['path']}/train/{name}/{i}.png", tmp_path / "few" / name)
+    notes = []
+    recipe = {
+        **base,
+        "data": {"path": str(tmp_path / "few")},
+        "backbone": {"path": str(bare)},
+        "guidance": {"reals": 2},
+    }
+    made = distill(recipe, tmp_path / "a", watcher=hearing(note=notes.append))
+    assert recipe_of(made)["guidance"]["layer"] == "1"  # the middle of three
+    (told,) = [note for note in notes if "so its middle one, 1, is taken" in note]
+    assert "name a layer instead of auto" in told
+    with pytest.raises(DapError, match="name a layer instead of auto"):
+        distill({**recipe, "guidance": {"reals": 2, "layer": "auto"}}, tmp_path / "b")
+    distill({**recipe, "guidance": {"reals": 2, "layer": "2"}}, tmp_path / "c")  # the advice
+
+
+def test_which_layers_are_guessed(bare, tmp_path):
+    from dap.backbones.cards import Found
+    from dap.backbones.converting.convert import convert
+
+    known = ["DiT-XL-2-256", "DiT-XL-2-512"]
+    assert not any(Found(f"facebook/{name}").card("dit", size=256, layer="0").guessed for name in known)
+    sd = ["stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"]
+    assert not any(Found(name).card("unet", size=512, layer="mid").guessed for name in sd)
+    assert Found("someone/else").card("unet", size=512, layer="mid").guessed
+    assert not backbones.load("starter").card.guessed and not backbones.load("starter-unet").card.guessed
+    written = yaml.safe_load((convert(bare, tmp_path / "out") / "card.yaml").read_text())
+    assert "layer" not in written and "guessed" not in written
+    assert backbones.load(str(tmp_path / "out")).card.guessed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.schedules import Schedule, Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.guidance.base import GradThrough
@@ -38,6 +40,8 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
+        guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
+            with its default layer chooses one on real images first, as `layer: auto` does.
 
     Raises:
         DapError: the unit or `cfg_channels` has a value that it cannot have.
@@ -54,12 +58,18 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    guessed: bool = False
 
     def __post_init__(self) -> None:
         if self.unit not in ("paper", "step"):
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+
+    def written(self) -> dict[str, Any]:
+        """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
+        unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}
+        return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -295,14 +305,13 @@ class ClassifierFree:
         def half(which: str, of: Tensor) -> Prediction:
             wanted = layer is not None and which == branch
             through = grad_through if wanted or grad_through == "denoiser" else "nothing"
-            with torch.set_grad_enabled(through != "nothing"):
-                return self.backbone.predict(
-                    x if through != "nothing" else x.detach(),
-                    t,
-                    of,
-                    layer=layer if wanted else None,
-                    grad_through=through,
-                )
+            tapped = layer if wanted else None
+            if through != "nothing":  # one graph holds all images, so parts would not save memory
+                with torch.enable_grad():
+                    return self.backbone.predict(x, t, of, layer=tapped, grad_through=through)
+            with torch.no_grad():
+                passed = functools.partial(self._passed, t, tapped)
+                return _joined(vram.in_parts(passed, max(1, len(x)), x.detach(), of))
 
         cond = half("cond", condition)
         if self.scale == 1 and branch == "cond":
@@ -317,3 +326,14 @@ class ClassifierFree:
         x0 = None if cond.x0 is None or null.x0 is None else mix(cond.x0, null.x0)
         features = cond.features if branch == "cond" else null.features
         return Prediction(mix(cond.eps, null.eps), cond.variance, features, x0)
+
+    def _passed(self, t: Time, layer: str | None, x: Tensor, condition: Tensor) -> Prediction:
+        return self.backbone.predict(x, t, condition, layer=layer, grad_through="nothing")
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    """The prediction for all images whose parts these are, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = ([getattr(part, name) for part in parts] for name in ("eps", "variance", "features", "x0"))
+    return Prediction(*(None if None in column else torch.cat(column) for column in columns))  # pyright: ignore

@@ -48,7 +48,8 @@ class Found:
         Args:
             kind: the name of the kind, a key of cards.yaml, such as "dit".
             size: the side of the images in px, computed from the modules.
-            layer: the default layer of weights that have no entry in cards.yaml.
+            layer: a layer in the middle, for weights whose best layer neither cards.yaml nor card.yaml names. The card says
+                that it is guessed.
 
         Raises:
             DapError: card.yaml is not a mapping, it has a field that no card has or a value that the field cannot have, or
@@ -56,6 +57,7 @@ class Found:
         """
         cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
         values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
+        mine: dict[str, Any] = {}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
             mine = read_card(file)
             if mine.get("size", size) != size:
@@ -63,7 +65,8 @@ class Found:
                     f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
                 )
             values |= mine
-        values |= {"layer": str(values["layer"]), **self.prompts}
+        guessed = "layer" not in {**cards[kind], **self._known(cards), **mine}
+        values |= {"layer": str(values["layer"]), "guessed": guessed, **self.prompts}
         return Card(**values)
 
     def names(self, pipe: Any, labels: int) -> list[str]:

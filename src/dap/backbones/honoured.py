@@ -25,6 +25,7 @@ from dap.backbones.configurations import (
     OWN_WAY,
     PIXEL_BETAS,
     PLAIN,
+    QUANTISED,
     SWITCHED_OFF,
     TEXT,
     WAYS_OUT,
@@ -72,7 +73,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
     if of.endswith("Scheduler"):
         table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
     elif is_autoencoder(of) or of in NETWORKS:
-        if of not in NETWORKS:
+        if of not in NETWORKS or (of in QUANTISED and kind.name != "ldm"):
             raise DapError(f"{shown(where)}: the autoencoder is {of}; {' and '.join(AUTOENCODERS)} are supported.")
         table, indifferent = NETWORKS[of], frozenset[str]()
     else:

@@ -16,6 +16,7 @@ from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
 from dap.backbones.honoured import deciding
 from dap.backbones.schedules import Predicts, Schedule, Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
 
@@ -122,6 +123,10 @@ class ModuleBackbone(Backbone):
         """The module whose output gives the features of a layer."""
         return self.denoiser.get_submodule(layer)
 
+    def tokens(self, output: Any) -> Tensor:
+        """The features (B, tokens, width) in the output of a layer. Tokens that are none of the image are left out."""
+        return tokens(output)
+
     def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         """The denoiser's raw output in float32.
 
@@ -151,7 +156,7 @@ class ModuleBackbone(Backbone):
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> Any:
-            kept.append(tokens(output))
+            kept.append(self.tokens(output))
             if grad_through == "denoiser" or not torch.is_grad_enabled():
                 return output
             # The layers behind this one need no graph. Detaching the output is not enough, because the skip connections of a
@@ -173,7 +178,7 @@ class ModuleBackbone(Backbone):
 
         def keep(layer: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[layer] = tokens(output)
+                found[layer] = self.tokens(output)
                 if len(found) == len(set(layers)):
                     raise _Left
 
@@ -203,7 +208,7 @@ class ModuleBackbone(Backbone):
         if self.vae is None:
             return x.to(self.device)
         x = x.to(self.vae.device, self.vae.dtype)
-        means = torch.cat([self._wide(part, _encoded) for part in x.split(self._together)])
+        means = torch.cat(vram.in_parts(lambda part: self._wide(part, _encoded), self._together, x))
         return self._standardised(means)
 
     @torch.no_grad()
@@ -234,7 +239,7 @@ class ModuleBackbone(Backbone):
             mean, std = (part.to(z) for part in self._spread)
             z = z * std + mean
         z = z.to(self.vae.device, self.vae.dtype)
-        images = torch.cat([self._wide(part, _decoded) for part in z.split(self._together)])
+        images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
 
     def _standardised(self, z: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.data.bank import CHUNK, SMALLEST, RealImages, pooled
@@ -22,6 +23,10 @@ EACH = 100
 """The most images of a class. Half of them are held out."""
 LEAST = 4
 """The fewest images of a class: two to compare with, and two held out."""
+
+
+class TooFew(DapError):
+    """A class has too few images for a comparison of layers."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def draw(source: RealImages, backbone: Backbone, seed: int = 0) -> Drawn:
         seed: of the draw. The draw of a class depends on the seed and the class's name alone.
 
     Raises:
-        DapError: a class has fewer than `LEAST` images.
+        TooFew: a class has fewer than `LEAST` images.
     """
     names = source.class_names
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed_of(seed, "classes of the choice")))
@@ -80,13 +85,12 @@ def draw(source: RealImages, backbone: Backbone, seed: int = 0) -> Drawn:
     latents, labels, held, of = list[Tensor](), list[int](), list[bool](), list[str]()
     for number, label in enumerate(sorted(order[:CLASSES].tolist())):
         if source.count(label) < LEAST:
-            raise DapError(
+            raise TooFew(
                 f"Class {names[label]!r} has {source.count(label)} images, and a layer is chosen by at least {LEAST} of each "
                 "class; name a layer instead of auto, or add images."
             )
         indices = source.good(label, each, seed_of(seed, names[label], "choice"), least=LEAST)
-        parts = source.images(label, indices).to(backbone.device).split(CHUNK)
-        latents += [backbone.encode(part) for part in parts]
+        latents += vram.in_parts(backbone.encode, CHUNK, source.images(label, indices).to(backbone.device))
         n = len(indices)
         labels += [number] * n
         held += [False] * (n - n // 2) + [True] * (n // 2)
@@ -126,10 +130,13 @@ def see(
 
     def taken(condition: Tensor) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for part, of in zip(x.split(CHUNK), condition.split(CHUNK), strict=True):
+
+        def one(part: Tensor, of: Tensor) -> None:
             for layer, features in backbone.features(part, t, of, layers).items():
                 found[layer].append(pooled(features, pool, odd="mean").cpu())
             passed(len(part))
+
+        vram.in_parts(one, CHUNK, x, condition)
         return {layer: _normalised(torch.cat(parts), normalise, ~drawn.held) for layer, parts in found.items()}
 
     blind = taken(backbone.null(len(x)))

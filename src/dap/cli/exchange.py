@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter
 from dap.cli.flags import (
     Changes,
     Classes,
+    DryRun,
     Dtype,
     Floats,
     MaybePositive,
@@ -24,6 +25,7 @@ from dap.cli.flags import (
     machine_of,
     watcher_of,
 )
+from dap.cli.results import forecast
 
 LABELS = Group("Stored labels (--layout fkd, --layout labels)", sort_key=20)
 Source = Annotated[str, Parameter(metavar="SOURCE")]
@@ -66,6 +68,7 @@ def import_(
     std: Floats = None,
     labels: Annotated[str | None, Parameter(metavar="FILE")] = None,
     licence: str | None = None,
+    dry_run: DryRun = False,
     output: OutputFlags | None = None,
 ) -> Told:
     """Import a set.
@@ -83,9 +86,14 @@ def import_(
     from dap.data.sets.imports import import_set
 
     told = functools.partial(watcher_of(output).images, out.name)
-    given = {"layout": layout, "ipc": ipc, "pick": pick, "seed": seed, "labels": labels, "licence": licence}
+    given = {"layout": layout, "ipc": ipc, "pick": pick, "seed": seed, "labels": labels}
+    given |= {"class_names": classes, "mean": mean, "std": std}
+    if dry_run:
+        from dap.verbs.planning.exchange import planned_import
+
+        return forecast(planned_import(Path(source), out, **given), out)
     before = (out / "import.json").is_file()
-    made = import_set(source, out, class_names=classes, mean=mean, std=std, progress=told, **given)
+    made = import_set(source, out, licence=licence, progress=told, **given)
     notes = made.noted("import.json")["notes"]
     if before:
         notes = [f"{out} is this import already, and it is whole: nothing was written."]
@@ -114,6 +122,7 @@ def export(
     reals: Annotated[Positive, Parameter(group=LABELS)] = 200,
     most_hours: Annotated[float, Parameter(group=LABELS, metavar="H")] = 24.0,
     allow_code: Annotated[bool, Parameter(group=LABELS)] = False,
+    dry_run: DryRun = False,
     machine: PlaceFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -148,6 +157,12 @@ def export(
         usual = usual_levels(len(made.class_names))
         asked = Asked(Levels(times or usual.times, tuple(keep) or usual.keep), reals, most_hours)
         told = {"teacher": teacher, "data": data, "asked": asked, "machine": machine_of(machine), "watcher": watcher}
+        changed = assignments(changes or [], "--set", "FIELD")
+        if dry_run:
+            from dap.verbs.planning.exchange import planned_labels
+
+            how = {"protocol": protocol, "epochs": epochs, "changes": changed}
+            return forecast(planned_labels(made, out, layout, **how, **told), out)
         if layout == "labels":
             how = store_image_labels(made, out, **told)
             line = shlex.join(["dap", "evaluate", str(made.path), "--protocol", "quick-soft", "--teacher", str(out)])
@@ -155,12 +170,15 @@ def export(
             return Told(
                 "\n".join([*said, f"Labels in {out}", f"Next: {line}"]), {"labels": out, "set": made.path, "how": how}
             )
-        changed = assignments(changes or [], "--set", "FIELD")
         store_labels(made, out, protocol=protocol, epochs=epochs, changes=changed, **told)
         again = ["--protocol", protocol, *(["--epochs", str(epochs)] if epochs else [])]
         again += [part for item in changes or [] for part in ("--set", item)]
         line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])
         return Told(f"Labels in {out}\nNext: {line}", {"labels": out, "set": made.path})
+    if dry_run:
+        from dap.verbs.planning.exchange import planned_export
+
+        return forecast(planned_export(made, out, layout, shard_size=shard_size, labels=labels), out)
     from dap.data.sets.export import export as write
     from dap.verbs.exchange.soft import logits_of
 
@@ -182,6 +200,7 @@ def push(
     allow_near_copies: bool = False,
     replace: bool = False,
     labels: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    dry_run: DryRun = False,
     output: OutputFlags | None = None,
 ) -> Told:
     """Push a set.
@@ -195,6 +214,14 @@ def push(
         replace: Replace the files that the data set on the hub holds.
         labels: A folder of dap export --layout labels: these soft labels go with the images.
     """
+    if dry_run:
+        import tempfile
+
+        from dap.data.sets.distilled import DistilledSet
+        from dap.verbs.planning.exchange import planned_push
+
+        how = {"layout": layout, "allow_near_copies": allow_near_copies, "labels": labels}
+        return forecast(planned_push(DistilledSet.open(set_), to, **how), Path(tempfile.gettempdir()))
     from dap.verbs.exchange.push import push as run
 
     chosen = {"layout": layout, "private": private, "allow_near_copies": allow_near_copies, "replace": replace}

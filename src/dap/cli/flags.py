@@ -128,7 +128,8 @@ Track = Annotated[
 SPELLED = {"changes": "--set", "measures": "--measure", "trials": ("--trials", "--seeds")}
 """The flags of those fields whose flag is not simply the field's name."""
 
-METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR", "shard": "I/N", "memory": "GIB", "disk": "GIB"}
+METAVARS = {"labels": "DIR", "reference": "FILE", "cache": "DIR", "shard": "I/N"}
+METAVARS |= dict.fromkeys(("memory", "disk", "vram"), "GIB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ if TYPE_CHECKING:
     MachineFlags = PlaceFlags = JudgingFlags = QuickJudgingFlags = OutputFlags = EngineFlags = dict[str, Any]
 else:
     MachineFlags = flags_of(Machine, MACHINE)
-    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "memory", "disk", "allow_code"))
+    PlaceFlags = flags_of(Machine, MACHINE, without=("cache", "threads", "memory", "disk", "vram", "allow_code"))
     EngineFlags = flags_of(Engine, ENGINE)
     JudgingFlags = flags_of(Judging, JUDGING)
     QuickJudgingFlags = flags_of(Judging, JUDGING, protocol="quick-hard")

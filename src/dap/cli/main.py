@@ -123,7 +123,7 @@ def _in_words(error: Exception) -> str | None:
     if isinstance(error, DapError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
-        return "Out of memory. What was made is kept; use fewer --reals or a smaller --block."
+        return "Out of memory. What was made is kept; use fewer --reals, a smaller --block, or a larger --vram if you gave one."
     found = error if isinstance(error, OSError) else disk.refusal(error)
     return None if found is None else disk.told(found)
 

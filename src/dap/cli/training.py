@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from dap.cli.flags import (
     Classes,
+    DryRun,
     MachineFlags,
     MaybePositive,
     OutputFlags,
@@ -20,6 +21,7 @@ from dap.cli.flags import (
     watcher_of,
 )
 from dap.cli.judging import BadFraction
+from dap.cli.results import forecast
 from dap.verbs.planning.hour import spoken
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def train_backbone(
     max_bad_fraction: BadFraction = None,
     split: Places = None,
     seed: int = 0,
+    dry_run: DryRun = False,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -58,24 +61,16 @@ def train_backbone(
         split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER.
         seed: Seed of the first weights and of all draws.
     """
+    chosen: dict[str, Any] = {"kind": kind, "minutes": minutes, "size": size, "steps": steps, "flip": flip}
+    chosen |= {"autoencoder_steps": autoencoder_steps, "classes": classes, "split": split, "seed": seed}
+    chosen |= {"max_bad_fraction": max_bad_fraction, "machine": machine_of(machine), "watcher": watcher_of(output)}
+    if dry_run:
+        from dap.verbs.planning.backbones import planned_backbone
+
+        return forecast(planned_backbone(data, out, **chosen), out)
     from dap.verbs.training.backbone import train_backbone as run
 
-    made = run(
-        data,
-        out,
-        kind=kind,
-        minutes=minutes,
-        size=size,
-        steps=steps,
-        autoencoder_steps=autoencoder_steps,
-        flip=flip,
-        classes=classes,
-        max_bad_fraction=max_bad_fraction,
-        split=split,
-        seed=seed,
-        machine=machine_of(machine),
-        watcher=watcher_of(output),
-    )
+    made = run(data, out, **chosen)
     return _told(made, data)
 
 
@@ -95,6 +90,7 @@ def tune_backbone(
     max_bad_fraction: BadFraction = None,
     split: Places = None,
     seed: int = 0,
+    dry_run: DryRun = False,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,
 ) -> Told:
@@ -114,25 +110,16 @@ def tune_backbone(
         split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER.
         seed: Seed of the first weights and of all draws.
     """
+    chosen: dict[str, Any] = {"minutes": minutes, "steps": steps, "rank": rank, "template": template, "flip": flip}
+    chosen |= {"revision": revision, "classes": classes, "split": split, "seed": seed}
+    chosen |= {"max_bad_fraction": max_bad_fraction, "machine": machine_of(machine), "watcher": watcher_of(output)}
+    if dry_run:
+        from dap.verbs.planning.backbones import planned_tuning
+
+        return forecast(planned_tuning(backbone, data, out, **chosen), out)
     from dap.verbs.training.tuning import tune_backbone as run
 
-    made = run(
-        backbone,
-        data,
-        out,
-        minutes=minutes,
-        steps=steps,
-        rank=rank,
-        template=template,
-        revision=revision,
-        flip=flip,
-        classes=classes,
-        max_bad_fraction=max_bad_fraction,
-        split=split,
-        seed=seed,
-        machine=machine_of(machine),
-        watcher=watcher_of(output),
-    )
+    made = run(backbone, data, out, **chosen)
     return _told(made, data)
 
 

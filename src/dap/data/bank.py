@@ -22,6 +22,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
 from dap.base.cache import limit
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
@@ -197,8 +198,9 @@ class FeatureBank:
         condition = self._condition(label, len(x))
         if x.requires_grad:
             return self.backbone.features(x, t, condition, [self.layer])[self.layer]
-        parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
-        return torch.cat([self.backbone.tap(part, t, of, self.layer) for part, of in parts])
+        return torch.cat(
+            vram.in_parts(lambda part, of: self.backbone.tap(part, t, of, self.layer), CHUNK, x, condition)
+        )
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
         """Under targets=slot the weights of the N real images for each slot; each row sums to 1. Otherwise None."""
@@ -251,8 +253,7 @@ class FeatureBank:
         def compute() -> Tensor:
             drawn = self.source.good(label, self.skip + n, seed, self.skip + least)[self.skip :]
             images = self.source.images(label, drawn)
-            parts = images.to(self.backbone.device).split(CHUNK)
-            return torch.cat([self.backbone.encode(part) for part in parts])
+            return torch.cat(vram.in_parts(self.backbone.encode, CHUNK, images.to(self.backbone.device)))
 
         return self._cached(label, "latents", {"seed": seed, "n": n}, compute)
 
@@ -317,7 +318,7 @@ class FeatureBank:
 
 def _room(device: torch.device) -> int:
     """Bytes that features may take on a device: half of what is free."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else memory_budget() // 2
+    return vram.free(device) // 2 if device.type == "cuda" else memory_budget() // 2
 
 
 def pooled(

@@ -38,7 +38,7 @@ from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
 
-MEASURING = 2
+MEASURING = 3
 """The version of how sets are measured. Measures of another version are made anew."""
 
 

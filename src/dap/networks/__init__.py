@@ -14,13 +14,19 @@ CLASSES: Mapping[str, str] = {
     "ADMUNet2DModel": "dap.networks.adm",
     "EDM2UNet2DModel": "dap.networks.edm2",
     "EDMUNet2DModel": "dap.networks.edm",
+    "LabelledUNet2DModel": "dap.networks.labelled_unet",
+    "MDTTransformer2DModel": "dap.networks.mdt",
     "SiTTransformer2DModel": "dap.networks.sit",
+    "UViT2DModel": "dap.networks.uvit",
 }
 """Networks of this room: the class -> the module, as a `model_index.json` names them."""
 
 PIPELINES: Mapping[str, str] = {
     "EDMPipeline": "dap.networks.edm_pipeline",
+    "LatentDiffusionPipeline": "dap.networks.labelled_pipeline",
+    "MDTPipeline": "dap.networks.labelled_pipeline",
     "SiTPipeline": "dap.networks.sit_pipeline",
+    "UViTPipeline": "dap.networks.labelled_pipeline",
 }
 """Pipelines of this room: the class, as a `model_index.json` names it -> the module."""
 

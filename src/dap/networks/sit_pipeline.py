@@ -63,7 +63,11 @@ class SiTPipeline(DiffusionPipeline):
         network, config = self.transformer, self.transformer.config
         labels = torch.as_tensor(class_labels, device=network.device)
         shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
-        x = torch.randn(shape, generator=generator).to(network.device) if latents is None else latents.to(network.device)
+        x = (
+            torch.randn(shape, generator=generator).to(network.device)
+            if latents is None
+            else latents.to(network.device)
+        )
         noise = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
         shift = self.scheduler.config.shift
         noise = shift * noise / (1 + (shift - 1) * noise)

@@ -204,11 +204,11 @@ class Training:
         template = "a photo of a {}" if sizes.kind == "unet" else None
         layer = "mid" if sizes.kind == "unet" else str(sizes.depth // 2)
         name = self.folder.resolve().name
-        return Card(name, self.licence, sizes.size, 1.5, "all", layer, 0.02, "step", template=template)
+        return Card(name, self.licence, sizes.size, 1.5, "all", layer, 0.02, "step", template=template, guessed=True)
 
     def _write(self, learner: Learner, vae: Any) -> None:
         """Write the pipeline of diffusers in float16, with card, class names and notes. model_index.json comes last."""
-        card = {name: value for name, value in vars(self._card()).items() if value is not None and name != "size"}
+        card = {name: value for name, value in self._card().written().items() if name != "size"}
         with alone(), building(self.folder, "model_index.json") as aside, writing(self.folder, aside):
             learner.pipeline(vae).save_pretrained(aside, safe_serialization=True)
             for config in aside.glob("*/config.json"):

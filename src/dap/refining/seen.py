@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.guidance.base import Energy, State
@@ -44,8 +45,8 @@ def denoising_error(backbone: Backbone, z: Tensor, condition: Tensor, t: Time, n
     """ε_θ(α_t z + σ_t ε, t) − ε for each image, (B, C, *spatial), without a graph."""
     alpha, sigma = backbone.schedule.level(t)
     with torch.no_grad():
-        parts = zip((alpha * z + sigma * noise).split(CHUNK), condition.split(CHUNK), strict=True)
-        return torch.cat([backbone.predict(part, t, of).eps for part, of in parts]) - noise
+        found = vram.in_parts(lambda x, of: backbone.predict(x, t, of).eps, CHUNK, alpha * z + sigma * noise, condition)
+        return torch.cat(found) - noise
 
 
 Weighted = list[tuple[Energy, float]]
@@ -108,8 +109,9 @@ class Seen:
     def features(self, x: Tensor, t: Time, condition: Tensor) -> dict[str, Tensor]:
         """The features of all layers, without a graph."""
         with torch.no_grad():
-            parts = zip(x.split(CHUNK), condition.split(CHUNK), strict=True)
-            found = [self.backbone.features(part, t, of, self.layers) for part, of in parts]
+            found = vram.in_parts(
+                lambda part, of: self.backbone.features(part, t, of, self.layers), CHUNK, x, condition
+            )
             return {layer: torch.cat([part[layer] for part in found]) for layer in self.layers}
 
     def _finished(self, t: Time) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -180,7 +182,9 @@ class Seen:
                 return leaf, self.backbone.features(leaf, t, condition, layers)
             weights = self.backbone.state().values()
             size, found = graph_bytes(lambda: self.backbone.features(leaf, t, condition, layers), weights)
-        self._graphs[tuple(layers)] = GRAPH_BYTES // max(1, size)
+        device = self.backbone.device
+        room = min(GRAPH_BYTES, vram.free(device) // 2) if device.type == "cuda" else GRAPH_BYTES
+        self._graphs[tuple(layers)] = room // max(1, size)
         return leaf, found
 
 

@@ -14,6 +14,7 @@ import torch
 
 from dap.backbones import device_of
 from dap.backbones.base import Backbone
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.files import check_folder
 from dap.base.store import Store, checkpoint_seconds
@@ -54,7 +55,9 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
     Raises:
         DapError: there is no such device, the number of threads is none that this machine can run, or a budget is not above 0.
     """
-    device_of(machine.device)
+    said = vram.limit(device_of(machine.device), machine.vram)
+    if said is not None and watcher is not None:
+        watcher.note(said)
     images_budget(machine)
     if machine.threads is not None:
         processors = os.cpu_count() or 1

@@ -33,6 +33,8 @@ class Machine:
         memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. Default: what is
             free, less a quarter.
         disk: GiB of disk that decoded images may take while a command runs. Default: what is free, less a tenth.
+        vram: GiB of a GPU's memory that this process may take. What does not fit goes through the networks in smaller parts, and
+            less is kept on the GPU. No effect on a CPU. Default: what is free.
         allow_code: run code of others that recipes, protocols, weights or sets name as file.py:Name or module:Name. Code that
             the command line itself names needs no permission.
     """
@@ -43,6 +45,7 @@ class Machine:
     threads: int | None = None
     memory: float | None = None
     disk: float | None = None
+    vram: float | None = None
     allow_code: bool = False
 
 

@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 import torch
 
+from dap.backbones.base import Card
 from dap.base.claims import CLAIMS
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.base.store import Store
 from dap.base.watch import Watcher
+from dap.choosing.features import TooFew
 from dap.choosing.layers import CRITERION, TIMES, compared, curve
 from dap.choosing.region import ROOM, ROUNDS, Region, largest, log_errors
 from dap.data.sets.distilled import WORK
@@ -56,14 +58,27 @@ class Settled:
     used: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
-def asked(recipe: Recipe, method: Method) -> list[str]:
-    """The fields of a recipe that are left to `auto`, by the user or by the method's defaults, in the order of the choices."""
+def asked(recipe: Recipe, method: Method, card: Card | None = None) -> dict[str, bool]:
+    """The choices that are left to real images, in their order, and whether nobody asked for them.
+
+    Args:
+        recipe: the recipe. A user, or the defaults of the method, leave a field to `auto`.
+        method: the method of the recipe.
+        card: the card of the backbone, or None for a method without one. If its layer is only guessed, a layer that nobody names
+            is chosen too.
+    """
     mine = recipe.model_dump(exclude_unset=True)
-    found = list[str]()
+    found = dict[str, bool]()
     for section, defaults in (("guidance", method.guidance), ("refine", method.refinement)):
         given = {name: value for name, value in (mine.get(section) or {}).items() if value is not None}
         values = {**(defaults or {}), **given}
-        found += [f"{section}.{name}" for name in ("layer", "layers", "scale") if _is_auto(values.get(name))]
+        own, strength = ("layer", "scale") if section == "guidance" else ("layers", "steps")
+        # A guidance of no strength and a refinement of no steps look at no layer.
+        guessed = defaults is not None and card is not None and card.guessed and values.get(strength) != 0
+        for name in ("layer", "layers", "scale"):
+            unsaid = guessed and name == own and values.get(name) is None
+            if unsaid or _is_auto(values.get(name)):
+                found[f"{section}.{name}"] = unsaid
     return found
 
 
@@ -81,13 +96,14 @@ def settled(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, gri
         DapError: something is wrong with the recipe, the data or the backbone, or they are too few for a choice.
     """
     method, _ = workshop.asked(recipe)
-    fields = asked(recipe, method)
+    compares = "backbone" in method.needs and (method.guidance is not None or method.refinement is not None)
+    card = workshop.backbone(recipe.backbone or BackboneChoice()).card if compares else None
+    fields = asked(recipe, method, card)
     if not fields:
         return Settled(recipe)
     guided = {**(method.guidance or {}), **(recipe.guidance.model_dump(exclude_unset=True) if recipe.guidance else {})}
     if "guidance.scale" in fields and guided.get("unit") == "paper":
         raise DapError("scale: auto is found in units of the sampler's own step; give unit: step, or a scale.")
-    card = workshop.backbone(recipe.backbone or BackboneChoice()).card if "backbone" in method.needs else None
     layer = card.layer if card else None
     opened = {"guidance.layer": layer, "guidance.scale": TRIED, "refine.layers": layer and (layer,)}
     for field in fields:
@@ -99,14 +115,16 @@ def settled(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, gri
             folder = workshop.cache or (grid / CLAIMS if grid else out / WORK)
             prompts = task.backbone.card.prompts
             store = Store(folder, {**task.store.inputs, **prompts}, cache=workshop.cache)
-        choose = _scale if field == "guidance.scale" else _layer
-        key, make = choose(field, method, task, watcher)
+        if field == "guidance.scale":
+            key, make = _scale(field, method, task, watcher)
+        else:
+            key, make = _layer(field, task, watcher, unsaid=fields[field])
         mark = hashlib.sha256(json.dumps([store.inputs, field, key], sort_keys=True, default=str).encode()).hexdigest()
         earlier = (whole_note(out, NOTE) if out.is_dir() else {}).get("choices", [])
         choice = next((one for one in earlier if one["key"] == mark), None)
         if choice is None:
             choice = {**kept(store, f"choice of {field}", key, make), "key": mark}
-            for text in filter(None, (_told(choice, task), choice["warning"])):
+            for text in filter(None, (_told(choice, task, unsaid=fields[field]), choice["warning"])):
                 watcher.note(text)
         choices.append(choice)
         value = choice["value"]
@@ -140,7 +158,8 @@ Choice = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 """Everything that a choice depends on beside the data and the weights, and the function that makes it."""
 
 
-def _layer(field: str, method: Method, task: Task, watcher: Watcher) -> Choice:
+def _layer(field: str, task: Task, watcher: Watcher, *, unsaid: bool) -> Choice:
+    """The choice of a layer. One that nobody asked for (`unsaid`) is the card's where the images are too few for a choice."""
     options: ResolvedGuidance | ResolvedRefinement = (
         task.recipe.guidance if field == "guidance.layer" else task.recipe.refine
     )
@@ -148,18 +167,18 @@ def _layer(field: str, method: Method, task: Task, watcher: Watcher) -> Choice:
     pool: Literal["mean", "2x2", "4x4"] = options.pool if options.pool in ("mean", "2x2") else "4x4"
     key = {"version": VERSION, "by": CRITERION, "times": times, "pool": pool, "normalise": options.normalise}
     key |= {"layers": compared(task.backbone), "classes": task.source.class_names}
+    if unsaid:  # then too few images are no error
+        key["unsaid"] = True
 
     def make() -> dict[str, Any]:
         began = time.perf_counter()
-        found = curve(
-            task.backbone,
-            task.source,
-            ("probe", CRITERION),
-            times=times,
-            pool=pool,
-            normalise=options.normalise,
-            tell=watcher.work,
-        )
+        how: dict[str, Any] = {"times": times, "pool": pool, "normalise": options.normalise, "tell": watcher.work}
+        try:
+            found = curve(task.backbone, task.source, ("probe", CRITERION), **how)
+        except TooFew as error:
+            if not unsaid:
+                raise
+            return _middle(field, task.backbone.card, error)
         best, weak, warning = found.best(), found.weak(), None
         if weak is not None:
             warning = (
@@ -179,6 +198,14 @@ def _layer(field: str, method: Method, task: Task, watcher: Watcher) -> Choice:
         }
 
     return key, make
+
+
+def _middle(field: str, card: Card, why: TooFew) -> dict[str, Any]:
+    """The layer of a card that only guesses it, where the images are too few to compare layers."""
+    warning = f"The card of {card.name} names no layer, so its middle one, {card.layer}, is taken. {why}"
+    scores = {"middle": [None]}
+    choice = {"field": field, "value": card.layer, "by": "middle", "candidates": [card.layer], "scores": scores}
+    return {**choice, "images": 0, "seconds": 0.0, "warning": warning}
 
 
 def _scale(field: str, method: Method, task: Task, watcher: Watcher) -> Choice:
@@ -239,16 +266,20 @@ def _number(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def _told(choice: Mapping[str, Any], task: Task) -> str:
-    """What was chosen, by what, out of what and at which cost, in a sentence."""
+def _told(choice: Mapping[str, Any], task: Task, *, unsaid: bool) -> str | None:
+    """What was chosen, by what, out of what and at which cost, in a sentence. None if nothing was compared."""
     (name, row) = list(choice["scores"].items())[-1]
+    if not choice["images"]:
+        return None
     each = ", ".join(
         f"{shown(one)} {'–' if score is None else f'{score:.3f}'}"
         for one, score in zip(choice["candidates"], row, strict=True)
     )
     limit = f", at most {choice['limit']:.3f} allowed" if "limit" in choice else ""
     of = "trial samples" if choice["field"] == "guidance.scale" else "real training images"
+    flag = {"guidance.layer": "--layer", "refine.layers": "--refine-layers"}.get(choice["field"])
+    why = f"; the card of {task.backbone.card.name} names no layer, and {flag} would" if unsaid else ""
     return (
         f"{choice['field']}: auto is {shown(str(choice['value']))} for {task.recipe.method}, by the {name} ({each}{limit}), "
-        f"found in {choice['seconds']:.0f} s on {choice['images']} {of}"
+        f"found in {choice['seconds']:.0f} s on {choice['images']} {of}{why}"
     )

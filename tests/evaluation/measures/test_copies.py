@@ -68,6 +68,31 @@ def test_duplicates_among_real_images_do_not_make_the_limit_zero(tmp_path):
     assert [line["copy"] for line in found["images"]] == [True, False] * 2
 
 
+def test_where_real_images_come_in_twins_a_redrawn_one_is_flagged_and_the_share_of_twins_is_told(tmp_path):
+    """Each real image is drawn twice, nearly alike. A third drawing is no nearer than twins are."""
+    folder = tmp_path / "data"
+
+    def redrawn(seed: int, turn: int) -> Image.Image:
+        first, second = (np.asarray(drawing(one), np.float32) for one in (seed, 10_000 * turn + seed))
+        return Image.fromarray((0.8 * first + 0.2 * second).astype(np.uint8))
+
+    for label, name in enumerate(("cat", "dog")):
+        for split, turns in (("train", (1, 2)), ("test", (4,))):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(20):
+                for turn in turns:
+                    redrawn(1000 * label + i, turn).save(folder / split / name / f"{i}-{turn}.png")
+    made = DistilledSet.blank(tmp_path / "set", ("cat", "dog"), 2)
+    for label in range(2):
+        for slot, image in enumerate((redrawn(1000 * label + 3, 3), drawing(1000 * label + 900))):
+            made.add(label, slot, torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
+    found = inspected(made, folder)
+    assert [line["copy"] for line in found["images"]] == [True, False] * 2
+    assert found["rule"]["pixel"]["at_most"] == 0.45 and found["rule"]["reals"] > 0.9
+    (told,) = near_copies(group_sets([load_set(made.path)]))
+    assert "% of the real images themselves" in told and "e+" not in told
+
+
 def test_without_a_limit_only_the_same_picture_is_flagged_and_the_reason_is_said(tmp_path, caplog):
     folder = data(tmp_path / "data", twice=8, once=0)
     made = blank(tmp_path / "set", [1, 900])

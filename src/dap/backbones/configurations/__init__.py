@@ -16,6 +16,7 @@ from typing import Any
 from dap.backbones.configurations.autoencoders import AUTOENCODERS
 from dap.backbones.configurations.denoisers import DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
+from dap.backbones.configurations.labelled import LABELLED, QUANTISED
 from dap.backbones.configurations.pixels import NOISE_LEVELS, PIXEL_BETAS, PIXELS
 from dap.backbones.configurations.schedulers import BETAS, BOTH, FLOW, FLOWS, OWN_WAY, PLAIN
 from dap.backbones.configurations.types import Off, Table, Whole
@@ -32,6 +33,7 @@ __all__ = [
     "OWN_WAY",
     "PIXEL_BETAS",
     "PLAIN",
+    "QUANTISED",
     "SWITCHED_OFF",
     "TEXT",
     "WAYS_OUT",
@@ -40,7 +42,7 @@ __all__ = [
     "is_autoencoder",
 ]
 
-NETWORKS: Mapping[str, Table] = {**DENOISERS, **PIXELS, **INTERPOLANTS, **AUTOENCODERS}
+NETWORKS: Mapping[str, Table] = {**DENOISERS, **PIXELS, **INTERPOLANTS, **LABELLED, **AUTOENCODERS, **QUANTISED}
 """By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
 
 WAYS_OUT: Mapping[str, str] = {

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
+from dap.backbones.converting import labelled
 from dap.backbones.converting.checkpoints import read_checkpoint
 from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
@@ -99,17 +100,16 @@ def convert(
     kept: dict[str, bytes] = {}
     if path.exists() and revision is not None:
         raise DapError(f"--revision is for hub ids; {source} is on this machine.")
-    said = Said(tokenizer, vae, prediction, size)
+    said = Said(tokenizer, vae, prediction, size, heads)
     single = open_single(path, said, dtype=dtype, offline=offline) if path.is_file() else None
-    if single is None and said != Said(vae=vae):
+    if single is None and said != Said(vae=vae, heads=heads):
         raise DapError(
             f"--tokenizer, --prediction and --size are for a Stable Diffusion in one file, which {source} is not."
         )
     if single is not None:
-        if heads is not None:
-            raise DapError(f"--heads is for a checkpoint of the original DiT code; {source} is a Stable Diffusion.")
         pipe, name = single
-        card, names = tried(from_pipeline(pipe, name=name, class_names=given)).card, ()
+        backbone = tried(from_pipeline(pipe, name=name, class_names=given))
+        card, names = backbone.card, backbone.class_names
     elif path.is_file() and (pixels := open_pixels(path, given, dtype=dtype, vae=vae, offline=offline)) is not None:
         if heads is not None:
             raise DapError(f"--heads is for a checkpoint of the original DiT code; {source} is known by its tensors.")
@@ -126,7 +126,7 @@ def convert(
         card, names = backbone.card, backbone.class_names
         kept = {name: read_bytes(folder / name) for name in KEPT if (folder / name).is_file()}
         record["commit"] = folder.name if folder.parent.name == "snapshots" else None
-    fields = {key: value for key, value in asdict(card).items() if value is not None}
+    fields = card.written()
     if path.exists():  # a local folder has its name from its place, also the new one
         del fields["name"]
     files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
@@ -174,6 +174,13 @@ def _from_checkpoint(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
     state = read_checkpoint(path)
+    if labelled.family(state) is not None:
+        coder = open_autoencoder(vae, dtype=dtype, offline=offline)
+        pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
+        if names is None and pipe.denoiser.config.num_classes == 1000:
+            names = list(imagenet.names().values())
+        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
+        return pipe, backbone.card, backbone.class_names
     config = _config(state, path, heads)
     labels = config["num_embeds_ada_norm"]
     if names is not None and len(names) == labels + 1:

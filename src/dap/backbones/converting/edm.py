@@ -117,7 +117,9 @@ def config_of(state: Mapping[str, Tensor], kind: str, path: Path) -> dict[str, A
     }
 
 
-def pipeline(state: Mapping[str, Tensor], kind: str, path: Path, dtype: torch.dtype, vae: Any) -> EDMPipeline:
+def pipeline(
+    state: Mapping[str, Tensor], kind: str, path: Path, dtype: torch.dtype, vae: Any, sigma_data: float = 0.5
+) -> EDMPipeline:
     """The pipeline of weights of EDM or EDM2, with the noise levels of the authors' samplers.
 
     Args:
@@ -126,6 +128,7 @@ def pipeline(state: Mapping[str, Tensor], kind: str, path: Path, dtype: torch.dt
         path: the file, for messages.
         dtype: the number format that the weights get.
         vae: the autoencoder, for EDM2's models of latents; else None.
+        sigma_data: the standard deviation of the data, which no tensor shows; 0.5 in all published weights.
 
     Raises:
         DapError: `config_of` raises, a tensor is missing, unknown or of a wrong shape, or the autoencoder is missing or too much.
@@ -138,7 +141,7 @@ def pipeline(state: Mapping[str, Tensor], kind: str, path: Path, dtype: torch.dt
             f"{path} is a baseline of EDM's paper with the noise levels of iDDPM; give weights that EDM itself trained."
         )
     state = bare(state)
-    config = config_of(state, kind, path)
+    config = {**config_of(state, kind, path), "sigma_data": sigma_data}
     if (config["in_channels"] == 3) != (vae is None):
         wanted = "leave out --vae" if vae is not None else "give --vae stabilityai/sd-vae-ft-mse, or a folder of it"
         raise DapError(f"{path.name} works on {config['in_channels']} channels: {wanted}.")

@@ -15,6 +15,7 @@ from dap.backbones.converting.checkpoints import PREFIX, WRAPPERS, opened
 from dap.backbones.hub import DTYPES, open_autoencoder
 from dap.backbones.opening import from_pipeline, tried
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 
 
 def open_pixels(
@@ -33,11 +34,18 @@ def open_pixels(
     Raises:
         DapError: the file cannot be opened, its weights are of no published model, or there are too many or too few names.
     """
-    state = state_of(opened(path))
+    found = opened(path)
+    state = state_of(found)
     kind = edm.family(edm.bare(state))
+    made = found.get("preconditioning", "EDMPrecond")
+    if kind is not None and made not in ("EDMPrecond", "Precond"):
+        raise DapError(
+            f"{path.name} is a baseline of EDM's paper, with {shown(str(made))}, which dap does not sample; give weights that EDM "
+            "itself trained, such as edm-cifar10-32x32-cond-vp.pkl."
+        )
     if kind is not None:
         autoencoder = vae and open_autoencoder(vae, dtype=dtype, offline=offline, pipeline="EDMPipeline")
-        pipe: Any = edm.pipeline(state, kind, path, DTYPES[dtype], autoencoder)
+        pipe: Any = edm.pipeline(state, kind, path, DTYPES[dtype], autoencoder, found.get("sigma_data", 0.5))
     elif adm.fits(state):
         if vae is not None:
             raise DapError(f"{path.name} is a model of pixels, which has no autoencoder: leave out --vae.")

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1 or 2 in one file, as its authors publish it, opened as a pipeline without asking the network.
+"""A Stable Diffusion 1 or 2, or latent diffusion's ImageNet model, in one file, opened as a pipeline without asking the network.
 
 diffusers' single-file loader renames the tensors of the U-Net and the autoencoder. It would fetch their configuration from the
 hub. Here the configuration is read from the shapes of the tensors (`shapes`), so nothing is fetched but a tokenizer that is not
@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 from dap.backbones.converting.checkpoints import opened
-from dap.backbones.converting.shapes import Unlike, autoencoder_config, clip_config, unet_config
+from dap.backbones.converting.encoders import text_encoder
+from dap.backbones.converting.latent import LABELS, latent_config, latent_pipeline, quantised_config
+from dap.backbones.converting.latent import SCHEDULE as LATENT
+from dap.backbones.converting.shapes import Unlike, autoencoder_config, unet_config
 from dap.backbones.converting.tokenizers import tokenizer_for
 from dap.backbones.honoured import check_fields
 from dap.backbones.hub import DTYPES, check_whole, open_autoencoder
@@ -47,8 +50,8 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 """The noise schedule of Stable Diffusion 1 and 2."""
 SCALING = 0.18215
 """The factor of the latents of Stable Diffusion 1 and 2."""
-SIDE, LARGE = 512, 768
-"""The side of the images in px, of a Stable Diffusion 2 that predicts a velocity the second."""
+SIDE, LARGE, LABELLED = 512, 768, 256
+"""The side of the images in px; of a Stable Diffusion 2 that predicts a velocity the second, of latent diffusion the third."""
 
 NOISE, VELOCITY = 0.8, 0.5
 """At the last timestep a sample is almost all noise. A network that predicts noise repeats it: the cosine of the sample and its
@@ -67,13 +70,16 @@ class Said:
         vae: the folder or hub id of another autoencoder. None: that of the file.
         prediction: what the U-Net predicts, "epsilon" or "v_prediction". None: "epsilon" for a Stable Diffusion 1; of a Stable
             Diffusion 2 one prediction at the last timestep tells it.
-        size: the side of the images in px. None: 512, and 768 for a Stable Diffusion 2 that predicts a velocity.
+        size: the side of the images in px. None: 512, and 768 for a Stable Diffusion 2 that predicts a velocity, and 256 for
+            latent diffusion's ImageNet model.
+        heads: how many heads each attention of latent diffusion's ImageNet model has. None: 1, as the published one has.
     """
 
     tokenizer: str | None = None
     vae: str | None = None
     prediction: str | None = None
     size: int | None = None
+    heads: int | None = None
 
 
 def is_single(state: Mapping[Any, Any]) -> bool:
@@ -89,7 +95,8 @@ def state_of(found: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def open_single(path: Path, said: Said, *, dtype: str, offline: bool) -> tuple[Any, str] | None:
-    """Open a Stable Diffusion 1 or 2 in one file as a `StableDiffusionPipeline`.
+    """Open a Stable Diffusion 1 or 2 in one file as a `StableDiffusionPipeline`, or latent diffusion's ImageNet model as a
+    `LatentDiffusionPipeline`.
 
     Args:
         path: the .safetensors or .ckpt. Where a file has moving averages of the U-Net, these are taken.
@@ -109,17 +116,17 @@ def open_single(path: Path, said: Said, *, dtype: str, offline: bool) -> tuple[A
     if not is_single(found):
         return None
     state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    _refuse_others(path, state)
+    if LABELS not in state:
+        _refuse_others(path, state)
+    what = "latent diffusion's ImageNet model" if LABELS in state else "a Stable Diffusion 1 or 2"
     try:
-        pipe = _pipeline(path, state, said, dtype, offline)
+        pipe = _latent(path, state, said, dtype) if LABELS in state else _pipeline(path, state, said, dtype, offline)
     except DapError:
         raise
     except Unlike as error:
-        raise DapError(f"{path} is not a Stable Diffusion 1 or 2 in one file: {error}.") from error
+        raise DapError(f"{path} is not {what} in one file: {error}.") from error
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DapError(
-            f"{path} is not a Stable Diffusion 1 or 2 in one file: {first_line(error).rstrip('.')}. Fetch it anew."
-        ) from error
+        raise DapError(f"{path} is not {what} in one file: {first_line(error).rstrip('.')}. Fetch it anew.") from error
     published = next((hub for name, hub in PUBLISHED.items() if re.fullmatch(name, path.stem)), None)
     return pipe, published or path.name
 
@@ -149,6 +156,9 @@ def _pipeline(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str, o
 
     if said.prediction not in (None, *get_args(Predicted)):
         raise DapError(f"There is no prediction {said.prediction!r}. {suggest(said.prediction, get_args(Predicted))}")
+    if said.heads is not None:
+        raise DapError(f"--heads is not for a Stable Diffusion, which {path} is; leave it out.")
+    _check_betas(state, SCHEDULE)
     coder = {name: t for name, t in _under(state, VAE).items() if not name.startswith("loss.")}
     if said.vae is None and not coder:
         raise DapError(f"{path} holds no autoencoder; give dap convert --vae, such as stabilityai/sd-vae-ft-mse.")
@@ -158,7 +168,8 @@ def _pipeline(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str, o
         vae = _converted(AutoencoderKL, coder, VAE, config, dtype, path)
     else:
         vae = open_autoencoder(said.vae, dtype=dtype, offline=offline)
-    text = _text_encoder(state, DTYPES[dtype], open_clip=open_clip)
+    own = _under(state, f"{TEXT}model." if open_clip else f"{TEXT}transformer.text_model.")
+    text = text_encoder(own, DTYPES[dtype], open_clip=open_clip)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if (said.size or SIDE) % factor:
         raise DapError(f"Images of {said.size} px have no whole latents; give a --size that {factor} divides.")
@@ -181,6 +192,35 @@ def _pipeline(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str, o
         ),
         **unused,
     )
+
+
+def _latent(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    if (said.tokenizer, said.vae, said.prediction) != (None, None, None):
+        raise DapError(
+            f"--tokenizer, --vae and --prediction are not for {path}, which has labels and its own autoencoder."
+        )
+    _check_betas(state, LATENT)
+    coder = {name: t for name, t in _under(state, VAE).items() if not name.startswith("loss.")}
+    factor = 2 ** (len(quantised_config(coder)["block_out_channels"]) - 1)
+    denoiser = _averaged(state)
+    config = latent_config(_shapes(denoiser), (said.size or LABELLED) // factor, said.heads)
+    unet = _converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path)
+    return latent_pipeline(unet, state, coder, DTYPES[dtype])
+
+
+def _check_betas(state: Mapping[str, Tensor], schedule: Mapping[str, Any]) -> None:
+    """Raise `Unlike` if the file keeps other noise levels than those of the published weights of its kind."""
+    if (kept := state.get("betas")) is None:
+        return
+    start, end, steps = schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]
+    betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    if kept.shape != betas.shape or not torch.allclose(kept.double(), betas, rtol=1e-3):
+        raise Unlike(
+            f"it keeps {kept.numel()} noise levels from {kept.flatten()[0]:.2g} to {kept.flatten()[-1]:.2g}, and the published "
+            f"weights have {steps} from {start:g} to {end:g}"
+        )
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -235,53 +275,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         own.set_verbosity(before)
-
-
-_OPEN = {
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-"""Names in a layer of OpenCLIP's text encoder, and of transformers'."""
-
-
-def _text_encoder(state: Mapping[str, Tensor], dtype: torch.dtype, *, open_clip: bool) -> Any:
-    """The text encoder: OpenAI's CLIP of a Stable Diffusion 1, or OpenCLIP's of a Stable Diffusion 2."""
-    from accelerate import init_empty_weights
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    mine = (
-        _penultimate(_under(state, f"{TEXT}model.")) if open_clip else _under(state, f"{TEXT}transformer.text_model.")
-    )
-    mine.pop("embeddings.position_ids", None)
-    config = clip_config(_shapes(mine), "gelu" if open_clip else "quick_gelu")
-    with alone(), init_empty_weights(include_buffers=False):
-        model = CLIPTextModel(CLIPTextConfig(**config))
-    inner: Any = getattr(model, "text_model", model)  # later versions of transformers have no module inside the module
-    for problem, names in (("lacks", inner.state_dict().keys() - mine), ("also has", mine.keys() - inner.state_dict())):
-        if names:
-            raise Unlike(f"its text encoder {problem} {min(names)}")
-    inner.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in mine.items()}, assign=True)
-    return model.eval()
-
-
-def _penultimate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's text encoder by transformers' names, without its last layer, which Stable Diffusion 2 does not use."""
-    found = {
-        "embeddings.token_embedding.weight": state["token_embedding.weight"],
-        "embeddings.position_embedding.weight": state["positional_embedding"],
-        **{f"final_layer_norm.{kind}": state[f"ln_final.{kind}"] for kind in ("weight", "bias")},
-    }
-    layers = {int(match[1]) for match in (re.match(r"transformer\.resblocks\.(\d{1,3})\.", n) for n in state) if match}
-    for layer in sorted(layers)[:-1]:
-        old, new = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-        for kind in ("weight", "bias"):
-            found |= {f"{new}.{there}.{kind}": state[f"{old}.{here}.{kind}"] for here, there in _OPEN.items()}
-            parts = state[f"{old}.attn.in_proj_{kind}"].tensor_split(3)
-            found |= {f"{new}.self_attn.{one}_proj.{kind}": part for one, part in zip("qkv", parts, strict=True)}
-    return found
 
 
 @torch.no_grad()

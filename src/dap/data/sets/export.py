@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,64 @@ from dap.data.sets.layouts.base import Job, Progress, Written
 from dap.data.sets.layouts.fiftyone import write_fiftyone
 from dap.data.sets.layouts.plain import write_ddranking, write_imagefolder, write_pt
 from dap.data.sets.layouts.shards import write_parquet, write_webdataset
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an export was asked for, checked as far as no image is read.
+
+    Attributes:
+        out: the folder.
+        size: images in each file; None for layouts without shards.
+        logits: the soft labels that go with the images, float32.
+        identity: what must be the same for an export into the same folder.
+    """
+
+    out: Path
+    size: int | None
+    logits: np.ndarray | None
+    identity: dict[str, Any]
+
+    def check(self) -> None:
+        """Raise `DapError` if the folder holds something other than this export."""
+        out, identity = self.out, self.identity
+        if not in_use(out):
+            return
+        before = exported(out)
+        if not before:
+            raise DapError(f"{out} is not empty and holds no export; choose a new folder with --out.")
+        if changed := differences({key: before.get(key) for key in identity}, identity):
+            raise DapError(
+                f"{out} holds another export. What changed: {'; '.join(changed)}. Choose a new folder with --out."
+            )
+
+
+def asked(
+    made: DistilledSet, out: str | Path, layout: str, shard_size: int | None = None, logits: np.ndarray | None = None
+) -> Asked:
+    """Check the arguments of `export`, whose errors are those of this function, and the folder."""
+    out = Path(out)
+    if layout not in LAYOUTS:
+        raise DapError(f"Unknown layout {layout!r}. {suggest(layout, LAYOUTS)}")
+    _, size = LAYOUTS[layout]
+    if shard_size is not None and (size is None or shard_size < 1):
+        sharded = " and ".join(name for name, (_, usual) in LAYOUTS.items() if usual)
+        raise DapError(f"A shard size of at least 1 is for {sharded}; layout {layout!r} was given {shard_size}.")
+    own = (made.path / "classes.json").is_file()
+    check_beside(out, made.path / "images" if own else made.path, "would be taken for a class of the set")
+    size = shard_size or size
+    identity = {"layout": layout, "set": fingerprint(made), "shard_size": size}
+    if logits is not None:
+        wanted = (len(made.records), len(made.class_names))
+        if logits.shape != wanted or not np.isfinite(logits).all():
+            raise DapError(
+                f"Soft labels are finite numbers {wanted} for this set, not {logits.shape}; make them of this set."
+            )
+        logits = np.ascontiguousarray(logits, np.float32)
+        identity["logits"] = sha256(logits.tobytes())
+    found = Asked(out, size, logits, identity)
+    found.check()
+    return found
 
 
 def export(
@@ -62,48 +121,20 @@ def export(
             its images, or the folder holds other files.
         OSError: the folder cannot be written; nothing is left behind.
     """
-    out = Path(out)
-    if layout not in LAYOUTS:
-        raise DapError(f"Unknown layout {layout!r}. {suggest(layout, LAYOUTS)}")
-    write, size = LAYOUTS[layout]
-    if shard_size is not None and (size is None or shard_size < 1):
-        sharded = " and ".join(name for name, (_, usual) in LAYOUTS.items() if usual)
-        raise DapError(f"A shard size of at least 1 is for {sharded}; layout {layout!r} was given {shard_size}.")
-    own = (made.path / "classes.json").is_file()
-    check_beside(out, made.path / "images" if own else made.path, "would be taken for a class of the set")
-    size = shard_size or size
-    identity = {"layout": layout, "set": fingerprint(made), "shard_size": size}
-    if logits is not None:
-        wanted = (len(made.records), len(made.class_names))
-        if logits.shape != wanted or not np.isfinite(logits).all():
-            raise DapError(
-                f"Soft labels are finite numbers {wanted} for this set, not {logits.shape}; make them of this set."
-            )
-        logits = np.ascontiguousarray(logits, np.float32)
-        identity["logits"] = sha256(logits.tobytes())
-
-    def check() -> None:
-        if not in_use(out):
-            return
-        before = exported(out)
-        if not before:
-            raise DapError(f"{out} is not empty and holds no export; choose a new folder with --out.")
-        if changed := differences({key: before.get(key) for key in identity}, identity):
-            raise DapError(
-                f"{out} holds another export. What changed: {'; '.join(changed)}. Choose a new folder with --out."
-            )
-
-    check()  # before the images are decoded, and once more when no other export can run
+    ask = asked(
+        made, out, layout, shard_size, logits
+    )  # before the images are decoded; once more when no other export can run
+    out, write = ask.out, LAYOUTS[layout][0]
     made.check_whole()
-    with building(out, "export.json", check) as folder:
-        written = write(Job(made, folder, size or 0, progress, logits))
+    with building(out, "export.json", ask.check) as folder:
+        written = write(Job(made, folder, ask.size or 0, progress, ask.logits))
         check_there(folder, written.files)
         if layout != "parquet":
             _manifest(made, folder, written)
         write_atomically(folder / "README.md", _card(made, layout, written).encode())
         files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and f.name != ".lock")
         said = {
-            **identity,
+            **ask.identity,
             "class_names": list(made.class_names),
             "ipc": made.ipc,
             **written.extra,

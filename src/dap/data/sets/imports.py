@@ -6,13 +6,13 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dap import imagenet
 from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, dump, in_use, natural_order, write_atomically
@@ -20,26 +20,18 @@ from dap.base.parsing import shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
-from dap.data.real.names import some
 from dap.data.sets.beside import KEPT, label_files
 from dap.data.sets.cards import card_of_import, cell
 from dap.data.sets.contents import sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.folders import (
-    by_position,
-    check_classes,
-    exported,
-    files_by_kind,
-    images_by_folder,
-    other_than_folders,
-)
-from dap.data.sets.layouts.fiftyone import is_fiftyone
-from dap.data.sets.notes import read_note, there
+from dap.data.sets.folders import check_classes
+from dap.data.sets.notes import read_note
 from dap.data.sets.readers import (
     Ask,
     Entry,
     Reading,
+    detect,
     read_fiftyone,
     read_folders,
     read_minimax,
@@ -77,6 +69,87 @@ ALIASES = {
 PICKS = ("natural", "string", "random")
 """Which images of a class are taken where it has more than ipc: the first in natural order (2 before 10), the first in
 string order (10 before 2, as MinimaxDiffusion's evaluation does under the name "random"), or a random draw."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that can be imported.
+
+    Attributes:
+        reading: what the source holds.
+        chosen: the images to take: for each class a list in slot order.
+        told: what `import.json` says, but for the images.
+        again: whether the folder holds an import already.
+    """
+
+    reading: Reading
+    chosen: list[list[Entry]]
+    told: dict[str, Any]
+    again: bool
+
+
+def opened(
+    source: str | Path,
+    out: str | Path,
+    layout: str = "auto",
+    class_names: str | Sequence[str] | None = None,
+    ipc: int | None = None,
+    pick: str | None = None,
+    seed: int = 0,
+    labels: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Opened:
+    """What `import_set` will import. Arguments and errors are those of `import_set`; nothing is written."""
+    source, out = Path(source), Path(out)
+    given = ALIASES.get(layout, layout)
+    if given != "auto" and given not in LAYOUTS:
+        raise DapError(f"Unknown layout {layout!r}. {suggest(layout, ['auto', *LAYOUTS, *ALIASES])}")
+    if pick is not None and pick not in PICKS:
+        raise DapError(f"Unknown pick {pick!r}. {suggest(pick, PICKS)}")
+    if ipc is not None and ipc < 1:
+        raise DapError(f"ipc must be at least 1, not {ipc}.")
+    if not -(2**63) <= seed < 2**63:
+        raise DapError(f"The seed {str(seed)[:40]} does not fit 64 bits; give a smaller one with --seed.")
+    if not source.exists():
+        raise DapError(f"There is no file or folder {source}.")
+    again = in_use(out) and (out / "import.json").is_file()
+    if not again:
+        _check_new(out)
+    kind, why = detect(source) if given == "auto" else (given, f"as given with --layout {layout}")
+    for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
+        if value is not None and kind != "tensors":
+            raise DapError(f"{flag} is for tensors; {source} is read as {kind} ({why}).")
+    if kind not in ("tensors", "parquet", "webdataset"):
+        check_beside(out, source / "images" if kind == "set" else source, "would be read as one of its classes")
+    ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std)
+    reading = LAYOUTS[kind](source, ask)
+    pick = pick or ("string" if kind == "minimax" else "natural")
+    chosen = _pick(reading, str(source), ipc, pick, seed)
+    told: dict[str, Any] = {
+        "source": shown(source),
+        "layout": kind,
+        "layout_found": why,
+        "classes": reading.names,
+        "class_order": reading.order,
+        "pick": pick,
+        "seed": seed if pick == "random" else None,
+        "ipc": len(chosen[0]),
+        "images_a_class_there": sorted({len(entries) for entries in reading.images}),
+        "facts": reading.facts,
+        "version": version("diffusion-as-priors"),
+    }
+    if (
+        recipe := read_note(source, "recipe.json")
+    ) is not None:  # a set of ours, so the recipe that made the images is known
+        told["recipe"] = recipe
+    check_classes(reading.names, len(chosen[0]))
+    return Opened(reading, chosen, told, again)
+
+
+def _check_new(out: Path) -> None:
+    if in_use(out):
+        raise DapError(f"{out} is not empty; choose a new folder with --out.")
 
 
 def import_set(
@@ -122,57 +195,12 @@ def import_set(
         OSError: the folder cannot be written; nothing is left behind.
     """
     source, out = Path(source), Path(out)
-    given = ALIASES.get(layout, layout)
-    if given != "auto" and given not in LAYOUTS:
-        raise DapError(f"Unknown layout {layout!r}. {suggest(layout, ['auto', *LAYOUTS, *ALIASES])}")
-    if pick is not None and pick not in PICKS:
-        raise DapError(f"Unknown pick {pick!r}. {suggest(pick, PICKS)}")
-    if ipc is not None and ipc < 1:
-        raise DapError(f"ipc must be at least 1, not {ipc}.")
-    if not -(2**63) <= seed < 2**63:
-        raise DapError(f"The seed {str(seed)[:40]} does not fit 64 bits; give a smaller one with --seed.")
-    if not source.exists():
-        raise DapError(f"There is no file or folder {source}.")
-
-    def check() -> None:
-        if in_use(out):
-            raise DapError(f"{out} is not empty; choose a new folder with --out.")
-
-    again = in_use(out) and (out / "import.json").is_file()
-    if not again:
-        check()
-    kind, why = detect(source) if given == "auto" else (given, f"as given with --layout {layout}")
-    for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
-        if value is not None and kind != "tensors":
-            raise DapError(f"{flag} is for tensors; {source} is read as {kind} ({why}).")
-    if kind not in ("tensors", "parquet", "webdataset"):
-        check_beside(out, source / "images" if kind == "set" else source, "would be read as one of its classes")
-    ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std)
-    reading = LAYOUTS[kind](source, ask)
-    pick = pick or ("string" if kind == "minimax" else "natural")
-    chosen = _pick(reading, str(source), ipc, pick, seed)
-    told: dict[str, Any] = {
-        "source": shown(source),
-        "layout": kind,
-        "layout_found": why,
-        "classes": reading.names,
-        "class_order": reading.order,
-        "pick": pick,
-        "seed": seed if pick == "random" else None,
-        "ipc": len(chosen[0]),
-        "images_a_class_there": sorted({len(entries) for entries in reading.images}),
-        "facts": reading.facts,
-        "version": version("diffusion-as-priors"),
-    }
-    if (
-        recipe := read_note(source, "recipe.json")
-    ) is not None:  # a set of ours, so the recipe that made the images is known
-        told["recipe"] = recipe
-    check_classes(reading.names, len(chosen[0]))
+    found = opened(source, out, layout, class_names, ipc, pick, seed, labels, mean, std)
+    reading, chosen, told = found.reading, found.chosen, found.told
     written = dump(told)  # a name that UTF-8 cannot hold is told now
-    if again:
+    if found.again:
         return _finished(out, json.loads(written), chosen, licence)
-    with building(out, "import.json", check) as folder:
+    with building(out, "import.json", lambda: _check_new(out)) as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
         told["weights"], told["soft_labels"] = len(reading.beside.weights) > 0, len(reading.beside.logits) > 0
         told["images"] = _store(made, chosen, reading.beside.weights, progress)
@@ -233,44 +261,6 @@ def _check_all(folder: Path, chosen: list[list[Entry]]) -> DistilledSet:
             "meanwhile. Remove the folder, and import again."
         )
     return made
-
-
-def detect(source: Path) -> tuple[str, str]:
-    """The name of the layout of a source, and a clause that says how the layout was recognised.
-
-    Raises:
-        DapError: the source has no known layout, or could have several.
-    """
-    if source.is_dir() and there(source, "classes.json") and there(source, "manifest.jsonl"):
-        return "set", "found: classes.json and manifest.jsonl"
-    if is_fiftyone(source):
-        return "fiftyone", "found: data and labels.json"
-    files = files_by_kind(source)
-    folders = list(images_by_folder(source)) if source.is_dir() else []
-    seen = [*files, *(["folders"] if folders else [])]
-    if len(seen) > 1:
-        raise DapError(f"{source} could be read as {' or as '.join(seen)}; say which with --layout.")
-    if files:
-        return seen[0], f"found: {some([shown(file.name) for group in files.values() for file in group])}"
-    if not folders and source.is_dir():
-        return "folders", "nothing else found"  # the reader of class folders says what is missing
-    if not folders:
-        raise DapError(other_than_folders(source) or f"{source} holds nothing that can be imported.")
-    said = f"found: class folders {some(map(shown, folders))}"
-    if "folders" in exported(source):
-        return "folders", f"{said}, with an export.json"
-    if all(map(imagenet.is_wnid, folders)):
-        return "minimax", f"{said}, which are WordNet ids"
-    if by_position(folders):
-        padded = any(folder.startswith("0") and len(folder) > 1 for folder in folders)
-        return ("rded", f"{said}, which are positions") if padded else ("d4m", f"{said}, which are unpadded positions")
-    if all(folder.isdigit() for folder in folders):
-        listed = some(map(shown, folders))
-        raise DapError(
-            f"The class folders of {shown(source)} are numbers, but not 0 to {len(folders) - 1} ({listed}): positions in a "
-            "longer list, or names? Give --layout folders to take them as names, or rename them to the positions."
-        )
-    return "folders", said
 
 
 def _pick(reading: Reading, source: str, ipc: int | None, pick: str, seed: int) -> list[list[Entry]]:

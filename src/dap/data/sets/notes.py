@@ -161,12 +161,16 @@ class Limit(FromFile, frozen=True):
 
 
 class Rule(FromFile, frozen=True):
-    """The rule by which images were flagged as near-copies. `why` says why there is none."""
+    """The rule by which images were flagged as near-copies. `why` says why there is none.
+
+    `reals` is the share of the real images, of those the limits were measured on, that the rule would flag.
+    """
 
     pixel: Limit | None = None
     feature: Limit | None = None
     calibrated_on: Count | None = None
     duplicates: Count | None = None
+    reals: Share | None = None
     why: Text | None = None
 
 

@@ -40,6 +40,7 @@ from dap.data.sets.folders import (
     wnid_order,
 )
 from dap.data.sets.layouts.fiftyone import is_fiftyone, labels_of
+from dap.data.sets.notes import there
 
 Entry = tuple[str, Callable[[], bytes]]
 """The name of an image in its source, and a function that reads the bytes of the image file. The file may have any
@@ -277,3 +278,41 @@ def _folders(source: Path, ask: Ask) -> dict[str, list[Path]]:
 
 def _entry(source: Path, file: Path) -> Entry:
     return shown(file.relative_to(source).as_posix()), partial(read_file, file)
+
+
+def detect(source: Path) -> tuple[str, str]:
+    """The name of the layout of a source, and a clause that says how the layout was recognised.
+
+    Raises:
+        DapError: the source has no known layout, or could have several.
+    """
+    if source.is_dir() and there(source, "classes.json") and there(source, "manifest.jsonl"):
+        return "set", "found: classes.json and manifest.jsonl"
+    if is_fiftyone(source):
+        return "fiftyone", "found: data and labels.json"
+    files = files_by_kind(source)
+    folders = list(images_by_folder(source)) if source.is_dir() else []
+    seen = [*files, *(["folders"] if folders else [])]
+    if len(seen) > 1:
+        raise DapError(f"{source} could be read as {' or as '.join(seen)}; say which with --layout.")
+    if files:
+        return seen[0], f"found: {some([shown(file.name) for group in files.values() for file in group])}"
+    if not folders and source.is_dir():
+        return "folders", "nothing else found"  # the reader of class folders says what is missing
+    if not folders:
+        raise DapError(other_than_folders(source) or f"{source} holds nothing that can be imported.")
+    said = f"found: class folders {some(map(shown, folders))}"
+    if "folders" in exported(source):
+        return "folders", f"{said}, with an export.json"
+    if all(map(imagenet.is_wnid, folders)):
+        return "minimax", f"{said}, which are WordNet ids"
+    if by_position(folders):
+        padded = any(folder.startswith("0") and len(folder) > 1 for folder in folders)
+        return ("rded", f"{said}, which are positions") if padded else ("d4m", f"{said}, which are unpadded positions")
+    if all(folder.isdigit() for folder in folders):
+        listed = some(map(shown, folders))
+        raise DapError(
+            f"The class folders of {shown(source)} are numbers, but not 0 to {len(folders) - 1} ({listed}): positions in a "
+            "longer list, or names? Give --layout folders to take them as names, or rename them to the positions."
+        )
+    return "folders", said

@@ -269,6 +269,7 @@ class Inspector:
                 "feature": {"at_most": thresholds.feature, "rate": FEATURE_RATE},
                 "calibrated_on": thresholds.calibrated_on,
                 "duplicates": thresholds.duplicates,
+                "reals": thresholds.reals,
                 "why": thresholds.why,
             }
             reals = self.search.reals

@@ -160,8 +160,10 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         one = len(copies) == 1
         verb = "is flagged as a near-copy" if one else "are flagged as near-copies"
         verb += " of a real training image" if one else " of real training images"
-        rates = [_rate(record) for record, _ in looks]
+        rates, twins = [_rate(record) for record, _ in looks], [_twins(record) for record, _ in looks]
         fair = f"; so are about {100 * max(rates):.2g} % of images that copy nothing" if max(rates) else ""
+        if max(twins) > max(rates):
+            fair = f"; so are {100 * max(twins):.0f} % of the real images themselves, beside others of their class"
         told.append(
             f"{len(copies)} of {count(total, 'image')}{sets} of {group.label} {verb}: "
             f"{', '.join(places)}{more}. Look at them before this set leaves your hands{fair}."
@@ -217,6 +219,13 @@ def _rate(record: SetRecord) -> float:
     pixel = rule.get("pixel") if isinstance(rule, dict) else None
     rate = pixel.get("rate") if isinstance(pixel, dict) else None
     return rate if is_number(rate) else 0.0
+
+
+def _twins(record: SetRecord) -> float:
+    """The share of real images that the search would flag beside the others; 0 where it is not recorded."""
+    rule = record.inspected.get("rule")
+    share = rule.get("reals") if isinstance(rule, dict) else None
+    return share if is_number(share) else 0.0
 
 
 def _by_class(record: SetRecord) -> ByClass:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.data.real.stored.streams import Stored, Streamed
 from dap.evaluation.training.in_step import Group
@@ -113,7 +114,8 @@ def confusion(net: nn.Module, images: Images, classes: int, group: Group | None 
     device = images.labels.device
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     for part, labels in images.slices(None if group is None else group.share(len(images))):
-        counts += (labels * classes + net(part)[:, :classes].argmax(1)).bincount(minlength=classes * classes)
+        told = torch.cat(vram.in_parts(lambda x: net(x)[:, :classes].argmax(1), max(1, len(part)), part))
+        counts += (labels * classes + told).bincount(minlength=classes * classes)
     return (counts if group is None else group.summed(counts, device)).view(classes, classes).cpu()
 
 
@@ -137,7 +139,7 @@ def slice_size(height: int, width: int, device: torch.device) -> int:
 
 def gpu_room(device: torch.device) -> int:
     """Bytes that a GPU has for images: a quarter of what is free on it now. A CPU takes any number."""
-    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**62
+    return vram.free(device) // 4 if device.type == "cuda" else 2**62
 
 
 def check_labelled(what: str, labelled: Labelled, classes: int) -> None:

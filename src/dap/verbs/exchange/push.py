@@ -56,9 +56,7 @@ def push(
             token or the token may not write there, the repository holds other files, or the hub cannot be reached.
     """
     made = made if isinstance(made, DistilledSet) else DistilledSet.open(made)
-    if layout not in ("parquet", "imagefolder", "webdataset"):
-        known = "; the hub does not show it" if layout in LAYOUTS else ""
-        raise DapError(f"A set is pushed as parquet, imagefolder or webdataset, and not as {layout!r}{known}.")
+    check_layout(layout)
     made.check_whole()
     if not allow_near_copies:
         check_near_copies(made)
@@ -84,6 +82,13 @@ def push(
                 delete_patterns=["*"] if replace else None,
             )
     return str(address)
+
+
+def check_layout(layout: str) -> None:
+    """Raise `DapError` if sets are not pushed in this layout."""
+    if layout not in ("parquet", "imagefolder", "webdataset"):
+        known = "; the hub does not show it" if layout in LAYOUTS else ""
+        raise DapError(f"A set is pushed as parquet, imagefolder or webdataset, and not as {layout!r}{known}.")
 
 
 def check_near_copies(made: DistilledSet) -> None:
@@ -128,13 +133,8 @@ def _from_reals(made: DistilledSet) -> bool:
     return method is not None and method.from_reals and begun != "noise"
 
 
-def _hub(to: str) -> Any:
-    """The client of the hub, of a person who may write to a repository.
-
-    Raises:
-        DapError: the name of the repository is none, the hub is switched off, there is no token, or the token may not write.
-    """
-    from huggingface_hub import HfApi, is_offline_mode
+def owner_and_name(to: str) -> tuple[str, str]:
+    """The two parts of the name of a repository. Raises `DapError` if it is none."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -145,6 +145,18 @@ def _hub(to: str) -> Any:
         name = ""
     if not (owner and name):
         raise DapError(f"{to!r} names no data set of the hub; give owner/name, such as ada/flowers-10.")
+    return owner, name
+
+
+def _hub(to: str) -> Any:
+    """The client of the hub, of a person who may write to a repository.
+
+    Raises:
+        DapError: the name of the repository is none, the hub is switched off, there is no token, or the token may not write.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+
+    owner, name = owner_and_name(to)
     if is_offline_mode():
         raise DapError("HF_HUB_OFFLINE forbids to ask the hub; unset it to push a set.")
     api = HfApi()

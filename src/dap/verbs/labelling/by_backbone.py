@@ -124,30 +124,19 @@ class BackboneLabeller:
             DapError: the set is not whole, the backbone does not know its classes, or the work would take too long.
         """
         judged.check_whole(decode=False)
-        choice, names = self._choice(judged), judged.class_names
+        choice, names = self.choice(judged), judged.class_names
         backbone = self.workshop.backbone(choice)
         backbone.condition(names)
         levels = self.asked.levels or usual_levels(len(names))
         real = open("train", backbone.card.size)
-        how: dict[str, Any] = {
-            "backbone": choice.path,
-            "weights": self.workshop.weights_hash(backbone),
-            **backbone.card.prompts,
-            **asdict(levels),
-            "reals": self.asked.reals,
-            "data": self.workshop.fingerprint(real),
-            "classes": list(names),
-        }
-        hashes = image_hashes(judged)
-        mark = hashlib.sha256(json.dumps([how, hashes], sort_keys=True).encode()).hexdigest()[:8]
-        folder = judged.results / "labels" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', Path(choice.path).name)[:40]}-{mark}"
+        how, folder = self.place(judged, backbone, levels, real)
         if not holds_image_labels(folder):
             unfinished = judged.results / ".labels"
             store = Store(self.workshop.cache or unfinished, how, cache=self.workshop.cache)
             work = _Work(backbone, levels, watcher, store, self.known)
             found, facts = work.labels(judged, real, self.asked)
             labels = image_labels(f"{PREFIX}{choice.path}", names, found, facts["accuracy"])
-            write_image_labels(folder, labels, hashes, {**how, **facts})
+            write_image_labels(folder, labels, image_hashes(judged), {**how, **facts})
             told(summary({**how, **facts}))
             for left in unfinished.glob("*") if unfinished.is_dir() else ():
                 left.unlink()
@@ -155,8 +144,31 @@ class BackboneLabeller:
                 unfinished.rmdir()
         return folder
 
-    def _choice(self, judged: DistilledSet) -> BackboneChoice:
-        """The backbone that labels a set. Where it made the set too, it is loaded as it was then."""
+    def place(
+        self, judged: DistilledSet, backbone: Backbone, levels: Levels, real: Source
+    ) -> tuple[dict[str, Any], Path]:
+        """What the labels of a set depend on, and the folder among its results that such labels have."""
+        choice = self.choice(judged)
+        how: dict[str, Any] = {
+            "backbone": choice.path,
+            "weights": self.workshop.weights_hash(backbone),
+            **backbone.card.prompts,
+            **asdict(levels),
+            "reals": self.asked.reals,
+            "data": self.workshop.fingerprint(real),
+            "classes": list(judged.class_names),
+        }
+        hashes = image_hashes(judged)
+        mark = hashlib.sha256(json.dumps([how, hashes], sort_keys=True).encode()).hexdigest()[:8]
+        folder = judged.results / "labels" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', Path(choice.path).name)[:40]}-{mark}"
+        return how, folder
+
+    def choice(self, judged: DistilledSet) -> BackboneChoice:
+        """The backbone that labels a set. Where it made the set too, it is loaded as it was then.
+
+        Raises:
+            DapError: no backbone is named, and none made the set.
+        """
         name, recorded = self.teacher.removeprefix(PREFIX), (judged.recipe or {}).get("backbone") or {}
         if name and recorded.get("path") != name:
             return BackboneChoice(path=name)

@@ -62,10 +62,10 @@ def store_labels(
     Raises:
         DapError: no teacher is given, the set is not whole, or the teacher does not know its classes.
     """
-    opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, _named(teacher)
+    opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, named(teacher)
     chosen = open_protocol(protocol, epochs, changes)
     if is_backbone(by):
-        labeller, real = _labeller(by, opened, data, asked, machine, watcher)
+        labeller, real = labeller_of(by, opened, data, asked, machine, watcher)
         by = labeller(opened, real, watcher)
     return labelling.store_labels(
         opened,
@@ -110,10 +110,10 @@ def store_image_labels(
         DapError: no teacher is given, the set is not whole, the teacher does not know its classes, or the work would take
             longer than the limit.
     """
-    opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, _named(teacher)
+    opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, named(teacher)
     hashes = labelling.image_hashes(opened)
     if is_backbone(by):
-        labeller, real = _labeller(by, opened, data, asked, machine, watcher)
+        labeller, real = labeller_of(by, opened, data, asked, machine, watcher)
         folder = labeller.folder(opened, real, watcher)
         labels, how = open_image_labels(folder, hashes, opened.class_names), how_made(folder)
     else:
@@ -124,7 +124,7 @@ def store_image_labels(
     return how
 
 
-def _named(teacher: str | None) -> str:
+def named(teacher: str | None) -> str:
     if not teacher:
         raise DapError(
             "Stored labels need a teacher: --teacher FILE of dap train-teacher, torchvision:NAME, or backbone:NAME."
@@ -132,7 +132,7 @@ def _named(teacher: str | None) -> str:
     return teacher
 
 
-def _labeller(
+def labeller_of(
     teacher: str, made: DistilledSet, data: str | Path | None, asked: Asked, machine: Machine, watcher: Watcher
 ) -> tuple[BackboneLabeller, Open]:
     """What labels a set by a backbone, and the function that opens the real images of the set."""

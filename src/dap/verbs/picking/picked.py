@@ -23,7 +23,7 @@ from dap.recipe import Recipe
 from dap.verbs.picking.budget import fitted, with_value
 from dap.verbs.picking.deciding import Decision, decided
 from dap.verbs.picking.words import again, on_budget, wrapped
-from dap.verbs.settling import NOTE, asked, kept, settled
+from dap.verbs.settling import NOTE, kept, settled
 from dap.workshop import Workshop
 
 BY = "the classes and the time"
@@ -78,7 +78,8 @@ def picked(
     choosing = is_open(recipe, workshop)
     if not choosing and budget is None:
         return Picked(recipe, tuple(earlier))
-    values = recipe.model_dump(exclude_unset=True, mode="json")
+    # A default that is written out, such as --seed 0, asks for the same set.
+    values = recipe.model_dump(exclude_unset=True, exclude_defaults=True, mode="json")
     values.pop("ipc", None)  # a set may grow
     key = {"version": VERSION, "recipe": values, "classes": workshop.whole(recipe.data).class_names}
     mark = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
@@ -104,7 +105,7 @@ def picked(
 
 def _fitted(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, budget: float) -> Decision:
     """The work of a method that the user named, cut to a budget."""
-    whole = settled(recipe, workshop, out, watcher).recipe if asked(recipe, workshop.asked(recipe)[0]) else recipe
+    whole = settled(recipe, workshop, out, watcher).recipe
     found = fitted(whole, workshop, budget)
     values: dict[str, Any] = {} if found is None else {found.field: found.value}
     return Decision(values, {}, budget, on_budget(recipe, found, budget))

@@ -45,8 +45,8 @@ class Estimate:
 
     Attributes:
         name: the name of the work.
-        kind: "images", "trainings" or "captions".
-        pieces: images, trainings or captions of the whole work.
+        kind: what the pieces are.
+        pieces: how many of them the whole work has.
         left: how many of them are still to be made.
         units: units of work that are left.
         seconds: the seconds that what is left will take on this machine, in this process; None if they are not known.
@@ -58,7 +58,7 @@ class Estimate:
     """
 
     name: str
-    kind: Literal["images", "trainings", "captions"] = "images"
+    kind: Literal["images", "trainings", "captions", "labels", "epochs", "steps"] = "images"
     pieces: int
     left: int
     units: int = 0

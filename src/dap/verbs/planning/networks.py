@@ -99,7 +99,7 @@ def planned_classify(
         began = time.monotonic()
         if id(judge) not in rates:
             forget_peak_memory(judge.device)
-            rates[id(judge)] = _seconds_a_pass(judge, real, names)
+            rates[id(judge)] = seconds_a_pass(judge, real, names)
         trial, memory = time.monotonic() - began, peak_memory_gb(judge.device)
         each = rates[id(judge)] * levels.passes(len(names))
         found.append(_images(str(made.path), len(made), each, trial, memory))
@@ -115,7 +115,7 @@ def _images(name: str, count: int, each: float, trial: float, memory: float | No
     return Estimate(name=name, pieces=count, left=count, seconds=count * each, trial=trial, memory_gb=memory)
 
 
-def _seconds_a_pass(backbone: Backbone, real: Source, names: Sequence[str]) -> float:
+def seconds_a_pass(backbone: Backbone, real: Source, names: Sequence[str]) -> float:
     """The seconds of one pass of the backbone for one image and one class, in batches as `classify` has them."""
     count = max(1, min(BATCH // len(names), real.count(0)))
     latents = backbone.encode(real.images(0, real.good(0, count, 0, least=1)).to(backbone.device))

@@ -80,6 +80,27 @@ class Real:
         return Asked(classes=list(self.whole.class_names), data=data, images=images, held_out=held_out, **more)
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A training of a backbone that can begin, go on, or is done.
+
+    Attributes:
+        real: the real images.
+        parts: those that are trained on, and those that are held out, at the side of the backbone.
+        side: that side in px.
+        asked: what is asked for.
+        before: the notes of a training that was begun in the folder; None: there is none.
+        made: the backbone, if an earlier call has made it.
+    """
+
+    real: Real
+    parts: tuple[Source, Source]
+    side: int
+    asked: Asked
+    before: Notes | None
+    made: Trained | None
+
+
 def real_images(
     workshop: Workshop,
     data: str | Path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from dap.base.errors import DapError, suggest
 from dap.base.files import locked
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
-from dap.pretraining.notes import Asked, Notes, Stage, write_notes
+from dap.pretraining.notes import Notes, Stage, write_notes
 from dap.pretraining.planning import SHARE, Wish, chosen, chosen_side, steps_in
 from dap.pretraining.training import Training
 from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
 from dap.verbs.training.asked import (
     SMALLEST,
+    Ready,
     Trained,
     begun,
     check_minutes,
@@ -79,27 +80,50 @@ def train_backbone(
             time is too short.
         OSError: the disk takes no more. Run the same again.
     """
-    out = Path(out)
-    _check_choices(kind, minutes, size)
-    before = begun(out)
-    workshop = open_workshop(machine, watcher=watcher)
-    how = {"size": size, "classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
-    real = real_images(workshop, data, out, **how)
-    device = device_of(machine.device)
-    side = size or chosen_side(real.whole.side() or 32, minutes, device)
-    parts = real.parts(side)
+    out, device = Path(out), device_of(machine.device)
     wishes = {"kind": kind, "size": size, "minutes": minutes, "seed": seed, "flip": flip}
-    asked = real.asked(parts, **wishes, steps=steps, autoencoder_steps=autoencoder_steps)
-    if (made := made_before(out, before, asked)) is not None:
-        return made
+    wishes |= {"steps": steps, "autoencoder_steps": autoencoder_steps}
+    how = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
+    ready = opened(data, out, wishes, **how, machine=machine, watcher=watcher)
+    if ready.made is not None:
+        return ready.made
     with locked(out):
-        notes = before or _planned(asked, side, machine, watcher)
+        notes = ready.before or planned(ready, machine, watcher)
         write_notes(out, notes)
-        if before is not None:
+        if ready.before is not None:
             watcher.note(f"Goes on with the training in {shown(out)}.")
-        training = Training(out, *pictures_of(parts, flip, machine), notes, device, watcher)
-        training.licence = real.whole.licence or training.licence
+        training = Training(out, *pictures_of(ready.parts, flip, machine), notes, device, watcher)
+        training.licence = ready.real.whole.licence or training.licence
         return Trained(out, training.run())
+
+
+def opened(
+    data: str | Path,
+    out: Path,
+    wishes: Mapping[str, Any],
+    *,
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+    **how: Any,
+) -> Ready:
+    """Open the images of a training, and what was made of it before. Nothing is written.
+
+    Args:
+        data, out, machine, watcher: as for `train_backbone`.
+        wishes: its `kind`, `size`, `minutes`, `seed`, `flip`, `steps` and `autoencoder_steps`.
+        how: its other arguments.
+
+    Raises:
+        DapError: as `train_backbone`.
+    """
+    size, minutes = wishes["size"], wishes["minutes"]
+    _check_choices(wishes["kind"], minutes, size)
+    before = begun(out)
+    real = real_images(open_workshop(machine, watcher=watcher), data, out, size=size, **how)
+    side = size or chosen_side(real.whole.side() or 32, minutes, device_of(machine.device))
+    parts = real.parts(side)
+    asked = real.asked(parts, **wishes)
+    return Ready(real, parts, side, asked, before, made_before(out, before, asked))
 
 
 def _check_choices(kind: str, minutes: float, size: int | None) -> None:
@@ -110,9 +134,13 @@ def _check_choices(kind: str, minutes: float, size: int | None) -> None:
         raise DapError(f"--size takes a multiple of 16 from 16 to 1024, such as 64, not {size}.")
 
 
-def _planned(asked: Asked, side: int, machine: Machine, watcher: Watcher) -> Notes:
-    """The notes of a new training: the sizes, and the steps of its first stage."""
-    device = device_of(machine.device)
+def planned(ready: Ready, machine: Machine, watcher: Watcher) -> Notes:
+    """The notes of a new training: the sizes, and the steps of its first stage.
+
+    Raises:
+        DapError: the time is too short for any size.
+    """
+    asked, side, device = ready.asked, ready.side, device_of(machine.device)
     warn_of_few(asked.images, watcher)
     wish = Wish(asked.kind, asked.images, len(asked.classes), side, asked.minutes, device)
     sizes, reason, seconds = chosen(wish)

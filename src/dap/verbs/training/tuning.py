@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dap.base.errors import DapError
 from dap.base.files import locked
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
+from dap.pretraining.denoisers import Learner
 from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Notes, Stage, write_notes
 from dap.pretraining.training import Training
@@ -23,6 +24,7 @@ from dap.pretraining.tuning import check_tunable, tuner_of
 from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
 from dap.verbs.training.asked import (
+    Ready,
     Trained,
     begun,
     check_minutes,
@@ -84,43 +86,26 @@ def tune_backbone(
             `train_backbone`.
         OSError: the disk takes no more. Run the same again.
     """
-    out = Path(out)
-    check_minutes(minutes)
-    if not 1 <= rank <= 1024:
-        raise DapError(f"--rank takes a whole number from 1 to 1024, such as 8, not {rank}.")
-    before = begun(out)
-    workshop = open_workshop(machine, watcher=watcher)
+    out, device = Path(out), device_of(machine.device)
+    wishes = {"minutes": minutes, "seed": seed, "flip": flip, "steps": steps, "rank": rank}
     how = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
-    real = real_images(workshop, data, out, **how)
-    device = device_of(machine.device)
-    pipe, folder = open_pipeline(source_of(str(backbone)), revision=revision, dtype="float32", offline=machine.offline)
-    prompts = {} if template is None else {"template": template}
-    found: Any = from_pipeline(pipe.to(device), path=str(folder), name=str(backbone), **prompts)
-    check_tunable(found)
-    parts = real.parts(found.card.size)
-    lora = found.card.template is not None
-    wishes = {
-        "kind": "unet" if lora else "dit",
-        "size": found.card.size,
-        "minutes": minutes,
-        "seed": seed,
-        "flip": flip,
-    }
-    wishes |= {"steps": steps, "rank": rank if lora else None, "autoencoder_steps": None}
-    asked = real.asked(parts, **wishes, backbone=found.weights_hash())
-    if (made := made_before(out, before, asked)) is not None:
-        return made
+    ready, teacher = opened(
+        backbone, data, out, wishes, template=template, revision=revision, machine=machine, watcher=watcher, **how
+    )
+    if ready.made is not None:
+        return ready.made
+    found, before, asked = teacher.backbone, ready.before, ready.asked
     with locked(out):
         if before is None:
             warn_of_few(asked.images, watcher)
         stage = None if steps is None else Stage(planned=steps)
-        notes = before or Notes(asked=asked, sizes=_sizes(found, device), device=str(device), denoiser=stage)
+        notes = before or Notes(asked=asked, sizes=sizes_of(found, device), device=str(device), denoiser=stage)
         write_notes(out, notes)
-        learner = tuner_of(pipe, folder, found, real.whole.class_names, rank, seed)
+        learner = teacher.learner(ready.real.whole.class_names, rank, seed)
         card = replace(found.card, name=out.resolve().name)
         training = Training(
             out,
-            *pictures_of(parts, flip, machine),
+            *pictures_of(ready.parts, flip, machine),
             notes,
             device,
             watcher,
@@ -142,7 +127,60 @@ def tune_backbone(
         return Trained(out, notes)
 
 
-def _sizes(backbone: Any, device: torch.device) -> Sizes:
+@dataclass(frozen=True)
+class Tunable:
+    """A backbone that can be tuned: its pipeline, the folder of the pipeline, and the backbone made of it."""
+
+    pipe: Any
+    folder: Path
+    backbone: Any
+
+    def learner(self, class_names: Sequence[str], rank: int, seed: int) -> Learner:
+        """What learns these classes. The pipeline is changed."""
+        return tuner_of(self.pipe, self.folder, self.backbone, class_names, rank, seed)
+
+
+def opened(
+    backbone: str | Path,
+    data: str | Path,
+    out: Path,
+    wishes: Mapping[str, Any],
+    *,
+    template: str | None = None,
+    revision: str | None = None,
+    machine: Machine = Machine(),
+    watcher: Watcher = Watcher(),
+    **how: Any,
+) -> tuple[Ready, Tunable]:
+    """Open the backbone, the images of a training, and what was made of it before. Nothing is written.
+
+    Args:
+        backbone, data, out, template, revision, machine, watcher: as for `tune_backbone`.
+        wishes: its `minutes`, `seed`, `flip`, `steps` and `rank`.
+        how: its other arguments.
+
+    Raises:
+        DapError: as `tune_backbone`.
+    """
+    rank = wishes["rank"]
+    check_minutes(wishes["minutes"])
+    if not 1 <= rank <= 1024:
+        raise DapError(f"--rank takes a whole number from 1 to 1024, such as 8, not {rank}.")
+    before = begun(out)
+    real = real_images(open_workshop(machine, watcher=watcher), data, out, **how)
+    pipe, folder = open_pipeline(source_of(str(backbone)), revision=revision, dtype="float32", offline=machine.offline)
+    prompts = {} if template is None else {"template": template}
+    device = device_of(machine.device)
+    found: Any = from_pipeline(pipe.to(device), path=str(folder), name=str(backbone), **prompts)
+    check_tunable(found)
+    parts, lora = real.parts(found.card.size), found.card.template is not None
+    of_kind = {"kind": "unet" if lora else "dit", "rank": rank if lora else None, "size": found.card.size}
+    asked = real.asked(parts, **{**wishes, **of_kind}, autoencoder_steps=None, backbone=found.weights_hash())
+    ready = Ready(real, parts, found.card.size, asked, before, made_before(out, before, asked))
+    return ready, Tunable(pipe, folder, found)
+
+
+def sizes_of(backbone: Any, device: torch.device) -> Sizes:
     """The sizes of a backbone that exists, and of the batches."""
     channels, side, _ = backbone.latent_shape
     batch = (64 if device.type == "cuda" else 32) if side <= SMALL else (16 if device.type == "cuda" else 4)

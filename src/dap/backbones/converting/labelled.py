@@ -1,0 +1,191 @@
+"""Checkpoints of U-ViT and of MDTv2 as folders of their pipelines. The networks keep the names of the authors' tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dap.base.alone import alone
+from dap.base.errors import DapError, first_line
+from dap.networks import labelled_pipeline, mdt, uvit
+
+State = Mapping[str, Tensor]
+
+HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16}
+"""The number of heads by the width of a token in both papers. A checkpoint lacks it."""
+
+IMAGE_LATENTS = 4
+"""The channels of the latents of both papers' ImageNet models."""
+
+
+def family(state: State) -> str | None:
+    """The code that these tensors come from, "U-ViT" or "MDT", or None."""
+    if {"patch_embed.proj.weight", "in_blocks.0.attn.qkv.weight", "mid_block.attn.qkv.weight"} <= state.keys():
+        return "U-ViT"
+    if any("rel_pos_bias.relative_position_bias_table" in name for name in state) and "decoder_pos_embed" in state:
+        return "MDT"
+    return None
+
+
+def pipeline(state: State, path: Path, vae: Any, dtype: torch.dtype, heads: int | None) -> Any:
+    """The pipeline of a checkpoint of U-ViT or MDTv2, with the noise levels of its authors' training.
+
+    Args:
+        state: the tensors, of which `family` knows the code.
+        path: the file, for messages.
+        vae: the autoencoder.
+        dtype: the number format of the weights.
+        heads: the number of attention heads. None: that of the papers' networks of this width.
+
+    Raises:
+        DapError: the tensors are those of another network of the same code, which is named, or one is missing, unknown or of a
+            wrong shape; or the autoencoder has another number of channels.
+    """
+    from diffusers import DDIMScheduler
+
+    kind: Any
+    if family(state) == "U-ViT":
+        config, build, kind = uvit_config(state, path, heads), uvit.UViT2DModel, labelled_pipeline.UViTPipeline
+        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    else:
+        state = {name: value for name, value in state.items() if not _UNUSED.match(name)}
+        config, build, kind = mdt_config(state, path, heads), mdt.MDTTransformer2DModel, labelled_pipeline.MDTPipeline
+        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    if vae.config.latent_channels != config["in_channels"]:
+        raise DapError(
+            f"{path.name} works on {config['in_channels']} latent channels, the autoencoder has {vae.config.latent_channels}; "
+            "give --vae the one it was trained with."
+        )
+    scheduler: Any = DDIMScheduler
+    noise = scheduler(**betas, num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False)
+    return kind(_filled(build, config, state, path, dtype), vae, noise)
+
+
+_UNUSED = re.compile(r"mask_token$|sideblocks\.|.*\.rel_pos_bias\.relative_position_index$")
+"""Tensors of MDT that only training with masks uses, and the table of places, which the network computes."""
+
+
+def uvit_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
+    """The settings of a U-ViT, read from the shapes.
+
+    Raises:
+        DapError: it is a U-ViT without labels or of pixels, or the number of its heads is not known.
+    """
+    code = "U-ViT"
+    if "label_emb.weight" not in state:
+        what = "reads a text" if any("context_embed" in name for name in state) else "knows no classes"
+        raise DapError(
+            f"{path} is a U-ViT that {what}. dap converts those with labels, such as imagenet256_uvit_huge.pth."
+        )
+    patches = _ranked(state, "patch_embed.proj.weight", 4, path, code)
+    width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
+    if channels != IMAGE_LATENTS:
+        raise DapError(
+            f"{path} is a U-ViT of {channels} channels: one of pixels, whose continuous noise levels dap does not have. dap "
+            "converts the U-ViTs of latents, such as imagenet256_uvit_huge.pth."
+        )
+    tokens = _ranked(state, "pos_embed", 3, path, code).shape[1] - uvit.TOLD
+    return {
+        "sample_size": _side(tokens, path, code) * patch,
+        "patch_size": patch,
+        "in_channels": channels,
+        "hidden_size": width,
+        "num_layers": _count(state, "in_blocks") + _count(state, "out_blocks"),
+        "num_attention_heads": _heads(heads, width, path),
+        "intermediate_size": _ranked(state, "mid_block.mlp.fc1.weight", 2, path, code).shape[0],
+        "num_classes": _ranked(state, "label_emb.weight", 2, path, code).shape[0] - 1,
+        "qkv_bias": "mid_block.attn.qkv.bias" in state,
+        "time_mlp": "time_embed.0.weight" in state,
+        "conv": "final_layer.weight" in state,
+    }
+
+
+def mdt_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
+    """The settings of an MDTv2, read from the shapes.
+
+    Raises:
+        DapError: it is an MDT of the first version, or the number of its heads is not known.
+    """
+    code = "MDTv2"
+    if "en_inblocks.0.attn.qkv.weight" not in state:
+        raise DapError(
+            f"{path} is an MDT of the first version, whose network is another one. dap converts MDTv2, such as "
+            "mdt_xl2_v2_ckpt.pt."
+        )
+    patches = _ranked(state, "x_embedder.proj.weight", 4, path, code)
+    width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
+    decoder = _count(state, "de_blocks")
+    return {
+        "sample_size": _side(_ranked(state, "pos_embed", 3, path, code).shape[1], path, code) * patch,
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": _ranked(state, "final_layer.linear.weight", 2, path, code).shape[0] // patch**2,
+        "hidden_size": width,
+        "num_layers": _count(state, "en_inblocks") + _count(state, "en_outblocks") + decoder,
+        "decoder_layers": decoder,
+        # Each head has a column of its own in the table of biases, so the file says how many there are.
+        "num_attention_heads": heads
+        or _ranked(state, "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table", 2, path, code).shape[1],
+        "intermediate_size": _ranked(state, "en_inblocks.0.mlp.fc1.weight", 2, path, code).shape[0],
+        "num_classes": _ranked(state, "y_embedder.embedding_table.weight", 2, path, code).shape[0] - 1,
+    }
+
+
+def _filled(build: Callable[..., Any], config: Mapping[str, Any], state: State, path: Path, dtype: torch.dtype) -> Any:
+    """A network with the tensors of a file.
+
+    Raises:
+        DapError: a tensor is missing, unknown or of a wrong shape.
+    """
+    from accelerate import init_empty_weights
+
+    try:
+        with alone(), init_empty_weights(include_buffers=False):
+            network = build(**config)
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise DapError(f"{path} has tensors of sizes that fit no network: {first_line(error)}") from error
+    own = network.state_dict()
+    for problem, names in (
+        ("lacks", [name for name in own if name not in state]),
+        ("also has", sorted(state.keys() - own.keys())),
+        ("has another shape of", [name for name in own if name in state and own[name].shape != state[name].shape]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise DapError(f"{path} is not a checkpoint of {family(state)}: it {problem} {', '.join(names[:3])}{more}.")
+    network.load_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, assign=True)
+    return network.eval()
+
+
+def _ranked(state: State, name: str, rank: int, path: Path, code: str) -> Tensor:
+    if name not in state or state[name].ndim != rank or not state[name].numel():
+        found = f"{name} has the shape {tuple(state[name].shape)}" if name in state else f"it lacks {name}"
+        raise DapError(f"{path} is not a checkpoint of {code}: {found}.")
+    return state[name]
+
+
+def _count(state: State, blocks: str) -> int:
+    """How many blocks there are, and never more than there are tensors: a name may count far."""
+    found = [int(match[1]) for name in state if (match := re.match(rf"{blocks}\.(\d{{1,6}})\.", name))]
+    return min(1 + max(found, default=-1), len(state))
+
+
+def _side(tokens: int, path: Path, code: str) -> int:
+    side = round(max(tokens, 0) ** 0.5)
+    if side**2 != tokens or not side:
+        raise DapError(f"{path} is not a checkpoint of {code}: its {tokens} tokens are on no square grid.")
+    return side
+
+
+def _heads(given: int | None, width: int, path: Path) -> int:
+    heads = given or HEADS.get(width)
+    if heads is None:
+        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
+    if width % heads:
+        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
+    return heads

@@ -1,0 +1,90 @@
+"""Pipelines of class-conditional networks that predict noise in latents: U-ViT, MDTv2 and latent diffusion's ImageNet model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, VQModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+
+
+class LabelledPipeline(DiffusionPipeline):
+    """A class-conditional network with its autoencoder and the noise levels of its training.
+
+    Args:
+        denoiser: a network of this room that takes latents, a timestep and labels, and has `first_timestep`.
+        vae: the autoencoder; latents are multiplied by its scaling factor.
+        scheduler: the noise levels.
+        id2label: the names of the classes by label.
+    """
+
+    model_cpu_offload_seq = "denoiser->vae"
+
+    def __init__(
+        self,
+        denoiser: Any,
+        vae: AutoencoderKL | AutoencoderTiny | VQModel,
+        scheduler: DDIMScheduler,
+        id2label: Mapping[Any, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
+        self.register_to_config(id2label=None if id2label is None else dict(id2label))
+        self.labels = {name: int(label) for label, name in (id2label or {}).items()}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[int],
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Sample one image for each label, by the scheduler's own steps and classifier-free guidance of all channels.
+
+        Args:
+            class_labels: the labels.
+            guidance_scale: the scale of classifier-free guidance. 1 switches it off.
+            num_inference_steps: the number of steps.
+            generator: draws the noise.
+            latents: the noise to begin with, (B, C, side, side). Default: drawn.
+            output_type: "pil", "pt" (a tensor (B, 3, h, w) in [0, 1]) or "latent".
+        """
+        network, config = self.denoiser, self.denoiser.config
+        labels = torch.as_tensor(class_labels, device=network.device)
+        shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+        x = torch.randn(shape, generator=generator) if latents is None else latents
+        x = x.to(network.device)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            at = (t + network.first_timestep).to(x.device).expand(len(x))
+            eps = network(x.to(network.dtype), at, labels).sample.float()[:, : config.in_channels]
+            if guidance_scale != 1:
+                null = torch.full_like(labels, config.num_classes)
+                free = network(x.to(network.dtype), at, null).sample.float()[:, : config.in_channels]
+                eps = free + guidance_scale * (eps - free)
+            x = self.scheduler.step(eps, t, x).prev_sample
+        if output_type == "latent":
+            return ImagePipelineOutput(images=x)  # pyright: ignore[reportArgumentType]
+        decoded = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
+        images = (decoded / 2 + 0.5).clamp(0, 1)
+        if output_type == "pil":
+            images = self.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).numpy())
+        return ImagePipelineOutput(images=images)  # pyright: ignore[reportArgumentType]
+
+
+class UViTPipeline(LabelledPipeline):
+    """A pipeline of a `UViT2DModel`."""
+
+
+class MDTPipeline(LabelledPipeline):
+    """A pipeline of an `MDTTransformer2DModel`."""
+
+
+class LatentDiffusionPipeline(LabelledPipeline):
+    """A pipeline of a `LabelledUNet2DModel`, with a `VQModel` as its autoencoder."""
