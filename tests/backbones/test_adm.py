@@ -187,6 +187,17 @@ def test_samples_equal_the_learned_variance_of_diffusers(known, tmp_path):
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
+def test_the_lines_of_the_page_write_a_folder_that_loads(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "backbones.md"
+    (lines,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    monkeypatch.chdir(tmp_path)
+    mine = network(num_class_embeds=3)
+    torch.save(mine.state_dict(), "model.pt")
+    exec(compile(lines, str(page), "exec"), {})
+    found, x = load("my-adm"), torch.randn(1, 3, 8, 8)
+    assert torch.equal(found.predict(x, 9, found.condition(["2"])).eps, mine(x, 9, torch.tensor([2])).sample[:, :3])
+
+
 def altered(change):
     state = network(num_class_embeds=3).state_dict()
     change(state)

@@ -100,7 +100,8 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str
         if of == "EDMEulerScheduler":
             return NOISE_LEVELS
         raise DapError(
-            f"{shown(where)}: the scheduler is {of}, but {kind.title} has noise levels; save the pipeline with an EDMEulerScheduler."
+            f"{shown(where)}: the scheduler is {of}, but {kind.title} has noise levels; save the pipeline with an "
+            "EDMEulerScheduler."
         )
     if of not in (*PLAIN, *BOTH, *FLOWS):
         known = ", ".join(FLOWS if kind.flow else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))

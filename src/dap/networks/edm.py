@@ -42,7 +42,13 @@ class Conv(nn.Module):
     resample_filter: Tensor | None
 
     def __init__(
-        self, before: int, after: int, kernel: int, resample: Resample = None, taps: Sequence[int] = (1, 1), fused=False
+        self,
+        before: int,
+        after: int,
+        kernel: int,
+        resample: Resample = None,
+        taps: Sequence[int] = (1, 1),
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.resample, self.fused = resample, fused
@@ -86,7 +92,15 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, before: int, after: int, embedding: int, *, heads=0, resample: Resample = None, taps=(1, 1), song: bool
+        self,
+        before: int,
+        after: int,
+        embedding: int,
+        *,
+        heads: int = 0,
+        resample: Resample = None,
+        taps: Sequence[int] = (1, 1),
+        song: bool,
     ) -> None:
         super().__init__()
         eps = 1e-6 if song else 1e-5

@@ -22,7 +22,7 @@ class EDMPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet->vae"
-    _optional_components = ["vae"]  # noqa: RUF012 (diffusers' own form)
+    _optional_components = ["vae"]
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ def family(state: Mapping[str, Tensor]) -> str | None:
 
 
 def bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the `model.` or `unet.` of the preconditioning around the network, and without what only training needs."""
+    """The tensors without the `model.` or `unet.` of the preconditioning, and without those that only training needs."""
     inner = {name: re.sub(r"^(?:model|unet)\.", "", name) for name in state}
     return {short: state[name] for name, short in inner.items() if not TRAINING.match(short)}
 

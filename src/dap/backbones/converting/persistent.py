@@ -20,7 +20,7 @@ from torch import Tensor
 from dap.base.errors import DapError, first_line
 
 MOST = 10**6
-"""The largest number of objects of a pickle that are looked through for networks and tensors; a published file has ten thousand."""
+"""The largest number of objects that are looked through for networks and tensors; a published file has a thousand."""
 
 
 class Shell:

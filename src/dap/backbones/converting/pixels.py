@@ -40,8 +40,8 @@ def open_pixels(
     made = found.get("preconditioning", "EDMPrecond")
     if kind is not None and made not in ("EDMPrecond", "Precond"):
         raise DapError(
-            f"{path.name} is a baseline of EDM's paper, with {shown(str(made))}, which dap does not sample; give weights that EDM "
-            "itself trained, such as edm-cifar10-32x32-cond-vp.pkl."
+            f"{path.name} is a baseline of EDM's paper, with {shown(str(made))}, which dap does not sample; give weights that "
+            "EDM itself trained, such as edm-cifar10-32x32-cond-vp.pkl."
         )
     if kind is not None:
         autoencoder = vae and open_autoencoder(vae, dtype=dtype, offline=offline, pipeline="EDMPipeline")
