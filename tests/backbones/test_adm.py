@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -223,10 +224,12 @@ def test_another_network_of_the_same_code_is_refused(known, tmp_path, change, sa
     assert not (tmp_path / "folder").exists()
 
 
-def test_a_folder_that_names_other_code_of_this_package_is_refused(known, tmp_path):
+def test_a_folder_that_names_other_code_of_this_package_is_refused(known, tmp_path, monkeypatch):
     """Only the networks of the closed list may be named: not every class that this package has."""
     torch.save(network(num_class_embeds=3).state_dict(), tmp_path / "adm.pt")
     folder = convert(tmp_path / "adm.pt", tmp_path / "folder")
+    monkeypatch.delitem(sys.modules, "dap.networks.adm")  # as in a process that has not used it yet
+    assert load(str(folder)).card.size == 8
     index = folder / "model_index.json"
     text = index.read_text()
     for library, name in (("dap.networks.sit", "ADMUNet2DModel"), ("dap.networks.adm", "Steps"), ("dap", "distill")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class EDMPipeline(DiffusionPipeline):
         noise = torch.randn(shape, generator=generator) if latents is None else latents
         sigmas = [*noise_levels(self.scheduler.config, num_inference_steps), 0.0]
         x = noise.to(self.unet.device) * sigmas[0]
-        for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, after in pairwise(sigmas):
             slope = (x - self.unet(x, now, labels).sample) / now
             ahead = x + (after - now) * slope
             if after > 0:

@@ -149,7 +149,7 @@ def read_persistent(path: Path) -> dict[str, Any]:
             "with torch.save(model.state_dict(), FILE), where the file comes from."
         )
     data = attributes.get("sigma_data")
-    return {"state_dict": state, "preconditioning": held.of, "sigma_data": data if isinstance(data, float) else 0.5}
+    return {"state_dict": state, "preconditioning": getattr(held, "of", ""), "sigma_data": data if isinstance(data, float) else 0.5}
 
 
 def _tensors(held: Any) -> Iterator[tuple[str, Tensor]]:
