@@ -238,7 +238,9 @@ def main() -> int:
         print(
             f"{args.classes:,} classes, {args.classes * args.train:,} training and {args.classes * args.test:,} test images of "
             f"{args.side} px as {args.layout}, made in {made:.0f} s; {os.cpu_count()} cores\n\n"
-            "| process | start-up, seconds | of the processor | seconds | of the processor | peak MB |\n" + 6 * "|---" + "|",
+            "| process | start-up, seconds | of the processor | seconds | of the processor | peak MB |\n"
+            + 6 * "|---"
+            + "|",
             flush=True,
         )
         for row in rows(data, folder / "work", args.memory, args.ipc, args.only.split(",")):

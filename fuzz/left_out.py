@@ -25,5 +25,6 @@ LEFT_OUT: dict[str, str] = {
     "starter/unet.py:main": SHIPPED,
     "verbs/training/in_step.py:_said": "a file that our own process writes into a folder of its own and that goes with it",
     "verbs/training/in_step.py:run_in_step": "a file that our own process writes into a folder of its own and that goes with it",
+    "verbs/planning/exchange.py:_written": "`decode.as_png` and the hash of the manifest, both fed, look at what it reads",
     "verbs/caption.py:Captioner.__init__": "transformers reads the folder, and `hub.explained`, which is fed, tells its errors",
 }

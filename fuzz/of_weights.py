@@ -46,7 +46,7 @@ class _Network:
 
 def persistent(tensors: dict[str, torch.Tensor]) -> bytes:
     """A pickle such as EDM's, of these tensors."""
-    found = pickle.dumps({"ema": _Network(tensors)}, protocol=2)
+    found = pickle.dumps({"ema": _Network(tensors)}, protocol=3)
     return found.replace(f"c{__name__}\n".encode(), b"ctorch_utils.persistence\n")
 
 

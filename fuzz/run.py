@@ -51,9 +51,10 @@ FAST = (
 
 def all_targets(folder: Path) -> list[Target]:
     """Every reader, each with valid inputs in a folder of its own."""
-    from fuzz import of_data, of_kept, of_recipes, of_sets, of_weights
+    from fuzz import of_data, of_kept, of_originals, of_recipes, of_sets, of_weights
 
     groups = {"sets": of_sets, "recipes": of_recipes, "data": of_data, "weights": of_weights, "kept": of_kept}
+    groups["originals"] = of_originals
     return [target for name, group in groups.items() for target in group.targets(folder / name)]
 
 

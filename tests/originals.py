@@ -12,6 +12,7 @@ State = dict[str, torch.Tensor]
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
 RESNET |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+ENDS |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
 ENDS |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
 
 
@@ -67,7 +68,11 @@ def autoencoder(network: Any) -> State:
 
 
 def open_clip(encoder: Any) -> State:
-    """OpenCLIP's names of a `CLIPTextModel`, with one more layer at the end, which Stable Diffusion 2 does not use."""
+    """OpenCLIP's names of a text encoder.
+
+    A `CLIPTextModel` gets one more layer at the end, which Stable Diffusion 2 does not use. A `CLIPTextModelWithProjection` is
+    whole.
+    """
     state = {name.removeprefix("text_model."): value for name, value in encoder.state_dict().items()}
     state.pop("embeddings.position_ids", None)
     found: State = {
@@ -76,16 +81,19 @@ def open_clip(encoder: Any) -> State:
         "text_projection": torch.ones(2, 2),
         "logit_scale": torch.ones(()),
     }
+    whole = state.pop("text_projection.weight", None)
+    if whole is not None:
+        found["text_projection"] = whole.T
     depth = encoder.config.num_hidden_layers
     for name, value in state.items():
         old = name.replace("final_layer_norm", "ln_final").replace("encoder.layers", "transformer.resblocks")
         old = old.replace("layer_norm", "ln_").replace("self_attn.out_proj", "attn.out_proj")
         old = old.replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")
         if match := re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", old):
-            whole = [state[name.replace(f".{match[2]}_proj", f".{one}_proj")] for one in "qkv"]
-            old, value = f"{match[1]}.attn.in_proj_{match[3]}", torch.cat(whole)
+            parts = [state[name.replace(f".{match[2]}_proj", f".{one}_proj")] for one in "qkv"]
+            old, value = f"{match[1]}.attn.in_proj_{match[3]}", torch.cat(parts)
         found[old] = value
-        if f"resblocks.{depth - 1}." in old:
+        if whole is None and f"resblocks.{depth - 1}." in old:
             found[old.replace(f"resblocks.{depth - 1}.", f"resblocks.{depth}.")] = value + 1
     return found
 
@@ -100,5 +108,20 @@ def stable_diffusion(pipe: Any, *, second: bool = False) -> State:
         state = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in pipe.text_encoder.state_dict().items()}
         found |= {f"cond_stage_model.transformer.{name}": value for name, value in state.items()}
         found["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    return {name: value.clone() for name, value in found.items()} | {"betas": betas()}
+
+
+def stable_diffusion_xl(pipe: Any) -> State:
+    """The tensors of a `StableDiffusionXLPipeline` as they stand in one file."""
+    found = {f"model.diffusion_model.{name}": value for name, value in unet(pipe.unet).items()}
+    found |= {f"first_stage_model.{name}": value for name, value in autoencoder(pipe.vae).items()}
+    first = {n.removeprefix("text_model."): value for n, value in pipe.text_encoder.state_dict().items()}
+    found |= {f"conditioner.embedders.0.transformer.text_model.{name}": value for name, value in first.items()}
+    found |= {f"conditioner.embedders.1.model.{name}": value for name, value in open_clip(pipe.text_encoder_2).items()}
+    return {name: value.contiguous().clone() for name, value in found.items()}
+
+
+def betas() -> torch.Tensor:
+    """The noise levels that Stable Diffusion's files keep."""
     steps = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    return {name: value.clone() for name, value in found.items()} | {"betas": steps.float()}
+    return steps.float()

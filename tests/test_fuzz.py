@@ -23,8 +23,11 @@ from fuzz.strategies import strategy
 from fuzz.target import Count, Target, judge, put
 
 ROOT = Path(dap.__file__).parent
-SLOW = ("page", "report", "classifier", "backbone", "text backbone", "convert", "resume: labels", "resume: checkpoint")
-GROUPS = ("sets", "recipes", "data", "weights", "kept")
+SLOW = (
+    *("page", "one file", "U-ViT", "report", "classifier", "backbone", "text backbone", "convert"),
+    *("resume: labels", "resume: checkpoint"),
+)
+GROUPS = ("sets", "recipes", "data", "weights", "kept", "originals")
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from dap.pretraining.words import SCHEDULE, build_text_encoder, build_tokenizer
 from dap.starter import CLASS_NAMES
 
 
-def seeded(build, std=0.15):
+def seeded(build, std=0.15, seed=0):
     """A module with every parameter random, so that no zero initialisation hides a mistake."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         module = build()
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=std)

@@ -20,7 +20,7 @@ class Closed(Chosen, frozen=True, extra="forbid", coerce_numbers_to_str=True):
     model_config = ConfigDict(defer_build=True)
 
 
-SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc"]
+SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc", "lcm"]
 """Names of the reverse-time solvers; `dap.solvers` explains each."""
 
 SOLVERS: tuple[str, ...] = get_args(SolverName)
@@ -140,12 +140,13 @@ class Sampling(Closed, frozen=True):
         default=50,
         ge=2,
         le=100_000,
-        description="How many reverse steps are taken; each step is one pass of the backbone.",
+        description="How many reverse steps are taken; each step is one pass of the backbone. Weights that were distilled to "
+        "few steps have their own default.",
     )
     solver: SolverName | None = Field(
         default=None,
         description="ddpm takes respaced ancestral steps; the paper uses it, and so does the default. The other solvers "
-        "need fewer steps. Default for a flow: ddim.",
+        "need fewer steps. lcm is for consistency models. Default for a flow: ddim.",
     )
     eta: Share | None = Field(
         default=None,

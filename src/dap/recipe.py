@@ -266,7 +266,12 @@ class Recipe(Closed, frozen=True):
 
         card = backbone.card
         chosen = (self.sampling or Sampling()).model_dump(exclude_unset=True)
-        chosen = {**sampling, **{name: value for name, value in chosen.items() if value is not None}}
+        few = {name: said for name in ("steps", "solver", "eta") if (said := getattr(card, name)) is not None}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        if chosen.get("solver", few.get("solver")) != few.get("solver"):
+            few.pop("eta", None)  # it belongs to the card's solver
+        # Weights that were distilled to few steps are sampled as such by every method.
+        chosen = {**sampling, **few, **chosen}
         sampled = Sampling.model_validate(chosen)
         solver = sampled.solver or default_for(backbone.schedule)
         choice = self.backbone or BackboneChoice()

@@ -7,6 +7,7 @@
 | dpm++2m | DPM-Solver++ 2M, Lu et al. 2022 (diffusers) | no | yes |
 | dpm++2m-sde | its stochastic form (diffusers) | yes | yes |
 | unipc | Zhao et al. 2023 (diffusers) | no | yes |
+| lcm | multistep consistency sampling, Luo et al. 2023, algorithm 3: for weights that were distilled to it | yes | no |
 
 A guidance pushes x_{t−1}. A multistep solver would forget this push, because its next step looks at earlier predictions. So its
 push goes into eps: it is divided by `Solver.per_eps`, by which the solver's first-order step moves x_{t−1} per unit of eps. For a
@@ -30,6 +31,9 @@ from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.base.seeding import normal
 from dap.choices import SOLVERS, SolverName
+
+CONSISTENT = 50
+"""How many timesteps latent consistency models are distilled on, evenly spaced."""
 
 Generators = Sequence[torch.Generator]
 
@@ -227,6 +231,36 @@ class Multistep(Solver):
         return twin
 
 
+class Consistency(Solver):
+    """x_s = alpha_s f(x_t) + sigma_s z, with fresh noise z at every step but the last (Luo et al. 2023, LCM, algorithm 3).
+
+    f(x_t) = c_out x_0 + c_skip x_t is the consistency function, with c_skip = 0.25 / (τ² + 0.25), c_out = τ / √(τ² + 0.25) and
+    τ = 10 t. The timesteps are those of diffusers' `LCMScheduler`, a part of the 50 that such weights were distilled on.
+    """
+
+    def __init__(self, schedule: VariancePreserving, steps: int) -> None:
+        apart = len(schedule) // CONSISTENT
+        known = [k * apart - 1 for k in range(CONSISTENT, 0, -1)]
+        self._run_over(schedule, [known[i * CONSISTENT // steps] for i in range(steps)])
+
+    def _weights(self, index: int) -> tuple[float, float]:
+        """(c_skip, c_out)."""
+        scaled = 10.0 * self.timesteps[index]
+        return 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
+
+    def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
+        (after, left), (skip, out) = self.levels[index + 1], self._weights(index)
+        moved = after * (out * x0 + skip * x)
+        return moved if left == 0 else moved + left * normal(x.shape[1:], gens, x)
+
+    def per_eps(self, index: int) -> float:
+        alpha, sigma = self.levels[index]
+        return -self.levels[index + 1][0] * self._weights(index)[1] * sigma / alpha
+
+    def std(self, index: int, variance: Tensor | None) -> Tensor | float:
+        return self.levels[index + 1][1]  # all the noise of a step is new
+
+
 def default_for(schedule: Schedule) -> SolverName:
     """The default solver of a schedule: the paper's, and on a flow the ODE."""
     return "ddim" if isinstance(schedule, Flow) else "ddpm"
@@ -263,6 +297,12 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
     assert isinstance(schedule, VariancePreserving)
     if name == "ddpm":
         return Ancestral(schedule, backbone.learned_variance, steps, backbone.clip)
+    if name == "lcm":
+        if steps > CONSISTENT or most < CONSISTENT:
+            raise DapError(
+                f"The solver 'lcm' takes at most {CONSISTENT} of {most} steps, not {steps}; 4 of 1000 are usual."
+            )
+        return Consistency(schedule, steps)
     return Multistep(name, schedule, steps, backbone.clip)
 
 

@@ -45,12 +45,14 @@ class Workshop:
         offline: never ask the network.
         cache: the folder in which runs share their real features and what methods make once, or None.
         objects: the objects that are given in place of names in the recipes.
+        offload: which parts of a backbone leave the GPU while others work, see `backbones.load`.
     """
 
     device: str = "auto"
     offline: bool = False
     cache: Path | None = None
     objects: Objects = field(default_factory=Objects)
+    offload: str = "none"
 
     def __post_init__(self) -> None:
         self._backbones: dict[tuple[BackboneChoice, str], Backbone] = {}
@@ -65,7 +67,7 @@ class Workshop:
 
     def with_method(self, method: Method) -> Workshop:
         """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
-        other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method))
+        other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method), self.offload)
         shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell", "_looked_at")
         vars(other).update({name: getattr(self, name) for name in shared})
         return other
@@ -84,6 +86,7 @@ class Workshop:
                 offline=self.offline,
                 template=choice.template,
                 negative_prompt=choice.negative_prompt,
+                offload=self.offload,
             )
         return self._backbones[key]
 

@@ -150,7 +150,7 @@ def test_case_16_a_damaged_folder_is_a_sentence_that_fits_a_folder(damage, says,
 
 
 OTHERS = [
-    *("DDPM", "DDIM", "LDM", "ConsistencyModel", "LatentConsistencyModel", "StableDiffusionXL", "PixArtAlpha", "Flux"),
+    *("DDPM", "DDIM", "LDM", "ConsistencyModel", "SanaSprint", "FluxKontext", "StableDiffusionXLInpaint"),
     *("StableDiffusionInpaint", "StableDiffusionImg2Img"),
 ]
 
@@ -166,7 +166,7 @@ def test_case_23_a_pipeline_without_a_backbone_is_said(name):
         from_pipeline(pipe)
 
 
-@pytest.mark.parametrize("kind", ["class-conditional DDPM", "inpainting", "SDXL"])
+@pytest.mark.parametrize("kind", ["class-conditional DDPM", "inpainting", "SDXL inpainting"])
 def test_case_23_by_every_verb_before_any_work(kind, copied, tmp_path, capsys):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -178,7 +178,7 @@ def test_case_23_by_every_verb_before_any_work(kind, copied, tmp_path, capsys):
         name = "DDPMPipeline"
     else:
         folder = copied("whole")
-        name = "StableDiffusionInpaintPipeline" if kind == "inpainting" else "StableDiffusionXLPipeline"
+        name = "StableDiffusionInpaintPipeline" if kind == "inpainting" else "StableDiffusionXLInpaintPipeline"
         index = json.loads((folder / "model_index.json").read_text())
         (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
     out = str(tmp_path / "out")

@@ -236,7 +236,7 @@ def changed(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]
     name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     ones = torch.ones(2, 2)
     return {
-        "sdxl": state | {"conditioner.embedders.0.transformer.text_model.x": ones},
+        "sdxl": state | {"conditioner.embedders.0.model.x": ones},
         "flux": {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": ones},
         "control": state | {"control_model.time_embed.0.weight": ones},
         "no text": {n: t for n, t in state.items() if not n.startswith(single.TEXT)},
@@ -251,7 +251,7 @@ def changed(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("sdxl", "is an SDXL"),
+        ("sdxl", "is the refiner of SDXL"),
         ("flux", "is a Stable Diffusion 3 or a Flux"),
         ("control", "is a ControlNet"),
         ("no text", "is a U-Net without the CLIP text encoder"),
@@ -311,7 +311,7 @@ def test_flags_of_one_kind_are_refused_for_another(both, sd_folder, tmp_path):
     _, file, _ = both
     for source, options, says in (
         (sd_folder, {"tokenizer": "x"}, "--tokenizer, --prediction and --size are for a Stable Diffusion in one file"),
-        (file, {"heads": 4}, "--heads is for a checkpoint of the original DiT code"),
+        (file, {"heads": 4}, "--heads is not for a Stable Diffusion"),
         (file, {"prediction": "sample"}, "There is no prediction 'sample'"),
         (file, {"size": 9, "prediction": "epsilon"}, "give a --size that 2 divides"),
     ):

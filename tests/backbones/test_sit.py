@@ -49,7 +49,7 @@ def turned(x, row, column):
 
 
 def attention(x, weights, name, config):
-    batch, tokens, width = x.shape
+    batch, _tokens, width = x.shape
     heads, size = config.num_attention_heads, config.attention_head_dim
     grid = config.sample_size // config.patch_size
     q, k, v = linear(x, weights, f"{name}.qkv").split(width, dim=-1)

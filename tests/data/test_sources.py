@@ -910,3 +910,19 @@ def test_the_same_images_at_another_size_are_not_listed_again(colours, monkeypat
     assert whole.fitted(8, "crop") is whole
     part = held[8].fitted(5, "crop")
     assert torch.equal(part.images(2, [1]), held[5].images(2, [1])) and part.fingerprint() == held[5].fingerprint()
+
+
+def test_what_was_read_is_counted_once(tmp_path: Path) -> None:
+    spoil(write_folder(tmp_path, {"cat": 20, "dog": 20}), "cat", [3, 4])
+    source = open_source(tmp_path, size=2, max_bad_fraction=0.5)
+    for read in (
+        lambda: source.good(0, 10, seed=1),
+        lambda: source.good(0, 12, seed=2),
+        lambda: source.readable(0, list(range(20))),
+        lambda: source.images(1, [5, 5, 6]),
+        lambda: source.tensors(),
+    ):
+        read()
+        assert source._goods == sum(map(sum, source._good)), "the sum is kept, as it is asked for at every reading"
+    assert source._goods == 38 and source.fitted(3, "crop")._goods == 0
+    assert source._seen_after([(0, 3), (1, 0)]) == 40

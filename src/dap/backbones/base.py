@@ -19,6 +19,7 @@ from dap.backbones.schedules import Schedule, Time
 from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.registry import suggest
+from dap.choices import SolverName
 from dap.guidance.base import GradThrough
 
 
@@ -40,6 +41,9 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
+        guidance: the scale of classifier-free guidance that a guidance-distilled network is told as an input (LCM, Flux).
+            None: the network takes no such input. It is apart from `cfg`, which mixes two predictions.
+        steps, solver, eta: how weights are sampled that were distilled to few steps. None: as all others.
         guessed: whether `layer` is only one in the middle, which nobody has compared with others. What samples such a backbone
             with its default layer chooses one on real images first, as `layer: auto` does.
 
@@ -58,6 +62,10 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    solver: SolverName | None = None
+    eta: float | None = None
     guessed: bool = False
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Text
 from dap.base.registry import suggest
+from dap.choices import SolverName
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Found:
     class_names: Sequence[str] | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
 
-    def card(self, kind: str, *, size: int, layer: str) -> Card:
+    def card(self, kind: str, *, size: int, layer: str, free: bool = False) -> Card:
         """The card of the weights.
 
         Later sources win: the defaults of the kind in cards.yaml, then `size` and `layer`, then the entry of the hub id in
@@ -50,6 +51,7 @@ class Found:
             size: the side of the images in px, computed from the modules.
             layer: a layer in the middle, for weights whose best layer neither cards.yaml nor card.yaml names. The card says
                 that it is guessed.
+            free: whether card.yaml may choose another size, because the weights make images of any size.
 
         Raises:
             DapError: card.yaml is not a mapping, it has a field that no card has or a value that the field cannot have, or
@@ -60,7 +62,7 @@ class Found:
         mine: dict[str, Any] = {}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
             mine = read_card(file)
-            if mine.get("size", size) != size:
+            if mine.get("size", size) != size and not free:
                 raise DapError(
                     f"{file} says size: {mine['size']}, but these weights make images of {size} px. Remove the size from it."
                 )
@@ -162,6 +164,10 @@ class CardFile(FromFile, frozen=True):
     template: Text | None = None
     negative_prompt: Text | None = None
     frequency_shift: Annotated[float, Field(ge=-100, le=100)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
+    steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    solver: SolverName | None = None
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 def read_card(file: Path) -> dict[str, Any]:
@@ -182,4 +188,5 @@ def read_card(file: Path) -> dict[str, Any]:
 
 def image_size(latent_side: int, vae: Any) -> int:
     """The side in px of the images that latents decode to. Each level of the autoencoder except one doubles the side."""
-    return latent_side * 2 ** (len(vae.config.block_out_channels) - 1)
+    levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return latent_side * 2 ** (len(levels) - 1)

@@ -109,6 +109,10 @@ def tuned(backbone: ModuleBackbone, scales: int = 0) -> ModuleBackbone:
             the feed-forward adds.
     """
     shared = {id(part): part for name, part in backbone._parts.items() if name != "denoiser"}
+    if backbone.offloaded:
+        raise DapError(
+            f"{backbone.card.name} cannot be fine-tuned while parts of it are offloaded; leave out --offload."
+        )
     twin = copy.deepcopy(backbone, shared)
     if isinstance(twin, DiT):
         tie(twin)

@@ -17,6 +17,8 @@ from dap.backbones.configurations import (
     AUTOENCODERS,
     BETAS,
     BOTH,
+    BY_KIND,
+    CONSISTENT,
     FLOW,
     FLOWS,
     NETWORKS,
@@ -42,8 +44,16 @@ from dap.base.parsing import brief, parse_json, shown
 DEEPEST = 500
 """How many layers a network may have. The deepest that are known here have less than 100."""
 DEPTHS = (
-    ("num_layers", "num_hidden_layers"),
-    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks", "num_res_blocks", "num_blocks"),
+    ("num_layers", "num_hidden_layers", "num_single_layers"),
+    (
+        "layers_per_block",
+        "encoder_layers_per_block",
+        "decoder_layers_per_block",
+        "num_encoder_blocks",
+        "num_decoder_blocks",
+        "num_res_blocks",
+        "num_blocks",
+    ),
     ("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
 )
 """Fields that say how many layers there are. Of each line the largest counts, and the lines are multiplied."""
@@ -75,7 +85,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
     elif is_autoencoder(of) or of in NETWORKS:
         if of not in NETWORKS or (of in QUANTISED and kind.name != "ldm"):
             raise DapError(f"{shown(where)}: the autoencoder is {of}; {' and '.join(AUTOENCODERS)} are supported.")
-        table, indifferent = NETWORKS[of], frozenset[str]()
+        table, indifferent = BY_KIND.get(kind.name, {}).get(of, NETWORKS[of]), frozenset[str]()
     else:
         return
     defaults = _defaults(of)
@@ -95,6 +105,8 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
 
 
 def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str) -> Table:
+    if of == "LCMScheduler" and kind.few:
+        return CONSISTENT
     flow = of in FLOWS or (of in BOTH and values.get("use_flow_sigmas") is True)
     if kind.levels:
         if of == "EDMEulerScheduler":
@@ -155,8 +167,8 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
             continue
         if not kind.standardised:
             raise DapError(
-                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise latents in {kind.title}; set it to "
-                "null there."
+                f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise latents in {kind.title}; set "
+                "it to null there."
             )
         if len(said) != values.get("latent_channels"):
             raise DapError(
@@ -228,6 +240,8 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
             if (file := place_of(folder, part) / name).is_file() and _belongs(name, part, file, folder):
                 # diffusers itself writes this number, which JSON does not have, for a field that is indifferent here.
                 text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", read_text(file))
+                # transformers writes 10**30 for a tokenizer that has no longest prompt.
+                text = re.sub(r'("model_max_length"\s*:\s*)1\d{18,30}\b', r"\g<1>1e30", text)
                 values = fitted(parse_json(text, file), dict[str, Any], file, text)
                 if kind and library == "diffusers":
                     check_fields(values, of, kind, file)

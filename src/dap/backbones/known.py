@@ -17,6 +17,7 @@ class Kind:
         home: the place of its backbone, as "package.module:Class". The class has a class method `from_pipeline(pipe, found)`.
         title: the name in messages.
         flow: whether its weights are trained on a flow. Others are trained with betas.
+        few: whether there are weights of this kind that were distilled to a consistency model, with an `LCMScheduler`.
         levels: whether its scheduler says noise levels (EDM) in place of betas.
         pixels: whether it makes pixels. Then its scheduler may clip x_0, have cosine betas, and read a prediction of x_0.
         standardised: whether it follows `latents_mean` and `latents_std` of its autoencoder.
@@ -26,6 +27,7 @@ class Kind:
     home: str
     title: str
     flow: bool = False
+    few: bool = False
     pixels: bool = False
     levels: bool = False
     standardised: bool = False
@@ -46,8 +48,14 @@ KINDS: Mapping[str, Kind] = {
     "LatentDiffusionPipeline": Kind("ldm", "dap.backbones.kinds.labelled:Labelled", "latent diffusion of ImageNet"),
     "MDTPipeline": Kind("mdt", "dap.backbones.kinds.labelled:Labelled", "MDT"),
     "UViTPipeline": Kind("uvit", "dap.backbones.kinds.labelled:Labelled", "U-ViT"),
-    "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion"),
+    "StableDiffusionPipeline": Kind("unet", "dap.backbones.kinds.unet:UNet", "Stable Diffusion", few=True),
+    "LatentConsistencyModelPipeline": Kind("lcm", "dap.backbones.kinds.unet:UNet", "LCM", few=True),
+    "StableDiffusionXLPipeline": Kind("sdxl", "dap.backbones.kinds.sdxl:SDXL", "SDXL", few=True),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
+    "PixArtAlphaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-α", few=True),
+    "PixArtSigmaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-Σ", few=True),
+    "FluxPipeline": Kind("flux", "dap.backbones.kinds.flux:Flux", "Flux", flow=True),
+    "SanaPipeline": Kind("sana", "dap.backbones.kinds.sana:Sana", "Sana", flow=True),
     "SiTPipeline": Kind("sit", "dap.backbones.kinds.sit:SiT", "SiT", flow=True, standardised=True),
 }
 """Kinds by the name of the pipeline's class in diffusers, or in `dap.networks` where diffusers has none."""

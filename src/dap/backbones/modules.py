@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
 from dap.backbones.honoured import deciding
+from dap.backbones.outputs import detached, tokens
 from dap.backbones.schedules import Predicts, Schedule, Time
 from dap.base.devices import vram
 from dap.base.errors import DapError
@@ -80,6 +81,9 @@ class ModuleBackbone(Backbone):
         self.predicts: Predicts = predicts
         self.learned_variance = learned_variance
         self._labels = imagenet.lookup(self.class_names)
+        self.offloaded = False
+        """Whether parts leave the device while others work."""
+        self._hash: str | None = None
         self._float32: Any = None
         """The autoencoder in float32, once it has overflowed in float16."""
 
@@ -207,7 +211,7 @@ class ModuleBackbone(Backbone):
         x = images * 2 - 1
         if self.vae is None:
             return x.to(self.device)
-        x = x.to(self.vae.device, self.vae.dtype)
+        x = x.to(self.device, self.vae.dtype)
         means = torch.cat(vram.in_parts(lambda part: self._wide(part, _encoded), self._together, x))
         return self._standardised(means)
 
@@ -222,7 +226,7 @@ class ModuleBackbone(Backbone):
         """
         if self.vae is None:
             return self.encode(images)
-        x = (images * 2 - 1).to(self.vae.device, self.vae.dtype)
+        x = (images * 2 - 1).to(self.device, self.vae.dtype)
         mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
         return self._standardised(mean + std * noise)
@@ -238,7 +242,7 @@ class ModuleBackbone(Backbone):
         if self._spread is not None:
             mean, std = (part.to(z) for part in self._spread)
             z = z * std + mean
-        z = z.to(self.vae.device, self.vae.dtype)
+        z = z.to(self.device, self.vae.dtype)
         images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
 
@@ -303,6 +307,13 @@ class ModuleBackbone(Backbone):
             for one in narrow:  # nothing is lost, because these values came from half precision
                 one.data = one.data.half()
 
+    def keep_hash(self) -> None:
+        """Compute the hash of the weights now, for their values will not lie where they can be read."""
+        self._hash = self.weights_hash()
+
+    def weights_hash(self) -> str:
+        return self._hash or super().weights_hash()
+
     def _configurations(self) -> dict[str, Any]:
         """The fields of each part that decide what its weights compute, such as the number of heads."""
         found = {part: deciding(module) for part, module in self._parts.items()}
@@ -326,6 +337,8 @@ def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     found = vae.encode(images)
     if hasattr(found, "latents"):  # diffusers' small autoencoder gives latents and not their distribution
         return found.latents.float(), torch.zeros_like(found.latents, dtype=torch.float32)
+    if hasattr(found, "latent"):  # nor does its deep compression autoencoder
+        return found.latent.float(), torch.zeros_like(found.latent, dtype=torch.float32)
     return found.latent_dist.mean.float(), found.latent_dist.std.float()
 
 
@@ -335,29 +348,3 @@ def _encoded(vae: Any, images: Tensor) -> Tensor:
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(latents).sample.float()
-
-
-def stream(output: Any) -> Tensor:
-    """The part of a block's output that belongs to the image.
-
-    A block gives a tensor, or (hidden, skips) in a U-Net, or (text, image) in a transformer of both.
-    """
-    if isinstance(output, Tensor):
-        return output
-    first, second = output[0], output[1]
-    return second if isinstance(second, Tensor) else first
-
-
-def tokens(output: Any) -> Tensor:
-    """A block's output as (B, tokens, width)."""
-    x = stream(output)
-    return x.flatten(2).transpose(1, 2) if x.ndim > 3 else x
-
-
-def detached(output: Any) -> Any:
-    """The same output without its graph."""
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, (tuple, list)):
-        return type(output)(detached(part) for part in output)
-    return output

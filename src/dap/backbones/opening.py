@@ -15,6 +15,7 @@ from dap.backbones.converting.single import Said, open_single
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.known import KINDS
+from dap.backbones.placing import Offload, offload_on, place, settle
 from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
@@ -36,12 +37,13 @@ def load(
     offline: bool = False,
     template: str | None = None,
     negative_prompt: str | None = None,
+    offload: str = "none",
 ) -> Backbone:
     """Load a backbone: an embedded starter, a local diffusers folder, a hub id, or a user's own.
 
     Args:
         path: "starter", "starter-unet", a folder with a `model_index.json`, an id such as `facebook/DiT-XL-2-256`, a Stable
-            Diffusion 1 or 2 in one file (.safetensors, .ckpt), or `file.py:Name` or `package.module:Name`: a `Backbone`
+            Diffusion 1, 2 or XL in one file (.safetensors, .ckpt), or `file.py:Name` or `package.module:Name`: a `Backbone`
             subclass, or a function without arguments that returns a backbone.
         revision: branch, tag or commit of a hub id.
         dtype: the number format of the weights and activations. Features and distances are float32 in every case.
@@ -50,6 +52,8 @@ def load(
         template: the prompt of a text-conditioned backbone, with {} for the class name. Default: the card's.
         negative_prompt: the text that the unconditional half of a text-conditioned backbone is given. Default: the
             card's.
+        offload: which parts leave the GPU while others work: "none", each network ("model"), or each layer ("sequential",
+            which is slow). This is diffusers' own. Text encoders wait outside the GPU in every case.
 
     Raises:
         DapError: there is nothing at the path, or no pipeline, or a pipeline of a kind that has no backbone. Or prompts
@@ -59,15 +63,23 @@ def load(
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
         return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
     where = device_of(device)
+    how = offload_on(offload, where, dtype)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
     if expanded(path).is_file() and path.endswith(WEIGHTS):
         if revision is not None:
             raise DapError(f"A revision is of a hub id; {path} is a file on this machine.")
         single = open_single(expanded(path), Said(), dtype=dtype, offline=offline)
         if single is not None:
-            return tried(from_pipeline(single[0].to(where), name=single[1], **prompts))
+            return _settled(single[0], where, how, name=single[1], **prompts)
     pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
-    return tried(from_pipeline(pipe.to(where), path=str(folder), name=path, **prompts))
+    return _settled(pipe, where, how, path=str(folder), name=path, **prompts)
+
+
+def _settled(pipe: Any, where: torch.device, how: Offload, **said: Any) -> Backbone:
+    """The backbone of a pipeline that `load` has opened, with its parts where they should lie, and tried."""
+    made = from_pipeline(place(pipe, where) if how == "none" else pipe, **said)
+    settle(made, pipe, where, how)
+    return tried(made)
 
 
 @torch.no_grad()
@@ -84,7 +96,7 @@ def tried(backbone: Backbone) -> Backbone:
         images = backbone.decode(x)
     except torch.OutOfMemoryError as error:
         raise DapError(
-            f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16."
+            f"{card.name} does not fit into the memory of {backbone.device}; use --dtype bfloat16, or --offload model."
         ) from error
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         reason = first_line(error)
@@ -208,7 +220,7 @@ def source_of(path: str) -> str:
     if folder.is_file():
         raise DapError(
             f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a checkpoint of a class-conditional "
-            "model into one. A Stable Diffusion 1 or 2 in one file is opened as it is."
+            "model into one. A Stable Diffusion in one file is opened as it is."
         )
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(

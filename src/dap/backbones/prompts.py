@@ -37,18 +37,28 @@ class Tokenizer:
     Attributes:
         own: the tokenizer of transformers.
         longest: how many tokens the text encoder reads. The rest of a prompt is cut off.
+        lower: whether the pipeline takes the prompt in small letters, without spaces around it.
     """
 
     own: Any
     longest: int
+    lower: bool = False
 
     def tokens(self, prompts: list[str]) -> list[tuple[int, ...]]:
         """The tokens of prompts, as the text encoder reads them."""
-        return [tuple(ids) for ids in self.own(prompts, truncation=True, max_length=self.longest).input_ids]
+        return [
+            tuple(ids) for ids in self.own(self._taken(prompts), truncation=True, max_length=self.longest).input_ids
+        ]
 
     def whole(self, prompts: list[str]) -> list[bool]:
         """Whether the text encoder reads each of these prompts to its end."""
-        return [len(ids) <= self.longest for ids in self.own(prompts, truncation=False, verbose=False).input_ids]
+        return [
+            len(ids) <= self.longest
+            for ids in self.own(self._taken(prompts), truncation=False, verbose=False).input_ids
+        ]
+
+    def _taken(self, prompts: list[str]) -> list[str]:
+        return [prompt.lower().strip() for prompt in prompts] if self.lower else prompts
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the tokens of a text: the vocabulary, the merges, the normaliser, the length."""
@@ -60,28 +70,35 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def tokenizers_of(pipe: Any) -> list[Tokenizer]:
+def tokenizers_of(pipe: Any, longest: Mapping[str, int] | None = None, *, lower: bool = False) -> list[Tokenizer]:
     """The tokenizers of a pipeline whose text encoders are there.
+
+    Args:
+        pipe: the pipeline.
+        longest: by the ending of a tokenizer's name, "", "_2" or "_3", how many tokens the pipeline gives to its text
+            encoder. Others give as many as their tokenizers say. Default: Stable Diffusion 3's.
+        lower: whether the pipeline takes prompts in small letters.
 
     Raises:
         DapError: a tokenizer is not whole, or does not fit its text encoder.
     """
     found, of = [], getattr(pipe, "name_or_path", None) or "the pipeline"
-    for part, most in (("", None), ("_2", None), ("_3", T5)):
+    for part in ("", "_2", "_3"):
+        most = ({"_3": T5} if longest is None else longest).get(part)
         own, encoder = getattr(pipe, f"tokenizer{part}", None), getattr(pipe, f"text_encoder{part}", None)
         if own is None or encoder is None:
             continue
-        longest = most or own.model_max_length
-        if longest > LONGEST:
+        reading = most or own.model_max_length
+        if reading > LONGEST:
             raise DapError(
                 f"The tokenizer{part} of {of} does not say how long a prompt may be, so its files are not whole; copy "
                 f"the folder tokenizer{part}/ of the weights there anew."
             )
         config = encoder.config
         reads = config.to_dict().get("max_position_embeddings")
-        if reads and most is None and longest > reads:
+        if reads and most is None and reading > reads:
             raise DapError(
-                f"The tokenizer{part} of {of} makes prompts of {longest} tokens but its text encoder reads {reads}; set "
+                f"The tokenizer{part} of {of} makes prompts of {reading} tokens but its text encoder reads {reads}; set "
                 f"model_max_length in tokenizer{part}/tokenizer_config.json to {reads}."
             )
         if max(own.get_vocab().values(), default=0) >= config.vocab_size:
@@ -89,7 +106,7 @@ def tokenizers_of(pipe: Any) -> list[Tokenizer]:
                 f"The tokenizer{part} of {of} has tokens up to {max(own.get_vocab().values())} but its text encoder "
                 f"knows {config.vocab_size}; take a tokenizer and a text encoder that were trained together."
             )
-        found.append(Tokenizer(own, longest))
+        found.append(Tokenizer(own, reading, lower))
     return found
 
 
@@ -231,7 +248,26 @@ class PromptedBackbone(ModuleBackbone):
         self, denoiser: Any, vae: Any, *, card: Card, tokenizers: Sequence[Tokenizer] = (), **rest: Any
     ) -> None:
         super().__init__(denoiser, vae, card=card, **rest)
-        self._prompts = Prompts(self.encode_prompts, card, tokenizers)
+        self.encoders_wait = False
+        """Whether the text encoders wait in the memory of the machine while they do not encode. A pipeline that somebody else
+        uses too keeps them where they are."""
+        self.make_room: Callable[[], object] | None = None
+        """Called before prompts are encoded, so that other parts leave the device."""
+        self._encoders = [part for name, part in self._parts.items() if name.startswith("text_encoder")]
+        self._prompts = Prompts(self._encode, card, tokenizers)
+
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, ...]:
+        if self.make_room is not None:
+            self.make_room()
+        if not self.encoders_wait or self.device.type == "cpu":
+            return self.encode_prompts(prompts)
+        try:
+            for encoder in self._encoders:
+                encoder.to(self.device)
+            return self.encode_prompts(prompts)
+        finally:
+            for encoder in self._encoders:
+                encoder.to("cpu")
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:

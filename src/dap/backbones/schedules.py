@@ -155,17 +155,20 @@ class Flow(Schedule):
     Args:
         steps: T, the time at which x is pure noise.
         shift: moves sampling grids towards noise: sigma' = shift · sigma / (1 + (shift − 1) · sigma).
+        even: whether the steps of a run are even before the shift, 1, 1 − 1/n, … 1/n, as in Flux. Else the last is at the
+            schedule's first time, as in diffusers' scheduler.
     """
 
     steps: int = 1000
     shift: float = 1.0
+    even: bool = False
 
     def level(self, t: Time) -> tuple[float, float]:
         sigma = t / self.steps
         return 1 - sigma, sigma
 
     def settings(self) -> dict[str, Any]:
-        return {"steps": self.steps, "shift": self.shift}
+        return {"steps": self.steps, "shift": self.shift, **({"even": True} if self.even else {})}
 
     def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.velocity_to_eps(x, t, velocity), self.velocity_to_x0(x, t, velocity)
@@ -189,6 +192,8 @@ class Flow(Schedule):
 
     def times(self, steps: int) -> list[float]:
         """The falling times of a run of so many steps, without the end 0. They are those of diffusers' Euler scheduler."""
+        if self.even:
+            return [self.steps * self.shifted(1 - i / steps) for i in range(steps)]
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.steps, shift=self.shift)
@@ -196,12 +201,13 @@ class Flow(Schedule):
         return [float(t) for t in grid.timesteps]
 
     @staticmethod
-    def from_config(config: Mapping[str, Any], tokens: int) -> Flow:
+    def from_config(config: Mapping[str, Any], tokens: int, *, even: bool = False) -> Flow:
         """The schedule in the config of a diffusers scheduler of flows.
 
         Args:
             config: the config. Schedulers of both families call the shift `flow_shift`.
             tokens: how many image tokens the transformer has. A dynamic shift depends on it.
+            even: see the class.
         """
         shift = config.get("shift", config.get("flow_shift", 1.0))
         if config.get("use_dynamic_shifting"):
@@ -209,7 +215,7 @@ class Flow(Schedule):
             start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
             mu = start + (end - start) * (tokens - low) / (high - low)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        return Flow(config["num_train_timesteps"], shift)
+        return Flow(config["num_train_timesteps"], shift, even)
 
 
 def steps_of(schedule: Schedule) -> int:

@@ -20,6 +20,7 @@ from dap.cli.flags import (
     OutputFlags,
     PlaceFlags,
     Positive,
+    Seed,
     Told,
     assignments,
     machine_of,
@@ -63,7 +64,7 @@ def import_(
     classes: Names = None,
     ipc: MaybePositive = None,
     pick: Pick = None,
-    seed: int = 0,
+    seed: Seed = 0,
     mean: Floats = None,
     std: Floats = None,
     labels: Annotated[str | None, Parameter(metavar="FILE")] = None,
@@ -250,7 +251,7 @@ def convert(
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, a Stable Diffusion 1 or 2 in one file, or a .pt of the original DiT code or
+        source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code or
             MinimaxDiffusion, not of SiT.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.

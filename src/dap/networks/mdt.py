@@ -120,7 +120,7 @@ class _Time(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(waves(t, FREQUENCIES).to(self.mlp[0].weight.dtype))
+        return self.mlp(waves(t, FREQUENCIES).to(next(self.mlp.parameters()).dtype))
 
 
 class _Labels(nn.Module):

@@ -1,4 +1,4 @@
-"""The flow transformers of SiT and its descendants: SiT (Ma et al. 2024), REPA (Yu et al. 2025) and LightningDiT (Yao et al. 2025).
+"""The flow transformers of SiT and its descendants: SiT (Ma et al. 2024), REPA (Yu et al. 2025), LightningDiT (Yao et al. 2025).
 
 All are the transformer of DiT (Peebles & Xie 2023) and predict the velocity of a flow. LightningDiT has other norms, another
 feed-forward network and rotary positions besides. The tensors have the names of the authors' files, so a file of theirs fits
@@ -131,7 +131,9 @@ def _norm(kind: str, width: int) -> nn.Module:
 class Block(nn.Module):
     """A block of the transformer: attention and a feed-forward network, both modulated by time and label (adaLN-Zero)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, norm: str, feed: str, qk_norm: str | None, shifted: bool):
+    def __init__(
+        self, width: int, heads: int, hidden: int, norm: str, feed: str, qk_norm: str | None, shifted: bool
+    ) -> None:
         super().__init__()
         self.norm1, self.attn = _norm(norm, width), Attention(width, heads, qk_norm)
         self.norm2 = _norm(norm, width)

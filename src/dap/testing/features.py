@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from dap.backbones.modules import ModuleBackbone, tokens
+from dap.backbones.modules import ModuleBackbone
+from dap.backbones.outputs import tokens
 from dap.guidance.base import GradThrough
 from dap.testing.findings import Verdicts, difference, kind_of, slope, wrong
 from dap.testing.probe import B, Probe

@@ -68,7 +68,7 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
                 f"number from 1 to {most}, or leave it out."
             )
         torch.set_num_threads(machine.threads)
-    workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects())
+    workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects(), machine.offload)
     if watcher is not None:
         workshop.tell = watcher.note
     return workshop

@@ -33,6 +33,7 @@ class Machine:
         memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. Default: what is
             free, less a quarter.
         disk: GiB of disk that decoded images may take while a command runs. Default: what is free, less a tenth.
+        offload: weights leave the GPU while others work: each network (model), or each layer (sequential, slow). Default: none.
         vram: GiB of a GPU's memory that this process may take. What does not fit goes through the networks in smaller parts, and
             less is kept on the GPU. No effect on a CPU. Default: what is free.
         allow_code: run code of others that recipes, protocols, weights or sets name as file.py:Name or module:Name. Code that
@@ -45,6 +46,7 @@ class Machine:
     threads: int | None = None
     memory: float | None = None
     disk: float | None = None
+    offload: Literal["none", "model", "sequential"] = "none"
     vram: float | None = None
     allow_code: bool = False
 

@@ -14,17 +14,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from dap.backbones.configurations.autoencoders import AUTOENCODERS
-from dap.backbones.configurations.denoisers import DENOISERS
+from dap.backbones.configurations.denoisers import BY_KIND, DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
 from dap.backbones.configurations.labelled import LABELLED, QUANTISED
 from dap.backbones.configurations.pixels import NOISE_LEVELS, PIXEL_BETAS, PIXELS
-from dap.backbones.configurations.schedulers import BETAS, BOTH, FLOW, FLOWS, OWN_WAY, PLAIN
+from dap.backbones.configurations.schedulers import BETAS, BOTH, CONSISTENT, FLOW, FLOWS, OWN_WAY, PLAIN
+from dap.backbones.configurations.transformers import TRANSFORMERS
 from dap.backbones.configurations.types import Off, Table, Whole
 
 __all__ = [
     "AUTOENCODERS",
     "BETAS",
     "BOTH",
+    "BY_KIND",
+    "CONSISTENT",
     "FLOW",
     "FLOWS",
     "NETWORKS",
@@ -42,11 +45,21 @@ __all__ = [
     "is_autoencoder",
 ]
 
-NETWORKS: Mapping[str, Table] = {**DENOISERS, **PIXELS, **INTERPOLANTS, **LABELLED, **AUTOENCODERS, **QUANTISED}
+NETWORKS: Mapping[str, Table] = {
+    **DENOISERS,
+    **TRANSFORMERS,
+    **PIXELS,
+    **INTERPOLANTS,
+    **LABELLED,
+    **AUTOENCODERS,
+    **QUANTISED,
+}
 """By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
 
 WAYS_OUT: Mapping[str, str] = {
     "rescale_betas_zero_snr": "A schedule rescaled to zero terminal signal is not supported: its first x_t says nothing of eps.",
+    "original_inference_steps": "dap's solver lcm knows consistency models of 50 steps, as all that are published.",
+    "timestep_scaling": "dap's solver lcm knows consistency models of the scaling 10, as all that are published.",
     "clip_sample": "Latents reach beyond [-1, 1] and dap does not clip them; set it to false there.",
     "thresholding": "It is for pixels and dap does not threshold latents; set it to false there.",
     "use_flow_sigmas": "A flow is sampled by a Stable Diffusion 3 pipeline only, and it needs a flow there.",
@@ -56,10 +69,9 @@ WAYS_OUT: Mapping[str, str] = {
     "prediction_type": "dap cannot read what such weights predict; take the scheduler_config.json that they were trained with.",
     "invert_sigmas": "dap counts a flow's time from the image to the noise; such weights cannot be sampled.",
     "sample_size": "Put the side of its square latents there, one number, such as 64 for 512 px and an autoencoder of factor 8.",
-    "time_cond_proj_dim": "It is a distilled model that takes the guidance scale as an input (LCM), which dap does not feed.",
     "class_embed_type": "It takes a label or another input besides the prompt, which dap does not feed.",
     "num_class_embeds": "It takes a label or another input besides the prompt, which dap does not feed.",
-    "addition_embed_type": "It takes sizes or images besides the prompt (SDXL), which dap does not feed.",
+    "addition_embed_type": "dap feeds sizes besides the prompt (text_time) to a StableDiffusionXLPipeline, and nothing else.",
     "encoder_hid_dim_type": "It takes an image besides the prompt, which dap does not feed.",
     "attention_type": "It takes boxes besides the prompt (GLIGEN), which dap does not feed.",
     "latents_mean": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",

@@ -75,7 +75,7 @@ DENOISERS: Mapping[str, Table] = {
         "class_embed_type": Off,
         "num_class_embeds": Off,
         "addition_embed_type": Off,
-        "time_cond_proj_dim": Off,
+        "time_cond_proj_dim": Whole | None,
         "upcast_attention": Flag | None,
         "resnet_time_scale_shift": Word,
         "resnet_skip_time_act": Flag,
@@ -109,3 +109,10 @@ DENOISERS: Mapping[str, Table] = {
     },
 }
 """By the class of a network its fields."""
+
+BY_KIND: Mapping[str, Mapping[str, Table]] = {
+    "sdxl": {
+        "UNet2DConditionModel": {**DENOISERS["UNet2DConditionModel"], "addition_embed_type": Literal["text_time"]},
+    },
+}
+"""By the name of a kind of pipeline the networks of which it follows other fields than another kind does."""

@@ -91,6 +91,8 @@ PLAIN = [
     "KDPM2AncestralDiscreteScheduler",
     "DPMSolverSDEScheduler",
 ]
+CONSISTENT: Table = {**BETAS, "original_inference_steps": Literal[50], "timestep_scaling": Literal[10]}
+"""Fields of `LCMScheduler`."""
 BOTH = [
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",

@@ -68,8 +68,8 @@ def config_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         said = f"width {width}, factors {', '.join(f'{factor:g}' for factor in factors)}, {blocks} blocks a level"
         raise DapError(
             f"{path} is a U-Net of guided-diffusion that its authors did not publish ({said}), and the file does not say its "
-            "heads and its betas. Make dap.networks.adm.ADMUNet2DModel with its settings in Python, load the file into it, and "
-            "save both as a DDPMPipeline; docs/backbones.md has the lines."
+            "heads and betas. Make dap.networks.adm.ADMUNet2DModel with its settings in Python, load the file into it, and save "
+            "both as a DDPMPipeline; docs/backbones.md has the lines."
         )
     attended = [level for level in range(levels) if f"input_blocks.{1 + level * (blocks + 1)}.1.qkv.weight" in state]
     labels = state.get("label_emb.weight")

@@ -64,7 +64,7 @@ def convert(
             (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema", "model" or
             "state_dict", with the prefixes of DDP, of torch.compile and of Lightning. The factors of MinimaxDiffusion's
             fine-tuning are folded into the weights. Checkpoints of SiT have the same tensors, but predict something else;
-            they are refused where their name or their arguments say so. Or a Stable Diffusion 1 or 2 in one file, .safetensors
+            they are refused where their name or their arguments say so. Or a Stable Diffusion in one file, .safetensors
             or .ckpt. Pickles are opened by the weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.

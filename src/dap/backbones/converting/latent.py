@@ -16,8 +16,6 @@ from torch import Tensor
 from dap import imagenet
 from dap.backbones.converting.shapes import Unlike, unet_config
 from dap.base.alone import alone
-from dap.networks.labelled_pipeline import LatentDiffusionPipeline
-from dap.networks.labelled_unet import LabelledUNet2DModel
 
 LABELS = "cond_stage_model.embedding.weight"
 """The table of embedded labels; its last row is the null label."""
@@ -42,6 +40,9 @@ def latent_pipeline(unet: Any, state: Mapping[str, Tensor], coder: Mapping[str, 
     """
     from accelerate import init_empty_weights
     from diffusers import DDIMScheduler, VQModel
+
+    from dap.networks.labelled_pipeline import LatentDiffusionPipeline
+    from dap.networks.labelled_unet import LabelledUNet2DModel
 
     table = state[LABELS]
     said = {name: unet.config[name] for name in _FIELDS}

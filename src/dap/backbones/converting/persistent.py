@@ -140,8 +140,8 @@ def read_persistent(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # on a damaged file the reader raises almost any error
         raise DapError(
-            f"{path} is not a pickle of EDM or EDM2 that can be read without running code from it: {first_line(error)} Fetch it "
-            "anew; dap never runs code from a pickle."
+            f"{path} is not a pickle of EDM or EDM2 that can be read without running code from it: "
+            f"{first_line(error).rstrip('. ')}. Fetch it anew; dap never runs code from a pickle."
         ) from error
     if not state:
         raise DapError(
@@ -149,7 +149,11 @@ def read_persistent(path: Path) -> dict[str, Any]:
             "with torch.save(model.state_dict(), FILE), where the file comes from."
         )
     data = attributes.get("sigma_data")
-    return {"state_dict": state, "preconditioning": getattr(held, "of", ""), "sigma_data": data if isinstance(data, float) else 0.5}
+    return {
+        "state_dict": state,
+        "preconditioning": getattr(held, "of", ""),
+        "sigma_data": data if isinstance(data, float) else 0.5,
+    }
 
 
 def _tensors(held: Any) -> Iterator[tuple[str, Tensor]]:

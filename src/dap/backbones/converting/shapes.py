@@ -26,6 +26,11 @@ class Unlike(Exception):
     """The tensors are not those of the network that they are read as. The words go after the name of the file and a colon."""
 
 
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
 def unet_config(shapes: Shapes, side: int, heads: int | None = None) -> dict[str, Any]:
     """The fields of a `UNet2DConditionModel` with these tensors.
 
@@ -123,6 +128,8 @@ def clip_config(shapes: Shapes, act: str) -> dict[str, Any]:
     found = [re.match(r"encoder\.layers\.(\d{1,3})\.", name) for name in shapes]
     return {
         "vocab_size": words,
+        "bos_token_id": words - 2,  # CLIP's vocabularies end with the two tokens that begin and end a text
+        "eos_token_id": words - 1,
         "hidden_size": width,
         "projection_dim": width,
         "intermediate_size": _shape(shapes, "encoder.layers.0.mlp.fc1.weight", 2)[0],

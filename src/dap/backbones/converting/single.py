@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1 or 2, or latent diffusion's ImageNet model, in one file, opened as a pipeline without asking the network.
+"""A Stable Diffusion 1, 2 or XL, or latent diffusion's ImageNet model, in one file, opened as a pipeline without the network.
 
 diffusers' single-file loader renames the tensors of the U-Net and the autoencoder. It would fetch their configuration from the
 hub. Here the configuration is read from the shapes of the tensors (`shapes`), so nothing is fetched but a tokenizer that is not
@@ -7,15 +7,11 @@ on this machine (`tokenizers`).
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,25 +20,27 @@ from dap.backbones.converting.checkpoints import opened
 from dap.backbones.converting.encoders import text_encoder
 from dap.backbones.converting.latent import LABELS, latent_config, latent_pipeline, quantised_config
 from dap.backbones.converting.latent import SCHEDULE as LATENT
-from dap.backbones.converting.shapes import Unlike, autoencoder_config, unet_config
+from dap.backbones.converting.parts import UNET, VAE, Predicted, Said, averaged, check_betas, converted, under
+from dap.backbones.converting.shapes import Unlike, autoencoder_config, shapes_of, unet_config
 from dap.backbones.converting.tokenizers import tokenizer_for
-from dap.backbones.honoured import check_fields
-from dap.backbones.hub import DTYPES, check_whole, open_autoencoder
+from dap.backbones.converting.xl import is_xl, xl_pipeline
+from dap.backbones.hub import DTYPES, open_autoencoder
 from dap.backbones.known import KINDS
-from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
 from dap.base.registry import suggest
 
 log = logging.getLogger(__name__)
 
-UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
-"""What stands before the names of each network's tensors."""
-AVERAGED = "model_ema."
-"""What stands before the moving averages of the U-Net's tensors, whose names have no dots there."""
+KIND = KINDS["StableDiffusionPipeline"]
+
+TEXT = "cond_stage_model."
+"""What stands before the names of the text encoder's tensors."""
 
 PUBLISHED = {
     r"v1-5-pruned(-emaonly)?(-fp16)?": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     r"v2-1_512-(non)?ema-pruned": "stabilityai/stable-diffusion-2-1-base",
+    r"sd_xl_base_1\.0(_0\.9vae)?": "stabilityai/stable-diffusion-xl-base-1.0",
+    r"sd_xl_turbo_1\.0(_fp16)?": "stabilityai/sdxl-turbo",
 }
 """Names of published files, and the hub ids of the same weights, which are the keys of their cards."""
 
@@ -58,29 +56,6 @@ NOISE, VELOCITY = 0.8, 0.5
 output is near 1. A network that predicts a velocity gives about −x_0, which has little to do with the sample. Between these two
 cosines nothing can be told."""
 
-Predicted = Literal["epsilon", "v_prediction"]
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a user says of a file, because the file does not.
-
-    Attributes:
-        tokenizer: the folder or hub id of the tokenizer. None: see `tokenizer_for`.
-        vae: the folder or hub id of another autoencoder. None: that of the file.
-        prediction: what the U-Net predicts, "epsilon" or "v_prediction". None: "epsilon" for a Stable Diffusion 1; of a Stable
-            Diffusion 2 one prediction at the last timestep tells it.
-        size: the side of the images in px. None: 512, and 768 for a Stable Diffusion 2 that predicts a velocity, and 256 for
-            latent diffusion's ImageNet model.
-        heads: how many heads each attention of latent diffusion's ImageNet model has. None: 1, as the published one has.
-    """
-
-    tokenizer: str | None = None
-    vae: str | None = None
-    prediction: str | None = None
-    size: int | None = None
-    heads: int | None = None
-
 
 def is_single(state: Mapping[Any, Any]) -> bool:
     """Whether these tensors are laid out as those of a Stable Diffusion in one file, or of a model like it."""
@@ -95,8 +70,8 @@ def state_of(found: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def open_single(path: Path, said: Said, *, dtype: str, offline: bool) -> tuple[Any, str] | None:
-    """Open a Stable Diffusion 1 or 2 in one file as a `StableDiffusionPipeline`, or latent diffusion's ImageNet model as a
-    `LatentDiffusionPipeline`.
+    """Open a Stable Diffusion in one file as a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, or latent diffusion's
+    ImageNet model as a `LatentDiffusionPipeline`.
 
     Args:
         path: the .safetensors or .ckpt. Where a file has moving averages of the U-Net, these are taken.
@@ -110,17 +85,27 @@ def open_single(path: Path, said: Said, *, dtype: str, offline: bool) -> tuple[A
 
     Raises:
         DapError: the file cannot be opened without running code, a part of the pipeline is missing, or the tensors are not
-            those of a Stable Diffusion 1 or 2.
+            those of such a model.
     """
     found = state_of(opened(path))
     if not is_single(found):
         return None
     state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    if LABELS not in state:
-        _refuse_others(path, state)
-    what = "latent diffusion's ImageNet model" if LABELS in state else "a Stable Diffusion 1 or 2"
+    what = (
+        "latent diffusion's ImageNet model"
+        if LABELS in state
+        else "an SDXL"
+        if is_xl(state)
+        else "a Stable Diffusion 1 or 2"
+    )
     try:
-        pipe = _latent(path, state, said, dtype) if LABELS in state else _pipeline(path, state, said, dtype, offline)
+        if LABELS in state:
+            pipe = _latent(path, state, said, dtype)
+        elif is_xl(state):
+            pipe = xl_pipeline(path, state, said, dtype, offline)
+        else:
+            _refuse_others(path, state)
+            pipe = _pipeline(path, state, said, dtype, offline)
     except DapError:
         raise
     except Unlike as error:
@@ -135,10 +120,8 @@ def _refuse_others(path: Path, state: Mapping[str, Tensor]) -> None:
     """Refuse the relatives of Stable Diffusion 1 and 2, in words that say what they are."""
     what, instead = None, "Give a Stable Diffusion 1 or 2, or a folder of diffusers."
     if any(name.startswith("conditioner.embedders.") for name in state):
-        what = "an SDXL"
-        instead = (
-            "In diffusers, StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER) writes its folder."
-        )
+        what = "the refiner of SDXL"
+        instead = "Give SDXL's base model, such as sd_xl_base_1.0.safetensors."
     elif any(name.startswith((f"{UNET}joint_blocks.", f"{UNET}double_blocks.")) for name in state):
         what = "a Stable Diffusion 3 or a Flux"
         instead = "Give the folder or hub id of its diffusers pipeline."
@@ -148,7 +131,7 @@ def _refuse_others(path: Path, state: Mapping[str, Tensor]) -> None:
         what = "a U-Net without the CLIP text encoder of Stable Diffusion"
         instead = "Give the whole file, in which the names of the text encoder begin with cond_stage_model."
     if what:
-        raise DapError(f"{path} is {what}. dap opens Stable Diffusion 1 and 2 in one file. {instead}")
+        raise DapError(f"{path} is {what}. dap opens Stable Diffusion 1, 2 and XL in one file. {instead}")
 
 
 def _pipeline(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str, offline: bool) -> Any:
@@ -158,24 +141,24 @@ def _pipeline(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str, o
         raise DapError(f"There is no prediction {said.prediction!r}. {suggest(said.prediction, get_args(Predicted))}")
     if said.heads is not None:
         raise DapError(f"--heads is not for a Stable Diffusion, which {path} is; leave it out.")
-    _check_betas(state, SCHEDULE)
-    coder = {name: t for name, t in _under(state, VAE).items() if not name.startswith("loss.")}
+    check_betas(state, SCHEDULE)
+    coder = {name: t for name, t in under(state, VAE).items() if not name.startswith("loss.")}
     if said.vae is None and not coder:
         raise DapError(f"{path} holds no autoencoder; give dap convert --vae, such as stabilityai/sd-vae-ft-mse.")
     open_clip = any(name.startswith(f"{TEXT}model.") for name in state)
     if said.vae is None:
-        config = autoencoder_config(_shapes(coder), SCALING, said.size or SIDE)
-        vae = _converted(AutoencoderKL, coder, VAE, config, dtype, path)
+        config = autoencoder_config(shapes_of(coder), SCALING, said.size or SIDE)
+        vae = converted(AutoencoderKL, coder, VAE, config, dtype, path, KIND)
     else:
         vae = open_autoencoder(said.vae, dtype=dtype, offline=offline)
-    own = _under(state, f"{TEXT}model." if open_clip else f"{TEXT}transformer.text_model.")
+    own = under(state, f"{TEXT}model." if open_clip else f"{TEXT}transformer.text_model.")
     text = text_encoder(own, DTYPES[dtype], open_clip=open_clip)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if (said.size or SIDE) % factor:
         raise DapError(f"Images of {said.size} px have no whole latents; give a --size that {factor} divides.")
-    denoiser = _averaged(state)
-    config = unet_config(_shapes(denoiser), (said.size or SIDE) // factor)
-    unet = _converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path)
+    denoiser = averaged(state)
+    config = unet_config(shapes_of(denoiser), (said.size or SIDE) // factor)
+    unet = converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path, KIND)
     tokenizer = tokenizer_for(path, said.tokenizer, offline, text.config, open_clip=open_clip)
     prediction = said.prediction or _predicted(path, unet, text, tokenizer, certain=not open_clip)
     if said.size is None and open_clip and prediction == "v_prediction":
@@ -201,80 +184,13 @@ def _latent(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str) -> 
         raise DapError(
             f"--tokenizer, --vae and --prediction are not for {path}, which has labels and its own autoencoder."
         )
-    _check_betas(state, LATENT)
-    coder = {name: t for name, t in _under(state, VAE).items() if not name.startswith("loss.")}
+    check_betas(state, LATENT)
+    coder = {name: t for name, t in under(state, VAE).items() if not name.startswith("loss.")}
     factor = 2 ** (len(quantised_config(coder)["block_out_channels"]) - 1)
-    denoiser = _averaged(state)
-    config = latent_config(_shapes(denoiser), (said.size or LABELLED) // factor, said.heads)
-    unet = _converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path)
+    denoiser = averaged(state)
+    config = latent_config(shapes_of(denoiser), (said.size or LABELLED) // factor, said.heads)
+    unet = converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path, KIND)
     return latent_pipeline(unet, state, coder, DTYPES[dtype])
-
-
-def _check_betas(state: Mapping[str, Tensor], schedule: Mapping[str, Any]) -> None:
-    """Raise `Unlike` if the file keeps other noise levels than those of the published weights of its kind."""
-    if (kept := state.get("betas")) is None:
-        return
-    start, end, steps = schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]
-    betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
-    if kept.shape != betas.shape or not torch.allclose(kept.double(), betas, rtol=1e-3):
-        raise Unlike(
-            f"it keeps {kept.numel()} noise levels from {kept.flatten()[0]:.2g} to {kept.flatten()[-1]:.2g}, and the published "
-            f"weights have {steps} from {start:g} to {end:g}"
-        )
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net, with the moving averages that the file has. The hub's folders of these weights have them too."""
-    inner = UNET.removeprefix("model.")
-    return {
-        name: state.get(AVERAGED + (inner + name).replace(".", ""), value)
-        for name, value in _under(state, UNET).items()
-    }
-
-
-def _converted(
-    of: Any, state: Mapping[str, Tensor], prefix: str, config: Mapping[str, Any], dtype: str, path: Path
-) -> Any:
-    """A network of diffusers with these weights, by diffusers' single-file loader.
-
-    Raises:
-        Unlike: the tensors and the network do not have as many numbers.
-    """
-    check_fields(config, of.__name__, KINDS["StableDiffusionPipeline"], path)
-    with tempfile.TemporaryDirectory() as folder, alone():
-        (Path(folder) / "config.json").write_text(json.dumps({"_class_name": of.__name__, **config}))
-        named = {prefix + name: tensor for name, tensor in state.items()}
-        with _quiet():
-            made = of.from_single_file(named, config=folder, torch_dtype=DTYPES[dtype], local_files_only=True)
-    check_whole(made, of.__name__, path)
-    there, taken = (sum(tensor.numel() for tensor in one.values()) for one in (state, made.state_dict()))
-    if there != taken:
-        raise Unlike(f"its {of.__name__} has {there:,} numbers, and diffusers' network of these blocks has {taken:,}")
-    for weight in made.parameters():
-        # A file may be mapped into memory; `hub.open_pipeline` says why the weights get memory of their own.
-        weight.data = weight.data.clone()
-    return made.eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' remarks on number formats and on tensors that its loader leaves out; both are checked here."""
-    from diffusers.utils import logging as own
-
-    before = own.get_verbosity()
-    own.set_verbosity_error()
-    try:
-        yield
-    finally:
-        own.set_verbosity(before)
 
 
 @torch.no_grad()

@@ -42,10 +42,9 @@ def tokenizer_for(path: Path, given: str | None, offline: bool, config: Any, *, 
     from transformers import CLIPTokenizer
 
     folder = _folder(path, given, offline)
+    padding: dict[str, Any] = {"pad_token": "!"} if open_clip else {}
     try:
-        own = CLIPTokenizer.from_pretrained(
-            str(folder), local_files_only=True, **({"pad_token": "!"} if open_clip else {})
-        )
+        own = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **padding)
     except Exception as error:  # transformers raises almost any error on files of another kind
         raise DapError(f"The tokenizer in {folder} cannot be read: {first_line(error)}. Fetch it anew.") from error
     known = 1 + max(own.get_vocab().values(), default=-1)

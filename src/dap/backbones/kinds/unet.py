@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from dap.backbones.prompts import PromptedBackbone, tokenizers_of
 from dap.backbones.schedules import KINDS, Time, VariancePreserving
 from dap.base.errors import DapError
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
 
 class UNet(PromptedBackbone):
     """A Stable Diffusion pipeline as a backbone. Classes are prompts, so the backbone knows any class that has a name.
@@ -20,14 +23,22 @@ class UNet(PromptedBackbone):
     Layers are "down.0" …, "mid" and "up.0" … in the order in which the U-Net runs them. Features are the output of a block, one
     token for each place of its grid, (B, h·w, channels).
 
+    A U-Net that was distilled to few steps under classifier-free guidance may be told the scale of this guidance as an input
+    (Meng et al. 2023; LCM). It is told `guidance` of its card.
+
+    Attributes:
+        kind: the name of its defaults in cards.yaml.
+
     Args:
-        pipe: a `StableDiffusionPipeline`; its safety checker is not used.
+        pipe: a `StableDiffusionPipeline` or a `LatentConsistencyModelPipeline`; its safety checker is not used.
         schedule: the noise schedule of the training.
         card: the facts that belong to the weights.
 
     Raises:
         DapError: the U-Net has inputs besides latents, time and prompt, or predicts something unknown.
     """
+
+    kind: ClassVar[str] = "unet"
 
     def __init__(self, pipe: Any, *, schedule: VariancePreserving, card: Card) -> None:
         unet, kind = pipe.unet, pipe.scheduler.config.get("prediction_type", "epsilon")
@@ -41,10 +52,9 @@ class UNet(PromptedBackbone):
                 f"The U-Net of {card.name} takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; "
                 "dap samples U-Nets that give as many as they take."
             )
-        width, wanted = (
-            pipe.text_encoder.config.hidden_size,
-            unet.config.encoder_hid_dim or unet.config.cross_attention_dim,
-        )
+        encoders = {name: part for name in TEXT_ENCODERS if (part := getattr(pipe, name, None)) is not None}
+        width = sum(part.config.hidden_size for part in encoders.values())
+        wanted = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
         if width not in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
             raise DapError(
                 f"The U-Net of {card.name} takes a text of width {wanted}, its text encoder gives {width}; take parts that "
@@ -58,19 +68,19 @@ class UNet(PromptedBackbone):
         super().__init__(
             unet,
             pipe.vae,
-            card=card,
+            card=card if unet.config.time_cond_proj_dim else replace(card, guidance=None),
             schedule=schedule,
             latent_shape=(unet.config.in_channels, *((side, side) if isinstance(side, int) else side)),
             layers=tuple(self._by_layer),
             predicts=KINDS[kind],
             tokenizers=tokenizers_of(pipe),
-            text_encoder=pipe.text_encoder,
+            **encoders,
         )
         self.prediction_type, self._pipe = kind, pipe
 
     @classmethod
     def from_pipeline(cls, pipe: Any, found: Found) -> UNet:
-        """The backbone of a `StableDiffusionPipeline`.
+        """The backbone of a pipeline.
 
         Raises:
             DapError: class names were given, or the class `UNet` does not take the pipeline.
@@ -79,7 +89,9 @@ class UNet(PromptedBackbone):
         side = pipe.unet.config.sample_size
         size = image_size(side if isinstance(side, int) else side[0], pipe.vae)
         schedule = VariancePreserving.from_config(pipe.scheduler.config)
-        return cls(pipe, schedule=schedule, card=found.card("unet", size=size, layer="mid"))
+        few = type(pipe.scheduler).__name__ == "LCMScheduler" or pipe.unet.config.time_cond_proj_dim is not None
+        card = found.card("lcm" if few else cls.kind, size=size, layer="mid")
+        return cls(pipe, schedule=schedule, card=card)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, ...]:
         return (self._pipe.encode_prompt(prompts, self.device, 1, False)[0],)
@@ -87,11 +99,22 @@ class UNet(PromptedBackbone):
     def module(self, layer: str) -> nn.Module:
         return self._by_layer[layer]
 
+    def told_guidance(self, x: Tensor) -> Tensor | None:
+        """The embedded scale of the guidance that a distilled U-Net is told, (B, width), or None for a U-Net that is not told."""
+        width, scale = self.denoiser.config.time_cond_proj_dim, self.card.guidance
+        if width is None or scale is None:
+            return None
+        # The scale of Imagen's formula, which is smaller by one than that of diffusers and of `cfg`.
+        scales = torch.full((len(x),), scale - 1.0, device=x.device)
+        return self._pipe.get_guidance_scale_embedding(scales, embedding_dim=width).to(self.denoiser.dtype)
+
     def run(self, x: Tensor, t: Time | Tensor, condition: Tensor) -> Tensor:
         (context,) = self.encodings(condition)
         timestep = torch.as_tensor(t, device=x.device).expand(len(x))
         dtype = self.denoiser.dtype
-        return self.denoiser(x.to(dtype), timestep, context.to(dtype)).sample.float()
+        told = self.told_guidance(x)
+        return self.denoiser(x.to(dtype), timestep, context.to(dtype), timestep_cond=told).sample.float()
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "prediction_type": self.prediction_type}
+        told = {} if self.card.guidance is None else {"guidance": self.card.guidance}
+        return {**super().settings(), "prediction_type": self.prediction_type, **told}

@@ -82,20 +82,20 @@ class Source(ABC):
         self.fit: Fit = fit
         self._counts = tuple(counts)
         self._good: list[bytearray] = [bytearray(count) for count in counts]
+        self._goods = 0  # the sum of `_good`, which is long with many classes
         self._bad: dict[tuple[int, int], str] = {}
         self._cache: Recent[Tensor] = Recent(CACHE_BYTES)
         self._fingerprints: dict[bool, str] = {}
         self._sizes: list[tuple[int, int]] | None = None
 
     def fitted(self, size: int, fit: Fit) -> Self:
-        """The same images at another size or fit. The files are not listed again. Each source keeps its own decoded
-        images."""
+        """The same images at another size or fit; the files are not listed again, and decoded images are not shared."""
         check_fit(size, fit)
         if (size, fit) == (self.size, self.fit):
             return self
         twin = copy.copy(self)
         twin.size, twin.fit = size, fit
-        twin._good, twin._bad = [bytearray(len(known)) for known in self._good], {}
+        twin._good, twin._bad, twin._goods = [bytearray(len(known)) for known in self._good], {}, 0
         twin._cache, twin._fingerprints = Recent(CACHE_BYTES), {}
         return twin
 
@@ -208,10 +208,9 @@ class Source(ABC):
         wanted = [self._checked(label, index) for index in indices]
         for position in sorted(range(len(wanted)), key=wanted.__getitem__):
             index = wanted[position]
-            image = self._fetch(label, index)
-            if image is None:
-                reason = self._bad[label, index]
-                raise DapError(f"{self._key(label, index)} of {self.name} is broken ({reason}); draw with `good`")
+            if (image := self._fetch(label, index)) is None:
+                where = f"{self._key(label, index)} of {self.name}"
+                raise DapError(f"{where} is broken ({self._bad[label, index]}); draw with `good`")
             images[position] = image
         return images
 
@@ -298,6 +297,7 @@ class Source(ABC):
             except BrokenImage as error:
                 self._leave_out(label, index, error.reason)
                 return None
+            self._goods += not self._good[label][index]
             self._good[label][index] = True
             if keep:
                 self._cache.put(where, image, image.nbytes)
@@ -321,14 +321,14 @@ class Source(ABC):
         raise DapError(f"all images of class {name!r} of {self.name} are broken: {self._first_bad()}; repair them")
 
     def _leave_out(self, label: int, index: int, reason: str) -> None:
+        self._goods -= self._good[label][index]
         self._good[label][index], self._bad[label, index] = False, reason
         log.warning("left out %s of %s: %s", self._key(label, index), self.name, reason)
 
     def _seen_after(self, places: Iterable[tuple[int, int]]) -> int:
-        """The number of different images that will have been read when the images at these (label, index) are read
-        too."""
+        """How many different images will have been read when those at these (label, index) are read too."""
         new = sum(not self._good[label][index] and (label, index) not in self._bad for label, index in places)
-        return new + len(self._bad) + sum(states.count(1) for states in self._good)
+        return new + len(self._bad) + self._goods
 
     def _check_bad_fraction(self, planned: int) -> None:
         # Compared with the number that will have been read, because the verdict must not depend on which image comes first.

@@ -1,6 +1,5 @@
-"""The files that making and judging a set write beside its images, as closed models with bounds.
-
-A reader of these files may read a stranger's. So each has one model here. What does not fit is refused in a sentence. No torch.
+"""The files that making and judging a set write beside its images, as closed models with bounds. They may be a stranger's.
+What does not fit is refused in a sentence. No torch.
 """
 
 from __future__ import annotations
@@ -161,10 +160,7 @@ class Limit(FromFile, frozen=True):
 
 
 class Rule(FromFile, frozen=True):
-    """The rule by which images were flagged as near-copies. `why` says why there is none.
-
-    `reals` is the share of the real images, of those the limits were measured on, that the rule would flag.
-    """
+    """The rule by which images were flagged as near-copies, and the share of real images that it would flag (`reals`)."""
 
     pixel: Limit | None = None
     feature: Limit | None = None

@@ -1,0 +1,126 @@
+"""Parts of models in one file: which tensors belong to which network, and networks of diffusers with their weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dap.backbones.converting.shapes import Unlike
+from dap.backbones.honoured import check_fields
+from dap.backbones.hub import DTYPES, check_whole
+from dap.backbones.known import Kind
+from dap.base.alone import alone
+
+Predicted = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a user says of a file, because the file does not.
+
+    Attributes:
+        tokenizer: the folder or hub id of the tokenizer. None: see `tokenizer_for`.
+        vae: the folder or hub id of another autoencoder. None: that of the file.
+        prediction: what the U-Net predicts, "epsilon" or "v_prediction". None: "epsilon" for a Stable Diffusion 1; of a Stable
+            Diffusion 2 one prediction at the last timestep tells it.
+        size: the side of the images in px. None: 512, and 768 for a Stable Diffusion 2 that predicts a velocity, and 256 for
+            latent diffusion's ImageNet model.
+        heads: how many heads each attention of latent diffusion's ImageNet model has. None: 1, as the published one has.
+    """
+
+    tokenizer: str | None = None
+    vae: str | None = None
+    prediction: str | None = None
+    size: int | None = None
+    heads: int | None = None
+
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+"""What stands before the names of each network's tensors."""
+AVERAGED = "model_ema."
+"""What stands before the moving averages of the U-Net's tensors, whose names have no dots there."""
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The U-Net, with the moving averages that the file has. The hub's folders of these weights have them too."""
+    inner = UNET.removeprefix("model.")
+    return {
+        name: state.get(AVERAGED + (inner + name).replace(".", ""), value) for name, value in under(state, UNET).items()
+    }
+
+
+def converted(
+    of: Any, state: Mapping[str, Tensor], prefix: str, config: Mapping[str, Any], dtype: str, path: Path, kind: Kind
+) -> Any:
+    """A network of diffusers with these weights, by diffusers' single-file loader.
+
+    Args:
+        of: the class of the network.
+        state: its tensors, by the authors' names without the prefix.
+        prefix: what stands before the names in the file.
+        config: the fields of the network.
+        dtype: the number format of the weights.
+        path: the file, for messages.
+        kind: the kind of the pipeline, which decides the values that a field may have.
+
+    Raises:
+        DapError: a tensor of the network is missing, or a field has a value that is not followed.
+        Unlike: the tensors and the network do not have as many numbers.
+    """
+    check_fields(config, of.__name__, kind, path)
+    with tempfile.TemporaryDirectory() as folder, alone():
+        (Path(folder) / "config.json").write_text(json.dumps({"_class_name": of.__name__, **config}))
+        named = {prefix + name: tensor for name, tensor in state.items()}
+        with quiet():
+            made = of.from_single_file(named, config=folder, torch_dtype=DTYPES[dtype], local_files_only=True)
+    check_whole(made, of.__name__, path)
+    there, taken = (sum(tensor.numel() for tensor in one.values()) for one in (state, made.state_dict()))
+    if there != taken:
+        raise Unlike(f"its {of.__name__} has {there:,} numbers, and diffusers' network of these blocks has {taken:,}")
+    for weight in made.parameters():
+        # A file may be mapped into memory; `hub.open_pipeline` says why the weights get memory of their own.
+        weight.data = weight.data.clone()
+    return made.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without diffusers' remarks on number formats and on tensors that its loader leaves out; both are checked here."""
+    from diffusers.utils import logging as own
+
+    before = own.get_verbosity()
+    own.set_verbosity_error()
+    try:
+        yield
+    finally:
+        own.set_verbosity(before)
+
+
+def check_betas(state: Mapping[str, Tensor], schedule: Mapping[str, Any]) -> None:
+    """Compare the noise levels that a file may keep with those of the published weights of its kind.
+
+    Raises:
+        Unlike: they are others.
+    """
+    if (kept := state.get("betas")) is None:
+        return
+    start, end, steps = schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]
+    betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    if kept.shape != betas.shape or not torch.allclose(kept.double(), betas, rtol=1e-3):
+        raise Unlike(
+            f"it keeps {kept.numel()} noise levels from {kept.flatten()[0]:.2g} to {kept.flatten()[-1]:.2g}, and the published "
+            f"weights have {steps} from {start:g} to {end:g}"
+        )
