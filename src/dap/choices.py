@@ -20,7 +20,7 @@ class Closed(Chosen, frozen=True, extra="forbid", coerce_numbers_to_str=True):
     model_config = ConfigDict(defer_build=True)
 
 
-SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc", "lcm"]
+SolverName = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde", "unipc", "heun", "sde", "lcm"]
 """Names of the reverse-time solvers; `dap.solvers` explains each."""
 
 SOLVERS: tuple[str, ...] = get_args(SolverName)
@@ -146,7 +146,7 @@ class Sampling(Closed, frozen=True):
     solver: SolverName | None = Field(
         default=None,
         description="ddpm takes respaced ancestral steps; the paper uses it, and so does the default. The other solvers "
-        "need fewer steps. lcm is for consistency models. Default for a flow: ddim.",
+        "need fewer steps. lcm is for consistency models. Default for a flow: ddim; heun and sde are for flows too.",
     )
     eta: Share | None = Field(
         default=None,

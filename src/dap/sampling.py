@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, image_seeds, normal
 from dap.guidance.base import Guidance, Nothing, State
@@ -147,6 +147,10 @@ class _Run:
         self.model, self.guidance, self.steps = model, guidance, steps
         self.solver = make(backbone, solver, steps, eta)
         self.into = push_into or ("eps" if self.solver.multistep else "x")
+        if self.into == "eps" and not self.solver.into_eps:
+            raise DapError(
+                f"push_into='eps' is not for the solver {solver!r}, which takes each step twice; leave it out."
+            )
         if self.into == "eps" and self.solver.levels[0][0] == 0:
             raise DapError(
                 "push_into='eps' has no meaning on a flow: its first x_t is pure noise, whatever eps says of x_0."
@@ -169,7 +173,7 @@ class _Run:
             x: x_t, (B, C, *spatial).
         """
         solver, guidance, t = self.solver, self.guidance, self.solver.timesteps[index]
-        active = guidance.active(index, self.steps)
+        active = solver.pushed(index) and guidance.active(index, self.steps)
         through = guidance.grad_through if active else "nothing"
         x = x.detach().requires_grad_(through != "nothing")
         prediction = self.model.predict(

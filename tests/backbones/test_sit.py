@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ import torch
 from torch.nn import functional as F
 
 import tiny
+from dap import distill
 from dap.backbones import ClassifierFree, from_pipeline, load
 from dap.backbones.interpolants import Interpolant
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal
 from dap.sampling import Batch, latents
 from dap.starter import CLASS_NAMES
+from dap.testing import check_backbone
 
 FAMILIES = tuple(tiny.SITS)
 
@@ -49,7 +52,7 @@ def turned(x, row, column):
 
 
 def attention(x, weights, name, config):
-    batch, _tokens, width = x.shape
+    batch, _, width = x.shape
     heads, size = config.num_attention_heads, config.attention_head_dim
     grid = config.sample_size // config.patch_size
     q, k, v = linear(x, weights, f"{name}.qkv").split(width, dim=-1)
@@ -131,12 +134,12 @@ def test_the_transformer_is_that_of_the_papers(family):
 
 
 def test_a_sit_is_a_dit_of_diffusers_whose_time_is_not_counted_in_steps():
-    from dap.backbones.converting.convert import _config, _transformer
+    from dap.backbones.converting.dit import config_of, transformer
 
     network = tiny.sit_transformer("sit", hidden_size=128)
     state = network.state_dict()
     file = Path("sit.pt")
-    dit = _transformer(state, _config(state, file, 4), file, torch.float32)
+    dit = transformer(state, config_of(state, file, 4), file, torch.float32)
     for block in dit.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     x, t, labels = draw(2, 4, 4, 4), torch.tensor([0.3, 0.85]), torch.tensor([1, 3])
@@ -270,3 +273,67 @@ def test_a_folder_names_no_other_code_of_this_package(library, tmp_path):
     file.write_text(json.dumps(index | {"transformer": [library, "SiTTransformer2DModel"]}))
     with pytest.raises(DapError, match="dap runs no code of a backbone's folder"):
         load(str(tmp_path), device="cpu")
+
+
+# ---- the whole way
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pipe = tiny.sit("repa", path="linear")
+    pipe.save_pretrained(tmp_path / "sit")
+    (tmp_path / "sit" / "classes.json").write_text(json.dumps(["red", "green", "blue"]))
+    (tmp_path / "sit" / "card.yaml").write_text("licence: CC0-1.0\nlayer: 1\ncfg: 2.0\ncfg_interval: [0, 0.7]\n")
+    return tmp_path / "sit"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_keeps_the_contract_of_a_backbone(family):
+    assert not [finding for finding in check_backbone(from_pipeline(tiny.sit(family))) if finding.level == "wrong"]
+
+
+def test_a_hub_id_is_read_from_the_cache_and_fetched_whole(folder, tmp_path, monkeypatch):
+    """Offline the cache has all; online the whole folder is asked for, and no pickle."""
+    from huggingface_hub import constants
+
+    repo = tmp_path / "hub" / "models--ada--SiT-B-2"
+    shutil.copytree(folder, repo / "snapshots" / ("a" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    local, x = load(str(folder), device="cpu"), draw(1, 4, 4, 4)
+    asked = []
+
+    def fetched(source, *names, allow_patterns=(), **options):
+        asked.append((source, names, tuple(allow_patterns)))
+        return str(repo / "snapshots" / ("a" * 40) / (names[0] if names else ""))
+
+    offline = load("ada/SiT-B-2", offline=True, device="cpu")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    online = load("ada/SiT-B-2", device="cpu")
+    assert [names for _, names, _ in asked] == [("model_index.json",), ()]
+    assert "*.safetensors" in asked[1][2] and not any("bin" in pattern or "pt" in pattern for pattern in asked[1][2])
+    for made in (offline, online):
+        assert made.weights_hash() == local.weights_hash()
+        assert torch.equal(made.predict(x, 300.0, made.null(1)).eps, local.predict(x, 300.0, local.null(1)).eps)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("vanilla", {}),
+        ("vanilla", {"solver": "sde"}),
+        ("dap", {"solver": "heun", "reals": 4}),
+        ("dap", {"reals": 4}),
+        ("auto", {}),
+    ],
+)
+def test_a_set_is_distilled_from_start_to_end(folder, colours, tmp_path, method, options):
+    run = {"data": str(colours), "backbone": str(folder), "ipc": 2, "classes": ["red", "blue"]}
+    steps = {"steps": 5} if method != "auto" else {}
+    made = distill(out=tmp_path / "set", method=method, **run, **steps, **options)
+    images = made.tensors()[0]
+    assert images.shape == (4, 3, 8, 8) and images.std() > 0.01
+    again = distill(out=tmp_path / "again", method=method, **run, **steps, **options)
+    assert torch.equal(images, again.tensors()[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dap import sampling
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.backbones.mixture import Mixture
 from dap.base.errors import DapError
 from dap.methods.diffusion.cao2 import CaO2, choose, loss, refine

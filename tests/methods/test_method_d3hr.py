@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from dap import sampling, solvers
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.backbones.mixture import Mixture
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of

@@ -7,7 +7,7 @@ import torch
 from sklearn.cluster import kmeans_plusplus
 
 from dap import sampling, solvers
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.methods.diffusion.d4m import D4m

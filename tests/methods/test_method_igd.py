@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from dap.backbones import load
-from dap.backbones.base import Backbone, ClassifierFree
+from dap.backbones.base import Backbone
+from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError
 from dap.base.store import Store
 from dap.data.real.stored.budget import Budget

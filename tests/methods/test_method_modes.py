@@ -20,9 +20,12 @@ from dap.methods.diffusion.dap import Dap
 from dap.methods.diffusion.mgd3 import ClassModes, Mgd3, ModeOptions, find_modes
 from dap.methods.diffusion.vanilla import Vanilla
 from dap.recipe import GuidanceOptions, Recipe
-from dap.solvers import SOLVERS
+from dap.solvers import SOLVERS as ALL
 from dap.verbs.distill import distill
 from dap.workshop import Workshop
+
+SOLVERS = [solver for solver in ALL if solver != "sde"]
+"""Those of schedules with betas."""
 
 METHODS = ("mgd3", "manifold-gd")
 

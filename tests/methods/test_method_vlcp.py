@@ -10,8 +10,8 @@ import torch
 import tiny
 from dap import sampling
 from dap.backbones import from_pipeline
-from dap.backbones.base import ClassifierFree
 from dap.backbones.finetune import Denoising, TuningBatch, load_tuned, tuned
+from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError
 from dap.data.real.sources import open_source
 from dap.methods.diffusion.vlcp import Vlcp, by_distance, inliers, text_prototypes, words_of

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dap.backbones import Mixture
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError
 from dap.guidance import Descend, Deviation, Guidance, Influence, State, Window
 from dap.guidance.influence import Moment, Trajectory

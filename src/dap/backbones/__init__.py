@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports a name when it is first asked for
     from dap.backbones.base import Backbone as Backbone
     from dap.backbones.base import Card as Card
-    from dap.backbones.base import ClassifierFree as ClassifierFree
     from dap.backbones.base import Prediction as Prediction
+    from dap.backbones.guided import ClassifierFree as ClassifierFree
     from dap.backbones.mixture import Mixture as Mixture
     from dap.backbones.modules import ModuleBackbone as ModuleBackbone
     from dap.backbones.opening import device_of as device_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
 _HOMES = {
     "Backbone": "base",
     "Card": "base",
-    "ClassifierFree": "base",
+    "ClassifierFree": "guided",
     "Flow": "schedules",
     "Mixture": "mixture",
     "ModuleBackbone": "modules",

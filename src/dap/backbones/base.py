@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -16,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.schedules import Schedule, Time
-from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.choices import SolverName
@@ -42,6 +40,8 @@ class Card:
         frequency_shift: a number in DiT's sinusoidal time embedding: the i-th of 128 frequencies is
             10000^(−i / (128 − shift)). The original code has 0, diffusers has 1. Weights that were trained with one of them
             predict a little wrong with the other.
+        cfg_interval: the times between which classifier-free guidance is on (Kynkäänniemi et al. 2024), as parts of the schedule
+            from 0 (the data) to 1 (the noise). None: always.
         guidance: the scale of classifier-free guidance that a guidance-distilled network is told as an input (LCM, Flux).
             None: the network takes no such input. It is apart from `cfg`, which mixes two predictions.
         steps, solver, eta: how weights are sampled that were distilled to few steps. None: as all others.
@@ -64,6 +64,7 @@ class Card:
     negative_prompt: str | None = None
     frequency_shift: float | None = None
     frames: int | None = None
+    cfg_interval: tuple[float, float] | None = None
     guidance: float | None = None
     steps: int | None = None
     solver: SolverName | None = None
@@ -75,11 +76,16 @@ class Card:
             raise DapError(f"The unit on the card of {self.name} is {self.unit!r}; it should be 'paper' or 'step'.")
         if self.cfg_channels != "all" and not (isinstance(self.cfg_channels, int) and self.cfg_channels >= 1):
             raise DapError(f"cfg_channels on the card of {self.name} is {self.cfg_channels!r}; give a number or 'all'.")
+        if self.cfg_interval is not None and not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
+            raise DapError(
+                f"cfg_interval on the card of {self.name} is {list(self.cfg_interval)}; give two rising numbers from 0 to 1."
+            )
 
     def written(self) -> dict[str, Any]:
         """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
         unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}
-        return {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
+        said = {name: value for name, value in vars(self).items() if value is not None and name not in unsaid}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -241,7 +247,8 @@ class Backbone(ABC):
     def settings(self) -> dict[str, Any]:
         """Everything that decides a prediction besides the weights, for `weights_hash`: the schedule, and a subclass's own."""
         clip = {} if self.clip is None else {"clip": self.clip}
-        return {"schedule": self.schedule.settings(), **clip}
+        interval = {} if self.card.cfg_interval is None else {"cfg_interval": list(self.card.cfg_interval)}
+        return {"schedule": self.schedule.settings(), **clip, **interval}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:
@@ -265,85 +272,3 @@ class Backbone(ABC):
         if layer not in self.layers:
             raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
         return layer
-
-
-@dataclass(frozen=True)
-class ClassifierFree:
-    """Classifier-free guidance around a backbone (Ho & Salimans 2022): eps = null + scale · (cond − null).
-
-    The two halves are two calls, so that only the half that supplies the features builds a graph.
-
-    Args:
-        backbone: the backbone to wrap.
-        scale: the scale of the formula above. 1 is the conditional model alone, which needs only one call.
-        channels: how many latent channels are mixed. The other channels and the variance are those of the conditional half.
-            The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
-
-    Raises:
-        DapError: the scale is not 1, and the backbone's weights were not trained for classifier-free guidance.
-    """
-
-    backbone: Backbone
-    scale: float
-    channels: int | Literal["all"] = "all"
-
-    def __post_init__(self) -> None:
-        if self.scale == 1 or self.backbone.classifier_free:
-            return
-        why = (
-            "knows no classes"
-            if self.backbone.unconditional
-            else "was trained without a label that stands for no class"
-        )
-        raise DapError(
-            f"{self.backbone.card.name} {why}, so classifier-free guidance has nothing to compare with; leave out --cfg, or give "
-            f"--cfg 1 instead of {self.scale:g}."
-        )
-
-    def predict(
-        self,
-        x: Float[Tensor, "b c *spatial"],
-        t: Time,
-        condition: Tensor,
-        *,
-        layer: str | None = None,
-        branch: Literal["cond", "null"] = "cond",
-        grad_through: GradThrough = "nothing",
-    ) -> Prediction:
-        """As `Backbone.predict`. The features come from the half that `branch` names."""
-
-        def half(which: str, of: Tensor) -> Prediction:
-            wanted = layer is not None and which == branch
-            through = grad_through if wanted or grad_through == "denoiser" else "nothing"
-            tapped = layer if wanted else None
-            if through != "nothing":  # one graph holds all images, so parts would not save memory
-                with torch.enable_grad():
-                    return self.backbone.predict(x, t, of, layer=tapped, grad_through=through)
-            with torch.no_grad():
-                passed = functools.partial(self._passed, t, tapped)
-                return _joined(vram.in_parts(passed, max(1, len(x)), x.detach(), of))
-
-        cond = half("cond", condition)
-        if self.scale == 1 and branch == "cond":
-            return cond
-        null = half("null", self.backbone.null(len(x)))
-        mixed = x.shape[1] if self.channels == "all" else self.channels
-
-        def mix(cond: Tensor, null: Tensor) -> Tensor:
-            guided = null + self.scale * (cond - null)
-            return guided if mixed == x.shape[1] else torch.cat([guided[:, :mixed], cond[:, mixed:]], dim=1)
-
-        x0 = None if cond.x0 is None or null.x0 is None else mix(cond.x0, null.x0)
-        features = cond.features if branch == "cond" else null.features
-        return Prediction(mix(cond.eps, null.eps), cond.variance, features, x0)
-
-    def _passed(self, t: Time, layer: str | None, x: Tensor, condition: Tensor) -> Prediction:
-        return self.backbone.predict(x, t, condition, layer=layer, grad_through="nothing")
-
-
-def _joined(parts: Sequence[Prediction]) -> Prediction:
-    """The prediction for all images whose parts these are, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = ([getattr(part, name) for part in parts] for name in ("eps", "variance", "features", "x0"))
-    return Prediction(*(None if None in column else torch.cat(column) for column in columns))  # pyright: ignore

@@ -69,6 +69,8 @@ class Found:
             values |= mine
         guessed = "layer" not in {**cards[kind], **self._known(cards), **mine}
         values |= {"layer": str(values["layer"]), "guessed": guessed, **self.prompts}
+        if values.get("cfg_interval") is not None:  # YAML has lists and no tuples
+            values["cfg_interval"] = tuple(map(float, values["cfg_interval"]))
         return Card(**values)
 
     def names(self, pipe: Any, labels: int) -> list[str]:
@@ -150,6 +152,9 @@ class Found:
         return next((cards[key] for key in ids if "/" in key and key in cards), {})
 
 
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
 class CardFile(FromFile, frozen=True):
     """What a card.yaml may say. Every field is optional; see `Card`."""
 
@@ -165,6 +170,7 @@ class CardFile(FromFile, frozen=True):
     negative_prompt: Text | None = None
     frequency_shift: Annotated[float, Field(ge=-100, le=100)] | None = None
     frames: Frames | None = None
+    cfg_interval: Annotated[list[Part], Field(min_length=2, max_length=2)] | None = None
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
     solver: SolverName | None = None

@@ -1,8 +1,6 @@
-"""What weights make, images or clips, and how an autoencoder of either scales its latents."""
+"""What weights make: images, or clips of some frames."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from dap.backbones.base import Card
 from dap.base.errors import DapError
@@ -26,8 +24,3 @@ def check_frames(card: Card, frames: int | None) -> None:
         f"{card.name} makes clips of {card.frames} frames; read the data as such with --frames {card.frames}"
         + ("." if frames is None else other)
     )
-
-
-def scale_of(vae: Any) -> float:
-    """The factor by which latents are multiplied; 1 for an autoencoder that says none."""
-    return vae.config.get("scaling_factor") or 1.0

@@ -14,6 +14,7 @@ from pydantic import StringConstraints
 
 from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
+from dap.backbones.fetching import UNUSED, WEIGHTS, fetch, index_of, weights_of
 from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
 from dap.base.alone import alone
@@ -26,16 +27,8 @@ from dap.base.registry import suggest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-UNUSED = ("safety_checker", "feature_extractor")
-"""Parts of Stable Diffusion's folders that look at finished images. They have a gigabyte, and no backbone calls them."""
-
 Label = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}$")]
 """A label as a key of a JSON object."""
-
-WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)"
-    r"(?:-\d+-of-\d+)?(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.(?P<suffix>safetensors|bin)"
-)
 
 
 def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: bool) -> tuple[Any, Path]:
@@ -58,7 +51,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
     with explained("backbone", source, revision):
-        folder = Path(source) if Path(source).is_dir() else _fetch(source, revision, offline)
+        folder = Path(source) if Path(source).is_dir() else fetch(source, revision, offline)
         index = index_of(folder)
         check_folder(folder, index)
         _check_libraries(folder, index)
@@ -133,19 +126,6 @@ def check_whole(network: Any, part: str, folder: Path) -> None:
     for name, tensor in getattr(network, "state_dict", dict)().items():
         if tensor.is_meta:  # diffusers leaves such a tensor if no file holds it
             raise DapError(f"The weights of the {part} in {folder} lack {name}; fetch or save the folder anew.")
-
-
-def index_of(folder: Path) -> dict[str, Any]:
-    """The `model_index.json` of a pipeline's folder.
-
-    Raises:
-        DapError: it is missing or no JSON object, or it names a part that lies outside the folder.
-    """
-    index = read_json(folder / "model_index.json", dict[str, Any])
-    for part, said in index.items():
-        if isinstance(said, list) and not re.fullmatch(r"\w+", part):
-            raise DapError(f"{folder / 'model_index.json'} names a part {part!r}, which is no name of a folder in it.")
-    return index
 
 
 def labels_of(folder: Path, index: Mapping[str, Any]) -> dict[int, str]:
@@ -263,24 +243,10 @@ def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
         raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
     for part, (library, name) in parts_of(index).items():
         known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
-        known = known or networks.CLASSES.get(name) == library
+        known |= networks.CLASSES.get(name) == library and networks.find(name) is not None  # which imports it
         looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
         if not known or looking or not name.isidentifier():
             raise DapError(f"{said} {part}, {brief(index[part])}, {why}")
-
-
-def _fetch(source: str, revision: str | None, offline: bool) -> Path:
-    """The snapshot folder of a hub id, without the parts that nobody calls."""
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import is_offline_mode
-
-    options: dict[str, Any] = {"revision": revision, "local_files_only": offline or is_offline_mode()}
-    options |= dict.fromkeys(UNUSED)
-    folder = Path(DiffusionPipeline.download(source, **options))
-    if not options["local_files_only"] and not all(_weights(folder, index_of(folder)).values()):
-        with suppress(ValueError):  # there are no such files either; a later check names what is missing
-            folder = Path(DiffusionPipeline.download(source, variant="fp16", **options))
-    return folder
 
 
 def to_download(source: str, revision: str | None, offline: bool) -> tuple[str, int | None] | None:
@@ -291,8 +257,8 @@ def to_download(source: str, revision: str | None, offline: bool) -> tuple[str, 
     if Path(source).exists() or source.count("/") != 1 or ":" in source:
         return None
     with suppress(DapError), explained("backbone", source, revision):
-        folder = _fetch(source, revision, offline=True)
-        if all(_weights(folder, index_of(folder)).values()):
+        folder = fetch(source, revision, offline=True)
+        if all(weights_of(folder, index_of(folder)).values()):
             return None
     size = None
     if not offline:
@@ -308,14 +274,6 @@ def to_download(source: str, revision: str | None, offline: bool) -> tuple[str, 
     return source, size
 
 
-def _weights(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
-    """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
-    parts = {name: place_of(folder, name) for name in parts_of(index) if name not in UNUSED}
-    parts = {name: part for name, part in parts.items() if (part / "config.json").is_file() and name != "scheduler"}
-    found = {name: map(WEIGHTS.fullmatch, os.listdir(part)) for name, part in parts.items()}
-    return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
-
-
 def _which(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make diffusers take the right weight files.
 
@@ -324,7 +282,7 @@ def _which(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DapError: a network has no weights.
     """
-    weights = _weights(folder, index)
+    weights = weights_of(folder, index)
     for part, present in weights.items():
         if not present:
             raise DapError(

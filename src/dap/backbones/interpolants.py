@@ -20,14 +20,15 @@ BETAS = (0.1, 20.0)
 class Interpolant(Flow):
     """x_τ = alpha(τ) x_0 + sigma(τ) eps with τ = t / steps from 0 (data) to 1 (noise), and the velocity dx/dτ.
 
-    The grid of times of a run falls evenly from T to 0 before the shift, as in the authors' samplers. That of a `Flow` is
-    diffusers'.
+    The grid of times of a run falls evenly from T to 0 before the shift, as in the authors' samplers.
 
     Args:
+        steps, shift, even: as of a `Flow`.
         path: "linear" has alpha = 1 − τ and sigma = τ. "gvp" has cos(πτ/2) and sin(πτ/2); REPA calls it "cosine". "vp" has
             log alpha = −τ²(b₁ − b₀)/4 − τ b₀/2 with the rates b₀ = 0.1 and b₁ = 20, and sigma² = 1 − alpha².
     """
 
+    even: bool = True
     path: PathName = "linear"
 
     def level(self, t: Time) -> tuple[float, float]:
@@ -53,7 +54,7 @@ class Interpolant(Flow):
         return slope, (-alpha * slope / sigma if sigma else math.inf)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "path": self.path, "grid": "even"}
+        return {**super().settings(), "path": self.path}
 
     def velocity_to_eps(self, x: Tensor, t: Time, velocity: Tensor) -> Tensor:
         """eps = (alpha · v − alpha' · x) / (alpha · sigma' − alpha' · sigma)."""
@@ -72,6 +73,3 @@ class Interpolant(Flow):
         if self.path == "gvp":
             return (rise * x - sigma * velocity) / (math.pi / 2)
         return alpha * x + sigma**2 / slope * velocity
-
-    def times(self, steps: int) -> list[float]:
-        return [self.steps * self.shifted(1 - i / steps) for i in range(steps)]

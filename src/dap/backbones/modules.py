@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
-from dap.backbones.frames import scale_of
 from dap.backbones.honoured import deciding
 from dap.backbones.outputs import detached, tokens
 from dap.backbones.schedules import Predicts, Schedule, Time
@@ -214,7 +213,7 @@ class ModuleBackbone(Backbone):
             return x.to(self.device)
         x = x.to(self.device, self.vae.dtype)
         means = torch.cat(vram.in_parts(lambda part: self._wide(part, _encoded), self._together, x))
-        return self._standardised(means)
+        return (means - self._shift) * self._scale
 
     @torch.no_grad()
     def drawn(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -230,7 +229,7 @@ class ModuleBackbone(Backbone):
         x = (images * 2 - 1).to(self.device, self.vae.dtype)
         mean, std = self._wide(x, lambda vae, part: torch.stack(posterior(vae, part)))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        return self._standardised(mean + std * noise)
+        return (mean + std * noise - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -239,19 +238,9 @@ class ModuleBackbone(Backbone):
     def decode_with_graph(self, latents: Tensor) -> Tensor:
         if self.vae is None:
             return latents / 2 + 0.5
-        z = latents / scale_of(self.vae) + self._shift
-        if self._spread is not None:
-            mean, std = (part.to(z) for part in self._spread)
-            z = z * std + mean
-        z = z.to(self.device, self.vae.dtype)
+        z = (latents / self._scale + self._shift).to(self.device, self.vae.dtype)
         images = torch.cat(vram.in_parts(lambda part: self._wide(part, _decoded), self._together, z))
         return images / 2 + 0.5
-
-    def _standardised(self, z: Tensor) -> Tensor:
-        if self._spread is not None:
-            mean, std = (part.to(z) for part in self._spread)
-            z = (z - mean) / std
-        return (z - self._shift) * scale_of(self.vae)
 
     def _wide(self, x: Tensor, through: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """What comes through the autoencoder. A batch that overflows in float16 is computed again in float32.
@@ -277,22 +266,24 @@ class ModuleBackbone(Backbone):
         return max(1, PIXELS // (self.card.size**2 * (self.card.frames or 1)))
 
     @property
-    def _shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
+    def _shift(self) -> float | Tensor:
+        """What is taken from the autoencoder's latents, for all channels or for each of them."""
+        return self._by_channel("latents_mean", self.vae.config.get("shift_factor") or 0.0)
 
     @property
-    def _spread(self) -> tuple[Tensor, Tensor] | None:
-        """The mean and the standard deviation of each channel of the autoencoder's latents, (C, 1, 1), where it says them."""
-        mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
-        if mean is None and std is None:
-            return None
-        channels = self.vae.config.latent_channels
-        parts = (mean or [0.0] * channels, std or [1.0] * channels)
-        return tuple(torch.tensor(part).view(-1, 1, 1) for part in parts)  # pyright: ignore[reportReturnType]
+    def _scale(self) -> float | Tensor:
+        """What the shifted latents are multiplied by."""
+        return self.vae.config.scaling_factor / self._by_channel("latents_std", 1.0)
+
+    def _by_channel(self, field: str, otherwise: float) -> float | Tensor:
+        said = self.vae.config.get(field)
+        return otherwise if said is None else torch.tensor(said, device=self.vae.device).view(-1, 1, 1)
 
     def settings(self) -> dict[str, Any]:
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
-        return said if self.vae is None else {**said, "latents": [scale_of(self.vae), self._shift]}
+        if self.vae is None:
+            return said
+        return {**said, "latents": [self.vae.config.get("scaling_factor", 1.0), self.vae.config.get("shift_factor") or 0.0]}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:

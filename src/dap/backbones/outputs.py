@@ -1,4 +1,4 @@
-"""What the blocks of networks give: the part that belongs to the image, as tokens, and without its graph."""
+"""What the blocks of a denoiser give: the part that belongs to the image, as tokens, with or without a graph."""
 
 from __future__ import annotations
 

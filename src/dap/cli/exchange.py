@@ -20,6 +20,7 @@ from dap.cli.flags import (
     OutputFlags,
     PlaceFlags,
     Positive,
+    Seed,
     Told,
     assignments,
     machine_of,
@@ -63,7 +64,7 @@ def import_(
     classes: Names = None,
     ipc: MaybePositive = None,
     pick: Pick = None,
-    seed: int = 0,
+    seed: Seed = 0,
     mean: Floats = None,
     std: Floats = None,
     labels: Annotated[str | None, Parameter(metavar="FILE")] = None,
@@ -243,6 +244,8 @@ def convert(
     tokenizer: str | None = None,
     prediction: Literal["epsilon", "v_prediction"] | None = None,
     size: MaybePositive = None,
+    family: Literal["dit", "sit", "repa", "lightningdit"] | None = None,
+    path: Literal["linear", "gvp", "vp"] | None = None,
     dtype: Dtype = "float32",
     offline: bool = False,
     output: OutputFlags | None = None,
@@ -250,16 +253,18 @@ def convert(
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code or
-            MinimaxDiffusion, not of SiT.
+        source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code,
+            MinimaxDiffusion, SiT, REPA or LightningDiT.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
-        vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema.
+        vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema, or VA-VAE's own file.
         heads: For a .pt whose width is not one of the paper's four widths: the number of attention heads.
         classes: JSON list of class names in label order.
         tokenizer: For a Stable Diffusion in one file: folder or hub id of its tokenizer; default: CLIP's.
         prediction: For a Stable Diffusion in one file: what it predicts; default: what it shows.
         size: For a Stable Diffusion in one file: side of its images in px; default: 512 or 768.
+        family: For a .pt: the model that it is of; default: what it shows.
+        path: For a .pt of a flow: its path; default: what it says, else linear.
         dtype: Type of the numbers that are written.
         offline: Never ask the network, only the local cache.
     """
@@ -268,6 +273,7 @@ def convert(
     del output
     chosen = {"revision": revision, "vae": vae, "heads": heads, "classes": classes, "dtype": dtype, "offline": offline}
     chosen |= {"tokenizer": tokenizer, "prediction": prediction, "size": size}
+    chosen |= {"family": family, "flow_path": path}
     made = run(source, out, **chosen)  # pyright: ignore[reportArgumentType]
     again = shlex.join(["dap", "distill", "--backbone", str(made)])
     return Told(f"Pipeline in {made}\nNext: {again} --out runs/first", {"pipeline": made})

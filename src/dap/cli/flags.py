@@ -47,6 +47,19 @@ def _is_positive(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19 and int(text) >= 1
 
 
+def seed_of_run(hint: Any, tokens: Sequence[Any]) -> int:
+    """The value of a flag that takes a seed.
+
+    Raises:
+        ValueError: the text is not a whole number from 0 to 2**63 - 1, the largest that torch's generators take.
+    """
+    del hint
+    text = tokens[-1].value
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 2**63):
+        raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, not {text!r}")
+    return int(text)
+
+
 def words(hint: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
     """The parts of a text that is split at its commas."""
     del hint
@@ -98,6 +111,7 @@ def assignments(items: Sequence[str], flag: str, what: str) -> dict[str, Any]:
 
 Positive = Annotated[int, Parameter(converter=positive, metavar="N")]
 MaybePositive = Annotated[int | None, Parameter(converter=positive, metavar="N")]
+Seed = Annotated[int, Parameter(converter=seed_of_run, metavar="N")]
 Words = Annotated[tuple[str, ...], Parameter(converter=words, metavar="NAME,…", show_default=False)]
 Numbers = Annotated[tuple[int, ...], Parameter(converter=numbers, metavar="N,…", show_default=False)]
 Floats = Annotated[list[float] | None, Parameter(consume_multiple=(1, None), metavar="X …")]

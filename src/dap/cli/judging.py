@@ -21,6 +21,7 @@ from dap.cli.flags import (
     OutputFlags,
     Places,
     Positive,
+    Seed,
     Sets,
     Told,
     Track,
@@ -105,6 +106,7 @@ def train_teacher(
     protocol: str = "reference",
     epochs: MaybePositive = None,
     changes: Changes = None,
+    seed: Seed = 0,
     dry_run: DryRun = False,
     machine: MachineFlags | None = None,
     engine: EngineFlags | None = None,
@@ -120,6 +122,7 @@ def train_teacher(
         network: Instead of the protocol's own network: resnet18, convnet3, file.py:build.
         protocol: The name of a shipped protocol, or a YAML file.
         epochs: Training epochs instead of the protocol's own.
+        seed: The seed of the training.
     """
     asked = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split, "network": network}
     asked |= {"protocol": protocol, "epochs": epochs, "changes": assignments(changes or [], "--set", "FIELD")}
@@ -130,7 +133,7 @@ def train_teacher(
         return forecast(planned_teacher(data, out, **asked, **told), out.parent)
     from dap.verbs.training.teacher import train_teacher as run
 
-    trial = run(data, out, **asked, **told, engine=engine_of(engine))
+    trial = run(data, out, **asked, **told, seed=seed, engine=engine_of(engine))
     return Told(
         f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
         {"teacher": out, "network": trial.network, "accuracy": trial.last, "n_test": trial.n_test},
@@ -150,7 +153,7 @@ def classify(
     reals: Positive = 50,
     times: Annotated[Positive, Parameter(metavar="T")] = 10,
     keep: Annotated[Numbers, Parameter(metavar="K,…")] = (),
-    seed: int = 0,
+    seed: Seed = 0,
     dry_run: DryRun = False,
     machine: MachineFlags | None = None,
     output: OutputFlags | None = None,

@@ -171,7 +171,8 @@ def _refuse(words: Sequence[str], said: str) -> NoReturn:
     verb = f"dap {words[0]}" if words and words[0] in VERBS else "dap"
     if "--json" in words:
         print(_json({"error": said}))
-    sys.stderr.write(f"{verb}: error: {said} {verb} --help lists what can be given.\n")
+    end = "" if said.endswith((".", "?", "!")) else "."
+    sys.stderr.write(f"{verb}: error: {said}{end} {verb} --help lists what can be given.\n")
     raise SystemExit(USAGE)
 
 

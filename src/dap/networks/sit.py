@@ -1,8 +1,8 @@
-"""The flow transformers of SiT and its descendants: SiT (Ma et al. 2024), REPA (Yu et al. 2025), LightningDiT (Yao et al. 2025).
+"""The flow transformers SiT (Ma et al. 2024), REPA (Yu et al. 2025) and LightningDiT (Yao et al. 2025).
 
-All are the transformer of DiT (Peebles & Xie 2023) and predict the velocity of a flow. LightningDiT has other norms, another
-feed-forward network and rotary positions besides. The tensors have the names of the authors' files, so a file of theirs fits
-without a change.
+All three are the transformer of DiT (Peebles & Xie 2023) and predict the velocity of a flow. LightningDiT has other norms and
+another feed-forward network, and rotary positions besides. The tensors have the names of the authors' files, so a file of theirs
+fits without a change.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class _Time(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         frequencies = torch.exp(-math.log(10000) * torch.arange(FREQUENCIES, device=t.device).float() / FREQUENCIES)
         angle = t.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(next(self.parameters()).dtype))
 
 
 class _Labels(nn.Module):

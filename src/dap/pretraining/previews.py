@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.backbones.modules import ModuleBackbone
 from dap.base.files import write_atomically
 from dap.data.real.stored.streams import as_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.guidance.base import Descend, Energy, State
 from dap.sampling import Batch, latents
 from dap.testing.findings import Verdicts, difference, draw, kind_of, warn, wrong

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dap import solvers
-from dap.backbones.base import Backbone, ClassifierFree, Prediction
+from dap.backbones.base import Backbone, Prediction
+from dap.backbones.guided import ClassifierFree
 from dap.backbones.mixture import Mixture
 from dap.backbones.schedules import Time
 from dap.guidance.base import Descend, Energy, GradThrough, Guidance, State

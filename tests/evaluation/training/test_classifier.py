@@ -256,6 +256,15 @@ def test_the_verb_trains_writes_and_prints(colours, tmp_path, capsys):
     assert "is there already; choose another --out" in capsys.readouterr().err
 
 
+def test_a_teacher_of_another_seed_has_other_weights(colours, tmp_path):
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text(json.dumps(tiny(epochs=1).model_dump(mode="json")))
+    common = ["train-teacher", "--data", str(colours), "--protocol", str(protocol), "--device", "cpu", "--seed"]
+    for seed in ("0", "1"):
+        assert main([*common, seed, "--out", str(tmp_path / seed)]) == 0
+    assert load_classifier(tmp_path / "0", NAMES).fingerprint != load_classifier(tmp_path / "1", NAMES).fingerprint
+
+
 def test_an_interrupted_training_goes_on_to_the_same_weights(colours, tmp_path, capsys, monkeypatch):
     from dap.evaluation.training import evaluate as training
     from dap.evaluation.training.fitting import Checkpoint

@@ -18,7 +18,7 @@ from dap.backbones.configurations.clips import CLIPS
 from dap.backbones.configurations.denoisers import BY_KIND, DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
 from dap.backbones.configurations.labelled import LABELLED, QUANTISED
-from dap.backbones.configurations.pixels import PIXEL_BETAS, PIXELS
+from dap.backbones.configurations.pixels import NOISE_LEVELS, PIXEL_BETAS, PIXELS
 from dap.backbones.configurations.schedulers import BETAS, BOTH, CONSISTENT, FLOW, FLOWS, OWN_WAY, PLAIN
 from dap.backbones.configurations.transformers import TRANSFORMERS
 from dap.backbones.configurations.types import Off, Table, Whole
@@ -32,7 +32,7 @@ __all__ = [
     "FLOW",
     "FLOWS",
     "NETWORKS",
-    "OLD_NAMES",
+    "NOISE_LEVELS",
     "OWN_WAY",
     "PIXEL_BETAS",
     "PLAIN",
@@ -43,6 +43,7 @@ __all__ = [
     "Off",
     "Table",
     "is_autoencoder",
+    "newer",
 ]
 
 NETWORKS: Mapping[str, Table] = {
@@ -63,7 +64,7 @@ WAYS_OUT: Mapping[str, str] = {
     "timestep_scaling": "dap's solver lcm knows consistency models of the scaling 10, as all that are published.",
     "clip_sample": "Latents reach beyond [-1, 1] and dap does not clip them; set it to false there.",
     "thresholding": "It is for pixels and dap does not threshold latents; set it to false there.",
-    "use_flow_sigmas": "A flow is sampled by a Stable Diffusion 3 pipeline only, and it needs a flow there.",
+    "use_flow_sigmas": "This kind of pipeline is not sampled on a flow; take the scheduler that the weights were trained with.",
     "use_dynamic_shifting": "It belongs to a flow; take the scheduler that the weights were trained with.",
     "timestep_type": "Continuous times belong to EDM, which is not supported.",
     "beta_schedule": "Take weights that were trained with linear or scaled_linear betas.",
@@ -90,8 +91,11 @@ def is_autoencoder(of: str) -> bool:
     return of.startswith("Autoencoder") or of in ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
 
 
-OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
-"""Classes that diffusers reads as another."""
+def newer(of: str, values: Mapping[str, Any]) -> str:
+    """The class that diffusers takes for the class that an older file names. The norm of such a file tells which."""
+    norms = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+    return norms.get(str(values.get("norm_type")), "DiTTransformer2DModel") if of == "Transformer2DModel" else of
+
 
 TEXT: Table = dict.fromkeys(
     [

@@ -1,4 +1,5 @@
-"""Checkpoint files of the original DiT code and of its descendants: the state dict, as that code itself names the tensors."""
+"""Checkpoint files of the original DiT code and of its descendants: the state dict, as that code itself names the tensors, and
+what a file says of itself."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dap.backbones.converting.persistent import is_plain, read_persistent
 from dap.base.documents import check_fetched
 from dap.base.errors import DapError, first_line
 from dap.base.parsing import shown
@@ -24,11 +27,14 @@ PREFIX = re.compile(
 )
 """What DDP, torch.compile, FSDP and Lightning put before the name of every tensor."""
 
-FLOW_WORDS = ("sit", "flow", "velocity", "rectified", "interpolant", "meanflow", "repa")
-"""Words in names and arguments that say that a checkpoint predicts a flow's velocity and not noise."""
+WORDS: Mapping[str, str] = {"sit": "sit", "repa": "repa", "lightningdit": "lightningdit"}
+"""Words in the name of a file or in a trainer's argument `model`, and the family that each stands for."""
+
+FLOW_WORDS = (*WORDS, "flow", "velocity", "rectified", "interpolant", "meanflow")
+"""Words that say that a checkpoint predicts a flow's velocity and not noise, whichever family it is of."""
 
 FLOW_ARGUMENTS = ("path_type", "prediction", "loss_weight", "sample_eps", "train_eps")
-"""Arguments of SiT's trainer, which DiT's trainer does not have."""
+"""Arguments of SiT's and REPA's trainers, which DiT's trainer does not have."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -40,10 +46,21 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         path: a .safetensors file, or a pickle of torch, which is opened by the weights-only path.
 
     Raises:
-        DapError: the file is no checkpoint, needs code to be opened, or says that it is a SiT.
+        DapError: the file is no checkpoint, or needs code to be opened.
     """
-    found = opened(path)
-    _refuse_flows(path, found)
+    return folded(tensors_of(path, opened(path)), path)
+
+
+def tensors_of(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors in what a checkpoint file holds, without wrappers and prefixes.
+
+    Args:
+        path: the file, for messages.
+        found: what it holds, see `opened`.
+
+    Raises:
+        DapError: there are no tensors by name, or one is no plain tensor on the CPU.
+    """
     for _ in range(4):  # a trainer's file inside that of another
         key = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
         if key is None:
@@ -62,7 +79,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             if "x_embedder.proj.weight" in inner:
                 tensors = inner
                 break
-    return folded(tensors, path)
+    return tensors
 
 
 class _Noted:
@@ -84,6 +101,8 @@ def opened(path: Path) -> Mapping[str, Any]:
         DapError: the file is no checkpoint, or needs code to be opened.
     """
     check_fetched(path)
+    if path.suffix == ".pkl" and is_plain(path):
+        return read_persistent(path)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -124,28 +143,43 @@ def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse_flows(path: Path, found: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that says that it is a SiT. Its tensors have the names and shapes of a DiT's.
+@dataclass(frozen=True)
+class Told:
+    """What the name of a file and the trainer's arguments in it say of a flow.
 
-    Raises:
-        DapError: the file's name, or an argument that the trainer kept, says so.
+    Attributes:
+        why: why it is a flow, in words for a message. None: nothing says so.
+        families: the families that a word names.
+        arguments: the trainer's arguments.
     """
-    words = [word for word in re.split(r"[^a-z]+", path.stem.lower()) if word in FLOW_WORDS]
-    told = [f"its name says {words[0]!r}"] if words else []
+
+    why: str | None
+    families: frozenset[str]
+    arguments: Mapping[str, Any]
+
+
+def told(path: Path, found: Mapping[Any, Any]) -> Told:
+    """What a checkpoint says of itself besides its tensors.
+
+    Args:
+        path: the file.
+        found: what it holds, see `opened`.
+    """
+    words = set(re.split(r"[^a-z]+", path.stem.lower()))
+    why = [f"its name says {word!r}" for word in FLOW_WORDS if word in words]
+    arguments: dict[str, Any] = {}
     for key in ("args", "config", "hparams", "hyper_parameters"):
         kept = found.get(key)
-        arguments = vars(kept) if isinstance(kept, Namespace) else kept if isinstance(kept, Mapping) else {}
-        for name, value in arguments.items():
-            plain = str(value).lower()
-            if (name in FLOW_ARGUMENTS and value is not None and plain not in ("epsilon", "eps", "noise")) or (
-                name in ("model", "arch", "model_name") and set(re.split(r"[^a-z]+", plain)) & set(FLOW_WORDS)
-            ):
-                told.append(f"its arguments say {name}={value}")
-    if told:
-        raise DapError(
-            f"{path} is a SiT or another flow and not a DiT: {told[0]}. It has the same tensors but predicts a velocity, which "
-            "dap convert cannot write. Give a checkpoint of DiT; if the file is one, give it a name that says so."
-        )
+        arguments |= vars(kept) if isinstance(kept, Namespace) else kept if isinstance(kept, Mapping) else {}
+    for name, value in arguments.items():
+        plain = str(value).lower()
+        named = set(re.split(r"[^a-z]+", plain)) if name in ("model", "arch", "model_name") else set[str]()
+        words |= named
+        if (name in FLOW_ARGUMENTS and value is not None and plain not in ("epsilon", "eps", "noise")) or (
+            named & set(FLOW_WORDS)
+        ):
+            why.append(f"its arguments say {name}={value}")
+    return Told(why[0] if why else None, frozenset(WORDS[word] for word in words if word in WORDS), arguments)
 
 
 def folded(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

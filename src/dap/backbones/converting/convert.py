@@ -11,19 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from dap import __version__, imagenet
 from dap.backbones.base import Card
-from dap.backbones.converting import labelled
-from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting import flows, labelled
+from dap.backbones.converting.checkpoints import folded, opened, tensors_of, told
+from dap.backbones.converting.dit import config_of, transformer
+from dap.backbones.converting.flows import family_of
 from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
-from dap.base.alone import alone
 from dap.base.disk import writing
 from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
@@ -31,9 +30,6 @@ from dap.base.files import dump, expanded, locked, write_atomically
 from dap.base.registry import suggest
 
 log = logging.getLogger(__name__)
-
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""The number of attention heads for the width of DiT-S, B, L and XL (Peebles & Xie 2023, table 1). A checkpoint lacks it."""
 
 RECORD = "conversion.json"
 """A file that marks a folder as made by a conversion. The next conversion may replace such a folder."""
@@ -54,6 +50,8 @@ def convert(
     tokenizer: str | None = None,
     prediction: str | None = None,
     size: int | None = None,
+    family: str | None = None,
+    flow_path: str | None = None,
 ) -> Path:
     """Write a pipeline as a diffusers folder of safetensors, with its class names and its card.
 
@@ -63,13 +61,13 @@ def convert(
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
             (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema", "model" or
             "state_dict", with the prefixes of DDP, of torch.compile and of Lightning. The factors of MinimaxDiffusion's
-            fine-tuning are folded into the weights. Checkpoints of SiT have the same tensors, but predict something else;
-            they are refused where their name or their arguments say so. Or a Stable Diffusion in one file, .safetensors
-            or .ckpt. Pickles are opened by the weights-only path.
+            fine-tuning are folded into the weights. Or a checkpoint of SiT, REPA or LightningDiT, which are flows. Or a Stable
+            Diffusion in one file, .safetensors or .ckpt. Pickles are opened by the weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
-        vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema. A Stable
-            Diffusion in one file has its own, and this one takes its place.
+        vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema; for a flow
+            also a file as latent diffusion's code saves it, such as VA-VAE's. A Stable Diffusion in one file has its own, and
+            this one takes its place.
         heads: the number of attention heads, for a checkpoint file of a width that DiT-S, B, L and XL do not have.
         classes: a file with a JSON list of class names in label order. Default: the names of the source. For a
             checkpoint file with 1000 labels the default is ImageNet's names, and for other checkpoint files numbers.
@@ -80,6 +78,8 @@ def convert(
         prediction: for such a file, "epsilon" or "v_prediction". Default: what the U-Net shows at the last timestep.
         size: for such a file, the side of its images in px. Default: 512, or 768 for a Stable Diffusion 2 that predicts a
             velocity.
+        family: for a checkpoint whose tensors, name and arguments do not tell it: "dit", "sit", "repa" or "lightningdit".
+        flow_path: for a flow, "linear", "gvp" or "vp". Default: what the trainer's arguments in the file say, else "linear".
 
     Returns:
         The folder.
@@ -110,18 +110,20 @@ def convert(
         pipe, name = single
         backbone = tried(from_pipeline(pipe, name=name, class_names=given))
         card, names = backbone.card, backbone.class_names
-    elif path.is_file() and (pixels := open_pixels(path, given, dtype)) is not None:
-        if vae is not None or heads is not None:
-            raise DapError(
-                f"--vae and --heads are not for {source}: it is a model of pixels, and known by its tensors."
-            )
+    elif path.is_file() and (pixels := open_pixels(path, given, dtype=dtype, vae=vae, offline=offline)) is not None:
+        if heads is not None:
+            raise DapError(f"--heads is for a checkpoint of the original DiT code; {source} is known by its tensors.")
         pipe, card, names = pixels
     elif path.is_file():
-        pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline)
+        pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline, family, flow_path)
     else:
         if vae is not None or heads is not None:
             raise DapError(
                 f"--vae and --heads are for a checkpoint file of the original DiT code, which {source} is not."
+            )
+        if family is not None or flow_path is not None:
+            raise DapError(
+                f"--family and --path are for a checkpoint file of DiT, SiT or a descendant, not for {source}."
             )
         pipe, folder = open_pipeline(source_of(str(source)), revision=revision, dtype=dtype, offline=offline)
         backbone = tried(from_pipeline(pipe, path=str(folder), name=str(source), class_names=given))
@@ -166,7 +168,14 @@ def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
 
 
 def _from_checkpoint(
-    path: Path, vae: str | None, heads: int | None, names: list[str] | None, dtype: str, offline: bool
+    path: Path,
+    vae: str | None,
+    heads: int | None,
+    names: list[str] | None,
+    dtype: str,
+    offline: bool,
+    family: str | None,
+    flow_path: str | None,
 ) -> tuple[Any, Card, Sequence[str]]:
     """The pipeline of a checkpoint of the original code, its card and its class names."""
     from diffusers import DDIMScheduler, DiTPipeline
@@ -175,7 +184,8 @@ def _from_checkpoint(
         raise DapError(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
-    state = read_checkpoint(path)
+    found = opened(path)
+    said, state = told(path, found), tensors_of(path, found)
     if labelled.family(state) is not None:
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)
         pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
@@ -183,8 +193,43 @@ def _from_checkpoint(
             names = list(imagenet.names().values())
         backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
         return pipe, backbone.card, backbone.class_names
-    config = _config(state, path, heads)
+    if (of := family_of(path, state, said, family)) != "dit":
+        names = _names(path, flows.config_of(path, of, state, heads)["num_classes"], names)
+        given = {"vae": vae, "flow_path": flow_path, "heads": heads, "dtype": DTYPES[dtype], "offline": offline}
+        pipe = flows.pipeline(path, of, state, said.arguments, labels=dict(enumerate(names)), **given)
+        known = flows.published(path, len(names))
+        card = from_pipeline(pipe, name=known or path.name, class_names=names).card
+        return pipe, card if known else replace(card, **flows.CARDS[of]), names
+    if flow_path is not None:
+        raise DapError(f"--path is for flows; {path.name} is a DiT, which has betas.")
+    state = folded(state, path)
+    config = config_of(state, path, heads)
     labels = config["num_embeds_ada_norm"]
+    names = _names(path, labels, names)
+    autoencoder = open_autoencoder(vae, dtype=dtype, offline=offline)
+    if autoencoder.config.latent_channels != config["in_channels"]:
+        raise DapError(
+            f"{path.name} works on {config['in_channels']} latent channels, the autoencoder {vae} has "
+            f"{autoencoder.config.latent_channels}; give --vae the one it was trained with."
+        )
+    scheduler: Any = DDIMScheduler
+    scheduler = scheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    pipe = DiTPipeline(transformer(state, config, path, DTYPES[dtype]), autoencoder, scheduler)
+    name, published = path.name, re.fullmatch(r"DiT-XL-2-(256|512)x\1\.pt", path.name)
+    if published and labels == 1000 and config["sample_size"] * 8 == int(published[1]):
+        name = (
+            f"facebook/DiT-XL-2-{published[1]}"  # these are the same weights, so their licence and best layer are known
+        )
+    card = from_pipeline(pipe, name=name, class_names=names).card
+    return pipe, replace(card, frequency_shift=0), names
+
+
+def _names(path: Path, labels: int, names: list[str] | None) -> list[str]:
+    """The names of a checkpoint's classes: those that the user gives, else ImageNet's for 1000 labels, else numbers.
+
+    Raises:
+        DapError: the user gives another number of names.
+    """
     if names is not None and len(names) == labels + 1:
         raise DapError(
             f"{path.name} has a table of {labels + 1} labels, as many as --classes has names. A DiT keeps one more, the null "
@@ -199,132 +244,7 @@ def _from_checkpoint(
             labels,
         )
     if names is None:
-        names = list(imagenet.names().values()) if labels == 1000 else [str(label) for label in range(labels)]
-    elif len(names) != labels:
+        return list(imagenet.names().values()) if labels == 1000 else [str(label) for label in range(labels)]
+    if len(names) != labels:
         raise DapError(f"{path.name} has {labels} labels but --classes has {len(names)} names.")
-    autoencoder = open_autoencoder(vae, dtype=dtype, offline=offline)
-    if autoencoder.config.latent_channels != config["in_channels"]:
-        raise DapError(
-            f"{path.name} works on {config['in_channels']} latent channels, the autoencoder {vae} has "
-            f"{autoencoder.config.latent_channels}; give --vae the one it was trained with."
-        )
-    scheduler: Any = DDIMScheduler
-    scheduler = scheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
-    pipe = DiTPipeline(_transformer(state, config, path, DTYPES[dtype]), autoencoder, scheduler)
-    name, published = path.name, re.fullmatch(r"DiT-XL-2-(256|512)x\1\.pt", path.name)
-    if published and labels == 1000 and config["sample_size"] * 8 == int(published[1]):
-        name = (
-            f"facebook/DiT-XL-2-{published[1]}"  # these are the same weights, so their licence and best layer are known
-        )
-    card = from_pipeline(pipe, name=name, class_names=names).card
-    return pipe, replace(card, frequency_shift=0), names
-
-
-def _both(*names: str) -> list[str]:
-    return [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
-
-
-_BLOCK = {
-    "attn.proj": "attn1.to_out.0",
-    "mlp.fc1": "ff.net.0.proj",
-    "mlp.fc2": "ff.net.2",
-    "adaLN_modulation.1": "norm1.linear",
-}
-_EMBEDDER = {
-    "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
-}
-_REST = {
-    "x_embedder.proj": "pos_embed.proj",
-    "final_layer.adaLN_modulation.1": "proj_out_1",
-    "final_layer.linear": "proj_out_2",
-}
-_LABELS = "y_embedder.embedding_table.weight"
-
-
-def _config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dict[str, Any]:
-    """The sizes of the transformer, read from the shapes of the tensors.
-
-    Raises:
-        DapError: a tensor is missing, unknown or of a wrong shape, or the number of heads is not known.
-    """
-    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d{1,18})\.", name))), default=0)
-    depth = min(depth, len(state))  # a name that counts further lacks most of the names before it
-    expected = [*_both(*_REST, *_EMBEDDER), _LABELS, "pos_embed"]
-    expected += _both(*(f"blocks.{i}.{name}" for i in range(depth) for name in ("attn.qkv", *_BLOCK)))
-    for problem, names in (
-        ("lacks", [name for name in expected if name not in state]),
-        ("also has", sorted(set(state) - set(expected))),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise DapError(
-                f"{path} is not a checkpoint of the original DiT code: it {problem} {', '.join(names[:3])}{more}."
-            )
-    patches, table, position = state["x_embedder.proj.weight"], state[_LABELS], state["pos_embed"]
-    if patches.ndim != 4 or position.ndim != 3:
-        raise DapError(f"{path} is not a checkpoint of the original DiT code: it is not on a grid of square patches.")
-    for name in expected:
-        rank = {"x_embedder.proj.weight": 4, "pos_embed": 3}.get(name, 1 if name.endswith(".bias") else 2)
-        if state[name].ndim != rank or not state[name].numel():
-            raise DapError(
-                f"{path} is not a checkpoint of the original DiT code: {name} has the shape {tuple(state[name].shape)}."
-            )
-    width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
-    grid = round(position.shape[-2] ** 0.5)
-    outputs, rest = divmod(state["final_layer.linear.weight"].shape[0], patch**2)
-    if rest or outputs not in (channels, 2 * channels):
-        raise DapError(f"{path} does not predict noise, or noise and its variance, for its {channels} latent channels.")
-    heads = heads or HEADS.get(width)
-    if heads is None:
-        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
-    if width % heads:
-        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
-    return {
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
-        "in_channels": channels,
-        "out_channels": outputs,
-        "num_layers": depth,
-        "sample_size": grid * patch,
-        "patch_size": patch,
-        "num_embeds_ada_norm": len(table) - 1,  # its last row is the null label
-        "norm_eps": 1e-6,  # the original's; diffusers' default is 1e-5
-    }
-
-
-def _transformer(state: Mapping[str, Tensor], config: Mapping[str, Any], path: Path, dtype: torch.dtype) -> Any:
-    """diffusers' DiT with these weights. In diffusers every block owns a copy of the time and label embedders.
-
-    Raises:
-        DapError: a shape does not fit the others, or the positions are not the sinusoids that diffusers computes.
-    """
-    from accelerate import init_empty_weights
-    from diffusers import DiTTransformer2DModel
-
-    mine: dict[str, Tensor] = {}
-    for kind in ("weight", "bias"):
-        mine |= {f"{new}.{kind}": state[f"{old}.{kind}"] for old, new in _REST.items()}
-        for i in range(config["num_layers"]):
-            block, new_block = f"blocks.{i}", f"transformer_blocks.{i}"
-            mine |= {f"{new_block}.{new}.{kind}": state[f"{block}.{old}.{kind}"] for old, new in _BLOCK.items()}
-            mine |= {f"{new_block}.{new}.{kind}": state[f"{old}.{kind}"] for old, new in _EMBEDDER.items()}
-            mine[f"{new_block}.norm1.emb.class_embedder.embedding_table.weight"] = state[_LABELS]
-            for part, value in zip("qkv", state[f"{block}.attn.qkv.{kind}"].tensor_split(3), strict=True):
-                mine[f"{new_block}.attn1.to_{part}.{kind}"] = value
-    try:
-        with alone(), init_empty_weights(include_buffers=False):
-            model = DiTTransformer2DModel(**config)
-        model.load_state_dict({name: value.to(dtype, copy=True) for name, value in mine.items()}, assign=True)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise DapError(f"{path} is not a checkpoint of the original DiT code: {reason}") from error
-    position: Any = model.pos_embed.pos_embed
-    given = state["pos_embed"]
-    precision = 1e-3 if given.dtype == torch.float32 else 1e-2
-    if given.shape != position.shape or (given.float() - position).abs().max() > precision:
-        raise DapError(
-            f"The position table of {path} is not the sinusoids of the original code, which diffusers computes and cannot "
-            "store; it cannot be converted."
-        )
-    return model
+    return names

@@ -46,7 +46,7 @@ class SiT(ModuleBackbone):
             network,
             vae,
             card=card,
-            schedule=Interpolant(scheduler["num_train_timesteps"], scheduler.get("shift", 1.0), config.path),
+            schedule=Interpolant(scheduler["num_train_timesteps"], scheduler.get("shift", 1.0), path=config.path),
             latent_shape=(config.in_channels, config.sample_size, config.sample_size),
             layers=[str(i) for i in range(len(network.blocks))],
             class_names=class_names,
@@ -60,9 +60,7 @@ class SiT(ModuleBackbone):
         Raises:
             DapError: prompts were given, or the parts do not fit each other.
         """
-        if found.prompts:
-            given = " and ".join(found.prompts)
-            raise DapError(f"{found.name} is conditioned on labels, not on prompts: leave out {given}.")
+        found.without_prompts()
         config = pipe.transformer.config
         layer = str(round(config.num_layers * 8 / 28))  # as of a DiT of this depth
         card = found.card("sit", size=image_size(config.sample_size, pipe.vae), layer=layer)

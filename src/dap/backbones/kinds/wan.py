@@ -104,8 +104,11 @@ class Wan(PromptedBackbone):
         ).sample.float()
 
     @property
-    def _spread(self) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
-        config = self.vae.config
-        mean, std = (torch.tensor(part).view(-1, 1, 1, 1) for part in (config.latents_mean, config.latents_std))
-        return mean, std
+    def _shift(self) -> Tensor:
+        """The mean of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
+        return torch.tensor(self.vae.config.latents_mean, device=self.vae.device).view(-1, 1, 1, 1)
+
+    @property
+    def _scale(self) -> Tensor:
+        """One over the standard deviation of each channel of the autoencoder's latents, (C, 1, 1, 1)."""
+        return 1 / torch.tensor(self.vae.config.latents_std, device=self.vae.device).view(-1, 1, 1, 1)

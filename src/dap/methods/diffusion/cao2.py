@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dap import sampling, solvers
-from dap.backbones.base import Backbone, ClassifierFree
+from dap.backbones.base import Backbone
+from dap.backbones.guided import ClassifierFree
 from dap.backbones.schedules import Time
 from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, image_seeds, normal, seed_of

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dap import sampling, solvers
-from dap.backbones.base import ClassifierFree
+from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import seed_of
 from dap.methods import base

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from dap import sampling, solvers
-from dap.backbones.base import Backbone, ClassifierFree
+from dap.backbones.base import Backbone
+from dap.backbones.guided import ClassifierFree
 from dap.backbones.kinds.dit import DiT
 from dap.backbones.kinds.unet import UNet
 from dap.base.errors import DapError

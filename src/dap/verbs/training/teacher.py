@@ -96,6 +96,7 @@ def train_teacher(
     protocol: str | Path = "reference",
     epochs: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    seed: int = 0,
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
     engine: Engine = Engine(),
@@ -115,6 +116,7 @@ def train_teacher(
         protocol: the name of a shipped protocol, or a YAML file.
         epochs: the number of training epochs, instead of the protocol's own.
         changes: other values of the protocol's fields, such as {"size": 64}.
+        seed: the seed of the training.
         machine: the device, the network, the cache and the CPU threads.
         watcher: is told of every epoch.
         engine: how several processes train the network in step, each on a part of every batch. `Engine(workers=N)` starts
@@ -151,24 +153,26 @@ def train_teacher(
         rank = rank_of(engine.shard)
         machine = replace(machine, device=device_for(machine.device, rank, torch.cuda.device_count()))
         with joined(device_of(machine.device)) as group:
-            return _train(opened(data, **asked, machine=machine, watcher=watcher), out, kept, machine, watcher, group)
+            ready = opened(data, **asked, machine=machine, watcher=watcher)
+            return _train(ready, out, kept, seed, machine, watcher, group)
     ready = opened(data, **asked, machine=machine, watcher=watcher)
     if kind == "alone":
-        return _train(ready, out, kept, machine, watcher)
+        return _train(ready, out, kept, seed, machine, watcher)
     settled = {"classes": [classes] if isinstance(classes, str) else classes, "protocol": str(protocol)}
     place = data if str(data) == EMBEDDED else expanded(str(data)).absolute()
-    told = {**asked, **settled, "data": place, "out": out.absolute(), "machine": machine}
+    told = {**asked, **settled, "seed": seed, "data": place, "out": out.absolute(), "machine": machine}
     return run_in_step(told, out.absolute().parent, engine.workers or 1, watcher)
 
 
 def _train(
-    ready: Ready, out: Path, kept: Path, machine: Machine, watcher: Watcher, group: Group | None = None
+    ready: Ready, out: Path, kept: Path, seed: int, machine: Machine, watcher: Watcher, group: Group | None = None
 ) -> Trial:
     """Train in this process, alone or in step with others. The first process of a group writes the file."""
     classifier, trial = train_classifier(
         ready.train,
         ready.test,
         ready.protocol,
+        seed=seed,
         device=str(device_of(machine.device)),
         progress=watcher.epoch,
         checkpoints=kept,

@@ -7,6 +7,8 @@
 | dpm++2m | DPM-Solver++ 2M, Lu et al. 2022 (diffusers) | no | yes |
 | dpm++2m-sde | its stochastic form (diffusers) | yes | yes |
 | unipc | Zhao et al. 2023 (diffusers) | no | yes |
+| heun | Heun's method on the probability-flow ODE (SiT, REPA, EDM); a step of it takes two passes | no | one pass |
+| sde | Euler–Maruyama on the reverse SDE with w(τ) = 2 sigma, for flows (SiT, REPA) | yes | no |
 | lcm | multistep consistency sampling, Luo et al. 2023, algorithm 3: for weights that were distilled to it | yes | no |
 
 A guidance pushes x_{t−1}. A multistep solver would forget this push, because its next step looks at earlier predictions. So its
@@ -18,98 +20,22 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Flow, Schedule, Time, VariancePreserving, steps_of
+from dap.backbones.schedules import Flow, Schedule, VariancePreserving, steps_of
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.base.seeding import normal
 from dap.choices import SOLVERS, SolverName
+from dap.solvers.base import Generators, Solver, posterior_weight, spread
+from dap.solvers.ode import EulerMaruyama, Heun
 
 CONSISTENT = 50
 """How many timesteps latent consistency models are distilled on, evenly spaced."""
-
-Generators = Sequence[torch.Generator]
-
-
-class Solver(ABC):
-    """A run of `len(timesteps)` steps. Every batch needs a new solver, because a solver may have a history.
-
-    Attributes:
-        timesteps: the times at which the backbone is asked, in falling order.
-        levels: (alpha, sigma) at each of these times, and (1, 0) for the end.
-        multistep: whether a step looks at earlier predictions.
-    """
-
-    timesteps: tuple[Time, ...]
-    levels: tuple[tuple[float, float], ...]
-    multistep: bool = False
-
-    def _run_over(self, schedule: Schedule, timesteps: Sequence[Time]) -> None:
-        self.timesteps = tuple(timesteps)
-        self.levels = (*map(schedule.level, self.timesteps), (1.0, 0.0))
-
-    @abstractmethod
-    def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
-        """Take a step: x at the next level, (B, C, *spatial).
-
-        Args:
-            index: of the step, 0 … steps − 1. Steps are taken in order.
-            x: x_t at `timesteps[index]`, (B, C, *spatial).
-            eps: the predicted noise there.
-            x0: the predicted x_0 there.
-            variance: the raw learned-range variance, or None.
-            gens: one generator for each image. A step draws from them only if it is stochastic.
-        """
-
-    @abstractmethod
-    def per_eps(self, index: int) -> float:
-        """The derivative ∂x_{t−1}/∂eps of the first-order step at fixed x_t."""
-
-    def std(self, index: int, variance: Tensor | None) -> Tensor | float:
-        """The standard deviation of x_{t−1} around its mean: that of q(x_{t−1} | x_t, x_0).
-
-        It depends only on the two noise levels, so a deterministic solver has it too: an ancestral step between the two
-        levels would draw noise of this size. Ancestral steps with a learned variance have the learned one, (B, C, *spatial).
-
-        Args:
-            index: of the step.
-            variance: the raw learned-range variance, or None.
-        """
-        del variance
-        return _spread(self.levels, index)
-
-    def preview(
-        self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators
-    ) -> Tensor:
-        """What `step` would return. The step is not taken: neither the history nor a generator changes."""
-        before = [generator.get_state() for generator in gens]
-        try:
-            return self._copy().step(index, x, eps, x0, variance, gens)
-        finally:
-            for generator, state in zip(gens, before, strict=True):
-                generator.set_state(state)
-
-    def _copy(self) -> Solver:
-        return copy.copy(self)
-
-
-def _posterior(levels: Sequence[tuple[float, float]], index: int) -> float:
-    """The weight of x_0 in the mean of q(x_s | x_t, x_0), variance-preserving: (alpha_s² − alpha_t²) / (alpha_s sigma_t²)."""
-    (alpha, sigma), (after, _) = levels[index], levels[index + 1]
-    return (after**2 - alpha**2) / (after * sigma**2)
-
-
-def _spread(levels: Sequence[tuple[float, float]], index: int) -> float:
-    """The standard deviation of q(x_s | x_t, x_0), for both families of schedules."""
-    (alpha, sigma), (after, left) = levels[index], levels[index + 1]
-    return left / sigma * math.sqrt(max(0.0, sigma**2 - (alpha * left / after) ** 2))
 
 
 class Ancestral(Solver):
@@ -140,7 +66,7 @@ class Ancestral(Solver):
         return self.scheduler.step(output, self.scheduler.timesteps[index], x, generator=list(gens)).prev_sample
 
     def std(self, index: int, variance: Tensor | None) -> Tensor | float:
-        smallest = _spread(self.levels, index)
+        smallest = spread(self.levels, index)
         if variance is None or smallest == 0:
             return smallest
         alpha, after = self.levels[index][0], self.levels[index + 1][0]
@@ -149,7 +75,7 @@ class Ancestral(Solver):
 
     def per_eps(self, index: int) -> float:
         alpha, sigma = self.levels[index]
-        return -_posterior(self.levels, index) * sigma / alpha
+        return -posterior_weight(self.levels, index) * sigma / alpha
 
 
 class Ddim(Solver):
@@ -174,7 +100,7 @@ class Ddim(Solver):
             self._run_over(schedule, [round(n - i * n / steps) - 1 for i in range(steps)])
 
     def _spread(self, index: int) -> float:
-        return self.eta * _spread(self.levels, index)
+        return self.eta * spread(self.levels, index)
 
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
         (after, left), spread = self.levels[index + 1], self._spread(index)
@@ -220,7 +146,9 @@ class Multistep(Solver):
     def per_eps(self, index: int) -> float:
         (alpha, sigma), (after, left) = self.levels[index], self.levels[index + 1]
         # The first-order step of the stochastic form has the mean of the ancestral step; that of the others is DDIM's.
-        return -_posterior(self.levels, index) * sigma / alpha if self.stochastic else left - after * sigma / alpha
+        return (
+            -posterior_weight(self.levels, index) * sigma / alpha if self.stochastic else left - after * sigma / alpha
+        )
 
     def _copy(self) -> Solver:
         twin = copy.copy(self)
@@ -261,6 +189,10 @@ class Consistency(Solver):
         return self.levels[index + 1][1]  # all the noise of a step is new
 
 
+FLOWS = ("ddim", "heun", "sde")
+"""The solvers that a flow can have."""
+
+
 def default_for(schedule: Schedule) -> SolverName:
     """The default solver of a schedule: the paper's, and on a flow the ODE."""
     return "ddim" if isinstance(schedule, Flow) else "ddpm"
@@ -271,7 +203,7 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
 
     Args:
         backbone: the backbone whose schedule is run backwards.
-        solver: a name of `SOLVERS`. None: "ddpm", and on a flow "ddim".
+        solver: a name of `SOLVERS`. None: "ddpm", and on a flow "ddim". A flow can also have "heun" and "sde".
         steps: the number of reverse steps, 2 … T. Each step is one pass of the backbone.
         eta: of "ddim", 0 … 1. 0 (default) is deterministic, and 1 is as stochastic as ancestral sampling.
 
@@ -287,13 +219,24 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
         raise DapError(f"eta belongs to the solver 'ddim'; {name!r} has none.")
     if not 0 <= (eta or 0.0) <= 1:
         raise DapError(f"eta must be between 0 and 1, not {eta}.")
-    if flow and name != "ddim":
-        raise DapError(f"{backbone.card.name} is a flow; its solver is 'ddim' (with eta), not {name!r}.")
+    if flow and name not in FLOWS:
+        raise DapError(
+            f"{backbone.card.name} is a flow; its solvers are 'ddim' (with eta), 'heun' and 'sde', not {name!r}."
+        )
+    if name == "sde" and not flow:
+        raise DapError(
+            f"The solver 'sde' is for flows, and {backbone.card.name} is none; use 'ddpm', or 'ddim' with eta."
+        )
     most = steps_of(schedule)
     if not 2 <= steps <= most:
         raise DapError(f"steps must be between 2 and {most}, not {steps}.")
     if name == "ddim":
         return Ddim(schedule, steps, eta or 0.0, backbone.clip)
+    if name == "heun":
+        intervals = Heun.intervals(steps)
+        return Heun(schedule, steps, Ddim(schedule, intervals).timesteps, backbone.clip)
+    if isinstance(schedule, Flow):
+        return EulerMaruyama(schedule, steps)
     assert isinstance(schedule, VariancePreserving)
     if name == "ddpm":
         return Ancestral(schedule, backbone.learned_variance, steps, backbone.clip)

@@ -1,0 +1,252 @@
+"""Checkpoints of SiT (Ma et al. 2024) and its descendants REPA (Yu et al. 2025) and LightningDiT (Yao et al. 2025).
+
+Most of their tensors have the names and shapes of DiT's. So a file says which family it is of by tensors of its own, by the
+trainer's arguments in it or by its name. Where none of these tells it, the user says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dap.backbones.converting.autoencoders import autoencoder_for
+from dap.backbones.converting.checkpoints import Told
+from dap.base.alone import alone
+from dap.base.errors import DapError, first_line
+
+Family = Literal["dit", "sit", "repa", "lightningdit"]
+FAMILIES: tuple[str, ...] = get_args(Family)
+
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}
+"""The number of attention heads for the width of all sizes that the three papers have."""
+
+CARDS: Mapping[str, Mapping[str, Any]] = {
+    "sit": {"cfg": 1.5, "cfg_channels": 3},
+    "repa": {"cfg": 1.8, "cfg_channels": "all", "cfg_interval": (0.0, 0.7)},
+    "lightningdit": {"cfg": 6.7, "cfg_channels": 3, "cfg_interval": (0.0, 0.875)},
+}
+"""How the authors of each family sample their best tables: the README of REPA, the configuration file of LightningDiT for 800
+epochs (guidance from time 0.125 on, counted from the noise), and section 4 of the paper of SiT."""
+
+PUBLISHED = {
+    r"SiT-XL-2-256(x256)?": "willisma/SiT-XL-2-256",
+    r"(lightningdit-xl-imagenet256-(?:800|64)ep)": r"hustvl/\1",
+}
+"""Names of published files, and the keys of their cards."""
+
+TRAINERS = {"Linear": "sit", "GVP": "sit", "VP": "sit", "linear": "repa", "cosine": "repa"}
+"""How the trainers of SiT and of REPA write the path among their arguments."""
+
+SHIFT = {"lightningdit": 1 / 0.3}
+"""The shift of the grid of times towards the noise: LightningDiT's timestep_shift of 0.3 counts from the noise."""
+
+
+def family_of(path: Path, state: Mapping[str, Tensor], said: Told, asked: str | None) -> str:
+    """The family of a checkpoint, one of `FAMILIES`.
+
+    Args:
+        path: the file, for messages.
+        state: its tensors.
+        said: what it says of itself.
+        asked: the user's word, which decides between families whose tensors are the same.
+
+    Raises:
+        DapError: the tensors are of a model that is not sampled here, they are not of the family that the user names, or it is a
+            flow and nothing says of which family.
+    """
+    if "cls_projectors2.weight" in state:
+        raise DapError(
+            f"{path} is a REG: it denoises a class token of DINOv2 beside the latent, and dap does not carry such a token. Take "
+            "a SiT, REPA or LightningDiT of the same size."
+        )
+    shown = None
+    if "blocks.0.norm1.weight" in state or "blocks.0.mlp.w12.weight" in state or "feat_rope.freqs_cos" in state:
+        shown = "lightningdit"
+    elif any(name.startswith("projectors.") for name in state):
+        shown = "repa"
+    if shown:
+        if asked not in (None, shown):
+            raise DapError(
+                f"{path} has the tensors of {TITLES[shown]}, not those of {TITLES[asked]}; leave out --family."
+            )
+        return shown
+    if asked:
+        return asked
+    if said.why is None:
+        return "dit"
+    if len(said.families - {"sit"}) == 1:
+        return next(iter(said.families - {"sit"}))
+    if trainer := TRAINERS.get(str(said.arguments.get("path_type"))):
+        return trainer
+    final, patches = state.get("final_layer.linear.weight"), state.get("x_embedder.proj.weight")
+    doubled = final is not None and patches is not None and len(final) == 2 * patches[0].numel()
+    if "sit" in said.families and doubled:
+        return "sit"
+    raise DapError(
+        f"{path} is a flow and not a DiT: {said.why}. Its tensors do not say which way its time runs: give --family sit if the "
+        "data are at time 1, or --family repa if the noise is there. Other flows, such as MeanFlow, are not supported."
+    )
+
+
+TITLES = {"dit": "DiT", "sit": "SiT", "repa": "REPA", "lightningdit": "LightningDiT"}
+
+
+def published(path: Path, labels: int) -> str | None:
+    """The key of the card of published weights in a file of this name, or None."""
+    for name, key in PUBLISHED.items():
+        if labels == 1000 and (found := re.fullmatch(name, path.stem)):
+            return found.expand(key)
+    return None
+
+
+def pipeline(
+    path: Path,
+    family: str,
+    state: Mapping[str, Tensor],
+    arguments: Mapping[str, Any],
+    *,
+    vae: str,
+    flow_path: str | None,
+    heads: int | None,
+    labels: Mapping[int, str],
+    dtype: torch.dtype,
+    offline: bool,
+) -> Any:
+    """The `SiTPipeline` of a checkpoint.
+
+    Args:
+        path: the file, for messages; `latents_stats.pt` beside it says how LightningDiT's latents are standardised.
+        family: "sit", "repa" or "lightningdit".
+        state: its tensors.
+        arguments: the trainer's arguments, if the file has them.
+        vae: the folder, the hub id or the file of the autoencoder.
+        flow_path: the user's word on the path, see `Interpolant`. None: what the arguments say, else "linear".
+        heads: the number of attention heads. None: that of the papers for this width.
+        labels: the names of the classes by label.
+        dtype: the number format of the weights.
+        offline: read only the local cache.
+
+    Raises:
+        DapError: a tensor is missing, unknown or of a wrong shape; the model predicts no velocity; the autoencoder does not fit.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from dap.networks.sit_pipeline import SiTPipeline
+
+    kind = str(arguments.get("prediction") or "velocity").lower()
+    if kind not in ("v", "velocity"):
+        raise DapError(
+            f"{path} predicts {kind!r} on a flow; dap reads velocities there, as all published {TITLES[family]} predict."
+        )
+    config = {**config_of(path, family, state, heads), "path": _path_of(path, arguments, flow_path)}
+    network = _network(path, config, state, dtype)
+    channels, standardised = config["in_channels"], family == "lightningdit"
+    autoencoder = autoencoder_for(vae, path, channels, standardised=standardised, dtype=dtype, offline=offline)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT.get(family, 1.0))
+    return SiTPipeline(network, autoencoder, scheduler, id2label=labels)
+
+
+def _path_of(path: Path, arguments: Mapping[str, Any], asked: str | None) -> str:
+    names = {"linear": "linear", "gvp": "gvp", "cosine": "gvp", "vp": "vp"}
+    word = str(asked or arguments.get("path_type") or "linear").lower()
+    if word not in names:
+        raise DapError(f"{path} was trained on the path {word[:40]!r}; linear, gvp (cosine) and vp are known.")
+    return names[word]
+
+
+def config_of(path: Path, family: str, state: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
+    """The fields of a `SiTTransformer2DModel` with these tensors, without its path.
+
+    Raises:
+        DapError: a tensor is missing or of another rank, or the number of heads is not known.
+    """
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in state:
+            raise DapError(f"{path} is not a checkpoint of {TITLES[family]}: it lacks {name}.")
+        found = tuple(state[name].shape)
+        if len(found) != rank or not all(found):
+            raise DapError(f"{path} is not a checkpoint of {TITLES[family]}: {name} has the shape {found}.")
+        return found
+
+    width, channels, patch, _ = shape("x_embedder.proj.weight", 4)
+    tokens = shape("pos_embed", 3)[1]
+    grid = round(tokens**0.5)
+    labels = shape("y_embedder.embedding_table.weight", 2)[0] - 1
+    outputs, rest = divmod(shape("final_layer.linear.weight", 2)[0], patch**2)
+    depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d{1,6})\.", name))), default=0)
+    if grid**2 != tokens or rest or outputs not in (channels, 2 * channels) or labels < 1 or depth > len(state):
+        raise DapError(
+            f"{path} is not a checkpoint of {TITLES[family]}: it has {tokens} tokens of patches of side {patch}, and gives "
+            f"{outputs} channels for {channels}."
+        )
+    swiglu = "blocks.0.mlp.w12.weight" in state
+    hidden = shape("blocks.0.mlp.w12.weight", 2)[0] // 2 if swiglu else shape("blocks.0.mlp.fc1.weight", 2)[0]
+    norm = None
+    if "blocks.0.attn.q_norm.weight" in state:
+        norm = "layer" if "blocks.0.attn.q_norm.bias" in state else "rms"
+    rotary = "feat_rope.freqs_cos" in state
+    # A head's width is in some tensors; the user's word and the papers' tables are for files without them.
+    head = (
+        shape("blocks.0.attn.q_norm.weight", 1)[0] if norm else shape("feat_rope.freqs_cos", 2)[1] if rotary else None
+    )
+    heads = width // head if head else heads or HEADS.get(width)
+    if heads is None:
+        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
+    if heads < 1 or width % heads:
+        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
+    return {
+        "sample_size": grid * patch,
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": outputs,
+        "num_layers": depth,
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "hidden_size": hidden,
+        "num_classes": labels,
+        "norm": "rms" if "blocks.0.norm1.weight" in state else "layer",
+        "feed_forward": "swiglu" if swiglu else "gelu",
+        "qk_norm": norm,
+        "rotary": rotary,
+        "shifted": shape("blocks.0.adaLN_modulation.1.weight", 2)[0] != 4 * width,
+        "data_at": 0 if family == "repa" else 1,
+    }
+
+
+def _network(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """The transformer with these weights.
+
+    Raises:
+        DapError: the tensors do not fit each other, or the rotary positions are not those of the paper.
+    """
+    from accelerate import init_empty_weights
+
+    from dap.networks.sit import SiTTransformer2DModel, angles
+
+    # The projectors align features with DINOv2 in REPA's training. No prediction asks for them.
+    mine = {name: value for name, value in state.items() if not name.startswith(("projectors.", "feat_rope."))}
+    if config["rotary"]:
+        turn = angles(config["sample_size"] // config["patch_size"], config["attention_head_dim"])
+        for name, wanted in (("freqs_cos", turn.cos()), ("freqs_sin", turn.sin())):
+            given = state.get(f"feat_rope.{name}")
+            if given is None or given.shape != wanted.shape or (given.float() - wanted).abs().max() > 1e-2:
+                raise DapError(f"The rotary positions feat_rope.{name} of {path} are not those of LightningDiT.")
+    with alone(), init_empty_weights(include_buffers=False):
+        network = SiTTransformer2DModel(**config)
+    own = set(network.state_dict())
+    for problem, names in (("lacks", sorted(own - set(mine))), ("also has", sorted(set(mine) - own))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise DapError(f"{path} is not a checkpoint of its family: it {problem} {', '.join(names[:3])}{more}.")
+    try:
+        network.load_state_dict({name: value.to(dtype, copy=True) for name, value in mine.items()}, assign=True)
+    except (RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[-1].strip() or first_line(error)
+        raise DapError(f"The tensors of {path} do not fit each other: {said}") from error
+    return network

@@ -1,0 +1,66 @@
+"""The files of a pipeline behind a hub id: which are fetched, and which of them are weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dap import networks
+from dap.backbones.honoured import parts_of, place_of
+from dap.base.documents import read_json
+from dap.base.errors import DapError
+
+UNUSED = ("safety_checker", "feature_extractor")
+"""Parts of Stable Diffusion's folders that look at finished images. They have a gigabyte, and no backbone calls them."""
+
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(?:-\d+-of-\d+)?(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.(?P<suffix>safetensors|bin)"
+)
+
+OWN = ["*.json", "*.safetensors", "*.yaml", "*.md", "LICENSE*"]
+"""Files of a pipeline of `dap.networks`, whose folders `dap convert` writes."""
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a pipeline's folder.
+
+    Raises:
+        DapError: it is missing or no JSON object, or it names a part that lies outside the folder.
+    """
+    index = read_json(folder / "model_index.json", dict[str, Any])
+    for part, said in index.items():
+        if isinstance(said, list) and not re.fullmatch(r"\w+", part):
+            raise DapError(f"{folder / 'model_index.json'} names a part {part!r}, which is no name of a folder in it.")
+    return index
+
+
+def fetch(source: str, revision: str | None, offline: bool) -> Path:
+    """The snapshot folder of a hub id, without the parts that nobody calls."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    options: dict[str, Any] = {"revision": revision, "local_files_only": offline or is_offline_mode()}
+    with suppress(LocalEntryNotFoundError, HfHubHTTPError):  # diffusers' own way below says what is wrong
+        index = read_json(Path(hf_hub_download(source, "model_index.json", **options)), dict[str, Any])
+        if networks.find(str(index.get("_class_name"))) is not None:  # diffusers knows no such pipeline, nor its files
+            return Path(snapshot_download(source, allow_patterns=OWN, **options))
+    options |= dict.fromkeys(UNUSED)
+    folder = Path(DiffusionPipeline.download(source, **options))
+    if not options["local_files_only"] and not all(weights_of(folder, index_of(folder)).values()):
+        with suppress(ValueError):  # there are no such files either; a later check names what is missing
+            folder = Path(DiffusionPipeline.download(source, variant="fp16", **options))
+    return folder
+
+
+def weights_of(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[str | None, str]]]:
+    """For each network of a pipeline, the (variant, suffix) pairs of its weight files. The plain variant is None."""
+    parts = {name: place_of(folder, name) for name in parts_of(index) if name not in UNUSED}
+    parts = {name: part for name, part in parts.items() if (part / "config.json").is_file() and name != "scheduler"}
+    found = {name: map(WEIGHTS.fullmatch, os.listdir(part)) for name, part in parts.items()}
+    return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
