@@ -223,7 +223,7 @@ class Recipe(Closed, frozen=True):
             card = backbone.card
             raise DapError(f"{card.name} makes images of {card.size} px, not {side}; leave the size to it.")
         if backbone is not None:
-            from dap.backbones.frames import check_frames
+            from dap.backbones.cards import check_frames
 
             check_frames(backbone.card, self.data.frames)
         own = self._own(backbone)

@@ -15,7 +15,7 @@ import torch
 import clips
 import tiny
 from dap.backbones import ClassifierFree, from_pipeline, load
-from dap.backbones.frames import shape_of
+from dap.backbones.cards import shape_of
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal
 from dap.data.sets.distilled import DistilledSet

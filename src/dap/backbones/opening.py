@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 
 from dap.backbones.base import Backbone
-from dap.backbones.cards import Found
+from dap.backbones.cards import Found, shape_of
 from dap.backbones.converting.single import Said, open_single
-from dap.backbones.frames import shape_of
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.known import KINDS

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.frames import shape_of
+from dap.backbones.cards import shape_of
 from dap.backbones.schedules import steps_of
 from dap.base.seeding import generators, normal, seed_of
 
