@@ -23,6 +23,7 @@ from dap.backbones.configurations import (
     FLOW,
     FLOWS,
     NETWORKS,
+    NOISE_LEVELS,
     OWN_WAY,
     PIXEL_BETAS,
     PLAIN,
@@ -108,6 +109,13 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str
     if of == "LCMScheduler" and kind.few:
         return CONSISTENT
     flow = of in FLOWS or (of in BOTH and values.get("use_flow_sigmas") is True)
+    if kind.levels:
+        if of == "EDMEulerScheduler":
+            return NOISE_LEVELS
+        raise DapError(
+            f"{shown(where)}: the scheduler is {of}, but {kind.title} has noise levels; save the pipeline with an "
+            "EDMEulerScheduler."
+        )
     if of not in (*PLAIN, *BOTH, *FLOWS):
         known = ", ".join(FLOWS if kind.flow else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))
         raise DapError(
@@ -147,6 +155,10 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
     if betas and not kind.flow and len(betas) != steps:
         raise DapError(f"{shown(where)}: there are {len(betas)} trained_betas but num_train_timesteps is {steps}.")
     start, end = values.get("beta_start"), values.get("beta_end")
+    if kind.levels and values.get("sigma_min", 0) >= values.get("sigma_max", 1e9):
+        raise DapError(
+            f"{shown(where)}: sigma_min is {values['sigma_min']} and sigma_max {values['sigma_max']}; levels rise."
+        )
     if start is not None and end is not None and not kind.flow and start > end:
         raise DapError(f"{shown(where)}: beta_start is {start} and beta_end is {end}; betas rise.")
     if of == "AutoencoderKL" and not kind.flow and values.get("shift_factor"):

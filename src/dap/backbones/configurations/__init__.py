@@ -17,7 +17,7 @@ from dap.backbones.configurations.autoencoders import AUTOENCODERS
 from dap.backbones.configurations.denoisers import BY_KIND, DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
 from dap.backbones.configurations.labelled import LABELLED, QUANTISED
-from dap.backbones.configurations.pixels import PIXEL_BETAS, PIXELS
+from dap.backbones.configurations.pixels import NOISE_LEVELS, PIXEL_BETAS, PIXELS
 from dap.backbones.configurations.schedulers import BETAS, BOTH, CONSISTENT, FLOW, FLOWS, OWN_WAY, PLAIN
 from dap.backbones.configurations.transformers import TRANSFORMERS
 from dap.backbones.configurations.types import Off, Table, Whole
@@ -31,6 +31,7 @@ __all__ = [
     "FLOW",
     "FLOWS",
     "NETWORKS",
+    "NOISE_LEVELS",
     "OWN_WAY",
     "PIXEL_BETAS",
     "PLAIN",
