@@ -171,10 +171,8 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
                 f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise the latents of {kind.title}; set "
                 "it to null there."
             )
-        if len(said) != values.get("latent_channels"):
-            raise DapError(
-                f"{shown(where)}: {name} has {len(said)} numbers for {values.get('latent_channels')} latent channels."
-            )
+        if len(said) != (channels := values.get("latent_channels", values.get("z_dim"))):
+            raise DapError(f"{shown(where)}: {name} has {len(said)} numbers for {channels} latent channels.")
     if values.get("use_flow_sigmas") and values.get("prediction_type") != "flow_prediction":
         raise DapError(
             f"{shown(where)}: prediction_type is {_short(values.get('prediction_type'))}; with use_flow_sigmas it should be "

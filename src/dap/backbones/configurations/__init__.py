@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dap.backbones.configurations.autoencoders import AUTOENCODERS
+from dap.backbones.configurations.clips import CLIPS
 from dap.backbones.configurations.denoisers import BY_KIND, DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
 from dap.backbones.configurations.labelled import LABELLED, QUANTISED
@@ -53,6 +54,7 @@ NETWORKS: Mapping[str, Table] = {
     **LABELLED,
     **AUTOENCODERS,
     **QUANTISED,
+    **CLIPS,
 }
 """By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
 
