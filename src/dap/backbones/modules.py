@@ -283,7 +283,10 @@ class ModuleBackbone(Backbone):
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
         if self.vae is None:
             return said
-        return {**said, "latents": [self.vae.config.get("scaling_factor", 1.0), self.vae.config.get("shift_factor") or 0.0]}
+        return {
+            **said,
+            "latents": [self.vae.config.get("scaling_factor", 1.0), self.vae.config.get("shift_factor") or 0.0],
+        }
 
     @contextmanager
     def widened(self) -> Iterator[bool]:
