@@ -115,7 +115,9 @@ def test_what_a_file_does_not_say_is_asked_for(file, change, options, words, vae
 
 def test_a_noise_on_a_flow_is_not_read_as_a_velocity(vaes, tmp_path):
     _, state = published("sit")
-    torch.save({"ema": state, "args": Namespace(model="SiT-S/2", path_type="GVP", prediction="score")}, tmp_path / "x.pt")
+    torch.save(
+        {"ema": state, "args": Namespace(model="SiT-S/2", path_type="GVP", prediction="score")}, tmp_path / "x.pt"
+    )
     with pytest.raises(DapError, match="predicts 'score' on a flow; dap reads velocities"):
         convert(tmp_path / "x.pt", tmp_path / "out", vae=vaes["sit"], heads=4)
 
@@ -196,7 +198,10 @@ class Latent(nn.Module):
             norm_out=nn.GroupNorm(32, first, eps=1e-6),
             conv_out=nn.Conv2d(first, 3, 3, padding=1),
         )
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1), nn.Conv2d(channels, channels, 1)
+        self.quant_conv, self.post_quant_conv = (
+            nn.Conv2d(2 * channels, 2 * channels, 1),
+            nn.Conv2d(channels, channels, 1),
+        )
 
     def encode(self, x):
         e, (first, second) = self.encoder, self.encoder.down
@@ -255,7 +260,9 @@ def test_lightningdit_with_va_vae_and_the_statistics_beside_it(tmp_path):
 
 def test_what_is_no_autoencoder_is_said(tmp_path):
     torch.save({"state_dict": {"encoder.conv_in.weight": torch.ones(2)}}, tmp_path / "vae.pt")
-    with pytest.raises(DapError, match="is no autoencoder of latent diffusion's code: it has no encoder.conv_in.weight"):
+    with pytest.raises(
+        DapError, match="is no autoencoder of latent diffusion's code: it has no encoder.conv_in.weight"
+    ):
         from_checkpoint(tmp_path / "vae.pt", torch.float32)
 
 
