@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dap.data.real.captions import read_captions
+from dap.data.real.clips.moving import decode_clip
 from dap.data.real.decode import BrokenImage, as_png, decode
 from dap.data.real.sizes import size_of
 from dap.data.real.sources import open_source
@@ -24,7 +25,7 @@ from dap.verbs.caption import (  # pyright: ignore[reportPrivateUsage]
     write_captions,
 )
 from fuzz import forms
-from fuzz.pictures import picture, pictures
+from fuzz.pictures import clip, picture, pictures
 from fuzz.target import Target
 from fuzz.trees import plant
 
@@ -85,6 +86,8 @@ def targets(folder: Path) -> list[Target]:
         forms=forms.pngs())  # fmt: skip
     add("image size", "binary", "a.png", pictures(), size_of, forms=forms.pngs())
     add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20, forms=forms.pngs())
+    moving = tuple(clip(kind) for kind in ("PNG", "GIF", "WEBP", "mp4", "matroska", "avi"))
+    add("clip", "binary", "a.mp4", moving, lambda path: decode_clip(path, 3, 8), allowed=(BrokenImage,), seconds=20)
     table, rows = io.BytesIO(), [{"image": {"bytes": PICTURE, "path": "a.png"}, "label": i % 2} for i in range(4)]
     import pyarrow as pa
     import pyarrow.parquet as pq

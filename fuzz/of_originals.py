@@ -99,7 +99,8 @@ def patches() -> list[dict[str, torch.Tensor]]:
     from dap.networks.uvit import UViT2DModel
 
     torch.manual_seed(0)
-    shape = {"sample_size": 4, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_classes": 3}
+    shape: dict[str, Any] = {"sample_size": 4, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    shape["num_classes"] = 3
     networks = (UViT2DModel(**shape, num_layers=2), MDTTransformer2DModel(**shape, num_layers=3, decoder_layers=1))
     return [dict(network.state_dict()) for network in networks]
 

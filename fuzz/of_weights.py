@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from dap.backbones.cards import read_card, read_names
-from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting.checkpoints import opened, read_checkpoint
 from dap.backbones.converting.convert import convert
 from dap.backbones.converting.dit import config_of
 from dap.backbones.hub import index_of, labels_of
@@ -28,6 +29,26 @@ CARD = b"size: 8\nlicence: CC0-1.0\nlayer: 1\ncfg: 2.0\nscale: 0.1\nunit: step\n
 
 LAYERS = 20.0
 """Seconds that a backbone may take: few bytes can stand for hundreds of layers."""
+
+
+def _reconstruct_persistent_obj(meta: Any) -> None:
+    """Stands for the function of the authors' code that a pickle of EDM names."""
+
+
+class _Network:
+    """Pickled as the authors' networks are."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.state = {"_parameters": dict(tensors), "_buffers": {}, "_modules": {"inner": tensors and _Network({})}}
+
+    def __reduce__(self) -> Any:
+        return _reconstruct_persistent_obj, ({"class_name": "EDMPrecond", "module_src": "1", "state": self.state},)
+
+
+def persistent(tensors: dict[str, torch.Tensor]) -> bytes:
+    """A pickle such as EDM's, of these tensors."""
+    found = pickle.dumps({"ema": _Network(tensors)}, protocol=3)
+    return found.replace(f"c{__name__}\n".encode(), b"ctorch_utils.persistence\n")
 
 
 def pipeline(folder: Path) -> None:
@@ -195,6 +216,7 @@ def _add_checkpoints(add: Callable[..., None], folder: Path) -> None:
         whole,
         forms=forms.safetensors((whole,)),
     )
+    add("checkpoint .pkl", "binary", folder / "checkpoint-pickle", "x.pkl", opened, *map(persistent, (state, {})))
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
         place = folder / f"autoencoder-{file.partition('.')[0]}"
         shutil.copytree(vae, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,3 +27,22 @@ def pictures() -> tuple[bytes, ...]:
         except (OSError, KeyError, ValueError):
             continue
     return tuple(found)
+
+
+def clip(kind: str) -> bytes:
+    """A small clip of four frames: of a format of Pillow, or a film in a container of FFmpeg."""
+    frames = [np.roll(np.arange(768, dtype=np.uint8).reshape(16, 16, 3), 4 * shift, axis=1) for shift in range(4)]
+    out = io.BytesIO()
+    if kind.isupper():
+        first, *others = map(Image.fromarray, frames)
+        first.save(out, kind, save_all=True, append_images=others, duration=100, loop=0)
+        return out.getvalue()
+    import av
+
+    with av.open(out, "w", format=kind) as film:
+        stream: Any = film.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        for frame in frames:
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        film.mux(stream.encode())
+    return out.getvalue()

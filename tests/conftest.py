@@ -125,7 +125,7 @@ def sd_folder(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("sd")
     tiny.stable_diffusion().save_pretrained(folder)
-    (folder / "card.yaml").write_text("size: 8\nlicence: CC0-1.0\n")
+    (folder / "card.yaml").write_text("size: 8\nlicence: CC0-1.0\nlayer: mid\n")  # as the card of Stable Diffusion 1.5
     return folder
 
 

@@ -114,6 +114,7 @@ def test_shapes_with_random_weights_still_open_and_are_measured(shape):
 def test_the_large_shapes_have_configurations_that_open():
     """Without memory for their weights."""
     from dap.backbones.honoured import check_pipeline
+    from dap.backbones.known import KINDS
 
     shapes = runpy.run_path(str(ROOT / "benchmarks" / "shapes.py"))
     with torch.device("meta"):
@@ -121,8 +122,8 @@ def test_the_large_shapes_have_configurations_that_open():
             "dit": shapes["dit"](shapes["DIT"]["dit-xl-2"]),
             "unet": shapes["stable_diffusion"](shapes["SD"]["sd-1.5"]),
         }
-        for kind, pipe in made.items():
-            check_pipeline(pipe, kind, None)
+        for pipe in made.values():
+            check_pipeline(pipe, KINDS[type(pipe).__name__], None)
 
 
 def test_the_script_of_the_gpu_day_names_flags_that_exist():

@@ -116,6 +116,55 @@ def stable_diffusion_3():
     )
 
 
+def wan():
+    """A Wan of clips of 5 frames of 16 px: 4 x 2 x 4 x 4 latents, three blocks."""
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tokenizer = build_tokenizer(CLASS_NAMES, 32)
+    config = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    transformer = seeded(
+        lambda: WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=3,
+            rope_max_seq_len=32,
+        )
+    )
+    vae = seeded(
+        lambda: AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[True, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.7, 1.1, 0.9],
+            scale_factor_spatial=4,
+        )
+    )
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=seeded(lambda: UMT5EncoderModel(config)),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+    )
+
+
 SITS: dict[str, dict[str, Any]] = {
     "sit": {"in_channels": 4, "out_channels": 8, "patch_size": 2},
     "repa": {"in_channels": 4, "out_channels": 4, "patch_size": 2, "qk_norm": "layer", "path": "gvp", "data_at": 0},

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator
 
-from dap.base.fields import Chosen, Images, Name, Pixels, Share, Slots, Strength
+from dap.base.fields import Chosen, Frames, Images, Name, Pixels, Share, Slots, Strength
 
 
 class Closed(Chosen, frozen=True, extra="forbid", coerce_numbers_to_str=True):
@@ -36,12 +36,8 @@ Normalise = Literal["none", "l2", "channel"]
 
 
 class Places(Closed, frozen=True):
-    """Where the splits of the real images lie, by the user's own word.
-
-    Attributes:
-        train, test: a folder, a table of labels or a parquet file, relative to the data folder or absolute; or the name of
-            another split, such as val. None: the split is looked for.
-    """
+    """Where the splits of the real images lie, by the user's own word: a folder, a table of labels or a parquet file, relative
+    to the data folder or absolute; or the name of another split, such as val. None: the split is looked for."""
 
     train: str | None = None
     test: str | None = None
@@ -77,7 +73,11 @@ class Data(Closed, frozen=True):
         description="The fraction of the training images of each class that distillation never sees. Choices are made on "
         "these images: dap sweep --on validation.",
     )
-
+    frames: Frames | None = Field(
+        default=None,
+        description="Read the data as clips of so many frames: films (MP4, MOV, MKV, WebM, AVI), or GIF, PNG and WebP that move. "
+        "Default: the data are images.",
+    )
     split: Places | None = Field(
         default=None,
         description="Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER, relative to the data folder. "

@@ -222,6 +222,10 @@ class Recipe(Closed, frozen=True):
         if backbone is not None and side != backbone.card.size:
             card = backbone.card
             raise DapError(f"{card.name} makes images of {card.size} px, not {side}; leave the size to it.")
+        if backbone is not None:
+            from dap.backbones.frames import check_frames
+
+            check_frames(backbone.card, self.data.frames)
         own = self._own(backbone)
         run = None if backbone is None else self._run(backbone, guidance, sampling or {}, refinement)
         repels = run is not None and run.guidance is not None and run.guidance.repulsion > 0

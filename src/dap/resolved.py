@@ -133,8 +133,9 @@ class Resolved(Closed, frozen=True):
                 usual = {choice: model.model_fields[choice].default for choice in later}
                 run[name] = {k: v for k, v in values.items() if k not in usual or v != usual[k]}
         unused = [name for name in ("options", "classifier", "captions") if not said[name]]
-        if self.data.split is None:  # as sets of earlier versions have it
-            del said["data"]["split"]
+        for name in ("split", "frames"):
+            if said["data"][name] is None:  # as sets of earlier versions have it
+                del said["data"][name]
         own = {"own_guidance": self.own.model_dump(mode="json")} if self.own else {}
         return {**{name: value for name, value in said.items() if name not in unused}, **run, **own}
 

@@ -148,7 +148,9 @@ class _Run:
         self.solver = make(backbone, solver, steps, eta)
         self.into = push_into or ("eps" if self.solver.multistep else "x")
         if self.into == "eps" and not self.solver.into_eps:
-            raise DapError(f"push_into='eps' is not for the solver {solver!r}, which takes each step twice; leave it out.")
+            raise DapError(
+                f"push_into='eps' is not for the solver {solver!r}, which takes each step twice; leave it out."
+            )
         if self.into == "eps" and self.solver.levels[0][0] == 0:
             raise DapError(
                 "push_into='eps' has no meaning on a flow: its first x_t is pure noise, whatever eps says of x_0."

@@ -23,7 +23,7 @@ from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
 from dap.methods import find
-from dap.methods.base import Given, Method, Options, Task
+from dap.methods.base import Given, Method, Options, Task, check_clips
 from dap.objects import Objects
 from dap.recipe import BackboneChoice, Data, Recipe
 from dap.resolved import Resolved
@@ -126,7 +126,7 @@ class Workshop:
         if given is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
             chosen = None if data.split is None else data.split.given()
-            return open_source(data.path, split, fit=fit, chosen=chosen, **how)
+            return open_source(data.path, split, fit=fit, chosen=chosen, frames=data.frames, **how)
         if split == "test":
             raise DapError(
                 "The real images were given as an object, which has no test images; judge the set with --data."
@@ -160,6 +160,7 @@ class Workshop:
         method = self.objects.method or find(recipe.method)
         if self.objects.source is None:
             check_path(recipe.data.path)
+        check_clips(method, recipe.method, recipe.data.frames, self.objects.source)
         options = method.parse(recipe.options, recipe.method)
         if (name := _classifier(method, recipe)) not in (None, STARTER):
             check_classifier(name)
@@ -289,7 +290,7 @@ class Workshop:
 
 def listing_of(data: Data, split: str) -> tuple[Any, ...]:
     """What decides which images a split has."""
-    return (data.path, data.classes, data.max_bad_fraction, data.split, split == "test")
+    return (data.path, data.classes, data.max_bad_fraction, data.split, data.frames, split == "test")
 
 
 def _classifier(method: Method, recipe: Recipe) -> str | None:

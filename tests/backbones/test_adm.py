@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,7 @@ def test_a_file_is_converted_loaded_and_distilled(known, tmp_path, colours, labe
     run = {"data": str(colours), "classes": ["red", "blue"], "ipc": 1, "steps": 3, "reals": 4}
     made = distill(out=tmp_path / "set", backbone=str(folder), method="dap", **run)
     assert made.tensors()[0].shape == (2, 3, 8, 8)
-    with pytest.raises(DapError, match="--vae and --heads are not for"):
+    with pytest.raises(DapError, match="leave out --vae"):
         convert(file, tmp_path / "folder", vae="x/y")
     with pytest.raises(DapError, match="but --classes has 2 names"):
         names.write_text('["red", "green"]')
@@ -185,6 +186,17 @@ def test_samples_equal_the_learned_variance_of_diffusers(known, tmp_path):
     theirs = pipe(batch_size=2, generator=gens, num_inference_steps=20, output_type="pt").images
     mine = images(ClassifierFree(from_pipeline(pipe, name="adm"), 1.0), None, batch, steps=20)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_the_lines_of_the_page_write_a_folder_that_loads(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "backbones.md"
+    (lines,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    monkeypatch.chdir(tmp_path)
+    mine = network(num_class_embeds=3)
+    torch.save(mine.state_dict(), "model.pt")
+    exec(compile(lines, str(page), "exec"), {})
+    found, x = load("my-adm"), torch.randn(1, 3, 8, 8)
+    assert torch.equal(found.predict(x, 9, found.condition(["2"])).eps, mine(x, 9, torch.tensor([2])).sample[:, :3])
 
 
 def altered(change):
@@ -212,10 +224,12 @@ def test_another_network_of_the_same_code_is_refused(known, tmp_path, change, sa
     assert not (tmp_path / "folder").exists()
 
 
-def test_a_folder_that_names_other_code_of_this_package_is_refused(known, tmp_path):
+def test_a_folder_that_names_other_code_of_this_package_is_refused(known, tmp_path, monkeypatch):
     """Only the networks of the closed list may be named: not every class that this package has."""
     torch.save(network(num_class_embeds=3).state_dict(), tmp_path / "adm.pt")
     folder = convert(tmp_path / "adm.pt", tmp_path / "folder")
+    monkeypatch.delitem(sys.modules, "dap.networks.adm")  # as in a process that has not used it yet
+    assert load(str(folder)).card.size == 8
     index = folder / "model_index.json"
     text = index.read_text()
     for library, name in (("dap.networks.sit", "ADMUNet2DModel"), ("dap.networks.adm", "Steps"), ("dap", "distill")):

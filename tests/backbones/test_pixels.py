@@ -15,6 +15,10 @@ from dap import distill
 from dap.backbones import ClassifierFree, from_pipeline, load
 from dap.backbones.converting.convert import convert
 from dap.base.errors import DapError
+from dap.data.bank import BankOptions, FeatureBank
+from dap.data.real.memory import MemorySource
+from dap.guidance import MeanMatching
+from dap.refining import Descent, refine
 from dap.sampling import Batch, images, latents
 from dap.testing import check_backbone
 
@@ -197,6 +201,19 @@ def test_it_keeps_the_contract_of_a_backbone(folder, classes):
         torch.testing.assert_close(*both)
     pixels = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(found.decode(found.encode(pixels)), pixels)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_set_is_refined_as_a_whole(folder, conditional):
+    """As `auto` does: encoded reals, an energy in pooled features at several noise levels, its gradient, and the prior."""
+    found = load(str(folder)) if conditional else from_pipeline(pipeline(), name="none")
+    reals = {name: torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(NAMES)}
+    options = BankOptions(reals=4, pool="2x2", normalise="channel", layer="up.0")
+    bank = FeatureBank(MemorySource(reals, size=8), found, options, ipc=2)
+    z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    batch = Batch.of(NAMES, [0, 0], [0, 1], 0)
+    after = refine(found, [MeanMatching(bank)], batch, z, Descent(2, 0.1, prior=1.0), usual=lambda label, t: 0.0)
+    assert after.shape == z.shape and torch.isfinite(after).all() and not torch.allclose(after, z)
 
 
 @pytest.mark.parametrize("conditional", [True, False])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import tiny_text
-from dap.backbones import ClassifierFree, from_pipeline
+from dap.backbones import ClassifierFree, from_pipeline, load
 from dap.base.errors import DapError
 from dap.pretraining.words import SCHEDULE
 from dap.sampling import Batch, latents
@@ -71,6 +73,27 @@ def test_pixart_as_a_consistency_model_equals_its_own_pipeline():
     mine = latents(ClassifierFree(backbone, card.cfg), None, ONE, steps=4, solver="lcm")
     run = {"num_inference_steps": 4, "guidance_scale": 1.0, "use_resolution_binning": False, "clean_caption": False}
     close(mine, called(pipe, latents=noise((4, 4, 4)), generator=[after_noise((4, 4, 4))], **run))
+
+
+def test_a_pixart_of_older_files_is_the_same(tmp_path):
+    """The hub's PixArt-α names its transformer by the class that diffusers had for all of them."""
+    tiny_text.pixart().save_pretrained(tmp_path)
+    new = load(str(tmp_path)).weights_hash()
+    for file, values in (
+        ("model_index.json", {"transformer": ["diffusers", "Transformer2DModel"]}),
+        ("transformer/config.json", {"_class_name": "Transformer2DModel", "num_vector_embeds": None}),
+    ):
+        (tmp_path / file).write_text(json.dumps(json.loads((tmp_path / file).read_text()) | values))
+    assert load(str(tmp_path)).weights_hash() == new
+
+
+def test_a_tokenizer_that_needs_another_package_says_so(tmp_path, monkeypatch):
+    tiny_text.pixart().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer" / "spiece.model").write_bytes(b"pieces")
+    monkeypatch.setattr("dap.backbones.honoured.find_spec", lambda name: None)
+    with pytest.raises(DapError, match="vocabulary in spiece.model.*pip install sentencepiece protobuf"):
+        load(str(tmp_path))
 
 
 def test_letters_that_pixart_reads_as_small_are_the_same_class():

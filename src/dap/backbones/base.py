@@ -32,6 +32,7 @@ class Card:
         cfg: the scale of classifier-free guidance. 1 switches it off.
         cfg_channels: how many latent channels classifier-free guidance mixes, or "all". The DiT lineage mixes 3 of 4.
         layer: the layer whose features guide by default.
+        frames: how many frames the clips have that the weights make; None for weights that make images.
         scale: the default γ of the method `dap`, in the unit `unit`.
         unit: the unit of `scale`, "paper" or "step", see `dap.guidance.Descend`.
         template: the prompt of a text-conditioned backbone, with {} for the class name. None: the backbone takes labels.
@@ -62,6 +63,7 @@ class Card:
     template: str | None = None
     negative_prompt: str | None = None
     frequency_shift: float | None = None
+    frames: int | None = None
     cfg_interval: tuple[float, float] | None = None
     guidance: float | None = None
     steps: int | None = None

@@ -17,7 +17,7 @@ from dap.backbones.base import Card
 from dap.backbones.hub import index_of, labels_of
 from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
-from dap.base.fields import FromFile, Name, Text
+from dap.base.fields import Frames, FromFile, Name, Text
 from dap.base.registry import suggest
 from dap.choices import SolverName
 
@@ -169,6 +169,7 @@ class CardFile(FromFile, frozen=True):
     template: Text | None = None
     negative_prompt: Text | None = None
     frequency_shift: Annotated[float, Field(ge=-100, le=100)] | None = None
+    frames: Frames | None = None
     cfg_interval: Annotated[list[Part], Field(min_length=2, max_length=2)] | None = None
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     steps: Annotated[int, Field(ge=2, le=100_000)] | None = None

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dap.backbones.configurations import (
     FLOW,
     FLOWS,
     NETWORKS,
-    OLD_NAMES,
+    NOISE_LEVELS,
     OWN_WAY,
     PIXEL_BETAS,
     PLAIN,
@@ -33,6 +34,7 @@ from dap.backbones.configurations import (
     Off,
     Table,
     is_autoencoder,
+    newer,
 )
 from dap.backbones.known import KINDS, Kind
 from dap.base.documents import fitted, read_text
@@ -78,7 +80,7 @@ def check_fields(values: Mapping[str, Any], of: str, kind: Kind, where: Path | s
     Raises:
         DapError: a field has a value that dap neither follows nor may ignore, or the class of the part is not supported.
     """
-    of = OLD_NAMES.get(of, of)
+    of = newer(of, values)
     if of.endswith("Scheduler"):
         table, indifferent = _scheduler(values, of, kind, where), OWN_WAY
     elif is_autoencoder(of) or of in NETWORKS:
@@ -107,6 +109,13 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str
     if of == "LCMScheduler" and kind.few:
         return CONSISTENT
     flow = of in FLOWS or (of in BOTH and values.get("use_flow_sigmas") is True)
+    if kind.levels:
+        if of == "EDMEulerScheduler":
+            return NOISE_LEVELS
+        raise DapError(
+            f"{shown(where)}: the scheduler is {of}, but {kind.title} has noise levels; save the pipeline with an "
+            "EDMEulerScheduler."
+        )
     if of not in (*PLAIN, *BOTH, *FLOWS):
         known = ", ".join(FLOWS if kind.flow else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))
         raise DapError(
@@ -146,6 +155,10 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
     if betas and not kind.flow and len(betas) != steps:
         raise DapError(f"{shown(where)}: there are {len(betas)} trained_betas but num_train_timesteps is {steps}.")
     start, end = values.get("beta_start"), values.get("beta_end")
+    if kind.levels and values.get("sigma_min", 0) >= values.get("sigma_max", 1e9):
+        raise DapError(
+            f"{shown(where)}: sigma_min is {values['sigma_min']} and sigma_max {values['sigma_max']}; levels rise."
+        )
     if start is not None and end is not None and not kind.flow and start > end:
         raise DapError(f"{shown(where)}: beta_start is {start} and beta_end is {end}; betas rise.")
     if of == "AutoencoderKL" and not kind.flow and values.get("shift_factor"):
@@ -158,10 +171,8 @@ def _together(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str)
                 f"{shown(where)}: {name} is {_short(said)}, and diffusers does not standardise the latents of {kind.title}; set "
                 "it to null there."
             )
-        if len(said) != values.get("latent_channels"):
-            raise DapError(
-                f"{shown(where)}: {name} has {len(said)} numbers for {values.get('latent_channels')} latent channels."
-            )
+        if len(said) != (channels := values.get("latent_channels", values.get("z_dim"))):
+            raise DapError(f"{shown(where)}: {name} has {len(said)} numbers for {channels} latent channels.")
     if values.get("use_flow_sigmas") and values.get("prediction_type") != "flow_prediction":
         raise DapError(
             f"{shown(where)}: prediction_type is {_short(values.get('prediction_type'))}; with use_flow_sigmas it should be "
@@ -259,6 +270,13 @@ def check_pipeline(pipe: Any, kind: Kind, folder: Path | None) -> None:
 def _check_text(values: Mapping[str, Any], where: Path) -> None:
     """Sizes of a text encoder or tokenizer. Its own library follows all other fields, as it does for diffusers."""
     _check_depth(values, where)
+    if where.name == "tokenizer_config.json" and not (where.parent / "tokenizer.json").is_file():
+        pieces = sorted(where.parent.glob("*.model"))
+        if pieces and find_spec("sentencepiece") is None:
+            raise DapError(
+                f"{shown(where.parent)} has its vocabulary in {pieces[0].name}, and the package sentencepiece that reads it is "
+                "not installed: pip install sentencepiece protobuf. Or put the tokenizer.json of this tokenizer beside it."
+            )
     for name, value in values.items():
         if name in TEXT and (problem := _problem(TEXT[name], value)):
             raise DapError(f"{shown(where)}: {name} is {_short(value)}; {problem}.")

@@ -243,7 +243,7 @@ def _check_libraries(folder: Path, index: Mapping[str, Any]) -> None:
         raise DapError(f"{said} pipeline, {index.get('_class_name')!r}, {why}")
     for part, (library, name) in parts_of(index).items():
         known = library in ("diffusers", "transformers") or (part, library) == (UNUSED[0], "stable_diffusion")
-        known = known or networks.CLASSES.get(name) == library
+        known |= networks.CLASSES.get(name) == library and networks.find(name) is not None  # which imports it
         looking = name.startswith("_") or (name.startswith("Auto") and not name.startswith("Autoencoder"))
         if not known or looking or not name.isidentifier():
             raise DapError(f"{said} {part}, {brief(index[part])}, {why}")

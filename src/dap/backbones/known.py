@@ -18,6 +18,7 @@ class Kind:
         title: the name in messages.
         flow: whether its weights are trained on a flow. Others are trained with betas.
         few: whether there are weights of this kind that were distilled to a consistency model, with an `LCMScheduler`.
+        levels: whether its scheduler says noise levels (EDM) in place of betas.
         pixels: whether it makes pixels. Then its scheduler may clip x_0, have cosine betas, and read a prediction of x_0.
         standardised: whether it follows `latents_mean` and `latents_std` of its autoencoder.
     """
@@ -28,6 +29,7 @@ class Kind:
     flow: bool = False
     few: bool = False
     pixels: bool = False
+    levels: bool = False
     standardised: bool = False
 
     def backbone(self) -> Any:
@@ -41,6 +43,7 @@ _PIXELS = Kind("pixels", "dap.backbones.kinds.pixels:Pixels", "a pixel-space U-N
 KINDS: Mapping[str, Kind] = {
     "DDPMPipeline": _PIXELS,
     "DDIMPipeline": _PIXELS,
+    "EDMPipeline": Kind("edm", "dap.backbones.kinds.edm:EDM", "EDM", levels=True, standardised=True),
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
     "LatentDiffusionPipeline": Kind("ldm", "dap.backbones.kinds.labelled:Labelled", "latent diffusion of ImageNet"),
     "MDTPipeline": Kind("mdt", "dap.backbones.kinds.labelled:Labelled", "MDT"),
@@ -49,6 +52,7 @@ KINDS: Mapping[str, Kind] = {
     "LatentConsistencyModelPipeline": Kind("lcm", "dap.backbones.kinds.unet:UNet", "LCM", few=True),
     "StableDiffusionXLPipeline": Kind("sdxl", "dap.backbones.kinds.sdxl:SDXL", "SDXL", few=True),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
+    "WanPipeline": Kind("wan", "dap.backbones.kinds.wan:Wan", "Wan", flow=True, standardised=True),
     "PixArtAlphaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-α", few=True),
     "PixArtSigmaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-Σ", few=True),
     "FluxPipeline": Kind("flux", "dap.backbones.kinds.flux:Flux", "Flux", flow=True),

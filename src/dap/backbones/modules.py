@@ -263,7 +263,7 @@ class ModuleBackbone(Backbone):
     @property
     def _together(self) -> int:
         """How many images go through the autoencoder at once. Its activations grow with the pixels."""
-        return max(1, PIXELS // self.card.size**2)
+        return max(1, PIXELS // (self.card.size**2 * (self.card.frames or 1)))
 
     @property
     def _shift(self) -> float | Tensor:
@@ -283,7 +283,7 @@ class ModuleBackbone(Backbone):
         said = {**super().settings(), "predicts": self.predicts, "configurations": self._configurations()}
         if self.vae is None:
             return said
-        return {**said, "latents": [self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0]}
+        return {**said, "latents": [self.vae.config.get("scaling_factor", 1.0), self.vae.config.get("shift_factor") or 0.0]}
 
     @contextmanager
     def widened(self) -> Iterator[bool]:

@@ -12,6 +12,7 @@ import torch
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found
 from dap.backbones.converting.single import Said, open_single
+from dap.backbones.frames import shape_of
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.known import KINDS
@@ -104,10 +105,10 @@ def tried(backbone: Backbone) -> Backbone:
             f"The parts of {card.name} do not fit each other, or a config.json says something else than its weights were "
             f"trained with: {reason.rstrip('.')}. Fetch or save the folder anew."
         ) from error
-    if eps.shape != x.shape or images.shape != (1, 3, card.size, card.size):
+    if eps.shape != x.shape or images.shape != (1, *shape_of(card)):
         raise DapError(
             f"{card.name} predicts {tuple(eps.shape[1:])} for latents {tuple(x.shape[1:])} and decodes them to "
-            f"{tuple(images.shape[1:])}, not to (3, {card.size}, {card.size}); its parts were not trained together."
+            f"{tuple(images.shape[1:])}, not to {shape_of(card)}; its parts were not trained together."
         )
     if not torch.isfinite(eps).all():
         raise DapError(

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from dap.backbones.base import Backbone
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.prompts import PromptedBackbone
 from dap.base.errors import DapError
@@ -44,7 +45,7 @@ def place(pipe: Any, device: torch.device) -> Any:
     return pipe
 
 
-def settle(backbone: ModuleBackbone, pipe: Any, device: torch.device, how: Offload) -> None:
+def settle(backbone: Backbone, pipe: Any, device: torch.device, how: Offload) -> None:
     """Let the parts of a backbone that `load` has opened lie where they should while they do not work.
 
     Without offloading the text encoders wait in the memory of the machine. With it, diffusers' own hooks bring each network
@@ -56,6 +57,7 @@ def settle(backbone: ModuleBackbone, pipe: Any, device: torch.device, how: Offlo
         device: the device that computes.
         how: what is offloaded.
     """
+    assert isinstance(backbone, ModuleBackbone)  # all that are made of pipelines are
     if isinstance(backbone, PromptedBackbone) and how == "none":
         backbone.encoders_wait = True
     if how == "none":

@@ -148,6 +148,8 @@ Slots = Annotated[int, Field(ge=1, le=100_000)]
 """A number of images of a class, or of things of which a set has no more: 1 to 100,000."""
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 """A side of images in pixels: 1 to 16,384."""
+Frames = Annotated[int, Field(ge=1, le=4096)]
+"""A number of frames of a clip: 1 to 4,096."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A fraction or a probability: 0 to 1."""
 Strength = Annotated[float, Field(ge=0, le=10**9)]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.backbones.base import Backbone
+from dap.backbones.frames import shape_of
 from dap.backbones.schedules import steps_of
 from dap.base.seeding import generators, normal, seed_of
 
@@ -30,7 +31,7 @@ Fashion-MNIST and 1.1 on crops of photographs."""
 
 
 @torch.no_grad()
-def strangeness(backbone: Backbone, images: Float[Tensor, "n 3 size size"], class_names: Sequence[str]) -> float:
+def strangeness(backbone: Backbone, images: Float[Tensor, "n 3 *size"], class_names: Sequence[str]) -> float:
     """How badly a backbone predicts the noise in images, as a part of the error of a denoiser that knows two moments only.
 
     Args:
@@ -56,7 +57,7 @@ def strangeness(backbone: Backbone, images: Float[Tensor, "n 3 size size"], clas
     return torch.stack(ratios).mean().item()
 
 
-def some_of(source: Any) -> tuple[Float[Tensor, "n 3 size size"], list[str]]:
+def some_of(source: Any) -> tuple[Float[Tensor, "n 3 *size"], list[str]]:
     """Some ten images of a source over its first classes, with the class of each. A small class gives all it has."""
     names = source.class_names[:10]
     each = max(1, 10 // len(names))
@@ -80,7 +81,7 @@ def warned(backbone: Backbone, source: Any) -> float | None:
     if backbone.class_names or card.template is None:
         return None
     images, names = some_of(source)
-    if images.shape[1:] != (3, card.size, card.size):
+    if images.shape[1:] != shape_of(card):
         return None
     found = strangeness(backbone, images, names)
     if found <= UNKNOWN:

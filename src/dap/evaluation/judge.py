@@ -65,7 +65,7 @@ def check(loaded: Loaded) -> None:
             "backbone:NAME as --teacher."
         )
     names = loaded.open("train", protocol.size).class_names
-    _check_networks(plan, len(names))
+    _check_networks(plan, len(names), loaded.channels)
     loaded.teacher(names)
     _check_classes(loaded, names, "The training data")
     if loaded.features is not None and isinstance(loaded.features[1], Classifier):
@@ -101,7 +101,7 @@ def judge(
     judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
     if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
-        _check_networks(loaded.plan, len(judged.class_names))
+        _check_networks(loaded.plan, len(judged.class_names), loaded.channels)
     for place in (judged.results / name for name in ("checkpoints", "neighbours", "labels", ".labels")):
         if place.is_symlink():
             raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
@@ -204,13 +204,13 @@ def _measure(judged: DistilledSet, loaded: Loaded, known: Sequence[object]) -> N
         logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
 
 
-def _check_networks(plan: JudgingPlan, classes: int) -> None:
+def _check_networks(plan: JudgingPlan, classes: int, channels: int) -> None:
     for network in plan.all_networks:
         with seeded(0, torch.device("cpu")):
-            new_network(network, plan.protocol.settled(ipc=1, classes=classes, network=network), 3, classes)
+            new_network(network, plan.protocol.settled(ipc=1, classes=classes, network=network), channels, classes)
 
 
-def check_batches(plan: JudgingPlan, images: int, ipc: int, classes: int) -> None:
+def check_batches(plan: JudgingPlan, images: int, ipc: int, classes: int, channels: int = 3) -> None:
     """Check that no network of the plan would meet a last batch of one image that it cannot be trained on.
 
     Args:
@@ -218,13 +218,14 @@ def check_batches(plan: JudgingPlan, images: int, ipc: int, classes: int) -> Non
         images: how many images the set has.
         ipc: images per class, of the largest class.
         classes: number of classes.
+        channels: channels of the images; clips have 3 a frame.
 
     Raises:
         DapError: a network would. The message gives a batch that works.
     """
     for network in plan.all_networks:
         settled = plan.protocol.settled(ipc=ipc, classes=classes, network=network)
-        check_last_batch(network, settled, 3, classes, images)
+        check_last_batch(network, settled, channels, classes, images)
 
 
 def _check_classes(loaded: Loaded, class_names: Sequence[str], whose: str) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from dap.data.real.decode import decode
+from dap.base.errors import DapError
+from dap.data.real.clips.pictures import sized
 from dap.data.real.sizes import size_of
 from dap.data.real.stored.budget import Budget
-from dap.data.real.stored.gathering import gathered
+from dap.data.real.stored.gathering import folded, gathered
 from dap.data.sets.contents import file_of
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.image_labels import image_labels, open_image_labels
@@ -55,6 +57,7 @@ def store_labels(
     Raises:
         DapError: the set is not whole, the teacher does not know the classes of the set, or an error of `write_labels`.
     """
+    check_images(judged)
     judged.check_whole()
     settled = protocol.settled(ipc=largest(judged), classes=len(judged.class_names))
     side = first_side(settled.train_steps)
@@ -83,9 +86,18 @@ def labels_by(teacher: Classifier, judged: DistilledSet) -> ImageLabels:
     Raises:
         DapError: the set is not whole.
     """
+    check_images(judged)
     judged.check_whole()
     images, _ = judged.tensors(None, fit="crop-bilinear", dtype=torch.uint8, mixed=teacher.size or MIXED)
     return image_labels(teacher.name, judged.class_names, teacher.logits(images), teacher.accuracy)
+
+
+def check_images(judged: DistilledSet) -> None:
+    """Raise `DapError` for a set of clips, which no teacher labels."""
+    if judged.frames is not None:
+        raise DapError(
+            f"{judged.path} holds clips, and there is no teacher of clips; soft labels are for images alone."
+        )
 
 
 def labelling(protocol: Protocol, seed: int = 0) -> Labelling:
@@ -96,7 +108,8 @@ def labelling(protocol: Protocol, seed: int = 0) -> Labelling:
 def images_of(
     judged: DistilledSet, size: int | None, budget: Budget, *, exact: bool = False, mixed: int = 0
 ) -> Labelled:
-    """The images of a set and their labels, as `DistilledSet.tensors` gives them. Many images are kept as the budget allows.
+    """The images of a set and their labels, as `DistilledSet.tensors` gives them; clips are images of 3 · frames channels. Many
+    images are kept as the budget allows.
 
     Args:
         judged: the set.
@@ -110,23 +123,31 @@ def images_of(
     """
     dtype, records = torch.float32 if exact else torch.uint8, judged.records
     side = size or max(size_of(file_of(judged.path, records[0]["path"])) or (mixed, 1)) if records else 1
-    if len(records) * 3 * side * side * dtype.itemsize <= budget.memory // 8:
-        return judged.tensors(size, fit="crop-bilinear", dtype=dtype, mixed=mixed)
+    channels = 3 * (judged.frames or 1)
+    if len(records) * channels * side * side * dtype.itemsize <= budget.memory // 8:
+        return _folded(judged.tensors(size, fit="crop-bilinear", dtype=dtype, mixed=mixed))
     if size is None:
         sides = {size_of(file_of(judged.path, record["path"])) for record in records}
         if len(sides) > 1 and mixed:
             side = mixed
         elif len(sides) > 1 or sides != {(side, side)}:  # images that are not square, or an error that is told there
-            return judged.tensors(None, fit="crop-bilinear", dtype=dtype)
+            return _folded(judged.tensors(None, fit="crop-bilinear", dtype=dtype))
     files = [record["path"] for record in records]
     found = gathered(
-        lambda row: decode(file_of(judged.path, files[row]), side, "crop-bilinear"),
+        lambda row: folded(sized(file_of(judged.path, files[row]), judged.frames, side, "crop-bilinear")),
         len(files),
         side,
         budget,
         exact=exact,
+        channels=channels,
     )
     return found.images, torch.tensor([record["label"] for record in records])
+
+
+def _folded(labelled: tuple[Tensor, Tensor]) -> Labelled:
+    """Clips as images of 3 · frames channels; images stay as they are."""
+    images, labels = labelled
+    return (images.flatten(1, 2) if images.ndim == 5 else images), labels
 
 
 def image_hashes(judged: DistilledSet) -> list[str]:

@@ -24,7 +24,7 @@ from dap.evaluation.measures.inspection import Inspector
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
-from dap.evaluation.training.labels import ImageLabels, Soft
+from dap.evaluation.training.labels import Hard, ImageLabels, Soft
 from dap.evaluation.training.protocol import Protocol
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
@@ -96,11 +96,18 @@ class Loaded:
     Attributes:
         plan, open, features: as given.
         test: the images that networks are tested on, at the protocol's size.
+        channels: the channels of the images; clips have 3 a frame.
     """
 
     def __init__(self, plan: JudgingPlan, open: Open, features: tuple[str, Features] | None) -> None:
         self.plan, self.open, self.features = plan, open, features
         self.test = open(plan.on, plan.protocol.size)
+        self.channels = 3 * (self.test.frames or 1)
+        if self.test.frames is not None and not isinstance(plan.protocol.labels, Hard):
+            raise DapError(
+                f"{plan.protocol.name} trains on a teacher's labels, and there is no teacher of clips; take a protocol with hard "
+                "labels, such as clips-quick."
+            )
         self._tensors: dict[tuple[int, bool], Labelled] = {}
         self._teachers: dict[tuple[str, ...], Classifier] = {}
         self._inspector: Inspector | None = None

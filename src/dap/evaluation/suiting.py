@@ -69,10 +69,10 @@ def suited_values(protocol: Protocol, given: Mapping[str, Any], source: Source) 
     for label, name in enumerate(source.class_names):
         chosen = source.good(label, min(each, source.count(label)), seed_of("normalisation", name), least=1)
         for start in range(0, len(chosen), 500):
-            images = source.images(label, chosen[start : start + 500]).double()
-            total += images.sum((0, 2, 3))
-            squares += images.square().sum((0, 2, 3))
-            count += images.numel() // 3
+            images = source.images(label, chosen[start : start + 500]).double().transpose(0, 1).flatten(1)
+            total += images.sum(1)
+            squares += images.square().sum(1)
+            count += images.shape[1]
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(0.001)  # images of one colour have none
     return {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}

@@ -39,12 +39,12 @@ class Made:
     """The images of a unit.
 
     Attributes:
-        images: (slots, 3, h, w), in [0, 1].
+        images: (slots, 3, h, w), in [0, 1]; clips are (slots, 3, frames, h, w).
         records: for each image the further fields of its manifest line.
         latents: what the images were decoded from, (slots, C, *spatial). None where there are no latents.
     """
 
-    images: Float[Tensor, "b 3 h w"]
+    images: Float[Tensor, "b 3 *size"]
     records: list[dict[str, Any]]
     latents: Float[Tensor, "b c *spatial"] | None = None
 
@@ -149,6 +149,8 @@ class Method(ABC):
         from_reals: whether the images are real images, or begin at real images and stay near them. The search for near-copies may
             miss such images where real images resemble each other.
         together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.
+        clips: whether the method makes clips (3, frames, h, w) where the data are clips. Others are refused then. A subclass must
+            say so for itself.
         Options: the method's own options, or None. They are the recipe's `options`.
     """
 
@@ -162,6 +164,7 @@ class Method(ABC):
     bounded: ClassVar[tuple[str, int] | None] = None
     from_reals: ClassVar[bool] = False
     together: ClassVar[bool] = False
+    clips: ClassVar[bool] = False
     Options: ClassVar[type[Options] | None] = None
 
     @abstractmethod
@@ -201,6 +204,28 @@ class Method(ABC):
             return self.Options.model_validate(dict(options))
         except ValidationError as error:
             raise DapError(f"The options of {name!r} cannot be used. {explain(error, self.Options)}") from error
+
+
+def check_clips(method: Method, name: str, frames: int | None, source: Any = None) -> None:
+    """Check that a method can make what the data hold, images or clips.
+
+    Args:
+        method: the method.
+        name: its name, for the message.
+        frames: how many frames a clip has, as the recipe says; None for images.
+        source: real images that were given as an object.
+
+    Raises:
+        DapError: the data are clips and the method makes images alone, or the object holds other clips than the recipe says.
+    """
+    if isinstance(source, Source) and source.frames != frames:
+        told = "images" if source.frames is None else f"clips of {source.frames} frames"
+        raise DapError(f"The data hold {told}; give frames={source.frames}, not {frames}.")
+    if frames is not None and not vars(type(method)).get("clips", False):
+        raise DapError(
+            f"Method {name!r} makes images and no clips. With --frames take random or, with a video backbone, vanilla, dap, "
+            "dap-slots or mgd3."
+        )
 
 
 def plan(classes: int, ipc: int, block: int, cuts: Sequence[int] = ()) -> list[Unit]:

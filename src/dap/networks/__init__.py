@@ -12,6 +12,8 @@ from typing import Any
 
 CLASSES: Mapping[str, str] = {
     "ADMUNet2DModel": "dap.networks.adm",
+    "EDM2UNet2DModel": "dap.networks.edm2",
+    "EDMUNet2DModel": "dap.networks.edm",
     "LabelledUNet2DModel": "dap.networks.labelled_unet",
     "MDTTransformer2DModel": "dap.networks.mdt",
     "SiTTransformer2DModel": "dap.networks.sit",
@@ -20,6 +22,7 @@ CLASSES: Mapping[str, str] = {
 """Networks of this room: the class -> the module, as a `model_index.json` names them."""
 
 PIPELINES: Mapping[str, str] = {
+    "EDMPipeline": "dap.networks.edm_pipeline",
     "LatentDiffusionPipeline": "dap.networks.labelled_pipeline",
     "MDTPipeline": "dap.networks.labelled_pipeline",
     "SiTPipeline": "dap.networks.sit_pipeline",

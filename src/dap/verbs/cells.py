@@ -230,7 +230,7 @@ def check(
         method.prepare(task)
         classes = len(task.source.class_names)
         for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
-            check_batches(plan, ipc * classes, ipc, classes)
+            check_batches(plan, ipc * classes, ipc, classes, 3 * (task.source.frames or 1))
         sizes = [(name, recipe.ipc), *((folder, n) for n, folder in draws(name, recipe, subsample))]
         images |= {folder: n * classes for folder, n in sizes}
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)

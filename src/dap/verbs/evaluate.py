@@ -106,7 +106,7 @@ def evaluate(
         path = None if data is None else str(data)
         ready = [loaded_for(data_of(made, path, max_bad_fraction, split), not _others(made, path)) for made in opened]
         for made, loaded in zip(opened, ready, strict=True):
-            check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names))
+            check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names), loaded.channels)
         place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
         if rank is not None:
             _judge_shared(list(zip(opened, ready, strict=True)), watcher, rank)
@@ -242,6 +242,7 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
     if side := side_of(made):
         values |= {"size": side}
     values |= {} if path is None else {"path": path, "classes": list(made.class_names)}
+    values |= {} if made.frames is None else {"frames": made.frames}
     values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
     values["split"] = split or values.get("split")
     return Recipe.parse({"data": values}).data

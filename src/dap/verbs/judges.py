@@ -112,7 +112,8 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
             if changes:
                 protocol = open_protocol(judging.protocol, judging.epochs, {**given, **changes})
                 suited = dataclasses.replace(plan, protocol=protocol)
-            features = embedding(data.path, size, judging.reference, plan.device)
+            # The measures know images alone, so clips have none.
+            features = None if data.frames else embedding(data.path, size, judging.reference, plan.device)
             made[sized] = Loaded(suited, functools.partial(source_of, sized), features)
         return made[sized]
 

@@ -246,9 +246,15 @@ def test_the_document_explains_every_field_and_step():
 
 def test_the_document_counts_every_network_right():
     ((_, *rows),) = titled("network")
-    assert {said(row[0]) for row in rows} >= {name for name in KNOWN if not name.startswith("convnet")}
+    ((_, *of_clips),) = titled("clip network")
+    documented = {said(row[0]) for row in (*rows, *of_clips)}
+    assert documented >= {name for name in KNOWN if not name.startswith("convnet")}
     for name, size, parameters, _ in rows:
         network = build(said(name), classes=10, size=int(size), norm="batch")
+        assert f"{n_parameters(network):,}" == parameters, name
+    for name, size, frames, parameters, _ in of_clips:
+        norm = "none" if said(name) == "convnet3d" else "batch"
+        network = build(said(name), channels=3 * int(frames), classes=10, size=int(size), norm=norm)
         assert f"{n_parameters(network):,}" == parameters, name
 
 

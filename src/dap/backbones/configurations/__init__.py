@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dap.backbones.configurations.autoencoders import AUTOENCODERS
+from dap.backbones.configurations.clips import CLIPS
 from dap.backbones.configurations.denoisers import BY_KIND, DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
 from dap.backbones.configurations.labelled import LABELLED, QUANTISED
-from dap.backbones.configurations.pixels import PIXEL_BETAS, PIXELS
+from dap.backbones.configurations.pixels import NOISE_LEVELS, PIXEL_BETAS, PIXELS
 from dap.backbones.configurations.schedulers import BETAS, BOTH, CONSISTENT, FLOW, FLOWS, OWN_WAY, PLAIN
 from dap.backbones.configurations.transformers import TRANSFORMERS
 from dap.backbones.configurations.types import Off, Table, Whole
@@ -31,7 +32,7 @@ __all__ = [
     "FLOW",
     "FLOWS",
     "NETWORKS",
-    "OLD_NAMES",
+    "NOISE_LEVELS",
     "OWN_WAY",
     "PIXEL_BETAS",
     "PLAIN",
@@ -42,6 +43,7 @@ __all__ = [
     "Off",
     "Table",
     "is_autoencoder",
+    "newer",
 ]
 
 NETWORKS: Mapping[str, Table] = {
@@ -52,6 +54,7 @@ NETWORKS: Mapping[str, Table] = {
     **LABELLED,
     **AUTOENCODERS,
     **QUANTISED,
+    **CLIPS,
 }
 """By the class of a network of diffusers its fields. diffusers' own network follows each of them, unless a comment says other."""
 
@@ -88,8 +91,11 @@ def is_autoencoder(of: str) -> bool:
     return of.startswith("Autoencoder") or of in ("AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "VQModel")
 
 
-OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}
-"""Classes that diffusers reads as another."""
+def newer(of: str, values: Mapping[str, Any]) -> str:
+    """The class that diffusers takes for the class that an older file names. The norm of such a file tells which."""
+    norms = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+    return norms.get(str(values.get("norm_type")), "DiTTransformer2DModel") if of == "Transformer2DModel" else of
+
 
 TEXT: Table = dict.fromkeys(
     [

@@ -19,6 +19,18 @@ from dap.backbones.configurations.types import (
     Words,
 )
 
+_LEVELS: Table = {
+    "sample_size": Whole,
+    "in_channels": Whole,
+    "model_channels": Whole,
+    "channel_mult": list[Whole] | tuple[Whole, ...],
+    "num_blocks": Whole,
+    "attn_resolutions": list[Whole] | tuple[Whole, ...],
+    "num_class_embeds": Whole | None,
+    "channels_per_head": Whole,
+    "sigma_data": Positive,
+}
+
 PIXELS: Mapping[str, Table] = {
     "UNet2DModel": {
         "sample_size": Whole | list[Whole] | tuple[Whole, ...],
@@ -63,8 +75,29 @@ PIXELS: Mapping[str, Table] = {
         "num_head_channels": Whole | None,
         "heads_together": Flag,
     },
+    "EDMUNet2DModel": {
+        **_LEVELS,
+        "style": Literal["song", "adm"],
+        "channel_mult_emb": Whole,
+        "channel_mult_noise": Whole,
+        "fourier": Flag,
+        "residual": Flag,
+        "resample_filter": list[Whole] | tuple[Whole, ...],
+    },
+    "EDM2UNet2DModel": _LEVELS,
 }
 """By the class of a network in pixel space its fields."""
+
+NOISE_LEVELS: Table = {
+    "num_train_timesteps": Annotated[int, Field(ge=2, le=10**5), Strict()],
+    "sigma_min": Positive,
+    "sigma_max": Positive,
+    "sigma_data": Positive,
+    "rho": Positive,
+    "sigma_schedule": Literal["karras"],
+    "prediction_type": Literal["epsilon"],
+}
+"""The fields of an `EDMEulerScheduler`."""
 
 PIXEL_BETAS: Table = {
     "beta_schedule": Literal["linear", "scaled_linear", "squaredcos_cap_v2"],

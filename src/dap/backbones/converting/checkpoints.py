@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dap.backbones.converting.persistent import is_plain, read_persistent
 from dap.base.documents import check_fetched
 from dap.base.errors import DapError, first_line
 from dap.base.parsing import shown
@@ -100,6 +101,8 @@ def opened(path: Path) -> Mapping[str, Any]:
         DapError: the file is no checkpoint, or needs code to be opened.
     """
     check_fetched(path)
+    if path.suffix == ".pkl" and is_plain(path):
+        return read_persistent(path)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

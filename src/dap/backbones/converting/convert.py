@@ -110,11 +110,9 @@ def convert(
         pipe, name = single
         backbone = tried(from_pipeline(pipe, name=name, class_names=given))
         card, names = backbone.card, backbone.class_names
-    elif path.is_file() and (pixels := open_pixels(path, given, dtype)) is not None:
-        if vae is not None or heads is not None:
-            raise DapError(
-                f"--vae and --heads are not for {source}: it is a model of pixels, and known by its tensors."
-            )
+    elif path.is_file() and (pixels := open_pixels(path, given, dtype=dtype, vae=vae, offline=offline)) is not None:
+        if heads is not None:
+            raise DapError(f"--heads is for a checkpoint of the original DiT code; {source} is known by its tensors.")
         pipe, card, names = pixels
     elif path.is_file():
         pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline, family, flow_path)

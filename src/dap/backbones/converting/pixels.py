@@ -10,34 +10,58 @@ from torch import Tensor
 
 from dap import imagenet
 from dap.backbones.base import Card
-from dap.backbones.converting import adm
+from dap.backbones.converting import adm, edm
 from dap.backbones.converting.checkpoints import PREFIX, WRAPPERS, opened
-from dap.backbones.hub import DTYPES
+from dap.backbones.hub import DTYPES, open_autoencoder
 from dap.backbones.opening import from_pipeline, tried
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 
 
-def open_pixels(path: Path, names: Sequence[str] | None, dtype: str) -> tuple[Any, Card, Sequence[str]] | None:
-    """The pipeline in a checkpoint file of ADM, its card and its class names. None if the file is of another kind.
+def open_pixels(
+    path: Path, names: Sequence[str] | None, *, dtype: str, vae: str | None = None, offline: bool = False
+) -> tuple[Any, Card, Sequence[str]] | None:
+    """The pipeline in a checkpoint file of ADM, EDM or EDM2, its card and its class names. None if the file is of another kind.
 
     Args:
         path: the file. Pickles are opened by the weights-only path.
-        names: the caller's class names, in label order. Default: ImageNet's for weights of 1000 labels, else numbers.
+        names: the caller's class names, in label order. Default: ImageNet's for weights of 1000 labels, CIFAR-10's for those of
+            a file that says so, else numbers.
         dtype: the number format that the weights get.
+        vae: the folder or hub id of the autoencoder, for EDM2's models of latents.
+        offline: never ask the network for the autoencoder.
 
     Raises:
         DapError: the file cannot be opened, its weights are of no published model, or there are too many or too few names.
     """
-    state = state_of(opened(path))
-    if not adm.fits(state):
+    found = opened(path)
+    state = state_of(found)
+    kind = edm.family(edm.bare(state))
+    made = found.get("preconditioning", "EDMPrecond")
+    if kind is not None and made not in ("EDMPrecond", "Precond"):
+        raise DapError(
+            f"{path.name} is a baseline of EDM's paper, with {shown(str(made))}, which dap does not sample; give weights that "
+            "EDM itself trained, such as edm-cifar10-32x32-cond-vp.pkl."
+        )
+    if kind is not None:
+        autoencoder = vae and open_autoencoder(vae, dtype=dtype, offline=offline, pipeline="EDMPipeline")
+        pipe: Any = edm.pipeline(state, kind, path, DTYPES[dtype], autoencoder, found.get("sigma_data", 0.5))
+    elif adm.fits(state):
+        if vae is not None:
+            raise DapError(f"{path.name} is a model of pixels, which has no autoencoder: leave out --vae.")
+        pipe = adm.pipeline(state, path, DTYPES[dtype])
+    else:
         return None
-    pipe = adm.pipeline(state, path, DTYPES[dtype])
     rows = pipe.unet.config.num_class_embeds or 0
     if names is None and rows:
-        names = list(imagenet.names().values()) if rows == 1000 else [str(label) for label in range(rows)]
+        names = [str(label) for label in range(rows)]
+        names = list(imagenet.names().values()) if rows == 1000 else names
+        names = edm.CIFAR10 if rows == 10 and "cifar10" in path.name else names
     if names is not None and len(names) != rows:
         raise DapError(f"{path.name} has {rows} labels but --classes has {len(names)} names.")
-    name = adm.NAME if adm.PUBLISHED.fullmatch(path.name) and rows in (0, 1000) else path.name
+    published = edm.PUBLISHED.match(path.name) if kind else adm.PUBLISHED.fullmatch(path.name)
+    known = published is not None and rows in (0, 10, 1000)
+    name = (adm.NAME if kind is None else edm.NAMES[kind]) if known else path.name
     backbone = tried(from_pipeline(pipe, name=name, class_names=names))
     return pipe, backbone.card, backbone.class_names
 

@@ -64,7 +64,9 @@ def is_single(state: Mapping[Any, Any]) -> bool:
 
 def state_of(found: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """The state dict in what a checkpoint holds. Lightning keeps it under "state_dict"."""
-    while isinstance(inner := found.get("state_dict"), Mapping):
+    for _ in range(4):  # a file may hold a table that holds itself
+        if not isinstance(inner := found.get("state_dict"), Mapping):
+            break
         found = inner
     return found
 

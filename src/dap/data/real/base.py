@@ -44,10 +44,12 @@ class Source(ABC):
         licence: the licence of the images, where it is known.
         size, fit: the side of the images in pixels, and how images are made square; see `dap.data.real.decode.square`.
         notes: sentences on how the data were read and what was left out.
-        place: a value that two sources share if they hold the images of the same files; None where this is not known.
-        root: the folder that the keys of the images begin in; None where this is not known.
+        place: a value that two sources share if they hold the images of the same files; None: not known.
+        root: the folder that the keys of the images begin in; None: not known.
+        frames: how many frames a clip has, for a source of clips (3, frames, size, size); None for images.
     """
 
+    frames: int | None = None
     notes: tuple[str, ...] = ()
     place: Hashable = None
     root: Path | None = None
@@ -116,12 +118,17 @@ class Source(ABC):
         del label, index
         return None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an image, (3, size, size), or of a clip, (3, frames, size, size)."""
+        return (3, *((self.frames,) if self.frames else ()), self.size, self.size)
+
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height of some images before they are made square, spread over the classes and over each class."""
         if self._sizes is None:
             labels = range(0, len(self._counts), max(len(self._counts) // LOOKED_AT, 1))
             each = max(LOOKED_AT // len(labels), 1)
-            places = [(label, index) for label in labels for index in _spread(self._counts[label], each)]
+            places = [(label, index) for label in labels for index in sizes.spread(self._counts[label], each)]
             self._sizes = [seen for where in places[:LOOKED_AT] if (seen := self._look(*where)) is not None]
         return self._sizes
 
@@ -132,9 +139,7 @@ class Source(ABC):
 
     def understood(self) -> str:
         """What the source holds, in words: "10 classes, 60,000 images, 28 × 28"."""
-        total = sum(self._counts)
-        classes = f"{len(self._counts):,} class{'es' * (len(self._counts) != 1)}"
-        return ", ".join([classes, f"{total:,} image{'s' * (total != 1)}", *filter(None, [sizes.told(self.sizes())])])
+        return ", ".join([sizes.held(self._counts, self.frames), *filter(None, [sizes.told(self.sizes())])])
 
     def told(self, split: str) -> str:
         """What was understood of a split, as one line: what it holds, how it was read and what was left out."""
@@ -204,7 +209,7 @@ class Source(ABC):
         Raises:
             DapError: an index does not exist, or its image is broken.
         """
-        images = torch.empty(len(indices), 3, self.size, self.size)
+        images = torch.empty(len(indices), *self.shape)
         wanted = [self._checked(label, index) for index in indices]
         for position in sorted(range(len(wanted)), key=wanted.__getitem__):
             index = wanted[position]
@@ -226,7 +231,7 @@ class Source(ABC):
         if limit_per_class is not None and limit_per_class < 1:
             raise DapError(f"limit_per_class must be at least 1, not {limit_per_class}")
         takes = [count if limit_per_class is None else min(count, limit_per_class) for count in self._counts]
-        images = torch.empty(sum(takes), 3, self.size, self.size, dtype=dtype)
+        images = torch.empty(sum(takes), *self.shape, dtype=dtype)
         labels: list[int] = []
         planned = self._seen_after((label, index) for label, take in enumerate(takes) for index in range(take))
         for label, take in enumerate(takes):
@@ -252,7 +257,7 @@ class Source(ABC):
         """
         wanted = [self._checked(label, index) for index in indices]
         planned = self._seen_after((label, index) for index in wanted)
-        images, kept = torch.empty(len(wanted), 3, self.size, self.size), []
+        images, kept = torch.empty(len(wanted), *self.shape), []
         for index in wanted:
             image = self._fetch(label, index, keep=False)
             if image is None:
@@ -343,8 +348,3 @@ class Source(ABC):
         """The names of the first broken images, of one class or of all, with the reasons."""
         bad = [(self._key(*where), reason) for where, reason in self._bad.items() if label in (None, where[0])]
         return some([f"{key} ({reason})" for key, reason in bad[:3]])
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many indices below `count`, spread evenly."""
-    return sorted({count * place // most for place in range(most)}) if count > most else list(range(count))

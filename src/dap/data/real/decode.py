@@ -135,7 +135,7 @@ def read_file(file: Path) -> bytes:
     except MemoryError:
         raise
     except Exception as error:
-        raise BrokenImage(_reason(error), shown(file)) from error
+        raise BrokenImage(reason_of(error), shown(file)) from error
 
 
 def most_pixels() -> int:
@@ -176,31 +176,31 @@ def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.
         if content.startswith(POINTER):
             raise ValueError("it is a Git LFS pointer and not the image; fetch it with git lfs pull")
         limit = most_pixels() if most is None else min(most, most_pixels())
-        with _opened(content, limit) as image:
+        with opened(content, limit) as image:
+            # Pillow's `verify` accepts JPEGs that are cut off. Only a full load shows whether an image is whole.
+            image.load()
             orientation = image.getexif().get(0x0112, 1)
             turn = _TURNS.get(orientation)
             eight_bit_rgb = content[24:26] == b"\x08\x02"  # IHDR: bit depth 8, colour type 2
             same = image.format == "PNG" and eight_bit_rgb and orientation == 1 and not image.has_transparency_data
-            rgb = _rgb(image, content)
+            rgb = as_rgb(image, content)
             yield rgb if turn is None else rgb.transpose(turn), content, same
     except (MemoryError, BrokenImage):
         raise
     except Exception as error:  # a damaged file can raise nearly anything inside Pillow's parsers
         if isinstance(error, DapError):
             raise
-        raise BrokenImage(_reason(error), "the image" if isinstance(data, bytes) else shown(data)) from error
+        raise BrokenImage(reason_of(error), "the image" if isinstance(data, bytes) else shown(data)) from error
 
 
 @contextmanager
-def _opened(content: bytes, limit: int) -> Iterator[Image.Image]:
-    """The image, completely loaded."""
-    # Pillow's `verify` accepts JPEGs that are cut off. Only a full load shows whether an image is whole.
+def opened(content: bytes, limit: int) -> Iterator[Image.Image]:
+    """An image file of a format that is read, opened by Pillow. Raises `ValueError` for more pixels than `limit`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an image with odd metadata may have good pixels
         with _pillow_allows(limit), Image.open(io.BytesIO(content), "r", _formats()) as image:
             if image.width * image.height > limit:
                 raise ValueError(_too_large(f"it has {image.width * image.height:,} pixels", limit))
-            image.load()
             yield image
 
 
@@ -232,7 +232,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in REFUSED)
 
 
-def _rgb(image: Image.Image, content: bytes) -> Image.Image:
+def as_rgb(image: Image.Image, content: bytes) -> Image.Image:
     """The image as 8-bit RGB or grey, or as mode F in [0, 1] where 8 bits would lose depth."""
     facts = depth_of(image, content)
     if image.mode.startswith("I") or image.mode == "F":
@@ -286,7 +286,7 @@ def square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
     return image
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image in a format Pillow reads"
     if isinstance(error, OSError) and error.strerror:

@@ -37,7 +37,7 @@ class Chosen(Source):
             licence=whole.licence,
         )
         self.notes, self.place = whole.notes, (whole.place, what) if whole.place is not None else None
-        self.root = whole.root
+        self.root, self.frames = whole.root, whole.frames
 
     @abstractmethod
     def _rows(self, label: int) -> list[int]:

@@ -52,3 +52,15 @@ def side_of(sizes: Sequence[tuple[int, int]]) -> int:
     if len(set(shorts)) == 1:
         return min(shorts[0], LARGEST_SIDE)
     return min(max(int(statistics.median(shorts)) // 8 * 8, 8), LARGEST_SIDE)
+
+
+def held(counts: Sequence[int], frames: int | None) -> str:
+    """How many images there are in words, or clips: "10 classes, 60,000 images", "1 class, 1 clip of 16 frames"."""
+    classes, total, what = len(counts), sum(counts), "image" if frames is None else "clip"
+    told = f"{classes:,} class{'es' * (classes != 1)}, {total:,} {what}{'s' * (total != 1)}"
+    return told + (f" of {frames} frames" if frames else "")
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many indices below `count`, spread evenly."""
+    return sorted({count * place // most for place in range(most)}) if count > most else list(range(count))

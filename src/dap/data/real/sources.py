@@ -23,16 +23,17 @@ from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.base import Source
-from dap.data.real.decode import Fit, check_fit, decode, fit_square
+from dap.data.real.clips.source import ClipSource
+from dap.data.real.decode import Fit, check_fit, fit_square
+from dap.data.real.finding.listed import FileSource
 from dap.data.real.finding.splits import Split, split_of
 from dap.data.real.finding.tables import Table
 from dap.data.real.finding.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
-from dap.data.real.identity import DECODING, DIGEST, NOT_READ, UNREADABLE, digests
 from dap.data.real.idx import read_idx
 from dap.data.real.layouts import Layout, locate
 from dap.data.real.names import by_class, select
 from dap.data.real.parquet import ParquetSource
-from dap.data.real.sizes import LARGEST_SIDE, size_of
+from dap.data.real.sizes import LARGEST_SIDE
 from dap.starter import CLASS_NAMES, DATA, verify_data
 
 __all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "TableSource", "check_path", "open_source"]
@@ -49,6 +50,7 @@ def open_source(
     max_bad_fraction: float = 0.01,
     fit: Fit = "crop",
     chosen: Mapping[str, str] | None = None,
+    frames: int | None = None,
 ) -> Source:
     """Open a data set: `"fashion-mnist"` (embedded, 28 px padded to 32), or a folder in any layout of `locate`.
 
@@ -66,6 +68,8 @@ def open_source(
         max_bad_fraction: the largest share of broken images among the images read. A single broken image is always
             allowed.
         chosen: where splits lie, by the user's own word: split -> folder, table, file or name of another split.
+        frames: how many frames of each file are taken: the source is then one of clips, see `clips.source.ClipSource`. None:
+            images.
 
     Raises:
         DapError: the path, the split, the layout or a class does not exist, is empty or cannot be read.
@@ -74,14 +78,20 @@ def open_source(
     wanted = imagenet.expand(classes)
     options: dict[str, Any] = {"size": size, "fit": fit, "classes": wanted, "max_bad_fraction": max_bad_fraction}
     if str(path) == EMBEDDED:
+        if frames is not None:
+            raise DapError(
+                f"the embedded {EMBEDDED} has images and no clips; leave out --frames, or give --data FOLDER"
+            )
         if chosen:
             raise DapError(f"the embedded {EMBEDDED} has its splits; leave out --split, or give a folder as --data")
         layout = locate(_starter_data(), split)
         facts = {"name": EMBEDDED, "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
         return IdxSource(*layout.files, split=split, border=2, **facts, **options)
     path = expanded(path)
-    layout = locate(path, split, chosen)
     options["name"] = path.resolve().name
+    if frames is not None:
+        return ClipSource.found(path, split, chosen, frames, **options)
+    layout = locate(path, split, chosen)
     source = _of(layout, split, options)
     source.notes, source.place = (*layout.notes, *source.notes), layout.place
     source.root = layout.root.resolve()
@@ -111,44 +121,8 @@ def check_path(path: str | Path) -> None:
         check_folder(expanded(path))
 
 
-class _FileSource(Source):
-    """Image files in a folder.
-
-    Args:
-        root: the folder.
-        files: for each class its images, as posix paths relative to the folder.
-    """
-
-    def __init__(self, name: str, class_names: Sequence[str], root: Path, files: list[list[str]], **how: Any) -> None:
-        self._root, self._files = root, files
-        self._digests = bytearray()  # of all files, for this source and its twins of other sizes
-        super().__init__(name, class_names, list(map(len, files)), **how)
-
-    def _key(self, label: int, index: int) -> str:
-        return shown(self._files[label][index])
-
-    def _look(self, label: int, index: int) -> tuple[int, int] | None:
-        return size_of(self._root / self._files[label][index])
-
-    def _decode(self, label: int, index: int) -> Tensor:
-        return decode(self._root / self._files[label][index], self.size, self.fit)
-
-    def _listing(self) -> Iterator[str]:
-        yield f"decoding {DECODING}"
-        # One call for all classes: the index remembers what one call asks of a folder, and classes can share a folder.
-        if not self._digests:
-            self._digests += digests(self._root, [file for files in self._files for file in files])
-        place = 0
-        for files in self._files:
-            yield f"{len(files)} images"
-            for file in files:
-                digest = self._digests[place : place + DIGEST]
-                place += DIGEST
-                yield f"{shown(file)}\t{UNREADABLE if digest == NOT_READ else digest.hex()}"
-
-
 @final
-class FolderSource(_FileSource):
+class FolderSource(FileSource):
     """A folder of class folders. Images may lie at any depth in a class folder. Classes and images are in name order.
 
     Image files have an ending of `walking.IMAGE_SUFFIXES`, in upper or lower case. Hidden files are left out; `notes`
@@ -189,7 +163,7 @@ def _inside(root: Path, folder: str, inner: Split | None, left: Left) -> list[st
 
 
 @final
-class TableSource(_FileSource):
+class TableSource(FileSource):
     """Loose images whose labels stand in a table beside them, see `tables.read_table`."""
 
     def __init__(

@@ -44,6 +44,12 @@ The others are no pictures, or Pillow cannot decode them by itself."""
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """The endings of image files, in lower case. The content decides how a file is read, not its ending."""
 
+FILMS = {"mp4": (".mp4", ".m4v", ".mov"), "matroska": (".mkv", ".webm"), "avi": (".avi",)}
+"""The containers of films that are read as clips, as FFmpeg calls them, and the endings of their files."""
+
+CLIP_SUFFIXES = frozenset({*(end for ends in FILMS.values() for end in ends), ".gif", ".png", ".apng", ".webp"})
+"""The endings of files that are read as clips, in lower case. The content decides how a file is read, not its ending."""
+
 CONTAINERS = (
     ((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"), "a compressed archive", "unpack it, and give the folder"),
     ((".zip", ".7z", ".rar"), "an archive", "unpack it, and give the folder"),
@@ -66,7 +72,7 @@ CONTAINERS = (
     ((".gz", ".bz2", ".xz", ".zst"), "a compressed file", "unpack it, and give the folder"),
     ((".heic", ".heif", ".jxl", ".svg"), "an image in a format that is not read", "save it as PNG or JPEG"),
     ((".dcm", ".nii"), "a medical image", "save its slices as PNG"),
-    ((".mp4", ".avi", ".mov", ".mkv"), "a film", "save its frames as PNG or JPEG"),
+    ((".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm"), "a film", "save its frames as PNG or JPEG"),
 )
 """Files of images that are not read as they are: their endings, what they are, and the way out for `dap import`."""
 

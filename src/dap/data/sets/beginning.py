@@ -13,6 +13,7 @@ from typing import Any
 from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
+from dap.base.parsing import brief
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
@@ -230,3 +231,20 @@ def place_for(folder: Path, relative: str) -> Path:
     if path.is_dir() and not path.is_symlink():
         raise DapError(f"{path} is a folder, where an image belongs; remove it.")
     return path
+
+
+def frames_of(recipe: Mapping[str, Any] | None) -> int | None:
+    """How many frames the clips of a set have, as its recipe says; None for a set of images.
+
+    Raises:
+        DapError: the recipe says something that is no number of frames.
+    """
+    data = (recipe or {}).get("data")
+    said = data.get("frames") if isinstance(data, Mapping) else None
+    if said is None:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= 4096:
+        raise DapError(
+            f"recipe.json says frames: {brief(said)}, which is no number of frames of a clip; restore it from a copy."
+        )
+    return said

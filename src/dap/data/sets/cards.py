@@ -110,6 +110,16 @@ def read_card(folder: Path) -> tuple[dict[str, Any], str]:
     return front, body.strip()
 
 
+def clips_told(frames: int | None) -> str:
+    """A paragraph on how clips are stored, for a card; "" for images."""
+    if frames is None:
+        return ""
+    return (
+        f"\n\nThese are clips of {frames} frames. Each PNG file is an animated PNG that keeps every pixel. "
+        "`dap.DistilledSet.open` and `--layout pt` give all frames, (3, frames, h, w); most other readers give the first alone."
+    )
+
+
 def deeper(body: str) -> str:
     """The body of a card with every heading one level lower, so that the body can stand inside another card."""
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in body.splitlines())

@@ -1,15 +1,15 @@
 """A distilled set on disk. Methods write the set and the evaluation reads it. Methods and evaluation share nothing
 else.
 
-    images/<class>/<slot>.png   8-bit RGB
+    images/<class>/<slot>.png   8-bit RGB; a clip is an animated PNG
     classes.json                names and folders, in label order
     recipe.json                 the resolved recipe; a set is resumed only under the same one
     manifest.jsonl              one line an image: path, label, class name, slot, seed, sha256, …
     env.json, README.md         versions and weights' hash; the dataset card with the licences
     .work/                      only while the set is made: parts of the manifest, leases, unfinished work
 
-A run can be killed at any point, because an image is written aside, flushed and moved into place before its line is written. An
-image without a matching line is made again. Where several processes make a set, each unit has its own part of the manifest.
+A run can be killed at any point, because an image is written aside and moved into place before its line is written. An image
+without a matching line is made again. Where several processes make a set, each unit has its own part of the manifest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
@@ -28,8 +27,9 @@ from torch.utils.data import Dataset
 from dap.base.errors import DapError
 from dap.base.files import append, dump, write_atomically
 from dap.base.parsing import shown
-from dap.data.real.decode import Fit, decode, encode_png, pixels
-from dap.data.sets.beginning import begin, check_begun, classes_of, place_for, text_of
+from dap.data.real.clips.pictures import encoded, shape_of, sized, whole
+from dap.data.real.decode import Fit
+from dap.data.sets.beginning import begin, check_begun, classes_of, frames_of, place_for, text_of
 from dap.data.sets.contents import WORK, Classes, Within, file_of, part_of, read_manifest, sha256
 from dap.data.sets.folders import (
     check_classes,
@@ -56,6 +56,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         path: the folder.
         class_names: the classes in label order.
         ipc: images per class of the whole set.
+        frames: how many frames each clip (3, frames, h, w) has; None for images.
         recipe: the resolved recipe, or None for a folder that another project made.
         results: where `note` and judging write: the folder of the set, or another one.
         records: the valid manifest lines, in (label, slot) order.
@@ -70,6 +71,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         recipe: dict[str, Any] | None,
         records: Mapping[tuple[int, int], dict[str, Any]],
     ) -> None:
+        self.frames = frames_of(recipe)
         self.path, self.class_names, self.ipc, self.recipe = path, tuple(class_names), ipc, recipe
         self.results, self.folders, self._records = path, tuple(folders), dict(records)
         self._ordered: list[dict[str, Any]] | None = None
@@ -81,7 +83,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 h w"], int]:
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "3 *frames h w"], int]:
         """The image (3, h, w), float32 in [0, 1], and the label of a record. A negative index counts from the end.
 
         Raises:
@@ -89,7 +91,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             BrokenImage: the file cannot be decoded.
         """
         line = self._in_order()[index]
-        return torch.from_numpy(pixels(file_of(self.path, line["path"]))).permute(2, 0, 1).float() / 255, line["label"]
+        return whole(file_of(self.path, line["path"]), self.frames).float() / 255, line["label"]
 
     def samples(
         self, transform: Callable[[Tensor], Any] | None = None, logits: Num[Tensor, "n classes"] | None = None
@@ -131,7 +133,6 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         inputs: dict[str, Any] | None = None,
     ) -> DistilledSet:
         """Start a set, or continue a set of the same recipe. An image that does not match its line counts as missing.
-
         The caller must hold `files.locked(path)`.
 
         Args:
@@ -231,7 +232,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         """The (label, slot) of every image that is still to be made."""
         return [(c, s) for c in range(len(self.class_names)) for s in range(self.ipc) if not self.has(c, s)]
 
-    def add(self, label: int, slot: int, image: Float[Tensor, "3 h w"], **record: Any) -> None:
+    def add(self, label: int, slot: int, image: Float[Tensor, "3 *frames h w"], **record: Any) -> None:
         """Store one image in [0, 1] and its manifest line, atomically and in this order.
 
         Raises:
@@ -241,7 +242,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         self.store(label, slot, self._encoded(label, slot, image), **record)
 
     def add_unit(
-        self, label: int, slots: Sequence[int], images: Float[Tensor, "b 3 h w"], records: Sequence[Mapping[str, Any]]
+        self, label: int, slots: Sequence[int], images: Float[Tensor, "b 3 *size"], records: Sequence[Mapping[str, Any]]
     ) -> None:
         """Store the images of a unit and then their manifest lines, as a part of the manifest that belongs to this unit alone.
 
@@ -266,11 +267,11 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         append(self.path / "manifest.jsonl", text_of(line))
         self._know([line])
 
-    def _encoded(self, label: int, slot: int, image: Float[Tensor, "3 h w"]) -> bytes:
+    def _encoded(self, label: int, slot: int, image: Float[Tensor, "3 *frames h w"]) -> bytes:
         if not torch.isfinite(image).all():
             advice = advice_for(self.recipe)
             raise DapError(f"Image {slot} of class {self.class_names[label]!r} has non-finite pixels; {advice}.")
-        return encode_png(image.detach().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
+        return encoded(image)
 
     def _stored(self, label: int, slot: int, png: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
         """Write an image. Returns its manifest line, which is still to be written."""
@@ -319,7 +320,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     def tensors(
         self, size: int | None = None, *, fit: Fit = "crop", dtype: torch.dtype = torch.float32, mixed: int = 0
-    ) -> tuple[Num[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
+    ) -> tuple[Num[Tensor, "n 3 *frames h w"], Int[Tensor, " n"]]:
         """All images (n, 3, h, w) in [0, 1] and their labels (n,), in (label, slot) order.
 
         Args:
@@ -335,16 +336,15 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             raise DapError(f"{self.path} holds no finished image yet; run dap distill again to go on.")
         labels = torch.tensor([line["label"] for line in self.records])
         if size is not None:
-            images = torch.empty(len(labels), 3, size, size, dtype=dtype)
+            images = torch.empty(len(labels), *shape_of(self.frames, size), dtype=dtype)
             for row, line in zip(images, self.records, strict=True):
-                image = decode(file_of(self.path, line["path"]), size, fit)
+                image = sized(file_of(self.path, line["path"]), self.frames, size, fit)
                 row.copy_(image if dtype.is_floating_point else (image * 255).round())
             return images, labels
-        arrays = [pixels(file_of(self.path, line["path"])) for line in self.records]
-        if len(sizes := sorted({f"{a.shape[1]}x{a.shape[0]}" for a in arrays})) > 1:
+        pictures = [whole(file_of(self.path, line["path"]), self.frames) for line in self.records]
+        if len(sizes := sorted({f"{one.shape[-1]}x{one.shape[-2]}" for one in pictures})) > 1:
             if not mixed:
                 sides = ", ".join(sizes[:3])
                 raise DapError(f"The images in {self.path} differ in size ({sides}); give a size for them all.")
             return self.tensors(mixed, fit=fit, dtype=dtype)
-        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-        return images.to(dtype) / 255 if dtype.is_floating_point else images.contiguous(), labels
+        return torch.stack(pictures).to(dtype) / (255 if dtype.is_floating_point else 1), labels

@@ -22,7 +22,7 @@ import yaml
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
-from dap.data.sets.cards import USE, card, cell, code, deeper, read_card, size_category
+from dap.data.sets.cards import USE, card, cell, clips_told, code, deeper, read_card, size_category
 from dap.data.sets.contents import sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
@@ -70,6 +70,8 @@ def asked(
     out = Path(out)
     if layout not in LAYOUTS:
         raise DapError(f"Unknown layout {layout!r}. {suggest(layout, LAYOUTS)}")
+    if made.frames is not None and layout == "ddranking":
+        raise DapError("DD-Ranking scores images and no clips; take --layout imagefolder, parquet, webdataset or pt.")
     _, size = LAYOUTS[layout]
     if shard_size is not None and (size is None or shard_size < 1):
         sharded = " and ".join(name for name, (_, usual) in LAYOUTS.items() if usual)
@@ -199,7 +201,7 @@ All images belong to one split, train.
 
 ## Reading it
 
-{written.how}
+{written.how}{clips_told(made.frames)}
 
 {head}
 {rows}

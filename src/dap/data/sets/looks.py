@@ -18,7 +18,7 @@ MARGIN = 0.05
 pictures on a black ground have such values by nature, so no constant alone can tell."""
 
 
-def constant(images: Float[Tensor, "b 3 h w"]) -> list[bool]:
+def constant(images: Float[Tensor, "b 3 *size"]) -> list[bool]:
     """Whether each image has one colour only, after rounding to 8 bits. An image of one pixel never counts."""
     if images[0, 0].numel() < 2:
         return [False] * len(images)
@@ -26,13 +26,15 @@ def constant(images: Float[Tensor, "b 3 h w"]) -> list[bool]:
     return [bool(value) for value in (flat == flat[..., :1]).all(2).all(1)]
 
 
-def extremes(images: Float[Tensor, "b 3 h w"]) -> list[float]:
+def extremes(images: Float[Tensor, "b 3 *size"]) -> list[float]:
     """The share of values of each image that are 0 or 1 after rounding to 8 bits."""
     values = _bytes(images)
     return [float(share) for share in ((values == 0) | (values == 255)).flatten(1).float().mean(1)]
 
 
-def doubts(images: Float[Tensor, "b 3 h w"], reals: Callable[[], Float[Tensor, "n 3 h w"] | None]) -> list[str | None]:
+def doubts(
+    images: Float[Tensor, "b 3 *size"], reals: Callable[[], Float[Tensor, "n 3 *size"] | None]
+) -> list[str | None]:
     """For each image, why it is probably no image of anything, in words; None where nothing is odd.
 
     Args:

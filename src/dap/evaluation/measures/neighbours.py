@@ -36,6 +36,7 @@ from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.data.real.stored.streams import Stored
 from dap.evaluation.measures.measures import extract
+from dap.evaluation.measures.nearest import Nearest
 from dap.evaluation.measures.pictures import Pictures, coarse
 from dap.evaluation.training.batches import rows_of
 
@@ -287,31 +288,17 @@ class Search:
     def _nearest_features(self, features: Tensor, labels: Tensor) -> list[tuple[Match, Match]]:
         """The nearest real image of its own class, and of any class, for every row of features (n, D). Only real images
         with features are searched."""
-        own, every = _Nearest(len(features)), _Nearest(len(features))
+        own, every = Nearest(len(features)), Nearest(len(features))
         for label, pool in enumerate(self.reals.features):
             for rows in torch.arange(len(features)).split(1000):
                 places = torch.cdist(features[rows], pool).argmin(1)
                 distances = (features[rows] - pool[places]).norm(dim=1)  # computed again, as cdist loses digits
                 every.note(rows, distances < every.distances[rows], label, places, distances)
                 own.note(rows, labels[rows] == label, label, places, distances)
-        return list(zip(own.matches(self.reals.indices), every.matches(self.reals.indices), strict=True))
+        return [(self._match(*one), self._match(*other)) for one, other in zip(own.found(), every.found(), strict=True)]
 
-
-class _Nearest:
-    """For each of n images a real one and its distance, all as tensors: with many classes there are too many for Python."""
-
-    def __init__(self, n: int) -> None:
-        self.distances, self.places = torch.full((n,), math.inf), torch.full((n, 2), -1)
-
-    def note(self, rows: Tensor, which: Tensor, label: int, places: Tensor, distances: Tensor) -> None:
-        """Take these real images of a class for `which` (m,) of the rows (m,)."""
-        chosen = rows[which]
-        self.distances[chosen] = distances[which]
-        self.places[chosen, 0], self.places[chosen, 1] = label, places[which]
-
-    def matches(self, indices: list[list[int]]) -> list[Match]:
-        found = zip(self.places.tolist(), self.distances.tolist(), strict=True)
-        return [Match(k, indices[k][place] if k >= 0 else -1, distance) for (k, place), distance in found]
+    def _match(self, label: int, place: int, distance: float) -> Match:
+        return Match(label, self.reals.indices[label][place] if label >= 0 else -1, distance)
 
 
 def _moves(pictures: Tensor) -> list[Tensor]:

@@ -27,6 +27,8 @@ MAX_SIDE = 64
 THUMBNAIL, SMALL = 96, 40
 LARGEST_IMAGE = 100_000_000
 """The most pixels of an image that is shown."""
+LARGEST_CLIP = 30_000
+"""The most bytes of a clip that is embedded as it is."""
 BUDGET, FURTHER_BUDGET = 4_500_000, 8_000_000
 """Bytes of base64 images in one page, of the first classes and of all others. Fewer slots are shown where all would exceed it."""
 REAL_BUDGET = 2_500_000
@@ -248,12 +250,17 @@ def _affordable(indexed: Sequence[tuple[Group, SetRecord, ByClass]], columns: di
     for k in range(min(MAX_SLOTS, most)):
         kth = [(name, slots_of[k]) for name, slots_of in columns.items() if k < len(slots_of)]
         places = [(record, classes.get(name, {}).get(slot)) for _, record, classes in indexed for name, slot in kth]
-        files = [file_in(record, image["path"]) for record, image in places if image]
-        spent += sum(min(file.stat().st_size, 8_000) * 4 // 3 for file in files if file)
+        files = [(record, file_in(record, image["path"])) for record, image in places if image]
+        spent += sum(min(file.stat().st_size, _most(record)) * 4 // 3 for record, file in files if file)
         if slots and spent > BUDGET:
             break
         slots = k + 1
     return slots
+
+
+def _most(record: SetRecord) -> int:
+    """About how many bytes an image of a set has in the page at most. A clip has more of them."""
+    return LARGEST_CLIP if is_number(record.value("data.frames")) else 8_000
 
 
 def _tile(record: SetRecord, image: Json, seen: Json | None, reals: NearestReals, side: int | None) -> dict[str, Any]:
@@ -314,10 +321,12 @@ def embedded(file: Path, side: int | None = None) -> tuple[str | None, bool]:
         file: the image.
         side: the largest number of pixels a side; default: `THUMBNAIL` for what is larger than `MAX_SIDE`.
 
-    A PNG of at most 64 px is embedded byte for byte, so that the sha256 in the manifest is that of the embedded file.
+    A PNG of at most 64 px is embedded byte for byte, so that the sha256 in the manifest is that of the embedded file. A clip
+    plays: an animated PNG that is large or has many bytes becomes an animated WebP.
     """
     from PIL import Image
 
+    from dap.data.real.clips.moving import is_moving, preview
     from dap.data.real.decode import BrokenImage, pixels, read_file
 
     try:
@@ -326,6 +335,9 @@ def embedded(file: Path, side: int | None = None) -> tuple[str | None, bool]:
     except BrokenImage:
         return None, False
     small = max(rgb.size) <= (side or MAX_SIDE)
+    if is_moving(data) and not (small and len(data) <= LARGEST_CLIP):
+        film = preview(data, max(rgb.size) if small else side or THUMBNAIL)
+        return f"data:image/webp;base64,{base64.b64encode(film).decode()}", not small
     if not (small and data.startswith(b"\x89PNG")):
         buffer = io.BytesIO()
         if not small:

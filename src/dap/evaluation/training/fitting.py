@@ -82,7 +82,8 @@ class Training:
         self.steps = split(protocol.train_steps)[1]
         with seeded(of_network, self.device):
             self.net = new_network(network, protocol, channels, classes).to(self.device)
-            self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            if all(part.ndim < 5 for part in self.net.parameters()):
+                self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             self._global_state = _generators(self.device)
         self._trained = self.net if group is None else group.wrapped(self.net)
         self.per_image = isinstance(self.net, Network) and self.net.per_image

@@ -278,7 +278,7 @@ class Normalize(Step, frozen=True):
 
     op: Literal["normalize"] = "normalize"
     mean: tuple[Number, ...]
-    """One for each channel, or one for all."""
+    """One for each channel, or one for all; for clips one for each colour."""
     std: tuple[Divisor, ...]
     """One for each channel, or one for all; as many as `mean`."""
 
@@ -289,7 +289,7 @@ class Normalize(Step, frozen=True):
         return self
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
-        if len(self.mean) not in (1, images.shape[1]):
+        if images.shape[1] % len(self.mean):
             raise DapError(f"normalize has {len(self.mean)} means, but the images have {images.shape[1]} channels.")
         return (images - self._of(images, self.mean)) / self._of(images, self.std)
 
@@ -298,7 +298,8 @@ class Normalize(Step, frozen=True):
         return images * self._of(images, self.std) + self._of(images, self.mean)
 
     def _of(self, images: Tensor, values: tuple[float, ...]) -> Tensor:
-        return images.new_tensor(values).view(1, -1, 1, 1)
+        # A clip has all its frames of a colour one after the other, see `networks.clips`.
+        return images.new_tensor(values).repeat_interleave(images.shape[1] // len(values)).view(1, -1, 1, 1)
 
 
 class Dsa(Step, frozen=True):

@@ -46,6 +46,7 @@ class Warned(Window):
 class Dap(Vanilla):
     """DAP as the paper states it; every open choice is an option (see docs/method.md)."""
 
+    clips = True
     reference = "Su, Wu, Chen, Shi, Wang, Ye & Zhu, ICLR 2026 (DAP)"
     cost = "vanilla's, and the gradient up to the tapped layer; features of the reals once a class and step"
     guidance = {}
@@ -83,5 +84,6 @@ class Dap(Vanilla):
 class DapSlots(Dap):
     """DAP with a target for every slot and repulsion between the slots, so that a class does not collapse to its mean."""
 
+    clips = True
     reference = "ours, after DAP"
     guidance = {"targets": "slot", "repulsion": 0.5, "scale": 0.06, "unit": "step"}

@@ -66,6 +66,7 @@ class ManifoldGd(Vanilla):
     decomposed, which gives the same plane.
     """
 
+    clips = True
     reference = "Roy, Lee, Chakraborty & Lokhande, CVPR 2026 (ManifoldGD)"
     cost = "as mgd3; 300 random points and a small decomposition an image and guided step"
     Options = ManifoldOptions

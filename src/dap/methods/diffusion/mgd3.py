@@ -123,6 +123,7 @@ class Mgd3(Vanilla):
     step would draw.
     """
 
+    clips = True
     reference = "Chan-Santiago, Tirupattur, Nayak, Liu & Shah, ICML 2025 (MGD3)"
     cost = "vanilla's; once, the latents of up to 1300 images a class, and k-means"
     Options = ModeOptions

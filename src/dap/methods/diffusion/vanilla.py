@@ -28,6 +28,7 @@ class Vanilla(Method):
     reference = "Ho, Jain & Abbeel 2020; Peebles & Xie 2023 (DiT); Rombach et al. 2022 (Stable Diffusion)"
     cost = "two passes of the backbone a step and image"
     steered = True
+    clips = True
     bounded = ("sampling.steps", 10)
 
     def build(self, task: Task) -> Guidance:

@@ -13,6 +13,7 @@ class Random(Method):
     """A seeded uniform draw without replacement of ipc real images of each class (and not the first ipc file names)."""
 
     from_reals = True
+    clips = True
     cost = "none"
 
     def grows(self, task: Task) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dap.base.errors import DapError
 from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.counts import total_of
@@ -78,6 +79,11 @@ def picked(
     choosing = is_open(recipe, workshop)
     if not choosing and budget is None:
         return Picked(recipe, tuple(earlier))
+    if recipe.data.frames is not None:
+        raise DapError(
+            "Neither a method nor a budget is chosen for clips; give --method random, or --method dap and a video --backbone, "
+            "and no --budget."
+        )
     # A default that is written out, such as --seed 0, asks for the same set.
     values = recipe.model_dump(exclude_unset=True, exclude_defaults=True, mode="json")
     values.pop("ipc", None)  # a set may grow

@@ -84,7 +84,7 @@ def class_folders(root: Path) -> list[str]:
     return [entry.name for entry in visible(root) if is_folder(entry)]
 
 
-def image_files(folder: Path, left: Left | None = None) -> list[str]:
+def image_files(folder: Path, left: Left | None = None, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[str]:
     """Every image file at any depth below a class folder, as sorted posix paths relative to the folder's parent.
 
     Links to files and to folders are followed, and each folder is read once. A link to a folder that contains the class
@@ -94,22 +94,29 @@ def image_files(folder: Path, left: Left | None = None) -> list[str]:
     Args:
         folder: the class folder.
         left: counts what is left out.
+        suffixes: the endings of the files that count as images.
 
     Raises:
         DapError: a folder cannot be read.
     """
     left = Left() if left is None else left
     visited = {os.path.realpath(parent) for parent in folder.absolute().parents}
-    return sorted(_images(folder, visited, left))
+    return sorted(_images(folder, visited, left, suffixes=suffixes))
 
 
-def holds_images(folder: Path, most: int = 2000) -> bool:
+def holds_images(folder: Path, most: int = 2000, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
     """Whether there is an image file below the folder. At most so many folders are looked at, and no further than the first
     image."""
-    return any(True for _ in _images(folder, set(), Left(), most))
+    return any(True for _ in _images(folder, set(), Left(), most, suffixes))
 
 
-def _images(folder: Path, visited: set[str], left: Left, most: float = math.inf) -> Iterator[str]:
+def _images(
+    folder: Path,
+    visited: set[str],
+    left: Left,
+    most: float = math.inf,
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
+) -> Iterator[str]:
     """Every image file at any depth below a folder, as a posix path relative to the folder's parent. Each folder is read once.
 
     Args:
@@ -117,6 +124,7 @@ def _images(folder: Path, visited: set[str], left: Left, most: float = math.inf)
         visited: real paths of folders that are not read. The folders that were read are put in.
         left: counts what is left out.
         most: no further folder is read when so many are in `visited`.
+        suffixes: the endings of the files that count as images.
     """
     pending = deque([folder])
     while pending and len(visited) < most:
@@ -132,7 +140,7 @@ def _images(folder: Path, visited: set[str], left: Left, most: float = math.inf)
                 left.hidden += 1
             elif is_folder(entry):
                 folders.append(entry.name)
-            elif is_image(entry):
+            elif is_image(entry, suffixes):
                 yield start + entry.name
             else:
                 left.others[os.path.splitext(entry.name)[1].lower()] += 1
@@ -188,7 +196,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether the entry is a file or a link, and its name ends as the name of an image file does."""
-    named = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+def is_image(entry: os.DirEntry[str], suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
+    """Whether the entry is a file or a link, and its name ends as the name of an image file does, or with another suffix."""
+    named = os.path.splitext(entry.name)[1].lower() in suffixes
     return named and (entry.is_symlink() or entry.is_file(follow_symlinks=False))

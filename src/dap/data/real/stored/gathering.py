@@ -67,6 +67,7 @@ def gathered(
     broken: Callable[[int, str], object] | None = None,
     workers: int | None = None,
     keep: Keep | None = None,
+    channels: int = 3,
 ) -> Gathered:
     """Read n images and keep them: in memory, where they take no more than half of the budget; in a file, where they fit the
     budget's disk; else they are decoded anew in each pass.
@@ -81,6 +82,7 @@ def gathered(
             left out. None: the error is raised.
         workers: how many processes decode; default: as many as torch has threads, at most `MOST_WORKERS`.
         keep: how images are kept, whatever the budget says.
+        channels: how many channels an image has: 3, or as many times more as a clip has frames.
 
     Raises:
         DapError: an image cannot be read, or the disk is full.
@@ -88,9 +90,9 @@ def gathered(
     workers = decoders(n) if workers is None else workers
     dtype = torch.uint8
     while True:
-        nbytes = n * 3 * side * side * dtype.itemsize
+        nbytes = n * channels * side * side * dtype.itemsize
         how = keep or _way(nbytes, budget)
-        into = _Sink(how, n, side, dtype, budget.folder)
+        into = _Sink(how, n, side, dtype, budget.folder, channels)
         try:
             rows, whole = _read(_First(read, dtype), n, workers, into, broken, refuse=exact and dtype == torch.uint8)
         except BaseException as error:
@@ -99,7 +101,7 @@ def gathered(
                 raise
             dtype = torch.float32  # all images are read again
             continue
-        images = into.images(len(rows)) if how != "nothing" else Decoding(read, rows, side, dtype, workers)
+        images = into.images(len(rows)) if how != "nothing" else Decoding(read, rows, side, dtype, workers, channels)
         if how != "memory" and keep is None:
             what = f"lie in a file of {nbytes / GIB:.1f} GiB" if how == "disk" else "are decoded in every pass"
             many, memory = f"{len(rows):,}", budget.memory / GIB
@@ -116,7 +118,8 @@ def stored(source: Source, budget: Budget, *, exact: bool = False, **how: Any) -
         how: further arguments of `gathered`.
 
     Returns:
-        The images (n, 3, size, size), the labels (n,), and `Gathered.whole`.
+        The images (n, 3, size, size), the labels (n,), and `Gathered.whole`. Clips are images of 3 · frames channels, first all
+        frames of a colour, then those of the next.
 
     Raises:
         DapError: too many images are broken, or all images of a class.
@@ -129,12 +132,13 @@ def stored(source: Source, budget: Budget, *, exact: bool = False, **how: Any) -
         return label, row - starts[label]
 
     found = gathered(
-        lambda row: source.decoded(*place(row)),
+        lambda row: folded(source.decoded(*place(row))),
         starts[-1],
         source.size,
         budget,
         exact=exact,
         broken=lambda row, reason: source.met(*place(row), reason, planned=starts[-1]),
+        channels=3 * (source.frames or 1),
         **how,
     )
     labels = torch.searchsorted(torch.tensor(starts[1:]), found.rows, right=True)
@@ -142,6 +146,11 @@ def stored(source: Source, budget: Budget, *, exact: bool = False, **how: Any) -
         if not left:
             source.refuse_broken(label)
     return found.images, labels, found.whole
+
+
+def folded(image: Tensor) -> Tensor:
+    """A clip (3, frames, h, w) as an image of 3 · frames channels; an image stays as it is."""
+    return image.flatten(0, -3)
 
 
 def decoders(n: int) -> int:
@@ -165,10 +174,12 @@ class _Deeper(Exception):
 class _Sink:
     """Takes up images one part after the other."""
 
-    def __init__(self, how: Keep, n: int, side: int, dtype: torch.dtype, folder: Path | None) -> None:
-        self.how, self.side, self.dtype, self.count = how, side, dtype, 0
+    def __init__(
+        self, how: Keep, n: int, side: int, dtype: torch.dtype, folder: Path | None, channels: int = 3
+    ) -> None:
+        self.how, self.side, self.dtype, self.count, self.channels = how, side, dtype, 0, channels
         self.folder = folder or Path(tempfile.gettempdir())
-        self.memory = torch.empty(n if how == "memory" else 0, 3, side, side, dtype=dtype)
+        self.memory = torch.empty(n if how == "memory" else 0, channels, side, side, dtype=dtype)
         self.file: Any = None
         if how == "disk":
             with self._told():
@@ -193,7 +204,7 @@ class _Sink:
             return self.memory[:n]
         with self._told():
             self.file.flush()
-        return Packed(self.file, n, self.side, self.dtype)
+        return Packed(self.file, n, self.side, self.dtype, self.channels)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from dap.base.errors import DapError
 
 Read = Callable[[int], Tensor]
-"""A function from a row to its image (3, side, side), float32 in [0, 1]. It raises `BrokenImage` or another `DapError`."""
+"""A function from a row to its image (3, side, side), float32 in [0, 1], or to a clip as an image of more channels. It raises
+`BrokenImage` or another `DapError`."""
 
 
 class Streamed(Dataset[Any], ABC):
@@ -33,8 +34,8 @@ class Streamed(Dataset[Any], ABC):
 
     ndim = 4
 
-    def __init__(self, n: int, side: int, dtype: torch.dtype, workers: int = 0) -> None:
-        self.shape, self.dtype, self.workers = torch.Size((n, 3, side, side)), dtype, workers
+    def __init__(self, n: int, side: int, dtype: torch.dtype, workers: int = 0, channels: int = 3) -> None:
+        self.shape, self.dtype, self.workers = torch.Size((n, channels, side, side)), dtype, workers
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -78,8 +79,8 @@ class Streamed(Dataset[Any], ABC):
 class Packed(Streamed):
     """Images that lie one after the other in an open file. Rows are read and not mapped, so memory holds no more than a batch."""
 
-    def __init__(self, file: Any, n: int, side: int, dtype: torch.dtype) -> None:
-        super().__init__(n, side, dtype)
+    def __init__(self, file: Any, n: int, side: int, dtype: torch.dtype, channels: int = 3) -> None:
+        super().__init__(n, side, dtype, channels=channels)
         self.file, self._type = file, np.dtype(str(dtype).removeprefix("torch."))
         weakref.finalize(self, file.close)
 
@@ -100,8 +101,10 @@ class Packed(Streamed):
 class Decoding(Streamed):
     """Images that are decoded each time they are asked for."""
 
-    def __init__(self, read: Read, rows: Tensor, side: int, dtype: torch.dtype, workers: int) -> None:
-        super().__init__(len(rows), side, dtype, workers)
+    def __init__(
+        self, read: Read, rows: Tensor, side: int, dtype: torch.dtype, workers: int, channels: int = 3
+    ) -> None:
+        super().__init__(len(rows), side, dtype, workers, channels)
         self._read, self._rows = read, rows
 
     def read(self, rows: Sequence[int]) -> np.ndarray:

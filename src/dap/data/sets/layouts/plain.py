@@ -12,6 +12,7 @@ import yaml
 
 from dap.base.errors import DapError
 from dap.base.files import check_there, replacing, write_atomically
+from dap.data.real.clips.pictures import whole as picture
 from dap.data.real.decode import pixels
 from dap.data.sets.folders import folders_of
 from dap.data.sets.layouts import ddranking
@@ -84,13 +85,13 @@ train = ImageFolder(".")
 
 
 def write_pt(job: Job) -> Written:
-    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, `labels` (n,) int64 and `class_names`. Where all images
-    have a weight there are `weights` (n,) float32 too."""
+    """Write `images.pt`, a dictionary of `images` (n, 3, h, w) uint8, of clips (n, 3, frames, h, w), `labels` (n,) int64 and
+    `class_names`. Where all images have a weight there are `weights` (n,) float32 too."""
     whole: np.ndarray | None = None
     n = len(job.made.records)
     labels = torch.tensor([record["label"] for record in job.made.records])
     for row, (record, png) in enumerate(job.images()):
-        values = pixels(png).transpose(2, 0, 1)
+        values = picture(png, job.made.frames).numpy()
         if whole is None:
             whole = np.empty((n, *values.shape), np.uint8)
         if values.shape != whole.shape[1:]:

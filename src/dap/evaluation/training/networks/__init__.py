@@ -3,6 +3,7 @@
     convnet1 ... convnet8, resnetap10               made for dataset distillation
     resnet18, resnet50, resnet101, mobilenet_v2,
     efficientnet_b0, swin_t, swin_v2_t              torchvision's, with stems for small images
+    convnet3d, small_convnet3d, r3d18               for clips
     torchvision:NAME, timm:NAME                     any classifier of torchvision or timm, untrained and unchanged
     file.py:callable, package.module:callable       your own network
 
@@ -23,6 +24,7 @@ from dap.base.alone import alone
 from dap.base.errors import DapError
 from dap.base.parsing import Damaged, shown
 from dap.base.registry import resolve
+from dap.evaluation.training.networks.clips import convnet3d, r3d18, small_convnet3d
 from dap.evaluation.training.networks.convnets import convnet, resnetap10
 from dap.evaluation.training.networks.layers import InstanceNorm, Network, Norm, n_parameters
 from dap.evaluation.training.networks.zoo import FAMILIES, LIBRARIES
@@ -33,6 +35,9 @@ KNOWN: dict[str, Callable[..., nn.Module]] = {
     **{f"convnet{depth}": partial(convnet, depth=depth) for depth in range(1, 9)},
     "resnetap10": resnetap10,
     **FAMILIES,
+    "convnet3d": convnet3d,
+    "small_convnet3d": small_convnet3d,
+    "r3d18": r3d18,
 }
 
 
@@ -44,7 +49,7 @@ def build(
     Args:
         name: one of `KNOWN`, `torchvision:NAME`, `timm:NAME`, or `file.py:callable` / `package.module:callable`, which
             is called with the keywords below and returns a module from images to logits.
-        channels: channels of the images.
+        channels: channels of the images; clips of F frames have 3 F, see `networks.clips`.
         classes: number of labels.
         size: height and width of the images in pixels; decides the stems of the named networks, the head of a ConvNet
             and the positions of a transformer.

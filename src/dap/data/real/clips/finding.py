@@ -1,0 +1,84 @@
+"""Where the clips of a split lie: in class folders, which may lie in folders of splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dap.base.errors import DapError
+from dap.base.files import expanded
+from dap.base.parsing import shown
+from dap.data.real.finding.splits import ORDER, SPLITS, Split, split_of
+from dap.data.real.finding.walking import check_folder, class_folders, holds_images
+from dap.data.real.names import some
+from dap.data.real.suffixes import CLIP_SUFFIXES
+
+LAYOUTS = (
+    "one folder of clips for each class, or such folders under train/ and test/ (or val/); clips are "
+    f"{', '.join(sorted(CLIP_SUFFIXES))} files"
+)
+"""The layouts that `locate_clips` accepts, in words for messages."""
+
+
+def locate_clips(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> Path:
+    """The folder whose folders are the classes of a split.
+
+    A folder without splits counts as the train split. Where there is no test split, a validation split takes its place.
+
+    Args:
+        path: the folder of the data set.
+        split: "train" or "test".
+        chosen: the user's own word: split -> a folder, relative to `path` or absolute, or the name of another split.
+
+    Raises:
+        DapError: there is no such folder or split, or no class folder holds a clip.
+    """
+    check_folder(path)
+    splits = _splits(path)
+    if said := (chosen or {}).get(split):
+        place = path / expanded(said)
+        named = split_of(said)
+        if not place.is_dir() and named in splits:
+            place = splits[named]
+        check_folder(place)
+        return _checked(place)
+    if not splits:
+        if split != "train" and split_of(path.resolve().name) not in ORDER[split]:
+            raise DapError(
+                f"{shown(path)} has no {split} split: no folder of it is called {split}. Put clips to test on into class folders "
+                f"under test/, or say where they lie with --split {split}=FOLDER"
+            )
+        return _checked(path)
+    fits: list[Split] = [one for one in ORDER[split] if one in splits]
+    if not fits:
+        held = some([f"{folder.name}/" for folder in splits.values()])
+        raise DapError(
+            f"{shown(path)} has no {split} split; it holds {held}. Say where its clips lie with --split {split}=FOLDER"
+        )
+    return _checked(splits[fits[0]])
+
+
+def _splits(path: Path) -> dict[Split, Path]:
+    """The folders of splits: those that are called so and hold class folders with clips."""
+    found: dict[Split, list[str]] = {}
+    for name in class_folders(path):
+        said = split_of(name)
+        if said in SPLITS and any(_holds(path / name / inner) for inner in class_folders(path / name)):
+            found.setdefault(said, []).append(name)
+    for said, names in found.items():
+        if len(names) > 1:
+            raise DapError(
+                f"{shown(path)} has several folders for its {said} split: {some(names, 5)}; say which with "
+                f"--split {'train' if said == 'train' else 'test'}={names[0]}"
+            )
+    return {said: path / names[0] for said, names in found.items()}
+
+
+def _checked(place: Path) -> Path:
+    if not any(_holds(place / name) for name in class_folders(place)):
+        raise DapError(f"no clips found in {shown(place)}; accepted are {LAYOUTS}")
+    return place
+
+
+def _holds(folder: Path) -> bool:
+    return holds_images(folder, suffixes=CLIP_SUFFIXES)
