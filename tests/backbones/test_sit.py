@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import tiny
 from dap import distill
 from dap.backbones import ClassifierFree, from_pipeline, load
-from dap.backbones.interpolants import Interpolant
+from dap.backbones.schedules import Interpolant
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal
 from dap.sampling import Batch, latents

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dap.backbones import ClassifierFree, Flow, Mixture
-from dap.backbones.interpolants import Interpolant
+from dap.backbones.schedules import Interpolant
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal
 from dap.guidance import Guidance

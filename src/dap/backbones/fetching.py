@@ -47,7 +47,7 @@ def fetch(source: str, revision: str | None, offline: bool) -> Path:
 
     options: dict[str, Any] = {"revision": revision, "local_files_only": offline or is_offline_mode()}
     with suppress(LocalEntryNotFoundError, HfHubHTTPError):  # diffusers' own way below says what is wrong
-        index = read_json(Path(hf_hub_download(source, "model_index.json", **options)), dict[str, Any])
+        index = index_of(Path(hf_hub_download(source, "model_index.json", **options)).parent)
         if networks.find(str(index.get("_class_name"))) is not None:  # diffusers knows no such pipeline, nor its files
             return Path(snapshot_download(source, allow_patterns=OWN, **options))
     options |= dict.fromkeys(UNUSED)

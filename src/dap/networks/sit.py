@@ -206,7 +206,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         qk_norm: the norm of queries and keys: None, "layer" (REPA's option) or "rms" (LightningDiT's).
         rotary: whether queries and keys are turned by their positions, besides the table of positions.
         shifted: whether blocks shift normed tokens. LightningDiT has a form without.
-        path: the path of the flow in time τ from the data to the noise, see `dap.backbones.interpolants.Interpolant`.
+        path: the path of the flow in time τ from the data to the noise, see `dap.backbones.schedules.Interpolant`.
         data_at: the network's own time at the data, 1 (SiT, LightningDiT) or 0 (REPA). At the noise it is 1 − data_at. The
             predicted velocity is the derivative by this time.
     """

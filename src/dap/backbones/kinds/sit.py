@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from dap.backbones.base import Card
 from dap.backbones.cards import Found, image_size
-from dap.backbones.interpolants import Interpolant
 from dap.backbones.modules import ModuleBackbone
-from dap.backbones.schedules import Time
+from dap.backbones.schedules import Interpolant, Time
 from dap.base.errors import DapError
 
 
