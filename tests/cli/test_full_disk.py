@@ -286,6 +286,7 @@ BY_THEMSELVES = {
     "pretraining/training.py": "diffusers writes a folder, inside `writing`",
     "verbs/planning/networks.py": "copies a file of captions to the system's folder for temporary files",
     "evaluation/apart.py": "tries whether a folder can be written, and says so if not",
+    "backbones/converting/parts.py": "a configuration for diffusers' loader, in the system's folder for temporary files",
     "backbones/converting/convert.py": "diffusers writes a folder, inside `writing`",
     "cli/completion.py": "hands the script of a shell to cyclopts",
 }

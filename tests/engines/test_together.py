@@ -94,7 +94,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("mend", [Engine(), SHARD])
 def test_a_shard_that_is_killed_at_any_write_loses_nothing(mend, recipe, whole, tmp_path, monkeypatch):
     """Every file is replaced by os.replace, so a kill before and after each of these calls is every kill that can be told."""
-    replace, encode, moment = os.replace, distilled.encode_png, 0
+    replace, encode, moment = os.replace, distilled.encoded, 0
     while True:
         out, calls = tmp_path / str(moment), [0]
 
@@ -119,7 +119,7 @@ def test_a_shard_that_is_killed_at_any_write_loses_nothing(mend, recipe, whole, 
             assert len(load_set(out).images) == len(before), "a report sees the same images"
         made = list[int]()
         with monkeypatch.context() as patch:
-            patch.setattr(distilled, "encode_png", lambda pixels, made=made: made.append(1) or encode(pixels))
+            patch.setattr(distilled, "encoded", lambda pixels, made=made: made.append(1) or encode(pixels))
             distill(recipe, out, engine=mend)
         assert bytes_of(out) == whole, moment
         assert len(made) == 12 - len(before), "an image that was there is made again"

@@ -162,6 +162,7 @@ class TeacherJob(FromFile, frozen=True):
     protocol: Text
     epochs: Count | None
     changes: Plain | None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     machine: Plain
 
 

@@ -8,8 +8,8 @@ else.
     env.json, README.md         versions and weights' hash; the dataset card with the licences
     .work/                      only while the set is made: parts of the manifest, leases, unfinished work
 
-A run can be killed at any point, because an image is written aside and moved into place before its line is written. An image
-without a matching line is made again. Where several processes make a set, each unit has its own part of the manifest.
+A run can be killed at any point, because an image is written aside, flushed and moved into place before its line is written. An
+image without a matching line is made again. Where several processes make a set, each unit has its own part of the manifest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from dap.base.errors import DapError
 from dap.base.files import append, dump, write_atomically
 from dap.base.parsing import shown
-from dap.data.real.clips.pictures import encoded, shape_of, sized, whole
+from dap.data.real.clips.pictures import encoded, shape_of, sized, stacked, whole
 from dap.data.real.decode import Fit
 from dap.data.sets.beginning import begin, check_begun, classes_of, frames_of, place_for, text_of
 from dap.data.sets.contents import WORK, Classes, Within, file_of, part_of, read_manifest, sha256
@@ -347,4 +347,4 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
                 sides = ", ".join(sizes[:3])
                 raise DapError(f"The images in {self.path} differ in size ({sides}); give a size for them all.")
             return self.tensors(mixed, fit=fit, dtype=dtype)
-        return torch.stack(pictures).to(dtype) / (255 if dtype.is_floating_point else 1), labels
+        return stacked(pictures, dtype), labels

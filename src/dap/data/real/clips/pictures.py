@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,15 @@ def encoded(image: Float[Tensor, "3 *frames h w"]) -> bytes:
     values = image.detach().cpu().clamp(0, 1).mul(255).round().byte()
     found = np.moveaxis(values.numpy(), 0, -1)
     return encode_png(np.ascontiguousarray(found)) if found.ndim == 3 else encode_clip(found)
+
+
+def stacked(pictures: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """What `whole` gave, as one tensor: in [0, 1] for a floating type, else whole numbers from 0 to 255."""
+    images = torch.stack(list(pictures))
+    if not dtype.is_floating_point:
+        return images
+    if (
+        images.ndim == 4
+    ):  # decoded images lie channels last, and the kernels of a network round by the layout of their input
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images.to(dtype) / 255

@@ -31,6 +31,9 @@ METHODS = {
 """The names of the methods of this library."""
 
 NETWORKS = {
+    "convnet3d": "ConvNet3D",
+    "small_convnet3d": "small ConvNet3D",
+    "r3d18": "R3D-18",
     "resnetap10": "ResNetAP-10",
     "mobilenet_v2": "MobileNetV2",
     "efficientnet_b0": "EfficientNet-B0",
