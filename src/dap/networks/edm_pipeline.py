@@ -7,12 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, EDMEulerScheduler
+from diffusers import AutoencoderKL, EDMEulerScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
+from dap.networks.plain import PlainPipeline
 
-class EDMPipeline(DiffusionPipeline):
+
+class EDMPipeline(PlainPipeline):
     """A denoiser of EDM or EDM2, with an autoencoder if the denoiser works on latents.
 
     Args:
@@ -34,8 +36,7 @@ class EDMPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(id2label=None if id2label is None else dict(id2label))
-        self.labels = {name: int(label) for label, name in (id2label or {}).items()}
+        self.take(id2label)
 
     @torch.no_grad()
     def __call__(
@@ -74,23 +75,7 @@ class EDMPipeline(DiffusionPipeline):
             if after > 0:
                 slope = (slope + (ahead - self.unet(ahead, after, labels).sample) / after) / 2
             x = x + (after - now) * slope
-        if output_type == "latent":
-            return ImagePipelineOutput(images=x)  # pyright: ignore[reportArgumentType]
-        images = (self._decoded(x) / 2 + 0.5).clamp(0, 1)
-        if output_type == "pil":
-            images = self.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).numpy())
-        return ImagePipelineOutput(images=images)  # pyright: ignore[reportArgumentType]
-
-    def _decoded(self, x: Tensor) -> Tensor:
-        if self.vae is None:
-            return x
-        config: Any = self.vae.config
-        z = x / config.scaling_factor
-        if config.latents_std is not None:
-            z = z * torch.tensor(config.latents_std, device=x.device).view(1, -1, 1, 1)
-        if config.latents_mean is not None:
-            z = z + torch.tensor(config.latents_mean, device=x.device).view(1, -1, 1, 1)
-        return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+        return self.finished(x, output_type)
 
 
 def noise_levels(config: Mapping[str, Any], steps: int) -> list[float]:

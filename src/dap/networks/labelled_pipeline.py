@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, VQModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, VQModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
+from dap.networks.plain import PlainPipeline
 
-class LabelledPipeline(DiffusionPipeline):
+
+class LabelledPipeline(PlainPipeline):
     """A class-conditional network with its autoencoder and the noise levels of its training.
 
     Args:
@@ -32,8 +34,7 @@ class LabelledPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(denoiser=denoiser, vae=vae, scheduler=scheduler)
-        self.register_to_config(id2label=None if id2label is None else dict(id2label))
-        self.labels = {name: int(label) for label, name in (id2label or {}).items()}
+        self.take(id2label)
 
     @torch.no_grad()
     def __call__(
@@ -69,13 +70,7 @@ class LabelledPipeline(DiffusionPipeline):
                 free = network(x.to(network.dtype), at, null).sample.float()[:, : config.in_channels]
                 eps = free + guidance_scale * (eps - free)
             x = self.scheduler.step(eps, t, x).prev_sample
-        if output_type == "latent":
-            return ImagePipelineOutput(images=x)  # pyright: ignore[reportArgumentType]
-        decoded = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
-        images = (decoded / 2 + 0.5).clamp(0, 1)
-        if output_type == "pil":
-            images = self.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).numpy())
-        return ImagePipelineOutput(images=images)  # pyright: ignore[reportArgumentType]
+        return self.finished(x, output_type)
 
 
 class UViTPipeline(LabelledPipeline):

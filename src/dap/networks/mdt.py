@@ -17,10 +17,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dap.networks.uvit import waves
-
-FREQUENCIES = 256
-"""How many numbers stand for a time before they go through a network."""
+from dap.networks.patches import FeedForward, Labels, Patches, Time, unpatched
 
 
 def places(grid: int) -> Tensor:
@@ -63,15 +60,6 @@ class _Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
-class _FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 def _norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
 
@@ -82,7 +70,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, grid: int, skip: bool = False) -> None:
         super().__init__()
         self.norm1, self.norm2 = _norm(width), _norm(width)
-        self.attn, self.mlp = _Attention(width, heads, grid), _FeedForward(width, hidden)
+        self.attn, self.mlp = _Attention(width, heads, grid), FeedForward(width, hidden, "tanh")
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
@@ -103,30 +91,6 @@ class _Last(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(self.norm_final(x) * (1 + scale) + shift)
-
-
-class _Patches(nn.Module):
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class _Time(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(waves(t, FREQUENCIES).to(next(self.mlp.parameters()).dtype))
-
-
-class _Labels(nn.Module):
-    def __init__(self, labels: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(labels + 1, width)
 
 
 class MDTTransformer2DModel(ModelMixin, ConfigMixin):
@@ -164,8 +128,8 @@ class MDTTransformer2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         width, grid, half = hidden_size, sample_size // patch_size, (num_layers - decoder_layers) // 2
         shape = (width, num_attention_heads, intermediate_size, grid)
-        self.x_embedder, self.t_embedder = _Patches(in_channels, width, patch_size), _Time(width)
-        self.y_embedder = _Labels(num_classes, width)
+        self.x_embedder, self.t_embedder = Patches(in_channels, width, patch_size), Time(width)
+        self.y_embedder = Labels(num_classes, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid**2, width))
         self.en_inblocks = nn.ModuleList(Block(*shape) for _ in range(half))
         self.en_outblocks = nn.ModuleList(Block(*shape, skip=True) for _ in range(half))
@@ -212,8 +176,5 @@ class MDTTransformer2DModel(ModelMixin, ConfigMixin):
         x = x + self.decoder_pos_embed
         for block in self.de_blocks:
             x = block(x, condition, first)
-        x = self.final_layer(x, condition)
-        patch, grid = config.patch_size, config.sample_size // config.patch_size
-        x = x.view(len(x), grid, grid, patch, patch, config.out_channels).permute(0, 5, 1, 3, 2, 4)
-        x = x.reshape(len(x), config.out_channels, grid * patch, grid * patch)
+        x = unpatched(self.final_layer(x, condition), config.out_channels, config.patch_size)
         return Transformer2DModelOutput(sample=x)  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,6 @@ fits without a change.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -17,8 +16,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FREQUENCIES = 128
-"""How many frequencies the time embedding has: a cosine and a sine of each."""
+from dap.networks.patches import FeedForward, Labels, Patches, Time, unpatched
 
 EPS = 1e-6
 """What all norms outside attention add to a variance."""
@@ -34,17 +32,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).type_as(x) * self.weight
-
-
-class GeluFeedForward(nn.Module):
-    """DiT's feed-forward network: two linear layers with the tanh form of GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class SwigluFeedForward(nn.Module):
@@ -137,7 +124,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attn = _norm(norm, width), Attention(width, heads, qk_norm)
         self.norm2 = _norm(norm, width)
-        self.mlp = (SwigluFeedForward if feed == "swiglu" else GeluFeedForward)(width, hidden)
+        swiglu = feed == "swiglu"
+        self.mlp = SwigluFeedForward(width, hidden) if swiglu else FeedForward(width, hidden, "tanh")
         self.adaLN_modulation = _Modulation(width, 6 if shifted else 4)
 
     def forward(self, x: Tensor, condition: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -160,32 +148,6 @@ class _Last(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition)
         return self.linear(self.norm_final(x) * (1 + scale) + shift)
-
-
-class _Patches(nn.Module):
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class _Time(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        frequencies = torch.exp(-math.log(10000) * torch.arange(FREQUENCIES, device=t.device).float() / FREQUENCIES)
-        angle = t.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(next(self.parameters()).dtype))
-
-
-class _Labels(nn.Module):
-    def __init__(self, labels: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(labels + 1, width)
 
 
 class SiTTransformer2DModel(ModelMixin, ConfigMixin):
@@ -234,8 +196,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         del path, data_at  # the backbone reads these from the configuration
         width, self.grid = num_attention_heads * attention_head_dim, sample_size // patch_size
-        self.x_embedder = _Patches(in_channels, width, patch_size)
-        self.t_embedder, self.y_embedder = _Time(width), _Labels(num_classes, width)
+        self.x_embedder = Patches(in_channels, width, patch_size)
+        self.t_embedder, self.y_embedder = Time(width), Labels(num_classes, width)
         self.pos_embed = nn.Parameter(sinusoids(self.grid, width), requires_grad=False)
         self.blocks = nn.ModuleList(
             Block(width, num_attention_heads, hidden_size, norm, feed_forward, qk_norm, shifted)
@@ -263,8 +225,5 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             turn = angle.cos(), angle.sin()
         for block in self.blocks:
             x = block(x, condition, turn)
-        x = self.final_layer(x, condition)
-        patch = config.patch_size
-        x = x.view(len(x), self.grid, self.grid, patch, patch, config.out_channels)
-        x = x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), config.out_channels, self.grid * patch, self.grid * patch)
+        x = unpatched(self.final_layer(x, condition), config.out_channels, config.patch_size)
         return Transformer2DModelOutput(sample=x[:, : config.in_channels])  # pyright: ignore[reportArgumentType]

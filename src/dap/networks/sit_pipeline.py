@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
+from dap.networks.plain import PlainPipeline
 from dap.networks.sit import SiTTransformer2DModel
 
 
-class SiTPipeline(DiffusionPipeline):
+class SiTPipeline(PlainPipeline):
     """A transformer of SiT's kind with its autoencoder.
 
     Args:
@@ -35,8 +36,7 @@ class SiTPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
-        self.register_to_config(id2label=None if id2label is None else dict(id2label))
-        self.labels = {name: int(label) for label, name in (id2label or {}).items()}
+        self.take(id2label)
 
     @torch.no_grad()
     def __call__(
@@ -81,18 +81,4 @@ class SiTPipeline(DiffusionPipeline):
                 guided = null + guidance_scale * (velocity - null)
                 velocity = torch.cat([guided[:, :mixed], velocity[:, mixed:]], dim=1)
             x = x + (after - now) * velocity
-        if output_type == "latent":
-            return ImagePipelineOutput(images=x)  # pyright: ignore[reportArgumentType]
-        images = (self._decoded(x) / 2 + 0.5).clamp(0, 1)
-        if output_type == "pil":
-            images = self.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).numpy())
-        return ImagePipelineOutput(images=images)  # pyright: ignore[reportArgumentType]
-
-    def _decoded(self, x: Tensor) -> Tensor:
-        config: Any = self.vae.config
-        z = x / config.scaling_factor + (config.shift_factor or 0.0)
-        if config.latents_std is not None:
-            z = z * torch.tensor(config.latents_std, device=z.device).view(1, -1, 1, 1)
-        if config.latents_mean is not None:
-            z = z + torch.tensor(config.latents_mean, device=z.device).view(1, -1, 1, 1)
-        return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+        return self.finished(x, output_type)

@@ -5,7 +5,6 @@ The tensors have the names of the authors' files, so a file of theirs fits witho
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,16 +14,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dap.networks.patches import FeedForward, Patches, unpatched, waves
+
 TOLD = 2
 """The tokens before those of the image: the label, and the time."""
-
-
-def waves(t: Tensor, width: int) -> Tensor:
-    """Cosines, then sines, of t · 10000^(−i / (width/2)) for i = 0 … width/2 − 1; (B, width)."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device).float() / half)
-    angle = t.float()[:, None] * frequencies
-    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, width % 2))
 
 
 class Attention(nn.Module):
@@ -42,24 +35,13 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Attention and a feed-forward network on normed tokens. After the middle it first mixes in the tokens of its twin."""
 
     def __init__(self, width: int, heads: int, hidden: int, bias: bool, skip: bool) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn, self.mlp = Attention(width, heads, bias), FeedForward(width, hidden)
+        self.attn, self.mlp = Attention(width, heads, bias), FeedForward(width, hidden, "none")
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
     def forward(self, x: Tensor, twin: Tensor | None = None) -> Tensor:
@@ -67,15 +49,6 @@ class Block(nn.Module):
             x = self.skip_linear(torch.cat([x, twin], dim=-1))
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-
-class _Patches(nn.Module):
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class UViT2DModel(ModelMixin, ConfigMixin):
@@ -116,7 +89,7 @@ class UViT2DModel(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         width, shape = hidden_size, (hidden_size, num_attention_heads, intermediate_size, qkv_bias)
-        self.patch_embed = _Patches(in_channels, width, patch_size)
+        self.patch_embed = Patches(in_channels, width, patch_size)
         time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.time_embed = time if time_mlp else nn.Identity()
         self.label_emb = nn.Embedding(num_classes + 1, width)
@@ -160,7 +133,5 @@ class UViT2DModel(ModelMixin, ConfigMixin):
         for block in self.out_blocks:
             x = block(x, twins.pop())
         x = self.decoder_pred(self.norm(x))[:, TOLD:]
-        patch, grid = config.patch_size, config.sample_size // config.patch_size
-        x = x.view(len(x), grid, grid, patch, patch, config.in_channels).permute(0, 5, 1, 3, 2, 4)
-        x = self.final_layer(x.reshape(hidden_states.shape))
+        x = self.final_layer(unpatched(x, config.in_channels, config.patch_size))
         return Transformer2DModelOutput(sample=x)  # pyright: ignore[reportArgumentType]
