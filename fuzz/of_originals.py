@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from dap.backbones.converting import labelled
-from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting.checkpoints import opened, read_checkpoint
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.converting.tokenizers import tokenizer_for
 from dap.pretraining.words import build_tokenizer
@@ -120,16 +120,16 @@ def targets(folder: Path) -> list[Target]:
         kind: Any = "json" if file.endswith("json") else "binary"
         found.append(Target(name, kind, folder / place, file, seeds, read, seconds=LAYERS, **more))
 
-    def opened(path: Path) -> Any:
-        return open_single(path, Said(prediction="epsilon", size=4), dtype="float32", offline=True)
+    def alone(path: Path) -> Any:
+        return open_single(path, opened(path), Said(prediction="epsilon", size=4), dtype="float32", offline=True)
 
     words = build_tokenizer(["red", "green"], 16)
     state = single(len(words))
     for place in ("single", "single-pickle", "words"):
         words.save_pretrained(folder / place / "tokenizer")
     whole, pickled = save(state), {"state_dict": state, "global_step": 3}
-    add("one file .safetensors", "single", "x.safetensors", opened, whole, forms=forms.safetensors((whole,)))
-    add("one file .ckpt", "single-pickle", "x.ckpt", opened, _saved(pickled), forms=forms.torch_files([pickled]))
+    add("one file .safetensors", "single", "x.safetensors", alone, whole, forms=forms.safetensors((whole,)))
+    add("one file .ckpt", "single-pickle", "x.ckpt", alone, _saved(pickled), forms=forms.torch_files([pickled]))
     config = SimpleNamespace(vocab_size=len(words), max_position_embeddings=16)
     add("one file: tokenizer.json", "words/tokenizer", "tokenizer.json",
         lambda path: tokenizer_for(path.parents[1] / "x.ckpt", None, True, config, open_clip=False),

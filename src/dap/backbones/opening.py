@@ -11,6 +11,7 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found, shape_of
+from dap.backbones.converting.checkpoints import opened
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
@@ -68,7 +69,7 @@ def load(
     if expanded(path).is_file() and path.endswith(WEIGHTS):
         if revision is not None:
             raise DapError(f"A revision is of a hub id; {path} is a file on this machine.")
-        single = open_single(expanded(path), Said(), dtype=dtype, offline=offline)
+        single = open_single(expanded(path), opened(expanded(path)), Said(), dtype=dtype, offline=offline)
         if single is not None:
             return _settled(single[0], where, how, name=single[1], **prompts)
     pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.backbones.converting.checkpoints import opened
+from dap.backbones.converting.checkpoints import opened, unwrapped
 from dap.backbones.honoured import check_fields
 from dap.backbones.hub import open_autoencoder
 from dap.backbones.known import KINDS
@@ -96,9 +96,7 @@ def from_checkpoint(path: Path, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL
 
-    found = opened(path)
-    while isinstance(inner := found.get("state_dict", found.get("model")), Mapping):
-        found = inner
+    found = unwrapped(opened(path), ("state_dict", "model"))
     state = {
         str(name): value
         for name, value in found.items()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return folded(tensors_of(path, opened(path)), path)
 
 
+def unwrapped(found: Mapping[Any, Any], keys: Sequence[str] = WRAPPERS) -> Mapping[Any, Any]:
+    """The innermost table in what a checkpoint holds: that under the first of the keys which names a table, and so on.
+
+    A trainer's file may lie inside that of another, but not often, and a file may hold a table that holds itself.
+    """
+    for _ in range(4):
+        key = next((key for key in keys if isinstance(found.get(key), Mapping)), None)
+        if key is None:
+            break
+        found = found[key]
+    return found
+
+
 def tensors_of(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors in what a checkpoint file holds, without wrappers and prefixes.
 
@@ -61,21 +74,17 @@ def tensors_of(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
     Raises:
         DapError: there are no tensors by name, or one is no plain tensor on the CPU.
     """
-    for _ in range(4):  # a trainer's file inside that of another
-        key = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if key is None:
-            break
-        found = found[key]
+    found = unwrapped(found)
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DapError(f"{path} holds no table of tensors by name, so it is no checkpoint of the original DiT code.")
     for name, value in tensors.items():
         if value.device.type != "cpu" or value.layout is not torch.strided or value.is_quantized or value.is_nested:
             raise DapError(f"{path}: {shown(name)} is no plain tensor; save the weights with plain tensors on the CPU.")
-    tensors = _bare(tensors)
+    tensors = bare(tensors)
     if "x_embedder.proj.weight" not in tensors:  # Lightning keeps other modules beside the network
         for prefix in sorted({match[0] for match in map(PREFIX.match, tensors) if match}):
-            inner = _bare({n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)})
+            inner = bare({n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)})
             if "x_embedder.proj.weight" in inner:
                 tensors = inner
                 break
@@ -135,7 +144,7 @@ def opened(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without the prefixes that all their names have."""
     tensors = dict(tensors)
     while tensors and all(PREFIX.match(name) for name in tensors):

@@ -101,22 +101,10 @@ def convert(
     if path.exists() and revision is not None:
         raise DapError(f"--revision is for hub ids; {source} is on this machine.")
     said = Said(tokenizer, vae, prediction, size, heads)
-    single = open_single(path, said, dtype=dtype, offline=offline) if path.is_file() else None
-    if single is None and said != Said(vae=vae, heads=heads):
-        raise DapError(
-            f"--tokenizer, --prediction and --size are for a Stable Diffusion in one file, which {source} is not."
-        )
-    if single is not None:
-        pipe, name = single
-        backbone = tried(from_pipeline(pipe, name=name, class_names=given))
-        card, names = backbone.card, backbone.class_names
-    elif path.is_file() and (pixels := open_pixels(path, given, dtype=dtype, vae=vae, offline=offline)) is not None:
-        if heads is not None:
-            raise DapError(f"--heads is for a checkpoint of the original DiT code; {source} is known by its tensors.")
-        pipe, card, names = pixels
-    elif path.is_file():
-        pipe, card, names = _from_checkpoint(path, vae, heads, given, dtype, offline, family, flow_path)
+    if path.is_file():
+        pipe, card, names = _from_file(path, said, given, dtype, offline, family, flow_path)
     else:
+        _check_said(said, source)
         if vae is not None or heads is not None:
             raise DapError(
                 f"--vae and --heads are for a checkpoint file of the original DiT code, which {source} is not."
@@ -167,8 +155,42 @@ def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _check_said(said: Said, source: str | Path) -> None:
+    """Refuse what is said of a Stable Diffusion in one file where there is none."""
+    if said != Said(vae=said.vae, heads=said.heads):
+        raise DapError(
+            f"--tokenizer, --prediction and --size are for a Stable Diffusion in one file, which {source} is not."
+        )
+
+
+def _from_file(
+    path: Path,
+    said: Said,
+    names: list[str] | None,
+    dtype: str,
+    offline: bool,
+    family: str | None,
+    flow_path: str | None,
+) -> tuple[Any, Card, Sequence[str]]:
+    """The pipeline in a file, its card and its class names. The file is opened once, and is of the first kind that it fits."""
+    found = opened(path)
+    single = open_single(path, found, said, dtype=dtype, offline=offline)
+    if single is not None:
+        pipe, name = single
+        backbone = tried(from_pipeline(pipe, name=name, class_names=names))
+        return pipe, backbone.card, backbone.class_names
+    _check_said(said, path)
+    pixels = open_pixels(path, found, names, dtype=dtype, vae=said.vae, offline=offline)
+    if pixels is None:
+        return _from_checkpoint(path, found, said.vae, said.heads, names, dtype, offline, family, flow_path)
+    if said.heads is not None:
+        raise DapError(f"--heads is for a checkpoint of the original DiT code; {path} is known by its tensors.")
+    return pixels
+
+
 def _from_checkpoint(
     path: Path,
+    found: Mapping[str, Any],
     vae: str | None,
     heads: int | None,
     names: list[str] | None,
@@ -184,7 +206,6 @@ def _from_checkpoint(
         raise DapError(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
-    found = opened(path)
     said, state = told(path, found), tensors_of(path, found)
     if labelled.family(state) is not None:
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)

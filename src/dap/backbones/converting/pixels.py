@@ -11,7 +11,7 @@ from torch import Tensor
 from dap import imagenet
 from dap.backbones.base import Card
 from dap.backbones.converting import adm, edm
-from dap.backbones.converting.checkpoints import PREFIX, WRAPPERS, opened
+from dap.backbones.converting.checkpoints import bare, unwrapped
 from dap.backbones.hub import DTYPES, open_autoencoder
 from dap.backbones.opening import from_pipeline, tried
 from dap.base.errors import DapError
@@ -19,12 +19,19 @@ from dap.base.parsing import shown
 
 
 def open_pixels(
-    path: Path, names: Sequence[str] | None, *, dtype: str, vae: str | None = None, offline: bool = False
+    path: Path,
+    found: Mapping[str, Any],
+    names: Sequence[str] | None,
+    *,
+    dtype: str,
+    vae: str | None = None,
+    offline: bool = False,
 ) -> tuple[Any, Card, Sequence[str]] | None:
     """The pipeline in a checkpoint file of ADM, EDM or EDM2, its card and its class names. None if the file is of another kind.
 
     Args:
-        path: the file. Pickles are opened by the weights-only path.
+        path: the file, for its name.
+        found: what the file holds, see `checkpoints.opened`.
         names: the caller's class names, in label order. Default: ImageNet's for weights of 1000 labels, CIFAR-10's for those of
             a file that says so, else numbers.
         dtype: the number format that the weights get.
@@ -32,10 +39,9 @@ def open_pixels(
         offline: never ask the network for the autoencoder.
 
     Raises:
-        DapError: the file cannot be opened, its weights are of no published model, or there are too many or too few names.
+        DapError: the weights are of no published model, or there are too many or too few names.
     """
-    found = opened(path)
-    state = state_of(found)
+    state = bare({str(name): value for name, value in unwrapped(found).items() if isinstance(value, Tensor)})
     kind = edm.family(edm.bare(state))
     made = found.get("preconditioning", "EDMPrecond")
     if kind is not None and made not in ("EDMPrecond", "Precond"):
@@ -64,16 +70,3 @@ def open_pixels(
     name = (adm.NAME if kind is None else edm.NAMES[kind]) if known else path.name
     backbone = tried(from_pipeline(pipe, name=name, class_names=names))
     return pipe, backbone.card, backbone.class_names
-
-
-def state_of(found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by name in what a file holds, without the wrappers and the prefixes that trainers put around them."""
-    for _ in range(4):  # a trainer's file inside that of another
-        key = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if key is None:
-            break
-        found = found[key]
-    state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    while state and all(PREFIX.match(name) for name in state):
-        state = {PREFIX.sub("", name, count=1): value for name, value in state.items()}
-    return state

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from dap.backbones.converting.checkpoints import opened
+from dap.backbones.converting.checkpoints import unwrapped
 from dap.backbones.converting.encoders import text_encoder
 from dap.backbones.converting.latent import LABELS, latent_config, latent_pipeline, quantised_config
 from dap.backbones.converting.latent import SCHEDULE as LATENT
@@ -59,24 +59,18 @@ cosines nothing can be told."""
 
 def is_single(state: Mapping[Any, Any]) -> bool:
     """Whether these tensors are laid out as those of a Stable Diffusion in one file, or of a model like it."""
-    return any(str(name).startswith((UNET, UNET.removeprefix("model."))) for name in state_of(state))
+    return any(str(name).startswith((UNET, UNET.removeprefix("model."))) for name in state)
 
 
-def state_of(found: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The state dict in what a checkpoint holds. Lightning keeps it under "state_dict"."""
-    for _ in range(4):  # a file may hold a table that holds itself
-        if not isinstance(inner := found.get("state_dict"), Mapping):
-            break
-        found = inner
-    return found
-
-
-def open_single(path: Path, said: Said, *, dtype: str, offline: bool) -> tuple[Any, str] | None:
+def open_single(
+    path: Path, found: Mapping[Any, Any], said: Said, *, dtype: str, offline: bool
+) -> tuple[Any, str] | None:
     """Open a Stable Diffusion in one file as a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, or latent diffusion's
     ImageNet model as a `LatentDiffusionPipeline`.
 
     Args:
-        path: the .safetensors or .ckpt. Where a file has moving averages of the U-Net, these are taken.
+        path: the .safetensors or .ckpt, for its name and for what lies beside it.
+        found: what the file holds, see `checkpoints.opened`. Where it has moving averages of the U-Net, these are taken.
         said: what the user says of the file.
         dtype: the number format of the weights in memory.
         offline: never ask the network for a tokenizer or an autoencoder.
@@ -86,10 +80,10 @@ def open_single(path: Path, said: Said, *, dtype: str, offline: bool) -> tuple[A
         file holds something else.
 
     Raises:
-        DapError: the file cannot be opened without running code, a part of the pipeline is missing, or the tensors are not
+        DapError: a part of the pipeline is missing, or the tensors are not
             those of such a model.
     """
-    found = state_of(opened(path))
+    found = unwrapped(found, ("state_dict",))  # under which Lightning keeps the weights
     if not is_single(found):
         return None
     state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
