@@ -21,6 +21,24 @@ def seeded(build, std=0.15, seed=0):
     return module.eval()
 
 
+def clip(tokenizer: Any, width: int, projected: bool, seed: int = 0, layers: int = 3):
+    """A CLIP text encoder of two heads, with a projection (`projected`) or without."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return seeded(lambda: (CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed=seed)
+
+
 def stable_diffusion(prediction_type: str = "epsilon", **unet: Any):
     """A Stable Diffusion of 8 px images: 4 x 4 latents, two levels."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -58,21 +76,9 @@ def stable_diffusion_3():
         SD3Transformer2DModel,
         StableDiffusion3Pipeline,
     )
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     tokenizer = build_tokenizer(CLASS_NAMES, 16)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        projection_dim=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    clips = [seeded(lambda: CLIPTextModelWithProjection(config)) for _ in range(2)]
+    clips = [clip(tokenizer, 16, projected=True, layers=2) for _ in range(2)]
     transformer = seeded(
         lambda: SD3Transformer2DModel(
             sample_size=4,

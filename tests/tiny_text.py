@@ -7,7 +7,7 @@ from typing import Any
 from conftest import tiny_vae
 from dap.pretraining.words import SCHEDULE, build_tokenizer
 from dap.starter import CLASS_NAMES
-from tiny import seeded, stable_diffusion
+from tiny import clip, seeded, stable_diffusion
 
 LEVELS = {
     "sample_size": 4,
@@ -21,23 +21,6 @@ LEVELS = {
     "norm_num_groups": 4,
 }
 """The U-Net of an SDXL, whose attention is at the lower levels."""
-
-
-def clip(tokenizer: Any, width: int, projected: bool, seed: int = 0):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        projection_dim=width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return seeded(lambda: (CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed=seed)
 
 
 def sdxl(scheduler: Any = None, zeros: bool = True, **unet: Any):

@@ -193,6 +193,24 @@ def read_card(file: Path) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value is not None}
 
 
+def check_names(card: Card, labels: int, class_names: Sequence[str]) -> None:
+    """Raise `DapError` unless there is a name for each label of a network."""
+    if len(class_names) != labels:
+        raise DapError(
+            f"{card.name} has {labels} labels but {len(class_names)} class names; "
+            "put the right list into classes.json beside the weights."
+        )
+
+
+def check_channels(card: Card, takes: int, gives: int, makes: int) -> None:
+    """Raise `DapError` unless a transformer takes and gives as many channels as its autoencoder makes."""
+    if not takes == gives == makes:
+        raise DapError(
+            f"The transformer of {card.name} takes {takes} channels and gives {gives}, its "
+            f"autoencoder makes {makes}; take parts that were trained together."
+        )
+
+
 def image_size(latent_side: int, vae: Any) -> int:
     """The side in px of the images that latents decode to. Each level of the autoencoder except one doubles the side."""
     levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels

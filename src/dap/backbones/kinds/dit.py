@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
-from dap.backbones.cards import Found, image_size
+from dap.backbones.cards import Found, check_names, image_size
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import KINDS, Time, VariancePreserving
 from dap.base.errors import DapError
@@ -47,11 +47,7 @@ class DiT(ModuleBackbone):
         card: Card,
     ) -> None:
         config = transformer.config
-        if len(class_names) != config.num_embeds_ada_norm:
-            raise DapError(
-                f"{card.name} has {config.num_embeds_ada_norm} labels but {len(class_names)} class names; "
-                "put the right list into classes.json beside the weights."
-            )
+        check_names(card, config.num_embeds_ada_norm, class_names)
         channels, side = config.in_channels, config.sample_size
         if config.out_channels not in (None, channels, 2 * channels) or channels != vae.config.latent_channels:
             raise DapError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.base import Card
-from dap.backbones.cards import Found, image_size
+from dap.backbones.cards import Found, check_names, image_size
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import Time, VariancePreserving
 from dap.base.errors import DapError
@@ -39,11 +39,7 @@ class EDM(ModuleBackbone):
     def __init__(self, pipe: Any, *, class_names: Sequence[str] = (), card: Card) -> None:
         unet, config, noise = pipe.unet, pipe.unet.config, pipe.scheduler.config
         rows, channels = config.num_class_embeds or 0, config.in_channels
-        if len(class_names) != rows:
-            raise DapError(
-                f"{card.name} has {rows} labels but {len(class_names)} class names; put the right list into classes.json beside "
-                "the weights."
-            )
+        check_names(card, rows, class_names)
         made = 3 if pipe.vae is None else pipe.vae.config.latent_channels
         if channels != made:
             what = "pixels without an autoencoder" if pipe.vae is None else "its autoencoder"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
-from dap.backbones.cards import Found, image_size
+from dap.backbones.cards import Found, check_channels, image_size
 from dap.backbones.prompts import PromptedBackbone, tokenizers_of
 from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
@@ -34,11 +34,7 @@ class MMDiT(PromptedBackbone):
             raise DapError(
                 f"{card.name} lacks a CLIP text encoder; a Stable Diffusion 3 can do without text_encoder_3 alone."
             )
-        if not config.in_channels == config.out_channels == pipe.vae.config.latent_channels:
-            raise DapError(
-                f"The transformer of {card.name} takes {config.in_channels} channels and gives {config.out_channels}, its "
-                f"autoencoder makes {pipe.vae.config.latent_channels}; take parts that were trained together."
-            )
+        check_channels(card, config.in_channels, config.out_channels, pipe.vae.config.latent_channels)
         super().__init__(
             pipe.transformer,
             pipe.vae,

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
-from dap.backbones.cards import Found, image_size
+from dap.backbones.cards import Found, check_channels, image_size
 from dap.backbones.prompts import PromptedBackbone, tokenizers_of
 from dap.backbones.schedules import Flow, Time
-from dap.base.errors import DapError
 
 LONGEST = 300
 """How many tokens of a prompt are kept."""
@@ -36,11 +35,8 @@ class Sana(PromptedBackbone):
 
     def __init__(self, pipe: Any, *, card: Card) -> None:
         config = pipe.transformer.config
-        if not config.in_channels == (config.out_channels or config.in_channels) == pipe.vae.config.latent_channels:
-            raise DapError(
-                f"The transformer of {card.name} takes {config.in_channels} channels and gives {config.out_channels}, its "
-                f"autoencoder makes {pipe.vae.config.latent_channels}; take parts that were trained together."
-            )
+        gives = config.out_channels or config.in_channels
+        check_channels(card, config.in_channels, gives, pipe.vae.config.latent_channels)
         default = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
         self._instruction: list[str] = list(default or [])
         pipe.tokenizer.padding_side = "right"  # the pipeline says so at each prompt, whatever the files say

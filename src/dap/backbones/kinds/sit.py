@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
-from dap.backbones.cards import Found, image_size
+from dap.backbones.cards import Found, check_names, image_size
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import Interpolant, Time
 from dap.base.errors import DapError
@@ -31,11 +31,7 @@ class SiT(ModuleBackbone):
     def __init__(self, pipe: Any, *, class_names: list[str], card: Card) -> None:
         network, vae, scheduler = pipe.transformer, pipe.vae, pipe.scheduler.config
         config = network.config
-        if len(class_names) != config.num_classes:
-            raise DapError(
-                f"{card.name} has {config.num_classes} labels but {len(class_names)} class names; "
-                "put the right list into classes.json beside the weights."
-            )
+        check_names(card, config.num_classes, class_names)
         if config.in_channels != vae.config.latent_channels:
             raise DapError(
                 f"The transformer of {card.name} takes {config.in_channels} channels, its autoencoder makes "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
-from dap.backbones.cards import Found
+from dap.backbones.cards import Found, check_channels
 from dap.backbones.prompts import PromptedBackbone, Tokenizer
 from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
@@ -45,11 +45,7 @@ class Wan(PromptedBackbone):
             raise DapError(
                 f"{card.name} takes a time for each token (Wan 2.2 TI2V), which dap does not feed; take a Wan 2.1."
             )
-        if not network.config.in_channels == network.config.out_channels == vae.config.z_dim:
-            raise DapError(
-                f"The transformer of {card.name} takes {network.config.in_channels} channels and gives "
-                f"{network.config.out_channels}, its autoencoder makes {vae.config.z_dim}; take parts that were trained together."
-            )
+        check_channels(card, network.config.in_channels, network.config.out_channels, vae.config.z_dim)
         space, time = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
         patch = network.config.patch_size
         frames, step = card.frames or 1, space * max(patch[1:])
