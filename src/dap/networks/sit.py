@@ -90,11 +90,12 @@ def angles(grid: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def sinusoids(grid: int, width: int) -> Tensor:
-    """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row."""
+def sinusoids(grid: int, width: int, scale: float = 1.0) -> Tensor:
+    """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row. Neighbours are 1 / scale
+    apart."""
     quarter = width // 4
     frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    one = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    one = torch.arange(grid, dtype=torch.float64)[:, None] / scale * frequencies
     one = torch.cat([one.sin(), one.cos()], dim=1)
     rows, columns = one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)[None].float()
