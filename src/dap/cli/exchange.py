@@ -255,7 +255,7 @@ def convert(
 
     Args:
         source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code,
-            MinimaxDiffusion, SiT, REPA, LightningDiT or PixArt.
+            MinimaxDiffusion, SiT, REPA, REG, LightningDiT or PixArt.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema, or VA-VAE's own file.
@@ -266,7 +266,7 @@ def convert(
         size: For a Stable Diffusion in one file or a PixArt: side of its images in px; default: what it shows.
         family: For a .pt: the model that it is of; default: what it shows.
         path: For a .pt of a flow: its path; default: what it says, else linear.
-        encoder: For a .pth of PixArt: folder or hub id of its T5, or of a pipeline that has it.
+        encoder: For a .pth of PixArt: folder or hub id of its T5, or of a pipeline that has it. For a REG: of its DINOv2.
         dtype: Type of the numbers that are written.
         offline: Never ask the network, only the local cache.
     """

@@ -140,15 +140,21 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
-class _Last(nn.Module):
+class Last(nn.Module):
+    """Tokens as the numbers of their patches: a norm that the condition scales and shifts, and a linear layer."""
+
     def __init__(self, width: int, outputs: int, norm: str) -> None:
         super().__init__()
         self.norm_final, self.linear = _norm(norm, width), nn.Linear(width, outputs)
         self.adaLN_modulation = _Modulation(width, 2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def normed(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The tokens before the linear layer."""
         shift, scale = self.adaLN_modulation(condition)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+        return self.norm_final(x) * (1 + scale) + shift
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.linear(self.normed(x, condition))
 
 
 class SiTTransformer2DModel(ModelMixin, ConfigMixin):
@@ -204,7 +210,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             Block(width, num_attention_heads, hidden_size, norm, feed_forward, qk_norm, shifted)
             for _ in range(num_layers)
         )
-        self.final_layer = _Last(width, patch_size**2 * out_channels, norm)
+        self.final_layer = Last(width, patch_size**2 * out_channels, norm)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Transformer2DModelOutput:
         """The velocity.
