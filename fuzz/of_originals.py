@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from dap.backbones.converting import labelled
-from dap.backbones.converting.checkpoints import opened, read_checkpoint, tensors_of
+from dap.backbones.converting import flows, labelled
+from dap.backbones.converting.checkpoints import opened, read_checkpoint, tensors_of, told
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.converting.tokenizers import tokenizer_for
 from dap.backbones.converting.with_encoder.pixart import config_of, is_pixart, kind_of, network
@@ -171,6 +171,16 @@ def targets(folder: Path) -> list[Target]:
         own = tensors_of(path, given)
         return network(path, config_of(path, own, kind_of(path, own), Said(heads=2)), own, torch.float32)
 
+    def flow(path: Path) -> Any:
+        given = opened(path)
+        own = tensors_of(path, given)
+        family = flows.family_of(path, own, told(path, given), None)
+        return None if family == "dit" else flows.config_of(path, family, own, 2)
+
+    token = _layers({flows.TOKEN.removesuffix(".weight"): (8, 6)}) | {"pos_embed": torch.zeros(1, 5, 8)}
+    token |= _layers({"x_embedder.proj": (8, 4, 2, 2), "final_layer.linear": (16, 8), "blocks.0.mlp.fc1": (16, 8)})
+    token["y_embedder.embedding_table.weight"] = torch.zeros(4, 8)
+    add("REG .pt", "reg", "x.pt", flow, _saved({"ema": token}), forms=forms.torch_files([token]))
     state = pixart()
     add("PixArt .pth", "pixart", "x.pth", prompted, _saved({"state_dict": state}), forms=forms.torch_files([state]))
     states = patches()
