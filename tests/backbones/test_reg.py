@@ -103,6 +103,21 @@ def test_the_transformer_is_that_of_the_paper(pipe):
     assert (other - latent).abs().max() > 1e-3, "the latent sees the token"
 
 
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "millions"), [(12, 768, 12, 132), (24, 1024, 16, 460), (28, 1152, 16, 677)]
+)
+def test_the_three_sizes_have_as_many_weights_as_the_paper_says(layers, width, heads, millions):
+    """Table 1 of the paper; SiT without the token has 2 million less."""
+    from accelerate import init_empty_weights
+
+    from dap.networks.reg import REGTransformer2DModel
+
+    sizes = {"num_attention_heads": heads, "attention_head_dim": width // heads, "hidden_size": 4 * width}
+    with init_empty_weights():
+        network = REGTransformer2DModel(num_layers=layers, **sizes)
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6) == millions
+
+
 # ---- the latent that holds the token
 
 
