@@ -12,6 +12,7 @@ from conftest import tiny_vae
 from dap.backbones import from_pipeline, load
 from dap.backbones.converting.convert import convert
 from dap.base.errors import DapError
+from dap.cli.main import main
 
 PLACES = {
     "x_embedder.proj": "pos_embed.proj",
@@ -159,7 +160,8 @@ def test_the_parts_may_lie_apart_and_must_fit(parts, alpha, tmp_path):
     """A T5 and its tokenizer by folders of their own; the autoencoder of the other kind is seen by its factor."""
     torch.save(alpha | {"y_embedder.y_embedding": torch.ones(300, 16)}, tmp_path / "x.pth")
     apart = {"encoder": str(parts / "text_encoder"), "tokenizer": str(parts / "tokenizer"), "vae": str(parts / "vae")}
-    convert(tmp_path / "x.pth", tmp_path / "out", heads=2, **apart)
+    flags = [word for name, value in apart.items() for word in (f"--{name}", value)]
+    assert main(["convert", str(tmp_path / "x.pth"), "--out", str(tmp_path / "out"), "--heads", "2", *flags]) == 0
     assert load(str(tmp_path / "out"), device="cpu").card.size == 8
     vae = tiny_vae()
     assert vae.config.scaling_factor == 0.18215
