@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from dap.backbones import Backbone, ClassifierFree
 from shapes import build
@@ -34,11 +35,24 @@ MANY, MIDDLE = 50, 0.3
 """From so many images per class on `auto` denoises its prototypes for this part of the run."""
 
 
+class Counter(TorchDispatchMode):
+    """Adds up operations by torch's own table. torch's `FlopCounterMode` also follows modules, which fails where a gradient is
+    taken in the input of a module."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (operations := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += operations(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def counted(run: Callable[[], object]) -> int:
     """The operations of a call."""
-    with FlopCounterMode(display=False) as counter:
+    with Counter() as counter:
         run()
-    return counter.get_total_flops()
+    return counter.total
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ def check() -> None:
     import dap
 
     backbone = dap.backbones.load("starter", device="cpu", dtype="float32")
-    costs = Costs.of(backbone, backbone.pipe.vae)  # pyright: ignore[reportAttributeAccessIssue]
+    costs = Costs.of(backbone, backbone.vae)  # pyright: ignore[reportAttributeAccessIssue]
     ipc, steps, reals, classes = 10, 20, 64, ["Bag", "Dress"]
     print("| method | whole run, TFLOP | formula, TFLOP | formula / run |\n|---|---|---|---|")
     for method, wanted in {
@@ -130,8 +144,8 @@ def check() -> None:
     }.items():
         said = {"reals": reals} if method == "dap" else {}
         with tempfile.TemporaryDirectory() as folder:
-            recipe = dap.Recipe(method=method, ipc=ipc, steps=steps, classes=classes, **said)
-            spent = counted(lambda recipe=recipe, folder=folder: dap.distill(recipe, out=Path(folder) / "set"))
+            how = {"method": method, "ipc": ipc, "steps": steps, "classes": classes, "out": Path(folder) / "set"} | said
+            spent = counted(lambda how=how: dap.distill(**how))
         formula = wanted * len(classes)
         print(f"| {method} | {spent / 1e12:.3f} | {formula / 1e12:.3f} | {formula / spent:.3f} |")
 

@@ -253,7 +253,9 @@ def _read(
     broken: Callable[[int, str], object] | None,
     refuse: bool,
 ) -> tuple[Tensor, bool]:
-    kept, whole = [torch.empty(0, dtype=torch.int64)], True
+    # One tensor from the beginning: a small one for each part would lie between the large ones that come and go, and their
+    # places could not be used again.
+    kept, count, whole = torch.empty(n, dtype=torch.int64), 0, True
     parts = (list(range(start, min(start + CHUNK, n))) for start in range(0, n, CHUNK))
     for found in loaded(data, parts, workers):
         if refuse and not found.whole:
@@ -271,8 +273,9 @@ def _read(
             raise DapError(found.failed)
         if found.rows:
             into.add(found.images)
-            kept.append(torch.tensor(found.rows))
-    return torch.cat(kept), whole
+            kept[count : count + len(found.rows)] = torch.tensor(found.rows)
+            count += len(found.rows)
+    return kept[:count], whole
 
 
 _said: set[str] = set()
