@@ -90,12 +90,16 @@ def angles(grid: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
+def line(count: int, width: int) -> Tensor:
+    """Sines, then cosines, of p · 10000^(−i / (width/2)) for the places p = 0 … count − 1 on a line; (count, width), float64."""
+    half = width // 2
+    angle = torch.arange(count, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(half).double() / half)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
 def sinusoids(grid: int, width: int) -> Tensor:
     """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row."""
-    quarter = width // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    one = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
-    one = torch.cat([one.sin(), one.cos()], dim=1)
+    one = line(grid, width // 2)
     rows, columns = one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)[None].float()
 
@@ -139,7 +143,9 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
-class _Last(nn.Module):
+class Last(nn.Module):
+    """The last layer: a modulated norm, and a linear layer to the numbers of each patch."""
+
     def __init__(self, width: int, outputs: int, norm: str) -> None:
         super().__init__()
         self.norm_final, self.linear = _norm(norm, width), nn.Linear(width, outputs)
@@ -203,7 +209,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             Block(width, num_attention_heads, hidden_size, norm, feed_forward, qk_norm, shifted)
             for _ in range(num_layers)
         )
-        self.final_layer = _Last(width, patch_size**2 * out_channels, norm)
+        self.final_layer = Last(width, patch_size**2 * out_channels, norm)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Transformer2DModelOutput:
         """The velocity.
