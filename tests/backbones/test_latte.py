@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.sampling import Batch, latents
 from dap.testing import check_backbone
 from dap.verbs.distill import distill
+from dap.verbs.planning.roughly import paces
 
 FRAMES, WIDTH, HEADS, GRID = 3, 16, 2, 2
 
@@ -191,6 +193,17 @@ def test_prediction_and_features_come_from_one_pass(backbone):
 
 def test_check_passes(backbone):
     assert [str(one) for one in check_backbone(backbone) if one.level == "wrong"] == []
+
+
+@pytest.mark.parametrize("make", [tiny.latte, tiny.wan])
+def test_the_time_of_a_set_is_guessed_for_clips_too(make):
+    """Every large backbone is timed before a set is made, so a backbone that is asked for an image would fail there."""
+    card = {"size": 16, "frames": 5} if make is tiny.wan else {}
+    backbone = from_pipeline(make(), name="clips")
+    if card:
+        backbone.card = replace(backbone.card, **card)
+        backbone.latent_shape = (4, 2, 4, 4)
+    assert all(0 < seconds < 60 for seconds in paces(backbone))
 
 
 # --- files of the authors -------------------------------------------------------------------------------------------

@@ -87,6 +87,13 @@ class LabelledLatteTransformer3DModel(ModelMixin, ConfigMixin):
         )
         self.final_layer = Last(width, patch_size**2 * out_channels, "layer")
 
+    def zero(self) -> None:
+        """Begin as the paper's network does before training: no block adds anything, and the output is zero (adaLN-Zero)."""
+        parts: list[Any] = [*self.blocks, self.final_layer]
+        for layer in (*(part.adaLN_modulation[-1] for part in parts), self.final_layer.linear):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
     @property
     def learned_variance(self) -> bool:
         """Whether the output holds the raw variance behind the noise."""
