@@ -17,6 +17,7 @@ CLASSES: Mapping[str, str] = {
     "LabelledLatteTransformer3DModel": "dap.networks.latte",
     "LabelledUNet2DModel": "dap.networks.labelled_unet",
     "MDTTransformer2DModel": "dap.networks.mdt",
+    "REGTransformer2DModel": "dap.networks.reg",
     "SiTTransformer2DModel": "dap.networks.sit",
     "UViT2DModel": "dap.networks.uvit",
 }
@@ -27,6 +28,7 @@ PIPELINES: Mapping[str, str] = {
     "LabelledLattePipeline": "dap.networks.labelled_pipeline",
     "LatentDiffusionPipeline": "dap.networks.labelled_pipeline",
     "MDTPipeline": "dap.networks.labelled_pipeline",
+    "REGPipeline": "dap.networks.reg_pipeline",
     "SiTPipeline": "dap.networks.sit_pipeline",
     "UViTPipeline": "dap.networks.labelled_pipeline",
 }

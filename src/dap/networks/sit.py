@@ -90,16 +90,19 @@ def angles(grid: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def line(count: int, width: int) -> Tensor:
-    """Sines, then cosines, of p · 10000^(−i / (width/2)) for the places p = 0 … count − 1 on a line; (count, width), float64."""
+def line(count: int, width: int, scale: float = 1.0) -> Tensor:
+    """Sines, then cosines, of p / scale · 10000^(−i / (width/2)) for the places p = 0 … count − 1 on a line; (count, width),
+    float64."""
     half = width // 2
-    angle = torch.arange(count, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(half).double() / half)
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.arange(count, dtype=torch.float64)[:, None] / scale * frequencies
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def sinusoids(grid: int, width: int) -> Tensor:
-    """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row."""
-    one = line(grid, width // 2)
+def sinusoids(grid: int, width: int, scale: float = 1.0) -> Tensor:
+    """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row. Neighbours are 1 / scale
+    apart."""
+    one = line(grid, width // 2, scale)
     rows, columns = one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)[None].float()
 
@@ -144,16 +147,20 @@ class Block(nn.Module):
 
 
 class Last(nn.Module):
-    """The last layer: a modulated norm, and a linear layer to the numbers of each patch."""
+    """Tokens as the numbers of their patches: a norm that the condition scales and shifts, and a linear layer."""
 
     def __init__(self, width: int, outputs: int, norm: str) -> None:
         super().__init__()
         self.norm_final, self.linear = _norm(norm, width), nn.Linear(width, outputs)
         self.adaLN_modulation = _Modulation(width, 2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def normed(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The tokens before the linear layer."""
         shift, scale = self.adaLN_modulation(condition)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+        return self.norm_final(x) * (1 + scale) + shift
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.linear(self.normed(x, condition))
 
 
 class SiTTransformer2DModel(ModelMixin, ConfigMixin):
