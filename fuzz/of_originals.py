@@ -95,14 +95,19 @@ def single(words: int) -> dict[str, torch.Tensor]:
 
 
 def patches() -> list[dict[str, torch.Tensor]]:
-    """A U-ViT and an MDTv2 of width 8, and the wholes that their files are."""
+    """A U-ViT, an MDTv2 and a Latte of width 8, and the wholes that their files are."""
+    from dap.networks.latte import LabelledLatteTransformer3DModel
     from dap.networks.mdt import MDTTransformer2DModel
     from dap.networks.uvit import UViT2DModel
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {"sample_size": 4, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     shape["num_classes"] = 3
-    networks = (UViT2DModel(**shape, num_layers=2), MDTTransformer2DModel(**shape, num_layers=3, decoder_layers=1))
+    networks = (
+        UViT2DModel(**shape, num_layers=2),
+        MDTTransformer2DModel(**shape, num_layers=3, decoder_layers=1),
+        LabelledLatteTransformer3DModel(**shape, num_layers=2, num_frames=3),
+    )
     return [dict(network.state_dict()) for network in networks]
 
 
@@ -184,5 +189,5 @@ def targets(folder: Path) -> list[Target]:
     state = pixart()
     add("PixArt .pth", "pixart", "x.pth", prompted, _saved({"state_dict": state}), forms=forms.torch_files([state]))
     states = patches()
-    add("U-ViT and MDT .pt", "patches", "x.pt", patched, *map(_saved, states), forms=forms.torch_files(states))
+    add("U-ViT, MDT and Latte .pt", "patches", "x.pt", patched, *map(_saved, states), forms=forms.torch_files(states))
     return found

@@ -250,3 +250,28 @@ def sit(family: str = "sit", shift: float = 1.0, **options: Any):
     names = dict(enumerate(CLASS_NAMES[: transformer.config.num_classes]))
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     return SiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler, id2label=names)
+
+
+def latte_transformer(**options: Any):
+    """A class-conditional Latte of 3 frames of 4 x 4 latents: four blocks of width 16, three labels."""
+    from dap.networks.latte import LabelledLatteTransformer3DModel
+
+    sizes = {"sample_size": 4, "num_frames": 3, "hidden_size": 16, "num_layers": 4, "num_attention_heads": 2}
+    how = {**sizes, "intermediate_size": 24, "num_classes": 3, **options}
+    made = seeded(lambda: LabelledLatteTransformer3DModel(**how))
+    with torch.no_grad():  # the tables of places and frames are no weights: they stay what the authors compute
+        made.pos_embed.copy_(LabelledLatteTransformer3DModel(**made.config).pos_embed)
+        made.temp_embed.copy_(LabelledLatteTransformer3DModel(**made.config).temp_embed)
+    return made
+
+
+def latte(**options: Any):
+    """A Latte of clips of 3 frames of 8 px."""
+    from diffusers import DDIMScheduler
+
+    from dap.networks.labelled_pipeline import LabelledLattePipeline
+
+    network = latte_transformer(**options)
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    names = dict(enumerate(["Bag", "Dress", "Shirt"]))
+    return LabelledLattePipeline(network, tiny_vae(), scheduler, id2label=names)

@@ -81,5 +81,49 @@ def test_standardised_latents_and_the_same_reconstructions():
     assert again.mean.mean((0, 1, 3, 4)).abs().max() < 1e-4 and torch.allclose(spread, torch.ones(4), atol=1e-3)
 
 
+def film(n: int = 4, frames: int = 3, side: int = 8) -> tuple[torch.Tensor, Pictures]:
+    """Clips (n, 3, frames, side, side), and the same as they are stored."""
+    clips = torch.rand(n, 3, frames, side, side, generator=generator())
+    return clips, Pictures(clips.flatten(1, 2), torch.arange(n) % 2, frames=frames)
+
+
+def test_frames_of_clips_are_images():
+    clips, pictures = film()
+    taken = pictures.take(torch.tensor([2, 0]), CPU)
+    assert torch.equal(pictures.stills(taken), (clips[[2, 0]] * 2 - 1).transpose(1, 2).reshape(6, 3, 8, 8))
+    one = pictures.one_still(taken, generator())
+    same = [[torch.equal(one[k], clips[clip, :, f] * 2 - 1) for f in range(3)] for k, clip in enumerate([2, 0])]
+    assert [sum(row) for row in same] == [1, 1]
+    seen = {int(pictures.one_still(taken, generator(k))[0].sub(clips[2, :, f] * 2 - 1).abs().max() == 0) * (f + 1)
+            for k in range(20) for f in range(3)}  # fmt: skip
+    assert seen == {0, 1, 2, 3}, "every frame is drawn some time"
+
+
+def test_all_frames_of_a_clip_are_moved_alike():
+    still = torch.rand(30, 3, 1, 32, 32, generator=generator()).expand(-1, -1, 4, -1, -1)
+    found = moved(still.flatten(1, 2), generator(), flip=True, amount=1.0).unflatten(1, (3, 4))
+    assert torch.equal(found, found[:, :, :1].expand_as(found)) and not torch.equal(found, still)
+    assert torch.equal(found[:, :, 0], moved(still[:, :, 0], generator(), flip=True, amount=1.0))
+
+
+def test_latents_of_clips_are_those_of_their_frames_and_are_standardised_by_channel():
+    vae, (clips, pictures) = tiny_vae(), film()
+    made = encoded(vae, pictures, CPU, seed=0, versions=2)
+    assert made.mean.shape == made.std.shape == (2, 4, 4, 3, 4, 4)
+    with torch.no_grad():
+        for f in range(3):
+            wanted = vae.encode(clips[:, :, f] * 2 - 1).latent_dist
+            torch.testing.assert_close(made.mean[0][:, :, f], wanted.mean, atol=1e-5, rtol=0)
+            torch.testing.assert_close(made.std[0][:, :, f], wanted.std, atol=1e-5, rtol=0)
+    drawn, labels = made.drawn(5, generator())
+    assert drawn.shape == (5, 4, 3, 4, 4) and labels.shape == (5,)
+    before, latents = error_of(vae, pictures, CPU), standardise(vae, made)
+    assert error_of(vae, pictures, CPU) == pytest.approx(before, rel=1e-3)
+    spread = latents.mean.var((0, 1, 3, 4, 5), correction=0) + latents.std.square().mean((0, 1, 3, 4, 5))
+    torch.testing.assert_close(spread, torch.ones(4), atol=1e-3, rtol=0)
+    again = encoded(vae, pictures, CPU, seed=0, versions=2)
+    torch.testing.assert_close(again.mean, latents.mean, atol=1e-4, rtol=0)
+
+
 def test_decibels_are_those_of_the_definition():
     assert decibels(0.01) == pytest.approx(20) and decibels(1) == 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import clips
 import dap
 from dap.base.errors import DapError
 from dap.cli.main import main
@@ -146,6 +147,30 @@ def test_a_small_stable_diffusion(shapes, tmp_path):
     assert len(set(rows.tolist())) == 3
     eps = backbone.predict(torch.randn(3, *backbone.latent_shape), 500, rows).eps
     assert torch.isfinite(eps).all() and not torch.equal(eps[0], eps[1])
+
+
+def test_clips_make_a_latte_that_distils_them(tmp_path, capsys):
+    data, out = clips.folder(tmp_path / "clips", train=11, test=1), tmp_path / "latte"
+    flags = ["--data", str(data), "--frames", "4", "--no-flip", *FLAGS]
+    assert main(["train-backbone", *flags, "--out", str(out)]) == 0
+    assert f"--backbone {out} --ipc 10 --out runs/mine --frames 4 --method dap" in capsys.readouterr().out
+    notes, backbone = read_notes(out), dap.load_backbone(str(out), device="cpu")
+    assert notes.asked.frames == notes.sizes.frames == 4 and notes.asked.flip is False
+    assert (backbone.card.frames, backbone.card.size, backbone.class_names) == (4, 16, tuple(clips.NAMES))
+    assert "a Latte of 6 blocks" in notes.reason and backbone.card.guessed
+    network = backbone.denoiser
+    fresh = type(network)(**network.config)
+    for table in ("pos_embed", "temp_embed"):  # these do not learn; the file has half precision
+        torch.testing.assert_close(getattr(network, table), getattr(fresh, table), atol=1e-3, rtol=0)
+    assert network.final_layer.linear.weight.abs().sum() > 0, "the output learns, from zero"
+    made = dap.distill(out=tmp_path / "set", source=data, frames=4, backbone=out, method="vanilla", ipc=1, steps=2)
+    assert made.frames == 4 and made.tensors()[0].shape == (3, 3, 4, 16, 16)
+    with Image.open(out / "preview.png") as preview:  # two rows of frames of clips, and a sample of each class
+        assert preview.size[1] == 5 * 66
+    with pytest.raises(DapError, match="begun with --flip False, and now it is True"):
+        dap.train_backbone(data, out, frames=4, **FEW)
+    with pytest.raises(DapError, match="A backbone of clips .--frames. is told labels, and unet makes images"):
+        dap.train_backbone(data, tmp_path / "sd", frames=4, kind="unet", **FEW)
 
 
 def test_the_command_says_what_it_made(made, shapes, capsys):

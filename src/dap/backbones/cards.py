@@ -228,7 +228,8 @@ def check_frames(card: Card, frames: int | None) -> None:
         return
     if card.frames is None:
         raise DapError(
-            f"{card.name} makes images and the data are clips; leave out --frames, or take a video backbone such as a Wan."
+            f"{card.name} makes images and the data are clips; leave out --frames, or take a video backbone such as a Latte or a "
+            "Wan."
         )
     other = f", not {frames}, or write frames: {frames} into the card.yaml beside its weights."
     raise DapError(

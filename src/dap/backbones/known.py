@@ -45,6 +45,7 @@ KINDS: Mapping[str, Kind] = {
     "DDIMPipeline": _PIXELS,
     "EDMPipeline": Kind("edm", "dap.backbones.kinds.edm:EDM", "EDM", levels=True, standardised=True),
     "DiTPipeline": Kind("dit", "dap.backbones.kinds.dit:DiT", "DiT"),
+    "LabelledLattePipeline": Kind("latte", "dap.backbones.kinds.latte:Latte", "a class-conditional Latte"),
     "LatentDiffusionPipeline": Kind("ldm", "dap.backbones.kinds.labelled:Labelled", "latent diffusion of ImageNet"),
     "MDTPipeline": Kind("mdt", "dap.backbones.kinds.labelled:Labelled", "MDT"),
     "UViTPipeline": Kind("uvit", "dap.backbones.kinds.labelled:Labelled", "U-ViT"),

@@ -255,7 +255,7 @@ def convert(
 
     Args:
         source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code,
-            MinimaxDiffusion, SiT, REPA, REG, LightningDiT or PixArt.
+            MinimaxDiffusion, SiT, REPA, REG, LightningDiT, PixArt or Latte.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema, or VA-VAE's own file.

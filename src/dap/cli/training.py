@@ -25,6 +25,8 @@ from dap.cli.judging import BadFraction
 from dap.cli.results import forecast
 from dap.verbs.planning.hour import spoken
 
+Flip = Annotated[bool, Parameter(negative="--no-flip")]
+
 if TYPE_CHECKING:
     from dap.verbs.training.asked import Trained
 
@@ -38,10 +40,11 @@ def train_backbone(
     size: MaybePositive = None,
     steps: MaybePositive = None,
     autoencoder_steps: MaybePositive = None,
-    flip: bool = True,
+    flip: Flip = True,
     classes: Classes = None,
     max_bad_fraction: BadFraction = None,
     split: Places = None,
+    frames: MaybePositive = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
     machine: MachineFlags | None = None,
@@ -60,11 +63,13 @@ def train_backbone(
         flip: Show mirror images too. Say --no-flip where left and right matter, as in text.
         classes: The classes to use, in label order, or a subset of ImageNet. Default: all.
         split: Where the splits lie, where this is not plain: train=FOLDER,test=FOLDER.
+        frames: Read the data as clips of so many frames. The denoiser is then a Latte, which is told labels.
         seed: Seed of the first weights and of all draws.
     """
     chosen: dict[str, Any] = {"kind": kind, "minutes": minutes, "size": size, "steps": steps, "flip": flip}
     chosen |= {"autoencoder_steps": autoencoder_steps, "classes": classes, "split": split, "seed": seed}
     chosen |= {"max_bad_fraction": max_bad_fraction, "machine": machine_of(machine), "watcher": watcher_of(output)}
+    chosen |= {"frames": frames}
     if dry_run:
         from dap.verbs.planning.backbones import planned_backbone
 
@@ -86,7 +91,7 @@ def tune_backbone(
     rank: Positive = 8,
     template: Annotated[str | None, Parameter(metavar="TEXT")] = None,
     revision: Annotated[str | None, Parameter(metavar="NAME")] = None,
-    flip: bool = True,
+    flip: Flip = True,
     classes: Classes = None,
     max_bad_fraction: BadFraction = None,
     split: Places = None,
@@ -130,7 +135,8 @@ def _told(made: Trained, data: str) -> Told:
     if made.again:
         lines.append(f"{made.folder} is this backbone already, and it is whole: nothing was trained.")
     else:
-        lines.append(f"{made.folder}: a backbone of {sizes.size} px for {len(notes.asked.classes)} classes")
+        clips = "" if sizes.frames is None else f" and {sizes.frames} frames"
+        lines.append(f"{made.folder}: a backbone of {sizes.size} px{clips} for {len(notes.asked.classes)} classes")
     values: dict[str, Any] = {"backbone": made.folder, "size": sizes.size, "again": made.again}
     for name in ("autoencoder", "denoiser"):
         stage = getattr(notes, name)
@@ -149,5 +155,6 @@ def _told(made: Trained, data: str) -> Told:
         values["psnr_held_out_db"] = notes.psnr_held_out_db
     lines.append(f"Look at {made.folder / 'preview.png'}")
     again = ["dap", "distill", "--data", data, "--backbone", str(made.folder), "--ipc", "10", "--out", "runs/mine"]
+    again += [] if sizes.frames is None else ["--frames", str(sizes.frames), "--method", "dap"]
     lines.append(f"Next: {shlex.join(again)}")
     return Told("\n".join(lines), values)

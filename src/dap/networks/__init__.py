@@ -14,6 +14,7 @@ CLASSES: Mapping[str, str] = {
     "ADMUNet2DModel": "dap.networks.adm",
     "EDM2UNet2DModel": "dap.networks.edm2",
     "EDMUNet2DModel": "dap.networks.edm",
+    "LabelledLatteTransformer3DModel": "dap.networks.latte",
     "LabelledUNet2DModel": "dap.networks.labelled_unet",
     "MDTTransformer2DModel": "dap.networks.mdt",
     "REGTransformer2DModel": "dap.networks.reg",
@@ -24,6 +25,7 @@ CLASSES: Mapping[str, str] = {
 
 PIPELINES: Mapping[str, str] = {
     "EDMPipeline": "dap.networks.edm_pipeline",
+    "LabelledLattePipeline": "dap.networks.labelled_pipeline",
     "LatentDiffusionPipeline": "dap.networks.labelled_pipeline",
     "MDTPipeline": "dap.networks.labelled_pipeline",
     "REGPipeline": "dap.networks.reg_pipeline",

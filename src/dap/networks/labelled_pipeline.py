@@ -1,4 +1,5 @@
-"""Pipelines of class-conditional networks that predict noise in latents: U-ViT, MDTv2 and latent diffusion's ImageNet model."""
+"""Pipelines of class-conditional networks that predict noise in latents: U-ViT, MDTv2, latent diffusion's ImageNet model,
+and Latte, which makes clips."""
 
 from __future__ import annotations
 
@@ -53,12 +54,13 @@ class LabelledPipeline(PlainPipeline):
             guidance_scale: the scale of classifier-free guidance. 1 switches it off.
             num_inference_steps: the number of steps.
             generator: draws the noise.
-            latents: the noise to begin with, (B, C, side, side). Default: drawn.
-            output_type: "pil", "pt" (a tensor (B, 3, h, w) in [0, 1]) or "latent".
+            latents: the noise to begin with, (B, C, side, side), of clips (B, C, frames, side, side). Default: drawn.
+            output_type: "pil", "pt" (a tensor (B, 3, h, w) in [0, 1], of clips (B, 3, frames, h, w)) or "latent".
         """
         network, config = self.denoiser, self.denoiser.config
         labels = torch.as_tensor(class_labels, device=network.device)
-        shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+        frames = [config.num_frames] if "num_frames" in config else []
+        shape = (len(labels), config.in_channels, *frames, config.sample_size, config.sample_size)
         x = torch.randn(shape, generator=generator) if latents is None else latents
         x = x.to(network.device)
         self.scheduler.set_timesteps(num_inference_steps)
@@ -83,3 +85,18 @@ class MDTPipeline(LabelledPipeline):
 
 class LatentDiffusionPipeline(LabelledPipeline):
     """A pipeline of a `LabelledUNet2DModel`, with a `VQModel` as its autoencoder."""
+
+
+class LabelledLattePipeline(LabelledPipeline):
+    """A pipeline of a `LabelledLatteTransformer3DModel`, whose autoencoder sees each frame as an image. For "pil" it gives a list
+    of frames for each clip."""
+
+    def finished(self, x: Tensor, output_type: str) -> ImagePipelineOutput:
+        if output_type == "latent":
+            return super().finished(x, output_type)
+        made: Any = super().finished(x.transpose(1, 2).flatten(0, 1), output_type).images
+        clips = len(x)
+        if isinstance(made, Tensor):
+            return ImagePipelineOutput(images=made.unflatten(0, (clips, -1)).transpose(1, 2))  # pyright: ignore[reportArgumentType]
+        long = len(made) // clips
+        return ImagePipelineOutput(images=[made[i * long : (i + 1) * long] for i in range(clips)])  # pyright: ignore[reportArgumentType]

@@ -90,13 +90,19 @@ def angles(grid: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
+def line(count: int, width: int, scale: float = 1.0) -> Tensor:
+    """Sines, then cosines, of p / scale · 10000^(−i / (width/2)) for the places p = 0 … count − 1 on a line; (count, width),
+    float64."""
+    half = width // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.arange(count, dtype=torch.float64)[:, None] / scale * frequencies
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
 def sinusoids(grid: int, width: int, scale: float = 1.0) -> Tensor:
     """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row. Neighbours are 1 / scale
     apart."""
-    quarter = width // 4
-    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    one = torch.arange(grid, dtype=torch.float64)[:, None] / scale * frequencies
-    one = torch.cat([one.sin(), one.cos()], dim=1)
+    one = line(grid, width // 2, scale)
     rows, columns = one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)[None].float()
 

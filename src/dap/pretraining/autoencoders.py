@@ -57,19 +57,19 @@ def decoder_loss_of(
 
 
 def shown(pictures: Pictures, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """A batch of images (batch, 3, side, side) in [-1, 1], moved as `Pictures.moved` says."""
+    """A batch of images (batch, 3, side, side) in [-1, 1], moved as `Pictures.moved` says. Of a clip it has one frame."""
     rows = torch.randint(len(pictures), (batch,), generator=generator)
-    images = pictures.moved(pictures.take(rows, device), generator)
+    images = pictures.moved(pictures.one_still(pictures.take(rows, device), generator), generator)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def error_of(vae: Any, pictures: Pictures, device: torch.device, limit: int | None = None) -> float:
     """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over the first `limit`
-    images or all."""
+    images or clips, or all."""
     errors = []
     for rows in in_order(pictures, limit):
-        x = pictures.take(rows, device)
+        x = pictures.stills(pictures.take(rows, device))
         again = vae.decode(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean).sample
         errors.append((again.float().clamp(-1, 1) - x).div(2).square().mean(dim=(1, 2, 3)).cpu())
     return torch.cat(errors).mean().item()
@@ -94,7 +94,7 @@ def standardise(vae: Any, latents: Latents) -> Latents:
     Returns:
         The latents that it gives afterwards.
     """
-    axes = (0, 1, 3, 4)
+    axes = [axis for axis in range(latents.mean.ndim) if axis != 2]
     mean = latents.mean.mean(axes)
     scale = (latents.mean.var(axes, correction=0) + latents.std.square().mean(axes)).sqrt().clamp_min(1e-6)
     before, after, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
@@ -103,6 +103,6 @@ def standardise(vae: Any, latents: Latents) -> Latents:
     before.weight[:channels] /= scale.view(-1, 1, 1, 1)
     before.bias[:channels] = (before.bias[:channels] - mean) / scale
     before.bias[channels:] -= 2 * scale.log()
-    wide = (channels, 1, 1)
+    wide = (channels, *[1] * (latents.mean.ndim - 3))
     new = (latents.mean - mean.view(wide)) / scale.view(wide), latents.std / scale.view(wide)
     return Latents(*new, latents.labels)

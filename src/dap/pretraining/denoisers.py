@@ -6,6 +6,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.backbones.finetune import Denoising, TuningBatch
 from dap.backbones.kinds.dit import DiT
+from dap.backbones.kinds.latte import Latte
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.schedules import Time, VariancePreserving
 from dap.pretraining import words
-from dap.pretraining.networks import Sizes, transformer, unet
+from dap.pretraining.networks import Sizes, latte, transformer, unet
 from dap.pretraining.pictures import Latents
 
 BETAS = (1e-4, 0.02)
@@ -82,14 +85,34 @@ class LabelLearner(Learner):
         return labels
 
     def pipeline(self, vae: Any) -> Any:
-        from diffusers import DDIMScheduler, DiTPipeline
+        from diffusers import DiTPipeline
 
-        scheduler: Any = DDIMScheduler(
-            beta_start=BETAS[0], beta_end=BETAS[1], beta_schedule="linear", clip_sample=False
-        )
         parts = (_halved(part) for part in (self.module, vae))
         names: dict[int, str] = dict(enumerate(self.backbone.class_names))
-        return DiTPipeline(*parts, scheduler=scheduler, id2label=names)  # pyright: ignore[reportArgumentType]
+        return DiTPipeline(*parts, scheduler=_scheduler(), id2label=names)  # pyright: ignore[reportArgumentType]
+
+
+class ClipLearner(Learner):
+    """A Latte that is told labels."""
+
+    def __init__(self, sizes: Sizes, vae: Any, class_names: Sequence[str], card: Card, seed: int) -> None:
+        device = next(vae.parameters()).device
+        self.module = latte(sizes, len(class_names), seed).to(device)
+        parts = SimpleNamespace(denoiser=self.module, vae=vae, scheduler=_scheduler())
+        self.backbone = Latte(parts, class_names=list(class_names), card=replace(card, frames=sizes.frames))
+        self.module.requires_grad_(True)
+        for table in (self.module.pos_embed, self.module.temp_embed):
+            table.requires_grad_(False)
+
+    def conditions(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        del generator
+        return labels
+
+    def pipeline(self, vae: Any) -> Any:
+        from dap.networks.labelled_pipeline import LabelledLattePipeline
+
+        names = dict(enumerate(self.backbone.class_names))
+        return LabelledLattePipeline(_halved(self.module), _halved(vae), _scheduler(), id2label=names)
 
 
 class PromptLearner(Learner):
@@ -159,6 +182,13 @@ class _Prompted(ModuleBackbone):
         return self.denoiser(x, torch.as_tensor(t, device=x.device).expand(len(x)), context).sample.float()
 
 
+def _scheduler() -> Any:
+    from diffusers import DDIMScheduler
+
+    made: Any = DDIMScheduler
+    return made(beta_start=BETAS[0], beta_end=BETAS[1], beta_schedule="linear", clip_sample=False)
+
+
 def _halved(part: nn.Module) -> Any:
     """The part in float16 on the CPU. The `to` of diffusers would warn of parts that should stay in float32, though there are
     none."""
@@ -167,7 +197,8 @@ def _halved(part: nn.Module) -> Any:
 
 def learner_of(sizes: Sizes, vae: Any, class_names: Sequence[str], card: Card, seed: int) -> Learner:
     """The learner of a kind of denoiser, with first weights that the seed decides."""
-    made = LabelLearner if sizes.kind == "dit" else PromptLearner
+    labelled = LabelLearner if sizes.frames is None else ClipLearner
+    made = labelled if sizes.kind == "dit" else PromptLearner
     return made(sizes, vae, class_names, card, seed)
 
 
@@ -206,7 +237,7 @@ def held_out_of(learner: Learner, latents: Latents, batch: int, limit: int = 256
     times = ((torch.arange(SEEN_AT)[:, None] + places) * steps / SEEN_AT).long().flatten()
     rows = chosen.repeat(SEEN_AT)
     noise = torch.randn(len(rows), *latents.mean.shape[2:], generator=generator)
-    abar = schedule.alphas_cumprod.view(-1, 1, 1, 1)
+    abar = schedule.alphas_cumprod.view(-1, *[1] * (noise.ndim - 1))
     condition = learner.conditions(latents.labels.cpu()[rows], generator)
 
     def held_out() -> float:
@@ -218,7 +249,7 @@ def held_out_of(learner: Learner, latents: Latents, batch: int, limit: int = 256
             with mixed(x0.device):
                 x = a.sqrt() * x0 + (1 - a).sqrt() * eps
                 found = backbone.read(x, 0, backbone.run(x, t, condition[part].to(x0.device)))
-            errors.append((found.eps - eps).square().mean((1, 2, 3)).cpu())
+            errors.append((found.eps - eps).square().flatten(1).mean(1).cpu())
         return torch.cat(errors).mean().item()
 
     return held_out

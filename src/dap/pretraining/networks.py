@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from dap.base.alone import alone
-from dap.base.fields import FromFile
+from dap.base.fields import Frames, FromFile
 
 Kind = Literal["dit", "unet"]
 """A DiT that is conditioned on labels, or the U-Net of a small Stable Diffusion, which is conditioned on prompts."""
@@ -27,6 +27,7 @@ class Sizes(FromFile, frozen=True):
     Attributes:
         kind: which denoiser.
         size: the side of the images, in px.
+        frames: how many frames a clip has; None for images. A DiT of clips is a Latte.
         levels: the channels of the autoencoder at each level. Each level except the last halves the side.
         layers: the residual layers of a level of the autoencoder.
         latent_channels: the channels of a latent.
@@ -40,6 +41,7 @@ class Sizes(FromFile, frozen=True):
 
     kind: Kind = "dit"
     size: Annotated[int, Field(ge=1, le=2048)]
+    frames: Frames | None = None
     levels: Annotated[list[Whole], Field(min_length=1, max_length=8)]
     layers: Annotated[int, Field(ge=1, le=8)] = 1
     latent_channels: Whole = 4
@@ -112,6 +114,33 @@ def transformer(sizes: Sizes, classes: int, seed: int) -> Any:
             num_embeds_ada_norm=classes,
             norm_num_groups=32,
         ).eval()
+
+
+def latte(sizes: Sizes, classes: int, seed: int) -> Any:
+    """A Latte of `dap.networks`, which predicts noise and the range of its variance. It begins as its authors' (adaLN-Zero): no
+    block adds anything, and the output is zero. The tables of places and frames do not learn."""
+    from dap.networks.latte import LabelledLatteTransformer3DModel
+
+    with seeded(seed):
+        made = LabelledLatteTransformer3DModel(
+            sample_size=sizes.latent_side,
+            num_frames=sizes.frames or 1,
+            patch_size=sizes.patch,
+            in_channels=sizes.latent_channels,
+            out_channels=2 * sizes.latent_channels,
+            hidden_size=sizes.width,
+            num_layers=sizes.depth,
+            num_attention_heads=sizes.width // HEAD,
+            intermediate_size=4 * sizes.width,
+            num_classes=classes,
+        ).eval()
+        made.zero()
+    return made
+
+
+def labelled(sizes: Sizes, classes: int, seed: int) -> Any:
+    """The denoiser of images or clips that is told labels."""
+    return (transformer if sizes.frames is None else latte)(sizes, classes, seed)
 
 
 def unet(sizes: Sizes, context: int, seed: int) -> Any:

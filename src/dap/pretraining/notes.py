@@ -33,7 +33,8 @@ class Asked(FromFile, frozen=True):
         flip: whether mirror images are shown.
         classes: the names of the classes in label order.
         data: the fingerprint of the images that are trained on, without their size.
-        images, held_out: how many images are trained on, and how many are held out, before broken ones are left out.
+        images, held_out: how many images or clips are trained on, and how many are held out, before broken ones are left out.
+        frames: how many frames a clip has; None for images.
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class Asked(FromFile, frozen=True):
     held_out: Count
     backbone: Name | None = None
     rank: Count | None = None
+    frames: Count | None = None
 
 
 class Stage(FromFile, frozen=True):

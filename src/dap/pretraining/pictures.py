@@ -31,17 +31,20 @@ LARGE = 128
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images and their labels.
+    """Images and their labels, or clips.
 
     Attributes:
-        images: (n, 3, side, side), bytes or floats in [0, 1].
+        images: (n, 3, side, side), bytes or floats in [0, 1]; clips are (n, 3 · frames, side, side), with all frames
+            of a colour before those of the next.
         labels: (n,), int64, on the CPU.
         flip: whether mirror images may be shown.
+        frames: how many frames a clip has; None for images.
     """
 
     images: Stored
     labels: Tensor
     flip: bool = True
+    frames: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,13 +55,25 @@ class Pictures:
         return len(self) < FEW
 
     def take(self, rows: Tensor, device: torch.device) -> Tensor:
-        """Images (m, 3, side, side) of some rows, in [-1, 1]."""
+        """Images (m, 3, side, side) of some rows, in [-1, 1]; clips (m, 3 · frames, side, side)."""
         found = self.images.take(rows) if isinstance(self.images, Streamed) else self.images[rows]
         found = found.to(device)
         return found.float() / 127.5 - 1 if not found.is_floating_point() else found * 2 - 1
 
+    def stills(self, images: Tensor) -> Tensor:
+        """What `take` gives as images (m · frames, 3, side, side), clip after clip."""
+        return images if self.frames is None else images.unflatten(1, (3, self.frames)).transpose(1, 2).flatten(0, 1)
+
+    def one_still(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """What `take` gives as images (m, 3, side, side): of each clip one frame, which is drawn."""
+        if self.frames is None:
+            return images
+        drawn = torch.randint(self.frames, (len(images),), generator=generator)
+        return images.unflatten(1, (3, self.frames))[torch.arange(len(images)), :, drawn]
+
     def moved(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The images (m, 3, side, side), half of them mirrored. Those of a small folder are shifted, and half of them zoomed."""
+        """The images (m, channels, side, side), half of them mirrored. Those of a small folder are shifted, and half of them
+        zoomed. All frames of a clip are moved alike."""
         return moved(images, generator, flip=self.flip, amount=1.0 if self.few else 0.0)
 
 
@@ -92,7 +107,7 @@ class Latents:
     """The distributions that an autoencoder gives for images.
 
     Attributes:
-        mean, std: (versions, n, C, side, side).
+        mean, std: (versions, n, C, side, side); of clips (versions, n, C, frames, side, side).
         labels: (n,).
     """
 
@@ -101,7 +116,7 @@ class Latents:
     labels: Tensor
 
     def drawn(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A batch of latents (batch, C, side, side), drawn from their distributions, and its labels."""
+        """A batch of latents (batch, C, …), drawn from their distributions, and its labels."""
         versions, n = self.mean.shape[:2]
         which = torch.randint(versions * n, (batch,), generator=generator)
         noise = torch.randn(batch, *self.mean.shape[2:], generator=generator)
@@ -146,9 +161,11 @@ def encoded(
             if version:
                 generator = torch.Generator().manual_seed(seed_of(seed, "version", version, int(rows[0])))
                 images = pictures.moved(images, generator)
-            posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
-            means.append(posterior.mean.contiguous())
-            stds.append(posterior.std.contiguous())
+            stills = pictures.stills(images)
+            posterior = vae.encode(stills.contiguous(memory_format=torch.channels_last)).latent_dist
+            for found, kept in ((posterior.mean, means), (posterior.std, stds)):
+                clips = found if pictures.frames is None else found.unflatten(0, (len(rows), -1)).transpose(1, 2)
+                kept.append(clips.contiguous())
             tell(version * n + int(rows[-1]) + 1, versions * n)
     mean, std = (torch.cat(found).unflatten(0, (versions, n)) for found in (means, stds))
     return Latents(mean, std, pictures.labels.to(device))
@@ -157,4 +174,4 @@ def encoded(
 def in_order(pictures: Pictures, limit: int | None = None) -> Iterator[Tensor]:
     """The first `limit` rows or all, in parts that fit into memory together."""
     n = min(limit or len(pictures), len(pictures))
-    return iter(torch.arange(n).split(max(1, TOGETHER // pictures.images.shape[-1] ** 2)))
+    return iter(torch.arange(n).split(max(1, TOGETHER // (pictures.images.shape[-1] ** 2 * (pictures.frames or 1)))))

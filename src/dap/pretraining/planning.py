@@ -40,6 +40,9 @@ ENOUGH_LATENTS = (100_000, 50)
 TRANSFORMERS = ((0, 128, 6), (0, 192, 8), (1, 192, 8), (1, 256, 8), (1, 384, 12), (2, 384, 12), (2, 512, 16))
 """How often the coarsest patches are halved, width and depth of DiTs, from small to large."""
 
+FEWEST_PATCHES = 4
+"""The fewest patches in a row of a latent that are tried, and half as many in a frame of a clip, which has many frames."""
+
 UNETS = (32, 64, 96, 128, 192)
 """Widths of U-Nets, from small to large."""
 
@@ -53,11 +56,12 @@ class Wish:
 
     Attributes:
         kind: the kind of the denoiser.
-        images: how many images there are.
+        images: how many images or clips there are.
         classes: how many classes there are.
         side: the side of the images in px.
         minutes: the time.
         device: the device.
+        frames: how many frames a clip has; None for images.
     """
 
     kind: Kind
@@ -66,6 +70,7 @@ class Wish:
     side: int
     minutes: float
     device: torch.device
+    frames: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -86,7 +91,7 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
     Raises:
         DapError: the time is too short for any size.
     """
-    needed = _enough(ENOUGH, wish.images)
+    needed = _enough(ENOUGH, wish.images * (wish.frames or 1))
     found, seconds, rate = None, 0.0, 0.0
     for sizes in _of_autoencoders(wish):
         took = autoencoder_seconds(sizes, wish.device)
@@ -107,8 +112,11 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
         if not fits:
             break
     assert best is not None
-    tokens = (best.latent_side // best.patch) ** 2
+    tokens, what = (best.latent_side // best.patch) ** 2, "images"
     network = f"a DiT of {best.depth} blocks, width {best.width}, {tokens} tokens"
+    if best.frames is not None:
+        network = f"a Latte of {best.depth} blocks, width {best.width}, {best.frames} × {tokens} tokens"
+        what = "clips"
     if best.kind == "unet":
         network = f"a U-Net of width {best.width}"
     size = (
@@ -118,12 +126,13 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
     if short:
         size = (
             f"They are the smallest there are. In {wish.minutes:g} minutes this {wish.device.type} shows them fewer than the "
-            f"{needed:,} latents that good images of {wish.images:,} images need, so give more --minutes if they come out rough"
+            f"{needed:,} latents that good {what} of {wish.images:,} {what} need, so give more --minutes if they come out rough"
         )
     known = " that starts as the starter's" if best.start == "starter" else ""
     latent = f"{best.latent_channels}×{best.latent_side}×{best.latent_side}"
+    side = f"images of {best.size} px" if best.frames is None else f"clips of {best.frames} frames of {best.size} px"
     reason = (
-        f"images of {best.size} px, an autoencoder{known} with channels {', '.join(map(str, best.levels))} to latents {latent} "
+        f"{side}, an autoencoder{known} with channels {', '.join(map(str, best.levels))} to latents {latent} "
         f"({rate:.0f} images/s), and {network} ({taken:.0f} latents/s). {size}"
     )
     return best, reason, seconds
@@ -151,21 +160,23 @@ def steps_in(seconds: float, step: float, what: str) -> int:
 
 def _of_autoencoders(wish: Wish) -> Iterator[Sizes]:
     cuda = wish.device.type == "cuda"
-    # Small batches, and so more steps, learn faster on a CPU; a GPU would not be used by them.
+    # Small batches, and so more steps, learn faster on a CPU; a GPU would not be used by them. A clip is many images.
     batches = {"batch_images": 64 if cuda else 8, "batch_latents": 256 if cuda else 32}
+    if wish.frames is not None:
+        batches["batch_latents"] = 64 if cuda else 8
     for number, (levels, layers) in enumerate(AUTOENCODERS):
         if number and wish.side > 64:  # one more halving, so that latents stay small
             levels = [levels[0] // 2, *levels]
         what = {"levels": levels, "layers": layers, "start": "nothing" if number else "starter", **batches}
-        yield Sizes(kind=wish.kind, size=wish.side, width=128, depth=6, patch=1, **what)
+        yield Sizes(kind=wish.kind, size=wish.side, frames=wish.frames, width=128, depth=6, patch=1, **what)
 
 
 def _of_denoisers(wish: Wish, sizes: Sizes) -> Iterator[Sizes]:
     if wish.kind == "unet":
         yield from (sizes.model_copy(update={"width": width, "patch": 1}) for width in UNETS)
         return
-    side = sizes.latent_side
-    coarsest = next(patch for patch in (8, 4, 2, 1) if side % patch == 0 and (side // patch >= 4 or patch == 1))
+    side, fewest = sizes.latent_side, FEWEST_PATCHES if sizes.frames is None else FEWEST_PATCHES // 2
+    coarsest = next(patch for patch in (8, 4, 2, 1) if side % patch == 0 and (side // patch >= fewest or patch == 1))
     for halved, width, depth in TRANSFORMERS:
         if patch := coarsest >> halved:
             yield sizes.model_copy(update={"patch": patch, "width": width, "depth": depth})
@@ -185,7 +196,7 @@ def denoiser_seconds(sizes: Sizes, classes: int, device: torch.device) -> float:
     card = Card("trial", "", sizes.size, 1.0, "all", "0", 0.0, "step")
     names = [str(label) for label in range(classes)]
     learner = denoisers.learner_of(sizes, vae, names, card, 0)
-    shape = (1, 4, sizes.latent_channels, sizes.latent_side, sizes.latent_side)
+    shape = (1, 4, *learner.backbone.latent_shape)
     latents = Latents(torch.zeros(shape), torch.ones(shape), torch.zeros(4, dtype=torch.int64))
     latents = Latents(*(part.to(device) for part in (latents.mean, latents.std, latents.labels)))
     return seconds_of(learner.module, denoisers.loss_of(learner, latents, sizes.batch_latents), device)

@@ -29,21 +29,25 @@ NAMED = 132
 def reconstructions(vae: Any, pictures: Pictures, device: torch.device) -> list[tuple[str, Tensor]]:
     """Two rows: some images, spread over the classes, and their reconstructions."""
     rows = torch.linspace(0, len(pictures) - 1, min(COLUMNS, len(pictures))).long()
-    x = pictures.take(rows, device)
+    x = pictures.stills(pictures.take(rows, device))[:: pictures.frames or 1]  # of each clip its first frame
     again = vae.decode(vae.encode(x).latent_dist.mean).sample.float()
     return [("held out", (x + 1) / 2), ("reconstructed", (again.clamp(-1, 1) + 1) / 2)]
 
 
 @torch.no_grad()
 def samples(backbone: ModuleBackbone, class_names: Sequence[str]) -> list[tuple[str, Tensor]]:
-    """A row of samples for each of some classes. The noise is the same each time."""
+    """A row of samples for each of some classes; of clips a row of frames of one sample. The noise is the same each time."""
+    frames, columns = backbone.card.frames, COLUMNS if backbone.card.frames is None else 1
     labels = torch.linspace(0, len(class_names) - 1, min(MOST_CLASSES, len(class_names))).long().unique().tolist()
     batch = Batch.of(
-        class_names, [label for label in labels for _ in range(COLUMNS)], [*range(COLUMNS)] * len(labels), 0
+        class_names, [label for label in labels for _ in range(columns)], [*range(columns)] * len(labels), 0
     )
     model = ClassifierFree(backbone, backbone.card.cfg, backbone.card.cfg_channels)
     made = sampled(model, None, batch, steps=STEPS, solver="dpm++2m")
     names = [str(class_names[label]) for label in labels]
+    if frames is not None:
+        shown = torch.linspace(0, frames - 1, min(COLUMNS, frames)).long()
+        return [(name, clip[:, shown].transpose(0, 1)) for name, clip in zip(names, made, strict=True)]
     return list(zip(names, made.split(COLUMNS), strict=True))
 
 

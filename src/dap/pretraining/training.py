@@ -154,7 +154,10 @@ class Training:
 
     def _stage(self, how: Fitting, module: nn.Module, loss: Any, stage: Stage, held: Any, draw: Any) -> None:
         name = how.name
-        said = json.dumps([self.notes.asked.model_dump(), self.notes.sizes.model_dump(), name, stage.planned])
+        # Trainings of images that an earlier version began go on: their checkpoints know no frames.
+        without = {"frames"} if self.notes.sizes.frames is None else None
+        told = [part.model_dump(exclude=without) for part in (self.notes.asked, self.notes.sizes)]
+        said = json.dumps([*told, name, stage.planned])
         key = hashlib.sha256(said.encode()).hexdigest()[:16]
         kept = Checkpoint(self.folder / WORK / f"{name}.pt", key, checkpoint_seconds())
         parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -204,7 +207,8 @@ class Training:
         template = "a photo of a {}" if sizes.kind == "unet" else None
         layer = "mid" if sizes.kind == "unet" else str(sizes.depth // 2)
         name = self.folder.resolve().name
-        return Card(name, self.licence, sizes.size, 1.5, "all", layer, 0.02, "step", template=template, guessed=True)
+        more = {"template": template, "frames": sizes.frames, "guessed": True}
+        return Card(name, self.licence, sizes.size, 1.5, "all", layer, 0.02, "step", **more)
 
     def _write(self, learner: Learner, vae: Any) -> None:
         """Write the pipeline of diffusers in float16, with card, class names and notes. model_index.json comes last."""

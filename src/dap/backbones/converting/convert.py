@@ -63,9 +63,9 @@ def convert(
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
             (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema", "model" or
             "state_dict", with the prefixes of DDP, of torch.compile and of Lightning. The factors of MinimaxDiffusion's
-            fine-tuning are folded into the weights. Or a checkpoint of SiT, REPA, REG or LightningDiT, which are flows. Or a
-            Stable Diffusion in one file, .safetensors or .ckpt, or a transformer of PixArt. Pickles are opened by the
-            weights-only path.
+            fine-tuning are folded into the weights. Or a checkpoint of SiT, REPA, REG or LightningDiT, which are flows, or of a
+            Latte with labels, which makes clips. Or a Stable Diffusion in one file, .safetensors or .ckpt, or a transformer of
+            PixArt. Pickles are opened by the weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
         vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema; for a flow
@@ -225,9 +225,7 @@ def _from_checkpoint(
     if labelled.family(state) is not None:
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)
         pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
-        if names is None and pipe.denoiser.config.num_classes == 1000:
-            names = list(imagenet.names().values())
-        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
+        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names or labelled.known_names(pipe)))
         return pipe, backbone.card, backbone.class_names
     if (of := family_of(path, state, said, family)) != "dit":
         names = _names(path, flows.config_of(path, of, state, heads)["num_classes"], names)

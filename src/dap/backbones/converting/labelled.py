@@ -1,39 +1,60 @@
-"""Checkpoints of U-ViT and of MDTv2 as folders of their pipelines. The networks keep the names of the authors' tensors."""
+"""Checkpoints of U-ViT, MDTv2 and Latte as folders of their pipelines. The networks keep the names of the authors' tensors."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dap import imagenet
 from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
-from dap.networks import labelled_pipeline, mdt, uvit
+from dap.networks import labelled_pipeline, latte, mdt, uvit
 
 State = Mapping[str, Tensor]
 
 HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16}
-"""The number of heads by the width of a token in both papers. A checkpoint lacks it."""
+"""The number of heads by the width of a token in the three papers. A checkpoint lacks it."""
 
 IMAGE_LATENTS = 4
-"""The channels of the latents of both papers' ImageNet models."""
+"""The channels of the latents of U-ViT's and MDT's ImageNet models."""
+
+LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+"""The noise levels of DiT, which MDT and Latte keep."""
 
 
 def family(state: State) -> str | None:
-    """The code that these tensors come from, "U-ViT" or "MDT", or None."""
+    """The code that these tensors come from, "U-ViT", "MDT" or "Latte", or None."""
     if {"patch_embed.proj.weight", "in_blocks.0.attn.qkv.weight", "mid_block.attn.qkv.weight"} <= state.keys():
         return "U-ViT"
     if any("rel_pos_bias.relative_position_bias_table" in name for name in state) and "decoder_pos_embed" in state:
         return "MDT"
+    if {"temp_embed", "x_embedder.proj.weight"} <= state.keys():
+        return "Latte"
+    return None
+
+
+def known_names(pipe: Any) -> list[str] | None:
+    """The names of the classes of the data set that the authors trained on, where the number of labels tells it.
+
+    They are ImageNet's for 1000 labels, and for a Latte of 101 labels those of UCF-101 (Soomro et al. 2012). Latte's loader sorts
+    the folders of UCF-101 by name, capitals before small letters.
+    """
+    labels = pipe.denoiser.config.num_classes
+    if labels == 1000:
+        return list(imagenet.names().values())
+    if labels == 101 and isinstance(pipe, labelled_pipeline.LabelledLattePipeline):
+        return (files("dap") / "data" / "subsets" / "ucf101.txt").read_text(encoding="utf-8").split()
     return None
 
 
 def pipeline(state: State, path: Path, vae: Any, dtype: torch.dtype, heads: int | None) -> Any:
-    """The pipeline of a checkpoint of U-ViT or MDTv2, with the noise levels of its authors' training.
+    """The pipeline of a checkpoint of U-ViT, MDTv2 or Latte, with the noise levels of its authors' training.
 
     Args:
         state: the tensors, of which `family` knows the code.
@@ -49,13 +70,16 @@ def pipeline(state: State, path: Path, vae: Any, dtype: torch.dtype, heads: int 
     from diffusers import DDIMScheduler
 
     kind: Any
-    if family(state) == "U-ViT":
+    if family(state) == "Latte":
+        build, kind = latte.LabelledLatteTransformer3DModel, labelled_pipeline.LabelledLattePipeline
+        config, betas = latte_config(state, path, heads), LINEAR
+    elif family(state) == "U-ViT":
         config, build, kind = uvit_config(state, path, heads), uvit.UViT2DModel, labelled_pipeline.UViTPipeline
         betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     else:
         state = {name: value for name, value in state.items() if not _UNUSED.match(name)}
         config, build, kind = mdt_config(state, path, heads), mdt.MDTTransformer2DModel, labelled_pipeline.MDTPipeline
-        betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+        betas = LINEAR
     if vae.config.latent_channels != config["in_channels"]:
         raise DapError(
             f"{path.name} works on {config['in_channels']} latent channels, the autoencoder has {vae.config.latent_channels}; "
@@ -133,6 +157,35 @@ def mdt_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
         or _ranked(state, "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table", 2, path, code).shape[1],
         "intermediate_size": _ranked(state, "en_inblocks.0.mlp.fc1.weight", 2, path, code).shape[0],
         "num_classes": _ranked(state, "y_embedder.embedding_table.weight", 2, path, code).shape[0] - 1,
+    }
+
+
+def latte_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
+    """The settings of a Latte with labels, read from the shapes.
+
+    Raises:
+        DapError: it is a Latte without labels, or the number of its heads is not known.
+    """
+    code, table = "Latte", "y_embedder.embedding_table.weight"
+    if table not in state:
+        what = "reads a text" if "text_embedding_projection.1.weight" in state else "knows no classes"
+        raise DapError(f"{path} is a Latte that {what}. dap converts those with labels, such as ucf101.pt.")
+    patches = _ranked(state, "x_embedder.proj.weight", 4, path, code)
+    width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
+    depth = _count(state, "blocks")
+    if depth % 2:
+        raise DapError(f"{path} is not a checkpoint of {code}: its {depth} blocks are no pairs of space and time.")
+    return {
+        "sample_size": _side(_ranked(state, "pos_embed", 3, path, code).shape[1], path, code) * patch,
+        "num_frames": _ranked(state, "temp_embed", 3, path, code).shape[1],
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": _ranked(state, "final_layer.linear.weight", 2, path, code).shape[0] // patch**2,
+        "hidden_size": width,
+        "num_layers": depth,
+        "num_attention_heads": _heads(heads, width, path),
+        "intermediate_size": _ranked(state, "blocks.0.mlp.fc1.weight", 2, path, code).shape[0],
+        "num_classes": _ranked(state, table, 2, path, code).shape[0] - 1,
     }
 
 

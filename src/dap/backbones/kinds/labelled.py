@@ -24,7 +24,7 @@ class Labelled(ModuleBackbone):
     Args:
         pipe: the pipeline.
         class_names: the names of the labels, in label order, without the null label.
-        card: the facts that belong to the weights.
+        card: the facts that belong to the weights. Where it names frames, latents are of clips, (C, frames, side, side).
 
     Raises:
         DapError: there are not as many class names as labels, or the parts do not fit each other.
@@ -38,12 +38,13 @@ class Labelled(ModuleBackbone):
                 f"The network of {card.name} takes {config.in_channels} channels, its autoencoder makes "
                 f"{pipe.vae.config.latent_channels}; take parts that were trained together."
             )
+        frames = () if card.frames is None else (card.frames,)
         super().__init__(
             network,
             pipe.vae,
             card=card,
             schedule=VariancePreserving.from_config(said),
-            latent_shape=(config.in_channels, config.sample_size, config.sample_size),
+            latent_shape=(config.in_channels, *frames, config.sample_size, config.sample_size),
             layers=tuple(network.taps),
             class_names=class_names,
             predicts=KINDS[said.get("prediction_type", "epsilon")],

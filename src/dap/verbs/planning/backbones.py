@@ -16,7 +16,7 @@ from dap.backbones.opening import source_of
 from dap.base.watch import Watcher
 from dap.cost import forget_peak_memory, peak_memory_gb
 from dap.pretraining import denoisers, planning, words
-from dap.pretraining.networks import Sizes, autoencoder, transformer, unet
+from dap.pretraining.networks import Sizes, autoencoder, labelled, unet
 from dap.pretraining.notes import Notes, Stage
 from dap.pretraining.pictures import Latents
 from dap.verbs.options import Machine, permitted
@@ -36,6 +36,7 @@ def planned_backbone(
     *,
     minutes: float,
     steps: int | None = None,
+    frames: int | None = None,
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
     **chosen: Any,
@@ -43,14 +44,14 @@ def planned_backbone(
     """What `dap.train_backbone` will take: a line for each stage. A stage that has begun counts as a whole.
 
     Args:
-        data, out, minutes, steps, machine, watcher: as for `train_backbone`.
+        data, out, minutes, steps, frames, machine, watcher: as for `train_backbone`.
         chosen: its other arguments.
 
     Raises:
         DapError: the training could not begin; the message is that of `train_backbone`.
     """
     wishes = {name: chosen.pop(name) for name in ("kind", "size", "seed", "flip", "autoencoder_steps")}
-    wishes |= {"minutes": minutes, "steps": steps}
+    wishes |= {"minutes": minutes, "steps": steps, "frames": frames}
     ready = training.opened(data, out, wishes, **chosen, machine=machine, watcher=watcher)
     if ready.made is not None:
         return list(_made(ready.made))
@@ -141,7 +142,7 @@ def _stage(name: str, stage: Stage, rate: float, disk: int, **facts: Any) -> Est
 
 
 def _denoiser(sizes: Sizes, classes: int) -> nn.Module:
-    return transformer(sizes, classes, 0) if sizes.kind == "dit" else unet(sizes, words.WIDTH, 0)
+    return labelled(sizes, classes, 0) if sizes.kind == "dit" else unet(sizes, words.WIDTH, 0)
 
 
 def _count(network: nn.Module) -> int:

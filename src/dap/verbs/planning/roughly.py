@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from dap.backbones.base import Backbone
+from dap.backbones.cards import shape_of
 from dap.backbones.schedules import steps_of
 from dap.methods.base import Task
 
@@ -51,9 +52,8 @@ def seconds_of_set(task: Task, known: tuple[float, float, float] | None = None) 
 
 @torch.no_grad()
 def paces(backbone: Backbone) -> tuple[float, float, float]:
-    """The seconds that a backbone takes for one image: to predict, to encode and to decode, on its device."""
+    """The seconds that a backbone takes for one image or clip: to predict, to encode and to decode, on its device."""
     generator = torch.Generator().manual_seed(0)
-    side = backbone.card.size
 
     def noise(n: int) -> torch.Tensor:
         return torch.randn(n, *backbone.latent_shape, generator=generator).to(backbone.device)
@@ -62,7 +62,7 @@ def paces(backbone: Backbone) -> tuple[float, float, float]:
         return backbone.predict(noise(n), steps_of(backbone.schedule) // 2, backbone.null(n))
 
     def encode(n: int) -> object:
-        return backbone.encode(torch.rand(n, 3, side, side, generator=generator).to(backbone.device))
+        return backbone.encode(torch.rand(n, *shape_of(backbone.card), generator=generator).to(backbone.device))
 
     def decode(n: int) -> object:
         return backbone.decode(noise(n))

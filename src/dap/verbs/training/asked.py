@@ -110,13 +110,14 @@ def real_images(
     classes: Sequence[str] | None = None,
     max_bad_fraction: float | None = None,
     split: Any = None,
+    frames: int | None = None,
 ) -> Real:
     """Open the real images, and check that there is enough to learn from.
 
     Raises:
         DapError: there is not, there are no such data, or `out` lies among their class folders.
     """
-    values = {"path": str(data), "classes": classes, "size": size, "split": split}
+    values = {"path": str(data), "classes": classes, "size": size, "split": split, "frames": frames}
     values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
     wanted = Recipe.parse({"data": values}).data
     whole = workshop.whole(wanted)
@@ -129,7 +130,7 @@ def real_images(
 def pictures_of(parts: tuple[Source, Source], flip: bool, machine: Machine) -> tuple[Pictures, Pictures]:
     """The images of both parts, read once and kept as the budget allows."""
     budget = images_budget(machine)
-    train, held_out = (Pictures(*stored(part, budget)[:2], flip=flip) for part in parts)
+    train, held_out = (Pictures(*stored(part, budget)[:2], flip=flip, frames=part.frames) for part in parts)
     return train, held_out
 
 

@@ -45,11 +45,12 @@ def train_backbone(
     classes: Sequence[str] | None = None,
     max_bad_fraction: float | None = None,
     split: Any = None,
+    frames: int | None = None,
     seed: int = 0,
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
 ) -> Trained:
-    """Train a backbone from nothing on a folder of images, for `dap distill --backbone`.
+    """Train a backbone from nothing on a folder of images or clips, for `dap distill --backbone`.
 
     An `AutoencoderKL` is trained first, then a class-conditional denoiser of its latents. A part of the training images is
     held out: 10 % of fewer than 5,000 images, else 5 %. They are the images that `--held-out` of a recipe holds out. A stage
@@ -71,6 +72,8 @@ def train_backbone(
         classes: the classes to use, in label order, or the name of a subset of ImageNet. Default: all classes.
         max_bad_fraction: the largest fraction of the real images that may be broken; by default 0.01.
         split: where the splits lie, as `data.split` of a recipe: "train=FOLDER,test=FOLDER".
+        frames: read the data as clips of so many frames, as `data.frames` of a recipe. The denoiser is then a Latte, and the
+            autoencoder sees frames as images. None: the data are images.
         seed: decides the first weights and all draws.
         machine: the device, the cache, the budgets and the CPU threads.
         watcher: is told how the training goes on.
@@ -82,7 +85,7 @@ def train_backbone(
     """
     out, device = Path(out), device_of(machine.device)
     wishes = {"kind": kind, "size": size, "minutes": minutes, "seed": seed, "flip": flip}
-    wishes |= {"steps": steps, "autoencoder_steps": autoencoder_steps}
+    wishes |= {"steps": steps, "autoencoder_steps": autoencoder_steps, "frames": frames}
     how = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
     ready = opened(data, out, wishes, **how, machine=machine, watcher=watcher)
     if ready.made is not None:
@@ -110,25 +113,27 @@ def opened(
 
     Args:
         data, out, machine, watcher: as for `train_backbone`.
-        wishes: its `kind`, `size`, `minutes`, `seed`, `flip`, `steps` and `autoencoder_steps`.
+        wishes: its `kind`, `size`, `frames`, `minutes`, `seed`, `flip`, `steps` and `autoencoder_steps`.
         how: its other arguments.
 
     Raises:
         DapError: as `train_backbone`.
     """
-    size, minutes = wishes["size"], wishes["minutes"]
-    _check_choices(wishes["kind"], minutes, size)
+    size, minutes, frames = wishes["size"], wishes["minutes"], wishes["frames"]
+    _check_choices(wishes["kind"], minutes, size, frames)
     before = begun(out)
-    real = real_images(open_workshop(machine, watcher=watcher), data, out, size=size, **how)
+    real = real_images(open_workshop(machine, watcher=watcher), data, out, size=size, frames=frames, **how)
     side = size or chosen_side(real.whole.side() or 32, minutes, device_of(machine.device))
     parts = real.parts(side)
     asked = real.asked(parts, **wishes)
     return Ready(real, parts, side, asked, before, made_before(out, before, asked))
 
 
-def _check_choices(kind: str, minutes: float, size: int | None) -> None:
+def _check_choices(kind: str, minutes: float, size: int | None, frames: int | None) -> None:
     if kind not in KINDS:
         raise DapError(f"There is no kind {kind!r} of backbone to train. {suggest(kind, KINDS)}")
+    if frames is not None and kind != "dit":
+        raise DapError(f"A backbone of clips (--frames) is told labels, and {kind} makes images; leave out --kind.")
     check_minutes(minutes)
     if size is not None and (size < SMALLEST or size % 16 or size > 1024):
         raise DapError(f"--size takes a multiple of 16 from 16 to 1024, such as 64, not {size}.")
@@ -142,7 +147,7 @@ def planned(ready: Ready, machine: Machine, watcher: Watcher) -> Notes:
     """
     asked, side, device = ready.asked, ready.side, device_of(machine.device)
     warn_of_few(asked.images, watcher)
-    wish = Wish(asked.kind, asked.images, len(asked.classes), side, asked.minutes, device)
+    wish = Wish(asked.kind, asked.images, len(asked.classes), side, asked.minutes, device, asked.frames)
     sizes, reason, seconds = chosen(wish)
     steps = asked.autoencoder_steps or steps_in(wish.seconds * SHARE, seconds, "autoencoder")
     watcher.note(f"Chosen: {reason}.")
