@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Flow, Schedule, VariancePreserving, steps_of
+from dap.backbones.schedules import Flow, Schedule, VariancePreserving, ZeroTerminal, steps_of
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.base.seeding import normal
@@ -194,8 +194,8 @@ FLOWS = ("ddim", "heun", "sde")
 
 
 def default_for(schedule: Schedule) -> SolverName:
-    """The default solver of a schedule: the paper's, and on a flow the ODE."""
-    return "ddim" if isinstance(schedule, Flow) else "ddpm"
+    """The default solver of a schedule: the paper's, and the ODE where sampling begins at noise alone."""
+    return "ddim" if isinstance(schedule, (Flow, ZeroTerminal)) else "ddpm"
 
 
 def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None = None) -> Solver:
@@ -203,7 +203,8 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
 
     Args:
         backbone: the backbone whose schedule is run backwards.
-        solver: a name of `SOLVERS`. None: "ddpm", and on a flow "ddim". A flow can also have "heun" and "sde".
+        solver: a name of `SOLVERS`. None: "ddpm", and "ddim" on a flow and on a `ZeroTerminal`. A flow can also have "heun" and
+            "sde".
         steps: the number of reverse steps, 2 … T. Each step is one pass of the backbone.
         eta: of "ddim", 0 … 1. 0 (default) is deterministic, and 1 is as stochastic as ancestral sampling.
 
@@ -222,6 +223,11 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
     if flow and name not in FLOWS:
         raise DapError(
             f"{backbone.card.name} is a flow; its solvers are 'ddim' (with eta), 'heun' and 'sde', not {name!r}."
+        )
+    if isinstance(schedule, ZeroTerminal) and name != "ddim":
+        raise DapError(
+            f"{backbone.card.name} is sampled from noise alone, at which only the solver 'ddim' (with eta) can begin, not "
+            f"{name!r}."
         )
     if name == "sde" and not flow:
         raise DapError(
