@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.base.files import write_atomically
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
+from dap.data.real.clips.pictures import encoded
 from dap.data.real.names import select
 from dap.data.real.stored.streams import Stored
 from dap.data.sets.distilled import DistilledSet
@@ -36,7 +36,7 @@ from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.own import Own, Subject
-from dap.evaluation.measures.pictures import Pictures
+from dap.evaluation.measures.pictures import SEEN, Pictures, unfolded
 from dap.evaluation.training.batches import Labelled, as_float, in_blocks, rows_of
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import MOST_CLASSES
@@ -93,7 +93,7 @@ class Inspector:
     @property
     def _reading(self) -> dict[str, Any]:
         classes = len(self.train.class_names)
-        limit = max(SEARCHED_IN_ALL // classes, 100)
+        limit = max(SEARCHED_IN_ALL // min(self.train.frames or 1, SEEN) // classes, 100)
         return {"limit": limit, "compared": min(COMPARED, max(COMPARED_IN_ALL // classes, 100))}
 
     @cached_property
@@ -149,7 +149,7 @@ class Inspector:
 
         Args:
             judged: the set.
-            images: its images (n, 3, h, w), float in [0, 1] or uint8, in the order of its records.
+            images: its images (n, 3, h, w), float in [0, 1] or uint8, in the order of its records; clips (n, 3 · frames, h, w).
             labels: the labels (n,), as the training data number the classes.
             key: a text that is stored in the files. Files with another key are written anew.
 
@@ -166,8 +166,9 @@ class Inspector:
         there."""
         measures = whole_note(judged.results, "measures.json")
         kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
-        shown = rows_of(images, torch.arange(len(images)))  # such a measure may take all images at once
-        subject = Subject(shown, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
+        whole = rows_of(images, torch.arange(len(images)))  # such a measure may take all images at once
+        shown, of = unfolded(whole, self.train.frames), lambda x: extract(self.features, x.flatten(1, -3))
+        subject = Subject(shown, labels, self.train.class_names, self.train, of)
         for one in self.own:
             if kept.get(one.name, {}).get("code") == one.code:
                 continue
@@ -294,10 +295,8 @@ class Inspector:
             if f"neighbours/{file.name}" not in wanted:
                 file.unlink()
         for name, where in wanted.items():
-            pixels = self.search.reals.images([where])[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, format="PNG")
-            write_atomically(judged.results / name, buffer.getvalue())
+            found = unfolded(self.search.reals.images([where])[0], self.train.frames)
+            write_atomically(judged.results / name, encoded(found))
 
     @cached_property
     def _mapped(self) -> dict[str, Tensor]:
