@@ -113,7 +113,7 @@ def cost_table(groups: Sequence[Group]) -> Table:
         Column(
             "s shared", hint="of these: made once and kept for all sets (--cache): trained networks, weights, clusters"
         ),
-        Column("s per image"),
+        Column(f"s per {noun_of(g.first.noun for g in groups)}"),
         Column("peak memory, GB", hint="of the process while it made the set, PyTorch's own included"),
         Column("s per trial"),
     )
