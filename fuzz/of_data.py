@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dap.data.real.captions import read_captions
+from dap.data.real.clips.frames import decode_frames
 from dap.data.real.clips.moving import decode_clip
 from dap.data.real.decode import BrokenImage, as_png, decode
 from dap.data.real.sizes import size_of
@@ -52,8 +53,8 @@ def targets(folder: Path) -> list[Target]:
         place.mkdir(parents=True)
         found.append(Target(name, kind, place, file, tuple(seeds), read, **more))
 
-    def seen(path: Path, split: str = "train") -> Any:
-        source = open_source(path, split, size=8)
+    def seen(path: Path, split: str = "train", frames: int | None = None) -> Any:
+        source = open_source(path, split, size=8, frames=frames)
         return [source.tensors(), source.fingerprint(sized=False)]
 
     def drawn(reading: Any) -> Any:
@@ -88,6 +89,10 @@ def targets(folder: Path) -> list[Target]:
     add("image to PNG", "binary", "a.png", pictures(), as_png, allowed=(BrokenImage,), seconds=20, forms=forms.pngs())
     moving = tuple(clip(kind) for kind in ("PNG", "GIF", "WEBP", "mp4", "matroska", "avi"))
     add("clip", "binary", "a.mp4", moving, lambda path: decode_clip(path, 3, 8), allowed=(BrokenImage,), seconds=20)
+    add("frame of a folder", "binary", "2.png", pictures(), lambda path: decode_frames(path.parent, 3, 8),
+        allowed=(BrokenImage,), seconds=20, forms=forms.pngs())  # fmt: skip
+    for number in (1, 3):
+        (found[-1].folder / f"{number}.png").write_bytes(PICTURE)
     table, rows = io.BytesIO(), [{"image": {"bytes": PICTURE, "path": "a.png"}, "label": i % 2} for i in range(4)]
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -97,6 +102,11 @@ def targets(folder: Path) -> list[Target]:
         forms=forms.parquets(PICTURE))  # fmt: skip
     add("parquet set", "binary", "train-00000-of-00001.parquet", [table.getvalue()],
         lambda path: drawn(read_parquet(path.parent, Ask(None))), forms=forms.parquets(PICTURE))  # fmt: skip
+    films = io.BytesIO()
+    rows = [{"video": {"bytes": moving[i], "path": None}, "label": i % 2} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), films)
+    add("parquet clips", "binary", "train-00000-of-00001.parquet", [films.getvalue()],
+        lambda path: seen(path.parent, frames=3), seconds=20, forms=forms.parquets(moving[1]))  # fmt: skip
     beside = io.BytesIO()
     pq.write_table(
         pa.Table.from_pylist([{"image": {"bytes": None, "path": f"{i}.png"}, "label": i % 2} for i in range(2)]), beside

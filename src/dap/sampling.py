@@ -153,7 +153,7 @@ class _Run:
             )
         if self.into == "eps" and self.solver.levels[0][0] == 0:
             raise DapError(
-                "push_into='eps' has no meaning on a flow: its first x_t is pure noise, whatever eps says of x_0."
+                f"push_into='eps' has no meaning for {backbone.card.name}: its first x_t is pure noise, whatever eps says of x_0."
             )
         if batch.prompts is None:
             self.condition = backbone.condition([batch.class_names[label] for label in batch.labels])

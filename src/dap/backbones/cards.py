@@ -211,6 +211,20 @@ def check_channels(card: Card, takes: int, gives: int, makes: int) -> None:
         )
 
 
+def check_clip(card: Card, side: int, step: int) -> None:
+    """Raise `DapError` unless the clips on a card have a side in px that `side` divides, and 1 + `step`·k frames."""
+    if card.size % side:
+        raise DapError(
+            f"{card.name} makes clips whose side is a multiple of {side} px, not {card.size}; mend the size in its card.yaml."
+        )
+    frames = card.frames or 1
+    if (frames - 1) % step:
+        fits = frames // step * step + 1
+        raise DapError(
+            f"{card.name} makes clips of 1 + {step}k frames, not {frames}; write frames: {fits} into its card.yaml."
+        )
+
+
 def image_size(latent_side: int, vae: Any) -> int:
     """The side in px of the images that latents decode to. Each level of the autoencoder except one doubles the side."""
     levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels

@@ -28,6 +28,8 @@ from dap.backbones.configurations import (
     PIXEL_BETAS,
     PLAIN,
     QUANTISED,
+    SHIFTED,
+    SHIFTING,
     SWITCHED_OFF,
     TEXT,
     WAYS_OUT,
@@ -109,12 +111,13 @@ def _scheduler(values: Mapping[str, Any], of: str, kind: Kind, where: Path | str
     if of == "LCMScheduler" and kind.few:
         return CONSISTENT
     flow = of in FLOWS or (of in BOTH and values.get("use_flow_sigmas") is True)
-    if kind.levels:
-        if of == "EDMEulerScheduler":
-            return NOISE_LEVELS
+    if kind.levels or kind.shifted:
+        own = SHIFTING if kind.shifted else ["EDMEulerScheduler"]
+        if of in own:
+            return SHIFTED if kind.shifted else NOISE_LEVELS
         raise DapError(
-            f"{shown(where)}: the scheduler is {of}, but {kind.title} has noise levels; save the pipeline with an "
-            "EDMEulerScheduler."
+            f"{shown(where)}: the scheduler is {of}, but {kind.title} has noise levels of its own; save the pipeline with its "
+            f"{own[0]}."
         )
     if of not in (*PLAIN, *BOTH, *FLOWS):
         known = ", ".join(FLOWS if kind.flow else ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"))

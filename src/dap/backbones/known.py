@@ -20,6 +20,7 @@ class Kind:
         few: whether there are weights of this kind that were distilled to a consistency model, with an `LCMScheduler`.
         levels: whether its scheduler says noise levels (EDM) in place of betas.
         pixels: whether it makes pixels. Then its scheduler may clip x_0, have cosine betas, and read a prediction of x_0.
+        shifted: whether its scheduler shifts the ratio of signal to noise, and ends at noise alone (CogVideoX).
         standardised: whether it follows `latents_mean` and `latents_std` of its autoencoder.
     """
 
@@ -30,6 +31,7 @@ class Kind:
     few: bool = False
     pixels: bool = False
     levels: bool = False
+    shifted: bool = False
     standardised: bool = False
 
     def backbone(self) -> Any:
@@ -54,6 +56,8 @@ KINDS: Mapping[str, Kind] = {
     "StableDiffusionXLPipeline": Kind("sdxl", "dap.backbones.kinds.sdxl:SDXL", "SDXL", few=True),
     "StableDiffusion3Pipeline": Kind("mmdit", "dap.backbones.kinds.mmdit:MMDiT", "Stable Diffusion 3", flow=True),
     "WanPipeline": Kind("wan", "dap.backbones.kinds.wan:Wan", "Wan", flow=True, standardised=True),
+    "CogVideoXPipeline": Kind("cogvideox", "dap.backbones.kinds.cogvideox:CogVideoX", "CogVideoX", shifted=True),
+    "LTXPipeline": Kind("ltx", "dap.backbones.kinds.ltx:LTX", "LTX-Video", flow=True),
     "PixArtAlphaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-α", few=True),
     "PixArtSigmaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-Σ", few=True),
     "FluxPipeline": Kind("flux", "dap.backbones.kinds.flux:Flux", "Flux", flow=True),

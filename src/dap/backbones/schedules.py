@@ -76,7 +76,8 @@ class VariancePreserving(Schedule):
     """A DDPM schedule.
 
     Args:
-        alphas_cumprod: abar_t for t = 0 … T − 1, a tensor (T,) in float32. The values fall with t and are above 0.
+        alphas_cumprod: abar_t for t = 0 … T − 1, a tensor (T,) in float32. The values fall with t and are above 0; only that of a
+            `ZeroTerminal` ends at 0.
     """
 
     alphas_cumprod: Float[Tensor, " t"]
@@ -148,6 +149,33 @@ class VariancePreserving(Schedule):
         )
 
 
+class ZeroTerminal(VariancePreserving):
+    """A schedule whose last x_t is noise alone, alpha(T − 1) = 0 (Lin et al. 2024), for weights that predict velocities.
+
+    There eps = x says nothing of x_0, so x_0 = alpha · x − sigma · v is read from the velocity.
+    """
+
+    def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
+        alpha, sigma = self.level(t)
+        return self.velocity_to_eps(x, t, velocity), alpha * x - sigma * velocity
+
+    @staticmethod
+    def shifted(schedule: VariancePreserving, by: float) -> ZeroTerminal:
+        """The schedule of CogVideoX (Yang et al. 2024), as diffusers' schedulers of it compute it.
+
+        abar' = abar / (s + (1 − s) · abar) divides the ratio of signal to noise by s. Then √abar' is moved and stretched, so that
+        it ends at 0 and begins where it began (Lin et al. 2024, algorithm 1).
+
+        Args:
+            schedule: the schedule of the betas.
+            by: s, above 0.
+        """
+        abar = schedule.alphas_cumprod.double()
+        root = (abar / (by + (1 - by) * abar)).sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return ZeroTerminal(root.square().float())
+
+
 @dataclass(frozen=True)
 class Flow(Schedule):
     """Rectified flow: x_t = (1 − sigma) x_0 + sigma eps with sigma = t / steps, and velocity v = eps − x_0.
@@ -157,18 +185,22 @@ class Flow(Schedule):
         shift: moves sampling grids towards noise: sigma' = shift · sigma / (1 + (shift − 1) · sigma).
         even: whether the steps of a run are even before the shift, 1, 1 − 1/n, … 1/n, as in Flux. Else the last is at the
             schedule's first time, as in diffusers' scheduler.
+        terminal: the sigma that the last step of a run begins at (LTX-Video). The shifted grid is stretched to it. None: it is
+            not stretched.
     """
 
     steps: int = 1000
     shift: float = 1.0
     even: bool = False
+    terminal: float | None = None
 
     def level(self, t: Time) -> tuple[float, float]:
         sigma = t / self.steps
         return 1 - sigma, sigma
 
     def settings(self) -> dict[str, Any]:
-        return {"steps": self.steps, "shift": self.shift, **({"even": True} if self.even else {})}
+        ends = {} if self.terminal is None else {"terminal": self.terminal}
+        return {"steps": self.steps, "shift": self.shift, **({"even": True} if self.even else {}), **ends}
 
     def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.velocity_to_eps(x, t, velocity), self.velocity_to_x0(x, t, velocity)
@@ -193,10 +225,13 @@ class Flow(Schedule):
     def times(self, steps: int) -> list[float]:
         """The falling times of a run of so many steps, without the end 0. They are those of diffusers' Euler scheduler."""
         if self.even:
-            return [self.steps * self.shifted(1 - i / steps) for i in range(steps)]
+            taus = [self.shifted(1 - i / steps) for i in range(steps)]
+            wide = 1.0 if self.terminal is None else (1 - self.terminal) / (1 - taus[-1])
+            return [self.steps * (1 - (1 - tau) * wide) if wide != 1 else self.steps * tau for tau in taus]
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.steps, shift=self.shift)
+        ends: dict[str, Any] = {} if self.terminal is None else {"shift_terminal": self.terminal}
+        grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.steps, shift=self.shift, **ends)
         grid.set_timesteps(steps)
         return [float(t) for t in grid.timesteps]
 
@@ -215,7 +250,7 @@ class Flow(Schedule):
             start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
             mu = start + (end - start) * (tokens - low) / (high - low)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        return Flow(config["num_train_timesteps"], shift, even)
+        return Flow(config["num_train_timesteps"], shift, even, config.get("shift_terminal") or None)
 
 
 PathName = Literal["linear", "gvp", "vp"]

@@ -180,13 +180,14 @@ def export(
         from dap.verbs.planning.exchange import planned_export
 
         return forecast(planned_export(made, out, layout, shard_size=shard_size, labels=labels), out)
+    from dap.data.real.sizes import noun
     from dap.data.sets.export import export as write
     from dap.verbs.exchange.soft import logits_of
 
     told = functools.partial(watcher.images, out.name)
     soft = None if labels is None else logits_of(made, labels)
     said = write(made, out, layout, shard_size=shard_size, logits=soft, progress=told)
-    last = f"{len(made.records)} images as {layout} in {out}; see its README.md."
+    last = f"{len(made.records)} {noun(made.frames)}s as {layout} in {out}; see its README.md."
     values = {"export": out, "layout": layout, "images": len(made.records), "notes": said["notes"]}
     return Told("\n".join([*said["notes"], last]), values)
 

@@ -131,12 +131,15 @@ def verify(
     Args:
         set_: The distilled set.
     """
+    from dap.data.real.sizes import noun
     from dap.data.sets.distilled import DistilledSet
 
     del output
     made = DistilledSet.open(set_)
     made.check_whole()
-    return Told(f"{set_} is whole: {len(made.records)} images.", {"set": set_, "images": len(made.records)})
+    return Told(
+        f"{set_} is whole: {len(made.records)} {noun(made.frames)}s.", {"set": set_, "images": len(made.records)}
+    )
 
 
 def check(

@@ -91,12 +91,13 @@ def distill(
 
     told = {"machine": machine_of(machine), "watcher": watcher_of(output), "command": command()}
     made = make(chosen, out, engine=engine_of(engine), budget=budget, **told)
+    from dap.data.real.sizes import noun
     from dap.verbs.report import write_page
 
     page = write_page([out], out, f"{out.name}: {(made.recipe or {}).get('method', chosen.method)}")
     again = shlex.join(["dap", "evaluate", str(made.path)])
     return Told(
-        f"{len(made.records)} images in {made.path}\nReport: {page}\nNext: {again}",
+        f"{len(made.records)} {noun(made.frames)}s in {made.path}\nReport: {page}\nNext: {again}",
         {"set": made.path, "images": len(made.records), "page": page},
     )
 

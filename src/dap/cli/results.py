@@ -65,7 +65,8 @@ def progress(found: Status) -> Told:
     images, of = sum(one.images for one in found.sets), sum(one.of for one in found.sets)
     trainings = sum(one.trainings for one in found.sets)
     planned = [one.planned for one in found.sets if one.planned is not None]
-    counts.append(f"{images} of {of} images" if of else f"{images} images")
+    noun = "clip" if {one.noun for one in found.sets if not one.missing} == {"clip"} else "image"
+    counts.append(f"{images} of {of} {noun}s" if of else f"{images} {noun}s")
     counts.append(f"trainings: {trainings}" + (f" of {sum(planned)}" if planned else ""))
     order = sorted(found.sets, key=lambda one: (one.done, one.missing))[:MOST_ROWS]
     lines = [_row(one, found) for one in found.sets if one in order]
@@ -73,7 +74,7 @@ def progress(found: Status) -> Told:
         lines.append(f"and {len(found.sets) - len(lines)} more sets; --json lists them all")
     waiting = any(not one.done for one in found.sets)
     if waiting and found.remaining is None:
-        lines.append("The time that is left is not known yet: no image or training tells how long one takes.")
+        lines.append(f"The time that is left is not known yet: no {noun} or training tells how long one takes.")
     elif waiting:
         lines.append(f"{duration(found.remaining or 0)} left, if it goes on as so far.".capitalize())
     names = (
@@ -103,13 +104,13 @@ def _row(one: SetStatus, of: Status) -> str:
     name = "this set" if one.path == of.path else str(one.path.relative_to(of.path))
     if one.missing:
         return f"  {name}: not begun"
-    parts = [f"{one.images} of {one.of} images" if one.of else f"{one.images} images"]
+    parts = [f"{one.images} of {one.of} {one.noun}s" if one.of else f"{one.images} {one.noun}s"]
     if one.planned is not None or one.trainings:
         parts.append(f"trainings: {one.trainings}" + (f" of {one.planned}" if one.planned else ""))
     if one.failed:
-        parts.append(f"{counted(one.failed, 'images')} failed, see failed.jsonl there")
+        parts.append(f"{counted(one.failed, f'{one.noun}s')} failed, see failed.jsonl there")
     if one.rate and one.left:
-        parts.append(f"{one.rate:.2g} images/s" if one.rate >= 0.1 else f"{1 / one.rate:.3g} s an image")
+        parts.append(f"{one.rate:.2g} {one.noun}s/s" if one.rate >= 0.1 else f"{1 / one.rate:.3g} s per {one.noun}")
     if one.idle is not None and not one.done:
         parts.append(f"last change {duration(one.idle)} ago" + ("" if one.busy else ", so probably nobody works on it"))
     return f"  {name}: {', '.join(parts)}" + ("" if not one.done else " (done)")

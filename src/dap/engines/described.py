@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dap.data.sets.cards import IMAGES, USE, card, cell, licence_fields, size_category
+from dap.data.real.sizes import noun
+from dap.data.sets.cards import IMAGES, USE, USE_CLIPS, card, cell, clips_told, licence_fields, size_category
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import whole_note
 from dap.methods.base import Task
@@ -68,7 +69,7 @@ def describe(made: DistilledSet, task: Task, command: str | None, said: Mapping[
         said: more for env.json; numbers, of which those that are not finite are left out.
         threads: as for `versions`.
     """
-    backbone, recipe = task.given.backbone, task.recipe
+    backbone, recipe, kind = task.given.backbone, task.recipe, noun(made.frames)
     if made.noted("env.json") is None:
         device = str(backbone.device) if backbone else None
         more = {name: round(value, 3) for name, value in said.items() if value is not None and math.isfinite(value)}
@@ -77,10 +78,10 @@ def describe(made: DistilledSet, task: Task, command: str | None, said: Mapping[
     if command and not (made.path / "command.txt").exists():
         made.note("command.txt", command + "\n")
     data_licence = task.source.licence or "unknown; ask whoever gave you the data"
-    weights = f"{backbone.card.name} ({backbone.card.licence})" if backbone else "none; these are real images"
+    weights = f"{backbone.card.name} ({backbone.card.licence})" if backbone else f"none; these are real {kind}s"
     classes = ", ".join(map(cell, made.class_names[:50]))
     front: dict[str, Any] = {
-        "task_categories": ["image-classification"],
+        "task_categories": ["image-classification" if made.frames is None else "video-classification"],
         "size_categories": [size_category(len(made.class_names) * recipe.ipc)],
         "tags": ["dataset-distillation", "synthetic"],
     }
@@ -89,10 +90,10 @@ def describe(made: DistilledSet, task: Task, command: str | None, said: Mapping[
         "README.md",
         card(
             {**front, **IMAGES},
-            f"""# Distilled {Path(recipe.data.path).name}, {recipe.ipc} images per class, by `{recipe.method}`
+            f"""# Distilled {Path(recipe.data.path).name}, {recipe.ipc} {kind}s per class, by `{recipe.method}`
 
 Made by diffusion-as-priors {version("diffusion-as-priors")}; `recipe.json` is what made it, `manifest.jsonl` holds the seed
-and sha256 of every image, `env.json` the versions and the hash of the weights.
+and sha256 of every {kind}, `env.json` the versions and the hash of the weights.{clips_told(made.frames)}
 
 | | |
 |---|---|
@@ -101,10 +102,10 @@ and sha256 of every image, `env.json` the versions and the hash of the weights.
 | licence of the data | {data_licence} |
 | backbone and its licence | {weights} |
 
-{USE}
+{USE if made.frames is None else USE_CLIPS}
 
-What may be done with these images follows from both licences. Synthetic images can resemble real ones of the training
-data; look before you publish a set made from private images.
+What may be done with these {kind}s follows from both licences. Synthetic {kind}s can resemble real ones of the training
+data; look before you publish a set made from private {kind}s.
 """,
         ),
     )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.base import Backbone
-from dap.backbones.schedules import Flow, Schedule, VariancePreserving, steps_of
+from dap.backbones.schedules import Flow, Schedule, VariancePreserving, ZeroTerminal, steps_of
 from dap.base.errors import DapError
 from dap.base.registry import suggest
 from dap.base.seeding import normal
@@ -204,8 +204,8 @@ FLOWS = ("ddim", "heun", "sde", "dpm++2m")
 
 
 def default_for(schedule: Schedule) -> SolverName:
-    """The default solver of a schedule: the paper's, and on a flow the ODE."""
-    return "ddim" if isinstance(schedule, Flow) else "ddpm"
+    """The default solver of a schedule: the paper's, and the ODE where sampling begins at noise alone."""
+    return "ddim" if isinstance(schedule, (Flow, ZeroTerminal)) else "ddpm"
 
 
 def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None = None) -> Solver:
@@ -213,8 +213,8 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
 
     Args:
         backbone: the backbone whose schedule is run backwards.
-        solver: a name of `SOLVERS`. None: "ddpm", and on a flow "ddim". A flow can also have "heun", "sde" and, on a straight
-            path, "dpm++2m".
+        solver: a name of `SOLVERS`. None: "ddpm", and "ddim" on a flow and on a `ZeroTerminal`. A flow can also have "heun",
+            "sde" and, on a straight path, "dpm++2m".
         steps: the number of reverse steps, 2 … T. Each step is one pass of the backbone.
         eta: of "ddim", 0 … 1. 0 (default) is deterministic, and 1 is as stochastic as ancestral sampling.
 
@@ -238,6 +238,11 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
     if name == "dpm++2m" and getattr(schedule, "path", "linear") != "linear":
         raise DapError(
             f"The solver 'dpm++2m' takes straight paths, and {backbone.card.name} has another; use 'ddim', 'heun' or 'sde'."
+        )
+    if isinstance(schedule, ZeroTerminal) and name != "ddim":
+        raise DapError(
+            f"{backbone.card.name} is sampled from noise alone, at which only the solver 'ddim' (with eta) can begin, not "
+            f"{name!r}."
         )
     if name == "sde" and not flow:
         raise DapError(

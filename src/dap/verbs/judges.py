@@ -12,7 +12,7 @@ from dap.backbones import device_of
 from dap.base.errors import DapError
 from dap.data.real.finding.splits import Split
 from dap.data.real.sources import EMBEDDED, Source
-from dap.evaluation.measures.embedding import embedding
+from dap.evaluation.measures.embedding import embedding, over_frames
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.protocol import Protocol, load_protocol
@@ -112,8 +112,12 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
             if changes:
                 protocol = open_protocol(judging.protocol, judging.epochs, {**given, **changes})
                 suited = dataclasses.replace(plan, protocol=protocol)
-            # The measures know images alone, so clips have none.
-            features = None if data.frames else embedding(data.path, size, judging.reference, plan.device)
+            if data.frames and judging.reference:
+                raise DapError(
+                    f"{judging.reference} is a network of images, and {data.path} is read as clips; leave out --reference."
+                )
+            features = embedding(data.path, size, judging.reference, plan.device)
+            features = over_frames(features) if data.frames else features
             made[sized] = Loaded(suited, functools.partial(source_of, sized), features)
         return made[sized]
 

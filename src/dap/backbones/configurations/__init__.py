@@ -19,7 +19,17 @@ from dap.backbones.configurations.denoisers import BY_KIND, DENOISERS
 from dap.backbones.configurations.interpolants import INTERPOLANTS
 from dap.backbones.configurations.labelled import LABELLED, QUANTISED
 from dap.backbones.configurations.pixels import NOISE_LEVELS, PIXEL_BETAS, PIXELS
-from dap.backbones.configurations.schedulers import BETAS, BOTH, CONSISTENT, FLOW, FLOWS, OWN_WAY, PLAIN
+from dap.backbones.configurations.schedulers import (
+    BETAS,
+    BOTH,
+    CONSISTENT,
+    FLOW,
+    FLOWS,
+    OWN_WAY,
+    PLAIN,
+    SHIFTED,
+    SHIFTING,
+)
 from dap.backbones.configurations.transformers import TRANSFORMERS
 from dap.backbones.configurations.types import Off, Table, Whole
 
@@ -37,6 +47,8 @@ __all__ = [
     "PIXEL_BETAS",
     "PLAIN",
     "QUANTISED",
+    "SHIFTED",
+    "SHIFTING",
     "SWITCHED_OFF",
     "TEXT",
     "WAYS_OUT",
@@ -79,6 +91,10 @@ WAYS_OUT: Mapping[str, str] = {
     "latents_mean": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
     "latents_std": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
     "shift_factor": "Only Stable Diffusion 3's pipeline shifts latents; set it to null.",
+    "decoder_inject_noise": "This decoder adds random noise of its own (LTX-Video 0.9.1 and later); take LTX-Video 0.9.0.",
+    "timestep_conditioning": "dap tells this decoder no time, and LTX-Video 0.9.1 and later want one; take LTX-Video 0.9.0.",
+    "patch_size_t": "dap samples transformers of clips whose tokens are one latent frame long, such as CogVideoX 1.0.",
+    "ofs_embed_dim": "It belongs to a model that is told an image, which dap does not feed.",
     "norm_type": "diffusers' DiTPipeline is made for ada_norm_zero alone.",
 }
 """What a refusal of a field says besides the value."""

@@ -22,6 +22,8 @@ BETAS: Table = {
     "use_dynamic_shifting": Off,
     "timestep_type": Literal["discrete"],
 }
+SHIFTED: Table = {**BETAS, "rescale_betas_zero_snr": Literal[True], "snr_shift_scale": Positive}
+"""Fields of CogVideoX's schedulers."""
 FLOW: Table = {
     "num_train_timesteps": Annotated[int, Field(ge=1, le=10**5), Strict()],
     "shift": Positive,
@@ -32,6 +34,7 @@ FLOW: Table = {
     "base_image_seq_len": Whole,
     "max_image_seq_len": Whole,
     "time_shift_type": Literal["exponential", "linear"],
+    "shift_terminal": Annotated[float | None, Field(ge=0, lt=1), Strict()],
     "invert_sigmas": Off,
     "thresholding": Off,
     "prediction_type": Literal["flow_prediction"],
@@ -93,6 +96,7 @@ PLAIN = [
 ]
 CONSISTENT: Table = {**BETAS, "original_inference_steps": Literal[50], "timestep_scaling": Literal[10]}
 """Fields of `LCMScheduler`."""
+SHIFTING = ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"]
 BOTH = [
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dap.backbones.base import Card
-from dap.backbones.cards import Found, check_channels
+from dap.backbones.cards import Found, check_channels, check_clip
 from dap.backbones.prompts import PromptedBackbone, Tokenizer
 from dap.backbones.schedules import Flow, Time
 from dap.base.errors import DapError
@@ -48,17 +48,8 @@ class Wan(PromptedBackbone):
         check_channels(card, network.config.in_channels, network.config.out_channels, vae.config.z_dim)
         space, time = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
         patch = network.config.patch_size
-        frames, step = card.frames or 1, space * max(patch[1:])
-        if card.size % step:
-            raise DapError(
-                f"{card.name} makes clips whose side is a multiple of {step} px, not {card.size}; mend the size in its card.yaml."
-            )
-        if (frames - 1) % (time * patch[0]):
-            fits = frames // time * time + 1
-            raise DapError(
-                f"{card.name} makes clips of 1 + {time}k frames, not {frames}; write frames: {fits} into its card.yaml."
-            )
-        side, long = card.size // space, (frames - 1) // time + 1
+        check_clip(card, space * max(patch[1:]), time * patch[0])
+        side, long = card.size // space, ((card.frames or 1) - 1) // time + 1
         super().__init__(
             network,
             vae,

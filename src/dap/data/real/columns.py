@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,7 +15,11 @@ from dap.data.real.names import some
 if TYPE_CHECKING:
     import pyarrow as pa
 
-USUAL = {"image": ("image", "img"), "label": ("label", "labels", "fine_label", "class")}
+USUAL = {
+    "image": ("image", "img"),
+    "clip": ("video", "clip", "image", "img"),
+    "label": ("label", "labels", "fine_label", "class"),
+}
 
 _NO_LABEL = re.compile(
     r"(^|_)(id|ids|idx|index|key|url|path|file|filename|name|width|height|size|hash|md5|sha\d*|text|caption|captions|prompt|"
@@ -30,15 +34,22 @@ def is_text(kind: pa.DataType) -> bool:
     return kinds.is_string(kind) or kinds.is_large_string(kind)
 
 
-def image_columns(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
+def holds_files(kind: pa.DataType) -> bool:
+    """Whether the values of a column are the bytes of files, alone or in a struct with the field `bytes`."""
     import pyarrow.types as kinds
 
-    def is_image(kind: pa.DataType) -> bool:
-        blob = kinds.is_binary(kind) or kinds.is_large_binary(kind)
-        return blob or (kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+    blob = kinds.is_binary(kind) or kinds.is_large_binary(kind)
+    return blob or (kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
+
+def clip_columns(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
+    said = [column for column in schema.names if features.get(column, {}).get("_type") == "Video"]
+    return [field.name for field in schema if holds_files(field.type) and (not said or field.name in said)]
+
+
+def image_columns(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> list[str]:
     said = [column for column in schema.names if features.get(column, {}).get("_type") == "Image"]
-    found = said or [field.name for field in schema if is_image(field.type)]
+    found = said or [field.name for field in schema if holds_files(field.type)]
     named = [f.name for f in schema if f.name.lower() in ("image", "img", "image_path", "img_path") and is_text(f.type)]
     return found or named[:1]
 
@@ -54,12 +65,22 @@ def label_columns(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> lis
     return said or [field.name for field in schema if is_label(field)]
 
 
-def columns_of(schema: pa.Schema, features: dict[str, dict[str, Any]], where: str) -> tuple[str, str]:
-    """The names of two columns: the column of the images and the column of the labels."""
-    images = image_columns(schema, features)
-    labels = [name for name in label_columns(schema, features) if name not in images]
+def columns_of(
+    schema: pa.Schema,
+    features: dict[str, dict[str, Any]],
+    where: str,
+    wanted: Sequence[Literal["image", "clip", "label"]] = ("image", "label"),
+) -> list[str]:
+    """The names of the columns that hold what is wanted.
+
+    Raises:
+        DapError: there is no such column, or several that could be it.
+    """
+    images, clips = image_columns(schema, features), clip_columns(schema, features)
+    labels = [name for name in label_columns(schema, features) if name not in (*images, *clips)]
+    known: dict[str, list[str]] = {"image": images, "clip": clips, "label": labels}
     found: list[str] = []
-    for what, columns in (("image", images), ("label", labels)):
+    for what, columns in ((what, known[what]) for what in wanted):
         usual = USUAL[what]
         column = next((name for name in usual if name in columns), columns[0] if len(columns) == 1 else None)
         if column is None and not columns and (odd := next((name for name in usual if name in schema.names), None)):
@@ -75,15 +96,17 @@ def columns_of(schema: pa.Schema, features: dict[str, dict[str, Any]], where: st
             hint = f"column {lists[0]!r} holds {schema.field(lists[0]).type}; " if lists and what == "image" else ""
             raise DapError(f"{where} has no column of {what}s among {', '.join(schema.names)}; {hint}{_LACKING[what]}")
         found.append(column)
-    return found[0], found[1]
+    return found
 
 
 _WANTED = {
     "image": "and images are the bytes of image files (PNG, JPEG, …) or their paths; encode each image as one file",
+    "clip": "and clips are the bytes of files (GIF, PNG, WebP, MP4, …); encode each clip as one file",
     "label": "and labels are whole numbers or names; write it as one of these",
 }
 _LACKING = {
     "image": "write the images as bytes of image files (PNG, JPEG, …) or as paths, in a column 'image'",
+    "clip": "write the clips as bytes of files (GIF, PNG, WebP, MP4, …), in a column 'video'",
     "label": "captions, ids and sizes are no labels: write the class of each image, a name or a whole number, into a column "
     "'label'",
 }

@@ -1,4 +1,4 @@
-"""Real images from parquet files as Hugging Face datasets writes them."""
+"""Real images, or clips, from parquet files as Hugging Face datasets writes them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from dap.base.documents import check_fetched
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.base import CACHE_BYTES, Source
+from dap.data.real.clips.pictures import sized
+from dap.data.real.clips.times import check_frames, told_frames
 from dap.data.real.columns import (
     USUAL,
     check_groups,
@@ -27,7 +29,7 @@ from dap.data.real.columns import (
     names_of,
     numbered,
 )
-from dap.data.real.decode import BrokenImage, Fit, decode, read_file
+from dap.data.real.decode import BrokenImage, Fit, read_file
 from dap.data.real.finding.walking import is_folder, visible
 from dap.data.real.identity import DECODING, hashes
 from dap.data.real.names import by_class, select
@@ -50,6 +52,9 @@ class ParquetSource(Source):
     hold images, the column `image` or `img` is taken. Where several columns could be labels, the column `label`,
     `labels`, `fine_label` or `class` is taken. A column that is called as an id, a size or a caption is no label.
 
+    Where `frames` is a number the files are clips, and that many frames are taken of each. Then the column is one of the type
+    Video, or else one that holds files: `video`, `clip`, `image` or `img` where there are several.
+
     Raises:
         DapError: pyarrow is not installed, a file is damaged, unreadable or without such columns, a row has no label, or
             nearly every row has a label of its own.
@@ -64,8 +69,12 @@ class ParquetSource(Source):
         classes: Sequence[str] | None = None,
         name: str | None = None,
         max_bad_fraction: float = 0.01,
+        frames: int | None = None,
     ) -> None:
         check_pyarrow()
+        if frames is not None:
+            check_frames(frames)
+        self.frames = frames
         self._files = list(files)
         self._groups: list[tuple[Path, int, int]] = []  # for each row group: file, number, first row in the file
         self._starts: list[int] = []  # for each row group: its first row, counted over all files
@@ -73,7 +82,8 @@ class ParquetSource(Source):
         where = str(self._files[0])
         with _opened(self._files[0]) as table:
             features = features_of(table.schema_arrow, where)
-            self._column, label_column = columns_of(table.schema_arrow, features, where)
+            what = "image" if frames is None else "clip"
+            self._column, label_column = columns_of(table.schema_arrow, features, where, (what, "label"))
             if is_text(table.schema_arrow.field(self._column).type) and table.num_row_groups:
                 _check_beside(self._files[0], table, self._column)
         for file in self._files:
@@ -105,10 +115,10 @@ class ParquetSource(Source):
         return f"{file.name}#{row - first}"
 
     def _decode(self, label: int, index: int) -> Tensor:
-        return decode(self.encoded(label, index), self.size, self.fit)
+        return sized(self.encoded(label, index), self.frames, self.size, self.fit)
 
     def encoded(self, label: int, index: int) -> bytes:
-        """The image file that a row holds or names. Raises `BrokenImage` for a row without one that can be read."""
+        """The file of an image or clip that a row holds or names. Raises `BrokenImage` for a row without one that can be read."""
         value, file = self._value(int(self._rows[label][index]))
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
@@ -162,6 +172,8 @@ class ParquetSource(Source):
         return found
 
     def _listing(self) -> Iterator[str]:
+        if self.frames is not None:
+            yield told_frames(self.frames)
         yield f"decoding {DECODING}"
         # One call for all files, because the index remembers of a folder what one call asks.
         for file, digest in zip(self._files, _hashes(self._files), strict=True):
@@ -237,7 +249,7 @@ def has_labels(files: Sequence[Path]) -> bool:
                 if set(USUAL["label"]) & set(schema.names):
                     return True  # there is such a column, of a type that opening the file tells
                 continue
-            column = columns_of(schema, features, str(file))[1]
+            (column,) = columns_of(schema, features, str(file), ("label",))
             for group in range(table.num_row_groups):
                 values = table.read_row_group(group, columns=[column]).column(column).to_pylist()
                 if any(value is not None and not (isinstance(value, int) and value < 0) for value in values):

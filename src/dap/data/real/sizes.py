@@ -54,9 +54,14 @@ def side_of(sizes: Sequence[tuple[int, int]]) -> int:
     return min(max(int(statistics.median(shorts)) // 8 * 8, 8), LARGEST_SIDE)
 
 
+def noun(frames: int | None) -> str:
+    """What a source or a set is made of: "image", or "clip" where `frames` is a number."""
+    return "image" if frames is None else "clip"
+
+
 def held(counts: Sequence[int], frames: int | None) -> str:
     """How many images there are in words, or clips: "10 classes, 60,000 images", "1 class, 1 clip of 16 frames"."""
-    classes, total, what = len(counts), sum(counts), "image" if frames is None else "clip"
+    classes, total, what = len(counts), sum(counts), noun(frames)
     told = f"{classes:,} class{'es' * (classes != 1)}, {total:,} {what}{'s' * (total != 1)}"
     return told + (f" of {frames} frames" if frames else "")
 

@@ -23,6 +23,7 @@ from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.data.real.base import Source
+from dap.data.real.clips.finding import locate_clips
 from dap.data.real.clips.source import ClipSource
 from dap.data.real.decode import Fit, check_fit, fit_square
 from dap.data.real.finding.listed import FileSource
@@ -68,8 +69,8 @@ def open_source(
         max_bad_fraction: the largest share of broken images among the images read. A single broken image is always
             allowed.
         chosen: where splits lie, by the user's own word: split -> folder, table, file or name of another split.
-        frames: how many frames of each file are taken: the source is then one of clips, see `clips.source.ClipSource`. None:
-            images.
+        frames: how many frames of each file are taken: the source is then one of clips, in the layouts of
+            `clips.finding.locate_clips`. None: images.
 
     Raises:
         DapError: the path, the split, the layout or a class does not exist, is empty or cannot be read.
@@ -89,11 +90,9 @@ def open_source(
         return IdxSource(*layout.files, split=split, border=2, **facts, **options)
     path = expanded(path)
     options["name"] = path.resolve().name
-    if frames is not None:
-        return ClipSource.found(path, split, chosen, frames, **options)
-    layout = locate(path, split, chosen)
-    source = _of(layout, split, options)
-    source.notes, source.place = (*layout.notes, *source.notes), layout.place
+    layout = locate(path, split, chosen) if frames is None else locate_clips(path, split, chosen)
+    source = _of(layout, split, options) if frames is None else _of_clips(layout, frames, options)
+    source.notes, source.place = (*layout.notes, *source.notes), (*layout.place, frames)
     source.root = layout.root.resolve()
     return source
 
@@ -109,6 +108,13 @@ def _of(layout: Layout, split: str, options: dict[str, Any]) -> Source:
     if layout.table is not None:
         return TableSource(layout.table, **options)
     return FolderSource(layout.root, inner=layout.inner, **options)
+
+
+def _of_clips(layout: Layout, frames: int, options: dict[str, Any]) -> Source:
+    """The source of clips of a layout."""
+    if layout.kind == "parquet":
+        return ParquetSource(layout.files, frames=frames, **options)
+    return ClipSource(layout.root, frames, **options)
 
 
 def check_path(path: str | Path) -> None:

@@ -46,6 +46,25 @@ train = ImageFolder("images")
 ```"""
 """How to train on a set, for the card that lies in its folder."""
 
+USE_CLIPS = """## Training on it
+
+```python
+import os
+
+import dap
+import torch
+
+folder = os.path.abspath(".")  # where this file lies
+made = dap.DistilledSet.open(folder)  # a torch Dataset of clips (3, frames, h, w) in [0, 1] and labels in the order above
+batches = torch.utils.data.DataLoader(made.samples(), batch_size=10, shuffle=True)  # with the weights of clips that have one
+```"""
+"""The same for a set of clips. Readers of images would take the first frame of each."""
+
+
+def without_use(body: str) -> str:
+    """The body of a card without how to train on the set, which an export says in its own way."""
+    return body.replace(USE, "").replace(USE_CLIPS, "").strip()
+
 
 def licence_fields(data: str, backbone: str | None = None, licence: str | None = None) -> dict[str, str]:
     """Front matter that names the licences from which that of a set follows.
@@ -157,6 +176,6 @@ Made by others; imported by diffusion-as-priors {told["version"]}. `import.json`
 | licence of the images | {cell(terms)} |
 """
     body += f"\n{USE}\n"
-    if theirs := theirs.replace(USE, "").strip():
+    if theirs := without_use(theirs):
         body += f"\n## The source's own card\n\n{deeper(deeper(theirs))}\n"
     return card(mine, body)

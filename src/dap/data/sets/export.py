@@ -22,7 +22,8 @@ import yaml
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
-from dap.data.sets.cards import USE, card, cell, clips_told, code, deeper, read_card, size_category
+from dap.data.real.sizes import noun
+from dap.data.sets.cards import card, cell, clips_told, code, deeper, read_card, size_category, without_use
 from dap.data.sets.contents import sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
@@ -180,10 +181,10 @@ def _manifest(made: DistilledSet, folder: Path, written: Written) -> None:
 
 def _card(made: DistilledSet, layout: str, written: Written) -> str:
     front, own = read_card(made.path)
-    own = own.replace(USE, "").strip()
+    own, kind = without_use(own).replace(clips_told(made.frames), ""), noun(made.frames)
     front = {key: value for key, value in front.items() if key not in ("configs", "dataset_info")}  # of other files
     usual: dict[str, Any] = {
-        "task_categories": ["image-classification"],
+        "task_categories": ["image-classification" if made.frames is None else "video-classification"],
         "size_categories": [size_category(len(made.records))],
         "tags": ["dataset-distillation"],
     }
@@ -195,9 +196,9 @@ def _card(made: DistilledSet, layout: str, written: Written) -> str:
     recipe = yaml.safe_dump(made.recipe, sort_keys=False, allow_unicode=True) if made.recipe else ""
     body = f"""# {title}
 
-{len(made.records)} images of {len(made.class_names)} classes, {made.ipc} a class, exported as {code(layout)} by
+{len(made.records)} {kind}s of {len(made.class_names)} classes, {made.ipc} a class, exported as {code(layout)} by
 diffusion-as-priors {version("diffusion-as-priors")}. `export.json` lists every file with its sha256.
-All images belong to one split, train.
+All {kind}s belong to one split, train.
 
 ## Reading it
 

@@ -1,4 +1,4 @@
-"""Features of images for the measures. They come from a network trained on the real data, or from one with random weights."""
+"""Features of images and clips for the measures, from a network trained on the real data or from one with random weights."""
 
 from __future__ import annotations
 
@@ -68,3 +68,22 @@ def embedding(
         return torch.cat([network.features(part.to(device)) for part in images.tensor_split(-(-len(images) // size))])
 
     return f"ConvNet-{depth} with random weights", features
+
+
+def over_frames(named: tuple[str, Features]) -> tuple[str, Features]:
+    """An extractor of features of clips, and its name: the features of the frames, averaged over time. They do not see in which
+    order the frames come.
+
+    Args:
+        named: the name and the extractor of features of images.
+
+    Returns:
+        The extractor takes clips as images of 3 · frames channels (n, 3 · frames, h, w), in [0, 1].
+    """
+    name, features = named
+
+    def averaged(clips: Tensor) -> Tensor:
+        frames = clips.unflatten(1, (3, -1)).transpose(1, 2)
+        return features(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
+
+    return f"{name}, averaged over the frames", averaged

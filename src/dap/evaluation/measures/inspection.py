@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.base.files import write_atomically
 from dap.data.real.base import Source
+from dap.data.real.clips.pictures import encoded
 from dap.data.real.names import select
 from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.streams import Stored
@@ -37,7 +37,7 @@ from dap.evaluation.measures.mapping import mapping, placed
 from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.own import Own, Subject
-from dap.evaluation.measures.pictures import Pictures
+from dap.evaluation.measures.pictures import SEEN, Pictures, unfolded
 from dap.evaluation.measures.rows import Table, table_of
 from dap.evaluation.training.batches import Labelled, as_float, in_blocks, rows_of
 from dap.evaluation.training.classifier import Classifier
@@ -95,7 +95,7 @@ class Inspector:
     @property
     def _reading(self) -> dict[str, Any]:
         classes = len(self.train.class_names)
-        limit = max(SEARCHED_IN_ALL // classes, 100)
+        limit = max(SEARCHED_IN_ALL // min(self.train.frames or 1, SEEN) // classes, 100)
         compared = min(COMPARED, max(COMPARED_IN_ALL // classes, 100))
         return {"limit": limit, "compared": compared, "budget": self.budget}
 
@@ -152,7 +152,7 @@ class Inspector:
 
         Args:
             judged: the set.
-            images: its images (n, 3, h, w), float in [0, 1] or uint8, in the order of its records.
+            images: its images (n, 3, h, w), float in [0, 1] or uint8, in the order of its records; clips (n, 3 · frames, h, w).
             labels: the labels (n,), as the training data number the classes.
             key: a text that is stored in the files. Files with another key are written anew.
 
@@ -169,8 +169,9 @@ class Inspector:
         there."""
         measures = whole_note(judged.results, "measures.json")
         kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
-        shown = rows_of(images, torch.arange(len(images)))  # such a measure may take all images at once
-        subject = Subject(shown, labels, self.train.class_names, self.train, lambda x: extract(self.features, x))
+        whole = rows_of(images, torch.arange(len(images)))  # such a measure may take all images at once
+        shown, of = unfolded(whole, self.train.frames), lambda x: extract(self.features, x.flatten(1, -3))
+        subject = Subject(shown, labels, self.train.class_names, self.train, of)
         for one in self.own:
             if kept.get(one.name, {}).get("code") == one.code:
                 continue
@@ -297,10 +298,8 @@ class Inspector:
             if f"neighbours/{file.name}" not in wanted:
                 file.unlink()
         for name, where in wanted.items():
-            pixels = self.search.reals.images([where])[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, format="PNG")
-            write_atomically(judged.results / name, buffer.getvalue())
+            found = unfolded(self.search.reals.images([where])[0], self.train.frames)
+            write_atomically(judged.results / name, encoded(found))
 
     @cached_property
     def _mapped(self) -> Mapping[str, Tensor]:

@@ -232,13 +232,15 @@ def measure(
 
 
 def extract(features: Callable[[Tensor], Tensor], images: Stored) -> Tensor:
-    """Features (n, D), float64 on the CPU, of images (n, c, h, w), float in [0, 1] or uint8.
+    """Features (n, D), float64 on the CPU, of images (n, c, h, w), float in [0, 1] or uint8. Clips are images of
+    3 · frames channels.
 
     Raises:
         DapError: the extractor returns features that are not (n, D) or not finite.
     """
     with torch.no_grad():
-        found = torch.cat([features(as_float(part)) for part in images.split(500)])  # pyright: ignore[reportCallIssue]
+        together = max(1, 1500 // images.shape[1])  # 500 images, and of clips as many frames
+        found = torch.cat([features(as_float(part)) for part in images.split(together)])  # pyright: ignore[reportCallIssue]
     if found.ndim != 2 or len(found) != len(images):
         raise DapError(f"The feature extractor gave {tuple(found.shape)} for {len(images)} images; (n, D) is needed.")
     if not found.isfinite().all():

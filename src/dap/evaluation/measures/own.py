@@ -37,11 +37,12 @@ class Subject:
     """The argument of a measure of one's own.
 
     Attributes:
-        images: the set's images (n, 3, h, w), float32 in [0, 1], at the size at which the protocol trains.
+        images: the set's images (n, 3, h, w), or its clips (n, 3, frames, h, w), float32 in [0, 1], at the size at which the
+            protocol trains.
         labels: labels (n,): for each image the position of its class in `class_names`.
         class_names: the classes, in the order of the real data.
         real: the real training images: `real.count(label)`, `real.images(label, indices)`.
-        features: images (n, 3, h, w) -> (n, D), float64 on the CPU, by the network that the built-in measures use.
+        features: such images or clips -> (n, D), float64 on the CPU, by the network that the built-in measures use.
     """
 
     images: Tensor

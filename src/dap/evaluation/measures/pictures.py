@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
+from dap.data.real.clips.times import middles
 from dap.data.real.counts import counts_of, total_of
 from dap.data.real.stored.budget import Budget
 from dap.evaluation.measures.measures import extract
@@ -22,13 +23,25 @@ COARSE = 8
 """Side, in pixels, of the pictures that are compared first, because they are small."""
 
 
+SEEN = 8
+"""How many frames of a clip are compared, spread evenly over its time."""
+
+
 def coarse(pictures: Tensor) -> Tensor:
     """Pictures (n, 3, side, side), uint8 -> (n, 3 · 8 · 8) in [0, 1], or fewer if the side is below 8."""
     return F.adaptive_avg_pool2d(pictures.float() / 255, min(COARSE, pictures.shape[-1])).flatten(1)
 
 
+def unfolded(images: Tensor, frames: int | None) -> Tensor:
+    """Images of 3 · frames channels (…, 3 · frames, h, w) as clips (…, 3, frames, h, w); without frames they stay images."""
+    return images if frames is None else images.unflatten(-3, (3, frames))
+
+
 class Pictures:
     """The images of a source, read once, class by class.
+
+    A clip is an image of 3 · frames channels here, and its picture has the channels of `SEEN` frames at most. So both are moved,
+    mirrored and compared as an image is, all frames in the same way.
 
     Args:
         source: the images.
@@ -76,8 +89,9 @@ class Pictures:
             indices: list[int] = []
             pictures: list[Tensor] = []
             counts.append(0)
-            for start in range(0, len(wanted), 500):
-                kept, images = source.readable(label, wanted[start : start + 500])
+            together = max(1, 500 // (source.frames or 1))
+            for start in range(0, len(wanted), together):
+                kept, images = self._readable(label, wanted[start : start + together])
                 first = images[: max(0, compared - len(indices))]
                 if len(first):
                     filling.add(extract(features, first))
@@ -90,7 +104,9 @@ class Pictures:
         self.features = Pools(filling.table(), counts)
 
     def pictured(self, images: Tensor) -> Tensor:
-        """Images (n, 3, h, w) in [0, 1] -> pictures (n, 3, side, side), uint8."""
+        """Images (n, 3, h, w) in [0, 1] -> pictures (n, 3, side, side), uint8; clips (n, 3 · frames, h, w) -> their pictures."""
+        if (frames := self.source.frames or 1) > SEEN:
+            images = images.unflatten(1, (3, -1))[:, :, middles(range(frames), frames, SEEN)].flatten(1, 2)
         if images.shape[-1] > self.side:
             images = F.adaptive_avg_pool2d(images, self.side)
         return images.clamp(0, 1).mul(255).round().byte()
@@ -100,8 +116,12 @@ class Pictures:
         return self.source.keys(label, [index])[0]
 
     def images(self, where: list[tuple[int, int]]) -> Tensor:
-        """The images (n, 3, size, size) at these (label, index), read again."""
-        return torch.cat([self.source.readable(label, [index])[1] for label, index in where])
+        """The images (n, 3, size, size) at these (label, index), read again; clips as images of 3 · frames channels."""
+        return torch.cat([self._readable(label, [index])[1] for label, index in where])
+
+    def _readable(self, label: int, indices: list[int]) -> tuple[list[int], Tensor]:
+        kept, images = self.source.readable(label, indices)
+        return kept, images if self.source.frames is None else images.flatten(1, 2)
 
     @property
     def searched(self) -> int:

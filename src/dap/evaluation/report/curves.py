@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from dap.evaluation.report.charts import COLOURS, NARROW, SMALL, WIDE, Series, line_chart, logarithmic, positions
-from dap.evaluation.report.meanings import MEANINGS
+from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
 from dap.evaluation.report.records import MEASURES, Json, is_number
 from dap.evaluation.report.summary import Group, Row, Setting, collect, described, reference, sweeps, varying
 from dap.evaluation.report.text import setting_name
@@ -47,7 +47,9 @@ def _figures(groups: Sequence[Group], rows: Sequence[Row], field: str) -> list[d
 def _figure(
     together: list[list[Group]], families: list[list[Group]], rows: Sequence[Row], field: str
 ) -> dict[str, Any]:
-    heading, x_title = SWEPT[field]
+    heading, x_title = (
+        worded(text, noun_of(g.first.noun for family in together for g in family)) for text in SWEPT[field]
+    )
     unit = str(together[0][0].first.guidance("unit") or "") if field == "guidance.scale" else ""
     x_title = UNITS.get(unit, f"{x_title} ({unit})") if unit else x_title
     names = [_sweep_name(family, families, field) for family in together]

@@ -12,6 +12,7 @@ from typing import Any
 from dap.base.files import sha256_of
 from dap.base.parsing import shown
 from dap.data.sets.notes import leaks
+from dap.evaluation.report.meanings import noun_of, worded
 from dap.evaluation.report.records import Json, SetRecord, is_number
 from dap.evaluation.report.summary import Group
 from dap.evaluation.report.text import count, figure
@@ -66,7 +67,7 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
     Each group shows its set of the seed that most groups have, so that the images of a column have the same seed and slot. A
     group without that seed shows its first set, and the row names the seed.
     """
-    chosen = [(group, with_seed(group, common_seed(groups))) for group in groups]
+    chosen, noun = [(g, with_seed(g, common_seed(groups))) for g in groups], noun_of(g.first.noun for g in groups)
     indexed = [(group, record, _by_class(record)) for group, record in chosen]
     names = list(dict.fromkeys(name for _, _, classes in indexed for name in classes))
     first = names[:MAX_CLASSES]
@@ -98,9 +99,9 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
         classes.append({"name": name, "slots": slots_here, "rows": rows})
     tiles = [tile for one in classes for row in one["rows"] for tile in row["tiles"] if tile]
     if any(tile["reduced"] for one in classes[:MAX_CLASSES] for row in one["rows"] for tile in row["tiles"] if tile):
-        notes.append(f"Images are shown reduced to {THUMBNAIL} pixels.")
+        notes.append(f"{noun.capitalize()}s are shown reduced to {THUMBNAIL} pixels.")
     if reals.left_out:
-        notes.append("Not every nearest real image is shown, to keep the page small.")
+        notes.append(f"Not every nearest real {noun} is shown, to keep the page small.")
     marks = {mark: any(tile[mark] for tile in tiles) for mark in ("near_copy", "wrong", "nearest", "judged", "odd")}
     return {"classes": classes, "notes": notes, "reals": reals.sources, "marks": marks}
 
@@ -140,10 +141,12 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         for record in group.sets:
             real, rule = record.inspected.get("real") or {}, record.inspected.get("rule") or {}
-            told += [f"{shown(record.path)}: {sentence}" for sentence in leaks(real)]
+            told += [f"{shown(record.path)}: {worded(sentence, record.noun)}" for sentence in leaks(real)]
             if rule.get("why"):
-                told.append(f"{shown(record.path)}: only exact copies of real images are flagged. {rule['why']}")
-        looks = [(record, list(inspected(record).values())) for record in group.sets]
+                told.append(
+                    f"{shown(record.path)}: only exact copies of real {record.noun}s are flagged. {rule['why']}"
+                )
+        looks, noun = [(record, list(inspected(record).values())) for record in group.sets], group.first.noun
         copies = [(record, one) for record, images in looks for one in images if one.get("copy") is True]
         total = sum(len(images) for _, images in looks)
         if not copies:
@@ -151,8 +154,8 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         sets = f" in {len(looks)} sets" if len(looks) > 1 else ""
         if len(copies) == total:
             told.append(
-                f"All {total} images{sets} of {group.label} are near-copies of real training images, "
-                "as a selection of real images is by nature: publish them only where the real images may be."
+                f"All {total} {noun}s{sets} of {group.label} are near-copies of real training {noun}s, "
+                f"as a selection of real {noun}s is by nature: publish them only where the real {noun}s may be."
             )
             continue
         seeded = [f" of seed {record.seed}" if len(looks) > 1 else "" for record, _ in copies]
@@ -161,13 +164,13 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
         one = len(copies) == 1
         verb = "is flagged as a near-copy" if one else "are flagged as near-copies"
-        verb += " of a real training image" if one else " of real training images"
+        verb += f" of a real training {noun}" if one else f" of real training {noun}s"
         rates, twins = [_rate(record) for record, _ in looks], [_twins(record) for record, _ in looks]
-        fair = f"; so are about {100 * max(rates):.2g} % of images that copy nothing" if max(rates) else ""
+        fair = f"; so are about {100 * max(rates):.2g} % of {noun}s that copy nothing" if max(rates) else ""
         if max(twins) > max(rates):
-            fair = f"; so are {100 * max(twins):.0f} % of the real images themselves, beside others of their class"
+            fair = f"; so are {100 * max(twins):.0f} % of the real {noun}s themselves, beside others of their class"
         told.append(
-            f"{len(copies)} of {count(total, 'image')}{sets} of {group.label} {verb}: "
+            f"{len(copies)} of {count(total, noun)}{sets} of {group.label} {verb}: "
             f"{', '.join(places)}{more}. Look at them before this set leaves your hands{fair}."
         )
     return told
@@ -178,13 +181,10 @@ def doubted(groups: Sequence[Group]) -> list[str]:
     probably never seen."""
     told = []
     for group in groups:
-        several = len(group.sets) > 1
+        several, noun = len(group.sets) > 1, group.first.noun
         found = [(record, image) for record in group.sets for image in record.images if _doubt(image)]
         if found:
-            of = (
-                count(sum(len(record.images) for record in group.sets), "image")
-                + f" in {len(group.sets)} sets" * several
-            )
+            of = count(sum(len(record.images) for record in group.sets), noun) + f" in {len(group.sets)} sets" * several
             places = [
                 f"{record.class_name(image['label'])} slot {image['slot']}"
                 + f" of seed {record.seed}" * several
@@ -192,7 +192,7 @@ def doubted(groups: Sequence[Group]) -> list[str]:
                 for record, image in found[:3]
             ]
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            are = "is probably no image" if len(found) == 1 else "are probably no images"
+            are = f"is probably no {noun}" if len(found) == 1 else f"are probably no {noun}s"
             told.append(
                 f"{len(found)} of {of} of {group.label} {are} of anything: {'; '.join(places)}{more}. "
                 "An accuracy says little of such a set."
@@ -202,9 +202,9 @@ def doubted(groups: Sequence[Group]) -> list[str]:
             path = group.first.value("backbone.path")
             name = shown(path)[:200] if isinstance(path, str) else "the backbone"
             told.append(
-                f"The backbone of {group.label}, {name}, has probably never seen images like the real ones: it predicted their "
+                f"The backbone of {group.label}, {name}, has probably never seen {noun}s like the real ones: it predicted their "
                 f"noise {max(ratios):.2f} times as badly as a guess that knows only their mean and variance (trained weights: "
-                "0.2 to 0.5). So the images of this set do not show its classes, whatever their labels say."
+                f"0.2 to 0.5). So the {noun}s of this set do not show its classes, whatever their labels say."
             )
     return told
 
@@ -275,11 +275,11 @@ def _tile(record: SetRecord, image: Json, seen: Json | None, reals: NearestReals
     near = _nearest(record, seen, reals) if side is None else []
     told += [predicted] if predicted else []
     told += [f"to the backbone {record.class_name(seen['zero_shot'])}"] if "zero_shot" in seen else []
-    told += [f"nearest real image {one['space']}: {one['name']}" for one in near]
+    told += [f"nearest real {record.noun} {one['space']}: {one['name']}" for one in near]
     copy = seen.get("copy") is True
     doubt = _doubt(image)
-    told += [f"probably no image of anything: {doubt}"] if doubt else []
-    told += ["near-copy of a real training image"] if copy else []
+    told += [f"probably no {record.noun} of anything: {doubt}"] if doubt else []
+    told += [f"near-copy of a real training {record.noun}"] if copy else []
     flags = {"reduced": reduced, "near_copy": copy, "wrong": wrong, "judged": bool(predicted), "nearest": bool(near)}
     flags["odd"] = bool(doubt)
     return {"src": src, "about": " · ".join(told), "near": near, **flags}

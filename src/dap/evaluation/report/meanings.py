@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,3 +70,14 @@ def ordered(names: Iterable[str]) -> list[str]:
     """The names of measures in order: the known ones as in `MEANINGS`, then all others by name."""
     known = list(MEANINGS)
     return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def noun_of(nouns: Iterable[str]) -> str:
+    """What several sets are made of: "clip" where all are made of clips, else "image"."""
+    return "clip" if set(nouns) == {"clip"} else "image"
+
+
+def worded(text: str, noun: str) -> str:
+    """A text of ours that speaks of images, with another noun in their place, such as "clip"."""
+    found = re.sub(r"\b[Aa]n (?=image)", lambda a: a[0][0] + " ", text) if noun != "image" else text
+    return found.replace("image", noun).replace("Image", noun.capitalize())

@@ -27,7 +27,7 @@ from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusio
 from dap.evaluation.report.curves import curves, training
 from dap.evaluation.report.expected import Ceiling, Claims, Published
 from dap.evaluation.report.gallery import doubted, gallery, near_copies
-from dap.evaluation.report.meanings import MEANINGS
+from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
 from dap.evaluation.report.records import MEASURES, SetRecord, load
 from dap.evaluation.report.renderings import html, markdown, spreadsheet
 from dap.evaluation.report.scatter import maps, undrawn
@@ -157,6 +157,7 @@ def _html(content: Content, page: str) -> str:
     css, script = html.source("report.css"), html.source("report.js")
     groups, rows = content.groups, content.rows
     sentence, findings = summary(rows, content.sets)
+    noun = noun_of(one.noun for one in content.sets)
     return (
         html.templates()
         .get_template("report.html.j2")
@@ -180,7 +181,9 @@ def _html(content: Content, page: str) -> str:
             warnings=near_copies(groups),
             doubts=doubted(groups),
             notes=_notes(content),
-            measures={name: MEANINGS[name] for name in MEASURES},
+            measures={name: worded(MEANINGS[name].short, noun) for name in _taken(rows)},
+            noun=noun,
+            worded=lambda text: worded(text, noun),
             described=_described(content),
             dash=DASH,
         )
@@ -211,6 +214,11 @@ def _downloads(content: Content, page: str) -> dict[str, list[tuple[str, str, st
             if text
         ]
     return made
+
+
+def _taken(rows: Sequence[Row]) -> list[str]:
+    """The measures of the accuracy table that some row has."""
+    return [name for name in MEASURES if any(row.measures[name] is not None for row in rows)]
 
 
 def _unbroken(text: str) -> str:

@@ -88,6 +88,11 @@ class SetRecord:
             return self.recipe["ipc"]
         return max(Counter(image["label"] for image in self.images).values(), default=0)
 
+    @property
+    def noun(self) -> str:
+        """What the set is made of: "image" or "clip"."""
+        return "clip" if is_number(self.value("data.frames")) else "image"
+
     def class_name(self, label: object) -> str:
         """The class name of a label of this set, or "label 12" for a label without a name."""
         if isinstance(label, int) and 0 <= label < len(self.class_names):

@@ -159,21 +159,22 @@ def _map(number: int, family: Sequence[tuple[Group, SetRecord, Features]]) -> di
     placed = np.split(_fitted(layout(np.concatenate(blocks))), np.cumsum([len(block) for block in blocks])[:-1])
     labels = [first.train_label[real["train"]], first.test_label[real["test"]]]
     record = shown[0][1]
+    noun = record.noun
     classes = sorted({int(label) for part in labels for label in part})
     names = {label: record.class_name(label) for label in classes}
     identity = f"real-{number}"
-    ground = tag("g", *_ground(placed[:2], labels, names), id=identity)
+    ground = tag("g", *_ground(placed[:2], labels, names, noun), id=identity)
     panels = []
     for i, ((group, drawn, found), kept) in enumerate(zip(shown, own, strict=True)):
         points = _points(placed[2 + i], found.synthetic_label[kept], drawn)
         behind = ground if i == 0 else tag("use", href=f"#{identity}")
-        label = f"t-SNE of {group.label}: {len(kept)} distilled images among {len(placed[0])} real training and "
-        label += f"{len(placed[1])} real test images"
+        label = f"t-SNE of {group.label}: {len(kept)} distilled {noun}s among {len(placed[0])} real training and "
+        label += f"{len(placed[1])} real test {noun}s"
         look = {"viewBox": f"0 0 {SIDE} {SIDE}", "role": "img", "aria_label": label, "class_": "map"}
         panels.append((group.label, drawn.seed, tag("svg", behind, tag("g", *points), **look)))
     counts = [len(part) for part in placed[:2]]
     features = f" of {first.features}" if first.features else ""
-    notes = [f"{counts[0]} real training and {counts[1]} real test images in the features{features}."]
+    notes = [f"{counts[0]} real training and {counts[1]} real test {noun}s in the features{features}."]
     left = len(family) - len(shown)
     notes += [f"{left} further groups are not drawn."] if left else []
     legend = [(label % CLASS_COLOURS, names[label]) for label in classes]
@@ -211,7 +212,7 @@ def _thinned(labels: Array, most: int) -> Array:
     return np.flatnonzero(rank < each)[:most]
 
 
-def _ground(placed: Sequence[Array], labels: Sequence[Array], names: dict[int, str]) -> list[Markup]:
+def _ground(placed: Sequence[Array], labels: Sequence[Array], names: dict[int, str], noun: str) -> list[Markup]:
     """Real images: one path for each class and split, training images as dots and test images as crosses."""
     shapes = {"train": "h.01", "test": "m-2-2l4 4m0-4l-4 4"}
     parts = []
@@ -219,7 +220,7 @@ def _ground(placed: Sequence[Array], labels: Sequence[Array], names: dict[int, s
         for label, name in names.items():
             path = "".join(f"M{x:.1f} {y:.1f}{shape}" for x, y in points[of == label])
             if path:
-                hint = tag("title", f"{name}, real {'training' if split == 'train' else 'test'} images")
+                hint = tag("title", f"{name}, real {'training' if split == 'train' else 'test'} {noun}s")
                 parts.append(tag("path", hint, d=path, class_=f"{split} k{label % CLASS_COLOURS}", data_class=name))
     return parts
 

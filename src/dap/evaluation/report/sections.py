@@ -10,7 +10,7 @@ from dap.data.sets.differences import flatten
 from dap.evaluation.report.cells import Cell, Column, cell, named
 from dap.evaluation.report.charts import bar
 from dap.evaluation.report.gallery import inspected
-from dap.evaluation.report.meanings import MEANINGS, meaning, ordered, own_meanings
+from dap.evaluation.report.meanings import MEANINGS, meaning, noun_of, ordered, own_meanings, worded
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.renderings.names import network_title
 from dap.evaluation.report.spread import Stat
@@ -43,7 +43,7 @@ def choices(groups: Sequence[Group]) -> list[str]:
             ]
             limit = f"; at most {choice['limit']:.3f} is allowed" if choice.get("limit") is not None else ""
             line = f"{group.label}: {choice['field']} was left to auto and is {choice['value']}, by {choice['by']} on "
-            line += f"{choice['images']} images in {choice['seconds']:.0f} s ({'; '.join(curves)}{limit})."
+            line += f"{choice['images']} {group.first.noun}s in {choice['seconds']:.0f} s ({'; '.join(curves)}{limit})."
             told |= dict.fromkeys([line, *([f"{group.label}: {choice['warning']}"] if choice.get("warning") else [])])
     return list(told)
 
@@ -56,11 +56,16 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
         return None
     columns = [Column("group", numeric=False)]
     own = own_meanings(s.measures for g in groups for s in g.sets)
+    noun = noun_of(g.first.noun for g in groups)
     about = {name: own[name] if name in own and name not in MEANINGS else meaning(name) for name in names}
-    columns += [Column(n.replace("_", " "), better=about[n].better, hint=about[n].text, field=n) for n in names]
+    columns += [
+        Column(n.replace("_", " "), better=about[n].better, hint=worded(about[n].text, noun), field=n) for n in names
+    ]
     copies = {g.key: _copied(g) for g in groups}
     looked = any(copies.values())
-    columns += [Column("near-copies, %", better="lower", hint=COPIES, field="near_copies")] if looked else []
+    columns += (
+        [Column("near-copies, %", better="lower", hint=worded(COPIES, noun), field="near_copies")] if looked else []
+    )
     rows = []
     for g in groups:
         cells = [_measured(g.measure(name)) for name in names]
@@ -108,7 +113,7 @@ def cost_table(groups: Sequence[Group]) -> Table:
         Column(
             "s shared", hint="of these: made once and kept for all sets (--cache): trained networks, weights, clusters"
         ),
-        Column("s per image"),
+        Column(f"s per {noun_of(g.first.noun for g in groups)}"),
         Column("peak memory, GB", hint="of the process while it made the set, PyTorch's own included"),
         Column("s per trial"),
     )

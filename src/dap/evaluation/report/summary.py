@@ -52,14 +52,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Setting:
-    """The facts that comparable accuracies share. `headline` is the score that the protocol reports: "last" or
-    "best"."""
+    """The facts that comparable accuracies share. `headline` is the score that the protocol reports: "last" or "best". `noun` is
+    what networks are trained on: "image" or "clip"."""
 
     network: str
     protocol: str
     epochs: int | None
     n_test: int | None
     headline: str
+    noun: str = "image"
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _rank(value: object) -> tuple[float, str]:
 def summarise(sets: Sequence[SetRecord]) -> list[Row]:
     """A row for each group and each setting it was tested under, in order of the settings. Untested groups come last."""
     groups = group_sets(sets)
-    settings = list(dict.fromkeys(_setting(trial) for record in sets for trial in record.trials))
+    settings = list(dict.fromkeys(_setting(trial, record.noun) for record in sets for trial in record.trials))
     rows = []
     for setting in settings:
         scored = [(group, collect(group, setting)) for group in groups]
@@ -241,17 +242,19 @@ def full_seconds(cost: Json) -> float | None:
     return cost["seconds"] + sum(part["seconds"] for part in parts if not part.get("made"))
 
 
-def _setting(trial: Json) -> Setting:
+def _setting(trial: Json, noun: str) -> Setting:
     headline = "best" if trial.get("headline") == "best" else "last"
     epochs, n_test = (trial[key] if isinstance(trial.get(key), int) else None for key in ("epochs", "n_test"))
-    return Setting(trial["network"], trial["protocol"], epochs, n_test, headline)
+    return Setting(trial["network"], trial["protocol"], epochs, n_test, headline, noun)
 
 
 def collect(group: Group, setting: Setting) -> list[tuple[object, list[Json]]]:
     """The run seed and the trials of each set under a setting. Of trials with one seed the last one counts."""
     found = []
     for record in group.sets:
-        trials = {json.dumps(t.get("seed", i)): t for i, t in enumerate(record.trials) if _setting(t) == setting}
+        trials = {
+            json.dumps(t.get("seed", i)): t for i, t in enumerate(record.trials) if _setting(t, record.noun) == setting
+        }
         found += [(record.seed, list(trials.values()))] if trials else []
     return found
 

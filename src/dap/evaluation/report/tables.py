@@ -11,7 +11,7 @@ from dap.data.sets.differences import flatten
 from dap.evaluation.report.cells import Block, Cell, Column, cell
 from dap.evaluation.report.charts import strip
 from dap.evaluation.report.expected import Ceiling, Claim, Claims
-from dap.evaluation.report.meanings import MEANINGS
+from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
 from dap.evaluation.report.records import MEASURES
 from dap.evaluation.report.renderings import html, latex, markdown, spreadsheet, terminal
 from dap.evaluation.report.summary import Row, Setting, reference, varying
@@ -265,8 +265,15 @@ def _costs(rows: Sequence[Row]) -> list[Told]:
 
 def _measure(name: str, rows: Sequence[Row]) -> Told:
     about, values = MEANINGS[name], [row.measures[name] for row in rows]
+    meant = worded(about.text, noun_of(row.group.first.noun for row in rows))
     short = name.replace("representativeness", "representa-\ntiveness")
-    column = Column(name, better=about.better, hint=about.text, short=short, spare=5)
+    column = Column(
+        name,
+        better=about.better,
+        hint=meant,
+        short=short,
+        spare=5,
+    )
     return column, [Cell(figure(value), value) for value in values]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from dap.data.sets.differences import flatten
+from dap.evaluation.report.meanings import noun_of
 from dap.evaluation.report.records import SetRecord, is_number
 from dap.evaluation.report.renderings.names import network_title
 from dap.evaluation.report.spread import Difference, Stat, holm
@@ -136,7 +137,7 @@ def setting_name(setting: Setting | None) -> str:
         return PENDING
     epochs = f"{setting.epochs:,} epoch{'' if setting.epochs == 1 else 's'}" if setting.epochs else ""
     kind = "validation" if setting.protocol.endswith(" on validation") else "test"
-    images = f"{setting.n_test:,} {kind} images" if setting.n_test else ""
+    images = f"{setting.n_test:,} {kind} {setting.noun}s" if setting.n_test else ""
     return ", ".join(filter(None, (network_title(setting.network), setting.protocol, epochs, images)))
 
 
@@ -181,7 +182,7 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     main = top.difference or (None if _has_vanilla(rows) else top.over_random)
     name = "it" if main and main.shown else top.group.label
     ahead = f"{name} has the highest mean accuracy, {percent(_mean(top))} % ({top.headline} epoch){chosen}"
-    ahead += f", at {count(top.ipc, 'image')} per class" if len(first) < len(alike) else ""
+    ahead += f", at {count(top.ipc, top.group.first.noun)} per class" if len(first) < len(alike) else ""
     if len(first) == 1:
         ahead = f"{top.group.label} reaches {percent(_mean(top))} % ({top.headline} epoch)"
     outcome = "; ".join(filter(None, (told, ahead)))
@@ -228,7 +229,7 @@ def _mean(row: Row) -> float:
 def _data(sets: Sequence[SetRecord]) -> str:
     names = {PurePath(str(flatten(record.recipe).get("data.path", ""))).name for record in sets} - {""}
     ipc = {record.ipc for record in sets}
-    images = f", {count(next(iter(ipc)), 'image')} per class" if len(ipc) == 1 else ""
+    images = f", {count(next(iter(ipc)), noun_of(one.noun for one in sets))} per class" if len(ipc) == 1 else ""
     return images + (f" of {next(iter(names))}" if len(names) == 1 else "")
 
 

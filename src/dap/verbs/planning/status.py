@@ -85,6 +85,7 @@ class SetStatus:
         busy: whether the last change is so recent that somebody probably works on the set.
         seconds: seconds of a training, on average. None if none is recorded.
         missing: whether the set has not begun.
+        noun: what the set is made of: "image" or "clip".
         failed: images that failed because they were not finite; `failed.jsonl` in the folder names them.
     """
 
@@ -99,6 +100,7 @@ class SetStatus:
     seconds: float | None
     missing: bool = False
     failed: int = 0
+    noun: str = "image"
 
     @property
     def left(self) -> int:
@@ -193,6 +195,7 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
         busy=idle is not None and idle < usual,
         seconds=fmean(seconds) if seconds else None,
         failed=_failed(record.path),
+        noun=record.noun,
     )
 
 

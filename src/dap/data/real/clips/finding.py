@@ -1,4 +1,4 @@
-"""Where the clips of a split lie: in class folders, which may lie in folders of splits."""
+"""Where the clips of a split lie: in class folders, which may lie in folders of splits, or in parquet files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from pathlib import Path
 from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.parsing import shown
+from dap.data.real.finding.facts import Layout, holds_parquet
 from dap.data.real.finding.splits import ORDER, SPLITS, Split, split_of
 from dap.data.real.finding.walking import check_folder, class_folders, holds_images
+from dap.data.real.layouts import locate
 from dap.data.real.names import some
 from dap.data.real.suffixes import CLIP_SUFFIXES
 
 LAYOUTS = (
-    "one folder of clips for each class, or such folders under train/ and test/ (or val/); clips are "
-    f"{', '.join(sorted(CLIP_SUFFIXES))} files"
+    "one folder of clips for each class, or such folders under train/ and test/ (or val/), or *.parquet files with a column of "
+    f"clips and one of labels; a clip is a {', '.join(sorted(CLIP_SUFFIXES))} file, or in class folders a folder of its frames"
 )
 """The layouts that `locate_clips` accepts, in words for messages."""
 
 
-def locate_clips(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> Path:
-    """The folder whose folders are the classes of a split.
+def locate_clips(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> Layout:
+    """Find a split: class folders, or parquet files where no class folder holds a clip.
 
-    A folder without splits counts as the train split. Where there is no test split, a validation split takes its place.
+    A folder without splits counts as the train split. Where there is no test split, a validation split takes its place. Parquet
+    files are found as those of images are, see `layouts.locate`.
 
     Args:
         path: the folder of the data set.
@@ -34,8 +37,25 @@ def locate_clips(path: Path, split: str, chosen: Mapping[str, str] | None = None
         DapError: there is no such folder or split, or no class folder holds a clip.
     """
     check_folder(path)
+    said = (chosen or {}).get(split)
+    place = path / expanded(said) if said else path
+    if place.suffix.lower() == ".parquet" or _in_parquet(place if said and place.is_dir() else path):
+        return locate(path, split, chosen)
+    return Layout("folders", _folder(path, split, said))
+
+
+def _in_parquet(path: Path) -> bool:
+    """Whether a folder has parquet files, and no class folder of it or of its splits holds a clip."""
+    if not holds_parquet(path):
+        return False
+    inner = class_folders(path)
+    return not any(_holds(path / name) for name in inner) and not _splits(path)
+
+
+def _folder(path: Path, split: str, said: str | None) -> Path:
+    """The folder whose folders are the classes of a split."""
     splits = _splits(path)
-    if said := (chosen or {}).get(split):
+    if said:
         place = path / expanded(said)
         named = split_of(said)
         if not place.is_dir() and named in splits:
@@ -81,4 +101,7 @@ def _checked(place: Path) -> Path:
 
 
 def _holds(folder: Path) -> bool:
-    return holds_images(folder, suffixes=CLIP_SUFFIXES)
+    """Whether a class folder holds a clip. What a folder that is called as a split holds are classes, not folders of frames."""
+    if holds_images(folder, suffixes=CLIP_SUFFIXES):
+        return True
+    return split_of(folder.name) is None and any(holds_images(folder / name) for name in class_folders(folder))

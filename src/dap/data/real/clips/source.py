@@ -1,35 +1,31 @@
-"""A source of clips: films and animated images in class folders."""
+"""A source of clips in class folders: films, animated images, and folders of frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 from torch import Tensor
 
-from dap.base.errors import DapError
 from dap.base.parsing import shown
-from dap.data.real.clips.finding import locate_clips
+from dap.data.real.clips.frames import clips_of, decode_frames, frame_names
 from dap.data.real.clips.moving import decode_clip
+from dap.data.real.clips.times import check_frames, told_frames
 from dap.data.real.finding.listed import FileSource
-from dap.data.real.finding.walking import Left, class_folders, image_files
+from dap.data.real.finding.walking import Left, class_folders
+from dap.data.real.identity import DIGEST, digests
 from dap.data.real.names import select
-from dap.data.real.suffixes import CLIP_SUFFIXES
-
-MOST_FRAMES = 4096
-"""The most frames of a clip."""
-
-CLIPS = 1
-"""The version of the rules by which a file becomes a clip. Raise it when `decode_clip` gives other pixels for the same file."""
+from dap.data.real.sizes import size_of
 
 
 @final
 class ClipSource(FileSource):
     """A folder of class folders with clips at any depth. Classes and clips are in name order.
 
-    A clip is a file with an ending of `CLIP_SUFFIXES`: MP4, MOV, MKV, WebM, AVI, or a GIF, PNG or WebP that moves. Of each
-    file the same number of frames is taken, see `moving`.
+    A clip is a file with an ending of `CLIP_SUFFIXES`: MP4, MOV, MKV, WebM, AVI, or a GIF, PNG or WebP that moves. Or it is a
+    folder of frames below the class folder, see `frames.clips_of`. Of each clip the same number of frames is taken.
 
     Args:
         root: the folder.
@@ -49,23 +45,43 @@ class ClipSource(FileSource):
         name: str | None = None,
         **how: Any,
     ) -> None:
-        if not 1 <= frames <= MOST_FRAMES:
-            raise DapError(f"a clip has 1 to {MOST_FRAMES:,} frames, not {frames}; give another number as --frames")
+        check_frames(frames)
         known, left = class_folders(root), Left()
         names, places = select(known, classes, shown(root))
-        files = [image_files(root / known[place], left, CLIP_SUFFIXES) for place in places]
+        files = [clips_of(root, known[place], left) for place in places]
         super().__init__(name or root.name, names, root, files, **how)
-        self.frames, self.root, self.place = frames, root.resolve(), (root.resolve(), frames)
-        self.notes = tuple(filter(None, [left.told().replace("are no images", "are no clips")]))
-
-    @classmethod
-    def found(cls, path: Path, split: str, chosen: Mapping[str, str] | None, frames: int, **how: Any) -> Self:
-        """The clips of a split of a data set; see `locate_clips` for where they lie."""
-        return cls(locate_clips(path, split, chosen), frames, **how)
+        self.frames = frames
+        folders = sum(file.endswith("/") for inside in files for file in inside)
+        told = f"{folders:,} folder{'s' * (folders > 1)} of frames {'are' if folders > 1 else 'is'} read as clips"
+        others = left.told().replace("are no images", "are no clips").replace("is no image", "is no clip")
+        self.notes = tuple(filter(None, [told if folders else "", others]))
 
     def _decode(self, label: int, index: int) -> Tensor:
-        return decode_clip(self._root / self._files[label][index], self.frames or 1, self.size, self.fit)
+        file, frames = self._files[label][index], self.frames or 1
+        return (decode_frames if file.endswith("/") else decode_clip)(self._root / file, frames, self.size, self.fit)
+
+    def _look(self, label: int, index: int) -> tuple[int, int] | None:
+        file = self._files[label][index]
+        if not file.endswith("/"):
+            return super()._look(label, index)
+        names = frame_names(self._root / file)
+        return size_of(self._root / file / names[0]) if names else None
+
+    def _hashed(self, files: list[str]) -> bytearray:
+        """The sha256 of each clip. That of a folder is one of the names and the sha256 of its frames."""
+        inside = {file: [file + name for name in frame_names(self._root / file)] for file in files if file[-1] == "/"}
+        found, each, place = bytearray(), digests(self._root, [one for f in files for one in inside.get(f, [f])]), 0
+        for file in files:
+            parts = inside.get(file, [file])
+            hashed = [bytes(each[(place + k) * DIGEST : (place + k + 1) * DIGEST]) for k in range(len(parts))]
+            place += len(parts)
+            if file in inside:
+                lines = (f"{shown(name)}\t{digest.hex()}\n" for name, digest in zip(parts, hashed, strict=True))
+                found += hashlib.sha256("".join(lines).encode()).digest()
+            else:
+                found += hashed[0]
+        return found
 
     def _listing(self) -> Iterator[str]:
-        yield f"clips of {self.frames} frames, decoding {CLIPS}"
+        yield told_frames(self.frames or 1)
         yield from super()._listing()

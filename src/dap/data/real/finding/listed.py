@@ -37,11 +37,15 @@ class FileSource(Source):
     def _decode(self, label: int, index: int) -> Tensor:
         return decode(self._root / self._files[label][index], self.size, self.fit)
 
+    def _hashed(self, files: list[str]) -> bytearray:
+        """The sha256 of each image, `DIGEST` bytes each."""
+        return digests(self._root, files)
+
     def _listing(self) -> Iterator[str]:
         yield f"decoding {DECODING}"
         # One call for all classes: the index remembers what one call asks of a folder, and classes can share a folder.
         if not self._digests:
-            self._digests += digests(self._root, [file for files in self._files for file in files])
+            self._digests += self._hashed([file for files in self._files for file in files])
         place = 0
         for files in self._files:
             yield f"{len(files)} images"

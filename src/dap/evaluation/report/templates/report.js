@@ -88,7 +88,7 @@
       pictures.replaceChildren(figure(image, nearest.length ? "distilled" : ""), ...nearest);
       heading.textContent = tile.parentElement.getAttribute("aria-label");
       verdict.hidden = !tile.querySelector(".mark.copy");
-      const told = near.map((one) => `nearest real image ${one.space}: ${one.name}`);
+      const told = near.map((one) => `nearest real ${tip.dataset.noun} ${one.space}: ${one.name}`);
       text.textContent = tile.dataset.about.split(" · ").filter((line) => !told.includes(line) && line !== verdict.textContent).join("\n");
       tip.hidden = false;
       tile.setAttribute("aria-describedby", "tip");
