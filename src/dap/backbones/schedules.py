@@ -157,18 +157,22 @@ class Flow(Schedule):
         shift: moves sampling grids towards noise: sigma' = shift · sigma / (1 + (shift − 1) · sigma).
         even: whether the steps of a run are even before the shift, 1, 1 − 1/n, … 1/n, as in Flux. Else the last is at the
             schedule's first time, as in diffusers' scheduler.
+        dynamic: whether the shift was computed from the number of tokens. diffusers then shifts the schedule's first time once,
+            and otherwise twice.
     """
 
     steps: int = 1000
     shift: float = 1.0
     even: bool = False
+    dynamic: bool = False
 
     def level(self, t: Time) -> tuple[float, float]:
         sigma = t / self.steps
         return 1 - sigma, sigma
 
     def settings(self) -> dict[str, Any]:
-        return {"steps": self.steps, "shift": self.shift, **({"even": True} if self.even else {})}
+        said = {"even": self.even, "dynamic": self.dynamic}
+        return {"steps": self.steps, "shift": self.shift, **{name: True for name, on in said.items() if on}}
 
     def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.velocity_to_eps(x, t, velocity), self.velocity_to_x0(x, t, velocity)
@@ -194,6 +198,9 @@ class Flow(Schedule):
         """The falling times of a run of so many steps, without the end 0. They are those of diffusers' Euler scheduler."""
         if self.even:
             return [self.steps * self.shifted(1 - i / steps) for i in range(steps)]
+        if self.dynamic:
+            last = 1 / self.steps
+            return [self.steps * self.shifted(1 - (1 - last) * i / (steps - 1)) for i in range(steps)]
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         grid: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.steps, shift=self.shift)
@@ -209,13 +216,13 @@ class Flow(Schedule):
             tokens: how many image tokens the transformer has. A dynamic shift depends on it.
             even: see the class.
         """
-        shift = config.get("shift", config.get("flow_shift", 1.0))
-        if config.get("use_dynamic_shifting"):
+        shift, dynamic = config.get("shift", config.get("flow_shift", 1.0)), bool(config.get("use_dynamic_shifting"))
+        if dynamic:
             low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
             start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
             mu = start + (end - start) * (tokens - low) / (high - low)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        return Flow(config["num_train_timesteps"], shift, even)
+        return Flow(config["num_train_timesteps"], shift, even, dynamic and not even)
 
 
 PathName = Literal["linear", "gvp", "vp"]
