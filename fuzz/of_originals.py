@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from dap.backbones.converting import labelled
-from dap.backbones.converting.checkpoints import opened, read_checkpoint
+from dap.backbones.converting.checkpoints import opened, tensors_of
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.converting.tokenizers import tokenizer_for
 from dap.pretraining.words import build_tokenizer
@@ -139,7 +139,7 @@ def targets(folder: Path) -> list[Target]:
     vae = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, sample_size=8)
 
     def patched(path: Path) -> Any:
-        own = read_checkpoint(path)
+        own = tensors_of(path, opened(path))
         return None if labelled.family(own) is None else labelled.pipeline(own, path, vae, torch.float32, 2)
 
     states = patches()

@@ -14,7 +14,7 @@ from pydantic import StringConstraints
 
 from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
-from dap.backbones.fetching import UNUSED, WEIGHTS, fetch, index_of, weights_of
+from dap.backbones.fetching import UNUSED, WEIGHTS, check_class, fetch, index_of, weights_of
 from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
 from dap.base.alone import alone
@@ -46,7 +46,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
     Raises:
         DapError: there is no such pipeline, a part has no weights, or diffusers cannot load it.
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
 
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
@@ -55,8 +55,10 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         index = index_of(folder)
         check_folder(folder, index)
         _check_libraries(folder, index)
+        check_class(index)
         _check_parts(folder, index)
-        of = networks.find(str(index["_class_name"])) or DiffusionPipeline
+        name = str(index["_class_name"])
+        of: Any = networks.find(name) or getattr(diffusers, name)
         options = _which(folder, index)
         if UNUSED[0] in index:
             options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
@@ -94,6 +96,11 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool, pipeline: str = 
     from huggingface_hub import is_offline_mode, snapshot_download
 
     folder = expanded(source)
+    if folder.is_file() or source.endswith((".safetensors", ".ckpt", ".pt", ".pth")):
+        raise DapError(
+            f"The autoencoder {source} is a file; give the folder or hub id of an autoencoder of diffusers, such as "
+            "stabilityai/sd-vae-ft-ema. Only a flow takes the file of an autoencoder."
+        )
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise DapError(f"There is no autoencoder at {source!r}: no such folder. Give a folder or a hub id owner/name.")
     with explained("autoencoder", source):

@@ -16,13 +16,14 @@ import yaml
 from dap import __version__, imagenet
 from dap.backbones.base import Card
 from dap.backbones.converting import flows, labelled
-from dap.backbones.converting.checkpoints import folded, opened, tensors_of, told
+from dap.backbones.converting.checkpoints import DIT, folded, opened, tensors_of, told
 from dap.backbones.converting.dit import config_of, transformer
 from dap.backbones.converting.flows import family_of
 from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
+from dap.backbones.strange import refuse_tensors, unknown
 from dap.base.disk import writing
 from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
@@ -202,11 +203,14 @@ def _from_checkpoint(
     """The pipeline of a checkpoint of the original code, its card and its class names."""
     from diffusers import DDIMScheduler, DiTPipeline
 
+    said, state = told(path, found), tensors_of(path, found)
+    refuse_tensors(path, state)
+    if labelled.family(state) is None and not any(name.startswith(DIT) for name in state):
+        raise unknown(path, state)
     if vae is None:
         raise DapError(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
-    said, state = told(path, found), tensors_of(path, found)
     if labelled.family(state) is not None:
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)
         pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
