@@ -211,7 +211,7 @@ def test_a_backbone_whose_card_names_no_layer_gets_one_as_auto_chooses_it(base, 
     assert counted["layer"] == 2 and torch.equal(pixels(made), pixels(asked))
     assert recipe_of(made)["guidance"]["layer"] == recipe_of(asked)["guidance"]["layer"]
     (told,) = [note for note in notes if "guidance.layer: auto is" in note]
-    assert "bare names no layer, and --layer would" in " ".join(told.split())
+    assert "bare names no layer; --layer names another" in " ".join(told.split())
     assert made.noted("chosen.json")["choices"][0]["field"] == "guidance.layer"
     again = distill(tmp_path / "a" / "recipe.json", tmp_path / "c")
     assert counted["layer"] == 2 and torch.equal(pixels(made), pixels(again))

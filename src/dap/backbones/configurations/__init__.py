@@ -78,7 +78,7 @@ WAYS_OUT: Mapping[str, str] = {
     "attention_type": "It takes boxes besides the prompt (GLIGEN), which dap does not feed.",
     "latents_mean": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
     "latents_std": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
-    "shift_factor": "Only Stable Diffusion 3's pipeline shifts latents; set it to null.",
+    "shift_factor": "diffusers shifts no latents of this kind; take the autoencoder of these weights, or set it to null.",
     "norm_type": "diffusers' DiTPipeline is made for ada_norm_zero alone.",
 }
 """What a refusal of a field says besides the value."""

@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from dap import __version__, imagenet
+from dap import __version__
 from dap.backbones.base import Card
 from dap.backbones.converting import flows, labelled
 from dap.backbones.converting.checkpoints import DIT, folded, opened, tensors_of, told
 from dap.backbones.converting.dit import config_of, transformer
 from dap.backbones.converting.flows import family_of
+from dap.backbones.converting.parts import class_names
 from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
@@ -214,8 +215,7 @@ def _from_checkpoint(
     if labelled.family(state) is not None:
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)
         pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
-        if names is None and pipe.denoiser.config.num_classes == 1000:
-            names = list(imagenet.names().values())
+        names = class_names(path, pipe.denoiser.config.num_classes, names)
         backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
         return pipe, backbone.card, backbone.class_names
     if (of := family_of(path, state, said, family)) != "dit":
@@ -268,8 +268,4 @@ def _names(path: Path, labels: int, names: list[str] | None) -> list[str]:
             labels + 1,
             labels,
         )
-    if names is None:
-        return list(imagenet.names().values()) if labels == 1000 else [str(label) for label in range(labels)]
-    if len(names) != labels:
-        raise DapError(f"{path.name} has {labels} labels but --classes has {len(names)} names.")
-    return names
+    return class_names(path, labels, names)

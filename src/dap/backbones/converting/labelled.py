@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dap.backbones.converting.parts import filled
 from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
 from dap.networks import labelled_pipeline, mdt, uvit
@@ -149,16 +150,7 @@ def _filled(build: Callable[..., Any], config: Mapping[str, Any], state: State, 
             network = build(**config)
     except (RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise DapError(f"{path} has tensors of sizes that fit no network: {first_line(error)}") from error
-    own = network.state_dict()
-    for problem, names in (
-        ("lacks", [name for name in own if name not in state]),
-        ("also has", sorted(state.keys() - own.keys())),
-        ("has another shape of", [name for name in own if name in state and own[name].shape != state[name].shape]),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise DapError(f"{path} is not a checkpoint of {family(state)}: it {problem} {', '.join(names[:3])}{more}.")
-    network.load_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, assign=True)
+    filled(network, state, path, dtype, str(family(state)))
     return network.eval()
 
 

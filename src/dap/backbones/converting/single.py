@@ -185,7 +185,7 @@ def _latent(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str) -> 
     denoiser = averaged(state)
     config = latent_config(shapes_of(denoiser), (said.size or LABELLED) // factor, said.heads)
     unet = converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path, KIND)
-    return latent_pipeline(unet, state, coder, DTYPES[dtype])
+    return latent_pipeline(path, unet, state, coder, DTYPES[dtype])
 
 
 @torch.no_grad()
