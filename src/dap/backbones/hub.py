@@ -31,6 +31,22 @@ Label = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}$")]
 """A label as a key of a JSON object."""
 
 
+class NotCached(DapError):
+    """Something of a hub id is not on this machine, and the network was not asked or not reached.
+
+    Args:
+        text: the sentence for the user.
+        hub: the hub id.
+    """
+
+    def __init__(self, text: str, hub: str) -> None:
+        super().__init__(text)
+        self.hub = hub
+
+    def __reduce__(self) -> tuple[type[NotCached], tuple[str, str]]:
+        return type(self), (self.args[0], self.hub)
+
+
 def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: bool) -> tuple[Any, Path]:
     """Open a diffusers pipeline. Pickles are opened by diffusers' weights-only path, which runs no code from them.
 
@@ -220,9 +236,10 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
     except Exception as error:  # the hub library and diffusers raise a dozen kinds of errors
         at = f" at revision {revision!r}" if revision else ""
         if isinstance(error, LocalEntryNotFoundError):
-            raise DapError(
+            raise NotCached(
                 f"The {what} {source!r}{at} is not in this machine's cache of hub models, and the network was not asked or "
-                f"not reached: load it once online, fetch it with 'hf download {source}', or give a local folder."
+                f"not reached: load it once online, fetch it with 'hf download {source}', or give a local folder.",
+                source,
             ) from error
         reason = first_line(error)
         if Path(source).is_dir():

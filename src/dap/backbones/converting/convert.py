@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,41 @@ RECORD = "conversion.json"
 KEPT = ("classes.json", "card.yaml", "README.md", "LICENSE", "LICENSE.md")
 
 
-def convert(
+@dataclass(frozen=True)
+class Ready:
+    """A pipeline that is to be written.
+
+    Attributes:
+        pipe: the pipeline.
+        files: further files of its folder, by name.
+        out: the folder.
+    """
+
+    pipe: Any
+    files: Mapping[str, bytes]
+    out: Path
+
+
+def convert(source: str | Path, out: str | Path, **how: Any) -> Path:
+    """Write a pipeline as a diffusers folder of safetensors, with its class names and its card.
+
+    The written pipeline behaves as its source does.
+
+    Args:
+        source, out, how: as for `read`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DapError: `read` raises it, or the disk refuses the files.
+    """
+    ready = read(source, out, **how)
+    _write(ready.pipe, ready.files, ready.out)
+    return ready.out
+
+
+def read(
     source: str | Path,
     out: str | Path,
     *,
@@ -54,10 +88,8 @@ def convert(
     size: int | None = None,
     family: str | None = None,
     flow_path: str | None = None,
-) -> Path:
-    """Write a pipeline as a diffusers folder of safetensors, with its class names and its card.
-
-    The written pipeline behaves as its source does.
+) -> Ready:
+    """Read what `convert` writes. Nothing is written.
 
     Args:
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
@@ -84,7 +116,7 @@ def convert(
         flow_path: for a flow, "linear", "gvp" or "vp". Default: what the trainer's arguments in the file say, else "linear".
 
     Returns:
-        The folder.
+        The pipeline, and the files beside it.
 
     Raises:
         DapError: there is nothing at the source, the weights are of another kind, something that the weights need is
@@ -126,8 +158,7 @@ def convert(
     files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
     listed = {"classes.json": dump(list(names))} if names else {}
     files |= {**listed, **kept, **(listed if given else {}), RECORD: dump({**record, "dap": __version__})}
-    _write(pipe, files, out)
-    return out
+    return Ready(pipe, files, out)
 
 
 def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
