@@ -247,7 +247,8 @@ def _from_checkpoint(
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)
         pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
         names = class_names(path, pipe.denoiser.config.num_classes, names)
-        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names))
+        name = labelled.published(path, pipe.denoiser.config) or path.name
+        backbone = tried(from_pipeline(pipe, name=name, class_names=names))
         return pipe, backbone.card, backbone.class_names
     if (of := family_of(path, state, said, family)) != "dit":
         names = _names(path, flows.config_of(path, of, state, heads)["num_classes"], names)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.converting.parts import filled
+from dap.backbones.schedules import BETAS
 from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
 from dap.networks import labelled_pipeline, mdt, uvit
@@ -19,6 +22,9 @@ State = Mapping[str, Tensor]
 
 HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16}
 """The number of heads by the width of a token in both papers. A checkpoint lacks it."""
+
+LEVELS = 1000
+"""The noise levels of both papers' networks."""
 
 IMAGE_LATENTS = 4
 """The channels of the latents of both papers' ImageNet models."""
@@ -52,7 +58,8 @@ def pipeline(state: State, path: Path, vae: Any, dtype: torch.dtype, heads: int 
     kind: Any
     if family(state) == "U-ViT":
         config, build, kind = uvit_config(state, path, heads), uvit.UViT2DModel, labelled_pipeline.UViTPipeline
-        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        betas = {"trained_betas": sde_betas(LEVELS)} if config["continuous"] else betas
     else:
         state = {name: value for name, value in state.items() if not _UNUSED.match(name)}
         config, build, kind = mdt_config(state, path, heads), mdt.MDTTransformer2DModel, labelled_pipeline.MDTPipeline
@@ -63,8 +70,28 @@ def pipeline(state: State, path: Path, vae: Any, dtype: torch.dtype, heads: int 
             "give --vae the one it was trained with."
         )
     scheduler: Any = DDIMScheduler
-    noise = scheduler(**betas, num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False)
+    noise = scheduler(**betas, num_train_timesteps=LEVELS, clip_sample=False, set_alpha_to_one=False)
     return kind(_filled(build, config, state, path, dtype), vae, noise)
+
+
+def sde_betas(levels: int) -> list[float]:
+    """Betas whose noise levels are those of the variance-preserving SDE of Song et al. (2021) at the times 1/n, 2/n … 1.
+
+    There ᾱ(t) = exp(−b₀ t − (b₁ − b₀) t²/2) with the rates b₀ = 0.1 and b₁ = 20.
+
+    Args:
+        levels: n.
+    """
+    first, last = BETAS
+    falls = [-first * t - (last - first) * t**2 / 2 for t in (i / levels for i in range(levels + 1))]
+    return [-math.expm1(now - before) for before, now in pairwise(falls)]
+
+
+def published(path: Path, config: Mapping[str, Any]) -> str | None:
+    """The key of the card of published weights in a file of this name, or None."""
+    found = re.fullmatch(r"imagenet(256|512)_uvit_(large|huge)", path.stem)
+    known = found is not None and (config["num_classes"], config["sample_size"] * 8) == (1000, int(found[1]))
+    return f"baofff/imagenet{found[1]}_uvit" if found and known else None
 
 
 _UNUSED = re.compile(r"mask_token$|sideblocks\.|.*\.rel_pos_bias\.relative_position_index$")
@@ -87,8 +114,8 @@ def uvit_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     if channels != IMAGE_LATENTS:
         raise DapError(
-            f"{path} is a U-ViT of {channels} channels: one of pixels, whose continuous noise levels dap does not have. dap "
-            "converts the U-ViTs of latents, such as imagenet256_uvit_huge.pth."
+            f"{path} is a U-ViT of {channels} channels: one of pixels, which dap does not sample. dap converts the U-ViTs of "
+            "latents, such as imagenet256_uvit_huge.pth."
         )
     tokens = _ranked(state, "pos_embed", 3, path, code).shape[1] - uvit.TOLD
     return {
@@ -103,6 +130,9 @@ def uvit_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
         "qkv_bias": "mid_block.attn.qkv.bias" in state,
         "time_mlp": "time_embed.0.weight" in state,
         "conv": "final_layer.weight" in state,
+        # No tensor shows the noise levels. The authors trained the networks that end with a convolution (L/2, L/4) on the SDE
+        # (train_ldm.py), and the others (H/2, H/4) on Stable Diffusion's betas (train_ldm_discrete.py).
+        "continuous": "final_layer.weight" in state,
     }
 
 
