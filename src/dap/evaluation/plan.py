@@ -179,5 +179,6 @@ class Loaded:
             side = self.plan.protocol.size
             limit, own = self.plan.neighbours, own_measures(self.plan.measures)
             tested = functools.partial(self._read, side, exact=True)  # a set that is judged already needs none of them
-            self._inspector = Inspector(self.open("train", side), tested, self.features, limit=limit, own=own)
+            how = {"limit": limit, "own": own, "budget": self.plan.budget}
+            self._inspector = Inspector(self.open("train", side), tested, self.features, **how)
         return self._inspector

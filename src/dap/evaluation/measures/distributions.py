@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.evaluation.measures.rows import Table, rows_in
 
 GramFunction = Callable[[Tensor, Tensor], Tensor]
 """A kernel function k(x, y): (n, D), (m, D) -> (n, m), positive semi-definite. Every `dap.kernels.Kernel` is such a
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 CHUNK = 1000
 """The number of rows of a kernel matrix that are held in memory at once."""
+
+AT_ONCE = 2**27
+"""Bytes of rows that the moments of a set are taken of at once."""
 
 
 def within(x: Tensor, kernel: GramFunction | None = None) -> float:
@@ -64,8 +68,8 @@ def kid_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kid(
-    synthetic: Tensor,
-    real: Tensor,
+    synthetic: Table,
+    real: Table,
     *,
     subsets: int = 100,
     subset_size: int = 1000,
@@ -94,13 +98,13 @@ def kid(
         raise DapError(f"KID needs subsets of 2 to {fewest} images here, not {subset_size}; lower subset_size.")
     generator = torch.Generator().manual_seed(seed)
 
-    def drawn(x: Tensor) -> Tensor:
+    def drawn(x: Table) -> Tensor:
         return torch.randperm(len(x), generator=generator)[:subset_size]
 
     draws = [(drawn(synthetic), drawn(real)) for _ in range(subsets)]
     key = ("kid", len(synthetic), subsets, subset_size, seed)
     known = once(kept, key, lambda: [within(real[r]) for _, r in draws])
-    whole = within(synthetic) if subset_size == len(synthetic) else None  # the order of the rows does not matter
+    whole = within(synthetic[:]) if subset_size == len(synthetic) else None  # the order of the rows does not matter
     found = torch.tensor(
         [
             (within(synthetic[s]) if whole is None else whole) + mean - 2 * across(synthetic[s], real[r])
@@ -121,7 +125,7 @@ def once(kept: MutableMapping[Any, Any] | None, key: object, make: Callable[[], 
     return kept[key]
 
 
-def frechet(synthetic: Tensor, real: Tensor) -> float:
+def frechet(synthetic: Table, real: Table) -> float:
     """Fréchet distance of the two Gaussians fitted to the features (Heusel et al. 2017: FID); lower is closer.
 
     The distance is |m_s - m_r|^2 + tr(C_s + C_r - 2 (C_s C_r)^(1/2)), with covariances that divide by n - 1. The trace of
@@ -137,12 +141,23 @@ def frechet(synthetic: Tensor, real: Tensor) -> float:
             raise DapError(
                 f"A Fréchet distance over {x.shape[1]} features needs more than {x.shape[1]} {what} images, not {len(x)}."
             )
-    (s_mean, s_root), (r_mean, r_root) = (_moments(x.double()) for x in (synthetic, real))
+    (s_mean, s_root), (r_mean, r_root) = (_moments(x) for x in (synthetic, real))
     spread = s_root.square().sum() + r_root.square().sum() - 2 * torch.linalg.svdvals(s_root @ r_root.T).sum()
     return ((s_mean - r_mean).square().sum() + spread).clamp_min(0).item()
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (D,), and a triangular matrix R (D, D) such that R^T R is the covariance."""
-    mean = x.mean(0)
-    return mean, torch.linalg.qr((x - mean) / (len(x) - 1) ** 0.5, mode="r").R
+def _moments(x: Table) -> tuple[Tensor, Tensor]:
+    """The mean (D,), and a triangular matrix R (D, D) such that R^T R is the covariance.
+
+    Rows are taken in parts, so that memory holds few of them in float64: R of the rows so far, above the next part, has the
+    R of all these rows.
+    """
+    size = rows_in(AT_ONCE, x.shape[1])
+    if len(x) <= size:
+        mean = x[:].double().mean(0)
+    else:
+        mean = torch.stack([part.double().sum(0) for part in x.split(size)]).sum(0) / len(x)  # pyright: ignore[reportCallIssue]
+    root = mean.new_zeros(0, len(mean))
+    for part in x.split(size):  # pyright: ignore[reportCallIssue]
+        root = torch.linalg.qr(torch.cat([root, (part.double() - mean) / (len(x) - 1) ** 0.5]), mode="r").R
+    return mean, root

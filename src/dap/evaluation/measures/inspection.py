@@ -26,17 +26,19 @@ from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.base.files import write_atomically
-from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.real.names import select
+from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.streams import Stored
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import leaks, whole_note
 from dap.evaluation.measures.embedding import Features
+from dap.evaluation.measures.mapping import mapping, placed
 from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.own import Own, Subject
 from dap.evaluation.measures.pictures import Pictures
+from dap.evaluation.measures.rows import Table, table_of
 from dap.evaluation.training.batches import Labelled, as_float, in_blocks, rows_of
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import MOST_CLASSES
@@ -48,9 +50,6 @@ COMPARED, COMPARED_IN_ALL = 500, 50_000
 
 SEARCHED_IN_ALL = 100_000
 """The largest number of real images, of all classes, that are searched for near-copies. The user may set another number."""
-
-MAPPED, MAPPED_IN_ALL, DIMENSIONS = 50, 5000, 50
-"""The largest number of real images in each half of a map, of one class and of all; and how many dimensions the map has."""
 
 log = logging.getLogger("dap")
 
@@ -66,6 +65,7 @@ class Inspector:
         limit: real images of a class that are searched for near-copies; default: all, or a random choice of
             `SEARCHED_IN_ALL` altogether where there are more. The measures do not depend on it.
         own: measures of one's own, whose numbers go into `measures.json` too; see `measures.own`.
+        budget: memory and disk of the features; default: memory that is free, and a file where it is short.
 
     Raises:
         DapError: the features are a `Classifier` of other classes than the data.
@@ -79,7 +79,9 @@ class Inspector:
         *,
         limit: int | None = None,
         own: Sequence[Own] = (),
+        budget: Budget | None = None,
     ) -> None:
+        self.budget = budget or Budget()
         self.train, self._test, self.name, self.features, self.limit, self.own = train, test, *features, limit, own
         self._kept: dict[Any, Any] = {}
         """Values that `compare` computes from the real images only, kept for the next set."""
@@ -94,7 +96,8 @@ class Inspector:
     def _reading(self) -> dict[str, Any]:
         classes = len(self.train.class_names)
         limit = max(SEARCHED_IN_ALL // classes, 100)
-        return {"limit": limit, "compared": min(COMPARED, max(COMPARED_IN_ALL // classes, 100))}
+        compared = min(COMPARED, max(COMPARED_IN_ALL // classes, 100))
+        return {"limit": limit, "compared": compared, "budget": self.budget}
 
     @cached_property
     def reals(self) -> Pictures:
@@ -184,7 +187,7 @@ class Inspector:
     def _inspect(self, judged: DistilledSet, images: Stored, labels: Tensor, key: str) -> None:
         names = self.train.class_names
         own = select(judged.class_names, names, "the set")[1]
-        features = extract(self.features, images).float()
+        features = table_of(lambda part: extract(self.features, part), images, self.budget)
         compared, notes = self._measured(features, labels)
         probabilities = self._probabilities(images)
         measures: dict[str, Any] = {"features": self.name, **compared.values} | trained_facts(self.classifier)
@@ -205,9 +208,9 @@ class Inspector:
         by_class = {judged.class_names[k]: rows[name] for k, name in sorted(zip(own, names, strict=True))}
         judged.note("measures.json", {**measures, "by_class": by_class, "notes": notes, "judged": key})
 
-    def _measured(self, features: Tensor, labels: Tensor) -> tuple[Comparison, dict[str, str]]:
+    def _measured(self, features: Table, labels: Tensor) -> tuple[Comparison, dict[str, str]]:
         pools = self.reals.features
-        real = torch.cat(pools), torch.arange(len(pools)).repeat_interleave(torch.tensor([len(p) for p in pools]))
+        real = pools.table, pools.labels
         try:
             compared = compare((features, labels), real, len(pools), distances={"rbf": RBF()}, kept=self._kept)
         except DapError as error:  # for example, a class has too few images; all other results stay valid
@@ -215,7 +218,7 @@ class Inspector:
             return Comparison({}, [], {}), {"measures": str(error)}
         return compared, dict(compared.notes)
 
-    def _near(self, images: Stored, labels: Tensor, features: Tensor, notes: dict[str, str]) -> list[Neighbours]:
+    def _near(self, images: Stored, labels: Tensor, features: Table, notes: dict[str, str]) -> list[Neighbours]:
         try:
             return self.search(images, labels, features)
         except DapError as error:
@@ -273,7 +276,7 @@ class Inspector:
                 "why": thresholds.why,
             }
             reals = self.search.reals
-            embedded = sum(map(len, reals.features))
+            embedded = sum(reals.features.counts)
             summary["searched"] = {"pixel": reals.searched, "feature": embedded, "of": reals.available}
         return {"features": self.name, "judged": key, **summary, "images": listed}
 
@@ -300,35 +303,13 @@ class Inspector:
             write_atomically(judged.results / name, buffer.getvalue())
 
     @cached_property
-    def _mapped(self) -> dict[str, Tensor]:
-        """The real features and labels of the map, and the mean (D,) and axes (D, d) that project features onto the
-        map."""
-        names = self.train.class_names
-        each = min(MAPPED, max(MAPPED_IN_ALL // len(names), 1))
-        chosen: list[Tensor] = []
-        picked: list[Tensor] = []
-        images, labels = self.test
-        for label, name in enumerate(names):
-            generator = torch.Generator().manual_seed(seed_of("map", name))
-            pool, places = self.reals.features[label], (labels == label).nonzero()[:, 0]
-            chosen.append(pool[torch.randperm(len(pool), generator=generator)[:each]])
-            picked.append(places[torch.randperm(len(places), generator=generator)[:each]])
-        parts = [extract(self.features, rows_of(images, rows)) for rows in torch.cat(picked).split(500)]
-        train, test = torch.cat(chosen), torch.cat(parts).float()
-        both = torch.cat([train, test])
-        mean = both.mean(0)
-        _, _, axes = torch.linalg.svd(both - mean, full_matrices=False)
-        axes = axes[:DIMENSIONS].T
-        # The sign of a singular vector is arbitrary. It is fixed here, so that the same data always give the same map.
-        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-        train_label = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in chosen]))
-        real = {"train": (train - mean) @ axes, "test": (test - mean) @ axes}
-        return {**real, "train_label": train_label, "test_label": labels[torch.cat(picked)], "mean": mean, "axes": axes}
+    def _mapped(self) -> Mapping[str, Tensor]:
+        return mapping(self.train.class_names, self.reals.features, self.test, self.features)
 
-    def _write_map(self, judged: DistilledSet, features: Tensor, labels: Tensor, own: list[int]) -> None:
+    def _write_map(self, judged: DistilledSet, features: Table, labels: Tensor, own: list[int]) -> None:
         mapped, order = self._mapped, torch.tensor(own)
         arrays: dict[str, Any] = {
-            "synthetic": ((features - mapped["mean"]) @ mapped["axes"]).numpy(),
+            "synthetic": placed(features, mapped).numpy(),
             "synthetic_label": order[labels].numpy(),
         }
         for half in ("train", "test"):

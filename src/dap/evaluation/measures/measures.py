@@ -17,6 +17,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.data.real.stored.streams import Stored
 from dap.evaluation.measures.distributions import GramFunction, frechet, kid, mmd2, once, within
+from dap.evaluation.measures.rows import Table
 from dap.evaluation.training.batches import as_float, check_labelled
 from dap.kernels import Kernel
 
@@ -135,8 +136,8 @@ class Comparison:
 
 
 def compare(
-    synthetic: tuple[Tensor, Tensor],
-    real: tuple[Tensor, Tensor],
+    synthetic: tuple[Table, Tensor],
+    real: tuple[Table, Tensor],
     classes: int,
     *,
     k: int = 5,

@@ -38,6 +38,7 @@ from dap.data.real.stored.streams import Stored
 from dap.evaluation.measures.measures import extract
 from dap.evaluation.measures.nearest import Nearest
 from dap.evaluation.measures.pictures import Pictures, coarse
+from dap.evaluation.measures.rows import Table
 from dap.evaluation.training.batches import rows_of
 
 PIXEL_RATE = 0.01
@@ -176,9 +177,9 @@ class Search:
         share = None if why else sum(suspect.copied(limits) for suspect in once) / len(once)
         return replace(limits, reals=share)
 
-    def __call__(self, images: Stored, labels: Tensor, features: Tensor) -> list[Neighbours]:
+    def __call__(self, images: Stored, labels: Tensor, features: Table) -> list[Neighbours]:
         """The neighbours of images (n, 3, h, w), float in [0, 1] or uint8, with labels (n,) and features (n, D), in order."""
-        features = features.float()
+        features = features.float() if isinstance(features, Tensor) else features
         found: list[list[Suspect]] = [[] for _ in range(len(images))]
         for asked in (labels, self._rivals(images, labels)):
             for label in range(len(self.reals.indices)):
@@ -285,7 +286,7 @@ class Search:
         usual = table.topk(min(CANDIDATES, table.shape[1] - (without is not None)), largest=False).values.mean(1)
         return (features - originals).norm(dim=1), (aligned - originals).norm(dim=1) / usual.clamp_min(1e-12)
 
-    def _nearest_features(self, features: Tensor, labels: Tensor) -> list[tuple[Match, Match]]:
+    def _nearest_features(self, features: Table, labels: Tensor) -> list[tuple[Match, Match]]:
         """The nearest real image of its own class, and of any class, for every row of features (n, D). Only real images
         with features are searched."""
         own, every = Nearest(len(features)), Nearest(len(features))

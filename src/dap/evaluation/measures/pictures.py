@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
-from dap.data.real.counts import total_of
+from dap.data.real.counts import counts_of, total_of
+from dap.data.real.stored.budget import Budget
 from dap.evaluation.measures.measures import extract
+from dap.evaluation.measures.rows import Filling, Pools
 
 SIDE = 32
 """Largest side, in pixels, of the pictures in which images are compared."""
@@ -34,6 +36,7 @@ class Pictures:
         limit: the largest number of images of a class that are read, by a fixed random draw; default: all images.
         compared: the number of images of each class for which features are computed: the first ones that are read.
         only_compared: read no other images than these.
+        budget: memory and disk of the features; default: memory that is free, and a file where it is short.
 
     Attributes:
         side: the side of the pictures in pixels: the smaller one of the source's size and `SIDE`.
@@ -55,12 +58,14 @@ class Pictures:
         limit: int | None = None,
         compared: int = 500,
         only_compared: bool = False,
+        budget: Budget | None = None,
     ) -> None:
         self.source, self.extractor, self.side = source, features, min(SIDE, source.size)
         self.pictures: list[Tensor] = []
         self.coarse: list[Tensor] = []
         self.indices: list[list[int]] = []
-        self.features: list[Tensor] = []
+        counts: list[int] = []
+        filling = Filling(sum(min(count, compared) for count in counts_of(source)), budget or Budget())
         for label, name in enumerate(source.class_names):
             wanted = list(range(source.count(label)))
             if limit is not None and limit < len(wanted):
@@ -70,18 +75,19 @@ class Pictures:
                 wanted = wanted[: compared + 20]  # a few of them may be broken
             indices: list[int] = []
             pictures: list[Tensor] = []
-            found: list[Tensor] = []
+            counts.append(0)
             for start in range(0, len(wanted), 500):
                 kept, images = source.readable(label, wanted[start : start + 500])
                 first = images[: max(0, compared - len(indices))]
                 if len(first):
-                    found.append(extract(features, first).float())
+                    filling.add(extract(features, first))
+                    counts[-1] += len(first)
                 indices += kept
                 pictures.append(self.pictured(images))
             self.indices.append(indices)
             self.pictures.append(torch.cat(pictures))
             self.coarse.append(torch.cat([coarse(part) for part in pictures]))
-            self.features.append(torch.cat(found) if found else torch.empty(0, 0))
+        self.features = Pools(filling.table(), counts)
 
     def pictured(self, images: Tensor) -> Tensor:
         """Images (n, 3, h, w) in [0, 1] -> pictures (n, 3, side, side), uint8."""

@@ -92,7 +92,7 @@ def gathered(
     while True:
         nbytes = n * channels * side * side * dtype.itemsize
         how = keep or _way(nbytes, budget)
-        into = _Sink(how, n, side, dtype, budget.folder, channels)
+        into = Sink(how, n, side, dtype, budget.folder, channels)
         try:
             rows, whole = _read(_First(read, dtype), n, workers, into, broken, refuse=exact and dtype == torch.uint8)
         except BaseException as error:
@@ -171,13 +171,29 @@ class _Deeper(Exception):
     """An image has more than 8 bits."""
 
 
-class _Sink:
-    """Takes up images one part after the other."""
+class Sink:
+    """Takes up images (m, channels, side, side) one part after the other, in memory or in a file without a name.
+
+    Args:
+        how: where they are kept.
+        n: how many images there will be at most.
+        side, dtype, channels: of the images.
+        folder: the folder of the file; default: that of temporary files.
+        what: what they are called where the disk is full.
+    """
 
     def __init__(
-        self, how: Keep, n: int, side: int, dtype: torch.dtype, folder: Path | None, channels: int = 3
+        self,
+        how: Keep,
+        n: int,
+        side: int,
+        dtype: torch.dtype,
+        folder: Path | None,
+        channels: int = 3,
+        what: str = "Decoded images",
     ) -> None:
         self.how, self.side, self.dtype, self.count, self.channels = how, side, dtype, 0, channels
+        self.what = what
         self.folder = folder or Path(tempfile.gettempdir())
         self.memory = torch.empty(n if how == "memory" else 0, channels, side, side, dtype=dtype)
         self.file: Any = None
@@ -212,7 +228,7 @@ class _Sink:
             yield
         except OSError as error:
             raise DapError(
-                f"Decoded images cannot be written to {self.folder} ({error.strerror}); give another folder with --cache, or "
+                f"{self.what} cannot be written to {self.folder} ({error.strerror}); give another folder with --cache, or "
                 "--disk with the GiB that they may take."
             ) from error
 
@@ -233,7 +249,7 @@ def _read(
     data: Dataset[Any],
     n: int,
     workers: int,
-    into: _Sink,
+    into: Sink,
     broken: Callable[[int, str], object] | None,
     refuse: bool,
 ) -> tuple[Tensor, bool]:
