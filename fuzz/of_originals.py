@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from dap.backbones.converting import labelled
-from dap.backbones.converting.checkpoints import opened, tensors_of
+from dap.backbones.converting import flows, labelled
+from dap.backbones.converting.checkpoints import opened, tensors_of, told
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.converting.tokenizers import tokenizer_for
+from dap.backbones.converting.with_encoder.pixart import config_of, is_pixart, kind_of, network
 from dap.pretraining.words import build_tokenizer
 from fuzz import forms
 from fuzz.target import Target
@@ -105,6 +106,27 @@ def patches() -> list[dict[str, torch.Tensor]]:
     return [dict(network.state_dict()) for network in networks]
 
 
+def pixart() -> dict[str, torch.Tensor]:
+    """A PixArt-α of width 8 and one block."""
+    torch.manual_seed(0)
+    block, width = "blocks.0", 8
+    layers: dict[str, Sequence[int]] = {
+        "x_embedder.proj": (width, 4, 2, 2), "t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width),
+        "t_block.1": (6 * width, width), "y_embedder.y_proj.fc1": (width, TEXT), "y_embedder.y_proj.fc2": (width, width),
+        f"{block}.attn.qkv": (3 * width, width), f"{block}.attn.proj": (width, width),
+        f"{block}.cross_attn.q_linear": (width, width), f"{block}.cross_attn.kv_linear": (2 * width, width),
+        f"{block}.cross_attn.proj": (width, width), f"{block}.mlp.fc1": (4 * width, width),
+        f"{block}.mlp.fc2": (width, 4 * width), "final_layer.linear": (32, width),
+    }  # fmt: skip
+    tables = {
+        "y_embedder.y_embedding": (120, TEXT),
+        "pos_embed": (1, 4, width),
+        f"{block}.scale_shift_table": (6, width),
+    }
+    tables["final_layer.scale_shift_table"] = (2, width)
+    return _layers(layers) | {name: torch.zeros(*shape) for name, shape in tables.items()}
+
+
 def _saved(value: Any) -> bytes:
     out = io.BytesIO()
     torch.save(value, out)
@@ -142,6 +164,25 @@ def targets(folder: Path) -> list[Target]:
         own = tensors_of(path, opened(path))
         return None if labelled.family(own) is None else labelled.pipeline(own, path, vae, torch.float32, 2)
 
+    def prompted(path: Path) -> Any:
+        given = opened(path)
+        if not is_pixart(given):
+            return None
+        own = tensors_of(path, given)
+        return network(path, config_of(path, own, kind_of(path, own), Said(heads=2)), own, torch.float32)
+
+    def flow(path: Path) -> Any:
+        given = opened(path)
+        own = tensors_of(path, given)
+        family = flows.family_of(path, own, told(path, given), None)
+        return None if family == "dit" else flows.config_of(path, family, own, 2)
+
+    token = _layers({flows.TOKEN.removesuffix(".weight"): (8, 6)}) | {"pos_embed": torch.zeros(1, 5, 8)}
+    token |= _layers({"x_embedder.proj": (8, 4, 2, 2), "final_layer.linear": (16, 8), "blocks.0.mlp.fc1": (16, 8)})
+    token["y_embedder.embedding_table.weight"] = torch.zeros(4, 8)
+    add("REG .pt", "reg", "x.pt", flow, _saved({"ema": token}), forms=forms.torch_files([token]))
+    state = pixart()
+    add("PixArt .pth", "pixart", "x.pth", prompted, _saved({"state_dict": state}), forms=forms.torch_files([state]))
     states = patches()
     add("U-ViT and MDT .pt", "patches", "x.pt", patched, *map(_saved, states), forms=forms.torch_files(states))
     return found

@@ -24,7 +24,7 @@ from fuzz.target import Count, Target, judge, put
 
 ROOT = Path(dap.__file__).parent
 SLOW = (
-    *("page", "one file", "U-ViT", "report", "classifier", "backbone", "text backbone", "convert"),
+    *("page", "one file", "U-ViT", "PixArt", "report", "classifier", "backbone", "text backbone", "convert"),
     *("resume: labels", "resume: checkpoint"),
 )
 GROUPS = ("sets", "recipes", "data", "weights", "kept", "originals")

@@ -192,6 +192,40 @@ def sit_transformer(family: str = "sit", **options: Any):
     return made
 
 
+def reg(shift: float = 1.0, **options: Any):
+    """A REG of 32 px images: 4 x 8 x 8 latents, and class tokens of 80 numbers, which take two channels of a latent."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+    from transformers import Dinov2Config, Dinov2Model
+
+    from dap.networks.reg import REGTransformer2DModel
+    from dap.networks.reg_pipeline import REGPipeline
+
+    sizes = {"sample_size": 8, "num_layers": 3, "num_attention_heads": 4, "attention_head_dim": 8, "num_classes": 3}
+    common = {"hidden_size": 48, "class_token_size": 80, "qk_norm": "layer"}
+    transformer = seeded(lambda: REGTransformer2DModel(**{**sizes, **common, **options}))
+    with torch.no_grad():
+        transformer.pos_embed.copy_(REGTransformer2DModel(**transformer.config).pos_embed)
+    vae = seeded(
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(4, 4, 8),
+            layers_per_block=1,
+            norm_num_groups=2,
+            sample_size=32,
+            scaling_factor=0.7,
+        )
+    )
+    config = Dinov2Config(hidden_size=80, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14)
+    return REGPipeline(
+        transformer=transformer,
+        vae=vae,
+        class_encoder=seeded(lambda: Dinov2Model(config)),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        id2label=dict(enumerate(CLASS_NAMES[:3])),
+    )
+
+
 def sit(family: str = "sit", shift: float = 1.0, **options: Any):
     """A SiT of 8 px images. The latents of the two forms of LightningDiT are standardised."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler

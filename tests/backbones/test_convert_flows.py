@@ -95,7 +95,6 @@ def test_a_thousand_labels_are_imagenet_s_and_a_published_name_has_its_card(vaes
             "has another shape of blocks.1.attn.proj.weight",
         ),
         ("sit.pt", {"pos_embed": torch.ones(1, 3, 32)}, {}, "it has 3 tokens of patches of side 2"),
-        ("sit.pt", {"cls_projectors2.weight": torch.ones(2, 2)}, {}, "is a REG: it denoises a class token"),
         ("sit.pt", {"projectors.0.0.weight": torch.ones(2, 2)}, {"family": "sit"}, "has the tensors of REPA, not"),
         ("sit.pt", {}, {"heads": 5}, "5 heads do not divide the width 32"),
         ("sit.pt", {}, {"heads": None}, "how many attention heads its width 32"),

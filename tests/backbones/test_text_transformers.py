@@ -147,3 +147,14 @@ def test_sana_equals_its_own_pipeline():
     pipe.check_inputs = lambda *given: None  # it wants sides that 32 divides, as the published autoencoder does
     run = {"num_inference_steps": 6, "guidance_scale": 4.5, "use_resolution_binning": False, "clean_caption": False}
     close(mine, called(pipe, latents=noise((4, 4, 4)), negative_prompt="blurry", **run))
+
+
+def test_sana_under_its_own_sampler_equals_its_own_pipeline():
+    """The scheduler of the published folders: DPM-Solver++ on the flow, which asks the network at whole times."""
+    pipe = tiny_text.sana()
+    assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    backbone = from_pipeline(pipe, name="sana", negative_prompt="blurry")
+    mine = latents(ClassifierFree(backbone, 4.5), None, ONE, steps=6, solver="dpm++2m")
+    pipe.check_inputs = lambda *given: None
+    run = {"num_inference_steps": 6, "guidance_scale": 4.5, "use_resolution_binning": False, "clean_caption": False}
+    close(mine, called(pipe, latents=noise((4, 4, 4)), negative_prompt="blurry", **run))

@@ -182,10 +182,70 @@ def test_per_eps_is_the_derivative_of_a_step_on_a_flow(solver):
     assert solved.per_eps(1) == pytest.approx((made[1] - made[0]).mean().item(), rel=1e-3)
 
 
+def scheduler_of(shift):
+    """diffusers' DPM-Solver++ for flows, as the folder of a Sana has it."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, flow_shift=shift, prediction_type="flow_prediction", final_sigmas_type="zero"
+    )
+
+
+@pytest.mark.parametrize(("schedule", "shift"), [(Flow(), 1.0), (Flow(1000, 3.0), 3.0), (Interpolant(1000, 2.0), 2.0)])
+@pytest.mark.parametrize("steps", [6, 20])
+def test_dpm_solver_on_a_flow_is_diffusers_loop(schedule, shift, steps):
+    backbone, scheduler, x = gaussian(schedule), scheduler_of(shift), start().float()
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        said = backbone.predict(x, int(t), torch.zeros(3, dtype=torch.long))
+        x = scheduler.step(said.eps - said.x0, t, x).prev_sample
+    torch.testing.assert_close(run(backbone, steps=steps, solver="dpm++2m"), x, rtol=1e-5, atol=1e-5)
+
+
+def test_dpm_solver_begins_at_its_step_where_two_steps_have_one_whole_time():
+    """diffusers finds the first step by its time, and takes the second of two that are the same."""
+    backbone = gaussian(Flow(1000, 10.0))
+    solver = make(backbone, "dpm++2m", 200)
+    assert solver.timesteps[0] == solver.timesteps[1], "two steps of this run have the same time"
+    x0, eps, (alpha, sigma), (after, left) = torch.ones(3, 1, 2, 2), start().float(), *solver.levels[:2]
+    made = solver.step(0, alpha * x0 + sigma * eps, eps, x0, None, generators([0, 1, 2]))
+    torch.testing.assert_close(made, after * x0 + left * eps, rtol=1e-5, atol=1e-6)
+    assert sigma - left > 1e-4, "the step between would be seen"
+
+
+def test_dpm_solver_reaches_the_data_distribution_of_a_flow():
+    n = 600
+    made = run(gaussian(Flow()), batch=Batch.of(("0",), [0] * n, range(n), 0), steps=50, solver="dpm++2m").flatten(1)
+    assert (made.mean(0) - MU.flatten()).abs().max() < 0.1
+    assert made.std(0).mean().item() == pytest.approx(0.5, rel=0.08)
+
+
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_a_push_under_dpm_solver_on_a_flow_moves_a_first_order_step_by_its_size(at):
+    """The step is x_s = A x + c x_0 with the weight of x_0 that DPM-Solver++ has, also where nearly all is noise."""
+    backbone = gaussian(Flow(1000, 3.0))
+    x, solver = start().float(), make(backbone, "dpm++2m", 10)
+    (alpha, sigma), (after, left) = solver.levels[at], solver.levels[at + 1]
+    eps, x0 = torch.zeros_like(x), x / alpha
+    more = 0.1 / solver.per_eps(at)
+    gens = generators([0, 1, 2])
+    calm = make(backbone, "dpm++2m", 10).step(at, x, eps, x0, None, gens)
+    moved = make(backbone, "dpm++2m", 10).step(at, x, eps + more, x0 - sigma / alpha * more, None, gens)
+    torch.testing.assert_close(moved - calm, torch.full_like(x, 0.1), rtol=1e-3, atol=1e-3)
+    assert solver.per_eps(at) == pytest.approx(left - after * sigma / alpha)
+    # In a whole run the push is among the earlier predictions that a second-order step looks at.
+    states = list(sample(ClassifierFree(backbone, 1.0), Push(0.1), BATCH, steps=10, solver="dpm++2m"))
+    assert ((states[at].next - states[at].proposal) > 0.09).all()
+
+
 def test_what_does_not_go_together_is_said():
     with pytest.raises(DapError, match="'sde' is for flows"):
         make(gaussian(), "sde", 10)
-    with pytest.raises(DapError, match="its solvers are 'ddim' \\(with eta\\), 'heun' and 'sde', not 'ddpm'"):
+    with pytest.raises(
+        DapError, match="its solvers are 'ddim' \\(with eta\\), 'heun', 'sde' and 'dpm\\+\\+2m', not 'ddpm'"
+    ):
         make(gaussian(Flow()), "ddpm", 10)
+    with pytest.raises(DapError, match="'dpm\\+\\+2m' takes straight paths"):
+        make(gaussian(Interpolant(path="vp")), "dpm++2m", 10)
     with pytest.raises(DapError, match="not for the solver 'heun', which takes each step twice"):
         run(gaussian(), Push(0.1), steps=5, solver="heun", push_into="eps")

@@ -245,7 +245,7 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
                 if kind and library == "diffusers":
                     check_fields(values, of, kind, file)
                 elif library == "transformers":
-                    _check_text(values, file)
+                    check_text(values, file)
 
 
 def _belongs(name: str, part: str, file: Path, folder: Path) -> bool:
@@ -267,8 +267,12 @@ def check_pipeline(pipe: Any, kind: Kind, folder: Path | None) -> None:
             check_fields(config, type(network).__name__, kind, where)
 
 
-def _check_text(values: Mapping[str, Any], where: Path) -> None:
-    """Sizes of a text encoder or tokenizer. Its own library follows all other fields, as it does for diffusers."""
+def check_text(values: Mapping[str, Any], where: Path) -> None:
+    """Check the sizes of an encoder or tokenizer of transformers. That library follows all other fields, as for diffusers.
+
+    Raises:
+        DapError: a size is none, there are too many layers, or the package is missing that reads the vocabulary.
+    """
     _check_depth(values, where)
     if where.name == "tokenizer_config.json" and not (where.parent / "tokenizer.json").is_file():
         pieces = sorted(where.parent.glob("*.model"))

@@ -57,6 +57,7 @@ KINDS: Mapping[str, Kind] = {
     "PixArtSigmaPipeline": Kind("pixart", "dap.backbones.kinds.pixart:PixArt", "PixArt-Σ", few=True),
     "FluxPipeline": Kind("flux", "dap.backbones.kinds.flux:Flux", "Flux", flow=True),
     "SanaPipeline": Kind("sana", "dap.backbones.kinds.sana:Sana", "Sana", flow=True),
+    "REGPipeline": Kind("reg", "dap.backbones.kinds.reg:REG", "REG", flow=True, standardised=True),
     "SiTPipeline": Kind("sit", "dap.backbones.kinds.sit:SiT", "SiT", flow=True, standardised=True),
 }
 """Kinds by the name of the pipeline's class in diffusers, or in `dap.networks` where diffusers has none."""

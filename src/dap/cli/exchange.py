@@ -246,6 +246,7 @@ def convert(
     size: MaybePositive = None,
     family: Literal["dit", "sit", "repa", "lightningdit"] | None = None,
     path: Literal["linear", "gvp", "vp"] | None = None,
+    encoder: str | None = None,
     dtype: Dtype = "float32",
     offline: bool = False,
     dry_run: DryRun = False,
@@ -255,24 +256,26 @@ def convert(
 
     Args:
         source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a file as the authors of DiT,
-            MinimaxDiffusion, SiT, REPA, LightningDiT, U-ViT, MDTv2, ADM, EDM, EDM2 or latent diffusion publish it.
+            MinimaxDiffusion, SiT, REPA, REG, LightningDiT, PixArt, U-ViT, MDTv2, ADM, EDM, EDM2 or latent diffusion
+            publish it.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema, or VA-VAE's own file.
         heads: For a .pt whose width is not one of the paper's four widths: the number of attention heads.
         classes: JSON list of class names in label order.
-        tokenizer: For a Stable Diffusion in one file: folder or hub id of its tokenizer; default: CLIP's.
+        tokenizer: For a Stable Diffusion in one file: folder or hub id of its tokenizer; default: CLIP's. For PixArt: T5's.
         prediction: For a Stable Diffusion in one file: what it predicts; default: what it shows.
-        size: For a Stable Diffusion in one file: side of its images in px; default: 512 or 768.
+        size: For a Stable Diffusion in one file or a PixArt: side of its images in px; default: what it shows.
         family: For a .pt: the model that it is of; default: what it shows.
         path: For a .pt of a flow: its path; default: what it says, else linear.
+        encoder: For a .pth of PixArt: folder or hub id of its T5, or of a pipeline that has it. For a REG: of its DINOv2.
         dtype: Type of the numbers that are written.
         offline: Never ask the network, only the local cache.
     """
     del output
     chosen = {"revision": revision, "vae": vae, "heads": heads, "classes": classes, "dtype": dtype, "offline": offline}
     chosen |= {"tokenizer": tokenizer, "prediction": prediction, "size": size}
-    chosen |= {"family": family, "flow_path": path}
+    chosen |= {"family": family, "flow_path": path, "encoder": encoder}
     if dry_run:
         from dap.verbs.planning.backbones import planned_convert
 

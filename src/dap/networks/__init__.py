@@ -16,6 +16,7 @@ CLASSES: Mapping[str, str] = {
     "EDMUNet2DModel": "dap.networks.edm",
     "LabelledUNet2DModel": "dap.networks.labelled_unet",
     "MDTTransformer2DModel": "dap.networks.mdt",
+    "REGTransformer2DModel": "dap.networks.reg",
     "SiTTransformer2DModel": "dap.networks.sit",
     "UViT2DModel": "dap.networks.uvit",
 }
@@ -25,6 +26,7 @@ PIPELINES: Mapping[str, str] = {
     "EDMPipeline": "dap.networks.edm_pipeline",
     "LatentDiffusionPipeline": "dap.networks.labelled_pipeline",
     "MDTPipeline": "dap.networks.labelled_pipeline",
+    "REGPipeline": "dap.networks.reg_pipeline",
     "SiTPipeline": "dap.networks.sit_pipeline",
     "UViTPipeline": "dap.networks.labelled_pipeline",
 }

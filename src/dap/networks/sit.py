@@ -90,11 +90,12 @@ def angles(grid: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def sinusoids(grid: int, width: int) -> Tensor:
-    """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row."""
+def sinusoids(grid: int, width: int, scale: float = 1.0) -> Tensor:
+    """The table of positions of DiT, (1, grid², width): sine and cosine of the column, then of the row. Neighbours are 1 / scale
+    apart."""
     quarter = width // 4
     frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    one = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    one = torch.arange(grid, dtype=torch.float64)[:, None] / scale * frequencies
     one = torch.cat([one.sin(), one.cos()], dim=1)
     rows, columns = one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)[None].float()
@@ -139,15 +140,21 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
-class _Last(nn.Module):
+class Last(nn.Module):
+    """Tokens as the numbers of their patches: a norm that the condition scales and shifts, and a linear layer."""
+
     def __init__(self, width: int, outputs: int, norm: str) -> None:
         super().__init__()
         self.norm_final, self.linear = _norm(norm, width), nn.Linear(width, outputs)
         self.adaLN_modulation = _Modulation(width, 2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def normed(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The tokens before the linear layer."""
         shift, scale = self.adaLN_modulation(condition)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+        return self.norm_final(x) * (1 + scale) + shift
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.linear(self.normed(x, condition))
 
 
 class SiTTransformer2DModel(ModelMixin, ConfigMixin):
@@ -203,7 +210,7 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):
             Block(width, num_attention_heads, hidden_size, norm, feed_forward, qk_norm, shifted)
             for _ in range(num_layers)
         )
-        self.final_layer = _Last(width, patch_size**2 * out_channels, norm)
+        self.final_layer = Last(width, patch_size**2 * out_channels, norm)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Transformer2DModelOutput:
         """The velocity.

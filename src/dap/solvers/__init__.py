@@ -4,7 +4,7 @@
 |---|---|---|---|
 | ddpm | respaced ancestral sampling, learned variance where there is one; the paper's (diffusers' `DDPMScheduler`) | yes | no |
 | ddim | Song et al. 2021 with eta; on a flow, eta = 0 is Euler's method on the probability-flow ODE | eta | no |
-| dpm++2m | DPM-Solver++ 2M, Lu et al. 2022 (diffusers) | no | yes |
+| dpm++2m | DPM-Solver++ 2M, Lu et al. 2022 (diffusers); on a flow with a straight path it is Sana's own sampler | no | yes |
 | dpm++2m-sde | its stochastic form (diffusers) | yes | yes |
 | unipc | Zhao et al. 2023 (diffusers) | no | yes |
 | heun | Heun's method on the probability-flow ODE (SiT, REPA, EDM); a step of it takes two passes | no | one pass |
@@ -114,19 +114,23 @@ class Ddim(Solver):
 
 
 class Multistep(Solver):
-    """DPM-Solver++ 2M, its stochastic form, or UniPC, by diffusers. A learned variance is not used."""
+    """DPM-Solver++ 2M, its stochastic form, or UniPC, by diffusers. A learned variance is not used.
+
+    On a flow (DPM-Solver++ 2M alone) the noise levels are diffusers' for such a flow, σ' = shift · σ / (1 + (shift − 1) · σ) for
+    even σ from 1 − 1/T down to 0. As there, the network is asked at the whole times below T · σ'.
+    """
 
     multistep = True
 
-    def __init__(self, name: str, schedule: VariancePreserving, steps: int, clip: float | None = None) -> None:
+    def __init__(self, name: str, schedule: VariancePreserving | Flow, steps: int, clip: float | None = None) -> None:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-        common: dict[str, Any] = {
-            "num_train_timesteps": len(schedule),
-            "trained_betas": _betas(schedule),
-            "timestep_spacing": "linspace",
-            "final_sigmas_type": "zero",
-        }
+        self.flow = isinstance(schedule, Flow)
+        common: dict[str, Any] = {"num_train_timesteps": steps_of(schedule), "final_sigmas_type": "zero"}
+        if isinstance(schedule, Flow):
+            common |= {"use_flow_sigmas": True, "flow_shift": schedule.shift, "prediction_type": "flow_prediction"}
+        else:
+            common |= {"trained_betas": _betas(schedule), "timestep_spacing": "linspace"}
         self.stochastic, self.clip = name == "dpm++2m-sde", clip
         if name == "unipc":
             self.scheduler: Any = UniPCMultistepScheduler(**common)
@@ -135,8 +139,14 @@ class Multistep(Solver):
             self.scheduler = DPMSolverMultistepScheduler(**common, algorithm_type=kind)
         self.scheduler.set_timesteps(steps)
         self._run_over(schedule, [int(t) for t in self.scheduler.timesteps])
+        if self.flow:
+            self.levels = tuple((1 - sigma, sigma) for sigma in self.scheduler.sigmas.tolist())
 
     def step(self, index: int, x: Tensor, eps: Tensor, x0: Tensor, variance: Tensor | None, gens: Generators) -> Tensor:
+        if self.flow:
+            if self.scheduler.step_index is None:  # two steps of a long run may have the same whole time
+                self.scheduler.set_begin_index(index)
+            return self.scheduler.step(eps - x0, self.scheduler.timesteps[index], x).prev_sample
         if self.clip is not None:  # these solvers know no clipping, so they are given the noise of the clipped x_0
             alpha, sigma = self.levels[index]
             eps = (x - alpha * x0.clamp(-self.clip, self.clip)) / sigma
@@ -189,8 +199,8 @@ class Consistency(Solver):
         return self.levels[index + 1][1]  # all the noise of a step is new
 
 
-FLOWS = ("ddim", "heun", "sde")
-"""The solvers that a flow can have."""
+FLOWS = ("ddim", "heun", "sde", "dpm++2m")
+"""The solvers that a flow can have. The last is for straight paths."""
 
 
 def default_for(schedule: Schedule) -> SolverName:
@@ -203,7 +213,8 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
 
     Args:
         backbone: the backbone whose schedule is run backwards.
-        solver: a name of `SOLVERS`. None: "ddpm", and on a flow "ddim". A flow can also have "heun" and "sde".
+        solver: a name of `SOLVERS`. None: "ddpm", and on a flow "ddim". A flow can also have "heun", "sde" and, on a straight
+            path, "dpm++2m".
         steps: the number of reverse steps, 2 … T. Each step is one pass of the backbone.
         eta: of "ddim", 0 … 1. 0 (default) is deterministic, and 1 is as stochastic as ancestral sampling.
 
@@ -221,7 +232,12 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
         raise DapError(f"eta must be between 0 and 1, not {eta}.")
     if flow and name not in FLOWS:
         raise DapError(
-            f"{backbone.card.name} is a flow; its solvers are 'ddim' (with eta), 'heun' and 'sde', not {name!r}."
+            f"{backbone.card.name} is a flow; its solvers are 'ddim' (with eta), 'heun', 'sde' and 'dpm++2m', not "
+            f"{name!r}."
+        )
+    if name == "dpm++2m" and getattr(schedule, "path", "linear") != "linear":
+        raise DapError(
+            f"The solver 'dpm++2m' takes straight paths, and {backbone.card.name} has another; use 'ddim', 'heun' or 'sde'."
         )
     if name == "sde" and not flow:
         raise DapError(
@@ -235,8 +251,10 @@ def make(backbone: Backbone, solver: str | None, steps: int, eta: float | None =
     if name == "heun":
         intervals = Heun.intervals(steps)
         return Heun(schedule, steps, Ddim(schedule, intervals).timesteps, backbone.clip)
-    if isinstance(schedule, Flow):
+    if name == "sde" and isinstance(schedule, Flow):
         return EulerMaruyama(schedule, steps)
+    if isinstance(schedule, Flow):
+        return Multistep(name, schedule, steps)
     assert isinstance(schedule, VariancePreserving)
     if name == "ddpm":
         return Ancestral(schedule, backbone.learned_variance, steps, backbone.clip)

@@ -22,6 +22,7 @@ from dap.backbones.converting.flows import family_of
 from dap.backbones.converting.parts import class_names
 from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
+from dap.backbones.converting.with_encoder.pixart import open_pixart
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
 from dap.backbones.strange import refuse_tensors, unknown
@@ -88,6 +89,7 @@ def read(
     size: int | None = None,
     family: str | None = None,
     flow_path: str | None = None,
+    encoder: str | None = None,
 ) -> Ready:
     """Read what `convert` writes. Nothing is written.
 
@@ -95,8 +97,9 @@ def read(
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
             (facebookresearch/DiT). The file may hold the weights themselves, or hold them under "ema", "model" or
             "state_dict", with the prefixes of DDP, of torch.compile and of Lightning. The factors of MinimaxDiffusion's
-            fine-tuning are folded into the weights. Or a checkpoint of SiT, REPA or LightningDiT, which are flows. Or a Stable
-            Diffusion in one file, .safetensors or .ckpt. Pickles are opened by the weights-only path.
+            fine-tuning are folded into the weights. Or a checkpoint of SiT, REPA, REG or LightningDiT, which are flows. Or a
+            Stable Diffusion in one file, .safetensors or .ckpt, or a transformer of PixArt. Pickles are opened by the
+            weights-only path.
         out: the folder. It is written as a whole or not at all. It replaces a folder that an earlier conversion wrote.
         revision: branch, tag or commit of a hub id.
         vae: for a checkpoint file, the folder or hub id of its `AutoencoderKL`, such as stabilityai/sd-vae-ft-ema; for a flow
@@ -114,6 +117,8 @@ def read(
             velocity.
         family: for a checkpoint whose tensors, name and arguments do not tell it: "dit", "sit", "repa" or "lightningdit".
         flow_path: for a flow, "linear", "gvp" or "vp". Default: what the trainer's arguments in the file say, else "linear".
+        encoder: for a PixArt, the folder or hub id of its T5, or of a pipeline that has this T5 with its tokenizer. For a REG,
+            that of its DINOv2.
 
     Returns:
         The pipeline, and the files beside it.
@@ -134,7 +139,7 @@ def read(
     kept: dict[str, bytes] = {}
     if path.exists() and revision is not None:
         raise DapError(f"--revision is for hub ids; {source} is on this machine.")
-    said = Said(tokenizer, vae, prediction, size, heads)
+    said = Said(tokenizer, vae, prediction, size, heads, encoder)
     if path.is_file():
         pipe, card, names = _from_file(path, said, given, dtype, offline, family, flow_path)
     else:
@@ -189,7 +194,9 @@ def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
 
 
 def _check_said(said: Said, source: str | Path) -> None:
-    """Refuse what is said of a Stable Diffusion in one file where there is none."""
+    """Refuse what is said of a Stable Diffusion in one file, of a PixArt or of a REG, where there is none."""
+    if said.encoder is not None:
+        raise DapError(f"--encoder is for a checkpoint file of PixArt or REG, which {source} is not.")
     if said != Said(vae=said.vae, heads=said.heads):
         raise DapError(
             f"--tokenizer, --prediction and --size are for a Stable Diffusion in one file, which {source} is not."
@@ -207,15 +214,21 @@ def _from_file(
 ) -> tuple[Any, Card, Sequence[str]]:
     """The pipeline in a file, its card and its class names. The file is opened once, and is of the first kind that it fits."""
     found = opened(path)
-    single = open_single(path, found, said, dtype=dtype, offline=offline)
+    pixart = open_pixart(path, found, said, dtype=dtype, offline=offline)
+    single = (pixart, path.name) if pixart else open_single(path, found, said, dtype=dtype, offline=offline)
     if single is not None:
+        if family is not None or flow_path is not None:
+            raise DapError(f"--family and --path are for a DiT, a SiT or a descendant, which {path} is not.")
+        if pixart is None:
+            _check_said(Said(encoder=said.encoder), path)
         pipe, name = single
         backbone = tried(from_pipeline(pipe, name=name, class_names=names))
         return pipe, backbone.card, backbone.class_names
-    _check_said(said, path)
+    _check_said(replace(said, encoder=None), path)
     pixels = open_pixels(path, found, names, dtype=dtype, vae=said.vae, offline=offline)
     if pixels is None:
-        return _from_checkpoint(path, found, said.vae, said.heads, names, dtype, offline, family, flow_path)
+        return _from_checkpoint(path, found, said, names, dtype, offline, family, flow_path)
+    _check_said(Said(encoder=said.encoder), path)
     if said.heads is not None:
         raise DapError(f"--heads is for a checkpoint of the original DiT code; {path} is known by its tensors.")
     return pixels
@@ -224,8 +237,7 @@ def _from_file(
 def _from_checkpoint(
     path: Path,
     found: Mapping[str, Any],
-    vae: str | None,
-    heads: int | None,
+    given: Said,
     names: list[str] | None,
     dtype: str,
     offline: bool,
@@ -235,6 +247,7 @@ def _from_checkpoint(
     """The pipeline of a checkpoint of the original code, its card and its class names."""
     from diffusers import DDIMScheduler, DiTPipeline
 
+    vae, heads = given.vae, given.heads
     said, state = told(path, found), tensors_of(path, found)
     refuse_tensors(path, state)
     if labelled.family(state) is None and not any(name.startswith(DIT) for name in state):
@@ -243,6 +256,8 @@ def _from_checkpoint(
         raise DapError(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
+    if flows.TOKEN not in state:
+        _check_said(Said(encoder=given.encoder), path)
     if labelled.family(state) is not None:
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)
         pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
@@ -252,8 +267,9 @@ def _from_checkpoint(
         return pipe, backbone.card, backbone.class_names
     if (of := family_of(path, state, said, family)) != "dit":
         names = _names(path, flows.config_of(path, of, state, heads)["num_classes"], names)
-        given = {"vae": vae, "flow_path": flow_path, "heads": heads, "dtype": DTYPES[dtype], "offline": offline}
-        pipe = flows.pipeline(path, of, state, said.arguments, labels=dict(enumerate(names)), **given)
+        how = {"flow_path": flow_path, "heads": heads, "dtype": DTYPES[dtype], "offline": offline}
+        named = {"vae": vae, "encoder": given.encoder, "labels": dict(enumerate(names))}
+        pipe = flows.pipeline(path, of, state, said.arguments, **named, **how)
         known = flows.published(path, len(names))
         card = from_pipeline(pipe, name=known or path.name, class_names=names).card
         return pipe, card if known else replace(card, **flows.CARDS[of]), names

@@ -39,6 +39,7 @@ class Said:
         size: the side of the images in px. None: 512, and 768 for a Stable Diffusion 2 that predicts a velocity, and 256 for
             latent diffusion's ImageNet model.
         heads: how many heads each attention of latent diffusion's ImageNet model has. None: 1, as the published one has.
+        encoder: the folder or hub id of the T5 of a PixArt, or of the DINOv2 of a REG.
     """
 
     tokenizer: str | None = None
@@ -46,6 +47,7 @@ class Said:
     prediction: str | None = None
     size: int | None = None
     heads: int | None = None
+    encoder: str | None = None
 
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -23,7 +23,7 @@ class Sana(PromptedBackbone):
     Layers are the block indices "0" … "n−1". Features are the image tokens of a block, (B, tokens, width).
 
     As in diffusers' pipeline, an instruction for the language model comes before each prompt, and not before the negative
-    prompt. The solver is Euler's ("ddim" with eta 0); the authors' own is a DPM-Solver for flows, which `dap` does not have.
+    prompt. The solver is Euler's ("ddim" with eta 0) by default; the authors' own is DPM-Solver++ ("dpm++2m").
 
     Args:
         pipe: a `SanaPipeline`.

@@ -28,6 +28,9 @@ class SiT(ModuleBackbone):
         DapError: there are not as many class names as labels, or the parts do not fit each other.
     """
 
+    kind = "sit"
+    """The key of the defaults in cards.yaml."""
+
     def __init__(self, pipe: Any, *, class_names: list[str], card: Card) -> None:
         network, vae, scheduler = pipe.transformer, pipe.vae, pipe.scheduler.config
         config = network.config
@@ -50,7 +53,7 @@ class SiT(ModuleBackbone):
 
     @classmethod
     def from_pipeline(cls, pipe: Any, found: Found) -> SiT:
-        """The backbone of a `SiTPipeline`.
+        """The backbone of a `SiTPipeline`, or of a subclass's own pipeline.
 
         Raises:
             DapError: prompts were given, or the parts do not fit each other.
@@ -58,7 +61,7 @@ class SiT(ModuleBackbone):
         found.without_prompts()
         config = pipe.transformer.config
         layer = str(round(config.num_layers * 8 / 28))  # as of a DiT of this depth
-        card = found.card("sit", size=image_size(config.sample_size, pipe.vae), layer=layer)
+        card = found.card(cls.kind, size=image_size(config.sample_size, pipe.vae), layer=layer)
         return cls(pipe, class_names=found.names(pipe, config.num_classes), card=card)
 
     def module(self, layer: str) -> nn.Module:
