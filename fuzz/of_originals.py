@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from dap.backbones.converting import flows, labelled
-from dap.backbones.converting.checkpoints import opened, read_checkpoint, tensors_of, told
+from dap.backbones.converting.checkpoints import opened, tensors_of, told
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.converting.tokenizers import tokenizer_for
 from dap.backbones.converting.with_encoder.pixart import config_of, is_pixart, kind_of, network
@@ -166,7 +166,7 @@ def targets(folder: Path) -> list[Target]:
     vae = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, sample_size=8)
 
     def patched(path: Path) -> Any:
-        own = read_checkpoint(path)
+        own = tensors_of(path, opened(path))
         return None if labelled.family(own) is None else labelled.pipeline(own, path, vae, torch.float32, 2)
 
     def prompted(path: Path) -> Any:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from dap.backbones.cards import read_card, read_names
-from dap.backbones.converting.checkpoints import opened, read_checkpoint
+from dap.backbones.converting.checkpoints import folded, opened, tensors_of
 from dap.backbones.converting.convert import convert
 from dap.backbones.converting.dit import config_of
 from dap.backbones.hub import index_of, labels_of
@@ -182,7 +182,7 @@ def _add_checkpoints(add: Callable[..., None], folder: Path) -> None:
     vae = folder / "dit" / "vae"
 
     def read(path: Path) -> Any:
-        return config_of(read_checkpoint(path), path, 2)
+        return config_of(folded(tensors_of(path, opened(path)), path), path, 2)
 
     def converted(path: Path) -> Any:
         return convert(path, path.parent / "out", vae=str(vae), heads=2, offline=True)

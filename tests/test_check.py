@@ -705,10 +705,11 @@ def test_a_broken_backbone_by_name(mine, capsys):
     assert "Loud (backbone): 2 wrong" in said.out.splitlines()[-1]
 
 
-def test_names_in_their_order(mine, tmp_path, monkeypatch):
+def test_names_in_their_order(mine, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rbf").mkdir()
     assert check("rbf")[0] == "kernel"
+    assert "the folder of this name is ./rbf" in caplog.text
     assert check("random")[0] == "method"
     assert check("dap.kernels:Linear")[0] == "kernel"
     with pytest.raises(DapError, match="model_index.json"):

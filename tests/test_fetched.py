@@ -42,9 +42,9 @@ def test_a_pointer_in_place_of_a_file_of_images_is_named(name, tmp_path):
 def test_a_pointer_in_place_of_a_checkpoint_a_teacher_and_an_image(tmp_path, colours):
     (tmp_path / "DiT.pt").write_text(POINTER)
     with pytest.raises(DapError, match="DiT.pt is a Git LFS pointer"):
-        from dap.backbones.converting.checkpoints import read_checkpoint
+        from dap.backbones.converting.checkpoints import opened
 
-        read_checkpoint(tmp_path / "DiT.pt")
+        opened(tmp_path / "DiT.pt")
     (tmp_path / "teacher.safetensors").write_text(POINTER)
     with pytest.raises(DapError, match=r"teacher.safetensors is a Git LFS pointer"):
         load_trained(tmp_path / "teacher.safetensors")

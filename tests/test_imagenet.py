@@ -140,6 +140,11 @@ def test_a_mismatch_lists_both_sides(thousand, backbone):
     assert "The data's classes: tench, widget, n99999999" in said and "The backbone's 1000: tench, Tinca tinca" in said
     with pytest.raises(DapError, match="data's classes: n01440764.* backbone's 3: red, green, blue"):
         backbone.condition(["n01440764"])
+    with pytest.raises(DapError, match=r"data's classes: cat, dog\. The"):  # each once, and all of them
+        backbone.condition(["cat"] * 12 + ["dog"])
+    many = [f"c{i}" for i in range(12)]
+    with pytest.raises(DapError, match=r"data's classes: c0, .*, c9, …\. The"):
+        backbone.condition(many)
 
 
 @pytest.mark.parametrize("other", ["val", "validation"])

@@ -91,7 +91,10 @@ def test_a_dynamic_shift_is_that_of_diffusers(folders, copied, how):
     theirs = FlowMatchEulerDiscreteScheduler(**values)
     mu = calculate_shift(4, 2, 20, 0.5, 1.15)
     shifted = theirs.time_shift(mu, 1.0, torch.tensor(0.3)).item()
-    shift = load(str(folder)).schedule.shift
+    schedule = load(str(folder)).schedule
+    shift = schedule.shift
+    theirs.set_timesteps(7, mu=mu)
+    torch.testing.assert_close(torch.tensor(schedule.times(7)), theirs.timesteps, rtol=1e-5, atol=1e-3)
     for name, wrong in {
         "base_image_seq_len": "x",
         "max_image_seq_len": 0,

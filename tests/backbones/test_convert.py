@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from conftest import tiny_transformer, tiny_vae
 from dap import imagenet
 from dap.backbones import ClassifierFree, from_pipeline, load
-from dap.backbones.converting.checkpoints import read_checkpoint
+from dap.backbones.converting.checkpoints import folded, opened, tensors_of
 from dap.backbones.converting.convert import convert
 from dap.base.errors import DapError
 from dap.sampling import Batch, images
@@ -181,7 +181,8 @@ def without(state: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tens
 @pytest.mark.parametrize(
     ("state", "options", "says"),
     [
-        (lambda: {"weight": torch.zeros(2)}, {}, "it lacks x_embedder.proj.weight, x_embedder.proj.bias, .* and .* more"),
+        (lambda: {"weight": torch.zeros(2)}, {}, "no model that dap knows; its tensors are called weight and so on"),
+        (lambda: {"final_layer.linear.weight": torch.zeros(2, 2)}, {}, "it lacks x_embedder.proj.weight, .* and .* more"),
         (lambda: without(original(), "pos_embed"), {}, "it lacks pos_embed"),
         (lambda: without(original(), "blocks.1.mlp.fc2.bias"), {}, "it lacks blocks.1.mlp.fc2.bias"),
         (lambda: original() | {"blocks.0.attn.q_norm.weight": torch.ones(8)}, {}, "also has blocks.0.attn.q_norm.weight"),
@@ -246,7 +247,8 @@ def test_a_file_that_would_run_code_or_is_none_at_all(vae_folder, tmp_path):
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "torn.pt").write_bytes((tmp_path / "evil.pt").read_bytes()[:300])
     for name in ("evil.pt", "old.pt", "text.pt", "text.safetensors", "torn.pt"):
-        with pytest.raises(DapError, match="not a checkpoint that can be opened without running code"):
+        says = "is no whole" if name.endswith("safetensors") else "not a checkpoint that can be opened without running"
+        with pytest.raises(DapError, match=says):
             convert(tmp_path / name, tmp_path / "out", vae=str(vae_folder))
     assert not (tmp_path / "ran").exists()
 
@@ -563,7 +565,7 @@ def test_mistakes(tmp_path, pipeline_folder):
         (pipeline_folder, {"classes": tmp_path / "none.json"}, "There is no file .*none.json"),
         (pipeline_folder, {"revision": "main"}, "--revision is for hub ids"),
         (pipeline_folder, {"vae": "owner/vae"}, "--vae and --heads are for a checkpoint file"),
-        (tmp_path / "none.pt", {}, "There is no backbone at .*none.pt"),
+        (tmp_path / "none.pt", {}, "There is no file .*none.pt"),
     ):
         with pytest.raises(DapError, match=says):
             convert(str(source), tmp_path / "out", **options)
@@ -598,6 +600,11 @@ def test_the_command_on_an_original_checkpoint(vae_folder, tmp_path):
     assert "the last one is taken for the null label" in done.stderr and error(load(str(tmp_path / "out")), 3) < 1e-5
 
 
+def state_of(file: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint file, as `dap convert` takes it for a DiT."""
+    return folded(tensors_of(file, opened(file)), file)
+
+
 def factored(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The checkpoint with the four factors of MinimaxDiffusion in its first block, as its models.py names them."""
     generator = torch.Generator().manual_seed(5)
@@ -608,8 +615,6 @@ def factored(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_the_factors_of_minimax_are_folded_exactly(tmp_path):
     """Case 27: against a forward pass of the block that multiplies by the factors where MinimaxDiffusion's models.py does."""
     from torch.nn import functional as F
-
-    from dap.backbones.converting.checkpoints import read_checkpoint
 
     def block(state: dict[str, torch.Tensor], x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         def linear(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -630,11 +635,11 @@ def test_the_factors_of_minimax_are_folded_exactly(tmp_path):
 
     state = {name: value.double() for name, value in factored(original()).items()}
     torch.save({"ema": state}, tmp_path / "minimax.pt")
-    folded = read_checkpoint(tmp_path / "minimax.pt")
-    assert not any("gamma" in name for name in folded)
+    plain = state_of(tmp_path / "minimax.pt")
+    assert not any("gamma" in name for name in plain)
     x, c = torch.randn(1, 9, WIDTH, dtype=torch.float64), torch.randn(WIDTH, dtype=torch.float64)
-    torch.testing.assert_close(block(folded, x, c), block(state, x, c), rtol=1e-10, atol=1e-10)
-    assert not torch.allclose(block(folded, x, c), block(original(), x, c), atol=1e-3)
+    torch.testing.assert_close(block(plain, x, c), block(state, x, c), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(block(plain, x, c), block(original(), x, c), atol=1e-3)
 
 
 def test_a_minimax_checkpoint_converts(vae_folder, tmp_path):
@@ -648,22 +653,18 @@ def test_a_minimax_checkpoint_converts(vae_folder, tmp_path):
 @pytest.mark.parametrize("wrapper", [(), ("state_dict",), ("ema",), ("model", "state_dict")])
 def test_prefixes_and_wrappers_of_trainers_are_taken_off(prefix, wrapper, tmp_path):
     """Case 28: DDP, torch.compile, Lightning and both at once."""
-    from dap.backbones.converting.checkpoints import read_checkpoint
-
     found: object = {prefix + name: value for name, value in original().items()}
     for key in reversed(wrapper):
         found = {key: found, "epoch": 3}
     torch.save(found, tmp_path / "x.pt")
-    assert read_checkpoint(tmp_path / "x.pt").keys() == original().keys()
+    assert state_of(tmp_path / "x.pt").keys() == original().keys()
 
 
 def test_a_lightning_checkpoint_with_other_modules_beside_the_network(tmp_path):
     """Case 28."""
-    from dap.backbones.converting.checkpoints import read_checkpoint
-
     state = {"model." + name: value for name, value in original().items()} | {"loss.weight": torch.ones(2)}
     torch.save({"state_dict": state}, tmp_path / "x.ckpt")
-    assert read_checkpoint(tmp_path / "x.ckpt").keys() == original().keys()
+    assert state_of(tmp_path / "x.ckpt").keys() == original().keys()
 
 
 @pytest.mark.parametrize(
@@ -719,7 +720,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_a_sentence_or_a_value(tmp_path):
     for place in places:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x88]) + whole[place + 1 :])
         try:
-            read_checkpoint(file)
+            state_of(file)
         except DapError as error:
             told.add(str(error))
     assert len(told) > 5 and all("x.pt" in one for one in told)

@@ -103,8 +103,8 @@ def wave(t: float, width: int) -> torch.Tensor:
     return torch.cat([angle.cos(), angle.sin()])
 
 
-def uvit_equations(state: State, x: torch.Tensor, level: int, y: torch.Tensor) -> torch.Tensor:
-    """U-ViT (Bao et al. 2023, figure 1): the noise at noise level 1 … 1000."""
+def uvit_equations(state: State, x: torch.Tensor, level: float, y: torch.Tensor) -> torch.Tensor:
+    """U-ViT (Bao et al. 2023, figure 1): the noise where the network is told this time."""
     s = {name: value.double() for name, value in state.items()}
 
     def layer_norm(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -183,15 +183,20 @@ def latents(n: int, channels: int = CHANNELS) -> torch.Tensor:
 
 
 NETWORKS = {
-    "uvit": (uvit, uvit_equations, 1),
-    "uvit-more": (lambda: uvit(qkv_bias=True, time_mlp=True, conv=True), uvit_equations, 1),
-    "mdt": (mdt, mdt_equations, 0),
+    "uvit": (uvit, uvit_equations, lambda t: t + 1),
+    # Its authors tell it 999 times the time of the SDE, which is (t + 1) / 1000 here.
+    "uvit-more": (
+        lambda: uvit(qkv_bias=True, time_mlp=True, conv=True),
+        uvit_equations,
+        lambda t: 999 * (t + 1) / 1000,
+    ),
+    "mdt": (mdt, mdt_equations, lambda t: t),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_converted_file_predicts_what_the_equations_say(name, vae_folder, tmp_path):
-    make, equations, first = NETWORKS[name]
+    make, equations, told_time = NETWORKS[name]
     state = as_published(make())
     torch.save(state, tmp_path / "x.pth")
     backbone = load(str(convert(tmp_path / "x.pth", tmp_path / "out", vae=str(vae_folder), heads=HEADS)))
@@ -200,8 +205,38 @@ def test_a_converted_file_predicts_what_the_equations_say(name, vae_folder, tmp_
     for t in (0, 1, 250, 999):
         found = backbone.predict(x, t, y)
         told = found.eps if found.variance is None else torch.cat([found.eps, found.variance], dim=1)
-        torch.testing.assert_close(told, equations(state, x, t + first, y), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(told, equations(state, x, told_time(t), y), atol=1e-5, rtol=1e-5)
     assert backbone.learned_variance == (name == "mdt")
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_the_noise_levels_of_a_u_vit_are_those_that_it_was_trained_on(conv, vae_folder, tmp_path):
+    """The authors' sde.py (VPSDE) for the networks with a convolution at the end, and Stable Diffusion's betas for the others."""
+    torch.save(as_published(uvit(conv=conv)), tmp_path / "x.pth")
+    schedule = load(str(convert(tmp_path / "x.pth", tmp_path / "out", vae=str(vae_folder), heads=HEADS))).schedule
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    for t in (0, 1, 500, 999):
+        time = (t + 1) / 1000
+        share = math.exp(-0.1 * time - 19.9 * time**2 / 2) if conv else (1 - betas[: t + 1]).prod().item()
+        assert schedule.level(t)[0] ** 2 == pytest.approx(share, rel=1e-4)
+        assert schedule.level(t)[1] ** 2 == pytest.approx(1 - share, rel=1e-3)
+
+
+def test_published_u_vits_have_a_licence_and_the_scale_of_their_size(vae_folder, tmp_path, monkeypatch):
+    from dap.backbones.converting import labelled
+
+    torch.save(as_published(uvit(num_classes=1000)), tmp_path / "imagenet512_uvit_large.pth")
+    how = {"vae": str(vae_folder), "heads": HEADS}
+    other = load(str(convert(tmp_path / "imagenet512_uvit_large.pth", tmp_path / "a", **how))).card
+    assert (other.licence, other.cfg) == ("unknown", 1.4), "it has another size than the published file of this name"
+    for side, cfg in ((256, 1.4), (512, 1.7)):
+        known = {"num_classes": 1000, "sample_size": side // 8}
+        assert labelled.published(Path(f"imagenet{side}_uvit_huge.pth"), known) == f"baofff/imagenet{side}_uvit"
+        monkeypatch.setattr(labelled, "published", lambda path, config, side=side: f"baofff/imagenet{side}_uvit")
+        card = load(str(convert(tmp_path / "imagenet512_uvit_large.pth", tmp_path / str(side), **how))).card
+        monkeypatch.undo()
+        assert (card.licence, card.cfg, card.size) == ("MIT", cfg, 8)
+    assert labelled.published(Path("imagenet64_uvit_large.pth"), {"num_classes": 1000, "sample_size": 8}) is None
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -229,7 +264,7 @@ def test_a_thousand_labels_are_imagenet_s(vae_folder, tmp_path):
         (lambda s: s.pop("label_emb.weight"), "is a U-ViT that knows no classes"),
         (
             lambda s: s.update({"patch_embed.proj.weight": torch.ones(WIDTH, 3, 2, 2)}),
-            "one of pixels, whose continuous",
+            "one of pixels, which dap does not sample",
         ),
         (lambda s: s.pop("norm.bias"), "not a checkpoint of U-ViT: it lacks norm.bias"),
         (lambda s: s.update({"norm.scale": torch.ones(1)}), "not a checkpoint of U-ViT: it also has norm.scale"),

@@ -241,7 +241,7 @@ def changed(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]
         "control": state | {"control_model.time_embed.0.weight": ones},
         "no text": {n: t for n, t in state.items() if not n.startswith(single.TEXT)},
         "lacks": {n: t for n, t in state.items() if n != name},
-        "more": state | {"model.diffusion_model.lora.weight": ones},
+        "more": state | {"model.diffusion_model.more.weight": ones},
         "shape": state | {name: ones},
         "empty": {"model.diffusion_model.conv.weight": ones, "cond_stage_model.transformer.x": ones, "first_stage_model.x": ones},
         "text": {n: t for n, t in state.items() if "encoder.layers.0.mlp.fc1.bias" not in n},
@@ -252,7 +252,7 @@ def changed(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]
     ("how", "says"),
     [
         ("sdxl", "is the refiner of SDXL"),
-        ("flux", "is a Stable Diffusion 3 or a Flux"),
+        ("flux", "is a Flux in one file"),
         ("control", "is a ControlNet"),
         ("no text", "is a U-Net without the CLIP text encoder"),
         ("lacks", "lack mid_block.resnets.0.conv1.weight|not a Stable Diffusion 1 or 2 in one file"),

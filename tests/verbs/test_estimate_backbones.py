@@ -1,10 +1,11 @@
-"""`--dry-run` of train-backbone and tune-backbone: steps, time and disk of each stage, and nothing is made or fetched."""
+"""`--dry-run` of train-backbone, tune-backbone and convert: steps, time and disk, and nothing is made or fetched."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
 
 import dap
 from dap.base.errors import DapError
@@ -104,3 +105,57 @@ def loss_taken(loss):
 
     assert torch.isfinite(loss(torch.Generator().manual_seed(0)))
     return 2.0
+
+
+def test_a_conversion_is_read_and_not_written(pipeline_folder, tmp_path, capsys):
+    """What is told is what the folder then holds, and the same mistakes are said."""
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        command = ["convert", str(pipeline_folder), "--dtype", dtype, "--out", str(out)]
+        assert main([*command, "--dry-run", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert not out.exists()
+        reading, *networks = told["work"]
+        assert reading["name"].startswith(f"reading {pipeline_folder}, ") and reading["seconds"] > 0
+        assert main(command) == 0
+        capsys.readouterr()
+        for one in networks:
+            (file,) = (out / one["name"].partition(",")[0].rpartition("/")[2]).glob("*.safetensors")
+            data = file.read_bytes()
+            head = int.from_bytes(data[:8], "little")
+            held = json.loads(data[8 : 8 + head])
+            assert one["disk"] == len(data) - 8 - head and one["pieces"] == len(held.keys() - {"__metadata__"})
+        beside = sum(f.stat().st_size for f in out.rglob("*") if f.is_file() and f.suffix != ".safetensors")
+        assert 0 < reading["disk"] <= beside and told["disk"] == sum(one["disk"] for one in told["work"])
+        assert {one["name"].partition(",")[0] for one in networks} == {f"{dtype}/transformer", f"{dtype}/vae"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("x")
+    for wrong in (["--out", str(tmp_path / "other")], ["--out", str(tmp_path / "float32"), "--heads", "3"]):
+        said = []
+        for dry in (["--dry-run"], []):
+            assert main(["convert", str(pipeline_folder), *wrong, *dry]) == 1
+            said.append(capsys.readouterr().err)
+        assert said[0] == said[1] and said[0].startswith("dap: error: ")
+
+
+def test_a_conversion_that_would_fetch_something_says_what_and_fetches_nothing(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    from dap.verbs.planning.backbones import planned_convert
+
+    asked = []
+
+    def cached(name, **options):
+        asked.append((name, options["local_files_only"]))
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    torch.save({"final_layer.linear.weight": torch.zeros(2, 2)}, tmp_path / "x.pt")
+    monkeypatch.setattr("dap.backbones.converting.convert.config_of", lambda *args: {"num_embeds_ada_norm": 3})
+    [found] = planned_convert(tmp_path / "x.pt", tmp_path / "out", vae="owner/vae")
+    assert dict(found.downloads).keys() == {"owner/vae"} and found.seconds is None and not (tmp_path / "out").exists()
+    assert ("owner/vae", True) in asked and ("owner/vae", False) not in asked
+    with pytest.raises(DapError, match="owner/vae.* is not in this machine's cache"):
+        planned_convert(tmp_path / "x.pt", tmp_path / "out", vae="owner/vae", offline=True)
+    [found] = planned_convert("nobody/nothing-like-this", tmp_path / "out")
+    assert dict(found.downloads).keys() == {"nobody/nothing-like-this"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import shutil
 
 import pytest
@@ -211,10 +213,28 @@ def test_a_backbone_whose_card_names_no_layer_gets_one_as_auto_chooses_it(base, 
     assert counted["layer"] == 2 and torch.equal(pixels(made), pixels(asked))
     assert recipe_of(made)["guidance"]["layer"] == recipe_of(asked)["guidance"]["layer"]
     (told,) = [note for note in notes if "guidance.layer: auto is" in note]
-    assert "bare names no layer, and --layer would" in " ".join(told.split())
+    assert "bare names no layer; --layer names another" in " ".join(told.split())
     assert made.noted("chosen.json")["choices"][0]["field"] == "guidance.layer"
     again = distill(tmp_path / "a" / "recipe.json", tmp_path / "c")
     assert counted["layer"] == 2 and torch.equal(pixels(made), pixels(again))
+
+
+def test_a_set_begun_under_another_default_layer_says_how_to_go_on(base, bare, tmp_path, capsys):
+    """Earlier versions took the middle layer of such a backbone, so their sets have this layer and no choice beside."""
+    out = tmp_path / "old"
+    unsaid = {**base, "backbone": {"path": str(bare)}, "guidance": {"reals": 2}}
+    begun = distill({**unsaid, "guidance": {"reals": 2, "layer": "1"}}, out)
+    before = pixels(begun)
+    assert not (out / "chosen.json").exists()
+    chosen = recipe_of(distill(unsaid, tmp_path / "new"))["guidance"]["layer"]
+    assert chosen != "1", "the layer that would be chosen now is another one"
+    for image in sorted(out.glob("images/*/*.png"))[3:]:
+        image.unlink()
+    with pytest.raises(DapError, match=f'What changed: guidance.layer: "1" -> "{chosen}"') as refused:
+        distill(unsaid, out)
+    (command,) = re.findall(r"as dap (distill .*) does, or another --out", str(refused.value))
+    assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    assert torch.equal(pixels(DistilledSet.open(out)), before) and not DistilledSet.open(out).missing()
 
 
 def test_nothing_is_chosen_where_no_layer_matters_or_one_is_named(base, bare, tmp_path, counted):

@@ -11,8 +11,11 @@ from typing import Any
 
 from dap import networks
 from dap.backbones.honoured import parts_of, place_of
+from dap.backbones.known import KINDS
+from dap.backbones.strange import without_backbone
 from dap.base.documents import read_json
 from dap.base.errors import DapError
+from dap.base.parsing import brief
 
 UNUSED = ("safety_checker", "feature_extractor")
 """Parts of Stable Diffusion's folders that look at finished images. They have a gigabyte, and no backbone calls them."""
@@ -27,7 +30,7 @@ OWN = ["*.json", "*.safetensors", "*.yaml", "*.md", "LICENSE*"]
 
 
 def index_of(folder: Path) -> dict[str, Any]:
-    """The `model_index.json` of a pipeline's folder.
+    """The `model_index.json` of a pipeline's folder. A pipeline of `dap.pipelines` counts as the one of diffusers that it is.
 
     Raises:
         DapError: it is missing or no JSON object, or it names a part that lies outside the folder.
@@ -36,7 +39,23 @@ def index_of(folder: Path) -> dict[str, Any]:
     for part, said in index.items():
         if isinstance(said, list) and not re.fullmatch(r"\w+", part):
             raise DapError(f"{folder / 'model_index.json'} names a part {part!r}, which is no name of a folder in it.")
+    if (plain := str(index.get("_class_name")).removeprefix("DAP")) in KINDS:
+        index["_class_name"] = plain
     return index
+
+
+def check_class(index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline without a backbone before its weights are fetched or read.
+
+    Raises:
+        DapError: the class in its `model_index.json` is none of `KINDS` and no subclass of one.
+    """
+    import diffusers
+
+    name = str(index.get("_class_name"))
+    of = networks.find(name) or getattr(diffusers, name, None)
+    if not any(one.__name__ in KINDS for one in getattr(of, "__mro__", ())):
+        raise without_backbone(brief(name)[1:-1])
 
 
 def fetch(source: str, revision: str | None, offline: bool) -> Path:
@@ -48,6 +67,7 @@ def fetch(source: str, revision: str | None, offline: bool) -> Path:
     options: dict[str, Any] = {"revision": revision, "local_files_only": offline or is_offline_mode()}
     with suppress(LocalEntryNotFoundError, HfHubHTTPError):  # diffusers' own way below says what is wrong
         index = index_of(Path(hf_hub_download(source, "model_index.json", **options)).parent)
+        check_class(index)
         if networks.find(str(index.get("_class_name"))) is not None:  # diffusers knows no such pipeline, nor its files
             return Path(snapshot_download(source, allow_patterns=OWN, **options))
     options |= dict.fromkeys(UNUSED)

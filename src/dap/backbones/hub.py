@@ -14,7 +14,7 @@ from pydantic import StringConstraints
 
 from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
-from dap.backbones.fetching import UNUSED, WEIGHTS, fetch, index_of, weights_of
+from dap.backbones.fetching import UNUSED, WEIGHTS, check_class, fetch, index_of, weights_of
 from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
 from dap.base.alone import alone
@@ -29,6 +29,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 Label = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}$")]
 """A label as a key of a JSON object."""
+
+
+class NotCached(DapError):
+    """Something of a hub id is not on this machine, and the network was not asked or not reached.
+
+    Args:
+        text: the sentence for the user.
+        hub: the hub id.
+    """
+
+    def __init__(self, text: str, hub: str) -> None:
+        super().__init__(text)
+        self.hub = hub
+
+    def __reduce__(self) -> tuple[type[NotCached], tuple[str, str]]:
+        return type(self), (self.args[0], self.hub)
 
 
 def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: bool) -> tuple[Any, Path]:
@@ -46,7 +62,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
     Raises:
         DapError: there is no such pipeline, a part has no weights, or diffusers cannot load it.
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
 
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
@@ -55,8 +71,10 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         index = index_of(folder)
         check_folder(folder, index)
         _check_libraries(folder, index)
+        check_class(index)
         _check_parts(folder, index)
-        of = networks.find(str(index["_class_name"])) or DiffusionPipeline
+        name = str(index["_class_name"])
+        of: Any = networks.find(name) or getattr(diffusers, name)
         options = _which(folder, index)
         if UNUSED[0] in index:
             options |= {**dict.fromkeys(UNUSED), "requires_safety_checker": False}
@@ -94,6 +112,11 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool, pipeline: str = 
     from huggingface_hub import is_offline_mode, snapshot_download
 
     folder = expanded(source)
+    if folder.is_file() or source.endswith((".safetensors", ".ckpt", ".pt", ".pth")):
+        raise DapError(
+            f"The autoencoder {source} is a file; give the folder or hub id of an autoencoder of diffusers, such as "
+            "stabilityai/sd-vae-ft-ema. Only a flow takes the file of an autoencoder."
+        )
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
         raise DapError(f"There is no autoencoder at {source!r}: no such folder. Give a folder or a hub id owner/name.")
     with explained("autoencoder", source):
@@ -213,9 +236,10 @@ def explained(what: str, source: str, revision: str | None = None) -> Iterator[N
     except Exception as error:  # the hub library and diffusers raise a dozen kinds of errors
         at = f" at revision {revision!r}" if revision else ""
         if isinstance(error, LocalEntryNotFoundError):
-            raise DapError(
+            raise NotCached(
                 f"The {what} {source!r}{at} is not in this machine's cache of hub models, and the network was not asked or "
-                f"not reached: load it once online, fetch it with 'hf download {source}', or give a local folder."
+                f"not reached: load it once online, fetch it with 'hf download {source}', or give a local folder.",
+                source,
             ) from error
         reason = first_line(error)
         if Path(source).is_dir():

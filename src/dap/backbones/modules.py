@@ -99,7 +99,7 @@ class ModuleBackbone(Backbone):
         unknown = [name for name, found in labels.items() if not found]
         if unknown:
             known = ", ".join(self.class_names[:10]) + (", …" if len(self.class_names) > 10 else "")
-            data = ", ".join(dict.fromkeys(class_names[:10])) + (", …" if len(class_names) > 10 else "")
+            data = ", ".join(list(labels)[:10]) + (", …" if len(labels) > 10 else "")
             raise DapError(
                 f"{self.card.name} was not trained on {', '.join(map(repr, unknown[:5]))}. The data's classes: {data}. "
                 f"The backbone's {len(self.class_names)}: {known}. Rename the class folders to the backbone's names, "

@@ -11,13 +11,14 @@ import torch
 
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found, shape_of
-from dap.backbones.converting.checkpoints import opened
+from dap.backbones.converting.checkpoints import opened, tensors_of
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.honoured import check_pipeline
 from dap.backbones.hub import open_pipeline
 from dap.backbones.known import KINDS
 from dap.backbones.placing import Offload, offload_on, place, settle
 from dap.backbones.schedules import steps_of
+from dap.backbones.strange import refuse_ending, refuse_folder, refuse_tensors, without_backbone
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
 from dap.base.registry import build, resolve
@@ -66,14 +67,29 @@ def load(
     where = device_of(device)
     how = offload_on(offload, where, dtype)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
-    if expanded(path).is_file() and path.endswith(WEIGHTS):
+    if (file := expanded(path)).is_file():
         if revision is not None:
             raise DapError(f"A revision is of a hub id; {path} is a file on this machine.")
-        single = open_single(expanded(path), opened(expanded(path)), Said(), dtype=dtype, offline=offline)
-        if single is not None:
+        if (single := _single(file, dtype, offline)) is not None:
             return _settled(single[0], where, how, name=single[1], **prompts)
     pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
     return _settled(pipe, where, how, path=str(folder), name=path, **prompts)
+
+
+def _single(file: Path, dtype: str, offline: bool) -> tuple[Any, str] | None:
+    """The pipeline in one file and its name, as `open_single` gives them, or None for a checkpoint that is to be converted.
+
+    Raises:
+        DapError: the file is of a format that is not read, or holds something else than a model.
+    """
+    refuse_ending(file)
+    if not file.name.endswith(WEIGHTS):
+        return None
+    found = opened(file)
+    single = open_single(file, found, Said(), dtype=dtype, offline=offline)
+    if single is None:
+        refuse_tensors(file, tensors_of(file, found))
+    return single
 
 
 def _settled(pipe: Any, where: torch.device, how: Offload, **said: Any) -> Backbone:
@@ -190,11 +206,7 @@ def from_pipeline(
     """
     kind = next((of.__name__ for of in type(pipe).__mro__ if of.__name__ in KINDS), None)
     if kind is None:
-        *first, last = KINDS
-        raise DapError(
-            f"A {type(pipe).__name__} has no backbone yet; {', '.join(first)} and {last} have. "
-            "Your own is a subclass of dap.Backbone, given as file.py:Name."
-        )
+        raise without_backbone(type(pipe).__name__)
     known: str | None = path or getattr(pipe, "name_or_path", None)
     folder = Path(known) if known and Path(known).is_dir() else None
     check_pipeline(pipe, KINDS[kind], folder)
@@ -216,13 +228,15 @@ def source_of(path: str) -> str:
     folder = expanded(path)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise DapError(f"{folder} has no model_index.json, so it is not a diffusers pipeline folder.")
+            refuse_folder(folder)
         return str(folder)
     if folder.is_file():
         raise DapError(
             f"{path} is a file, not a folder; 'dap convert {path} --out FOLDER' turns a checkpoint of a class-conditional "
             "model into one. A Stable Diffusion in one file is opened as it is."
         )
+    if path.endswith(WEIGHTS):
+        raise DapError(f"There is no file {path}.")
     if path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise DapError(
             f"There is no backbone at {path!r}: no such folder. Use 'starter', 'starter-unet', a folder, or a hub id owner/name."

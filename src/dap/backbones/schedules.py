@@ -187,20 +187,23 @@ class Flow(Schedule):
             schedule's first time, as in diffusers' scheduler.
         terminal: the sigma that the last step of a run begins at (LTX-Video). The shifted grid is stretched to it. None: it is
             not stretched.
+        dynamic: whether the shift was computed from the number of tokens. diffusers then shifts the schedule's first time once,
+            and otherwise twice.
     """
 
     steps: int = 1000
     shift: float = 1.0
     even: bool = False
     terminal: float | None = None
+    dynamic: bool = False
 
     def level(self, t: Time) -> tuple[float, float]:
         sigma = t / self.steps
         return 1 - sigma, sigma
 
     def settings(self) -> dict[str, Any]:
-        ends = {} if self.terminal is None else {"terminal": self.terminal}
-        return {"steps": self.steps, "shift": self.shift, **({"even": True} if self.even else {}), **ends}
+        said = {"even": self.even, "dynamic": self.dynamic, "terminal": self.terminal}
+        return {"steps": self.steps, "shift": self.shift, **{name: value for name, value in said.items() if value}}
 
     def velocity(self, x: Tensor, t: Time, velocity: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.velocity_to_eps(x, t, velocity), self.velocity_to_x0(x, t, velocity)
@@ -222,12 +225,18 @@ class Flow(Schedule):
         """The place of an even grid's τ in [0, 1] on the shifted grid."""
         return self.shift * tau / (1 + (self.shift - 1) * tau)
 
+    def _ended(self, sigmas: list[float]) -> list[float]:
+        """Times of falling sigmas, stretched so that the last one is `terminal`."""
+        wide = 1.0 if self.terminal is None else (1 - self.terminal) / (1 - sigmas[-1])
+        return [self.steps * (1 - (1 - sigma) * wide) if wide != 1 else self.steps * sigma for sigma in sigmas]
+
     def times(self, steps: int) -> list[float]:
         """The falling times of a run of so many steps, without the end 0. They are those of diffusers' Euler scheduler."""
         if self.even:
-            taus = [self.shifted(1 - i / steps) for i in range(steps)]
-            wide = 1.0 if self.terminal is None else (1 - self.terminal) / (1 - taus[-1])
-            return [self.steps * (1 - (1 - tau) * wide) if wide != 1 else self.steps * tau for tau in taus]
+            return self._ended([self.shifted(1 - i / steps) for i in range(steps)])
+        if self.dynamic:
+            last = 1 / self.steps
+            return self._ended([self.shifted(1 - (1 - last) * i / (steps - 1)) for i in range(steps)])
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         ends: dict[str, Any] = {} if self.terminal is None else {"shift_terminal": self.terminal}
@@ -244,13 +253,15 @@ class Flow(Schedule):
             tokens: how many image tokens the transformer has. A dynamic shift depends on it.
             even: see the class.
         """
-        shift = config.get("shift", config.get("flow_shift", 1.0))
-        if config.get("use_dynamic_shifting"):
+        shift, dynamic = config.get("shift", config.get("flow_shift", 1.0)), bool(config.get("use_dynamic_shifting"))
+        if dynamic:
             low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
             start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
             mu = start + (end - start) * (tokens - low) / (high - low)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        return Flow(config["num_train_timesteps"], shift, even, config.get("shift_terminal") or None)
+        return Flow(
+            config["num_train_timesteps"], shift, even, config.get("shift_terminal") or None, dynamic and not even
+        )
 
 
 PathName = Literal["linear", "gvp", "vp"]

@@ -55,19 +55,27 @@ def regular(path: Path) -> Path:
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How the small text begins that Git LFS puts in the place of a file which was not fetched."""
 
+PAGES = (b"<!doctype html", b"<html")
+"""How a page of the web begins, in small letters."""
+
 
 def check_fetched(path: Path) -> Path:
-    """The path of a regular file, unless it only points to the file that belongs there.
+    """The path of a regular file, unless it only points to the file that belongs there, or a page of the web came in its place.
 
     Raises:
-        DapError: there is no regular file, or it is a pointer of Git LFS.
+        DapError: there is no regular file, or it is a pointer of Git LFS or a page of the web.
     """
     with regular(path).open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise DapError(
-                f"{shown(path)} is a Git LFS pointer and not the file itself: it was cloned without its contents. Fetch "
-                "the file, as with git lfs pull in its folder, or download it from where it comes from."
-            )
+        head = file.read(len(POINTER))
+    if head == POINTER:
+        raise DapError(
+            f"{shown(path)} is a Git LFS pointer and not the file itself: it was cloned without its contents. Fetch "
+            "the file, as with git lfs pull in its folder, or download it from where it comes from."
+        )
+    if head.lstrip().lower().startswith(PAGES):
+        raise DapError(
+            f"{shown(path)} is a page of the web and not the file itself; such a page may ask to sign in. Fetch the file anew."
+        )
     return path
 
 

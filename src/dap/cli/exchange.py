@@ -250,13 +250,15 @@ def convert(
     encoder: str | None = None,
     dtype: Dtype = "float32",
     offline: bool = False,
+    dry_run: DryRun = False,
     output: OutputFlags | None = None,
 ) -> Told:
     """Convert weights.
 
     Args:
-        source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a .pt of the original DiT code,
-            MinimaxDiffusion, SiT, REPA, REG, LightningDiT, PixArt or Latte.
+        source: Hub id, diffusers folder, a Stable Diffusion 1, 2 or XL in one file, or a file as the authors of DiT,
+            MinimaxDiffusion, SiT, REPA, REG, LightningDiT, PixArt, U-ViT, MDTv2, Latte, ADM, EDM, EDM2 or latent
+            diffusion publish it.
         out: Folder of the pipeline.
         revision: Branch, tag or commit of a hub id.
         vae: For a .pt: folder or hub id of its autoencoder, such as stabilityai/sd-vae-ft-ema, or VA-VAE's own file.
@@ -271,12 +273,16 @@ def convert(
         dtype: Type of the numbers that are written.
         offline: Never ask the network, only the local cache.
     """
-    from dap.backbones.converting.convert import convert as run
-
     del output
     chosen = {"revision": revision, "vae": vae, "heads": heads, "classes": classes, "dtype": dtype, "offline": offline}
     chosen |= {"tokenizer": tokenizer, "prediction": prediction, "size": size}
     chosen |= {"family": family, "flow_path": path, "encoder": encoder}
-    made = run(source, out, **chosen)  # pyright: ignore[reportArgumentType]
+    if dry_run:
+        from dap.verbs.planning.backbones import planned_convert
+
+        return forecast(planned_convert(source, out, **chosen), out)
+    from dap.backbones.converting.convert import convert as run
+
+    made = run(source, out, **chosen)
     again = shlex.join(["dap", "distill", "--backbone", str(made)])
     return Told(f"Pipeline in {made}\nNext: {again} --out runs/first", {"pipeline": made})

@@ -178,15 +178,15 @@ class EDMUNet2DModel(ModelMixin, ConfigMixin):
     """A denoiser of EDM: the clean image in a noisy one, at any noise level.
 
     Args:
-        sample_size: the side of the images in px.
-        in_channels: channels of the image.
+        sample_size: the side of the images in px, or of the latents.
+        in_channels: channels of the image or of the latents.
         style: the U-Net, "song" or "adm".
         model_channels: the unit of the widths.
         channel_mult: the width of each level in this unit.
         num_blocks: residual blocks of a level on the way down; on the way up there is one more.
-        attn_resolutions: the sides in px at which there is attention.
+        attn_resolutions: the sides at which there is attention.
         num_class_embeds: how many labels there are. None: the weights know no classes.
-        channels_per_head: the width of a head of "adm"; "song" has one head.
+        channels_per_head: the width of a head; "song" has one head.
         channel_mult_emb, channel_mult_noise: the widths of the embedding and of its sinusoids in the unit.
         fourier: whether the noise level is embedded by frequencies of the weights' own, as in NCSN++.
         residual: whether the image goes down beside the network and is added at each level, as in NCSN++.

@@ -128,16 +128,7 @@ class Block(nn.Module):
 class EDM2UNet2DModel(ModelMixin, ConfigMixin):
     """A denoiser of EDM2: the clean image, or its latents, in a noisy one, at any noise level.
 
-    Args:
-        sample_size: the side of images or latents.
-        in_channels: their channels.
-        model_channels: the unit of the widths; 128 … 448 for XS … XXL.
-        channel_mult: the width of each level in this unit.
-        num_blocks: residual blocks of a level on the way down; on the way up there is one more.
-        attn_resolutions: the sides at which there is attention.
-        num_class_embeds: how many labels there are. None: the weights know no classes.
-        channels_per_head: the width of a head.
-        sigma_data: the standard deviation of the data that the weights were trained for.
+    Args: as of an `EDMUNet2DModel`, without what there is one form of here. `model_channels` is 128 … 448 for XS … XXL.
     """
 
     @register_to_config

@@ -66,6 +66,8 @@ class UViT2DModel(ModelMixin, ConfigMixin):
         qkv_bias: whether queries, keys and values have a bias.
         time_mlp: whether the time goes through a network of its own before it becomes a token.
         conv: whether a convolution ends the network.
+        continuous: whether the network was trained on all times in [0, 1] of the variance-preserving SDE (Song et al. 2021) and
+            not on 1000 noise levels. It is told 999 times the time.
     """
 
     first_timestep = 1
@@ -86,8 +88,10 @@ class UViT2DModel(ModelMixin, ConfigMixin):
         qkv_bias: bool = False,
         time_mlp: bool = False,
         conv: bool = False,
+        continuous: bool = False,
     ) -> None:
         super().__init__()
+        self.pace = 0.999 if continuous else 1.0
         width, shape = hidden_size, (hidden_size, num_attention_heads, intermediate_size, qkv_bias)
         self.patch_embed = Patches(in_channels, width, patch_size)
         time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
@@ -115,7 +119,7 @@ class UViT2DModel(ModelMixin, ConfigMixin):
 
         Args:
             hidden_states: latents, (B, C, side, side).
-            timestep: 1 to the number of noise levels, (B,).
+            timestep: 1 to the number of noise levels, (B,). If `continuous`, there are 1000 of them, at the times 0.001 to 1.
             class_labels: (B,); `num_classes` is the null label.
 
         Returns:
@@ -123,7 +127,7 @@ class UViT2DModel(ModelMixin, ConfigMixin):
         """
         config: Any = self.config
         patches = self.patch_embed(hidden_states)
-        time = self.time_embed(waves(timestep, config.hidden_size).to(patches.dtype))
+        time = self.time_embed(waves(timestep * self.pace, config.hidden_size).to(patches.dtype))
         x = torch.cat([self.label_emb(class_labels)[:, None], time[:, None], patches], dim=1) + self.pos_embed
         twins = list[Tensor]()
         for block in self.in_blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from dap.kernels import KERNELS, Kernel
 from dap.methods import METHODS, Method
 from dap.testing import backbone, guidance, kernel, method
 from dap.testing.findings import Finding
+
+log = logging.getLogger(__name__)
 
 STARTERS = ("starter", "starter-unet")
 CONTRACTS: Mapping[str, tuple[type, Callable[[Any], Iterator[Finding]]]] = {
@@ -54,6 +57,8 @@ def check(
     thing: Any
     backbones.device_of(device)
     if name in KERNELS or name in METHODS:
+        if expanded(name).is_dir():
+            log.warning("%s is checked as the name of a part of dap; the folder of this name is ./%s.", name, name)
         thing = {**KERNELS, **METHODS}[name]()
     elif name in STARTERS or expanded(name).is_dir():
         thing = backbones.load(name, **options)

@@ -278,7 +278,7 @@ def _told(choice: Mapping[str, Any], task: Task, *, unsaid: bool) -> str | None:
     limit = f", at most {choice['limit']:.3f} allowed" if "limit" in choice else ""
     of = "trial samples" if choice["field"] == "guidance.scale" else "real training images"
     flag = {"guidance.layer": "--layer", "refine.layers": "--refine-layers"}.get(choice["field"])
-    why = f"; the card of {task.backbone.card.name} names no layer, and {flag} would" if unsaid else ""
+    why = f"; the card of {task.backbone.card.name} names no layer; {flag} names another" if unsaid else ""
     return (
         f"{choice['field']}: auto is {shown(str(choice['value']))} for {task.recipe.method}, by the {name} ({each}{limit}), "
         f"found in {choice['seconds']:.0f} s on {choice['images']} {of}{why}"

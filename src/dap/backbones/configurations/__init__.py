@@ -90,7 +90,7 @@ WAYS_OUT: Mapping[str, str] = {
     "attention_type": "It takes boxes besides the prompt (GLIGEN), which dap does not feed.",
     "latents_mean": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
     "latents_std": "diffusers' pipelines of this kind do not use it, so nobody can say what it should do here; set it to null.",
-    "shift_factor": "Only Stable Diffusion 3's pipeline shifts latents; set it to null.",
+    "shift_factor": "diffusers shifts no latents of this kind; take the autoencoder of these weights, or set it to null.",
     "decoder_inject_noise": "This decoder adds random noise of its own (LTX-Video 0.9.1 and later); take LTX-Video 0.9.0.",
     "timestep_conditioning": "dap tells this decoder no time, and LTX-Video 0.9.1 and later want one; take LTX-Video 0.9.0.",
     "patch_size_t": "dap samples transformers of clips whose tokens are one latent frame long, such as CogVideoX 1.0.",

@@ -19,7 +19,7 @@ _PATCHES: Table = {
 }
 
 LABELLED: Mapping[str, Table] = {
-    "UViT2DModel": {**_PATCHES, "qkv_bias": Flag, "time_mlp": Flag, "conv": Flag},
+    "UViT2DModel": {**_PATCHES, "qkv_bias": Flag, "time_mlp": Flag, "conv": Flag, "continuous": Flag},
     "MDTTransformer2DModel": {**_PATCHES, "out_channels": Whole, "decoder_layers": Whole},
     "LabelledLatteTransformer3DModel": {**_PATCHES, "out_channels": Whole, "num_frames": Whole},
     "LabelledUNet2DModel": {

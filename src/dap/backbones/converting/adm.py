@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dap.backbones.converting.parts import filled
 from dap.base.alone import alone
-from dap.base.errors import DapError, first_line
+from dap.base.errors import DapError
 from dap.networks import adm
 
 KNOWN: dict[tuple[int, tuple[float, ...], int], dict[str, Any]] = {
@@ -101,31 +102,3 @@ def pipeline(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> Any
     variance = "learned_range" if config["out_channels"] == 6 else "fixed_large"
     noise: Any = DDPMScheduler
     return DDPMPipeline(network, noise(beta_schedule=betas, variance_type=variance, clip_sample=True))
-
-
-def filled(network: Any, state: Mapping[str, Tensor], path: Path, dtype: torch.dtype, code: str) -> None:
-    """Put the tensors of a file into a network that was made without any.
-
-    Args:
-        network: the network.
-        state: the tensors by name.
-        path: the file, for messages.
-        dtype: the number format that the weights get.
-        code: the name of the authors' code, for messages.
-
-    Raises:
-        DapError: a tensor is missing, unknown or of a wrong shape.
-    """
-    own = network.state_dict()
-    for problem, names in (
-        ("lacks", [name for name in own if name not in state]),
-        ("also has", sorted(set(state) - set(own))),
-        ("has another shape of", [name for name in own if name in state and own[name].shape != state[name].shape]),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise DapError(f"{path} is not a checkpoint of {code}: it {problem} {', '.join(names[:3])}{more}.")
-    try:
-        network.load_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, assign=True)
-    except RuntimeError as error:
-        raise DapError(f"{path} is not a checkpoint of {code}: {first_line(error)}") from error

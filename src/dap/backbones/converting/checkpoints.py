@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.converting.persistent import is_plain, read_persistent
+from dap.backbones.strange import refuse_ending
 from dap.base.documents import check_fetched
 from dap.base.errors import DapError, first_line
 from dap.base.parsing import shown
@@ -27,6 +28,12 @@ PREFIX = re.compile(
 )
 """What DDP, torch.compile, FSDP and Lightning put before the name of every tensor."""
 
+PATCHES = "x_embedder.proj.weight"
+"""The first layer of a DiT and of its descendants."""
+
+DIT = ("x_embedder.", "t_embedder.", "y_embedder.", "final_layer.")
+"""How names of tensors begin in the code of DiT and of its descendants, besides those of the blocks."""
+
 WORDS: Mapping[str, str] = {"sit": "sit", "repa": "repa", "lightningdit": "lightningdit"}
 """Words in the name of a file or in a trainer's argument `model`, and the family that each stands for."""
 
@@ -35,20 +42,6 @@ FLOW_WORDS = (*WORDS, "flow", "velocity", "rectified", "interpolant", "meanflow"
 
 FLOW_ARGUMENTS = ("path_type", "prediction", "loss_weight", "sample_eps", "train_eps")
 """Arguments of SiT's and REPA's trainers, which DiT's trainer does not have."""
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, as the original DiT code names it.
-
-    Wrappers and prefixes are taken off, and the factors of MinimaxDiffusion's fine-tuning are folded into the weights.
-
-    Args:
-        path: a .safetensors file, or a pickle of torch, which is opened by the weights-only path.
-
-    Raises:
-        DapError: the file is no checkpoint, or needs code to be opened.
-    """
-    return folded(tensors_of(path, opened(path)), path)
 
 
 def unwrapped(found: Mapping[Any, Any], keys: Sequence[str] = WRAPPERS) -> Mapping[Any, Any]:
@@ -77,15 +70,15 @@ def tensors_of(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
     found = unwrapped(found)
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise DapError(f"{path} holds no table of tensors by name, so it is no checkpoint of the original DiT code.")
+        raise DapError(f"{path} holds no table of tensors by name, so it is no checkpoint of a model.")
     for name, value in tensors.items():
         if value.device.type != "cpu" or value.layout is not torch.strided or value.is_quantized or value.is_nested:
             raise DapError(f"{path}: {shown(name)} is no plain tensor; save the weights with plain tensors on the CPU.")
     tensors = bare(tensors)
-    if "x_embedder.proj.weight" not in tensors:  # Lightning keeps other modules beside the network
+    if PATCHES not in tensors:  # Lightning keeps other modules beside the network
         for prefix in sorted({match[0] for match in map(PREFIX.match, tensors) if match}):
             inner = bare({n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)})
-            if "x_embedder.proj.weight" in inner:
+            if PATCHES in inner:
                 tensors = inner
                 break
     return tensors
@@ -109,6 +102,7 @@ def opened(path: Path) -> Mapping[str, Any]:
     Raises:
         DapError: the file is no checkpoint, or needs code to be opened.
     """
+    refuse_ending(path)
     check_fetched(path)
     if path.suffix == ".pkl" and is_plain(path):
         return read_persistent(path)
@@ -119,9 +113,7 @@ def opened(path: Path) -> Mapping[str, Any]:
         try:
             return load_file(path)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise DapError(
-                f"{path} is not a checkpoint that can be opened without running code: {first_line(error)}. Fetch it anew."
-            ) from error
+            raise DapError(f"{path} is no whole .safetensors file: {first_line(error)}. Fetch it anew.") from error
     try:
         with torch.serialization.safe_globals(HARMLESS):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

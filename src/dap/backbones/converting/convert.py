@@ -7,23 +7,25 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dap import __version__, imagenet
+from dap import __version__
 from dap.backbones.base import Card
 from dap.backbones.converting import flows, labelled
-from dap.backbones.converting.checkpoints import folded, opened, tensors_of, told
+from dap.backbones.converting.checkpoints import DIT, folded, opened, tensors_of, told
 from dap.backbones.converting.dit import config_of, transformer
 from dap.backbones.converting.flows import family_of
+from dap.backbones.converting.parts import class_names
 from dap.backbones.converting.pixels import open_pixels
 from dap.backbones.converting.single import Said, open_single
 from dap.backbones.converting.with_encoder.pixart import open_pixart
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
+from dap.backbones.strange import refuse_tensors, unknown
 from dap.base.disk import writing
 from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
@@ -38,7 +40,41 @@ RECORD = "conversion.json"
 KEPT = ("classes.json", "card.yaml", "README.md", "LICENSE", "LICENSE.md")
 
 
-def convert(
+@dataclass(frozen=True)
+class Ready:
+    """A pipeline that is to be written.
+
+    Attributes:
+        pipe: the pipeline.
+        files: further files of its folder, by name.
+        out: the folder.
+    """
+
+    pipe: Any
+    files: Mapping[str, bytes]
+    out: Path
+
+
+def convert(source: str | Path, out: str | Path, **how: Any) -> Path:
+    """Write a pipeline as a diffusers folder of safetensors, with its class names and its card.
+
+    The written pipeline behaves as its source does.
+
+    Args:
+        source, out, how: as for `read`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DapError: `read` raises it, or the disk refuses the files.
+    """
+    ready = read(source, out, **how)
+    _write(ready.pipe, ready.files, ready.out)
+    return ready.out
+
+
+def read(
     source: str | Path,
     out: str | Path,
     *,
@@ -54,10 +90,8 @@ def convert(
     family: str | None = None,
     flow_path: str | None = None,
     encoder: str | None = None,
-) -> Path:
-    """Write a pipeline as a diffusers folder of safetensors, with its class names and its card.
-
-    The written pipeline behaves as its source does.
+) -> Ready:
+    """Read what `convert` writes. Nothing is written.
 
     Args:
         source: a diffusers folder or hub id of a kind that has a backbone, or a checkpoint file of the original DiT code
@@ -87,7 +121,7 @@ def convert(
             that of its DINOv2.
 
     Returns:
-        The folder.
+        The pipeline, and the files beside it.
 
     Raises:
         DapError: there is nothing at the source, the weights are of another kind, something that the weights need is
@@ -129,8 +163,7 @@ def convert(
     files = {"card.yaml": yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).encode()}
     listed = {"classes.json": dump(list(names))} if names else {}
     files |= {**listed, **kept, **(listed if given else {}), RECORD: dump({**record, "dap": __version__})}
-    _write(pipe, files, out)
-    return out
+    return Ready(pipe, files, out)
 
 
 def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
@@ -215,17 +248,22 @@ def _from_checkpoint(
     from diffusers import DDIMScheduler, DiTPipeline
 
     vae, heads = given.vae, given.heads
+    said, state = told(path, found), tensors_of(path, found)
+    refuse_tensors(path, state)
+    if labelled.family(state) is None and not any(name.startswith(DIT) for name in state):
+        raise unknown(path, state)
     if vae is None:
         raise DapError(
             f"{path.name} holds no autoencoder; give --vae a folder or hub id, such as stabilityai/sd-vae-ft-ema."
         )
-    said, state = told(path, found), tensors_of(path, found)
     if flows.TOKEN not in state:
         _check_said(Said(encoder=given.encoder), path)
     if labelled.family(state) is not None:
         coder = open_autoencoder(vae, dtype=dtype, offline=offline)
         pipe = labelled.pipeline(state, path, coder, DTYPES[dtype], heads)
-        backbone = tried(from_pipeline(pipe, name=path.name, class_names=names or labelled.known_names(pipe)))
+        names = class_names(path, pipe.denoiser.config.num_classes, names or labelled.film_names(pipe))
+        name = labelled.published(path, pipe.denoiser.config) or path.name
+        backbone = tried(from_pipeline(pipe, name=name, class_names=names))
         return pipe, backbone.card, backbone.class_names
     if (of := family_of(path, state, said, family)) != "dit":
         names = _names(path, flows.config_of(path, of, state, heads)["num_classes"], names)
@@ -278,8 +316,4 @@ def _names(path: Path, labels: int, names: list[str] | None) -> list[str]:
             labels + 1,
             labels,
         )
-    if names is None:
-        return list(imagenet.names().values()) if labels == 1000 else [str(label) for label in range(labels)]
-    if len(names) != labels:
-        raise DapError(f"{path.name} has {labels} labels but --classes has {len(names)} names.")
-    return names
+    return class_names(path, labels, names)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.backbones.converting.adm import filled
+from dap.backbones.converting.parts import filled
 from dap.base.alone import alone
 from dap.base.errors import DapError
 from dap.networks import edm, edm2
@@ -21,8 +21,6 @@ NAMES = {"edm": "NVlabs/edm", "edm2": "NVlabs/edm2"}
 
 PUBLISHED = re.compile(r"edm-(cifar10-32x32|ffhq-64x64|afhqv2-64x64|imagenet-64x64)-|edm2-img(64|512)-")
 """How the names of the authors' files begin."""
-
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 LATENTS = {"latents_mean": [5.81, 3.25, 0.12, -2.15], "latents_std": [4.17, 4.62, 3.71, 3.28], "scaling_factor": 0.5}
 """How EDM2 standardises the latents of Stable Diffusion's autoencoder: to a standard deviation of 0.5."""

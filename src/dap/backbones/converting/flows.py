@@ -18,9 +18,10 @@ from torch import Tensor
 from dap.backbones.cards import image_size
 from dap.backbones.converting.autoencoders import autoencoder_for
 from dap.backbones.converting.checkpoints import Told
+from dap.backbones.converting.parts import filled
 from dap.backbones.converting.with_encoder.reg import class_encoder
 from dap.base.alone import alone
-from dap.base.errors import DapError, first_line
+from dap.base.errors import DapError
 
 Family = Literal["dit", "sit", "repa", "lightningdit"]
 FAMILIES: tuple[str, ...] = get_args(Family)
@@ -151,7 +152,7 @@ def pipeline(
             f"{path} predicts {kind!r} on a flow; dap reads velocities there, as all published {TITLES[family]} predict."
         )
     config = {**config_of(path, family, state, heads), "path": _path_of(path, arguments, flow_path)}
-    network = _network(path, config, state, dtype)
+    network = _network(path, family, config, state, dtype)
     channels, standardised = config["in_channels"], family == "lightningdit"
     autoencoder = autoencoder_for(vae, path, channels, standardised=standardised, dtype=dtype, offline=offline)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT.get(family, 1.0))
@@ -242,11 +243,13 @@ def config_of(path: Path, family: str, state: Mapping[str, Tensor], heads: int |
     }
 
 
-def _network(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+def _network(
+    path: Path, family: str, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype
+) -> Any:
     """The transformer with these weights.
 
     Raises:
-        DapError: the tensors do not fit each other, or the rotary positions are not those of the paper.
+        DapError: a tensor is missing, unknown or of a wrong shape, or the rotary positions are not those of the paper.
     """
     from accelerate import init_empty_weights
 
@@ -265,14 +268,5 @@ def _network(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor],
                 raise DapError(f"The rotary positions feat_rope.{name} of {path} are not those of LightningDiT.")
     with alone(), init_empty_weights(include_buffers=False):
         network = build(**config)
-    own = set(network.state_dict())
-    for problem, names in (("lacks", sorted(own - set(mine))), ("also has", sorted(set(mine) - own))):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise DapError(f"{path} is not a checkpoint of its family: it {problem} {', '.join(names[:3])}{more}.")
-    try:
-        network.load_state_dict({name: value.to(dtype, copy=True) for name, value in mine.items()}, assign=True)
-    except (RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines()[-1].strip() or first_line(error)
-        raise DapError(f"The tensors of {path} do not fit each other: {said}") from error
+    filled(network, mine, path, dtype, TITLES[family])
     return network

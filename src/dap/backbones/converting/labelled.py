@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dap import imagenet
+from dap.backbones.converting.parts import filled
+from dap.backbones.schedules import BETAS
 from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
 from dap.networks import labelled_pipeline, latte, mdt, uvit
@@ -21,11 +24,17 @@ State = Mapping[str, Tensor]
 HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16}
 """The number of heads by the width of a token in the three papers. A checkpoint lacks it."""
 
+LEVELS = 1000
+"""The noise levels of the three papers' networks."""
+
 IMAGE_LATENTS = 4
 """The channels of the latents of U-ViT's and MDT's ImageNet models."""
 
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 """The noise levels of DiT, which MDT and Latte keep."""
+
+SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""The noise levels of Stable Diffusion, which U-ViT keeps where it does not sample on an SDE."""
 
 
 def family(state: State) -> str | None:
@@ -39,16 +48,12 @@ def family(state: State) -> str | None:
     return None
 
 
-def known_names(pipe: Any) -> list[str] | None:
-    """The names of the classes of the data set that the authors trained on, where the number of labels tells it.
+def film_names(pipe: Any) -> list[str] | None:
+    """The names of the classes of UCF-101 (Soomro et al. 2012) for a Latte of 101 labels, and None for all else.
 
-    They are ImageNet's for 1000 labels, and for a Latte of 101 labels those of UCF-101 (Soomro et al. 2012). Latte's loader sorts
-    the folders of UCF-101 by name, capitals before small letters.
+    Latte's loader sorts the folders of UCF-101 by name, capitals before small letters.
     """
-    labels = pipe.denoiser.config.num_classes
-    if labels == 1000:
-        return list(imagenet.names().values())
-    if labels == 101 and isinstance(pipe, labelled_pipeline.LabelledLattePipeline):
+    if pipe.denoiser.config.num_classes == 101 and isinstance(pipe, labelled_pipeline.LabelledLattePipeline):
         return (files("dap") / "data" / "subsets" / "ucf101.txt").read_text(encoding="utf-8").split()
     return None
 
@@ -70,24 +75,44 @@ def pipeline(state: State, path: Path, vae: Any, dtype: torch.dtype, heads: int 
     from diffusers import DDIMScheduler
 
     kind: Any
+    betas: Mapping[str, Any] = LINEAR
     if family(state) == "Latte":
         build, kind = latte.LabelledLatteTransformer3DModel, labelled_pipeline.LabelledLattePipeline
-        config, betas = latte_config(state, path, heads), LINEAR
+        config = latte_config(state, path, heads)
     elif family(state) == "U-ViT":
         config, build, kind = uvit_config(state, path, heads), uvit.UViT2DModel, labelled_pipeline.UViTPipeline
-        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        betas = {"trained_betas": sde_betas(LEVELS)} if config["continuous"] else SCALED_LINEAR
     else:
         state = {name: value for name, value in state.items() if not _UNUSED.match(name)}
         config, build, kind = mdt_config(state, path, heads), mdt.MDTTransformer2DModel, labelled_pipeline.MDTPipeline
-        betas = LINEAR
     if vae.config.latent_channels != config["in_channels"]:
         raise DapError(
             f"{path.name} works on {config['in_channels']} latent channels, the autoencoder has {vae.config.latent_channels}; "
             "give --vae the one it was trained with."
         )
     scheduler: Any = DDIMScheduler
-    noise = scheduler(**betas, num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False)
+    noise = scheduler(**betas, num_train_timesteps=LEVELS, clip_sample=False, set_alpha_to_one=False)
     return kind(_filled(build, config, state, path, dtype), vae, noise)
+
+
+def sde_betas(levels: int) -> list[float]:
+    """Betas whose noise levels are those of the variance-preserving SDE of Song et al. (2021) at the times 1/n, 2/n … 1.
+
+    There ᾱ(t) = exp(−b₀ t − (b₁ − b₀) t²/2) with the rates b₀ = 0.1 and b₁ = 20.
+
+    Args:
+        levels: n.
+    """
+    first, last = BETAS
+    falls = [-first * t - (last - first) * t**2 / 2 for t in (i / levels for i in range(levels + 1))]
+    return [-math.expm1(now - before) for before, now in pairwise(falls)]
+
+
+def published(path: Path, config: Mapping[str, Any]) -> str | None:
+    """The key of the card of published weights in a file of this name, or None."""
+    found = re.fullmatch(r"imagenet(256|512)_uvit_(large|huge)", path.stem)
+    known = found is not None and (config["num_classes"], config["sample_size"] * 8) == (1000, int(found[1]))
+    return f"baofff/imagenet{found[1]}_uvit" if found and known else None
 
 
 _UNUSED = re.compile(r"mask_token$|sideblocks\.|.*\.rel_pos_bias\.relative_position_index$")
@@ -110,8 +135,8 @@ def uvit_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     if channels != IMAGE_LATENTS:
         raise DapError(
-            f"{path} is a U-ViT of {channels} channels: one of pixels, whose continuous noise levels dap does not have. dap "
-            "converts the U-ViTs of latents, such as imagenet256_uvit_huge.pth."
+            f"{path} is a U-ViT of {channels} channels: one of pixels, which dap does not sample. dap converts the U-ViTs of "
+            "latents, such as imagenet256_uvit_huge.pth."
         )
     tokens = _ranked(state, "pos_embed", 3, path, code).shape[1] - uvit.TOLD
     return {
@@ -126,6 +151,9 @@ def uvit_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
         "qkv_bias": "mid_block.attn.qkv.bias" in state,
         "time_mlp": "time_embed.0.weight" in state,
         "conv": "final_layer.weight" in state,
+        # No tensor shows the noise levels. The authors trained the networks that end with a convolution (L/2, L/4) on the SDE
+        # (train_ldm.py), and the others (H/2, H/4) on Stable Diffusion's betas (train_ldm_discrete.py).
+        "continuous": "final_layer.weight" in state,
     }
 
 
@@ -202,16 +230,7 @@ def _filled(build: Callable[..., Any], config: Mapping[str, Any], state: State, 
             network = build(**config)
     except (RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise DapError(f"{path} has tensors of sizes that fit no network: {first_line(error)}") from error
-    own = network.state_dict()
-    for problem, names in (
-        ("lacks", [name for name in own if name not in state]),
-        ("also has", sorted(state.keys() - own.keys())),
-        ("has another shape of", [name for name in own if name in state and own[name].shape != state[name].shape]),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise DapError(f"{path} is not a checkpoint of {family(state)}: it {problem} {', '.join(names[:3])}{more}.")
-    network.load_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, assign=True)
+    filled(network, state, path, dtype, str(family(state)))
     return network.eval()
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dap import imagenet
+from dap.backbones.converting.parts import class_names
 from dap.backbones.converting.shapes import Unlike, unet_config
 from dap.base.alone import alone
 
@@ -26,10 +27,13 @@ CHANNELS = 3
 """The channels of the latents of the published model, whose autoencoder makes 4 px a latent. Its attentions have one head."""
 
 
-def latent_pipeline(unet: Any, state: Mapping[str, Tensor], coder: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+def latent_pipeline(
+    path: Path, unet: Any, state: Mapping[str, Tensor], coder: Mapping[str, Tensor], dtype: torch.dtype
+) -> Any:
     """The pipeline.
 
     Args:
+        path: the file, for its name.
         unet: diffusers' U-Net with the weights of the file.
         state: all tensors of the file.
         coder: those of the autoencoder, without the prefix.
@@ -56,7 +60,7 @@ def latent_pipeline(unet: Any, state: Mapping[str, Tensor], coder: Mapping[str, 
             raise Unlike(f"its autoencoder {problem} {min(names)}")
     flat = {name: value.flatten(1) if _LINEAR.search(name) else value for name, value in named.items()}
     vae.load_state_dict({name: value.to(dtype, copy=True) for name, value in flat.items()}, assign=True)
-    names = dict(enumerate(imagenet.names().values())) if len(table) == 1001 else None
+    names = dict(enumerate(class_names(path, len(table) - 1, None)))
     scheduler: Any = DDIMScheduler
     noise = scheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
     return LatentDiffusionPipeline(network.eval(), vae.eval(), noise, names)

@@ -1,10 +1,10 @@
-"""Parts of models in one file: which tensors belong to which network, and networks of diffusers with their weights."""
+"""What conversions share: parts of models in one file, networks with the tensors of a file, and the names of the classes."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dap import imagenet
 from dap.backbones.converting.shapes import Unlike
 from dap.backbones.honoured import check_fields
 from dap.backbones.hub import DTYPES, check_whole
 from dap.backbones.known import Kind
 from dap.base.alone import alone
+from dap.base.errors import DapError, first_line
 
 Predicted = Literal["epsilon", "v_prediction"]
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""The classes of CIFAR-10, in label order."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +131,54 @@ def check_betas(state: Mapping[str, Tensor], schedule: Mapping[str, Any]) -> Non
             f"it keeps {kept.numel()} noise levels from {kept.flatten()[0]:.2g} to {kept.flatten()[-1]:.2g}, and the published "
             f"weights have {steps} from {start:g} to {end:g}"
         )
+
+
+def filled(network: Any, state: Mapping[str, Tensor], path: Path, dtype: torch.dtype, code: str) -> None:
+    """Put the tensors of a file into a network that was made without any.
+
+    Args:
+        network: the network.
+        state: the tensors by name.
+        path: the file, for messages.
+        dtype: the number format that the weights get.
+        code: the name of the authors' code or of the model, for messages.
+
+    Raises:
+        DapError: a tensor is missing, unknown or of a wrong shape.
+    """
+    own = network.state_dict()
+    for problem, names in (
+        ("lacks", [name for name in own if name not in state]),
+        ("also has", sorted(set(state) - set(own))),
+        ("has another shape of", [name for name in own if name in state and own[name].shape != state[name].shape]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise DapError(f"{path} is not a checkpoint of {code}: it {problem} {', '.join(names[:3])}{more}.")
+    try:
+        network.load_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, assign=True)
+    except RuntimeError as error:
+        raise DapError(f"{path} is not a checkpoint of {code}: {first_line(error)}") from error
+
+
+def class_names(path: Path, labels: int, given: Sequence[str] | None) -> list[str]:
+    """The names of the classes of a checkpoint.
+
+    They are those that the user gives, else ImageNet's for 1000 labels, CIFAR-10's for ten of a file that says so in its name,
+    and numbers for all others.
+
+    Args:
+        path: the file.
+        labels: the number of labels, without a null label.
+        given: the user's names, in label order, or None.
+
+    Raises:
+        DapError: the user gives another number of names.
+    """
+    if given is not None:
+        if len(given) != labels:
+            raise DapError(f"{path.name} has {labels} labels but --classes has {len(given)} names.")
+        return list(given)
+    if labels == 1000:
+        return list(imagenet.names().values())
+    return list(CIFAR10) if labels == 10 and "cifar10" in path.name else [str(label) for label in range(labels)]

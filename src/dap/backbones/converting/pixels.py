@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dap import imagenet
 from dap.backbones.base import Card
 from dap.backbones.converting import adm, edm
 from dap.backbones.converting.checkpoints import bare, unwrapped
+from dap.backbones.converting.parts import class_names
 from dap.backbones.hub import DTYPES, open_autoencoder
 from dap.backbones.opening import from_pipeline, tried
 from dap.base.errors import DapError
@@ -59,12 +59,8 @@ def open_pixels(
     else:
         return None
     rows = pipe.unet.config.num_class_embeds or 0
-    if names is None and rows:
-        names = [str(label) for label in range(rows)]
-        names = list(imagenet.names().values()) if rows == 1000 else names
-        names = edm.CIFAR10 if rows == 10 and "cifar10" in path.name else names
-    if names is not None and len(names) != rows:
-        raise DapError(f"{path.name} has {rows} labels but --classes has {len(names)} names.")
+    if rows or names is not None:
+        names = class_names(path, rows, names)
     published = edm.PUBLISHED.match(path.name) if kind else adm.PUBLISHED.fullmatch(path.name)
     known = published is not None and rows in (0, 10, 1000)
     name = (adm.NAME if kind is None else edm.NAMES[kind]) if known else path.name

@@ -26,6 +26,7 @@ from dap.backbones.converting.tokenizers import tokenizer_for
 from dap.backbones.converting.xl import is_xl, xl_pipeline
 from dap.backbones.hub import DTYPES, open_autoencoder
 from dap.backbones.known import KINDS
+from dap.backbones.strange import refuse_tensors
 from dap.base.errors import DapError, first_line
 from dap.base.registry import suggest
 
@@ -114,15 +115,13 @@ def open_single(
 
 def _refuse_others(path: Path, state: Mapping[str, Tensor]) -> None:
     """Refuse the relatives of Stable Diffusion 1 and 2, in words that say what they are."""
+    refuse_tensors(path, state)
     what, instead = None, "Give a Stable Diffusion 1 or 2, or a folder of diffusers."
     if any(name.startswith("conditioner.embedders.") for name in state):
         what = "the refiner of SDXL"
         instead = "Give SDXL's base model, such as sd_xl_base_1.0.safetensors."
-    elif any(name.startswith((f"{UNET}joint_blocks.", f"{UNET}double_blocks.")) for name in state):
-        what = "a Stable Diffusion 3 or a Flux"
-        instead = "Give the folder or hub id of its diffusers pipeline."
-    elif any(name.startswith(("control_model.", f"{UNET}label_emb.")) for name in state):
-        what = "a ControlNet, an upscaler or another model that takes more than a prompt"
+    elif any(name.startswith(f"{UNET}label_emb.") for name in state):
+        what = "an upscaler or another model that takes more than a prompt"
     elif not any(name.startswith((f"{TEXT}transformer.", f"{TEXT}model.")) for name in state):
         what = "a U-Net without the CLIP text encoder of Stable Diffusion"
         instead = "Give the whole file, in which the names of the text encoder begin with cond_stage_model."
@@ -186,7 +185,7 @@ def _latent(path: Path, state: Mapping[str, Tensor], said: Said, dtype: str) -> 
     denoiser = averaged(state)
     config = latent_config(shapes_of(denoiser), (said.size or LABELLED) // factor, said.heads)
     unet = converted(UNet2DConditionModel, denoiser, UNET, config, dtype, path, KIND)
-    return latent_pipeline(unet, state, coder, DTYPES[dtype])
+    return latent_pipeline(path, unet, state, coder, DTYPES[dtype])
 
 
 @torch.no_grad()

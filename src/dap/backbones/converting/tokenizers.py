@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from dap.backbones.hub import NotCached
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
 
@@ -86,10 +87,11 @@ def _folder(path: Path, given: str | None, offline: bool) -> Path:
         if folder is not None:
             return folder
     hub = given or SAME[0]
-    raise DapError(
+    raise NotCached(
         f"{path} holds no tokenizer, as no Stable Diffusion in one file does, and this machine's cache of hub models has none "
         f"for it. Fetch it once online with 'hf download {hub}' {'' if given else '--include *.json --include merges.txt '}or "
-        "put the folder tokenizer/ of any Stable Diffusion beside the file."
+        "put the folder tokenizer/ of any Stable Diffusion beside the file.",
+        hub,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import Any
 from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
-from dap.base.parsing import brief
+from dap.base.parsing import brief, shown
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
@@ -69,9 +70,14 @@ def check_begun(
                 "The fingerprint of the data differs if an image or a label has changed, and for a set begun by a version "
                 "that knew images by their names and sizes alone. " * of_data
             )
+            command = shlex.join(["dap", "distill", shown(path / name), "--out", shown(path)])
+            again = (
+                f"Use what it was begun with, as {command} does,"
+                if name == "recipe.json"
+                else "Use what it was begun with,"
+            )
             raise DapError(
-                f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}"
-                "Use what it was begun with, or another --out."
+                f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}{again} or another --out."
             )
     return pinned
 

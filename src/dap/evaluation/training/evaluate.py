@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
@@ -274,7 +275,7 @@ def _labels(protocol: Protocol, plan: Plan) -> str:
 def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
     """A hash of everything that a training depends on, except its seed."""
     digest = hashlib.sha256()
-    for part in (*train[0].split(AHEAD), train[1]):  # pyright: ignore[reportCallIssue]
+    for part in chain(train[0].split(AHEAD), [train[1]]):  # pyright: ignore[reportCallIssue]
         digest.update(part.contiguous().numpy(force=True).tobytes())
     said = [one.fingerprint for one in (plan.teacher, plan.stored) if one is not None]
     if plan.weights is not None:

@@ -1,9 +1,10 @@
-"""`--dry-run` of `train-backbone` and `tune-backbone`: sizes, steps and time by short trials. Nothing is made or fetched."""
+"""`--dry-run` of `train-backbone`, `tune-backbone` and `convert`: sizes, steps and time by trials. Nothing is made or fetched."""
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from dap.backbones import device_of
-from dap.backbones.hub import to_download
+from dap.backbones.converting import convert as converting
+from dap.backbones.hub import NotCached, to_download
 from dap.backbones.opening import source_of
+from dap.base.files import expanded, write_atomically
 from dap.base.watch import Watcher
 from dap.cost import forget_peak_memory, peak_memory_gb
 from dap.pretraining import denoisers, planning, words
@@ -24,6 +27,9 @@ from dap.verbs.planning.estimate import Estimate
 from dap.verbs.training import backbone as training
 from dap.verbs.training import tuning
 from dap.verbs.training.asked import Trained
+
+TRIED = 2**24
+"""Bytes of the trial that writes."""
 
 KEPT, WHILE = 2, 20
 """Bytes of a parameter in the backbone, and in a checkpoint: the weights, their average, the best ones, and two moments."""
@@ -123,6 +129,73 @@ def planned_tuning(
     trained = sum(one.numel() for one in learner.module.parameters() if one.requires_grad)
     facts = {"trial": time.monotonic() - began, "memory_gb": peak_memory_gb(device)}
     return [_stage("tuning, after the images are encoded", stage, step, whole + trained * WHILE, **facts)]
+
+
+def planned_convert(source: str | Path, out: str | Path, **how: Any) -> list[Estimate]:
+    """What `dap convert` will take: a line for what is read, and one for each network that is written.
+
+    The source is read as a whole, so that whatever is wrong with it is said. It needs as much memory as the conversion.
+
+    Args:
+        source, out, how: as for `dap.backbones.converting.convert.convert`.
+
+    Raises:
+        DapError: the conversion could not begin; the message is that of `convert`.
+    """
+    offline, place = bool(how.get("offline")), expanded(source)
+    read, began = f"reading {source}", time.monotonic()
+    missing = None if place.exists() else to_download(source_of(str(source)), how.get("revision"), offline)
+    try:
+        ready = None if missing else converting.read(source, out, **{**how, "offline": True})
+    except NotCached as error:
+        if offline:
+            raise
+        ready, missing = None, to_download(error.hub, None, offline) or (error.hub, None)
+    if ready is None and missing is not None:
+        why = f"{missing[0]} is not on this machine yet, so nothing is read"
+        return [Estimate(name=read, kind="files", pieces=1, left=1, why=why, downloads=(missing,))]
+    assert ready is not None
+    files = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else [place][: place.is_file()]
+    seconds, nbytes = time.monotonic() - began, sum(file.stat().st_size for file in files)
+    networks = {name: part for name, part in ready.pipe.components.items() if isinstance(part, nn.Module)}
+    tensors = {name: _tensors(part) for name, part in networks.items()}
+    pace = _writing()
+    more = sum(map(len, ready.files.values())) + _beside(ready.pipe, networks)
+    told = f"{read}, {nbytes / 1e6:.1f} MB" if files else read
+    facts: dict[str, Any] = {"seconds": seconds, "trial": seconds, "memory_gb": peak_memory_gb(torch.device("cpu"))}
+    first = Estimate(name=told, kind="files", pieces=len(files) or 1, left=len(files) or 1, disk=more, **facts)
+    return [
+        first,
+        *(_written(f"{ready.out.name}/{n}, {type(networks[n]).__name__}", tensors[n], pace) for n in networks),
+    ]
+
+
+def _written(name: str, tensors: Sequence[torch.Tensor], pace: float) -> Estimate:
+    """What writing a network will take, at so many seconds a byte."""
+    n, nbytes = len(tensors), sum(one.numel() * one.element_size() for one in tensors)
+    return Estimate(name=name, kind="tensors", pieces=n, left=n, seconds=nbytes * pace, disk=nbytes)
+
+
+def _tensors(network: nn.Module) -> list[torch.Tensor]:
+    """The tensors that a file of this network holds. Two names of one tensor, as a T5's tables have, are written once."""
+    return list({value.data_ptr(): value for value in network.state_dict().values()}.values())
+
+
+def _writing() -> float:
+    """The seconds that a byte takes to be written and to reach the disk."""
+    with tempfile.TemporaryDirectory(prefix="dap-trial-") as folder:
+        began = time.monotonic()
+        write_atomically(Path(folder) / "trial", bytes(TRIED))
+        return (time.monotonic() - began) / TRIED
+
+
+def _beside(pipe: Any, networks: Mapping[str, Any]) -> int:
+    """The bytes of the parts of a pipeline that are no networks, such as a tokenizer."""
+    with tempfile.TemporaryDirectory(prefix="dap-trial-") as folder:
+        for name, part in pipe.components.items():
+            if name not in networks and hasattr(part, "save_pretrained"):
+                part.save_pretrained(str(Path(folder) / name))
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
 def _made(made: Trained) -> Iterator[Estimate]:

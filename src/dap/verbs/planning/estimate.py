@@ -58,7 +58,7 @@ class Estimate:
     """
 
     name: str
-    kind: Literal["images", "trainings", "captions", "labels", "epochs", "steps"] = "images"
+    kind: Literal["images", "trainings", "captions", "labels", "epochs", "steps", "files", "tensors"] = "images"
     pieces: int
     left: int
     units: int = 0
