@@ -245,7 +245,7 @@ def test_a_published_checkpoint_becomes_a_folder(vae, tmp_path):
         ({}, {"heads": 3}, "3 heads do not divide the width 16"),
         ({}, {"heads": None}, "how many attention heads its width 16"),
         ({}, {"vae": None}, "holds no autoencoder; give --vae"),
-        ({}, {"classes": ["a", "b"]}, "has 3 labels but 2 class names"),
+        ({}, {"classes": ["a", "b"]}, "has 3 labels but --classes has 2 names"),
     ],
 )
 def test_other_checkpoints_are_refused_in_a_sentence(change, options, words, vae, tmp_path):
