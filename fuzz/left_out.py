@@ -7,7 +7,7 @@ _LIBRARY = (
 _CODE = "code that the user names or allows; it runs, whatever it holds"
 
 LEFT_OUT: dict[str, str] = {
-    "backbones/converting/labelled.py:known_names": SHIPPED,
+    "backbones/converting/labelled.py:film_names": SHIPPED,
     "base/registry.py:_load_file": _CODE,
     "base/registry.py:_load_module": _CODE,
     "backbones/converting/with_encoder/opening.py:open_encoder": _LIBRARY,

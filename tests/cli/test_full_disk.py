@@ -288,6 +288,7 @@ BY_THEMSELVES = {
     "evaluation/apart.py": "tries whether a folder can be written, and says so if not",
     "backbones/converting/parts.py": "a configuration for diffusers' loader, in the system's folder for temporary files",
     "backbones/converting/convert.py": "diffusers writes a folder, inside `writing`",
+    "verbs/planning/backbones.py": "the small parts of a pipeline, inside `writing`, in the system's folder for temporary files",
     "cli/completion.py": "hands the script of a shell to cyclopts",
 }
 

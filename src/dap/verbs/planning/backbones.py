@@ -15,7 +15,7 @@ from dap.backbones import device_of
 from dap.backbones.converting import convert as converting
 from dap.backbones.hub import NotCached, to_download
 from dap.backbones.opening import source_of
-from dap.base.files import expanded, write_atomically
+from dap.base.files import expanded, write_atomically, writing
 from dap.base.watch import Watcher
 from dap.cost import forget_peak_memory, peak_memory_gb
 from dap.pretraining import denoisers, planning, words
@@ -194,7 +194,8 @@ def _beside(pipe: Any, networks: Mapping[str, Any]) -> int:
     with tempfile.TemporaryDirectory(prefix="dap-trial-") as folder:
         for name, part in pipe.components.items():
             if name not in networks and hasattr(part, "save_pretrained"):
-                part.save_pretrained(str(Path(folder) / name))
+                with writing(Path(folder)):
+                    part.save_pretrained(str(Path(folder) / name))
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
