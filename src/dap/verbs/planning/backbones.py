@@ -15,7 +15,8 @@ from dap.backbones import device_of
 from dap.backbones.converting import convert as converting
 from dap.backbones.hub import NotCached, to_download
 from dap.backbones.opening import source_of
-from dap.base.files import expanded, write_atomically, writing
+from dap.base.disk import writing
+from dap.base.files import expanded, write_atomically
 from dap.base.watch import Watcher
 from dap.cost import forget_peak_memory, peak_memory_gb
 from dap.pretraining import denoisers, planning, words
