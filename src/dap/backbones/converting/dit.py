@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dap.backbones.converting.parts import heads_of
 from dap.base.alone import alone
 from dap.base.errors import DapError
 
@@ -72,11 +73,7 @@ def config_of(state: Mapping[str, Tensor], path: Path, heads: int | None) -> dic
     outputs, rest = divmod(state["final_layer.linear.weight"].shape[0], patch**2)
     if rest or outputs not in (channels, 2 * channels):
         raise DapError(f"{path} does not predict noise, or noise and its variance, for its {channels} latent channels.")
-    heads = heads or HEADS.get(width)
-    if heads is None:
-        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
-    if width % heads:
-        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
+    heads = heads_of(heads, HEADS, width, path)
     return {
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,

@@ -18,7 +18,7 @@ from torch import Tensor
 from dap.backbones.cards import image_size
 from dap.backbones.converting.autoencoders import autoencoder_for
 from dap.backbones.converting.checkpoints import Told
-from dap.backbones.converting.parts import filled
+from dap.backbones.converting.parts import filled, heads_of
 from dap.backbones.converting.with_encoder.reg import class_encoder
 from dap.base.alone import alone
 from dap.base.errors import DapError
@@ -214,11 +214,7 @@ def config_of(path: Path, family: str, state: Mapping[str, Tensor], heads: int |
     head = (
         shape("blocks.0.attn.q_norm.weight", 1)[0] if norm else shape("feat_rope.freqs_cos", 2)[1] if rotary else None
     )
-    heads = width // head if head else heads or HEADS.get(width)
-    if heads is None:
-        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
-    if heads < 1 or width % heads:
-        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
+    heads = heads_of(width // head if head else heads, HEADS, width, path)
     fields = {
         "sample_size": grid * patch,
         "patch_size": patch,

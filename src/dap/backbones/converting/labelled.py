@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dap.backbones.converting.parts import filled
+from dap.backbones.converting.parts import filled, heads_of, ranked
 from dap.backbones.schedules import BETAS
 from dap.base.alone import alone
 from dap.base.errors import DapError, first_line
@@ -131,23 +131,23 @@ def uvit_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
         raise DapError(
             f"{path} is a U-ViT that {what}. dap converts those with labels, such as imagenet256_uvit_huge.pth."
         )
-    patches = _ranked(state, "patch_embed.proj.weight", 4, path, code)
+    patches = ranked(state, "patch_embed.proj.weight", 4, path, code)
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     if channels != IMAGE_LATENTS:
         raise DapError(
             f"{path} is a U-ViT of {channels} channels: one of pixels, which dap does not sample. dap converts the U-ViTs of "
             "latents, such as imagenet256_uvit_huge.pth."
         )
-    tokens = _ranked(state, "pos_embed", 3, path, code).shape[1] - uvit.TOLD
+    tokens = ranked(state, "pos_embed", 3, path, code).shape[1] - uvit.TOLD
     return {
         "sample_size": _side(tokens, path, code) * patch,
         "patch_size": patch,
         "in_channels": channels,
         "hidden_size": width,
         "num_layers": _count(state, "in_blocks") + _count(state, "out_blocks"),
-        "num_attention_heads": _heads(heads, width, path),
-        "intermediate_size": _ranked(state, "mid_block.mlp.fc1.weight", 2, path, code).shape[0],
-        "num_classes": _ranked(state, "label_emb.weight", 2, path, code).shape[0] - 1,
+        "num_attention_heads": heads_of(heads, HEADS, width, path),
+        "intermediate_size": ranked(state, "mid_block.mlp.fc1.weight", 2, path, code).shape[0],
+        "num_classes": ranked(state, "label_emb.weight", 2, path, code).shape[0] - 1,
         "qkv_bias": "mid_block.attn.qkv.bias" in state,
         "time_mlp": "time_embed.0.weight" in state,
         "conv": "final_layer.weight" in state,
@@ -169,22 +169,22 @@ def mdt_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
             f"{path} is an MDT of the first version, whose network is another one. dap converts MDTv2, such as "
             "mdt_xl2_v2_ckpt.pt."
         )
-    patches = _ranked(state, "x_embedder.proj.weight", 4, path, code)
+    patches = ranked(state, "x_embedder.proj.weight", 4, path, code)
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     decoder = _count(state, "de_blocks")
     return {
-        "sample_size": _side(_ranked(state, "pos_embed", 3, path, code).shape[1], path, code) * patch,
+        "sample_size": _side(ranked(state, "pos_embed", 3, path, code).shape[1], path, code) * patch,
         "patch_size": patch,
         "in_channels": channels,
-        "out_channels": _ranked(state, "final_layer.linear.weight", 2, path, code).shape[0] // patch**2,
+        "out_channels": ranked(state, "final_layer.linear.weight", 2, path, code).shape[0] // patch**2,
         "hidden_size": width,
         "num_layers": _count(state, "en_inblocks") + _count(state, "en_outblocks") + decoder,
         "decoder_layers": decoder,
         # Each head has a column of its own in the table of biases, so the file says how many there are.
         "num_attention_heads": heads
-        or _ranked(state, "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table", 2, path, code).shape[1],
-        "intermediate_size": _ranked(state, "en_inblocks.0.mlp.fc1.weight", 2, path, code).shape[0],
-        "num_classes": _ranked(state, "y_embedder.embedding_table.weight", 2, path, code).shape[0] - 1,
+        or ranked(state, "en_inblocks.0.attn.rel_pos_bias.relative_position_bias_table", 2, path, code).shape[1],
+        "intermediate_size": ranked(state, "en_inblocks.0.mlp.fc1.weight", 2, path, code).shape[0],
+        "num_classes": ranked(state, "y_embedder.embedding_table.weight", 2, path, code).shape[0] - 1,
     }
 
 
@@ -198,22 +198,22 @@ def latte_config(state: State, path: Path, heads: int | None) -> dict[str, Any]:
     if table not in state:
         what = "reads a text" if "text_embedding_projection.1.weight" in state else "knows no classes"
         raise DapError(f"{path} is a Latte that {what}. dap converts those with labels, such as ucf101.pt.")
-    patches = _ranked(state, "x_embedder.proj.weight", 4, path, code)
+    patches = ranked(state, "x_embedder.proj.weight", 4, path, code)
     width, channels, patch = patches.shape[0], patches.shape[1], patches.shape[-1]
     depth = _count(state, "blocks")
     if depth % 2:
         raise DapError(f"{path} is not a checkpoint of {code}: its {depth} blocks are no pairs of space and time.")
     return {
-        "sample_size": _side(_ranked(state, "pos_embed", 3, path, code).shape[1], path, code) * patch,
-        "num_frames": _ranked(state, "temp_embed", 3, path, code).shape[1],
+        "sample_size": _side(ranked(state, "pos_embed", 3, path, code).shape[1], path, code) * patch,
+        "num_frames": ranked(state, "temp_embed", 3, path, code).shape[1],
         "patch_size": patch,
         "in_channels": channels,
-        "out_channels": _ranked(state, "final_layer.linear.weight", 2, path, code).shape[0] // patch**2,
+        "out_channels": ranked(state, "final_layer.linear.weight", 2, path, code).shape[0] // patch**2,
         "hidden_size": width,
         "num_layers": depth,
-        "num_attention_heads": _heads(heads, width, path),
-        "intermediate_size": _ranked(state, "blocks.0.mlp.fc1.weight", 2, path, code).shape[0],
-        "num_classes": _ranked(state, table, 2, path, code).shape[0] - 1,
+        "num_attention_heads": heads_of(heads, HEADS, width, path),
+        "intermediate_size": ranked(state, "blocks.0.mlp.fc1.weight", 2, path, code).shape[0],
+        "num_classes": ranked(state, table, 2, path, code).shape[0] - 1,
     }
 
 
@@ -234,13 +234,6 @@ def _filled(build: Callable[..., Any], config: Mapping[str, Any], state: State, 
     return network.eval()
 
 
-def _ranked(state: State, name: str, rank: int, path: Path, code: str) -> Tensor:
-    if name not in state or state[name].ndim != rank or not state[name].numel():
-        found = f"{name} has the shape {tuple(state[name].shape)}" if name in state else f"it lacks {name}"
-        raise DapError(f"{path} is not a checkpoint of {code}: {found}.")
-    return state[name]
-
-
 def _count(state: State, blocks: str) -> int:
     """How many blocks there are, and never more than there are tensors: a name may count far."""
     found = [int(match[1]) for name in state if (match := re.match(rf"{blocks}\.(\d{{1,6}})\.", name))]
@@ -252,12 +245,3 @@ def _side(tokens: int, path: Path, code: str) -> int:
     if side**2 != tokens or not side:
         raise DapError(f"{path} is not a checkpoint of {code}: its {tokens} tokens are on no square grid.")
     return side
-
-
-def _heads(given: int | None, width: int, path: Path) -> int:
-    heads = given or HEADS.get(width)
-    if heads is None:
-        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
-    if width % heads:
-        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
-    return heads

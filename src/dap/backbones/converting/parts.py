@@ -182,3 +182,42 @@ def class_names(path: Path, labels: int, given: Sequence[str] | None) -> list[st
     if labels == 1000:
         return list(imagenet.names().values())
     return list(CIFAR10) if labels == 10 and "cifar10" in path.name else [str(label) for label in range(labels)]
+
+
+def ranked(state: Mapping[str, Tensor], name: str, rank: int, path: Path, code: str) -> Tensor:
+    """A tensor of a file, which must have so many dimensions and not be empty.
+
+    Args:
+        state: the tensors by name.
+        name: its name.
+        rank: how many dimensions it has.
+        path: the file, for messages.
+        code: the name of the authors' code or of the model, for messages.
+
+    Raises:
+        DapError: there is no such tensor.
+    """
+    if name not in state or state[name].ndim != rank or not state[name].numel():
+        found = f"{name} has the shape {tuple(state[name].shape)}" if name in state else f"it lacks {name}"
+        raise DapError(f"{path} is not a checkpoint of {code}: {found}.")
+    return state[name]
+
+
+def heads_of(given: int | None, known: Mapping[int, int], width: int, path: Path) -> int:
+    """The number of attention heads of a transformer, which a checkpoint lacks.
+
+    Args:
+        given: what the user or the file says, or None.
+        known: the number of heads by the width of the published networks.
+        width: the width of a token.
+        path: the file, for messages.
+
+    Raises:
+        DapError: nobody says the number, or it does not divide the width.
+    """
+    heads = known.get(width) if given is None else given
+    if heads is None:
+        raise DapError(f"{path} does not say how many attention heads its width {width} is split into; give --heads.")
+    if heads < 1 or width % heads:
+        raise DapError(f"{heads} heads do not divide the width {width} of {path}; give another --heads.")
+    return heads

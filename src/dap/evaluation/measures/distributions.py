@@ -153,10 +153,7 @@ def _moments(x: Table) -> tuple[Tensor, Tensor]:
     R of all these rows.
     """
     size = rows_in(AT_ONCE, x.shape[1])
-    if len(x) <= size:
-        mean = x[:].double().mean(0)
-    else:
-        mean = torch.stack([part.double().sum(0) for part in x.split(size)]).sum(0) / len(x)  # pyright: ignore[reportCallIssue]
+    mean = torch.stack([part.double().sum(0) for part in x.split(size)]).sum(0) / len(x)  # pyright: ignore[reportCallIssue]
     root = mean.new_zeros(0, len(mean))
     for part in x.split(size):  # pyright: ignore[reportCallIssue]
         root = torch.linalg.qr(torch.cat([root, (part.double() - mean) / (len(x) - 1) ** 0.5]), mode="r").R

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.converting.checkpoints import tensors_of, unwrapped
-from dap.backbones.converting.parts import Said
+from dap.backbones.converting.parts import Said, ranked
 from dap.backbones.converting.with_encoder.opening import EXAMPLES, folder_of, open_encoder, open_t5_tokenizer
 from dap.backbones.honoured import check_fields
 from dap.backbones.hub import DTYPES, open_autoencoder
@@ -160,10 +160,7 @@ def config_of(path: Path, state: Mapping[str, Tensor], kind: str, said: Said) ->
     """
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
-        if name not in state or state[name].ndim != rank or not state[name].numel():
-            found = f"{name} has the shape {tuple(state[name].shape)}" if name in state else f"it lacks {name}"
-            raise DapError(f"{path} is not a checkpoint of PixArt: {found}.")
-        return tuple(state[name].shape)
+        return tuple(ranked(state, name, rank, path, "PixArt").shape)
 
     if other := next((name for name in state if re.search(r"\.attn\.(q_norm|k_norm|sr)\.", name)), None):
         raise DapError(
