@@ -326,6 +326,18 @@ def test_an_hour_is_told_once_and_how_to_do_with_less(monkeypatch):
     assert not notes
 
 
+def test_an_hour_is_not_told_of_the_time_between_two_trainings_of_one_name(monkeypatch):
+    now, notes = [0.0], []
+    monkeypatch.setattr("dap.verbs.planning.hour.time.monotonic", lambda: now[0])
+    glass = Hourglass(hearing(note=notes.append))
+    for _ in range(2):  # two cells of a grid, between which a set is made
+        for done in range(1, 51):
+            now[0] += 1
+            glass.epoch(0, done, 50)
+        now[0] += 300
+    assert not notes
+
+
 def test_an_hour_of_a_backbone_is_told_before_the_first_image(colours, pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dap.verbs.planning.hours.SMALL", 0)
     monkeypatch.setattr("dap.verbs.planning.roughly.paces", lambda backbone: (50.0, 0.1, 0.1))

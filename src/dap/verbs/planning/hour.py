@@ -62,9 +62,12 @@ class Hourglass(Watcher):
         if done <= 0 and kind != "cells":
             return  # what is done once before the first piece is no part of the rate
         now = time.monotonic()
+        if done >= total:  # the next work of this name, such as the training of another cell, has a rate of its own
+            self._began.pop((kind, name), None)
+            return
         began, first = self._began.setdefault((kind, name), (now, done))
         pieces = done - first
-        if self._told or done >= total or pieces < (1 if kind == "cells" else PIECES) or now - began < SECONDS:
+        if self._told or pieces < (1 if kind == "cells" else PIECES) or now - began < SECONDS:
             return
         left = (now - began) / pieces * (total - done)
         if left > HOUR:
