@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# One thread here and in every process that a test starts: processes with a thread for each core, as many at once as there are
+# workers of pytest, wait for each other's cores most of their time. A test that is about threads says --threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # Tests, and the processes that they start, remember hashes of images in a folder of their own, not in the user's cache.
