@@ -37,11 +37,11 @@ $(VENV)/.fuzz: $(READY)
 	touch $@
 
 # uv installs torch, torchvision and diffusers in minutes where pip takes many.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml starters/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV) || { echo "python3 lacks venv; on Debian: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[dev]" --editable ./starters
 	$(BIN)/python -m compileall -q src  # an environment that forbids to write bytecode would compile at every start
 	touch $@
 
@@ -80,7 +80,7 @@ $(VENV)/.other: $(VENV).txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(INSTALL)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable ./starters
 	touch $@
 
 clean:

@@ -111,7 +111,7 @@ def smoke(out: Path, device: str) -> int:
         make(method, *more)
     for method in ("herding", "k-center", "rded", "dm"):
         make(method, *(["--option", "iterations=5"] if method == "dm" else []))
-    if Path("src/dap/starter/unet-pipeline/unet/diffusion_pytorch_model.safetensors").exists():
+    if Path("starters/dap_starters/unet-pipeline/unet/diffusion_pytorch_model.safetensors").exists():
         make("dap", "--backbone", "starter-unet", name="dap-unet")
         make("auto", "--backbone", "starter-unet", *REFINED, name="auto-unet")
     else:

@@ -13,7 +13,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 ASIDE=.gpu-aside
-WEIGHTS=src/dap/starter/unet-pipeline/unet/diffusion_pytorch_model.safetensors
+WEIGHTS=starters/dap_starters/unet-pipeline/unet/diffusion_pytorch_model.safetensors
 # What a plain machine with torch lacks: diffusers, pydantic and cyclopts with what they need.
 WHEELS="diffusers pydantic pydantic-core annotated-types typing-inspection cyclopts docstring-parser rich-rst importlib-metadata"
 
@@ -49,7 +49,7 @@ trap 'rm -rf "$work"' EXIT
 if compgen -G ".whl/*.whl" > /dev/null && [ -z "$cpu" ]; then
   $PYTHON -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" .whl/*.whl || exit 1
 fi
-export PYTHONPATH="$PWD/src:$PWD/benchmarks:$work/site" PYTHONUNBUFFERED=1 DAP_CACHE="$work/cache" HF_HUB_OFFLINE=1
+export PYTHONPATH="$PWD/src:$PWD/starters:$PWD/benchmarks:$work/site" PYTHONUNBUFFERED=1 DAP_CACHE="$work/cache" HF_HUB_OFFLINE=1
 began=$SECONDS
 : > "$OUT/gpu.md"
 : > "$OUT/gpu.log"

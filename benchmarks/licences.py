@@ -116,10 +116,10 @@ def carried() -> str:
         place = Path(folder).relative_to(ROOT).as_posix()
         rows.append(f"| {what} | `{place}/` | {card['licence']} | made by `dap.starter.train` on Fashion-MNIST |")
     rows.append(
-        "| weights: the reference classifier | `src/dap/starter/reference/` | MIT | `dap.starter.reference`, Fashion-MNIST |"
+        "| weights: reference classifier | `starters/dap_starters/reference/` | MIT | `dap.starter.reference`, Fashion-MNIST |"
     )
     rows.append(
-        "| data: Fashion-MNIST | `src/dap/starter/data/` | MIT, © 2017 Zalando SE | `src/dap/starter/data/LICENSE` |"
+        "| data: Fashion-MNIST | `starters/dap_starters/data/` | MIT, © 2017 Zalando SE | `starters/dap_starters/data/LICENSE` |"
     )
     rows.append(
         "| names and subsets of ImageNet | `src/dap/imagenet.py`, `src/dap/data/subsets/` | facts | ids and names, no images |"

@@ -35,9 +35,9 @@ def test_the_page_of_licences_has_every_package_of_pyproject(group):
 
 def test_every_carried_file_of_weights_and_data_has_a_licence():
     page = (ROOT / "docs" / "licences.md").read_text()
-    starter = ROOT / "src" / "dap" / "starter"
+    starter = ROOT / "starters"
     carried = {file.parent for suffix in ("safetensors", "gz") for file in starter.rglob(f"*.{suffix}")}
-    named = re.findall(r"`(src/dap/starter/[\w-]+)/`", page)
+    named = re.findall(r"`(starters/dap_starters/[\w-]+)/`", page)
     assert carried and all(any(folder.is_relative_to(ROOT / one) for one in named) for folder in carried)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dap import backbones
+from dap import backbones, starter
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import sha256_of
@@ -27,7 +27,6 @@ from dap.methods.base import Given, Method, Options, Task, check_clips
 from dap.objects import Objects
 from dap.recipe import BackboneChoice, Data, Recipe
 from dap.resolved import Resolved
-from dap.starter import REFERENCE
 
 OPEN = 32
 """The side in px at which images are listed while their size is open, and which sets get whose images have no size."""
@@ -265,7 +264,7 @@ class Workshop:
         # If a user's own file has changed, it is another classifier.
         key = (name, source.class_names, str(_code_of_classifier(name)))
         if key not in self._classifiers:
-            path = REFERENCE if name == STARTER else name
+            path = starter.REFERENCE if name == STARTER else name
             device = str(backbones.device_of(self.device))
             found = load_classifier(path, source.class_names, device, offline=self.offline)
             self._classifiers[key] = replace(found, name=name)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from dap import starter
 from dap.backbones.base import Backbone
 from dap.backbones.cards import Found, shape_of
 from dap.backbones.converting.checkpoints import opened, tensors_of
@@ -22,6 +23,9 @@ from dap.backbones.strange import refuse_ending, refuse_folder, refuse_tensors, 
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
 from dap.base.registry import build, resolve
+
+STARTERS = {"starter": "PIPELINE", "starter-unet": "UNET_PIPELINE"}
+"""The names of the shipped backbones, and what `dap.starter` calls their folders."""
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """How names of files of weights end."""
@@ -220,11 +224,8 @@ def source_of(path: str) -> str:
     Raises:
         DapError: the path is none of these.
     """
-    from dap.starter import PIPELINE, UNET_PIPELINE
-
-    embedded = {"starter": PIPELINE, "starter-unet": UNET_PIPELINE}
-    if path in embedded:
-        return str(embedded[path])
+    if path in STARTERS:
+        return str(getattr(starter, STARTERS[path]))
     folder = expanded(path)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():

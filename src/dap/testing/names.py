@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dap import backbones
 from dap.backbones.base import Backbone
+from dap.backbones.opening import STARTERS
 from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.registry import build, resolve, suggest
@@ -19,7 +20,6 @@ from dap.testing.findings import Finding
 
 log = logging.getLogger(__name__)
 
-STARTERS = ("starter", "starter-unet")
 CONTRACTS: Mapping[str, tuple[type, Callable[[Any], Iterator[Finding]]]] = {
     "backbone": (Backbone, backbone.findings),
     "kernel": (Kernel, kernel.findings),

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dap import imagenet
+from dap import imagenet, starter
 from dap.base.documents import read_names
 from dap.base.errors import DapError
 from dap.base.files import expanded
@@ -35,7 +35,7 @@ from dap.data.real.layouts import Layout, locate
 from dap.data.real.names import by_class, select
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.sizes import LARGEST_SIDE
-from dap.starter import CLASS_NAMES, DATA, verify_data
+from dap.starter import CLASS_NAMES, verify_data
 
 __all__ = ["FolderSource", "IdxSource", "ParquetSource", "Source", "TableSource", "check_path", "open_source"]
 
@@ -268,4 +268,4 @@ def _idx(file: Path) -> np.ndarray:
 @cache
 def _starter_data() -> Path:
     verify_data()
-    return DATA
+    return starter.DATA

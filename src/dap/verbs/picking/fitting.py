@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dap import imagenet
+from dap import imagenet, starter
 from dap.backbones import device_of
 from dap.backbones.hub import index_of, labels_of
 from dap.backbones.known import KINDS
-from dap.backbones.opening import source_of
+from dap.backbones.opening import STARTERS, source_of
 from dap.base.documents import read_names
 from dap.base.errors import DapError
 from dap.choices import BackboneChoice, Data
@@ -29,8 +29,6 @@ from dap.workshop import Workshop
 
 VARIABLE = "DAP_BACKBONES"
 """The environment variable with folders of backbones, which the system's separator of paths separates."""
-
-STARTERS = ("starter", "starter-unet")
 
 SEEN = 0.6
 """Up to this `strangeness` the images count as such that a backbone was trained on. Trained weights have 0.2 to 0.5; the starters
@@ -141,7 +139,8 @@ def _places() -> Iterator[tuple[str, Path]]:
     given = [Path(one).expanduser() for one in os.environ.get(VARIABLE, "").split(os.pathsep) if one]
     for place in (*given, user_cache() / "backbones"):
         yield from ((str(folder.absolute()), folder) for folder in _pipelines(place))
-    yield from ((name, Path(source_of(name))) for name in STARTERS)
+    if starter.installed():
+        yield from ((name, Path(source_of(name))) for name in STARTERS)
     yield from _of_hub()
 
 

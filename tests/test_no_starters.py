@@ -1,0 +1,70 @@
+"""Without the package of the starters: what needs it says so in one sentence, and one's own folder needs it not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from dap import starter
+from dap.base.errors import DapError
+
+HIDDEN = "import sys; sys.modules['dap_starters'] = None; from dap.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process that does not find the package, as in an environment without it."""
+    return subprocess.run([sys.executable, "-c", HIDDEN, *map(str, words)], capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["distill", "--ipc", "1", "--out", "OUT"],
+        ["distill", "--method", "random", "--ipc", "1", "--out", "OUT"],
+        ["distill", "--method", "vanilla", "--data", "COLOURS", "--backbone", "starter", "--ipc", "1", "--out", "OUT"],
+        ["compare", "--methods", "random,vanilla", "--ipc", "1", "--out", "OUT"],
+        ["demo", "--out", "OUT"],
+        ["look", "fashion-mnist"],
+        ["train-backbone", "--data", "NOISE", "--out", "OUT", "--minutes", "1"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_what_needs_them_says_how_to_install_them(words, colours, tmp_path):
+    for label in "ab":  # of a size that a backbone can be trained on
+        (tmp_path / "noise" / label).mkdir(parents=True)
+        for i in range(20):
+            Image.effect_noise((16, 16), 50 + i).save(tmp_path / "noise" / label / f"{i}.png")
+    made = run(
+        *({"NOISE": tmp_path / "noise", "OUT": tmp_path / "out", "COLOURS": colours}.get(word, word) for word in words)
+    )
+    assert made.returncode in (1, 2), made.stderr
+    assert "'diffusion-as-priors[starters]'" in " ".join(made.stderr.split()) and "Traceback" not in made.stderr
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_one_s_own_folder_needs_none(colours, tmp_path):
+    set_ = tmp_path / "set"
+    made = run("distill", "--data", colours, "--ipc", 2, "--out", set_, "--budget", "5s")
+    assert made.returncode == 0, made.stderr
+    assert json.loads((set_ / "recipe.json").read_text())["data"]["path"] == str(colours)
+    fast = ["--networks", "convnet1", "--epochs", "1", "--set", "width=4", "--set", "size=8"]
+    judged = run("evaluate", set_, *fast)
+    assert judged.returncode == 0, judged.stderr
+    assert (set_ / "report.html").is_file()
+    assert run("methods").returncode == 0 and run("--help").returncode == 0
+
+
+def test_in_the_library_the_paths_raise_and_other_names_are_none(monkeypatch):
+    assert starter.installed() and starter.DATA.is_dir()
+    monkeypatch.setitem(sys.modules, "dap_starters", None)
+    assert not starter.installed()
+    for name in starter.PLACES:
+        with pytest.raises(DapError, match=r"pip install '?diffusion-as-priors\[starters\]|pip install"):
+            getattr(starter, name)
+    with pytest.raises(DapError, match="not installed"):
+        starter.verify_data()
+    assert not hasattr(starter, "NOTHING")
