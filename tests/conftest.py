@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import socket
 import tempfile
 from pathlib import Path
 
@@ -22,6 +24,21 @@ if "DAP_CACHE" not in os.environ:
     os.environ["DAP_CACHE"] = _cache.name
 
 NAMES = ["red", "green", "blue"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A test that asks for the address of another machine fails at once. Without this it waits half a minute for an error that
+    the product may take for an answer."""
+    really = socket.getaddrinfo
+
+    def asked(host, *args, **kwargs):
+        name = host.decode() if isinstance(host, bytes) else host
+        if name and name not in ("localhost", socket.gethostname()) and not re.fullmatch(r"[\d.]+|[\da-f:]+", name):
+            pytest.fail(f"the test asks for the address of {name}")
+        return really(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
 
 
 def tiny_transformer(classes: int = 3, learned: bool = True, seed: int = 0):

@@ -445,6 +445,7 @@ def test_a_repository_with_half_precision_alone_is_asked_for_it(tmp_path, monkey
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(DiffusionPipeline, "download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, file, **options: str(bare / file))
     assert load("owner/dit").class_names == tuple(NAMES)
     assert asked == [("owner/dit", None, None), ("owner/dit", "fp16", None)]
 
