@@ -12,7 +12,7 @@ demo: $(READY)  ## the main job on the embedded starter, with a report
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: $(READY)  ## the tests that take minutes: a Ray cluster that loses a node, torchrun, shells that are killed
+test-slow: $(READY)  ## the tests that take minutes: a Ray cluster that loses a node, torchrun, killed shells, benchmarks
 	$(BIN)/python -m pytest -m slow -s $(ARGS)
 
 bench: $(READY)  ## one table of ratios: start-up, bank, sampling, evaluation, report; `make bench ARGS=--quick` for 2 minutes

@@ -85,7 +85,9 @@ def main() -> int:
         return 0
     before = json.loads(args.check.read_text(encoding="utf-8"))
     if before["processor"] != _processor():
-        print(f"{args.check} was written on another processor ({before['processor']}), so images may differ in their last bits")
+        print(
+            f"{args.check} was written on another processor ({before['processor']}), so images may differ in their last bits"
+        )
     wrong = [(part, name) for part in found for name in before[part] if found[part].get(name) != before[part][name]]
     for part, name in wrong:
         print(f"{part} of {name} differ: {before[part][name]} before, {found[part].get(name)} now")

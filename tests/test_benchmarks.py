@@ -99,6 +99,7 @@ def test_trainings_are_taken_up_once_and_summed_up_by_hand(tmp_path, monkeypatch
     assert "several networks" in page and "| `random` | 53.0 ± 2.8 | 30.0 ± 0.0 | 2 |" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["dit-small", "sd-small"])
 def test_shapes_with_random_weights_still_open_and_are_measured(shape):
     """What a backbone's configuration must say has grown since these shapes were written, and nobody had tried them again."""
@@ -144,6 +145,7 @@ def test_the_script_of_the_gpu_day_names_flags_that_exist():
     assert all(re.search(rf"^{name}==", pinned, re.M) for name in wheels[1].split())
 
 
+@pytest.mark.slow
 def test_the_one_table_has_a_row_for_every_part(tmp_path):
     """`make bench` at its smallest, without the start-up. Every cell is a ratio or a dash; the file has what was printed."""
     flags = "--quick --only sampling evaluation report --starter starter --steps 2 --report-ipc 1 --out table.md --evaluation"
@@ -186,6 +188,7 @@ def test_the_start_up_is_measured_in_processes_of_its_own():
     assert float(rows["`dap distill`, 1 image, 2 steps"][5]) > 0.2
 
 
+@pytest.mark.slow
 def test_the_floor_says_what_changes_the_bits():
     flags = "--reals 8 --rounds 1 --layer 0"
     command = [sys.executable, str(ROOT / "benchmarks" / "floor.py"), *flags.split()]

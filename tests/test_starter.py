@@ -77,6 +77,7 @@ def test_the_second_starter_s_script_is_the_trainer_of_backbones(tmp_path, monke
     assert torch.isfinite(backbone.predict(torch.randn(1, 4, 8, 8), 500, backbone.condition(["Bag"])).eps).all()
 
 
+@pytest.mark.slow  # the second starter's, which is the same trainer, is always tested
 def test_the_first_starter_s_script_is_the_trainer_of_backbones(tmp_path, monkeypatch, capsys):
     few_images(monkeypatch)
     steps = ["--vae-steps", "2", "--decoder-steps", "1", "--dit-steps", "2"]
