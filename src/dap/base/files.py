@@ -35,13 +35,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or the folder cannot be written; the error holds the path, and no part is left behind.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
     aside = aside_of(path)
+    with writing(path):
+        opened = _opened(aside)
+    sweep(path.parent)
     with writing(path, aside):
         try:
-            with aside.open("wb") as file:
+            with opened as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -49,6 +49,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A new file to write. Its folder is made, again if another process removes the empty folder before the file is in it."""
+    for left in range(9, -1, -1):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("wb")
+        except (FileNotFoundError, FileExistsError):
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def append(path: Path, text: str) -> None:
