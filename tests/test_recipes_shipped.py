@@ -195,7 +195,7 @@ def test_the_paper_s_twins_are_guided(workshop, imagenet, imagenet_pipeline_fold
 
 def test_two_twins_by_name_on_the_command_line(imagenet, imagenet_pipeline_folder, sd_folder, tmp_path):
     """In fresh processes, as a user would."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     for name, backbone in (("imagewoof-dit-ipc10", imagenet_pipeline_folder), ("imagenet1k-sd-ipc50", sd_folder)):
         command = [
             sys.executable,

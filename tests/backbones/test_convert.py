@@ -580,7 +580,7 @@ def test_mistakes(tmp_path, pipeline_folder):
 
 
 def dap(*args: object, home: Path) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     env.pop("HF_HUB_CACHE", None)
     command = [sys.executable, "-m", "dap", "convert", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)

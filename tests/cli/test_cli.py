@@ -18,7 +18,7 @@ from messages import apart_from_data
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:dap"}
+    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error::UserWarning:dap"}
 
 
 def dap(*args: object, check: bool = True) -> subprocess.CompletedProcess[str]:

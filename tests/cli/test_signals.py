@@ -20,7 +20,7 @@ LONG = 60.0
 
 def started(*words: object, before=None) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "dap", *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=before
     )

@@ -39,7 +39,6 @@ def test_every_cell_runs(tmp_path):
     own = {
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
         "IPYTHONDIR": str(tmp_path / "ipython"),
-        "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(copy), str(tmp_path)], env=os.environ | own, capture_output=True, text=True

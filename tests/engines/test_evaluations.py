@@ -91,8 +91,7 @@ def test_workers_train_and_a_killed_one_is_made_up_for(sets, alone):
         "--out",
         str(sets[0].parent),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not any((path / "trials.jsonl").exists() for path in sets):
             time.sleep(0.02)
         from test_together import children

@@ -53,8 +53,6 @@ for line in sys.stdin:
 cluster.shutdown()
 """
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
 
 @pytest.fixture
 def flags(colours, pipeline_folder, tmp_path) -> list[str]:
@@ -68,7 +66,7 @@ def flags(colours, pipeline_folder, tmp_path) -> list[str]:
 @pytest.fixture
 def whole(flags, tmp_path) -> dict[str, bytes]:
     """The images and the manifest of a run in one process."""
-    subprocess.run([*DAP, "distill", *flags, "--out", str(tmp_path / "one")], check=True, env=ENVIRONMENT, timeout=600)
+    subprocess.run([*DAP, "distill", *flags, "--out", str(tmp_path / "one")], check=True, timeout=600)
     return images_of(tmp_path / "one")
 
 
@@ -112,9 +110,9 @@ def cluster(environment: dict[str, str]):
 def test_a_ray_cluster_loses_a_node_and_gets_another_one(flags, whole, tmp_path):
     """Three nodes; one is killed with SIGKILL while it makes units, and another one joins."""
     out, told = tmp_path / "ray", tmp_path / "told"
-    with cluster({**ENVIRONMENT, "SECONDS_A_UNIT": "2"}) as (address, say), told.open("w") as errors:
+    with cluster({**os.environ, "SECONDS_A_UNIT": "2"}) as (address, say), told.open("w") as errors:
         run = [*DAP, "distill", *flags, "--out", str(out), "--engine", "ray", "--address", address]
-        with subprocess.Popen(run, env=ENVIRONMENT, stderr=errors, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(run, stderr=errors, stdout=subprocess.PIPE, text=True) as process:
             wait_for("three actors", lambda: "Ray: 3 actors" in told.read_text(), process)
             wait_for("images", lambda: len(DistilledSet.open(out)) >= 6, process)
             say("kill")
@@ -144,12 +142,12 @@ def test_a_ray_cluster_does_a_grid_and_its_trainings(flags, tmp_path):
     method = flags[flags.index("--method") + 1]
     rest = [flag for flag in flags if flag not in ("--method", method)]
     grid = [*DAP, "compare", *rest, "--methods", method, "--sets", "4", *judging]
-    subprocess.run([*grid, "--out", str(tmp_path / "one")], check=True, env=ENVIRONMENT, timeout=600)
+    subprocess.run([*grid, "--out", str(tmp_path / "one")], check=True, timeout=600)
     told = tmp_path / "told"
-    with cluster({**ENVIRONMENT, "SECONDS_A_UNIT": "0.5"}) as (address, say), told.open("w") as errors:
+    with cluster({**os.environ, "SECONDS_A_UNIT": "0.5"}) as (address, say), told.open("w") as errors:
         engine = ["--engine", "ray", "--address", address]
         run = [*grid, "--out", str(tmp_path / "ray"), *engine]
-        with subprocess.Popen(run, env=ENVIRONMENT, stderr=errors, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(run, stderr=errors, stdout=subprocess.PIPE, text=True) as process:
             begun = tmp_path / "ray"
             wait_for("images of two sets", lambda: len({f.parts[-5] for f in begun.rglob("*.png")}) >= 2, process)
             say("kill")
@@ -159,11 +157,11 @@ def test_a_ray_cluster_does_a_grid_and_its_trainings(flags, tmp_path):
         assert process.returncode == 0, told.read_text()
         sets = sorted(path.parent for path in begun.rglob("classes.json"))
         again = [*DAP, "evaluate", *map(str, sets), "--trials", "3", *judging[:-2], "--out", str(begun)]
-        done = subprocess.run([*again, *engine], env=ENVIRONMENT, capture_output=True, text=True, timeout=800)
+        done = subprocess.run([*again, *engine], capture_output=True, text=True, timeout=800)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     alone = [tmp_path / "one" / path.relative_to(begun) for path in sets]
     again = [*DAP, "evaluate", *map(str, alone), "--trials", "3", *judging[:-2], "--out", str(tmp_path / "one")]
-    subprocess.run(again, check=True, env=ENVIRONMENT)
+    subprocess.run(again, check=True)
     assert len(sets) == 4 and [trials_of(path) for path in sets] == [trials_of(path) for path in alone]
     assert [images_of(path) for path in sets] == [images_of(path) for path in alone]
     left = [file for place in begun.rglob(".claims") for file in place.iterdir()]
@@ -176,7 +174,7 @@ def test_a_mistake_in_an_actor_is_one_sentence(flags, tmp_path):
         SLOW.replace("time.sleep(", "if unit.label: raise DapError('No more.')\n            (") + BAD
     )
     run = [*DAP, "distill", *flags, "--out", str(tmp_path / "out"), "--engine", "ray", "--workers", "1"]
-    done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=400)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "dap: error: No more.", done.stderr
     assert len(DistilledSet.open(tmp_path / "out")) >= 10, "what was made is kept"
@@ -187,7 +185,7 @@ def test_torchrun_with_three_processes(flags, whole, tmp_path):
     run = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "dap", "distill"]
     done = subprocess.run(
         [*run, *flags, "--out", str(out), "--engine", "shard"],
-        env={**ENVIRONMENT, "SECONDS_A_UNIT": "0.5"},
+        env={**os.environ, "SECONDS_A_UNIT": "0.5"},
         capture_output=True,
         text=True,
         timeout=900,
@@ -199,7 +197,7 @@ def test_torchrun_with_three_processes(flags, whole, tmp_path):
 
 def test_three_shells_of_which_one_is_killed(flags, whole, tmp_path):
     out = tmp_path / "shards"
-    environment = {**ENVIRONMENT, "SECONDS_A_UNIT": "0.5"}
+    environment = {**os.environ, "SECONDS_A_UNIT": "0.5"}
     runs = [
         subprocess.Popen(
             [*DAP, "distill", *flags, "--out", str(out), "--shard", f"{k}/3"],

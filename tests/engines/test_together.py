@@ -287,8 +287,7 @@ def test_workers_make_a_set_and_a_killed_one_is_started_again(colours, pipeline_
     flags = [part for name, value in asked.items() for part in (f"--{name}", str(value))]
     out = tmp_path / "set"
     run = [sys.executable, "-P", "-m", "dap", "distill", *flags, "--ipc", "10", "--out", str(out), "--workers", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not part_files(out):
             time.sleep(0.02)
         workers = children(process.pid)

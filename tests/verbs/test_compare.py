@@ -144,9 +144,8 @@ def children(pid):
 
 def test_workers_share_the_cells_and_a_killed_one_is_made_up_for(command, tmp_path):
     arguments, out = command
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "dap", *arguments, "--workers", "2"]
-    process = subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while process.poll() is None and not list(out.glob("*/*/trials.jsonl")):
         time.sleep(0.05)
     os.kill(children(process.pid)[0], signal.SIGKILL)

@@ -83,7 +83,7 @@ def made_of(out: Path) -> dict[str, bytes]:
 
 def command(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "dap", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    return subprocess.run(line, capture_output=True, text=True, env={**os.environ, **env})
 
 
 def test_the_command_alone_makes_a_set_of_any_folder_and_says_why(strange, tmp_path):

@@ -36,12 +36,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: the disk is full or the folder cannot be written; the error holds the path, and no part is left behind.
     """
     aside = aside_of(path)
-    with writing(path):
-        opened = _opened(aside)
-    sweep(path.parent)
     with writing(path, aside):
         try:
-            with opened as file:
+            with _opened(aside) as file:
+                sweep(path.parent)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,16 +49,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path, again: int = 9) -> BinaryIO:
     """A new file to write. Its folder is made, again if another process removes the empty folder before the file is in it."""
-    for left in range(9, -1, -1):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("wb")
-        except (FileNotFoundError, FileExistsError):
-            if not left:
-                raise
-    raise AssertionError("the last try returns or raises")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+    except (FileNotFoundError, FileExistsError):
+        if not again:
+            raise
+        return _opened(path, again - 1)
 
 
 def append(path: Path, text: str) -> None:
