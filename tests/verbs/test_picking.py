@@ -16,6 +16,9 @@ from PIL import Image
 import dap
 from dap.base.errors import DapError
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.report.records import load
+from dap.evaluation.report.sections import choices
+from dap.evaluation.report.summary import group_sets
 from dap.methods.matching.dm import Dm
 from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop
@@ -125,7 +128,13 @@ def test_a_rate_and_a_budget_settle_the_iterations_and_the_set_is_that_of_the_fl
         ("options.iterations", 4),
         ("options.real_batch", deciding.BATCH),
     ]
-    assert kept[0]["limit"] == 45 and "Method dm" in kept[0]["warning"]
+    assert kept[0]["limit"] == 45 and "Method dm" in kept[0]["warning"] and kept[0]["candidates"] == ["dm", "random"]
+    lines = choices(group_sets(load([made.path])))
+    assert [line.partition(": ")[2] for line in lines[::2] + lines[-1:]] == [
+        "dap chose method = dm by the classes and the time, within 45 s. Expected time: dm about 41 s.",
+        "dap chose options.iterations = 4 by the classes and the time, within 45 s. Expected time: 4 about 41 s.",
+        f"dap chose options.real_batch = {deciding.BATCH} by the classes and the time, within 45 s.",
+    ]
 
     options = {"iterations": 4, "real_batch": deciding.BATCH}
     distill({"method": "dm", "data": {"path": str(strange)}, "ipc": 2, "options": options}, tmp_path / "b")

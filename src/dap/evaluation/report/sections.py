@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -33,19 +33,41 @@ def choices(groups: Sequence[Group]) -> list[str]:
     told: dict[str, None] = {}
     for group in groups:
         for choice in (choice for s in group.sets for choice in s.chosen.get("choices", [])):
-            curves = [
-                f"{name}: "
-                + ", ".join(
-                    f"{candidate} {DASH if score is None else f'{score:.3f}'}"
-                    for candidate, score in zip(choice["candidates"], row, strict=False)
-                )
-                for name, row in choice["scores"].items()
-            ]
-            limit = f"; at most {choice['limit']:.3f} is allowed" if choice.get("limit") is not None else ""
-            line = f"{group.label}: {choice['field']} was left to auto and is {choice['value']}, by {choice['by']} on "
-            line += f"{choice['images']} {group.first.noun}s in {choice['seconds']:.0f} s ({'; '.join(curves)}{limit})."
+            if set(choice["scores"]) == {"seconds"}:
+                line = f"{group.label}: {_by_the_time(choice)}"
+            else:
+                line = f"{group.label}: {_by_a_criterion(choice, group.first.noun)}"
             told |= dict.fromkeys([line, *([f"{group.label}: {choice['warning']}"] if choice.get("warning") else [])])
     return list(told)
+
+
+def _by_the_time(choice: Mapping[str, Any]) -> str:
+    """A choice of the method, or of how much work it does, by the time that each candidate was expected to take."""
+    times = ", ".join(
+        f"{candidate} about {score:,.0f} s"
+        for candidate, score in zip(choice["candidates"], choice["scores"]["seconds"], strict=False)
+        if score is not None
+    )
+    budget = f", within {choice['limit']:,.0f} s" if choice.get("limit") else ""
+    expected = f" Expected time: {times}." if times else ""
+    return f"dap chose {choice['field']} = {choice['value']} by {choice['by']}{budget}.{expected}"
+
+
+def _by_a_criterion(choice: Mapping[str, Any], noun: str) -> str:
+    """A choice by criteria that were measured on real images or trial samples."""
+    curves = "; ".join(
+        f"{name}: "
+        + ", ".join(
+            f"{candidate} {DASH if score is None else f'{score:.3f}'}"
+            for candidate, score in zip(choice["candidates"], row, strict=False)
+        )
+        for name, row in choice["scores"].items()
+    )
+    limit = f"; at most {choice['limit']:.3f} is allowed" if choice.get("limit") is not None else ""
+    return (
+        f"{choice['field']} was left to auto and is {choice['value']}, by {choice['by']} on {choice['images']} {noun}s in "
+        f"{choice['seconds']:.0f} s ({curves}{limit})."
+    )
 
 
 def measures_table(groups: Sequence[Group]) -> Table | None:

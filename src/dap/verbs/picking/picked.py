@@ -123,7 +123,9 @@ def _noted(decision: Decision, workshop: Workshop, recipe: Recipe, seconds: floa
     considered = decision.seconds
     lines = list[dict[str, Any]]()
     for name, value in decision.values.items():
-        mine = considered if name == "method" and considered else {str(value): considered.get(str(value))}
+        others = {str(other) for key, other in decision.values.items() if key != name}
+        methods = {one: took for one, took in considered.items() if one not in others}
+        mine = methods if name == "method" and methods else {str(value): considered.get(str(value))}
         lines.append(
             {
                 "field": name,
