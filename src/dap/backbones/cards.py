@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,12 @@ from dap.base.registry import suggest
 from dap.choices import SolverName
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def known_cards() -> Mapping[str, Mapping[str, Any]]:
+    """What cards.yaml says, by the name of a kind or by a hub id. It is read once a process; copy an entry to change it."""
+    return yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Found:
             DapError: card.yaml is not a mapping, it has a field that no card has or a value that the field cannot have, or
                 its size is not that of the weights' images.
         """
-        cards = yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
+        cards = known_cards()
         values = {**cards[kind], "name": self.name, "layer": layer, **self._known(cards), "size": size}
         mine: dict[str, Any] = {}
         if self.folder and os.path.lexists(file := self.folder / "card.yaml"):
