@@ -41,6 +41,28 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", asked)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _starters_data_once():
+    """The 60,000 images of the starters are unpacked once a process, not once for each test that looks at them."""
+    from dap import starter
+    from dap.data.real import sources
+
+    really = sources.read_idx
+    kept = {}
+
+    def once(path):
+        if Path(path).parent != starter.DATA:
+            return really(path)
+        if path not in kept:
+            kept[path] = really(path)
+            kept[path].flags.writeable = False
+        return kept[path]
+
+    sources.read_idx = once
+    yield
+    sources.read_idx = really
+
+
 def tiny_transformer(classes: int = 3, learned: bool = True, seed: int = 0):
     from diffusers import DiTTransformer2DModel
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dap import starter
 from dap.base.errors import DapError
+from dap.cli.main import main
 
 HIDDEN = "import sys; sys.modules['dap_starters'] = None; from dap.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
@@ -20,10 +21,16 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", HIDDEN, *map(str, words)], capture_output=True, text=True, timeout=200)
 
 
+def test_the_first_command_says_how_to_install_them(tmp_path):
+    made = run("distill", "--ipc", "1", "--out", tmp_path / "out")
+    assert made.returncode == 1 and "Traceback" not in made.stderr, made.stderr
+    assert "'diffusion-as-priors[starters]'" in " ".join(made.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ["distill", "--ipc", "1", "--out", "OUT"],
         ["distill", "--method", "random", "--ipc", "1", "--out", "OUT"],
         ["distill", "--method", "vanilla", "--data", "COLOURS", "--backbone", "starter", "--ipc", "1", "--out", "OUT"],
         ["compare", "--methods", "random,vanilla", "--ipc", "1", "--out", "OUT"],
@@ -33,16 +40,15 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     ],
     ids=lambda words: " ".join(words[:3]),
 )
-def test_what_needs_them_says_how_to_install_them(words, colours, tmp_path):
+def test_what_needs_them_says_how_to_install_them(words, colours, tmp_path, monkeypatch, capsys):
     for label in "ab":  # of a size that a backbone can be trained on
         (tmp_path / "noise" / label).mkdir(parents=True)
         for i in range(20):
             Image.effect_noise((16, 16), 50 + i).save(tmp_path / "noise" / label / f"{i}.png")
-    made = run(
-        *({"NOISE": tmp_path / "noise", "OUT": tmp_path / "out", "COLOURS": colours}.get(word, word) for word in words)
-    )
-    assert made.returncode in (1, 2), made.stderr
-    assert "'diffusion-as-priors[starters]'" in " ".join(made.stderr.split()) and "Traceback" not in made.stderr
+    monkeypatch.setitem(sys.modules, "dap_starters", None)
+    places = {"NOISE": tmp_path / "noise", "OUT": tmp_path / "out", "COLOURS": colours}
+    assert main([str(places.get(word, word)) for word in words]) in (1, 2)
+    assert "'diffusion-as-priors[starters]'" in " ".join(capsys.readouterr().err.split())
     assert not list((tmp_path / "out").rglob("*.png"))
 
 

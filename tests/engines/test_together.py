@@ -282,11 +282,11 @@ def children(pid: int) -> list[int]:
 
 
 def test_workers_make_a_set_and_a_killed_one_is_started_again(colours, pipeline_folder, tmp_path):
-    asked = {"data": str(colours), "method": "vanilla", "backbone": str(pipeline_folder), "steps": 20, "block": 1}
-    distill(out=tmp_path / "one", ipc=10, machine=Machine(device="cpu"), **asked)
+    asked = {"data": str(colours), "method": "vanilla", "backbone": str(pipeline_folder), "steps": 10, "block": 1}
+    distill(out=tmp_path / "one", ipc=6, machine=Machine(device="cpu"), **asked)
     flags = [part for name, value in asked.items() for part in (f"--{name}", str(value))]
     out = tmp_path / "set"
-    run = [sys.executable, "-P", "-m", "dap", "distill", *flags, "--ipc", "10", "--out", str(out), "--workers", "2"]
+    run = [sys.executable, "-P", "-m", "dap", "distill", *flags, "--ipc", "6", "--out", str(out), "--workers", "2"]
     with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not part_files(out):
             time.sleep(0.02)
@@ -294,7 +294,7 @@ def test_workers_make_a_set_and_a_killed_one_is_started_again(colours, pipeline_
         os.kill(workers[0], signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=250)
     assert process.returncode == 0 and "Traceback" not in stderr, stderr
-    assert len(workers) == 2 and "30 images in" in stdout
+    assert len(workers) == 2 and "18 images in" in stdout
     ours, theirs = bytes_of(out), bytes_of(tmp_path / "one")
     assert {name: ours.get(name) for name in theirs} == theirs
     assert not (out / ".work").exists()
