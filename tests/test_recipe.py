@@ -130,3 +130,15 @@ def test_every_method_is_found_by_name_and_told_in_one_line():
     for name, method in METHODS.items():
         assert type(find(name)) is method
         assert len(SUMMARIES[name]) < 90 and "\n" not in SUMMARIES[name]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "section", "beside"),
+    [
+        ("data", {"path": "fashion-mnist", "held_out": 0.1}, "data='fashion-mnist', held_out=0.1"),
+        ("backbone", {"path": "starter", "dtype": "float32"}, "backbone='starter', dtype='float32'"),
+    ],
+)
+def test_a_section_in_place_of_one_field_is_told_how_to_be_given(keyword, section, beside):
+    with pytest.raises(DapError, match=f"takes {keyword}.path alone.*: {re.escape(beside)}[.]"):
+        overlaid({}, {keyword: section})

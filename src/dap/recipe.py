@@ -84,7 +84,7 @@ def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
         fields: the new values, by the keywords of their fields.
 
     Raises:
-        DapError: a keyword belongs to no field.
+        DapError: a keyword belongs to no field, or a whole section was given in place of one of its fields.
     """
     known = keywords()
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
@@ -92,6 +92,12 @@ def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
         if keyword not in known:
             raise DapError(f"A recipe has no field {keyword!r}. {suggest(keyword, known)}")
         section, _, field = known[keyword][0].rpartition(".")
+        if section and isinstance(value, Mapping) and set(value) <= set(SECTIONS[section].model_fields):
+            beside = ", ".join(f"{KEYWORDS.get(f'{section}.{name}', name)}={one!r}" for name, one in value.items())
+            raise DapError(
+                f"The keyword {keyword} takes {section}.{field} alone, not a whole section of a recipe. Give the fields as keywords: "
+                f"{beside}."
+            )
         if section:
             found[section] = {**(found.get(section) or {}), field: value}
         else:

@@ -294,3 +294,10 @@ def test_case_12_a_small_autoencoder_makes_sets(method, colours, saved, tmp_path
     run += ["--reals", "4"] if method == "dap" else []
     assert main([*run, "--device", "cpu", "--out", str(tmp_path / "s")]) == 0, capsys.readouterr().err
     assert len(list((tmp_path / "s" / "images").rglob("*.png"))) == 3
+
+
+def test_a_revision_of_a_folder_is_refused_and_not_ignored(pipeline_folder, colours, tmp_path, capsys):
+    words = ["--method", "vanilla", "--ipc", 1, "--backbone", pipeline_folder, "--revision", "main", "--data", colours]
+    assert main([str(word) for word in ("distill", *words, "--out", tmp_path / "out")]) == 1
+    assert f"A revision is of a hub id, and {pipeline_folder} is a folder on this machine" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.png"))

@@ -60,14 +60,18 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         The pipeline and its folder.
 
     Raises:
-        DapError: there is no such pipeline, a part has no weights, or diffusers cannot load it.
+        DapError: there is no such pipeline, a part has no weights, or diffusers cannot load it. Or a revision was given for a
+            folder.
     """
     import diffusers
 
     if dtype not in DTYPES:
         raise DapError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
+    local = Path(source).is_dir()
+    if local and revision is not None:
+        raise DapError(f"A revision is of a hub id, and {source} is a folder on this machine; leave --revision out.")
     with explained("backbone", source, revision):
-        folder = Path(source) if Path(source).is_dir() else fetch(source, revision, offline)
+        folder = Path(source) if local else fetch(source, revision, offline)
         index = index_of(folder)
         check_folder(folder, index)
         _check_libraries(folder, index)

@@ -285,4 +285,4 @@ def convert(
 
     made = run(source, out, **chosen)
     again = shlex.join(["dap", "distill", "--backbone", str(made)])
-    return Told(f"Pipeline in {made}\nNext: {again} --out runs/first", {"pipeline": made})
+    return Told(f"Pipeline in {made}\nNext: {again} --data FOLDER --out runs/first", {"pipeline": made})
