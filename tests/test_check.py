@@ -685,9 +685,10 @@ def test_the_command_on_a_folder_a_file_and_a_wrong_name(pipeline_folder, mine, 
     assert not said.err and "WRONG  positive: the smallest eigenvalue of k(x, x) is -" in said.out
     assert said.out.splitlines()[-1].startswith(f"{mine}:Odd (kernel): ") and " wrong, " in said.out
 
-    done = dap("check", "strater")
-    assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
-    assert "dap: error: There is no 'strater' to check. Did you mean 'starter'" in done.stderr
+    assert main(["check", "strater"]) == 1
+    said = capsys.readouterr()
+    assert not said.out and said.err.count("\n") == 1
+    assert "dap: error: There is no 'strater' to check. Did you mean 'starter'" in said.err
 
 
 @pytest.mark.parametrize(

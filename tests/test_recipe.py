@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import dap
 from dap.base.errors import DapError
 from dap.methods import METHODS, SUMMARIES, find, plan
-from dap.recipe import Recipe
+from dap.recipe import Recipe, overlaid
 from dap.verbs.compare import grid
 
 

@@ -95,8 +95,8 @@ def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
         if section and isinstance(value, Mapping) and set(value) <= set(SECTIONS[section].model_fields):
             beside = ", ".join(f"{KEYWORDS.get(f'{section}.{name}', name)}={one!r}" for name, one in value.items())
             raise DapError(
-                f"The keyword {keyword} takes {section}.{field} alone, not a whole section of a recipe. Give the fields as keywords: "
-                f"{beside}."
+                f"The keyword {keyword} takes {section}.{field} alone, not a whole section of a recipe. Give the fields as "
+                f"keywords: {beside}."
             )
         if section:
             found[section] = {**(found.get(section) or {}), field: value}

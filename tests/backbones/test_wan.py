@@ -18,6 +18,7 @@ from dap.backbones import ClassifierFree, from_pipeline, load
 from dap.backbones.cards import shape_of
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal
+from dap.cli.main import main
 from dap.data.sets.distilled import DistilledSet
 from dap.sampling import Batch, latents
 from dap.testing import check_backbone
@@ -160,7 +161,7 @@ def test_two_transformers_are_refused():
         from_pipeline(pipe, name="wan")
 
 
-def test_the_command_makes_a_set_and_judges_it(folder, data, tmp_path):
+def test_the_command_makes_a_set_and_judges_it(folder, data, tmp_path, capsys):
     dap = [sys.executable, "-P", "-m", "dap"]
     made, report = tmp_path / "set", tmp_path / "report"
     how = [
@@ -181,13 +182,8 @@ def test_the_command_makes_a_set_and_judges_it(folder, data, tmp_path):
     ]
     subprocess.run([*dap, "distill", *map(str, how), "--out", str(made), "--quiet"], check=True, capture_output=True)
     judging = ["--protocol", "clips-quick", "--set", "epochs=2", "--set", "width=8", "--trials", "1"]
-    done = subprocess.run(
-        [*dap, "evaluate", str(made), *judging, "--out", str(report), "--json"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(done.stdout)
+    assert main(["evaluate", str(made), *judging, "--out", str(report), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
     assert DistilledSet.open(made).recipe["data"]["frames"] == 5
     page = (report / "report.html").read_text()
     assert "acTL" in _embedded(page)  # the page plays the clips

@@ -11,10 +11,12 @@ from pathlib import Path
 
 FILE = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
 SMALLER = {"IPC = 5 ": "IPC = 1 ", "STEPS = 50 ": "STEPS = 2 ", "EPOCHS = 50 ": "EPOCHS = 1 "}
+FEW = "{'refine_steps': 1, 'refine_reals': 20, 'options': {'reals': 20}}"
 SMALLER |= {
     '"Dress", "Bag", "Sandal"': '"Dress", "Bag"',
-    ", steps=STEPS)": ", steps=STEPS, **({'refine_steps': 1} if method == 'auto' else {}))",
+    ", steps=STEPS)": f", steps=STEPS, **({FEW} if method == 'auto' else {{}}))",
 }
+
 
 # The kernel is another process, and both have the warnings of Jupyter's own libraries. So the client is a process too.
 RUN = """
