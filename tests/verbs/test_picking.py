@@ -24,7 +24,7 @@ from dap.methods.matching.dm import Dm
 from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop
 from dap.verbs.options import Machine
-from dap.verbs.picking import budget, deciding, fitting, picked
+from dap.verbs.picking import budget, deciding, fitting, picked, words
 from dap.verbs.picking.budget import rounded, seconds_of, written
 from dap.verbs.planning.grids import planned_set
 from dap.verbs.planning.hour import Hourglass
@@ -422,3 +422,10 @@ def test_the_table_of_methods_fits_a_terminal_and_tells_the_cost_for_a_folder(co
     told = capsys.readouterr().out
     assert [line for line in told.splitlines() if len(line) > 100] == []
     assert "for this folder on this machine" in told
+
+
+@pytest.mark.parametrize(("ipc", "said"), [(10, False), (49, False), (50, True), (100, True)])
+def test_with_many_images_per_class_the_reason_says_that_real_images_may_do_better(ipc, said):
+    told = words.of_backbone(fitting.Looked("starter", True, "knows these classes"), None, 60.0, ipc)
+    assert "Method auto on the diffusion model starter: it knows these classes." in told
+    assert ("--method herding" in told and f"With {ipc} images per class" in told) == said

@@ -106,7 +106,7 @@ def _of_backbone(recipe: Recipe, workshop: Workshop, one: Looked, budget: float 
         if steps is not None and steps.value < steps.usual:
             values[steps.field] = steps.value
     seconds = steps.seconds if steps else seconds_of_set(workshop.task(chosen)[1])
-    return Decision(values, {"auto": seconds}, budget or 0.0, words.of_backbone(one, steps, seconds))
+    return Decision(values, {"auto": seconds}, budget or 0.0, words.of_backbone(one, steps, seconds, recipe.ipc))
 
 
 def without_backbone(
