@@ -142,6 +142,8 @@ def children(pid):
     return children(pid)
 
 
+@pytest.mark.slow  # five processes; evaluations and sets have the same test among the quick ones
+@pytest.mark.timeout(600)
 def test_workers_share_the_cells_and_a_killed_one_is_made_up_for(command, tmp_path):
     arguments, out = command
     run = [sys.executable, "-m", "dap", *arguments, "--workers", "2"]
