@@ -10,9 +10,9 @@ import time
 import pytest
 
 from dap.base import claims
+from dap.base.alone import Busy
 from dap.base.claims import Claims, share
 from dap.base.errors import DapError
-from dap.base.files import Busy
 
 HOLD = (
     "import sys, time, pathlib\n"

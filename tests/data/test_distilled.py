@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dap.base.alone import locked
 from dap.base.errors import DapError
-from dap.base.files import locked
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import folders_of

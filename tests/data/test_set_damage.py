@@ -16,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dap.base.alone import locked
 from dap.base.errors import DapError
-from dap.base.files import building, locked
+from dap.base.files import building
 from dap.base.store import Store
 from dap.cost import Meter
 from dap.data.sets import export as exports

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dap.base import claims, files
+from dap.base import alone, claims, files
 from dap.base.claims import Claims
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
@@ -178,7 +178,7 @@ def test_a_process_alone_says_what_to_do_while_others_work(recipe, whole, tmp_pa
 
 def test_shards_say_what_to_do_while_a_process_works_alone(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(making, "PATIENCE", 0.1)
-    with files.locked(tmp_path), pytest.raises(DapError, match="Another process is writing"):
+    with alone.locked(tmp_path), pytest.raises(DapError, match="Another process is writing"):
         distill(recipe, tmp_path, engine=SHARD)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dap.base.alone import held
 from dap.base.errors import DapError
 
 log = logging.getLogger("dap")
@@ -93,7 +94,7 @@ def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 def _remove(file: Path) -> bool:
     """Remove an entry that nobody holds. Says whether it was removed."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     try:
         if file.suffix == ".pt":
@@ -101,7 +102,7 @@ def _remove(file: Path) -> bool:
                 return False
             file.unlink()
             return True
-        with FileLock(file.with_name(f".{file.stem}.lock"), timeout=0):
+        with held(file.with_name(f".{file.stem}.lock"), 0):
             file.unlink(missing_ok=True)
     except (OSError, Timeout):
         return False

@@ -8,18 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dap.base.alone import LEASE, Busy
 from dap.base.errors import DapError
-from dap.base.files import Busy
 
 if TYPE_CHECKING:
     from filelock import SoftFileLease
 
 CLAIMS = ".claims"
 """The name of the folder of leases. A process that works on a piece holds the lease of the piece."""
-
-LEASE = 60.0
-"""Seconds after which a lease that nobody has renewed is free. A holder renews its lease three times in this time. If the holder
-was killed on this machine, its lease is free at once."""
 
 
 class Claims:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dap.base.alone import locked
 from dap.base.disk import aside_of, sweep, writing
 from dap.base.errors import DapError
 
@@ -76,41 +77,6 @@ def append(path: Path, text: str) -> None:
             if done and file.seek(0, 2) == began + done:  # nobody has written after it
                 file.truncate(began)
             raise
-
-
-class Busy(DapError):
-    """Another process is writing the same folder."""
-
-
-@contextmanager
-def locked(folder: Path, wait: float = 0) -> Iterator[None]:
-    """Hold a folder for writing while the block runs; the folder is made where it does not exist.
-
-    Args:
-        folder: the folder.
-        wait: how many seconds to wait for another process that holds it.
-
-    Raises:
-        Busy: another process holds the folder. The system frees the lock of a killed process at once.
-        DapError: something else lies in the place of the lock.
-    """
-    from filelock import FileLock, Timeout
-
-    busy = f"Another process is writing {folder}; wait for it or stop it."
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
-        raise DapError(f"{lock} is a link or no regular file, where a lock belongs; remove it.")
-    with open(os.open(lock, os.O_RDONLY | os.O_CREAT, 0o644), "rb") as seen:
-        try:
-            with FileLock(lock, timeout=wait):
-                # The process that held the lock may have moved the folder away, and somebody else may hold that of a new
-                # folder. While the file is open here, no other file has its number.
-                if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(seen.fileno()))):
-                    raise Busy(busy)
-                yield
-        except Timeout as error:
-            raise Busy(busy) from error
 
 
 def check_folder(out: Path) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dap.base.alone import held
 from dap.base.cache import keep_small, touch
 from dap.base.checksums import digest_of
 from dap.base.errors import DapError
@@ -206,10 +207,8 @@ class Store:
         if self.folder is None:
             yield
             return
-        from filelock import FileLock
-
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f".{mark}.lock"):
+        with held(self.folder / f".{mark}.lock"):
             yield
 
     def _read(self, mark: str, of: str) -> tuple[dict[str, Tensor], float] | None:

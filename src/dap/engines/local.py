@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dap.base.alone import locked
 from dap.base.claims import Claims
-from dap.base.files import locked
 from dap.base.workers import run_workers
 from dap.data.sets.contents import part_files
 from dap.data.sets.distilled import DistilledSet

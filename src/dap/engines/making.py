@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from dap.base.alone import Busy, locked
 from dap.base.claims import Claims
 from dap.base.errors import DapError, NotFinite
-from dap.base.files import Busy, locked
 from dap.base.watch import Watcher
 from dap.cost import Meter, add_up
 from dap.data.sets.beginning import begin, begun_with, gather, grow
@@ -98,7 +98,7 @@ class Job:
         DistilledSet.check_begun(self.out, self.task.source.class_names, begun, self.inputs)
 
     def begin(self) -> None:
-        """Begin the set, or let it grow, while other processes may be making it. The caller must hold `files.locked`."""
+        """Begin the set, or let it grow, while other processes may be making it. The caller must hold `alone.locked`."""
         names, values = self.task.source.class_names, self.task.recipe.values()
         grow(self.out, values, self.sizes, self.command)
         begin(

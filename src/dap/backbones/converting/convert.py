@@ -26,10 +26,11 @@ from dap.backbones.converting.with_encoder.pixart import open_pixart
 from dap.backbones.hub import DTYPES, open_autoencoder, open_pipeline
 from dap.backbones.opening import from_pipeline, source_of, tried
 from dap.backbones.strange import refuse_tensors, unknown
+from dap.base.alone import locked
 from dap.base.disk import writing
 from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
-from dap.base.files import dump, expanded, locked, write_atomically
+from dap.base.files import dump, expanded, write_atomically
 from dap.base.registry import suggest
 
 log = logging.getLogger(__name__)

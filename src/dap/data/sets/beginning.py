@@ -132,7 +132,7 @@ def cuts(path: Path, recipe: Mapping[str, Any], *, can_grow: bool) -> tuple[int,
 def grow(path: Path, recipe: Mapping[str, Any], sizes: tuple[int, ...], command: str | None = None) -> None:
     """Write that the set in a folder has the recipe's number of images per class from now on.
 
-    The caller must hold `files.locked(path)`. The sizes are written first: a kill between the two files leaves a set of the
+    The caller must hold `alone.locked(path)`. The sizes are written first: a kill between the two files leaves a set of the
     smaller size, which ignores what its growth.json says of larger ones.
 
     Args:
@@ -197,7 +197,7 @@ def text_of(line: Mapping[str, Any]) -> str:
 def gather(path: Path) -> None:
     """Put all lines of a manifest, and of its parts, into manifest.jsonl in (label, slot) order, and remove the parts.
 
-    The caller must hold `files.locked(path)`. A process that is killed here leaves the old file or the new one, and a line may
+    The caller must hold `alone.locked(path)`. A process that is killed here leaves the old file or the new one, and a line may
     then stand in a part too. Nothing is written if the file has these lines already.
     """
     parts = part_files(path)

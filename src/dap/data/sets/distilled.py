@@ -133,7 +133,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         inputs: dict[str, Any] | None = None,
     ) -> DistilledSet:
         """Start a set, or continue a set of the same recipe. An image that does not match its line counts as missing.
-        The caller must hold `files.locked(path)`.
+        The caller must hold `alone.locked(path)`.
 
         Args:
             path: the folder: new, empty, or with a set of the same recipe and inputs.

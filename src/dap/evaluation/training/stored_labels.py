@@ -25,10 +25,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dap.base.alone import locked
 from dap.base.documents import read_json
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Name, Share
-from dap.base.files import dump, locked, write_atomically
+from dap.base.files import dump, write_atomically
 from dap.base.seeding import seed_of
 from dap.data.sets.differences import differences
 from dap.data.sets.notes import Plain, as_read

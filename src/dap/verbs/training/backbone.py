@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dap.backbones import device_of
+from dap.base.alone import locked
 from dap.base.errors import DapError, suggest
-from dap.base.files import locked
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.pretraining.notes import Notes, Stage, write_notes

@@ -12,8 +12,8 @@ import torch
 from dap.backbones import device_of
 from dap.backbones.hub import open_pipeline
 from dap.backbones.opening import from_pipeline, source_of
+from dap.base.alone import locked
 from dap.base.errors import DapError
-from dap.base.files import locked
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.pretraining.denoisers import Learner
