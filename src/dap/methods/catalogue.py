@@ -9,7 +9,7 @@ from dap.methods import METHODS, find
 
 WHEN: Mapping[str, tuple[str, str, str]] = {
     "random": ("real images, drawn at random", "as a baseline", "seconds"),
-    "herding": ("real images near the mean", "real images, ipc 50 up", "a pass"),
+    "herding": ("real images near the mean", "real images, ipc ≥ 50", "a pass"),
     "k-center": ("real images covering a class", "rare kinds must be in", "a pass"),
     "dm": ("pixels matching mean features", "no backbone, ≤ 128 px", "--budget"),
     "dc": ("pixels matching gradients", "ipc 1, small images", "--budget"),
