@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,16 @@ def test_a_folder_is_made_to_write_into(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DapError, match=r"cannot be written \(.*\). Do this\."):
         check_writable(tmp_path / "file" / "b", "Do this.")
+
+
+def test_processes_that_try_one_folder_at_a_time_do_not_take_each_other_s_probe(tmp_path):
+    def tries(_):
+        for _ in range(200):
+            check_writable(tmp_path, "Do this.")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(tries, range(8)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_are_not_written_through_a_link(ours, tmp_path, capsys):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dap.base.disk import aside_of
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, replacing, write_atomically
@@ -41,7 +42,7 @@ def check_writable(folder: Path, advice: str) -> None:
     Raises:
         DapError: the folder cannot be made or written.
     """
-    probe = folder / ".writable"
+    probe = aside_of(folder / "probe")  # a name of its own: several processes may judge one set
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
