@@ -9,15 +9,15 @@ import time
 
 import pytest
 
-from dap.base import claims
+from dap.base import alone
 from dap.base.alone import Busy
 from dap.base.claims import Claims, share
 from dap.base.errors import DapError
 
 HOLD = (
     "import sys, time, pathlib\n"
-    "from dap.base import claims\n"
-    "claims.LEASE = 1.0\n"
+    "from dap.base import alone, claims\n"
+    "alone.LEASE = 1.0\n"
     "with claims.Claims(pathlib.Path(sys.argv[1])).take('a') as mine:\n"
     "    print(mine, flush=True)\n"
     "    time.sleep(600)\n"
@@ -27,7 +27,7 @@ HOLD = (
 @pytest.fixture
 def holder(tmp_path, monkeypatch):
     """Another process that holds the piece `a`."""
-    monkeypatch.setattr(claims, "LEASE", 1.0)
+    monkeypatch.setattr(alone, "LEASE", 1.0)
     run = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "True\n"
@@ -94,7 +94,7 @@ def test_a_piece_whose_folder_is_held_is_tried_again(tmp_path, monkeypatch):
 
     share([("a", busy)], tmp_path, wait=0.01)
     assert len(tries) == 3
-    monkeypatch.setattr(claims, "LEASE", 0.05)
+    monkeypatch.setattr(alone, "LEASE", 0.05)
 
     def always():
         raise Busy("Another process is writing.")
@@ -105,14 +105,14 @@ def test_a_piece_whose_folder_is_held_is_tried_again(tmp_path, monkeypatch):
 
 def test_a_process_that_was_killed_while_it_took_a_lease_blocks_nobody_for_ever(tmp_path, monkeypatch):
     """Between making the file and writing who holds it. The file is empty then, and filelock itself never frees it."""
-    monkeypatch.setattr(claims, "LEASE", 0.5)
+    monkeypatch.setattr(alone, "LEASE", 0.5)
     (tmp_path / "unit.lock").touch()
-    mine = claims.Claims(tmp_path)
+    mine = Claims(tmp_path)
     with mine.take("unit") as held:
         assert not held
     began = time.monotonic()
     with mine.wait("unit"):
         assert time.monotonic() - began >= 0.4
         assert (tmp_path / "unit.lock").read_text()
-        with claims.Claims(tmp_path).take("unit") as held:
+        with Claims(tmp_path).take("unit") as held:
             assert not held

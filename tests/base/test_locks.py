@@ -87,6 +87,15 @@ def test_a_stopped_holder_loses_the_folder_after_the_lease(holder, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("without", ["ENOSYS"], indirect=True)
+def test_a_process_that_was_killed_while_it_took_a_lease_blocks_no_folder_for_ever(without, tmp_path):
+    """Between making the file and writing who holds it."""
+    (tmp_path / ".set.lease").touch()
+    with locked(tmp_path / "set"):
+        assert (tmp_path / ".set.lease").read_text()
+    assert names(tmp_path) == ["set"]
+
+
 def test_a_set_is_made_and_judged_without_locks(without, colours, tmp_path, capfd):
     words = ["distill", "--method", "random", "--data", str(colours), "--out", str(tmp_path / "set"), "--ipc"]
     assert main([*words, "1"]) == 0 and main([*words, "2"]) == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dap.base import alone, claims, files
+from dap.base import alone, files
 from dap.base.claims import Claims
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
@@ -184,15 +184,15 @@ def test_shards_say_what_to_do_while_a_process_works_alone(recipe, tmp_path, mon
 
 def test_a_stopped_process_loses_its_unit_and_the_images_stay_the_same(recipe, whole, tmp_path, monkeypatch):
     """The other process holds a unit and is stopped by SIGSTOP. When it goes on, it writes the unit once more."""
-    monkeypatch.setattr(claims, "LEASE", 1.0)
+    monkeypatch.setattr(alone, "LEASE", 1.0)
     out = tmp_path / "set"
     code = (
         "import sys, time\n"
         "import torch\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"  # env.json of both says it
-        "from dap.base import claims\n"
+        "from dap.base import alone\n"
         "from dap.verbs import distill\n"
-        "claims.LEASE = 1.0\n"
+        "alone.LEASE = 1.0\n"
         "from dap.methods.selection.random import Random\n"
         "prepare = Random.prepare\n"
         "def slow(self, task):\n"

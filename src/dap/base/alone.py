@@ -14,11 +14,16 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dap.base.errors import DapError
+
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +33,11 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSU
 """The errors of a file system that has no locks of files."""
 
 LEASE = 60.0
-"""Seconds after which a lease that takes the place of a lock is free, unless its holder has renewed it. It is free at once if its
-holder was killed on this machine."""
+"""Seconds after which a lease is free, unless its holder has renewed it. It is free at once if its holder was killed on this
+machine."""
+
+LOOK = 0.05
+"""Seconds between two looks at a lease that another process holds."""
 
 
 @contextmanager
@@ -43,12 +51,73 @@ class Busy(DapError):
     """Another process is writing the same folder."""
 
 
+class Lease:
+    """A file with the host, the process and the time of its holder, which a thread of the holder renews.
+
+    It needs no lock of the file system, so it also holds on network file systems. A holder that stops for `LEASE` seconds
+    has lost the lease without knowing it, so what is written under it must be the same whoever writes it.
+
+    Whether a holder on another machine lives shows only to an object that looks again after `LEASE` seconds. So a process that
+    waits keeps its object between two looks.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: SoftFileLease | None = None
+        self._empty: tuple[tuple[int, int], float] | None = None
+        """The file without a record of its holder: which file it is, and since when this process sees it so."""
+
+    def take(self) -> bool:
+        """Take the lease without waiting. Says whether this process holds it from now on."""
+        from filelock import SoftFileLease, Timeout
+
+        if self._file is None:
+            self._file = SoftFileLease(self.path, lease_duration=LEASE, timeout=0)
+        for _ in range(2):  # the first look may only remove the file of a killed process
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file.acquire()
+            except (Timeout, FileNotFoundError):  # another process may remove the folder when its work is done
+                self._free_if_empty()
+                continue
+            return True
+        return False
+
+    def give_back(self) -> None:
+        """Let other processes take the lease."""
+        if self._file is not None:
+            with suppress(OSError):  # the folder was removed meanwhile
+                self._file.release()
+
+    def _free_if_empty(self) -> None:
+        """Remove a file that has stayed empty for `LEASE` seconds.
+
+        filelock writes the record right after it has made the file. A process that is killed in between leaves a file that names
+        nobody, and filelock never frees such a file.
+        """
+        try:
+            found = self.path.stat()
+        except OSError:
+            found = None
+        if found is None or found.st_size:
+            self._empty = None
+            return
+        file, now = (found.st_ino, found.st_ctime_ns), time.monotonic()
+        if self._empty is None or self._empty[0] != file:
+            self._empty = file, now
+        elif now - self._empty[1] >= LEASE:
+            self.path.unlink(missing_ok=True)
+            self._empty = None
+
+
 @contextmanager
 def held(lock: Path, wait: float | None = None, *, lease: Path | None = None, look: float = 0.0) -> Iterator[None]:
     """Hold the lock of a file while the block runs.
 
-    Where the file system has no locks, a lease is held. A holder that stops for `LEASE` seconds and goes on later
-    has lost the lease without knowing it, so what is written under it must be the same whoever writes it.
+    Where the file system has no locks, a lease is held.
 
     Args:
         lock: the file, which is made where it does not exist.
@@ -61,25 +130,27 @@ def held(lock: Path, wait: float | None = None, *, lease: Path | None = None, lo
         filelock.Timeout: another process holds it.
         OSError: the file cannot be made.
     """
-    from filelock import FileLock, SoftFileLease, Timeout
+    from filelock import FileLock, Timeout
 
-    seconds = -1 if wait is None else wait
-    mine = FileLock(lock, timeout=seconds, fallback_to_soft=False)
+    mine = FileLock(lock, timeout=-1 if wait is None else wait, fallback_to_soft=False)
     try:
         mine.acquire()
+        let_go = mine.release
     except OSError as error:
         if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
             raise
         log.debug("%s: no locks on this file system (%s), so a lease takes its place", lock, error)
-        mine = SoftFileLease(lease or lock.with_name(f"{lock.name}-lease"), lease_duration=LEASE, timeout=0)
-        try:
-            mine.acquire()
-        except Timeout:  # this look may only have removed the lease of a killed process
-            mine.acquire(timeout=seconds if wait is None else max(wait, look, 0.1))
+        instead = Lease(lease or lock.with_name(f"{lock.name}-lease"))
+        began = time.monotonic()
+        while not instead.take():
+            if wait is not None and time.monotonic() - began >= max(wait, look):
+                raise Timeout(str(lock)) from error
+            time.sleep(LOOK)
+        let_go = instead.give_back
     try:
         yield
     finally:
-        mine.release()
+        let_go()
 
 
 @contextmanager

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dap.base.alone import LEASE, Busy
+from dap.base import alone
+from dap.base.alone import LOOK, Busy, Lease
 from dap.base.errors import DapError
-
-if TYPE_CHECKING:
-    from filelock import SoftFileLease
 
 CLAIMS = ".claims"
 """The name of the folder of leases. A process that works on a piece holds the lease of the piece."""
@@ -21,9 +18,8 @@ CLAIMS = ".claims"
 class Claims:
     """The leases of one process on pieces of work, as files in a folder that all processes see.
 
-    A lease is a file with the host, the process and the time of its holder, which a thread renews. It needs no lock of the file
-    system, so it also holds on network file systems. If a holder stops for `LEASE` seconds and goes on later, two processes may
-    work on one piece. So the result of a piece must be the same whoever makes it, and must be written atomically.
+    If a holder stops for `alone.LEASE` seconds and goes on later, two processes may work on one piece. So the result of a piece
+    must be the same whoever makes it, and must be written atomically.
 
     Args:
         folder: the folder.
@@ -31,18 +27,15 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # A lease that expires must be watched for its whole time, so its object lives on between two looks.
-        self._leases: dict[str, SoftFileLease] = {}
+        self._leases: dict[str, Lease] = {}
         self._mine = set[str]()
-        self._empty: dict[str, tuple[tuple[int, int], float]] = {}
-        """Lease files without a record: which file it is, and since when this process sees it so."""
 
     @contextmanager
     def take(self, name: str) -> Iterator[bool]:
         """Hold the lease of a piece while the block runs. Gives False, at once, if another process holds it."""
         name = name.replace("/", "~")
-        lease = self._acquired(name)
-        if lease is None:
+        lease = self._leases.setdefault(name, Lease(self.folder / f"{name}.lock"))
+        if not lease.take():
             yield False
             return
         self._mine.add(name)
@@ -50,51 +43,11 @@ class Claims:
             yield True
         finally:
             self._mine.remove(name)
-            with suppress(OSError):  # the folder was removed meanwhile
-                lease.release()
+            lease.give_back()
             self._leases.pop(name, None)
 
-    def _acquired(self, name: str) -> SoftFileLease | None:
-        """The lease of a piece, which this process holds from now on; None if another process holds it."""
-        from filelock import SoftFileLease, Timeout
-
-        lease = self._leases.get(name)
-        if lease is None:
-            path = self.folder / f"{name}.lock"
-            lease = self._leases[name] = SoftFileLease(path, lease_duration=LEASE, timeout=0)
-        for _ in range(2):  # the first look may only remove the file of a killed process
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                lease.acquire()
-            except (Timeout, FileNotFoundError):  # another process may remove the folder when the work is done
-                self._free_if_empty(name)
-                continue
-            return lease
-        return None
-
-    def _free_if_empty(self, name: str) -> None:
-        """Remove a lease file that has stayed empty for `LEASE` seconds.
-
-        filelock writes the record right after it has made the file. A process that is killed in between leaves a file that names
-        nobody, and filelock never frees such a file.
-        """
-        path = self.folder / f"{name}.lock"
-        try:
-            found = path.stat()
-        except OSError:
-            found = None
-        if found is None or found.st_size:
-            self._empty.pop(name, None)
-            return
-        file, now = (found.st_ino, found.st_ctime_ns), time.monotonic()
-        if self._empty.get(name, (None, now))[0] != file:
-            self._empty[name] = file, now
-        elif now - self._empty[name][1] >= LEASE:
-            path.unlink(missing_ok=True)
-            del self._empty[name]
-
     @contextmanager
-    def wait(self, name: str, every: float = 0.05) -> Iterator[None]:
+    def wait(self, name: str, every: float = LOOK) -> Iterator[None]:
         """Hold the lease of a piece while the block runs, and wait for it before, with `every` seconds between two looks."""
         while True:
             with self.take(name) as mine:
@@ -142,7 +95,7 @@ def share(pieces: Sequence[tuple[str, Callable[[], object]]], out: Path, wait: f
                 try:
                     todo[name]()
                 except Busy as error:  # a process that lost the lease, because it had stopped, still holds the folder
-                    if time.monotonic() - busy.setdefault(name, time.monotonic()) < 2 * LEASE:
+                    if time.monotonic() - busy.setdefault(name, time.monotonic()) < 2 * alone.LEASE:
                         continue
                     failed[name] = error
                 except DapError as error:
