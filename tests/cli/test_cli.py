@@ -82,7 +82,7 @@ def test_killed_twice_and_resumed_gives_the_same_hashes(whole, flags, tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert len(hashes(out)) < 12
-    dap("distill", *flags, "--out", out)
+    assert main([str(word) for word in ("distill", *flags, "--out", out)]) == 0
     assert hashes(out) == hashes(whole)
     assert not list(out.rglob(".tmp-*"))
 

@@ -65,6 +65,7 @@ def test_shards_share_trainings_and_measures(sets, alone):
     assert left == [".lock"], left
 
 
+@pytest.mark.slow  # the killed worker of a set, which ends and begins again in the same way, is always tested
 def test_workers_train_and_a_killed_one_is_made_up_for(sets, alone):
     flags = [
         "--networks",

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from torchvision.transforms.functional import to_pil_image
 
 from dap.backbones.mixture import Mixture
 from dap.base.errors import DapError
@@ -136,8 +137,16 @@ SMALL = ["--set", "width=4", "--networks", "convnet2", "--epochs", "1"]
 
 @pytest.fixture(scope="module")
 def trousers(tmp_path_factory):
-    out = tmp_path_factory.mktemp("trousers") / "a"
-    values = {"method": "random", "ipc": 2, "data": {"classes": ["Trouser", "Bag"], "size": 32}}
+    """A set of two classes of the starter, of a folder with a few of its images: all 12,000 would be read for the measures."""
+    folder = tmp_path_factory.mktemp("trousers")
+    for split in ("train", "test"):
+        few = open_source("fashion-mnist", split, size=32, classes=["Trouser", "Bag"])
+        for label, name in enumerate(few.class_names):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for index, image in enumerate(few.images(label, range(20))):
+                to_pil_image(image).save(folder / "data" / split / name / f"{index:02}.png")
+    out = folder / "a"
+    values = {"method": "random", "ipc": 2, "data": {"path": str(folder / "data"), "size": 32}}
     distill(Recipe.parse(values), out, workshop=Workshop("cpu"))
     return out
 

@@ -348,14 +348,27 @@ def test_an_hour_is_not_told_of_the_time_between_two_trainings_of_one_name(monke
     assert not notes
 
 
-def test_an_hour_of_a_backbone_is_told_before_the_first_image(colours, pipeline_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("one", "several"), [(50.0, 50.0), (50.0, 1.0), (1.0, None)])
+def test_an_hour_of_a_backbone_is_told_before_the_first_image(
+    one, several, colours, pipeline_folder, tmp_path, monkeypatch
+):
+    """Seconds of a pass of one image, and of an image among several. Nobody times several where one is fast enough."""
+
+    def paces(backbone, quickly=False):
+        return (one if quickly else several, 0.1, 0.1)
+
     monkeypatch.setattr("dap.verbs.planning.hours.SMALL", 0)
-    monkeypatch.setattr("dap.verbs.planning.roughly.paces", lambda backbone: (50.0, 0.1, 0.1))
+    monkeypatch.setattr("dap.verbs.planning.hours.paces", paces)
+    monkeypatch.setattr("dap.verbs.planning.roughly.paces", paces)
     events = []
     watcher = hearing(note=events.append, images=lambda *told: events.append("images"))
     recipe = {"method": "vanilla", "ipc": 1, "data": {"path": str(colours)}, "backbone": {"path": str(pipeline_folder)}}
     distill(recipe, tmp_path / "a", watcher=watcher)
-    (told,) = [one for one in events if one.startswith("This will take about")]
+    found = [event for event in events if event.startswith("This will take about")]
+    if several != 50:
+        assert not found
+        return
+    (told,) = found
     assert "4.2 h" in told and "--budget 30m" in told and events.index(told) < events.index("images")
 
 

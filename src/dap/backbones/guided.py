@@ -69,31 +69,30 @@ class ClassifierFree:
     ) -> Prediction:
         """As `Backbone.predict`. The features come from the half that `branch` names."""
 
-        def half(which: str, of: Tensor) -> Prediction:
-            wanted = layer is not None and which == branch
-            through = grad_through if wanted or grad_through == "denoiser" else "nothing"
-            tapped = layer if wanted else None
-            if through != "nothing":  # one graph holds all images, so parts would not save memory
-                with torch.enable_grad():
-                    return self.backbone.predict(x, t, of, layer=tapped, grad_through=through)
-            with torch.no_grad():
-                passed = functools.partial(self._passed, t, tapped)
-                return _joined(vram.in_parts(passed, max(1, len(x)), x.detach(), of))
-
-        cond = half("cond", condition)
+        cond = self._half(x, t, condition, layer if branch == "cond" else None, grad_through)
         scale = self.scale_at(t)
         if scale == 1 and branch == "cond":
             return cond
-        null = half("null", self.backbone.null(len(x)))
-        mixed = x.shape[1] if self.channels == "all" else self.channels
-
-        def mix(cond: Tensor, null: Tensor) -> Tensor:
-            guided = null + scale * (cond - null)
-            return guided if mixed == x.shape[1] else torch.cat([guided[:, :mixed], cond[:, mixed:]], dim=1)
-
-        x0 = None if cond.x0 is None or null.x0 is None else mix(cond.x0, null.x0)
+        null = self._half(x, t, self.backbone.null(len(x)), layer if branch == "null" else None, grad_through)
+        x0 = None if cond.x0 is None or null.x0 is None else self._mixed(cond.x0, null.x0, scale)
         features = cond.features if branch == "cond" else null.features
-        return Prediction(mix(cond.eps, null.eps), cond.variance, features, x0)
+        return Prediction(self._mixed(cond.eps, null.eps, scale), cond.variance, features, x0)
+
+    def _half(self, x: Tensor, t: Time, condition: Tensor, layer: str | None, grad_through: GradThrough) -> Prediction:
+        """One half. A half without the tapped layer needs a graph only if the gradient goes through the whole denoiser."""
+        if layer is None and grad_through != "denoiser":
+            grad_through = "nothing"
+        if grad_through != "nothing":  # one graph holds all images, so parts would not save memory
+            with torch.enable_grad():
+                return self.backbone.predict(x, t, condition, layer=layer, grad_through=grad_through)
+        with torch.no_grad():
+            passed = functools.partial(self._passed, t, layer)
+            return _joined(vram.in_parts(passed, max(1, len(x)), x.detach(), condition))
+
+    def _mixed(self, cond: Tensor, null: Tensor, scale: float) -> Tensor:
+        guided = null + scale * (cond - null)
+        mixed = cond.shape[1] if self.channels == "all" else self.channels
+        return guided if mixed == cond.shape[1] else torch.cat([guided[:, :mixed], cond[:, mixed:]], dim=1)
 
     def _passed(self, t: Time, layer: str | None, x: Tensor, condition: Tensor) -> Prediction:
         return self.backbone.predict(x, t, condition, layer=layer, grad_through="nothing")

@@ -296,20 +296,20 @@ def _problem(wanted: Any, value: Any) -> str | None:
     if wanted is Any:
         return None
     try:
-        TypeAdapter(wanted, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        _adapter(wanted).validate_python(value)
     except ValidationError as error:
         if wanted is Off:
             return "it should be switched off, null or false"
         found = error.errors(include_url=False)[0]
         if found["type"] == "none_required":
             return "it should be null"
-        return (
-            f"it should be {found.get('ctx', {}).get('expected')}"
-            if found["type"] == "literal_error"
-            else reason(found)
-        )
+        if found["type"] == "literal_error":
+            return f"it should be {found.get('ctx', {}).get('expected')}"
+        return reason(found)
     return None
 
+
+_adapter = cache(partial(TypeAdapter[Any], config=ConfigDict(allow_inf_nan=False)))
 
 _NO_MATTER = frozenset(["architectures", "dtype", "force_upcast", "torch_dtype", "transformers_version"])
 """Fields that decide no prediction: who wrote the file, and the number format, which the weights themselves show."""

@@ -9,7 +9,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there
 from dap.engines.making import Job, has
 from dap.verbs.planning.hour import HOUR, LESS, Hourglass, sentence
-from dap.verbs.planning.roughly import seconds_of_set
+from dap.verbs.planning.roughly import paces, seconds_of_set
 
 SMALL = 10**6
 """Parameters of a backbone that is so small that nobody has to be told of an hour. It is not timed."""
@@ -29,7 +29,9 @@ def tell_of_hours(job: Job) -> None:
         return
     logging.disable(logging.WARNING)
     try:
-        seconds = seconds_of_set(job.task) * left / job.total
+        seconds = seconds_of_set(job.task, paces(backbone, quickly=True)) * left / job.total
+        if seconds > HOUR:
+            seconds = seconds_of_set(job.task) * left / job.total
     finally:
         logging.disable(logging.NOTSET)
     if seconds > HOUR:

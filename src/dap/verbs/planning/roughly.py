@@ -51,8 +51,13 @@ def seconds_of_set(task: Task, known: tuple[float, float, float] | None = None) 
 
 
 @torch.no_grad()
-def paces(backbone: Backbone) -> tuple[float, float, float]:
-    """The seconds that a backbone takes for one image or clip: to predict, to encode and to decode, on its device."""
+def paces(backbone: Backbone, quickly: bool = False) -> tuple[float, float, float]:
+    """The seconds that a backbone takes for one image or clip: to predict, to encode and to decode, on its device.
+
+    Args:
+        backbone: the backbone.
+        quickly: time the first pass of a single image alone, which takes longer than an image among several does.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def noise(n: int) -> torch.Tensor:
@@ -67,16 +72,16 @@ def paces(backbone: Backbone) -> tuple[float, float, float]:
     def decode(n: int) -> object:
         return backbone.decode(noise(n))
 
-    found = [_pace(work, backbone.device) for work in (predict, encode, decode)]
+    few = 1 if quickly else 8
+    found = [_pace(work, backbone.device, few) for work in (predict, encode, decode)]
     return found[0], found[1], found[2]
 
 
-def _pace(work: Callable[[int], object], device: torch.device) -> float:
+def _pace(work: Callable[[int], object], device: torch.device, few: int) -> float:
     """The seconds of a piece: of a single one where it is slow, else of several together, after a first one."""
     first = _timed(partial(work, 1), device)
-    if first > SLOW:
+    if first > SLOW or few == 1:
         return first
-    few = 8
     return min(_timed(partial(work, few), device) for _ in range(2)) / few
 
 
