@@ -75,7 +75,7 @@ def gallery(groups: Sequence[Group]) -> dict[str, Any]:
     most = max((len(columns[name]) for name in first), default=0)
     slots = _affordable(indexed, {name: columns[name] for name in first})
     few = min(FEW, slots)
-    notes = [f"The first {slots} of {most} slots of each class are shown."] if slots < most else []
+    notes = [f"The first {slots} of {most:,} slots of each class are shown."] if slots < most else []
     if len(names) > MAX_CLASSES:
         notes.append(f"Of classes after the first {MAX_CLASSES}, at most {few} slots are shown, and small.")
     if len({record.seed for _, record in chosen}) > 1:
@@ -154,14 +154,14 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         sets = f" in {len(looks)} sets" if len(looks) > 1 else ""
         if len(copies) == total:
             told.append(
-                f"All {total} {noun}s{sets} of {group.label} are near-copies of real training {noun}s, "
+                f"All {total:,} {noun}s{sets} of {group.label} are near-copies of real training {noun}s, "
                 f"as a selection of real {noun}s is by nature: publish them only where the real {noun}s may be."
             )
             continue
         seeded = [f" of seed {record.seed}" if len(looks) > 1 else "" for record, _ in copies]
         where = [f"{record.class_name(one.get('label'))} slot {one.get('slot')}" for record, one in copies]
         places = [place + seed for place, seed in zip(where, seeded, strict=True)][:3]
-        more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
+        more = f" and {len(copies) - 3:,} more" if len(copies) > 3 else ""
         one = len(copies) == 1
         verb = "is flagged as a near-copy" if one else "are flagged as near-copies"
         verb += f" of a real training {noun}" if one else f" of real training {noun}s"
@@ -170,7 +170,7 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         if max(twins) > max(rates):
             fair = f"; so are {100 * max(twins):.0f} % of the real {noun}s themselves, beside others of their class"
         told.append(
-            f"{len(copies)} of {count(total, noun)}{sets} of {group.label} {verb}: "
+            f"{len(copies):,} of {count(total, noun)}{sets} of {group.label} {verb}: "
             f"{', '.join(places)}{more}. Look at them before this set leaves your hands{fair}."
         )
     return told

@@ -143,7 +143,7 @@ def setting_name(setting: Setting | None) -> str:
 
 def count(n: int, noun: str) -> str:
     """A number and a noun, as in "one set" or "3 sets"."""
-    return f"one {noun}" if n == 1 else f"{n} {noun}s"
+    return f"one {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def compared(name: str, difference: Difference, other: str = "vanilla") -> str:
