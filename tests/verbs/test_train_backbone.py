@@ -119,23 +119,31 @@ def test_made_again_it_is_there_and_with_other_wishes_it_is_refused(made, shapes
             (shapes / "train" / "disc" / "99.png").unlink()
 
 
-def test_a_killed_command_goes_on_and_gives_the_same_bytes(made, shapes, tmp_path):
-    out = tmp_path / "mine"
-    command = [sys.executable, "-P", "-m", "dap", "train-backbone", "--data", str(shapes), "--out", str(out), *FLAGS]
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_killed_command_goes_on_and_gives_the_same_bytes(name, made, shapes, tmp_path, capsys):
+    out, number = tmp_path / "mine", getattr(signal, name)
+    words = ["train-backbone", "--data", str(shapes), "--out", str(out), *FLAGS]
+    command = [sys.executable, "-P", "-m", "dap", *words]
     kept, environment = out / ".training" / "denoiser.pt", os.environ | {"DAP_CHECKPOINT_SECONDS": "0"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 200
     while not kept.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not (out / "model_index.json").exists()
+    process.send_signal(number)
+    said = process.communicate()[0]
+    if name == "SIGKILL":
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number and "Traceback" not in said
+        assert said.endswith("dap: interrupted. What was made is kept; run the same command to go on.\n")
+    assert not (out / "model_index.json").exists()
     with pytest.raises(DapError, match="no model_index.json"):
         dap.load_backbone(str(out))
-    said = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert said.returncode == 0 and f"Goes on with the training in {out}." in said.stderr, said.stderr
-    assert f"Next: dap distill --data {shapes} --backbone {out}" in said.stdout
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert f"Goes on with the training in {out}." in said.err, said.err
+    assert f"Next: dap distill --data {shapes} --backbone {out}" in said.out
     assert weights(out) == weights(made.folder)
 
 
