@@ -193,25 +193,28 @@ def test_the_paper_s_twins_are_guided(workshop, imagenet, imagenet_pipeline_fold
         assert {r["sha256"] for r in guided.records}.isdisjoint(r["sha256"] for r in plain.records)
 
 
-def test_two_twins_by_name_on_the_command_line(imagenet, imagenet_pipeline_folder, sd_folder, tmp_path, capsys):
-    """The first one in a fresh process, as a user would."""
-    for name, backbone in (("imagewoof-dit-ipc10", imagenet_pipeline_folder), ("imagenet1k-sd-ipc50", sd_folder)):
-        words = ["distill", f"smoke/{name}", "--data", imagenet, "--out", tmp_path / name, "--backbone", backbone]
-        words = list(map(str, words))
-        if backbone == sd_folder:
-            assert main(words) == 0
-            said = capsys.readouterr().out
-        else:
-            done = subprocess.run(
-                [sys.executable, "-m", "dap", *words],
-                capture_output=True,
-                text=True,
-                env=os.environ | {"HF_HUB_OFFLINE": "1"},
-                timeout=120,
-            )
-            assert done.returncode == 0, done.stderr
-            said = done.stdout
-        written = json.loads((tmp_path / name / "recipe.json").read_text())
-        classes = yaml.safe_load((Path(shipped.__file__).parent / "recipes" / "smoke" / f"{name}.yaml").read_text())
-        assert written["data"]["classes"] == classes["data"]["classes"]
-        assert f"{2 * len(written['data']['classes'])} images in" in said
+def test_a_twin_by_name_on_the_command_line(imagenet, imagenet_pipeline_folder, tmp_path):
+    """In a fresh process, as a user would."""
+    words = ["--data", str(imagenet), "--out", str(tmp_path), "--backbone", str(imagenet_pipeline_folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "dap", "distill", "smoke/imagewoof-dit-ipc10", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    made_of_its_classes("imagewoof-dit-ipc10", tmp_path, done.stdout)
+
+
+def test_the_twin_of_stable_diffusion_by_name(imagenet, sd_folder, tmp_path, capsys):
+    words = ["--data", str(imagenet), "--out", str(tmp_path), "--backbone", str(sd_folder)]
+    assert main(["distill", "smoke/imagenet1k-sd-ipc50", *words]) == 0
+    made_of_its_classes("imagenet1k-sd-ipc50", tmp_path, capsys.readouterr().out)
+
+
+def made_of_its_classes(name, out, said):
+    written = json.loads((out / "recipe.json").read_text())
+    shipped_recipe = Path(shipped.__file__).parent / "recipes" / "smoke" / f"{name}.yaml"
+    assert written["data"]["classes"] == yaml.safe_load(shipped_recipe.read_text())["data"]["classes"]
+    assert f"{2 * len(written['data']['classes'])} images in" in said

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
-import yaml
-
 from dap import shipped
+from dap.backbones.known import known_cards
 from dap.data.sets.differences import flatten
 from dap.recipe import GuidanceOptions, Recipe
 from dap.shipped import Expected
@@ -95,7 +93,7 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _card(weights: str) -> dict[str, Any] | None:
     """The values of the card of weights, by the name of the weights. None for weights that are not in `KINDS`."""
-    cards = yaml.safe_load((files("dap") / "backbones" / "cards.yaml").read_text(encoding="utf-8"))
+    cards = known_cards()
     return {**cards[KINDS[weights]], **cards.get(weights, {})} if weights in KINDS else None
 
 

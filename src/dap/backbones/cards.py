@@ -6,16 +6,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter
 
 from dap.backbones.base import Card
 from dap.backbones.hub import index_of, labels_of
+from dap.backbones.known import known_cards
 from dap.base.documents import fitted, read_names, read_yaml
 from dap.base.errors import DapError
 from dap.base.fields import Frames, FromFile, Name, Text
@@ -23,12 +21,6 @@ from dap.base.registry import suggest
 from dap.choices import SolverName
 
 log = logging.getLogger(__name__)
-
-
-@cache
-def known_cards() -> Mapping[str, Mapping[str, Any]]:
-    """What cards.yaml says, by the name of a kind or by a hub id. It is read once a process; copy an entry to change it."""
-    return yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,21 @@
-"""The kinds of pipelines that have a backbone: one line each."""
+"""The kinds of pipelines that have a backbone: one line each; and what the shipped cards.yaml says of kinds and weights."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
+
+import yaml
+
+
+@cache
+def known_cards() -> Mapping[str, Mapping[str, Any]]:
+    """What cards.yaml says, by the name of a kind or by a hub id. It is read once a process; copy an entry to change it."""
+    return yaml.safe_load((files("dap.backbones") / "cards.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
