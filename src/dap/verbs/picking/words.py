@@ -81,8 +81,8 @@ def of_dm(reason: str, iterations: int, seconds: float, budget: float | None, *,
     longer = "" if budget is not None and capped else "A longer --budget (such as 1h) takes more iterations. "
     return (
         f"Method dm with {iterations:,} iterations, which will take {time_of(seconds)} by a short trial: {reason}. Of "
-        f"the four methods without one that were tried on one folder, dm had the highest mean accuracy (docs/choosing.md). "
-        f"{longer}{own_backbone(data)}"
+        "the four methods without a diffusion model that were tried on one folder, dm had the highest mean accuracy "
+        f"(docs/choosing.md). {longer}{own_backbone(data)}"
     )
 
 
