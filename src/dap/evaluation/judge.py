@@ -193,7 +193,7 @@ def _measure(judged: DistilledSet, loaded: Loaded, known: Sequence[object]) -> N
     inspector = loaded.inspector()
     if inspector is None:
         return
-    key = _hash([*known, inspector.train.fingerprint(sized=False)[:16]])
+    key = _hash([*known, inspector.train.fingerprint(sized=False)[:16], *inspector.marks])
     if inspector.done(judged, key):
         return
     images, labels = images_of(judged, loaded.plan.protocol.size, loaded.plan.budget, exact=True)
