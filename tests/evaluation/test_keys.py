@@ -145,7 +145,7 @@ def test_another_reference_makes_measures_anew(theirs, colours, tmp_path):
     longer = load_protocol("reference", **CHANGES, network="convnet2", epochs=10, looks=1, batch=12)
     names, files = ("blue", "green", "red"), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for seed, file in enumerate(files):
-        network, _ = train_on_tensors(*real, longer, 3, seed=seed, class_names=names)
+        network, _ = train_on_tensors(real[0], real[1], longer, 3, seed=seed, class_names=names)
         save_classifier(network, file)
 
     def measured(file: Path, out: str) -> dict[str, Any]:
