@@ -13,6 +13,7 @@ import torch
 
 import dap
 from dap.base.permission import allow_code
+from dap.base.watch import Watcher
 from dap.data.real.sources import open_source
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.training.classifier import Classifier, load_trained, save_classifier
@@ -160,3 +161,26 @@ def test_another_reference_makes_measures_anew(theirs, colours, tmp_path):
     (_, shipped), (_, given) = embedding("fashion-mnist", 28), embedding("fashion-mnist", 28, files[0])
     assert isinstance(shipped, Classifier) and isinstance(given, Classifier)
     assert given.fingerprint and not shipped.fingerprint, "measures by the shipped network keep their key"
+
+
+def test_a_training_that_goes_on_keeps_no_look_at_other_test_images(theirs, colours, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAP_CHECKPOINT_SECONDS", "0")
+    test = open_source(colours, "test", size=8)
+    right = {name: test.images(k, range(6)) for k, name in enumerate(test.class_names)}
+    wrong = dict(zip(right, reversed(right.values()), strict=True))
+    judging = Judging(networks=("convnet1",), epochs=6, changes={**CHANGES, "looks": 6})
+
+    class Killing(Watcher):
+        def epoch(self, seed: int, done: int, total: int) -> None:
+            if done == 4:
+                raise KeyboardInterrupt
+
+    def curve(data: Any, out: str, watcher: Watcher) -> Any:
+        options = {"classes": list(right), "judging": judging, "machine": CPU, "watcher": watcher}
+        found = dap.evaluate(theirs, data=data, out=tmp_path / out, **options)
+        return lines(found.sets[0])[0]["curve"]
+
+    with pytest.raises(KeyboardInterrupt):
+        curve(wrong, "out", Killing())
+    assert len(list((tmp_path / "out").rglob("checkpoints/*/*.pt"))) == 1
+    assert curve(right, "out", Watcher()) == curve(right, "fresh", Watcher())

@@ -159,7 +159,11 @@ def _trials_of(
     known = recorded.valid(key, protocol.name, network)
     found = {seed: known[seed] for seed in plan.seeds if seed in known}
     todo = [seed for seed in plan.seeds if seed not in found]
-    unfinished = judged.results / "checkpoints" / key["by"]
+    unfinished = judged.results / "checkpoints" / key["by"]  # as versions before this one called it
+    if (
+        not unfinished.is_dir()
+    ):  # the looks at the test images so far are in a checkpoint, so it is of these images alone
+        unfinished = unfinished.with_name(f"{key['by']}-{key['tested']}")
     if todo:
         options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
         options["weights"] = weights
