@@ -8,15 +8,14 @@ used.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
+from dap.base.registry import code_of_class
 from dap.data.real.memory import by_class
 from dap.data.real.sources import Source
 from dap.guidance.base import Energy, Guidance
@@ -88,30 +87,14 @@ def describe(thing: Any) -> dict[str, Any]:
 
     Returns:
         "class": the name "module:Class".
-        "code": for the class and each class that it derives from, the sha256 of its file. If there is no file, as in a
-            notebook, the sha256 of the text of the class. If there is no text either, "unknown". Classes of this
-            package are left out, because the set notes the version of the package. Classes of Python's builtins, abc
-            and typing, of torch and of pydantic are left out too.
+        "code": what `code_of_class` gives.
         "values": the attributes that the class takes as arguments, if they are numbers, texts, None, or tuples of
             these. A guidance or an energy among the arguments is described in the same way.
     """
-    code = {}
-    for kind in type(thing).__mro__:
-        if kind.__module__.partition(".")[0] not in ("dap", "builtins", "abc", "typing", "torch", "pydantic"):
-            code[f"{kind.__module__}:{kind.__qualname__}"] = _code_of(kind)
+    code = code_of_class(type(thing))
     described: dict[str, Any] = {"class": name_of(thing), **({"code": code} if code else {})}
     values = _values_of(thing) if isinstance(thing, (Method, Guidance, Energy)) else {}
     return {**described, **({"values": values} if values else {})}
-
-
-def _code_of(kind: type) -> str:
-    try:
-        file = inspect.getsourcefile(kind)
-        if file is not None and Path(file).is_file():
-            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
-    except (OSError, TypeError):
-        return "unknown"
 
 
 def _values_of(thing: Any, depth: int = 4) -> dict[str, Any]:

@@ -47,6 +47,16 @@ def test_the_example_makes_images(mine, tmp_path):
     assert len(sets["dap"]) == 4 and sets["dap"] != sets["vanilla"]
 
 
+def test_edited_code_is_another_backbone(mine, tmp_path):
+    """The weights are the same, but features in a shared cache, and labels by the backbone, are of other predictions."""
+    file = tmp_path / mine.name
+    file.write_text(mine.read_text())
+    before = load(f"{file}:Mine").weights_hash()
+    assert before == load(f"{mine}:Mine").weights_hash(), "a copy is the same backbone"
+    file.write_text(f"{mine.read_text()}\n# edited\n")
+    assert load(f"{file}:Mine").weights_hash() != before
+
+
 def test_the_graph_ends_at_the_layer(mine):
     backbone = load(f"{mine}:Mine")
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dap.backbones.schedules import Schedule, Time
 from dap.base.errors import DapError
-from dap.base.registry import suggest
+from dap.base.registry import code_of_class, suggest
 from dap.choices import SolverName
 from dap.guidance.base import GradThrough
 
@@ -256,8 +256,12 @@ class Backbone(ABC):
         yield False
 
     def weights_hash(self) -> str:
-        """The sha256 of the settings and of the names and bytes of all weights as they were loaded."""
+        """The sha256 of the settings and of the names and bytes of all weights as they were loaded.
+
+        The code of a class that is not of this package belongs to it too: with other code the same weights predict otherwise.
+        """
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
+        digest.update("".join(sorted(set(code_of_class(type(self)).values()))).encode())
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

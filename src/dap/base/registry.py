@@ -131,6 +131,28 @@ def code_of(spec: str) -> dict[str, str]:
     return {where: _IMPORTED[where]} if where in _IMPORTED else {}
 
 
+def code_of_class(kind: type) -> dict[str, str]:
+    """For a class and each class that it derives from, the sha256 of its file, by "module:Class".
+
+    If there is no file, as in a notebook, it is the sha256 of the text of the class; if there is no text either, "unknown".
+    Classes of this package are left out, because a set notes the version of the package. Classes of Python's builtins, abc and
+    typing, of torch and of pydantic are left out too.
+    """
+    libraries = ("dap", "builtins", "abc", "typing", "torch", "pydantic")
+    own = (one for one in kind.__mro__ if one.__module__.partition(".")[0] not in libraries)
+    return {f"{one.__module__}:{one.__qualname__}": _text_of(one) for one in own}
+
+
+def _text_of(kind: type) -> str:
+    try:
+        file = inspect.getsourcefile(kind)
+        if file is not None and Path(file).is_file():
+            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
+    except (OSError, TypeError):
+        return "unknown"
+
+
 @dataclass(frozen=True)
 class _Loaded:
     """A user's file as this process last ran it."""
