@@ -41,7 +41,7 @@ def draw(made: DistilledSet, folder: Path, ipc: int, seed: int, plan: JudgingPla
         if lost:
             raise DapError(
                 f"{shown(folder)} was drawn from an earlier set in {shown(made.path)}. It has trials ({some(lost)}) that would "
-                "be lost if it was drawn anew. Remove the folder, or move it to another place to keep them, and do the same again."
+                "be lost if it was drawn anew. Remove the folder, or move it to another place to keep them, and run it again."
             )
         watcher.note(
             f"{shown(folder)} was drawn from an earlier set in {shown(made.path)}: it is drawn and judged anew."
