@@ -5,8 +5,8 @@
     python benchmarks/rivals.py --picture                      # draws docs/accuracy.svg and docs/accuracy-small-hard.svg
 
 Accuracies are those of the last epoch. The mean of a set is the mean over its trainings. The tables show mean and
-sample standard deviation over these per-set means, and the difference to vanilla of the same backbone with its 95 %
-interval. A star marks a difference that survives Holm's correction over all differences of its table. All these numbers
+sample standard deviation over these per-set means (of a single set: over its trainings), and the difference to vanilla of the
+same backbone with its 95 % interval. A star marks a difference that survives Holm's correction over all differences of its table. All these numbers
 are computed as `dap compare` computes them (`dap.evaluation.report.spread`).
 Where a set was drawn from a larger set, `ipc` is its own ipc and `drawn_from` is the ipc of the larger set.
 
@@ -74,8 +74,9 @@ Row = tuple[str, ...]
 
 def trainings(folders: Iterable[Path], variant: str = "") -> list[Line]:
     """The lines of all trainings in folders of `dap compare`. `variant` is a name for what their recipes have other than
-    the default and no column holds."""
+    the default and no column holds. Sets of several seeds with the same images, such as Herding's, are taken once."""
     found: list[Line] = []
+    seen = set[tuple[Any, ...]]()
     for folder in folders:
         for file in sorted(folder.glob("*/seed*/trials.jsonl")):
             record = load_set(file.parent)
@@ -90,6 +91,10 @@ def trainings(folders: Iterable[Path], variant: str = "") -> list[Line]:
                 "options": json.dumps(record.recipe.get("options") or {}),
                 "variant": variant,
             }
+            images = tuple(image.get("sha256") for image in record.images)
+            if images and (record.method, images) in seen:
+                continue
+            seen.add((record.method, images))
             for trial in record.trials:
                 known |= {"protocol": trial["protocol"], "network": trial["network"], "trial_seed": trial["seed"]}
                 known |= {f"{name}_percent": f"{100 * trial[name]:.2f}" for name in ("last", "best")}
@@ -142,7 +147,7 @@ def tables(lines: Sequence[Line]) -> str:
         across = [line for sets in judged if len({line["network"] for line in sets}) > 1 for line in sets]
         # A network that judged a single set allows no comparison.
         across = [line for sets in _grouped(across, "network").values() if len(sets) > 1 for line in sets]
-        title = f"### {ipc} images per class, `{protocol}`, the same sets judged by several networks"
+        title = f"### {ipc} images per class, `{protocol}`, sets judged by several networks"
         made += [title, _side_by_side(across, "network", lambda name: name)] if across else []
     return "\n\n".join(made)
 
@@ -234,8 +239,8 @@ def _against_vanilla(row: Row, rows: Mapping[Row, tuple[Stat, list[Line]]]) -> D
 
 
 def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) -> str:
-    """A table with a row for each method and a column for each value of `by`. Columns that are numbers stand from large
-    to small, columns that are names by name."""
+    """A table with a row for each method and a column for each value of `by`. Each cell says its number of sets. Columns that are
+    numbers stand from large to small, columns that are names by name."""
     columns = sorted(
         {line[by] for line in lines}, key=lambda value: (-int(value), "") if value.isdigit() else (0, value)
     )
@@ -244,9 +249,9 @@ def _side_by_side(lines: Sequence[Line], by: str, called: Callable[[str], str]) 
     for row, (_, of) in rows.items():
         cells = _grouped(of, by)
         stats = [_stat(cells[(value,)]) if (value,) in cells else None for value in columns]
-        sets = len({line["set_seed"] for line in of})
-        shown.append((_called(row, rows), *(DASH if stat is None else accuracy(stat) for stat in stats), str(sets)))
-    return _table(("method", *map(called, columns), "sets"), shown)
+        cells_of = (DASH if stat is None else f"{accuracy(stat)} ({len(stat.sets)})" for stat in stats)
+        shown.append((_called(row, rows), *cells_of))
+    return _table(("method", *(f"{called(column)} (sets)" for column in columns)), shown)
 
 
 def _stats(lines: Sequence[Line]) -> dict[Row, tuple[Stat, list[Line]]]:

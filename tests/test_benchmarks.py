@@ -94,8 +94,8 @@ def test_trainings_are_taken_up_once_and_summed_up_by_hand(tmp_path, monkeypatch
     assert page.startswith("before <!--") and "old" not in page
     assert "| `random` | 53.0 ± 2.8 | 2 × 2 | – | 51.4 ± 3.8 | – | 30 |" in page
     assert "| `herding` | 65.0 ± 7.1 | 2 × 1 | – | 67.0 | classifier | 30 |" in page
-    assert "drawn down" in page and "| `random` | 80.0 ± 0.0 | 40.0 ± 0.0 | 2 |" in page
-    assert "several networks" in page and "| `random` | 53.0 ± 2.8 | 30.0 ± 0.0 | 2 |" in page
+    assert "drawn down" in page and "| `random` | 80.0 ± 0.0 (2) | 40.0 ± 0.0 (2) |" in page
+    assert "several networks" in page and "| `random` | 53.0 ± 2.8 (2) | 30.0 ± 0.0 (2) |" in page
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from dap.base.errors import DapError
 from dap.methods import METHODS, SUMMARIES, find, plan
 from dap.recipe import Recipe, overlaid
 from dap.verbs.compare import grid
+from dap.workshop import Workshop
 
 
 @pytest.mark.parametrize(
@@ -143,3 +144,12 @@ def test_every_method_is_found_by_name_and_told_in_one_line():
 def test_a_section_in_place_of_one_field_is_told_how_to_be_given(keyword, section, beside):
     with pytest.raises(DapError, match=f"takes {keyword}.path alone.*: {re.escape(beside)}[.]"):
         overlaid({}, {keyword: section})
+
+
+def test_a_stated_value_is_not_taken_for_the_one_that_the_method_decides():
+    """In one workshop, the values of two recipes are equal, but `dap-slots` has targets of its own where none are stated."""
+    shop = Workshop("cpu", offline=True)
+    left, stated = (Recipe.parse({"method": "dap-slots", "guidance": g}) for g in ({}, {"targets": "class"}))
+    assert left == stated
+    found = [shop.task(one)[1].recipe.run.guidance.targets for one in (left, stated)]
+    assert found == ["slot", "class"]

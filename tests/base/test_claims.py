@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,18 @@ def test_a_killed_process_loses_its_piece_at_once(holder, tmp_path):
     holder.wait()
     mine = Claims(tmp_path)
     assert taken(mine) and mine.held() == [] and not list(tmp_path.glob("*.lock"))
+
+
+def test_a_lease_of_another_machine_that_is_gone_expires_for_who_looks_long_enough(holder, tmp_path):
+    mine, began = Claims(tmp_path), time.monotonic()
+    assert mine.held(look=60) == ["a"] and time.monotonic() - began < 30, "who lives on this machine is known at once"
+    holder.kill()
+    holder.wait()
+    lease = tmp_path / "a.lock"
+    lease.write_text(re.sub("(?m)^host=.*$", "host=elsewhere", lease.read_text()))
+    assert mine.held() == Claims(tmp_path).held() == ["a"]
+    began = time.monotonic()
+    assert Claims(tmp_path).held(look=60) == [] and 0.9 <= time.monotonic() - began < 30
 
 
 def test_a_stopped_process_loses_its_piece_after_the_lease(holder, tmp_path):

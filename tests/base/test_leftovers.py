@@ -74,7 +74,20 @@ def test_only_files_of_our_names_go_and_those_of_other_machines_by_age(tmp_path)
     assert (tmp_path / elsewhere).exists(), "a folder is looked at once"
     disk._swept.clear()
     disk.sweep(tmp_path)
-    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {*others}
+    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {ours, *others}, (
+        "the owner lives, however old its file is"
+    )
+
+
+def test_a_folder_that_is_used_for_days_is_not_taken_for_a_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "OLD", 0.24)  # its time is renewed every hundredth of a second
+    with disk.passing_folder(tmp_path) as folder:
+        os.utime(folder, (0, 0))
+        deadline = time.monotonic() + 20
+        while folder.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("verb", ["report", "export"])

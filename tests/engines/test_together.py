@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,10 +169,21 @@ def test_a_damaged_image_of_a_part_is_made_again(mend, recipe, whole, tmp_path):
 def test_a_process_alone_says_what_to_do_while_others_work(recipe, whole, tmp_path):
     out = tmp_path / "whole"
     with Claims(out / making.CLAIMS).take(f"{making.HERE}other"):
-        with pytest.raises(DapError, match=f"1 other processes are making {out} together.*--shard 1/1"):
+        with pytest.raises(DapError, match=f"Another process is making {out} in shards.*--shard 1/1"):
             distill(recipe, out)
         assert len(distill(recipe, out, engine=SHARD)) == 12
         assert (out / ".work").exists(), "it is of use to the other process"
+    distill(recipe, out)
+    assert bytes_of(out) == whole
+
+
+def test_a_unit_that_was_left_on_a_machine_that_is_gone_blocks_nobody_for_ever(recipe, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(alone, "LEASE", 1.0)
+    out = tmp_path / "whole"
+    lease = out / making.CLAIMS / f"{making.HERE}other.lock"
+    with Claims(lease.parent).take(lease.stem):
+        held = lease.read_text()
+    lease.write_text(re.sub("(?m)^host=.*$", "host=elsewhere", held))
     distill(recipe, out)
     assert bytes_of(out) == whole
 

@@ -19,6 +19,7 @@ from dap.methods.diffusion.latents import class_latents
 from dap.methods.refined import with_typical
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
+from dap.verbs.options import Machine
 from dap.workshop import Workshop
 
 
@@ -112,6 +113,18 @@ def test_prototypes_and_the_real_images_that_pull_are_typical_ones(shop, tmp_pat
     again = distill(recipe(refine={"typical": 0.5}), tmp_path / "all", workshop=Workshop("cpu"))
     assert torch.equal(pixels(again), first)
     assert not torch.equal(first, pixels(bare))
+
+
+def test_prototypes_of_other_typical_images_are_not_taken_from_the_cache(tmp_path, monkeypatch):
+    """Which images are typical depends on the layer in whose features they are ranked."""
+    monkeypatch.setattr(typical, "CANDIDATES", 20)
+
+    def made(name, layer, **machine):
+        asked = recipe(ipc=2, refine={"steps": 0, "typical": 0.1, "layers": [layer]}, strength=0, reals=20)
+        return pixels(distill(asked, tmp_path / name, machine=Machine(device="cpu", **machine)))
+
+    first, other = (made(f"cached {layer}", layer, cache=tmp_path / "cache") for layer in "06")
+    assert other.equal(made("alone", "6")) and not first.equal(other)
 
 
 def test_the_weight_of_a_prototype_is_its_share_of_the_class():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -85,6 +86,12 @@ class Lease:
                 continue
             return True
         return False
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the file names a holder on another machine. If that one was killed, only looking for `LEASE` seconds tells."""
+        owner = self._file.owner if self._file is not None else None
+        return owner is not None and owner.hostname != socket.gethostname()
 
     def give_back(self) -> None:
         """Let other processes take the lease."""

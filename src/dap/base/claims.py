@@ -56,17 +56,24 @@ class Claims:
                     return
             time.sleep(every)
 
-    def held(self, start: str = "") -> list[str]:
-        """The pieces that other processes hold, of those whose names begin with `start`. A lease of a process that was killed on
-        another machine counts until it expires."""
-        found = []
-        for file in sorted(self.folder.glob(f"{start}*.lock")):
-            name = file.name.removesuffix(".lock")
-            if name in self._mine:
-                continue
-            with self.take(name) as mine:
-                found += [] if mine else [name]
-        return found
+    def held(self, start: str = "", look: float = 0.0) -> list[str]:
+        """The pieces that other processes hold, of those whose names begin with `start`.
+
+        A lease of a process that was killed on another machine counts until it expires. It expires only for an object that
+        looks again: so this looks for `look` seconds while such a lease may be one.
+        """
+        began = time.monotonic()
+        while True:
+            names = [file.name.removesuffix(".lock") for file in sorted(self.folder.glob(f"{start}*.lock"))]
+            found = [name for name in names if name not in self._mine and not self._free(name)]
+            there = [name for name in found if self._leases[name].elsewhere]
+            if not there or time.monotonic() - began >= look:
+                return found
+            time.sleep(LOOK)
+
+    def _free(self, name: str) -> bool:
+        with self.take(name) as mine:
+            return mine
 
 
 def share(pieces: Sequence[tuple[str, Callable[[], object]]], out: Path, wait: float = 1.0) -> None:

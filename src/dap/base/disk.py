@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -128,14 +129,23 @@ def aside_of(path: Path) -> Path:
 @contextmanager
 def passing_folder(parent: Path) -> Iterator[Path]:
     """A new folder in another one, as an absolute path. The folder goes at the end of the block. What killed processes left in
-    `parent` goes first."""
+    `parent` goes first. The folder's time is renewed, so that no process on another machine takes it for such a rest."""
     parent.mkdir(parents=True, exist_ok=True)
     sweep(parent)
     folder = aside_of(parent.absolute() / "folder")
     folder.mkdir()
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(OLD / 24):
+            with suppress(OSError):
+                os.utime(folder)
+
+    threading.Thread(target=renew, name="dap-folder", daemon=True).start()
     try:
         yield folder
     finally:
+        over.set()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -162,10 +172,11 @@ def _left(entry: os.DirEntry[str]) -> bool:
     ours = _OURS.fullmatch(entry.name)
     if ours is None and _BEFORE.fullmatch(entry.name) is None:
         return False
+    if ours is not None and ours["host"] == _host():  # however old it is: the files of a long work are read to its end
+        return not _lives(int(ours["process"]))
     with suppress(OSError):
-        if time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD:
-            return True
-    return ours is not None and ours["host"] == _host() and not _lives(int(ours["process"]))
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD
+    return False
 
 
 def _lives(process: int) -> bool:

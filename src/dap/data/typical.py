@@ -63,6 +63,9 @@ class Typical(Chosen):
         tell: called during the work with its name, the amount done and the total.
 
     With one class there is nothing to tell its images from, so the first ones of the draw are kept.
+
+    Attributes:
+        tag: a hash of all that decides which images of the whole source are kept.
     """
 
     def __init__(
@@ -86,8 +89,8 @@ class Typical(Chosen):
         self._ranked: dict[int, list[int]] = {}
         self._judges: Tensor | None = None
         what = [share, backbone.weights_hash(), self._layer, seed, least, CANDIDATES, IN_ALL, LEVEL, GRID, PENALTY]
-        self._tag = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-        super().__init__(whole, f"typical images {self._tag}", counts)
+        self.tag = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        super().__init__(whole, f"typical images {self.tag}", counts)
 
     def _rows(self, label: int) -> list[int]:
         if label not in self._ranked:
@@ -110,7 +113,7 @@ class Typical(Chosen):
 
     def _features(self, label: int) -> dict[str, Tensor]:
         """The features "x" (n, D) of a class's candidates that can be decoded, and their "rows" in the whole source."""
-        key = {"class": self.class_names[label], "typical": self._tag, "n": self._drawn[label]}
+        key = {"class": self.class_names[label], "typical": self.tag, "n": self._drawn[label]}
         return self._store.get(f"features of {self.class_names[label]}", key, lambda: self._seen(label))
 
     @torch.no_grad()
@@ -134,7 +137,7 @@ class Typical(Chosen):
     def _fitted(self) -> Float[Tensor, "2 d_and_1 classes"]:
         """The two regressions, from the features of all classes."""
         if self._judges is None:
-            of_all = {"typical": self._tag, "data": self._whole.fingerprint()}
+            of_all = {"typical": self.tag, "data": self._whole.fingerprint()}
             names = range(len(self.class_names))
             fit = lambda: {"x": ridge(lambda label: self._features(label)["x"], len(names))}  # noqa: E731
             self._judges = self._store.get("what is typical", of_all, fit)["x"]

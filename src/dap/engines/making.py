@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dap.base import alone
 from dap.base.alone import Busy, locked
 from dap.base.claims import Claims
 from dap.base.errors import DapError, NotFinite
@@ -162,11 +163,14 @@ def make_alone(job: Job, stream: Callable[[Sequence[Unit]], Any] | None = None) 
         DapError: a unit cannot be made. Images that were made before stay.
     """
     job.check_begun()
+    claims = Claims(job.out / CLAIMS)
+    claims.held(HERE, look=1.1 * alone.LEASE)  # before the lock: those who live need the folder meanwhile
     with locked(job.out):
-        if others := Claims(job.out / CLAIMS).held(HERE):
+        if others := claims.held(HERE):
+            who = "Another process is" if len(others) == 1 else f"{len(others)} other processes are"
             raise Busy(
-                f"{len(others)} other processes are making {job.out} together, or were killed on another machine less than a "
-                "minute ago. To help them, give the same command --shard 1/1; else wait for them or stop them."
+                f"{who} making {job.out} in shards. To help, give the same command --shard 1/1; else wait for the end, or stop "
+                "the work there."
             )
         values = job.task.recipe.values()
         grow(job.out, values, job.sizes, job.command)

@@ -118,3 +118,19 @@ def test_no_rows_make_an_empty_table():
     table = accuracy_table([])
     assert (table.markdown(), table.latex(), table.rows) == ("", "", ())
     assert table._repr_html_().startswith("<div") and table.terminal(80, colour=False).strip() == ""
+
+
+def test_sets_with_the_same_images_are_one_set(tmp_path):
+    """A method that ignores the seed, such as Herding, makes one set, however many are asked for."""
+    paths = []
+    for seed, last in enumerate((0.5, 0.6, 0.7)):
+        paths.append(make_set(tmp_path / f"vanilla{seed}", recipe("vanilla", seed), [trial(last)]))
+        # The folders have one name, so the images of the made-up sets are the same.
+        paths.append(make_set(tmp_path / str(seed) / "a" / "b", recipe("herding", seed), [trial(0.7), trial(0.72, 1)]))
+    rows = {row.method: row for row in summarise(load(paths))}
+    herding, vanilla = rows["herding"], rows["vanilla"]
+    assert (herding.n_sets, herding.trials, herding.last.sets) == (1, (2,), (pytest.approx(0.71),))
+    assert (vanilla.n_sets, vanilla.last.std_sets) == (3, pytest.approx(0.1))
+    assert herding.difference.interval is None and herding.difference.value == pytest.approx(0.11)
+    page = write_report(paths, tmp_path / "page", title="x").read_text()
+    assert "The 3 sets of Herding hold the same images, so they count as one set." in page

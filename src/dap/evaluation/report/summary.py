@@ -29,6 +29,9 @@ class Group:
     note: str
     """The part of the label that no column shows."""
     sets: tuple[SetRecord, ...]
+    """The sets, each with other images. Sets of several seeds that hold the same images are one set, with the trials of all."""
+    alike: int = 0
+    """How many further sets hold the same images as a set of `sets`, because the method ignores the seed."""
 
     @property
     def first(self) -> SetRecord:
@@ -194,8 +197,21 @@ def group_sets(sets: Sequence[SetRecord]) -> list[Group]:
         fields = varying([other[0] for other in members.values() if other[0].method == first.method])
         detail, note = (described(first, names) for names in (fields, [f for f in fields if f not in COLUMNS]))
         label = f"{first.title} ({detail})" if detail else first.title
-        groups.append(Group(key, label, note, tuple(records)))
+        different = _different(records)
+        groups.append(Group(key, label, note, different, len(records) - len(different)))
     return sorted(groups, key=lambda g: (methods.index(g.first.method), g.first.ipc, *map(_rank, _swept(g))))
+
+
+def _different(records: Sequence[SetRecord]) -> tuple[SetRecord, ...]:
+    """The sets with other images than those before them. The trials of the others are added to those of the set they repeat."""
+    found: dict[object, SetRecord] = {}
+    for record in records:
+        images = tuple((image["label"], image.get("sha256")) for image in record.images)
+        known = bool(images) and all(isinstance(sha256, str) for _, sha256 in images)
+        same = images if known else record.path
+        trials = (*found[same].trials, *record.trials) if same in found else record.trials
+        found[same] = replace(found.get(same, record), trials=trials)
+    return tuple(found.values())
 
 
 def _swept(group: Group) -> tuple[object, object]:

@@ -17,6 +17,7 @@ from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.choices import Sampling
 from dap.data.clusters import herded
+from dap.data.typical import Typical
 from dap.methods.base import Made, Options, Task, Unit
 from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.mgd3 import find_modes
@@ -145,7 +146,7 @@ class Auto(Vanilla):
     def stored(self, task: Task, name: str) -> dict[str, Tensor]:
         """The prototypes of a class as "x" and their weights as "weights", from the store if they are there."""
         key = {"class": name, "ipc": task.recipe.ipc, "seed": task.recipe.seed, "reals": task.options.reals}
-        key["typical"] = task.recipe.refine.typical
+        key["typical"] = task.source.tag if isinstance(task.source, Typical) else task.recipe.refine.typical
         return task.store.get(f"weighed starts of {name}", key, lambda: self.prototypes(task, name))
 
     def prototypes(self, task: Task, name: str) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ USUAL = 600.0
 """Seconds of a set where no budget is given."""
 
 LEAST, ENOUGH = 10, 100
-"""Iterations of `dm`: with fewer than the first, picking real images is as good; more than the second are taken only if a budget
-asks for them. Chosen on validation images, see docs/choosing.md."""
+"""Iterations of `dm`: fewer than the first were not tried; more than the second are taken only if a budget asks for them.
+Chosen on validation images, see docs/choosing.md."""
 
 PAPER = 20_000
 """The iterations of the paper of `dm`, which no budget exceeds."""
@@ -132,7 +132,7 @@ def without_backbone(
         return Decision(values, considered, seconds, told)
     if rate is not None and not recipe.classifier:
         least = words.time_of(rate.seconds(LEAST))
-        why = f"dm would need {least} for the {LEAST} iterations from which it is better"
+        why = f"dm would need {least} for {LEAST} iterations, and fewer were not tried"
     told = words.of_real(reason, picks, why, data=recipe.data.path)
     return Decision({"method": picks}, {picks: None}, seconds, told)
 
