@@ -117,3 +117,12 @@ def test_results_of_results_are_those_of_the_set(two, colours, tmp_path):
     assert len(set(found)) == 2 and placed(sets[::-1], tmp_path / "out") == found[::-1]
     judged(colours, tmp_path / "out", *two)
     assert len(list((tmp_path / "out" / "judged").glob("**/trials.jsonl"))) == 2
+
+
+def test_cells_of_a_grid_keep_the_name_that_says_what_was_varied(two, colours, tmp_path):
+    sets = [tmp_path / "grid" / f"scale={scale}" / "seed0" for scale in (0, 1)]
+    for cell, folder in zip(sets, two, strict=True):
+        shutil.copytree(folder, cell)
+        judged(colours, tmp_path / "out", cell)
+    found = sorted(file.parent for file in (tmp_path / "out").glob("**/classes.json"))
+    assert found == [tmp_path / "out" / "judged" / f"scale={scale}" / "seed0" for scale in (0, 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,10 @@ def _folders(
 def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known: Sequence[Path]) -> Path:
     """The folder for the results of one set, which depends on no other set of the same call.
 
-    It has the name of the set. Where another set has the results of this name, digits that belong to the path of the set are
-    added. A file says which set the results are of. Results without this file are those of an earlier version. They are the
-    set's if they are of the same images, and so are the results of a set of this name that was moved.
+    It has the name of the set, and for a cell of a grid also that of the folder above it, which says what was varied. Where
+    another set has the results of this name, digits that belong to the path of the set are added. A file says which set the
+    results are of. Results without this file are those of an earlier version. They are the set's if they are of the same
+    images, and so are the results of a set of this name that was moved.
 
     Args:
         path: the folder of the set, or one of its results.
@@ -98,16 +100,17 @@ def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known
         judged: the folder in which results are kept.
         known: the folders of results that are in it.
     """
-    of, name = _set_of(path) or shown(path.resolve()), path.resolve().name
-    short, long = judged / name, judged / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
+    of, resolved = _set_of(path) or shown(path.resolve()), path.resolve()
+    name, above = resolved.name, resolved.parent.name if re.fullmatch(r"seed\d+", resolved.name) else ""
+    short, long = judged / above / name, judged / above / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
     check_writable(judged, "Give a folder that can be written with --out.")
     with Claims(judged).wait(".placing"):  # two processes may judge two sets of one name
-        mine = [one for one in (short, long, *known) if _set_of(one) == of]
-        if not mine and (hashes := images()):
+        kept = next((one for one in (short, long, *known) if _set_of(one) == of), None)
+        if kept is None and (hashes := images()):
             alike = [one for one in known if one.name == name or one.name.startswith(f"{name}-")]
-            free = [one for one in alike if not os.path.exists(_set_of(one) or "")]
-            mine = [one for one in free if _images_in(one) == hashes]
-        kept = next(iter(mine), long if there(short, OF) or there(short, "classes.json") else short)
+            free = (one for one in alike if not os.path.exists(_set_of(one) or ""))
+            kept = next((one for one in free if _images_in(one) == hashes), None)
+        kept = kept or (long if there(short, OF) or there(short, "classes.json") else short)
         write_atomically(kept / OF, dump({"set": of}))
     return kept
 
