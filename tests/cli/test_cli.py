@@ -265,7 +265,7 @@ def test_mistakes_in_a_sweep_come_before_any_work(flags, tmp_path, capsys):
     assert status == 1 and "Line 2: data: " in err
 
 
-def test_an_unfinished_or_changed_set_is_not_judged_by_old_trials(whole, tmp_path, capsys):
+def test_an_unfinished_or_changed_set_is_not_judged_by_old_trials(whole, tmp_path, capsys, caplog):
     import shutil
 
     copy = tmp_path / "set"
@@ -281,7 +281,9 @@ def test_an_unfinished_or_changed_set_is_not_judged_by_old_trials(whole, tmp_pat
     stale = (copy / "trials.jsonl").read_text().replace('"judged": "', '"judged": "0')
     (copy / "trials.jsonl").write_text(stale)
     assert call(capsys, *judge)[0] == 0
+    assert "no longer count; 1 are kept in trials-before.jsonl" in caplog.text
     assert '"judged": "0' not in (copy / "trials.jsonl").read_text()
+    assert (copy / "trials-before.jsonl").read_text() == stale, "nothing is lost"
     next((copy / "images").rglob("*.png")).unlink()
     status, err = call(capsys, *judge)
     assert status == 1 and "still lacks 1 images" in err

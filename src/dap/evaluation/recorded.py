@@ -19,6 +19,9 @@ from dap.evaluation.training.trials import KEYS, Trial, TrialLine
 
 log = logging.getLogger("dap")
 
+BEFORE = "trials-before.jsonl"
+"""The file beside `trials.jsonl` that keeps the trials which no longer count. Nobody reads it but its user."""
+
 
 class RecordedTrials:
     """The file `trials.jsonl` of a set. A line has a trial and its key: hashes of the images, test data and protocol.
@@ -29,13 +32,14 @@ class RecordedTrials:
         folder: the folder of the set.
 
     Raises:
-        DapError: `trials.jsonl` is no regular file of this folder, so that nothing may be written to it.
+        DapError: `trials.jsonl` or `BEFORE` is no regular file of this folder, so that nothing may be written to it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "trials.jsonl"
-        if os.path.lexists(self.path):
-            inside(folder, self.path.name)
+        for name in (self.path.name, BEFORE):
+            if os.path.lexists(folder / name):
+                inside(folder, name)
         self._claims = Claims(folder)
 
     def alone(self) -> AbstractContextManager[None]:
@@ -43,7 +47,7 @@ class RecordedTrials:
         return self._claims.wait(".trials")
 
     def valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
-        """Remove the lines that no longer count, and return the trials of this key and network by their seeds.
+        """Put the lines that no longer count into `BEFORE`, and return the trials of this key and network by their seeds.
 
         A line does not count if the images of the set have changed since. A line of this protocol and network does not
         count either if its key differs, because then the protocol or the test data has changed since.
@@ -61,6 +65,12 @@ class RecordedTrials:
         kept = [line for line in known if _counts(line, key, protocol, network)]
         for problem in [line.problem for line in lines if line.problem is not None][:3]:
             log.warning("left out a trial: %s", problem)
+        if gone := [line for line in known if line not in kept]:
+            append(self.path.with_name(BEFORE), "".join(json.dumps(line) + "\n" for line in gone))
+            log.warning(
+                "%s: trials of other images, test data or labels, or by another protocol, no longer count; %d are kept in %s",
+                self.path, len(gone), BEFORE,
+            )  # fmt: skip
         if len(kept) < len(lines) or (lines and not ended(self.path)):  # the next line must start on its own
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         mine = [line for line in kept if key.items() <= line.items() and line["network"] == network]
