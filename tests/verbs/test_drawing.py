@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.evaluation.recorded import BEFORE
 from dap.verbs.compare import compare
 from dap.verbs.options import Judging, Machine
 
@@ -71,19 +72,36 @@ def test_a_draw_is_drawn_anew_from_a_set_that_was_made_anew(run):
     assert json.loads(trial)["n_train"] == 3 and run().trials == []
 
 
-def test_a_draw_with_trials_of_another_protocol_is_not_removed(run):
+def test_trials_of_an_earlier_draw_are_kept_beside_those_that_count(run):
     run(Judging(networks=("convnet1",), epochs=2, changes={"size": 8, "width": 2}))
     run()
-    made_anew(run)
     before = (run.out / DRAW / "trials.jsonl").read_text()
     assert len(before.splitlines()) == 2
-    with pytest.raises(
-        DapError, match=r"has trials \(convnet1 by .*epochs=2.*\) that would be lost.* move it to another"
-    ):
+    for times in (1, 2):
+        made_anew(run)
+        told = run()
+        assert told.trials == [SET, DRAW] and BEFORE in " ".join(told.notes)
+        kept, now = ((run.out / DRAW / name).read_text() for name in (BEFORE, "trials.jsonl"))
+        assert kept.startswith(before) and len(kept.splitlines()) == 1 + times and len(now.splitlines()) == 1
+    assert sorted(one.name for one in (run.out / DRAW).parent.iterdir()) == ["seed0"]
+
+
+def test_a_killed_process_loses_no_draw(run, monkeypatch):
+    run()
+    before = (run.out / DRAW / "trials.jsonl").read_text()
+    made_anew(run)
+
+    def killed(self, target, rename=Path.rename):
+        if self.name == ".seed0.anew":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
         run()
-    assert (run.out / DRAW / "trials.jsonl").read_text() == before and not (run.out / SET / "trials.jsonl").exists()
-    shutil.move(run.out / DRAW, run.out.parent / "kept")
-    assert run().trials == [SET, DRAW], "the advice can be followed"
+    assert not (run.out / DRAW).exists() and run().trials == [DRAW]
+    assert (run.out / DRAW / BEFORE).read_text() == before
+    assert sorted(one.name for one in (run.out / DRAW).parent.iterdir()) == ["seed0"]
 
 
 def test_a_draw_whose_weights_were_copied_is_drawn_anew(run):

@@ -130,12 +130,9 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None, fi
         made = distill(recipe, out / name, **how)
         chosen = settled(recipe, workshop, out / name, Watcher(), out).recipe
         loaded = loaded_for(workshop.task(chosen)[1].recipe.data)
-        drawn = {  # before any training, because a draw may be refused
-            folder: draw(made, out / folder, n, recipe.seed, loaded.plan, watcher)
-            for n, folder in draws(name, recipe, cells.subsample)
-        }
-        for folder, one in {name: made, **drawn}.items():
-            judge(one, loaded, watcher, folder)
+        judge(made, loaded, watcher, name)
+        for n, folder in draws(name, recipe, cells.subsample):
+            judge(draw(made, out / folder, n, recipe.seed, watcher), loaded, watcher, folder)
         finished.add(name)
         watcher.cells(len(finished), len(cells.cells))
         if done is not None:
