@@ -272,7 +272,7 @@ def test_an_unfinished_or_changed_set_is_not_judged_by_old_trials(whole, tmp_pat
     shutil.copytree(whole, copy)
     for name in ("trials.jsonl", "measures.json"):
         (copy / name).unlink(missing_ok=True)
-    judge = ["evaluate", copy, "--epochs", 1, "--out", tmp_path / "r"]
+    judge = ["evaluate", copy, "--epochs", 1]
     assert call(capsys, *judge)[0] == 0
     with (copy / "trials.jsonl").open("a") as lines:
         lines.write('{"torn')

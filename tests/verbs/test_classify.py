@@ -166,6 +166,25 @@ def test_prompts_are_part_of_what_is_judged(colours, sd_folder, tmp_path):
     assert found[0]["tested"] != found[1]["tested"] and found[0]["judged"] != found[1]["judged"]
 
 
+def test_an_image_that_moves_to_the_next_class_is_judged_by_its_new_label(coloured, colours, tmp_path):
+    """The images stay in the same order."""
+    folder = tmp_path / "theirs"
+    for name in ("blue", "green", "red"):
+        (folder / name).mkdir(parents=True)
+        for i in (4, 5):
+            (folder / name / f"{i}.png").write_bytes((colours / "train" / name / f"{i}.png").read_bytes())
+    real = open_source(colours, "test", size=8, classes=["blue", "green", "red"])
+    found = []
+    for moved in (False, True):
+        if moved:
+            (folder / "blue" / "5.png").rename(folder / "green" / "3.png")
+        made = DistilledSet.from_folder(folder)
+        made.results = tmp_path / "results"
+        made.results.mkdir(exist_ok=True)
+        found.append(ZeroShot(coloured, "w", reals=2)(made, real)["agreement"])
+    assert found == [pytest.approx(1 / 3), pytest.approx(1 / 6)]
+
+
 def test_an_unfinished_set_is_refused(coloured, colours, source, tmp_path):
     recipe = Recipe.parse({"method": "random", "ipc": 2, "data": {"path": str(colours), "size": 8}})
     made = distill(recipe, tmp_path / "a")

@@ -25,8 +25,8 @@ from dap.base.watch import Watcher
 from dap.data.real.names import select
 from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.notes import whole_note
-from dap.evaluation.labelling import first_side, image_hashes, images_of, labelling, largest
+from dap.data.sets.notes import there, whole_note
+from dap.evaluation.labelling import even, first_side, image_hashes, images_of, labelling, labels_of, largest
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
@@ -106,7 +106,7 @@ def judge(
         if place.is_symlink():
             raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
     loaded.inspector()  # so that features of other classes are told before any training
-    key = {"judged": _hash(image_hashes(judged)), "tested": loaded.test.fingerprint(sized=False)[:16]}
+    key = {"judged": _hash(_images(judged, loaded)), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
         trial
@@ -116,6 +116,21 @@ def judge(
     if only != "trials":
         _measure(judged, loaded, [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
     return trials
+
+
+def _images(judged: DistilledSet, loaded: Loaded) -> list[Any]:
+    """What tells the images of a set and their labels from those of another set.
+
+    The hashes of the images say no labels and no class names. Where all classes have as many images, and the test data, which
+    are hashed too, have the same names in the same order, the hashes are enough. So most trials of earlier versions stay
+    valid. They do not for folders of others and sets in memory that are tested on an object: a trial of an earlier version
+    may there be of other class names, because each call gives the names, and the object does not follow them.
+    """
+    own = any(there(judged.path, name) for name in ("recipe.json", "import.json"))
+    by_name = loaded.features is not None  # test data that are objects have no training part, and so no features
+    if (own or by_name) and even(judged) and judged.class_names == loaded.test.class_names:
+        return image_hashes(judged)
+    return [image_hashes(judged), judged.class_names, labels_of(judged)]
 
 
 def _trials_of(
@@ -144,7 +159,11 @@ def _trials_of(
     known = recorded.valid(key, protocol.name, network)
     found = {seed: known[seed] for seed in plan.seeds if seed in known}
     todo = [seed for seed in plan.seeds if seed not in found]
-    unfinished = judged.results / "checkpoints" / key["by"]
+    unfinished = judged.results / "checkpoints" / key["by"]  # as versions before this one called it
+    if (
+        not unfinished.is_dir()
+    ):  # the looks at the test images so far are in a checkpoint, so it is of these images alone
+        unfinished = unfinished.with_name(f"{key['by']}-{key['tested']}")
     if todo:
         options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
         options["weights"] = weights
@@ -193,7 +212,7 @@ def _measure(judged: DistilledSet, loaded: Loaded, known: Sequence[object]) -> N
     inspector = loaded.inspector()
     if inspector is None:
         return
-    key = _hash([*known, inspector.train.fingerprint(sized=False)[:16]])
+    key = _hash([*known, inspector.train.fingerprint(sized=False)[:16], *inspector.marks])
     if inspector.done(judged, key):
         return
     images, labels = images_of(judged, loaded.plan.protocol.size, loaded.plan.budget, exact=True)

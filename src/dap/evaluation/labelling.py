@@ -155,6 +155,17 @@ def image_hashes(judged: DistilledSet) -> list[str]:
     return [record["sha256"] for record in judged.records]
 
 
+def labels_of(judged: DistilledSet) -> list[int]:
+    """The label of every image of a set, in the order of its records."""
+    return [record["label"] for record in judged.records]
+
+
+def even(judged: DistilledSet) -> bool:
+    """Whether all classes have as many images, so that the order of the images says their labels."""
+    counts = Counter(labels_of(judged))
+    return len(counts) == len(judged.class_names) and len(set(counts.values())) == 1
+
+
 def first_side(steps: Sequence[Step]) -> int | None:
     """The side to which the first step resizes images, or None. Images are best resized while they are decoded."""
     return steps[0].side if steps and isinstance(steps[0], Resize) else None

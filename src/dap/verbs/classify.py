@@ -27,6 +27,7 @@ from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.labelling import even, labels_of
 from dap.posterior import Levels, errors
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
@@ -92,6 +93,8 @@ class ZeroShot:
         how = {"weights": self.weights, "classes": names, **self.backbone.card.prompts, **asdict(self.levels)}
         of_real = {**how, "reals": self.reals, "data": real.fingerprint()}
         of_set = {**how, "images": [record["sha256"] for record in judged.records]}
+        if not even(judged):  # else the order of the images and the classes say the labels
+            of_set["labels"] = labels_of(judged)
         before = judged.noted(NOTE) or {}
         keys = {"judged": _hash(of_set), "tested": _hash(of_real)}
         if keys.items() <= before.items():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
 from dap.base.errors import DapError
-from dap.evaluation.report.ranking import Accuracies, normalised, rank, rank_trials
+from dap.evaluation.report.ranking import Accuracies, normalised, rank, rank_sets, rank_trials
 from dap.evaluation.training.trials import Trial
+from reported import make_set, recipe
+from reported import trial as line
 
 FULL = Accuracies(
     full_hard=0.9, hard=0.6, own=0.7, random_own=0.5, augmented=0.65, random_augmented=0.45, plain=0.6, random_plain=0.5
@@ -65,3 +68,20 @@ def test_scores_from_trials_as_far_as_they_go():
     assert found.accuracies == Accuracies(full_hard=0.9, hard=0.6, own=0.7, random_own=0.5, plain=0.6, random_plain=0.4)
     assert found.lrs == pytest.approx(0.248191, abs=1e-6) and found.ars is None
     assert rank_trials(mine, [], network="convnet3", own="soft").lrs is None
+
+
+def test_a_random_set_of_other_data_is_no_baseline(tmp_path):
+    """The sets of others do not say their data; there the test images do."""
+
+    def made(name: str, data: str | None, accuracy: float, tested: str) -> Path:
+        facts = None if data is None else {**recipe(name, 0), "data": {"path": data}}
+        facts = facts and {**facts, "method": "random" if name.startswith("random") else name}
+        return make_set(tmp_path / name, facts, [line(accuracy, tested=tested)])
+
+    a, b = made("random-a", "a", 0.5, "images of a"), made("random-b", "b", 0.1, "images of b")
+    mine, theirs = made("dm", "a", 0.7, "images of a"), made("theirs", None, 0.6, "images of b")
+    found = dict(rank_sets([a, b, mine, theirs], network="convnet3", own="small-hard"))
+    assert found[mine].ior == pytest.approx(0.2) and found[theirs].ior == pytest.approx(0.5)
+    (scores,) = dict(rank_sets([b, mine], network="convnet3", own="small-hard")).values()
+    assert scores.ior is None and scores.accuracies.random_own is None
+    assert any("no random set of 2 images per class and of the same data is named" in one for one in scores.lacks)

@@ -88,6 +88,13 @@ class Inspector:
         known = features[1]
         self.classifier = known.select(train.class_names) if isinstance(known, Classifier) else None
 
+    @property
+    def marks(self) -> list[str]:
+        """The fingerprint of the network of the features, where somebody gave one; the name of the features does not tell two
+        networks of the same accuracy apart."""
+        known = self.features
+        return [known.fingerprint] if isinstance(known, Classifier) and known.fingerprint else []
+
     @cached_property
     def test(self) -> Labelled:
         return self._test() if callable(self._test) else self._test

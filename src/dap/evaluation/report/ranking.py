@@ -16,6 +16,7 @@ from dap.base.errors import DapError
 from dap.base.files import dump, write_atomically
 from dap.base.parsing import shown
 from dap.evaluation.report.records import SetRecord, load
+from dap.evaluation.report.summary import alike
 from dap.evaluation.training.trials import Trial
 
 
@@ -161,8 +162,8 @@ def _less(a: float | None, b: float | None) -> float | None:
 def rank_sets(
     paths: Iterable[Path], *, network: str, full_hard: float | None = None, **protocols: Any
 ) -> Iterator[tuple[Path, Ranking]]:
-    """The scores of evaluated sets on disk. Each set is compared with the random sets that have the same ipc. The
-    scores are written into the file `ranking.json` of the set.
+    """The scores of evaluated sets on disk. Each set is compared with the random sets of the same data and ipc. The scores
+    are written into the file `ranking.json` of the set.
 
     Args:
         paths: folders of sets. Sets of the method "random" must be among them.
@@ -186,19 +187,35 @@ def rank_sets(
     for one in sets:
         if one in random:
             continue
-        baseline = [trial for other in random if other.ipc == one.ipc for trial in trials[other.path]]
+        fitting = [other for other in random if other.ipc == one.ipc and _same_data(one, other)]
+        baseline = [trial for other in fitting for trial in trials[other.path]]
         scores = rank_trials(trials[one.path], baseline, network=network, full_hard=full_hard, **protocols)
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, "network": network}))
-        yield one.path, replace(scores, lacks=tuple(_lacking(one, scores.accuracies, network, protocols)))
+        lacks = tuple(_lacking(one, scores.accuracies, network, protocols, len(fitting)))
+        yield one.path, replace(scores, lacks=lacks)
+
+
+def _same_data(one: SetRecord, random: SetRecord) -> bool:
+    """Whether a random set is of the same data as a set. A set that does not say its data was tested on the same images."""
+    if one.recipe.get("data") is not None and random.recipe.get("data") is not None:
+        return alike(one, random, "data")
+    tested, theirs = ({line.get("tested") for line in each.trials} - {None} for each in (one, random))
+    return not (tested and theirs) or bool(tested & theirs)
 
 
 ROLES = {"hard": "HLR and LRS", "own": "IOR and LRS", "augmented": "ARS", "plain": "ARS"}
 """The scores that each kind of protocol is for."""
 
 
-def _lacking(one: SetRecord, known: Accuracies, network: str, protocols: Mapping[str, str | None]) -> Iterator[str]:
-    """What the scores of a set lack: protocols that were not named, and trials by those that were."""
+def _lacking(
+    one: SetRecord, known: Accuracies, network: str, protocols: Mapping[str, str | None], fitting: int
+) -> Iterator[str]:
+    """What the scores of a set lack: protocols that were not named, trials by those that were, and random sets.
+
+    Args:
+        fitting: how many random sets it is compared with.
+    """
     if known.full_hard is None:
         yield "HLR and LRS need the accuracy of all real images: give --full FRACTION, or a file of dap train-teacher."
     for role, scores in ROLES.items():
@@ -209,5 +226,8 @@ def _lacking(one: SetRecord, known: Accuracies, network: str, protocols: Mapping
         if getattr(known, role) is None:
             yield f"{scores}: {shown(one.path)} has no trial of {network} by {protocol}; dap evaluate makes one."
         if role != "hard" and getattr(known, f"random_{role}") is None:
-            what = f"no random set of {one.ipc} images per class has a trial of {network} by {protocol}"
-            yield f"{scores}: {what}; dap evaluate makes one."
+            which = f"no random set of {one.ipc} images per class"
+            if not fitting:
+                yield f"{scores}: {which} and of the same data is named; dap distill --method random makes one."
+                continue
+            yield f"{scores}: {which} has a trial of {network} by {protocol}; dap evaluate makes one."

@@ -292,8 +292,7 @@ def reference(row: Row, rows: Sequence[Row], *, random: bool = False) -> Row | N
     record = row.group.first
 
     def fits(other: Row) -> bool:
-        pairs = [(record.recipe.get(part), other.group.first.recipe.get(part)) for part in ("data", "backbone")]
-        comparable = all(a == b or a is None or b is None for a, b in pairs)
+        comparable = all(alike(record, other.group.first, part) for part in ("data", "backbone"))
         kind = other.method == "random" if random else other.group.first.unguided
         return kind and other.setting == row.setting and other.ipc == row.ipc and comparable
 
@@ -302,6 +301,12 @@ def reference(row: Row, rows: Sequence[Row], *, random: bool = False) -> Row | N
         return other.method not in VANILLA, len(shared)
 
     return min(filter(fits, rows), key=distance, default=None)
+
+
+def alike(one: SetRecord, other: SetRecord, part: str) -> bool:
+    """Whether two sets have the same part of a recipe, such as "data", or one of them does not say it."""
+    a, b = one.recipe.get(part), other.recipe.get(part)
+    return a == b or a is None or b is None
 
 
 def sweeps(groups: Sequence[Group], field: str) -> list[list[Group]]:

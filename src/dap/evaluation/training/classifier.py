@@ -53,7 +53,7 @@ class Classifier:
     network: Callable[[Tensor], Tensor]
     """A module, or a function of the user's own: images after `steps` -> logits (n, known)."""
     fingerprint: str
-    """Sixteen digits that change with the weights; of a function, with the file that holds it."""
+    """Digits that change with the weights; of the user's own code, with the file that holds it too."""
     device: torch.device
     known: int
     """How many classes the network knows."""
@@ -294,7 +294,7 @@ def of_training(
         name,
         class_names,
         network,
-        _fingerprint(network),
+        next(iter(code_of(protocol.network).values()), "")[:16] + _fingerprint(network),
         device,
         classes,
         tuple(range(classes)),

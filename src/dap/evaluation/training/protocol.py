@@ -23,7 +23,7 @@ from dap.base.fields import Divisor, Images, Name, Number, Pixels
 from dap.base.mistakes import placed, problems
 from dap.base.parsing import brief, parse_yaml, shown
 from dap.base.permission import refuse_code
-from dap.base.registry import suggest
+from dap.base.registry import code_of, suggest
 from dap.evaluation.training.labels import Case, Hard, Labels, epoch_of, of_size
 from dap.evaluation.training.networks import Norm
 from dap.evaluation.training.steps import Closed, Step
@@ -112,9 +112,10 @@ class Protocol(Closed, frozen=True):
 
     def facts(self, **of: Any) -> dict[str, Any]:
         """The fields as JSON values, by which trainings are told apart. `weights` is left out where it is "none", so that
-        the trainings of versions without this field stay valid."""
+        the trainings of versions without this field stay valid. `code` has the hash of a network of one's own."""
         fields = self.model_dump(mode="json", **of)
-        return {name: value for name, value in fields.items() if (name, value) != ("weights", "none")}
+        code = {"code": found} if (found := code_of(self.network)) else {}
+        return {name: value for name, value in fields.items() if (name, value) != ("weights", "none")} | code
 
     @property
     def first_epoch(self) -> int:
