@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -73,11 +75,35 @@ def test_a_choice_of_classes_in_another_order_takes_its_columns_along(weighed, l
     export(weighed, tmp_path / "there", layout, logits=logits)
     back = import_set(tmp_path / "there", tmp_path / "back", class_names=["ox", "zebra"], ipc=1)
     assert np.array_equal(logits_of(back, back.path / KEPT), logits[[4, 0]][:, [2, 0]])
-    assert weights(back) == [weights(weighed)[4], weights(weighed)[0]]
+    assert weights(back) == [1.0, 1.0], "the only image of a class stands for all of it"
 
 
 def test_a_set_of_ours_keeps_its_weights(weighed, tmp_path):
     assert weights(import_set(weighed.path, tmp_path / "copy")) == weights(weighed)
+
+
+@pytest.mark.parametrize("layout", ["set", *LAYOUTS])
+def test_the_weights_of_a_part_of_a_class_have_the_mean_1(weighed, tmp_path, layout):
+    """They were copied as they are, 0.75 in each class of the first images."""
+    if layout != "set":
+        export(weighed, tmp_path / "out", layout)
+    source = weighed.path if layout == "set" else tmp_path / "out"
+    assert weights(import_set(source, tmp_path / "one", ipc=1)) == [1.0] * 3
+    made = DistilledSet.blank(tmp_path / "three", ["a", "b"], 3)
+    for label, slot in itertools.product(range(2), range(3)):
+        made.add(label, slot, torch.rand(3, 4, 4), weight=[0.4, 0.8, 1.8][slot] + label / 10)
+    two = weights(import_set(made.path, tmp_path / "two", ipc=2))
+    assert two == pytest.approx([0.4 / 0.6, 0.8 / 0.6, 0.5 / 0.7, 0.9 / 0.7])
+
+
+def test_an_import_with_other_weights_is_another_import(weighed, tmp_path):
+    source = Path(shutil.copytree(weighed.path, tmp_path / "set"))
+    import_set(source, tmp_path / "again")
+    assert weights(import_set(source, tmp_path / "again")) == weights(weighed)
+    file = source / "manifest.jsonl"
+    file.write_text(file.read_text().replace("0.75", "0.5"))
+    with pytest.raises(DapError, match="What changed: the weights of 1 of 6 images"):
+        import_set(source, tmp_path / "again")
 
 
 def test_the_verb_takes_a_folder_of_labels(weighed, logits, tmp_path, capsys):

@@ -337,6 +337,24 @@ def test_bytes_of_zero_and_one_are_noted(tmp_path: Path) -> None:
     )
 
 
+def test_the_same_import_of_floats_a_second_time_is_the_finished_one(tmp_path: Path) -> None:
+    """It was refused: what 8 bits do to the values was compared before a value was read."""
+    held = {
+        "images": torch.rand(4, 3, 8, 8) * 1.2 - 0.1,
+        "labels": torch.tensor([0, 0, 1, 1]),
+        "class_names": ["a", "b"],
+    }
+    source, clipped = save(tmp_path, held), {"mean": [0.0], "std": [1.0]}
+    first = import_set(source, tmp_path / "set", **clipped)
+    assert first.noted("import.json")["facts"]["clipped_values"] > 0
+    before = {file: file.stat().st_mtime_ns for file in first.path.rglob("*")}
+    assert import_set(source, tmp_path / "set", **clipped).records == first.records
+    assert {file: file.stat().st_mtime_ns for file in first.path.rglob("*")} == before
+    save(tmp_path, held | {"images": held["images"].flip(0)})
+    with pytest.raises(DapError, match="holds another import. What changed: 4 of 4 images of the source"):
+        import_set(source, tmp_path / "set", **clipped)
+
+
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double, torch.float8_e4m3fn])
 def test_floats_of_every_size(dtype, tmp_path: Path) -> None:
     """Case D7."""

@@ -7,6 +7,7 @@ holds what a report asks of a set too: its classes, manifest and recipe, and the
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -95,10 +96,16 @@ def _line(line: Mapping[str, object]) -> bytes:
 
 
 def _copy_results(path: Path, pictures: Sequence[str], folder: Path) -> None:
-    """Copy the facts of a set, and those of its results and pictures that the folder does not have."""
+    """Copy the facts and pictures of a set, and those of its results that the folder does not have.
+
+    The set may have been made anew since, or be another one in its place. So facts that it lacks are removed.
+    """
+    for name in (*FACTS, *pictures):
+        if not _copy(path, name, folder) and name in FACTS:
+            (folder / name).unlink(missing_ok=True)
     before = [file.relative_to(path).as_posix() for file in (path / "neighbours").glob("*.png")]
-    for name in (*FACTS, *RESULTS, *before, *pictures):
-        if name in FACTS or not (folder / name).exists():
+    for name in (*RESULTS, *before):
+        if not (folder / name).exists():
             _copy(path, name, folder)
     _add_trials(path / TRIALS, folder / TRIALS)
 
@@ -128,9 +135,15 @@ def _keys(trial: Mapping[str, Any]) -> list[Any]:
     return [trial.get(name) for name in KEYS]
 
 
-def _copy(source: Path, name: str, folder: Path) -> None:
-    """Copy a file of a set that is there and lies inside the set."""
-    with contextlib.suppress(DapError):
+def _copy(source: Path, name: str, folder: Path) -> bool:
+    """Copy a file of a set that is there and lies inside the set, if the folder has other bytes. Says whether it is there."""
+    try:
         file = inside(source, name)
-        with file.open("rb") as read, replacing(folder / name) as written:
-            shutil.copyfileobj(read, written)
+    except DapError:
+        return False
+    target = folder / name
+    if target.is_file() and filecmp.cmp(file, target, shallow=False):
+        return True
+    with file.open("rb") as read, replacing(target) as written:
+        shutil.copyfileobj(read, written)
+    return True

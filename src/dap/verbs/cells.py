@@ -21,15 +21,14 @@ from dap.base.errors import DapError
 from dap.base.files import check_folder
 from dap.base.watch import Watcher
 from dap.base.workers import run_workers
-from dap.cost import NOTE as COST
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.imports import import_set
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.judge import check as check_judging
 from dap.evaluation.judge import check_batches, judge
 from dap.recipe import Recipe
 from dap.verbs.distill import cluster_of, distill, give_back, open_workshop
+from dap.verbs.drawing import draw
 from dap.verbs.jobs import Cell, Grid, read_job, written
 from dap.verbs.judges import LoadedFor, loader
 from dap.verbs.options import Engine, kind_of
@@ -133,12 +132,7 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None, fi
         loaded = loaded_for(workshop.task(chosen)[1].recipe.data)
         judge(made, loaded, watcher, name)
         for n, folder in draws(name, recipe, cells.subsample):
-            if not (out / folder).is_dir():
-                import_set(out / name, out / folder, ipc=n, pick="random", seed=recipe.seed)
-            drawn = DistilledSet.open(out / folder)
-            if drawn.noted(COST) is None:  # a draw has the cost of the set it comes from
-                drawn.note(COST, made.noted(COST))
-            judge(drawn, loaded, watcher, folder)
+            judge(draw(made, out / folder, n, recipe.seed, watcher), loaded, watcher, folder)
         finished.add(name)
         watcher.cells(len(finished), len(cells.cells))
         if done is not None:

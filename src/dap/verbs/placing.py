@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from dap.base.claims import Claims
+from dap.base.documents import read_lines
+from dap.base.errors import DapError
+from dap.base.files import dump, inside, write_atomically
+from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.notes import Open, as_read, read_note, there
 from dap.evaluation.apart import check_writable, copied_apart, kept_apart
+
+OF = "of.json"
+"""The file in a folder of results that says which set they are of."""
 
 
 def place(opened: Sequence[DistilledSet], out: Path | None) -> None:
@@ -21,7 +34,8 @@ def place(opened: Sequence[DistilledSet], out: Path | None) -> None:
         DapError: a folder cannot be written.
     """
     own = [(made.path / "classes.json").is_file() for made in opened]
-    for made, kept in zip(opened, _folders([made.path for made in opened], own, out), strict=True):
+    images = [lambda made=made: _hashes(made.records) for made in opened]
+    for made, kept in zip(opened, _folders([made.path for made in opened], own, images, out), strict=True):
         check_writable(kept, "Give a folder that can be written with --out.")
         if kept != made.path:
             kept_apart(made, kept)
@@ -36,7 +50,7 @@ def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
     Raises:
         DapError: a folder cannot be written.
     """
-    found = _folders(paths, [True] * len(paths), out)
+    found = _folders(paths, [True] * len(paths), [lambda path=path: _images_in(path) for path in paths], out)
     for path, kept in zip(paths, found, strict=True):
         check_writable(kept, "Give a folder that can be written with --out.")
         if kept != path:
@@ -44,12 +58,15 @@ def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
     return found
 
 
-def _folders(paths: Sequence[Path], own: Sequence[bool], out: Path | None) -> list[Path]:
+def _folders(
+    paths: Sequence[Path], own: Sequence[bool], images: Sequence[Callable[[], list[str]]], out: Path | None
+) -> list[Path]:
     """The folder of the results of each set.
 
     Args:
         paths: the folders of the sets.
         own: for each, whether this library made it. If not, and without `out`, nothing is written there.
+        images: for each, a function that gives the hashes of its images.
         out: as for `evaluate`.
     """
     folder = None
@@ -58,17 +75,74 @@ def _folders(paths: Sequence[Path], own: Sequence[bool], out: Path | None) -> li
 
         folder = page_of(out).parent
         check_writable(folder, "Give another folder with --out.")
-    resolved = [path.resolve() for path in paths]
-    shared = Path(os.path.commonpath([path.parent for path in resolved])) if resolved else Path()
+    results = functools.cache(lambda judged: [file.parent for file in sorted(judged.glob("**/classes.json"))])
     found = []
-    for given, path, ours in zip(paths, resolved, own, strict=True):
-        if folder is None:
-            found.append(given if ours else beside_here(path) / "judged" / path.name)
-        elif path.is_relative_to(folder.resolve()):
+    for given, ours, hashes in zip(paths, own, images, strict=True):
+        if given.resolve().is_relative_to(folder.resolve()) if folder is not None else ours:
             found.append(given)
         else:
-            found.append(folder / "judged" / path.relative_to(shared))
+            judged = (folder or beside_here(given)) / "judged"
+            found.append(_results_of(given, hashes, judged, results(judged)))
     return found
+
+
+def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known: Sequence[Path]) -> Path:
+    """The folder for the results of one set, which depends on no other set of the same call.
+
+    It has the name of the set, and for a cell of a grid also that of the folder above it, which says what was varied. Where
+    another set has the results of this name, digits that belong to the path of the set are added. A file says which set the
+    results are of. Results without this file are those of an earlier version. They are the set's if they are of the same
+    images, and so are the results of a set of this name that was moved.
+
+    Args:
+        path: the folder of the set, or one of its results.
+        images: gives the hashes of its images.
+        judged: the folder in which results are kept.
+        known: the folders of results that are in it.
+    """
+    of, resolved = _set_of(path) or shown(path.resolve()), path.resolve()
+    name, above = resolved.name, resolved.parent.name if re.fullmatch(r"seed\d+", resolved.name) else ""
+    short, long = judged / above / name, judged / above / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
+    check_writable(judged, "Give a folder that can be written with --out.")
+    with Claims(judged).wait(".placing"):  # two processes may judge two sets of one name
+        kept = next((one for one in (short, long, *known) if _set_of(one) == of), None)
+        if kept is None and (hashes := images()):
+            alike = [one for one in known if one.name == name or one.name.startswith(f"{name}-")]
+            free = (one for one in alike if not os.path.exists(_set_of(one) or ""))
+            kept = next((one for one in free if _images_in(one) == hashes), None)
+        kept = kept or (long if there(short, OF) or there(short, "classes.json") else short)
+        write_atomically(kept / OF, dump({"set": of}))
+    return kept
+
+
+def _set_of(folder: Path) -> str | None:
+    """The set that a folder has the results of; None for a folder that says nothing of it."""
+    try:
+        said = read_note(folder, OF)
+    except DapError:  # damaged, so it says nothing
+        return None
+    found = said.get("set") if isinstance(said, dict) else None
+    return found if isinstance(found, str) else None
+
+
+class _Image(Open, frozen=True):
+    """A line of `manifest.jsonl`, as far as results are told apart by it."""
+
+    sha256: str
+
+
+def _images_in(folder: Path) -> list[str]:
+    """The hashes of the images that the manifest in a folder lists; [] where it cannot be read."""
+    try:
+        return _hashes(
+            [line.value for line in read_lines(inside(folder, "manifest.jsonl"), as_read(_Image)) if line.value]
+        )
+    except DapError:
+        return []
+
+
+def _hashes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted(str(line["sha256"]) for line in lines)
 
 
 def beside_here(path: Path) -> Path:

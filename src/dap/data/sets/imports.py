@@ -197,13 +197,14 @@ def import_set(
     source, out = Path(source), Path(out)
     found = opened(source, out, layout, class_names, ipc, pick, seed, labels, mean, std)
     reading, chosen, told = found.reading, found.chosen, found.told
-    written = dump(told)  # a name that UTF-8 cannot hold is told now
+    dump(told)  # a name that UTF-8 cannot hold is told now
+    weights = _weights_of(chosen, reading)
     if found.again:
-        return _finished(out, json.loads(written), chosen, licence)
+        return _finished(out, told, chosen, weights, licence)
     with building(out, "import.json", lambda: _check_new(out)) as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
-        told["weights"], told["soft_labels"] = len(reading.beside.weights) > 0, len(reading.beside.logits) > 0
-        told["images"] = _store(made, chosen, reading.beside.weights, progress)
+        told["weights"], told["soft_labels"] = len(weights) > 0, len(reading.beside.logits) > 0
+        told["images"] = _store(made, chosen, weights, progress)
         told["notes"] = notes_of(told)
         made.note("README.md", card_of_import(told, licence, source))
         made.note("import.json", told)
@@ -218,26 +219,33 @@ def import_set(
     return _check_all(out, chosen)
 
 
-def _finished(out: Path, told: dict[str, Any], chosen: list[list[Entry]], licence: str | None) -> DistilledSet:
+def _finished(
+    out: Path, told: dict[str, Any], chosen: list[list[Entry]], weights: Mapping[str, float], licence: str | None
+) -> DistilledSet:
     """The set that an earlier call of the same import made.
 
     Args:
         out: its folder.
-        told: what import.json would say now, but for the images.
+        told: what import.json would say now, but for the images. Reading the images adds to its facts.
         chosen: the images that would be imported now.
+        weights: the weights that they would have.
         licence: the licence of the images, if it was given.
 
     Raises:
         DapError: the folder holds something else, or the set is not whole.
     """
-    before = read_note(out, "import.json") or {}
+    now = {(c, k): sha256(read()) for c, entries in enumerate(chosen) for k, (_, read) in enumerate(entries)}
+    before, told = read_note(out, "import.json") or {}, json.loads(dump(told))
     compared = [name for name in told if name != "version"]
     changed = differences({name: before.get(name) for name in compared}, {name: told[name] for name in compared})
     made = DistilledSet.open(out)
     sources = {(record["label"], record["slot"]): record.get("source_sha256") for record in made.records}
-    now = {(c, k): sha256(read()) for c, entries in enumerate(chosen) for k, (_, read) in enumerate(entries)}
     if others := sum(sources[place] != digest for place, digest in now.items() if place in sources):
         changed.append(f"{others} of {len(now)} images of the source")
+    weighed = {(line["label"], line["slot"]): line.get("weight") for line in made.records}
+    after = {(c, k): weights.get(key) for c, entries in enumerate(chosen) for k, (key, _) in enumerate(entries)}
+    if others := sum(weighed[place] != weight for place, weight in after.items() if place in weighed):
+        changed.append(f"the weights of {others} of {len(after)} images")
     if licence and cell(licence) not in read_text(out / "README.md"):
         changed.append("the licence on its card")
     if changed:
@@ -287,6 +295,18 @@ def _pick(reading: Reading, source: str, ipc: int | None, pick: str, seed: int) 
             ordered = [ordered[row] for row in rows]
         taken.append(ordered[:ipc])
     return taken
+
+
+def _weights_of(chosen: list[list[Entry]], reading: Reading) -> dict[str, float]:
+    """The weights of the chosen images. Where they are a part of their class, they are divided by their mean, so that the mean
+    in the class is 1."""
+    weights, found = reading.beside.weights, dict[str, float]()
+    for entries, whole in zip(chosen, reading.images, strict=True):
+        mine = {key: weights[key] for key, _ in entries if key in weights}
+        part = 0 < len(mine) == len(entries) < len(whole)
+        mean = sum(mine.values()) / len(mine) if part else 1.0
+        found |= {key: weight / mean for key, weight in mine.items()}
+    return found
 
 
 def _store(
