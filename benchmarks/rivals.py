@@ -4,10 +4,10 @@
     python benchmarks/rivals.py --write                        # puts the tables into docs/results.md, between its marks
     python benchmarks/rivals.py --picture                      # draws docs/accuracy.svg and docs/accuracy-small-hard.svg
 
-Accuracies are those of the last epoch. The mean of a set is the mean over its trainings. The tables show mean and
-sample standard deviation over these per-set means (of a single set: over its trainings), and the difference to vanilla of the
-same backbone with its 95 % interval. A star marks a difference that survives Holm's correction over all differences of its table. All these numbers
-are computed as `dap compare` computes them (`dap.evaluation.report.spread`).
+Accuracies are those of the last epoch. The mean of a set is the mean over its trainings. The tables show mean and sample
+standard deviation over these per-set means (of a single set: over its trainings), and the difference to vanilla of the same
+backbone with its 95 % interval. A star marks a difference that survives Holm's correction over all differences of its table.
+All these numbers are computed as `dap compare` computes them (`dap.evaluation.report.spread`).
 Where a set was drawn from a larger set, `ipc` is its own ipc and `drawn_from` is the ipc of the larger set.
 
 `set_seconds` is `seconds` of the set's `cost.json`: the seconds that this set took itself. Sets may share work, such as
