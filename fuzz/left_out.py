@@ -11,6 +11,7 @@ LEFT_OUT: dict[str, str] = {
     "backbones/converting/labelled.py:film_names": SHIPPED,
     "base/registry.py:_load_file": _CODE,
     "base/registry.py:_load_module": _CODE,
+    "base/registry.py:_text_of": "it hashes code that the user names, whatever it holds",
     "backbones/converting/with_encoder/opening.py:open_encoder": _LIBRARY,
     "backbones/converting/with_encoder/opening.py:open_t5_tokenizer": _LIBRARY,
     "cost.py:peak_memory_gb": "the kernel's file on this process",
@@ -21,7 +22,6 @@ LEFT_OUT: dict[str, str] = {
     "evaluation/apart.py:_copy": "it copies bytes, whatever they are",
     "imagenet.py:names": SHIPPED,
     "imagenet.py:subset": SHIPPED,
-    "objects.py:_code_of": "it hashes code that the user names, whatever it holds",
     "pretraining/networks.py:autoencoder": SHIPPED,
     "pretraining/training.py:Training._write": "it reads what it has just written",
     "pretraining/tuning.py:number_format": "the head of weights that `hub.open_pipeline`, which is fed, has opened before",
@@ -33,4 +33,5 @@ LEFT_OUT: dict[str, str] = {
     "verbs/training/in_step.py:run_in_step": "a file that our own process writes into a folder of its own and that goes with it",
     "verbs/planning/exchange.py:_written": "`decode.as_png` and the hash of the manifest, both fed, look at what it reads",
     "verbs/caption.py:Captioner.__init__": "transformers reads the folder, and `hub.explained`, which is fed, tells its errors",
+    "verbs/drawing.py:_lines": "it copies lines, whatever they are",
 }

@@ -23,6 +23,7 @@ from dap.data.sets.notes import NOTES, read_note
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.records import load_set
 from dap.evaluation.training.trials import TrialLine
+from dap.verbs.placing import _images_in, _set_of
 from dap.verbs.planning.status import status
 from fuzz.forms import pngs
 from fuzz.pictures import picture, pictures
@@ -160,6 +161,9 @@ def targets(folder: Path) -> list[Target]:
         add(f"verify: {file}", "lines" if file.endswith("l") else "json", file, [], verified)
     add("resume: recipe.json", "json", "recipe.json", [], resumed)
     add("resume: inputs.json", "json", "inputs.json", [], resumed)
+
+    add("results apart: manifest.jsonl", "lines", "manifest.jsonl", [], lambda path: _images_in(path.parent))
+    add("results apart: of.json", "json", "of.json", [b'{"set": "/sets/mine"}'], lambda path: _set_of(path.parent))
 
     def again(path: Path) -> Any:
         return import_set(folder / "source of import", path.parent)

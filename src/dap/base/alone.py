@@ -84,6 +84,10 @@ class Lease:
             except (Timeout, FileNotFoundError):  # another process may remove the folder when its work is done
                 self._free_if_empty()
                 continue
+            except OSError as error:
+                if error.filename is None:  # a full disk, of which filelock does not say the path
+                    raise type(error)(error.errno, error.strerror, str(self.path)) from error
+                raise
             return True
         return False
 
