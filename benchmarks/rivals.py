@@ -32,6 +32,7 @@ from typing import Any
 from dap.base.files import write_atomically
 from dap.evaluation.report.records import load_set
 from dap.evaluation.report.spread import Difference, Stat, difference, holm, spread_of
+from dap.evaluation.report.summary import group_sets
 from dap.evaluation.report.text import DASH, STAR, accuracy, interval, signed, starred, survived
 from dap.methods import find
 
@@ -76,10 +77,9 @@ def trainings(folders: Iterable[Path], variant: str = "") -> list[Line]:
     """The lines of all trainings in folders of `dap compare`. `variant` is a name for what their recipes have other than
     the default and no column holds. Sets of several seeds with the same images, such as Herding's, are taken once."""
     found: list[Line] = []
-    seen = set[tuple[Any, ...]]()
-    for folder in folders:
-        for file in sorted(folder.glob("*/seed*/trials.jsonl")):
-            record = load_set(file.parent)
+    records = [load_set(f.parent) for folder in folders for f in sorted(folder.glob("*/seed*/trials.jsonl"))]
+    for group in group_sets(records):
+        for record in group.sets:
             known = {
                 "method": record.method,
                 "backbone": record.value("backbone.path") or "",
@@ -91,10 +91,6 @@ def trainings(folders: Iterable[Path], variant: str = "") -> list[Line]:
                 "options": json.dumps(record.recipe.get("options") or {}),
                 "variant": variant,
             }
-            images = tuple(image.get("sha256") for image in record.images)
-            if images and (record.method, images) in seen:
-                continue
-            seen.add((record.method, images))
             for trial in record.trials:
                 known |= {"protocol": trial["protocol"], "network": trial["network"], "trial_seed": trial["seed"]}
                 known |= {f"{name}_percent": f"{100 * trial[name]:.2f}" for name in ("last", "best")}

@@ -205,7 +205,7 @@ class Workshop:
         asked = self.asked(recipe)  # this loads a user's own file anew if the file has changed
         captions = sha256_of(Path(recipe.captions)) if recipe.captions else None
         stated = recipe.model_dump_json(exclude_unset=True)  # the method decides what is not stated
-        key = f"{recipe.model_dump_json()} {stated} {_code(recipe)} {_code_of_classifier(recipe.classifier)} {captions}"
+        key = f"{stated} {_code(recipe)} {_code_of_classifier(recipe.classifier)} {captions}"
         if key not in self._tasks:
             self._tasks[key] = self._built(recipe, *asked)
         return self._tasks[key]

@@ -131,6 +131,11 @@ def code_of(spec: str) -> dict[str, str]:
     return {where: _IMPORTED[where]} if where in _IMPORTED else {}
 
 
+def hash_of_code(spec: str) -> str:
+    """The sha256 that `code_of` gives for a name; an empty text for a name without code."""
+    return next(iter(code_of(spec).values()), "")
+
+
 def code_of_class(kind: type) -> dict[str, str]:
     """For a class and each class that it derives from, the sha256 of its file, by "module:Class".
 

@@ -173,4 +173,4 @@ def first_side(steps: Sequence[Step]) -> int | None:
 
 def largest(judged: DistilledSet) -> int:
     """How many images the largest class has."""
-    return max(Counter(record["label"] for record in judged.records).values(), default=0)
+    return max(Counter(labels_of(judged)).values(), default=0)

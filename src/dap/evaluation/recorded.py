@@ -62,10 +62,12 @@ class RecordedTrials:
     def _valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
         lines = list(read_lines(self.path, as_read(TrialLine)))
         known: list[dict[str, Any]] = [line.value for line in lines if line.value is not None]
-        kept = [line for line in known if _counts(line, key, protocol, network)]
+        kept, gone = list[dict[str, Any]](), list[dict[str, Any]]()
+        for line in known:
+            (kept if _counts(line, key, protocol, network) else gone).append(line)
         for problem in [line.problem for line in lines if line.problem is not None][:3]:
             log.warning("left out a trial: %s", problem)
-        if gone := [line for line in known if line not in kept]:
+        if gone:
             append(self.path.with_name(BEFORE), "".join(json.dumps(line) + "\n" for line in gone))
             log.warning(
                 "%s: trials of other images, test data or labels, or by another protocol, no longer count; %d are kept in %s",

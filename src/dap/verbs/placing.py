@@ -75,18 +75,20 @@ def _folders(
 
         folder = page_of(out).parent
         check_writable(folder, "Give another folder with --out.")
-    results = functools.cache(lambda judged: [file.parent for file in sorted(judged.glob("**/classes.json"))])
+    results = functools.cache(
+        lambda judged: [file.parent for file in sorted(judged.glob("**/classes.json"))]
+    )  # a long walk
     found = []
     for given, ours, hashes in zip(paths, own, images, strict=True):
         if given.resolve().is_relative_to(folder.resolve()) if folder is not None else ours:
             found.append(given)
         else:
             judged = (folder or beside_here(given)) / "judged"
-            found.append(_results_of(given, hashes, judged, results(judged)))
+            found.append(_results_of(given, hashes, judged, functools.partial(results, judged)))
     return found
 
 
-def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known: Sequence[Path]) -> Path:
+def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known: Callable[[], list[Path]]) -> Path:
     """The folder for the results of one set, which depends on no other set of the same call.
 
     It has the name of the set, and for a cell of a grid also that of the folder above it, which says what was varied. Where
@@ -98,16 +100,17 @@ def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known
         path: the folder of the set, or one of its results.
         images: gives the hashes of its images.
         judged: the folder in which results are kept.
-        known: the folders of results that are in it.
+        known: gives the folders of results that are in it.
     """
     of, resolved = _set_of(path) or shown(path.resolve()), path.resolve()
     name, above = resolved.name, resolved.parent.name if re.fullmatch(r"seed\d+", resolved.name) else ""
     short, long = judged / above / name, judged / above / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
     check_writable(judged, "Give a folder that can be written with --out.")
     with Claims(judged).wait(".placing"):  # two processes may judge two sets of one name
-        kept = next((one for one in (short, long, *known) if _set_of(one) == of), None)
+        kept = next((one for one in (short, long) if _set_of(one) == of), None)
+        kept = kept or next((one for one in known() if _set_of(one) == of), None)
         if kept is None and (hashes := images()):
-            alike = [one for one in known if one.name == name or one.name.startswith(f"{name}-")]
+            alike = [one for one in known() if one.name == name or one.name.startswith(f"{name}-")]
             free = (one for one in alike if not os.path.exists(_set_of(one) or ""))
             kept = next((one for one in free if _images_in(one) == hashes), None)
         kept = kept or (long if there(short, OF) or there(short, "classes.json") else short)

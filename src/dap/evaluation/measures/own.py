@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.base.registry import build, code_of, resolve
+from dap.base.registry import build, hash_of_code, resolve
 from dap.data.real.base import Source
 from dap.evaluation.training.fitting import seeded
 
@@ -126,7 +126,7 @@ def _found(name: str) -> Own:
         raise DapError(f"A measure of your own is given as file.py:Name, not as {name!r}.")
     thing = resolve(name, {}, "measure")
     made = build(thing, name) if inspect.isclass(thing) else thing
-    code = next(iter(code_of(name).values()), "")
+    code = hash_of_code(name)
     if not callable(made):
         raise DapError(f"{name} cannot be called, so it is no measure; give a function, or a class with __call__.")
     better = getattr(made, "better", "")

@@ -30,7 +30,7 @@ class Group:
     """The part of the label that no column shows."""
     sets: tuple[SetRecord, ...]
     """The sets, each with other images. Sets of several seeds that hold the same images are one set, with the trials of all."""
-    alike: int = 0
+    repeats: int = 0
     """How many further sets hold the same images as a set of `sets`, because the method ignores the seed."""
 
     @property

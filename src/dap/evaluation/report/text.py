@@ -193,10 +193,10 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
         rest.insert(0, prefixes[top.setting] + compared(top.group.label, top.over_random, "random"))
     if not _has_vanilla(scored):
         rest.append("There is no vanilla set here, so no difference to vanilla can be given")
-    for group in {row.group.key: row.group for row in scored if row.group.alike}.values():
+    for group in {row.group.key: row.group for row in scored if row.group.repeats}.values():
         those = "one set" if len(group.sets) == 1 else f"{len(group.sets)} sets"
         only = "" if len(group.sets) == 1 else " in part"
-        held = f"The {group.alike + len(group.sets)} sets of {group.label} hold the same images{only}"
+        held = f"The {group.repeats + len(group.sets)} sets of {group.label} hold the same images{only}"
         rest.append(f"{held}, so they count as {those}")
     if all(row.n_sets == 1 for row in scored):
         rest.append("Each group has one evaluated set, so no spread between sets is known")

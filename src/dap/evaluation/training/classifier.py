@@ -25,7 +25,7 @@ from dap.base.fields import FromFile, Name, Share
 from dap.base.files import write_atomically
 from dap.base.parsing import Damaged, parse_json, shown
 from dap.base.permission import is_code, refuse_code
-from dap.base.registry import code_of, resolve
+from dap.base.registry import hash_of_code, resolve
 from dap.data.real.names import select
 from dap.evaluation.training.batches import as_float, in_slices
 from dap.evaluation.training.fitting import new_network, seeded
@@ -294,7 +294,7 @@ def of_training(
         name,
         class_names,
         network,
-        next(iter(code_of(protocol.network).values()), "")[:16] + _fingerprint(network),
+        hash_of_code(protocol.network)[:16] + _fingerprint(network),
         device,
         classes,
         tuple(range(classes)),
@@ -327,7 +327,7 @@ def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Classifier
         raise DapError(f"{spec} could not be called with the class names: {type(error).__name__}: {reason}.") from error
     if not callable(made):
         raise DapError(f"{spec} should give a module or a function from images to logits, not a {type(made).__name__}.")
-    code = next(iter(code_of(spec).values()), "")[:16]
+    code = hash_of_code(spec)[:16]
     if isinstance(made, nn.Module):
         made.eval().requires_grad_(False).to(device)
         code += _fingerprint(made)
