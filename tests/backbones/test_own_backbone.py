@@ -57,6 +57,35 @@ def test_edited_code_is_another_backbone(mine, tmp_path):
     assert load(f"{file}:Mine").weights_hash() != before
 
 
+BUILT = """
+import torch
+from torch import nn
+from dap.backbones import Card, ModuleBackbone, VariancePreserving
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t, condition):
+        return x * {factor} + self.weight
+
+def build():
+    card = Card("built", "CC0-1.0", 4, 1.0, "all", "", 1.0, "step")
+    schedule = VariancePreserving.from_betas(1e-4, 0.02, 1000)
+    return ModuleBackbone(Net(), card=card, schedule=schedule, latent_shape=(3, 4, 4), layers=("",), class_names=("a",))
+"""
+
+
+def test_edited_code_of_a_network_in_a_class_of_this_library_is_another_backbone(tmp_path):
+    file = tmp_path / "built.py"
+    hashes = set()
+    for factor in (1, 1, 2):
+        file.write_text(BUILT.format(factor=factor))
+        hashes.add(load(f"{file}:build").weights_hash())
+    assert len(hashes) == 2
+
+
 def test_the_graph_ends_at_the_layer(mine):
     backbone = load(f"{mine}:Mine")
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()

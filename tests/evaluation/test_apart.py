@@ -15,7 +15,8 @@ from PIL import Image
 from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.sets.differences import classes_apart, differences
-from dap.evaluation.apart import check_writable
+from dap.data.sets.notes import NOTES
+from dap.evaluation.apart import FACTS, RESULTS, check_writable, copied_apart
 
 SMALL = ["--networks", "convnet1", "--set", "size=8", "--set", "width=2", "--epochs", "1", "--set", "mean=[0.5]"]
 SMALL += ["--set", "std=[0.25]"]
@@ -63,6 +64,14 @@ def test_out_takes_everything_that_judging_writes(ours, tmp_path, monkeypatch, c
     assert main(["evaluate", str(ours), *SMALL, "--out", str(out)]) == 0
     assert (kept / "trials.jsonl").read_text() == line, "a trial that is there counts"
     assert main(["report", str(out), "--out", str(tmp_path / "again")]) == 0, "the results alone are reported on"
+
+
+def test_each_file_that_a_report_reads_goes_with_the_results(ours, tmp_path):
+    assert set(NOTES) <= {*FACTS, *RESULTS}
+    chosen = shutil.copytree(ours, tmp_path / "set")
+    (chosen / "chosen.json").write_text('{"choices": []}')
+    copied_apart(chosen, tmp_path / "kept")
+    assert (tmp_path / "kept" / "chosen.json").read_text() == '{"choices": []}'
 
 
 def test_a_folder_that_others_made_gets_no_file_unless_asked(theirs, colours, tmp_path, monkeypatch, capsys):

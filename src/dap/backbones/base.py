@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dap.backbones.schedules import Schedule, Time
 from dap.base.errors import DapError
@@ -258,10 +258,12 @@ class Backbone(ABC):
     def weights_hash(self) -> str:
         """The sha256 of the settings and of the names and bytes of all weights as they were loaded.
 
-        The code of a class that is not of this package belongs to it too: with other code the same weights predict otherwise.
+        The code of a class that is not of this package or of a library belongs to it too, be it that of the backbone or of a
+        network in it: with other code the same weights predict otherwise.
         """
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
-        digest.update("".join(sorted(set(code_of_class(type(self)).values()))).encode())
+        kinds = {type(self)} | {type(part) for network in _networks(vars(self)) for part in network.modules()}
+        digest.update("".join(sorted({code for kind in kinds for code in code_of_class(kind).values()})).encode())
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -276,3 +278,12 @@ class Backbone(ABC):
         if layer not in self.layers:
             raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
         return layer
+
+
+def _networks(held: object) -> Iterator[nn.Module]:
+    """The networks among the values of a backbone's attributes, also those in lists and dictionaries."""
+    if isinstance(held, nn.Module):
+        yield held
+    elif isinstance(held, Mapping | list | tuple):
+        for value in held.values() if isinstance(held, Mapping) else held:
+            yield from _networks(value)

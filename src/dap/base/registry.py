@@ -136,15 +136,21 @@ def hash_of_code(spec: str) -> str:
     return next(iter(code_of(spec).values()), "")
 
 
+LIBRARIES = frozenset(
+    {"dap", "builtins", "abc", "typing", "enum", "torch", "torchvision", "timm", "pydantic"}
+    | {"diffusers", "transformers", "accelerate", "peft", "huggingface_hub"}
+)
+"""The top packages whose classes are nobody's own code."""
+
+
 def code_of_class(kind: type) -> dict[str, str]:
     """For a class and each class that it derives from, the sha256 of its file, by "module:Class".
 
     If there is no file, as in a notebook, it is the sha256 of the text of the class; if there is no text either, "unknown".
     Classes of this package are left out, because a set notes the version of the package. Classes of Python's builtins, abc and
-    typing, of torch and of pydantic are left out too.
+    typing, and of the libraries in `LIBRARIES` are left out too.
     """
-    libraries = ("dap", "builtins", "abc", "typing", "torch", "pydantic")
-    own = (one for one in kind.__mro__ if one.__module__.partition(".")[0] not in libraries)
+    own = (one for one in kind.__mro__ if one.__module__.partition(".")[0] not in LIBRARIES)
     return {f"{one.__module__}:{one.__qualname__}": _text_of(one) for one in own}
 
 

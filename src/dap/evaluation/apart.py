@@ -24,7 +24,16 @@ from dap.data.sets.notes import as_read
 from dap.evaluation.report.records import load
 from dap.evaluation.training.trials import KEYS, TrialLine
 
-FACTS = ("recipe.json", "inputs.json", "import.json", "cost.json", "env.json", "command.txt")
+FACTS = (
+    "recipe.json",
+    "inputs.json",
+    "chosen.json",
+    "growth.json",
+    "import.json",
+    "cost.json",
+    "env.json",
+    "command.txt",
+)
 """Files that say how a set was made."""
 TRIALS = "trials.jsonl"
 RESULTS = (TRIALS, "protocols.json", "measures.json", "images.json", "map.npz", "zeroshot.json", "ranking.json")
