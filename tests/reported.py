@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dap.evaluation.current import key_of, key_of_ranking
 from dap.evaluation.report import page as report
 from dap.evaluation.report.expected import Claims
 from dap.evaluation.report.summary import Row
@@ -146,6 +147,15 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def ranked(path: Path, scores: dict[str, Any]) -> None:
+    """Write a `ranking.json` that comes from the trials of a set from `make_set`, by whatever protocol."""
+    hashes = [json.loads(line)["sha256"] for line in (path / "manifest.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
+    network, roles = lines[0]["network"], {"hard": lines[0]["protocol"]}
+    of = {"network": network, "protocols": roles, "judged": key_of_ranking(lines, key_of(hashes), network, roles)}
+    (path / "ranking.json").write_text(json.dumps({**scores, **of}))
+
+
 def judged(
     path: Path, classes: Sequence[str] = ("shirt", "bag"), copies: int = 1, data: int = 0, slots: int = 2
 ) -> Path:
@@ -168,7 +178,7 @@ def judged(
     (path / "images.json").write_text(json.dumps(inspected))
     (path / "protocols.json").write_text(json.dumps({"p1": {"name": "small-hard", "lr": 0.01, "labels": "hard"}}))
     ranking = {"hlr": 0.1, "ior": 0.02, "lrs": 0.4, "beta": 0.03, "ars": 0.5, "accuracies": {"full_hard": 0.9}}
-    (path / "ranking.json").write_text(json.dumps(ranking))
+    ranked(path, ranking)
     measures = json.loads((path / "measures.json").read_text())
     (path / "measures.json").write_text(json.dumps(measures | {"precision": 0.5, "mmd2": -0.001, "k": 5}))
     n = len(classes)

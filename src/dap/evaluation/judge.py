@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from dap.data.real.names import select
 from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there, whole_note
+from dap.evaluation.current import hash_of, joined, key_of
 from dap.evaluation.labelling import even, first_side, image_hashes, images_of, labelling, labels_of, largest
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.plan import JudgingPlan, Loaded
@@ -106,7 +105,7 @@ def judge(
         if place.is_symlink():
             raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
     loaded.inspector()  # so that features of other classes are told before any training
-    key = {"judged": _hash(_images(judged, loaded)), "tested": loaded.test.fingerprint(sized=False)[:16]}
+    key = {"judged": _images(judged, loaded), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
         trial
@@ -114,11 +113,11 @@ def judge(
         for trial in _trials_of(judged, loaded, network, key, watcher, told)
     ]
     if only != "trials":
-        _measure(judged, loaded, [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
+        _measure(judged, loaded, key["judged"], [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
     return trials
 
 
-def _images(judged: DistilledSet, loaded: Loaded) -> list[Any]:
+def _images(judged: DistilledSet, loaded: Loaded) -> str:
     """What tells the images of a set and their labels from those of another set.
 
     The hashes of the images say no labels and no class names. Where all classes have as many images, and the test data, which
@@ -129,8 +128,8 @@ def _images(judged: DistilledSet, loaded: Loaded) -> list[Any]:
     own = any(there(judged.path, name) for name in ("recipe.json", "import.json"))
     by_name = loaded.features is not None  # test data that are objects have no training part, and so no features
     if (own or by_name) and even(judged) and judged.class_names == loaded.test.class_names:
-        return image_hashes(judged)
-    return [image_hashes(judged), judged.class_names, labels_of(judged)]
+        return key_of(image_hashes(judged))
+    return key_of(image_hashes(judged), judged.class_names, labels_of(judged))
 
 
 def _trials_of(
@@ -154,8 +153,8 @@ def _trials_of(
     if teacher is not None:
         facts["labels"] |= {"teacher": teacher.name, "fingerprint": teacher.fingerprint}
     if weights is not None:
-        facts["weights"] = f"manifest {_hash(weights.tolist())}"
-    key = {**of_data, "by": _hash(facts)}
+        facts["weights"] = f"manifest {hash_of(weights.tolist())}"
+    key = {**of_data, "by": hash_of(facts)}
     known = recorded.valid(key, protocol.name, network)
     found = {seed: known[seed] for seed in plan.seeds if seed in known}
     todo = [seed for seed in plan.seeds if seed not in found]
@@ -201,24 +200,25 @@ def _training(
     )
 
 
-def _measure(judged: DistilledSet, loaded: Loaded, known: Sequence[object]) -> None:
+def _measure(judged: DistilledSet, loaded: Loaded, images: str, known: Sequence[object]) -> None:
     """Write the measures of a set, unless they are there already: those of the same images, real images and settings.
 
     Args:
         judged: the set.
         loaded: how to judge, and the real images.
+        images: the key of the images of the set.
         known: what decides the measures beside the real training images.
     """
     inspector = loaded.inspector()
     if inspector is None:
         return
-    key = _hash([*known, inspector.train.fingerprint(sized=False)[:16], *inspector.marks])
+    key = joined(images, hash_of([*known, inspector.train.fingerprint(sized=False)[:16], *inspector.marks]))
     if inspector.done(judged, key):
         return
-    images, labels = images_of(judged, loaded.plan.protocol.size, loaded.plan.budget, exact=True)
+    pixels, labels = images_of(judged, loaded.plan.protocol.size, loaded.plan.budget, exact=True)
     own = labels.new_tensor(select(loaded.test.class_names, judged.class_names, "the test data")[1])
     try:
-        inspector(judged, images, own[labels], key)
+        inspector(judged, pixels, own[labels], key)
     except DapError as error:  # of the features or of broken real images; the accuracies stand all the same
         logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
 
@@ -279,7 +279,3 @@ def _weights(judged: DistilledSet, protocol: Protocol) -> torch.Tensor | None:
             "manifest.jsonl. The method auto writes weights; for other sets leave out weights: manifest."
         )
     return torch.tensor(found, dtype=torch.float32)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,8 +7,6 @@ sees the image's label in the image.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.sources import Source
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.current import hash_of, joined, key_of, same_note
 from dap.evaluation.labelling import even, labels_of
 from dap.posterior import Levels, errors
 from dap.recipe import BackboneChoice
@@ -96,13 +95,14 @@ class ZeroShot:
         if not even(judged):  # else the order of the images and the classes say the labels
             of_set["labels"] = labels_of(judged)
         before = judged.noted(NOTE) or {}
-        keys = {"judged": _hash(of_set), "tested": _hash(of_real)}
-        if keys.items() <= before.items():
+        keys = {"judged": joined(key_of(of_set["images"]), hash_of(of_set)), "tested": hash_of(of_real)}
+        mine = same_note(before.get("judged"), keys["judged"])
+        if mine and before.get("tested") == keys["tested"]:
             return before
         notes = [before, *(other.noted(NOTE) or {} for other in known)]
         shared = [note["real"] for note in notes if note.get("tested") == keys["tested"]]
         tested = shared[0] if shared else self._real(real, of_real)
-        if before.get("judged") == keys["judged"]:
+        if mine:
             found: dict[str, Any] = {name: before[name] for name in ("agreement", "seconds", "images")}
         else:
             found = self._set(judged, of_set)
@@ -145,12 +145,8 @@ class ZeroShot:
             found = errors(self.backbone, latents, names, self.levels, tell=lambda *done: self.tell(what, *done))
             return {"errors": found, "seconds": torch.tensor(time.monotonic() - began)}
 
-        kept = self.store.get("zeroshot", {"key": _hash(key), "what": what}, make)
+        kept = self.store.get("zeroshot", {"key": hash_of(key), "what": what}, make)
         return kept["errors"].argmin(1).tolist(), kept["seconds"].item()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def judges_of(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dap.base.errors import DapError
+from dap.evaluation.report.expected import plain_network
 from dap.evaluation.report.ranking import Ranking, rank_sets
 from dap.verbs.placing import placed
 from dap.verbs.report import Results, Where, ceilings_of, found_sets
@@ -42,10 +44,15 @@ def rank(
         missing scores need.
 
     Raises:
-        DapError: there is no set or no random set, or no trial was made by one of the protocols, or a folder cannot
-            be written.
+        DapError: there is no set or no random set, `full` is a file of another network, no trial was made by one of the
+            protocols, the trials of a set are on several test images, or a folder cannot be written.
     """
-    known = next((one.accuracy for one in ceilings_of(full)), None)
+    known = next(iter(ceilings_of(full)), None)
+    if known is not None and known.network and plain_network(known.network) != plain_network(network):
+        raise DapError(
+            f"{full} is a {known.network}, and the scores are of {network}. Give --network {known.network}, or a file of dap "
+            f"train-teacher --network {network}."
+        )
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
     results = placed(found_sets(sets), None if out is None else Path(out))
-    return dict(rank_sets(results, network=network, full_hard=known, **protocols))
+    return dict(rank_sets(results, network=network, full_hard=None if known is None else known.accuracy, **protocols))

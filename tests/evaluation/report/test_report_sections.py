@@ -19,6 +19,7 @@ from PIL import Image
 from dap import backbones, shipped
 from dap.backbones.base import Card
 from dap.base.errors import DapError
+from dap.evaluation.current import joined, key_of
 from dap.evaluation.report import page as report
 from dap.evaluation.report.confusion import confusions
 from dap.evaluation.report.expected import Claims
@@ -29,7 +30,7 @@ from dap.methods import find
 from dap.published import published
 from dap.recipe import Recipe
 from dap.shipped import Expected
-from reported import HOSTILE, Outline, judged, looked, make_set, page_of, recipe, table, trial, write_lines
+from reported import HOSTILE, Outline, judged, looked, make_set, page_of, ranked, recipe, table, trial, write_lines
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -182,6 +183,8 @@ def test_what_images_json_lacks_or_points_outside_is_not_shown(tmp_path: Path) -
     found["images"][0]["nearest"]["feature"]["file"] = "../secret.png"
     found["images"][1] |= {"predicted": None, "nearest": {}, "copy": None}
     del found["images"][2]
+    hashes = [json.loads(line)["sha256"] for line in (path / "manifest.jsonl").read_text().splitlines()]
+    found["judged"] = joined(key_of(hashes), "x")
     (path / "images.json").write_text(json.dumps(found))
     page = page_of([path], tmp_path / "out")
     tiles = Outline(page).classed("tile")
@@ -481,7 +484,7 @@ def test_hostile_names_stay_text_in_every_section(tmp_path: Path) -> None:
     text = (path / "images.json").read_text().replace("train/", HOSTILE.replace("/", "\\/"))
     (path / "images.json").write_text(text)
     (path / "protocols.json").write_text(json.dumps({"p1": {"name": HOSTILE, HOSTILE: HOSTILE}}))
-    (path / "ranking.json").write_text(json.dumps({"lrs": 0.1, HOSTILE: 0.2}))
+    ranked(path, {"lrs": 0.1, HOSTILE: 0.2})
     (path / "measures.json").write_text(json.dumps({"features": HOSTILE, HOSTILE: 0.2, "recall": 1}))
     page = page_of([path], tmp_path / "out", title=HOSTILE)
     outline = Outline(page)

@@ -32,6 +32,7 @@ from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.streams import Stored
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import leaks, whole_note
+from dap.evaluation.current import same_note
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.mapping import mapping, placed
 from dap.evaluation.measures.measures import Comparison, compare, extract
@@ -148,7 +149,7 @@ class Inspector:
     def _inspected(self, judged: DistilledSet, key: str, measures: Mapping[str, Any]) -> bool:
         """Whether the measures that were written, and the files beside them, are of this key and of these features."""
         written = (measures, whole_note(judged.results, "images.json"))
-        same = all((one.get("judged"), one.get("features")) == (key, self.name) for one in written)
+        same = all(same_note(one.get("judged"), key) and one.get("features") == self.name for one in written)
         return same and (judged.results / "map.npz").is_file()
 
     def __call__(self, judged: DistilledSet, images: Stored, labels: Tensor, key: str) -> None:

@@ -58,7 +58,7 @@ class Confusion:
         names = self.names[:CLASSES]
         columns = (Column("true class", numeric=False), *map(Column, names))
         rows = [(named(name), *(self._cell(i, j) for j in range(len(names)))) for i, name in enumerate(names)]
-        title = f"{self.group.label}, {setting_name(self.setting)}"
+        title = f"{self.group.label}, {_name(self.setting)}"
         return plain_table("confusion", title, columns, tuple(rows), self.worst)
 
     def _cell(self, i: int, j: int) -> Cell:
@@ -97,20 +97,24 @@ def _counts(trial: Json, classes: int) -> NDArray[np.int64] | None:
 
 
 def by_class(found: Sequence[Confusion]) -> list[Table]:
-    """One table for every setting: the accuracy of each class in per cent, with a row for each group and a column for
-    each class."""
+    """One table for every setting and list of classes: the accuracy of each class in per cent, with a row for each group and a
+    column for each class. The order of a group's classes does not count."""
     tables = []
-    for setting in dict.fromkeys(one.setting for one in found):
-        alike = [one for one in found if one.setting == setting]
-        here = [one for one in alike if one.names == alike[0].names]
-        names = alike[0].names[:CLASSES]
+    for setting, classes in dict.fromkeys((one.setting, frozenset(one.names)) for one in found):
+        here = [one for one in found if one.setting == setting and set(one.names) == classes]
+        names = here[0].names[:CLASSES]
         columns = (Column("group", numeric=False), *map(Column, names))
-        rows = [
-            (named(one.group.label), *(Cell(f"{100 * v:.1f}", float(v)) for v in np.diag(one.shares)[: len(names)]))
-            for one in here
-        ]
-        tables.append(plain_table("classes", setting_name(setting), columns, tuple(rows)))
+        rows = []
+        for one in here:
+            shares = dict(zip(one.names, map(float, np.diag(one.shares)), strict=True))
+            rows.append((named(one.group.label), *(Cell(f"{100 * shares[n]:.1f}", shares[n]) for n in names)))
+        tables.append(plain_table("classes", _name(setting), columns, tuple(rows)))
     return tables
+
+
+def _name(setting: Setting) -> str:
+    """A setting in words. Confusions are of the last epoch, also where the protocol reports the best one."""
+    return setting_name(setting) + (", last epoch" if setting.headline == "best" else "")
 
 
 def long_form(found: Sequence[Confusion]) -> list[dict[str, object]]:
@@ -121,6 +125,7 @@ def long_form(found: Sequence[Confusion]) -> list[dict[str, object]]:
             "network": one.setting.network,
             "protocol": one.setting.protocol,
             "epochs": one.setting.epochs,
+            "apart": one.setting.apart,
             "true": one.names[i],
             "predicted": one.names[j],
             "count": int(one.counts[i, j]),

@@ -67,9 +67,9 @@ class Claims:
         if self._published is None or row.setting is None:
             return None
         found = self._published(row.group.first.recipe)
-        wanted = (_plain(row.setting.network), _labels(row))
+        wanted = (plain_network(row.setting.network), _labels(row))
         for value in found.values if found else ():
-            if (_plain(value.network), value.labels) == wanted:
+            if (plain_network(value.network), value.labels) == wanted:
                 spread = "" if value.std is None else f" ± {value.std:.1f}"
                 return Claim(f"{value.mean:.1f}{spread}", value.mean, value.std, value.source)
         return None
@@ -81,7 +81,11 @@ class Claims:
             return []
         recorded = [record.measures.get("trained") for row in rows for record in row.group.sets]
         known = [*self._full, *(trained_on_all(one) for one in recorded if isinstance(one, Mapping))]
-        same = (one for one in known if one and _plain(one.network or setting.network) == _plain(setting.network))
+        same = (
+            one
+            for one in known
+            if one and plain_network(one.network or setting.network) == plain_network(setting.network)
+        )
         return list(dict.fromkeys(same))
 
 
@@ -93,7 +97,8 @@ def trained_on_all(facts: Mapping[str, Any]) -> Ceiling | None:
     return Ceiling(accuracy, f"protocol {facts.get('protocol')}{epochs}", str(facts.get("network") or ""))
 
 
-def _plain(network: str) -> str:
+def plain_network(network: str) -> str:
+    """The name of a network as others may have spelt it: in small letters, without hyphens and underscores."""
     return network.lower().replace("-", "").replace("_", "")
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from dap.base.errors import DapError
 from dap.base.files import dump, write_atomically
 from dap.base.parsing import shown
-from dap.evaluation.report.records import SetRecord, load
+from dap.evaluation.current import key_of_ranking
+from dap.evaluation.report.records import Json, SetRecord, load
 from dap.evaluation.report.summary import alike
-from dap.evaluation.training.trials import Trial
+from dap.evaluation.training.trials import APART, Trial
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,10 @@ def rank_sets(
             `rank_trials`.
     """
     sets = load(paths)
-    trials = {one.path: [Trial.from_record(line) for line in one.trials] for one in sets}
-    random = [one for one in sets if one.method == "random"]
+    random = [one for one in sets if one.random]
     if not random:
         raise DapError("DD-Ranking compares with random real images; name evaluated sets of --method random too.")
-    recorded = {trial.protocol for found in trials.values() for trial in found if trial.network == network}
+    recorded = {line["protocol"] for one in sets for line in one.trials if line["network"] == network}
     if unknown := sorted({name for name in protocols.values() if name} - recorded):
         raise DapError(
             f"No trial of {network} by {unknown[0]!r}; recorded are {', '.join(sorted(recorded)) or 'none'}."
@@ -187,21 +187,35 @@ def rank_sets(
     for one in sets:
         if one in random:
             continue
+        used = [t for t in one.trials if t["network"] == network and t["protocol"] in protocols.values()]
+        kinds, by = {_kind(line) for line in used}, {line["protocol"] for line in used}
+        if len({line.get("tested") for line in used}) > 1 or len(kinds) > len(by):
+            raise DapError(
+                f"{shown(one.path)} has trials of one protocol on several test images, or with several teachers, so they give no "
+                "scores together. Run dap evaluate on the set again, by each protocol."
+            )
         fitting = [other for other in random if other.ipc == one.ipc and _same_data(one, other)]
-        baseline = [trial for other in fitting for trial in trials[other.path]]
-        scores = rank_trials(trials[one.path], baseline, network=network, full_hard=full_hard, **protocols)
+        baseline = [Trial.from_record(line) for other in fitting for line in other.trials if _kind(line) in kinds]
+        mine = [Trial.from_record(line) for line in used]
+        scores = rank_trials(mine, baseline, network=network, full_hard=full_hard, **protocols)
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
-        write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, "network": network}))
+        named = {role: name for role, name in protocols.items() if name}
+        judged = key_of_ranking(one.trials, str(used[0].get("judged")) if used else "", network, named)
+        of = {"network": network, "protocols": named, "judged": judged}
+        write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, **of}))
         lacks = tuple(_lacking(one, scores.accuracies, network, protocols, len(fitting)))
         yield one.path, replace(scores, lacks=lacks)
 
 
 def _same_data(one: SetRecord, random: SetRecord) -> bool:
-    """Whether a random set is of the same data as a set. A set that does not say its data was tested on the same images."""
-    if one.recipe.get("data") is not None and random.recipe.get("data") is not None:
-        return alike(one, random, "data")
+    """Whether a random set is of the same data as a set, and was tested on the same images."""
     tested, theirs = ({line.get("tested") for line in each.trials} - {None} for each in (one, random))
-    return not (tested and theirs) or bool(tested & theirs)
+    return alike(one, random, "data") and (not (tested and theirs) or bool(tested & theirs))
+
+
+def _kind(line: Json) -> tuple[object, ...]:
+    """What trials have in common that may be compared: the protocol, the test images, and all that no name says."""
+    return line["protocol"], line.get("tested"), line.get(APART, "")
 
 
 ROLES = {"hard": "HLR and LRS", "own": "IOR and LRS", "augmented": "ARS", "plain": "ARS"}

@@ -8,11 +8,12 @@ half a line.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
@@ -25,8 +26,10 @@ from dap.base.files import natural_order
 from dap.base.parsing import shown
 from dap.data.sets.contents import part_files
 from dap.data.sets.notes import Count, Label, Open, as_read, read_note
+from dap.evaluation.comparable import marks
+from dap.evaluation.current import AGAIN, NOTES, keys_now, of_these_images, ranking_counts
 from dap.evaluation.report.renderings.names import method_title
-from dap.evaluation.training.trials import TrialLine
+from dap.evaluation.training.trials import APART, TrialLine
 
 Json = Mapping[str, Any]
 
@@ -65,6 +68,8 @@ class SetRecord:
     """`zeroshot.json`: the labels that a backbone predicts for the images, and how often it is right on real images."""
     chosen: Json = field(default_factory=dict)
     """`chosen.json`: what the recipe left to `auto`, and the scores by which it was chosen."""
+    outdated: tuple[str, ...] = ()
+    """Sentences on results that are left out, because they are of other images than those that the set holds now."""
 
     @property
     def method(self) -> str:
@@ -102,7 +107,9 @@ class SetRecord:
     def guidance(self, field: str) -> object:
         """A field of the recipe's guidance, with "4" as the number 4; None for a method without guidance."""
         section = self.recipe.get("guidance")
-        value = section.get(field) if isinstance(section, Mapping) and self.method not in VANILLA else None
+        value = (
+            section.get(field) if isinstance(section, Mapping) and self.recipe.get("method") not in VANILLA else None
+        )
         value = str(value) if isinstance(value, (dict, list)) else value
         # Layers are names, and for most backbones these names are numbers. Only as numbers they sort and make an axis.
         return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
@@ -120,12 +127,20 @@ class SetRecord:
 
     @property
     def unguided(self) -> bool:
-        """Whether this is the backbone's own sample: vanilla, or DAP at scale 0."""
-        return self.method in VANILLA or self.guidance("scale") == 0
+        """Whether this is the backbone's own sample: vanilla, or DAP at scale 0. The name of a folder says nothing on that."""
+        return self.recipe.get("method") in VANILLA or self.guidance("scale") == 0
+
+    @property
+    def random(self) -> bool:
+        """Whether these are random real images, as the recipe says."""
+        return self.recipe.get("method") == "random"
 
 
 def load(paths: Iterable[Path | str]) -> list[SetRecord]:
-    """Read several sets in the given order. A folder that is named twice is read once.
+    """Read several sets in the given order. A folder that is named twice is read once, and so is a set in two folders.
+
+    A trial has a field "apart" where the names of its protocol and network do not say how it differs from others: see
+    `comparable`.
 
     Raises:
         FileNotFoundError: a path is not the folder of a set.
@@ -134,7 +149,31 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
     unique = {Path(path).resolve(): Path(path) for path in paths}
     if not unique:
         raise DapError("no distilled set to report on: name at least one folder")
-    return [load_set(path) for path in unique.values()]
+    sets = _merged([load_set(path) for path in unique.values()])
+    return [
+        replace(record, trials=tuple({**trial, APART: said} if said else trial for trial, said in marked))
+        for record, words in zip(sets, marks(sets), strict=True)
+        for marked in [list(zip(record.trials, words, strict=True))]
+    ]
+
+
+def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
+    """The sets, each once. The results of a set may lie in two folders: beside the set, and apart from it. They are put together.
+
+    Two folders hold the same set if their recipes, with the seed, and their images are equal.
+    """
+    found = dict[object, SetRecord]()
+    for record in sets:
+        hashes = [image.get("sha256") for image in record.images]
+        known = bool(record.recipe) and all(isinstance(one, str) for one in hashes)
+        key = (json.dumps(record.recipe, sort_keys=True, default=str), *hashes) if known else record.path
+        first = found.setdefault(key, record)
+        if first is not record:
+            trials = (*first.trials, *(trial for trial in record.trials if trial not in first.trials))
+            notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command")
+            more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
+            found[key] = replace(first, trials=trials, protocols={**record.protocols, **first.protocols}, **more)
+    return list(found.values())
 
 
 def load_set(path: Path | str) -> SetRecord:
@@ -159,26 +198,36 @@ def load_set(path: Path | str) -> SetRecord:
             f"{shown(path)} is not a distilled set: it has no classes.json and no folders of images"
         )
     manifest, bad_images = _images(path)
-    trials, bad_trials = _lines(path / "trials.jsonl", TrialLine)
-    images = manifest or _listed(path, root, folders)
-    problems, zeroshot = bad_trials + bad_images, _object(path, "zeroshot.json")
+    recorded, bad_trials = _lines(path / "trials.jsonl", TrialLine)
+    images = sorted(manifest or _listed(path, root, folders), key=lambda image: (image["label"], image["slot"]))
+    names, problems = tuple(classes.names or map(shown, folders)), bad_trials + bad_images
+    keys = keys_now(images, names)
+    trials = [line for line in recorded if not keys or line.get("judged", next(iter(keys))) in keys]
+    notes = {name: _object(path, name) for name in NOTES}
+    left_out = [name for name, note in notes.items() if note and not of_these_images(note, images, keys)]
+    if notes["ranking.json"] and "ranking.json" not in left_out and not ranking_counts(notes["ranking.json"], trials):
+        left_out.append("ranking.json")
+    notes |= {name: {} for name in left_out}
+    gone = len(recorded) - len(trials)
+    told = [*([f"{gone} training{'' if gone == 1 else 's'}"] if gone else []), *left_out]
     return SetRecord(
         path=path,
         recipe=_object(path, "recipe.json") or _drawn(_object(path, "import.json")),
-        class_names=tuple(classes.names or map(shown, folders)),
-        images=tuple(sorted(images, key=lambda image: (image["label"], image["slot"]))),
+        class_names=names,
+        images=tuple(images),
         trials=tuple(trials),
         cost=_object(path, "cost.json"),
-        measures=_measures(path, zeroshot),
+        measures=_measures(notes["measures.json"], notes["zeroshot.json"]),
         env=_object(path, "env.json"),
         command=_command(path / "command.txt"),
         unreadable=len(problems),
         problems=tuple(problems[:3]),
-        inspected=_object(path, "images.json"),
+        inspected=notes["images.json"],
         protocols=_object(path, "protocols.json"),
-        ranking=_object(path, "ranking.json"),
-        zeroshot=zeroshot,
+        ranking=notes["ranking.json"],
+        zeroshot=notes["zeroshot.json"],
         chosen=_object(path, "chosen.json"),
+        outdated=(f"{shown(path)}: left out {', '.join(told)}. {AGAIN}.",) if told else (),
     )
 
 
@@ -234,10 +283,9 @@ def _drawn(imported: Json) -> Json:
     return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
 
 
-def _measures(path: Path, zeroshot: Json) -> dict[str, Any]:
+def _measures(measures: Json, zeroshot: Json) -> dict[str, Any]:
     """The contents of `measures.json`. The numbers of the user's own measures and of `zeroshot.json` are put among the
     others."""
-    measures = _object(path, "measures.json")
     own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
     agreement = {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
     return {**own, **measures, **agreement}

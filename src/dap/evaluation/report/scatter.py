@@ -136,10 +136,15 @@ def _check(arrays: dict[str, Array], labels: dict[str, Array]) -> None:
         raise ValueError("its features differ in width")
 
 
+def _map_of(record: SetRecord) -> Features | None:
+    """The map of a set; None where the measures, with which it was written, are of other images."""
+    return None if record.outdated and not record.measures else read_map(record.path)
+
+
 def maps(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One map for each real data set with features: its panels, the classes of the legend, and notes."""
     seed = common_seed(groups)
-    read = [(group, record, read_map(record.path)) for group in groups for record in [with_seed(group, seed)]]
+    read = [(group, record, _map_of(record)) for group in groups for record in [with_seed(group, seed)]]
     families: list[list[tuple[Group, SetRecord, Features]]] = []
     for group, record, found in read:
         if found is not None:

@@ -199,8 +199,8 @@ def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]
     return tables
 
 
-def _but_network(setting: Setting) -> tuple[str, int | None, int | None, str]:
-    return setting.protocol, setting.epochs, setting.n_test, setting.headline
+def _but_network(setting: Setting) -> tuple[str, str, int | None, int | None, str]:
+    return setting.apart, setting.protocol, setting.epochs, setting.n_test, setting.headline
 
 
 def _bar(stat: Stat | None, top: float, unguided: bool) -> Cell:

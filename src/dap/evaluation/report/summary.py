@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from dap.base.parsing import shown
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat, difference, spread_of
+from dap.evaluation.training.trials import APART
 
 COLUMNS = ("method", "ipc", "guidance.scale", "guidance.unit", "guidance.targets")
 """Recipe fields that have a column in the table. A group's note names the other fields in which its method's groups differ."""
@@ -56,7 +59,8 @@ class Group:
 @dataclass(frozen=True)
 class Setting:
     """The facts that comparable accuracies share. `headline` is the score that the protocol reports: "last" or "best". `noun` is
-    what networks are trained on: "image" or "clip"."""
+    what networks are trained on: "image" or "clip". `apart` has the words that tell this setting from another one of the same
+    names, such as "tested on photos"; see `evaluation.comparable`."""
 
     network: str
     protocol: str
@@ -64,6 +68,7 @@ class Setting:
     n_test: int | None
     headline: str
     noun: str = "image"
+    apart: str = ""
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,27 @@ def group_sets(sets: Sequence[SetRecord]) -> list[Group]:
         label = f"{first.title} ({detail})" if detail else first.title
         different = _different(records)
         groups.append(Group(key, label, note, different, len(records) - len(different)))
+    groups = [replace(one, label=label, note=note) for one, label, note in _distinct(groups)]
     return sorted(groups, key=lambda g: (methods.index(g.first.method), g.first.ipc, *map(_rank, _swept(g))))
+
+
+def _distinct(groups: Sequence[Group]) -> Iterator[tuple[Group, str, str]]:
+    """Each group with a label and a note of its own. Sets that others made may be in folders of one name: the parts of their
+    paths that differ tell them apart."""
+    alike = defaultdict[str, list[Group]](list)
+    for group in groups:
+        alike[group.label].append(group)
+    for group in groups:
+        same = alike[group.label]
+        if len(same) < 2:
+            yield group, group.label, group.note
+            continue
+        parents = [one.first.path.resolve().parent.parts for one in same]
+        levels = enumerate(zip(*parents, strict=False))
+        shared = next((i for i, parts in levels if len(set(parts)) > 1), min(map(len, parents)))
+        mine = group.first.path.resolve().parent.parts[shared:]
+        where = shown("/".join(mine)) or str(same.index(group) + 1)
+        yield group, f"{group.label} ({where})", ", ".join(filter(None, (group.note, where)))
 
 
 def _different(records: Sequence[SetRecord]) -> tuple[SetRecord, ...]:
@@ -261,7 +286,7 @@ def full_seconds(cost: Json) -> float | None:
 def _setting(trial: Json, noun: str) -> Setting:
     headline = "best" if trial.get("headline") == "best" else "last"
     epochs, n_test = (trial[key] if isinstance(trial.get(key), int) else None for key in ("epochs", "n_test"))
-    return Setting(trial["network"], trial["protocol"], epochs, n_test, headline, noun)
+    return Setting(trial["network"], trial["protocol"], epochs, n_test, headline, noun, trial.get(APART, ""))
 
 
 def collect(group: Group, setting: Setting) -> list[tuple[object, list[Json]]]:
@@ -293,7 +318,7 @@ def reference(row: Row, rows: Sequence[Row], *, random: bool = False) -> Row | N
 
     def fits(other: Row) -> bool:
         comparable = all(alike(record, other.group.first, part) for part in ("data", "backbone"))
-        kind = other.method == "random" if random else other.group.first.unguided
+        kind = other.group.first.random if random else other.group.first.unguided
         return kind and other.setting == row.setting and other.ipc == row.ipc and comparable
 
     def distance(other: Row) -> tuple[bool, int]:

@@ -330,4 +330,4 @@ def _data(rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> li
 
 
 def _of_setting(setting: Setting | None) -> dict[str, Any]:
-    return {name: setting and getattr(setting, name) for name in ("network", "protocol", "epochs", "n_test")}
+    return {name: setting and getattr(setting, name) for name in ("network", "protocol", "epochs", "n_test", "apart")}

@@ -138,7 +138,8 @@ def setting_name(setting: Setting | None) -> str:
     epochs = f"{setting.epochs:,} epoch{'' if setting.epochs == 1 else 's'}" if setting.epochs else ""
     kind = "validation" if setting.protocol.endswith(" on validation") else "test"
     images = f"{setting.n_test:,} {kind} {setting.noun}s" if setting.n_test else ""
-    return ", ".join(filter(None, (network_title(setting.network), setting.protocol, epochs, images)))
+    parts = (network_title(setting.network), setting.protocol, epochs, images, setting.apart)
+    return ", ".join(filter(None, parts))
 
 
 def count(n: int, noun: str) -> str:
@@ -153,6 +154,9 @@ def compared(name: str, difference: Difference, other: str = "vanilla") -> str:
     sets = f"n = {n} sets each" if n == m else f"n = {n} and {m} sets"
     sets = f"n = {n} sets of the same seeds" if difference.paired else sets
     points = signed(difference.value)
+    if difference.interval is None and min(n, m) > 1:
+        equal = "gaps" if difference.paired else "accuracies of each"
+        return f"{name}: {points} points against {other} ({sets}, and the {equal} are equal, so no spread is known)"
     if difference.interval is None:
         sets = "one set each" if n == m else f"{count(n, 'set')} against {m}"
         return f"{name}: {points} points against {other} ({sets}, so no spread is known and this may be chance)"
@@ -169,10 +173,11 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     scored = [row for row in rows if row.score is not None]
     where = f"{count(len(sets), 'distilled set').capitalize()} in {count(len(groups), 'group')}{_data(sets)}"
     pending = [row.group.label for row in rows if row.score is None]
+    outdated = [told for record in sets for told in record.outdated]
     if not scored:
         return (
             f"{where}. This page holds no trials: `dap evaluate` trains networks on sets, and writes a page of its own.",
-            [],
+            outdated,
         )
     alike = [row for row in scored if row.setting == scored[0].setting]
     first = [row for row in alike if row.ipc == alike[0].ipc]
@@ -203,7 +208,7 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     if pending:
         rest.append(f"Without trials here: {', '.join(pending)}")
     closed = [f"N{line[1:]}." if line.startswith("no difference") else f"{line}." for line in rest]
-    return f"{where}, judged by {network_title(str(top.network))}: {outcome}.", closed
+    return f"{where}, judged by {network_title(str(top.network))}: {outcome}.", [*outdated, *closed]
 
 
 def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
@@ -232,10 +237,10 @@ def _mean(row: Row) -> float:
 
 
 def _data(sets: Sequence[SetRecord]) -> str:
-    names = {PurePath(str(flatten(record.recipe).get("data.path", ""))).name for record in sets} - {""}
+    names = {PurePath(str(flatten(record.recipe).get("data.path", ""))).name for record in sets}
     ipc = {record.ipc for record in sets}
     images = f", {count(next(iter(ipc)), noun_of(one.noun for one in sets))} per class" if len(ipc) == 1 else ""
-    return images + (f" of {next(iter(names))}" if len(names) == 1 else "")
+    return images + (f" of {next(iter(names))}" if len(names) == 1 and names != {""} else "")
 
 
 def _family(row: Row, rows: Sequence[Row]) -> list[Row]:

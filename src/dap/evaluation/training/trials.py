@@ -16,6 +16,9 @@ from dap.data.sets.notes import Matrix, Positive
 
 KEYS = ("judged", "tested", "by")
 """The other fields of a line of trials.jsonl: hashes of the set's images, of the test data and of the protocol."""
+APART = "apart"
+"""The words by which a report tells a trial apart from others of the same names; see
+`evaluation.comparable`. No file has them."""
 
 
 class TrialLine(FromFile, frozen=True):
@@ -111,9 +114,9 @@ class Trial:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trial:
-        """The trial of one line of trials.jsonl. The fields in `KEYS` are left out.
+        """The trial of one line of trials.jsonl. The fields in `KEYS`, and the words that `records.load` adds, are left out.
 
         Raises:
             DapError: a field is missing or unknown.
         """
-        return cls.from_json(json.dumps({name: value for name, value in record.items() if name not in KEYS}))
+        return cls.from_json(json.dumps({name: value for name, value in record.items() if name not in (*KEYS, APART)}))

@@ -1,0 +1,170 @@
+"""Accuracies are compared only where they may be: on the same test images, with the labels of the same teacher, by the same
+protocol, and of the images that the sets hold now."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dap.base.errors import DapError
+from dap.cli.main import main
+from dap.evaluation.current import joined, key_of
+from dap.evaluation.report.ranking import rank_sets
+from dap.evaluation.report.records import load
+from dap.evaluation.report.summary import group_sets, summarise
+from dap.evaluation.report.tables import accuracy_table
+from dap.evaluation.report.text import summary
+from reported import make_set, ranked, recipe, trial, write_lines
+
+
+def of_data(method: str, data: str | None, seed: int = 0) -> dict[str, Any] | None:
+    return None if data is None else {**recipe(method, seed), "data": {"path": f"/somewhere/{data}"}}
+
+
+def lines(paths: list[Path]) -> dict[str, dict[str, str]]:
+    table = accuracy_table(summarise(load(paths)))
+    return {line["group"]: line for line in csv.DictReader(io.StringIO(table.csv()))}
+
+
+def settings(paths: list[Path]) -> set[str]:
+    return {block.title for block in accuracy_table(summarise(load(paths))).blocks}
+
+
+def test_other_test_images_are_another_setting(tmp_path):
+    """A set of others was compared with the random images of other data than those that it was tested on."""
+    random = [make_set(tmp_path / f"r{i}", of_data("random", "a", i), [trial(0.35, tested="aa")]) for i in (0, 1)]
+    theirs = make_set(tmp_path / "theirs", None, [trial(0.4, tested="bb")])
+    found = lines([*random, theirs])
+    assert found["theirs"]["vs_random"] == "" and found["theirs"]["apart"] != found["Random"]["apart"] == "tested on a"
+    told, more = summary(summarise(load([*random, theirs])), load([*random, theirs]))
+    assert "highest" not in told and not any("theirs" in line and "random" in line for line in more)
+    own = make_set(tmp_path / "own", of_data("random", "b"), [trial(0.4, tested="bb")])
+    found = lines([*random, theirs, own])
+    assert float(found["theirs"]["vs_random"]) == 0
+    assert {one.rpartition(", ")[2] for one in settings([*random, theirs, own])} == {"tested on a", "tested on b"}
+
+
+def test_nothing_is_said_where_all_is_alike(tmp_path):
+    paths = [make_set(tmp_path / m, recipe(m, 0), [trial(0.5, tested="aa", by="p")]) for m in ("vanilla", "dap")]
+    assert {line["apart"] for line in lines(paths).values()} == {""}
+
+
+def test_a_mean_over_networks_is_of_one_test_set(tmp_path):
+    trials = [trial(0.9, network="convnet4", tested="aa"), trial(0.3, tested="bb")]
+    path = make_set(tmp_path / "random", of_data("random", "a"), trials)
+    assert {one.rpartition(", ")[2] for one in settings([path])} == {"tested on a (aa)", "tested on a (bb)"}
+
+
+@pytest.mark.parametrize("names", [("T1", "T2"), ("T", "T")])
+def test_another_teacher_is_another_setting(tmp_path, names):
+    paths = []
+    for mark, (method, name) in enumerate(zip(("random", "vanilla"), names, strict=True)):
+        for seed in (0, 1):
+            path = make_set(tmp_path / f"{method}{seed}", recipe(method, seed))
+            hashes = [json.loads(line)["sha256"] for line in (path / "manifest.jsonl").read_text().splitlines()]
+            write_lines(path / "trials.jsonl", [trial(0.5, labels=name, by=f"p{mark}", judged=key_of(hashes))])
+            labels = {"kind": "soft", "teacher": name, "fingerprint": f"{mark}abcdef"}
+            (path / "protocols.json").write_text(json.dumps({f"p{mark}": {"lr": 0.1, "labels": labels}}))
+            paths.append(path)
+    assert len(settings(paths)) == 2 and all("labels by T" in one for one in settings(paths))
+
+
+def test_labels_of_the_images_of_each_set_are_of_one_teacher(tmp_path):
+    paths = []
+    for mark, method in enumerate(("random", "vanilla")):
+        path = make_set(tmp_path / method, recipe(method, 0), [trial(0.5, labels="backbone:starter", by=f"p{mark}")])
+        labels = {"kind": "stored", "teacher": "backbone:starter", "fingerprint": f"{mark}"}
+        (path / "protocols.json").write_text(json.dumps({f"p{mark}": {"lr": 0.1, "labels": labels}}))
+        paths.append(path)
+    assert len(settings(paths)) == 1
+
+
+def test_an_edited_protocol_of_one_name_is_another_setting(tmp_path):
+    paths = []
+    for i, method in enumerate(("random", "vanilla")):
+        path = make_set(tmp_path / method, recipe(method, 0), [trial(0.5, by=f"p{i}")])
+        facts = {"name": "mine", "lr": 0.1 * (i + 1), "momentum": 0.9, "source": f"text {i}", "weights": f"m{i}"}
+        (path / "protocols.json").write_text(json.dumps({f"p{i}": facts}))
+        paths.append(path)
+    assert {one.rpartition(", ")[2] for one in settings(paths)} == {"lr 0.1", "lr 0.2"}
+
+
+def test_results_of_other_images_are_left_out_and_named(tmp_path):
+    """A set that had grown was reported on with the accuracy that it had before."""
+    path = make_set(tmp_path / "set", recipe("dap", 0))
+    hashes = [json.loads(line)["sha256"] for line in (path / "manifest.jsonl").read_text().splitlines()]
+    for images, kept in ((hashes, True), (hashes[:-1], False)):
+        write_lines(path / "trials.jsonl", [trial(0.7, judged=key_of(images))])
+        note = {"features": "x", "judged": joined(key_of(images), "rest")}
+        for name in ("measures.json", "images.json", "zeroshot.json"):
+            more = {"diversity": 2.0} if name == "measures.json" else {}
+            of = {"judged": note["judged"]} if name == "zeroshot.json" else note
+            (path / name).write_text(json.dumps(of | more))
+        (record,) = load([path])
+        assert bool(record.trials) is bool(record.measures) is bool(record.inspected) is bool(record.zeroshot) is kept
+    assert record.outdated == (
+        f"{path}: left out 1 training, measures.json, images.json, zeroshot.json. The images of the set have changed since then; "
+        "judge it again.",
+    )
+    assert record.outdated[0] in summary(summarise([record]), [record])[1]
+
+
+def test_labels_and_class_names_may_be_in_the_key(tmp_path):
+    path = make_set(tmp_path / "set", recipe("dap", 0))
+    found = [json.loads(line) for line in (path / "manifest.jsonl").read_text().splitlines()]
+    key = key_of([one["sha256"] for one in found], ("shirt", "bag"), [one["label"] for one in found])
+    write_lines(path / "trials.jsonl", [trial(0.7, judged=key)])
+    (record,) = load([path])
+    assert len(record.trials) == 1 and not record.outdated
+
+
+def test_scores_of_other_trials_are_left_out(tmp_path):
+    path = make_set(tmp_path / "set", recipe("dap", 0), [trial(0.7, tested="aa")])
+    ranked(path, {"lrs": 0.4})
+    assert load([path])[0].ranking["lrs"] == 0.4
+    write_lines(path / "trials.jsonl", [trial(0.6, tested="bb")])
+    (record,) = load([path])
+    assert record.ranking == {} and "ranking.json" in record.outdated[0]
+
+
+def test_a_set_in_two_folders_is_one_set(tmp_path):
+    """Its results lie apart from it: the measures and the near-copies count, and no trial counts twice."""
+    bare = make_set(tmp_path / "one" / "set", recipe("random", 0))
+    (bare / "measures.json").unlink()
+    apart = tmp_path / "apart" / "set"
+    shutil.copytree(bare, apart)
+    write_lines(apart / "trials.jsonl", [trial(0.7)])
+    (apart / "measures.json").write_text(json.dumps({"features": "x", "diversity": 2.0}))
+    (record,) = load([bare, apart])
+    assert record.path == bare and record.measures["diversity"] == 2.0 and len(record.trials) == 1
+    (group,) = group_sets(load([bare, apart, apart]))
+    assert group.repeats == 0
+
+
+def test_the_name_of_a_folder_says_nothing_on_a_method(tmp_path):
+    paths = [make_set(tmp_path / name, None, [trial(0.5, tested="aa")]) for name in ("sd", "random", "mine")]
+    assert {line["vs_vanilla"] + line["vs_random"] for line in lines(paths).values()} == {""}
+    with pytest.raises(DapError, match="name evaluated sets of --method random too"):
+        list(rank_sets(paths, network="convnet3", own="small-hard"))
+
+
+def test_folders_of_one_name_have_labels_of_their_own(tmp_path):
+    paths = [make_set(tmp_path / where / "ipc2", None, [trial(0.5)]) for where in ("theirs", "ours/x")]
+    assert [group.label for group in group_sets(load(paths))] == ["ipc2 (theirs)", "ipc2 (ours/x)"]
+    assert len(set(lines(paths))) == 2
+
+
+def test_rank_refuses_trials_that_do_not_go_together(tmp_path, capsys):
+    random = make_set(tmp_path / "random", recipe("random", 0), [trial(0.5, tested="aa")])
+    mine = make_set(tmp_path / "mine", recipe("dap", 0), [trial(0.7, tested="bb")])
+    ((_, found),) = rank_sets([random, mine], network="convnet3", own="small-hard")
+    assert found.ior is None and any("and of the same data is named" in one for one in found.lacks)
+    write_lines(mine / "trials.jsonl", [trial(0.7, tested="aa"), trial(0.6, 1, tested="bb")])
+    assert main(["rank", str(random), str(mine), "--own", "small-hard"]) == 1
+    assert "has trials of one protocol on several test images" in capsys.readouterr().err
