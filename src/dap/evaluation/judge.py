@@ -100,8 +100,10 @@ def judge(
         raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
     judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
-    if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
+    if len(loaded.plan.networks) > 1:  # what is wrong with the second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names), loaded.channels)
+        for network in loaded.plan.networks:
+            _stored_labels(judged, loaded.plan, _settled(judged, loaded.plan, network))
     for place in (judged.results / name for name in ("checkpoints", "neighbours", "labels", ".labels")):
         if place.is_symlink():
             raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
@@ -143,9 +145,7 @@ def _trials_of(
 ) -> list[Trial]:
     """The trials of one network, in the order of their seeds. Missing trials are made."""
     plan, recorded = loaded.plan, RecordedTrials(judged.results)
-    protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
-    if plan.on == "validation":
-        protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
+    protocol = _settled(judged, plan, network)
     teacher = loaded.teacher(judged.class_names) or loaded.image_labels(judged, watcher)
     stored, weights = _stored_labels(judged, plan, protocol), _weights(judged, protocol)
     facts = protocol.facts()
@@ -180,6 +180,12 @@ def _trials_of(
             with contextlib.suppress(OSError):  # it is not there, or holds the checkpoint of another training
                 folder.rmdir()
     return [found[seed] for seed in sorted(found)]
+
+
+def _settled(judged: DistilledSet, plan: JudgingPlan, network: str) -> Protocol:
+    """The protocol of a plan for one set and network. Its name says where the tests are no tests."""
+    protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
+    return protocol.model_copy(update={"name": plan.named(protocol.name)})
 
 
 def _training(
