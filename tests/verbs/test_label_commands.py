@@ -72,3 +72,38 @@ def test_labels_of_too_few_epochs_are_told_before_any_training(made, teacher, tm
     told = [*flags, "--labels", labels, "--networks", "convnet2,resnet18"]
     status, _, err = call(capsys, "evaluate", made, *told)
     assert status == 1 and "has labels for 2 epochs, and 3 are wanted" in err
+
+
+@pytest.mark.parametrize("flags", [[], ["--set", "size=16"]])
+def test_labels_have_the_size_and_the_values_with_which_the_set_is_judged(flags, made, teacher, tmp_path, capsys):
+    """small-hard takes its mean and standard deviation from the data, and its size from the set."""
+    told = ["--protocol", "small-hard", *STORED, *flags]
+    labels = tmp_path / "labels"
+    status, out, err = call(capsys, "export", made, "--layout", "fkd", "--teacher", teacher, *told, "--out", labels)
+    assert status == 0, err
+    status, _, err = call(capsys, *shlex.split(out.rpartition("Next: ")[2])[1:], "--networks", "convnet2")
+    assert status == 0, err
+    [trial] = trials(made)
+    assert "+mean=" in trial["protocol"] and trial["protocol"].startswith(
+        json.loads((labels / "index.json").read_text())["protocol"]
+    )
+
+
+def test_a_set_that_does_not_name_its_data_is_labelled_for_the_data_that_are_given(
+    made, colours, teacher, tmp_path, capsys, caplog
+):
+    assert main(["import", str(made / "images"), "--classes", "sorted", "--out", str(tmp_path / "imported")]) == 0
+    made = tmp_path / "imported"
+    told = ["--protocol", "small-hard", *STORED, "--set", "size=16"]
+    labels, export = tmp_path / "labels", ["export", made, "--layout", "fkd", "--teacher", teacher]
+    status, out, err = call(capsys, *export, *told, "--data", colours, "--out", labels)
+    assert status == 0, err
+    again = shlex.split(out.rpartition("Next: ")[2])[1:]
+    assert again[-2:] == ["--data", str(colours)]
+    status, _, err = call(capsys, *again, "--networks", "convnet2")
+    assert status == 0, err
+    assert call(capsys, *export, *told, "--out", tmp_path / "others")[0] == 0
+    assert "does not say what real images it will be tested on" in caplog.text
+    again[again.index("--labels") + 1] = tmp_path / "others"
+    status, _, err = call(capsys, *again, "--networks", "convnet2")
+    assert status == 1 and "give dap export the flags of dap evaluate" in err
