@@ -95,11 +95,7 @@ def judge(
     Raises:
         DapError: the set is not finished or not whole, or its classes are not those of the test data.
     """
-    if (judged.path / "classes.json").is_file() and judged.missing():
-        again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
-        raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
-    judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
-    _check_classes(loaded, judged.class_names, f"The set {judged.path}")
+    check_set(judged, loaded)
     if len(loaded.plan.networks) > 1:  # what is wrong with the second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names), loaded.channels)
         for network in loaded.plan.networks:
@@ -108,7 +104,7 @@ def judge(
         if place.is_symlink():
             raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
     loaded.inspector()  # so that features of other classes are told before any training
-    key = {"judged": _hash(_images(judged, loaded)), "tested": loaded.test.fingerprint(sized=False)[:16]}
+    key = {"judged": images_key(judged, loaded), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
         trial
@@ -118,6 +114,24 @@ def judge(
     if only != "trials":
         _measure(judged, loaded, [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
     return trials
+
+
+def check_set(judged: DistilledSet, loaded: Loaded) -> None:
+    """Check that a set can be judged.
+
+    Raises:
+        DapError: the set is not finished or not whole, or its classes are not those of the test data.
+    """
+    if (judged.path / "classes.json").is_file() and judged.missing():
+        again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
+        raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
+    judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
+    _check_classes(loaded, judged.class_names, f"The set {judged.path}")
+
+
+def images_key(judged: DistilledSet, loaded: Loaded) -> str:
+    """The hash "judged" of the images of a set in its trials."""
+    return _hash(_images(judged, loaded))
 
 
 def _images(judged: DistilledSet, loaded: Loaded) -> list[Any]:
