@@ -60,16 +60,20 @@ class Claims:
         self._published = published
 
     def of(self, row: Row) -> Claim | None:
-        """The claim for a row; None where there is none for its network and kind of labels."""
+        """The claim for a row; None where there is none for its network, kind of labels and protocol.
+
+        A published value belongs to one protocol as it is. The name of a protocol with other values for some fields, or of a
+        choice on validation images, is another.
+        """
         given = self.given.get(row.group.label, self.given.get(row.method))
         if given is not None:
             return Claim(given)
         if self._published is None or row.setting is None:
             return None
         found = self._published(row.group.first.recipe)
-        wanted = (_plain(row.setting.network), _labels(row))
+        wanted = (_plain(row.setting.network), _labels(row), row.setting.protocol)
         for value in found.values if found else ():
-            if (_plain(value.network), value.labels) == wanted:
+            if (_plain(value.network), value.labels, value.protocol) == wanted:
                 spread = "" if value.std is None else f" ± {value.std:.1f}"
                 return Claim(f"{value.mean:.1f}{spread}", value.mean, value.std, value.source)
         return None
