@@ -24,6 +24,8 @@ class Value(Chosen, frozen=True):
     Attributes:
         network: the name of the network in `evaluation.training.networks`.
         labels: "hard" for the set's own labels, "soft" for the labels of a teacher.
+        protocol: the shipped protocol that is the published one, as far as is known. A report shows the value beside
+            accuracies by this protocol alone. None if it is not known; the report then shows the value nowhere.
         mean: the accuracy in percent, 0 … 100.
         std: the standard deviation over trainings, in percentage points. None if none is published.
         source: the place where the value is published, and how it was read there.
@@ -31,6 +33,7 @@ class Value(Chosen, frozen=True):
 
     network: Name
     labels: Literal["hard", "soft"]
+    protocol: Name | None = None
     mean: float = Field(ge=0, le=100)
     std: float | None = Field(default=None, ge=0, le=100)
     source: str

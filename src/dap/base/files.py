@@ -173,6 +173,14 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two texts name the same thing: they are equal, or they are two paths of one file or folder that is there."""
+    if str(one) == str(other):
+        return True
+    here, there = expanded(one), expanded(other)
+    return here.exists() and here.resolve() == there.resolve()
+
+
 def check_beside(out: Path, source: Path, what: str) -> None:
     """Check that a new folder does not lie in the folder that is read.
 

@@ -19,6 +19,7 @@ from dap.cli.flags import (
     Numbers,
     OutputFlags,
     PlaceFlags,
+    Places,
     Positive,
     Seed,
     Told,
@@ -118,6 +119,7 @@ def export(
     epochs: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
     changes: Annotated[Changes, Parameter(group=LABELS)] = None,
     data: Annotated[str | None, Parameter(group=LABELS)] = None,
+    split: Annotated[Places, Parameter(group=LABELS)] = None,
     times: Annotated[MaybePositive, Parameter(group=LABELS)] = None,
     keep: Annotated[Numbers, Parameter(group=LABELS, metavar="K,…")] = (),
     reals: Annotated[Positive, Parameter(group=LABELS)] = 200,
@@ -139,7 +141,8 @@ def export(
         teacher: A file of dap train-teacher, torchvision:NAME with its ImageNet weights, or backbone:NAME.
         protocol: For fkd, the protocol whose augmentation and epochs are taken.
         epochs: For fkd, epochs instead of the protocol's own.
-        data: For backbone:NAME, the real images. Default: those that the set was made of.
+        data: For fkd and backbone:NAME, the real images to test on. Default: those that the set was made of.
+        split: For fkd and backbone:NAME, where the splits lie, where this is not plain: train=FOLDER,test=FOLDER.
         times: For backbone:NAME, noise levels for each image and class. Default: 10.
         keep: For backbone:NAME, how many classes are left after each stage, such as 100,10. Default: stages from 21 classes on.
         reals: For backbone:NAME, real training images that choose and test the temperature, of all classes together.
@@ -157,7 +160,9 @@ def export(
 
         usual = usual_levels(len(made.class_names))
         asked = Asked(Levels(times or usual.times, tuple(keep) or usual.keep), reals, most_hours)
-        told = {"teacher": teacher, "data": data, "asked": asked, "machine": machine_of(machine), "watcher": watcher}
+        told = {"teacher": teacher, "data": data, "split": split, "asked": asked, "machine": machine_of(machine)}
+        told["watcher"] = watcher
+        on = [part for flag, value in (("--data", data), ("--split", split)) if value for part in (flag, value)]
         changed = assignments(changes or [], "--set", "FIELD")
         if dry_run:
             from dap.verbs.planning.exchange import planned_labels
@@ -166,7 +171,9 @@ def export(
             return forecast(planned_labels(made, out, layout, **how, **told), out)
         if layout == "labels":
             how = store_image_labels(made, out, **told)
-            line = shlex.join(["dap", "evaluate", str(made.path), "--protocol", "quick-soft", "--teacher", str(out)])
+            line = shlex.join(
+                ["dap", "evaluate", str(made.path), "--protocol", "quick-soft", "--teacher", str(out), *on]
+            )
             said = [summary(how)] if "backbone" in how else []
             return Told(
                 "\n".join([*said, f"Labels in {out}", f"Next: {line}"]), {"labels": out, "set": made.path, "how": how}
@@ -174,7 +181,7 @@ def export(
         store_labels(made, out, protocol=protocol, epochs=epochs, changes=changed, **told)
         again = ["--protocol", protocol, *(["--epochs", str(epochs)] if epochs else [])]
         again += [part for item in changes or [] for part in ("--set", item)]
-        line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out)])
+        line = shlex.join(["dap", "evaluate", str(made.path), *again, "--labels", str(out), *on])
         return Told(f"Labels in {out}\nNext: {line}", {"labels": out, "set": made.path})
     if dry_run:
         from dap.verbs.planning.exchange import planned_export

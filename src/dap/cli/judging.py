@@ -78,21 +78,21 @@ def evaluate(
         out: Folder of the report and of the results of sets that lie elsewhere. Default: the first set's own, or
             NAME-judged for a folder that others made.
     """
+    from dap.verbs.placing import beside_here
+
+    told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
+    told |= {"data": data, "classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
+    own = (sets[0] / "classes.json").exists() or not sets[0].is_dir()
+    out = out or (sets[0] if own else beside_here(sets[0]))
     if dry_run:
         from dap.verbs.planning.grids import planned_judging
 
-        told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
-        return forecast(planned_judging(sets, data=data, **told), out or Path())
+        return forecast(planned_judging(sets, out=out, **told), out)
     from dap.verbs.evaluate import evaluate as run
-    from dap.verbs.placing import beside_here
     from dap.verbs.report import check_tracking
 
     check_tracking(track)
-    told = {"judging": judging_of(judged), "machine": machine_of(machine), "watcher": watcher_of(output)}
-    limit = {"max_bad_fraction": max_bad_fraction, "split": split, "engine": engine_of(engine)}
-    own = (sets[0] / "classes.json").exists() or not sets[0].is_dir()
-    out = out or (sets[0] if own else beside_here(sets[0]))
-    return shown(run(sets, data=data, classes=classes, out=out, **limit, **told), track)
+    return shown(run(sets, out=out, engine=engine_of(engine), **told), track)
 
 
 def train_teacher(

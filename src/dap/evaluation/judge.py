@@ -94,18 +94,16 @@ def judge(
     Raises:
         DapError: the set is not finished or not whole, or its classes are not those of the test data.
     """
-    if (judged.path / "classes.json").is_file() and judged.missing():
-        again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
-        raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
-    judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
-    _check_classes(loaded, judged.class_names, f"The set {judged.path}")
-    if len(loaded.plan.networks) > 1:  # so that a misspelt second network is told before the first one is trained
+    check_set(judged, loaded)
+    if len(loaded.plan.networks) > 1:  # what is wrong with the second network is told before the first one is trained
         _check_networks(loaded.plan, len(judged.class_names), loaded.channels)
+        for network in loaded.plan.networks:
+            _stored_labels(judged, loaded.plan, _settled(judged, loaded.plan, network))
     for place in (judged.results / name for name in ("checkpoints", "neighbours", "labels", ".labels")):
         if place.is_symlink():
             raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
     loaded.inspector()  # so that features of other classes are told before any training
-    key = {"judged": _images(judged, loaded), "tested": loaded.test.fingerprint(sized=False)[:16]}
+    key = {"judged": images_key(judged, loaded), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
         trial
@@ -117,7 +115,20 @@ def judge(
     return trials
 
 
-def _images(judged: DistilledSet, loaded: Loaded) -> str:
+def check_set(judged: DistilledSet, loaded: Loaded) -> None:
+    """Check that a set can be judged.
+
+    Raises:
+        DapError: the set is not finished or not whole, or its classes are not those of the test data.
+    """
+    if (judged.path / "classes.json").is_file() and judged.missing():
+        again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
+        raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
+    judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
+    _check_classes(loaded, judged.class_names, f"The set {judged.path}")
+
+
+def images_key(judged: DistilledSet, loaded: Loaded) -> str:
     """What tells the images of a set and their labels from those of another set.
 
     The hashes of the images say no labels and no class names. Where all classes have as many images, and the test data, which
@@ -142,9 +153,7 @@ def _trials_of(
 ) -> list[Trial]:
     """The trials of one network, in the order of their seeds. Missing trials are made."""
     plan, recorded = loaded.plan, RecordedTrials(judged.results)
-    protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
-    if plan.on == "validation":
-        protocol = protocol.model_copy(update={"name": f"{protocol.name} on validation"})
+    protocol = _settled(judged, plan, network)
     teacher = loaded.teacher(judged.class_names) or loaded.image_labels(judged, watcher)
     stored, weights = _stored_labels(judged, plan, protocol), _weights(judged, protocol)
     facts = protocol.facts()
@@ -179,6 +188,12 @@ def _trials_of(
             with contextlib.suppress(OSError):  # it is not there, or holds the checkpoint of another training
                 folder.rmdir()
     return [found[seed] for seed in sorted(found)]
+
+
+def _settled(judged: DistilledSet, plan: JudgingPlan, network: str) -> Protocol:
+    """The protocol of a plan for one set and network. Its name says where the tests are no tests."""
+    protocol = plan.protocol.settled(ipc=largest(judged), classes=len(judged.class_names), network=network)
+    return protocol.model_copy(update={"name": plan.named(protocol.name)})
 
 
 def _training(

@@ -102,7 +102,7 @@ def check_images(judged: DistilledSet) -> None:
 
 def labelling(protocol: Protocol, seed: int = 0) -> Labelling:
     """The parts of a protocol that decide its augmented batches, and so the stored labels of a set."""
-    return Labelling(protocol.train_steps, protocol.mix, protocol.batch, protocol.epochs, seed)
+    return Labelling(protocol.train_steps, protocol.mix, protocol.batch, protocol.passes, seed)
 
 
 def images_of(

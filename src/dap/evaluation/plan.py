@@ -29,6 +29,8 @@ from dap.evaluation.training.protocol import Protocol
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
 """A function from a split and a size in pixels to the real images."""
+ON_VALIDATION = " on validation"
+"""The end of a protocol's name in trials whose networks were tested on held-out training images."""
 
 
 class Labeller(Interface):
@@ -81,6 +83,10 @@ class JudgingPlan:
     def all_networks(self) -> Sequence[str]:
         """The networks that are trained."""
         return self.networks or (self.protocol.network,)
+
+    def named(self, protocol: str) -> str:
+        """The name of a protocol in the trials of this plan. It tells choices on held-out images from tests."""
+        return f"{protocol}{ON_VALIDATION}" if self.on == "validation" else protocol
 
 
 class Loaded:

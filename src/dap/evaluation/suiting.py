@@ -10,7 +10,7 @@ trials of other values are never taken for the same. Protocols with other values
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,31 +51,37 @@ def suited_size(protocol: Protocol, given: Mapping[str, Any], side: int | None) 
     return {"size": side}
 
 
-def suited_values(protocol: Protocol, given: Mapping[str, Any], source: Source) -> dict[str, Any]:
+def suited_values(protocol: Protocol, given: Mapping[str, Any], source: Callable[[], Source]) -> dict[str, Any]:
     """The mean and the standard deviation of each channel of the training images, if they are not the protocol's own.
 
     Args:
         protocol: the protocol.
         given: fields that the user gave. They stay.
-        source: the training images, at the size of the protocol.
+        source: opens the training images, at the size of the protocol. It is called where their values are wanted.
 
     Raises:
         DapError: the images of a class cannot be decoded.
     """
-    if not _of_embedded(protocol) or {"mean", "std"} & set(given):
+    if not takes_values(protocol, given):
         return {}
-    each = max(1, READ // len(source.class_names))
+    opened = source()
+    each = max(1, READ // len(opened.class_names))
     total, squares, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
-    for label, name in enumerate(source.class_names):
-        chosen = source.good(label, min(each, source.count(label)), seed_of("normalisation", name), least=1)
+    for label, name in enumerate(opened.class_names):
+        chosen = opened.good(label, min(each, opened.count(label)), seed_of("normalisation", name), least=1)
         for start in range(0, len(chosen), 500):
-            images = source.images(label, chosen[start : start + 500]).double().transpose(0, 1).flatten(1)
+            images = opened.images(label, chosen[start : start + 500]).double().transpose(0, 1).flatten(1)
             total += images.sum(1)
             squares += images.square().sum(1)
             count += images.shape[1]
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(0.001)  # images of one colour have none
     return {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}
+
+
+def takes_values(protocol: Protocol, given: Mapping[str, Any]) -> bool:
+    """Whether such a protocol takes its mean and standard deviation from the data, see `suited_values`."""
+    return _of_embedded(protocol) and not {"mean", "std"} & set(given)
 
 
 def side_of(judged: DistilledSet) -> int | None:

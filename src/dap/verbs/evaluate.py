@@ -13,10 +13,11 @@ import torch
 
 from dap.base.claims import CLAIMS, share
 from dap.base.errors import DapError
-from dap.base.files import expanded
+from dap.base.files import same_place
 from dap.base.watch import Watcher
 from dap.base.workers import run_workers
 from dap.data.real.base import Source
+from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import Rank, device_for, rank_of
@@ -27,7 +28,7 @@ from dap.evaluation.suiting import side_of
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import cluster_of, give_back, open_workshop
 from dap.verbs.jobs import read_judging, written_judging
-from dap.verbs.judges import judging_plan, loader
+from dap.verbs.judges import LoadedFor, judging_plan, loader
 from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import place
@@ -104,9 +105,7 @@ def evaluate(
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
-        ready = [loaded_for(data_of(made, path, max_bad_fraction, split), not _others(made, path)) for made in opened]
-        for made, loaded in zip(opened, ready, strict=True):
-            check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names), loaded.channels)
+        ready = readied(opened, loaded_for, path, max_bad_fraction, split)
         place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
         if rank is not None:
             _judge_shared(list(zip(opened, ready, strict=True)), watcher, rank)
@@ -131,6 +130,25 @@ def evaluate(
         _judge_on(data, opened, classes, judging, machine, watcher)
     paths = tuple(made.results for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
+
+
+def readied(
+    opened: Sequence[DistilledSet], loaded_for: LoadedFor, path: str | None, max_bad_fraction: float | None, split: Any
+) -> list[Loaded]:
+    """What judging each set needs, see `evaluate`.
+
+    Args:
+        opened: the sets.
+        loaded_for: as `loader` gives it.
+        path, max_bad_fraction, split: as for `data_of`.
+
+    Raises:
+        DapError: the real images cannot be opened, or a network could not be trained on the images of a set.
+    """
+    ready = [loaded_for(data_of(made, path, max_bad_fraction, split), not of_others(made, path)) for made in opened]
+    for made, loaded in zip(opened, ready, strict=True):
+        check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names), loaded.channels)
+    return ready
 
 
 def work_on(job: Path, watcher: Watcher) -> None:
@@ -208,13 +226,16 @@ def recorded_data(made: DistilledSet) -> dict[str, Any]:
     return dict((made.recipe or {}).get("data") or {})
 
 
-def _others(made: DistilledSet, path: str | None) -> bool:
-    """Whether the user names other real images than those that the set was made of. A folder that is no more than a test split
-    then stands for the training images too, which the measures need."""
+def of_others(made: DistilledSet, path: str | None) -> bool:
+    """Whether the user names other real images than those that the set was made of, however the path is spelt.
+
+    What the recipe of the set says of the place of its data does then not hold. And a folder that is no more than a test split
+    then stands for the training images too, which the measures need.
+    """
     recorded = recorded_data(made).get("path")
-    if path is None or path == recorded:
-        return False
-    return not recorded or expanded(path).resolve() != expanded(str(recorded)).resolve()
+    if path is None or not recorded:
+        return path is not None
+    return path != recorded and (EMBEDDED in (path, recorded) or not same_place(path, recorded))
 
 
 def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None, split: Any = None) -> Data:
@@ -235,9 +256,7 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
     recorded = recorded_data(made)
     if not (path or recorded.get("path")):
         raise DapError(f"{made.path} does not say what real images to test on; give --data.")
-    values = (
-        recorded if path in (None, recorded.get("path")) else {"max_bad_fraction": recorded.get("max_bad_fraction")}
-    )
+    values = {"max_bad_fraction": recorded.get("max_bad_fraction")} if of_others(made, path) else recorded
     values = {name: value for name, value in values.items() if value is not None}
     if side := side_of(made):
         values |= {"size": side}

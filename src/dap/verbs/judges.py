@@ -45,6 +45,32 @@ def open_protocol(
     return load_protocol(str(protocol), **{**given, **(changes or {})})
 
 
+def suited_protocol(
+    protocol: str | Path, epochs: int | None, given: Mapping[str, Any], size: int, source: Callable[[], Source]
+) -> Protocol:
+    """The protocol of this name or file at this size, with the mean and the standard deviation of the data where it takes
+    them from the data. See `evaluation.suiting`.
+
+    Args:
+        protocol, epochs: as for `open_protocol`.
+        given: the fields that the user gave.
+        size: the size that suits the data.
+        source: opens the training images at this size. It is called where their values are wanted.
+
+    Raises:
+        DapError: as for `open_protocol` and `suited_values`.
+    """
+    chosen = open_protocol(protocol, epochs, given)
+    changes = {} if size == chosen.size else {"size": size}
+    changes |= suited_values(chosen, given, source)
+    return open_protocol(protocol, epochs, {**given, **changes}) if changes else chosen
+
+
+def source_of(workshop: Workshop, data: Data, split: Split, size: int) -> Source:
+    """The real images of a split at this size, as judging reads them."""
+    return workshop.source(Data(**{**data.model_dump(), "size": size}), split, "crop-bilinear")
+
+
 def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None = None) -> JudgingPlan:
     """The plan of how sets are judged. The protocol is opened and the device is chosen.
 
@@ -93,9 +119,6 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
     if judging.reference:
         embedding("", plan.protocol.size, judging.reference)  # a mistake raises now, not after an hour of training
 
-    def source_of(data: Data, split: Split, side: int) -> Source:
-        return workshop.source(Data(**{**data.model_dump(), "size": side}), split, "crop-bilinear")
-
     def loaded_for(data: Data, drawn: bool = True) -> Loaded:
         own = data.path == EMBEDDED
         changes = {} if own else suited_size(plan.protocol, given, data.size)
@@ -106,11 +129,10 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
                 workshop, sized
             )  # lists the data, which are listed once, before anything else is done with them
         if sized not in made:
-            if not own:
-                changes |= suited_values(plan.protocol, given, source_of(sized, "train", size))
             suited = plan
-            if changes:
-                protocol = open_protocol(judging.protocol, judging.epochs, {**given, **changes})
+            if not own:
+                train = source_of(workshop, sized, "train", size)
+                protocol = suited_protocol(judging.protocol, judging.epochs, given, size, lambda: train)
                 suited = dataclasses.replace(plan, protocol=protocol)
             if data.frames and judging.reference:
                 raise DapError(
@@ -118,7 +140,7 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
                 )
             features = embedding(data.path, size, judging.reference, plan.device)
             features = over_frames(features) if data.frames else features
-            made[sized] = Loaded(suited, functools.partial(source_of, sized), features)
+            made[sized] = Loaded(suited, functools.partial(source_of, workshop, sized), features)
         return made[sized]
 
     return loaded_for

@@ -109,7 +109,8 @@ class Judging:
         on: "test" tests on the test images; "validation" tests on training images that were held out of distillation,
             to make choices on.
         reference: file of a classifier trained on the real data, for measures and predicted labels.
-        neighbours: how many real images of a class are searched for near-copies; by default all of them.
+        neighbours: how many real images of a class are searched for near-copies; by default all of them, or 100,000 of all
+            classes together.
         measures: measures of your own, each as file.py:Name; the report shows their numbers beside the built-in ones.
     """
 

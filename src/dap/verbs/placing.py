@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,16 @@ def place(opened: Sequence[DistilledSet], out: Path | None) -> None:
     Raises:
         DapError: a folder cannot be written.
     """
-    own = [(made.path / "classes.json").is_file() for made in opened]
-    images = [lambda made=made: _hashes(made.records) for made in opened]
-    for made, kept in zip(opened, _folders([made.path for made in opened], own, images, out), strict=True):
+    for made, kept in zip(opened, _folders_of(opened, out, write=True), strict=True):
         check_writable(kept, "Give a folder that can be written with --out.")
         if kept != made.path:
             kept_apart(made, kept)
+
+
+def places(opened: Sequence[DistilledSet], out: Path | None) -> list[Path]:
+    """For each set the folder in which `place` with the same arguments would put its results. Nothing is written, so the folder
+    may not be there."""
+    return _folders_of(opened, out, write=False)
 
 
 def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
@@ -50,7 +55,8 @@ def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
     Raises:
         DapError: a folder cannot be written.
     """
-    found = _folders(paths, [True] * len(paths), [lambda path=path: _images_in(path) for path in paths], out)
+    images = [lambda path=path: _images_in(path) for path in paths]
+    found = _folders(paths, [True] * len(paths), images, out, write=True)
     for path, kept in zip(paths, found, strict=True):
         check_writable(kept, "Give a folder that can be written with --out.")
         if kept != path:
@@ -58,8 +64,20 @@ def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
     return found
 
 
+def _folders_of(opened: Sequence[DistilledSet], out: Path | None, *, write: bool) -> list[Path]:
+    """The folder of the results of each opened set, see `_folders`."""
+    own = [(made.path / "classes.json").is_file() for made in opened]
+    images = [lambda made=made: _hashes(made.records) for made in opened]
+    return _folders([made.path for made in opened], own, images, out, write=write)
+
+
 def _folders(
-    paths: Sequence[Path], own: Sequence[bool], images: Sequence[Callable[[], list[str]]], out: Path | None
+    paths: Sequence[Path],
+    own: Sequence[bool],
+    images: Sequence[Callable[[], list[str]]],
+    out: Path | None,
+    *,
+    write: bool,
 ) -> list[Path]:
     """The folder of the results of each set.
 
@@ -68,13 +86,15 @@ def _folders(
         own: for each, whether this library made it. If not, and without `out`, nothing is written there.
         images: for each, a function that gives the hashes of its images.
         out: as for `evaluate`.
+        write: whether the folders are noted as those of these sets.
     """
     folder = None
     if out is not None:
         from dap.evaluation.report.page import page_of
 
         folder = page_of(out).parent
-        check_writable(folder, "Give another folder with --out.")
+        if write:
+            check_writable(folder, "Give another folder with --out.")
     results = functools.cache(
         lambda judged: [file.parent for file in sorted(judged.glob("**/classes.json"))]
     )  # a long walk
@@ -84,11 +104,13 @@ def _folders(
             found.append(given)
         else:
             judged = (folder or beside_here(given)) / "judged"
-            found.append(_results_of(given, hashes, judged, functools.partial(results, judged)))
+            found.append(_results_of(given, hashes, judged, functools.partial(results, judged), write))
     return found
 
 
-def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known: Callable[[], list[Path]]) -> Path:
+def _results_of(
+    path: Path, images: Callable[[], list[str]], judged: Path, known: Callable[[], list[Path]], write: bool
+) -> Path:
     """The folder for the results of one set, which depends on no other set of the same call.
 
     It has the name of the set, and for a cell of a grid also that of the folder above it, which says what was varied. Where
@@ -101,12 +123,14 @@ def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known
         images: gives the hashes of its images.
         judged: the folder in which results are kept.
         known: gives the folders of results that are in it.
+        write: whether the folder is made, and noted as that of this set.
     """
     of, resolved = _set_of(path) or shown(path.resolve()), path.resolve()
     name, above = resolved.name, resolved.parent.name if re.fullmatch(r"seed\d+", resolved.name) else ""
     short, long = judged / above / name, judged / above / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
-    check_writable(judged, "Give a folder that can be written with --out.")
-    with Claims(judged).wait(".placing"):  # two processes may judge two sets of one name
+    if write:
+        check_writable(judged, "Give a folder that can be written with --out.")
+    with Claims(judged).wait(".placing") if write else nullcontext():  # two processes may judge two sets of one name
         kept = next((one for one in (short, long) if _set_of(one) == of), None)
         kept = kept or next((one for one in known() if _set_of(one) == of), None)
         if kept is None and (hashes := images()):
@@ -114,7 +138,8 @@ def _results_of(path: Path, images: Callable[[], list[str]], judged: Path, known
             free = (one for one in alike if not os.path.exists(_set_of(one) or ""))
             kept = next((one for one in free if _images_in(one) == hashes), None)
         kept = kept or (long if there(short, OF) or there(short, "classes.json") else short)
-        write_atomically(kept / OF, dump({"set": of}))
+        if write:
+            write_atomically(kept / OF, dump({"set": of}))
     return kept
 
 

@@ -26,6 +26,7 @@ from dap.evaluation.report.expected import Claims
 from dap.evaluation.report.gallery import REAL_BUDGET, doubted, near_copies
 from dap.evaluation.report.scatter import layout, maps
 from dap.evaluation.report.summary import group_sets
+from dap.evaluation.training.protocol import load_protocol
 from dap.methods import find
 from dap.published import published
 from dap.recipe import Recipe
@@ -380,6 +381,7 @@ def claims() -> Claims:
         {"network": "convnet3", "labels": "hard", "mean": 64.8, "std": 0.8, "source": "published, Table 3"},
         {"network": "convnet3", "labels": "soft", "mean": 90, "source": f"published, {HOSTILE}"},
     ]
+    values = [{**value, "protocol": "small-hard"} for value in values]
     expected = Expected.model_validate({"values": values})
     return Claims(published=lambda recipe: expected if recipe["method"] == "dap" else None)
 
@@ -449,13 +451,38 @@ def test_a_recipe_file_with_another_layer_claims_nothing(tmp_path: Path) -> None
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     mine = resolve(str(tmp_path / "mine.yaml"))
     assert mine["guidance"]["layer"] == "12" and published(mine) is None
-    path = make_set(tmp_path / "set", mine, [trial(0.6, network="resnetap10")])
+    path = make_set(tmp_path / "set", mine, [trial(0.6, network="resnetap10", protocol="minimax-hard")])
     (path / "command.txt").write_text("dap distill imagenette-dit-ipc10 --data /somewhere --out set")
     rows = report.summarise(report.load([path]))
     assert Claims(published=published).of(rows[0]) is None
     (path / "recipe.json").write_text(json.dumps(shipped_one))
     claim = Claims(published=published).of(report.summarise(report.load([path]))[0])
     assert claim is not None and claim.text == "67.8 ± 1.2"
+
+
+def test_a_published_value_stands_beside_its_own_protocol_alone(tmp_path: Path) -> None:
+    """Neither beside another protocol, nor beside the same with other fields, nor beside choices on validation images."""
+    names = ["minimax-hard", "igd-hard", "minimax-hard+epochs=2", "minimax-hard+size=128", "minimax-hard on validation"]
+    trials = [trial(0.6, network="resnetap10", protocol=name, headline="best") for name in names]
+    path = make_set(tmp_path / "set", resolve("imagenette-dit-ipc10"), trials)
+    rows = report.summarise(report.load([path]))
+    found = {row.setting.protocol: Claims(published=published).of(row) for row in rows if row.setting}
+    assert set(found) == set(names)
+    assert [name for name, claim in found.items() if claim] == ["minimax-hard"]
+
+
+def test_a_published_value_of_an_unknown_protocol_stands_beside_nothing(tmp_path: Path) -> None:
+    values = [{"network": "convnet3", "labels": "hard", "mean": 64.8, "source": "published"}]
+    path = make_set(tmp_path / "set", recipe("dap", 0), [trial(0.6)])
+    (row,) = report.summarise(report.load([path]))
+    assert Claims(published=lambda recipe: Expected.model_validate({"values": values})).of(row) is None
+
+
+def test_shipped_values_name_protocols_that_ship_and_that_have_their_labels() -> None:
+    found = [value for name in shipped.names() for value in getattr(shipped.expected(name), "values", ())]
+    named = {(value.protocol, value.labels) for value in found if value.protocol}
+    assert named == {("minimax-hard", "hard"), ("rded-soft", "soft")}
+    assert all(load_protocol(name).labels.kind == labels for name, labels in named)
 
 
 def resolve(name: str) -> dict[str, Any]:

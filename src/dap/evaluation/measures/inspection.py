@@ -4,11 +4,13 @@ All of this is written into the set's folder, so that a report needs neither the
 
     measures.json   every measure, by class too; the share of images that a reference network predicts as labelled
     images.json     for each image the nearest real images, whether it is a near-copy, and the predicted label
-    neighbours/     those real images. They are private where the data are private. A plain folder of class folders gets
-                    no such folder, because readers of class folders would take it for a class
+    neighbours/     those real images. They are private where the data are private. Results in a plain folder of class folders
+                    itself have no such folder, because readers of class folders would take it for a class; results of
+                    it in a folder apart have one
     map.npz         synthetic and a few real features in at most 50 dimensions, for a joint t-SNE
 
-Labels in these files are positions among the set's own classes. Test images are used for the map and for nothing else.
+Labels in these files are positions among the set's own classes. Test images are used for the map, and
+to count how many of them are training images, or images of the set, too. No measure compares with them.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from dap.base.errors import DapError
 from dap.base.files import write_atomically
 from dap.data.real.base import Source
 from dap.data.real.clips.pictures import encoded
+from dap.data.real.counts import counts_of
 from dap.data.real.names import select
 from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.streams import Stored
@@ -39,18 +42,13 @@ from dap.evaluation.measures.measures import Comparison, compare, extract
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.own import Own, Subject
 from dap.evaluation.measures.pictures import SEEN, Pictures, unfolded
+from dap.evaluation.measures.reading import Reading
 from dap.evaluation.measures.rows import Table, table_of
 from dap.evaluation.training.batches import Labelled, as_float, in_blocks, rows_of
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import MOST_CLASSES
 from dap.evaluation.training.trained import trained_facts
 from dap.kernels import RBF
-
-COMPARED, COMPARED_IN_ALL = 500, 50_000
-"""The largest number of real images whose features are computed: of one class, and of all classes together."""
-
-SEARCHED_IN_ALL = 100_000
-"""The largest number of real images, of all classes, that are searched for near-copies. The user may set another number."""
 
 log = logging.getLogger("dap")
 
@@ -60,11 +58,11 @@ class Inspector:
 
     Args:
         train: real training images.
-        test: real test images (n, 3, h, w) and labels (n,), for the map alone; or a function that gives them, which is called
-            when a set is inspected.
+        test: real test images (n, 3, h, w) and labels (n,), for the map and for counting those that are training images or
+            images of a set too; or a function that gives them, which is called when a set is inspected.
         features: what to call the extractor, and the extractor. A `Classifier` also predicts labels.
-        limit: real images of a class that are searched for near-copies; default: all, or a random choice of
-            `SEARCHED_IN_ALL` altogether where there are more. The measures do not depend on it.
+        limit: real images of a class that are searched for near-copies; default: as `reading.Reading` says. The
+            measures do not depend on it.
         own: measures of one's own, whose numbers go into `measures.json` too; see `measures.own`.
         budget: memory and disk of the features; default: memory that is free, and a file where it is short.
 
@@ -91,10 +89,12 @@ class Inspector:
 
     @property
     def marks(self) -> list[str]:
-        """The fingerprint of the network of the features, where somebody gave one; the name of the features does not tell two
-        networks of the same accuracy apart."""
+        """What else decides the results: the fingerprint of the network of the features, where somebody gave one, as the name of
+        the features does not tell two networks of the same accuracy apart; and the number of real images that are searched,
+        where earlier versions searched others."""
         known = self.features
-        return [known.fingerprint] if isinstance(known, Classifier) and known.fingerprint else []
+        found = [known.fingerprint] if isinstance(known, Classifier) and known.fingerprint else []
+        return [*found, *Reading(counts_of(self.train), min(self.train.frames or 1, SEEN)).marks]
 
     @cached_property
     def test(self) -> Labelled:
@@ -102,10 +102,8 @@ class Inspector:
 
     @property
     def _reading(self) -> dict[str, Any]:
-        classes = len(self.train.class_names)
-        limit = max(SEARCHED_IN_ALL // min(self.train.frames or 1, SEEN) // classes, 100)
-        compared = min(COMPARED, max(COMPARED_IN_ALL // classes, 100))
-        return {"limit": limit, "compared": compared, "budget": self.budget}
+        reading = Reading(counts_of(self.train), min(self.train.frames or 1, SEEN))
+        return {"limit": reading.searched, "compared": reading.compared, "budget": self.budget}
 
     @cached_property
     def reals(self) -> Pictures:

@@ -60,16 +60,20 @@ class Claims:
         self._published = published
 
     def of(self, row: Row) -> Claim | None:
-        """The claim for a row; None where there is none for its network and kind of labels."""
+        """The claim for a row; None where there is none for its network, kind of labels and protocol.
+
+        A published value belongs to one protocol as it is. The name of a protocol with other values for some fields, or of a
+        choice on validation images, is another.
+        """
         given = self.given.get(row.group.label, self.given.get(row.method))
         if given is not None:
             return Claim(given)
         if self._published is None or row.setting is None:
             return None
         found = self._published(row.group.first.recipe)
-        wanted = (plain_network(row.setting.network), _labels(row))
+        wanted = (plain_network(row.setting.network), _labels(row), row.setting.protocol)
         for value in found.values if found else ():
-            if (plain_network(value.network), value.labels) == wanted:
+            if (plain_network(value.network), value.labels, value.protocol) == wanted:
                 spread = "" if value.std is None else f" ± {value.std:.1f}"
                 return Claim(f"{value.mean:.1f}{spread}", value.mean, value.std, value.source)
         return None
@@ -109,5 +113,7 @@ def _labels(row: Row) -> str:
     recorded = {key: fields for record in row.group.sets for key, fields in record.protocols.items()}
     for trial in trials:
         if isinstance(fields := recorded.get(str(trial.get("by"))), Mapping) and "labels" in fields:
-            return "hard" if fields["labels"] in ("hard", None) else "soft"
+            labels = fields["labels"]  # versions long before this one wrote the kind alone
+            kind = labels.get("kind") if isinstance(labels, Mapping) else labels
+            return "hard" if kind in ("hard", None) else "soft"
     return "soft" if "soft" in row.setting.protocol else "hard"

@@ -200,7 +200,7 @@ class _Ready:
                 counts[:] = [confusion(net, self.test, self.classes, plan.group)]
                 notes["curve"].append([epoch, accuracy(counts[0])])
             if plan.progress is not None:
-                plan.progress(seed, epoch - first + 1, protocol.epochs - first + 1)
+                plan.progress(seed, epoch - first + 1, protocol.passes)
 
         training = Training(
             self.train,

@@ -123,6 +123,11 @@ class Protocol(Closed, frozen=True):
         return 0 if self.extra_epoch else 1
 
     @property
+    def passes(self) -> int:
+        """How many epochs a training runs: `epochs`, and one more with `extra_epoch`."""
+        return self.epochs - self.first_epoch + 1
+
+    @property
     def decay_epochs(self) -> tuple[int, ...]:
         """Epochs at whose end the learning rate falls by `decay_factor`, ascending."""
         return tuple(sorted(epoch_of(when, self.epochs) for when in self.decay_at)) if self.schedule == "steps" else ()

@@ -277,7 +277,7 @@ def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence
     written = {name: index[name] for name in wanted} | {"classes": sorted(index["classes"])}
     if changed := _differences(written, json.loads(json.dumps(wanted))):
         raise DapError(
-            f"The labels in {folder} are of another set or protocol ({changed}); make new ones with dap export."
+            f"The labels in {folder} are of another set or protocol ({changed}); give dap export the flags of dap evaluate."
         )
     if (index.get("epochs") or 0) < how.epochs or not index.get("teacher_name"):
         raise DapError(

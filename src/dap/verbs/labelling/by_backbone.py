@@ -22,6 +22,7 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError
+from dap.base.files import same_place
 from dap.base.permission import refuse_code
 from dap.base.seeding import seed_of
 from dap.base.store import Store
@@ -170,7 +171,7 @@ class BackboneLabeller:
             DapError: no backbone is named, and none made the set.
         """
         name, recorded = self.teacher.removeprefix(PREFIX), (judged.recipe or {}).get("backbone") or {}
-        if name and recorded.get("path") != name:
+        if name and not same_place(str(recorded.get("path")), name):
             return BackboneChoice(path=name)
         if not recorded:
             raise DapError(
@@ -178,7 +179,7 @@ class BackboneLabeller:
             )
         if not name:
             refuse_code(recorded, judged.path / "recipe.json")
-        return BackboneChoice(**recorded)
+        return BackboneChoice(**{**recorded, **({"path": name} if name else {})})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,17 +10,22 @@ from typing import Any, Literal
 from dap.backbones import device_of
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
-from dap.data.real.sources import Source
+from dap.data.real.sources import EMBEDDED, Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation import labelling
 from dap.evaluation.image_labels import how_made, open_image_labels, write_image_labels
 from dap.evaluation.plan import Open
+from dap.evaluation.suiting import suited_size, takes_values
 from dap.evaluation.training.classifier import load_classifier
+from dap.evaluation.training.protocol import Protocol
 from dap.verbs.distill import open_workshop
-from dap.verbs.evaluate import data_of
-from dap.verbs.judges import open_protocol
+from dap.verbs.evaluate import data_of, recorded_data
+from dap.verbs.judges import open_protocol, source_of, suited_protocol
 from dap.verbs.labelling.by_backbone import Asked, BackboneLabeller, is_backbone
 from dap.verbs.options import Machine, permitted
+from dap.workshop import Workshop
+
+log = logging.getLogger("dap")
 
 
 @permitted
@@ -32,6 +38,7 @@ def store_labels(
     epochs: int | None = None,
     changes: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
+    split: Any = None,
     asked: Asked = Asked(),
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
@@ -39,7 +46,7 @@ def store_labels(
     """Store a teacher's labels of every augmented batch of every epoch of a protocol.
 
     A protocol with stored labels, such as fkd-soft, then trains on these labels (`Judging.labels`) and needs no
-    teacher.
+    teacher. Its size, mean and standard deviation are those with which `evaluate` judges the set by these data.
 
     Args:
         made: the set. No image may be missing.
@@ -51,7 +58,9 @@ def store_labels(
             file.
         epochs: the number of epochs, instead of the protocol's own.
         changes: other values of the protocol's fields.
-        data: the real images, for backbone:NAME. Default: those that the set was made of.
+        data: the real images that the set will be tested on. backbone:NAME needs them, and a protocol that takes its mean and
+            standard deviation from the data. Default: those that the set was made of.
+        split: where the splits of the real images lie, as for `evaluate`.
         asked: noise levels, real images and the limit of time, for backbone:NAME.
         machine: the device, the network and the CPU threads.
         watcher: is told of every epoch.
@@ -60,12 +69,14 @@ def store_labels(
         The folder of the labels.
 
     Raises:
-        DapError: no teacher is given, the set is not whole, or the teacher does not know its classes.
+        DapError: no teacher is given, the set is not whole, the teacher does not know its classes, or the real images that
+            are needed cannot be opened.
     """
     opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, named(teacher)
-    chosen = open_protocol(protocol, epochs, changes)
+    workshop = open_workshop(machine, watcher=watcher)
+    chosen = label_protocol(opened, protocol, epochs, changes, data, split, workshop)
     if is_backbone(by):
-        labeller, real = labeller_of(by, opened, data, asked, machine, watcher)
+        labeller, real = labeller_of(by, opened, data, split, asked, workshop)
         by = labeller(opened, real, watcher)
     return labelling.store_labels(
         opened,
@@ -85,6 +96,7 @@ def store_image_labels(
     *,
     teacher: str | None,
     data: str | Path | None = None,
+    split: Any = None,
     asked: Asked = Asked(),
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
@@ -99,6 +111,7 @@ def store_image_labels(
         teacher: backbone:NAME, a file of `train_teacher`, or torchvision:NAME.
         data: the real images, whose training part chooses the temperature of backbone:NAME. Default: those that the set was
             made of.
+        split: where the splits of the real images lie, as for `evaluate`.
         asked: noise levels, real images and the limit of time, for backbone:NAME.
         machine: the device, the network, the cache and the CPU threads.
         watcher: is told of the work.
@@ -113,7 +126,8 @@ def store_image_labels(
     opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, named(teacher)
     hashes = labelling.image_hashes(opened)
     if is_backbone(by):
-        labeller, real = labeller_of(by, opened, data, asked, machine, watcher)
+        workshop = open_workshop(machine, watcher=watcher)
+        labeller, real = labeller_of(by, opened, data, split, asked, workshop)
         folder = labeller.folder(opened, real, watcher)
         labels, how = open_image_labels(folder, hashes, opened.class_names), how_made(folder)
     else:
@@ -132,12 +146,50 @@ def named(teacher: str | None) -> str:
     return teacher
 
 
+def label_protocol(
+    made: DistilledSet,
+    protocol: str | Path,
+    epochs: int | None,
+    changes: Mapping[str, Any] | None,
+    data: str | Path | None,
+    split: Any,
+    workshop: Workshop,
+) -> Protocol:
+    """The protocol whose batches are labelled: that by which `evaluate` with the same flags trains.
+
+    Where it is not known what real images the set will be tested on, the protocol keeps its own values.
+
+    Raises:
+        DapError: there is no such protocol, field or value, or the real images are needed and cannot be opened.
+    """
+    labelling.check_images(made)
+    given = {**(changes or {})}
+    chosen = open_protocol(protocol, epochs, given)
+    if data is None and not recorded_data(made).get("path"):
+        if takes_values(chosen, given):
+            log.warning(
+                "%s does not say what real images it will be tested on, so the labels are for the mean and the standard "
+                "deviation of %s itself; give --data for those of your data",
+                made.path, chosen.name,
+            )  # fmt: skip
+        return chosen
+    real = data_of(made, None if data is None else str(data), split=split)
+    if real.path == EMBEDDED:
+        return chosen
+    size = suited_size(chosen, given, real.size).get("size", chosen.size)
+    return suited_protocol(protocol, epochs, given, size, lambda: source_of(workshop, real, "train", size))
+
+
 def labeller_of(
-    teacher: str, made: DistilledSet, data: str | Path | None, asked: Asked, machine: Machine, watcher: Watcher
+    teacher: str,
+    made: DistilledSet,
+    data: str | Path | None,
+    split: Any,
+    asked: Asked,
+    workshop: Workshop,
 ) -> tuple[BackboneLabeller, Open]:
     """What labels a set by a backbone, and the function that opens the real images of the set."""
-    workshop = open_workshop(machine, watcher=watcher)
-    chosen = data_of(made, None if data is None else str(data))
+    chosen = data_of(made, None if data is None else str(data), split=split)
 
     def real(split: Literal["train", "validation", "test"], size: int) -> Source:
         return workshop.source(chosen.model_copy(update={"size": size}), split)

@@ -22,6 +22,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.measures import extract
 from dap.recipe import Data, Recipe
+from dap.verbs.evaluate import of_others, recorded_data
 from dap.verbs.looking.alike import SIDE, Seen, groups, near_pairs, outliers, same, seen
 from dap.verbs.looking.sheet import write_sheet
 from dap.verbs.options import Machine, permitted
@@ -148,8 +149,8 @@ def _parts(
         lines.append(
             f"{_number(len(copies), 'image')} of the set {_are(copies)} flagged as near-copies of real images by dap evaluate."
         )
-    recorded = dict((made.recipe or {}).get("data") or {})
-    values = {"path": data} if data else {key: recorded[key] for key in ("path", "split") if recorded.get(key)}
+    recorded = {} if of_others(made, data) else recorded_data(made)
+    values = {key: recorded[key] for key in ("path", "split") if recorded.get(key)} | ({"path": data} if data else {})
     if values.get("path"):
         chosen = Recipe.parse({"data": {**values, "classes": list(made.class_names)}}).data
         for name, part in (("real training images", "train"), ("real test images", "test")):

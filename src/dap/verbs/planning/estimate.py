@@ -156,8 +156,7 @@ def training_seconds(protocol: Protocol, network: str, images: int, tested: int,
     epoch, with_few = timed(classes)
     _, with_many = timed(min(tested, TESTED) + classes)
     look = max(with_many - with_few, 0.0) / min(tested, TESTED) * tested
-    count = usual.epochs - usual.first_epoch + 1
-    return epoch * images / fewer * count + look * len(usual.look_epochs)
+    return epoch * images / fewer * usual.passes + look * len(usual.look_epochs)
 
 
 def _mark(marks: list[float], device: str, *_: Any) -> None:

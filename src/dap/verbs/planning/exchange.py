@@ -34,14 +34,15 @@ from dap.evaluation.training.labels import ImageLabels
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import write_labels
 from dap.posterior import usual_levels
+from dap.verbs.distill import open_workshop
 from dap.verbs.exchange.push import check_layout, check_near_copies, owner_and_name
 from dap.verbs.exchange.soft import logits_of
-from dap.verbs.judges import open_protocol
 from dap.verbs.labelling.by_backbone import Asked, is_backbone
-from dap.verbs.labelling.labels import labeller_of, named
+from dap.verbs.labelling.labels import label_protocol, labeller_of, named
 from dap.verbs.options import Machine, permitted
 from dap.verbs.planning.estimate import Estimate
 from dap.verbs.planning.networks import seconds_a_pass
+from dap.workshop import Workshop
 
 TRIED = 40
 """Images of a trial that reads and writes files."""
@@ -149,6 +150,7 @@ def planned_labels(
     epochs: int | None = None,
     changes: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
+    split: Any = None,
     asked: Asked = Asked(),
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
@@ -160,14 +162,17 @@ def planned_labels(
     Raises:
         DapError: the labels could not be made; the message is that of the function.
     """
-    by, chosen = named(teacher), open_protocol(protocol, epochs, changes) if layout == "fkd" else None
+    by, chosen = named(teacher), None
+    workshop = open_workshop(machine, watcher=watcher)
+    if layout == "fkd":
+        chosen = label_protocol(made, protocol, epochs, changes, data, split, workshop)
     made.check_whole(decode=False)
     device = device_of(machine.device)
     forget_peak_memory(device)
     found = list[Estimate]()
     known: Classifier | ImageLabels
     if is_backbone(by):
-        found.append(_by_backbone(made, by, data, asked, machine, watcher))
+        found.append(_by_backbone(made, by, data, split, asked, workshop, watcher))
         known = _blank(made, LABELLED)
     elif chosen is not None and Path(by).is_dir():
         labelling.opened(by, made, str(device), True)
@@ -197,13 +202,19 @@ def _by_classifier(made: DistilledSet, out: Path, teacher: Classifier) -> Estima
 
 
 def _by_backbone(
-    made: DistilledSet, by: str, data: str | Path | None, asked: Asked, machine: Machine, watcher: Watcher
+    made: DistilledSet,
+    by: str,
+    data: str | Path | None,
+    split: Any,
+    asked: Asked,
+    workshop: Workshop,
+    watcher: Watcher,
 ) -> Estimate:
     """What the labels of a backbone will take: a pass for each noise level and class, of the set and of real images."""
-    labeller, real_of = labeller_of(by, made, data, asked, machine, watcher)
+    labeller, real_of = labeller_of(by, made, data, split, asked, workshop)
     choice, names, n = labeller.choice(made), made.class_names, len(made.records)
     facts: dict[str, Any] = {"name": f"labels by {choice.path}", "kind": "labels", "pieces": n}
-    if (missing := to_download(choice.path, choice.revision, machine.offline)) is not None:
+    if (missing := to_download(choice.path, choice.revision, workshop.offline)) is not None:
         why = f"{missing[0]} is not on this machine yet, so no trial can be made"
         return Estimate(**facts, left=n, why=why, downloads=(missing,))
     backbone = labeller.workshop.backbone(choice)

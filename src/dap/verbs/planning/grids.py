@@ -11,17 +11,19 @@ from urllib.parse import unquote
 from dap.base.watch import Watcher
 from dap.data.real.counts import total_of
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.judge import check_set, images_key
 from dap.evaluation.plan import Loaded
 from dap.evaluation.report.records import load_set
 from dap.recipe import Recipe
 from dap.verbs.cells import Workshops
 from dap.verbs.distill import open_workshop
-from dap.verbs.evaluate import data_of
+from dap.verbs.evaluate import readied
 from dap.verbs.jobs import Grid
 from dap.verbs.judges import loader
 from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.picking.budget import seconds_of
 from dap.verbs.picking.picked import picked
+from dap.verbs.placing import places
 from dap.verbs.planning.estimate import Estimate, of_set, of_trainings
 
 
@@ -68,22 +70,37 @@ def planned_grid(cells: Grid, *, machine: Machine, watcher: Watcher = Watcher())
         for n in (n for n in cells.subsample if n < recipe.ipc):
             ipcs[n] = [cells.out / f"{kind}_drawn={n}" / Path(name).name for name, _ in mine]
         for ipc, folders in ipcs.items():
-            found.append(_trainings(f"{called}, trained on {ipc} a class", loaded, folders, ipc, known))
+            recorded = [_recorded([folder]) for folder in folders]
+            found.append(_trainings(f"{called}, trained on {ipc} a class", loaded, recorded, ipc, known))
     return found
 
 
 @permitted
 def planned_judging(
-    sets: Sequence[Path], *, judging: Judging, machine: Machine, data: str | None = None, watcher: Watcher = Watcher()
+    sets: Sequence[Path],
+    *,
+    judging: Judging,
+    machine: Machine,
+    data: str | None = None,
+    classes: Sequence[str] | None = None,
+    max_bad_fraction: float | None = None,
+    split: Any = None,
+    out: Path | None = None,
+    watcher: Watcher = Watcher(),
 ) -> list[Estimate]:
-    """What the trainings of `dap evaluate` on these sets will take. Trainings that are recorded do not count."""
+    """What the trainings of `dap.evaluate` with these arguments will take. Trainings that are recorded do not count.
+
+    Raises:
+        DapError: a set could not be judged; the message is that of `dap.evaluate`.
+    """
     workshop = open_workshop(machine, watcher=watcher)
-    loaded_for, found = loader(judging, machine, workshop), list[Estimate]()
-    for path in sets:
-        made = DistilledSet.from_folder(path)
-        loaded = loaded_for(data_of(made, data), False)
-        ipc = max(1, len(made) // len(made.class_names))
-        found.append(_trainings(str(path), loaded, [path], ipc))
+    opened = [DistilledSet.from_folder(path, classes) for path in sets]
+    ready = readied(opened, loader(judging, machine, workshop), data, max_bad_fraction, split)
+    found = list[Estimate]()
+    for path, made, loaded, results in zip(sets, opened, ready, places(opened, out), strict=True):
+        check_set(made, loaded)
+        ipc, judged = max(1, len(made) // len(made.class_names)), images_key(made, loaded)
+        found.append(_trainings(str(path), loaded, [_recorded([results, made.path], judged)], ipc))
     return found
 
 
@@ -109,17 +126,31 @@ def _alike(cells: Sequence[tuple[Path, Recipe]], name: str, workshops: Workshops
     return replace(each[-1], name=sets, seconds=total, units=0, memory_gb=memory, **sums)
 
 
+Trained = set[tuple[str, str, int]]
+"""The protocol, network and seed of each training on one set that is recorded."""
+
+
+def _recorded(folders: Sequence[Path], judged: str | None = None) -> Trained:
+    """The trainings that are recorded in these folders; with `judged` those alone that are of images of this hash."""
+    trials = [
+        one
+        for folder in dict.fromkeys(folders)
+        if (folder / "classes.json").is_file()
+        for one in load_set(folder).trials
+    ]
+    return {(one["protocol"], one["network"], one["seed"]) for one in trials if judged in (None, one.get("judged"))}
+
+
 def _trainings(
-    name: str, loaded: Loaded, folders: Sequence[Path], ipc: int, known: dict[Any, Any] | None = None
+    name: str, loaded: Loaded, recorded: Sequence[Trained], ipc: int, known: dict[Any, Any] | None = None
 ) -> Estimate:
-    """What the trainings on sets of one size will take."""
+    """What the trainings on sets of one size will take, without those that are recorded for each set."""
     plan = loaded.plan
-    left = dict.fromkeys(plan.all_networks, 0)
-    for folder in folders:
-        trials = load_set(folder).trials if (folder / "classes.json").is_file() else ()
-        done = {(one["protocol"], one["network"], one["seed"]) for one in trials}
-        for net in left:
-            left[net] += sum((plan.protocol.name, net, seed) not in done for seed in plan.seeds)
+    protocol = plan.named(plan.protocol.name)
+    left = {
+        net: sum((protocol, net, seed) not in done for done in recorded for seed in plan.seeds)
+        for net in plan.all_networks
+    }
     classes = len(loaded.test.class_names)
     found = of_trainings(name, plan.protocol, left, (ipc * classes, total_of(loaded.test), classes), plan.device, known)
-    return replace(found, pieces=len(folders) * len(left) * len(plan.seeds))
+    return replace(found, pieces=len(recorded) * len(left) * len(plan.seeds))

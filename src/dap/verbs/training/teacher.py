@@ -78,7 +78,7 @@ def opened(
             side = workshop.source(wanted, "train").side()
             suited = suited_size(chosen, given, side)
             wanted = wanted.model_copy(update=suited)
-            suited |= suited_values(chosen, given, workshop.source(wanted, "train"))
+            suited |= suited_values(chosen, given, lambda: workshop.source(wanted, "train"))
             chosen = open_protocol(protocol, epochs, {**given, **suited}, network=network)
         train, test = workshop.source(wanted, "train"), workshop.source(wanted, "test")
     return Ready(train, test, chosen)
