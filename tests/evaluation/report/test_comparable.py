@@ -147,6 +147,20 @@ def test_a_set_in_two_folders_is_one_set(tmp_path):
     assert group.repeats == 0
 
 
+def test_a_folder_in_another_spelling_is_the_same_data(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    for method, data in (("random", "photos"), ("dap", str(tmp_path / "photos")), ("dap-slots", "elsewhere")):
+        made = {**recipe(method, 0), "data": {"path": data}}
+        paths.append(make_set(tmp_path / method, made, [trial(0.5, tested="aa")]))
+    assert {name: line["vs_random"] for name, line in lines(paths).items()} == {
+        "Random": "",
+        "DAP": "0.0",
+        "DAP slots": "",
+    }
+
+
 def test_the_name_of_a_folder_says_nothing_on_a_method(tmp_path):
     paths = [make_set(tmp_path / name, None, [trial(0.5, tested="aa")]) for name in ("sd", "random", "mine")]
     assert {line["vs_vanilla"] + line["vs_random"] for line in lines(paths).values()} == {""}

@@ -471,6 +471,17 @@ def test_a_published_value_stands_beside_its_own_protocol_alone(tmp_path: Path) 
     assert [name for name, claim in found.items() if claim] == ["minimax-hard"]
 
 
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_the_labels_of_a_recorded_protocol_say_which_value_is_meant(tmp_path: Path, kind: str) -> None:
+    path = make_set(tmp_path / "set", resolve("imagenette-dit-ipc10"))
+    facts = load_protocol("minimax-hard").facts() | {"labels": {"kind": kind}}
+    line = trial(0.6, network="resnetap10", protocol="minimax-hard", headline="best", by="p")
+    write_lines(path / "trials.jsonl", [line])
+    (path / "protocols.json").write_text(json.dumps({"p": facts}))
+    (row,) = report.summarise(report.load([path]))
+    assert bool(Claims(published=published).of(row)) is (kind == "hard")
+
+
 def test_a_published_value_of_an_unknown_protocol_stands_beside_nothing(tmp_path: Path) -> None:
     values = [{"network": "convnet3", "labels": "hard", "mean": 64.8, "source": "published"}]
     path = make_set(tmp_path / "set", recipe("dap", 0), [trial(0.6)])

@@ -114,6 +114,6 @@ def _labels(row: Row) -> str:
     for trial in trials:
         if isinstance(fields := recorded.get(str(trial.get("by"))), Mapping) and "labels" in fields:
             labels = fields["labels"]  # versions long before this one wrote the kind alone
-            kind = labels.get("kind") if isinstance(labels, Mapping) else labels
+            kind = labels.get("kind", "soft") if isinstance(labels, Mapping) else labels
             return "hard" if kind in ("hard", None) else "soft"
     return "soft" if "soft" in row.setting.protocol else "hard"

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from dap.base.files import same_place
 from dap.base.parsing import shown
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number
@@ -329,8 +330,12 @@ def reference(row: Row, rows: Sequence[Row], *, random: bool = False) -> Row | N
 
 
 def alike(one: SetRecord, other: SetRecord, part: str) -> bool:
-    """Whether two sets have the same part of a recipe, such as "data", or one of them does not say it."""
+    """Whether two sets have the same part of a recipe, such as "data", or one of them does not say it. A path may be spelt in
+    several ways."""
     a, b = one.recipe.get(part), other.recipe.get(part)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        paths = [str(section.get("path")) for section in (a, b)]
+        return {**a, "path": ""} == {**b, "path": ""} and same_place(*paths)
     return a == b or a is None or b is None
 
 
