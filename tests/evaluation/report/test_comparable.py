@@ -157,7 +157,7 @@ def test_a_folder_in_another_spelling_is_the_same_data(tmp_path, monkeypatch):
     assert {name: line["vs_random"] for name, line in lines(paths).items()} == {
         "Random": "",
         "DAP": "0.0",
-        "DAP slots": "",
+        "DAP-slots": "",
     }
 
 
