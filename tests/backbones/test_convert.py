@@ -544,6 +544,10 @@ def test_the_output_is_whole_or_as_it_was(tmp_path, pipeline_folder, monkeypatch
     convert(tmp_path / "source", tmp_path / "empty")  # its own earlier output is replaced
     assert load(str(tmp_path / "empty")).class_names == ("a", "b", "c")
 
+    shutil.copytree(tmp_path / "empty", tmp_path / ".empty.partial" / "old")  # of a kill at the very end
+    convert(tmp_path / "source", tmp_path / "empty")
+    assert not (tmp_path / ".empty.partial").exists()
+
     def torn(self, folder, **options):
         Path(folder).mkdir()
         raise OSError(28, "No space left on device")

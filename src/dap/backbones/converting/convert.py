@@ -173,6 +173,8 @@ def _write(pipe: Any, files: Mapping[str, bytes], out: Path) -> None:
     with locked(aside):
         made, old = aside / "new", aside / "old"
         shutil.rmtree(made, ignore_errors=True)  # of a killed run
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a run that was killed when `out` was in its place already
         try:
             with writing(out, made):
                 pipe.save_pretrained(made, safe_serialization=True)
