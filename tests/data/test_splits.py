@@ -136,6 +136,29 @@ def test_case_a9_a_folder_called_test_is_not_both_splits(tmp_path: Path) -> None
         check_apart(workshop, Data(path=str(tmp_path / "test"), split=split))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_test_split_that_is_a_link_to_the_training_images_is_named(kind: str, tmp_path: Path) -> None:
+    """Before, it was said that the folder is called as a test split, and distill said nothing."""
+    if kind == "folder":
+        pair(tmp_path / "d" / "train")
+        (tmp_path / "d" / "test").symlink_to("train")
+        one, other = "train", "test"
+    else:
+        write_parquet(tmp_path / "d" / "train.parquet", {"image": rows(), "label": [0, 1] * 5})
+        (tmp_path / "d" / "test.parquet").symlink_to("train.parquet")
+        one, other = "train.parquet", "test.parquet"
+    workshop, told, data = Workshop("cpu"), list[str](), Data(path=str(tmp_path / "d"))
+    workshop.tell = told.append
+    said = f"{other} and {one} are one and the same, because a link leads from one to the other"
+    with pytest.raises(DapError, match=f"{said}.*--split train={one},test={one}.$"):
+        check_apart(workshop, data)
+    check_apart(workshop, Data(path=data.path, split=f"train={one},test={one}"))  # pyright: ignore[reportArgumentType]
+    before = len(told)
+    for _ in range(2):
+        tell_of(workshop, data)
+    assert len(told) == before + 1 and said in told[-1] and told[-1].startswith("test: the test images of")
+
+
 def test_split_is_a_field_of_a_recipe_and_an_open_one_leaves_no_trace() -> None:
     recipe = Recipe.parse({"method": "random", "data": {"path": "d", "split": "train=a, test=b/c"}})
     assert recipe.data.split is not None and recipe.data.split.given() == {"train": "a", "test": "b/c"}

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dap.base.errors import DapError
-from dap.base.files import check_beside
+from dap.base.files import check_beside, expanded
+from dap.base.parsing import shown
 from dap.choices import Data
+from dap.data.real.clips.finding import locate_clips
 from dap.data.real.finding.walking import is_hidden
+from dap.data.real.layouts import locate
 from dap.data.real.sources import FolderSource
 from dap.workshop import Workshop
+
+_TOLD = "these are the training images"
 
 
 def tell_of(workshop: Workshop, data: Data) -> None:
     """Tell what was understood of the training and the test images.
 
-    Test images that cannot be opened are told too, and are no error: a set can be made without them.
+    Test images that cannot be opened are told too, and are no error: a set can be made without them. Neither are test images
+    that are the training images, which `check_apart` refuses.
     """
     workshop.whole(data)
     if workshop.objects.source is None:
         try:
-            workshop.whole(data, "test")
+            test = workshop.whole(data, "test")
         except DapError as error:
             workshop.tell(f"test: none ({error})")
+            return
+        if (said := _same(workshop, data)) is not None and _TOLD not in test.notes:
+            test.notes += (_TOLD,)  # once, like the line about the images
+            workshop.tell(f"test: {said}")
 
 
 def check_out(workshop: Workshop, data: Data, out: Path) -> None:
@@ -45,12 +56,35 @@ def check_apart(workshop: Workshop, data: Data) -> None:
     Raises:
         DapError: the training and the test images are the same files, and the recipe does not say so with `split`.
     """
-    if workshop.objects.source is not None or (data.split is not None and len(data.split.given()) > 1):
-        return
+    if workshop.objects.source is None and (said := _same(workshop, data)) is not None:
+        raise DapError(f"T{said[1:]}")
+
+
+def _same(workshop: Workshop, data: Data) -> str | None:
+    """A sentence that says why the test images are the training images; None where they are others, and where the recipe says so
+    with `split`."""
+    if data.split is not None and len(data.split.given()) > 1:
+        return None
     train, test = workshop.whole(data), workshop.whole(data, "test")
-    if train.place is not None and train.place == test.place:
-        raise DapError(
-            f"The test images of {data.path} would be its training images: the folder is called as a test split and holds no "
-            f"splits. Give other test images with --split test=FOLDER, a path relative to {data.path}; to test on the training "
-            "images all the same, give --split train=.,test=."
+    if train.place is None or train.place != test.place:
+        return None
+    why, where = "the folder is called as a test split and holds no splits", "."
+    one, other = (_named(data, split) for split in ("train", "test"))
+    if one != other:
+        why, where = (
+            f"{shown(other)} and {shown(one)} are one and the same, because a link leads from one to the other",
+            shown(one),
         )
+    return (
+        f"the test images of {data.path} would be its training images: {why}. Give other test images with --split test=FOLDER, a "
+        f"path relative to {data.path}; to test on the training images all the same, give --split train={where},test={where}."
+    )
+
+
+def _named(data: Data, split: str) -> str:
+    """The folder or the first file of a split by the name that it has in the data, links not resolved."""
+    chosen = None if data.split is None else data.split.given()
+    path = expanded(data.path)
+    layout = (locate if data.frames is None else locate_clips)(path, split, chosen)
+    place = layout.files[0] if layout.files else layout.root
+    return os.path.relpath(place, path)
