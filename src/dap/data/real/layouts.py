@@ -60,7 +60,7 @@ def _chosen(path: Path, split: str, value: str) -> Layout:
     if place.is_file():
         if place.suffix.lower() == ".parquet":
             return Layout("parquet", place.parent, (place,))
-        table = read_table(place, [place.parent, place.with_suffix(""), path])
+        table = read_table(place, [place.parent, place.with_suffix(""), path], split)
         if isinstance(table, Table):
             return Layout("table", table.root, table=table)
         raise DapError(f"{shown(place)} {table}")

@@ -45,7 +45,8 @@ class Layout:
     def place(self) -> tuple[object, ...]:
         """What two layouts share if they hold the same images."""
         files = tuple(str(file.resolve()) for file in self.files)
-        return (self.kind, str(self.root.resolve()), files, self.inner, self.table and str(self.table.file))
+        table = self.table and (str(self.table.file), self.table.part)
+        return (self.kind, str(self.root.resolve()), files, self.inner, table)
 
 
 class Unlabelled(DapError):

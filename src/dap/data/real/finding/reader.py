@@ -21,7 +21,8 @@ from dap.data.real.finding.facts import (
     unlabelled,
 )
 from dap.data.real.finding.splits import ORDER, Split, exact, split_of
-from dap.data.real.finding.tables import Table, candidates, read_table
+from dap.data.real.finding.tables import candidates
+from dap.data.real.finding.labels import check_folders, find_table
 from dap.data.real.finding.walking import LAYOUTS, class_folders, holds_images, is_folder, loose_images, visible
 from dap.data.real.names import some
 from dap.data.real.parquet import has_images, has_labels, parquet_files
@@ -71,7 +72,8 @@ class Reader:
         if down := self._wrapper(others):
             return down.find(split)
         whole = self._noted(self._sorted(split))
-        if split != "train" and split_of(self.title) not in ORDER[split]:
+        parted = whole.table is not None and whole.table.part is not None
+        if split != "train" and not parted and split_of(self.title) not in ORDER[split]:
             raise self._no_split(split)
         return whole
 
@@ -180,19 +182,14 @@ class Reader:
     def _sorted(self, split: str, above: Path | None = None, sure: bool = False) -> Layout:
         """Class folders, or loose images with a table of labels."""
         with_images = self.with_images
-        tables = candidates(self.path, split)
-        beside = candidates(above, split) if above is not None else []
         reasons: list[str] = []
         loose = loose_images(self.path)
         if loose or len(with_images) < 2:
-            for file in [*tables, *beside]:
-                roots = [self.path] if file.parent == self.path else [self.path, file.parent]
-                table = read_table(file, roots)
-                if isinstance(table, Table) and (table := table.below(self.path)).files:
-                    return Layout("table", table.root, table=table)
-                reasons.append(f"{file.name} {table}")
-        elif tables and not sure:
-            self._check_table(tables)
+            table, reasons = find_table(self.path, above, split)
+            if table is not None:
+                return Layout("table", table.root, table=table)
+        elif not sure:
+            check_folders(self.path, candidates(self.path, split))
         if not with_images and not loose and (held := instead(self.path)):
             raise DapError(f"{shown(self.path)} holds no images{held}; accepted are {LAYOUTS}")
         if self.folders and (with_images or not loose):
@@ -207,24 +204,6 @@ class Reader:
             )
         what = f"{loose} images but no class folders{why}" if loose else "no class folders"
         raise DapError(f"{shown(self.path)} holds {what}{instead(self.path)}; accepted are {LAYOUTS}")
-
-    def _check_table(self, tables: Sequence[Path]) -> None:
-        """Raise `DapError` where a table gives images other labels than their class folders do."""
-        for file in tables:
-            try:
-                table = read_table(file, [self.path])
-            except DapError:
-                continue
-            if isinstance(table, str):
-                continue
-            if not table.explicit or table.follows_folders():
-                continue
-            label, key = next((label, keys[0]) for label, keys in table.files.items() if keys[0].split("/")[0] != label)
-            raise DapError(
-                f"{shown(self.path)} can be read in two ways: its folders say that {shown(key)} is of the class "
-                f"{key.split('/')[0]!r} (then give --split train=.), and {file.name} says {label!r} (then give "
-                f"--split train={file.name})"
-            )
 
     # ---- other readings
 

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from dap.base.documents import read_lines, read_text, regular
 from dap.base.errors import DapError
 from dap.base.parsing import shown
-from dap.data.real.finding.splits import split_of_file
+from dap.data.real.finding.parts import parting
+from dap.data.real.finding.splits import ORDER, Split, split_of_file
 from dap.data.real.finding.walking import is_image, visible
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
@@ -66,6 +67,10 @@ LARGEST = 512 * 2**20
 """How many bytes a table may have: some ten million rows."""
 
 
+Rows = list[tuple[int, dict[str, Any]]]
+"""The rows of a table with the numbers of their lines."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Labelled files.
@@ -77,6 +82,7 @@ class Table:
             order of their numbers.
         unlisted: how many images of the folder the table does not name.
         explicit: whether the column of labels is called so.
+        part: the split whose rows these are, where a column of the table parts its rows into splits; else None.
     """
 
     file: Path
@@ -84,6 +90,7 @@ class Table:
     files: dict[str, list[str]]
     unlisted: int = 0
     explicit: bool = False
+    part: Split | None = None
 
     def below(self, folder: Path) -> Table:
         """The part of this table whose images lie in a folder. Paths stay relative to `root`."""
@@ -96,7 +103,21 @@ class Table:
     def follows_folders(self) -> bool:
         """Whether the labels part the images as their topmost folders do, under these or other names."""
         pairs = {(label, key.split("/")[0]) for label, keys in self.files.items() for key in keys}
-        return len(pairs) == len({label for label, _ in pairs}) == len({folder for _, folder in pairs})
+        return _one_to_one(pairs)
+
+    def against(self, other: Table) -> tuple[str, str, str] | None:
+        """An image to which two tables give other labels, relative to `root`, and both labels. None where the tables part the
+        images that both name alike, under the same or other names."""
+        mine, theirs = ({t.root / k: name for name, keys in t.files.items() for k in keys} for t in (self, other))
+        pairs = {(mine[file], theirs[file]): file for file in sorted(mine.keys() & theirs.keys(), reverse=True)}
+        if _one_to_one(pairs):
+            return None
+        file = min(file for (one, another), file in pairs.items() if one != another)
+        return file.relative_to(self.root).as_posix(), mine[file], theirs[file]
+
+
+def _one_to_one(pairs: Collection[tuple[str, str]]) -> bool:
+    return len(pairs) == len({one for one, _ in pairs}) == len({another for _, another in pairs})
 
 
 def candidates(folder: Path, split: str | None) -> list[Path]:
@@ -117,26 +138,32 @@ def candidates(folder: Path, split: str | None) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def read_table(file: Path, roots: Sequence[Path]) -> Table | str:
+def read_table(file: Path, roots: Sequence[Path], split: str | None = None, always: bool = False) -> Table | str:
     """Read a table of labels.
+
+    Where a column, such as `split`, gives words for several splits, the rows of one split are read: those of `split`, or of
+    the next split of `splits.ORDER` that has labels.
 
     Args:
         file: the table.
         roots: the folders that its paths may be relative to, the likeliest first.
+        split: the split whose images are wanted; None: all rows, whatever a column says.
+        always: whether a column that gives all rows the same split counts too, as for a table above the folders of splits.
 
     Returns:
         The table; or, where it labels no images of these folders, a clause that says why.
 
     Raises:
-        DapError: the table is damaged, names a file that is not there or leads out of the folder, or gives an image two
-            labels.
+        DapError: the table is damaged, names a file that is not there or leads out of the folder, gives an image two
+            labels, or has in its column of splits a value that is no word for one.
     """
     rows = _rows(file)
     if not rows:
         return "has no rows"
+    parts = parting(rows, file)
     for root in roots:
         there = _Files(root)
-        chosen = _columns(rows, there)
+        chosen = _columns(rows, there, parts[0] if parts else None)
         if chosen is not None:
             break
     else:
@@ -144,6 +171,17 @@ def read_table(file: Path, roots: Sequence[Path]) -> Table | str:
     if isinstance(chosen, str):
         return chosen
     names, labels, rows = chosen
+    named = {key for _, row in rows if (key := there.find(row.get(names))) is not None}
+    part: Split | None = None
+    if parts is not None and split is not None and (always or len(set(parts[1].values())) > 1):
+        column, said = parts
+        for one in ORDER.get(split, ("validation",)):
+            of = [(number, row) for number, row in rows if said.get(str(row.get(column))) == one]
+            if any(row.get(labels) not in (None, "") for _, row in of):
+                part, rows = one, of
+                break
+        else:
+            return f"gives no image of the {split} split a label, as its column {column!r} has it"
     found: dict[str, str] = {}
     for number, row in rows:
         path, label = row.get(names), row.get(labels)
@@ -174,7 +212,25 @@ def read_table(file: Path, roots: Sequence[Path]) -> Table | str:
     numbers = all(re.fullmatch(r"-?\d{1,18}", name) for name in by_label)
     order = sorted(by_label, key=lambda name: (int(name) if numbers else 0, name))
     explicit = str(labels).lower() in LABELS[:9]
-    return Table(file, root, {name: by_label[name] for name in order}, max(there.count - len(found), 0), explicit)
+    return Table(file, root, {name: by_label[name] for name in order}, there.count - len(named), explicit, part)
+
+
+def parted(file: Path, folder: Path) -> str | None:
+    """The name of the column of a table that parts the images of a folder into several splits; None where no column does, and
+    for a damaged table and one about something else.
+
+    Raises:
+        DapError: some values of the column are words for splits, and others are not.
+    """
+    try:
+        rows = _rows(file)
+    except DapError:
+        return None
+    there = _Files(folder)
+    if all(there.find(value) is None for _, row in rows[:20] for value in row.values()):
+        return None
+    parts = parting(rows, file)
+    return parts[0] if parts is not None and len(set(parts[1].values())) > 1 else None
 
 
 class _Files:
@@ -206,16 +262,13 @@ class _Files:
         return text if text in self._paths else self._stems.get(text)
 
 
-Rows = list[tuple[int, dict[str, Any]]]
-
-
-def _columns(rows: Rows, there: _Files) -> tuple[str, str, Rows] | str | None:
+def _columns(rows: Rows, there: _Files, parting: str | None) -> tuple[str, str, Rows] | str | None:
     """The columns of files and of labels, and the rows (a first line that is no heading is one); a clause that says what
-    lacks; None where no column names images of the folder."""
+    lacks; None where no column names images of the folder. The column `parting`, which says the split, holds neither."""
     if not there.count:
         return None
     sample = [row for _, row in rows[:20]]
-    columns = list(dict.fromkeys(name for row in sample for name in row))
+    columns = [name for name in dict.fromkeys(name for row in sample for name in row) if name != parting]
     score = {name: sum(there.find(row.get(name)) is not None for row in sample) for name in columns}
     best = max(score.values(), default=0)
     if not best:
@@ -224,7 +277,7 @@ def _columns(rows: Rows, there: _Files) -> tuple[str, str, Rows] | str | None:
     files = min((c for c in columns if score[c] == best), key=lambda c: usual.get(c.lower(), len(usual)))
     bare = columns[0].startswith("column 1") or there.find(files) is not None  # there is no heading
     if there.find(files) is not None:
-        rows = [(1, dict(zip(columns, columns, strict=True))), *rows]
+        rows = [(1, dict(zip(columns, columns, strict=True))), *rows]  # without `parting`, which has a heading
     named = [column for wanted in LABELS for column in columns if column.lower() == wanted and column != files]
     others = [column for column in columns if column != files]
     if bare and len(others) > 1:
