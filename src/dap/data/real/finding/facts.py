@@ -10,6 +10,7 @@ from typing import Literal
 
 from dap.base.errors import DapError
 from dap.base.parsing import shown
+from dap.data.real.finding.shards import check_shards
 from dap.data.real.finding.splits import Split, split_of_file
 from dap.data.real.finding.tables import Table
 from dap.data.real.finding.walking import class_folders, holds_images, is_folder, visible
@@ -47,6 +48,12 @@ class Layout:
         files = tuple(str(file.resolve()) for file in self.files)
         table = self.table and (str(self.table.file), self.table.part)
         return (self.kind, str(self.root.resolve()), files, self.inner, table)
+
+
+def in_parquet(folder: Path, files: tuple[Path, ...]) -> Layout:
+    """The layout of a split in parquet files. Raises `DapError` where the files are parts and some parts are absent."""
+    check_shards(files)
+    return Layout("parquet", folder, files)
 
 
 class Unlabelled(DapError):

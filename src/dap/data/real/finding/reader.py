@@ -18,6 +18,7 @@ from dap.data.real.finding.facts import (
     holds_parquet,
     idx_pair,
     instead,
+    in_parquet,
     unlabelled,
 )
 from dap.data.real.finding.splits import ORDER, Split, exact, split_of
@@ -80,7 +81,7 @@ class Reader:
     def whole(self, split: str) -> Layout:
         """All of the folder as one split: the user has named it."""
         if self.parquet:
-            return self._noted(Layout("parquet", self.path, self.parquet))
+            return self._noted(in_parquet(self.path, self.parquet))
         if idx := self._idx(split):
             return self._noted(idx)
         if len(self.with_images) == 1 and (down := self._wrapper(self.with_images)):
@@ -96,7 +97,7 @@ class Reader:
         elif self.parquet:
             files = by_split(self.parquet).get(said)
             if files:
-                return self._noted(Layout("parquet", self.path, files))
+                return self._noted(in_parquet(self.path, files))
         elif down := self._wrapper(others):
             return down.named(said, split)
         raise DapError(f"{shown(self.path)} has no {said} split; it holds {some(self.names, 8) or 'nothing'}")
@@ -172,7 +173,7 @@ class Reader:
         """The layout of a folder that is a split as a whole."""
         inner = Reader(folder)
         if inner.parquet:
-            return Layout("parquet", folder, inner.parquet)
+            return in_parquet(folder, inner.parquet)
         found = inner.with_images
         if len(found) == 1 and not loose_images(folder) and (down := inner._wrapper(found, plain=True)):
             self.notes += down.notes
@@ -262,7 +263,7 @@ class Reader:
                 passed.append(f"{parts[said][0].name} has no labels")
                 continue
             self.notes += tuple(f"{text}; it is passed over for {parts[said][0].name}" for text in passed)
-            return Layout("parquet", self.path, parts[said])
+            return in_parquet(self.path, parts[said])
         if passed:
             raise DapError(
                 f"{shown(self.path)} has no {split} split with labels: {'; '.join(passed)}. Say where labelled images lie with "
