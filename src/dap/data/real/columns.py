@@ -34,6 +34,13 @@ def is_text(kind: pa.DataType) -> bool:
     return kinds.is_string(kind) or kinds.is_large_string(kind)
 
 
+def is_words(kind: pa.DataType) -> bool:
+    """Whether the values of a column are texts, each kept by itself or as the number of one of a few."""
+    import pyarrow.types as kinds
+
+    return is_text(kind) or (kinds.is_dictionary(kind) and is_text(kind.value_type))
+
+
 def holds_files(kind: pa.DataType) -> bool:
     """Whether the values of a column are the bytes of files, alone or in a struct with the field `bytes`."""
     import pyarrow.types as kinds

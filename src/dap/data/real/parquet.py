@@ -25,12 +25,15 @@ from dap.data.real.columns import (
     features_of,
     image_columns,
     is_text,
+    is_words,
     label_columns,
     names_of,
     numbered,
 )
 from dap.data.real.decode import BrokenImage, Fit, read_file
 from dap.data.real.finding.walking import is_folder, visible
+from dap.data.real.finding.parts import PARTS
+from dap.data.real.finding.splits import split_of
 from dap.data.real.identity import DECODING, hashes
 from dap.data.real.names import by_class, select
 from dap.data.real.recent import Recent
@@ -265,6 +268,30 @@ def plain_rows(file: Path) -> list[dict[str, Any]]:
 
         columns = [f.name for f in table.schema_arrow if is_text(f.type) or kinds.is_primitive(f.type)]
         return table.read(columns=columns).to_pylist()
+def check_parted(files: Sequence[Path]) -> None:
+    """Check that no column says of the rows of files that they are of several splits.
+
+    Raises:
+        DapError: such a column is there, pyarrow is not installed, or a file cannot be read.
+    """
+    check_pyarrow()
+    found: dict[str, set[str | None]] = {}
+    for file in files:
+        with _opened(file) as table:
+            columns = [f.name for f in table.schema_arrow if f.name.lower() in PARTS and is_words(f.type)]
+            for column in columns:
+                values = table.read(columns=[column]).column(column).unique().to_pylist()
+                found.setdefault(column, set()).update(split_of(str(value)) for value in values)
+    for column, splits in found.items():
+        if len(splits) > 1 and (known := sorted(filter(None, splits))):
+            named = f"{shown(files[0].name)}" if len(files) == 1 else "."
+            raise DapError(
+                f"column {column!r} of {shown(files[0])} gives some of its rows to the split {known[0]} and others to "
+                f"{known[1] if len(known) > 1 else 'none'}. Write the rows of each split into a file of its own, such as "
+                f"train.parquet; or, to take all rows as one split, give --split train={named}"
+            )
+
+
 
 
 def beside(file: Path, name: str) -> Path | None:

@@ -26,7 +26,7 @@ from dap.data.real.finding.tables import candidates
 from dap.data.real.finding.labels import check_folders, find_table
 from dap.data.real.finding.walking import LAYOUTS, class_folders, holds_images, is_folder, loose_images, visible
 from dap.data.real.names import some
-from dap.data.real.parquet import has_images, has_labels, parquet_files
+from dap.data.real.parquet import check_parted, has_images, has_labels, parquet_files
 
 _IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 _DEPTH = 4
@@ -251,7 +251,8 @@ class Reader:
         parts = by_split(files)
         if not any(parts):
             if split == "train" or split_of(self.title) in ORDER[split]:
-                return Layout("parquet", self.path, files)
+                check_parted(files)
+                return in_parquet(self.path, files)
             raise self._no_split(split)
         if None in parts:
             self._note(f"{some([file.name for file in parts[None]])} belongs to no split and is not read")
