@@ -14,6 +14,7 @@ from PIL import Image
 import clips
 from dap.base.errors import DapError
 from dap.data.real.clips import times
+from dap.data.real.clips.finding import locate_clips
 from dap.data.real.clips.frames import decode_frames, frame_names
 from dap.data.real.clips.moving import decode_clip, encode_clip
 from dap.data.real.decode import BrokenImage
@@ -228,3 +229,30 @@ def test_an_exported_set_of_clips_is_read_again(tmp_path):
     source = open_source(tmp_path / "out", "train", size=9, frames=3)
     images, labels = source.tensors(dtype=torch.uint8)
     assert torch.equal(images, torch.from_numpy(stored).byte()) and labels.tolist() == [0, 1]
+
+
+def touched(*files):
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def test_folders_of_clips_that_are_splits_or_classes_stop_as_those_of_images_do(tmp_path):
+    """Before, the test clips inside class folders were training clips, and en/ and fr/ were left out without a word."""
+    inner = tmp_path / "inner"
+    touched(
+        *(inner / name / split / f"{i}.gif" for name in ("cat", "dog") for split in ("train", "test") for i in "01")
+    )
+    with pytest.raises(DapError, match="holds splits inside its class folders, .*--split train=."):
+        locate_clips(inner, "train")
+    assert locate_clips(inner, "train", {"train": "."}).root == inner
+    touched(inner / "fox" / "0.gif")
+    with pytest.raises(DapError, match="can be read in two ways: its class folders hold splits"):
+        locate_clips(inner, "train")
+    words = tmp_path / "words"
+    touched(*(words / name / below / "0.gif" for name in ("en", "fr", "te", "tr") for below in "xy"))
+    with pytest.raises(DapError, match="--split train=tr,test=te.*classes en, fr, te, tr"):
+        locate_clips(words, "train")
+    more = tmp_path / "more"
+    touched(*(more / name / below / "0.gif" for name in ("train", "test", "extra") for below in "xy"))
+    assert locate_clips(more, "train").notes == (f"extra/ in {more} belongs to no split and is not read",)

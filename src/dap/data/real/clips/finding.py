@@ -8,6 +8,7 @@ from pathlib import Path
 from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.parsing import shown
+from dap.data.real.finding.doubts import check_words, inside
 from dap.data.real.finding.facts import Layout, holds_parquet
 from dap.data.real.finding.splits import ORDER, SPLITS, Split, split_of
 from dap.data.real.finding.walking import check_folder, class_folders, holds_images
@@ -34,14 +35,15 @@ def locate_clips(path: Path, split: str, chosen: Mapping[str, str] | None = None
         chosen: the user's own word: split -> a folder, relative to `path` or absolute, or the name of another split.
 
     Raises:
-        DapError: there is no such folder or split, or no class folder holds a clip.
+        DapError: there is no such folder or split, no class folder holds a clip, or the folder can be read in two ways.
     """
     check_folder(path)
     said = (chosen or {}).get(split)
     place = path / expanded(said) if said else path
     if place.suffix.lower() == ".parquet" or _in_parquet(place if said and place.is_dir() else path):
         return locate(path, split, chosen)
-    return Layout("folders", _folder(path, split, said))
+    place, notes = _folder(path, split, said)
+    return Layout("folders", place, notes=notes)
 
 
 def _in_parquet(path: Path) -> bool:
@@ -52,8 +54,8 @@ def _in_parquet(path: Path) -> bool:
     return not any(_holds(path / name) for name in inner) and not _splits(path)
 
 
-def _folder(path: Path, split: str, said: str | None) -> Path:
-    """The folder whose folders are the classes of a split."""
+def _folder(path: Path, split: str, said: str | None) -> tuple[Path, tuple[str, ...]]:
+    """The folder whose folders are the classes of a split, and what is to be told of the others."""
     splits = _splits(path)
     if said:
         place = path / expanded(said)
@@ -61,21 +63,40 @@ def _folder(path: Path, split: str, said: str | None) -> Path:
         if not place.is_dir() and named in splits:
             place = splits[named]
         check_folder(place)
-        return _checked(place)
+        return _checked(place), ()
     if not splits:
         if split != "train" and split_of(path.resolve().name) not in ORDER[split]:
             raise DapError(
                 f"{shown(path)} has no {split} split: no folder of it is called {split}. Put clips to test on into class folders "
                 f"under test/, or say where they lie with --split {split}=FOLDER"
             )
-        return _checked(path)
+        _check_inside(path)
+        return _checked(path), ()
+    others = [name for name in class_folders(path) if split_of(name) is None and _holds(path / name)]
+    check_words(path, splits, others, [_classes(folder) for folder in splits.values()])
     fits: list[Split] = [one for one in ORDER[split] if one in splits]
     if not fits:
         held = some([f"{folder.name}/" for folder in splits.values()])
         raise DapError(
             f"{shown(path)} has no {split} split; it holds {held}. Say where its clips lie with --split {split}=FOLDER"
         )
-    return _checked(splits[fits[0]])
+    left = f"{some([f'{name}/' for name in others])} in {shown(path)} belongs to no split and is not read"
+    return _checked(splits[fits[0]]), (left,) if others else ()
+
+
+def _check_inside(path: Path) -> None:
+    """Raise `DapError` where class folders hold splits, whose clips would all be of one split."""
+    folders = [name for name in class_folders(path) if _holds(path / name)]
+    if len(folders) > 1 and inside(path, folders):
+        raise DapError(
+            f"{shown(path)} holds splits inside its class folders, such as {shown(folders[0])}/train, which is not read of "
+            "clips. Put the class folders into the folders of the splits, as in train/CLASS, or take all clips as one split with "
+            "--split train=."
+        )
+
+
+def _classes(folder: Path) -> set[str]:
+    return {name for name in class_folders(folder) if _holds(folder / name)}
 
 
 def _splits(path: Path) -> dict[Split, Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dap.base.errors import DapError
 from dap.base.parsing import shown
+from dap.data.real.finding.doubts import as_classes, check_words, inside
 from dap.data.real.finding.facts import (
     Layout,
     Unlabelled,
@@ -62,12 +63,12 @@ class Reader:
         if self.parquet:
             return self._noted(self._of_parquet(self.parquet, split))
         if splits:
-            self._check_doubt(splits, others)
             if others:
+                check_words(self.path, splits, others, [_names(folder) for folder in splits.values()])
                 self._note(
                     f"{some([f'{name}/' for name in others])} in {shown(self.path)} belongs to no split and is not read"
                 )
-            return self._noted(self._of_splits(splits, split))
+            return self._noted(self._of_splits(splits, split, others))
         if layout := self._inner(split, others):
             return self._noted(layout)
         if down := self._wrapper(others):
@@ -129,26 +130,11 @@ class Reader:
             picked[said] = self.path / best[0]
         return picked, others
 
-    def _check_doubt(self, splits: Mapping[Split, Path], others: Sequence[str]) -> None:
-        """Raise `DapError` where folders called as splits may be classes, because other folders lie beside them."""
-        if not others:
-            return
-        names = [_names(folder) for folder in splits.values()]
-        if len(splits) > 1 and (not all(names) or any(names[0] & other for other in names[1:])):
-            return
-        said, folder = next(iter(splits.items()))
-        kind = "train" if said == "train" else "test"
-        inner = some(class_folders(folder), 4)
-        raise DapError(
-            f"{shown(self.path)} can be read in two ways, because {others[0]}/ lies beside {folder.name}/: as a {kind} split "
-            f"{folder.name}/ with the classes {inner} (then give --split {kind}={folder.name}), or as the classes "
-            f"{some(sorted([*others, *(f.name for f in splits.values())]), 5)} (then give --split train=.)"
-        )
-
-    def _of_splits(self, splits: Mapping[Split, Path], split: str) -> Layout:
+    def _of_splits(self, splits: Mapping[Split, Path], split: str, others: Sequence[str]) -> Layout:
         present: list[Split] = [said for said in ORDER[split] if said in splits]
+        more = f". If its classes are {as_classes(splits, others)}, give --split train=." if others else ""
         if not present:
-            raise self._no_split(split)
+            raise self._no_split(split, more)
         known = _names(splits["train"]) if "train" in splits and split != "train" else set[str]()
         passed: list[str] = []
         for said in present:
@@ -163,10 +149,10 @@ class Reader:
                 return layout
             passed.append(reason)
         if split == "train":
-            raise DapError(passed[0])
+            raise DapError(f"{passed[0]}{more}")
         raise DapError(
             f"{shown(self.path)} has no {split} split with labels: {'; '.join(passed)}. Sort its images into one folder for "
-            f"each class, or say where labelled ones lie with --split test=FOLDER"
+            f"each class, or say where labelled ones lie with --split test=FOLDER{more}"
         )
 
     def _opened(self, folder: Path) -> Layout:
@@ -229,15 +215,8 @@ class Reader:
         """The split where each class folder holds the splits, as cat/train and cat/test; None where they do not."""
         if len(others) < 2:
             return None
-        parts = []
-        for name in others:
-            inner = class_folders(self.path / name)
-            said = {split_of(one) for one in inner}
-            if not inner or None in said or loose_images(self.path / name):
-                return None
-            parts.append(said)
-        both = set.intersection(*parts)
-        if "train" not in both:
+        both = inside(self.path, others)
+        if not both:
             return None
         for said in ORDER[split]:
             if said in both:
@@ -299,12 +278,12 @@ class Reader:
     def _noted(self, layout: Layout) -> Layout:
         return replace(layout, notes=tuple(dict.fromkeys((*self.notes, *layout.notes))))
 
-    def _no_split(self, split: str) -> DapError:
+    def _no_split(self, split: str, more: str = "") -> DapError:
         where = self.path / split
         what = "the training images" if split == "train" else "its images"
         return DapError(
             f"{shown(self.path)} has no {split} split; put {what}, one folder for each class, into {shown(where)}, or say "
-            f"where they lie with --split {split}=FOLDER"
+            f"where they lie with --split {split}=FOLDER{more}"
         )
 
 

@@ -24,6 +24,9 @@ WORDS: dict[str, str] = {
 }
 """The words for a split, in lower case."""
 
+WEAK = frozenset({"tr", "te"})
+"""Words for a split that are as often something else, such as the codes of Turkish and Telugu."""
+
 FILLERS = frozenset(
     [
         "set",
@@ -71,6 +74,12 @@ def split_of_file(name: str) -> Split | None:
     `cats_test.parquet` and `testing-0.parquet`. None where no word is, or words of two splits are."""
     found = {word for token in _tokens(name.rpartition(".")[0] or name) if (word := _word(token)) is not None}
     return _one(found)
+
+
+def is_weak(name: str) -> bool:
+    """Whether only a word of `WEAK` says that the folder of this name is a split."""
+    tokens = _tokens(name)
+    return bool(tokens) and set(tokens) <= WEAK
 
 
 def exact(names: Iterable[str]) -> list[str]:
