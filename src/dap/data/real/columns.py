@@ -154,6 +154,33 @@ def numbered(values: list[Any], names: list[str] | None, where: str) -> tuple[np
     return np.array([places[value] for value in values]), list(places)
 
 
+def renumbered(values: list[Any], own: list[str] | None, names: list[str] | None, where: tuple[str, str]) -> list[Any]:
+    """The labels of one of several files, numbered as the first file numbers its classes.
+
+    Args:
+        values: the labels of the file.
+        own: the class names that the file lists; None where it lists none.
+        names: those of the first file.
+        where: the file and the first file, for the message.
+
+    Raises:
+        DapError: the file numbers other classes, so nobody knows what its numbers mean.
+    """
+    if own == names or not any(isinstance(value, int) for value in values):
+        return values
+    if own is None or names is None or sorted(own) != sorted(names):
+        said = [
+            f"{file} names {'none' if known is None else some(known)}"
+            for file, known in zip(where, (own, names), strict=True)
+        ]
+        raise DapError(
+            f"the files number different classes: {said[0]}, and {said[1]}. Write them again with the same names, or keep "
+            "them in folders of their own"
+        )
+    places = {label: names.index(name) for label, name in enumerate(own)}
+    return [places.get(value, value) if isinstance(value, int) else value for value in values]
+
+
 def features_of(schema: pa.Schema, where: str) -> dict[str, dict[str, Any]]:
     """The feature types that Hugging Face datasets notes in the schema, by column; empty for other files."""
     note = (schema.metadata or {}).get(b"huggingface")

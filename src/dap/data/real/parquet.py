@@ -29,6 +29,7 @@ from dap.data.real.columns import (
     label_columns,
     names_of,
     numbered,
+    renumbered,
 )
 from dap.data.real.decode import BrokenImage, Fit, read_file
 from dap.data.real.finding.walking import is_folder, visible
@@ -51,7 +52,8 @@ class ParquetSource(Source):
     The image column holds encoded images, as binary or as a struct with the field `bytes`; or paths of image files, as
     text or in the field `path`, relative to the folder of the parquet file or to the folder above it. The label column
     holds numbers or names. The class names come from the ClassLabel feature in the `huggingface` metadata of the schema.
-    Without this feature, the classes are the sorted names, or the numbers from 0 to the largest. Where several columns
+    Files whose names have another order are read by the names. Without this feature, the classes are the sorted names, or the
+    numbers from 0 to the largest. Where several columns
     hold images, the column `image` or `img` is taken. Where several columns could be labels, the column `label`,
     `labels`, `fine_label` or `class` is taken. A column that is called as an id, a size or a caption is no label.
 
@@ -59,8 +61,8 @@ class ParquetSource(Source):
     Video, or else one that holds files: `video`, `clip`, `image` or `img` where there are several.
 
     Raises:
-        DapError: pyarrow is not installed, a file is damaged, unreadable or without such columns, a row has no label, or
-            nearly every row has a label of its own.
+        DapError: pyarrow is not installed, a file is damaged, unreadable or without such columns, a row has no label, nearly
+            every row has a label of its own, or the files number different classes.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ParquetSource(Source):
         self.frames = frames
         self._files = list(files)
         self._groups: list[tuple[Path, int, int]] = []  # for each row group: file, number, first row in the file
+        self._renumbered: set[Path] = set()
         self._starts: list[int] = []  # for each row group: its first row, counted over all files
         values: list[Any] = []
         where = str(self._files[0])
@@ -89,6 +92,7 @@ class ParquetSource(Source):
             self._column, label_column = columns_of(table.schema_arrow, features, where, (what, "label"))
             if is_text(table.schema_arrow.field(self._column).type) and table.num_row_groups:
                 _check_beside(self._files[0], table, self._column)
+        names = names_of(features.get(label_column, {}), where)
         for file in self._files:
             first = start = len(values)
             with _opened(file) as table:
@@ -96,8 +100,10 @@ class ParquetSource(Source):
                     self._groups.append((file, group, first))
                     self._starts.append(start)
                     start += table.metadata.row_group(group).num_rows
-                values += table.read(columns=[label_column]).column(label_column).to_pylist()
-        names = names_of(features.get(label_column, {}), where)
+                own = names_of(features_of(table.schema_arrow, str(file)).get(label_column, {}), str(file))
+                read = table.read(columns=[label_column]).column(label_column).to_pylist()
+                values += (fitting := renumbered(read, own, names, (str(file), where)))
+                self._renumbered |= {file} if fitting is not read else set()
         check_groups(values, label_column, names, where)
         known, rows = by_class(*numbered(values, names, f"column {label_column!r} of {where}"), where)
         chosen_names, chosen = select(known, classes, str(self._files[0].parent))
@@ -181,6 +187,8 @@ class ParquetSource(Source):
         # One call for all files, because the index remembers of a folder what one call asks.
         for file, digest in zip(self._files, _hashes(self._files), strict=True):
             yield f"{file.name}\t{digest}"
+            if file in self._renumbered:  # before, these rows had the labels of other classes
+                yield "its classes are numbered as in the first file"
         groups: dict[Path, list[str]] = {}
         for file, name in self._paths():
             place = beside(file, name)
