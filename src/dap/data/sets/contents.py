@@ -101,6 +101,7 @@ class _ExportFile(_Open, frozen=True):
     layout: Name
     class_names: Names
     folders: Folders | None = None
+    files: Annotated[dict[Inside, Sha256 | None], Field(max_length=MOST_IMAGES)] = {}
 
     @model_validator(mode="after")
     def _fit(self) -> _ExportFile:
@@ -119,6 +120,25 @@ INPUTS = as_read(Inputs)
 """inputs.json, as a dictionary."""
 EXPORT = as_read(_ExportFile)
 """export.json, as a dictionary."""
+
+
+def check_exported(path: Path, said: Mapping[str, Any]) -> None:
+    """Check that the files which an export.json lists are there, but for the card and for settings of other tools.
+
+    Args:
+        path: the folder of the export.
+        said: its export.json; {} where there is none.
+
+    Raises:
+        DapError: some are gone; the message names the first of them.
+    """
+    listed = [name for name in said.get("files", ()) if name != "README.md" and not name.endswith(".yaml")]
+    if absent := [name for name in listed if not os.path.isfile(path / name)]:
+        more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
+        raise DapError(
+            f"{shown(path)} lacks {shown(absent[0])}{more} of the {len(listed):,} files that its export.json lists. Fetch or "
+            "export it again; or, to take what is there, remove export.json and give the classes with --classes."
+        )
 
 
 class Within:

@@ -17,7 +17,7 @@ from dap.data.real.finding.splits import split_of
 from dap.data.real.finding.walking import Left, class_folders, image_files, visible
 from dap.data.real.names import select, some
 from dap.data.real.suffixes import container
-from dap.data.sets.contents import EXPORT, JSON
+from dap.data.sets.contents import EXPORT, JSON, check_exported
 from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, read, there
 
 ADVICE = "Export the set again, or remove this file and give the classes with --classes."
@@ -159,9 +159,9 @@ def class_order(
             folders are numbers, the names are given by position. By default all classes are taken.
 
     Raises:
-        DapError: a class has no folder.
+        DapError: a class has no folder, or an image that the `export.json` lists is gone.
     """
-    said = exported(path)
+    check_exported(path, said := exported(path))
     known = dict(zip(said["class_names"], said["folders"], strict=True)) if "folders" in said else {}
     known = known or {shown(folder): folder for folder in folders}
     if absent := [folder for folder in known.values() if folder not in folders]:

@@ -22,10 +22,10 @@ from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
 from dap.data.sets.beside import KEPT, label_files
 from dap.data.sets.cards import card_of_import, cell
-from dap.data.sets.contents import sha256
+from dap.data.sets.contents import check_exported, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.folders import check_classes
+from dap.data.sets.folders import check_classes, exported
 from dap.data.sets.notes import read_note
 from dap.data.sets.readers import (
     Ask,
@@ -116,6 +116,8 @@ def opened(
     again = in_use(out) and (out / "import.json").is_file()
     if not again:
         _check_new(out)
+    if source.is_dir():
+        check_exported(source, exported(source))
     kind, why = detect(source) if given == "auto" else (given, f"as given with --layout {layout}")
     for flag, value in {"--labels": labels, "--mean": mean, "--std": std}.items():
         if value is not None and kind != "tensors":
