@@ -52,12 +52,20 @@ def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tu
         others = [other for other in known if other not in close]
         raise DapError(
             f"unknown class{'es' if len(unknown) > 1 else ''} {some(map(_told, unknown), 5)} in {where}; "
-            f"known classes: {some([*close, *others], 20)}{_numbers(unknown, known)}"
+            f"known classes: {some([*close, *others], 20)}{_numbers(unknown, known)}{glued(unknown)}"
         )
     positions = [place for name in wanted if (place := found[name]) is not None]
     if unsure := [name for name in wanted if found[name] is None]:
         raise DapError(f"{where} has no one class for {some(map(_told, unsure))}; name its classes by WordNet id")
     return list(wanted), positions
+
+
+def glued(unknown: Sequence[str]) -> str:
+    """A hint for names that somebody separated by commas, as in --classes cat,dog: "" where no name holds a comma."""
+    if not any("," in name for name in unknown):
+        return ""
+    parts = [part.strip() for name in unknown for part in name.split(",")]
+    return f". Classes are separated by spaces and not by commas, as in --classes {' '.join(filter(None, parts[:3]))}"
 
 
 def _numbers(unknown: Sequence[str], known: Sequence[str]) -> str:

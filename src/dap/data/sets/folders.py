@@ -14,8 +14,8 @@ from dap.base.errors import DapError
 from dap.base.files import natural_order, sha256_of
 from dap.base.parsing import Damaged, halved, shown
 from dap.data.real.finding.splits import split_of
-from dap.data.real.finding.walking import Left, class_folders, image_files, visible
-from dap.data.real.names import select, some
+from dap.data.real.finding.walking import Left, class_folders, image_files, loose_images, visible
+from dap.data.real.names import glued, select, some
 from dap.data.real.suffixes import container
 from dap.data.sets.contents import EXPORT, JSON, check_exported
 from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, read, there
@@ -65,11 +65,13 @@ def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | S
 
 def left_out(path: Path) -> dict[str, Any]:
     """What class folders hold beside images: the names of the folders without an image under `empty`, and how many files
-    of each ending are no images under `skipped`. A key without content is absent."""
+    of each ending are no images under `skipped`; and under `loose`, how many images lie in no class folder. A key without
+    content is absent."""
     left = Left()
     empty = [shown(folder) for folder in class_folders(path) if not image_files(path / folder, left)]
     kinds = sorted(left.others.items(), key=lambda one: (-one[1], one[0] or "no ending"))
-    facts = {"empty": empty, "skipped": {shown(ending) or "no ending": count for ending, count in kinds}}
+    skipped = {shown(ending) or "no ending": count for ending, count in kinds}
+    facts = {"empty": empty, "skipped": skipped, "loose": loose_images(path)}
     return {key: value for key, value in facts.items() if value}
 
 
@@ -179,7 +181,9 @@ def class_order(
 def check_count(names: Sequence[str], count: int, what: str) -> None:
     """Raise `DapError` unless there are as many distinct names as classes."""
     if len(names) != count:
-        raise DapError(f"{what}, but {len(names)} classes are named ({some(names)}); name {count} in label order.")
+        raise DapError(
+            f"{what}, but {len(names)} classes are named ({some(names)}); name {count} in label order{glued(names)}."
+        )
     if twice := [name for name in names if list(names).count(name) > 1]:
         raise DapError(f"The class {twice[0]!r} is named more than once; name each class once.")
 

@@ -40,7 +40,7 @@ from dap.data.sets.readers import (
     read_set,
     read_webdataset,
 )
-from dap.data.sets.said import notes_of
+from dap.data.sets.said import COUNTED, notes_of
 from dap.data.sets.tensors import read_tensors
 
 LAYOUTS: dict[str, Callable[[Path, Ask], Reading]] = {
@@ -238,6 +238,8 @@ def _finished(
     """
     now = {(c, k): sha256(read()) for c, entries in enumerate(chosen) for k, (_, read) in enumerate(entries)}
     before, told = read_note(out, "import.json") or {}, json.loads(dump(told))
+    if isinstance(earlier := before.get("facts"), dict):
+        told["facts"] = {k: fact for k, fact in told["facts"].items() if k in earlier or k not in COUNTED}
     compared = [name for name in told if name != "version"]
     changed = differences({name: before.get(name) for name in compared}, {name: told[name] for name in compared})
     made = DistilledSet.open(out)

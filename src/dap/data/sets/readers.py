@@ -21,7 +21,7 @@ from dap.data.real.decode import read_file
 from dap.data.real.finding.shards import check_shards
 from dap.data.real.finding.walking import is_hidden, is_image, visible
 from dap.data.real.layouts import locate
-from dap.data.real.names import some
+from dap.data.real.names import glued, some
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.suffixes import IMAGE_SUFFIXES
 from dap.data.sets.beside import Beside, of_files, of_parquet, of_shard
@@ -151,7 +151,7 @@ def read_set(source: Path, ask: Ask) -> Reading:
     made.check_whole()
     names = listed(ask.class_names) or list(made.class_names)
     if absent := [name for name in names if name not in made.class_names]:
-        raise DapError(f"{source} has no class {absent[0]!r}; it has {some(made.class_names, 20)}.")
+        raise DapError(f"{source} has no class {absent[0]!r}; it has {some(made.class_names, 20)}{glued(absent)}.")
     files: dict[str, list[Path]] = {name: [] for name in made.class_names}
     for record in made.records:
         files[record["class_name"]].append(inside(source, record["path"]))
@@ -165,7 +165,10 @@ def read_set(source: Path, ask: Ask) -> Reading:
 def read_parquet(source: Path, ask: Ask) -> Reading:
     """Read parquet files with an image column and a label column, as Hugging Face datasets writes them. `ParquetSource`
     says which columns are taken."""
-    files = [source] if source.is_file() else list(locate(source, "train").files)
+    found = None if source.is_file() else locate(source, "train")
+    if found is not None and found.kind != "parquet":
+        raise DapError(f"{shown(source)} holds no parquet files; give --layout for what it is.")
+    files = [source] if found is None else list(found.files)
     opened = ParquetSource(files, size=1)
     known, count = list(opened.class_names), len(opened.class_names)
     unnamed = ask.class_names is not None and known == [str(label) for label in range(count)]
@@ -187,7 +190,10 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
     found: list[tuple[int, str, Entry]] = []
     told: dict[int, str] = {}
     beside = Beside()
-    for shard in files_by_kind(source).get("webdataset", []):
+    if not (shards := files_by_kind(source).get("webdataset", [])):
+        raise DapError(f"{shown(source)} holds no .tar file; give --layout for what it is.")
+    check_shards(shards)
+    for shard in shards:
         for key, parts in _samples(shard).items():
             image = next((read for suffix, read in parts.items() if f".{suffix.lower()}" in IMAGE_SUFFIXES), None)
             if image is None:
@@ -203,6 +209,8 @@ def read_webdataset(source: Path, ask: Ask) -> Reading:
             found.append((label, key, (f"{shard.name}/{key}", image)))
             beside.add(f"{shard.name}/{key}", *of_shard(parts, said, f"{shown(shard)}, {shown(key)}"), shown(shard))
     labels = sorted({label for label, _, _ in found})
+    if not labels:
+        raise DapError(f"{shown(source)} holds no image in its .tar files.")
     if labels != list(range(len(labels))):
         raise DapError(f"{source} has the labels {some(map(str, labels))}, not all from 0 to the largest.")
     known = [told[label] for label in labels] if len(told) == len(labels) else None
@@ -226,7 +234,11 @@ def read_fiftyone(source: Path, ask: Ask) -> Reading:
         )
     names, places, order = choose(known, ask.class_names, len(known), f"{shown(source)} numbers its classes")
     images = [[_entry(source, files[stem]) for stem, one in labels.items() if one == place] for place in places]
-    return Reading(names, images, order, beside=of_files(source, exported(source).get("class_names", known)))
+    left = len(files) - len(labels)
+    facts = {"unnamed": left} if left else {}
+    return Reading(
+        names, images, order, facts=facts, beside=of_files(source, exported(source).get("class_names", known))
+    )
 
 
 def _samples(shard: Path) -> Mapping[str, dict[str, Callable[[], bytes]]]:

@@ -7,6 +7,9 @@ from typing import Any
 from dap.data.real.names import some
 from dap.data.sets.beside import KEPT
 
+COUNTED = ("loose", "unnamed")
+"""Facts about what is left out, which imports of earlier versions do not have."""
+
 
 def notes_of(told: dict[str, Any]) -> list[str]:
     """Sentences that tell the user which choices were made."""
@@ -32,6 +35,12 @@ def notes_of(told: dict[str, Any]) -> list[str]:
     if "skipped" in facts:
         kinds = some([f"{count} {end}" for end, count in facts["skipped"].items()], 6)
         notes.append(f"Skipped: {sum(facts['skipped'].values())} files that are no images ({kinds}).")
+    for key, where in (
+        ("loose", "lie in no class folder"),
+        ("unnamed", "lie in data and are not named in labels.json"),
+    ):
+        if facts.get(key):
+            notes.append(f"Left out: {facts[key]:,} images that {where}.")
     if "values" in facts:
         notes.append(f"Values: {facts['values']}.")
     if facts.get("of_values"):
