@@ -32,9 +32,9 @@ from dap.data.real.columns import (
     renumbered,
 )
 from dap.data.real.decode import BrokenImage, Fit, read_file
-from dap.data.real.finding.walking import is_folder, visible
 from dap.data.real.finding.parts import PARTS
 from dap.data.real.finding.splits import split_of
+from dap.data.real.finding.walking import is_folder, visible
 from dap.data.real.identity import DECODING, hashes
 from dap.data.real.names import by_class, select
 from dap.data.real.recent import Recent
@@ -268,14 +268,6 @@ def has_labels(files: Sequence[Path]) -> bool:
     return False
 
 
-def plain_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file without its columns of bytes and lists."""
-    check_pyarrow()
-    with _opened(file) as table:
-        import pyarrow.types as kinds
-
-        columns = [f.name for f in table.schema_arrow if is_text(f.type) or kinds.is_primitive(f.type)]
-        return table.read(columns=columns).to_pylist()
 def check_parted(files: Sequence[Path]) -> None:
     """Check that no column says of the rows of files that they are of several splits.
 
@@ -300,6 +292,14 @@ def check_parted(files: Sequence[Path]) -> None:
             )
 
 
+def plain_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file without its columns of bytes and lists."""
+    check_pyarrow()
+    with _opened(file) as table:
+        import pyarrow.types as kinds
+
+        columns = [f.name for f in table.schema_arrow if is_text(f.type) or kinds.is_primitive(f.type)]
+        return table.read(columns=columns).to_pylist()
 
 
 def beside(file: Path, name: str) -> Path | None:

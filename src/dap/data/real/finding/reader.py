@@ -18,13 +18,13 @@ from dap.data.real.finding.facts import (
     holds_data,
     holds_parquet,
     idx_pair,
-    instead,
     in_parquet,
+    instead,
     unlabelled,
 )
+from dap.data.real.finding.labels import check_folders, find_table
 from dap.data.real.finding.splits import ORDER, Split, exact, split_of
 from dap.data.real.finding.tables import candidates
-from dap.data.real.finding.labels import check_folders, find_table
 from dap.data.real.finding.walking import LAYOUTS, class_folders, holds_images, is_folder, loose_images, visible
 from dap.data.real.names import some
 from dap.data.real.parquet import check_parted, has_images, has_labels, parquet_files
