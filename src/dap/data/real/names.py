@@ -77,8 +77,8 @@ def _numbers(unknown: Sequence[str], known: Sequence[str]) -> str:
 
 def _told(name: str) -> str:
     """A class name as a message shows it. A WordNet id stands with its ImageNet name."""
-    told = imagenet.name_of(name).split(",")[0]
-    return f"{name!r} ({told})" if told != name else repr(name)
+    told = imagenet.name_of(name)  # the name itself where it is no WordNet id
+    return f"{name!r} ({told.split(',')[0]})" if told != name else repr(name)
 
 
 def by_class(labels: np.ndarray, names: Sequence[str] | None, where: str) -> tuple[list[str], list[np.ndarray]]:
