@@ -79,7 +79,9 @@ def _tests(places: Sequence[Place]) -> list[str]:
         for i in group:
             one, name = hashes[i], names[hashes[i]]
             alone = name and list(names.values()).count(name) == 1
-            which = name if alone else f"{name or 'other images'} ({one[:6]})" if one else "images that are not recorded"
+            which = (
+                name if alone else f"{name or 'other images'} ({one[:6]})" if one else "images that are not recorded"
+            )
             words[i] = f"tested on {which}"
     return words
 
