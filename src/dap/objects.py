@@ -63,7 +63,12 @@ class Objects:
         card = None if self.backbone is None else self.backbone.card
         decided: dict[str, Any] = {}
         if card is not None:
-            decided |= {"template": card.template, "negative_prompt": card.negative_prompt, "revision": None, "dtype": None}
+            decided |= {
+                "template": card.template,
+                "negative_prompt": card.negative_prompt,
+                "revision": None,
+                "dtype": None,
+            }
         if self.source is not None:
             decided |= {"data": None, "split": None}
             decided |= {"frames": self.source.frames if isinstance(self.source, Source) else None}

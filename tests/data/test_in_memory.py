@@ -31,7 +31,9 @@ def counts(images):
 def test_names_and_labels_in_their_usual_forms():
     assert counts(Named([0, 0, 1, 1, 2, 2], ["b", "a", "c"])) == {"b": 2, "a": 2, "c": 2}
     assert counts(Named([1, 1, 1, 0, 0, 0], np.array(["x", "y"]))) == {"x": 3, "y": 3}
-    assert counts(Named([2, 0, 0, 2, 2, 0], ["a", "a", "b"])) == {"a": 3, "b": 3}, "only the names of images that are there"
+    assert counts(Named([2, 0, 0, 2, 2, 0], ["a", "a", "b"])) == {"a": 3, "b": 3}, (
+        "only the names of images that are there"
+    )
     for labels in ([0, 1] * 3, torch.tensor([0, 1] * 3), np.array([0.0, 1.0] * 3), ["0", "1"] * 3, [False, True] * 3):
         assert counts((IMAGES, labels)) == {"0": 3, "1": 3}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
@@ -11,7 +12,7 @@ from dap.base.parsing import shown
 
 
 @contextmanager
-def refused(where: object) -> Iterator[None]:
+def refused(where: Path) -> Iterator[None]:
     """Refuse weights that a network loaded inside this block left over. One thread at a time may be inside, see `base.alone`.
 
     diffusers and transformers say themselves which names a network ignores by design, such as the `position_ids` of older files.

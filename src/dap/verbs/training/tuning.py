@@ -177,7 +177,12 @@ def opened(
         found = from_pipeline(pipe, **whose, template=template)
     check_tunable(found)
     parts, lora = real.parts(found.card.size), found.card.template is not None
-    of_kind = {"kind": "unet" if lora else "dit", "rank": rank if lora else None, "size": found.card.size, "template": template}
+    of_kind = {
+        "kind": "unet" if lora else "dit",
+        "rank": rank if lora else None,
+        "size": found.card.size,
+        "template": template,
+    }
     asked = real.asked(parts, **{**wishes, **of_kind}, autoencoder_steps=None, backbone=found.weights_hash())
     ready = Ready(real, parts, found.card.size, asked, before, made_before(out, before, asked))
     return ready, Tunable(pipe, folder, found)

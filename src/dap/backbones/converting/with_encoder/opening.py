@@ -78,8 +78,8 @@ def open_encoder(folder: Path, kind: str, *, dtype: str) -> Any:
         raise DapError(f"The weights of the encoder in {shown(folder)} lack {absent[0]}; fetch the folder anew.")
     if left := own(made, sorted(told["unexpected_keys"])):
         raise DapError(
-            f"The weights of the encoder in {shown(folder)} hold {shown(left[0])}, for which its config.json leaves no place; fetch "
-            "the folder anew."
+            f"The weights of the encoder in {shown(folder)} hold {shown(left[0])}, for which its config.json leaves no place; "
+            "fetch the folder anew."
         )
     check_whole(made, "encoder", folder)
     for weight in made.parameters():  # see `hub.open_pipeline`
