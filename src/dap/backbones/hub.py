@@ -14,10 +14,10 @@ from pydantic import StringConstraints
 
 from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
+from dap.backbones.configurations.leftovers import refused
 from dap.backbones.fetching import UNUSED, WEIGHTS, check_class, fetch, index_of, weights_of
 from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
-from dap.backbones.leftovers import refused
 from dap.base.alone import alone
 from dap.base.documents import check_fetched, fitted, read_json
 from dap.base.errors import DapError, first_line

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dap.backbones.configurations.leftovers import own
 from dap.backbones.honoured import check_text
 from dap.backbones.hub import DTYPES, check_weights, check_whole, explained
-from dap.backbones.leftovers import own
 from dap.base.alone import alone
 from dap.base.documents import read_json
 from dap.base.errors import DapError
