@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,15 @@ def searched_in(train: Source, recipe: Mapping[str, Any] | None) -> str | None:
         recipe: the recipe of the set; the fingerprint is that of the images at its size. None: nothing can be compared with it.
     """
     size = ((recipe or {}).get("data") or {}).get("size")
-    return train.fitted(size, "crop").fingerprint() if isinstance(size, int) and size > 0 else None
+    if not isinstance(size, int) or size < 1:
+        return None
+    known = _FINGERPRINTS.setdefault(train, {})  # all sets of a grid are searched for the same images
+    if size not in known:
+        known[size] = train.fitted(size, "crop").fingerprint()
+    return known[size]
+
+
+_FINGERPRINTS: weakref.WeakKeyDictionary[Source, dict[int, str]] = weakref.WeakKeyDictionary()
 
 
 class Nearest:
