@@ -156,9 +156,8 @@ def opened(
 
 def _recipe_of(source: Path) -> Any:
     """The recipe that made the images of a source: a set of ours, an import of one, or an export. None where nobody knows."""
-    folder = source if source.is_dir() else source.parent
     made, imported = read_note(source, "recipe.json"), read_note(source, "import.json") or {}
-    return made or imported.get("recipe") or exported(folder).get("recipe")
+    return made or imported.get("recipe") or exported(source if source.is_dir() else source.parent).get("recipe")
 
 
 def _check_new(out: Path) -> None:
@@ -254,7 +253,6 @@ def _finished(
     before, told = read_note(out, "import.json") or {}, json.loads(dump(told))
     if isinstance(earlier := before.get("facts"), dict):
         told["facts"] = {k: fact for k, fact in told["facts"].items() if k in earlier or k not in COUNTED}
-    # An import of an import did not say the recipe before.
     compared = [name for name in told if name != "version" and (name != "recipe" or name in before)]
     changed = differences({name: before.get(name) for name in compared}, {name: told[name] for name in compared})
     made = DistilledSet.open(out)

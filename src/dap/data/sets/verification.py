@@ -219,7 +219,7 @@ def check_unchanged(source: Path) -> None:
     """
     folder = source if source.is_dir() else source.parent
     said = exported(folder).get("files", {})
-    names = [name for name in said if name != "README.md" and there(folder, name)]
+    names = [name for name in said if name != "README.md" and said[name] is not None and there(folder, name)]
     if not source.is_dir():
         names = [name for name in names if name == source.name]
     changed = [name for name in names if sha256_of(inside(folder, name)) != said[name]]
