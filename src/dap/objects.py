@@ -9,14 +9,17 @@ used.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.registry import code_of_class
-from dap.data.real.memory import by_class
+from dap.choices import Data
+from dap.data.real.decode import Fit
+from dap.data.real.held import OfClasses
+from dap.data.real.memory import MemorySource, by_class
 from dap.data.real.sources import Source
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method
@@ -51,8 +54,41 @@ class Objects:
                     f"{name} should be a name or an object of a subclass of {wanted}, not a {type(thing).__name__}."
                 )
 
-    def named(self) -> dict[str, Any]:
-        """The values that a recipe holds in place of the objects, by keyword."""
+    def check(self, keywords: Mapping[str, Any]) -> None:
+        """Check the keywords that stand beside the objects. A recipe may name what the objects take the place of.
+
+        Raises:
+            DapError: a keyword says something of the backbone or of the real images that the object itself decides.
+        """
+        card = None if self.backbone is None else self.backbone.card
+        decided: dict[str, Any] = {}
+        if card is not None:
+            decided |= {
+                "template": card.template,
+                "negative_prompt": card.negative_prompt,
+                "revision": None,
+                "dtype": None,
+            }
+        if self.source is not None:
+            decided |= {"data": None, "split": None}
+            decided |= {"frames": self.source.frames if isinstance(self.source, Source) else None}
+        if isinstance(self.source, Source):
+            decided["max_bad_fraction"] = self.source.max_bad_fraction
+        for keyword, value in decided.items():
+            if keywords.get(keyword) not in (None, value):
+                what = "backbone" if keyword in ("template", "negative_prompt", "revision", "dtype") else "source"
+                raise DapError(
+                    f"{keyword}={keywords[keyword]!r} has no use beside a {what} that is given as an object, which decides this "
+                    f"itself: leave out {keyword}, or give a name in place of the object."
+                )
+
+    def named(self, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The values that a recipe holds in place of the objects, by keyword.
+
+        Args:
+            data: what the recipe says of the real images. Its classes and its size choose among the images of an object.
+        """
+        said = {key for key, value in (data or {}).items() if value is not None}
         found: dict[str, Any] = {}
         if self.method is not None:
             found["method"] = name_of(self.method)
@@ -65,7 +101,24 @@ class Objects:
             found |= {"data": self.source.name, "classes": self.source.class_names, "size": self.source.size}
         elif self.source is not None:
             found |= {"data": "images in memory", "classes": tuple(by_class(self.source))}
-        return found
+        return {key: value for key, value in found.items() if key not in ("classes", "size") or key not in said}
+
+    def images(self, data: Data, size: int, fit: Fit) -> Source:
+        """The real images of the source, of the classes that a recipe names.
+
+        Args:
+            data: what the recipe says of the real images.
+            size, fit: for images in memory; a `Source` has its own.
+
+        Raises:
+            DapError: the images have none of the forms of `by_class`, or there is no class of a name.
+        """
+        given = self.source
+        if not isinstance(given, Source):
+            given = MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
+        if data.classes is None or tuple(data.classes) == given.class_names:
+            return given
+        return OfClasses(given, data.classes)
 
     def described(self) -> dict[str, Any]:
         """The record of the objects in a set, by their role: method, backbone, guidance, source. {} if there is no object.

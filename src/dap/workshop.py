@@ -18,7 +18,6 @@ from dap.data.familiar import warned
 from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part
-from dap.data.real.memory import MemorySource, by_class
 from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
@@ -105,6 +104,8 @@ class Workshop:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
         if split == "validation" and not data.held_out:
             raise DapError("No images are held out for validation; give --held-out, such as 0.1, when distilling.")
+        given = self.objects.source
+        fit = given.fit if isinstance(given, Source) else fit  # it was opened with one
         key = (*listing_of(data, split), data.size, fit, data.held_out, split)
         if key not in self._sources:
             whole = self.whole(data, "test" if split == "test" else "train", fit).fitted(data.size, fit)
@@ -121,8 +122,8 @@ class Workshop:
 
     def _listed(self, data: Data, split: Literal["train", "test"], fit: Fit) -> Source:
         """All images of a split. This lists the images anew, and `whole` keeps the list."""
-        given, size = self.objects.source, data.size or OPEN
-        if given is None:
+        size = data.size or OPEN
+        if self.objects.source is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
             chosen = None if data.split is None else data.split.given()
             return open_source(data.path, split, fit=fit, chosen=chosen, frames=data.frames, **how)
@@ -130,9 +131,7 @@ class Workshop:
             raise DapError(
                 "The real images were given as an object, which has no test images; judge the set with --data."
             )
-        if isinstance(given, Source):
-            return given
-        return MemorySource(by_class(given), size=size, fit=fit, max_bad_fraction=data.max_bad_fraction)
+        return self.objects.images(data, size, fit)
 
     def weights_hash(self, backbone: Backbone | None) -> str | None:
         """`Backbone.weights_hash`, computed once; None for no backbone."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny
 from dap.backbones import from_pipeline, load
@@ -301,3 +302,45 @@ def test_a_revision_of_a_folder_is_refused_and_not_ignored(pipeline_folder, colo
     assert main([str(word) for word in ("distill", *words, "--out", tmp_path / "out")]) == 1
     assert f"A revision is of a hub id, and {pipeline_folder} is a folder on this machine" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_weights_that_the_network_has_no_place_for_are_refused(copied):
+    """A configuration with fewer layers than were trained dropped them, and only diffusers warned."""
+    folder = copied("whole")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "extra.weight": torch.zeros(3)}, weights)
+    said = refusal(folder)
+    assert "weights of the UNet2DConditionModel" in said and "hold 1 tensors" in said and "extra.weight" in said
+    save_file(tensors, weights)
+    text = folder / "text_encoder" / "model.safetensors"
+    words = load_file(text)
+    position = {"text_model.embeddings.position_ids": torch.arange(77)[None], "logit_scale": torch.ones(())}
+    save_file({**words, **position}, text, metadata={"format": "pt"})
+    assert load(str(folder)).card.size == 8, "older files hold positions, and other parts of CLIP"
+    layer = next(name for name in words if ".layers.0." in name)
+    for prefix in ("", "text_model."):  # the names of newer and of older files
+        named = {prefix + name.removeprefix("text_model."): one for name, one in words.items()}
+        more = prefix + layer.removeprefix("text_model.").replace(".0.", ".7.")
+        save_file({**named, "vision_model." + layer: torch.zeros(1)}, text, metadata={"format": "pt"})
+        load(str(folder))
+        save_file({**named, more: words[layer].clone()}, text, metadata={"format": "pt"})
+        assert ".layers.7." in refusal(folder), prefix
+
+
+def test_fewer_layers_than_were_trained_are_refused(pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "fewer")
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_layers": 2}))
+    assert "leaves no place, such as transformer_blocks.2." in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_denoiser_of_zeros_is_refused(pipeline_folder, tmp_path, kind):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "zeros")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": kind}))
+    load(str(folder))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: torch.zeros_like(one) for name, one in load_file(weights).items()}, weights)
+    assert "gives one number for every image" in refusal(folder)

@@ -208,3 +208,108 @@ def test_fiftyone_s_simple_form_is_read(tmp_path, plain):
     (tmp_path / "f" / "labels.json").write_text(json.dumps({"classes": ["a"], "labels": {"y": 3}}))
     with pytest.raises(DapError, match="a label that is none of its classes"):
         import_set(tmp_path / "f", tmp_path / "p")
+
+
+def test_a_set_with_soft_labels_keeps_them_when_it_is_imported_again(weighed, logits, tmp_path):
+    """They were dropped without a word, with --classes and with --ipc too."""
+    export(weighed, tmp_path / "there", "parquet", logits=logits)
+    first = import_set(tmp_path / "there", tmp_path / "first")
+    again = import_set(first.path, tmp_path / "again")
+    assert np.array_equal(logits_of(again, again.path / KEPT), logits) and weights(again) == weights(weighed)
+    turned = import_set(first.path, tmp_path / "turned", class_names=NAMES[::-1])
+    assert np.array_equal(
+        logits_of(turned, turned.path / KEPT), logits[::-1, ::-1].reshape(3, 2, 3)[:, ::-1].reshape(6, 3)
+    )
+    part = import_set(first.path, tmp_path / "part", ipc=1)
+    assert np.array_equal(logits_of(part, part.path / KEPT), logits[::2])
+    assert import_set(first.path, tmp_path / "part", ipc=1).path == part.path
+    (first.path / KEPT / "labels.safetensors").write_bytes(b"")
+    with pytest.raises(DapError, match="labels.safetensors is missing or damaged"):
+        import_set(first.path, tmp_path / "damaged")
+
+
+def test_some_classes_of_a_set_have_the_columns_of_all(weighed, logits, tmp_path):
+    export(weighed, tmp_path / "there", "parquet", logits=logits)
+    first = import_set(tmp_path / "there", tmp_path / "first")
+    some = import_set(first.path, tmp_path / "some", class_names=NAMES[:2])
+    assert np.array_equal(logits_of(some, some.path / KEPT), logits[:4, :2])
+
+
+def test_a_numbered_export_that_is_imported_with_names_keeps_what_goes_with_it(weighed, logits, tmp_path):
+    export(weighed, tmp_path / "there", "ddranking", logits=logits)
+    back = import_set(tmp_path / "there", tmp_path / "back", class_names=["x", "y", "z"])
+    assert weights(back) == weights(weighed) and np.array_equal(logits_of(back, back.path / KEPT), logits)
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.asarray, torch.tensor])
+def test_weights_and_logits_of_tensors_come_in_any_form(tmp_path, form):
+    held = {"images": torch.rand(4, 3, 8, 8), "labels": [0, 0, 1, 1], "class_names": ["a", "b"]}
+    rows = [[0, 1], [1, 0], [2, 3], [3, 2]]
+    torch.save({**held, "weights": form([0.5, 1.5, 1.0, 1.0]), "logits": form(rows)}, tmp_path / "x.pt")
+    back = import_set(tmp_path / "x.pt", tmp_path / "back")
+    assert weights(back) == [0.5, 1.5, 1.0, 1.0] and logits_of(back, back.path / KEPT).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "beside", [{"weights": "heavy"}, {"weights": {"a": 1}}, {"logits": [[1, 2], [3]]}, {"weights": 3.0}]
+)
+def test_what_lies_beside_tensors_and_cannot_be_used_is_an_error(tmp_path, beside):
+    held = {"images": torch.rand(4, 3, 8, 8), "labels": torch.tensor([0, 0, 1, 1]), "class_names": ["a", "b"]}
+    torch.save({**held, **beside}, tmp_path / "x.pt")
+    with pytest.raises(DapError, match="no numbers, one|of the shape"):
+        import_set(tmp_path / "x.pt", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_columns_of_parquet_may_have_any_type_of_number(weighed, logits, tmp_path):
+    import pyarrow as pa
+
+    export(weighed, tmp_path / "there", "parquet")
+    (file,) = (tmp_path / "there" / "data").glob("*.parquet")
+    (tmp_path / "there" / "export.json").unlink()
+    table = pq.read_table(file).drop_columns(["weight"])
+
+    def back(number, weight, soft):
+        changed = table.append_column("weight", weight).append_column("logits", soft)
+        pq.write_table(changed.replace_schema_metadata(table.schema.metadata), file)
+        return import_set(tmp_path / "there", tmp_path / f"back{number}")
+
+    whole, rows = [1, 2, 3, 4, 5, 6], logits.round().astype(int).tolist()
+    slots = [
+        line["slot"] + 2 * line["label"] for line in weighed.records
+    ]  # class by class, as the rows of the file may not be
+    assert sorted(slots) == [0, 1, 2, 3, 4, 5]
+    for number, soft in enumerate(
+        (pa.array(rows), pa.array(rows, pa.list_(pa.float32(), 3)), pa.array(rows, pa.large_list(pa.float64())))
+    ):
+        made = back(number, pa.array(whole, pa.int64()), soft)
+        assert sorted(weights(made)) == whole and sorted(logits_of(made, made.path / KEPT).tolist()) == sorted(rows)
+    with pytest.raises(DapError, match="a column weight of string, and a number for each image is needed"):
+        back(8, pa.array(list("abcdef")), pa.array(rows))
+    with pytest.raises(DapError, match="a column logits of int64, and a list of numbers for each image is needed"):
+        back(9, pa.array(whole), pa.array(whole))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_changed_file_of_an_export_is_refused(weighed, logits, tmp_path, layout):
+    """Another image in its place got its weight and its soft labels."""
+    folder = tmp_path / "there"
+    export(weighed, folder, layout, logits=logits)
+    (folder / "README.md").write_text("a card of one's own")
+    import_set(folder, tmp_path / "back")
+    pictures = sorted(folder.rglob("*.png"))
+    if pictures:
+        pictures[0].write_bytes(pictures[1].read_bytes())
+        changed = pictures[0].relative_to(folder).as_posix()
+    else:
+        data = next(file for file in folder.rglob("*") if file.suffix in (".parquet", ".tar", ".pt"))
+        if data.suffix == ".parquet":
+            pq.write_table(pq.read_table(data), data, compression="none")
+        elif data.suffix == ".pt":
+            torch.save({**torch.load(data, weights_only=True), "note": "other bytes"}, data)
+        else:
+            data.write_bytes(data.read_bytes() + bytes(512))
+        changed = data.relative_to(folder).as_posix()
+    with pytest.raises(DapError, match="1 of its files are not those that were exported: ") as told:
+        import_set(folder, tmp_path / "again")
+    assert changed in str(told.value) and not (tmp_path / "again").exists()

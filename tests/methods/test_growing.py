@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
-from dap.data.sets.beginning import GROWTH
+from dap.data.sets.beginning import GROWTH, cuts
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
 from dap.methods import METHODS, find, plan
@@ -160,3 +161,15 @@ def test_the_plan_is_cut_where_the_set_grew():
     assert [unit.slots for unit in plan(1, 7, 4, [3, 5])] == [(0, 1, 2), (3, 4), (5, 6)]
     assert [unit.slots for unit in plan(1, 3, 4, [3, 9])] == [(0, 1, 2)]
     assert [unit.slots for unit in plan(1, 6, 4, [1])] == [(0,), (1, 2, 3, 4), (5,)]
+
+
+def test_a_set_of_clips_does_not_shrink_and_an_import_is_no_way_out(tmp_path):
+    """`dap import` keeps the first frame of each clip alone."""
+    recipe = {"ipc": 2, "method": "random", "data": {"frames": 4}}
+    made = DistilledSet.create(tmp_path / "a", ("ant",), 2, recipe)
+    with pytest.raises(DapError, match=r"a set of 2 clips per class, and a set does not shrink\. Give another --out\."):
+        cuts(made.path, {**recipe, "ipc": 1}, can_grow=True)
+    for slot in range(2):
+        made.add(0, slot, torch.rand(3, 4, 8, 8))
+    with pytest.raises(DapError, match="holds clips of 4 frames, and dap import takes images alone"):
+        import_set(made.path, tmp_path / "b")

@@ -274,3 +274,11 @@ def test_draws_from_a_larger_set_are_judged_as_its_method_s(colours, pipeline_fo
         rows = [(row["method"], row["ipc"], row["recipe.drawn_from"], row["paired"]) for row in csv.DictReader(file)]
     assert ("dap", "2", "3", "True") in rows and ("vanilla", "1", "3", "") in rows and ("dap", "1", "", "True") in rows
     assert "drawn from 3" in told and "drawn_from" not in told
+
+
+def test_clips_are_not_subsampled(tmp_path, capsys):
+    """Sets were made before the first draw failed."""
+    how = ["--data", "films", "--frames", "4", "--methods", "random", "--ipc", "2", "--subsample", "1"]
+    assert main(["compare", *how, "--out", str(tmp_path / "grid")]) == 1
+    assert "--subsample draws images from a set and no clips" in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()

@@ -127,8 +127,9 @@ def test_recipes_mappings_files_and_keywords_say_the_same(asked, tmp_path):
     ],
 )
 def test_a_wrong_keyword_is_named_before_any_work(asked, tmp_path, fields, says):
+    given = {**asked, **fields, **({"data": None} if "source" in fields else {})}
     with pytest.raises(DapError, match=says):
-        distill(out=tmp_path / "a", **{**asked, **fields})
+        distill(out=tmp_path / "a", **given)
     assert not (tmp_path / "a").exists()
     with pytest.raises(DapError, match="give out"):
         distill(**asked)
@@ -162,6 +163,66 @@ def test_images_in_memory_have_several_forms(asked, tmp_path, source):
     bytes_ = {"red": (stacked[:12] * 255).round().byte(), "green": stacked[12:24], "blue": stacked[24:]}
     larger = distill(out=tmp_path / "c", source=bytes_, **{**common, "size": 16})
     assert larger.tensors()[0].shape == (6, 3, 16, 16)
+
+
+def test_classes_and_size_choose_among_the_images_of_an_object(colours, tmp_path, source):
+    """Both were dropped without a word beside source=."""
+    images = {name: source.images(label, range(12)) for label, name in enumerate(source.class_names)}
+    chosen = [source.class_names[2], source.class_names[0]]
+    common = {"method": "random", "ipc": 2, "classes": chosen, "size": 4, "machine": Machine(device="cpu")}
+    named = distill(out=tmp_path / "a", data=str(colours), **common)
+    for number, given in enumerate((source, images)):
+        made = distill(out=tmp_path / f"b{number}", source=given, **common)
+        assert made.class_names == tuple(chosen) and made.tensors()[0].shape == (4, 3, 4, 4)
+        data = kept(made, "recipe.json")["data"]
+        assert (data["classes"], data["size"]) == (chosen, 4)
+    assert hashes(distill(out=tmp_path / "c", source=source, **common)) == hashes(named)
+    recipe = {"data": {"path": "elsewhere", "classes": chosen}, "method": "random", "ipc": 1}
+    assert distill(recipe, tmp_path / "d", source=images).class_names == tuple(chosen)
+    with pytest.raises(DapError, match="unknown class 'zzz'"):
+        distill(out=tmp_path / "e", source=source, **{**common, "classes": ["zzz"]})
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_source_keeps_the_fit_that_it_was_opened_with(colours, tmp_path):
+    from dap.data.real.sources import open_source
+
+    common = {"method": "random", "ipc": 1, "machine": Machine(device="cpu")}
+    made = [
+        distill(out=tmp_path / fit, source=open_source(colours, size=16, fit=fit), **common) for fit in ("pad", "crop")
+    ]
+    padded, cropped = (one.tensors()[0] for one in made)
+    assert padded[:, :, 0].max() == 0 and cropped[:, :, 0].max() > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"data": "elsewhere"}, "as data or as source, and not as both"),
+        ({"split": {"train": "nope"}}, "split=.* has no use beside a source that is given as an object"),
+        ({"frames": 4}, "frames=4 has no use beside a source"),
+        ({"max_bad_fraction": 0.5}, "max_bad_fraction=0.5 has no use beside a source"),
+    ],
+)
+def test_a_keyword_that_an_object_decides_is_refused(tmp_path, source, fields, says):
+    with pytest.raises(DapError, match=says):
+        distill(out=tmp_path / "a", method="random", ipc=1, source=source, **fields)
+    images = {name: source.images(label, range(2)) for label, name in enumerate(source.class_names)}
+    if "max_bad_fraction" not in fields:
+        with pytest.raises(DapError, match=says):
+            distill(out=tmp_path / "a", method="random", ipc=1, source=images, **fields)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_recipe_of_clips_takes_no_images_in_memory(tmp_path):
+    recipe = {"data": {"path": "films", "frames": 4}, "method": "random", "ipc": 1}
+    with pytest.raises(DapError, match="The data hold images; give frames=None, not 4"):
+        distill(recipe, tmp_path / "a", source={"a": torch.rand(2, 3, 8, 8)})
+
+
+def test_a_prompt_has_no_use_beside_a_backbone_that_is_an_object(asked, tmp_path, backbone):
+    with pytest.raises(DapError, match="template='a {}' has no use beside a backbone"):
+        distill(out=tmp_path / "a", **{**asked, "backbone": backbone, "template": "a {}"})
 
 
 def test_a_set_goes_on_with_the_object_it_was_begun_with_alone(asked, tmp_path):
@@ -245,8 +306,8 @@ def test_a_cell_is_built_once_and_its_data_and_weights_are_looked_at_once(asked,
     assert len(made.sets) == 4
     # Training and test images are listed once each. What is hashed is each listing at a size and fit: the training images as
     # the backbone takes them, and training and test images as the evaluation takes them; the measures
-    # also ask for the training images at any size.
-    assert count == {"_built": 4, "open_source": 2, "_listing": 4, "weights_hash": 1}
+    # also ask for the training images at any size, and once as the backbone takes them.
+    assert count == {"_built": 4, "open_source": 2, "_listing": 5, "weights_hash": 1}
 
 
 HANGS = """

@@ -126,3 +126,14 @@ def test_methods_of_one_s_own_are_compared_as_objects(colours, tmp_path):
         dap.compare(base, [Grey], [1], 1, tmp_path, workers=2)
     with pytest.raises(dap.DapError, match="A int is not a method"):
         dap.compare(base, [3], [1], 1, tmp_path)
+
+
+def test_the_search_for_near_copies_says_which_real_images_it_saw(made, colours, tmp_path):
+    """`dap push` compares them with those that the set was made of; judging has another size and fit."""
+    dap.evaluate(made.path, judging=FAST, machine=CPU)
+    kept = json.loads((made.path / "inputs.json").read_text())["data"]
+    assert json.loads((made.path / "images.json").read_text())["data"] == kept
+    fewer = shutil.copytree(colours, tmp_path / "fewer")
+    next((fewer / "train").rglob("*.png")).unlink()
+    dap.evaluate(made.path, data=fewer, judging=FAST, machine=CPU)
+    assert json.loads((made.path / "images.json").read_text())["data"] not in (None, kept)

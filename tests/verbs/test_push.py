@@ -12,8 +12,9 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from dap.cli.main import main
-from dap.data.sets.cards import licence_fields, read_card
+from dap.data.sets.cards import licence_fields, read_card, without_places
 from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.export import export
 from dap.data.sets.imports import import_set
 from dap.verbs.exchange import push as room
 
@@ -208,3 +209,70 @@ def test_a_licence_that_data_and_backbone_share_is_the_licence_of_the_set():
     assert licence_fields("CC0-1.0")["license"] == "cc0-1.0"
     for others in (("MIT", "x", "CC-BY-NC-4.0"), ("unknown; ask",), ("cc-by-4.0-nc",), ("MITx",)):
         assert licence_fields(*others)["license"] == "other"
+
+
+def test_an_import_is_still_of_the_method_that_made_its_images(hub, capsys, tmp_path):
+    """The guard was gone for an import of a set, for an import of that import, and for one of its export."""
+    made = DistilledSet.create(tmp_path / "set", ("ant", "bee"), 1, {"method": "dm"})
+    for label, slot in made.missing():
+        made.add(label, slot, torch.rand(3, 8, 8), seed=1)
+    export(made, tmp_path / "parquet", "parquet")
+    first = import_set(made.path, tmp_path / "first")
+    for number, source in enumerate((first.path, tmp_path / "parquet")):
+        again = import_set(source, tmp_path / f"again{number}")
+        searched(again)
+        assert "was made by dm" in refused(capsys, again.path, "ada/x")
+        assert import_set(source, again.path).path == again.path
+
+
+def test_a_set_must_be_searched_for_the_images_that_it_was_made_of(hub, made, capsys):
+    """A later evaluation on other data took the flags away."""
+    made.note("inputs.json", {"classes": ["ant", "bee"], "data": "a" * 64, "weights": None})
+    said = made.noted("images.json")
+    made.note("images.json", {**said, "data": "b" * 64})
+    told = refused(capsys, made.path, "ada/x")
+    assert "searched for near-copies of other real images than it was made of" in told and "without --data" in told
+    made.note("images.json", {**said, "data": "a" * 64})
+    assert main(["push", str(made.path), "ada/x"]) == 0
+    made.note("images.json", said)
+    assert main(["push", str(made.path), "ada/y"]) == 0, "earlier versions did not say what was searched"
+
+
+@pytest.mark.parametrize("layout", ["parquet", "imagefolder"])
+def test_the_card_tells_how_the_set_was_made_and_judged_and_no_name_of_a_user(hub, tmp_path, layout):
+    home = "/home/ada/photos"
+    recipe = {"method": "x", "data": {"path": home, "size": 8}, "backbone": {"path": "C:\\Users\\ada\\bb"}, "ipc": 1}
+    made = DistilledSet.create(tmp_path / "set", ("ant", "bee"), 1, recipe)
+    for label, slot in made.missing():
+        made.add(label, slot, torch.rand(3, 8, 8), seed=1)
+    made.note("README.md", f"---\nbackbone: {home}/bb\n---\n\n# A set\n\n| real data | {home} |\n")
+    made.note("command.txt", f"dap distill --data {home} --out=/home/ada/runs/x --ipc 1\n")
+    lines = [
+        {"protocol": "quick-hard", "network": "convnet3", "last": last, "best": 0.9, "seed": k, "headline": "last"}
+        for k, last in enumerate((0.5, 0.52))
+    ]
+    made.note("trials.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    searched(made)
+    assert main(["push", str(made.path), "ada/x", "--layout", layout]) == 0
+    place = tmp_path / "hub" / "ada" / "x"
+    card = (place / "README.md").read_text()
+    assert "| quick-hard | convnet3 | test | last | 2 | 51.0 ± 1.4 |" in card
+    assert "dap distill --data photos --out=x --ipc 1" in card and "path: photos" in card and "path: bb" in card
+    for file in place.rglob("*"):
+        assert not file.is_file() or (b"home/ada" not in file.read_bytes() and b"Users" not in file.read_bytes()), file
+    back = import_set(place, tmp_path / "back")
+    assert str(tmp_path) not in (back.path / "README.md").read_text()
+
+
+def test_only_paths_are_shortened():
+    kept = ["facebook/DiT-XL-2-256", "fashion-mnist", "a photo", "https://a.b/c/d", "linear + 0.5 * rbf", "runs/mine"]
+    assert without_places(kept) == kept
+    assert without_places(["/a/b.py:Name", "~/x", "./x/y", "..\\x", "C:\\a\\b", "a/b/c/"]) == [
+        "b.py:Name",
+        "x",
+        "y",
+        "x",
+        "b",
+        "c",
+    ]
+    assert without_places({"template": "/a/{}", "path": "/a/b"}) == {"template": "/a/{}", "path": "b"}

@@ -132,6 +132,46 @@ def test_made_again_it_is_there_and_other_weights_are_refused(label_tuned, pictu
         dap.tune_backbone(other, pictures, label_tuned.folder, **HOW)
 
 
+def test_another_template_is_another_training(prompt_tuned, sd_folder, pictures, tmp_path):
+    """Another prompt gave back the old backbone, and a training that was resumed learned two prompts."""
+    usual, how = prompt_tuned.notes.asked, {"rank": 2, **HOW}
+    assert usual.template is None
+    card = dap.load_backbone(str(sd_folder), device="cpu").card
+    same = dap.tune_backbone(sd_folder, pictures, prompt_tuned.folder, template=card.template, **how)
+    assert same.again, "the template of the card is the same, said or not"
+    with pytest.raises(DapError, match="begun with --template of the backbone's card, and now it is 'x {} y'"):
+        dap.tune_backbone(sd_folder, pictures, prompt_tuned.folder, template="x {} y", **how)
+    made = dap.tune_backbone(sd_folder, pictures, tmp_path / "made", template="x {} y", **how)
+    assert made.notes.asked.template == "x {} y"
+    assert dap.load_backbone(str(made.folder), device="cpu").card.template == "x {} y"
+    with pytest.raises(DapError, match="begun with --template 'x {} y', and now it is of the backbone's card"):
+        dap.tune_backbone(sd_folder, pictures, made.folder, **how)
+
+
+def test_a_tuning_that_an_earlier_version_began_goes_on(prompt_tuned, sd_folder, pictures, tmp_path):
+    """Its training.json and the keys of its checkpoints know no template."""
+    import hashlib
+    import json
+    import shutil
+
+    from dap.pretraining import training
+
+    old = shutil.copytree(prompt_tuned.folder, tmp_path / "old")
+    said = json.loads((old / "training.json").read_text())
+    del said["asked"]["template"]
+    (old / "training.json").write_text(json.dumps({**said, "done": False, "denoiser": {"planned": 3}}))
+    keys = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Checkpoint", lambda file, key, every: keys.append(key) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dap.tune_backbone(sd_folder, pictures, old, rank=2, **HOW)
+    parts = [said["asked"], said["sizes"]]
+    for part in parts:
+        part.pop("frames", None)
+    assert keys == [hashlib.sha256(json.dumps([*parts, "denoiser", 3]).encode()).hexdigest()[:16]]
+    assert not dap.tune_backbone(sd_folder, pictures, old, rank=2, **HOW).again
+
+
 def test_what_cannot_be_tuned_is_said(pictures, pipeline_folder, sd_folder, tmp_path, monkeypatch):
     with pytest.raises(DapError, match="--rank takes a whole number from 1 to 1024, such as 8, not 0"):
         dap.tune_backbone(sd_folder, pictures, tmp_path / "a", rank=0, **HOW)

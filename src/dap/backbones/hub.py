@@ -14,6 +14,7 @@ from pydantic import StringConstraints
 
 from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
+from dap.backbones.configurations.leftovers import refused
 from dap.backbones.fetching import UNUSED, WEIGHTS, check_class, fetch, index_of, weights_of
 from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
@@ -60,8 +61,8 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
         The pipeline and its folder.
 
     Raises:
-        DapError: there is no such pipeline, a part has no weights, or diffusers cannot load it. Or a revision was given for a
-            folder.
+        DapError: there is no such pipeline, a part has no weights or more of them than its configuration has a place for, or
+            diffusers cannot load it. Or a revision was given for a folder.
     """
     import diffusers
 
@@ -86,7 +87,7 @@ def open_pipeline(source: str, *, revision: str | None, dtype: str, offline: boo
             options["id2label"] = labels_of(folder, index)
         # A Stable Diffusion 3 can be saved without its third text encoder; diffusers then wants to be told so.
         options |= {part: None for part in ("text_encoder_3", "tokenizer_3") if index.get(part) == [None, None]}
-        with alone():
+        with alone(), refused(folder):
             pipe = of.from_pretrained(
                 str(folder), dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, **options
             )
@@ -139,7 +140,7 @@ def open_autoencoder(source: str, *, dtype: str, offline: bool, pipeline: str = 
                     raise DapError(f"{shown(inside)} holds {brief(of)}; {' and '.join(AUTOENCODERS)} are supported.")
                 check_fields(said, of, KINDS[pipeline], inside / "config.json")
                 build: Any = getattr(diffusers, of)
-                with alone():
+                with alone(), refused(inside):
                     made = build.from_pretrained(str(inside), dtype=DTYPES[dtype], use_safetensors=safe)
                 check_whole(made, "autoencoder", inside)
                 return made

@@ -108,7 +108,8 @@ def tried(backbone: Backbone) -> Backbone:
     """The backbone, after one prediction and one decoded image of noise, so that weights that do not fit are said at once.
 
     Raises:
-        DapError: the parts do not fit each other, a prediction is not finite, or the autoencoder gives a constant image.
+        DapError: the parts do not fit each other, a prediction is not finite or is decided by x_t alone, or the autoencoder gives
+            a constant image.
     """
     card = backbone.card
     x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0)).to(backbone.device)
@@ -133,6 +134,14 @@ def tried(backbone: Backbone) -> Backbone:
     if not torch.isfinite(eps).all():
         raise DapError(
             f"{card.name} predicts noise that is not finite; use --dtype float32, or fetch the weights anew."
+        )
+    # A network that gives one number for everything predicts one noise, or, where it predicts v or x_0, a multiple of x_t.
+    centred, noise = x.double() - x.double().mean(), eps.double() - eps.double().mean()
+    rest = noise - (noise * centred).sum() / centred.square().sum() * centred
+    if rest.std() < FLAT * max(1.0, float(noise.std())):
+        raise DapError(
+            f"The denoiser of {card.name} gives one number for every image: its weights are zero, or it was never trained. Fetch "
+            "them anew."
         )
     if not torch.isfinite(images).all() or images.std() < FLAT:
         raise DapError(

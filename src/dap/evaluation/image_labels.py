@@ -13,33 +13,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 
-from dap.base.documents import read_json
 from dap.base.errors import DapError
-from dap.base.fields import FromFile, Name, Share
 from dap.base.files import building, in_use, write_atomically
 from dap.base.parsing import shown
-from dap.data.sets.beside import FILE, FORMAT, INDEX, label_files
-from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, Plain
+from dap.data.sets.beside import FILE, INDEX, Index, index_in, label_files, logits_in
 from dap.evaluation.training.labels import ImageLabels
-
-LARGEST = 2**30
-"""How many bytes index.json may have: 1 GiB, the sha256 of ten million images."""
-
-
-class Index(FromFile, frozen=True):
-    """`index.json`."""
-
-    format: Name
-    teacher: Name
-    accuracy: Share | None
-    classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
-    images: Annotated[list[Name], Field(min_length=1, max_length=MOST_IMAGES)]
-    how: Plain
 
 
 def write_image_labels(folder: Path, labels: ImageLabels, hashes: Sequence[str], how: Mapping[str, Any]) -> Path:
@@ -93,19 +75,9 @@ def open_image_labels(folder: str | Path, hashes: Sequence[str], class_names: Se
     Raises:
         DapError: there are none, they are damaged, or they are of other images or classes.
     """
-    from safetensors import SafetensorError, safe_open
-
     folder = Path(folder)
     index = _index(folder)
-    try:
-        with safe_open(str(folder / FILE), framework="pt") as opened:
-            values: Tensor = opened.get_tensor("logits")
-        if values.shape != (len(index.images), len(index.classes)) or not values.float().isfinite().all():
-            raise ValueError(f"it should hold {len(index.images)} x {len(index.classes)} finite logits")
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise DapError(
-            f"{shown(folder / FILE)} is missing or damaged ({error}); make it again with dap export."
-        ) from error
+    values = logits_in(folder, index)
     rows = {sha256: row for row, sha256 in enumerate(index.images)}
     if missing := [sha256 for sha256 in hashes if sha256 not in rows]:
         raise DapError(
@@ -140,7 +112,4 @@ def _index(folder: Path) -> Index:
             f"{shown(folder)} holds no labels of images ({FILE} and {INDEX}); make them with dap export SET --layout labels "
             "--teacher NAME --out DIR."
         )
-    index = read_json(folder / INDEX, Index, largest=LARGEST)
-    if index.format != FORMAT:
-        raise DapError(f"{shown(folder)} holds {index.format[:40]!r}, and this version reads {FORMAT!r}.")
-    return index
+    return index_in(folder)

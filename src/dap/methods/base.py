@@ -218,9 +218,10 @@ def check_clips(method: Method, name: str, frames: int | None, source: Any = Non
     Raises:
         DapError: the data are clips and the method makes images alone, or the object holds other clips than the recipe says.
     """
-    if isinstance(source, Source) and source.frames != frames:
-        told = "images" if source.frames is None else f"clips of {source.frames} frames"
-        raise DapError(f"The data hold {told}; give frames={source.frames}, not {frames}.")
+    held = source.frames if isinstance(source, Source) else None
+    if source is not None and held != frames:
+        told = "images" if held is None else f"clips of {held} frames"
+        raise DapError(f"The data hold {told}; give frames={held}, not {frames}.")
     if frames is not None and not vars(type(method)).get("clips", False):
         raise DapError(
             f"Method {name!r} makes images and no clips. With --frames take random or, with a video backbone, vanilla, dap, "

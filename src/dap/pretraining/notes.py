@@ -35,6 +35,7 @@ class Asked(FromFile, frozen=True):
         data: the fingerprint of the images that are trained on, without their size.
         images, held_out: how many images or clips are trained on, and how many are held out, before broken ones are left out.
         frames: how many frames a clip has; None for images.
+        template: the prompt of a text backbone, with {} for the class name; None: that of its card.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Asked(FromFile, frozen=True):
     backbone: Name | None = None
     rank: Count | None = None
     frames: Count | None = None
+    template: Text | None = None
 
 
 class Stage(FromFile, frozen=True):

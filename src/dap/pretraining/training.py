@@ -154,8 +154,9 @@ class Training:
 
     def _stage(self, how: Fitting, module: nn.Module, loss: Any, stage: Stage, held: Any, draw: Any) -> None:
         name = how.name
-        # Trainings of images that an earlier version began go on: their checkpoints know no frames.
-        without = {"frames"} if self.notes.sizes.frames is None else None
+        # Trainings that an earlier version began go on: their checkpoints know no frames and no template.
+        without = {"frames"} if self.notes.sizes.frames is None else set[str]()
+        without |= {"template"} if self.notes.asked.template is None else set[str]()
         told = [part.model_dump(exclude=without) for part in (self.notes.asked, self.notes.sizes)]
         said = json.dumps([*told, name, stage.planned])
         key = hashlib.sha256(said.encode()).hexdigest()[:16]

@@ -110,6 +110,10 @@ def compared(
     """
     names, objects = _named(methods)
     cells = comparison(base, names, ipcs, sets, options, objects)
+    if subsample and any(recipe.data.frames is not None for _, recipe in cells):
+        raise DapError(
+            "--subsample draws images from a set and no clips; leave it out with --frames, and compare sets of several --ipc."
+        )
     most = max(recipe.ipc for _, recipe in cells)
     for n in (n for n in subsample if n >= most):
         raise DapError(

@@ -118,7 +118,7 @@ def distill(
         guidance: `file.py:Name`, a `Guidance` or an `Energy` of your own, added to the guidance of the method.
         source: a folder or another place of real images, a `Source`, or images in memory: a mapping from class name to images,
             a pair of images and labels, or a collection of (image, label) pairs. Images are pictures, or tensors (3, h, w)
-            or (1, h, w) of floats in [0, 1] or bytes.
+            or (1, h, w) of floats in [0, 1] or bytes. The keywords `classes` and `size` choose among them.
         machine: where the work runs. The machine changes nothing in the recipe. Default: `Machine()`.
         workshop: loaded backbones and data that several calls share. It takes the place of `machine` and of objects.
         watcher: is told how the work goes on. Default: nobody is told.
@@ -143,6 +143,8 @@ def distill(
     check_folder(Path(out))
     method = method() if isinstance(method, type) else method
     named = {"method": method, "backbone": backbone, "guidance": guidance, "data": source}
+    if source is not None and fields.get("data") is not None:
+        raise DapError("Give the real images as data or as source, and not as both.")
     fields |= {key: str(value) for key, value in named.items() if isinstance(value, (str, Path))}
     given = {
         "method": None if isinstance(method, str) else method,
@@ -211,8 +213,9 @@ def _asked(
         where, recipe = str(recipe), Recipe.load(recipe, [known[name][0] for name in fields if name in known])
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(exclude_unset=True)
+    objects.check(fields)
     values = overlaid(recipe or {}, fields)
-    return Recipe.parse(overlaid(values, objects.named()), where)
+    return Recipe.parse(overlaid(values, objects.named(values.get("data"))), where)
 
 
 def _job(

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ def named(images: Any, class_names: Sequence[str] | None) -> dict[str, Any]:
         DapError: `by_class` does not take the images, or a label is not the position of a name.
     """
     found = by_class(images)
-    if class_names is None or isinstance(images, dict) or hasattr(images, "classes"):
+    if class_names is None or isinstance(images, Mapping) or hasattr(images, "classes"):
         return found
     if unknown := [label for label in found if not 0 <= int(label) < len(class_names)]:
         raise DapError(

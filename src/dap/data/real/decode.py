@@ -30,6 +30,9 @@ Fit = Literal["crop", "pad", "crop-bilinear"]
 LARGEST_FILE = 2**30
 """How many bytes the file of one image may have: 1 GiB."""
 
+ORIENTATION = 0x0112
+"""The EXIF tag that says how an image is turned upright."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -179,12 +182,10 @@ def _plain(data: bytes | Path, most: int | None = None) -> Iterator[tuple[Image.
         with opened(content, limit) as image:
             # Pillow's `verify` accepts JPEGs that are cut off. Only a full load shows whether an image is whole.
             image.load()
-            orientation = image.getexif().get(0x0112, 1)
-            turn = _TURNS.get(orientation)
             eight_bit_rgb = content[24:26] == b"\x08\x02"  # IHDR: bit depth 8, colour type 2
-            same = image.format == "PNG" and eight_bit_rgb and orientation == 1 and not image.has_transparency_data
-            rgb = as_rgb(image, content)
-            yield rgb if turn is None else rgb.transpose(turn), content, same
+            upright = image.getexif().get(ORIENTATION, 1) == 1
+            same = image.format == "PNG" and eight_bit_rgb and upright and not image.has_transparency_data
+            yield _upright(image, content), content, same
     except (MemoryError, BrokenImage):
         raise
     except Exception as error:  # a damaged file can raise nearly anything inside Pillow's parsers
@@ -232,8 +233,30 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in REFUSED)
 
 
-def as_rgb(image: Image.Image, content: bytes) -> Image.Image:
-    """The image as 8-bit RGB or grey, or as mode F in [0, 1] where 8 bits would lose depth."""
+def plain(picture: Image.Image) -> Image.Image:
+    """A picture in memory, upright, as L, RGB, or mode F in [0, 1], by the rules of `decode`. The picture is not changed.
+
+    Raises:
+        BrokenImage: the picture is of a file that is cut off, or its values have no agreed scale.
+    """
+    try:
+        picture.load()
+        return _upright(picture, None)
+    except MemoryError:
+        raise
+    except Exception as error:  # a picture may be of a damaged file that was opened and not read yet
+        raise BrokenImage(reason_of(error)) from error
+
+
+def _upright(image: Image.Image, content: bytes | None) -> Image.Image:
+    turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    rgb = as_rgb(image, content)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def as_rgb(image: Image.Image, content: bytes | None) -> Image.Image:
+    """The image as 8-bit RGB or grey, or as mode F in [0, 1] where 8 bits would lose depth. `content` are the bytes of its
+    file, if they are at hand."""
     facts = depth_of(image, content)
     if image.mode.startswith("I") or image.mode == "F":
         return unit(image, facts)

@@ -30,9 +30,9 @@ class Depth:
     inverted: bool = False
 
 
-def depth_of(image: Image.Image, content: bytes) -> Depth:
-    """What a file says about the values of its image. `content` are the bytes of the file."""
-    if image.format == "PNG":
+def depth_of(image: Image.Image, content: bytes | None) -> Depth:
+    """What a file says about the values of its image. `content` are the bytes of the file; None: they are not at hand."""
+    if image.format == "PNG" and content is not None:
         return Depth(content[24], _significant_bits(content))
     if image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})

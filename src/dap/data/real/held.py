@@ -1,4 +1,5 @@
-"""Some images of a source: those that are held out for validation, all other training images, or another choice."""
+"""Some images of a source: those that are held out for validation, all other training images, those of some classes, or another
+choice."""
 
 from __future__ import annotations
 
@@ -14,22 +15,24 @@ from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.real.decode import Fit
+from dap.data.real.names import select
 
 
 class Chosen(Source):
-    """Some images of another source, with its classes. A subclass says which.
+    """Some images of another source. A subclass says which.
 
     Args:
         whole: the other source.
         what: which images these are, in words that tell two choices apart.
         counts: how many images of each class they are.
+        names: the names of their classes, in label order. Default: those of the other source.
     """
 
-    def __init__(self, whole: Source, what: str, counts: Sequence[int]) -> None:
+    def __init__(self, whole: Source, what: str, counts: Sequence[int], names: Sequence[str] | None = None) -> None:
         self._whole, self._what = whole, what
         super().__init__(
             whole.name,
-            whole.class_names,
+            whole.class_names if names is None else names,
             counts,
             size=whole.size,
             fit=whole.fit,
@@ -40,8 +43,12 @@ class Chosen(Source):
         self.root, self.frames = whole.root, whole.frames
 
     @abstractmethod
-    def _rows(self, label: int) -> list[int]:
+    def _rows(self, label: int) -> Sequence[int]:
         """The indices in the other source of the images of a class, as many as were promised."""
+
+    def _label(self, label: int) -> int:
+        """The label in the other source of a class."""
+        return label
 
     def fitted(self, size: int, fit: Fit) -> Self:
         twin = super().fitted(size, fit)
@@ -49,13 +56,13 @@ class Chosen(Source):
         return twin
 
     def _key(self, label: int, index: int) -> str:
-        return self._whole._key(label, self._rows(label)[index])
+        return self._whole._key(self._label(label), self._rows(label)[index])
 
     def _decode(self, label: int, index: int) -> Tensor:
-        return self._whole._decode(label, self._rows(label)[index])
+        return self._whole._decode(self._label(label), self._rows(label)[index])
 
     def _look(self, label: int, index: int) -> tuple[int, int] | None:
-        return self._whole._look(label, self._rows(label)[index])
+        return self._whole._look(self._label(label), self._rows(label)[index])
 
     def _listing(self) -> Iterator[str]:
         yield self._what
@@ -95,3 +102,27 @@ class Part(Chosen):
 
     def _rows(self, label: int) -> list[int]:
         return self._parts[label]
+
+
+@final
+class OfClasses(Chosen):
+    """The images of some classes of another source, in an order of one's own.
+
+    Args:
+        whole: the other source.
+        classes: the names of the classes in label order, as `names.select` takes them.
+
+    Raises:
+        DapError: a class is unknown or named twice.
+    """
+
+    def __init__(self, whole: Source, classes: Sequence[str]) -> None:
+        names, self._labels = select(whole.class_names, classes, whole.name)
+        counts = [whole.count(label) for label in self._labels]
+        super().__init__(whole, f"classes {self._labels}", counts, names)
+
+    def _label(self, label: int) -> int:
+        return self._labels[label]
+
+    def _rows(self, label: int) -> range:
+        return range(self._counts[label])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,21 @@ from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.data.real.base import Source
-from dap.data.real.decode import Fit, decode, encode_png
+from dap.data.real.decode import ORIENTATION, BrokenImage, Fit, decode, encode_png, fit_square, plain
+from dap.data.real.names import composed, some
 
 
 class MemorySource(Source):
     """Labelled images in memory.
 
     Args:
-        images: class name -> images of the class, in label order. An image is a PIL picture, or a tensor or array (3,
-            h, w) or (1, h, w) of floats in [0, 1] or of bytes.
+        images: class name -> images of the class, in label order. An image is a PIL picture of any mode, which is read as
+            `decode` reads one from a file, or a tensor or array (3, h, w) or (1, h, w) of floats in [0, 1] or of bytes.
         name: the name of the data in manifests and messages.
         size, fit, max_bad_fraction: as for `Source`.
 
     Raises:
-        DapError: an image is of another kind or shape, or its numbers are outside [0, 1].
+        DapError: an image is of another kind or shape, its numbers are outside [0, 1], or two classes have one name.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class MemorySource(Source):
         fit: Fit = "crop",
         max_bad_fraction: float = 0.01,
     ) -> None:
+        _check_apart(images)
         self._images = list(images.values())
         counts = [len(mine) for mine in self._images]
         super().__init__(name, list(images), counts, size=size, fit=fit, max_bad_fraction=max_bad_fraction)
@@ -56,20 +58,48 @@ class MemorySource(Source):
                 return found.expand(3, -1, -1).contiguous()
             pixels = (found.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
             return decode(encode_png(np.ascontiguousarray(pixels)), self.size, self.fit)
-        file = io.BytesIO()
-        found.save(file, format="PNG")
-        return decode(file.getvalue(), self.size, self.fit)
+        return fit_square(plain(found), self.size, self.fit)
 
-    def _look(self, label: int, index: int) -> tuple[int, int]:
+    def _look(self, label: int, index: int) -> tuple[int, int] | None:
         found = _pixels(self._images[label][index], self._key(label, index))
-        return (int(found.shape[2]), int(found.shape[1])) if isinstance(found, Tensor) else found.size
+        if isinstance(found, Tensor):
+            return int(found.shape[2]), int(found.shape[1])
+        try:
+            return plain(found).size
+        except BrokenImage:
+            return None
 
     def _listing(self) -> Iterator[str]:
         for label, mine in enumerate(self._images):
             for index, image in enumerate(mine):
                 found = _pixels(image, self._key(label, index))
-                data = found.numpy().tobytes() if isinstance(found, Tensor) else found.tobytes()
-                yield f"{label} {index} {hashlib.sha256(data).hexdigest()}"
+                yield f"{label} {index} {_tensor_hash(found) if isinstance(found, Tensor) else _picture_hash(found)}"
+
+
+def _tensor_hash(image: Tensor) -> str:
+    """The sha256 of the values of an image (1 or 3, h, w), and its shape unless it is square."""
+    _, height, width = image.shape
+    return _hash(image.numpy().tobytes()) + ("" if height == width else f" {width} {height}")
+
+
+def _picture_hash(picture: Image.Image) -> str:
+    """The sha256 of the pixels of a picture as they are decoded, and all that is needed to tell them from others.
+
+    The bytes of a palette or of a turned picture say nothing of its colours or of its side. A square RGB or grey picture needs
+    nothing beside its bytes, and has the hash that earlier versions gave it.
+    """
+    try:
+        read = plain(picture)
+    except BrokenImage:
+        return "broken"
+    usual = picture.mode in ("RGB", "L") and picture.width == picture.height and not picture.has_transparency_data
+    if usual and picture.getexif().get(ORIENTATION, 1) == 1:
+        return _hash(picture.tobytes())
+    return f"{_hash(read.tobytes())} {read.mode} {read.width} {read.height}"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def by_class(images: Any) -> dict[str, Any]:
@@ -81,23 +111,78 @@ def by_class(images: Any) -> dict[str, Any]:
             there is one. Without names a label's number is its name.
 
     Raises:
-        DapError: the images have none of these forms.
+        DapError: the images have none of these forms, a label is no whole number from 0 on or has no name, or two classes have
+            one name.
     """
     if isinstance(images, Mapping):
+        _check_apart(images)
         return {str(name): mine for name, mine in images.items()}
-    names: Sequence[str] | None = getattr(images, "classes", None)
-    pair = isinstance(images, tuple) and len(images) == 2 and len(images[0]) == len(images[1])
+    names = _names_of(images)
     try:
+        pair = isinstance(images, tuple) and len(images) == 2 and len(images[0]) == len(images[1])
         pairs = list(zip(*images, strict=True)) if pair else [images[i] for i in range(len(images))]
-        found: dict[int, list[Any]] = {}
-        for image, label in pairs:
-            found.setdefault(int(label), []).append(image)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        pairs = [(image, label) for image, label in pairs]
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise DapError(
             "The images in memory should be a mapping from class name to images, a pair of images and labels, or a "
             f"collection of (image, label) pairs, not a {type(images).__name__}."
         ) from error
-    return {str(names[label]) if names else str(label): found[label] for label in sorted(found)}
+    found: dict[int, list[Any]] = {}
+    for image, label in pairs:
+        found.setdefault(_whole(label), []).append(image)
+    if names is None:
+        return {str(label): found[label] for label in sorted(found)}
+    if found and max(found) >= len(names):
+        raise DapError(
+            f"The images in memory have the label {max(found)}, and their attribute `classes` names only the labels from 0 to "
+            f"{len(names) - 1}."
+        )
+    _check_apart([names[label] for label in found])
+    return {names[label]: found[label] for label in sorted(found)}
+
+
+def _names_of(images: Any) -> list[str] | None:
+    """The names in the attribute `classes` of a data set; None where there are none."""
+    names = getattr(images, "classes", None)
+    if names is None:
+        return None
+    if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable):
+        raise DapError(
+            f"The attribute `classes` of the images in memory is a {type(names).__name__}, not a list of the names of classes "
+            "in label order."
+        )
+    return list(map(str, names)) or None
+
+
+def _whole(label: Any) -> int:
+    """A label as a number. A number with a fraction, and a text such as 01, is none: another label would become equal to it."""
+    try:
+        if isinstance(label, str):
+            number = int(label)
+            whole = str(number) == label
+        else:
+            number = int(label)
+            whole = bool(label == number)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number, whole = -1, False
+    if not whole or number < 0:
+        told = str(label.tolist() if isinstance(label, (Tensor, np.ndarray)) else label)[:40]
+        raise DapError(
+            f"The label {told} of an image in memory is no whole number from 0 on. Leave out images without a label, and give "
+            "classes of other names as a mapping from class name to images."
+        )
+    return number
+
+
+def _check_apart(names: Iterable[Any]) -> None:
+    """Raise `DapError` if two classes have the same name, also where they are spelt with other code points."""
+    counts = Counter(composed(str(name)) for name in names)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise DapError(
+            f"Several classes of the images in memory are called {some(map(repr, twice))}, so their images would be mixed. Give "
+            "each class a name of its own, such as its WordNet id: set `classes` of the data set, or give a mapping from class "
+            "name to images."
+        )
 
 
 def _pixels(image: Any, where: str) -> Tensor | Image.Image:

@@ -117,10 +117,14 @@ def cuts(path: Path, recipe: Mapping[str, Any], *, can_grow: bool) -> tuple[int,
     if before is None or before == ipc:
         return tuple(sorted(sizes))
     if before > ipc:
-        raise DapError(
-            f"{path} holds a set of {before} images per class, and a set does not shrink. Take {ipc} of them into a new folder: "
-            f"dap import {path} --ipc {ipc} --out DIR."
+        clips = ((recipe.get("data") or {}).get("frames")) is not None
+        advice = (
+            "Give another --out."  # an import reads images alone
+            if clips
+            else f"Take {ipc} of them into a new folder: dap import {path} --ipc {ipc} --out DIR."
         )
+        what = "clips" if clips else "images"
+        raise DapError(f"{path} holds a set of {before} {what} per class, and a set does not shrink. {advice}")
     if not can_grow:
         raise DapError(
             f"{path} holds a set of {before} images per class. The method {recipe['method']} makes other images for {ipc} per "

@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from dap.base.documents import read_lines
+from dap.base.documents import read_json, read_lines
 from dap.base.errors import DapError
-from dap.base.fields import Inside
+from dap.base.fields import FromFile, Inside, Name, Share
 from dap.base.files import dump, inside
 from dap.base.parsing import shown
 from dap.data.sets.contents import MOST_IMAGES
-from dap.data.sets.notes import Open, as_read, there
+from dap.data.sets.notes import MOST_CLASSES, Open, Plain, as_read, there
 
 SOFT = "soft_labels.npy"
 """The file of the soft labels, for layouts whose images are files. Its rows have the order of the lines of manifest.jsonl."""
 KEPT, FILE, INDEX, FORMAT = "soft-labels", "labels.safetensors", "index.json", "image labels 1"
 """The folder of a set that holds the soft labels which came with an import, and the files of such a folder: a protocol with soft
 labels takes the folder as its teacher, see `evaluation.image_labels`."""
+LARGEST_INDEX = 2**30
+"""How many bytes `INDEX` may have: 1 GiB, the sha256 of ten million images."""
 LARGEST_ROW = 2**24
 """How many bytes the soft labels of one image may have in a shard."""
 Weight = Annotated[float, Field(gt=0, le=MOST_IMAGES)]
@@ -112,6 +114,75 @@ def label_files(
     return {FILE: save({"logits": np.ascontiguousarray(logits, np.float32)}), INDEX: index}
 
 
+class Index(FromFile, frozen=True):
+    """The `INDEX` of a folder with soft labels."""
+
+    format: Name
+    teacher: Name
+    accuracy: Share | None
+    classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
+    images: Annotated[list[Name], Field(min_length=1, max_length=MOST_IMAGES)]
+    how: Plain
+
+
+def index_in(folder: Path) -> Index:
+    """The `INDEX` of a folder with soft labels.
+
+    Raises:
+        DapError: it is damaged, or of another version.
+    """
+    index = read_json(folder / INDEX, Index, largest=LARGEST_INDEX)
+    if index.format != FORMAT:
+        raise DapError(f"{shown(folder)} holds {index.format[:40]!r}, and this version reads {FORMAT!r}.")
+    return index
+
+
+def logits_in(folder: Path, index: Index) -> torch.Tensor:
+    """The logits (n, classes) of a folder with soft labels, as `index` orders them.
+
+    Raises:
+        DapError: they are missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(folder / FILE), framework="pt") as opened:
+            values: torch.Tensor = opened.get_tensor("logits")
+        if values.shape != (len(index.images), len(index.classes)) or not values.float().isfinite().all():
+            raise ValueError(f"it should hold {len(index.images)} x {len(index.classes)} finite logits")
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise DapError(
+            f"{shown(folder / FILE)} is missing or damaged ({error}); make it again with dap export."
+        ) from error
+    return values
+
+
+def of_set(source: Path, hashes: Mapping[str, str], weights: Mapping[str, float]) -> Beside:
+    """What goes with the images of a set of this library: their weights, and the soft labels in its folder `KEPT`.
+
+    Args:
+        source: the folder of the set.
+        hashes: the sha256 of each image, by its path.
+        weights: the weights of images that have one, by their paths.
+
+    Raises:
+        DapError: the soft labels are damaged.
+    """
+    found = Beside(dict(weights))
+    if there(source, KEPT):
+        folder = inside(source, f"{KEPT}/{INDEX}").parent
+        inside(source, f"{KEPT}/{FILE}")
+        index = index_in(folder)
+        values, rows = logits_in(folder, index).float().numpy(), {one: row for row, one in enumerate(index.images)}
+        found.columns = index.classes
+        found.logits = {key: values[rows[digest]] for key, digest in hashes.items() if digest in rows}
+        if not found.logits:
+            raise DapError(
+                f"The soft labels in {shown(folder)} are of other images; remove that folder, or make them anew."
+            )
+    return found
+
+
 class _Line(Open, frozen=True):
     """A line of the manifest of an export."""
 
@@ -127,7 +198,7 @@ def of_files(source: Path, columns: Sequence[str]) -> Beside:
         columns: the classes of the columns of the soft labels.
 
     Raises:
-        DapError: the soft labels are no such file or do not fit the manifest.
+        DapError: the soft labels are no such file or do not fit the manifest, or lines of a manifest with weights are damaged.
     """
     found = Beside(columns=columns)
     if not there(source, "manifest.jsonl"):
@@ -142,6 +213,11 @@ def of_files(source: Path, columns: Sequence[str]) -> Beside:
         if line is not None:
             row = None if logits is None else logits[i]
             found.add(shown(line["path"]), line.get("weight"), row, shown(source))
+    if found.weights and None in lines:
+        raise DapError(
+            f"{shown(source / 'manifest.jsonl')} holds weights, and line {lines.index(None) + 1} is damaged; export the set "
+            "again."
+        )
     return found
 
 
@@ -158,6 +234,9 @@ def _array(file: Path) -> np.ndarray:
     return held
 
 
+_ROW = {"weights": "number", "logits": "row"}
+
+
 def of_tensors(held: Any, name: str, n: int, columns: Sequence[str]) -> Beside:
     """What a dictionary of tensors says of its n images, by `name#row`: its `weights` (n,) and `logits` (n, classes).
 
@@ -169,11 +248,20 @@ def of_tensors(held: Any, name: str, n: int, columns: Sequence[str]) -> Beside:
         return found
     values: dict[str, Any] = {}
     for key in ("weights", "logits"):
-        value = held.get(key)
-        if isinstance(value, (torch.Tensor, np.ndarray)):
-            if len(value) != n or value.ndim != (1 if key == "weights" else 2):
-                raise DapError(f"{name} has {n} images and {key} of the shape {tuple(value.shape)}; save them alike.")
-            values[key] = torch.as_tensor(value).float().numpy()
+        if (value := held.get(key)) is None:
+            continue
+        try:
+            rows = [torch.as_tensor(one) for one in value] if isinstance(value, (list, tuple)) else None
+            table = torch.as_tensor(value) if rows is None else torch.stack(rows)
+            numbers = table.detach().float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DapError(
+                f"{name} has {key} that are a {type(value).__name__} and no numbers, one {_ROW[key]} for each image; save them "
+                "as a tensor, or leave them out."
+            ) from error
+        if numbers.ndim != (1 if key == "weights" else 2) or len(numbers) != n:
+            raise DapError(f"{name} has {n} images and {key} of the shape {tuple(numbers.shape)}; save them alike.")
+        values[key] = numbers.numpy()
     for row in range(n if values else 0):
         weight = values["weights"][row].item() if "weights" in values else None
         found.add(f"{name}#{row}", weight, values["logits"][row] if "logits" in values else None, name)
@@ -184,7 +272,7 @@ def of_parquet(files: Sequence[Path], columns: Sequence[str]) -> Beside:
     """What the columns `weight` and `logits` of parquet files say, by `file#row`.
 
     Raises:
-        DapError: a file is damaged, or a value is no number.
+        DapError: a file is damaged, or such a column holds no numbers.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -194,7 +282,14 @@ def of_parquet(files: Sequence[Path], columns: Sequence[str]) -> Beside:
         try:
             with pq.ParquetFile(file) as table:
                 kinds = {one.name: one.type for one in table.schema_arrow}
-                wanted = [name for name, fits in _COLUMNS.items() if name in kinds and fits(kinds[name])]
+                wanted = [name for name in _COLUMNS if name in kinds and not pa.types.is_null(kinds[name])]
+                for name in wanted:
+                    fits, needed = _COLUMNS[name]
+                    if not fits(kinds[name]):
+                        raise DapError(
+                            f"{shown(file)} has a column {name} of {kinds[name]}, and {needed} is needed; rename or "
+                            "remove the column."
+                        )
                 rows = table.read(columns=wanted).to_pylist() if wanted else []
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DapError(f"{shown(file)} cannot be read: {next(iter(str(error).splitlines()), '')}") from error
@@ -203,19 +298,24 @@ def of_parquet(files: Sequence[Path], columns: Sequence[str]) -> Beside:
     return found
 
 
-def _is_float(kind: Any) -> bool:
+def _is_number(kind: Any) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_floating(kind)
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def _is_floats(kind: Any) -> bool:
+def _is_numbers(kind: Any) -> bool:
     import pyarrow as pa
 
-    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_float(kind.value_type)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists) and _is_number(kind.value_type)
 
 
-_COLUMNS: dict[str, Callable[[Any], bool]] = {"weight": _is_float, "logits": _is_floats}
+_COLUMNS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "weight": (_is_number, "a number for each image"),
+    "logits": (_is_numbers, "a list of numbers for each image"),
+}
+"""The columns beside images and labels: which types they may have, and what such a type is, in words."""
 
 
 def of_shard(parts: Mapping[str, Callable[[], bytes]], said: Any, where: str) -> tuple[object, np.ndarray | None]:

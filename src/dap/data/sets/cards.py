@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import re
+import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import TypeAdapter
 
-from dap.base.documents import fitted, read_bytes
+from dap.base.documents import fitted, read_bytes, read_lines
 from dap.base.errors import DapError
+from dap.base.fields import Name, Share
 from dap.base.files import inside
 from dap.base.parsing import Damaged, parse_yaml, shown
 from dap.data.sets.folders import exported
+from dap.data.sets.notes import Open, as_read, there
+
+if TYPE_CHECKING:
+    from dap.data.sets.distilled import DistilledSet
 
 LARGEST = 2**22
 """How many bytes a card may have."""
@@ -61,9 +68,18 @@ batches = torch.utils.data.DataLoader(made.samples(), batch_size=10, shuffle=Tru
 """The same for a set of clips. Readers of images would take the first frame of each."""
 
 
+FILES = (
+    r"; `recipe\.json` is what made it, `manifest\.jsonl` holds the seed\s+and sha256 of every \w+, `env\.json` the versions and "
+    r"the hash of the weights\.|\. `import\.json` tells every choice of the import,\s+`manifest\.jsonl` where each image came "
+    r"from and its sha256\."
+)
+"""What the cards of a set and of an import say of the files beside them, as a regular expression."""
+
+
 def without_use(body: str) -> str:
-    """The body of a card without how to train on the set, which an export says in its own way."""
-    return body.replace(USE, "").replace(USE_CLIPS, "").strip()
+    """The body of a card without how to train on the set, which an export says in its own way, and without the files that lie
+    beside the card of a set alone."""
+    return re.sub(FILES, ".", body.replace(USE, "").replace(USE_CLIPS, "")).strip()
 
 
 def licence_fields(data: str, backbone: str | None = None, licence: str | None = None) -> dict[str, str]:
@@ -87,6 +103,88 @@ def _is_named(said: str, licence: str) -> bool:
     """Whether a text begins with the name of a licence, as "MIT (Zalando SE, 2017)" does."""
     rest = said.lower().removeprefix(licence)
     return rest != said.lower() and not rest[:1].isalnum() and rest[:1] not in ("-", ".")
+
+
+_PLACE = re.compile(r"(?:[A-Za-z]:|~[\w.-]*|\.{1,2})?[/\\].+|[^/\\]+[/\\][^/\\]+[/\\].+")
+"""A path of the machine: one from its root, from a home or from the current folder, or of three parts and more. A name on the hub
+has two."""
+TEXTS = ("template", "negative_prompt", "classes", "license", "license_name", "license_link")
+TEXTS += ("licence_of_data", "licence_of_backbone")
+"""Fields whose texts are no paths, whatever they look like."""
+
+
+def last_part(place: str) -> str:
+    """The last part of a path of either kind of system, which holds no name of a user. A name after a colon stays with it."""
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1]
+
+
+def places_in(value: Any) -> Iterator[str]:
+    """The paths of this machine in plain values such as a recipe."""
+    if isinstance(value, str):
+        if _PLACE.fullmatch(value) and "://" not in value:
+            yield value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from () if name in TEXTS else places_in(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from places_in(one)
+
+
+def without_places(value: Any) -> Any:
+    """Plain values in which each path of this machine is its last part: an export tells nobody's name and no folder of theirs."""
+    if isinstance(value, str):
+        return last_part(value) if list(places_in(value)) else value
+    if isinstance(value, Mapping):
+        return {name: one if name in TEXTS else without_places(one) for name, one in value.items()}
+    return [without_places(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def commands_of(made: DistilledSet) -> str:
+    """The commands that made a set, for its card; "" where they are not known."""
+    if not there(made.path, "command.txt"):
+        return ""
+    try:
+        text = read_bytes(inside(made.path, "command.txt"), LARGEST).decode("utf-8", errors="replace").strip()
+    except DapError:
+        return ""
+    words = re.split(r"(\s+|=|,|'|\")", text)  # a path stands alone, after --flag= or in quotes
+    said = "".join(without_places(word) for word in words)
+    return f"Made by:\n\n<pre>\n{html.escape(said)}\n</pre>\n\n" if said else ""
+
+
+class _Trial(Open, frozen=True):
+    """A line of `trials.jsonl`, as far as a card tells it."""
+
+    protocol: Name
+    network: Name
+    last: Share
+    best: Share
+    headline: Name | None = None
+    tested_on: Name | None = None
+
+
+def judged_told(made: DistilledSet) -> str:
+    """A table of how a set was judged, for its card; "" where no training is recorded in its folder."""
+    if not there(made.path, "trials.jsonl"):
+        return ""
+    try:
+        read = read_lines(inside(made.path, "trials.jsonl"), as_read(_Trial))
+    except DapError:
+        return ""
+    groups: dict[tuple[str, str, str, str], list[float]] = {}
+    for line in (one.value for one in read if one.value):
+        epoch = "best" if line.get("headline") == "best" else "last"
+        key = (line["protocol"], line["network"], epoch, line.get("tested_on") or "test")
+        groups.setdefault(key, []).append(100 * line[epoch])
+    rows = ""
+    for (protocol, network, epoch, on), found in groups.items():
+        spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+        cells = map(cell, (protocol, network, on, epoch, len(found), f"{statistics.mean(found):.1f}{spread}"))
+        rows += f"| {' | '.join(cells)} |\n"
+    head = "| protocol | network | images | epoch | trainings | accuracy in % |\n|---|---|---|---|---|---|\n"
+    told = "Networks that were trained on this set alone and tested on real images; mean ± standard deviation over trainings:"
+    return f"{told}\n\n{head}{rows}\n" if rows else ""
 
 
 def size_category(n: int) -> str:
@@ -172,7 +270,7 @@ Made by others; imported by diffusion-as-priors {told["version"]}. `import.json`
 | | |
 |---|---|
 | classes, in label order | {", ".join(map(cell, told["classes"][:50]))} |
-| source | {code(told["source"])} |
+| source | {code(last_part(told["source"]))} |
 | licence of the images | {cell(terms)} |
 """
     body += f"\n{USE}\n"

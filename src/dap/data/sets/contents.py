@@ -102,6 +102,7 @@ class _ExportFile(_Open, frozen=True):
     class_names: Names
     folders: Folders | None = None
     files: Annotated[dict[Inside, Sha256 | None], Field(max_length=MOST_IMAGES)] = {}
+    recipe: RecipeNote | None = None
 
     @model_validator(mode="after")
     def _fit(self) -> _ExportFile:

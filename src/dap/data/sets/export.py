@@ -23,7 +23,21 @@ from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.registry import suggest
 from dap.data.real.sizes import noun
-from dap.data.sets.cards import card, cell, clips_told, code, deeper, read_card, size_category, without_use
+from dap.data.sets.cards import (
+    card,
+    cell,
+    clips_told,
+    code,
+    commands_of,
+    deeper,
+    judged_told,
+    last_part,
+    places_in,
+    read_card,
+    size_category,
+    without_places,
+    without_use,
+)
 from dap.data.sets.contents import sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.distilled import DistilledSet
@@ -141,6 +155,7 @@ def export(
             "class_names": list(made.class_names),
             "ipc": made.ipc,
             **written.extra,
+            **({"recipe": recipe} if (recipe := without_places(made_by(made))) else {}),
             "notes": written.notes,
             "files": {name: sha256_of(folder / name) for name in files},
             "version": version("diffusion-as-priors"),
@@ -148,6 +163,11 @@ def export(
         write_atomically(folder / "export.json", dump(said))
     check_there(out, {**dict.fromkeys(files), "export.json": None})
     return said
+
+
+def made_by(made: DistilledSet) -> dict[str, Any]:
+    """The recipe by which the images of a set were made, though the set may be an import of that one; {} where nobody knows."""
+    return dict(made.recipe or (made.noted("import.json") or {}).get("recipe") or {})
 
 
 def fingerprint(made: DistilledSet) -> str:
@@ -181,8 +201,13 @@ def _manifest(made: DistilledSet, folder: Path, written: Written) -> None:
 
 def _card(made: DistilledSet, layout: str, written: Written) -> str:
     front, own = read_card(made.path)
-    own, kind = without_use(own).replace(clips_told(made.frames), ""), noun(made.frames)
     front = {key: value for key, value in front.items() if key not in ("configs", "dataset_info")}  # of other files
+    recipe = made_by(made)
+    places = [*places_in(recipe), *places_in((made.noted("import.json") or {}).get("source")), *places_in(front)]
+    for place in sorted(places, key=len, reverse=True):
+        own = own.replace(cell(place), cell(last_part(place))).replace(place, last_part(place))
+    own, kind = without_use(own).replace(clips_told(made.frames), ""), noun(made.frames)
+    front = without_places(front)
     usual: dict[str, Any] = {
         "task_categories": ["image-classification" if made.frames is None else "video-classification"],
         "size_categories": [size_category(len(made.records))],
@@ -193,7 +218,7 @@ def _card(made: DistilledSet, layout: str, written: Written) -> str:
     rows = "".join(f"| {label} | {' | '.join(cells)} |\n" for label, cells in enumerate(zip(*columns, strict=True)))
     head = "| label | class |" + " folder |" * bool(folders) + "\n|---|---|" + "---|" * bool(folders)
     title = own.splitlines()[0].lstrip("# ") if own.startswith("# ") else "Distilled set"
-    recipe = yaml.safe_dump(made.recipe, sort_keys=False, allow_unicode=True) if made.recipe else ""
+    recipe = yaml.safe_dump(without_places(recipe), sort_keys=False, allow_unicode=True) if recipe else ""
     body = f"""# {title}
 
 {len(made.records)} {kind}s of {len(made.class_names)} classes, {made.ipc} a class, exported as {code(layout)} by
@@ -210,6 +235,7 @@ All {kind}s belong to one split, train.
 
 """
     body += f"The recipe in full:\n\n<pre>\n{html.escape(recipe.strip())}\n</pre>\n\n" if recipe else ""
+    body += commands_of(made) + judged_told(made)
     body += (
         deeper(deeper(own)) if own else "The set has no card of its own; its licence is unknown: ask whoever made it."
     )

@@ -42,6 +42,7 @@ from dap.data.sets.readers import (
 )
 from dap.data.sets.said import COUNTED, notes_of
 from dap.data.sets.tensors import read_tensors
+from dap.data.sets.verification import check_unchanged
 
 LAYOUTS: dict[str, Callable[[Path, Ask], Reading]] = {
     "folders": read_folders,
@@ -126,6 +127,7 @@ def opened(
         check_beside(out, source / "images" if kind == "set" else source, "would be read as one of its classes")
     ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std)
     reading = LAYOUTS[kind](source, ask)
+    check_unchanged(source)  # after the reader, which says of damage what it is
     pick = pick or ("string" if kind == "minimax" else "natural")
     chosen = _pick(reading, str(source), ipc, pick, seed)
     told: dict[str, Any] = {
@@ -141,12 +143,21 @@ def opened(
         "facts": reading.facts,
         "version": version("diffusion-as-priors"),
     }
-    if (
-        recipe := read_note(source, "recipe.json")
-    ) is not None:  # a set of ours, so the recipe that made the images is known
+    if recipe := _recipe_of(source):
         told["recipe"] = recipe
+        if (frames := (recipe.get("data") or {}).get("frames")) is not None:
+            raise DapError(
+                f"{shown(source)} holds clips of {frames} frames, and dap import takes images alone: it would keep the first "
+                "frame of each."
+            )
     check_classes(reading.names, len(chosen[0]))
     return Opened(reading, chosen, told, again)
+
+
+def _recipe_of(source: Path) -> Any:
+    """The recipe that made the images of a source: a set of ours, an import of one, or an export. None where nobody knows."""
+    made, imported = read_note(source, "recipe.json"), read_note(source, "import.json") or {}
+    return made or imported.get("recipe") or exported(source if source.is_dir() else source.parent).get("recipe")
 
 
 def _check_new(out: Path) -> None:
@@ -192,8 +203,8 @@ def import_set(
         progress: called with (done, all, class name) after every image.
 
     Raises:
-        DapError: something is unclear or contradictory, which is found before anything is written; or an image is
-            broken.
+        DapError: something is unclear or contradictory, or a file of an export was changed, which is found before anything is
+            written; or an image is broken.
         OSError: the folder cannot be written; nothing is left behind.
     """
     source, out = Path(source), Path(out)
@@ -202,6 +213,8 @@ def import_set(
     dump(told)  # a name that UTF-8 cannot hold is told now
     weights = _weights_of(chosen, reading)
     if found.again:
+        if "soft_labels" in (read_note(out, "import.json") or {}):  # early versions do not say it
+            told["soft_labels"] = len(reading.beside.logits) > 0
         return _finished(out, told, chosen, weights, licence)
     with building(out, "import.json", lambda: _check_new(out)) as folder:
         made = DistilledSet.blank(folder, reading.names, len(chosen[0]))
@@ -240,7 +253,7 @@ def _finished(
     before, told = read_note(out, "import.json") or {}, json.loads(dump(told))
     if isinstance(earlier := before.get("facts"), dict):
         told["facts"] = {k: fact for k, fact in told["facts"].items() if k in earlier or k not in COUNTED}
-    compared = [name for name in told if name != "version"]
+    compared = [name for name in told if name != "version" and (name != "recipe" or name in before)]
     changed = differences({name: before.get(name) for name in compared}, {name: told[name] for name in compared})
     made = DistilledSet.open(out)
     sources = {(record["label"], record["slot"]): record.get("source_sha256") for record in made.records}

@@ -175,13 +175,13 @@ class Images(FromFile, frozen=True):
 
     features: Text | None = None
     judged: Text | None = None
+    data: Text | None = None  # the fingerprint of the searched images, as inputs.json has that of the images of a set
     copies: Count | None = None
     share: Share | None = None
     worst: Annotated[list[Text], Field(max_length=1000)] = []
     rule: Rule | None = None
     searched: dict[Name, Count] | None = None
-    real: dict[Name, Count] | None = None
-    """How many test images are training images too, and how many images of the set are test images."""
+    real: dict[Name, Count] | None = None  # how many test images are training images, and images of the set test images
     images: list[Inspected] = []
 
 

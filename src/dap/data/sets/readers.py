@@ -24,7 +24,7 @@ from dap.data.real.layouts import locate
 from dap.data.real.names import glued, some
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.suffixes import IMAGE_SUFFIXES
-from dap.data.sets.beside import Beside, of_files, of_parquet, of_shard
+from dap.data.sets.beside import Beside, of_files, of_parquet, of_set, of_shard
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import (
     by_number,
@@ -105,9 +105,13 @@ def read_folders(source: Path, ask: Ask) -> Reading:
     left = sorted(map(shown, set(found) - set(folders)))
     facts = {**({"left_out": left} if left else {}), **left_out(source)}
     images = [[_entry(source, f) for f in found[folder]] for folder in folders]
-    return Reading(
-        names, images, order, facts=facts, beside=of_files(source, said["class_names"]) if said else Beside()
-    )
+    called: dict[str, str] = dict(
+        zip(folders, names, strict=True)
+    )  # the soft labels have a column for each class, by its new name
+    columns: list[str] = said.get("class_names", [])
+    if "folders" in said:
+        columns = [called.get(folder, name) for folder, name in zip(said["folders"], columns, strict=True)]
+    return Reading(names, images, order, facts=facts, beside=of_files(source, columns) if said else Beside())
 
 
 def read_minimax(source: Path, ask: Ask) -> Reading:
@@ -142,7 +146,8 @@ def read_rded(source: Path, ask: Ask) -> Reading:
         return read_folders(source, ask)
     names = by_number(ask.class_names, len(folders), f"{source} numbers its classes")
     images = [[_entry(source, file) for file in found[folder]] for folder in folders]
-    return Reading(names, images, "the folders' numbers, named as given with --classes", facts=facts)
+    beside = of_files(source, names) if said else Beside()
+    return Reading(names, images, "the folders' numbers, named as given with --classes", facts=facts, beside=beside)
 
 
 def read_set(source: Path, ask: Ask) -> Reading:
@@ -159,7 +164,8 @@ def read_set(source: Path, ask: Ask) -> Reading:
     facts = {"recipe": made.recipe} if made.recipe else {}
     images = [[_entry(source, file) for file in files[name]] for name in names]
     weights = {shown(line["path"]): line["weight"] for line in made.records if line.get("weight") is not None}
-    return Reading(names, images, order, facts=facts, beside=Beside(weights))
+    hashes = {shown(line["path"]): line["sha256"] for line in made.records}
+    return Reading(names, images, order, facts=facts, beside=of_set(source, hashes, weights))
 
 
 def read_parquet(source: Path, ask: Ask) -> Reading:

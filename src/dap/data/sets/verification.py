@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError
+from dap.base.files import inside, sha256_of
 from dap.base.parsing import shown
 from dap.data.real.decode import BrokenImage, as_png, pixels, read_file
+from dap.data.real.names import some
 from dap.data.sets.contents import (
     Classes,
     Manifest,
@@ -21,6 +23,7 @@ from dap.data.sets.contents import (
     read_manifest,
     sha256,
 )
+from dap.data.sets.folders import exported
 from dap.data.sets.notes import read, read_note, there
 
 CLUTTER = {"Thumbs.db", "desktop.ini"}
@@ -200,3 +203,29 @@ def _strangers(folder: Path, classes: Classes) -> list[str]:
                 if len(said) == MOST:
                     return said
     return said
+
+
+def check_unchanged(source: Path) -> None:
+    """Check that the files of an export of this library are those that were written, by the sha256 in its export.json.
+
+    Weights and soft labels belong to the images that were exported, and go to others by their names if nobody looks. The card is
+    for people and may change, and files that are not there are left to the reader of the layout.
+
+    Args:
+        source: what is imported: the folder of the export, or one of its files. Anything else is no export, and passes.
+
+    Raises:
+        DapError: a file is another one, or its path leads out of the folder.
+    """
+    folder = source if source.is_dir() else source.parent
+    said = exported(folder).get("files", {})
+    names = [name for name in said if name != "README.md" and said[name] is not None and there(folder, name)]
+    if not source.is_dir():
+        names = [name for name in names if name == source.name]
+    changed = [name for name in names if sha256_of(inside(folder, name)) != said[name]]
+    if changed:
+        raise DapError(
+            f"{shown(folder)} is an export, and {len(changed)} of its files are not those that were exported: "
+            f"{some(map(shown, changed))}. Fetch or export the set again; or remove export.json to import what is there, without "
+            "weights and soft labels."
+        )

@@ -39,6 +39,7 @@ from dap.evaluation.current import same_note
 from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.mapping import mapping, placed
 from dap.evaluation.measures.measures import Comparison, compare, extract
+from dap.evaluation.measures.nearest import searched_in
 from dap.evaluation.measures.neighbours import FEATURE_RATE, PIXEL_RATE, Match, Neighbours, Search
 from dap.evaluation.measures.own import Own, Subject
 from dap.evaluation.measures.pictures import SEEN, Pictures, unfolded
@@ -285,7 +286,8 @@ class Inspector:
             reals = self.search.reals
             embedded = sum(reals.features.counts)
             summary["searched"] = {"pixel": reals.searched, "feature": embedded, "of": reals.available}
-        return {"features": self.name, "judged": key, **summary, "images": listed}
+        data = searched_in(self.train, judged.recipe)
+        return {"features": self.name, "judged": key, "data": data, **summary, "images": listed}
 
     def _told(self, match: Match, own: list[int], keep: bool) -> dict[str, Any]:
         label = own[match.label]

@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dap.data.real.base import Source
+
+
+def searched_in(train: Source, recipe: Mapping[str, Any] | None) -> str | None:
+    """The fingerprint of the real images that a set is searched for, as the inputs.json of a set that was made of them has it.
+
+    Args:
+        train: the real training images.
+        recipe: the recipe of the set; the fingerprint is that of the images at its size. None: nothing can be compared with it.
+    """
+    size = ((recipe or {}).get("data") or {}).get("size")
+    if not isinstance(size, int) or size < 1:
+        return None
+    known = _FINGERPRINTS.setdefault(train, {})  # all sets of a grid are searched for the same images
+    if size not in known:
+        known[size] = train.fitted(size, "crop").fingerprint()
+    return known[size]
+
+
+_FINGERPRINTS: weakref.WeakKeyDictionary[Source, dict[int, str]] = weakref.WeakKeyDictionary()
 
 
 class Nearest:

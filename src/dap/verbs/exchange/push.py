@@ -13,7 +13,7 @@ from dap.base.parsing import shown
 from dap.base.permission import is_code
 from dap.base.watch import Watcher
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.export import LAYOUTS, export
+from dap.data.sets.export import LAYOUTS, export, made_by
 from dap.methods import find
 from dap.verbs.exchange.soft import logits_of
 
@@ -95,7 +95,7 @@ def check_near_copies(made: DistilledSet) -> None:
     """Check that a set was searched for near-copies of real training images, holds none, and does not begin at real images.
 
     Raises:
-        DapError: it was not, or it does.
+        DapError: it was not, or was searched for those of other images than it was made of, or it does.
     """
     said = made.noted("images.json")
     listed = said.get("images", []) if isinstance(said, Mapping) else []
@@ -104,7 +104,14 @@ def check_near_copies(made: DistilledSet) -> None:
     if not {line["path"] for line in made.records} <= set(known):
         raise DapError(
             f"{made.path} was not searched for near-copies of real training images, so it may show private ones. Run dap "
-            f"evaluate {made.path}, which searches for them. {rest}"
+            f"evaluate {made.path} without --out, which searches for them and notes in the folder of the set what it found. "
+            f"{rest}"
+        )
+    searched, of = said.get("data"), (made.noted("inputs.json") or {}).get("data")
+    if None not in (searched, of) and searched != of:
+        raise DapError(
+            f"{made.path} was last searched for near-copies of other real images than it was made of. Run dap evaluate "
+            f"{made.path} without --data, which takes those. {rest}"
         )
     copies = [one for one in listed if one.get("copy") is True]
     if copies:
@@ -115,7 +122,7 @@ def check_near_copies(made: DistilledSet) -> None:
         )
     if _from_reals(made):
         raise DapError(
-            f"{made.path} was made by {(made.recipe or {})['method']}, whose images are real or begin at real ones, so "
+            f"{made.path} was made by {made_by(made)['method']}, whose images are real or begin at real ones, so "
             f"they may show private ones, although none is flagged as a near-copy. {rest}"
         )
 
@@ -123,7 +130,7 @@ def check_near_copies(made: DistilledSet) -> None:
 def _from_reals(made: DistilledSet) -> bool:
     """Whether the images of a set are real ones or begin at real ones, by its method. False for methods of others, whose code is
     not run to be asked."""
-    recipe = made.recipe or {}
+    recipe = made_by(made)
     try:
         method = find(str(recipe.get("method"))) if not is_code(str(recipe.get("method"))) else None
     except DapError:  # a set of another version, or of another program

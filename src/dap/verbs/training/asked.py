@@ -218,6 +218,8 @@ def _check_same(out: Path, before: Asked, asked: Asked) -> None:
         was = getattr(before, name)
         if was != value:
             flag = "--" + name.replace("_", "-")
+            if name == "template":
+                was, value = (repr(one) if one is not None else "of the backbone's card" for one in (was, value))
             others = {"data": "other images", "classes": "other classes", "backbone": "another backbone"}
             said = others.get(name, f"{flag} {was}, and now it is {value}")
             raise DapError(

@@ -169,12 +169,20 @@ def opened(
     before = begun(out)
     real = real_images(open_workshop(machine, watcher=watcher), data, out, **how)
     pipe, folder = open_pipeline(source_of(str(backbone)), revision=revision, dtype="float32", offline=machine.offline)
-    prompts = {} if template is None else {"template": template}
-    device = device_of(machine.device)
-    found: Any = from_pipeline(pipe.to(device), path=str(folder), name=str(backbone), **prompts)
+    device, whose = device_of(machine.device), {"path": str(folder), "name": str(backbone)}
+    found: Any = from_pipeline(pipe.to(device), **whose)
+    if template == found.card.template:
+        template = None  # what the card says is the same, said or not
+    if template is not None:
+        found = from_pipeline(pipe, **whose, template=template)
     check_tunable(found)
     parts, lora = real.parts(found.card.size), found.card.template is not None
-    of_kind = {"kind": "unet" if lora else "dit", "rank": rank if lora else None, "size": found.card.size}
+    of_kind = {
+        "kind": "unet" if lora else "dit",
+        "rank": rank if lora else None,
+        "size": found.card.size,
+        "template": template,
+    }
     asked = real.asked(parts, **{**wishes, **of_kind}, autoencoder_steps=None, backbone=found.weights_hash())
     ready = Ready(real, parts, found.card.size, asked, before, made_before(out, before, asked))
     return ready, Tunable(pipe, folder, found)

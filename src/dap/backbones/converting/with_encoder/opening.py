@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dap.backbones.configurations.leftovers import own
 from dap.backbones.honoured import check_text
 from dap.backbones.hub import DTYPES, check_weights, check_whole, explained
 from dap.base.alone import alone
@@ -75,6 +76,11 @@ def open_encoder(folder: Path, kind: str, *, dtype: str) -> Any:
         )
     if absent := sorted(told["missing_keys"]):
         raise DapError(f"The weights of the encoder in {shown(folder)} lack {absent[0]}; fetch the folder anew.")
+    if left := own(made, sorted(told["unexpected_keys"])):
+        raise DapError(
+            f"The weights of the encoder in {shown(folder)} hold {shown(left[0])}, for which its config.json leaves no place; "
+            "fetch the folder anew."
+        )
     check_whole(made, "encoder", folder)
     for weight in made.parameters():  # see `hub.open_pipeline`
         weight.data = weight.data.clone()

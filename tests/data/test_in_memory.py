@@ -1,0 +1,150 @@
+"""Images in memory: which forms are taken, what is refused, and that a picture is read as its file would be."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dap.base.errors import DapError
+from dap.data.real.decode import decode
+from dap.data.real.memory import MemorySource, by_class
+
+IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Named(list):
+    """A data set whose attribute `classes` names its labels."""
+
+    def __init__(self, labels, classes):
+        super().__init__(zip(IMAGES, labels, strict=False))
+        self.classes = classes
+
+
+def counts(images):
+    return {name: len(mine) for name, mine in by_class(images).items()}
+
+
+def test_names_and_labels_in_their_usual_forms():
+    assert counts(Named([0, 0, 1, 1, 2, 2], ["b", "a", "c"])) == {"b": 2, "a": 2, "c": 2}
+    assert counts(Named([1, 1, 1, 0, 0, 0], np.array(["x", "y"]))) == {"x": 3, "y": 3}
+    assert counts(Named([2, 0, 0, 2, 2, 0], ["a", "a", "b"])) == {"a": 3, "b": 3}, (
+        "only the names of images that are there"
+    )
+    for labels in ([0, 1] * 3, torch.tensor([0, 1] * 3), np.array([0.0, 1.0] * 3), ["0", "1"] * 3, [False, True] * 3):
+        assert counts((IMAGES, labels)) == {"0": 3, "1": 3}
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (Named([0, 0, 1, 1, 2, 2], ["crane", "tench", "crane"]), "Several classes .* are called 'crane'"),
+        (Named([0, 1] * 3, ["é", "e\u0301"]), "Several classes"),
+        ({1: IMAGES[:2], "1": IMAGES[2:]}, "Several classes .* are called '1'"),
+        (Named([-1, -1, 0, 0, 1, 1], ["a", "b"]), "The label -1 of an image in memory is no whole number from 0 on"),
+        ((IMAGES, [-1, 0] * 3), "The label -1"),
+        ((IMAGES, torch.tensor([0.25, 0.5, 0.75, 1.25, 1.75, 0])), "The label 0.25"),
+        ((IMAGES, ["01", "1"] * 3), "The label 01"),
+        ((IMAGES, ["cat", "dog"] * 3), "The label cat"),
+        ((IMAGES, torch.eye(2)[[0, 1] * 3]), r"The label \[1.0, 0.0\]"),
+        ((IMAGES, [float("nan")] * 6), "The label nan"),
+        (Named([0, 0, 0, 0, 1, 5], ["a", "b"]), "the label 5, and .* names only the labels from 0 to 1"),
+        (Named([0] * 6, {"a": 0}), "`classes` of the images in memory is a dict"),
+        (Named([0] * 6, 10), "`classes` of the images in memory is a int"),
+        ((3, 4), "should be a mapping from class name to images"),
+        ([IMAGES[:2], torch.tensor([0, 1])], "is no whole number"),
+    ],
+)
+def test_what_would_lose_or_mix_images_is_refused(images, says):
+    with pytest.raises(DapError, match=says):
+        by_class(images)
+
+
+def test_a_source_takes_no_name_twice():
+    with pytest.raises(DapError, match="Several classes"):
+        MemorySource({"é": IMAGES, "e\u0301": IMAGES}, size=8)
+
+
+def pixels(picture, size=8):
+    return MemorySource({"a": [picture]}, size=size).tensors()[0][0]
+
+
+def fingerprint(picture):
+    return MemorySource({"a": [picture]}, size=8).fingerprint()
+
+
+def red(mode):
+    plain = Image.new("RGB", (8, 8), (200, 40, 40))
+    return plain.quantize() if mode == "P" else plain.convert(mode)  # a palette of its own colours
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "P"])
+def test_a_picture_of_any_mode_is_read(mode):
+    assert (pixels(red(mode)) - pixels(red("RGB"))).abs().max() < 0.03
+
+
+def test_grey_keeps_its_depth_and_lab_and_pa_are_read():
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    assert torch.equal(pixels(Image.fromarray(values))[1], torch.from_numpy(values))
+    sixteen = Image.fromarray((values * 65535).astype(np.uint16))
+    assert (pixels(sixteen)[1] - torch.from_numpy(values)).abs().max() < 1e-4
+    whole = Image.fromarray((values * 65535).astype(np.int32))
+    assert torch.equal(pixels(whole), pixels(sixteen))
+    assert pixels(Image.new("LAB", (8, 8), (128, 128, 128))).shape == (3, 8, 8)
+    assert pixels(red("P").convert("PA")).shape == (3, 8, 8)
+
+
+def test_a_picture_is_turned_upright_as_its_file_is():
+    picture = Image.new("RGB", (24, 16))
+    picture.paste((255, 0, 0), (0, 0, 24, 4))
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    picture.save(file, "PNG", exif=exif)
+    opened = Image.open(io.BytesIO(file.getvalue()))
+    assert torch.equal(pixels(opened), decode(file.getvalue(), 8))
+    assert MemorySource({"a": [opened]}, size=8).sizes() == [(16, 24)]
+    assert fingerprint(opened) != fingerprint(picture)
+
+
+def test_a_cut_picture_is_broken_and_no_trace():
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(file, "PNG")
+    cut = Image.open(io.BytesIO(file.getvalue()[:2000]))
+    source = MemorySource({"a": [cut, red("RGB"), red("L")]}, size=8)
+    assert len(source.tensors()[0]) == 2 and [name for name, _ in source.bad] == ["a/0"]
+    assert len(source.fingerprint()) == 64
+
+
+def test_other_pictures_have_other_fingerprints():
+    def palette(*colour):
+        made = Image.new("P", (8, 8))
+        made.putpalette([*colour, *([0] * 765)])
+        return made
+
+    hidden = Image.new("RGB", (8, 8), (1, 2, 3))
+    hidden.info["transparency"] = (1, 2, 3)
+    pictures = [
+        palette(255, 0, 0),
+        palette(0, 255, 0),
+        Image.new("L", (4, 16), 7),
+        Image.new("L", (16, 4), 7),
+        Image.new("L", (8, 8), 7),
+        Image.new("RGB", (8, 8), (1, 2, 3)),
+        hidden,
+        *(torch.full(shape, 0.5) for shape in ((1, 4, 16), (1, 16, 4), (1, 8, 8))),
+    ]
+    assert len(set(map(fingerprint, pictures))) == len(pictures)
+
+
+def test_square_pictures_and_tensors_keep_the_fingerprint_of_earlier_versions():
+    """Sets that were made of such images are still gone on with."""
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    colours = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    steps = torch.arange(192).reshape(3, 8, 8) / 255
+    assert [fingerprint(one)[:12] for one in (grey, colours, steps, steps[:1])] == KEPT
+
+
+KEPT = ["61320158824c", "666921593662", "f0a733d7c110", "4f15d9be80db"]
