@@ -228,6 +228,25 @@ def check_clips(method: Method, name: str, frames: int | None, source: Any = Non
         )
 
 
+def check_compared(task: Task) -> None:
+    """Check that there are classes to tell apart. A network of one class gives one logit, whose probability is always 1, so
+    its loss is 0, its gradients are 0, and whatever follows them does nothing.
+
+    Raises:
+        DapError: there are fewer than 2 classes.
+    """
+    names, chosen = task.source.class_names, task.recipe.data.classes
+    if len(names) < 2:
+        there = ", ".join(map(repr, names)) or "none"
+        more = (
+            "--classes names only this one; name more classes" if chosen else "the data have only this one; give more"
+        )
+        raise DapError(
+            f"Method {task.recipe.method!r} compares classes and needs at least 2, not {there} alone ({more}). Other methods "
+            "look at each class by itself: random, herding, dm, vanilla, dap or auto."
+        )
+
+
 def plan(classes: int, ipc: int, block: int, cuts: Sequence[int] = ()) -> list[Unit]:
     """The units of a set: blocks of slots, class by class. The plan depends on the recipe and on the cuts alone.
 

@@ -29,7 +29,7 @@ from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, image_seeds, normal, seed_of
 from dap.guidance import Nothing
 from dap.methods import base
-from dap.methods.base import Made, Task, Unit, plan
+from dap.methods.base import Made, Task, Unit, check_compared, plan
 from dap.methods.diffusion.vanilla import Vanilla
 
 SMALL = 10
@@ -89,6 +89,7 @@ class CaO2(Vanilla):
     Options = Cao2Options
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        check_compared(task)
         super().prepare(task)  # for its checks: the candidates are vanilla's samples
         recipe, backbone, source = task.recipe, task.backbone, task.source
         options: Cao2Options = task.options
@@ -120,7 +121,7 @@ class CaO2(Vanilla):
                 {"seed": seed, "candidate": candidate, "confidence": round(confidence, 4), "correct": correct}
                 for seed, candidate, confidence, correct in told
             ]
-            return Made(backbone.decode(latents).cpu(), records)
+            return Made(backbone.decode(latents).cpu(), records, latents)
 
         return make
 

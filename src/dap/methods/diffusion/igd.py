@@ -133,7 +133,9 @@ class Surrogate:
                 "decoder; give it decode_with_graph, or take --option influence=0."
             )
         if self.classes < 2:
-            raise DapError("The surrogate of IGD is a classifier and needs at least 2 classes.")
+            raise DapError(
+                "The surrogate of IGD is a classifier and needs at least 2 classes; give more, or take --option influence=0."
+            )
         self.protocol = _protocol(options, self.source.size)
         self._scratch = self._network()
         self._networks: list[nn.Module] = []

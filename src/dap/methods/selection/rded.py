@@ -13,7 +13,7 @@ from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.evaluation.training.steps import RandomResizedCrop
 from dap.methods import base
-from dap.methods.base import Made, Method, Task, Unit
+from dap.methods.base import Made, Method, Task, Unit, check_compared
 from dap.methods.selection.features import check_decoded, decodable
 
 CHUNK = 64
@@ -69,6 +69,7 @@ class Rded(Method):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, source, options, classifier = task.recipe, task.source, task.options, task.classifier
+        check_compared(task)
         factor = options.factor or (1 if source.size <= SMALL else 2)
         wanted = recipe.ipc * factor**2
         if factor > source.size:
