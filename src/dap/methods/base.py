@@ -18,6 +18,7 @@ from dap.base.errors import DapError
 from dap.base.fields import Chosen
 from dap.base.store import Store
 from dap.data.real.sources import Source
+from dap.data.real.stored.budget import Budget
 from dap.evaluation.training.labels import ClassifierLike
 from dap.guidance.base import Guidance
 from dap.recipe import explain
@@ -103,6 +104,7 @@ class Task:
         store: keeps the results that the method computes once, and the checkpoints of long work.
         tell: called during long work before the first image, with the name of the work, the amount done and the total.
         device: the device on which a method trains.
+        budget: memory and disk that real images and their features may take. None: what is free, less a reserve.
     """
 
     recipe: Resolved
@@ -113,6 +115,7 @@ class Task:
     store: Store = field(default_factory=Store)
     tell: Callable[[str, int, int], object] = lambda what, done, total: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    budget: Budget | None = None
 
     @property
     def backbone(self) -> Backbone:

@@ -58,7 +58,7 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
     said = vram.limit(device_of(machine.device), machine.vram)
     if said is not None and watcher is not None:
         watcher.note(said)
-    images_budget(machine)
+    budget = images_budget(machine)
     if machine.threads is not None:
         processors = os.cpu_count() or 1
         most = max(256, 4 * processors)  # far above this, the threads of torch end the process without a word
@@ -68,7 +68,9 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
                 f"number from 1 to {most}, or leave it out."
             )
         torch.set_num_threads(machine.threads)
-    workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects(), machine.offload)
+    how = (machine.device, machine.offline, machine.cache, objects or Objects(), machine.offload)
+    # What nobody limits is looked at when it is needed: other work may begin or end meanwhile.
+    workshop = Workshop(*how, None if machine.memory is None and machine.disk is None else budget)
     if watcher is not None:
         workshop.tell = watcher.note
     return workshop
