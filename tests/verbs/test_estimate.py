@@ -157,6 +157,16 @@ def test_every_cell_of_a_grid_is_checked(colours, tmp_path):
         planned_grid(cells, machine=Machine())
 
 
+def test_images_of_a_grid_whose_files_are_gone_are_left(colours, tmp_path):
+    base = {"data": {"path": str(colours), "classes": ["red", "blue"], "size": 16}}
+    cells = compared(base, ["random"], [4], 2, tmp_path / "g", judging=QUICK)
+    _, made = (distill(one, tmp_path / "g" / name, workshop=Workshop("cpu")) for name, one in cells.cells)
+    (made.path / made.records[0]["path"]).unlink()
+    first = tmp_path / "g" / cells.cells[0][0]
+    shutil.rmtree(first)
+    assert planned_grid(cells, machine=Machine())[0].left == 8 + 1
+
+
 def test_a_dry_run_with_a_budget_and_an_open_layer_writes_nothing(pipeline_folder, colours, tmp_path):
     open_layer = {"guidance": {"layer": "auto"}, "backbone": {"path": str(pipeline_folder)}, "sampling": {"steps": 10}}
     asked = recipe(colours, method="dap", **open_layer)

@@ -26,6 +26,7 @@ from dap.verbs.picking.budget import seconds_of
 from dap.verbs.picking.picked import picked
 from dap.verbs.placing import places
 from dap.verbs.planning.estimate import Estimate, checked, of_set, of_trainings
+from dap.verbs.planning.status import images_there
 
 
 @permitted
@@ -116,7 +117,7 @@ def _alike(cells: Sequence[tuple[Path, Recipe]], name: str, workshops: Workshops
             continue
         if in_use(path) and not known.downloads:
             checked(recipe, path, workshops.of(recipe), watcher)
-        there = len(load_set(path).images) if (path / "classes.json").is_file() else 0
+        there = len(images_there(load_set(path))) if (path / "classes.json").is_file() else 0
         left = max(known.pieces - there, 0)
         part = left / known.left
         seconds = None if known.seconds is None else known.seconds * part
