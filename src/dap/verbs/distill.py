@@ -17,6 +17,7 @@ from dap.backbones.base import Backbone
 from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.files import check_folder
+from dap.base.parsing import brief
 from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.base.workers import threads_of
@@ -152,6 +153,8 @@ def distill(
         "guidance": None if isinstance(guidance, str) else guidance,
         "source": None if isinstance(source, (str, Path)) else source,
     }
+    if workshop is not None and not isinstance(workshop, Workshop):
+        raise DapError(f"The keyword workshop takes a dap.Workshop(...), not {brief(workshop)}.")
     if workshop is not None and any(value is not None for value in given.values()):
         raise DapError("Give objects, or a workshop that has them (Workshop(objects=Objects(...))), but not both.")
     objects = workshop.objects if workshop else Objects(**given)
@@ -211,6 +214,11 @@ def _asked(
     if isinstance(recipe, (str, Path)):
         known = keywords()
         where, recipe = str(recipe), Recipe.load(recipe, [known[name][0] for name in fields if name in known])
+    elif recipe is not None and not isinstance(recipe, (Recipe, Mapping)):
+        raise DapError(
+            f"A recipe is a dap.Recipe, nested values, a file, or the name of a shipped recipe, not {brief(recipe)}. Single "
+            "fields are keywords, such as ipc=3."
+        )
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(exclude_unset=True)
     values = overlaid(recipe or {}, fields)

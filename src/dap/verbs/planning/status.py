@@ -203,7 +203,7 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
     )
 
 
-def images_there(record: SetRecord) -> list[dict[str, Any]]:
+def images_there(record: SetRecord) -> Sequence[Mapping[str, Any]]:
     """The manifest lines of a set whose image files are there. Another one is made again by the next `dap distill`."""
     return [line for line in record.images if (record.path / str(line["path"])).is_file()]
 
