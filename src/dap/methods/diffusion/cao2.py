@@ -31,6 +31,7 @@ from dap.guidance import Nothing
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit, check_compared, plan
 from dap.methods.diffusion.vanilla import Vanilla
+from dap.methods.selection.features import check_finite
 
 SMALL = 10
 """The largest ipc for which the most confident images are kept."""
@@ -169,8 +170,7 @@ class CaO2(Vanilla):
                 checkpoint.write({"parts": parts})
             task.tell(f"candidates of {name}", unit.slots[-1] + 1, recipe.ipc * options.candidates)
         said = torch.cat([classifier.logits(backbone.decode(part.to(backbone.device))).cpu() for part in parts])
-        if not torch.isfinite(said).all():
-            raise DapError(f"The classifier {classifier.name} gives logits of {name!r} that are not finite.")
+        check_finite(said, classifier, "logits", name)
         probabilities = said.softmax(1)
         return torch.cat(parts), probabilities[:, label], said.argmax(1) == label, probabilities.amax(1)
 
