@@ -158,7 +158,7 @@ class Auto(Vanilla):
         _, latents = class_latents(task, name, task.options.reals)
         points = pooled(latents)
         seed = seed_of(task.recipe.seed, name, "prototypes")
-        rows = nearest(points, find_modes(points, task.recipe.ipc, "kmeans", seed))
+        rows = nearest(points, find_modes(points, task.recipe.ipc, "kmeans", seed, name))
         rows = rows[herded(points[rows], points.mean(0))]
         return {"x": latents[rows], "weights": masses(points, points[rows])}
 
