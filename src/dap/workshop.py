@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,14 @@ from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part
 from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
+from dap.data.real.stored.budget import Budget
 from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
 from dap.methods import find
 from dap.methods.base import Given, Method, Options, Task, check_clips
+from dap.named import code_of_classifier, code_of_recipe
 from dap.objects import Objects
 from dap.recipe import BackboneChoice, Data, Recipe
-from dap.resolved import Resolved
 
 OPEN = 32
 """The side in px at which images are listed while their size is open, and which sets get whose images have no size."""
@@ -44,6 +45,7 @@ class Workshop:
         cache: the folder in which runs share their real features and what methods make once, or None.
         objects: the objects that are given in place of names in the recipes.
         offload: which parts of a backbone leave the GPU while others work, see `backbones.load`.
+        budget: memory and disk that real images and their features may take. None: what is free, less a reserve.
     """
 
     device: str = "auto"
@@ -51,6 +53,7 @@ class Workshop:
     cache: Path | None = None
     objects: Objects = field(default_factory=Objects)
     offload: str = "none"
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         self._backbones: dict[tuple[BackboneChoice, str], Backbone] = {}
@@ -65,7 +68,7 @@ class Workshop:
 
     def with_method(self, method: Method) -> Workshop:
         """A workshop that makes its sets by this method. The two workshops share all that either of them loads."""
-        other = Workshop(self.device, self.offline, self.cache, replace(self.objects, method=method), self.offload)
+        other = replace(self, objects=replace(self.objects, method=method))
         shared = ("_backbones", "_listings", "_sources", "_hashes", "_classifiers", "_kept", "tell", "_looked_at")
         vars(other).update({name: getattr(self, name) for name in shared})
         return other
@@ -204,7 +207,7 @@ class Workshop:
         asked = self.asked(recipe)  # this loads a user's own file anew if the file has changed
         captions = sha256_of(Path(recipe.captions)) if recipe.captions else None
         stated = recipe.model_dump_json(exclude_unset=True)  # the method decides what is not stated
-        key = f"{stated} {_code(recipe)} {_code_of_classifier(recipe.classifier)} {captions}"
+        key = f"{stated} {code_of_recipe(recipe)} {code_of_classifier(recipe.classifier)} {captions}"
         if key not in self._tasks:
             self._tasks[key] = self._built(recipe, *asked)
         return self._tasks[key]
@@ -235,7 +238,9 @@ class Workshop:
             captions=None if file is None else read_captions(file, source),
             guidance=None if own is None else self.guidance(own),
         )
-        task = Task(resolved, source, given, self.cache, options, device=backbones.device_of(self.device))
+        task = Task(
+            resolved, source, given, self.cache, options, device=backbones.device_of(self.device), budget=self.budget
+        )
         return method, replace(task, store=Store(None, self.inputs(task)))
 
     def strangeness(self, task: Task) -> float | None:
@@ -262,7 +267,7 @@ class Workshop:
             source: the real images.
         """
         # If a user's own file has changed, it is another classifier.
-        key = (name, source.class_names, str(_code_of_classifier(name)))
+        key = (name, source.class_names, str(code_of_classifier(name)))
         if key not in self._classifiers:
             path = starter.REFERENCE if name == STARTER else name
             device = str(backbones.device_of(self.device))
@@ -276,7 +281,7 @@ class Workshop:
         found: dict[str, Any] = {
             "data": self.fingerprint(task.source),
             "weights": self.weights_hash(given.backbone),
-            **_code(task.recipe),
+            **code_of_recipe(task.recipe),
         }
         if given.classifier is not None:
             found["classifier"] = given.classifier.fingerprint
@@ -329,21 +334,3 @@ def _captions(method: Method, recipe: Recipe) -> str | None:
             f"caption; dap caption --data {recipe.data.path} --out FILE writes one."
         )
     return recipe.captions
-
-
-def _code_of_classifier(name: str | None) -> dict[str, str]:
-    return {} if name is None or name.startswith("torchvision:") else code_of(name)
-
-
-def _code(recipe: Recipe | Resolved) -> dict[str, str]:
-    """The sha256 of each file or module of user code that the recipe names as `file.py:Name` or `package.module:Name`."""
-    values: Mapping[str, Any] = recipe.values() if isinstance(recipe, Resolved) else recipe.model_dump()
-    named = [values["method"]]
-    for section, leaf in (("guidance", "kernel"), ("refine", "kernel"), ("backbone", "path"), ("own_guidance", "path")):
-        named.append((values.get(section) or {}).get(leaf))
-    named += (values.get("options") or {}).values()  # an option may name code, such as a network to match in
-    found: dict[str, str] = {}
-    for text in named:
-        if isinstance(text, str) and not text.startswith(("torchvision:", "timm:")):
-            found |= code_of(text)
-    return {f"code {where}": digest for where, digest in found.items()}

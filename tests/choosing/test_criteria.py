@@ -13,8 +13,9 @@ from dap.choosing import criteria
 from dap.choosing.criteria import CRITERIA, TOLD, energy_distance, medoids
 from dap.choosing.features import LEAST, Drawn, Seen, draw, see
 from dap.choosing.layers import MOST, Curve, compared, curve
-from dap.data.bank import BankOptions, FeatureBank, pooled
+from dap.data.bank import BankOptions, FeatureBank
 from dap.data.clusters import herded
+from dap.data.pooling import pooled
 from dap.kernels import Linear
 from dap.refining import time_of
 

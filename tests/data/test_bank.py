@@ -357,7 +357,7 @@ def test_features_that_the_cache_has_no_room_for_are_computed_anew(source, backb
 def test_features_stay_in_memory_as_far_as_there_is_room(source, backbone, monkeypatch):
     plain = bank(source, backbone)
     expected = [plain.at(0, t) for t in (900, 500, 100)]
-    monkeypatch.setattr("dap.data.bank._room", lambda device: 2 * expected[0].nbytes)
+    monkeypatch.setattr("dap.data.bank._room", lambda device, memory: 2 * expected[0].nbytes)
     made = bank(source, backbone)
     assert all(made.at(0, t).equal(one) for t, one in zip((900, 500, 100), expected, strict=True))
     assert list(made._features) == [(0, 900), (0, 500)] and made.at(0, 100).equal(expected[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dap.base.errors import DapError
 from dap.data.real.held import Part
 from dap.data.real.memory import MemorySource
 from dap.data.real.sources import open_source
+from dap.data.real.stored import budget as budgets
 from dap.data.real.stored import gathering
 from dap.data.real.stored.budget import GIB, Budget, budget_of, disk_budget, free_memory, memory_budget
 from dap.data.real.stored.gathering import gathered, stored
@@ -137,6 +139,17 @@ def test_a_budget_decides_how_images_are_kept(folder, tmp_path, caplog):
             memory_budget(wrong)
         with pytest.raises(DapError, match="--disk takes a number of GiB above 0"):
             disk_budget(tmp_path, wrong)
+
+
+def test_workers_of_one_machine_share_memory_and_disk_alike(tmp_path, monkeypatch):
+    """Eight workers, each of which took most of the disk, would fill it."""
+    monkeypatch.setattr(budgets, "free_memory", lambda: 100 * GIB)
+    monkeypatch.setattr(budgets.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000 * GIB))
+    assert budget_of(tmp_path) == Budget(75 * GIB, 900 * GIB, tmp_path)
+    monkeypatch.setenv("DAP_WORKER", "2/8")
+    assert budget_of(tmp_path) == Budget(75 * GIB // 8, 900 * GIB // 8, tmp_path)
+    assert budget_of(tmp_path, 4, 16) == Budget(GIB // 2, 2 * GIB, tmp_path), "what the user says is for all of them"
+    assert budget_of(tmp_path, 4, 10**6).disk == 125 * GIB
 
 
 def test_images_in_memory_and_one_image_can_be_gathered(way):

@@ -14,9 +14,12 @@ from dap.cli.main import main
 from dap.data.sets.contents import FAILED as FILE
 from dap.data.sets.distilled import DistilledSet
 from dap.methods.base import Made, Method
-from dap.methods.finite import ENOUGH
+from dap.methods.finite import ENOUGH, _in_float32
+from dap.objects import Objects
+from dap.recipe import Recipe
 from dap.verbs.distill import distill
 from dap.verbs.options import Machine
+from dap.workshop import Workshop
 
 COMMON = {"machine": Machine(device="cpu"), "steps": 3, "ipc": 4, "block": 2, "method": "dap", "reals": 3}
 
@@ -94,6 +97,17 @@ def test_the_weights_are_what_they_were_after_a_retry(pipeline_folder):
     )
     with load(str(pipeline_folder), device="cpu").widened() as wider:
         assert not wider
+
+
+def test_real_features_of_a_retry_are_not_those_in_float16_of_a_shared_cache(pipeline_folder, colours, tmp_path):
+    """With --offload the hash of the weights is kept from the beginning, so both have one key."""
+    asked = {"method": "dap", "ipc": 1, "data": {"path": str(colours)}, "sampling": {"steps": 2}}
+    backbone = half(pipeline_folder)
+    backbone.keep_hash()
+    shop = Workshop("cpu", cache=tmp_path / "cache", objects=Objects(backbone=backbone))
+    _, task = shop.task(Recipe.parse({**asked, "guidance": {"reals": 3}}))
+    assert (task.cache, _in_float32(task).cache) == (tmp_path / "cache", None)
+    assert _in_float32(task).store.inputs["dtype"] == "float32"
 
 
 def test_what_is_not_finite_in_float32_either_fails_alone_and_the_rest_is_made(

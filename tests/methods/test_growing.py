@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.cli.main import main
 from dap.data.sets.beginning import GROWTH, cuts
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import import_set
+from dap.engines import making
 from dap.methods import METHODS, find, plan
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
@@ -141,6 +145,48 @@ def test_a_set_does_not_shrink_and_the_advice_can_be_followed(asked, shop, tmp_p
         distill(asked(ipc=2), tmp_path / "a", workshop=shop)
     taken = import_set(tmp_path / "a", tmp_path / "b", ipc=2)
     assert list(bytes_of(taken).values()) == [v for (_, slot), v in bytes_of(made).items() if slot < 2]
+
+
+def killed_growth(asked, shop, folder, monkeypatch, at):
+    """A set of 1 image per class whose growth to 4 is killed: after its recipe or after its classes, or in its first unit."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    made = distill(asked(ipc=1, block=1), folder, workshop=shop)
+    where = {"recipe": (making.DistilledSet, "create"), "classes": (making, "add_up"), "unit": (making, "tried")}
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(*where[at], kill)
+        distill(asked(ipc=4, block=1), folder, workshop=shop)
+    return made
+
+
+@pytest.mark.parametrize("at", ["recipe", "classes", "unit"])
+def test_the_smaller_set_can_be_taken_out_of_a_growth_that_was_killed(at, asked, shop, tmp_path, monkeypatch, capsys):
+    made = killed_growth(asked, shop, tmp_path / "a", monkeypatch, at)
+    with pytest.raises(DapError, match="holds a set of 4 images per class, and a set does not shrink") as error:
+        distill(asked(ipc=1, block=1), tmp_path / "a", workshop=shop)
+    advice = re.search(r"dap (import .* --out )DIR\.$", str(error.value))[1].split()
+    assert main([*advice, str(tmp_path / "b")]) == 0, capsys.readouterr().err
+    assert list(bytes_of(DistilledSet.open(tmp_path / "b")).values()) == list(bytes_of(made).values())
+    grown = distill(asked(ipc=4, block=1), tmp_path / "a", workshop=shop)
+    assert len(grown) == 8 and bytes_of(made).items() <= bytes_of(grown).items()
+
+
+def test_what_a_part_needs_must_be_there_and_a_draw_needs_all(asked, shop, tmp_path, monkeypatch):
+    killed_growth(asked, shop, tmp_path / "a", monkeypatch, "unit")
+    with pytest.raises(DapError, match=r"not whole.*missing: red, slot 1"):
+        import_set(tmp_path / "a", tmp_path / "b", ipc=2)
+    with pytest.raises(DapError, match="not whole"):
+        import_set(tmp_path / "a", tmp_path / "b", ipc=1, pick="random")
+    with pytest.raises(DapError, match="not whole"):
+        import_set(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "images" / "blue" / "00000.png").write_bytes(b"other")
+    with pytest.raises(DapError, match=r"images/blue/00000\.png: its sha256 is not the manifest's"):
+        import_set(tmp_path / "a", tmp_path / "b", ipc=1)
 
 
 def test_another_change_beside_the_number_is_told_as_ever(asked, shop, tmp_path):

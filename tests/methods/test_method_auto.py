@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -265,3 +266,31 @@ def test_large_sets_are_denoised_from_the_prototypes_unless_the_user_says_otherw
     assert usual == {1: 0.0, MANY - 1: 0.0, MANY: MIDDLE, 100: MIDDLE}
     assert shop.task(recipe(ipc=MANY, strength=0))[1].recipe.options["strength"] == 0
     assert shop.task(recipe(ipc=1, strength=1))[1].recipe.options["strength"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "flags"),
+    [
+        ({}, None),
+        ({"solver": "ddim", "eta": 0.5}, "--solver, --eta"),
+        ({"solver": "ddim"}, "--solver"),
+        ({"steps": 7, "cfg": 3.0}, "--steps, --cfg"),
+        ({"cfg_channels": 1}, "--cfg-channels"),
+    ],
+)
+def test_each_choice_about_sampling_that_means_nothing_is_named(
+    sampling, flags, colours, pipeline_folder, tmp_path, caplog
+):
+    asked = {"data": {"path": str(colours)}, "backbone": {"path": str(pipeline_folder)}, "refine": {"steps": 0}}
+    few = tmp_path / "few"
+    shutil.copytree(pipeline_folder, few)
+    (few / "card.yaml").write_text((few / "card.yaml").read_text() + "steps: 4\nsolver: ddim\neta: 0.5\n")
+    recipe = Recipe.parse({**asked, "method": "auto", "ipc": 2, "sampling": sampling})
+    method, task = Workshop("cpu").task(recipe)
+    method.prepare(task)
+    assert [message.partition(": ")[2] for message in caplog.messages] == ([flags] if flags else [])
+    caplog.clear()
+    usual = Recipe.parse({**asked, "method": "auto", "ipc": 2, "backbone": {"path": str(few)}})
+    method, task = Workshop("cpu").task(usual)
+    method.prepare(task)
+    assert not caplog.messages, "a backbone of few steps has its own"

@@ -9,6 +9,7 @@ from dap import sampling
 from dap.backbones.guided import ClassifierFree
 from dap.backbones.mixture import Mixture
 from dap.base.errors import DapError
+from dap.methods.base import Unit
 from dap.methods.diffusion.cao2 import CaO2, choose, loss, refine
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
@@ -132,6 +133,12 @@ def test_one_candidate_and_no_iteration_is_the_vanilla_sample(make, tmp_path):
     assert hashes(neutral) == hashes(vanilla)
     moved = distill(make(ipc=3, block=2, candidates=1, iterations=2, lr=0.1), tmp_path / "c", workshop=shop)
     assert set(hashes(moved)).isdisjoint(hashes(vanilla))
+
+
+def test_a_refinement_after_it_begins_at_its_latents_and_not_at_decoded_images(make):
+    method, task = Workshop("cpu").task(make(candidates=1, iterations=1))
+    made = method.prepare(task)(Unit(0, (0, 1)))
+    assert made.latents is not None and torch.equal(task.backbone.decode(made.latents).cpu(), made.images)
 
 
 @pytest.mark.parametrize("prefer", ["most", "least"])

@@ -11,6 +11,7 @@ from dap.guidance import Nothing, State
 from dap.methods.diffusion.dap import Warned
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
+from dap.workshop import Workshop
 
 
 class Push(Nothing):
@@ -61,3 +62,14 @@ def test_the_advice_is_followed_by_images_without_the_warning(colours, pipeline_
     assert "--last-step false" in warning and "--unit step" in warning
     assert not messages("b", last_step=False)
     assert not messages("c", unit="step", scale=0.05)
+
+
+@pytest.mark.parametrize(
+    ("window", "told"), [({"start": 0.95}, True), ({"start": 0.95, "scale": 0.0}, False), ({"start": 0.5}, False)]
+)
+def test_a_window_in_which_no_step_lies_is_told(window, told, colours, pipeline_folder, caplog):
+    values = {"data": {"path": str(colours)}, "backbone": {"path": str(pipeline_folder)}, "sampling": {"steps": 10}}
+    method, task = Workshop("cpu").task(Recipe.parse({**values, "method": "dap", "ipc": 1, "guidance": window}))
+    method.prepare(task)
+    assert [m for m in caplog.messages if "None of the 10 steps lies in the part of the run" in m] == caplog.messages
+    assert bool(caplog.messages) == told

@@ -14,16 +14,19 @@ from dap.backbones.base import Backbone
 from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError
 from dap.base.store import Store
-from dap.data.real.stored.budget import Budget
+from dap.data import bank
+from dap.data.real.stored.budget import GIB, Budget
 from dap.data.real.stored.streams import Packed
 from dap.evaluation.training.fitting import Training
 from dap.evaluation.training.protocol import load_protocol
 from dap.guidance import Descend, Deviation, Nothing, State
-from dap.methods.diffusion import igd
-from dap.methods.diffusion.igd import Igd, IgdOptions, Surrogate, _protocol
+from dap.methods.diffusion import surrogate as surrogates
+from dap.methods.diffusion.igd import Igd
+from dap.methods.diffusion.surrogate import IgdOptions, Surrogate, _protocol
 from dap.recipe import Recipe
 from dap.sampling import Batch
-from dap.verbs.distill import distill
+from dap.verbs.distill import distill, open_workshop
+from dap.verbs.options import Machine
 from dap.workshop import Workshop
 
 TINY = {"network": "convnet1", "width": 4, "images": 6, "epochs": 3, "batch": 4, "compared": 3, "gradients": 5}
@@ -89,16 +92,38 @@ def test_within_the_smallest_memory_the_surrogate_and_its_gradients_are_the_same
     """A thousand classes: images in a file, gradients taken again where they do not fit, and none kept on disk."""
     plain = surrogate(make(threshold=0.9))
     monkeypatch.setattr(Surrogate, "_budget", lambda self: Budget(1, 2**30, tmp_path))
-    monkeypatch.setattr(igd, "STORED", 0)
+    monkeypatch.setattr(surrogates, "STORED", 0)
     seen = []
-    really = igd.gathered
-    monkeypatch.setattr(igd, "gathered", lambda *a, **k: seen.append(really(*a, **k)) or seen[-1])
+    really = surrogates.gathered
+    monkeypatch.setattr(surrogates, "gathered", lambda *a, **k: seen.append(really(*a, **k)) or seen[-1])
     small = surrogate(make(threshold=0.9))
     assert isinstance(seen[0].images, Packed) and not [name for name in small.task.store.used if "gradients" in name]
     assert len(small._networks) == len(plain._networks) > 1
     for one, other in zip(small._networks, plain._networks, strict=True):
         assert all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert all(small._real[label].equal(plain._real[label]) for label in range(3))
+
+
+def test_memory_and_disk_of_the_machine_reach_the_surrogate_and_the_features(make, tmp_path, monkeypatch):
+    """Of methods given by name and of objects alike; where nothing is said, the surrogate looks at what is free."""
+    machine = Machine(device="cpu", cache=tmp_path / "cache", memory=0.001, disk=0.002)
+    wanted = Budget(int(0.001 * GIB), int(0.002 * GIB), tmp_path / "cache")
+    shop, rooms = open_workshop(machine), []
+    really = bank._room
+    monkeypatch.setattr(bank, "_room", lambda *a: rooms.append(really(*a)) or rooms[-1])
+    for one in (shop, shop.with_method(Igd())):
+        _, task = one.task(make())
+        assert Surrogate(task, task.options)._budget() == wanted
+    distill(guided(make, block=1), tmp_path / "a", workshop=shop)
+    assert set(rooms) == {wanted.memory // 2}
+    _, task = open_workshop(Machine(device="cpu")).task(make())
+    assert Surrogate(task, task.options)._budget().memory > wanted.memory
+
+
+def guided(make, **more):
+    """DAP, which keeps the features of a class with several blocks, on the data of `make`."""
+    said = make(**more).model_dump(exclude_unset=True)
+    return Recipe.parse({**said, "method": "dap", "options": {}, "guidance": {"reals": 3}})
 
 
 def test_real_gradients_are_means_over_the_class(make):

@@ -66,6 +66,18 @@ def latents_of(task, label):
 # ---- modes
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("discovery", ["kmeans", "tree", "nearest"])
+def test_duplicates_are_told_in_words_once(discovery, caplog):
+    points = torch.eye(2).repeat(6, 1)
+    assert len(find_modes(points, 3, discovery, 7, "Bag")) == 3
+    (said,) = caplog.messages
+    assert "Of 12 real images of class 'Bag' only 2 differ, fewer than the 3 centres" in said
+    caplog.clear()
+    find_modes(points, 2, discovery, 7, "Bag")
+    assert not caplog.messages
+
+
 def test_modes_of_well_parted_blobs_by_hand():
     """Four blobs of 3, 5, 7 and 9 points. k-means and the tree give their means, nearest a point of each."""
     generator = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dap.methods.selection import features as selecting
 from dap.methods.selection import rded
 from dap.methods.selection.herding import Herding
 from dap.methods.selection.kcenter import KCenter
+from dap.methods.selection.random import Random
 from dap.methods.selection.rded import bordered, tiled
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
@@ -139,6 +141,33 @@ def test_selection_is_the_definition_on_the_class_s_images(source, method, pool,
         assert keys == [f"blue/{files(source, 0)[index]}" for index in chosen]
         assert torch.equal(torch.cat([made[1].images, made[0].images]), source.images(0, chosen))
         assert sum(task.classifier.asked) == len(among) * 2, "once here and once by the method, for all units"
+
+
+class Blind(Seer):
+    """A classifier that says no number of images that are bright on the left."""
+
+    name = "blind"
+
+    def features(self, images):
+        found = super().features(images)
+        return found.where(images[..., :4].mean((1, 2, 3), keepdim=False)[:, None] < images.mean(), torch.nan)
+
+
+@pytest.mark.parametrize("method", ["herding", "k-center", "rded"])
+def test_a_classifier_that_says_no_number_chooses_no_images(source, method, monkeypatch):
+    """A comparison with a value that is no number is never true, so that such an image came first or last."""
+    task = seen(source, method, ipc=2)
+    task = replace(task, given=Given(classifier=Blind()))
+    what = "logits" if method == "rded" else "features"
+    with pytest.raises(DapError, match=rf"classifier blind gives {what} of '\w+' that are not finite, for \d+ of \d+"):
+        find(method).prepare(task)(Unit(0, (0, 1)))
+
+
+@pytest.mark.parametrize("kind", [Herding, KCenter, Random])
+def test_a_subclass_promises_growth_for_itself_alone(kind, source):
+    """Its own choice may depend on the number of images, as that of medoids does."""
+    task = seen(source, "herding", ipc=2)
+    assert kind().grows(task) and not type("Mine", (kind,), {})().grows(task)
 
 
 def test_only_a_pool_makes_several_sets(source, tmp_path):

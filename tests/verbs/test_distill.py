@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +124,10 @@ def test_recipes_mappings_files_and_keywords_say_the_same(asked, tmp_path):
             "guidance should be a name or an object of a subclass of .*Guidance or .*Energy, not a object",
         ),
         ({"source": 3}, "a mapping from class name to images"),
+        ({"recipe": 3}, "A recipe is a dap.Recipe, nested values, a file, .* not 3"),
+        ({"machine": "cpu"}, r"The keyword machine takes a dap.Machine\(\.\.\.\), not 'cpu'"),
+        ({"engine": "ray"}, r"The keyword engine takes a dap.Engine\(\.\.\.\), not 'ray'"),
+        ({"workshop": "here"}, r"The keyword workshop takes a dap.Workshop\(\.\.\.\), not 'here'"),
         ({"source": {"red": [torch.full((3, 8, 8), 2.0)]}}, r"floats in \[0, 1\] or bytes"),
     ],
 )
@@ -133,6 +138,18 @@ def test_a_wrong_keyword_is_named_before_any_work(asked, tmp_path, fields, says)
     assert not (tmp_path / "a").exists()
     with pytest.raises(DapError, match="give out"):
         distill(**asked)
+
+
+def test_options_given_as_text_become_what_they_say_or_are_refused(asked, tmp_path):
+    machine = Machine(device="cpu", cache=str(tmp_path / "cache"))
+    assert machine == Machine(device="cpu", cache=tmp_path / "cache")
+    distill(out=tmp_path / "a", **{**asked, "machine": machine, "method": "dap", "reals": 3})
+    assert (tmp_path / "cache").is_dir()
+    for wrong in ({"cache": 3}, {"device": 0}, {"memory": "4"}, {"threads": 1.5}, {"vram": True}):
+        with pytest.raises(DapError, match=f"Machine takes .*{next(iter(wrong))} as"):
+            Machine(**wrong)
+    judging = Judging(labels="stored", networks="convnet3", measures="mine.py:Sharp")
+    assert (judging.labels, judging.networks, judging.measures) == (Path("stored"), ("convnet3",), ("mine.py:Sharp",))
 
 
 def test_objects_take_the_place_of_names(asked, tmp_path, source, backbone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from dap.evaluation.training.protocol import load_protocol
 from dap.methods.base import Made, Method
 from dap.objects import Objects
 from dap.recipe import Recipe
+from dap.verbs.cells import run_grid
 from dap.verbs.compare import compare, compared
 from dap.verbs.distill import distill
 from dap.verbs.options import Judging, Machine
 from dap.verbs.planning import estimate, trials
 from dap.verbs.planning.estimate import of_set, of_trainings, training_seconds
-from dap.verbs.planning.grids import planned_grid, planned_judging
+from dap.verbs.planning.grids import planned_grid, planned_judging, planned_set
 from dap.workshop import Workshop
 from watching import Clock
 
@@ -111,6 +113,65 @@ def test_training_methods_are_not_guessed(colours, tmp_path):
 def test_what_could_not_be_made_is_told_as_ever(colours, tmp_path):
     with pytest.raises(DapError, match="no class 'mauve'|mauve"):
         of_set(recipe(colours, data={"path": str(colours), "classes": ["mauve"]}), tmp_path / "a", Workshop("cpu"))
+
+
+REFUSED = {
+    "another recipe": lambda folder, colours: distill(recipe(colours, seed=1), folder / "a", workshop=Workshop("cpu")),
+    "other files": lambda folder, colours: (folder / "a").mkdir() or (folder / "a" / "notes.txt").write_text("mine"),
+    "a file": lambda folder, colours: (folder / "a").write_text("mine"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_folder_that_distill_refuses_is_refused_in_its_words(what, colours, tmp_path):
+    REFUSED[what](tmp_path, colours)
+    with pytest.raises(DapError) as wanted:
+        distill(recipe(colours), tmp_path / "a", workshop=Workshop("cpu"))
+    with pytest.raises(DapError) as found:
+        of_set(recipe(colours), tmp_path / "a", Workshop("cpu"))
+    assert str(found.value) == str(wanted.value)
+
+
+def test_a_set_among_the_class_folders_is_refused_before_any_trial(colours, tmp_path, monkeypatch):
+    shutil.copytree(colours / "train", tmp_path / "data")
+    inner = recipe(tmp_path / "data", backbone={"path": "facebook/DiT-XL-2-256"}, method="vanilla")
+    monkeypatch.setattr(estimate, "to_download", lambda path, revision, offline: (path, 3 * 10**9))
+    for asked in (recipe(tmp_path / "data"), inner):
+        with pytest.raises(DapError, match="would be read as one of its classes"):
+            of_set(asked, tmp_path / "data" / "out", Workshop("cpu"))
+    base = {"data": {"path": str(tmp_path / "data"), "split": {"train": ".", "test": "."}, "size": 16}}
+    cells = compared(base, ["random"], [2], 1, tmp_path / "data" / "g", judging=QUICK)
+    for refused in (lambda: planned_grid(cells, machine=Machine()), lambda: run_grid(cells, "x")):
+        with pytest.raises(DapError, match="would be read as one of its classes"):
+            refused()
+    assert not (tmp_path / "data" / "g").exists()
+
+
+def test_every_cell_of_a_grid_is_checked(colours, tmp_path):
+    base = {"data": {"path": str(colours), "classes": ["red", "blue"], "size": 16}}
+    cells = compared(base, ["random"], [2], 2, tmp_path / "g", judging=QUICK)
+    second = tmp_path / "g" / cells.cells[1][0]
+    second.mkdir(parents=True)
+    (second / "notes.txt").write_text("mine")
+    with pytest.raises(DapError, match="is not empty and holds no recipe.json"):
+        planned_grid(cells, machine=Machine())
+
+
+def test_images_of_a_grid_whose_files_are_gone_are_left(colours, tmp_path):
+    base = {"data": {"path": str(colours), "classes": ["red", "blue"], "size": 16}}
+    cells = compared(base, ["random"], [4], 2, tmp_path / "g", judging=QUICK)
+    _, made = (distill(one, tmp_path / "g" / name, workshop=Workshop("cpu")) for name, one in cells.cells)
+    (made.path / made.records[0]["path"]).unlink()
+    first = tmp_path / "g" / cells.cells[0][0]
+    shutil.rmtree(first)
+    assert planned_grid(cells, machine=Machine())[0].left == 8 + 1
+
+
+def test_a_dry_run_with_a_budget_and_an_open_layer_writes_nothing(pipeline_folder, colours, tmp_path):
+    open_layer = {"guidance": {"layer": "auto"}, "backbone": {"path": str(pipeline_folder)}, "sampling": {"steps": 10}}
+    asked = recipe(colours, method="dap", **open_layer)
+    planned_set(asked, tmp_path / "a", machine=Machine(device="cpu"), budget="1m")
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_time_of_a_training_is_that_of_its_epochs_and_looks(clock, monkeypatch):

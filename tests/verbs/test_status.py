@@ -11,6 +11,7 @@ import pytest
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.cli.main import main
 from dap.data.sets.imports import import_set
 from dap.recipe import Recipe
 from dap.verbs.compare import compare
@@ -80,6 +81,22 @@ def test_images_that_failed_are_counted_once(begun, capsys):
     assert status(begun).sets[0].failed == 2
     assert main(["status", str(begun)]) == 0
     assert "2 images failed, see failed.jsonl there" in capsys.readouterr().out
+
+
+def test_images_whose_files_are_gone_are_not_made(begun, colours, capsys):
+    distill(asked(colours), begun, workshop=Workshop("cpu"))
+    assert status(begun).done == 1
+    for file in (begun / "images" / "red").iterdir():
+        file.unlink()
+    (one,) = status(begun).sets
+    assert (one.images, one.left, one.gone, one.done) == (8, 4, 4, False)
+    assert main(["status", str(begun)]) == 0
+    told = capsys.readouterr().out
+    assert "0 of 1 set is done" in told and "8 of 12 images" in told and "the files of 4 images are gone" in told
+    theirs = import_set(colours / "train", begun.parent / "theirs", ipc=2).path
+    shutil.rmtree(theirs / "images" / "red")
+    (one,) = status(theirs).sets
+    assert (one.images, one.gone, one.done) == (4, 2, False), "also where no plan says how many there should be"
 
 
 def test_one_unit_tells_no_rate(begun):

@@ -15,7 +15,8 @@ from dap.backbones.schedules import Time
 from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
-from dap.data.bank import CHUNK, SMALLEST, RealImages, pooled
+from dap.data.bank import CHUNK, RealImages
+from dap.data.pooling import SMALLEST, pooled
 
 CLASSES, IMAGES = 20, 1000
 """Layers are compared on images of so many classes at most, and on so many images in all."""

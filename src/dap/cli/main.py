@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -75,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `dap`. Default: the words of this process's command line.
 
     Returns:
-        The exit status: 0 the work is done, 1 a user's mistake, 128 and the number of a signal: interrupted by it. `dap check`
-        also returns 1 if a finding is wrong.
+        The exit status: 0 the work is done, 1 a user's mistake, 128 and the number of a signal: interrupted by it, or 141:
+        nobody reads the output any more. `dap check` also returns 1 if a finding is wrong.
 
     Raises:
         SystemExit: the command line cannot be read; the status is 2.
@@ -107,8 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signals.at_work()
     try:
         with command_line(words), allow_code(_allows_code(bound.arguments)):
-            return _show(command(*bound.args, **bound.kwargs), output)
+            status = _show(command(*bound.args, **bound.kwargs), output)
+        return UNREAD if _unread() else status
     except Exception as error:
+        if _unread():
+            return UNREAD
         if (said := _in_words(error)) is None:
             raise
         return _fail(output, said)
@@ -116,6 +120,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_bars()
         sys.stderr.write(f"\ndap: interrupted. {signals.KEPT}\n")
         return signals.status()
+
+
+UNREAD = 128 + 13
+"""The exit status where nobody reads the output any more, as after `| head -5`: that of a command that SIGPIPE ends."""
+
+
+def _unread() -> bool:
+    """Whether nobody reads the output any more. What is left of it then goes nowhere, without a word."""
+    try:
+        sys.stdout.flush()
+        place = sys.stdout.fileno()
+        asked = select.poll()
+        asked.register(place, 0)
+        if not any(event & select.POLLERR for _, event in asked.poll(0)):
+            return False
+    except BrokenPipeError:
+        place = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):  # no file, as in a notebook, or a system without poll
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, place)
+    os.close(nowhere)
+    return True
 
 
 def _in_words(error: Exception) -> str | None:

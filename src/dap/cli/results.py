@@ -89,6 +89,7 @@ def progress(found: Status) -> Told:
         "seconds",
         "missing",
         "failed",
+        "gone",
         "done",
     )
     values = {
@@ -107,6 +108,8 @@ def _row(one: SetStatus, of: Status) -> str:
     parts = [f"{one.images} of {one.of} {one.noun}s" if one.of else f"{one.images} {one.noun}s"]
     if one.planned is not None or one.trainings:
         parts.append(f"trainings: {one.trainings}" + (f" of {one.planned}" if one.planned else ""))
+    if one.gone:
+        parts.append(f"the files of {counted(one.gone, f'{one.noun}s')} are gone; dap verify names them")
     if one.failed:
         parts.append(f"{counted(one.failed, f'{one.noun}s')} failed, see failed.jsonl there")
     if one.rate and one.left:

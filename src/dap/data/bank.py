@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
@@ -28,15 +27,13 @@ from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
 from dap.choices import BankOptions
 from dap.data.clusters import balanced_kmeans
+from dap.data.pooling import pooled, spread
 from dap.data.real.stored.budget import memory_budget
 
 log = logging.getLogger("dap")
 
 CHUNK = 64
 """How many real images go through the network at once."""
-
-SMALLEST = 1e-6
-"""The smallest spread of a channel. A channel that never changes would be divided by zero."""
 
 
 @runtime_checkable
@@ -83,6 +80,7 @@ class FeatureBank:
         beside: another bank of the same images, such as one for another layer, whose latents this bank takes over.
         steps: at how many steps the features of a class are asked for. It decides with the number of classes whether the cache
             has room for the features; without room they are computed anew, and the latents alone are kept.
+        memory: bytes that real images and their features may take on a CPU; None: what is free, less a reserve.
 
     Raises:
         DapError: the layer does not exist, or two options contradict each other.
@@ -101,6 +99,7 @@ class FeatureBank:
         skip: int = 0,
         beside: FeatureBank | None = None,
         steps: int = 1,
+        memory: int | None = None,
     ) -> None:
         options = options or BankOptions()
         self.skip, self.beside = skip, beside
@@ -113,7 +112,7 @@ class FeatureBank:
             raise DapError("targets: slot needs refresh: fixed, for a share is a fixed set of real images.")
         self._key = None if cache is None else self._key_of_all()
         self._cache = None if cache is None else Path(cache)
-        self.steps = steps
+        self.steps, self.memory = steps, memory
         self._fits: bool | None = None if cache is not None else False
         """Whether the cache has room for the features of all classes and steps. None: the first features will say it."""
         self._room = 0
@@ -125,7 +124,7 @@ class FeatureBank:
 
     def begin(self, labels: Sequence[int]) -> None:
         """Draw and encode the real images of these labels. What was kept of other labels is dropped."""
-        self._room = _room(self.backbone.device) if self.keep else 0
+        self._room = _room(self.backbone.device, self.memory) if self.keep else 0
         self._ready = {k: v for k, v in self._ready.items() if k in labels}
         self._features = {k: v for k, v in self._features.items() if k[0] in labels}
         self._spreads = {k: v for k, v in self._spreads.items() if k[0] in labels}
@@ -316,34 +315,8 @@ class FeatureBank:
         return found.to(self.backbone.device, copy=True)
 
 
-def _room(device: torch.device) -> int:
-    """Bytes that features may take on a device: half of what is free."""
-    return vram.free(device) // 2 if device.type == "cuda" else memory_budget() // 2
-
-
-def pooled(
-    features: Float[Tensor, "b tokens width"], pool: str, odd: Literal["mean", "none"] = "none"
-) -> Float[Tensor, "b cells width"]:
-    """Tokens averaged over the cells of a grid, as `BankOptions.pool` says; float32.
-
-    Args:
-        features: the features of a layer.
-        pool: "none", "mean", or a grid such as "4x4". A layer with fewer tokens keeps them.
-        odd: how tokens that are in no square are pooled instead.
-    """
-    x = features.float()
-    side = math.isqrt(x.shape[1])
-    if pool not in ("none", "mean") and side**2 != x.shape[1]:
-        pool = odd
-    if pool == "none":
-        return x
-    if pool == "mean":
-        return x.mean(1, keepdim=True)
-    grid = x.transpose(1, 2).unflatten(2, (side, side))
-    return adaptive_avg_pool2d(grid, min(int(pool[0]), side)).flatten(2).transpose(1, 2)
-
-
-def spread(features: Float[Tensor, "n cells width"]) -> tuple[Float[Tensor, "cells width"], Float[Tensor, " width"]]:
-    """The mean of features over images, and the standard deviation of each channel over images and cells."""
-    std = features.flatten(0, 1).std(0, correction=0).clamp_min(SMALLEST)
-    return features.mean(0), std
+def _room(device: torch.device, memory: int | None = None) -> int:
+    """Bytes that features may take on a device: half of what is free there, or of the budget of memory on a CPU."""
+    if device.type == "cuda":
+        return vram.free(device) // 2
+    return (memory_budget() if memory is None else memory) // 2

@@ -27,7 +27,8 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
-from dap.data.bank import CHUNK, SMALLEST, pooled
+from dap.data.bank import CHUNK
+from dap.data.pooling import SMALLEST, pooled
 from dap.data.real.base import Source
 from dap.data.real.held import Chosen
 from dap.refining import time_of

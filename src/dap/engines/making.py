@@ -94,9 +94,7 @@ class Job:
 
     def check_begun(self) -> None:
         """Check that the set can begin, go on or grow in its folder. Nothing is written."""
-        values = self.task.recipe.values()
-        begun = {**values, "ipc": begun_with(self.out, values) or values["ipc"]}
-        DistilledSet.check_begun(self.out, self.task.source.class_names, begun, self.inputs)
+        check_begun(self.out, self.task, self.inputs)
 
     def begin(self) -> None:
         """Begin the set, or let it grow, while other processes may be making it. The caller must hold `alone.locked`."""
@@ -128,6 +126,18 @@ class Job:
         if done is None:
             done = unit.slots[-1] + 1 + unit.label * self.task.recipe.ipc
         self.watcher.images(self.name, done, self.total, self.task.source.class_names[unit.label])
+
+
+def check_begun(out: Path, task: Task, inputs: dict[str, Any]) -> None:
+    """Check that the set of a task can begin, go on or grow in a folder. Nothing is written. `beginning.cuts` checks whether the
+    method lets it grow.
+
+    Raises:
+        DapError: the folder holds a set of another recipe or of other inputs, or other files.
+    """
+    values = task.recipe.values()
+    begun = {**values, "ipc": begun_with(out, values) or values["ipc"]}
+    DistilledSet.check_begun(out, task.source.class_names, begun, inputs)
 
 
 def whole(out: Path, total: int) -> DistilledSet:

@@ -18,6 +18,7 @@ from dap.base.errors import DapError
 from dap.base.fields import Chosen
 from dap.base.store import Store
 from dap.data.real.sources import Source
+from dap.data.real.stored.budget import Budget
 from dap.evaluation.training.labels import ClassifierLike
 from dap.guidance.base import Guidance
 from dap.recipe import explain
@@ -103,6 +104,7 @@ class Task:
         store: keeps the results that the method computes once, and the checkpoints of long work.
         tell: called during long work before the first image, with the name of the work, the amount done and the total.
         device: the device on which a method trains.
+        budget: memory and disk that real images and their features may take. None: what is free, less a reserve.
     """
 
     recipe: Resolved
@@ -113,6 +115,7 @@ class Task:
     store: Store = field(default_factory=Store)
     tell: Callable[[str, int, int], object] = lambda what, done, total: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    budget: Budget | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -226,6 +229,25 @@ def check_clips(method: Method, name: str, frames: int | None, source: Any = Non
         raise DapError(
             f"Method {name!r} makes images and no clips. With --frames take random or, with a video backbone, vanilla, dap, "
             "dap-slots or mgd3."
+        )
+
+
+def check_compared(task: Task) -> None:
+    """Check that there are classes to tell apart. A network of one class gives one logit, whose probability is always 1, so
+    its loss is 0, its gradients are 0, and whatever follows them does nothing.
+
+    Raises:
+        DapError: there are fewer than 2 classes.
+    """
+    names, chosen = task.source.class_names, task.recipe.data.classes
+    if len(names) < 2:
+        there = ", ".join(map(repr, names)) or "none"
+        more = (
+            "--classes names only this one; name more classes" if chosen else "the data have only this one; give more"
+        )
+        raise DapError(
+            f"Method {task.recipe.method!r} compares classes and needs at least 2, not {there} alone ({more}). Other methods "
+            "look at each class by itself: random, herding, dm, vanilla, dap or auto."
         )
 
 

@@ -65,7 +65,8 @@ def finite(method: Method, task: Task) -> Callable[[Unit], Made]:
 def _in_float32(task: Task) -> Task:
     before = task.store
     store = Store(before.folder, {**before.inputs, "dtype": "float32"}, before.every, before.hold, before.cache)
-    return replace(task, store=store)
+    # The cache of real features goes by the hash of the weights, which a backbone whose parts are offloaded has kept from before.
+    return replace(task, store=store, cache=None)
 
 
 def _checked(make: Callable[[Unit], Made], task: Task) -> Callable[[Unit], Made]:

@@ -186,7 +186,7 @@ def banks_of(task: Task, skip: int = 0) -> list[FeatureBank]:
     for layer in recipe.refine.layers:
         options = BankOptions(layer=layer, **chosen)
         how = {"ipc": recipe.ipc, "run_seed": recipe.seed, "cache": task.cache, "skip": skip}
-        how |= {"steps": len(recipe.refine.times)}
+        how |= {"steps": len(recipe.refine.times), "memory": task.budget.memory if task.budget else None}
         banks.append(FeatureBank(task.source, task.backbone, options, **how, beside=banks[0] if banks else None))
     return banks
 

@@ -35,6 +35,7 @@ from dap.verbs.options import Engine, kind_of
 from dap.verbs.planning.status import write_plan
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.verbs.settling import settled
+from dap.verbs.understood import check_out
 from dap.workshop import Workshop
 
 
@@ -213,8 +214,9 @@ def check(
         DapError: a cell cannot be made or judged; the message says why.
     """
     check_folder(out)
-    for _, recipe in cells:
+    for name, recipe in cells:
         workshop_of(recipe).asked(recipe)
+        check_out(workshop_of(recipe), recipe.data, out / name)
     for data in dict.fromkeys(recipe.data for _, recipe in cells):
         check_judging(loaded_for(data))
     images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan

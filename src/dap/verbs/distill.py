@@ -17,6 +17,7 @@ from dap.backbones.base import Backbone
 from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.files import check_folder
+from dap.base.parsing import brief
 from dap.base.store import Store, checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.base.workers import threads_of
@@ -58,7 +59,7 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
     said = vram.limit(device_of(machine.device), machine.vram)
     if said is not None and watcher is not None:
         watcher.note(said)
-    images_budget(machine)
+    budget = images_budget(machine)
     if machine.threads is not None:
         processors = os.cpu_count() or 1
         most = max(256, 4 * processors)  # far above this, the threads of torch end the process without a word
@@ -68,7 +69,9 @@ def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Wat
                 f"number from 1 to {most}, or leave it out."
             )
         torch.set_num_threads(machine.threads)
-    workshop = Workshop(machine.device, machine.offline, machine.cache, objects or Objects(), machine.offload)
+    how = (machine.device, machine.offline, machine.cache, objects or Objects(), machine.offload)
+    # What nobody limits is looked at when it is needed: other work may begin or end meanwhile.
+    workshop = Workshop(*how, None if machine.memory is None and machine.disk is None else budget)
     if watcher is not None:
         workshop.tell = watcher.note
     return workshop
@@ -152,6 +155,8 @@ def distill(
         "guidance": None if isinstance(guidance, str) else guidance,
         "source": None if isinstance(source, (str, Path)) else source,
     }
+    if workshop is not None and not isinstance(workshop, Workshop):
+        raise DapError(f"The keyword workshop takes a dap.Workshop(...), not {brief(workshop)}.")
     if workshop is not None and any(value is not None for value in given.values()):
         raise DapError("Give objects, or a workshop that has them (Workshop(objects=Objects(...))), but not both.")
     objects = workshop.objects if workshop else Objects(**given)
@@ -211,6 +216,11 @@ def _asked(
     if isinstance(recipe, (str, Path)):
         known = keywords()
         where, recipe = str(recipe), Recipe.load(recipe, [known[name][0] for name in fields if name in known])
+    elif recipe is not None and not isinstance(recipe, (Recipe, Mapping)):
+        raise DapError(
+            f"A recipe is a dap.Recipe, nested values, a file, or the name of a shipped recipe, not {brief(recipe)}. Single "
+            "fields are keywords, such as ipc=3."
+        )
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(exclude_unset=True)
     objects.check(fields)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from dap.base.errors import DapError
+from dap.base.parsing import brief
 from dap.base.permission import allow_code
 
 if TYPE_CHECKING:
@@ -30,14 +31,18 @@ class Machine:
         offline: never ask the network; use the local cache alone.
         cache: folder in which several runs share real features and what methods make once.
         threads: how many CPU threads torch uses, and how many processes decode images; by default torch chooses.
-        memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. Default: what is
-            free, less a quarter.
-        disk: GiB of disk that decoded images may take while a command runs. Default: what is free, less a tenth.
+        memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. Workers of one
+            command share it. Default: what is free, less a quarter.
+        disk: GiB of disk that decoded images may take while a command runs. Workers of one command share it. Default: what is
+            free, less a tenth.
         offload: weights leave the GPU while others work: each network (model), or each layer (sequential, slow). Default: none.
         vram: GiB of a GPU's memory that this process may take. What does not fit goes through the networks in smaller parts, and
             less is kept on the GPU. No effect on a CPU. Default: what is free.
         allow_code: run code of others that recipes, protocols, weights or sets name as file.py:Name or module:Name. Code that
             the command line itself names needs no permission.
+
+    Raises:
+        DapError: a value is of another type. A `cache` may be text, which becomes a `Path`.
     """
 
     device: str = "auto"
@@ -49,6 +54,15 @@ class Machine:
     offload: Literal["none", "model", "sequential"] = "none"
     vram: float | None = None
     allow_code: bool = False
+
+    def __post_init__(self) -> None:
+        _as_path(self, "cache")
+        if not isinstance(self.device, str):
+            raise DapError(f"Machine takes a device as text, such as 'cpu' or 'cuda:1', not {brief(self.device)}.")
+        for name in ("threads", "memory", "disk", "vram"):
+            value, kinds = getattr(self, name), (int,) if name == "threads" else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise DapError(f"Machine takes {name} as a number, such as 4, not {brief(value)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +140,22 @@ class Judging:
     neighbours: int | None = None
     measures: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("labels", "reference"):
+            _as_path(self, name)
+        for name in ("networks", "measures"):
+            if isinstance(one := getattr(self, name), str):
+                object.__setattr__(self, name, (one,))
+
+
+def _as_path(options: Machine | Judging, name: str) -> None:
+    """Make a path that is text a `Path`. Raises `DapError` if it is neither."""
+    value = getattr(options, name)
+    if isinstance(value, str):
+        object.__setattr__(options, name, Path(value))
+    elif value is not None and not isinstance(value, Path):
+        raise DapError(f"{type(options).__name__} takes {name} as a path, not {brief(value)}.")
+
 
 def images_budget(machine: Machine) -> Budget:
     """How much memory and disk real images may take. Their files lie in the folder of the cache, or in the user's own.
@@ -139,11 +169,21 @@ def images_budget(machine: Machine) -> Budget:
     return budget_of(machine.cache or folder(), machine.memory, machine.disk)
 
 
+KINDS = {"machine": Machine, "engine": Engine, "judging": Judging}
+"""The keywords of verbs that take an object of this module."""
+
+
 def permitted(verb: Callable[P, R]) -> Callable[P, R]:
-    """The same function, in which code that files name may run if its keyword `machine` allows it."""
+    """The same function, in which code that files name may run if its keyword `machine` allows it.
+
+    Its keywords `machine`, `engine` and `judging` are checked to be the objects that they should be.
+    """
 
     @functools.wraps(verb)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, kind in KINDS.items():
+            if (value := kwargs.get(name)) is not None and not isinstance(value, kind):
+                raise DapError(f"The keyword {name} takes a dap.{kind.__name__}(...), not {brief(value)}.")
         machine = kwargs.get("machine")
         with allow_code(isinstance(machine, Machine) and machine.allow_code):
             return verb(*args, **kwargs)

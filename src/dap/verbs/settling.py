@@ -82,7 +82,9 @@ def asked(recipe: Recipe, method: Method, card: Card | None = None) -> dict[str,
     return found
 
 
-def settled(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, grid: Path | None = None) -> Settled:
+def settled(
+    recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, grid: Path | None = None, keep: bool = True
+) -> Settled:
     """Make the choices that a recipe leaves open. What was chosen before on the same data and weights is not chosen again.
 
     Args:
@@ -91,6 +93,7 @@ def settled(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, gri
         out: the folder of the set, in which an earlier run may have kept its choices.
         watcher: is told of the work, and what was chosen and why.
         grid: the folder of the grid that the set is a part of. Its cells share their choices.
+        keep: whether new choices may be kept in `out` for a run after a kill; a dry run writes nothing there.
 
     Raises:
         DapError: something is wrong with the recipe, the data or the backbone, or they are too few for a choice.
@@ -112,7 +115,8 @@ def settled(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, gri
     for field in fields:  # a scale is found for the layer that was chosen
         _, task = workshop.task(recipe)
         if store is None:
-            folder = workshop.cache or (grid / CLAIMS if grid else out / WORK)
+            own = out / WORK if keep else None
+            folder = workshop.cache or (grid / CLAIMS if grid else own)
             prompts = task.backbone.card.prompts
             store = Store(folder, {**task.store.inputs, **prompts}, cache=workshop.cache)
         if field == "guidance.scale":

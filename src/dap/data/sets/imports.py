@@ -125,10 +125,10 @@ def opened(
             raise DapError(f"{flag} is for tensors; {source} is read as {kind} ({why}).")
     if kind not in ("tensors", "parquet", "webdataset"):
         check_beside(out, source / "images" if kind == "set" else source, "would be read as one of its classes")
-    ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std)
+    pick = pick or ("string" if kind == "minimax" else "natural")
+    ask = Ask(class_names, ipc, None if labels is None else Path(labels), mean, std, first=pick == "natural")
     reading = LAYOUTS[kind](source, ask)
     check_unchanged(source)  # after the reader, which says of damage what it is
-    pick = pick or ("string" if kind == "minimax" else "natural")
     chosen = _pick(reading, str(source), ipc, pick, seed)
     told: dict[str, Any] = {
         "source": shown(source),
@@ -320,7 +320,7 @@ def _weights_of(chosen: list[list[Entry]], reading: Reading) -> dict[str, float]
     weights, found = reading.beside.weights, dict[str, float]()
     for entries, whole in zip(chosen, reading.images, strict=True):
         mine = {key: weights[key] for key, _ in entries if key in weights}
-        part = 0 < len(mine) == len(entries) < len(whole)
+        part = 0 < len(mine) == len(entries) < (reading.whole or len(whole))
         mean = sum(mine.values()) / len(mine) if part else 1.0
         found |= {key: weight / mean for key, weight in mine.items()}
     return found

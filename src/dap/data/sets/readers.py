@@ -42,6 +42,7 @@ from dap.data.sets.folders import (
 )
 from dap.data.sets.layouts.fiftyone import is_fiftyone, labels_of
 from dap.data.sets.notes import there
+from dap.data.sets.verification import check_none, problems_of
 
 Entry = tuple[str, Callable[[], bytes]]
 """The name of an image in its source, and a function that reads the bytes of the image file. The file may have any
@@ -55,6 +56,7 @@ class Ask:
     Attributes:
         class_names: the classes as for `dap.data.sets.folders.listed`.
         ipc: images per class, for tensors without labels.
+        first: whether the first `ipc` images of each class are taken, so that a set of this library needs no others.
         labels: the file of labels, where labels and images lie in two files.
         mean, std: mean and standard deviation by which the tensors were normalised, one for all channels or one for
             each.
@@ -65,6 +67,7 @@ class Ask:
     labels: Path | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    first: bool = False
 
 
 @dataclass
@@ -78,6 +81,7 @@ class Reading:
         named: whether the images have file names, which can be sorted as text.
         facts: further facts for `import.json`. Some facts are added or change while the images are read.
         beside: the weights and soft labels of the images, by their names.
+        whole: how many images each class has once the source is whole; None: those of `images`.
     """
 
     names: list[str]
@@ -86,6 +90,7 @@ class Reading:
     named: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
     beside: Beside = field(default_factory=Beside)
+    whole: int | None = None
 
 
 def read_folders(source: Path, ask: Ask) -> Reading:
@@ -151,9 +156,13 @@ def read_rded(source: Path, ask: Ask) -> Reading:
 
 
 def read_set(source: Path, ask: Ask) -> Reading:
-    """Read a set of this library. The user may choose some of its classes, or another order of them."""
+    """Read a set of this library. The user may choose some of its classes, or another order of them.
+
+    Where the first images of each class are asked for, these must be there. The others may be missing, as they are while a set is
+    made or grows.
+    """
     made = DistilledSet.open(source)
-    made.check_whole()
+    check_none(problems_of(source, first=ask.ipc if ask.first else None), source, made.recipe is not None)
     names = listed(ask.class_names) or list(made.class_names)
     if absent := [name for name in names if name not in made.class_names]:
         raise DapError(f"{source} has no class {absent[0]!r}; it has {some(made.class_names, 20)}{glued(absent)}.")
@@ -165,7 +174,7 @@ def read_set(source: Path, ask: Ask) -> Reading:
     images = [[_entry(source, file) for file in files[name]] for name in names]
     weights = {shown(line["path"]): line["weight"] for line in made.records if line.get("weight") is not None}
     hashes = {shown(line["path"]): line["sha256"] for line in made.records}
-    return Reading(names, images, order, facts=facts, beside=of_set(source, hashes, weights))
+    return Reading(names, images, order, facts=facts, beside=of_set(source, hashes, weights), whole=made.ipc)
 
 
 def read_parquet(source: Path, ask: Ask) -> Reading:

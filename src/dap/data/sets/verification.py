@@ -45,13 +45,15 @@ class Problems:
     others: list[str] = field(default_factory=list)
 
 
-def problems_of(folder: Path, decode: bool = True) -> Problems:
+def problems_of(folder: Path, decode: bool = True, first: int | None = None) -> Problems:
     """Every problem of a set of this library, from the files of its folder alone.
 
     Args:
         folder: the folder of the set.
         decode: whether each image is hashed and decoded. Without this, only the other files and the names of the images
             are looked at.
+        first: only so many images of each class must be there and be what their lines say, those of the first slots. A set whose
+            making or growth was interrupted has them before it has the others. None: all images.
     """
     found = Problems()
     try:
@@ -59,9 +61,12 @@ def problems_of(folder: Path, decode: bool = True) -> Problems:
         manifest = read_manifest(folder, classes)
     except DapError as error:
         return Problems(others=[str(error)])
-    recipe = _beside(folder, classes, manifest, found.others)
-    found.mendable += manifest.problems[:MOST]
-    found.mendable += _missing(classes, manifest)
+    recipe = _beside(folder, classes, manifest, found.others, first)
+    if first is None:
+        found.mendable += manifest.problems[:MOST]  # else a line that matters is missing, or its image does not fit it
+    else:
+        manifest = Manifest({key: line for key, line in manifest.lines.items() if key[1] < first})
+    found.mendable += _missing(classes, manifest, first)
     if decode:
         _images(folder, manifest, recipe, found)
     found.others += _strangers(folder, classes)
@@ -101,10 +106,10 @@ def problems_of_files(folder: Path, records: Iterable[Mapping[str, Any]]) -> lis
     return problems
 
 
-def _missing(classes: Classes, manifest: Manifest) -> list[str]:
+def _missing(classes: Classes, manifest: Manifest, first: int | None) -> list[str]:
     said = []
     for label, name in enumerate(classes.names):
-        for slot in range(classes.ipc):
+        for slot in range(classes.ipc if first is None else min(first, classes.ipc)):
             if (label, slot) not in manifest.lines:
                 said.append(f"missing: {shown(name)}, slot {slot}")
                 if len(said) == MOST:
@@ -141,8 +146,12 @@ def _images(folder: Path, manifest: Manifest, one_size: bool, found: Problems) -
             found.others.append(f"{where}: {wrong} {which}; remove this file, and make the image again")
 
 
-def _beside(folder: Path, classes: Classes, manifest: Manifest, problems: list[str]) -> bool:
-    """Compare classes.json with the other files of the set. Returns whether the set has a recipe."""
+def _beside(folder: Path, classes: Classes, manifest: Manifest, problems: list[str], first: int | None) -> bool:
+    """Compare classes.json with the other files of the set. Returns whether the set has a recipe.
+
+    A growth that was killed between two files leaves them with two numbers of images per class. Where only the first slots are
+    asked for, this is no problem as long as both numbers hold them.
+    """
     found: dict[str, Any] = {}
     for name in ("recipe.json", "inputs.json", "import.json", "env.json"):
         if there(folder, name):
@@ -159,7 +168,8 @@ def _beside(folder: Path, classes: Classes, manifest: Manifest, problems: list[s
                 f"classes.json and {name} name other classes ({_first_difference(classes.names, said['classes'])}); "
                 "restore the file that is wrong from a copy"
             )
-        if (said.get("ipc") or classes.ipc) != classes.ipc:
+        ipc = said.get("ipc") or classes.ipc
+        if ipc != classes.ipc and (first is None or not isinstance(ipc, int) or min(ipc, classes.ipc) < first):
             problems.append(
                 f"classes.json says {classes.ipc} images per class and {name} {shown(str(said['ipc']))[:40]}; restore the "
                 "file that is wrong from a copy"

@@ -23,6 +23,7 @@ from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.mgd3 import find_modes
 from dap.methods.diffusion.vanilla import Vanilla
 from dap.methods.refined import with_refinement, with_typical
+from dap.solvers import default_for
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class Auto(Vanilla):
         _, latents = class_latents(task, name, task.options.reals)
         points = pooled(latents)
         seed = seed_of(task.recipe.seed, name, "prototypes")
-        rows = nearest(points, find_modes(points, task.recipe.ipc, "kmeans", seed))
+        rows = nearest(points, find_modes(points, task.recipe.ipc, "kmeans", seed, name))
         rows = rows[herded(points[rows], points.mean(0))]
         return {"x": latents[rows], "weights": masses(points, points[rows])}
 
@@ -171,9 +172,20 @@ def _check_unsampled(task: Task) -> None:
             "auto samples nothing unless its option strength is above 0, so a guidance of your own would do nothing. Give "
             "--option strength=0.3, or take --method vanilla."
         )
-    chosen = recipe.sampling
-    if chosen.steps != usual.steps or chosen.cfg != task.backbone.card.cfg:
-        log.warning("auto samples nothing unless its option strength is above 0, so --steps and --cfg change nothing")
+    chosen, card = recipe.sampling, task.backbone.card
+    solver = card.solver or default_for(task.backbone.schedule)
+    usually = {
+        "steps": usual.steps if card.steps is None else card.steps,
+        "solver": solver,
+        "eta": card.eta if solver != "ddim" else card.eta or 0.0,
+        "cfg": card.cfg,
+        "cfg_channels": card.cfg_channels,
+    }
+    if chosen.solver != solver:  # another solver has another usual eta
+        usually["eta"] = 0.0 if chosen.solver == "ddim" else None
+    if given := [name for name, value in usually.items() if getattr(chosen, name) != value]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        log.warning("auto samples nothing unless its option strength is above 0, so these change nothing: %s", flags)
 
 
 def pooled(latents: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:

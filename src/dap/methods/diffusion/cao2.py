@@ -29,8 +29,9 @@ from dap.base.errors import DapError, NotFinite
 from dap.base.seeding import generators, image_seeds, normal, seed_of
 from dap.guidance import Nothing
 from dap.methods import base
-from dap.methods.base import Made, Task, Unit, plan
+from dap.methods.base import Made, Task, Unit, check_compared, plan
 from dap.methods.diffusion.vanilla import Vanilla
+from dap.methods.selection.features import check_finite
 
 SMALL = 10
 """The largest ipc for which the most confident images are kept."""
@@ -89,6 +90,7 @@ class CaO2(Vanilla):
     Options = Cao2Options
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
+        check_compared(task)
         super().prepare(task)  # for its checks: the candidates are vanilla's samples
         recipe, backbone, source = task.recipe, task.backbone, task.source
         options: Cao2Options = task.options
@@ -120,7 +122,7 @@ class CaO2(Vanilla):
                 {"seed": seed, "candidate": candidate, "confidence": round(confidence, 4), "correct": correct}
                 for seed, candidate, confidence, correct in told
             ]
-            return Made(backbone.decode(latents).cpu(), records)
+            return Made(backbone.decode(latents).cpu(), records, latents)
 
         return make
 
@@ -168,8 +170,7 @@ class CaO2(Vanilla):
                 checkpoint.write({"parts": parts})
             task.tell(f"candidates of {name}", unit.slots[-1] + 1, recipe.ipc * options.candidates)
         said = torch.cat([classifier.logits(backbone.decode(part.to(backbone.device))).cpu() for part in parts])
-        if not torch.isfinite(said).all():
-            raise DapError(f"The classifier {classifier.name} gives logits of {name!r} that are not finite.")
+        check_finite(said, classifier, "logits", name)
         probabilities = said.softmax(1)
         return torch.cat(parts), probabilities[:, label], said.argmax(1) == label, probabilities.amax(1)
 

@@ -74,6 +74,7 @@ class Dap(Vanilla):
             keep=recipe.ipc > recipe.block,
             cache=task.cache,
             steps=recipe.sampling.steps,
+            memory=task.budget.memory if task.budget else None,
         )
         energy = Representative(bank, parse(options.kernel), options.squared, options.repulsion)
         descend = Descend(energy, options.scale, options.unit)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -11,6 +14,8 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.methods.base import Task
+
+log = logging.getLogger("dap")
 
 CHUNK = 64
 """Real images that are read and encoded together."""
@@ -85,3 +90,25 @@ def class_latents(
             "decoded; repair them, lower ipc, or raise reals."
         )
     return kept, torch.cat(parts)
+
+
+@contextmanager
+def duplicates_told(points: Float[Tensor, "n d"], k: int, name: str) -> Iterator[None]:
+    """Say, once a call, that fewer points than k differ, and keep scikit-learn's own warning of it away while the block runs.
+
+    Args:
+        points: what k-means clusters.
+        k: how many centres are asked for.
+        name: the class; "" for none.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    if (distinct := len(points.unique(dim=0))) < k:
+        of = f" of class {name!r}" if name else ""
+        log.warning(
+            f"Of {len(points)} real images{of} only {distinct} differ, fewer than the {k} centres that are asked for, so some "
+            "centres are the same. Remove the duplicates, or take a smaller --ipc."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield

@@ -14,7 +14,7 @@ from torch import Tensor
 from dap.base.seeding import seed_of
 from dap.guidance import Guidance, Modes, Window
 from dap.methods.base import Options, Task
-from dap.methods.diffusion.latents import check_reals, class_latents
+from dap.methods.diffusion.latents import check_reals, class_latents, duplicates_told
 from dap.methods.diffusion.vanilla import Vanilla
 
 Discovery = Literal["kmeans", "nearest", "tree"]
@@ -48,19 +48,23 @@ class ModeOptions(Options, frozen=True):
     )
 
 
-def find_modes(points: Float[Tensor, "n d"], k: int, discovery: Discovery, seed: int) -> Float[Tensor, "k d"]:
+def find_modes(
+    points: Float[Tensor, "n d"], k: int, discovery: Discovery, seed: int, name: str = ""
+) -> Float[Tensor, "k d"]:
     """The modes of points, float32: k-means with k-means++ and Lloyd's algorithm (scikit-learn).
 
-    `n_init` is 1, and 10 for each split of the tree. See the option `discovery` for the three ways.
+    `n_init` is 1, and 10 for each split of the tree. See the option `discovery` for the three ways. `name` is the class, for a
+    warning where fewer points than k differ.
     """
     from sklearn.cluster import BisectingKMeans, KMeans
 
     x, state = points.float().cpu(), seed % 2**32
-    if discovery == "tree":
-        options = {"init": "k-means++", "n_init": 10, "bisecting_strategy": "biggest_inertia"}
-        found = BisectingKMeans(k, random_state=state, **options).fit(x.numpy())
-    else:
-        found = KMeans(k, random_state=state).fit(x.numpy())
+    with duplicates_told(x, k, name):
+        if discovery == "tree":
+            options = {"init": "k-means++", "n_init": 10, "bisecting_strategy": "biggest_inertia"}
+            found = BisectingKMeans(k, random_state=state, **options).fit(x.numpy())
+        else:
+            found = KMeans(k, random_state=state).fit(x.numpy())
     centroids = torch.from_numpy(found.cluster_centers_).float()
     if discovery != "nearest":
         return centroids
@@ -110,8 +114,9 @@ class ClassModes:
         return seed_of(self.task.recipe.seed, self.task.source.class_names[label], *purpose)
 
     def _find(self, label: int) -> dict[str, Tensor]:
-        _, latents = class_latents(self.task, self.task.source.class_names[label], self.options.reals)
-        modes = find_modes(latents.flatten(1), self.ipc, self.options.discovery, self.seed(label, "modes"))
+        name = self.task.source.class_names[label]
+        _, latents = class_latents(self.task, name, self.options.reals)
+        modes = find_modes(latents.flatten(1), self.ipc, self.options.discovery, self.seed(label, "modes"), name)
         return {"x": modes.view(self.ipc, *latents.shape[1:])}
 
 

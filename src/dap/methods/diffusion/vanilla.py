@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,15 @@ from dap.backbones.kinds.unet import UNet
 from dap.base.errors import DapError
 from dap.guidance import Guidance, Nothing
 from dap.methods.base import Made, Method, Task, Unit
+
+log = logging.getLogger("dap")
+
+
+def _asked(task: Task) -> bool:
+    """Whether a guidance of some strength is asked for: that of the method, or the user's own."""
+    run, own = task.recipe.run, task.recipe.own
+    strong = run is not None and run.guidance is not None and run.guidance.scale > 0
+    return strong or (own is not None and own.scale > 0)
 
 
 class Vanilla(Method):
@@ -77,6 +87,11 @@ class Vanilla(Method):
             raise DapError(
                 f"This guidance looks at all slots of a class together: set block >= ipc ({recipe.ipc}), not {recipe.block}."
             )
+        if not acts and not isinstance(guidance, Nothing) and _asked(task):
+            log.warning(
+                "None of the %d steps lies in the part of the run in which the guidance acts, so it changes nothing; give more "
+                "--steps, or a wider window.", options.steps,
+            )  # fmt: skip
         if not acts:
             guidance = Nothing()  # so nothing is clustered, encoded or trained
         models: list[ClassifierFree] = []

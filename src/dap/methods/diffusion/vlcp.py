@@ -23,7 +23,7 @@ from dap.base.seeding import seed_of
 from dap.base.store import Checkpoint
 from dap.methods import base
 from dap.methods.base import Made, Task, Unit
-from dap.methods.diffusion.latents import class_latents
+from dap.methods.diffusion.latents import class_latents, duplicates_told
 from dap.methods.diffusion.vanilla import Vanilla
 
 CLIP = 1.0
@@ -174,7 +174,8 @@ class Vlcp(Vanilla):
             )
         points = latents[rows].flatten(1)
         seed = seed_of(task.recipe.seed, name, "k-means") % 2**32
-        found = KMeans(ipc, random_state=seed, n_init=10).fit(points.numpy())  # pyright: ignore[reportArgumentType]
+        with duplicates_told(points, ipc, name):
+            found = KMeans(ipc, random_state=seed, n_init=10).fit(points.numpy())  # pyright: ignore[reportArgumentType]
         centres = torch.from_numpy(found.cluster_centers_).float()
         said = [task.captions[key] for key in task.source.keys(label, [indices[row] for row in rows])]
         members = [by_distance(points, centres[k], found.labels_ == k) for k in range(ipc)]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dap.base.seeding import seed_of
 from dap.evaluation.training.augment import Operation, dsa
 from dap.evaluation.training.batches import slice_size
-from dap.methods.base import Task
+from dap.methods.base import Task, check_compared
 from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 from dap.methods.matching.dm import augmented
 
@@ -70,6 +70,9 @@ class Dc(Matching):
     reference = "Zhao, Mopuri & Bilen, ICLR 2021 (DC)"
     cost = "bi-level pixel optimisation: a pass and back of real_batch images a class and step, second order of the set"
     Options = DcOptions
+
+    def check(self, task: Task) -> None:
+        check_compared(task)
 
     def form(self, task: Task) -> dict[str, str]:
         del task

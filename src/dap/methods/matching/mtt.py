@@ -16,7 +16,7 @@ from dap.base.store import Checkpoint
 from dap.evaluation.training.augment import Operation, dsa
 from dap.evaluation.training.fitting import seeded
 from dap.evaluation.training.networks import build
-from dap.methods.base import Task
+from dap.methods.base import Task, check_compared
 from dap.methods.matching.base import ALL, Matching, MatchingOptions, Run
 
 
@@ -85,6 +85,7 @@ class Mtt(Matching):
     Options = MttOptions
 
     def check(self, task: Task) -> None:
+        check_compared(task)
         options: MttOptions = task.options
         if options.start + options.ahead > options.expert_epochs:
             raise DapError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.data.real.sources import Source
+from dap.evaluation.training.labels import ClassifierLike
 from dap.methods.base import Task
 
 CHUNK = 512
@@ -28,7 +29,7 @@ def class_features(task: Task, label: int, pool: int | None = None) -> tuple[Ten
         pool: how many images are drawn by the run seed, or all images of a smaller class; None: all images.
 
     Raises:
-        DapError: fewer than ipc images can be decoded, or an error of `Source.readable`.
+        DapError: fewer than ipc images can be decoded, features are not finite, or an error of `Source.readable`.
     """
     source, classifier, name = task.source, task.classifier, task.source.class_names[label]
 
@@ -37,6 +38,7 @@ def class_features(task: Task, label: int, pool: int | None = None) -> tuple[Ten
         for indices, images in decodable(source, label, pool, seed_of(task.recipe.seed, name, "pool")):
             kept += indices
             found.append(classifier.features(images).cpu())
+            check_finite(found[-1], classifier, "features", name)
         check_decoded(source, label, len(kept), task.recipe.ipc)
         order = torch.tensor(kept).argsort()
         return {"indices": torch.tensor(kept)[order], "features": torch.cat(found)[order]}
@@ -45,6 +47,7 @@ def class_features(task: Task, label: int, pool: int | None = None) -> tuple[Ten
     drawn = {"seed": task.recipe.seed} if pool is not None else {}
     made = task.store.get(f"features of {name}", {"class": name, "pool": pool, **drawn}, make)
     check_decoded(source, label, len(made["indices"]), task.recipe.ipc)  # stored with another ipc
+    check_finite(made["features"], classifier, "features", name)  # stored by an earlier version
     return made["indices"], made["features"]
 
 
@@ -72,6 +75,27 @@ def decodable(source: Source, label: int, n: int | None, seed: int) -> Iterator[
         if indices:
             yield indices, images
         missing, start = missing - len(indices), start + len(wanted)
+
+
+def check_finite(values: Tensor, classifier: ClassifierLike, what: str, class_name: str) -> None:
+    """Check what a classifier says of images. A comparison with a value that is no number is never true, so such values would
+    choose images without a word.
+
+    Args:
+        values: what it says, one row an image.
+        classifier: the classifier.
+        what: "features" or "logits".
+        class_name: the class of the images.
+
+    Raises:
+        DapError: a value is not finite.
+    """
+    bad = int((~values.flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise DapError(
+            f"The classifier {classifier.name} gives {what} of {class_name!r} that are not finite, for {bad} of {len(values)} "
+            "images. Give another --classifier."
+        )
 
 
 def check_pool(task: Task, pool: int | None) -> None:

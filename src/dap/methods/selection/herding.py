@@ -66,7 +66,7 @@ class Herding(Selection):
     reference = "Welling, ICML 2009; Rebuffi et al., CVPR 2017 (iCaRL); Castro et al., ECCV 2018"
 
     def grows(self, task: Task) -> bool:
-        return task.options.pool is None  # a pool is drawn for a number of images
+        return type(self) is Herding and task.options.pool is None  # a pool is drawn for a number of images
 
     @staticmethod
     def choose(features: Tensor, k: int) -> list[int]:

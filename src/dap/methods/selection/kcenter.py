@@ -19,7 +19,7 @@ class KCenter(Selection):
     reference = "Gonzalez 1985; Sener & Savarese, ICLR 2018; first centre as in Zhao, Mopuri & Bilen 2021"
 
     def grows(self, task: Task) -> bool:
-        return task.options.pool is None  # a pool is drawn for a number of images
+        return type(self) is KCenter and task.options.pool is None  # a pool is drawn for a number of images
 
     @staticmethod
     def choose(features: Tensor, k: int) -> list[int]:

@@ -13,8 +13,8 @@ from dap.base.errors import DapError
 from dap.base.seeding import seed_of
 from dap.evaluation.training.steps import RandomResizedCrop
 from dap.methods import base
-from dap.methods.base import Made, Method, Task, Unit
-from dap.methods.selection.features import check_decoded, decodable
+from dap.methods.base import Made, Method, Task, Unit, check_compared
+from dap.methods.selection.features import check_decoded, check_finite, decodable
 
 CHUNK = 64
 """How many real images, at most, have their crops judged together."""
@@ -69,6 +69,7 @@ class Rded(Method):
 
     def prepare(self, task: Task) -> Callable[[Unit], Made]:
         recipe, source, options, classifier = task.recipe, task.source, task.options, task.classifier
+        check_compared(task)
         factor = options.factor or (1 if source.size <= SMALL else 2)
         wanted = recipe.ipc * factor**2
         if factor > source.size:
@@ -100,6 +101,7 @@ class Rded(Method):
             for real, box in zip(reals, boxes.split([len(real) * options.crops for real in reals]), strict=True):
                 views = step.apply(real.repeat_interleave(options.crops, 0), {"box": box}).clamp(0, 1)
                 logits = classifier.logits(bordered(views, source.size, colour.float())).cpu()
+                check_finite(logits, classifier, "logits", name)
                 loss = F.cross_entropy(logits, torch.full((len(views),), label), reduction="none").view(len(real), -1)
                 best = loss.argmin(1)
                 found.append(views.unflatten(0, (len(real), -1))[torch.arange(len(real)), best])

@@ -97,7 +97,9 @@ def picked(
     def make() -> dict[str, Any]:
         began = time.perf_counter()
         decision = (
-            decided(recipe, workshop, budget) if choosing else _fitted(recipe, workshop, out, watcher, budget or 0.0)
+            decided(recipe, workshop, budget)
+            if choosing
+            else _fitted(recipe, workshop, out, watcher, budget or 0.0, keep)
         )
         return {"choices": _noted(decision, workshop, recipe, time.perf_counter() - began), "told": decision.told}
 
@@ -109,9 +111,9 @@ def picked(
     return Picked(_with(recipe, choices), tuple(choices))
 
 
-def _fitted(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, budget: float) -> Decision:
+def _fitted(recipe: Recipe, workshop: Workshop, out: Path, watcher: Watcher, budget: float, keep: bool) -> Decision:
     """The work of a method that the user named, cut to a budget."""
-    whole = settled(recipe, workshop, out, watcher).recipe
+    whole = settled(recipe, workshop, out, watcher, keep=keep).recipe
     found = fitted(whole, workshop, budget)
     values: dict[str, Any] = {} if found is None else {found.field: found.value}
     return Decision(values, {}, budget, on_budget(recipe, found, budget))

@@ -15,20 +15,23 @@ import torch
 from torch import Tensor
 
 from dap.backbones.hub import to_download
+from dap.base.files import check_folder
 from dap.base.watch import Watcher
 from dap.cost import peak_memory_gb
 from dap.data.sets.beginning import cuts
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there
+from dap.engines.making import check_begun
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.labels import Soft, Stored
 from dap.evaluation.training.protocol import Protocol
-from dap.methods.base import plan
+from dap.methods.base import Method, Task, plan
 from dap.methods.matching.base import Matching
 from dap.recipe import Recipe
 from dap.verbs.planning.rates import of_iterations
 from dap.verbs.planning.trials import Trials
 from dap.verbs.settling import settled
+from dap.verbs.understood import check_out
 from dap.workshop import Workshop
 
 TESTED = 500
@@ -84,6 +87,7 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
         DapError: the set could not be made; the message is that of `dap distill`.
     """
     method, _ = workshop.asked(recipe)
+    check_place(recipe, out, workshop)
     name, path = name or out.name, recipe.backbone.path if recipe.backbone else "starter"
     if "backbone" in method.needs and workshop.objects.backbone is None:
         revision = recipe.backbone.revision if recipe.backbone else None
@@ -93,11 +97,8 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
             return Estimate(name=name, pieces=images, left=images, why=why, downloads=(missing,))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="dap-trial-") as folder:
-        chosen = settled(recipe, workshop, Path(folder) / "set", watcher, None).recipe
-        method, task = workshop.task(chosen)
-        method.prepare(task)
-        values, classes = task.recipe.values(), len(task.source.class_names)
-        sizes = cuts(out, values, can_grow=method.grows(task))
+        method, task, sizes = checked(recipe, out, workshop, watcher)
+        classes = len(task.source.class_names)
         made = DistilledSet.open(out) if there(out, "classes.json") else None
         units = [
             unit
@@ -127,6 +128,29 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
             memory_gb=peak_memory_gb(trials.device),
             disk=round(left * trials.bytes_each),
         )
+
+
+def check_place(recipe: Recipe, out: Path, workshop: Workshop) -> None:
+    """Check that a set can lie in a folder, as far as the path alone says. Raises `DapError`, as `dap distill` does."""
+    check_folder(out)
+    check_out(workshop, recipe.data, out)
+
+
+def checked(
+    recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Watcher()
+) -> tuple[Method, Task, tuple[int, ...]]:
+    """The method of a set, its task, and what `beginning.cuts` gives, where the set can be made in its folder.
+
+    Raises:
+        DapError: it cannot; the message is that of `dap distill`.
+    """
+    check_place(recipe, out, workshop)
+    chosen = settled(recipe, workshop, out, watcher, keep=False).recipe
+    method, task = workshop.task(chosen)
+    method.prepare(task)
+    sizes = cuts(out, task.recipe.values(), can_grow=method.grows(task))
+    check_begun(out, task, task.store.inputs)
+    return method, task, sizes
 
 
 def training_seconds(protocol: Protocol, network: str, images: int, tested: int, classes: int, device: str) -> float:

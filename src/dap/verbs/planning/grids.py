@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from dap.base.files import in_use
 from dap.base.watch import Watcher
 from dap.data.real.counts import total_of
 from dap.data.sets.distilled import DistilledSet
@@ -24,7 +25,8 @@ from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.picking.budget import seconds_of
 from dap.verbs.picking.picked import picked
 from dap.verbs.placing import places
-from dap.verbs.planning.estimate import Estimate, of_set, of_trainings
+from dap.verbs.planning.estimate import Estimate, checked, of_set, of_trainings
+from dap.verbs.planning.status import images_there
 
 
 @permitted
@@ -113,7 +115,9 @@ def _alike(cells: Sequence[tuple[Path, Recipe]], name: str, workshops: Workshops
             known = of_set(recipe, path, workshops.of(recipe), watcher, name)
             each.append(known)
             continue
-        there = len(load_set(path).images) if (path / "classes.json").is_file() else 0
+        if in_use(path) and not known.downloads:
+            checked(recipe, path, workshops.of(recipe), watcher)
+        there = len(images_there(load_set(path))) if (path / "classes.json").is_file() else 0
         left = max(known.pieces - there, 0)
         part = left / known.left
         seconds = None if known.seconds is None else known.seconds * part

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -87,6 +87,7 @@ class SetStatus:
         missing: whether the set has not begun.
         noun: what the set is made of: "image" or "clip".
         failed: images that failed because they were not finite; `failed.jsonl` in the folder names them.
+        gone: images that the manifest names and whose files are not there. They do not count as made.
     """
 
     path: Path
@@ -100,6 +101,7 @@ class SetStatus:
     seconds: float | None
     missing: bool = False
     failed: int = 0
+    gone: int = 0
     noun: str = "image"
 
     @property
@@ -110,7 +112,7 @@ class SetStatus:
     @property
     def done(self) -> bool:
         """Whether all images are made and all planned networks are trained."""
-        return not self.left and not self.missing and (self.planned is None or self.trainings >= self.planned)
+        return not (self.left or self.missing or self.gone) and (self.planned is None or self.trainings >= self.planned)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def status(path: str | Path, now: float | None = None) -> Status:
 def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
     """The status of a set that is there."""
     total = len(record.class_names) * record.ipc if record.recipe else 0
+    images = images_there(record)
     units = _units(record)[-RECENT:]
     trials = _changed(record.path / "trials.jsonl")
     changes = [when for when, _ in units[-1:]] + ([trials] if trials is not None and record.trials else [])
@@ -186,7 +189,7 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
     seconds = [float(line["seconds"]) for line in record.trials if line.get("seconds")]
     return SetStatus(
         path=record.path,
-        images=len(record.images),
+        images=len(images),
         of=planned.images if planned else total,
         trainings=len({(line["protocol"], line["network"], line["seed"]) for line in record.trials}),
         planned=planned.trainings if planned else None,
@@ -195,8 +198,14 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
         busy=idle is not None and idle < usual,
         seconds=fmean(seconds) if seconds else None,
         failed=_failed(record.path),
+        gone=len(record.images) - len(images),
         noun=record.noun,
     )
+
+
+def images_there(record: SetRecord) -> Sequence[Mapping[str, Any]]:
+    """The manifest lines of a set whose image files are there. Another one is made again by the next `dap distill`."""
+    return [line for line in record.images if (record.path / str(line["path"])).is_file()]
 
 
 class _Failed(Open, frozen=True):

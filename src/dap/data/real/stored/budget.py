@@ -47,21 +47,26 @@ def budget_of(folder: Path, memory: float | None = None, disk: float | None = No
 
 def memory_budget(gib: float | None = None) -> int:
     """Bytes of memory that images may take: so many GiB, or by default what is free less a quarter, and less at least 1 GiB.
-    Workers that were started together share what is free.
+    Workers that were started together share it: each may take an equal part.
 
     Raises:
         DapError: the number is not above 0.
     """
     if gib is not None:
-        return _checked(gib, "--memory")
+        return _checked(gib, "--memory") // sharing()
     free = free_memory()
+    return max(0, free - max(free // 4, LEAST_MEMORY)) // sharing()
+
+
+def sharing() -> int:
+    """How many workers that were started together share what this machine has, this process among them; at least 1."""
     workers = os.environ.get(WORKER, "").rpartition("/")[2]
-    return max(0, free - max(free // 4, LEAST_MEMORY)) // (int(workers) if workers.isdecimal() and int(workers) else 1)
+    return int(workers) if workers.isdecimal() and int(workers) else 1
 
 
 def disk_budget(folder: Path, gib: float | None = None) -> int:
     """Bytes that files in a folder may take: so many GiB, but never more than is free; by default what is free less a tenth, and
-    less at least 5 GiB.
+    less at least 5 GiB. Workers that were started together share it, as they share the memory.
 
     Raises:
         DapError: the number is not above 0.
@@ -73,8 +78,8 @@ def disk_budget(folder: Path, gib: float | None = None) -> int:
     except OSError:
         free = 0
     if gib is not None:
-        return min(_checked(gib, "--disk"), free)
-    return max(0, free - max(free // 10, LEAST_DISK))
+        return min(_checked(gib, "--disk"), free) // sharing()
+    return max(0, free - max(free // 10, LEAST_DISK)) // sharing()
 
 
 def free_memory() -> int:
