@@ -335,6 +335,14 @@ def test_fewer_layers_than_were_trained_are_refused(pipeline_folder, tmp_path):
     assert "leaves no place, such as transformer_blocks.2." in refusal(folder)
 
 
+def test_leftovers_of_published_weights_that_decide_nothing_are_passed_over(pipeline_folder, tmp_path):
+    """The weights of PixArt on the hub hold `caption_projection.y_embedding`, for which diffusers has no place."""
+    folder = shutil.copytree(pipeline_folder, tmp_path / "more")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(weights), "caption_projection.y_embedding": torch.zeros(2, 2)}, weights)
+    assert load(str(folder)).weights_hash() == load(str(pipeline_folder)).weights_hash()
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_a_denoiser_of_zeros_is_refused(pipeline_folder, tmp_path, kind):
     folder = shutil.copytree(pipeline_folder, tmp_path / "zeros")

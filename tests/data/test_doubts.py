@@ -130,6 +130,14 @@ def test_a_column_of_splits_with_other_words_stops_and_one_of_numbers_is_none(tm
         opened(tmp_path)
 
 
+def test_class_folders_beside_a_table_with_other_words_name_the_way_out(tmp_path: Path) -> None:
+    pair(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file,dataset\ncat/im000.png,train\ndog/im000.png,extra\n")
+    with pytest.raises(DapError, match="or give --split train=. for all images of the folders"):
+        opened(tmp_path)
+    assert opened(tmp_path, chosen={"train": "."}).count(0) == 3
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_class_folders_that_a_table_parts_into_splits_stop(labelled: bool, tmp_path: Path) -> None:
     pair(tmp_path)

@@ -53,6 +53,7 @@ def test_names_and_labels_in_their_usual_forms():
         ((IMAGES, [float("nan")] * 6), "The label nan"),
         (Named([0, 0, 0, 0, 1, 5], ["a", "b"]), "the label 5, and .* names only the labels from 0 to 1"),
         (Named([0] * 6, {"a": 0}), "`classes` of the images in memory is a dict"),
+        (Named([0] * 6, {0: "a", 2: "b"}), "`classes` of the images in memory is a dict"),
         (Named([0] * 6, 10), "`classes` of the images in memory is a int"),
         ((3, 4), "should be a mapping from class name to images"),
         ([IMAGES[:2], torch.tensor([0, 1])], "is no whole number"),
@@ -61,6 +62,13 @@ def test_names_and_labels_in_their_usual_forms():
 def test_what_would_lose_or_mix_images_is_refused(images, says):
     with pytest.raises(DapError, match=says):
         by_class(images)
+
+
+def test_names_may_be_listed_by_their_labels():
+    assert {name: len(mine) for name, mine in by_class(Named([0, 1] * 3, {0: "cat", 1: "dog"})).items()} == {
+        "cat": 3,
+        "dog": 3,
+    }
 
 
 def test_a_source_takes_no_name_twice():

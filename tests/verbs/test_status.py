@@ -99,6 +99,15 @@ def test_images_whose_files_are_gone_are_not_made(begun, colours, capsys):
     assert (one.images, one.gone, one.done) == (4, 2, False), "also where no plan says how many there should be"
 
 
+def test_results_apart_hold_only_the_images_of_a_page_and_lack_none(colours, tmp_path):
+    how = ["--method", "random", "--data", str(colours), "--size", "8", "--ipc", "12", "--out", str(tmp_path / "set")]
+    assert main(["distill", *how]) == 0
+    judge = ["--protocol", "small-hard", "--epochs", "1", "--networks", "convnet1", "--set", "looks=1"]
+    assert main(["evaluate", str(tmp_path / "set"), *judge, "--out", str(tmp_path / "out")]) == 0
+    (one,) = status(tmp_path / "out").sets
+    assert one.gone == 0 and one.done and one.images == len(list((tmp_path / "set" / "images").rglob("*.png")))
+
+
 def test_one_unit_tells_no_rate(begun):
     dated(begun, 0, 0, 0)
     found = status(begun, now=1001.0)

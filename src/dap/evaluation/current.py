@@ -89,7 +89,7 @@ def of_these_images(note: Mapping[str, Any], images: Sequence[Mapping[str, Any]]
         keys: what `keys_now` gives for these images.
     """
     judged = str(note.get("judged"))
-    if keys and ":" in judged:
+    if keys and judged.find(":") > 0:  # before it nothing stands where trials do not say of what images they are
         return judged.partition(":")[0] in keys
     listed = note.get("images")  # versions before this one said the images by their paths alone
     if not isinstance(listed, list) or not listed:

@@ -20,6 +20,8 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import Open, as_read, read_note, there
 from dap.evaluation.apart import check_writable, copied_apart, kept_apart
 
+JUDGED = "judged"
+"""The folder in that of `--out` in which results that are kept apart from their sets lie."""
 OF = "of.json"
 """The file in a folder of results that says which set they are of."""
 
@@ -103,7 +105,7 @@ def _folders(
         if given.resolve().is_relative_to(folder.resolve()) if folder is not None else ours:
             found.append(given)
         else:
-            judged = (folder or beside_here(given)) / "judged"
+            judged = (folder or beside_here(given)) / JUDGED
             found.append(_results_of(given, hashes, judged, functools.partial(results, judged), write))
     return found
 

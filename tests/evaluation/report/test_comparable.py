@@ -130,7 +130,20 @@ def test_scores_of_other_trials_are_left_out(tmp_path):
     assert load([path])[0].ranking["lrs"] == 0.4
     write_lines(path / "trials.jsonl", [trial(0.6, tested="bb")])
     (record,) = load([path])
-    assert record.ranking == {} and "ranking.json" in record.outdated[0]
+    assert record.ranking == {} and record.outdated == (
+        f"{path}: left out ranking.json. Its scores are not of these trials; run dap rank again.",
+    )
+
+
+def test_scores_of_the_trials_of_two_folders_are_kept(tmp_path):
+    one = make_set(tmp_path / "a" / "set", recipe("dap", 0), [trial(0.7, tested="aa")])
+    shutil.copytree(one, tmp_path / "b" / "set")
+    write_lines(tmp_path / "b" / "set" / "trials.jsonl", [trial(0.6, 1, tested="aa")])
+    random = make_set(tmp_path / "random", recipe("random", 0), [trial(0.5, tested="aa")])
+    places = [one, tmp_path / "b" / "set", random]
+    list(rank_sets(places, network="convnet3", own="small-hard"))
+    found = next(record for record in load(places) if not record.random)
+    assert found.ranking["own"] == pytest.approx(0.65) and not found.outdated
 
 
 def test_a_set_in_two_folders_is_one_set(tmp_path):
@@ -142,7 +155,9 @@ def test_a_set_in_two_folders_is_one_set(tmp_path):
     write_lines(apart / "trials.jsonl", [trial(0.7)])
     (apart / "measures.json").write_text(json.dumps({"features": "x", "diversity": 2.0}))
     (record,) = load([bare, apart])
-    assert record.path == bare and record.measures["diversity"] == 2.0 and len(record.trials) == 1
+    assert record.measures["diversity"] == 2.0 and len(record.trials) == 1
+    (apart / "images.json").write_text(json.dumps({"features": "x", "images": []} | {"copies": 0}))
+    assert load([bare, apart])[0].path == apart, "the map and the neighbours lie there"
     (group,) = group_sets(load([bare, apart, apart]))
     assert group.repeats == 0
 

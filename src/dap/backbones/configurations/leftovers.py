@@ -11,6 +11,11 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 
 
+HARMLESS = frozenset({"caption_projection.y_embedding", "pos_embed.pos_embed"})
+"""Tensors in published weights that decide no prediction: the caption of dropped prompts, with which PixArt was trained and which
+pipelines replace by an empty prompt, and a table of positions that the network computes itself."""
+
+
 @contextmanager
 def refused(where: Path) -> Iterator[None]:
     """Refuse weights that a network loaded inside this block left over. One thread at a time may be inside, see `base.alone`.
@@ -52,8 +57,8 @@ def refused(where: Path) -> Iterator[None]:
     finally:
         for of, name, _, theirs in patched:
             setattr(of, name, theirs)
-    for network, names in found:
-        if names:
+    for network, left in found:
+        if names := [name for name in left if name not in HARMLESS]:
             raise DapError(
                 f"The weights of the {network} in {shown(where)} hold {len(names)} tensors for which its config.json leaves no "
                 f"place, such as {shown(min(names))}, so the network is not the one that was trained. Fetch or save the folder "

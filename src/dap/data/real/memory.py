@@ -146,6 +146,8 @@ def _names_of(images: Any) -> list[str] | None:
     names = getattr(images, "classes", None)
     if names is None:
         return None
+    if isinstance(names, Mapping) and set(names) == set(range(len(names))):
+        names = [names[label] for label in range(len(names))]
     if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable):
         raise DapError(
             f"The attribute `classes` of the images in memory is a {type(names).__name__}, not a list of the names of classes "

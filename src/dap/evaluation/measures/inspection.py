@@ -95,6 +95,8 @@ class Inspector:
         where earlier versions searched others."""
         known = self.features
         found = [known.fingerprint] if isinstance(known, Classifier) and known.fingerprint else []
+        if self.limit is not None:  # the user's own number is in the key already
+            return found
         return [*found, *Reading(counts_of(self.train), min(self.train.frames or 1, SEEN)).marks]
 
     @cached_property

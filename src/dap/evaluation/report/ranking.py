@@ -200,7 +200,7 @@ def rank_sets(
         scores = rank_trials(mine, baseline, network=network, full_hard=full_hard, **protocols)
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
         named = {role: name for role, name in protocols.items() if name}
-        judged = key_of_ranking(one.trials, str(used[0].get("judged")) if used else "", network, named)
+        judged = key_of_ranking(one.trials, str(used[0].get("judged") or "") if used else "", network, named)
         of = {"network": network, "protocols": named, "judged": judged}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, **of}))
         lacks = tuple(_lacking(one, scores.accuracies, network, protocols, len(fitting)))

@@ -149,12 +149,20 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
     unique = {Path(path).resolve(): Path(path) for path in paths}
     if not unique:
         raise DapError("no distilled set to report on: name at least one folder")
-    sets = _merged([load_set(path) for path in unique.values()])
+    sets = [_ranked(record) for record in _merged([load_set(path) for path in unique.values()])]
     return [
         replace(record, trials=tuple({**trial, APART: said} if said else trial for trial, said in marked))
         for record, words in zip(sets, marks(sets), strict=True)
         for marked in [list(zip(record.trials, words, strict=True))]
     ]
+
+
+def _ranked(record: SetRecord) -> SetRecord:
+    """The set without scores that come from other trials than it has."""
+    if not record.ranking or ranking_counts(record.ranking, record.trials):
+        return record
+    told = f"{shown(record.path)}: left out ranking.json. Its scores are not of these trials; run dap rank again."
+    return replace(record, ranking={}, outdated=(*record.outdated, told))
 
 
 def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
@@ -169,6 +177,8 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
         key = (json.dumps(record.recipe, sort_keys=True, default=str), *hashes) if known else record.path
         first = found.setdefault(key, record)
         if first is not record:
+            if record.inspected and not first.inspected:  # the map and the real neighbours lie beside the measures
+                first, record = record, first
             trials = (*first.trials, *(trial for trial in record.trials if trial not in first.trials))
             notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command")
             more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
@@ -205,8 +215,6 @@ def load_set(path: Path | str) -> SetRecord:
     trials = [line for line in recorded if not keys or line.get("judged", next(iter(keys))) in keys]
     notes = {name: _object(path, name) for name in NOTES}
     left_out = [name for name, note in notes.items() if note and not of_these_images(note, images, keys)]
-    if notes["ranking.json"] and "ranking.json" not in left_out and not ranking_counts(notes["ranking.json"], trials):
-        left_out.append("ranking.json")
     notes |= {name: {} for name in left_out}
     gone = len(recorded) - len(trials)
     told = [*([f"{gone} training{'' if gone == 1 else 's'}"] if gone else []), *left_out]

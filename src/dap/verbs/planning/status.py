@@ -24,8 +24,9 @@ from dap.base.fields import Count, FromFile, Inside
 from dap.base.files import dump, natural_order, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.contents import FAILED
-from dap.data.sets.notes import Label, Open
+from dap.data.sets.notes import Label, Open, there
 from dap.evaluation.report.records import SetRecord, load_set
+from dap.verbs.placing import JUDGED, OF
 
 GRID = "grid.json"
 """The plan of a grid, in its folder."""
@@ -204,7 +205,12 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
 
 
 def images_there(record: SetRecord) -> Sequence[Mapping[str, Any]]:
-    """The manifest lines of a set whose image files are there. Another one is made again by the next `dap distill`."""
+    """The manifest lines of a set whose image files are there. Another one is made again by the next `dap distill`.
+
+    Beside results that are kept apart from the set lie only the images that a page shows, so all lines count there.
+    """
+    if record.path.parent.name == JUDGED or there(record.path, OF):
+        return record.images
     return [line for line in record.images if (record.path / str(line["path"])).is_file()]
 
 

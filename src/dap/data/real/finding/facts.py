@@ -52,7 +52,7 @@ class Layout:
 
 def in_parquet(folder: Path, files: tuple[Path, ...]) -> Layout:
     """The layout of a split in parquet files. Raises `DapError` where the files are parts and some parts are absent."""
-    check_shards(files)
+    check_shards(files, "name the split, as in --split train=train")
     return Layout("parquet", folder, files)
 
 

@@ -107,7 +107,10 @@ def check_folders(folder: Path, tables: Sequence[Path]) -> None:
         DapError: a table gives images other labels than their class folders do, or parts them into splits.
     """
     for file in tables:
-        column = parted(file, folder)
+        try:
+            column = parted(file, folder)
+        except DapError as error:
+            raise DapError(f"{error}; or give --split train=. for all images of the folders") from error
         try:
             table = read_table(file, [folder])
         except DapError as error:

@@ -82,7 +82,7 @@ class Reader:
     def whole(self, split: str) -> Layout:
         """All of the folder as one split: the user has named it."""
         if self.parquet:
-            return self._noted(in_parquet(self.path, self.parquet))
+            return self._noted(Layout("parquet", self.path, self.parquet))  # parts may be absent, as the user says so
         if idx := self._idx(split):
             return self._noted(idx)
         if len(self.with_images) == 1 and (down := self._wrapper(self.with_images)):
@@ -98,7 +98,7 @@ class Reader:
         elif self.parquet:
             files = by_split(self.parquet).get(said)
             if files:
-                return self._noted(in_parquet(self.path, files))
+                return self._noted(Layout("parquet", self.path, files))  # as in `whole`
         elif down := self._wrapper(others):
             return down.named(said, split)
         raise DapError(f"{shown(self.path)} has no {said} split; it holds {some(self.names, 8) or 'nothing'}")

@@ -13,7 +13,7 @@ from dap.base.parsing import shown
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{1,9})-of-(?P<total>\d{1,9})(?!\d)")
 
 
-def check_shards(files: Iterable[Path]) -> None:
+def check_shards(files: Iterable[Path], instead: str = "") -> None:
     """Check that all parts are there of which the names of files say that they are one of so many.
 
     Parts are counted from 0, or from 1 where the last number is there and 0 is not. What follows the numbers may differ from
@@ -21,6 +21,7 @@ def check_shards(files: Iterable[Path]) -> None:
 
     Args:
         files: the files of one split.
+        instead: how to do without the absent parts, for the message. Default: by other names of the files.
 
     Raises:
         DapError: parts are absent; the message names the first of them.
@@ -39,5 +40,5 @@ def check_shards(files: Iterable[Path]) -> None:
         more = f" and {absent - len(names):,} more" if absent > len(names) else ""
         raise DapError(
             f"{shown(folder)} lacks {absent:,} of the {total:,} files of {shown(stem)}: {', '.join(map(shown, names))}{more}. "
-            f"Fetch them; or, if you mean to do without them, take -of-{written} out of the names of the files that are there"
+            f"Fetch them; or, if you mean to do without them, {instead or f'take -of-{written} out of the names of the files'}"
         )
