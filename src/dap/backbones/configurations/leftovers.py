@@ -10,7 +10,6 @@ from typing import Any
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 
-
 HARMLESS = frozenset({"caption_projection.y_embedding", "pos_embed.pos_embed"})
 """Tensors in published weights that decide no prediction: the caption of dropped prompts, with which PixArt was trained and which
 pipelines replace by an empty prompt, and a table of positions that the network computes itself."""
