@@ -44,18 +44,13 @@ class Judged(Protocol):
 def marks(sets: Sequence[Judged]) -> list[list[str]]:
     """For each trial of each set, the words that tell it apart from trials of the same protocol; "" where there are none."""
     places = [(record, trial) for record in sets for trial in record.trials]
-    words = [
-        ", ".join(filter(None, said)) for said in zip(_tests(places), _teachers(places), _fields(places), strict=True)
-    ]
-    rest = iter(words)
+    groups = _grouped([tuple(trial.get(name) for name in BASE) for _, trial in places])
+    said = zip(_tests(places, groups), _teachers(places, groups), _fields(places), strict=True)
+    rest = iter([", ".join(filter(None, words)) for words in said])
     return [[next(rest) for _ in record.trials] for record in sets]
 
 
 Place = tuple[Judged, Mapping[str, Any]]
-
-
-def _base(place: Place) -> Hashable:
-    return tuple(place[1].get(name) for name in BASE)
 
 
 def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -65,11 +60,11 @@ def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
     return list(found.values())
 
 
-def _tests(places: Sequence[Place]) -> list[str]:
+def _tests(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str]:
     """Words on the test images, where trials of one protocol have several."""
     words = [""] * len(places)
     hashes = [str(trial.get("tested") or "") for _, trial in places]
-    for group in _grouped([_base(place) for place in places]):
+    for group in groups:
         distinct = list(dict.fromkeys(hashes[i] for i in group))
         if len(distinct) < 2:
             continue
@@ -91,7 +86,7 @@ def _data(record: Judged) -> str:
     return PurePath(str(flatten(record.recipe).get("data.path") or "")).name
 
 
-def _teachers(places: Sequence[Place]) -> list[str]:
+def _teachers(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str]:
     """Words on who gave the labels, where trials of one protocol have several."""
     words = [""] * len(places)
     facts = [_labels(place) for place in places]
@@ -100,7 +95,7 @@ def _teachers(places: Sequence[Place]) -> list[str]:
         judged[found].add(trial.get("judged"))
     # A classifier gives labels to many sets. Labels of the images of one set have a fingerprint of their own.
     whose = [(name, mark if len(judged[name, mark]) > 1 else "") for name, mark in facts]
-    for group in _grouped([_base(place) for place in places]):
+    for group in groups:
         distinct = {whose[i] for i in group}
         if len(distinct) < 2:
             continue
@@ -113,11 +108,10 @@ def _teachers(places: Sequence[Place]) -> list[str]:
 
 
 def _labels(place: Place) -> tuple[str, str]:
-    record, trial = place
-    facts = record.protocols.get(str(trial.get("by")))
+    facts = _facts(place)
     labels = facts.get("labels") if isinstance(facts, Mapping) else None
     mark = labels.get("fingerprint") if isinstance(labels, Mapping) else None
-    return str(trial.get("labels") or "hard"), str(mark or "")
+    return str(place[1].get("labels") or "hard"), str(mark or "")
 
 
 def _fields(places: Sequence[Place]) -> list[str]:
