@@ -19,13 +19,14 @@ from dap.cli.main import main
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.report.records import load
 from dap.evaluation.report.sections import choices
-from dap.evaluation.report.summary import group_sets
+from dap.evaluation.report.summary import full_seconds, group_sets
 from dap.methods.matching.dm import Dm
 from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop
 from dap.verbs.options import Machine
 from dap.verbs.picking import budget, deciding, fitting, picked, words
 from dap.verbs.picking.budget import rounded, seconds_of, written
+from dap.verbs.planning import roughly
 from dap.verbs.planning.grids import planned_set
 from dap.verbs.planning.hour import Hourglass
 from dap.verbs.planning.rates import Rate, of_iterations
@@ -131,9 +132,10 @@ def test_a_rate_and_a_budget_settle_the_iterations_and_the_set_is_that_of_the_fl
     ]
     assert kept[0]["limit"] == 45 and "Method dm" in kept[0]["warning"] and kept[0]["candidates"] == ["dm", "random"]
     lines = choices(group_sets(load([made.path])))
+    took = f"; a set took {full_seconds(made.noted('cost.json')):,.0f} s."
     assert [line.partition(": ")[2] for line in lines[::2] + lines[-1:]] == [
-        "dap chose method = dm by the classes and the time, within 45 s. Expected time: dm about 41 s.",
-        "dap chose options.iterations = 4 by the classes and the time, within 45 s. Expected time: 4 about 41 s.",
+        "dap chose method = dm by the classes and the time, within 45 s. Expected time: dm about 41 s" + took,
+        "dap chose options.iterations = 4 by the classes and the time, within 45 s. Expected time: 4 about 41 s" + took,
         f"dap chose options.real_batch = {deciding.BATCH} by the classes and the time, within 45 s.",
     ]
 
@@ -443,3 +445,24 @@ def test_with_many_images_per_class_the_reason_says_that_real_images_may_do_bett
     told = words.of_backbone(fitting.Looked("starter", True, "knows these classes"), None, 60.0, ipc)
     assert "Method auto on the diffusion model starter: it knows these classes." in told
     assert ("--method herding" in told and f"With {ipc} images per class" in told) == said
+
+
+def test_a_first_pass_that_other_work_slows_down_does_not_make_the_time_of_a_set(monkeypatch):
+    def told(*taken: float, few: int = 8) -> tuple[float, int]:
+        clock = iter(taken)
+        asked = list[int]()
+
+        def timed(work, device) -> float:
+            work()
+            return next(clock)
+
+        monkeypatch.setattr(roughly, "_timed", timed)
+        pace = roughly._pace(asked.append, torch.device("cpu"), few)
+        assert list(clock) == []
+        return pace, len(asked)
+
+    assert told(3.0, 0.04, 0.4, 0.16) == (0.02, 4)  # slow once, then fast: several together are timed
+    assert told(3.0, 2.0) == (2.0, 2)
+    assert told(0.03, 0.16, 0.4) == (0.02, 3)
+    assert told(90.0) == (90.0, 1)  # another such pass would take too long
+    assert told(3.0, 0.04, few=1) == (0.04, 2)

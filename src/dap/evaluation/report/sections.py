@@ -32,24 +32,29 @@ def choices(groups: Sequence[Group]) -> list[str]:
     """What recipes left to `auto`, with the score of each candidate by each criterion; sets that share a choice share a line."""
     told: dict[str, None] = {}
     for group in groups:
+        took = group.mean([full_seconds(record.cost) for record in group.sets])
         for choice in (choice for s in group.sets for choice in s.chosen.get("choices", [])):
             if set(choice["scores"]) == {"seconds"}:
-                line = f"{group.label}: {_by_the_time(choice)}"
+                line = f"{group.label}: {_by_the_time(choice, took)}"
             else:
                 line = f"{group.label}: {_by_a_criterion(choice, group.first.noun)}"
             told |= dict.fromkeys([line, *([f"{group.label}: {choice['warning']}"] if choice.get("warning") else [])])
     return list(told)
 
 
-def _by_the_time(choice: Mapping[str, Any]) -> str:
-    """A choice of the method, or of how much work it does, by the time that each candidate was expected to take."""
+def _by_the_time(choice: Mapping[str, Any], took: float | None) -> str:
+    """A choice of the method, or of how much work it does, by the time that each candidate was expected to take.
+
+    The time that a set took stands behind the expected one, which may have been far off.
+    """
     times = ", ".join(
         f"{candidate} about {score:,.0f} s"
         for candidate, score in zip(choice["candidates"], choice["scores"]["seconds"], strict=False)
         if score is not None
     )
     budget = f", within {choice['limit']:,.0f} s" if choice.get("limit") else ""
-    expected = f" Expected time: {times}." if times else ""
+    measured = "" if took is None else f"; a set took {took:,.0f} s"
+    expected = f" Expected time: {times}{measured}." if times else ""
     return f"dap chose {choice['field']} = {choice['value']} by {choice['by']}{budget}.{expected}"
 
 
