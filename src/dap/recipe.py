@@ -76,6 +76,15 @@ def keywords() -> dict[str, tuple[str, FieldInfo]]:
     return {KEYWORDS.get(name, name.rpartition(".")[2]): (name, field) for name, field in {**top, **inner}.items()}
 
 
+def flags_given(recipe: Recipe, *sections: str) -> list[str]:
+    """The flags of the fields of some sections that a recipe gives, in their order."""
+    values = recipe.model_dump(include=set(sections), exclude_unset=True, exclude_none=True)
+    fields = ((keyword, *dotted.split(".")) for keyword, (dotted, _) in keywords().items() if "." in dotted)
+    return [
+        f"--{keyword.replace('_', '-')}" for keyword, section, name in fields if name in (values.get(section) or {})
+    ]
+
+
 def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """The nested values of a recipe, in which some fields get new values.
 
@@ -210,8 +219,8 @@ class Recipe(Closed, frozen=True):
                 without a refinement.
 
         Raises:
-            DapError: guidance options for a method that has no guidance, an unknown layer, or another size than the
-                backbone makes.
+            DapError: guidance options for a method that has no guidance or that act in no step, an unknown layer, or another
+                size than the backbone makes.
         """
         if guidance is None and self.guidance is not None and self.guidance.model_fields_set:
             given = ", ".join(sorted(self.guidance.model_fields_set))
@@ -246,7 +255,7 @@ class Recipe(Closed, frozen=True):
             data=ResolvedData.model_validate({**self.data.model_dump(), "size": side}),
             run=run,
             own=own,
-        )
+        ).checked()
 
     def _own(self, backbone: Backbone | None) -> OwnGuidance | None:
         """The user's own guidance, checked to have a path and something to guide."""
@@ -260,8 +269,6 @@ class Recipe(Closed, frozen=True):
             )
         if backbone is None:
             raise DapError(f"Method {self.method!r} samples no backbone, so it has no use for the guidance {own.path}.")
-        if own.start > own.stop:
-            raise DapError(f"Your own guidance would stop (at {own.stop}) before it starts (at {own.start}).")
         return own
 
     def _run(
@@ -304,6 +311,8 @@ class Recipe(Closed, frozen=True):
         chosen = {"layers": (backbone.card.layer,), **usual, **{k: v for k, v in mine.items() if v is not None}}
         self._check_closed("refine.layers", tuple(chosen["layers"]) == (AUTO,))
         options = ResolvedRefinement.model_validate(chosen)
+        if options.energy == "mean" and mine.get("kernel") is not None:
+            raise DapError("The energy mean has no kernel; leave out --refine-kernel, or take another --refine-energy.")
         for layer in options.layers:
             backbone.check_layer(layer)
         return options

@@ -119,6 +119,20 @@ class Resolved(Closed, frozen=True):
         found = self.run.refine if self.run else None
         return promised(found, self.method, "recipe.refine", "its `refinement` must be a mapping, such as {}")
 
+    def checked(self) -> Resolved:
+        """This recipe. Raises `DapError` where a guidance with a scale above 0 would act in no step of the run."""
+        for whose, window in (("DAP's guidance", self.run and self.run.guidance), ("Your own guidance", self.own)):
+            if self.run is None or window is None or window.scale == 0:
+                continue
+            steps = self.run.sampling.steps
+            guided = steps if getattr(window, "last_step", True) else steps - 1
+            if not any(window.start <= index / steps < window.stop for index in range(guided)):
+                raise DapError(
+                    f"{whose} would act in none of the {steps} steps, for it starts at {window.start} of the run and stops at "
+                    f"{window.stop}. Give it a longer part of the run, or a scale of 0, which switches it off."
+                )
+        return self
+
     def values(self) -> dict[str, Any]:
         """The recipe as its set keeps it in recipe.json: without the sections that the method has no use for.
 

@@ -68,13 +68,13 @@ def test_a_failing_cell_is_an_error_that_has_the_others(base, tmp_path, monkeypa
 
     monkeypatch.setattr(Random, "prepare", prepare)
     with pytest.raises(Unfinished, match="1 of 2 failed, the others are done. method=random_ipc=1/seed0") as error:
-        compare(base, ["random", "vanilla"], [1], 1, tmp_path, judging=FAST)
+        compare(base, ["random", "dap"], [1], 1, tmp_path, judging=FAST)
     assert error.value.results is not None
     assert [path.parent.name for path in error.value.results.sets if (path / "trials.jsonl").exists()] == [
-        "method=vanilla_ipc=1"
+        "method=dap_ipc=1"
     ]
     with pytest.raises(Unfinished, match="no more images") as error:
-        compare(base, ["random"], [1], 1, tmp_path / "alone", judging=FAST)
+        compare({"data": base["data"]}, ["random"], [1], 1, tmp_path / "alone", judging=FAST)
 
 
 def test_workers_are_handed_the_grid_and_no_backbone_stays_with_their_parent(base, tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_grid_is_the_same_after_it_was_written_down(base, tmp_path):
 )
 def test_a_damaged_file_of_a_grid_is_one_sentence_that_names_it(base, tmp_path, change, says):
     """Found by fuzzing: KeyError and TypeError, and sentences without the file."""
-    made = tuple(comparison(base, ["random"], [1], 1))
+    made = tuple(comparison({"data": base["data"]}, ["random"], [1], 1))
     job = json.loads(json.dumps(jobs.Grid(made, tmp_path, FAST, Machine()).dump(), default=str))
     change(job)
     (tmp_path / "job.json").write_text(json.dumps(job))

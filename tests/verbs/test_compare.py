@@ -19,7 +19,7 @@ from dap.base.errors import DapError
 from dap.base.workers import visible_gpus
 from dap.cli.main import main
 from dap.recipe import Recipe
-from dap.verbs.compare import comparison
+from dap.verbs.compare import comparison, grid
 
 FAST = ["--set", "epochs=2", "--set", "width=4", "--set", "size=16", "--networks", "convnet1"]
 
@@ -31,14 +31,42 @@ def test_each_method_gets_what_is_its_own():
         "classifier": "torchvision:resnet18",
         "backbone": {"dtype": "bfloat16"},
     }
-    cells = dict(comparison(base, ["random", "vanilla@starter-unet", "dap"], [1, 2], 2))
+    cells = dict(comparison(base, ["random", "vanilla@starter-unet", "dap", "herding"], [1, 2], 2))
     assert list(cells)[:3] == ["method=random_ipc=1/seed0", "method=random_ipc=1/seed1", "method=random_ipc=2/seed0"]
-    assert len(cells) == 12
+    assert len(cells) == 16 and cells["method=random_ipc=1/seed0"] == Recipe.parse({"method": "random", "ipc": 1})
+    assert cells["method=herding_ipc=1/seed0"].classifier == "torchvision:resnet18"
     dap, vanilla = cells["method=dap_ipc=2/seed1"], cells["method=vanilla@starter-unet_ipc=2/seed1"]
     assert (dap.guidance.scale, dap.seed, dap.ipc, dap.classifier) == (0.3, 1, 2, None)
     assert vanilla.guidance is None and vanilla.method == "vanilla"
     assert (vanilla.backbone.path, vanilla.backbone.dtype) == ("starter-unet", "bfloat16")
     assert dict(comparison({}, ["random"], [], 1)) == {"method=random_ipc=10/seed0": Recipe.parse({"method": "random"})}
+
+
+@pytest.mark.parametrize(
+    ("base", "methods", "says"),
+    [
+        (
+            {"sampling": {"steps": 20, "eta": None}},
+            ["random", "herding"],
+            "methods random, herding uses --steps. Leave",
+        ),
+        ({"guidance": {"scale": 0.1}}, ["vanilla", "random"], "uses --scale. Leave"),
+        ({"classifier": "x.safetensors"}, ["vanilla"], "uses --classifier"),
+        ({"own_guidance": {"path": "mine.py:G"}, "refine": {"steps": 2}}, ["random"], "--guidance, --refine-steps"),
+    ],
+)
+def test_a_choice_that_no_method_uses_is_refused_and_dropped_where_another_uses_it(base, methods, says):
+    with pytest.raises(DapError, match=says):
+        comparison(base, methods, [1], 1)
+    with pytest.raises(DapError, match=says):
+        list(grid(base, {"method": methods}, 1))
+    users = ["auto", "dap", "herding"]
+    for cells in (
+        dict(comparison(base, [*methods, *users], [1], 1)),
+        dict(grid(base, {"method": [*methods, *users]}, 1)),
+    ):
+        given = {recipe.method for recipe in cells.values() if recipe.model_fields_set & set(base)}
+        assert given and given <= set(users) | ({"vanilla"} & set(methods))
 
 
 @pytest.mark.parametrize(

@@ -288,11 +288,39 @@ def test_a_guidance_in_a_file_is_checked_and_hashed(asked, own, tmp_path):
     for name, says in wrong.items():
         with pytest.raises(DapError, match=says):
             distill(out=tmp_path / "c", guidance=name, **asked)
+    picking = {**_unsampled(asked), "method": "random"}
     with pytest.raises(DapError, match="'random' has no use for a guidance of your own"):
-        distill(out=tmp_path / "c", guidance=f"{own}:Inward", **{**asked, "method": "random"})
+        distill(out=tmp_path / "c", guidance=f"{own}:Inward", **picking)
     with pytest.raises(DapError, match="Give --guidance"):
         distill(out=tmp_path / "c", guidance_scale=2, **asked)
+    for start, stop in ((0.5, 0.5), (0.999, 1.0)):
+        with pytest.raises(
+            DapError, match=f"Your own guidance would act in none of the .* starts at {start} .* at {stop}"
+        ):
+            distill(out=tmp_path / "c", guidance=f"{own}:Inward", guidance_start=start, guidance_stop=stop, **asked)
     assert not (tmp_path / "c").exists()
+
+
+def _unsampled(asked):
+    return {name: value for name, value in asked.items() if name not in ("backbone", "steps")}
+
+
+def test_a_choice_that_would_do_nothing_is_refused_before_anything_is_made(asked, tmp_path):
+    for flags, says in {
+        (
+            "method=random",
+        ): "'random' samples no backbone, so these mean nothing to it: --backbone, --steps. Leave them out",
+        ("method=random", "dtype=bfloat16"): "to it: --backbone, --dtype, --steps",
+        ("method=dap", "start=0.4", "stop=0.4"): "DAP's guidance would act in none of the",
+        ("method=dap", "start=0.7", "last_step=false", "steps=2"): "DAP's guidance would act in none of the 2 steps",
+        ("method=auto", "refine_energy=mean", "refine_kernel=rbf"): "mean has no kernel",
+    }.items():
+        given = dict(flag.split("=") for flag in flags)
+        with pytest.raises(DapError, match=says):
+            distill(out=tmp_path / "c", **{**asked, **given})
+    assert not (tmp_path / "c").exists()
+    off = distill(out=tmp_path / "d", **{**asked, "method": "dap", "start": 0.4, "stop": 0.4, "scale": 0.0})
+    assert hashes(off) == hashes(distill(out=tmp_path / "e", **{**asked, "method": "vanilla"}))
 
 
 def test_a_cell_is_built_once_and_its_data_and_weights_are_looked_at_once(asked, tmp_path, monkeypatch):
@@ -397,4 +425,6 @@ def test_a_method_that_has_not_asked_is_told_how_to(asked, tmp_path):
             return lambda unit: Made(torch.zeros(1, 3, 8, 8), [{}])
 
     with pytest.raises(DapError, match='uses task.backbone, so its `needs` must name "backbone"'):
+        distill(out=tmp_path / "a", **{**_unsampled(asked), "method": Hasty()})
+    with pytest.raises(DapError, match='--backbone, --steps. Leave them out, or name "backbone" in its `needs`'):
         distill(out=tmp_path / "a", **{**asked, "method": Hasty()})

@@ -14,7 +14,7 @@ from dap.base.watch import Watcher
 from dap.methods import find
 from dap.methods.base import Method
 from dap.objects import name_of
-from dap.recipe import Recipe
+from dap.recipe import Recipe, flags_given
 from dap.verbs.cells import run_grid, work_on
 from dap.verbs.jobs import Grid
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
@@ -206,17 +206,20 @@ def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) 
         sets: how many run seeds, counted up from the base's seed.
 
     Raises:
-        DapError: the seed is among the varied fields, or a recipe is wrong.
+        DapError: the seed is among the varied fields, a recipe is wrong, or a section is given that no varied method uses.
     """
     first = Recipe.parse(base).seed
     if "seed" in vary:
         raise DapError("The seed is varied by --sets, from --seed on; leave it out of --vary.")
+    bases = shared(base, {name: find(name) for name in vary.get("method", ())})
     for values in itertools.product(*vary.values()):
         chosen = dict(zip(vary, values, strict=True))
         name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in chosen.items()) or "set"
         for seed in range(first, first + sets):
             nested: dict[str, Any] = {
-                k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items() if v is not None
+                k: dict(v) if isinstance(v, Mapping) else v
+                for k, v in bases.get(str(chosen.get("method")), base).items()
+                if v is not None
             }
             for field, value in {**chosen, "seed": seed}.items():
                 *parents, leaf = field.split(".")
@@ -225,6 +228,44 @@ def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) 
                     inside = inside.setdefault(parent, {})
                 inside[leaf] = value
             yield f"{name}/seed{seed}", Recipe.parse(nested)
+
+
+def users(method: Method | type[Method]) -> dict[str, bool]:
+    """The sections of a recipe that not every method uses, and whether this method uses them."""
+    sampled = "backbone" in method.needs
+    needed = {need: need in method.needs for need in ("classifier", "captions")}
+    own = {
+        "guidance": method.guidance is not None,
+        "refine": method.refinement is not None,
+        "own_guidance": method.steered,
+    }
+    return {"backbone": sampled, "sampling": sampled, **own, **needed}
+
+
+def shared(base: Mapping[str, Any], methods: Mapping[str, Method | type[Method]]) -> dict[str, dict[str, Any]]:
+    """For every method the nested values of a recipe without the sections that it has no use for.
+
+    Args:
+        base: the nested values of the recipe.
+        methods: the methods by their names.
+
+    Raises:
+        DapError: a section other than the backbone is given that none of the methods uses.
+    """
+    uses = {name: users(method) for name, method in methods.items()}
+    given = {section for section in next(iter(uses.values()), {}) if base.get(section) and section != "backbone"}
+    if idle := sorted(section for section in given if not any(mine[section] for mine in uses.values())):
+        recipe = Recipe.parse({section: base[section] for section in idle})
+        flags = flags_given(recipe, *idle) + [f"--{section}" for section in idle if isinstance(base[section], str)]
+        if flags:
+            raise DapError(
+                f"None of the methods {', '.join(uses)} uses {', '.join(flags)}. Leave the flags out, or add a method that "
+                "uses them."
+            )
+    return {
+        name: {key: value for key, value in base.items() if mine.get(key, True) and (key not in mine or value)}
+        for name, mine in uses.items()
+    }
 
 
 def comparison(
@@ -247,8 +288,8 @@ def comparison(
         objects: the methods that are objects, by their names in `methods`.
 
     Raises:
-        DapError: an option belongs to a method that is not compared, the base has options itself, or a method is
-            unknown.
+        DapError: an option belongs to a method that is not compared, the base has options itself, a method is unknown, or a
+            section is given that no method uses.
     """
     given: dict[str, dict[str, Any]] = {}
     for name, value in (options or {}).items():
@@ -261,15 +302,11 @@ def comparison(
     if base.get("options"):
         raise DapError("Options of a recipe belong to one method; here give them as --option METHOD.NAME=VALUE.")
     cells = []
+    known = {name: (objects or {}).get(name) or find(name) for name in (method.partition("@")[0] for method in methods)}
+    bases = shared(base, known)
     for method in methods:
         name, _, backbone = method.partition("@")
-        made = (objects or {}).get(name) or find(name)
-        apart = ("guidance", "own_guidance", "refine", "classifier", "captions")
-        mine = {key: value for key, value in base.items() if key not in apart}
-        mine |= {"guidance": base["guidance"]} if made.guidance is not None and base.get("guidance") else {}
-        mine |= {"refine": base["refine"]} if made.refinement is not None and base.get("refine") else {}
-        mine |= {"own_guidance": base["own_guidance"]} if made.steered and base.get("own_guidance") else {}
-        mine |= {need: base[need] for need in ("classifier", "captions") if need in made.needs and base.get(need)}
+        mine = dict(bases[name])
         mine |= {"method": name, "options": given.get(method, {})}
         if backbone:
             mine["backbone"] = {**dict(base.get("backbone") or {}), "path": backbone}
