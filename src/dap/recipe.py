@@ -19,7 +19,7 @@ from dap.base.parsing import shown
 from dap.base.permission import refuse_code
 from dap.base.registry import suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Refinement, Sampling
-from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedRefinement, ResolvedSampling, Run
+from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedRefinement, Run, sampling_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -279,28 +279,12 @@ class Recipe(Closed, frozen=True):
         refinement: Mapping[str, Any] | None,
     ) -> Run:
         """How the backbone is sampled: the user's choices over the method's defaults over the backbone's card."""
-        from dap.solvers import default_for
-
         card = backbone.card
-        chosen = (self.sampling or Sampling()).model_dump(exclude_unset=True)
-        few = {name: said for name in ("steps", "solver", "eta") if (said := getattr(card, name)) is not None}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        if chosen.get("solver", few.get("solver")) != few.get("solver"):
-            few.pop("eta", None)  # it belongs to the card's solver
-        # Weights that were distilled to few steps are sampled as such by every method.
-        chosen = {**sampling, **few, **chosen}
-        sampled = Sampling.model_validate(chosen)
-        solver = sampled.solver or default_for(backbone.schedule)
+        chosen = (self.sampling or Sampling()).model_dump(exclude_unset=True, exclude_none=True)
         choice = self.backbone or BackboneChoice()
         return Run(
             backbone=choice.model_copy(update={"template": card.template, "negative_prompt": card.negative_prompt}),
-            sampling=ResolvedSampling(
-                steps=sampled.steps,
-                solver=solver,
-                eta=(sampled.eta or 0.0) if solver == "ddim" else sampled.eta,
-                cfg=card.cfg if sampled.cfg is None else sampled.cfg,
-                cfg_channels=card.cfg_channels if sampled.cfg_channels is None else sampled.cfg_channels,
-            ),
+            sampling=sampling_of(card, backbone.schedule, chosen, sampling),
             guidance=None if guidance is None else self._guidance(backbone, guidance),
             refine=None if refinement is None else self._refinement(backbone, refinement),
         )

@@ -15,7 +15,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 from dap import sampling
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
-from dap.choices import Sampling
 from dap.data.clusters import herded
 from dap.data.typical import Typical
 from dap.methods.base import Made, Options, Task, Unit
@@ -23,7 +22,7 @@ from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.mgd3 import find_modes
 from dap.methods.diffusion.vanilla import Vanilla
 from dap.methods.refined import with_refinement, with_typical
-from dap.solvers import default_for
+from dap.resolved import sampling_of
 
 log = logging.getLogger(__name__)
 
@@ -166,23 +165,15 @@ class Auto(Vanilla):
 
 def _check_unsampled(task: Task) -> None:
     """Tell a user whose choices about sampling mean nothing, because nothing is sampled."""
-    recipe, usual = task.recipe, Sampling()
     if task.given.guidance is not None:
         raise DapError(
             "auto samples nothing unless its option strength is above 0, so a guidance of your own would do nothing. Give "
             "--option strength=0.3, or take --method vanilla."
         )
-    chosen, card = recipe.sampling, task.backbone.card
-    solver = card.solver or default_for(task.backbone.schedule)
-    usually = {
-        "steps": usual.steps if card.steps is None else card.steps,
-        "solver": solver,
-        "eta": card.eta if solver != "ddim" else card.eta or 0.0,
-        "cfg": card.cfg,
-        "cfg_channels": card.cfg_channels,
-    }
-    if chosen.solver != solver:  # another solver has another usual eta
-        usually["eta"] = 0.0 if chosen.solver == "ddim" else None
+    chosen, backbone = task.recipe.sampling, task.backbone
+    usually = sampling_of(backbone.card, backbone.schedule, {}).model_dump()
+    if chosen.solver != usually["solver"]:  # each solver has its own usual eta
+        usually["eta"] = sampling_of(backbone.card, backbone.schedule, {"solver": chosen.solver}).eta
     if given := [name for name, value in usually.items() if getattr(chosen, name) != value]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         log.warning("auto samples nothing unless its option strength is above 0, so these change nothing: %s", flags)
