@@ -217,3 +217,10 @@ def test_what_any_set_lacks_is_said_before_the_first_is_looked_at(colours, pipel
     assert main(["classify", str(tmp_path / "a"), str(tmp_path / "b"), "--reals", "2", "--times", "2"]) == 1
     told = capsys.readouterr()
     assert "b was made without a backbone" in told.err and not told.out and made.noted(NOTE) is None
+
+
+def test_a_set_of_one_class_is_not_classified(coloured, colours, tmp_path):
+    asked = {"method": "random", "ipc": 2, "data": {"path": str(colours), "size": 8, "classes": ["blue"]}}
+    made = distill(Recipe.parse(asked), tmp_path / "a")
+    with pytest.raises(DapError, match="has one class, blue, so no answer could be wrong"):
+        ZeroShot(coloured, "w")(made, open_source(colours, "test", size=8, classes=["blue"]))

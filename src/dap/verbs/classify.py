@@ -83,9 +83,13 @@ class ZeroShot:
             prediction.
 
         Raises:
-            DapError: the set is not whole, or the backbone does not know its classes.
+            DapError: the set is not whole or has one class, or the backbone does not know its classes.
         """
         names = judged.class_names
+        if len(names) == 1:
+            raise DapError(
+                f"{judged.path} has one class, {names[0]}, so no answer could be wrong; take a set of two or more."
+            )
         if (judged.path / "classes.json").is_file() and judged.missing():
             raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; finish it first.")
         self.backbone.condition(names)  # an unknown class raises here, before the real images are read
