@@ -7,11 +7,12 @@ import logging
 import pytest
 import torch
 
-from dap.guidance import Nothing, State
+from dap.base.errors import DapError
+from dap.guidance import Guidance, Nothing, State, Window
 from dap.methods.diffusion.dap import Warned
 from dap.recipe import Recipe
 from dap.verbs.distill import distill
-from dap.workshop import Workshop
+from dap.verbs.options import Machine
 
 
 class Push(Nothing):
@@ -64,12 +65,24 @@ def test_the_advice_is_followed_by_images_without_the_warning(colours, pipeline_
     assert not messages("c", unit="step", scale=0.05)
 
 
-@pytest.mark.parametrize(
-    ("window", "told"), [({"start": 0.95}, True), ({"start": 0.95, "scale": 0.0}, False), ({"start": 0.5}, False)]
-)
-def test_a_window_in_which_no_step_lies_is_told(window, told, colours, pipeline_folder, caplog):
-    values = {"data": {"path": str(colours)}, "backbone": {"path": str(pipeline_folder)}, "sampling": {"steps": 10}}
-    method, task = Workshop("cpu").task(Recipe.parse({**values, "method": "dap", "ipc": 1, "guidance": window}))
-    method.prepare(task)
-    assert [m for m in caplog.messages if "None of the 10 steps lies in the part of the run" in m] == caplog.messages
-    assert bool(caplog.messages) == told
+class Still(Guidance):
+    def __call__(self, state):
+        return torch.zeros_like(state.x)
+
+
+def test_a_window_in_which_no_step_lies_is_told(colours, pipeline_folder, tmp_path, caplog):
+    """Where the recipe says the window it is refused, and where a guidance of one's own has it there is a warning."""
+
+    def told(name, **asked):
+        caplog.clear()
+        how = {"source": colours, "backbone": pipeline_folder, "ipc": 1, "steps": 10, "machine": Machine(device="cpu")}
+        distill(out=tmp_path / name, **how, **asked)
+        return caplog.messages
+
+    with pytest.raises(DapError, match="DAP's guidance would act in none of the 10 steps"):
+        told("a", method="dap", start=0.95)
+    assert not told("b", method="dap", start=0.95, scale=0.0)
+    assert not told("c", method="dap", start=0.5)
+    assert not told("d", method="vanilla", guidance=Window(Still(), start=0.5))
+    (said,) = told("e", method="vanilla", guidance=Window(Still(), start=0.95))
+    assert "None of the 10 steps lies in the part of the run" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -153,6 +154,26 @@ def test_a_backbone_that_is_no_dit_is_refused_before_any_work(tmp_path):
     with pytest.raises(DapError, match="Minimax fine-tunes a diffusion transformer"):
         distill(Recipe.parse({"method": "minimax", "backbone": {"path": "starter-unet"}}), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_weights_that_predict_no_noise_or_take_few_steps_are_refused(colours, pipeline_folder, tmp_path):
+    """The loss compares noise with what the weights predict; a perfect v-network would be trained to be a wrong one."""
+    for name, file, values, says in (
+        (
+            "velocity",
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "v_prediction"},
+            "only backbones that predict noise",
+        ),
+        ("few", "card.yaml", {"steps": 4}, "was distilled to few steps, and Minimax would undo that"),
+    ):
+        folder = shutil.copytree(pipeline_folder, tmp_path / name)
+        before = json.loads((folder / file).read_text()) if file.endswith("json") else {}
+        (folder / file).write_text(json.dumps({**before, **values}))
+        with pytest.raises(DapError, match=says + ".* or give --option epochs=0"):
+            distill(recipe(colours, folder, epochs=1), tmp_path / "a")
+        assert not (tmp_path / "a").exists()
+        assert distill(recipe(colours, folder, epochs=0), tmp_path / f"{name}-untuned").missing() == []
 
 
 def test_fewer_images_than_a_batch_or_than_slots_are_tuned_on_too(colours, pipeline_folder, tmp_path):

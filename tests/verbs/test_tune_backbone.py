@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import torch
 from PIL import Image
 
 import dap
+import tiny_text
 from conftest import tiny_transformer
+from dap.backbones.hub import formats_of, open_pipeline
 from dap.base.errors import DapError
 from dap.cli.main import main
-from dap.pretraining.tuning import LabelTuner, number_format, relabelled
+from dap.pretraining.tuning import LabelTuner, relabelled
 from dap.verbs.options import Machine
 
 NAMES = ("blue", "gold", "red")
@@ -105,11 +109,30 @@ def test_a_stable_diffusion_gets_lora_in_its_attention(prompt_tuned, sd_folder):
     assert max(ranks) <= 2 and prompt_tuned.notes.asked.rank == 2
 
 
-def test_the_weights_keep_their_number_format(label_tuned, pipeline_folder):
-    assert number_format(label_tuned.folder / "transformer") == number_format(pipeline_folder / "transformer")
-    from dap.starter import PIPELINE
+def test_each_part_keeps_the_number_format_of_the_file_that_is_loaded(label_tuned, pipeline_folder, pictures, tmp_path):
+    assert formats_of(label_tuned.folder) == formats_of(pipeline_folder)
+    mixed = shutil.copytree(pipeline_folder, tmp_path / "mixed")
+    pipe, _ = open_pipeline(str(mixed), revision=None, dtype="float32", offline=True)
+    pipe.transformer.to(torch.float16).save_pretrained(mixed / "transformer")
+    assert formats_of(mixed) == {"transformer": torch.float16, "vae": torch.float32}
+    made = dap.tune_backbone(mixed, pictures, tmp_path / "tuned", **HOW)
+    assert formats_of(made.folder) == formats_of(mixed)
+    before, after = (dap.load_backbone(str(p), device="cpu") for p in (mixed, made.folder))
+    assert all(name.startswith("denoiser.") for name in changed(before, after)), "the autoencoder stays as it is"
+    pipe.transformer.save_pretrained(mixed / "transformer", variant="fp16")
+    pipe.transformer.to(torch.float32).save_pretrained(mixed / "transformer")
+    names = {file.name for file in (mixed / "transformer").glob("*.safetensors")}
+    assert len(names) == 2 and formats_of(mixed)["transformer"] == torch.float32, "diffusers takes the plain file"
 
-    assert number_format(PIPELINE / "transformer") == torch.float16
+
+def test_a_stable_diffusion_xl_learns_too(pictures, tmp_path):
+    tiny_text.sdxl().save_pretrained(tmp_path / "xl")
+    made = dap.tune_backbone(
+        tmp_path / "xl", pictures, tmp_path / "tuned", rank=2, steps=1, machine=Machine(device="cpu")
+    )
+    before, after = (dap.load_backbone(str(p), device="cpu") for p in (tmp_path / "xl", made.folder))
+    moved = changed(before, after)
+    assert moved and all(".to_" in name and "denoiser." in name for name in moved), moved
 
 
 def test_check_passes_and_distill_takes_it(label_tuned, prompt_tuned, pictures, tmp_path, capsys):
@@ -124,8 +147,6 @@ def test_made_again_it_is_there_and_other_weights_are_refused(label_tuned, pictu
     assert dap.tune_backbone(pipeline_folder, pictures, label_tuned.folder, **HOW).again
     tiny = tiny_transformer(seed=5)
     other = tmp_path / "other"
-    import shutil
-
     shutil.copytree(pipeline_folder, other)
     tiny.save_pretrained(other / "transformer")
     with pytest.raises(DapError, match="begun with another backbone"):
@@ -152,7 +173,6 @@ def test_a_tuning_that_an_earlier_version_began_goes_on(prompt_tuned, sd_folder,
     """Its training.json and the keys of its checkpoints know no template."""
     import hashlib
     import json
-    import shutil
 
     from dap.pretraining import training
 
@@ -179,6 +199,22 @@ def test_what_cannot_be_tuned_is_said(pictures, pipeline_folder, sd_folder, tmp_
         dap.tune_backbone("nowhere", pictures, tmp_path / "a", **HOW)
     with pytest.raises(DapError, match="conditioned on labels, not on prompts"):
         dap.tune_backbone(pipeline_folder, pictures, tmp_path / "a", template="a {}", **HOW)
+    with pytest.raises(DapError, match="--rank is of LoRA, for a Stable Diffusion, and .* is a DiT; leave --rank out"):
+        dap.tune_backbone(pipeline_folder, pictures, tmp_path / "a", rank=8, **HOW)
+    tiny_text.lcm().save_pretrained(tmp_path / "lcm")
+    with pytest.raises(DapError, match="was distilled to few steps, and dap tune-backbone would undo that"):
+        dap.tune_backbone(tmp_path / "lcm", pictures, tmp_path / "a", **HOW)
+    few = shutil.copytree(pipeline_folder, tmp_path / "few")
+    (few / "card.yaml").write_text("steps: 4\n")
+    with pytest.raises(DapError, match="distilled to few steps"):
+        dap.tune_backbone(few, pictures, tmp_path / "a", **HOW)
+    velocity = shutil.copytree(pipeline_folder, tmp_path / "velocity")
+    scheduler = velocity / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(
+        DapError, match="dap tune-backbone trains only backbones that predict noise, and .*velocity does not"
+    ):
+        dap.tune_backbone(velocity, pictures, tmp_path / "a", **HOW)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DapError, match=r"needs peft; pip install 'diffusion-as-priors\[tune\]'"):
         dap.tune_backbone(sd_folder, pictures, tmp_path / "a", **HOW)

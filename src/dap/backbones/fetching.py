@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dap import networks
 from dap.backbones.honoured import parts_of, place_of
 from dap.backbones.known import KINDS
@@ -84,3 +86,18 @@ def weights_of(folder: Path, index: Mapping[str, Any]) -> dict[str, list[tuple[s
     parts = {name: part for name, part in parts.items() if (part / "config.json").is_file() and name != "scheduler"}
     found = {name: map(WEIGHTS.fullmatch, os.listdir(part)) for name, part in parts.items()}
     return {name: [(m["variant"], m["suffix"]) for m in matches if m] for name, matches in found.items()}
+
+
+def number_format(part: Path, variant: str | None) -> torch.dtype:
+    """The number format of the weights of a variant in the folder of a part; float32 where there are no safetensors."""
+    from safetensors import safe_open
+
+    formats = {"F16": torch.float16, "BF16": torch.bfloat16}
+    for name in sorted(os.listdir(part)):
+        found = WEIGHTS.fullmatch(name)
+        if found is None or (found["variant"], found["suffix"]) != (variant, "safetensors"):
+            continue
+        with safe_open(str(part / name), framework="pt") as opened:
+            first = next(iter(opened.keys()))
+            return formats.get(opened.get_slice(first).get_dtype(), torch.float32)
+    return torch.float32

@@ -61,6 +61,9 @@ class Tuning:
     clip: float | None = None
 
 
+FEW = 8
+"""Weights whose card asks for so many steps, or fewer, were distilled to few steps."""
+
 Extra = Callable[[Tensor, TuningBatch], Tensor]
 """One more loss: a function of the predicted x_0 (n, C, *spatial) and of the batch that returns a scalar."""
 
@@ -247,6 +250,30 @@ def load_tuned(twin: ModuleBackbone, values: Mapping[str, Tensor]) -> ModuleBack
     return twin
 
 
+def check_predicts_noise(backbone: ModuleBackbone, what: str, otherwise: str = "") -> None:
+    """Check that a backbone can be trained as `Denoising` trains it, before any work.
+
+    Args:
+        backbone: the backbone.
+        what: what wants to train it, the subject of the message, such as "Minimax".
+        otherwise: what a user can do instead, the end of the message.
+
+    Raises:
+        DapError: the backbone predicts something else than noise, or it was distilled to few steps, which this training would
+            undo.
+    """
+    card = backbone.card
+    if backbone.predicts != "eps" or not isinstance(backbone.schedule, VariancePreserving):
+        raise DapError(
+            f"{what} trains only backbones that predict noise, and {card.name} does not; take another backbone{otherwise}."
+        )
+    if card.solver == "lcm" or card.guidance is not None or (card.steps or FEW + 1) <= FEW:
+        raise DapError(
+            f"{card.name} was distilled to few steps, and {what} would undo that; take the backbone that it was distilled "
+            f"from{otherwise}."
+        )
+
+
 class Denoising:
     r"""||eps - eps_hat||^2 + KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) of a learned variance, as DiT is trained.
 
@@ -254,12 +281,12 @@ class Denoising:
     of the pixels; here it is the same divergence, with the variance of the step before.
 
     Args:
-        backbone: a backbone that predicts noise and has a variance-preserving schedule.
+        backbone: a backbone that `check_predicts_noise` lets pass.
     """
 
     def __init__(self, backbone: ModuleBackbone) -> None:
         schedule = backbone.schedule
-        assert isinstance(schedule, VariancePreserving)
+        assert isinstance(schedule, VariancePreserving) and backbone.predicts == "eps"
         self.backbone = backbone
         self.abar = schedule.alphas_cumprod.double().to(backbone.device)
         before = torch.cat([self.abar.new_ones(1), self.abar[:-1]])

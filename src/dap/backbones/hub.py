@@ -15,7 +15,7 @@ from pydantic import StringConstraints
 from dap import networks
 from dap.backbones.configurations import AUTOENCODERS
 from dap.backbones.configurations.leftovers import refused
-from dap.backbones.fetching import UNUSED, WEIGHTS, check_class, fetch, index_of, weights_of
+from dap.backbones.fetching import UNUSED, WEIGHTS, check_class, fetch, index_of, number_format, weights_of
 from dap.backbones.honoured import check_fields, check_folder, parts_of, place_of
 from dap.backbones.known import KINDS
 from dap.base.alone import alone
@@ -301,6 +301,17 @@ def to_download(source: str, revision: str | None, offline: bool) -> tuple[str, 
             ]
             size = sum(file.size or 0 for file in taken) or None
     return source, size
+
+
+def formats_of(folder: Path) -> dict[str, torch.dtype]:
+    """The number format of each network of a pipeline, in the weight files that `open_pipeline` takes from its folder. float32
+    for pickles."""
+    index = index_of(folder)
+    variant = _which(folder, index)["variant"]
+    return {
+        part: number_format(place_of(folder, part), variant if any(v == variant for v, _ in present) else None)
+        for part, present in weights_of(folder, index).items()
+    }
 
 
 def _which(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:

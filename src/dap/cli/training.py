@@ -88,7 +88,7 @@ def tune_backbone(
     out: Path,
     minutes: Annotated[float, Parameter(metavar="MINUTES")] = 30,
     steps: MaybePositive = None,
-    rank: Positive = 8,
+    rank: Positive | None = None,
     template: Annotated[str | None, Parameter(metavar="TEXT")] = None,
     revision: Annotated[str | None, Parameter(metavar="NAME")] = None,
     flip: Flip = True,
@@ -108,7 +108,7 @@ def tune_backbone(
         out: Folder of the tuned backbone. preview.png in it shows every few minutes what it makes.
         minutes: The time for which the number of steps is chosen, by a measured rate.
         steps: Steps of the training. Default: as many as fit the time.
-        rank: Rank of LoRA's matrices, for a Stable Diffusion.
+        rank: Rank of LoRA's matrices, for a Stable Diffusion. Default: 8.
         template: The prompt of a Stable Diffusion, with {} for the class name. Default: the card's.
         revision: Branch, tag or commit of a hub id.
         flip: Show mirror images too. Say --no-flip where left and right matter, as in text.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dap import imagenet
-from dap.backbones.finetune import light, tuned
+from dap.backbones.finetune import check_predicts_noise, light, tuned
+from dap.backbones.hub import formats_of
 from dap.backbones.kinds.dit import DiT
 from dap.backbones.kinds.unet import UNet
-from dap.backbones.schedules import VariancePreserving
 from dap.base.errors import DapError
 from dap.pretraining.denoisers import Learner
 from dap.pretraining.networks import seeded
@@ -28,13 +28,18 @@ def check_tunable(backbone: Any) -> None:
     """Check that a backbone can be tuned, before any work.
 
     Raises:
-        DapError: it is of another kind, does not predict noise, or peft is not installed.
+        DapError: it is of another kind, does not predict noise, was distilled to few steps, has an autoencoder without a
+            distribution of latents, or peft is not installed.
     """
     name = backbone.card.name
     if not isinstance(backbone, (DiT, UNet)):
-        raise DapError(f"{name} is neither a DiT nor a Stable Diffusion 1 or 2, which are what dap can tune.")
-    if backbone.predicts != "eps" or not isinstance(backbone.schedule, VariancePreserving):
-        raise DapError(f"{name} does not predict noise, and dap tunes only backbones that do; take another one.")
+        raise DapError(f"{name} is neither a DiT nor a Stable Diffusion 1, 2 or XL, which are what dap can tune.")
+    check_predicts_noise(backbone, "dap tune-backbone")
+    if type(backbone.vae).__name__ != "AutoencoderKL":
+        raise DapError(
+            f"The autoencoder of {name} is an {type(backbone.vae).__name__}, and dap tune-backbone needs an AutoencoderKL; take "
+            "a backbone that has one."
+        )
     if isinstance(backbone, UNet):
         from importlib.util import find_spec
 
@@ -53,17 +58,23 @@ class PromptTuner(Learner):
         class_names: the names of the classes.
         rank: r.
         seed: decides A.
-        dtype: the number format of the weights that are written.
+        formats: the number format of the weights of each part that is written, by the part's name.
     """
 
     peak = 2e-4
 
     def __init__(
-        self, pipe: Any, backbone: UNet, class_names: Sequence[str], rank: int, seed: int, dtype: torch.dtype
+        self,
+        pipe: Any,
+        backbone: UNet,
+        class_names: Sequence[str],
+        rank: int,
+        seed: int,
+        formats: Mapping[str, torch.dtype],
     ) -> None:
         from peft import LoraConfig
 
-        self._dtype = dtype
+        self._formats = formats
         self._pipe, self.backbone, self.module = pipe, backbone, backbone.denoiser
         self._rows = backbone.condition(class_names)
         self.null = backbone.prompt([""])
@@ -86,7 +97,7 @@ class PromptTuner(Learner):
         unet: Any = self.module
         unet.fuse_lora()
         unet.unload_lora()
-        return _as_source(self._pipe, self._dtype)
+        return _as_source(self._pipe, self._formats)
 
 
 class LabelTuner(Learner):
@@ -98,13 +109,15 @@ class LabelTuner(Learner):
         pipe: the pipeline. Its transformer is replaced.
         backbone: the pipeline as a backbone.
         class_names: the names of the classes, in the order of their new labels.
-        dtype: the number format of the weights that are written.
+        formats: the number format of the weights of each part that is written, by the part's name.
     """
 
     peak = 1e-3
 
-    def __init__(self, pipe: Any, backbone: DiT, class_names: Sequence[str], dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(
+        self, pipe: Any, backbone: DiT, class_names: Sequence[str], formats: Mapping[str, torch.dtype]
+    ) -> None:
+        self._formats = formats
         self._pipe, self._plain = pipe, relabelled(backbone, class_names)
         twin = tuned(self._plain, scales=len(self._plain.transformer.transformer_blocks))
         self.backbone, self.module = twin, twin.denoiser
@@ -130,7 +143,7 @@ class LabelTuner(Learner):
             _scale(attention.to_out[0], other.to_out[0].factor * other.factor)
             _scale(block.ff.net[-1], learned.ff.factor)
         self._pipe.register_modules(transformer=plain)
-        return _as_source(self._pipe, self._dtype)
+        return _as_source(self._pipe, self._formats)
 
 
 def _scale(linear: nn.Linear, factor: Tensor) -> None:
@@ -139,23 +152,11 @@ def _scale(linear: nn.Linear, factor: Tensor) -> None:
         linear.bias.mul_(factor)
 
 
-def number_format(part: Path) -> torch.dtype:
-    """The number format of the weights in the folder of a part; float32 where there are no safetensors."""
-    from safetensors import safe_open
-
-    formats = {"F16": torch.float16, "BF16": torch.bfloat16}
-    for file in sorted(part.glob("*.safetensors"))[:1]:
-        with safe_open(str(file), framework="pt") as opened:
-            name = next(iter(opened.keys()))
-            return formats.get(opened.get_slice(name).get_dtype(), torch.float32)
-    return torch.float32
-
-
-def _as_source(pipe: Any, dtype: torch.dtype) -> Any:
-    """The pipeline with all its networks in a number format, on the CPU."""
-    for part in pipe.components.values():
+def _as_source(pipe: Any, formats: Mapping[str, torch.dtype]) -> Any:
+    """The pipeline with each of its networks in the number format of its own weight files, on the CPU."""
+    for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
-            nn.Module.to(part, "cpu", dtype)
+            nn.Module.to(part, "cpu", formats.get(name, torch.float32))
     return pipe
 
 
@@ -178,7 +179,8 @@ def relabelled(backbone: DiT, class_names: Sequence[str]) -> DiT:
 
 
 def tuner_of(pipe: Any, folder: Path, backbone: Any, class_names: Sequence[str], rank: int, seed: int) -> Learner:
-    """The learner for a pipeline that `check_tunable` takes. Its weights are written in the number format of the folder's."""
+    """The learner for a pipeline that `check_tunable` takes. Each part is written in the number format of the folder's."""
+    formats = formats_of(folder)
     if isinstance(backbone, UNet):
-        return PromptTuner(pipe, backbone, class_names, rank, seed, number_format(folder / "unet"))
-    return LabelTuner(pipe, backbone, class_names, number_format(folder / "transformer"))
+        return PromptTuner(pipe, backbone, class_names, rank, seed, formats)
+    return LabelTuner(pipe, backbone, class_names, formats)

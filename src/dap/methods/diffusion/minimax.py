@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dap.backbones.base import Backbone
-from dap.backbones.finetune import Tuning, TuningBatch, drawn_latents, fine_tune, light, load_tuned, tuned
+from dap.backbones.finetune import (
+    Tuning,
+    TuningBatch,
+    check_predicts_noise,
+    drawn_latents,
+    fine_tune,
+    light,
+    load_tuned,
+    tuned,
+)
 from dap.backbones.kinds.dit import DiT
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
@@ -103,9 +112,11 @@ class Minimax(Vanilla):
 
     @staticmethod
     def transformer(task: Task) -> DiT:
-        """The backbone that is fine-tuned. Raises `DapError` where it is not a diffusion transformer."""
+        """The backbone that is fine-tuned. Raises `DapError` where it is not a diffusion transformer that predicts noise."""
         if not isinstance(task.backbone, DiT):
             raise DapError("Minimax fine-tunes a diffusion transformer; give --backbone starter or another DiT.")
+        if task.options.epochs:
+            check_predicts_noise(task.backbone, "Minimax", ", or give --option epochs=0")
         return task.backbone
 
     def _by_phase(self, task: Task) -> Callable[[Unit], Made]:

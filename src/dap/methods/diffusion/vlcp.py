@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dap import imagenet, sampling
 from dap.backbones.base import Backbone
-from dap.backbones.finetune import Tuning, TuningBatch, fine_tune, load_tuned, tuned
+from dap.backbones.finetune import Tuning, TuningBatch, check_predicts_noise, fine_tune, load_tuned, tuned
 from dap.backbones.kinds.unet import UNet
 from dap.base.errors import DapError
 from dap.base.seeding import seed_of
@@ -194,11 +194,7 @@ class Vlcp(Vanilla):
                 "VLCP fine-tunes Stable Diffusion's U-Net in --dtype float32; with another backbone or dtype give --option "
                 "epochs=0."
             )
-        if original.prediction_type != "epsilon":
-            raise DapError(
-                f"VLCP fine-tunes a U-Net that predicts noise, and {original.card.name} predicts {original.prediction_type!r}; "
-                "give --option epochs=0, or a Stable Diffusion 1."
-            )
+        check_predicts_noise(original, "VLCP", ", or give --option epochs=0")
         unet = original
         key: dict[str, Any] = {
             "classes": list(task.source.class_names),

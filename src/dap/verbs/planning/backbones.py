@@ -91,7 +91,7 @@ def planned_tuning(
     *,
     minutes: float,
     steps: int | None = None,
-    rank: int = 8,
+    rank: int | None = None,
     revision: str | None = None,
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),

@@ -37,6 +37,9 @@ from dap.verbs.training.asked import (
 POOR = 18.0
 """Below so many dB a reconstruction is a poor picture of the image."""
 
+RANK = 8
+"""The rank of LoRA's matrices where none is given."""
+
 SMALL = 16
 """The side of a latent up to which a step takes many of them."""
 
@@ -49,7 +52,7 @@ def tune_backbone(
     *,
     minutes: float = 30,
     steps: int | None = None,
-    rank: int = 8,
+    rank: int | None = None,
     template: str | None = None,
     revision: str | None = None,
     flip: bool = True,
@@ -76,7 +79,7 @@ def tune_backbone(
         out: the folder to write.
         minutes: the time, for which the number of steps is chosen by a measured rate.
         steps: the number of steps. Default: as many as fit the time.
-        rank: the rank of LoRA's matrices.
+        rank: the rank of LoRA's matrices, for a Stable Diffusion. Default: 8. A DiT has none.
         template: the prompt of a Stable Diffusion, with {} for the class name. Default: the card's.
         revision: branch, tag or commit of a hub id.
         flip, classes, max_bad_fraction, split, seed, machine, watcher: as in `train_backbone`.
@@ -135,9 +138,9 @@ class Tunable:
     folder: Path
     backbone: Any
 
-    def learner(self, class_names: Sequence[str], rank: int, seed: int) -> Learner:
+    def learner(self, class_names: Sequence[str], rank: int | None, seed: int) -> Learner:
         """What learns these classes. The pipeline is changed."""
-        return tuner_of(self.pipe, self.folder, self.backbone, class_names, rank, seed)
+        return tuner_of(self.pipe, self.folder, self.backbone, class_names, RANK if rank is None else rank, seed)
 
 
 def opened(
@@ -162,8 +165,8 @@ def opened(
     Raises:
         DapError: as `tune_backbone`.
     """
-    rank = wishes["rank"]
     check_minutes(wishes["minutes"])
+    rank = RANK if wishes["rank"] is None else wishes["rank"]
     if not 1 <= rank <= 1024:
         raise DapError(f"--rank takes a whole number from 1 to 1024, such as 8, not {rank}.")
     before = begun(out)
@@ -176,7 +179,10 @@ def opened(
     if template is not None:
         found = from_pipeline(pipe, **whose, template=template)
     check_tunable(found)
-    parts, lora = real.parts(found.card.size), found.card.template is not None
+    lora = found.card.template is not None
+    if wishes["rank"] is not None and not lora:
+        raise DapError(f"--rank is of LoRA, for a Stable Diffusion, and {found.card.name} is a DiT; leave --rank out.")
+    parts = real.parts(found.card.size)
     of_kind = {
         "kind": "unet" if lora else "dit",
         "rank": rank if lora else None,
