@@ -121,6 +121,51 @@ def test_a_group_below_vanilla_is_called_so(tmp_path: Path) -> None:
     )
 
 
+def test_the_first_sentence_is_of_test_images_and_names_its_setting(tmp_path: Path) -> None:
+    chosen = {"protocol": "small-hard on validation", "n_test": 600}
+    runs = {"vanilla": (0.9, 0.6), "random": (0.5, 0.7)}
+    paths = [
+        make_set(tmp_path / m, recipe(m, 0), [trial(validation, **chosen), trial(test)])
+        for m, (validation, test) in runs.items()
+    ]
+    records = report.load(paths)
+    sentence, _ = summary(report.summarise(records), records)
+    assert "judged by ConvNet-3, small-hard, 300 epochs, 10,000 test images:" in sentence
+    assert "Random has the highest mean accuracy, 70.0 %" in sentence and "90.0" not in sentence
+    alone = report.load([make_set(tmp_path / "alone", recipe("vanilla", 0), [trial(0.9, **chosen)])])
+    assert "600 validation images: Vanilla reaches 90.0 %" in summary(report.summarise(alone), alone)[0]
+
+
+def test_methods_of_one_accuracy_share_the_first_place(tmp_path: Path) -> None:
+    scores = {"vanilla": 0.5, "random": 0.5004, "d4m": 0.4}
+    records = report.load([make_set(tmp_path / m, recipe(m, 0), [trial(s)]) for m, s in scores.items()])
+    assert re.search(
+        "(Vanilla and Random|Random and Vanilla) share the highest mean", summary(report.summarise(records), records)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "unguided"),
+    [
+        ({}, True),
+        ({"own_guidance": {"path": "mine.py:Inward", "scale": 1.0}}, False),
+        ({"own_guidance": {"path": "mine.py:Inward", "scale": 0.0}}, True),
+        ({"refine": {"steps": 3}}, False),
+        ({"refine": {"steps": 0}}, True),
+    ],
+)
+def test_vanilla_is_what_neither_a_guidance_of_one_s_own_nor_a_refinement_moved(
+    tmp_path: Path, changes, unguided
+) -> None:
+    for method, values in {"vanilla": {}, "dap": {"scale": 0.0}}.items():
+        path = make_set(tmp_path / method, recipe(method, 0, **values) | changes, [trial(0.7)])
+        plain = make_set(tmp_path / f"plain-{method}", recipe("vanilla", 1), [trial(0.6)])
+        (record, _) = records = report.load([path, plain])
+        assert record.unguided is unguided
+        rows = {row.group.first.path: row for row in report.summarise(records)}
+        assert unguided or rows[path].difference is not None
+
+
 def test_one_set_per_group_shows_no_spread_between_sets(tmp_path: Path) -> None:
     paths = [make_set(tmp_path / m, recipe(m, 0), [trial(0.7), trial(0.72, 1)]) for m in ("vanilla", "dap")]
     records = report.load(paths)

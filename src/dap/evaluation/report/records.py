@@ -127,8 +127,15 @@ class SetRecord:
 
     @property
     def unguided(self) -> bool:
-        """Whether this is the backbone's own sample: vanilla, or DAP at scale 0. The name of a folder says nothing on that."""
-        return self.recipe.get("method") in VANILLA or self.guidance("scale") == 0
+        """Whether this is the backbone's own sample: vanilla, or DAP at scale 0, with no guidance of the user's own and no
+        refinement. The name of a folder says nothing on that."""
+        own, refine = (self._section(name) for name in ("own_guidance", "refine"))
+        moved = bool(own and own.get("scale") != 0) or bool(refine and refine.get("steps") != 0)
+        return not moved and (self.recipe.get("method") in VANILLA or self.guidance("scale") == 0)
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        section = self.recipe.get(name)
+        return section if isinstance(section, Mapping) else {}
 
     @property
     def random(self) -> bool:

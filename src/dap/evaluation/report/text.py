@@ -179,20 +179,25 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
             f"{where}. This page holds no trials: `dap evaluate` trains networks on sets, and writes a page of its own.",
             outdated,
         )
-    alike = [row for row in scored if row.setting == scored[0].setting]
+    # Choices are made on validation images, so a result on test images comes first.
+    head = next((row for row in scored if not _on_validation(row)), scored[0])
+    alike = [row for row in scored if row.setting == head.setting]
     first = [row for row in alike if row.ipc == alike[0].ipc]
     top = max(first, key=_mean)
+    prefixes = _prefixes([row.setting for row in scored])
+    several = len(prefixes) > 1
     told = _against(top, rows)
     chosen = _pick(top, first)
     main = top.difference or (None if _has_vanilla(rows) else top.over_random)
     name = "it" if main and main.shown else top.group.label
-    ahead = f"{name} has the highest mean accuracy, {percent(_mean(top))} % ({top.headline} epoch){chosen}"
+    level = [row.group.label for row in first if percent(_mean(row)) == percent(_mean(top))]
+    share = f"{', '.join(level[:-1])} and {level[-1]} share" if len(level) > 1 else f"{name} has"
+    ahead = f"{share} the highest mean accuracy, {percent(_mean(top))} % ({top.headline} epoch){chosen}"
     ahead += f", at {count(top.ipc, top.group.first.noun)} per class" if len(first) < len(alike) else ""
     if len(first) == 1:
         ahead = f"{top.group.label} reaches {percent(_mean(top))} % ({top.headline} epoch)"
     outcome = "; ".join(filter(None, (told, ahead)))
     lines = [line for setting in dict.fromkeys(row.setting for row in scored) for line in _findings(setting, scored)]
-    prefixes = _prefixes([row.setting for row in scored])
     rest = [prefixes[setting] + line for setting, line in lines if (setting, line) != (top.setting, told + chosen)]
     if top.difference and top.over_random:
         rest.insert(0, prefixes[top.setting] + compared(top.group.label, top.over_random, "random"))
@@ -208,7 +213,12 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     if pending:
         rest.append(f"Without trials here: {', '.join(pending)}")
     closed = [f"N{line[1:]}." if line.startswith("no difference") else f"{line}." for line in rest]
-    return f"{where}, judged by {network_title(str(top.network))}: {outcome}.", [*outdated, *closed]
+    judged = setting_name(head.setting) if several or _on_validation(head) else network_title(str(top.network))
+    return f"{where}, judged by {judged}: {outcome}.", [*outdated, *closed]
+
+
+def _on_validation(row: Row) -> bool:
+    return row.setting is not None and row.setting.protocol.endswith(" on validation")
 
 
 def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
