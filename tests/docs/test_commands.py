@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from dap.cli.main import build_app
+from dap.cli.recipe import recipe_values, varied
 from dap.cli.verbs import VERBS
+from dap.methods import find
+from dap.shipped import names
+from dap.verbs.compare import comparison, grid, users
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,6 +40,29 @@ def test_every_command_line_can_be_read(page, line):
         words[i : i + 1] = ["x"] if words[i - 1].startswith("--") else ["--out", "x"] if words[i] == "…" else []
     command, bound, _ = build_app().parse_args(words, print_error=False, exit_on_error=False)
     assert callable(command) and (bound.arguments or len(words) == 1)
+
+
+MAKING = [(page, line) for page, line in LINES if line.split()[1] in ("distill", "sweep", "compare")]
+
+
+@pytest.mark.parametrize(("page", "line"), MAKING)
+def test_every_method_uses_what_the_line_gives_it(page, line):
+    """`dap sweep --vary scale=…` without a method was on a page: it stopped at once, for `auto` has no scale."""
+    words = ["0" if word == "S" else word for word in shlex.split(line, comments=True)[1:] if word[0] not in "$…"]
+    _, bound, _ = build_app().parse_args([*words, "--out", "x"] if "--out" not in words else words, exit_on_error=False)
+    given = bound.arguments
+    if given.get("recipe") not in (None, *names()):
+        return  # a recipe of the reader's own
+    values, methods = recipe_values(given.get("recipe"), given.get("flags") or {}), given.get("methods") or ()
+    methods = [method for method in methods if ":" not in method]
+    if words[0] == "compare":
+        recipes = [recipe for _, recipe in comparison(values, methods, (), 1)] if methods else []
+    else:
+        recipes = [recipe for _, recipe in grid(values, varied(given.get("vary") or []), 1)]
+    for recipe in recipes:
+        if ":" not in recipe.method:
+            idle = {section for section, used in users(find(recipe.method)).items() if not used}
+            assert not idle & recipe.model_dump(exclude_unset=True, exclude_none=True).keys(), recipe.method
 
 
 def test_the_pages_have_command_lines():

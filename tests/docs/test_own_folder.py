@@ -20,7 +20,7 @@ SMALLER |= {"--methods random,herding,auto": "--methods herding,auto"}
 MORE = {
     "train-teacher": "--epochs 1 --set size=16 --set width=8",
     "evaluate": "--epochs 1 --set size=16 --set width=8",
-    "compare": "--epochs 1 --set size=16 --set width=8 --steps 2 --refine-steps 1",
+    "compare": "--epochs 1 --set width=8 --steps 2 --refine-steps 1",
     "distill --backbone": "--steps 2 --refine-steps 1",
 }
 """What a verb gets besides."""

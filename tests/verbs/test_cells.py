@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import weakref
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from dap import backbones
 from dap.base.errors import DapError
@@ -15,6 +18,7 @@ from dap.verbs import cells, jobs
 from dap.verbs.compare import compare, comparison, sweep, work_on
 from dap.verbs.options import Judging, Machine
 from dap.verbs.report import Unfinished
+from watching import hearing
 
 FAST = Judging(networks=("convnet1",), epochs=1, changes={"size": 16, "width": 4})
 
@@ -137,3 +141,23 @@ def test_a_damaged_file_of_a_grid_is_one_sentence_that_names_it(base, tmp_path, 
         return
     with pytest.raises(DapError, match=f"job.json.*{says}"):
         jobs.read_job(tmp_path / "job.json")
+
+
+def test_sets_that_will_stand_in_different_tables_are_named_before_the_work(tmp_path, monkeypatch):
+    """Random real images keep their own size where none is given, and the backbone's are of its size."""
+    folder, draw = tmp_path / "photos", torch.Generator().manual_seed(0)
+    for name in ("Bag", "Coat"):
+        for part in ("train", "test"):
+            (folder / part / name).mkdir(parents=True)
+            for k in range(3):
+                pixels = torch.randint(0, 256, (40, 40, 3), generator=draw, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / part / name / f"{k}.png")
+    monkeypatch.setattr(cells, "share", lambda *a, **k: [])  # nothing is made
+    told, judging = [], Judging(networks=("convnet1",), epochs=1, changes={"width": 4})
+    for size in ({}, {"size": 32}):
+        base = {"data": {"path": str(folder), **size}, "sampling": {"steps": 2}}
+        watcher = hearing(note=told.append)
+        with contextlib.suppress(DapError):
+            compare(base, ["random", "vanilla"], [1], 1, tmp_path / f"out{len(size)}", judging=judging, watcher=watcher)
+        heard = [one for one in told if "different sizes" in one]
+        assert len(heard) == 1 and "32 px: vanilla; 40 px: random" in heard[0] and "--size 32 makes" in heard[0]

@@ -43,30 +43,36 @@ def test_each_method_gets_what_is_its_own():
 
 
 @pytest.mark.parametrize(
-    ("base", "methods", "says"),
+    ("flags", "methods", "says"),
     [
-        (
-            {"sampling": {"steps": 20, "eta": None}},
-            ["random", "herding"],
-            "methods random, herding uses --steps. Leave",
-        ),
-        ({"guidance": {"scale": 0.1}}, ["vanilla", "random"], "uses --scale. Leave"),
-        ({"classifier": "x.safetensors"}, ["vanilla"], "uses --classifier"),
-        ({"own_guidance": {"path": "mine.py:G"}, "refine": {"steps": 2}}, ["random"], "--guidance, --refine-steps"),
+        (["--steps", 20, "--cfg", 2], "random,herding", "Of random, herding none takes --steps, --cfg;"),
+        (["--scale", 0.1], "vanilla,random", "none takes --scale"),
+        (["--classifier", "x.safetensors"], "vanilla", "none takes --classifier"),
+        (["--guidance", "mine.py:G", "--refine-steps", 2], "random", "none takes --guidance, --refine-steps"),
     ],
 )
-def test_a_choice_that_no_method_uses_is_refused_and_dropped_where_another_uses_it(base, methods, says):
-    with pytest.raises(DapError, match=says):
-        comparison(base, methods, [1], 1)
-    with pytest.raises(DapError, match=says):
-        list(grid(base, {"method": methods}, 1))
-    users = ["auto", "dap", "herding"]
-    for cells in (
-        dict(comparison(base, [*methods, *users], [1], 1)),
-        dict(grid(base, {"method": [*methods, *users]}, 1)),
-    ):
-        given = {recipe.method for recipe in cells.values() if recipe.model_fields_set & set(base)}
-        assert given and given <= set(users) | ({"vanilla"} & set(methods))
+def test_a_flag_that_no_method_uses_is_refused(flags, methods, says, tmp_path, capsys):
+    for words in (["compare", "--methods", methods], ["sweep", "--vary", f"method={methods}"]):
+        assert main([str(word) for word in (*words, *flags, "--out", tmp_path / "out")]) == 1
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_choice_goes_to_the_methods_that_use_it():
+    base = {
+        "sampling": {"steps": 20},
+        "guidance": {"scale": 0.1},
+        "classifier": "x.safetensors",
+        "own_guidance": {"path": "mine.py:G"},
+        "refine": {"steps": 2},
+        "backbone": {"path": "starter"},
+    }
+    methods = {"random": set(), "herding": {"classifier"}, "vanilla": {"sampling", "own_guidance", "backbone"}}
+    methods |= {"dap": {"sampling", "own_guidance", "backbone", "guidance"}}
+    methods |= {"random+refine": {"sampling", "backbone", "refine"}}
+    for cells in (comparison(base, list(methods), [1], 1), grid(base, {"method": list(methods)}, 1)):
+        given = {recipe.method: recipe.model_fields_set & set(base) for _, recipe in cells}
+        assert given == methods
 
 
 @pytest.mark.parametrize(

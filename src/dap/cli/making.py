@@ -159,6 +159,8 @@ def sweep(
     from dap.verbs.compare import swept
 
     values, fields = recipe_values(recipe, flags or {}), varied(vary or [])
+    if methods := [str(one) for one in fields.get("method", ())]:
+        _check_wanted(methods, flags or {})
     title = f"Sweep over {', '.join(item.partition('=')[0] for item in vary or []) or 'seeds'}"
     told = {"machine": machine, "output": output, "track": track, "dry_run": dry_run, "engine": engine}
     return _grid(run, swept, values, fields, sets, out, title=title, judging=judging_of(judged), **told)
@@ -317,19 +319,14 @@ def _check_wanted(methods: Sequence[str], flags: dict[str, Any]) -> None:
     """
     from dap.base.errors import DapError
     from dap.methods import find
+    from dap.verbs.compare import users
 
-    made = {name: find(name.partition("@")[0]) for name in methods}
-    for section, wanted in (
-        ("guidance", [method.guidance is not None for method in made.values()]),
-        ("refine", [method.refinement is not None for method in made.values()]),
-        ("classifier", ["classifier" in method.needs for method in made.values()]),
-        ("captions", ["captions" in method.needs for method in made.values()]),
-    ):
-        given = [
-            flag for name, (flag, _) in recipe_fields().items() if name.partition(".")[0] == section and name in flags
-        ]
-        if given and not any(wanted):
-            raise DapError(
-                f"Of {', '.join(methods)} none takes --{given[0]}; a method's own options are given as --option "
-                "METHOD.NAME=VALUE."
-            )
+    uses = [users(find(name.partition("@")[0])) for name in methods]
+    fields = {name: flag for name, (flag, _) in recipe_fields().items() if name in flags}
+    idle = [flag for name, flag in fields.items() if not any(mine.get(name.partition(".")[0], True) for mine in uses)]
+    # A list of methods shares its backbone, whoever uses it.
+    if idle := [flag for flag in idle if flag != "backbone"]:
+        raise DapError(
+            f"Of {', '.join(methods)} none takes {', '.join(f'--{flag}' for flag in idle)}; a method's own options are given as "
+            "--option METHOD.NAME=VALUE."
+        )

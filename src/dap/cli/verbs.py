@@ -67,7 +67,7 @@ VERBS = {
         "[RECIPE] --out DIR [FLAGS]",
         MAKE,
         (
-            "dap sweep --vary scale=0,0.02,0.05 --sets 5 --out runs/scale",
+            "dap sweep --method dap --vary scale=0,0.02,0.05 --sets 5 --out runs/scale",
             "dap sweep --vary method=random,dap --vary ipc=1,10 --out runs/grid",
         ),
     ),

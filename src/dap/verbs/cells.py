@@ -9,7 +9,7 @@ its cell.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -220,17 +220,35 @@ def check(
     for data in dict.fromkeys(recipe.data for _, recipe in cells):
         check_judging(loaded_for(data))
     images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan
+    sides = dict[int, list[str]]()
     for name, recipe in cells:
         chosen = settled(recipe, workshop_of(recipe), out / name, watcher, out).recipe
         method, task = workshop_of(recipe).task(chosen)
         method.prepare(task)
+        sides.setdefault(loaded_for(task.recipe.data).plan.protocol.size, []).append(recipe.method)
         classes = len(task.source.class_names)
         for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
             check_batches(plan, ipc * classes, ipc, classes, 3 * (task.source.frames or 1))
         sizes = [(name, recipe.ipc), *((folder, n) for n, folder in draws(name, recipe, subsample))]
         images |= {folder: n * classes for folder, n in sizes}
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
+    _tell_sides(sides, watcher)
     write_plan(out, images, len(plan.all_networks) * len(plan.seeds))
+
+
+def _tell_sides(sides: Mapping[int, Sequence[str]], watcher: Watcher) -> None:
+    """Tell a user whose sets will not be compared, because networks are trained on them at different sizes.
+
+    Args:
+        sides: from the size at which sets are judged to their methods.
+        watcher: is told.
+    """
+    if len(sides) > 1:
+        told = "; ".join(f"{side} px: {', '.join(dict.fromkeys(methods))}" for side, methods in sorted(sides.items()))
+        watcher.note(
+            f"These sets have images of different sizes ({told}), so they are judged apart and their accuracies stand in "
+            f"different tables. --size {min(sides)} makes all of them alike, where each backbone makes images of {min(sides)} px."
+        )
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:

@@ -14,7 +14,7 @@ from dap.base.watch import Watcher
 from dap.methods import find
 from dap.methods.base import Method
 from dap.objects import name_of
-from dap.recipe import Recipe, flags_given
+from dap.recipe import Recipe
 from dap.verbs.cells import run_grid, work_on
 from dap.verbs.jobs import Grid
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
@@ -206,7 +206,7 @@ def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) 
         sets: how many run seeds, counted up from the base's seed.
 
     Raises:
-        DapError: the seed is among the varied fields, a recipe is wrong, or a section is given that no varied method uses.
+        DapError: the seed is among the varied fields, or a recipe is wrong.
     """
     first = Recipe.parse(base).seed
     if "seed" in vary:
@@ -248,20 +248,8 @@ def shared(base: Mapping[str, Any], methods: Mapping[str, Method | type[Method]]
     Args:
         base: the nested values of the recipe.
         methods: the methods by their names.
-
-    Raises:
-        DapError: a section other than the backbone is given that none of the methods uses.
     """
     uses = {name: users(method) for name, method in methods.items()}
-    given = {section for section in next(iter(uses.values()), {}) if base.get(section) and section != "backbone"}
-    if idle := sorted(section for section in given if not any(mine[section] for mine in uses.values())):
-        recipe = Recipe.parse({section: base[section] for section in idle})
-        flags = flags_given(recipe, *idle) + [f"--{section}" for section in idle if isinstance(base[section], str)]
-        if flags:
-            raise DapError(
-                f"None of the methods {', '.join(uses)} uses {', '.join(flags)}. Leave the flags out, or add a method that "
-                "uses them."
-            )
     return {
         name: {key: value for key, value in base.items() if mine.get(key, True) and (key not in mine or value)}
         for name, mine in uses.items()
@@ -288,8 +276,8 @@ def comparison(
         objects: the methods that are objects, by their names in `methods`.
 
     Raises:
-        DapError: an option belongs to a method that is not compared, the base has options itself, a method is unknown, or a
-            section is given that no method uses.
+        DapError: an option belongs to a method that is not compared, the base has options itself, or a method is
+            unknown.
     """
     given: dict[str, dict[str, Any]] = {}
     for name, value in (options or {}).items():
