@@ -19,7 +19,7 @@ from dap.base.parsing import shown
 from dap.base.permission import refuse_code
 from dap.base.registry import suggest
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Refinement, Sampling
-from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedRefinement, Run, sampling_of
+from dap.resolved import Resolved, ResolvedData, ResolvedGuidance, ResolvedRefinement, Run
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -279,6 +279,8 @@ class Recipe(Closed, frozen=True):
         refinement: Mapping[str, Any] | None,
     ) -> Run:
         """How the backbone is sampled: the user's choices over the method's defaults over the backbone's card."""
+        from dap.solvers.usual import sampling_of
+
         card = backbone.card
         chosen = (self.sampling or Sampling()).model_dump(exclude_unset=True, exclude_none=True)
         choice = self.backbone or BackboneChoice()

@@ -7,17 +7,11 @@ always there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dap.base.errors import DapError
 from dap.base.fields import Name, Pixels, RunSeed, Slots, Strength
 from dap.choices import BackboneChoice, Closed, Data, GuidanceOptions, OwnGuidance, Refinement, Sampling, SolverName
-
-if TYPE_CHECKING:
-    from dap.backbones.cards import Card
-    from dap.backbones.schedules import Schedule
 
 T = TypeVar("T")
 
@@ -158,35 +152,6 @@ class Resolved(Closed, frozen=True):
                 del said["data"][name]
         own = {"own_guidance": self.own.model_dump(mode="json")} if self.own else {}
         return {**{name: value for name, value in said.items() if name not in unused}, **run, **own}
-
-
-def sampling_of(
-    card: Card, schedule: Schedule, chosen: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
-) -> ResolvedSampling:
-    """The reverse process in full: what a user chose over a method's defaults over the backbone's card.
-
-    Weights that were distilled to few steps are sampled as their card says by every method.
-
-    Args:
-        card: the card of the backbone.
-        schedule: the schedule of the backbone, which has its own usual solver.
-        chosen: the user's choices by their fields of `Sampling`; none of them is None.
-        defaults: the method's own defaults, likewise.
-    """
-    from dap.solvers import default_for
-
-    few = {name: said for name in ("steps", "solver", "eta") if (said := getattr(card, name)) is not None}
-    if chosen.get("solver", few.get("solver")) != few.get("solver"):
-        few.pop("eta", None)  # it belongs to the card's solver
-    sampled = Sampling.model_validate({**defaults, **few, **chosen})
-    solver = sampled.solver or default_for(schedule)
-    return ResolvedSampling(
-        steps=sampled.steps,
-        solver=solver,
-        eta=(sampled.eta or 0.0) if solver == "ddim" else sampled.eta,
-        cfg=card.cfg if sampled.cfg is None else sampled.cfg,
-        cfg_channels=card.cfg_channels if sampled.cfg_channels is None else sampled.cfg_channels,
-    )
 
 
 def promised(value: T | None, method: str, what: str, how: str) -> T:

@@ -22,7 +22,7 @@ from dap.methods.diffusion.latents import check_reals, class_latents
 from dap.methods.diffusion.mgd3 import find_modes
 from dap.methods.diffusion.vanilla import Vanilla
 from dap.methods.refined import with_refinement, with_typical
-from dap.resolved import sampling_of
+from dap.solvers.usual import sampling_of
 
 log = logging.getLogger(__name__)
 
