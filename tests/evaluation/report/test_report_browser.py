@@ -188,6 +188,18 @@ def test_no_screen_scrolls_sideways(browser: Browser, page: Path, width: int) ->
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
+def test_a_long_name_of_a_protocol_breaks(browser: Browser, tmp_path: Path) -> None:
+    """It stands in the first sentence and in the findings where there are several settings."""
+    long = [f"quick-hard+size={size}+mean=0.4492,0.3447,0.3444+std=0.2523,0.2451,0.2445" for size in (16, 24)]
+    sets = [
+        make_set(tmp_path / method, recipe(method, 0), [looked(0.6 + i / 10, protocol=one) for one in long])
+        for i, method in enumerate(("vanilla", "random"))
+    ]
+    browser.open(report.write_report(sets, tmp_path / "out", title="Long"), 360)
+    assert browser.run("document.body.innerText.split('+size=16').length") > 2
+    assert browser.run("document.documentElement.scrollWidth") <= 360
+
+
 def test_the_theme_changes_and_stays(shown: Browser, page: Path) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     light = shown.run(ground)
