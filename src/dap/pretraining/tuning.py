@@ -103,7 +103,8 @@ class PromptTuner(Learner):
 class LabelTuner(Learner):
     """A DiT that learns what DiffFit trains (Xie et al., ICCV 2023): biases, norms, class embeddings, and a factor a block.
 
-    A class that the DiT knows by name starts from its own embedding, and any other from the mean of all.
+    A class that the DiT knows by name starts from its own embedding (from the mean of all that share the name), and any other from
+    the mean of all.
 
     Args:
         pipe: the pipeline. Its transformer is replaced.
@@ -168,7 +169,7 @@ def relabelled(backbone: DiT, class_names: Sequence[str]) -> DiT:
         labels = block.norm1.emb.class_embedder
         old = labels.embedding_table.weight.detach()
         count = len(backbone.class_names)
-        rows = [old[found[0]] if found else old[:count].mean(0) for found in known]
+        rows = [(old[found] if found else old[:count]).mean(0) for found in known]
         table = nn.Embedding(len(rows) + 1, old.shape[1], device=old.device, dtype=old.dtype)
         with torch.no_grad():
             table.weight.copy_(torch.stack([*rows, old[count]]))
