@@ -27,7 +27,7 @@ ROOMS = [
     ["dap.data.typical"],
     ["dap.recipe", "dap.cost", "dap.choosing", "dap.pretraining"],
     ["dap.evaluation.current"],
-    ["dap.evaluation.comparable", "dap.evaluation.training", "dap.published"],
+    ["dap.evaluation.comparable", "dap.evaluation.origins", "dap.evaluation.training", "dap.published"],
     ["dap.evaluation.measures", "dap.evaluation.report"],
     ["dap.evaluation"],
     ["dap.methods", "dap.pipelines"],

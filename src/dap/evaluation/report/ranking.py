@@ -16,8 +16,8 @@ from dap.base.errors import DapError
 from dap.base.files import dump, write_atomically
 from dap.base.parsing import shown
 from dap.evaluation.current import key_of_ranking
+from dap.evaluation.origins import alike
 from dap.evaluation.report.records import Json, SetRecord, load
-from dap.evaluation.report.summary import alike
 from dap.evaluation.training.trials import APART, Trial
 
 

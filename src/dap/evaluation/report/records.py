@@ -25,9 +25,11 @@ from dap.base.fields import Inside, Name
 from dap.base.files import natural_order
 from dap.base.parsing import shown
 from dap.data.sets.contents import part_files
+from dap.data.sets.differences import flatten
 from dap.data.sets.notes import Count, Label, Open, as_read, read_note
 from dap.evaluation.comparable import marks
 from dap.evaluation.current import AGAIN, NOTES, keys_now, of_these_images, ranking_counts
+from dap.evaluation.origins import origins
 from dap.evaluation.report.renderings.names import method_title
 from dap.evaluation.training.trials import APART, TrialLine
 
@@ -68,8 +70,20 @@ class SetRecord:
     """`zeroshot.json`: the labels that a backbone predicts for the images, and how often it is right on real images."""
     chosen: Json = field(default_factory=dict)
     """`chosen.json`: what the recipe left to `auto`, and the scores by which it was chosen."""
+    inputs: Json = field(default_factory=dict)
+    """`inputs.json`: hashes of the data, weights and code that the set was made of; empty for sets of others."""
+    origin: Json = field(default_factory=dict)
+    """The fields of the recipe that are to be read otherwise, because of what the sets of a report were made of; see
+    `evaluation.origins`."""
     outdated: tuple[str, ...] = ()
     """Sentences on results that are left out, because they are of other images than those that the set holds now."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The recipe as reports compare it: dotted fields that have a value, one name for each content, and the content too
+        where one name has several."""
+        found = {**flatten(self.recipe), **self.origin}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def method(self) -> str:
@@ -147,7 +161,7 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
     """Read several sets in the given order. A folder that is named twice is read once, and so is a set in two folders.
 
     A trial has a field "apart" where the names of its protocol and network do not say how it differs from others: see
-    `comparable`.
+    `comparable`. A set has an `origin` where the names in its recipe do not say what it was made of.
 
     Raises:
         FileNotFoundError: a path is not the folder of a set.
@@ -158,8 +172,10 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
         raise DapError("no distilled set to report on: name at least one folder")
     sets = [_ranked(record) for record in _merged([load_set(path) for path in unique.values()])]
     return [
-        replace(record, trials=tuple({**trial, APART: said} if said else trial for trial, said in marked))
-        for record, words in zip(sets, marks(sets), strict=True)
+        replace(
+            record, origin=origin, trials=tuple({**trial, APART: said} if said else trial for trial, said in marked)
+        )
+        for record, words, origin in zip(sets, marks(sets), origins(sets), strict=True)
         for marked in [list(zip(record.trials, words, strict=True))]
     ]
 
@@ -187,7 +203,7 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
             if record.inspected and not first.inspected:  # the map and the real neighbours lie beside the measures
                 first, record = record, first
             trials = (*first.trials, *(trial for trial in record.trials if trial not in first.trials))
-            notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command")
+            notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
             more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
             found[key] = replace(first, trials=trials, protocols={**record.protocols, **first.protocols}, **more)
     return list(found.values())
@@ -242,6 +258,7 @@ def load_set(path: Path | str) -> SetRecord:
         ranking=notes["ranking.json"],
         zeroshot=notes["zeroshot.json"],
         chosen=_object(path, "chosen.json"),
+        inputs=_object(path, "inputs.json"),
         outdated=(f"{shown(path)}: left out {', '.join(told)}. {AGAIN}.",) if told else (),
     )
 

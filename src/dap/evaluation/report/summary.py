@@ -1,6 +1,7 @@
 """From trials to numbers. Sets that differ only in the seed form a `Group`. A `Row` sums up a group under one `Setting`.
 
-`evaluation.report.spread` says how mean, spread and difference to vanilla are computed.
+`evaluation.origins` says when sets were made of the same things, and `evaluation.report.spread` how mean, spread and difference to
+vanilla are computed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from dap.base.files import same_place
 from dap.base.parsing import shown
-from dap.data.sets.differences import flatten
+from dap.evaluation.origins import alike
 from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat, difference, spread_of
 from dap.evaluation.training.trials import APART
@@ -25,7 +25,7 @@ COLUMNS = ("method", "ipc", "guidance.scale", "guidance.unit", "guidance.targets
 
 @dataclass(frozen=True)
 class Group:
-    """Sets whose recipes differ only in the seed."""
+    """Sets whose recipes differ only in the seed, and that were made of the same data, weights and code."""
 
     key: str
     label: str
@@ -162,14 +162,15 @@ class Row:
 
 
 def recipe_key(record: SetRecord, *without: str) -> str:
-    """The recipe as one string, without the seed and the named fields. A set without a recipe is a group of its own."""
-    fields = flatten(record.recipe) or {"path": str(record.path)}
+    """The recipe as one string, without the seed and the named fields. A set without a recipe is a group of its own, and so are
+    the sets of one recipe that were made of other bytes."""
+    fields = record.fields or {"path": str(record.path)}
     return json.dumps({k: v for k, v in fields.items() if k not in {"seed", *without}}, sort_keys=True, default=str)
 
 
 def varying(records: Sequence[SetRecord]) -> list[str]:
     """The fields of the recipes that are not equal in all records, without the seed, in order of first appearance."""
-    recipes = [flatten(record.recipe) for record in records]
+    recipes = [record.fields for record in records]
     fields = dict.fromkeys(field for recipe in recipes for field in recipe if field != "seed")
     return [f for f in fields if len({json.dumps(recipe.get(f), default=str) for recipe in recipes}) > 1]
 
@@ -182,9 +183,9 @@ def spoken(field: str) -> str:
 
 def described(record: SetRecord, fields: Sequence[str]) -> str:
     """A record's values of these fields, as in "scale 0.05, layer 4". Fields that the record does not have are left out."""
-    values = flatten(record.recipe)
-    # A path has the name of the section that holds it: "backbone starter", not "path starter".
-    leaves = [field.removesuffix(".path").rpartition(".")[2] for field in fields]
+    values = record.fields
+    # A path has the name of the section that holds it: "backbone starter", not "path starter". A name with a blank is no field.
+    leaves = [f if " " in f else f.removesuffix(".path").rpartition(".")[2] for f in fields]
     names = [spoken(leaf if leaves.count(leaf) == 1 else field) for leaf, field in zip(leaves, fields, strict=True)]
     pairs = [(name, values.get(field)) for name, field in zip(names, fields, strict=True)]
     texts = ((name, f"{value:g}" if is_number(value) else value) for name, value in pairs if value not in (None, ""))
@@ -192,7 +193,8 @@ def described(record: SetRecord, fields: Sequence[str]) -> str:
 
 
 def group_sets(sets: Sequence[SetRecord]) -> list[Group]:
-    """Groups of the sets that differ only in the seed: methods in order of appearance, each by ipc, scale and layer."""
+    """Groups of the sets that differ only in the seed, in their recipe and in what they were made of: methods in order of
+    appearance, each by ipc, scale and layer."""
     members: dict[str, list[SetRecord]] = {}
     for record in sets:
         members.setdefault(recipe_key(record), []).append(record)
@@ -327,16 +329,6 @@ def reference(row: Row, rows: Sequence[Row], *, random: bool = False) -> Row | N
         return other.method not in VANILLA, len(shared)
 
     return min(filter(fits, rows), key=distance, default=None)
-
-
-def alike(one: SetRecord, other: SetRecord, part: str) -> bool:
-    """Whether two sets have the same part of a recipe, such as "data", or one of them does not say it. A path may be spelt in
-    several ways."""
-    a, b = one.recipe.get(part), other.recipe.get(part)
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        paths = [str(section.get("path")) for section in (a, b)]
-        return {**a, "path": ""} == {**b, "path": ""} and same_place(*paths)
-    return a == b or a is None or b is None
 
 
 def sweeps(groups: Sequence[Group], field: str) -> list[list[Group]]:

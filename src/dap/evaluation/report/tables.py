@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dap.data.sets.differences import flatten
 from dap.evaluation.report.cells import Block, Cell, Column, cell
 from dap.evaluation.report.charts import strip
 from dap.evaluation.report.expected import Ceiling, Claim, Claims
@@ -320,7 +319,7 @@ def _data(rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> li
         line |= dict(row.measures) | {"seconds_per_set": row.seconds, "peak_memory_gb": row.memory}
         line |= {"needs": " ".join(row.needs), "expected": claim and claim.text}
         line |= {"expected_source": claim and claim.source}
-        recipe = flatten(row.group.first.recipe)
+        recipe = row.group.first.fields
         lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})
         if i == last or rows[i + 1].setting != row.setting:  # the last row of a block
             for one in claims.ceilings(row.setting, [r for r in rows if r.setting == row.setting]):

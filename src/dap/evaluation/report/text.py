@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from dap.data.sets.differences import flatten
 from dap.evaluation.report.meanings import noun_of
 from dap.evaluation.report.records import SetRecord, is_number
 from dap.evaluation.report.renderings.names import network_title
@@ -247,7 +246,7 @@ def _mean(row: Row) -> float:
 
 
 def _data(sets: Sequence[SetRecord]) -> str:
-    names = {PurePath(str(flatten(record.recipe).get("data.path", ""))).name for record in sets}
+    names = {PurePath(str(record.fields.get("data.path", ""))).name for record in sets}
     ipc = {record.ipc for record in sets}
     images = f", {count(next(iter(ipc)), noun_of(one.noun for one in sets))} per class" if len(ipc) == 1 else ""
     return images + (f" of {next(iter(names))}" if len(names) == 1 and names != {""} else "")
@@ -281,7 +280,7 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[list[str]], list
     Groups differ in a field where the groups that set the field differ. Some fields are known to some methods only: a vanilla
     sample has no guidance. Such a field is among the other fields where all groups that set it agree.
     """
-    recipes = [flatten(group.first.recipe) for group in groups]
+    recipes = [group.first.fields for group in groups]
     found: dict[str, list[str]] = {}
     for recipe in recipes:
         for field, value in recipe.items():
