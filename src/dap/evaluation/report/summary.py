@@ -1,7 +1,7 @@
 """From trials to numbers. Sets that differ only in the seed form a `Group`. A `Row` sums up a group under one `Setting`.
 
-`evaluation.origins` says when sets were made of the same things, and `evaluation.report.spread` how mean, spread and difference to
-vanilla are computed.
+`evaluation.origins` says when sets were made of the same things, and `evaluation.report.spread` how mean, spread and difference
+to vanilla are computed.
 """
 
 from __future__ import annotations
