@@ -26,6 +26,7 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there, whole_note
 from dap.evaluation.current import hash_of, joined, key_of
 from dap.evaluation.labelling import even, first_side, image_hashes, images_of, labelling, labels_of, largest
+from dap.evaluation.measures.inspection import MEASURING
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
@@ -36,9 +37,6 @@ from dap.evaluation.training.labels import Soft, Stored
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
-
-MEASURING = 3
-"""The version of how sets are measured. Measures of another version are made anew."""
 
 
 def check(loaded: Loaded) -> None:

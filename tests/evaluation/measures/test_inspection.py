@@ -18,9 +18,9 @@ from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.judge import judge as judge_set
 from dap.evaluation.measures.embedding import embedding
-from dap.evaluation.measures.inspection import Inspector
+from dap.evaluation.measures.inspection import MEASURING, Inspector
 from dap.evaluation.plan import JudgingPlan, Loaded
-from dap.evaluation.training.classifier import save_classifier
+from dap.evaluation.training.classifier import load_trained, save_classifier
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.trained import train_on_tensors
 
@@ -97,6 +97,12 @@ def test_measures_are_written_by_class_too(judged):
         assert found[name] == pytest.approx(np.mean(rows))
     assert "kid" in found and list(found["by_class"]) == list(NAMES)
     assert "features needs more than" in found["notes"]["frechet"]
+
+
+def test_measures_say_how_they_were_taken(judged, sources, reference):
+    of, network = read(judged, "measures.json")["of"], load_trained(reference)
+    data = sources[0].fingerprint(sized=False)[:16]
+    assert of == {"size": sources[0].size, "data": data, "version": MEASURING, "network": network.fingerprint}
 
 
 def test_predicted_labels_are_the_set_s_own(judged):

@@ -121,6 +121,7 @@ class Measures(Open, frozen=True):
 
     features: Text | None = None
     judged: Text | None = None
+    of: Plain = {}  # how the measures were taken, see `evaluation.taken`; files of earlier versions lack it
     by_class: dict[Name, dict[Name, Number]] = {}
     notes: dict[Name, Text] = {}
     own: dict[Name, OwnNumbers] = {}

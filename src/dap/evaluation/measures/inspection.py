@@ -53,6 +53,9 @@ from dap.kernels import RBF
 
 log = logging.getLogger("dap")
 
+MEASURING = 3
+"""The version of how sets are measured. Measures of another version are made anew."""
+
 
 class Inspector:
     """Inspects sets that were made from one data set. The real images are read once, when the first set is inspected.
@@ -200,7 +203,13 @@ class Inspector:
         features = table_of(lambda part: extract(self.features, part), images, self.budget)
         compared, notes = self._measured(features, labels)
         probabilities = self._probabilities(images)
-        measures: dict[str, Any] = {"features": self.name, **compared.values} | trained_facts(self.classifier)
+        of = {"size": self.train.size, "data": self.train.fingerprint(sized=False)[:16], "version": MEASURING}
+        of |= (
+            {"network": known.fingerprint}
+            if isinstance(known := self.features, Classifier) and known.fingerprint
+            else {}
+        )
+        measures: dict[str, Any] = {"features": self.name, "of": of, **compared.values} | trained_facts(self.classifier)
         rows = {name: dict(row) for name, row in zip(names, compared.by_class or [{}] * len(names), strict=True)}
         if probabilities is not None:
             right = (probabilities.argmax(1) == labels).double()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from dap.evaluation import taken
 from dap.evaluation.report.charts import COLOURS, NARROW, SMALL, WIDE, Series, line_chart, logarithmic, positions
 from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
 from dap.evaluation.report.records import MEASURES, Json, is_number
@@ -73,7 +74,8 @@ def _figure(
             charts.append(
                 (setting_name(setting), line_chart(series, xs, WIDE, **look), line_chart(series, xs, NARROW, **look))
             )
-    for name in MEASURES:
+    apart = taken.differing(record for family in together for group in family for record in group.sets)
+    for name in () if apart else MEASURES:
         found = {g.key: g.measure(name) for family in together for g in family}
         if series := drawn([found] * len(together)):
             level = _level(together, rows)

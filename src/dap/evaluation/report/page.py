@@ -34,6 +34,7 @@ from dap.evaluation.report.scatter import maps, undrawn
 from dap.evaluation.report.summary import Group, Row, group_sets, summarise
 from dap.evaluation.report.tables import Table, accuracy_table, comma_separated
 from dap.evaluation.report.text import DASH, seeds, summary
+from dap.evaluation.taken import ways
 
 __all__ = ["Group", "Row", "SetRecord", "load", "summarise", "write_report"]
 
@@ -263,9 +264,7 @@ def _notes(content: Content) -> list[str]:
         failed = absent.items() if isinstance(absent, Mapping) else ()
         notes += [f"{shown(record.path)}: {text}" for name, text in failed if ":" in str(name)]
     notes += sections.choices(content.groups)
-    features = sections.distinct(s.measures.get("features") for s in content.sets)
-    if len(features) > 1:
-        notes.append(f"Measures were taken with different features ({', '.join(features)}) and do not compare.")
+    notes += ways(content.groups)
     known = {name for row in content.rows for name in (row.group.label, row.method)}
     absent = [f"{name} {text}" for name, text in content.claims.given.items() if name not in known]
     return notes + ([f"Expected, but not among these sets: {', '.join(absent)}."] if absent else [])

@@ -17,6 +17,7 @@ from dap.evaluation.report.spread import Stat
 from dap.evaluation.report.summary import Group, Row, Setting, full_seconds, spoken
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
+from dap.evaluation.taken import ways
 
 BOOKKEEPING = frozenset({"k", "classes", "images", "copies"})
 """Names of numbers in `measures.json` that are not measures."""
@@ -88,7 +89,7 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
     columns += [
         Column(n.replace("_", " "), better=about[n].better, hint=worded(about[n].text, noun), field=n) for n in names
     ]
-    copies = {g.key: _copied(g) for g in groups}
+    copies = {g.key: _copied(g) if g.averaged else [] for g in groups}
     looked = any(copies.values())
     columns += (
         [Column("near-copies, %", better="lower", hint=worded(COPIES, noun), field="near_copies")] if looked else []
@@ -104,6 +105,7 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
     features = distinct(s.measures.get("features") for g in groups for s in g.sets)
     note = f"Distances and neighbourhoods are within each class, in the features of: {', '.join(features)}."
     notes = [note] if features else []
+    notes += ways(groups)
     notes += distinct(_classifier(s.zeroshot) for g in groups for s in g.sets)
     return plain_table("measures", "Measures", tuple(columns), tuple(rows), " ".join(notes))
 

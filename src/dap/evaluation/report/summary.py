@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from dap.base.parsing import shown
+from dap.evaluation import taken
 from dap.evaluation.origins import alike
 from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number
 from dap.evaluation.report.spread import Difference, Stat, difference, spread_of
@@ -52,9 +53,15 @@ class Group:
         numbers = [float(value) for value in values if is_number(value)]
         return fmean(numbers) if numbers else None
 
+    @property
+    def averaged(self) -> bool:
+        """Whether the sets were measured in one way, as far as it is known."""
+        return not taken.differing(self.sets)
+
     def measure(self, name: str) -> tuple[float, ...]:
-        """The measure of each set that has it."""
-        return tuple(float(s.measures[name]) for s in self.sets if is_number(s.measures.get(name)))
+        """The measure of each set that has it; () where the sets were measured in several ways, whose mean says nothing."""
+        measured = [s for s in self.sets if is_number(s.measures.get(name))]
+        return () if taken.differing(measured, name) else tuple(float(s.measures[name]) for s in measured)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dap.evaluation.report.cells import Block, Cell, Column, cell
 from dap.evaluation.report.charts import strip
 from dap.evaluation.report.expected import Ceiling, Claim, Claims
 from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
-from dap.evaluation.report.records import MEASURES
+from dap.evaluation.report.records import MEASURES, is_number
 from dap.evaluation.report.renderings import html, latex, markdown, spreadsheet, terminal
 from dap.evaluation.report.summary import Row, Setting, reference, varying
 from dap.evaluation.report.text import (
@@ -30,6 +30,7 @@ from dap.evaluation.report.text import (
     times,
     trainings,
 )
+from dap.evaluation.taken import ways
 
 REAL = "All real images"
 """The name of the row of a network that was trained on all real images."""
@@ -170,8 +171,15 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, against
         (*zip(*(cells for _, cells in kept), strict=True), *ceilings),
         tuple(dict.fromkeys(claim.source for claim in claimed if claim.source)),
         (f"Without trials under this setting here: {', '.join(missing)}.",) if missing else (),
-        tuple(one.stars for one in against if any(map(one.survives, places))),
+        (*(one.stars for one in against if any(map(one.survives, places))), *_ways(here)),
     )
+
+
+def _ways(rows: Sequence[Row]) -> list[str]:
+    """What must be known of the measures beside the accuracies of one block."""
+    groups = list({row.group.key: row.group for row in rows}.values())
+    known = any(is_number(s.measures.get(name)) for group in groups for s in group.sets for name in MEASURES)
+    return ways(groups) if known else []
 
 
 def _real(one: Ceiling, columns: Sequence[Column]) -> tuple[Cell, ...]:
