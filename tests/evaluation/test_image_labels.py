@@ -198,6 +198,24 @@ def test_labels_in_a_folder_are_matched_by_image_and_class(tmp_path):
         write_image_labels(tmp_path / "n", image_labels("n", ("a",), torch.tensor([[torch.nan]])), hashes[:1], {})
 
 
+def test_labels_of_several_sets_have_one_origin_if_they_were_made_alike(tmp_path):
+    """Labels of a backbone at other noise levels had the same name, and nothing told them apart."""
+    hashes, base = (
+        ["0" * 64],
+        {"backbone": "x", "weights": "w", "times": 2, "reals": 8, "data": "d", "temperature": 0.1},
+    )
+
+    def origin(how: dict) -> str:
+        write_image_labels(tmp_path / "l", image_labels("x", ("a",), torch.zeros(1, 1)), hashes, how)
+        return open_image_labels(tmp_path / "l", hashes, ("a",)).origin
+
+    known = origin(base)
+    of_a_set = {"temperature": 0.2, "seconds": 3.0, "accuracy": 0.5, "log_likelihood": -1.0, "backbone": "elsewhere/x"}
+    assert known and all(origin(base | {name: value}) == known for name, value in of_a_set.items())
+    assert len({known, *(origin(base | one) for one in ({"times": 3}, {"weights": "v"}, {"data": "e"}))}) == 4
+    assert origin({"classifier": "mark"}) == "mark" and origin({}) == origin({"source": "a file"}) == ""
+
+
 def judged(made, colours, capsys, *more: object) -> tuple[int, str]:
     small = ["--set", "size=16", "--set", "width=4", "--networks", "convnet2", "--epochs", "1"]
     status = main([str(a) for a in ("evaluate", made, "--data", colours, *small, *more)])

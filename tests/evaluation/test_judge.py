@@ -22,9 +22,12 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.held import Part
 from dap.data.real.sources import open_source
+from dap.evaluation.current import hash_of
+from dap.evaluation.judge import unsettled
 from dap.evaluation.labelling import store_labels
 from dap.evaluation.training import evaluate as training
 from dap.evaluation.training import fitting
+from dap.evaluation.training.classifier import load_trained
 from dap.evaluation.training.evaluate import evaluate, train_and_test
 from dap.evaluation.training.transforms import apply_all, draw_all
 from dap.evaluation.training.trials import Trial
@@ -104,6 +107,11 @@ def test_all_protocols_judge_sets_of_ours_and_of_others(whose, request, colours,
     written = json.loads((made / "protocols.json").read_text())
     by = {json.loads(line)["by"] for line in (made / "trials.jsonl").read_text().splitlines()}
     assert by == set(written) and all(one["cases"] == [] for one in written.values())
+    mark = load_trained(teacher).fingerprint
+    for key, facts in written.items():
+        own = {name: facts["labels"].pop(name, None) for name in ("of", "origin")}
+        assert own == dict(of=None, origin=None) if "hard" in facts["name"] else dict(of="views", origin=mark)
+        assert len(facts.pop("unsettled")) == 16 and hash_of(facts) == key, "trials of earlier versions stay valid"
     assert not (made / "checkpoints").exists()
     page = (made / "report.html").read_text()
     assert all(name in page for name in runs) and "(best)" in page and "(last)" in page
@@ -407,3 +415,22 @@ def test_dd_ranking_of_sets_on_disk(ours, tmp_path, capsys):
     assert status == 1 and "compares with random real images" in err
     status, err = call(capsys, "rank", tmp_path, "--network", "convnet2", "--hard", "big-hard")
     assert status == 1 and "No trial of convnet2 by 'big-hard'" in err
+
+
+def test_the_hash_of_a_protocol_as_it_is_written_changes_with_what_decides_a_training():
+    soft = {"labels": {"kind": "soft", "temperature": 20.0}}
+    for base in (tiny(score="last"), tiny(score="best"), tiny(**soft)):
+        known = unsettled(base)
+        looks = {"looks": 9, "look_from": "1/2"}
+        alike = [
+            {"network": "resnet18"},
+            {"name": "other"},
+            {"source": "other"},
+            *([looks] if base.score == "last" else []),
+        ]
+        assert all(unsettled(base.model_copy(update=change)) == known for change in alike)
+        cases = tiny(cases=[{"when": {"ipc": "10"}, "set": {"lr": 0.5}}]).cases
+        edits = [{"lr": 0.2}, {"weights": "manifest"}, {"cases": cases}, *([looks] if base.score == "best" else [])]
+        assert len({known, *(unsettled(base.model_copy(update=change)) for change in edits)}) == len(edits) + 1
+    named = {"labels": {**soft["labels"], "teacher": "t.pt"}}
+    assert unsettled(tiny(**named)) == unsettled(tiny(**soft)) != unsettled(tiny())

@@ -163,6 +163,7 @@ def test_by_command_labels_are_exported_trained_on_and_stored_for_batches(trouse
     assert trial["labels"] == "backbone:starter"
     (facts,) = json.loads((made / "protocols.json").read_text()).values()
     assert facts["labels"]["teacher"] == "backbone:starter" and len(facts["labels"]["fingerprint"]) == 16
+    assert facts["labels"]["of"] == "images" and len(facts["labels"]["origin"]) == 16
     fkd = ["--set", "size=32", *SMALL[:2], "--epochs", "1"]
     stored = ["export", str(made), "--layout", "fkd", *fkd, "--teacher", str(labels), "--out", str(tmp_path / "fkd")]
     assert main(stored) == 0
@@ -170,6 +171,8 @@ def test_by_command_labels_are_exported_trained_on_and_stored_for_batches(trouse
     assert main([*replay, "--labels", str(tmp_path / "fkd")]) == 0
     trials = [json.loads(line) for line in (made / "trials.jsonl").read_text().splitlines()]
     assert [one["labels"] for one in trials] == ["backbone:starter"] * 2
+    whose = {one["labels"]["origin"] for one in json.loads((made / "protocols.json").read_text()).values()}
+    assert whose == {facts["labels"]["origin"]}, "both are the labels of one backbone"
 
 
 def test_the_backbone_is_a_teacher_by_name(trousers, tmp_path, monkeypatch, capsys):

@@ -1,8 +1,8 @@
 """Which trials may be compared. The names of a network and of a protocol do not say all that an accuracy depends on.
 
 Trials of one protocol may have been tested on other images, trained with the labels of another teacher, or trained by a protocol
-of one's own that was edited since. `marks` finds the words that tell such trials apart. Trials with other words stand in other
-blocks of a report, so nothing is compared across them.
+of one's own that was edited since, be it between sets of several sizes, for which it has other values. `marks` finds the words
+that tell such trials apart. Trials with other words stand in other blocks of a report, so nothing is compared across them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,21 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Protocol
 
 from dap.data.sets.differences import flatten
 from dap.evaluation.current import hash_of
+from dap.evaluation.origins import UNKNOWN, digits
 
 BASE = ("protocol", "epochs", "n_test", "headline")
 """The fields of a trial that a report shows. Networks are compared with each other, so the network is not among them."""
-OF_A_SET = ("weights", "labels", "source", "name", "network", "looks", "look_from")
-"""Fields of a recorded protocol that are told elsewhere, or that each set has of its own. Looks change no training."""
+OF_LABELS = tuple(f"labels.{name}" for name in ("teacher", "fingerprint", "of", "origin"))
+ELSEWHERE = frozenset({"source", "name", "network", "unsettled", *OF_LABELS})
+"""Fields of a recorded protocol that are told elsewhere, or that each set has of its own."""
+LOOKS = ("looks", "look_from")
+"""Fields that change no training. They decide which look is the best one."""
 SHOWN = 3
 """How many fields of a protocol are named."""
 LONGEST = 40
@@ -46,7 +51,8 @@ def marks(sets: Sequence[Judged]) -> list[list[str]]:
     places = [(record, trial) for record in sets for trial in record.trials]
     groups = _grouped([tuple(trial.get(name) for name in BASE) for _, trial in places])
     said = zip(_tests(places, groups), _teachers(places, groups), _fields(places), strict=True)
-    rest = iter([", ".join(filter(None, words)) for words in said])
+    told = [", ".join(filter(None, words)) for words in said]
+    rest = iter([", ".join(filter(None, words)) for words in zip(told, _edits(places, told), strict=True)])
     return [[next(rest) for _ in record.trials] for record in sets]
 
 
@@ -86,32 +92,70 @@ def _data(record: Judged) -> str:
     return PurePath(str(flatten(record.recipe).get("data.path") or "")).name
 
 
+@dataclass
+class _Whose:
+    """Whose labels a training has: the name, what they are labels of ("views" or "images"), and what made them. The last two are
+    empty where they are not known."""
+
+    name: str
+    of: str
+    origin: str
+
+
 def _teachers(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str]:
     """Words on who gave the labels, where trials of one protocol have several."""
     words = [""] * len(places)
-    facts = [_labels(place) for place in places]
-    judged = defaultdict[tuple[str, str], set[object]](set)
-    for (_, trial), found in zip(places, facts, strict=True):
-        judged[found].add(trial.get("judged"))
-    # A classifier gives labels to many sets. Labels of the images of one set have a fingerprint of their own.
-    whose = [(name, mark if len(judged[name, mark]) > 1 else "") for name, mark in facts]
+    whose = _whose(places)
     for group in groups:
-        distinct = {whose[i] for i in group}
+        distinct = {(whose[i].name, whose[i].of, whose[i].origin) for i in group}
         if len(distinct) < 2:
             continue
-        names = [name for name, _ in distinct]
         for i in group:
-            name, mark = whose[i]
-            words[i] = f"labels by {name}" + (f" ({mark[:6]})" if mark and names.count(name) > 1 else "")
-            words[i] = "hard labels" if name == "hard" else words[i]
+            one = whose[i]
+            origins = {origin for name, of, origin in distinct if (name, of) == (one.name, one.of)}
+            kinds = {of for name, of, _ in distinct if name == one.name}
+            said = f"{'image ' * (one.of == 'images' and len(kinds) > 1)}labels by {one.name}"
+            said += (
+                f" ({digits(one.origin, origins) or UNKNOWN})"
+                if len(origins) > 1 or (not one.of and len(kinds) > 1)
+                else ""
+            )
+            words[i] = "hard labels" if one.name == "hard" else said
     return words
 
 
-def _labels(place: Place) -> tuple[str, str]:
-    facts = _facts(place)
-    labels = facts.get("labels") if isinstance(facts, Mapping) else None
-    mark = labels.get("fingerprint") if isinstance(labels, Mapping) else None
-    return str(place[1].get("labels") or "hard"), str(mark or "")
+def _whose(places: Sequence[Place]) -> list[_Whose]:
+    """Whose labels each trial has. What a trial does not say is that of the other trials of the same name, if these agree."""
+    found, marks = list[_Whose](), list[str]()
+    judged = defaultdict[tuple[str, str], set[object]](set)
+    for place in places:
+        facts = _facts(place)
+        labels = facts.get("labels") if isinstance(facts, Mapping) else None
+        said = [
+            str(labels.get(n) or "") if isinstance(labels, Mapping) else "" for n in ("of", "origin", "fingerprint")
+        ]
+        found.append(_Whose(str(place[1].get("labels") or "hard"), *said[:2]))
+        marks.append(said[2])
+        judged[found[-1].name, said[2]].add(place[1].get("judged"))
+    for one, mark in zip(found, marks, strict=True):
+        # Versions before this one wrote a fingerprint alone. That of a classifier is the same for many sets, and that of the
+        # labels of the images of one set is its own.
+        known = any(other.of == "views" and (other.name, other.origin) == (one.name, mark) for other in found)
+        if mark and not one.of and (known or len(judged[one.name, mark]) > 1):
+            one.of, one.origin = "views", mark
+    agreed = {
+        (one.name, one.of): {
+            other.origin for other in found if other.origin and (other.name, other.of) == (one.name, one.of)
+        }
+        for one in found
+    }
+    for one in found:
+        full = {(other.of, other.origin) for other in found if other.name == one.name and other.of}
+        if not one.of and len(full) == 1:
+            ((one.of, one.origin),) = full
+        elif one.of and not one.origin and len(agreed[one.name, one.of]) == 1:
+            (one.origin,) = agreed[one.name, one.of]
+    return found
 
 
 def _fields(places: Sequence[Place]) -> list[str]:
@@ -119,18 +163,45 @@ def _fields(places: Sequence[Place]) -> list[str]:
     words = [""] * len(places)
     keys = [(*[trial.get(n) for n in (*BASE, "network")], one.ipc, len(one.class_names)) for one, trial in places]
     for group in _grouped(keys):
-        facts = {i: flatten(found) for i in group if isinstance(found := _facts(places[i]), Mapping)}
+        facts = {i: found for i in group if (found := _compared(places[i]))}
         values = defaultdict[str, set[str]](set)
         for found in facts.values():
             for field, value in found.items():
-                if field.partition(".")[0] not in OF_A_SET:
-                    values[field].add(_text(value))
+                values[field].add(value)
         differing = [field for field, found in values.items() if len(found) > 1]
         for i, found in facts.items():
-            said = [f"{field} {_brief(_text(found[field]))}" for field in differing if field in found]
+            said = [f"{field} {_brief(found[field])}" for field in differing if field in found]
             more = [f"and others ({hash_of(said)[:6]})"] if len(said) > SHOWN else []
             words[i] = ", ".join([*said[:SHOWN], *more])
     return words
+
+
+def _compared(place: Place) -> dict[str, str]:
+    """The fields of the protocol of a trial that decide its score and are told nowhere else; {} where they are not known."""
+    recorded = _facts(place)
+    facts = dict(recorded) if isinstance(recorded, Mapping) else {}
+    if not facts:
+        return {}
+    if isinstance(facts.get("labels"), str):
+        facts["labels"] = {"kind": facts["labels"]}  # as versions long before this one wrote it
+    # The weights themselves are those of a set. A protocol without this field has none.
+    found = flatten(facts) | {"weights": str(facts.get("weights") or "none").partition(" ")[0]}
+    left = {*ELSEWHERE, *(LOOKS if place[1].get("headline") != "best" else ())}
+    left |= {"labels.kind"} if found.get("labels.kind") == "hard" else set()  # the words on labels say it
+    return {field: _text(value) for field, value in found.items() if not left & {field, field.partition(".")[0]}}
+
+
+def _edits(places: Sequence[Place], words: Sequence[str]) -> list[str]:
+    """Words on protocols of one name that were edited between sets of several sizes: the fields of these sets differ anyway."""
+    edits = [""] * len(places)
+    written = [str(facts.get("unsettled") or "") if isinstance(facts := _facts(one), Mapping) else "" for one in places]
+    for group in _grouped(
+        [(*[trial.get(n) for n in BASE], said) for (_, trial), said in zip(places, words, strict=True)]
+    ):
+        distinct = {written[i] for i in group} - {""}
+        for i in group if len(distinct) > 1 else ():
+            edits[i] = f"edited protocol ({digits(written[i], distinct)})" if written[i] else ""
+    return edits
 
 
 def _facts(place: Place) -> object:

@@ -21,6 +21,7 @@ from dap.base.errors import DapError
 from dap.base.files import building, in_use, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.beside import FILE, INDEX, Index, index_in, label_files, logits_in
+from dap.evaluation.current import hash_of
 from dap.evaluation.training.labels import ImageLabels
 
 
@@ -88,10 +89,12 @@ def open_image_labels(folder: str | Path, hashes: Sequence[str], class_names: Se
         raise DapError(f"The labels in {shown(folder)} are of other classes; make labels of this set with dap export.")
     columns = [index.classes.index(name) for name in class_names]
     found = values[[rows[sha256] for sha256 in hashes]][:, columns].float()
-    return image_labels(index.teacher, class_names, found, index.accuracy)
+    return image_labels(index.teacher, class_names, found, index.accuracy, _origin(index.how))
 
 
-def image_labels(name: str, class_names: Sequence[str], values: Tensor, accuracy: float | None = None) -> ImageLabels:
+def image_labels(
+    name: str, class_names: Sequence[str], values: Tensor, accuracy: float | None = None, origin: str = ""
+) -> ImageLabels:
     """Labels with the fingerprint of their values.
 
     Args:
@@ -99,11 +102,25 @@ def image_labels(name: str, class_names: Sequence[str], values: Tensor, accuracy
         class_names: the columns.
         values: logits (n, classes).
         accuracy: how often whoever gave them is right on real images.
+        origin: see `ImageLabels`.
     """
     values = values.detach().float().cpu().contiguous()
     digest = hashlib.sha256(json.dumps([name, *class_names]).encode())
     digest.update(values.numpy().tobytes())
-    return ImageLabels(name, tuple(class_names), values, digest.hexdigest()[:16], accuracy)
+    return ImageLabels(name, tuple(class_names), values, digest.hexdigest()[:16], accuracy, origin)
+
+
+OF_A_SET = {"backbone", "temperature", "accuracy", "fitted_on", "tested_on", "agreement", "passes", "seconds"}
+"""What is written of the labels of a backbone that each set has of its own, or that the hash of the weights says too."""
+
+
+def _origin(how: Mapping[str, Any]) -> str:
+    """See `ImageLabels.origin`, from what `write_image_labels` was told."""
+    if isinstance(classifier := how.get("classifier"), str):
+        return classifier
+    if "weights" not in how:
+        return ""
+    return hash_of({name: how[name] for name in how if name not in OF_A_SET and not name.startswith("log_likelihood")})
 
 
 def _index(folder: Path) -> Index:

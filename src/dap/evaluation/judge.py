@@ -33,7 +33,7 @@ from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.fitting import check_last_batch, new_network, seeded
-from dap.evaluation.training.labels import Soft, Stored
+from dap.evaluation.training.labels import Soft, Stored, whose
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
@@ -162,6 +162,8 @@ def _trials_of(
     if weights is not None:
         facts["weights"] = f"manifest {hash_of(weights.tolist())}"
     key = {**of_data, "by": hash_of(facts)}
+    given = stored.index.get("whose") or {} if stored is not None else whose(teacher) if teacher is not None else {}
+    written = {**facts, "labels": {**facts["labels"], **given}, "unsettled": unsettled(plan.protocol)}
     known = recorded.valid(key, protocol.name, network)
     found = {seed: known[seed] for seed in plan.seeds if seed in known}
     todo = [seed for seed in plan.seeds if seed not in found]
@@ -170,22 +172,32 @@ def _trials_of(
         not unfinished.is_dir()
     ):  # the looks at the test images so far are in a checkpoint, so it is of these images alone
         unfinished = unfinished.with_name(f"{key['by']}-{key['tested']}")
-    if todo:
-        options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
-        options["weights"] = weights
-        training = _training(judged, loaded, protocol, todo, options)
+    options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
+    options["weights"] = weights
+    training = _training(judged, loaded, protocol, todo, options) if todo else ()
+    if whole_note(judged.results, "protocols.json").get(key["by"]) != written:
         with recorded.alone():
-            judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: facts})
-        for trial in training:
-            recorded.add(trial, key)
-            for left in unfinished.glob(f"*-{trial.seed}.pt"):
-                left.unlink(missing_ok=True)
-            found[trial.seed] = trial
-            told(trial)
-        for folder in (unfinished, unfinished.parent):
-            with contextlib.suppress(OSError):  # it is not there, or holds the checkpoint of another training
-                folder.rmdir()
+            judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: written})
+    for trial in training:
+        recorded.add(trial, key)
+        for left in unfinished.glob(f"*-{trial.seed}.pt"):
+            left.unlink(missing_ok=True)
+        found[trial.seed] = trial
+        told(trial)
+    for folder in (unfinished, unfinished.parent) if todo else ():
+        with contextlib.suppress(OSError):  # it is not there, or holds the checkpoint of another training
+            folder.rmdir()
     return [found[seed] for seed in sorted(found)]
+
+
+def unsettled(protocol: Protocol) -> str:
+    """The hash of a protocol before it is settled for a set, without what may differ between trainings that are compared.
+
+    Trainings of sets of several sizes have other values of its cases. This hash says that they are of one protocol."""
+    facts = protocol.facts(exclude={"name", "source", "network"})
+    left = {"code", *(("looks", "look_from") if protocol.score == "last" else ())}  # looks change no training
+    labels = {name: value for name, value in facts["labels"].items() if name != "teacher"}
+    return hash_of({**{name: value for name, value in facts.items() if name not in left}, "labels": labels})
 
 
 def _settled(judged: DistilledSet, plan: JudgingPlan, network: str) -> Protocol:

@@ -89,7 +89,7 @@ def labels_by(teacher: Classifier, judged: DistilledSet) -> ImageLabels:
     check_images(judged)
     judged.check_whole()
     images, _ = judged.tensors(None, fit="crop-bilinear", dtype=torch.uint8, mixed=teacher.size or MIXED)
-    return image_labels(teacher.name, judged.class_names, teacher.logits(images), teacher.accuracy)
+    return image_labels(teacher.name, judged.class_names, teacher.logits(images), teacher.accuracy, teacher.fingerprint)
 
 
 def check_images(judged: DistilledSet) -> None:

@@ -9,7 +9,7 @@ what the sets of the same name were made of, where that is one content.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -90,6 +90,12 @@ def alike(one: Made, other: Made, part: str) -> bool:
     return {**a, "path": ""} == {**b, "path": ""} and same_place(str(a.get("path")), str(b.get("path")))
 
 
+def digits(content: str, others: Iterable[str]) -> str:
+    """The first six digits of a hash, or more where these are the first ones of another hash too."""
+    apart = {*others, content}
+    return content[: next(n for n in (6, 12, 10**4) if len({one[:n] for one in apart}) == len(apart))]
+
+
 @dataclass
 class _Thing:
     """What one set says of one kind. Things that are compared have equal `within`. The content is empty where it is not known."""
@@ -166,5 +172,4 @@ def _tell(name: str, things: Mapping[int, _Thing], found: Sequence[dict[str, Any
     for i, thing in things.items():
         others = contents[thing.within]
         if len(others) > 1:
-            digits = next(n for n in (6, 12, 10**4) if len({one[:n] for one in others}) == len(others))
-            found[i][name] = thing.content[:digits] or UNKNOWN
+            found[i][name] = digits(thing.content, others) or UNKNOWN

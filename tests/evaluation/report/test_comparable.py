@@ -89,10 +89,103 @@ def test_an_edited_protocol_of_one_name_is_another_setting(tmp_path):
     paths = []
     for i, method in enumerate(("random", "vanilla")):
         path = make_set(tmp_path / method, recipe(method, 0), [trial(0.5, by=f"p{i}")])
-        facts = {"name": "mine", "lr": 0.1 * (i + 1), "momentum": 0.9, "source": f"text {i}", "weights": f"m{i}"}
+        facts = {
+            "name": "mine",
+            "lr": 0.1 * (i + 1),
+            "momentum": 0.9,
+            "source": f"text {i}",
+            "weights": f"manifest m{i}",
+        }
         (path / "protocols.json").write_text(json.dumps({f"p{i}": facts}))
         paths.append(path)
     assert {one.rpartition(", ")[2] for one in settings(paths)} == {"lr 0.1", "lr 0.2"}
+
+
+def by_protocols(tmp_path: Path, facts: list[dict[str, Any]], **changes: Any) -> list[Path]:
+    """Sets of one recipe, each trained by another record of one protocol."""
+    paths = []
+    for i, fields in enumerate(facts):
+        made = {**recipe("dap", i), "ipc": fields.get("ipc", 2)}
+        path = make_set(
+            tmp_path / f"set{i}", made, [trial(0.5 + i / 10, protocol="mine", by=f"p{i}", judged=None, **changes)]
+        )
+        hashes = [json.loads(line)["sha256"] for line in (path / "manifest.jsonl").read_text().splitlines()]
+        found = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
+        write_lines(path / "trials.jsonl", [{**one, "judged": key_of(hashes)} for one in found])
+        (path / "protocols.json").write_text(json.dumps({f"p{i}": {"name": "mine", "lr": 0.1, **fields}}))
+        paths.append(path)
+    return paths
+
+
+def aparts(paths: list[Path]) -> list[str]:
+    """The words of the settings of a report, each once."""
+    return [row.setting.apart for row in summarise(load(paths)) if row.setting]
+
+
+def labelled(**fields: Any) -> dict[str, Any]:
+    return {"labels": {"kind": "soft", "temperature": 20.0, "teacher": "t.pt", **fields}}
+
+
+@pytest.mark.parametrize(
+    "one, other, headline",
+    [
+        (labelled(), labelled(temperature=4.0), "last"),
+        (labelled(), labelled(kind="stored"), "last"),
+        ({}, {"weights": "manifest abc"}, "last"),
+        ({"looks": 1}, {"looks": 100}, "best"),
+        ({"look_from": "0", "looks": 9}, {"look_from": "4/5", "looks": 9}, "best"),
+    ],
+)
+def test_every_field_that_decides_the_score_keeps_trials_apart(tmp_path, one, other, headline):
+    """The temperature, the weights and, where the best look is the headline, the looks were passed over."""
+    name = "t.pt" if "labels" in one else "hard"
+    (tmp_path / "same").mkdir()
+    assert aparts(by_protocols(tmp_path / "same", [one, one], headline=headline, labels=name)) == [""]
+    assert len(set(aparts(by_protocols(tmp_path, [one, other], headline=headline, labels=name))) - {""}) == 2
+
+
+def test_looks_and_weights_of_a_set_keep_nothing_apart(tmp_path):
+    facts = [{"looks": 1, "weights": "manifest a"}, {"looks": 9, "weights": "manifest b", "look_from": "1/2"}]
+    assert aparts(by_protocols(tmp_path, facts)) == [""]
+
+
+A, B = "aaaaaa1", "aaaaaa2"
+"""Two fingerprints that begin alike, as those of two networks of one file of code do."""
+
+
+@pytest.mark.parametrize(
+    "whose, expected",
+    [
+        # A retrained classifier at one path that labelled one set each.
+        ([("views", A, A), ("views", B, B)], [f"labels by t.pt ({A})", f"labels by t.pt ({B})"]),
+        ([("views", A, A), ("views", A, A)], [""]),
+        # Labels of the images have a fingerprint of each set.
+        ([("images", A, "x"), ("images", A, "y")], [""]),
+        ([("images", A, "x"), ("images", B, "y")], [f"labels by t.pt ({A})", f"labels by t.pt ({B})"]),
+        ([("images", A, "x"), ("views", A, A)], ["image labels by t.pt", "labels by t.pt"]),
+        # What a trial of an earlier version does not say differs from nothing, unless its fingerprint is known.
+        ([("", "", "x"), ("", "", "y")], [""]),
+        ([("views", A, A), ("", "", A)], [""]),
+        ([("views", A, A), ("", "", "x")], [""]),
+        ([("images", "", "x"), ("images", A, "y")], [""]),
+        ([("views", A, A), ("views", B, B), ("", "", A)], [f"labels by t.pt ({A})", f"labels by t.pt ({B})"]),
+        ([("", "", A), ("", "", A), ("", "", B), ("", "", B)], [f"labels by t.pt ({A})", f"labels by t.pt ({B})"]),
+    ],
+)
+def test_labels_are_told_apart_by_whoever_gave_them(tmp_path, whose, expected):
+    said = [{"of": of, "origin": origin, "fingerprint": mark} for of, origin, mark in whose]
+    facts = [labelled(**{name: value for name, value in one.items() if value}) for one in said]
+    assert aparts(by_protocols(tmp_path, facts, labels="t.pt")) == expected
+
+
+def test_a_protocol_that_was_edited_between_sizes_is_another_setting(tmp_path):
+    """The fields of sets of several sizes differ anyway, so an edit between them went unnoticed."""
+    facts = [{"ipc": ipc, "unsettled": mark, "lr": ipc / 100} for ipc, mark in ((1, A), (10, B), (50, A))]
+    assert sorted(aparts(by_protocols(tmp_path / "a", facts))) == [f"edited protocol ({A})"] * 2 + [
+        f"edited protocol ({B})"
+    ]
+    assert set(aparts(by_protocols(tmp_path / "b", [one | {"unsettled": A} for one in facts]))) == {""}
+    assert set(aparts(by_protocols(tmp_path / "c", [facts[0], {"ipc": 10}]))) == {""}
 
 
 def test_results_of_other_images_are_left_out_and_named(tmp_path):

@@ -229,7 +229,7 @@ def protocols_used(sets: Sequence[SetRecord]) -> list[tuple[str, list[tuple[str,
 
 
 def _pairs(fields: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _said(value)) for name, value in flatten(fields).items()]
+    return [(name, _said(value)) for name, value in flatten(fields).items() if name != "unsettled"]
 
 
 def _said(value: object) -> str:

@@ -62,6 +62,8 @@ class ImageLabels:
     """A text that changes with everything that the labels depend on."""
     accuracy: float | None = None
     """How often whoever gave them is right on real images, a fraction; None if nobody measured it."""
+    origin: str = ""
+    """A text that labels of other images have too if they were made by the same in the same way; empty if that is not known."""
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +84,18 @@ class ImageLabels:
             other = log_p[partner.to(self.device)] + math.log1p(-share)
             own = other if share <= 0 else torch.logaddexp(log_p + math.log(share), other)
         return own.to(chosen.device)
+
+
+def whose(teacher: ClassifierLike | ImageLabels) -> dict[str, str]:
+    """Whose labels a training has, as a report must know it to put trainings of several sets together.
+
+    Returns:
+        "of": "views" where a classifier sees what the student sees, "images" where the labels are those of the stored images.
+        "origin": the fingerprint of the classifier, or `ImageLabels.origin`; left out where it is not known.
+    """
+    image = isinstance(teacher, ImageLabels)
+    origin = teacher.origin if isinstance(teacher, ImageLabels) else teacher.fingerprint
+    return {"of": "images" if image else "views", **({"origin": origin} if origin else {})}
 
 
 class Hard(Closed, frozen=True):

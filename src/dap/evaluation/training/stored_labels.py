@@ -33,10 +33,11 @@ from dap.base.files import dump, write_atomically
 from dap.base.seeding import seed_of
 from dap.data.sets.differences import differences
 from dap.data.sets.notes import Plain, as_read
+from dap.evaluation.current import hash_of
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import Replay, TrainingBatch
-from dap.evaluation.training.labels import ImageLabels, mixed_weights, soft_loss
+from dap.evaluation.training.labels import ImageLabels, mixed_weights, soft_loss, whose
 from dap.evaluation.training.mixing import Mixing
 from dap.evaluation.training.steps import Drawn, Step
 from dap.evaluation.training.transforms import apply_all, draw_all, size_after, split, unnormalised
@@ -60,6 +61,7 @@ class Index(FromFile, frozen=True):
     teacher_accuracy: Share | None = None
     protocol: Name | None = None
     torch: Name | None = None
+    whose: dict[Name, Name] = {}  # see `labels.whose`; labels of earlier versions lack it
 
 
 class StoredBatch(NamedTuple):
@@ -119,7 +121,7 @@ def write_labels(
     protocol: str,
     progress: Callable[[int, int], object] | None = None,
 ) -> Path:
-    """Label a set. Epochs that are in the folder already are kept, so an interrupted labelling continues.
+    """Label a set and return the folder. Epochs that are in the folder already are kept, so an interrupted labelling continues.
 
     Args:
         folder: the folder to write; new, or begun by the same call.
@@ -129,9 +131,6 @@ def write_labels(
         teacher: the classifier whose logits are stored, on its device; or labels of the images in the same order.
         protocol: the protocol's name, which only people read.
         progress: called with the number of epochs that are done and of all epochs.
-
-    Returns:
-        The folder.
 
     Raises:
         DapError: the folder holds labels of something else, the disk is too small, a logit is not finite or beyond half
@@ -176,6 +175,7 @@ def write_labels(
                     progress(how.epochs - len(todo) + todo.index(epoch) + 1, how.epochs)
         epochs = max(how.epochs, (written or {}).get("epochs") or 0)
         notes = {"teacher_name": teacher.name, "teacher_accuracy": teacher.accuracy, "protocol": protocol}
+        notes["whose"] = whose(teacher)
         write_atomically(index, dump({**facts, "epochs": epochs, **notes, "torch": str(torch.__version__)}))
         begun.unlink()
     return folder
@@ -199,7 +199,7 @@ class StoredLabels:
     @property
     def fingerprint(self) -> str:
         """Sixteen digits that change with everything that the labels depend on."""
-        return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_of({name: value for name, value in self.index.items() if name != "whose"})
 
     def epoch(self, number: int) -> Iterator[StoredBatch]:
         """The batches of an epoch, counted from 0.
