@@ -139,6 +139,7 @@ def test_trials_of_earlier_versions_stay_valid_where_they_are_right(theirs, colo
     for number, (one, data, hashes) in enumerate(given):
         line = judged(one, tmp_path / f"out{number}", data=data, classes=["blue", "green", "red"])
         assert line["judged"] == hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+        assert line["data"] == Path(colours).name, "a report names the test images"
 
 
 def test_another_reference_makes_measures_anew(theirs, colours, tmp_path):

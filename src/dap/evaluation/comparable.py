@@ -11,9 +11,9 @@ import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, Protocol
 
+from dap.base.parsing import shown
 from dap.data.sets.differences import flatten
 from dap.evaluation.current import hash_of
 from dap.evaluation.origins import UNKNOWN, digits
@@ -74,22 +74,21 @@ def _tests(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str
         distinct = list(dict.fromkeys(hashes[i] for i in group))
         if len(distinct) < 2:
             continue
-        names = {
-            one: next((n for i in group if hashes[i] == one if (n := _data(places[i][0]))), "") for one in distinct
-        }
+        # A set may be tested on other data than it was made of, so its recipe does not say the name.
+        named = [(hashes[i], shown(str(places[i][1].get("data") or ""))) for i in group]
+        names = {one: next((name for other, name in named if other == one and name), "") for one in distinct}
         for i in group:
             one, name = hashes[i], names[hashes[i]]
             alone = name and list(names.values()).count(name) == 1
             which = (
-                name if alone else f"{name or 'other images'} ({one[:6]})" if one else "images that are not recorded"
+                name
+                if alone
+                else f"{name or 'images'} ({digits(one, distinct)})"
+                if one
+                else "images that are not recorded"
             )
             words[i] = f"tested on {which}"
     return words
-
-
-def _data(record: Judged) -> str:
-    """The last part of the path of the data that a set is made of; empty where it does not say them."""
-    return PurePath(str(flatten(record.recipe).get("data.path") or "")).name
 
 
 @dataclass

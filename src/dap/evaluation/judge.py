@@ -12,12 +12,13 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import torch
 
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.real.names import select
@@ -179,7 +180,7 @@ def _trials_of(
         with recorded.alone():
             judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: written})
     for trial in training:
-        recorded.add(trial, key)
+        recorded.add(trial, key, shown(PurePath(loaded.test.name).name)[:200])
         for left in unfinished.glob(f"*-{trial.seed}.pt"):
             left.unlink(missing_ok=True)
         found[trial.seed] = trial

@@ -15,7 +15,7 @@ from dap.base.documents import read_lines
 from dap.base.errors import DapError
 from dap.base.files import append, ended, inside, write_atomically
 from dap.data.sets.notes import as_read
-from dap.evaluation.training.trials import KEYS, Trial, TrialLine
+from dap.evaluation.training.trials import DATA, KEYS, Trial, TrialLine
 
 log = logging.getLogger("dap")
 
@@ -78,17 +78,19 @@ class RecordedTrials:
         mine = [line for line in kept if key.items() <= line.items() and line["network"] == network]
         return {line["seed"]: Trial.from_record(line) for line in mine}
 
-    def add(self, trial: Trial, key: Mapping[str, str]) -> None:
+    def add(self, trial: Trial, key: Mapping[str, str], data: str = "") -> None:
         """Append a trial, unless another process has recorded it meanwhile.
 
         Args:
             trial: the trial to append.
             key: the hashes "judged" of the images of the set, "tested" of the test data, and "by" of the protocol.
+            data: the name of the test data, for a report.
         """
         with self.alone():
             if trial.seed in self._valid(key, trial.protocol, trial.network):
                 return
-            append(self.path, json.dumps({**json.loads(trial.to_json()), **key}) + "\n")
+            named = {DATA: data} if data else {}
+            append(self.path, json.dumps({**json.loads(trial.to_json()), **key, **named}) + "\n")
 
 
 def _counts(line: Mapping[str, Any], key: Mapping[str, str], protocol: str, network: str) -> bool:

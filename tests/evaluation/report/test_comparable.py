@@ -38,16 +38,29 @@ def settings(paths: list[Path]) -> set[str]:
 
 def test_other_test_images_are_another_setting(tmp_path):
     """A set of others was compared with the random images of other data than those that it was tested on."""
-    random = [make_set(tmp_path / f"r{i}", of_data("random", "a", i), [trial(0.35, tested="aa")]) for i in (0, 1)]
+    random = [
+        make_set(tmp_path / f"r{i}", of_data("random", "a", i), [trial(0.35, tested="aa", data="a")]) for i in (0, 1)
+    ]
     theirs = make_set(tmp_path / "theirs", None, [trial(0.4, tested="bb")])
     found = lines([*random, theirs])
     assert found["theirs"]["vs_random"] == "" and found["theirs"]["apart"] != found["Random"]["apart"] == "tested on a"
     told, more = summary(summarise(load([*random, theirs])), load([*random, theirs]))
     assert "highest" not in told and not any("theirs" in line and "random" in line for line in more)
-    own = make_set(tmp_path / "own", of_data("random", "b"), [trial(0.4, tested="bb")])
+    own = make_set(tmp_path / "own", of_data("random", "b"), [trial(0.4, tested="bb", data="b")])
     found = lines([*random, theirs, own])
     assert float(found["theirs"]["vs_random"]) == 0
     assert {one.rpartition(", ")[2] for one in settings([*random, theirs, own])} == {"tested on a", "tested on b"}
+
+
+def test_the_name_of_the_test_images_is_that_of_the_trial(tmp_path):
+    """A set that was made of `data` and judged on `other` was said to be tested on `data`."""
+    ours = make_set(tmp_path / "ours", of_data("random", "data"), [trial(0.5, tested="aa", data="other")])
+    old = make_set(tmp_path / "old", of_data("dap", "data"), [trial(0.5, tested="bb")])
+    assert sorted(aparts([ours, old])) == ["tested on images (bb)", "tested on other"], (
+        "the recipe says nothing on the tests"
+    )
+    new = make_set(tmp_path / "new", of_data("vanilla", "data"), [trial(0.5, tested="bb", data="other")])
+    assert set(aparts([ours, old, new])) == {"tested on other (aa)", "tested on other (bb)"}
 
 
 def test_nothing_is_said_where_all_is_alike(tmp_path):
@@ -56,7 +69,7 @@ def test_nothing_is_said_where_all_is_alike(tmp_path):
 
 
 def test_a_mean_over_networks_is_of_one_test_set(tmp_path):
-    trials = [trial(0.9, network="convnet4", tested="aa"), trial(0.3, tested="bb")]
+    trials = [trial(0.9, network="convnet4", tested="aa", data="a"), trial(0.3, tested="bb", data="a")]
     path = make_set(tmp_path / "random", of_data("random", "a"), trials)
     assert {one.rpartition(", ")[2] for one in settings([path])} == {"tested on a (aa)", "tested on a (bb)"}
 

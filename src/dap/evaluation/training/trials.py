@@ -16,6 +16,8 @@ from dap.data.sets.notes import Matrix, Positive
 
 KEYS = ("judged", "tested", "by")
 """The other fields of a line of trials.jsonl: hashes of the set's images, of the test data and of the protocol."""
+DATA = "data"
+"""The field of a line with the name of the test data, which a report shows. Lines of earlier versions lack it."""
 APART = "apart"
 """The words by which a report tells a trial apart from others of the same names; see
 `evaluation.comparable`. No file has them."""
@@ -48,6 +50,7 @@ class TrialLine(FromFile, frozen=True):
     judged: Name | None = None
     tested: Name | None = None
     by: Name | None = None
+    data: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,10 @@ class Trial:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trial:
-        """The trial of one line of trials.jsonl. The fields in `KEYS`, and the words that `records.load` adds, are left out.
+        """The trial of one line of trials.jsonl, without the fields that belong to no trial: `KEYS`, `DATA` and `APART`.
 
         Raises:
             DapError: a field is missing or unknown.
         """
-        return cls.from_json(json.dumps({name: value for name, value in record.items() if name not in (*KEYS, APART)}))
+        beside = {*KEYS, DATA, APART}
+        return cls.from_json(json.dumps({name: value for name, value in record.items() if name not in beside}))
