@@ -107,7 +107,8 @@ def test_all_protocols_judge_sets_of_ours_and_of_others(whose, request, colours,
     written = json.loads((made / "protocols.json").read_text())
     by = {json.loads(line)["by"] for line in (made / "trials.jsonl").read_text().splitlines()}
     assert by == set(written) and all(one["cases"] == [] for one in written.values())
-    mark = load_trained(teacher).fingerprint
+    mark, tests = load_trained(teacher).fingerprint, load_trained(teacher).tested
+    assert {json.loads(line)["tested"] for line in (made / "trials.jsonl").read_text().splitlines()} == {tests}
     for key, facts in written.items():
         own = {name: facts["labels"].pop(name, None) for name in ("of", "origin")}
         assert own == dict(of=None, origin=None) if "hard" in facts["name"] else dict(of="views", origin=mark)

@@ -25,6 +25,8 @@ ELSEWHERE = frozenset({"source", "name", "network", "unsettled", *OF_LABELS})
 """Fields of a recorded protocol that are told elsewhere, or that each set has of its own."""
 LOOKS = ("looks", "look_from")
 """Fields that change no training. They decide which look is the best one."""
+TESTED = "tested on "
+"""How the words begin that tell trials on several test sets apart."""
 SHOWN = 3
 """How many fields of a protocol are named."""
 LONGEST = 40
@@ -87,7 +89,7 @@ def _tests(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str
                 if one
                 else "images that are not recorded"
             )
-            words[i] = f"tested on {which}"
+            words[i] = f"{TESTED}{which}"
     return words
 
 

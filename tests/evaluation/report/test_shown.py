@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -15,6 +16,7 @@ from browser import CHROMIUM, Browser
 from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.evaluation.report.expected import Ceiling, Claims, trained_on_all
+from dap.evaluation.report.page import write_report
 from dap.evaluation.report.records import load
 from dap.evaluation.report.renderings.names import METHODS, method_title, network_title
 from dap.evaluation.report.summary import summarise
@@ -25,7 +27,7 @@ from dap.evaluation.training.trained import trained_facts
 from dap.methods import METHODS as ALL_METHODS
 from dap.starter import REFERENCE
 from dap.verbs.report import ceilings_of, report
-from reported import Outline, make_set, page_of, recipe, trial
+from reported import Outline, make_set, page_of, recipe, trial, write_lines
 
 
 def test_every_method_and_network_has_a_name_of_its_own():
@@ -71,6 +73,45 @@ def test_the_row_of_all_real_images_stands_where_its_network_was_tested(judged, 
     assert len(table.lines()) == len(table.rows)
     given = accuracy_table(summarise(load(judged)), Claims(full=[Ceiling(0.95, "as given")]))
     assert given.markdown().count("as given") == 2, "without a network it stands beside every network"
+
+
+def blocks(rows: list, claims: Claims | None = None) -> dict[str, list[str]]:
+    """By the words that tell each block apart, the names of its rows and the texts of its column of published values."""
+    table = accuracy_table(rows, claims)
+    claimed = [[i for i, c in enumerate(b.columns) if c.name == "published"] for b in table.blocks]
+    return {
+        b.title.partition("test images")[2].removeprefix(", "): [
+            *(row[0].text for row in b.rows),
+            *(row[i].text for row in b.rows for i in places),
+        ]
+        for b, places in zip(table.blocks, claimed, strict=True)
+    }
+
+
+def test_nothing_is_shown_beside_other_test_images(tmp_path):
+    """Published values, and the accuracy of all real images, stood beside accuracies on the test images of other data."""
+    one = SimpleNamespace(network="convnet3", labels="hard", protocol="small-hard", mean=70.0, std=None, source="paper")
+    claims = Claims(published=lambda _: SimpleNamespace(values=[one]), full=[Ceiling(0.5, "given")])  # pyright: ignore[reportArgumentType]
+    own, other = {"tested": "a" * 16, "data": "fashion-mnist"}, {"tested": "b" * 16, "data": "others"}
+    path = make_set(tmp_path / "dap", recipe("dap", 0), [trial(0.6, **own)])
+    assert blocks(summarise(load([path])), claims) == {"": ["DAP", REAL, "70.0", "–"]}
+    write_lines(path / "trials.jsonl", [trial(0.6, **own), trial(0.3, 1, **other)])
+    note = json.loads((path / "measures.json").read_text())
+    for tested in (None, "b" * 16):
+        trained = {"network": "convnet3", "protocol": "reference", "accuracy": 0.93} | (
+            {"tested": tested} if tested else {}
+        )
+        (path / "measures.json").write_text(json.dumps(note | {"trained": trained}))
+        found = blocks(summarise(load([path])), claims)
+        assert found["tested on fashion-mnist"] == ["DAP", "70.0"], "the tests of the set's own data"
+        assert found["tested on others"] == (["DAP", REAL] if tested else ["DAP"])
+    page = write_report([path], tmp_path, title="t", full=[Ceiling(0.5, "given")]).read_text()
+    assert "it does not say of which test images it is" in page
+    twice = [trial(0.6, **own), trial(0.3, 1, **(other | {"data": "fashion-mnist"}))]
+    write_lines(path / "trials.jsonl", twice)
+    assert all("70.0" not in texts for texts in blocks(summarise(load([path])), claims).values()), (
+        "one name, two test sets"
+    )
 
 
 @pytest.mark.parametrize("accuracy", [None, -1, 2.0, "0.9", 1e30, True])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
+from dap.evaluation.comparable import TESTED
 from dap.evaluation.report.records import Json, is_number
 from dap.evaluation.report.summary import Row, Setting, collect
 from dap.shipped import Expected
@@ -34,11 +36,13 @@ class Ceiling:
         accuracy: the accuracy on the real test images, a fraction.
         how: words on the training.
         network: the network; empty where it is not known, so that the figure stands beside every network.
+        tested: the hash of the test images; empty where it is not known.
     """
 
     accuracy: float
     how: str
     network: str = ""
+    tested: str = ""
 
 
 class Claims:
@@ -56,19 +60,23 @@ class Claims:
         published: Published | None = None,
         full: Sequence[Ceiling] = (),
     ) -> None:
-        self.given, self._full = dict(given or {}), tuple(full)
+        self.given, self.full = dict(given or {}), tuple(full)
         self._published = published
 
     def of(self, row: Row) -> Claim | None:
         """The claim for a row; None where there is none for its network, kind of labels and protocol.
 
         A published value belongs to one protocol as it is. The name of a protocol with other values for some fields, or of a
-        choice on validation images, is another.
+        choice on validation images, is another. It is not shown either where a report tells trials of the protocol apart, by
+        other words than that they were tested on the set's own data.
         """
         given = self.given.get(row.group.label, self.given.get(row.method))
         if given is not None:
             return Claim(given)
         if self._published is None or row.setting is None:
+            return None
+        own = PurePath(str(row.group.first.value("data.path"))).name
+        if row.setting.apart not in ("", f"{TESTED}{own}"):
             return None
         found = self._published(row.group.first.recipe)
         wanted = (plain_network(row.setting.network), _labels(row), row.setting.protocol)
@@ -80,15 +88,18 @@ class Claims:
 
     def ceilings(self, setting: Setting | None, rows: Sequence[Row]) -> list[Ceiling]:
         """What is known of all real images for the rows of one setting: those given, and those that were recorded when the
-        sets were measured by a network of the same kind. Nothing is known for a setting on validation images."""
+        sets were measured by a network of the same kind. Nothing is known for a setting on validation images, and none is
+        shown that is of other test images, or may be where a report has several."""
         if setting is None or setting.protocol.endswith(" on validation"):
             return []
         recorded = [record.measures.get("trained") for row in rows for record in row.group.sets]
-        known = [*self._full, *(trained_on_all(one) for one in recorded if isinstance(one, Mapping))]
+        tests = {t.get("tested") for row in rows for _, found in collect(row.group, setting) for t in found}
+        known = [*self.full, *(trained_on_all(one) for one in recorded if isinstance(one, Mapping))]
         same = (
             one
             for one in known
             if one and plain_network(one.network or setting.network) == plain_network(setting.network)
+            if (one.tested in tests if one.tested and tests - {None} else not setting.apart.startswith(TESTED))
         )
         return list(dict.fromkeys(same))
 
@@ -98,7 +109,9 @@ def trained_on_all(facts: Mapping[str, Any]) -> Ceiling | None:
     if not (is_number(accuracy := facts.get("accuracy")) and 0 <= accuracy <= 1):
         return None
     epochs = f", {facts['epochs']} epochs" if facts.get("epochs") else ""
-    return Ceiling(accuracy, f"protocol {facts.get('protocol')}{epochs}", str(facts.get("network") or ""))
+    return Ceiling(
+        accuracy, f"protocol {facts.get('protocol')}{epochs}", *(str(facts.get(n) or "") for n in ("network", "tested"))
+    )
 
 
 def plain_network(network: str) -> str:

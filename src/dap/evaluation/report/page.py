@@ -22,6 +22,7 @@ from dap.base.errors import DapError
 from dap.base.files import write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.differences import flatten
+from dap.evaluation.comparable import TESTED
 from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
 from dap.evaluation.report.curves import curves, training
@@ -265,6 +266,10 @@ def _notes(content: Content) -> list[str]:
         notes += [f"{shown(record.path)}: {text}" for name, text in failed if ":" in str(name)]
     notes += sections.choices(content.groups)
     notes += ways(content.groups)
+    several = any(row.setting and row.setting.apart.startswith(TESTED) for row in content.rows)
+    if several and any(not one.tested for one in content.claims.full):
+        unsaid = "it does not say of which test images it is, and the trials are on several"
+        notes.append(f"The accuracy of all real images that was given is not shown everywhere: {unsaid}.")
     known = {name for row in content.rows for name in (row.group.label, row.method)}
     absent = [f"{name} {text}" for name, text in content.claims.given.items() if name not in known]
     return notes + ([f"Expected, but not among these sets: {', '.join(absent)}."] if absent else [])

@@ -41,9 +41,8 @@ class Classifier:
     """A trained network and the classes that it knows. Images are (n, c, h, w) in [0, 1] of any size.
 
     All results are on the classifier's device and carry no gradient. They are ordinary tensors, so that a loss of
-    another network can be computed from them.
-
-    Called on images, a classifier gives their `features`, so that it serves as an extractor of the measures.
+    another network can be computed from them. Called on images, a classifier gives their `features`, so that it serves as an
+    extractor of the measures.
     """
 
     name: str
@@ -61,6 +60,7 @@ class Classifier:
     """Which of those classes, in which order, are the columns of the logits."""
     accuracy: float | None = None
     """A fraction, on the real test images of all known classes; None if nobody measured it."""
+    tested: str = ""  # the hash of these test images, as trials have it; empty in files of earlier versions
     size: int | None = None
     """Images are first scaled, as a whole, to this many pixels a side; None: they are left as they are."""
     steps: tuple[Step, ...] = ()
@@ -227,7 +227,7 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Classi
         raise DapError(f"{path} is damaged: its weights {bad[0]} are not finite numbers. Train it again.")
     network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     rest = (facts.channels, facts.classes, facts.accuracy, facts.class_names, device)
-    return of_training(path.name, network, protocol, *rest)
+    return replace(of_training(path.name, network, protocol, *rest), tested=facts.tested or "")
 
 
 class _Facts(FromFile, frozen=True):
@@ -237,6 +237,7 @@ class _Facts(FromFile, frozen=True):
     classes: Annotated[int, Field(ge=1, le=10**6)]
     accuracy: Share | None
     class_names: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    tested: Name | None = None
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
@@ -274,7 +275,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     state = classifier.network.state_dict()
     weights = {name: value.cpu().contiguous().clone() for name, value in state.items()}  # tied weights are two here
     facts = {"channels": classifier.channels, "classes": classifier.known, "accuracy": classifier.accuracy}
-    facts |= {"class_names": classifier.class_names}
+    facts |= {"class_names": classifier.class_names, **({"tested": classifier.tested} if classifier.tested else {})}
     metadata = {"protocol": classifier.protocol.model_dump_json(), "facts": json.dumps(facts)}
     write_atomically(Path(path), save(weights, metadata))
 
@@ -336,9 +337,8 @@ def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Classifier
 
 
 def _scaled(images: Tensor, size: int) -> Tensor:
-    if images.shape[2:] == (size, size):
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    same = images.shape[2:] == (size, size)
+    return images if same else F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dap.base.errors import DapError
@@ -37,7 +38,8 @@ def train_classifier(
     names = train.class_names
     budget = plan.setdefault("budget", Budget())
     shown, tested = (stored(source, budget, exact=True)[:2] for source in (train, test))
-    return train_on_tensors(shown, tested, protocol, len(names), class_names=names, seed=seed, **plan)
+    found, trial = train_on_tensors(shown, tested, protocol, len(names), class_names=names, seed=seed, **plan)
+    return replace(found, tested=test.fingerprint(sized=False)[:16]), trial
 
 
 def train_on_tensors(
@@ -80,5 +82,6 @@ def trained_facts(classifier: Classifier | None) -> dict[str, Any]:
     if len(classifier.columns) != classifier.known:
         return {}
     protocol = classifier.protocol
-    facts = {"network": protocol.network, "protocol": protocol.name, "epochs": protocol.epochs}
+    facts: dict[str, Any] = {"network": protocol.network, "protocol": protocol.name, "epochs": protocol.epochs}
+    facts |= {"tested": classifier.tested} if classifier.tested else {}
     return {"trained": {**facts, "accuracy": classifier.accuracy}}
