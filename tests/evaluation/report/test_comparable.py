@@ -17,10 +17,11 @@ from dap.cli.main import main
 from dap.evaluation.current import joined, key_of
 from dap.evaluation.report.ranking import rank_sets
 from dap.evaluation.report.records import load
+from dap.evaluation.report.scatter import maps
 from dap.evaluation.report.summary import group_sets, summarise
 from dap.evaluation.report.tables import accuracy_table
 from dap.evaluation.report.text import summary
-from reported import make_set, ranked, recipe, trial, write_lines
+from reported import judged, make_set, ranked, recipe, trial, write_lines
 
 
 def of_data(method: str, data: str | None, seed: int = 0) -> dict[str, Any] | None:
@@ -221,6 +222,22 @@ def test_results_of_other_images_are_left_out_and_named(tmp_path):
     assert record.outdated[0] in summary(summarise([record]), [record])[1]
 
 
+@pytest.mark.parametrize("zeroshot", [False, True])
+def test_a_map_of_other_images_is_not_drawn(tmp_path, zeroshot):
+    """It was drawn again as soon as `dap classify` had looked at the new images, because its number is among the measures."""
+    path = judged(make_set(tmp_path / "set", recipe("dap", 0), [trial(0.7)]))
+    hashes = [json.loads(line)["sha256"] for line in (path / "manifest.jsonl").read_text().splitlines()]
+    measures = json.loads((path / "measures.json").read_text())
+    for images, drawn in ((hashes, 1), (hashes[:-1], 0)):
+        (path / "measures.json").write_text(json.dumps(measures | {"judged": joined(key_of(images), "rest")}))
+        if zeroshot:
+            note = {"agreement": 0.5, "judged": joined(key_of(hashes), "rest")}
+            (path / "zeroshot.json").write_text(json.dumps(note))
+        assert len(maps(group_sets(load([path])))) == drawn
+    if zeroshot:
+        assert load([path])[0].measures == {"zero_shot_agreement": 0.5}
+
+
 def test_labels_and_class_names_may_be_in_the_key(tmp_path):
     path = make_set(tmp_path / "set", recipe("dap", 0))
     found = [json.loads(line) for line in (path / "manifest.jsonl").read_text().splitlines()]
@@ -264,6 +281,9 @@ def test_a_set_in_two_folders_is_one_set(tmp_path):
     assert record.measures["diversity"] == 2.0 and len(record.trials) == 1
     (apart / "images.json").write_text(json.dumps({"features": "x", "images": []} | {"copies": 0}))
     assert load([bare, apart])[0].path == apart, "the map and the neighbours lie there"
+    (bare / "zeroshot.json").write_text(json.dumps({"agreement": 0.5}))
+    (record,) = load([bare, apart])
+    assert (record.measures["diversity"], record.measures["zero_shot_agreement"]) == (2.0, 0.5)
     (group,) = group_sets(load([bare, apart, apart]))
     assert group.repeats == 0
 

@@ -31,6 +31,7 @@ from dap.evaluation.comparable import marks
 from dap.evaluation.current import AGAIN, NOTES, keys_now, of_these_images, ranking_counts
 from dap.evaluation.origins import origins
 from dap.evaluation.report.renderings.names import method_title
+from dap.evaluation.taken import ZERO_SHOT
 from dap.evaluation.training.trials import APART, TrialLine
 
 Json = Mapping[str, Any]
@@ -75,6 +76,8 @@ class SetRecord:
     origin: Json = field(default_factory=dict)
     """The fields of the recipe that are to be read otherwise, because of what the sets of a report were made of; see
     `evaluation.origins`."""
+    left_out: frozenset[str] = frozenset()
+    """Files that are left out, because they are of other images; what was written together with them is left out too."""
     outdated: tuple[str, ...] = ()
     """Sentences on results that are left out, because they are of other images than those that the set holds now."""
 
@@ -203,8 +206,11 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
             if record.inspected and not first.inspected:  # the map and the real neighbours lie beside the measures
                 first, record = record, first
             trials = (*first.trials, *(trial for trial in record.trials if trial not in first.trials))
-            notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
+            notes = ("inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
             more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
+            # The number of zeroshot.json is among the measures, so that there are some without measures.json.
+            zero = {name: value for name, value in record.measures.items() if name == ZERO_SHOT}
+            more["measures"] = {**(zero if "features" in first.measures else record.measures), **first.measures}
             found[key] = replace(first, trials=trials, protocols={**record.protocols, **first.protocols}, **more)
     return list(found.values())
 
@@ -259,6 +265,7 @@ def load_set(path: Path | str) -> SetRecord:
         zeroshot=notes["zeroshot.json"],
         chosen=_object(path, "chosen.json"),
         inputs=_object(path, "inputs.json"),
+        left_out=frozenset(left_out),
         outdated=(f"{shown(path)}: left out {', '.join(told)}. {AGAIN}.",) if told else (),
     )
 
@@ -319,7 +326,7 @@ def _measures(measures: Json, zeroshot: Json) -> dict[str, Any]:
     """The contents of `measures.json`. The numbers of the user's own measures and of `zeroshot.json` are put among the
     others."""
     own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
-    agreement = {"zero_shot_agreement": zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
+    agreement = {ZERO_SHOT: zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
     return {**own, **measures, **agreement}
 
 

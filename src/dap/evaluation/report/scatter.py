@@ -138,7 +138,7 @@ def _check(arrays: dict[str, Array], labels: dict[str, Array]) -> None:
 
 def _map_of(record: SetRecord) -> Features | None:
     """The map of a set; None where the measures, with which it was written, are of other images."""
-    return None if record.outdated and not record.measures else read_map(record.path)
+    return None if "measures.json" in record.left_out else read_map(record.path)
 
 
 def maps(groups: Sequence[Group]) -> list[dict[str, Any]]:
