@@ -8,8 +8,9 @@ earlier version does not say is not known, and so it differs from nothing.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 ZERO_SHOT = "zero_shot_agreement"
 """The measure that comes from `zeroshot.json`."""
@@ -88,6 +89,26 @@ def ways(groups: Sequence[Measures]) -> list[str]:
     if how := said(differing(sets, ZERO_SHOT)):
         found.append(f"Zero-shot agreement was taken {how} and does not compare.")
     return found
+
+
+def measures_in(measures: Mapping[str, Any], zeroshot: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of `measures.json`. The numbers of the user's own measures and of `zeroshot.json` are put among the
+    others."""
+    own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
+    agreement = {ZERO_SHOT: zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
+    return {**own, **measures, **agreement}
+
+
+def own_measures(measures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The results of the user's own measures, by their names (`file.py:Name`): numbers, directions and meanings."""
+    own = measures.get("own")
+    entries = own.items() if isinstance(own, Mapping) else ()
+    return {str(n): one for n, one in entries if isinstance(one, Mapping) and isinstance(one.get("values"), Mapping)}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a finite int or float (a bool is not)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text(value: object) -> str:

@@ -281,9 +281,6 @@ def test_a_set_in_two_folders_is_one_set(tmp_path):
     assert record.measures["diversity"] == 2.0 and len(record.trials) == 1
     (apart / "images.json").write_text(json.dumps({"features": "x", "images": []} | {"copies": 0}))
     assert load([bare, apart])[0].path == apart, "the map and the neighbours lie there"
-    (bare / "zeroshot.json").write_text(json.dumps({"agreement": 0.5}))
-    (record,) = load([bare, apart])
-    assert (record.measures["diversity"], record.measures["zero_shot_agreement"]) == (2.0, 0.5)
     (group,) = group_sets(load([bare, apart, apart]))
     assert group.repeats == 0
 

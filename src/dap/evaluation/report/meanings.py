@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dap.evaluation.report.records import own_measures
+from dap.evaluation.taken import own_measures
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ half a line.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -31,7 +30,7 @@ from dap.evaluation.comparable import marks
 from dap.evaluation.current import AGAIN, NOTES, keys_now, of_these_images, ranking_counts
 from dap.evaluation.origins import origins
 from dap.evaluation.report.renderings.names import method_title
-from dap.evaluation.taken import ZERO_SHOT
+from dap.evaluation.taken import is_number, measures_in
 from dap.evaluation.training.trials import APART, TrialLine
 
 Json = Mapping[str, Any]
@@ -206,11 +205,8 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
             if record.inspected and not first.inspected:  # the map and the real neighbours lie beside the measures
                 first, record = record, first
             trials = (*first.trials, *(trial for trial in record.trials if trial not in first.trials))
-            notes = ("inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
+            notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
             more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
-            # The number of zeroshot.json is among the measures, so that there are some without measures.json.
-            zero = {name: value for name, value in record.measures.items() if name == ZERO_SHOT}
-            more["measures"] = {**(zero if "features" in first.measures else record.measures), **first.measures}
             found[key] = replace(first, trials=trials, protocols={**record.protocols, **first.protocols}, **more)
     return list(found.values())
 
@@ -254,7 +250,7 @@ def load_set(path: Path | str) -> SetRecord:
         images=tuple(images),
         trials=tuple(trials),
         cost=_object(path, "cost.json"),
-        measures=_measures(notes["measures.json"], notes["zeroshot.json"]),
+        measures=measures_in(notes["measures.json"], notes["zeroshot.json"]),
         env=_object(path, "env.json"),
         command=_command(path / "command.txt"),
         unreadable=len(problems),
@@ -320,26 +316,6 @@ def _drawn(imported: Json) -> Json:
     if not isinstance(recipe, Mapping):
         return {}
     return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
-
-
-def _measures(measures: Json, zeroshot: Json) -> dict[str, Any]:
-    """The contents of `measures.json`. The numbers of the user's own measures and of `zeroshot.json` are put among the
-    others."""
-    own = {name: value for one in own_measures(measures).values() for name, value in one["values"].items()}
-    agreement = {ZERO_SHOT: zeroshot["agreement"]} if is_number(zeroshot.get("agreement")) else {}
-    return {**own, **measures, **agreement}
-
-
-def own_measures(measures: Json) -> dict[str, Json]:
-    """The results of the user's own measures, by their names (`file.py:Name`): numbers, directions and meanings."""
-    own = measures.get("own")
-    entries = own.items() if isinstance(own, Mapping) else ()
-    return {str(n): one for n, one in entries if isinstance(one, Mapping) and isinstance(one.get("values"), Mapping)}
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a finite int or float (a bool is not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _pictures(folder: Path) -> list[Path]:
