@@ -21,7 +21,7 @@ from dap.base.disk import writing
 from dap.base.files import building, dump
 from dap.base.store import Checkpoint, checkpoint_seconds
 from dap.base.watch import Watcher
-from dap.pretraining import autoencoders, denoisers, planning
+from dap.pretraining import autoencoders, denoisers, planning, words
 from dap.pretraining.denoisers import Learner, learner_of
 from dap.pretraining.fitting import Averaged, Fitting, Outcome, fit
 from dap.pretraining.networks import autoencoder
@@ -154,9 +154,9 @@ class Training:
 
     def _stage(self, how: Fitting, module: nn.Module, loss: Any, stage: Stage, held: Any, draw: Any) -> None:
         name = how.name
-        # Trainings that an earlier version began go on: their checkpoints know no frames and no template.
+        # Trainings that an earlier version began go on: their checkpoints do not know these fields.
         without = {"frames"} if self.notes.sizes.frames is None else set[str]()
-        without |= {"template"} if self.notes.asked.template is None else set[str]()
+        without |= {name for name in ("template", "spoken") if getattr(self.notes.asked, name) is None}
         told = [part.model_dump(exclude=without) for part in (self.notes.asked, self.notes.sizes)]
         said = json.dumps([*told, name, stage.planned])
         key = hashlib.sha256(said.encode()).hexdigest()[:16]
@@ -205,7 +205,7 @@ class Training:
         if self.card is not None:
             return self.card
         sizes = self.notes.sizes
-        template = "a photo of a {}" if sizes.kind == "unet" else None
+        template = words.TEMPLATES[0] if sizes.kind == "unet" else None
         layer = "mid" if sizes.kind == "unet" else str(sizes.depth // 2)
         name = self.folder.resolve().name
         more = {"template": template, "frames": sizes.frames, "guessed": True}

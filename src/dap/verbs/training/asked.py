@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dap.base.errors import DapError
 from dap.base.files import check_folder, in_use
@@ -220,9 +220,20 @@ def _check_same(out: Path, before: Asked, asked: Asked) -> None:
             flag = "--" + name.replace("_", "-")
             if name == "template":
                 was, value = (repr(one) if one is not None else "of the backbone's card" for one in (was, value))
+            if name == "spoken":
+                _refuse_other_names(out, was or before.classes, value or asked.classes)
             others = {"data": "other images", "classes": "other classes", "backbone": "another backbone"}
             said = others.get(name, f"{flag} {was}, and now it is {value}")
             raise DapError(
                 f"The training in {shown(out)} was begun with {said}. Give the same again to go on with it, or choose another "
                 "--out."
             )
+
+
+def _refuse_other_names(out: Path, was: Sequence[str], now: Sequence[str]) -> NoReturn:
+    """Refuse a training whose prompts say other names: an earlier version took the names of the folders as they are."""
+    old, new = next(pair for pair in zip(was, now, strict=True) if pair[0] != pair[1])
+    raise DapError(
+        f"The training in {shown(out)} is of another version of dap: its prompts say {old!r}, and whatever uses the backbone "
+        f"asks it for {new!r}. Choose another --out to train on these names."
+    )
