@@ -65,8 +65,8 @@ def shown(pictures: Pictures, batch: int, generator: torch.Generator, device: to
 
 @torch.no_grad()
 def error_of(vae: Any, pictures: Pictures, device: torch.device, limit: int | None = None) -> float:
-    """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over the first `limit`
-    images or clips, or all."""
+    """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over `limit` images
+    or clips that are drawn, or all."""
     errors = []
     for rows in in_order(pictures, limit):
         x = pictures.stills(pictures.take(rows, device))

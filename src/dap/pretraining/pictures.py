@@ -39,12 +39,14 @@ class Pictures:
         labels: (n,), int64, on the CPU.
         flip: whether mirror images may be shown.
         frames: how many frames a clip has; None for images.
+        shuffled: whether the order is random already. Else it may be that of the classes.
     """
 
     images: Stored
     labels: Tensor
     flip: bool = True
     frames: int | None = None
+    shuffled: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,6 +174,17 @@ def encoded(
 
 
 def in_order(pictures: Pictures, limit: int | None = None) -> Iterator[Tensor]:
-    """The first `limit` rows or all, in parts that fit into memory together."""
-    n = min(limit or len(pictures), len(pictures))
-    return iter(torch.arange(n).split(max(1, TOGETHER // (pictures.images.shape[-1] ** 2 * (pictures.frames or 1)))))
+    """All rows in order, or `limit` of them that are drawn out of all classes, in parts that fit into memory together.
+
+    The draw is the same each time. Its rows are sorted, because images in a file are read faster so.
+    """
+    n = len(pictures)
+    rows = torch.arange(min(limit or n, n))
+    if len(rows) < n and not pictures.shuffled:
+        rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: len(rows)].sort().values
+    return iter(rows.split(together(pictures.images.shape[-1], pictures.frames)))
+
+
+def together(side: int, frames: int | None) -> int:
+    """How many images or clips are encoded at a time."""
+    return max(1, TOGETHER // (side**2 * (frames or 1)))
