@@ -107,6 +107,8 @@ class Notes(FromFile, frozen=True):
         sizes: how large images and networks are.
         reason: why these sizes, in words.
         device: the device that the sizes were chosen on.
+        versions: how many versions of each image are encoded at the most; None: as many as so few images usually have.
+        reserved: the seconds that were planned for the denoiser when the training began; None: they are not known.
         autoencoder, decoder, denoiser: the stages. None: there is no such stage, or its steps are not chosen yet.
         psnr_held_out_db, psnr_train_db: how well held-out images and images of the training are reconstructed, in dB.
         done: whether the backbone is whole.
@@ -116,6 +118,8 @@ class Notes(FromFile, frozen=True):
     sizes: Sizes
     reason: Text = ""
     device: Name = "cpu"
+    versions: Annotated[int, Field(ge=1, le=100)] | None = None
+    reserved: Number | None = None
     autoencoder: Stage | None = None
     decoder: Stage | None = None
     denoiser: Stage | None = None

@@ -15,8 +15,10 @@ from dap.choices import Data
 from dap.data.real.counts import counts_of, total_of
 from dap.data.real.sources import EMBEDDED, Source
 from dap.data.real.stored.gathering import stored
+from dap.pretraining.encoding import Encoding
 from dap.pretraining.notes import Asked, Notes, read_notes
 from dap.pretraining.pictures import Pictures
+from dap.pretraining.planning import SMALLEST
 from dap.recipe import Recipe
 from dap.verbs.options import Machine, images_budget
 from dap.verbs.understood import check_out
@@ -30,9 +32,6 @@ LEAST_OF_CLASS, LEAST = 5, 30
 
 ADVISED = 500
 """With fewer images than this a backbone mostly learns them by heart, and the user is told."""
-
-SMALLEST = 16
-"""The smallest side in px of an image."""
 
 MANY = 5000
 """Of so many images or more 5 % are held out, of fewer 10 %."""
@@ -150,6 +149,16 @@ def warn_of_few(images: int, watcher: Watcher) -> None:
         watcher.note(
             f"There are only {images} images to train on, so the backbone will mostly know them by heart: its samples will be "
             f"near-copies. With {ADVISED} images or more this is better."
+        )
+
+
+def warn_of_encoding(encoding: Encoding, watcher: Watcher) -> None:
+    """Tell that images are encoded in fewer versions than usual, if they are."""
+    if encoding.fewer:
+        said = "one version" if encoding.versions == 1 else f"{encoding.versions} versions"
+        watcher.note(
+            f"Each image is encoded in {said}, which takes {encoding.seconds / 60:.1f} minutes; more versions would take too "
+            "large a part of --minutes."
         )
 
 

@@ -12,14 +12,24 @@ from dap.base.errors import DapError, suggest
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.imagenet import spoken
+from dap.pretraining.encoding import encoding_of
+from dap.pretraining.networks import autoencoder
 from dap.pretraining.notes import Notes, Stage, write_notes
-from dap.pretraining.planning import SHARE, Wish, chosen, chosen_side, steps_in
+from dap.pretraining.planning import (
+    SHARE,
+    SMALLEST,
+    Wish,
+    chosen,
+    chosen_side,
+    denoiser_seconds_left,
+    denoiser_steps,
+    steps_in,
+)
 from dap.pretraining.training import Training
 from dap.pretraining.words import check_names
 from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
 from dap.verbs.training.asked import (
-    SMALLEST,
     Ready,
     Trained,
     begun,
@@ -27,6 +37,7 @@ from dap.verbs.training.asked import (
     made_before,
     pictures_of,
     real_images,
+    warn_of_encoding,
     warn_of_few,
 )
 
@@ -156,7 +167,7 @@ def _check_choices(kind: str, minutes: float, size: int | None, frames: int | No
 
 
 def planned(ready: Ready, machine: Machine, watcher: Watcher) -> Notes:
-    """The notes of a new training: the sizes, and the steps of its first stage.
+    """The notes of a new training: the sizes, the steps of its first stage, and in how many versions images are encoded.
 
     Raises:
         DapError: the time is too short for any size.
@@ -164,14 +175,17 @@ def planned(ready: Ready, machine: Machine, watcher: Watcher) -> Notes:
     asked, side, device = ready.asked, ready.side, device_of(machine.device)
     warn_of_few(asked.images, watcher)
     wish = Wish(asked.kind, asked.images, len(asked.classes), side, asked.minutes, device, asked.frames)
-    sizes, reason, seconds = chosen(wish)
-    steps = asked.autoencoder_steps or steps_in(wish.seconds * SHARE, seconds, "autoencoder")
+    sizes, reason, seconds, step = chosen(wish)
+    advice = "give more --minutes" + (" or a smaller --size" if sizes.size > SMALLEST else "")
+    steps = asked.autoencoder_steps or steps_in(wish.seconds * SHARE, seconds, "autoencoder", advice)
+    notes = Notes(asked=asked, sizes=sizes, reason=reason, device=str(device), autoencoder=Stage(planned=steps))
+    if asked.steps is not None:
+        notes = notes.but(denoiser=Stage(planned=asked.steps))
+    else:  # too few steps are found out now, and not when the autoencoder is trained
+        encoding = encoding_of(autoencoder(sizes, 0).to(device).requires_grad_(False), asked, sizes, device)
+        denoiser_steps(notes, step, encoding, spent=steps * seconds, begun=False)
+        left = denoiser_seconds_left(asked, steps * seconds, encoding)
+        notes = notes.but(versions=encoding.versions if encoding.fewer else None, reserved=left)
+        warn_of_encoding(encoding, watcher)
     watcher.note(f"Chosen: {reason}.")
-    return Notes(
-        asked=asked,
-        sizes=sizes,
-        reason=reason,
-        device=str(device),
-        autoencoder=Stage(planned=steps),
-        denoiser=None if asked.steps is None else Stage(planned=asked.steps),
-    )
+    return notes
