@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dap
 from conftest import tiny_vae
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.pretraining import encoding, planning, training
+from dap.pretraining import pictures as encoding_pictures
 from dap.pretraining.denoisers import learner_of
 from dap.pretraining.encoding import Encoding, encoding_of
 from dap.pretraining.networks import Sizes, autoencoder
@@ -19,6 +21,7 @@ from dap.pretraining.pictures import Pictures, versions_of
 from dap.pretraining.planning import SPARE, denoiser_seconds_left, denoiser_steps
 from dap.pretraining.training import Training
 from dap.verbs.options import Machine
+from dap.verbs.training.asked import fewer_versions
 
 CPU = torch.device("cpu")
 SIZES = Sizes(size=16, levels=[8, 16], width=32, depth=1, batch_images=4, batch_latents=4)
@@ -107,21 +110,20 @@ def test_as_many_versions_are_encoded_as_the_time_allows(images, each, monkeypat
     """Encoding took its time beside --minutes: 84 minutes for 300,000 images, whatever was asked."""
     monkeypatch.setattr(encoding, "seconds_of_encoding", lambda vae, sizes, images, device: each)
     wish = asked(images=images, minutes=5)
-    found, limit = encoding_of(None, wish, SIZES, CPU), encoding.SHARE * 300
     usual = versions_of(Pictures(torch.empty(0, 3, 16, 16), torch.empty(images)))
+    found, limit = encoding_of(None, wish, SIZES, CPU, usual), encoding.SHARE * 300
     assert found.seconds == pytest.approx(each * found.images) and found.images == found.versions * images + 100
     assert found.seconds <= limit or found.versions == 1
-    assert found.fewer == (found.versions < usual)
-    if found.fewer:
+    if found.versions < usual:
         assert each * (found.images + images) > limit, "as many as fit"
-    for how in ({"steps": 60}, {}):  # steps that the user says, and a training that goes on
-        again = encoding_of(None, asked(images=images, minutes=5, **how), SIZES, CPU, most=None if how else 4)
-        assert again.versions == usual
+    said = asked(images=images, minutes=5, steps=60)
+    assert encoding_of(None, said, SIZES, CPU, usual).versions == usual, "the same bytes on any machine"
+    assert encoding_of(None, wish, SIZES, CPU, usual, settled=True).versions == usual
 
 
 def test_all_stages_together_fill_the_minutes_and_no_more():
     for spent, coding in ((200.0, 0.0), (200.0, 90.0), (500.0, 50.0)):
-        taken = Encoding(1, 100, coding, False)
+        taken = Encoding(1, 100, coding)
         notes = Notes(asked=asked(), sizes=SIZES, reserved=20.0)
         steps = denoiser_steps(notes, 0.5, taken, spent=spent)
         assert steps * 0.5 <= SPARE * (600 - spent - coding) < (steps + 1) * 0.5
@@ -148,6 +150,70 @@ def heard_by(heard: list[str]) -> Watcher:
             heard.append(text)
 
     return Hearing()
+
+
+@pytest.mark.parametrize("frames", [None, 8])
+@pytest.mark.parametrize("images", [50, 5000, 100_000])
+def test_latents_take_no_more_memory_than_there_is(images, frames):
+    """Nothing asked how much memory they take."""
+    wish, sizes = asked(images=images), SIZES.model_copy(update={"frames": frames})
+    usual, whole = encoding.usual_versions(wish, sizes), encoding.latents_bytes(1, wish, sizes)
+    for memory in (0, 2**26, whole, 2 * whole, 10 * whole):
+        memory = max(memory, encoding.LEAST)
+        if whole > memory:
+            with pytest.raises(DapError, match="half of --memory.; give a larger --memory, or fewer --classes.$"):
+                encoding.versions_in(memory, "--memory", wish, sizes)
+            continue
+        found = encoding.versions_in(memory, "--memory", wish, sizes)
+        assert encoding.latents_bytes(found, wish, sizes) <= memory
+        assert found == usual or encoding.latents_bytes(found + 1, wish, sizes) > memory
+
+
+def test_memory_that_is_too_small_is_said_before_any_work(pictures, pipeline_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "LEAST", 0)
+    rates(monkeypatch, step=0.001)
+    for train in (dap.train_backbone, lambda *of, **how: dap.tune_backbone(pipeline_folder, *of, **how)):
+        for steps in (None, 2):
+            with pytest.raises(DapError, match="The latents of 30 images of .* px take up to"):
+                train(pictures, tmp_path / "out", minutes=9, steps=steps, machine=Machine(device="cpu", memory=1e-6))
+    assert not (tmp_path / "out" / "training.json").exists()
+
+
+def test_fewer_versions_are_recorded_and_told(monkeypatch):
+    heard, wish = [], asked(steps=5)
+    assert fewer_versions(4, wish, SIZES, heard_by(heard)) is None and not heard
+    assert fewer_versions(1, wish, SIZES, heard_by(heard)) == 1 and "encoded in one version" in heard[0]
+
+
+class Sizing(TorchDispatchMode):
+    """Counts the new tensors of so many numbers or more."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.seen = least, dict[int, torch.Tensor]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.numel() >= self.least:
+            self.seen.setdefault(found.untyped_storage().data_ptr(), found)  # kept, so that no address comes again
+        return found
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_latents_are_not_copied(trained, tmp_path, monkeypatch):
+    """They were kept in parts, put together, standardised into new ones and multiplied by 1: five times their memory."""
+    vae, some = tiny_vae().requires_grad_(False), Pictures(torch.rand(600, 3, 8, 8), torch.arange(600) % 2)
+    notes, factor = Notes(asked=asked(images=600), sizes=SIZES, versions=3), vae.config.scaling_factor
+    monkeypatch.setattr(encoding_pictures, "TOGETHER", 100 * 8**2)
+    made = Training(tmp_path, some, None, notes, CPU, vae=None if trained else vae)
+    plain = encoding_pictures.encoded(vae, some, CPU, seed=0, versions=3)
+    with Sizing(3 * 600 * 4 * 4 * 4) as counted:
+        latents, _ = made._latents(vae)
+    assert len(counted.seen) <= (3 if trained else 2), [one.shape for one in counted.seen.values()]
+    assert len(latents.mean) == 3
+    if not trained:
+        assert factor != 1 and torch.equal(latents.mean, plain.mean * factor)
+        assert torch.equal(latents.std, plain.std * factor)
 
 
 @pytest.mark.parametrize("frames", [None, 3])

@@ -89,10 +89,10 @@ def standardise(vae: Any, latents: Latents) -> Latents:
 
     Args:
         vae: the autoencoder, which is changed.
-        latents: the latents that it gives now.
+        latents: the latents that it gives now. They become those that it gives afterwards, in their place.
 
     Returns:
-        The latents that it gives afterwards.
+        The same latents.
     """
     axes = [axis for axis in range(latents.mean.ndim) if axis != 2]
     mean = latents.mean.mean(axes)
@@ -104,5 +104,6 @@ def standardise(vae: Any, latents: Latents) -> Latents:
     before.bias[:channels] = (before.bias[:channels] - mean) / scale
     before.bias[channels:] -= 2 * scale.log()
     wide = (channels, *[1] * (latents.mean.ndim - 3))
-    new = (latents.mean - mean.view(wide)) / scale.view(wide), latents.std / scale.view(wide)
-    return Latents(*new, latents.labels)
+    latents.mean.sub_(mean.view(wide)).div_(scale.view(wide))
+    latents.std.div_(scale.view(wide))
+    return latents

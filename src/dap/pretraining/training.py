@@ -131,15 +131,16 @@ class Training:
         versions = min(versions_of(self.train), self.notes.versions or MOST_VERSIONS)
         train = encoded(vae, self.train, self.device, seed=seed, versions=versions, tell=self._told("encoding"))
         if self.vae is None:
-            train = autoencoders.standardise(vae, train)
+            autoencoders.standardise(vae, train)
             factor = 1.0
             vae.register_to_config(scaling_factor=factor)
-        held = None
-        if self.held is not None:
-            held = encoded(vae, self.held, self.device, seed=seed, versions=1)
-            held = Latents(held.mean * factor, held.std * factor, held.labels)
+        held = None if self.held is None else encoded(vae, self.held, self.device, seed=seed, versions=1)
+        for latents in (train, held):
+            if latents is not None and factor != 1:
+                latents.mean.mul_(factor)
+                latents.std.mul_(factor)
         self._rows = self._reconstructions(vae)
-        return Latents(train.mean * factor, train.std * factor, train.labels), held
+        return train, held
 
     def _learner(self, vae: Any) -> Learner:
         return learner_of(self.notes.sizes, vae, self.class_names, self._card(), self.notes.asked.seed + 1)
@@ -148,7 +149,7 @@ class Training:
         """Choose the steps of the denoiser by the time that is left."""
         asked, sizes, most = self.notes.asked, self.notes.sizes, self.notes.versions or MOST_VERSIONS
         step = planning.learner_seconds(learner, sizes.batch_latents, self.device)
-        encoding = encoding_of(vae, asked, sizes, self.device, most)
+        encoding = encoding_of(vae, asked, sizes, self.device, most, settled=True)
         steps = planning.denoiser_steps(self.notes, step, encoding)
         if steps * step > planning.denoiser_seconds_left(asked, self.notes.seconds, encoding):
             taken = (self.notes.seconds + encoding.seconds) / 60

@@ -126,9 +126,11 @@ def planned_tuning(
     forget_peak_memory(device)
     whole = sum(file.stat().st_size for file in found.folder.rglob("*") if file.is_file())
     learner = found.learner(ready.real.whole.class_names, rank, wishes["seed"])
-    notes = ready.before or tuning.planned(ready.asked, found.backbone, learner, device, watcher)
+    notes = ready.before or tuning.planned(ready.asked, found.backbone, learner, machine, watcher)
     step = planning.learner_seconds(learner, notes.sizes.batch_latents, device)
-    encoding = encoding_of(found.backbone.vae, notes.asked, notes.sizes, device, notes.versions or MOST_VERSIONS)
+    encoding = encoding_of(
+        found.backbone.vae, notes.asked, notes.sizes, device, notes.versions or MOST_VERSIONS, settled=True
+    )
     stage = notes.denoiser or Stage(planned=planning.denoiser_steps(notes, step, encoding))
     trained = sum(one.numel() for one in learner.module.parameters() if one.requires_grad)
     facts = {"trial": time.monotonic() - began, "memory_gb": peak_memory_gb(device)}

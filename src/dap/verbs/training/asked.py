@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
+from dap.base.devices.vram import free
 from dap.base.errors import DapError
 from dap.base.files import check_folder, in_use
 from dap.base.parsing import shown
@@ -15,7 +18,8 @@ from dap.choices import Data
 from dap.data.real.counts import counts_of, total_of
 from dap.data.real.sources import EMBEDDED, Source
 from dap.data.real.stored.gathering import stored
-from dap.pretraining.encoding import Encoding
+from dap.pretraining.encoding import usual_versions
+from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Asked, Notes, read_notes
 from dap.pretraining.pictures import Pictures
 from dap.pretraining.planning import SMALLEST
@@ -152,14 +156,21 @@ def warn_of_few(images: int, watcher: Watcher) -> None:
         )
 
 
-def warn_of_encoding(encoding: Encoding, watcher: Watcher) -> None:
-    """Tell that images are encoded in fewer versions than usual, if they are."""
-    if encoding.fewer:
-        said = "one version" if encoding.versions == 1 else f"{encoding.versions} versions"
-        watcher.note(
-            f"Each image is encoded in {said}, which takes {encoding.seconds / 60:.1f} minutes; more versions would take too "
-            "large a part of --minutes."
-        )
+def latents_budget(machine: Machine, device: torch.device) -> tuple[int, str]:
+    """How many bytes all latents may take together, half of what the flag says or of what is free, and the flag."""
+    if device.type != "cuda":
+        return images_budget(machine).memory // 2, "--memory"  # the other half is for the images
+    torch.cuda.empty_cache()  # what trials have left
+    return free(device) // 2, "--vram"
+
+
+def fewer_versions(versions: int, asked: Asked, sizes: Sizes, watcher: Watcher) -> int | None:
+    """The number of versions in which images are encoded, where it is smaller than usual, which the user is told; else None."""
+    if versions == usual_versions(asked, sizes):
+        return None
+    said = "one version" if versions == 1 else f"{versions} versions"
+    watcher.note(f"Each image is encoded in {said}, as more would take too large a part of --minutes or of the memory.")
+    return versions
 
 
 def begun(out: Path) -> Notes | None:

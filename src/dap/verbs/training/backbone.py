@@ -12,7 +12,7 @@ from dap.base.errors import DapError, suggest
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.imagenet import spoken
-from dap.pretraining.encoding import encoding_of
+from dap.pretraining.encoding import encoding_of, versions_in
 from dap.pretraining.networks import autoencoder
 from dap.pretraining.notes import Notes, Stage, write_notes
 from dap.pretraining.planning import (
@@ -34,10 +34,11 @@ from dap.verbs.training.asked import (
     Trained,
     begun,
     check_minutes,
+    fewer_versions,
+    latents_budget,
     made_before,
     pictures_of,
     real_images,
-    warn_of_encoding,
     warn_of_few,
 )
 
@@ -170,7 +171,7 @@ def planned(ready: Ready, machine: Machine, watcher: Watcher) -> Notes:
     """The notes of a new training: the sizes, the steps of its first stage, and in how many versions images are encoded.
 
     Raises:
-        DapError: the time is too short for any size.
+        DapError: the time is too short for any size, or the memory for the latents.
     """
     asked, side, device = ready.asked, ready.side, device_of(machine.device)
     warn_of_few(asked.images, watcher)
@@ -178,14 +179,14 @@ def planned(ready: Ready, machine: Machine, watcher: Watcher) -> Notes:
     sizes, reason, seconds, step = chosen(wish)
     advice = "give more --minutes" + (" or a smaller --size" if sizes.size > SMALLEST else "")
     steps = asked.autoencoder_steps or steps_in(wish.seconds * SHARE, seconds, "autoencoder", advice)
+    versions = versions_in(*latents_budget(machine, device), asked, sizes)
     notes = Notes(asked=asked, sizes=sizes, reason=reason, device=str(device), autoencoder=Stage(planned=steps))
     if asked.steps is not None:
         notes = notes.but(denoiser=Stage(planned=asked.steps))
     else:  # too few steps are found out now, and not when the autoencoder is trained
-        encoding = encoding_of(autoencoder(sizes, 0).to(device).requires_grad_(False), asked, sizes, device)
+        encoding = encoding_of(autoencoder(sizes, 0).to(device).requires_grad_(False), asked, sizes, device, versions)
         denoiser_steps(notes, step, encoding, spent=steps * seconds, begun=False)
         left = denoiser_seconds_left(asked, steps * seconds, encoding)
-        notes = notes.but(versions=encoding.versions if encoding.fewer else None, reserved=left)
-        warn_of_encoding(encoding, watcher)
+        notes, versions = notes.but(reserved=left), encoding.versions
     watcher.note(f"Chosen: {reason}.")
-    return notes
+    return notes.but(versions=fewer_versions(versions, asked, sizes, watcher))

@@ -18,7 +18,7 @@ from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.pretraining import planning
 from dap.pretraining.denoisers import Learner
-from dap.pretraining.encoding import encoding_of
+from dap.pretraining.encoding import encoding_of, versions_in
 from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Asked, Notes, Stage, write_notes
 from dap.pretraining.training import Training
@@ -30,10 +30,11 @@ from dap.verbs.training.asked import (
     Trained,
     begun,
     check_minutes,
+    fewer_versions,
+    latents_budget,
     made_before,
     pictures_of,
     real_images,
-    warn_of_encoding,
     warn_of_few,
 )
 
@@ -106,7 +107,7 @@ def tune_backbone(
         if before is None:
             warn_of_few(asked.images, watcher)
         # Classes that cannot be learned, and too little time, are refused before the folder has notes, which would bind it.
-        notes = before or planned(asked, found, learner, device, watcher)
+        notes = before or planned(asked, found, learner, machine, watcher)
         write_notes(out, notes)
         card = replace(found.card, name=out.resolve().name)
         training = Training(
@@ -197,22 +198,21 @@ def opened(
     return ready, Tunable(pipe, folder, found)
 
 
-def planned(asked: Asked, backbone: Any, learner: Learner, device: torch.device, watcher: Watcher) -> Notes:
+def planned(asked: Asked, backbone: Any, learner: Learner, machine: Machine, watcher: Watcher) -> Notes:
     """The notes of a new tuning: the sizes, the steps, and in how many versions images are encoded.
 
     Raises:
-        DapError: the time is too short.
+        DapError: the time is too short, or the memory for the latents.
     """
-    sizes = sizes_of(backbone, device)
-    if asked.steps is not None:
-        return Notes(asked=asked, sizes=sizes, device=str(device), denoiser=Stage(planned=asked.steps))
-    encoding = encoding_of(backbone.vae, asked, sizes, device)
-    versions = encoding.versions if encoding.fewer else None
-    notes = Notes(asked=asked, sizes=sizes, device=str(device), versions=versions)
-    step = planning.learner_seconds(learner, sizes.batch_latents, device)
-    steps = planning.denoiser_steps(notes, step, encoding, begun=False)
-    warn_of_encoding(encoding, watcher)
-    return notes.but(denoiser=Stage(planned=steps))
+    device = device_of(machine.device)
+    sizes, steps = sizes_of(backbone, device), asked.steps
+    versions = versions_in(*latents_budget(machine, device), asked, sizes)
+    notes = Notes(asked=asked, sizes=sizes, device=str(device))
+    if steps is None:
+        encoding = encoding_of(backbone.vae, asked, sizes, device, versions)
+        step = planning.learner_seconds(learner, sizes.batch_latents, device)
+        steps, versions = planning.denoiser_steps(notes, step, encoding, begun=False), encoding.versions
+    return notes.but(denoiser=Stage(planned=steps), versions=fewer_versions(versions, asked, sizes, watcher))
 
 
 def sizes_of(backbone: Any, device: torch.device) -> Sizes:
