@@ -78,7 +78,10 @@ def spoken(text: str) -> str:
     """
     if is_wnid(text):
         if text not in names():
-            raise DapError(f"{text} is none of ImageNet's thousand classes, so it has no name to make a prompt of.")
+            raise DapError(
+                f"{text} is none of ImageNet's thousand classes, so it has no name to make a prompt of; "
+                "rename the class to what its images show."
+            )
         return _told_apart()[text]
     return text.split(",")[0].strip().replace("_", " ")
 

@@ -7,7 +7,7 @@ import torch
 
 from conftest import tiny_vae
 from dap.pretraining.autoencoders import decibels, error_of, standardise
-from dap.pretraining.pictures import MOST_VERSIONS, Latents, Pictures, encoded, moved, versions_of
+from dap.pretraining.pictures import MOST_VERSIONS, Latents, Pictures, encoded, in_order, moved, versions_of
 
 CPU = torch.device("cpu")
 
@@ -123,6 +123,34 @@ def test_latents_of_clips_are_those_of_their_frames_and_are_standardised_by_chan
     torch.testing.assert_close(spread, torch.ones(4), atol=1e-3, rtol=0)
     again = encoded(vae, pictures, CPU, seed=0, versions=2)
     torch.testing.assert_close(again.mean, latents.mean, atol=1e-4, rtol=0)
+
+
+def of_classes(n: int, **how) -> Pictures:
+    """Images of three classes in the order of the classes: the first one is plain colours, the others are noise."""
+    flat = torch.rand(n, 3, 1, 1, generator=generator()).expand(n, 3, 8, 8)
+    images = torch.cat([flat, torch.rand(2 * n, 3, 8, 8, generator=generator(1))])
+    return Pictures(images, torch.arange(3).repeat_interleave(n), **how)
+
+
+@pytest.mark.parametrize("limit", [12, 30])
+def test_a_part_of_the_images_is_drawn_out_of_all_classes(limit):
+    """The held-out loss of the autoencoder saw the first class or two alone, and chose the weights by it."""
+    pictures = of_classes(40)
+    rows = torch.cat(list(in_order(pictures, limit)))
+    counts = pictures.labels[rows].bincount(minlength=3)
+    assert len(rows.unique()) == limit and counts.min() > 0.15 * limit, counts
+    assert torch.equal(rows, torch.cat(list(in_order(pictures, limit)))), "each look sees the same ones"
+    vae = tiny_vae()
+    seen, other = error_of(vae, pictures, CPU, limit), pictures.images.clone()
+    other[80:] = 0
+    assert error_of(vae, Pictures(other, pictures.labels), CPU, limit) != seen
+
+
+def test_all_images_and_images_in_a_random_order_are_taken_as_they_come():
+    pictures, mixed = of_classes(4), of_classes(4, shuffled=True)
+    for limit in (None, 12, 99):
+        assert torch.equal(torch.cat(list(in_order(pictures, limit))), torch.arange(12))
+    assert torch.equal(torch.cat(list(in_order(mixed, 5))), torch.arange(5))
 
 
 def test_decibels_are_those_of_the_definition():

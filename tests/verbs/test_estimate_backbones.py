@@ -10,7 +10,7 @@ import torch
 import dap
 from dap.base.errors import DapError
 from dap.cli.main import main
-from dap.pretraining import planning
+from dap.pretraining import encoding, planning
 from dap.pretraining.networks import Sizes
 from dap.verbs.options import Machine
 from dap.verbs.planning.backbones import planned_backbone, planned_tuning
@@ -38,22 +38,28 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def rates(monkeypatch):
-    """A step of the autoencoder takes half a second, and one of the denoiser a quarter."""
+    """A step of the autoencoder takes half a second, one of the denoiser a quarter, and encoding an image a tenth."""
     monkeypatch.setattr(planning, "autoencoder_seconds", lambda sizes, device: 0.5)
     monkeypatch.setattr(planning, "denoiser_seconds", lambda sizes, classes, device: 0.25)
-    chosen = ("dap.verbs.training.backbone.chosen", lambda wish: (SIZES, "tiny ones", 0.5))
+    chosen = ("dap.verbs.training.backbone.chosen", lambda wish: (SIZES, "tiny ones", 0.5, 0.25))
     monkeypatch.setattr(*chosen)
+    monkeypatch.setattr(encoding, "seconds_of_encoding", lambda vae, sizes, images, device: 0.1)
 
 
 def test_the_stages_fill_the_minutes(pictures, tmp_path, rates):
     out = tmp_path / "mine"
-    first, second = planned_backbone(pictures, out, minutes=10, **WISHES)
+    first, middle, second = planned_backbone(pictures, out, minutes=10, **WISHES)
     assert (first.name, second.name) == ("autoencoder", "denoiser") and {first.kind, second.kind} == {"steps"}
+    assert (middle.name, middle.kind, middle.left) == ("encoding", "images", 4 * 26 + 4), (
+        "four versions, and the held-out ones"
+    )
+    assert middle.seconds == pytest.approx(10.8)
     assert first.pieces == int(600 * 0.35 * 0.9 / 0.5) == 378 and first.seconds == pytest.approx(189)
-    assert second.pieces == int((600 - 189) * 0.9 / 0.25) == 1479 and second.seconds == pytest.approx(1479 / 4)
+    assert second.pieces == int((600 - 189 - 10.8) * 0.9 / 0.25) == 1440 and second.seconds == pytest.approx(360)
+    assert sum(one.seconds for one in (first, middle, second)) < 600
     assert first.disk > 0 and second.disk > 0 and not out.exists()
     told = {**WISHES, "autoencoder_steps": 7}
-    first, second = planned_backbone(pictures, out, minutes=10, steps=20, **told)
+    first, _, second = planned_backbone(pictures, out, minutes=10, steps=20, **told)
     assert [(one.pieces, one.seconds) for one in (first, second)] == [(7, 3.5), (20, 5.0)]
     with pytest.raises(DapError, match="too few to learn anything"):
         planned_backbone(pictures, out, minutes=0.1, **WISHES)
@@ -67,7 +73,11 @@ def test_a_backbone_that_is_there_has_nothing_left(pictures, tmp_path, capsys):
     command = ["train-backbone", "--data", str(pictures), "--out", str(out), *flags, "--device", "cpu"]
     assert main([*command, "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [(one["name"], one["left"]) for one in told["work"]] == [("autoencoder", 3), ("denoiser", 2)]
+    assert [(one["name"], one["left"]) for one in told["work"]] == [
+        ("autoencoder", 3),
+        ("encoding", 108),
+        ("denoiser", 2),
+    ]
     assert told["seconds"] > 0 and not out.exists()
     dap.train_backbone(pictures, out, **SMALL, machine=CPU)
     weights = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
@@ -83,9 +93,11 @@ def test_tuning_takes_its_steps(pictures, pipeline_folder, tmp_path, monkeypatch
     out = tmp_path / "tuned"
     monkeypatch.setattr(planning, "seconds_of", lambda module, loss, device: loss_taken(loss))
     how = {"seed": 0, "flip": True, "machine": CPU}
-    [found] = planned_tuning(pipeline_folder, pictures, out, minutes=5, **how)
-    assert found.pieces == found.left == int(300 * 0.9 / 2) and found.seconds == pytest.approx(270)
-    [found] = planned_tuning(pipeline_folder, pictures, out, minutes=5, steps=11, **how)
+    monkeypatch.setattr(encoding, "seconds_of_encoding", lambda vae, sizes, images, device: 0.1)
+    [first, found] = planned_tuning(pipeline_folder, pictures, out, minutes=5, **how)
+    assert (first.name, first.left) == ("encoding", 4 * 26 + 4) and first.seconds == pytest.approx(10.8)
+    assert found.pieces == found.left == int((300 - 10.8) * 0.9 / 2) and found.seconds == pytest.approx(260)
+    [_, found] = planned_tuning(pipeline_folder, pictures, out, minutes=5, steps=11, **how)
     assert (found.pieces, found.seconds) == (11, 22.0)
     whole = sum(file.stat().st_size for file in pipeline_folder.rglob("*") if file.is_file())
     assert whole < found.disk < 3 * whole and not out.exists()
@@ -96,7 +108,8 @@ def test_tuning_takes_its_steps(pictures, pipeline_folder, tmp_path, monkeypatch
     monkeypatch.undo()
     command = ["tune-backbone", str(pipeline_folder), "--data", str(pictures), "--out", str(out), "--steps", "3"]
     assert main([*command, "--device", "cpu", "--dry-run"]) == 0
-    assert "tuning, after the images are encoded: 3 steps" in capsys.readouterr().out and not out.exists()
+    said = capsys.readouterr().out
+    assert "encoding: 108 images" in said and "tuning: 3 steps" in said and not out.exists()
 
 
 def loss_taken(loss):

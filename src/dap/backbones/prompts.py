@@ -142,15 +142,15 @@ class Prompts:
         """Rows of other texts; the one that was asked for longest ago comes first."""
 
     def prompt(self, class_name: str) -> str:
-        """The template with the name of a class: the first of comma-separated synonyms, or the name of an ImageNet id.
+        """The template with the name of a class, as `imagenet.spoken` says it.
 
         Raises:
             DapError: the name is a WordNet id that is none of ImageNet's thousand.
         """
         return self.template.replace("{}", spoken(class_name))
 
-    def condition(self, class_names: Sequence[str]) -> Tensor:
-        """Row numbers (n,) of the prompts of classes.
+    def of_classes(self, class_names: Sequence[str]) -> dict[str, str]:
+        """The prompts of classes, by name. Nothing is encoded.
 
         Raises:
             DapError: two classes have the same prompt, or prompts that the text encoders cannot tell apart; a prompt is
@@ -165,6 +165,15 @@ class Prompts:
                     "not differ. Rename one, or give ImageNet's folders by WordNet id."
                 )
         self._check(prompts)
+        return prompts
+
+    def condition(self, class_names: Sequence[str]) -> Tensor:
+        """Row numbers (n,) of the prompts of classes.
+
+        Raises:
+            DapError: as `of_classes`.
+        """
+        prompts = self.of_classes(class_names)
         return self._keep([prompts[name] for name in class_names])
 
     def _check(self, prompts: Mapping[str, str]) -> None:
@@ -178,7 +187,8 @@ class Prompts:
                 longest = max(tokenizer.longest for tokenizer in self.tokenizers)
                 raise DapError(
                     f"The prompt {prompt[:100]!r} of the class {name[:100]!r} is longer than the {longest} tokens that the text "
-                    "encoder reads, so the class name is cut off. Give a shorter --template, or a shorter name."
+                    "encoder reads, so the class name is cut off. Give a shorter name, or a shorter "
+                    "--template where the command takes one."
                 )
         seen: dict[tuple[tuple[int, ...], ...], str] = {}
         read = zip(*(tokenizer.tokens(list(prompts.values())) for tokenizer in self.tokenizers), strict=True)

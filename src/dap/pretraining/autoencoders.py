@@ -65,8 +65,8 @@ def shown(pictures: Pictures, batch: int, generator: torch.Generator, device: to
 
 @torch.no_grad()
 def error_of(vae: Any, pictures: Pictures, device: torch.device, limit: int | None = None) -> float:
-    """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over the first `limit`
-    images or clips, or all."""
+    """The mean squared error of reconstructions from the means of the latents, for images in [0, 1], over `limit` images
+    or clips that are drawn, or all."""
     errors = []
     for rows in in_order(pictures, limit):
         x = pictures.stills(pictures.take(rows, device))
@@ -89,10 +89,10 @@ def standardise(vae: Any, latents: Latents) -> Latents:
 
     Args:
         vae: the autoencoder, which is changed.
-        latents: the latents that it gives now.
+        latents: the latents that it gives now. They become those that it gives afterwards, in their place.
 
     Returns:
-        The latents that it gives afterwards.
+        The same latents.
     """
     axes = [axis for axis in range(latents.mean.ndim) if axis != 2]
     mean = latents.mean.mean(axes)
@@ -104,5 +104,6 @@ def standardise(vae: Any, latents: Latents) -> Latents:
     before.bias[:channels] = (before.bias[:channels] - mean) / scale
     before.bias[channels:] -= 2 * scale.log()
     wide = (channels, *[1] * (latents.mean.ndim - 3))
-    new = (latents.mean - mean.view(wide)) / scale.view(wide), latents.std / scale.view(wide)
-    return Latents(*new, latents.labels)
+    latents.mean.sub_(mean.view(wide)).div_(scale.view(wide))
+    latents.std.div_(scale.view(wide))
+    return latents

@@ -185,7 +185,7 @@ def _look(state: dict[str, Any], how: Fitting, average: Averaged, held_out: Call
     if not math.isfinite(mean):
         raise DapError(
             f"The loss of the {how.name} is {mean} at step {state['step']} of {how.steps}, so the training diverged. Give "
-            "another --seed, or a smaller --size."
+            "another --seed and another --out."
         )
     state["sum"], state["count"], found = 0.0, 0, None
     if held_out is not None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from dap.base.documents import read_json
 from dap.base.fields import FromFile, Name, Text
 from dap.base.files import dump, write_atomically
+from dap.imagenet import spoken
 from dap.pretraining.fitting import Outcome
 from dap.pretraining.networks import Kind, Sizes
 
@@ -36,6 +37,8 @@ class Asked(FromFile, frozen=True):
         images, held_out: how many images or clips are trained on, and how many are held out, before broken ones are left out.
         frames: how many frames a clip has; None for images.
         template: the prompt of a text backbone, with {} for the class name; None: that of its card.
+        spoken: the names that prompts say in place of `classes`, in label order; None: there are no prompts, or they say
+            `classes`. Earlier versions trained on `classes`, whatever the finished backbone was then asked for.
     """
 
     kind: Kind
@@ -53,6 +56,17 @@ class Asked(FromFile, frozen=True):
     rank: Count | None = None
     frames: Count | None = None
     template: Text | None = None
+    spoken: Annotated[list[Text], Field(max_length=10**6)] | None = None
+
+    @property
+    def misnamed(self) -> bool:
+        """Whether an earlier version trained on prompts with other names than the backbone is now asked for.
+
+        Raises:
+            DapError: a class has no name to make a prompt of.
+        """
+        from_nothing = self.kind == "unet" and self.backbone is None
+        return from_nothing and (self.spoken or self.classes) != list(map(spoken, self.classes))
 
 
 class Stage(FromFile, frozen=True):
@@ -93,6 +107,8 @@ class Notes(FromFile, frozen=True):
         sizes: how large images and networks are.
         reason: why these sizes, in words.
         device: the device that the sizes were chosen on.
+        versions: how many versions of each image are encoded at the most; None: as many as so few images usually have.
+        reserved: the seconds that were planned for the denoiser when the training began; None: they are not known.
         autoencoder, decoder, denoiser: the stages. None: there is no such stage, or its steps are not chosen yet.
         psnr_held_out_db, psnr_train_db: how well held-out images and images of the training are reconstructed, in dB.
         done: whether the backbone is whole.
@@ -102,6 +118,8 @@ class Notes(FromFile, frozen=True):
     sizes: Sizes
     reason: Text = ""
     device: Name = "cpu"
+    versions: Annotated[int, Field(ge=1, le=100)] | None = None
+    reserved: Number | None = None
     autoencoder: Stage | None = None
     decoder: Stage | None = None
     denoiser: Stage | None = None

@@ -39,12 +39,14 @@ class Pictures:
         labels: (n,), int64, on the CPU.
         flip: whether mirror images may be shown.
         frames: how many frames a clip has; None for images.
+        shuffled: whether the order is random already. Else it may be that of the classes.
     """
 
     images: Stored
     labels: Tensor
     flip: bool = True
     frames: int | None = None
+    shuffled: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -154,7 +156,7 @@ def encoded(
         tell: is called with the number of images that are encoded and of all.
     """
     versions, n = versions or versions_of(pictures), len(pictures)
-    means, stds = [], []
+    mean = std = torch.empty(0)
     for version in range(versions):
         for rows in in_order(pictures):
             images = pictures.take(rows, device)
@@ -163,15 +165,32 @@ def encoded(
                 images = pictures.moved(images, generator)
             stills = pictures.stills(images)
             posterior = vae.encode(stills.contiguous(memory_format=torch.channels_last)).latent_dist
-            for found, kept in ((posterior.mean, means), (posterior.std, stds)):
-                clips = found if pictures.frames is None else found.unflatten(0, (len(rows), -1)).transpose(1, 2)
-                kept.append(clips.contiguous())
+            clips = [_clips(found, pictures.frames) for found in (posterior.mean, posterior.std)]
+            if not mean.numel():  # a list of parts that are put together at the end would need the memory twice
+                mean, std = (clips[0].new_empty(versions, n, *clips[0].shape[1:]) for _ in range(2))
+            for whole, part in zip((mean, std), clips, strict=True):
+                whole[version, int(rows[0]) : int(rows[-1]) + 1] = part
             tell(version * n + int(rows[-1]) + 1, versions * n)
-    mean, std = (torch.cat(found).unflatten(0, (versions, n)) for found in (means, stds))
     return Latents(mean, std, pictures.labels.to(device))
 
 
+def _clips(latents: Tensor, frames: int | None) -> Tensor:
+    """The latents of the frames of clips as latents of clips; those of images as they are."""
+    return latents if frames is None else latents.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
 def in_order(pictures: Pictures, limit: int | None = None) -> Iterator[Tensor]:
-    """The first `limit` rows or all, in parts that fit into memory together."""
-    n = min(limit or len(pictures), len(pictures))
-    return iter(torch.arange(n).split(max(1, TOGETHER // (pictures.images.shape[-1] ** 2 * (pictures.frames or 1)))))
+    """All rows in order, or `limit` of them that are drawn out of all classes, in parts that fit into memory together.
+
+    The draw is the same each time. Its rows are sorted, because images in a file are read faster so.
+    """
+    n = len(pictures)
+    rows = torch.arange(min(limit or n, n))
+    if len(rows) < n and not pictures.shuffled:
+        rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: len(rows)].sort().values
+    return iter(rows.split(together(pictures.images.shape[-1], pictures.frames)))
+
+
+def together(side: int, frames: int | None) -> int:
+    """How many images or clips are encoded at a time."""
+    return max(1, TOGETHER // (side**2 * (frames or 1)))

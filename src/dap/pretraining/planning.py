@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.base.errors import DapError
 from dap.pretraining import autoencoders, denoisers
+from dap.pretraining.encoding import Encoding
 from dap.pretraining.networks import Kind, Sizes, autoencoder
+from dap.pretraining.notes import Asked, Notes
 from dap.pretraining.pictures import Latents, Pictures
 
 SHARE = 0.35
 """The part of the time that the autoencoder gets."""
 
 SPARE = 0.9
-"""The part of a stage's time that its steps may take. The rest is for held-out losses, previews and encoding."""
+"""The part of a stage's time that its steps may take. The rest is for held-out losses and previews."""
 
 LARGEST = {"cpu": 64, "cuda": 128}
 """The largest side in px that is chosen without a word of the user, by device; of long trainings on a GPU it is 256."""
@@ -45,6 +47,9 @@ FEWEST_PATCHES = 4
 
 UNETS = (32, 64, 96, 128, 192)
 """Widths of U-Nets, from small to large."""
+
+SMALLEST = 16
+"""The smallest side in px of an image."""
 
 FEWEST_STEPS = 50
 """A stage of fewer steps than this makes nothing that could be of use."""
@@ -85,8 +90,8 @@ def chosen_side(side: int, minutes: float, device: torch.device) -> int:
     return min(max(16, round(side / 16) * 16), largest)
 
 
-def chosen(wish: Wish) -> tuple[Sizes, str, float]:
-    """The sizes, why they were chosen, and the seconds of one step of the autoencoder.
+def chosen(wish: Wish) -> tuple[Sizes, str, float, float]:
+    """The sizes, why they were chosen, and the seconds of one step of the autoencoder and of the denoiser.
 
     Raises:
         DapError: the time is too short for any size.
@@ -102,13 +107,13 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
             break
     assert found is not None
     needed = _enough(ENOUGH_LATENTS, wish.images)
-    best, taken, short = None, 0.0, False
+    best, step, short = None, 0.0, False
     for sizes in _of_denoisers(wish, found):
         took = denoiser_seconds(sizes, wish.classes, wish.device)
         fits = wish.seconds * (1 - SHARE) * SPARE / took * sizes.batch_latents >= needed
         short = best is None and not fits
         if best is None or fits:
-            best, taken = sizes, sizes.batch_latents / took
+            best, step = sizes, took
         if not fits:
             break
     assert best is not None
@@ -133,9 +138,9 @@ def chosen(wish: Wish) -> tuple[Sizes, str, float]:
     side = f"images of {best.size} px" if best.frames is None else f"clips of {best.frames} frames of {best.size} px"
     reason = (
         f"{side}, an autoencoder{known} with channels {', '.join(map(str, best.levels))} to latents {latent} "
-        f"({rate:.0f} images/s), and {network} ({taken:.0f} latents/s). {size}"
+        f"({rate:.0f} images/s), and {network} ({best.batch_latents / step:.0f} latents/s). {size}"
     )
-    return best, reason, seconds
+    return best, reason, seconds, step
 
 
 def _enough(least: tuple[int, int], images: int) -> int:
@@ -143,19 +148,65 @@ def _enough(least: tuple[int, int], images: int) -> int:
     return min(max(least[0], least[1] * images), 5_000_000)
 
 
-def steps_in(seconds: float, step: float, what: str) -> int:
+def steps_in(seconds: float, step: float, what: str, advice: str = "give more --minutes", after: str = "") -> int:
     """How many steps fit into a time.
+
+    Args:
+        seconds: the time.
+        step: the seconds of one step.
+        what: what is trained.
+        advice: what gives more steps.
+        after: what takes the rest of the time, in a clause.
 
     Raises:
         DapError: too few.
     """
-    steps = int(seconds * SPARE / step)
+    steps = max(0, int(seconds * SPARE / step))
     if steps < FEWEST_STEPS:
         raise DapError(
-            f"In {seconds / 60:.1f} minutes this machine makes {max(steps, 0)} steps of the {what}, which is too few to learn "
-            "anything; give more --minutes, or a smaller --size."
+            f"In {max(0.0, seconds) / 60:.1f} minutes{after} this machine makes {steps} steps of the {what}, which is too few to "
+            f"learn anything; {advice}."
         )
     return steps
+
+
+def denoiser_steps(
+    notes: Notes, step: float, encoding: Encoding, *, spent: float | None = None, begun: bool = True
+) -> int:
+    """How many steps of the denoiser fit into what the autoencoder and the encoding leave of the time.
+
+    An autoencoder that took longer than planned, on a machine that became busier, takes at most half of what was planned for the
+    denoiser. The whole training then takes longer than was asked.
+
+    Args:
+        notes: what was asked for, and what the training has come to.
+        step: the seconds of one step.
+        encoding: what encoding all images takes.
+        spent: the seconds of the autoencoder; default: those that are in the notes.
+        begun: whether the notes are in the folder, so that it takes no training with other wishes.
+
+    Raises:
+        DapError: too few.
+    """
+    asked = notes.asked
+    planned = (
+        asked.minutes * 30 if notes.reserved is None else notes.reserved
+    )  # what earlier versions gave at the least
+    left = denoiser_seconds_left(asked, notes.seconds if spent is None else spent, encoding)
+    what, advice = "tuning", "give more --minutes"
+    first = "" if asked.backbone is not None else "the autoencoder and "
+    if asked.backbone is None:
+        what = "denoiser"
+        advice += ", fewer --autoencoder-steps" if asked.autoencoder_steps else ""
+        advice += " or a smaller --size" if notes.sizes.size > SMALLEST else ""
+    advice += ", and another --out" if begun else ""
+    after = f", which are left after {first}the encoding of the images ({encoding.seconds / 60:.1f} minutes),"
+    return steps_in(max(left, planned / 2) if begun else left, step, what, advice, after)
+
+
+def denoiser_seconds_left(asked: Asked, spent: float, encoding: Encoding) -> float:
+    """The seconds that an autoencoder of so many seconds and the encoding leave."""
+    return 60 * asked.minutes - spent - encoding.seconds
 
 
 def _of_autoencoders(wish: Wish) -> Iterator[Sizes]:
@@ -196,10 +247,15 @@ def denoiser_seconds(sizes: Sizes, classes: int, device: torch.device) -> float:
     card = Card("trial", "", sizes.size, 1.0, "all", "0", 0.0, "step")
     names = [str(label) for label in range(classes)]
     learner = denoisers.learner_of(sizes, vae, names, card, 0)
+    return learner_seconds(learner, sizes.batch_latents, device)
+
+
+def learner_seconds(learner: denoisers.Learner, batch: int, device: torch.device) -> float:
+    """The seconds of one step of what learns, by a trial on latents of nothing. Its weights stay as they are."""
     shape = (1, 4, *learner.backbone.latent_shape)
     latents = Latents(torch.zeros(shape), torch.ones(shape), torch.zeros(4, dtype=torch.int64))
     latents = Latents(*(part.to(device) for part in (latents.mean, latents.std, latents.labels)))
-    return seconds_of(learner.module, denoisers.loss_of(learner, latents, sizes.batch_latents), device)
+    return seconds_of(learner.module, denoisers.loss_of(learner, latents, batch), device)
 
 
 @dataclass(frozen=True)

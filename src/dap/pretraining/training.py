@@ -21,12 +21,13 @@ from dap.base.disk import writing
 from dap.base.files import building, dump
 from dap.base.store import Checkpoint, checkpoint_seconds
 from dap.base.watch import Watcher
-from dap.pretraining import autoencoders, denoisers, planning
+from dap.pretraining import autoencoders, denoisers, planning, words
 from dap.pretraining.denoisers import Learner, learner_of
+from dap.pretraining.encoding import encoding_of
 from dap.pretraining.fitting import Averaged, Fitting, Outcome, fit
 from dap.pretraining.networks import autoencoder
 from dap.pretraining.notes import FILE, Notes, Stage, write_notes
-from dap.pretraining.pictures import Latents, Pictures, encoded
+from dap.pretraining.pictures import MOST_VERSIONS, Latents, Pictures, encoded, versions_of
 from dap.pretraining.previews import reconstructions, samples, write_preview
 
 WORK = ".training"
@@ -84,8 +85,11 @@ class Training:
         """
         vae = self._autoencoder() if self.vae is None else self.vae
         vae.requires_grad_(False)
+        learner = self.learner or self._learner(vae)
+        if self.notes.denoiser is None:  # before the images are encoded: too few steps are found out first
+            self._plan(vae, learner)
         latents, held = self._latents(vae)
-        learner = self._denoiser(vae, latents, held)
+        self._denoiser(learner, latents, held)
         self._preview(lambda: samples(learner.twin(), self.class_names))
         psnr = {
             "psnr_train_db": self._psnr(vae, self.train, limit=2000),
@@ -124,39 +128,52 @@ class Training:
 
     def _latents(self, vae: Any) -> tuple[Latents, Latents | None]:
         seed, factor = self.notes.asked.seed, vae.config.scaling_factor
-        train = encoded(vae, self.train, self.device, seed=seed, tell=self._told("encoding"))
+        versions = min(versions_of(self.train), self.notes.versions or MOST_VERSIONS)
+        train = encoded(vae, self.train, self.device, seed=seed, versions=versions, tell=self._told("encoding"))
         if self.vae is None:
-            train = autoencoders.standardise(vae, train)
+            autoencoders.standardise(vae, train)
             factor = 1.0
             vae.register_to_config(scaling_factor=factor)
-        held = None
-        if self.held is not None:
-            held = encoded(vae, self.held, self.device, seed=seed, versions=1)
-            held = Latents(held.mean * factor, held.std * factor, held.labels)
+        held = None if self.held is None else encoded(vae, self.held, self.device, seed=seed, versions=1)
+        for latents in (train, held):
+            if latents is not None and factor != 1:
+                latents.mean.mul_(factor)
+                latents.std.mul_(factor)
         self._rows = self._reconstructions(vae)
-        return Latents(train.mean * factor, train.std * factor, train.labels), held
+        return train, held
 
-    def _denoiser(self, vae: Any, latents: Latents, held: Latents | None) -> Learner:
+    def _learner(self, vae: Any) -> Learner:
+        return learner_of(self.notes.sizes, vae, self.class_names, self._card(), self.notes.asked.seed + 1)
+
+    def _plan(self, vae: Any, learner: Learner) -> None:
+        """Choose the steps of the denoiser by the time that is left."""
+        asked, sizes, most = self.notes.asked, self.notes.sizes, self.notes.versions or MOST_VERSIONS
+        step = planning.learner_seconds(learner, sizes.batch_latents, self.device)
+        encoding = encoding_of(vae, asked, sizes, self.device, most, settled=True)
+        steps = planning.denoiser_steps(self.notes, step, encoding)
+        if steps * step > planning.denoiser_seconds_left(asked, self.notes.seconds, encoding):
+            taken = (self.notes.seconds + encoding.seconds) / 60
+            self.watcher.note(
+                f"The autoencoder and the encoding take {taken:.1f} minutes, which is more than was planned, so the whole "
+                f"training takes longer than {asked.minutes:g} minutes."
+            )
+        self._note(denoiser=Stage(planned=steps))
+
+    def _denoiser(self, learner: Learner, latents: Latents, held: Latents | None) -> None:
         asked, sizes, stage = self.notes.asked, self.notes.sizes, self.notes.denoiser
-        learner = self.learner or learner_of(sizes, vae, self.class_names, self._card(), asked.seed + 1)
+        assert stage is not None
         loss = denoisers.loss_of(learner, latents, sizes.batch_latents)
-        if stage is None:
-            step = planning.seconds_of(learner.module, loss, self.device)
-            left = 60 * asked.minutes - self.notes.seconds
-            stage = Stage(planned=planning.steps_in(max(left, 60 * asked.minutes / 2), step, "denoiser"))
-            self._note(denoiser=stage)
         self._quickly(learner.backbone.denoiser, stage.planned)
         measured = None if held is None else denoisers.held_out_of(learner, held, sizes.batch_latents)
         draw = lambda: samples(learner.twin(), self.class_names)  # noqa: E731
         how = Fitting("denoiser", stage.planned, learner.peak, asked.seed, denoisers.DECAY)
         self._stage(how, learner.module, loss, stage, measured, draw)
-        return learner
 
     def _stage(self, how: Fitting, module: nn.Module, loss: Any, stage: Stage, held: Any, draw: Any) -> None:
         name = how.name
-        # Trainings that an earlier version began go on: their checkpoints know no frames and no template.
+        # Trainings that an earlier version began go on: their checkpoints do not know these fields.
         without = {"frames"} if self.notes.sizes.frames is None else set[str]()
-        without |= {"template"} if self.notes.asked.template is None else set[str]()
+        without |= {name for name in ("template", "spoken") if getattr(self.notes.asked, name) is None}
         told = [part.model_dump(exclude=without) for part in (self.notes.asked, self.notes.sizes)]
         said = json.dumps([*told, name, stage.planned])
         key = hashlib.sha256(said.encode()).hexdigest()[:16]
@@ -205,7 +222,7 @@ class Training:
         if self.card is not None:
             return self.card
         sizes = self.notes.sizes
-        template = "a photo of a {}" if sizes.kind == "unet" else None
+        template = words.TEMPLATES[0] if sizes.kind == "unet" else None
         layer = "mid" if sizes.kind == "unet" else str(sizes.depth // 2)
         name = self.folder.resolve().name
         more = {"template": template, "frames": sizes.frames, "guessed": True}

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dap.backbones.base import Card
+from dap.backbones.prompts import Prompts, Tokenizer
+from dap.imagenet import spoken
 from dap.pretraining.networks import seeded
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -20,8 +23,25 @@ WIDTH = 64
 
 
 def prompts_of(class_names: Sequence[str]) -> list[str]:
-    """First the empty prompt, then for each class its prompt by each template: 1 + classes · templates texts."""
-    return ["", *(template.format(name) for name in class_names for template in TEMPLATES)]
+    """First the empty prompt, then for each class its prompt by each template: 1 + classes · templates texts.
+
+    They say `imagenet.spoken` names, because the finished backbone is asked for these.
+
+    Raises:
+        DapError: a name is a WordNet id that is none of ImageNet's thousand.
+    """
+    return ["", *(template.format(spoken(name)) for name in class_names for template in TEMPLATES)]
+
+
+def check_names(class_names: Sequence[str]) -> None:
+    """Check, before anything is trained, that the finished backbone can be asked for each of these classes.
+
+    Raises:
+        DapError: as `Prompts.of_classes`.
+    """
+    tokenizer = build_tokenizer(class_names)
+    card = Card("", "", 1, 1.0, "all", "0", 0.0, "step", template=TEMPLATES[0])
+    Prompts(lambda prompts: (), card, [Tokenizer(tokenizer, tokenizer.model_max_length)]).of_classes(class_names)
 
 
 def build_tokenizer(class_names: Sequence[str], tokens: int | None = None) -> Any:
@@ -29,13 +49,14 @@ def build_tokenizer(class_names: Sequence[str], tokens: int | None = None) -> An
     text.
 
     Args:
-        class_names: the names of the classes.
+        class_names: the names of the classes, as folders have them.
         tokens: how many tokens a prompt may have. Default: as many as the longest of our prompts has, 16 to 77.
     """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
-    words = sorted({word for text in (*TEMPLATES, *class_names) for word in text.lower().replace("-", " ").split()})
+    said = map(spoken, class_names)
+    words = sorted({word for text in (*TEMPLATES, *said) for word in text.lower().replace("-", " ").split()})
     letters = sorted(ByteLevel.alphabet())
     pieces, merges = [*letters, *(letter + "</w>" for letter in letters)], []
     for word in words:

@@ -40,7 +40,9 @@ def parts_of_the_training_images() -> tuple[Pictures, Pictures]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held = max(1, int(HELD_OUT * len(images)))
     images = images.expand(-1, 3, -1, -1)
-    return tuple(Pictures(images[rows], labels[rows], flip=False) for rows in (order[held:], order[:held]))  # pyright: ignore[reportReturnType]
+    return tuple(
+        Pictures(images[rows], labels[rows], flip=False, shuffled=True) for rows in (order[held:], order[:held])
+    )  # pyright: ignore[reportReturnType]
 
 
 def notes_of(sizes: Sizes, train: Pictures, held: Pictures, seed: int, **steps: int) -> Notes:

@@ -31,8 +31,9 @@ class Machine:
         offline: never ask the network; use the local cache alone.
         cache: folder in which several runs share real features and what methods make once.
         threads: how many CPU threads torch uses, and how many processes decode images; by default torch chooses.
-        memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. Workers of one
-            command share it. Default: what is free, less a quarter.
+        memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. The
+            latents of a training of a backbone may take half of it. Workers of one command share it. Default: what is free, less
+            a quarter.
         disk: GiB of disk that decoded images may take while a command runs. Workers of one command share it. Default: what is
             free, less a tenth.
         offload: weights leave the GPU while others work: each network (model), or each layer (sequential, slow). Default: none.

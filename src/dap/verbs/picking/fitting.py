@@ -104,12 +104,15 @@ def _looked(path: str, folder: Path, data: Data, workshop: Workshop) -> Looked:
 
 
 def _was_trained_on(folder: Path, whole: Source) -> bool:
-    """Whether `dap train-backbone` made the folder of these very images, and is done with it."""
+    """Whether `dap train-backbone` made the folder of these very images, and is done with it. A backbone whose prompts said other
+    names than it is now asked for is looked at as any other."""
     try:
         notes = read_notes(folder)
     except DapError:  # another program's training.json, such as that of the starters
         return False
-    return notes is not None and notes.done and notes.asked.data == whole.fingerprint(sized=False)
+    if notes is None or not notes.done or notes.asked.misnamed:
+        return False
+    return notes.asked.data == whole.fingerprint(sized=False)
 
 
 def _strangeness(choice: BackboneChoice, data: Data, workshop: Workshop) -> float:

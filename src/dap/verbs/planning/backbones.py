@@ -19,10 +19,11 @@ from dap.base.disk import writing
 from dap.base.files import expanded, write_atomically
 from dap.base.watch import Watcher
 from dap.cost import forget_peak_memory, peak_memory_gb
-from dap.pretraining import denoisers, planning, words
+from dap.pretraining import planning, words
+from dap.pretraining.encoding import Encoding, encoding_of
 from dap.pretraining.networks import Sizes, autoencoder, labelled, unet
 from dap.pretraining.notes import Notes, Stage
-from dap.pretraining.pictures import Latents
+from dap.pretraining.pictures import MOST_VERSIONS
 from dap.verbs.options import Machine, permitted
 from dap.verbs.planning.estimate import Estimate
 from dap.verbs.training import backbone as training
@@ -48,7 +49,8 @@ def planned_backbone(
     watcher: Watcher = Watcher(),
     **chosen: Any,
 ) -> list[Estimate]:
-    """What `dap.train_backbone` will take: a line for each stage. A stage that has begun counts as a whole.
+    """What `dap.train_backbone` will take: a line for each stage and one for the encoding between them. A stage that has begun
+    counts as a whole.
 
     Args:
         data, out, minutes, steps, frames, machine, watcher: as for `train_backbone`.
@@ -70,16 +72,19 @@ def planned_backbone(
     each = planning.autoencoder_seconds(sizes, device)
     spent = first.seconds if first.seconds is not None else first.planned * each
     step = planning.denoiser_seconds(sizes, classes, device)
-    second = notes.denoiser
+    vae = autoencoder(sizes, 0)
+    encoding = encoding_of(
+        vae.to(device).requires_grad_(False), notes.asked, sizes, device, notes.versions or MOST_VERSIONS
+    )
+    second, begun = notes.denoiser, ready.before is not None
     if second is None:  # as `pretraining.training.Training` chooses it, once the autoencoder is trained
-        second = Stage(planned=planning.steps_in(max(60 * minutes - spent, 60 * minutes / 2), step, "denoiser"))
-    networks = {"autoencoder": autoencoder(sizes, 0), "denoiser": _denoiser(sizes, classes)}
+        second = Stage(planned=planning.denoiser_steps(notes, step, encoding, spent=spent, begun=begun))
     facts = {"memory_gb": peak_memory_gb(device)}
-    trials = (time.monotonic() - began, 0.0)
-    found = [(first, each), (second, step)]
+    trial, disk = time.monotonic() - began, KEPT + WHILE
     return [
-        _stage(name, stage, rate, _count(network) * (KEPT + WHILE), trial=trial, **facts)
-        for (name, network), (stage, rate), trial in zip(networks.items(), found, trials, strict=True)
+        _stage("autoencoder", first, each, _count(vae) * disk, trial=trial, **facts),
+        _encoding(encoding, second, **facts),
+        _stage("denoiser", second, step, _count(_denoiser(sizes, classes)) * disk, **facts),
     ]
 
 
@@ -97,7 +102,7 @@ def planned_tuning(
     watcher: Watcher = Watcher(),
     **chosen: Any,
 ) -> list[Estimate]:
-    """What `dap.tune_backbone` will take, without encoding the images, whose time depends on their number.
+    """What `dap.tune_backbone` will take: a line for the encoding of the images, and one for the tuning.
 
     Args:
         backbone, data, out, minutes, steps, rank, revision, machine, watcher: as for `tune_backbone`.
@@ -120,16 +125,16 @@ def planned_tuning(
     began, device = time.monotonic(), device_of(machine.device)
     forget_peak_memory(device)
     whole = sum(file.stat().st_size for file in found.folder.rglob("*") if file.is_file())
-    sizes, shape = tuning.sizes_of(found.backbone, device), found.backbone.latent_shape
     learner = found.learner(ready.real.whole.class_names, rank, wishes["seed"])
-    latents = Latents(torch.zeros(1, 4, *shape), torch.ones(1, 4, *shape), torch.zeros(4, dtype=torch.int64))
-    latents = Latents(*(part.to(device) for part in (latents.mean, latents.std, latents.labels)))
-    step = planning.seconds_of(learner.module, denoisers.loss_of(learner, latents, sizes.batch_latents), device)
-    stage = ready.before.denoiser if ready.before else None
-    stage = stage or Stage(planned=steps or planning.steps_in(60 * minutes, step, "denoiser"))
+    notes = ready.before or tuning.planned(ready.asked, found.backbone, learner, machine, watcher)
+    step = planning.learner_seconds(learner, notes.sizes.batch_latents, device)
+    encoding = encoding_of(
+        found.backbone.vae, notes.asked, notes.sizes, device, notes.versions or MOST_VERSIONS, settled=True
+    )
+    stage = notes.denoiser or Stage(planned=planning.denoiser_steps(notes, step, encoding))
     trained = sum(one.numel() for one in learner.module.parameters() if one.requires_grad)
     facts = {"trial": time.monotonic() - began, "memory_gb": peak_memory_gb(device)}
-    return [_stage("tuning, after the images are encoded", stage, step, whole + trained * WHILE, **facts)]
+    return [_encoding(encoding, stage), _stage("tuning", stage, step, whole + trained * WHILE, **facts)]
 
 
 def planned_convert(source: str | Path, out: str | Path, **how: Any) -> list[Estimate]:
@@ -214,6 +219,13 @@ def _stage(name: str, stage: Stage, rate: float, disk: int, **facts: Any) -> Est
     return Estimate(
         name=name, kind="steps", pieces=stage.planned, left=left, seconds=left * rate, disk=disk if left else 0, **facts
     )
+
+
+def _encoding(encoding: Encoding, after: Stage, **facts: Any) -> Estimate:
+    """What is left of the encoding, which a training that goes on does again."""
+    left = encoding.images if after.steps is None else 0
+    seconds = encoding.seconds * left / encoding.images
+    return Estimate(name="encoding", kind="images", pieces=encoding.images, left=left, seconds=seconds, **facts)
 
 
 def _denoiser(sizes: Sizes, classes: int) -> nn.Module:

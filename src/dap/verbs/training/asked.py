@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
+
+from dap.base.devices.vram import free
 from dap.base.errors import DapError
 from dap.base.files import check_folder, in_use
 from dap.base.parsing import shown
@@ -15,8 +18,11 @@ from dap.choices import Data
 from dap.data.real.counts import counts_of, total_of
 from dap.data.real.sources import EMBEDDED, Source
 from dap.data.real.stored.gathering import stored
+from dap.pretraining.encoding import usual_versions
+from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Asked, Notes, read_notes
 from dap.pretraining.pictures import Pictures
+from dap.pretraining.planning import SMALLEST
 from dap.recipe import Recipe
 from dap.verbs.options import Machine, images_budget
 from dap.verbs.understood import check_out
@@ -30,9 +36,6 @@ LEAST_OF_CLASS, LEAST = 5, 30
 
 ADVISED = 500
 """With fewer images than this a backbone mostly learns them by heart, and the user is told."""
-
-SMALLEST = 16
-"""The smallest side in px of an image."""
 
 MANY = 5000
 """Of so many images or more 5 % are held out, of fewer 10 %."""
@@ -153,6 +156,23 @@ def warn_of_few(images: int, watcher: Watcher) -> None:
         )
 
 
+def latents_budget(machine: Machine, device: torch.device) -> tuple[int, str]:
+    """How many bytes all latents may take together, half of what the flag says or of what is free, and the flag."""
+    if device.type != "cuda":
+        return images_budget(machine).memory // 2, "--memory"  # the other half is for the images
+    torch.cuda.empty_cache()  # what trials have left
+    return free(device) // 2, "--vram"
+
+
+def fewer_versions(versions: int, asked: Asked, sizes: Sizes, watcher: Watcher) -> int | None:
+    """The number of versions in which images are encoded, where it is smaller than usual, which the user is told; else None."""
+    if versions == usual_versions(asked, sizes):
+        return None
+    said = "one version" if versions == 1 else f"{versions} versions"
+    watcher.note(f"Each image is encoded in {said}, as more would take too large a part of --minutes or of the memory.")
+    return versions
+
+
 def begun(out: Path) -> Notes | None:
     """The notes of a training that was begun in the folder, or is done.
 
@@ -220,9 +240,20 @@ def _check_same(out: Path, before: Asked, asked: Asked) -> None:
             flag = "--" + name.replace("_", "-")
             if name == "template":
                 was, value = (repr(one) if one is not None else "of the backbone's card" for one in (was, value))
+            if name == "spoken":
+                _refuse_other_names(out, was or before.classes, value or asked.classes)
             others = {"data": "other images", "classes": "other classes", "backbone": "another backbone"}
             said = others.get(name, f"{flag} {was}, and now it is {value}")
             raise DapError(
                 f"The training in {shown(out)} was begun with {said}. Give the same again to go on with it, or choose another "
                 "--out."
             )
+
+
+def _refuse_other_names(out: Path, was: Sequence[str], now: Sequence[str]) -> NoReturn:
+    """Refuse a training whose prompts say other names: an earlier version took the names of the folders as they are."""
+    old, new = next(pair for pair in zip(was, now, strict=True) if pair[0] != pair[1])
+    raise DapError(
+        f"The training in {shown(out)} is of another version of dap: its prompts say {old!r}, and whatever uses the backbone "
+        f"asks it for {new!r}. Choose another --out to train on these names."
+    )

@@ -11,17 +11,31 @@ from dap.base.alone import locked
 from dap.base.errors import DapError, suggest
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
+from dap.imagenet import spoken
+from dap.pretraining.encoding import encoding_of, versions_in
+from dap.pretraining.networks import autoencoder
 from dap.pretraining.notes import Notes, Stage, write_notes
-from dap.pretraining.planning import SHARE, Wish, chosen, chosen_side, steps_in
+from dap.pretraining.planning import (
+    SHARE,
+    SMALLEST,
+    Wish,
+    chosen,
+    chosen_side,
+    denoiser_seconds_left,
+    denoiser_steps,
+    steps_in,
+)
 from dap.pretraining.training import Training
+from dap.pretraining.words import check_names
 from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
 from dap.verbs.training.asked import (
-    SMALLEST,
     Ready,
     Trained,
     begun,
     check_minutes,
+    fewer_versions,
+    latents_budget,
     made_before,
     pictures_of,
     real_images,
@@ -62,7 +76,8 @@ def train_backbone(
         data: the real images: a folder of class folders, or "fashion-mnist".
         out: the folder to write. It gets an ordinary diffusers pipeline, card.yaml, classes.json, training.json, and preview.png,
             which shows every few minutes what the backbone makes.
-        kind: "dit" (a `DiTTransformer2DModel` that is told labels) or "unet" (a small Stable Diffusion that is told prompts).
+        kind: "dit" (a `DiTTransformer2DModel` that is told labels) or "unet" (a small Stable Diffusion that is told prompts,
+            which say the names of classes as every later run says them: "tench" for n01440764, "sea lion" for sea_lion).
         minutes: the time. Sizes and numbers of steps are chosen for it by a measured rate.
         size: the side of the images in px, a multiple of 16. Default: that of the images, at most 64 on a CPU, 128 on a GPU,
             and 256 on a GPU in 120 minutes or more.
@@ -79,8 +94,8 @@ def train_backbone(
         watcher: is told how the training goes on.
 
     Raises:
-        DapError: there is no such data or kind, there are too few or too small images, the folder holds something else, or the
-            time is too short.
+        DapError: there is no such data or kind, there are too few or too small images, the folder holds something else, the
+            time is too short, or a "unet" could not tell the classes by their prompts.
         OSError: the disk takes no more. Run the same again.
     """
     out, device = Path(out), device_of(machine.device)
@@ -125,8 +140,21 @@ def opened(
     real = real_images(open_workshop(machine, watcher=watcher), data, out, size=size, frames=frames, **how)
     side = size or chosen_side(real.whole.side() or 32, minutes, device_of(machine.device))
     parts = real.parts(side)
-    asked = real.asked(parts, **wishes)
+    asked = real.asked(parts, **wishes, spoken=_spoken(wishes["kind"], real.whole.class_names))
     return Ready(real, parts, side, asked, before, made_before(out, before, asked))
+
+
+def _spoken(kind: str, class_names: Sequence[str]) -> list[str] | None:
+    """What prompts call the classes, where this is not their names; None also where there are no prompts.
+
+    Raises:
+        DapError: the finished backbone could not be asked for one of them.
+    """
+    if kind != "unet":
+        return None
+    check_names(class_names)
+    said = [spoken(name) for name in class_names]
+    return None if said == list(class_names) else said
 
 
 def _check_choices(kind: str, minutes: float, size: int | None, frames: int | None) -> None:
@@ -140,22 +168,25 @@ def _check_choices(kind: str, minutes: float, size: int | None, frames: int | No
 
 
 def planned(ready: Ready, machine: Machine, watcher: Watcher) -> Notes:
-    """The notes of a new training: the sizes, and the steps of its first stage.
+    """The notes of a new training: the sizes, the steps of its first stage, and in how many versions images are encoded.
 
     Raises:
-        DapError: the time is too short for any size.
+        DapError: the time is too short for any size, or the memory for the latents.
     """
     asked, side, device = ready.asked, ready.side, device_of(machine.device)
     warn_of_few(asked.images, watcher)
     wish = Wish(asked.kind, asked.images, len(asked.classes), side, asked.minutes, device, asked.frames)
-    sizes, reason, seconds = chosen(wish)
-    steps = asked.autoencoder_steps or steps_in(wish.seconds * SHARE, seconds, "autoencoder")
+    sizes, reason, seconds, step = chosen(wish)
+    advice = "give more --minutes" + (" or a smaller --size" if sizes.size > SMALLEST else "")
+    steps = asked.autoencoder_steps or steps_in(wish.seconds * SHARE, seconds, "autoencoder", advice)
+    versions = versions_in(*latents_budget(machine, device), asked, sizes)
+    notes = Notes(asked=asked, sizes=sizes, reason=reason, device=str(device), autoencoder=Stage(planned=steps))
+    if asked.steps is not None:
+        notes = notes.but(denoiser=Stage(planned=asked.steps))
+    else:  # too few steps are found out now, and not when the autoencoder is trained
+        encoding = encoding_of(autoencoder(sizes, 0).to(device).requires_grad_(False), asked, sizes, device, versions)
+        denoiser_steps(notes, step, encoding, spent=steps * seconds, begun=False)
+        left = denoiser_seconds_left(asked, steps * seconds, encoding)
+        notes, versions = notes.but(reserved=left), encoding.versions
     watcher.note(f"Chosen: {reason}.")
-    return Notes(
-        asked=asked,
-        sizes=sizes,
-        reason=reason,
-        device=str(device),
-        autoencoder=Stage(planned=steps),
-        denoiser=None if asked.steps is None else Stage(planned=asked.steps),
-    )
+    return notes.but(versions=fewer_versions(versions, asked, sizes, watcher))

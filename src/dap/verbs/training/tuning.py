@@ -16,9 +16,11 @@ from dap.base.alone import locked
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
+from dap.pretraining import planning
 from dap.pretraining.denoisers import Learner
+from dap.pretraining.encoding import encoding_of, versions_in
 from dap.pretraining.networks import Sizes
-from dap.pretraining.notes import Notes, Stage, write_notes
+from dap.pretraining.notes import Asked, Notes, Stage, write_notes
 from dap.pretraining.training import Training
 from dap.pretraining.tuning import check_tunable, tuner_of
 from dap.verbs.distill import open_workshop
@@ -28,6 +30,8 @@ from dap.verbs.training.asked import (
     Trained,
     begun,
     check_minutes,
+    fewer_versions,
+    latents_budget,
     made_before,
     pictures_of,
     real_images,
@@ -99,12 +103,12 @@ def tune_backbone(
         return ready.made
     found, before, asked = teacher.backbone, ready.before, ready.asked
     with locked(out):
+        learner = teacher.learner(ready.real.whole.class_names, rank, seed)
         if before is None:
             warn_of_few(asked.images, watcher)
-        stage = None if steps is None else Stage(planned=steps)
-        notes = before or Notes(asked=asked, sizes=sizes_of(found, device), device=str(device), denoiser=stage)
+        # Classes that cannot be learned, and too little time, are refused before the folder has notes, which would bind it.
+        notes = before or planned(asked, found, learner, machine, watcher)
         write_notes(out, notes)
-        learner = teacher.learner(ready.real.whole.class_names, rank, seed)
         card = replace(found.card, name=out.resolve().name)
         training = Training(
             out,
@@ -192,6 +196,23 @@ def opened(
     asked = real.asked(parts, **{**wishes, **of_kind}, autoencoder_steps=None, backbone=found.weights_hash())
     ready = Ready(real, parts, found.card.size, asked, before, made_before(out, before, asked))
     return ready, Tunable(pipe, folder, found)
+
+
+def planned(asked: Asked, backbone: Any, learner: Learner, machine: Machine, watcher: Watcher) -> Notes:
+    """The notes of a new tuning: the sizes, the steps, and in how many versions images are encoded.
+
+    Raises:
+        DapError: the time is too short, or the memory for the latents.
+    """
+    device = device_of(machine.device)
+    sizes, steps = sizes_of(backbone, device), asked.steps
+    versions = versions_in(*latents_budget(machine, device), asked, sizes)
+    notes = Notes(asked=asked, sizes=sizes, device=str(device))
+    if steps is None:
+        encoding = encoding_of(backbone.vae, asked, sizes, device, versions)
+        step = planning.learner_seconds(learner, sizes.batch_latents, device)
+        steps, versions = planning.denoiser_steps(notes, step, encoding, begun=False), encoding.versions
+    return notes.but(denoiser=Stage(planned=steps), versions=fewer_versions(versions, asked, sizes, watcher))
 
 
 def sizes_of(backbone: Any, device: torch.device) -> Sizes:
