@@ -1,6 +1,4 @@
-"""The files that making and judging a set write beside its images, as closed models with bounds. They may be a stranger's.
-What does not fit is refused in a sentence. No torch.
-"""
+"""The files that making and judging a set write beside its images, as closed models with bounds: they may be a stranger's."""
 
 from __future__ import annotations
 
