@@ -162,6 +162,8 @@ def test_vanilla_is_what_neither_a_guidance_of_one_s_own_nor_a_refinement_moved(
         plain = make_set(tmp_path / f"plain-{method}", recipe("vanilla", 1), [trial(0.6)])
         (record, _) = records = report.load([path, plain])
         assert record.unguided is unguided
+        guided = record.fields.get("own_guidance.scale") == 1.0
+        assert record.title.endswith(" + Inward") is guided
         rows = {row.group.first.path: row for row in report.summarise(records)}
         assert unguided or rows[path].difference is not None
 

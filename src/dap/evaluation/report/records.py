@@ -94,8 +94,11 @@ class SetRecord:
 
     @property
     def title(self) -> str:
-        """The method as papers write it, or the name of the folder where there is no recipe."""
-        return method_title(self.method) if self.recipe.get("method") else self.method
+        """The method as papers write it, with the name of a guidance of the user's own, as in "Vanilla + Inward"; or the name of
+        the folder where there is no recipe."""
+        own = self._section("own_guidance")
+        added = f" + {str(own['path']).rpartition(':')[2]}" if own.get("path") and own.get("scale") != 0 else ""
+        return method_title(self.method) + added if self.recipe.get("method") else self.method
 
     @property
     def seed(self) -> object:
