@@ -75,9 +75,9 @@ def test_a_signal_ends_the_work_with_its_own_status_and_the_work_goes_on_later(n
 
 
 def test_a_signal_during_the_start_leaves_no_trace(flags, tmp_path):
-    """At eight moments of the first seconds, while Python imports torch and diffusers."""
+    """At six moments of the first seconds, two for each signal, while Python imports torch and diffusers."""
     draw = random.Random(0)
-    for k in range(8):
+    for k in range(6):
         number = getattr(signal, signals.NAMES[k % 3])
         process = started("distill", *flags, "--out", tmp_path / str(k))
         time.sleep(0.15 + draw.random() * 2.5)
