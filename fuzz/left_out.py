@@ -24,7 +24,7 @@ LEFT_OUT: dict[str, str] = {
     "imagenet.py:subset": SHIPPED,
     "pretraining/networks.py:autoencoder": SHIPPED,
     "pretraining/training.py:Training._write": "it reads what it has just written",
-    "pretraining/tuning.py:number_format": "the head of weights that `hub.open_pipeline`, which is fed, has opened before",
+    "backbones/fetching.py:number_format": "the head of weights that `hub.open_pipeline`, which is fed, has opened before",
     "starter/__init__.py:verify_data": SHIPPED,
     "starter/train.py:main": "what the script itself has just written",
     "starter/train.py:train": SHIPPED,
