@@ -62,6 +62,13 @@ def test_an_object_of_other_values_is_another_group(tmp_path):
     assert sorted(labels(paths).values()) == [1, 2] and all("guidance object" in label for label in labels(paths))
 
 
+def test_a_set_without_a_recipe_is_a_group_of_its_own(tmp_path):
+    paths = [made(tmp_path / f"s{i}", {CODE: mark}, i) for i, mark in enumerate((A, A, B))]
+    for path in paths:
+        (path / "recipe.json").unlink()
+    assert sorted(labels(paths)) == ["s0", "s1", "s2"]
+
+
 def test_one_content_of_several_names_is_one_group(tmp_path):
     """The same folder by a relative and by an absolute path made two groups, and the spread over seeds was lost."""
     places = [{"path": "photos"}, {"path": "/elsewhere/photos", "split": {"train": "x", "test": None}}]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
 
 from dap.base.documents import read_json
 from dap.base.errors import DapError
@@ -279,7 +279,6 @@ NOTES: dict[str, Any] = {
 
 def as_read(model: Any) -> Any:
     """A type that checks a value by a model and gives the value itself, such as a mapping, as it was read."""
-    from pydantic import TypeAdapter, WrapValidator
 
     def check(value: Any, handler: Any) -> Any:
         handler(value)

@@ -84,7 +84,7 @@ class SetRecord:
     def fields(self) -> dict[str, Any]:
         """The recipe as reports compare it: dotted fields that have a value, one name for each content, and the content too
         where one name has several."""
-        found = {**flatten(self.recipe), **self.origin}
+        found = {**flatten(self.recipe), **self.origin} if self.recipe else {}
         return {name: value for name, value in found.items() if value is not None}
 
     @property
