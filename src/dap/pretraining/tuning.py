@@ -103,8 +103,8 @@ class PromptTuner(Learner):
 class LabelTuner(Learner):
     """A DiT that learns what DiffFit trains (Xie et al., ICCV 2023): biases, norms, class embeddings, and a factor a block.
 
-    A class that the DiT knows by name starts from its own embedding, or from the mean of those that share the name. Any other class
-    starts from the mean of all.
+    A class that the DiT knows by name starts from its own embedding, or from the mean of those that share the name. Any other
+    class starts from the mean of all.
 
     Args:
         pipe: the pipeline. Its transformer is replaced.
