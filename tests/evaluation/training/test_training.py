@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, reject
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dap.base.errors import DapError
@@ -16,7 +18,8 @@ from dap.evaluation.training import evaluate as training
 from dap.evaluation.training import fitting
 from dap.evaluation.training.batches import Images, accuracy, confusion, prepare
 from dap.evaluation.training.evaluate import evaluate
-from dap.evaluation.training.transforms import split
+from dap.evaluation.training.steps import CenterCrop, Normalize, Resize
+from dap.evaluation.training.transforms import run, size_after, split
 from dap.evaluation.training.trials import Trial
 from trainings import AUGMENTED, EXPLODING, LINEAR, Linear, stripes, tiny, trained
 
@@ -131,6 +134,24 @@ def test_images_of_another_size_are_resized_in_one_place():
     assert prepare(images, protocol.test_steps).is_contiguous(memory_format=torch.channels_last)
     (trial,) = evaluate((images, labels), stripes(6, size=12), protocol, [0], classes=2)
     assert trial.n_test == 6
+
+
+FIXED = st.sampled_from([Resize(side=5), Resize(side=8), Resize(side=12), CenterCrop(size=4), CenterCrop(size=5)])
+
+
+@given(
+    st.lists(FIXED, max_size=4), st.booleans(), st.sampled_from([(8, 8), (8, 11), (5, 5)]), st.sampled_from([0, 2**40])
+)
+def test_images_are_what_all_fixed_steps_make_of_them_also_where_the_last_size_is_the_first(steps, normal, size, keep):
+    steps = [*steps, *([Normalize(mean=(0.5,), std=(0.25,))] if normal else [])]
+    pixels = torch.randint(256, (3, 3, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    try:
+        size_after(steps, *size)
+    except DapError:
+        reject()  # a crop that is larger than the image
+    ready = Images((pixels, torch.zeros(3, dtype=torch.int64)), steps, torch.device("cpu"), keep=keep)
+    seen = ready.take(torch.tensor([2, 0, 1]))
+    assert torch.equal(seen, run(steps, pixels[[2, 0, 1]].float() / 255)) and seen.shape[2:] == ready.size
 
 
 def test_accuracy_is_the_fraction_of_right_labels():

@@ -47,9 +47,8 @@ class Images:
         """
         images, labels = labelled
         self.labels = labels.to(device)
-        size = size_after(steps, *images.shape[2:])
-        moved = all(isinstance(step, (Resize, CenterCrop)) for step in steps) and size == images.shape[2:]
-        self._steps, self.size = () if moved else tuple(steps), size
+        self.size = size = size_after(steps, *images.shape[2:])
+        self._steps = _changing(steps, *images.shape[2:])
         self._kept: Stored = images
         if isinstance(images, Streamed):
             return
@@ -92,6 +91,18 @@ class Images:
     def _ready(self, images: Tensor) -> Tensor:
         found = as_float(images.to(self.labels.device, non_blocking=True))
         return (run(self._steps, found) if self._steps else found).contiguous(memory_format=torch.channels_last)
+
+
+def _changing(steps: Sequence[Step], height: int, width: int) -> tuple[Step, ...]:
+    """The steps without those that leave images of this height and width as they are. A step that only scales or cuts does so
+    where its own input has the size of its output. Of several together that is not enough: a crop that is scaled back to the
+    first size has changed the images."""
+    kept = list[Step]()
+    for step in steps:
+        before, (height, width) = (height, width), step.size_after(height, width)
+        if not (isinstance(step, (Resize, CenterCrop)) and before == (height, width)):
+            kept.append(step)
+    return tuple(kept)
 
 
 def prepare(images: Tensor, steps: Sequence[Step], device: torch.device | str = "cpu") -> Tensor:

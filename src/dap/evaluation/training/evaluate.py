@@ -49,8 +49,9 @@ log = logging.getLogger("dap")
 Progress = Callable[[int, int, int], object]
 """Called after every epoch with the seed, the epochs finished and the epochs to run."""
 
-LAYOUT = 3
-"""The version of the contents of a checkpoint; a checkpoint of another version is not used."""
+LAYOUT = 4
+"""The version of the contents of a checkpoint, and of what a training does with them; a checkpoint of another version is not
+used."""
 MOST_CLASSES = 100
 """With more classes a trial does not keep its confusion matrix."""
 
