@@ -177,8 +177,10 @@ def targets(folder: Path) -> list[Target]:
     for file in ("recipe.json", "growth.json"):
         add(f"grow: {file}", "json", file, [], grown, noted=True)
     add("grow: command.txt", "binary", "command.txt", [b"dap distill --out x\n"], grown, noted=True)
-    planned = json.dumps({"sets": [{"folder": "images", "images": 4, "trainings": 2}]}).encode()
-    add("status: grid.json", "json", "grid.json", [planned], lambda path: status(path.parent), noted=True)
+    plan: dict[str, Any] = {"folder": "images", "images": 4, "trainings": 2}
+    named = {"folder": ".", "protocol": "small-hard", "networks": ["convnet3"], "seeds": [0, 1]}
+    planned = [json.dumps({"sets": [one]}).encode() for one in (plan, plan | named)]
+    add("status: grid.json", "json", "grid.json", planned, lambda path: status(path.parent), noted=True)
     failed = json.dumps({"label": 1, "class_name": "x", "slots": [0, 1], "reason": "no numbers"}).encode() + b"\n"
     add("status: failed.jsonl", "lines", "failed.jsonl", [failed], lambda path: status(path.parent), noted=True)
     for file in ("manifest.jsonl", "trials.jsonl"):

@@ -14,7 +14,7 @@ from dap.base.watch import Watcher
 from dap.cli.main import main
 from dap.data.sets.imports import import_set
 from dap.recipe import Recipe
-from dap.verbs.compare import compare
+from dap.verbs.compare import compare, sweep
 from dap.verbs.distill import distill
 from dap.verbs.options import Judging
 from dap.verbs.planning.status import GRID, status
@@ -138,6 +138,17 @@ def test_a_grid_knows_what_has_not_begun(colours, tmp_path):
         (4, 3),
         (4, 2),
     ]
+
+
+def test_a_plan_names_the_protocol_of_each_set_as_its_trials_do(colours, tmp_path):
+    """Size, mean and standard deviation of the data are in the name, and sets of one grid may differ in them."""
+    base = {"method": "random", "ipc": 1, "data": {"path": str(colours), "classes": ["red", "blue"], "size": 16}}
+    judging = Judging(protocol="quick-hard", epochs=1, changes={"width": 4, "looks": 1})
+    sweep(base, {"data.size": [16, 24]}, 1, tmp_path / "grid", judging=judging)
+    found = status(tmp_path / "grid")
+    assert [(one.trainings, one.others, one.planned, one.done) for one in found.sets] == [(1, 0, 1, True)] * 2
+    plan = json.loads((tmp_path / "grid" / GRID).read_text())["sets"]
+    assert len({one["protocol"] for one in plan}) == 2
 
 
 def test_images_of_others_have_no_plan(begun, colours, tmp_path):

@@ -33,7 +33,8 @@ def shown(results: Results, track: str | None = None) -> Told:
     terminal = sys.stdout.isatty()
     text = table.terminal(shutil.get_terminal_size().columns) if terminal else table.markdown()
     values: dict[str, Any] = {"sets": list(results.sets), "page": results.page, "trials": trials(results)}
-    lines = [text.rstrip("\n"), "", f"Report: {results.page}"]
+    values["outdated"] = results.outdated
+    lines = [text.rstrip("\n"), *results.outdated, "", f"Report: {results.page}"]
     if track is not None:
         where = log_for(track, results)
         lines.append(f"Logged for {track}: {where}")
@@ -42,12 +43,15 @@ def shown(results: Results, track: str | None = None) -> Told:
 
 
 def trials(results: Results) -> list[dict[str, Any]]:
-    """Every training of every set: the network, the seed and the accuracies, as fractions in [0, 1]."""
-    names = ("protocol", "network", "seed", "last", "best", "accuracy", "epochs", "seconds", "n_test")
+    """Every training of every set: the network, the seed, the accuracies, as fractions in [0, 1], and all by which a report tells
+    trainings apart. A value that a line of others does not say is null."""
+    names = ("epochs", "seconds", "n_test", "headline", "tested_on", "labels", "judged", "tested", "by", "apart")
     found = []
-    for path, of_set in results.trials.items():
-        for trial in of_set:
-            found.append({"set": path, **{name: getattr(trial, name) for name in names if hasattr(trial, name)}})
+    for one in results.records:
+        for line in one.trials:
+            trial = {name: line.get(name) for name in ("protocol", "network", "seed", "last", "best")}
+            accuracy = line["best" if line.get("headline") == "best" else "last"]
+            found.append({"set": one.path, **trial, "accuracy": accuracy, **{name: line.get(name) for name in names}})
     return found
 
 
@@ -72,6 +76,7 @@ def progress(found: Status) -> Told:
     lines = [_row(one, found) for one in found.sets if one in order]
     if len(lines) < len(found.sets):
         lines.append(f"and {len(found.sets) - len(lines)} more sets; --json lists them all")
+    lines += [told for one in found.sets if one in order for told in one.outdated]
     waiting = any(not one.done for one in found.sets)
     if waiting and found.remaining is None:
         lines.append(f"The time that is left is not known yet: no {noun} or training tells how long one takes.")
@@ -83,6 +88,7 @@ def progress(found: Status) -> Told:
         "of",
         "trainings",
         "planned",
+        "others",
         "rate",
         "idle",
         "busy",
@@ -90,6 +96,7 @@ def progress(found: Status) -> Told:
         "missing",
         "failed",
         "gone",
+        "outdated",
         "done",
     )
     values = {
@@ -108,6 +115,8 @@ def _row(one: SetStatus, of: Status) -> str:
     parts = [f"{one.images} of {one.of} {one.noun}s" if one.of else f"{one.images} {one.noun}s"]
     if one.planned is not None or one.trainings:
         parts.append(f"trainings: {one.trainings}" + (f" of {one.planned}" if one.planned else ""))
+    if one.others:
+        parts.append(f"{counted(one.others, 'trainings')} of other protocols, networks or seeds")
     if one.gone:
         parts.append(f"the files of {counted(one.gone, f'{one.noun}s')} are gone; dap verify names them")
     if one.failed:

@@ -220,20 +220,22 @@ def check(
     for data in dict.fromkeys(recipe.data for _, recipe in cells):
         check_judging(loaded_for(data))
     images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan
-    sides = dict[int, list[str]]()
+    sides, protocols = dict[int, list[str]](), dict[str, str]()
     for name, recipe in cells:
         chosen = settled(recipe, workshop_of(recipe), out / name, watcher, out).recipe
         method, task = workshop_of(recipe).task(chosen)
         method.prepare(task)
-        sides.setdefault(loaded_for(task.recipe.data).plan.protocol.size, []).append(recipe.method)
+        judged_by = loaded_for(task.recipe.data).plan  # what a protocol takes from the data is in its name
+        sides.setdefault(judged_by.protocol.size, []).append(recipe.method)
         classes = len(task.source.class_names)
         for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
             check_batches(plan, ipc * classes, ipc, classes, 3 * (task.source.frames or 1))
         sizes = [(name, recipe.ipc), *((folder, n) for n, folder in draws(name, recipe, subsample))]
         images |= {folder: n * classes for folder, n in sizes}
+        protocols |= {folder: judged_by.named(judged_by.protocol.name) for folder, _ in sizes}
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
     _tell_sides(sides, watcher)
-    write_plan(out, images, len(plan.all_networks) * len(plan.seeds))
+    write_plan(out, images, protocols, plan.all_networks, plan.seeds)
 
 
 def _tell_sides(sides: Mapping[int, Sequence[str]], watcher: Watcher) -> None:

@@ -15,6 +15,7 @@ from dap.data.sets.distilled import DistilledSet
 
 if TYPE_CHECKING:
     from dap.evaluation.report.expected import Ceiling
+    from dap.evaluation.report.records import SetRecord
     from dap.evaluation.report.tables import Table
 
 
@@ -35,23 +36,36 @@ class Results:
     full: tuple[Ceiling, ...] = ()
 
     @cached_property
-    def table(self) -> Table:
-        """The accuracies as the report shows them. They are read from the folders of the sets at the first use."""
-        from dap.evaluation.report.expected import Claims
+    def records(self) -> list[SetRecord]:
+        """What the folders of the sets hold, as the report reads it. It is read at the first use."""
         from dap.evaluation.report.records import load
+
+        return load(self.sets)
+
+    @cached_property
+    def table(self) -> Table:
+        """The accuracies as the report shows them."""
+        from dap.evaluation.report.expected import Claims
         from dap.evaluation.report.summary import summarise
         from dap.evaluation.report.tables import accuracy_table
         from dap.published import published
 
-        return accuracy_table(summarise(load(self.sets)), Claims(published=published, full=self.full))
+        return accuracy_table(summarise(self.records), Claims(published=published, full=self.full))
 
     @cached_property
     def trials(self) -> dict[Path, list[Any]]:
-        """By the folder of each set, its trials: every `evaluation.training.trials.Trial` that the folder records."""
-        from dap.evaluation.report.records import load
-        from dap.evaluation.training.trials import Trial
+        """By the folder of each set, its trials: every `evaluation.training.trials.Trial` that the folder records.
 
-        return {one.path: [Trial.from_record(line) for line in one.trials] for one in load(self.sets)}
+        Lines of others that lack a field of it stand in `records` alone.
+        """
+        from dap.evaluation.training.trials import whole_trials
+
+        return {one.path: whole_trials(one.trials) for one in self.records}
+
+    @property
+    def outdated(self) -> list[str]:
+        """Sentences on results that are left out, because they are of other images than those that the sets hold now."""
+        return [told for one in self.records for told in one.outdated]
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""

@@ -31,7 +31,7 @@ from dap.evaluation.current import AGAIN, NOTES, keys_now, of_these_images, rank
 from dap.evaluation.origins import origins
 from dap.evaluation.report.renderings.names import method_title
 from dap.evaluation.taken import is_number, measures_in
-from dap.evaluation.training.trials import APART, TrialLine
+from dap.evaluation.training.trials import APART, TrialLine, one_each
 
 Json = Mapping[str, Any]
 
@@ -207,7 +207,7 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
         if first is not record:
             if record.inspected and not first.inspected:  # the map and the real neighbours lie beside the measures
                 first, record = record, first
-            trials = (*first.trials, *(trial for trial in record.trials if trial not in first.trials))
+            trials = tuple(one_each([*first.trials, *record.trials]))
             notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
             more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
             found[key] = replace(first, trials=trials, protocols={**record.protocols, **first.protocols}, **more)
@@ -240,18 +240,18 @@ def load_set(path: Path | str) -> SetRecord:
     images = sorted(manifest or _listed(path, root, folders), key=lambda image: (image["label"], image["slot"]))
     names, problems = tuple(classes.names or map(shown, folders)), bad_trials + bad_images
     keys = keys_now(images, names)
-    trials = [line for line in recorded if not keys or line.get("judged", next(iter(keys))) in keys]
+    counted = [line for line in recorded if not keys or line.get("judged") in (None, *keys)]
     notes = {name: _object(path, name) for name in NOTES}
     left_out = [name for name, note in notes.items() if note and not of_these_images(note, images, keys)]
     notes |= {name: {} for name in left_out}
-    gone = len(recorded) - len(trials)
+    gone = len(recorded) - len(counted)
     told = [*([f"{gone} training{'' if gone == 1 else 's'}"] if gone else []), *left_out]
     return SetRecord(
         path=path,
         recipe=_object(path, "recipe.json") or _drawn(_object(path, "import.json")),
         class_names=names,
         images=tuple(images),
-        trials=tuple(trials),
+        trials=tuple(one_each(counted, images=not keys)),
         cost=_object(path, "cost.json"),
         measures=measures_in(notes["measures.json"], notes["zeroshot.json"]),
         env=_object(path, "env.json"),

@@ -17,6 +17,7 @@ from dap.base.errors import DapError
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.gallery import LARGEST_IMAGE, MAX_CLASSES, MAX_SLOTS, file_in
 from dap.evaluation.report.records import Json, SetRecord, is_number
+from dap.evaluation.training.trials import APART
 
 TRACKERS = ("tensorboard", "wandb")
 
@@ -99,7 +100,8 @@ def _named(sets: Sequence[SetRecord]) -> Iterator[tuple[str, SetRecord]]:
 
 def _log(record: SetRecord, run: Run) -> None:
     for trial in record.trials:
-        name = f"{trial['network']}/{trial['protocol']}/seed{trial.get('seed', 0)}"
+        apart = f" ({trial[APART]})" if trial.get(APART) else ""
+        name = f"{trial['network']}/{trial['protocol']}{apart}/seed{trial.get('seed') or 0}"
         run.scalars(f"accuracy/{name}", list(_curve(trial)))
         run.figures({f"last/{name}": trial["last"], f"best/{name}": trial["best"]})
     run.figures({f"measures/{k}": float(v) for k, v in record.measures.items() if is_number(v)})

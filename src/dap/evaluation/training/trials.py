@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -51,6 +53,48 @@ class TrialLine(FromFile, frozen=True):
     tested: Name | None = None
     by: Name | None = None
     data: Name | None = None
+
+
+def one_each(trials: Iterable[Mapping[str, Any]], *, images: bool = False) -> list[Mapping[str, Any]]:
+    """The lines of `trials.jsonl`, each training once. Two processes, or two folders of one set, may both have recorded it.
+
+    It is the same training if protocol, network, seed, test data and hash of the protocol are equal; a line of an earlier
+    version may lack the last two, which says nothing against it. Of such lines the one with the most keys counts, else the
+    last one. A line without a seed is a training of its own.
+
+    Args:
+        trials: lines of `trials.jsonl`.
+        images: whether the lines may be of several images, so that their key "judged" tells trainings apart too.
+    """
+    keys = KEYS if images else KEYS[1:]
+    kept = list[Mapping[str, Any]]()
+    places = defaultdict[tuple[object, ...], list[int]](list)
+    for line in trials:
+        found = places[line["protocol"], line["network"], line.get("seed")] if line.get("seed") is not None else []
+        same = next((at for at in found if all(_agree(line.get(key), kept[at].get(key)) for key in keys)), None)
+        if same is None:
+            found.append(len(kept))
+            kept.append(line)
+        elif _known(line) >= _known(kept[same]):
+            kept[same] = line
+    return kept
+
+
+def _agree(one: object, other: object) -> bool:
+    return one is None or other is None or one == other
+
+
+def _known(line: Mapping[str, Any]) -> int:
+    return sum(line.get(key) is not None for key in KEYS)
+
+
+def whole_trials(lines: Iterable[Mapping[str, Any]]) -> list[Trial]:
+    """The trials of lines that have all that a `Trial` has. A report shows the others too, which others may have written."""
+    found = list[Trial]()
+    for line in lines:
+        with contextlib.suppress(DapError):
+            found.append(Trial.from_record(line))
+    return found
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,8 @@ def _alike(cells: Sequence[tuple[Path, Recipe]], name: str, workshops: Workshops
     return replace(each[-1], name=sets, seconds=total, units=0, memory_gb=memory, **sums)
 
 
-Trained = set[tuple[str, str, int]]
-"""The protocol, network and seed of each training on one set that is recorded."""
+Trained = set[tuple[str, str, int | None]]
+"""The protocol, network and seed of each training on one set that is recorded. A file of others may say no seed."""
 
 
 def _recorded(folders: Sequence[Path], judged: str | None = None) -> Trained:
@@ -142,7 +142,7 @@ def _recorded(folders: Sequence[Path], judged: str | None = None) -> Trained:
         if (folder / "classes.json").is_file()
         for one in load_set(folder).trials
     ]
-    return {(one["protocol"], one["network"], one["seed"]) for one in trials if judged in (None, one.get("judged"))}
+    return {(one["protocol"], one["network"], one.get("seed")) for one in trials if judged in (None, one.get("judged"))}
 
 
 def _trainings(

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from dap.base.documents import read_json, read_lines
 from dap.base.errors import DapError
-from dap.base.fields import Count, FromFile, Inside
+from dap.base.fields import Count, FromFile, Inside, Name, Seed
 from dap.base.files import dump, natural_order, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.contents import FAILED
@@ -40,11 +40,24 @@ BUSY = 120.0
 
 
 class PlannedSet(FromFile, frozen=True):
-    """A set of a grid: its folder inside that of the grid, its number of images, and how many networks are trained on it."""
+    """A set of a grid: its folder inside that of the grid, its number of images, and the trainings on it.
+
+    Plans of earlier versions have only the number of trainings.
+    """
 
     folder: Inside
     images: Count
     trainings: Count
+    protocol: Name | None = None
+    """The name of the protocol in the trials."""
+    networks: Annotated[list[Name], Field(max_length=10**4)] = []
+    seeds: Annotated[list[Seed], Field(max_length=10**5)] = []
+
+    def has(self, trial: Mapping[str, Any]) -> bool:
+        """Whether a recorded training is one of the plan, as far as the plan says it."""
+        return self.protocol is None or (
+            trial["protocol"] == self.protocol and trial["network"] in self.networks and trial.get("seed") in self.seeds
+        )
 
 
 class GridPlan(FromFile, frozen=True):
@@ -53,16 +66,24 @@ class GridPlan(FromFile, frozen=True):
     sets: Annotated[list[PlannedSet], Field(max_length=10**6)]
 
 
-def write_plan(out: Path, sets: Mapping[str, int], trainings: int) -> None:
+def write_plan(
+    out: Path, sets: Mapping[str, int], protocols: Mapping[str, str], networks: Sequence[str], seeds: Sequence[int]
+) -> None:
     """Write `grid.json`, by which `status` knows what is still to come. Sets that an earlier command planned stay in it.
 
     Args:
         out: the folder of the grid.
         sets: the folder of each set, relative to `out`, and its number of images.
-        trainings: how many networks are trained on each set.
+        protocols: for each of these folders, the name that the protocol has in the trials.
+        networks, seeds: the networks that are trained on each set, and the seeds of each.
     """
     before = {one.folder: one for one in _plan(out)}
-    new = {folder: PlannedSet(folder=folder, images=images, trainings=trainings) for folder, images in sets.items()}
+    count = len(networks) * len(seeds)
+    each: dict[str, Any] = {"trainings": count, "networks": list(networks), "seeds": list(seeds)}
+    new = {
+        folder: PlannedSet(folder=folder, images=images, protocol=protocols[folder], **each)
+        for folder, images in sets.items()
+    }
     if {**before, **new} == before:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +101,9 @@ class SetStatus:
     Attributes:
         path: the folder, which may not be there yet.
         images, of: images that are made, and how many there will be. `of` is 0 for images of others, which have no plan.
-        trainings, planned: trainings that are recorded, and how many there will be; None where no plan says it.
+        trainings, planned: trainings that are recorded, and how many there will be; None where no plan says it. Where the plan
+            says which ones, no others count.
+        others: recorded trainings that are none of the plan, such as those by another protocol.
         rate: images a second, while somebody worked. None as long as fewer than two units are made.
         idle: seconds since the last image or training was written; None if nothing was.
         busy: whether the last change is so recent that somebody probably works on the set.
@@ -89,6 +112,7 @@ class SetStatus:
         noun: what the set is made of: "image" or "clip".
         failed: images that failed because they were not finite; `failed.jsonl` in the folder names them.
         gone: images that the manifest names and whose files are not there. They do not count as made.
+        outdated: sentences on results that do not count, because they are of other images than those that the set holds now.
     """
 
     path: Path
@@ -104,6 +128,8 @@ class SetStatus:
     failed: int = 0
     gone: int = 0
     noun: str = "image"
+    others: int = 0
+    outdated: tuple[str, ...] = ()
 
     @property
     def left(self) -> int:
@@ -186,13 +212,14 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
     gaps = _worked(units)
     worked = sum(gap for gap, _ in gaps)
     rate = sum(images for _, images in gaps) / worked if worked > 0 else None
-    usual = max([BUSY, *(3 * gap for gap, _ in gaps), *(3 * float(line.get("seconds", 0)) for line in record.trials)])
     seconds = [float(line["seconds"]) for line in record.trials if line.get("seconds")]
+    usual = max([BUSY, *(3 * gap for gap, _ in gaps), *(3 * one for one in seconds)])
+    mine = [line for line in record.trials if planned is None or planned.has(line)]
     return SetStatus(
         path=record.path,
         images=len(images),
         of=planned.images if planned else total,
-        trainings=len({(line["protocol"], line["network"], line["seed"]) for line in record.trials}),
+        trainings=len(mine),
         planned=planned.trainings if planned else None,
         rate=rate,
         idle=idle,
@@ -201,6 +228,8 @@ def _of(record: SetRecord, planned: PlannedSet | None, now: float) -> SetStatus:
         failed=_failed(record.path),
         gone=len(record.images) - len(images),
         noun=record.noun,
+        others=len(record.trials) - len(mine),
+        outdated=record.outdated,
     )
 
 
