@@ -18,9 +18,11 @@ from dap.evaluation.training import stored_labels
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import fit
+from dap.evaluation.training.labels import hard_loss
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.stored_labels import Labelling, open_labels, write_labels
 from dap.evaluation.training.transforms import parse, split
+from trainings import stripes, tiny, trained
 
 NAMES = ("red", "green", "blue")
 STEPS = parse(
@@ -254,6 +256,17 @@ def test_a_training_replays_every_epoch_once_with_the_temperature_of_its_protoco
     wanted = (batch.logits.float() / 20).softmax(1)
     by_hand = (wanted * (wanted.log() - F.log_softmax(logits / 20, 1))).sum()
     assert torch.allclose(loss_of(logits, slice(0, 4)), by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("replayed", [False, True])
+def test_the_extra_pass_is_run_whoever_gives_the_labels(extra, replayed):
+    """With stored labels it was recorded and not run."""
+    protocol = tiny(norm="batch", epochs=2, batch=4, extra_forward=extra)
+    x, y = stripes(8)
+    batches = [((x[part] - 0.5) / 0.25, hard_loss(y[part], None, 1.0)) for part in (slice(0, 4), slice(4, 8))]
+    net = trained((x, y), protocol, 0, replay=(lambda epoch: iter(batches)) if replayed else None)
+    assert net.state_dict()["body.1.num_batches_tracked"] == 2 * 2 * (2 if extra else 1)
 
 
 @pytest.mark.parametrize(

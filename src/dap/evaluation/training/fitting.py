@@ -146,6 +146,9 @@ class Training:
         if self.group is not None:
             self.augment.manual_seed(seed_of(self.seed, "augment", epoch, self.group.number))
         for x, loss_of in self._batches(epoch):
+            if self.protocol.extra_forward:  # here, so that batches of stored labels get it too
+                with torch.no_grad():
+                    self.net(x)
             self.optimiser.zero_grad()
             whole = float(len(x)) if self.group is None else self._count(len(x)) / self.group.of
             # The gradient of a batch is the sum over its slices, whose activations stay in the processor's cache.
@@ -202,9 +205,6 @@ class Training:
                     drawn["partner"].to(self.device),
                     protocol.mix.share(drawn),
                 )
-            if protocol.extra_forward:
-                with torch.no_grad():
-                    self.net(x)
             weights = mixed_weights(self.weights, chosen, partner, share)
             if isinstance(protocol.labels, Hard):
                 yield x, hard_loss(y, y[partner] if partner is not None and share < 1 else None, share, weights)
