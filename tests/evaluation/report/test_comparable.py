@@ -269,6 +269,25 @@ def test_scores_of_the_trials_of_two_folders_are_kept(tmp_path):
     assert found.ranking["own"] == pytest.approx(0.65) and not found.outdated
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_what_one_of_two_folders_says_is_kept_in_either_order(tmp_path, first):
+    """The sentences and damaged lines of the second folder were dropped, and so were measures beside a zero-shot note."""
+    one = make_set(tmp_path / "a" / "set", recipe("dap", 0), [trial(0.6, judged="of other images")])
+    shutil.copytree(one, tmp_path / "b" / "set")
+    other = tmp_path / "b" / "set"
+    (one / "measures.json").unlink()
+    (one / "zeroshot.json").write_text(json.dumps({"agreement": 0.25}))
+    write_lines(other / "trials.jsonl", [trial(0.6, judged="of other images"), trial(0.7), {"no": "trial"}])
+    (record,) = load([one, other] if first == "a" else [other, one])
+    assert len(record.outdated) == 2 and record.unreadable == len(record.problems) == 1
+    assert record.measures["diversity"] == 5 and record.measures["zero_shot_agreement"] == 0.25
+    for path, seed in ((one, 0), (other, 1)):  # sets of two seeds may hold the same images too
+        (path / "recipe.json").write_text(json.dumps(recipe("dap", seed)))
+    records = load([one, other] if first == "a" else [other, one])
+    (row,) = summarise(records)
+    assert len(records) == 2 and row.group.repeats == 1 and row.measures["diversity"] == 5
+
+
 def test_a_set_in_two_folders_is_one_set(tmp_path):
     """Its results lie apart from it: the measures and the near-copies count, and no trial counts twice."""
     bare = make_set(tmp_path / "one" / "set", recipe("random", 0))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dap.base.errors import DapError
 from dap.cli.results import progress, shown
+from dap.evaluation.report.ranking import rank_sets
 from dap.evaluation.report.records import load
 from dap.evaluation.report.summary import summarise
 from dap.evaluation.training.trials import KEYS, TrialLine, one_each
@@ -83,6 +84,10 @@ def test_a_training_that_two_folders_recorded_counts_once(tmp_path):
     ]
     listed = shown(found).values["trials"]
     assert len({(one["seed"], one["tested"], one["apart"]) for one in listed}) == 3, "apart here as on the page"
+    random = make_set(tmp_path / "random", recipe("random", 0), [trial(0.5, seed, **keys) for seed in (0, 1)])
+    write_lines(apart / "trials.jsonl", [trial(0.6, 0, seconds=40.0, **keys)])
+    ((_, score),) = rank_sets([made, apart, random], network="convnet3", own="small-hard")
+    assert score.accuracies.own == pytest.approx(0.75), "as in the report"
 
 
 def test_trainings_of_other_protocols_finish_no_plan(tmp_path):

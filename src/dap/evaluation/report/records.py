@@ -30,7 +30,7 @@ from dap.evaluation.comparable import marks
 from dap.evaluation.current import AGAIN, NOTES, keys_now, of_these_images, ranking_counts
 from dap.evaluation.origins import origins
 from dap.evaluation.report.renderings.names import method_title
-from dap.evaluation.taken import is_number, measures_in
+from dap.evaluation.taken import ZERO_SHOT, is_number, measures_in
 from dap.evaluation.training.trials import APART, TrialLine, one_each
 
 Json = Mapping[str, Any]
@@ -38,6 +38,8 @@ Json = Mapping[str, Any]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MEASURES = ("representativeness", "diversity", "coverage")
 """The measures shown beside the accuracies, in this order."""
+PROBLEMS = 3
+"""How many problems of the files of a set are told."""
 VANILLA = frozenset({"vanilla", "dit", "sd"})
 """Methods that take the backbone's own samples, without guidance."""
 
@@ -207,11 +209,27 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
         if first is not record:
             if record.inspected and not first.inspected:  # the map and the real neighbours lie beside the measures
                 first, record = record, first
-            trials = tuple(one_each([*first.trials, *record.trials]))
-            notes = ("measures", "inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
+            notes = ("inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
             more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
-            found[key] = replace(first, trials=trials, protocols={**record.protocols, **first.protocols}, **more)
+            found[key] = replace(
+                first,
+                trials=tuple(one_each([*first.trials, *record.trials])),
+                measures=measured(first, record),
+                protocols={**record.protocols, **first.protocols},
+                outdated=(*first.outdated, *record.outdated),
+                unreadable=first.unreadable + record.unreadable,
+                problems=(*first.problems, *record.problems)[:PROBLEMS],
+                **more,
+            )
     return list(found.values())
+
+
+def measured(one: SetRecord, other: SetRecord) -> Json:
+    """The measures of the images that two records of the same images hold: those of the first one that was measured, and the
+    agreement of zero-shot labels, which another file says, of one that has it."""
+    a, b = one.measures, other.measures
+    first, second = (b, a) if b.keys() - {ZERO_SHOT} and not a.keys() - {ZERO_SHOT} else (a, b)
+    return {**{name: value for name, value in second.items() if name == ZERO_SHOT}, **first}
 
 
 def load_set(path: Path | str) -> SetRecord:
@@ -257,7 +275,7 @@ def load_set(path: Path | str) -> SetRecord:
         env=_object(path, "env.json"),
         command=_command(path / "command.txt"),
         unreadable=len(problems),
-        problems=tuple(problems[:3]),
+        problems=tuple(problems[:PROBLEMS]),
         inspected=notes["images.json"],
         protocols=_object(path, "protocols.json"),
         ranking=notes["ranking.json"],
