@@ -72,12 +72,43 @@ def key_of_ranking(
     return joined(images, hash_of(sorted(json.dumps([line.get(one) for one in fields]) for line in used)))
 
 
-def ranking_counts(note: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the scores in `ranking.json` come from these trials. Versions before this one did not say from which."""
+def images_of_ranking(trials: Sequence[Mapping[str, Any]], network: str, protocols: Mapping[str, str | None]) -> str:
+    """The key of the images of the trials that scores come from; "" where they say none, or there are none."""
+    names = {name for name in protocols.values() if name}
+    judged = (str(t.get("judged") or "") for t in trials if t["network"] == network and t["protocol"] in names)
+    return next(judged, "")
+
+
+def ranking_counts(
+    note: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], random: Sequence[Sequence[Mapping[str, Any]]] = ()
+) -> bool:
+    """Whether the scores in `ranking.json` come from these trials, as far as the file says it.
+
+    Versions before this one said nothing of the random sets that a score compares with. Where none of these sets is at hand, it
+    is not known whether they have changed.
+
+    Args:
+        note: what the file holds.
+        trials: the trials of the set.
+        random: the trials of each set at hand that its scores could be compared with.
+    """
     judged, network, protocols = (note.get(name) for name in ("judged", "network", "protocols"))
     if not isinstance(judged, str) or not isinstance(network, str) or not isinstance(protocols, Mapping):
         return False
-    return judged == key_of_ranking(trials, judged.partition(":")[0], network, protocols)
+    if judged != key_of_ranking(trials, judged.partition(":")[0], network, protocols):
+        return False
+    said = note.get("random")
+    used = {str(one) for one in said} if isinstance(said, list) else set[str]()
+    now = {key_of_ranking(one, images_of_ranking(one, network, protocols), network, protocols) for one in random}
+    # A set that was used and is not there, beside one that was not used, has other images or other trials by now. Where only
+    # the first is true, somebody asks for some of the sets; where only the second is, there is one more.
+    return used <= now or now <= used
+
+
+def ranking_of(notes: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of what several folders of a set hold as `ranking.json`, the first that comes from these trials, else the first."""
+    known = [note for note in notes if note]
+    return next((note for note in known if ranking_counts(note, trials)), known[0] if known else {})
 
 
 def of_these_images(note: Mapping[str, Any], images: Sequence[Mapping[str, Any]], keys: frozenset[str]) -> bool:

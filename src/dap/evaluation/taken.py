@@ -99,6 +99,13 @@ def measures_in(measures: Mapping[str, Any], zeroshot: Mapping[str, Any]) -> dic
     return {**own, **measures, **agreement}
 
 
+def measures_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the measures that two records of the same images hold, those of the first one that was measured, and the agreement of
+    zero-shot labels, which another file says, of one that has it."""
+    first, second = (other, one) if other.keys() - {ZERO_SHOT} and not one.keys() - {ZERO_SHOT} else (one, other)
+    return {**{name: value for name, value in second.items() if name == ZERO_SHOT}, **first}
+
+
 def own_measures(measures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The results of the user's own measures, by their names (`file.py:Name`): numbers, directions and meanings."""
     own = measures.get("own")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dap.base.errors import DapError
 from dap.evaluation.report.ranking import Accuracies, normalised, rank, rank_sets, rank_trials
+from dap.evaluation.report.records import load
+from dap.evaluation.report.sections import ranking_table
+from dap.evaluation.report.summary import group_sets
 from dap.evaluation.training.trials import Trial
-from reported import make_set, recipe
+from reported import make_set, recipe, write_lines
 from reported import trial as line
 
 FULL = Accuracies(
@@ -85,3 +90,75 @@ def test_a_random_set_of_other_data_is_no_baseline(tmp_path):
     (scores,) = dict(rank_sets([b, mine], network="convnet3", own="small-hard")).values()
     assert scores.ior is None and scores.accuracies.random_own is None
     assert any("no random set of 2 images per class and of the same data is named" in one for one in scores.lacks)
+
+
+def scored(tmp_path: Path) -> tuple[Path, Path]:
+    """A set with scores, and the random set that it is compared with."""
+    mine = make_set(tmp_path / "dap", recipe("dap", 0), [line(0.6, 0), line(0.7, 1)])
+    random = make_set(tmp_path / "random", recipe("random", 0), [line(0.5, 0), line(0.5, 1)])
+    list(rank_sets([mine, random], network="convnet3", own="small-hard"))
+    return mine, random
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (lambda random: None, True),
+        (lambda random: write_lines(random / "trials.jsonl", [line(0.5, 0, seconds=9.0), line(0.5, 1)]), True),
+        (lambda random: write_lines(random / "trials.jsonl", [line(0.59, 0), line(0.59, 1)]), False),
+        (lambda random: write_lines(random / "trials.jsonl", [line(0.5, 0), line(0.5, 1), line(0.5, 2)]), False),
+        (lambda random: write_lines(random / "trials.jsonl", []), False),
+        (lambda random: write_lines(random / "trials.jsonl", [line(0.5, s, judged="made anew") for s in (0, 1)]), False),
+        (lambda random: shutil.rmtree(random), True),
+    ],
+)  # fmt: skip
+def test_a_score_counts_as_long_as_the_random_sets_are_those_it_was_computed_from(tmp_path, change, counts):
+    mine, random = scored(tmp_path)
+    change(random)
+    (found,) = [one for one in load([mine, *([random] if random.exists() else [])]) if not one.random]
+    assert bool(found.ranking) is counts and bool(found.outdated) is not counts
+
+
+def test_scores_of_some_random_sets_or_of_an_earlier_version_are_kept(tmp_path):
+    mine, random = scored(tmp_path)
+    further = make_set(tmp_path / "random-1", recipe("random", 1), [line(0.4, 0)])
+    other = make_set(tmp_path / "random-b", {**recipe("random", 0), "data": {"path": "b"}}, [line(0.4, 0)])
+    for places in ([mine], [mine, random], [mine, random, further], [mine, random, other], [mine, other]):
+        assert load(places)[0].ranking and not load(places)[0].outdated
+    assert not load([mine, further])[0].ranking, "another random set has taken the place of the first"
+    note = json.loads((mine / "ranking.json").read_text())
+    note.pop("random")
+    (mine / "ranking.json").write_text(json.dumps(note))
+    write_lines(random / "trials.jsonl", [line(0.1)])
+    assert load([mine, random])[0].ranking, "it does not say from which random sets it comes"
+
+
+def test_the_table_of_scores_names_networks_and_protocols(tmp_path):
+    mine, random = scored(tmp_path)
+    second = make_set(tmp_path / "b", recipe("vanilla", 0), [line(0.6, 0, network="resnet18", protocol="other")])
+    write_lines(
+        random / "trials.jsonl", [line(0.5, 0), line(0.5, 1), line(0.5, 0, network="resnet18", protocol="other")]
+    )
+    list(rank_sets([second, random], network="resnet18", own="other"))
+    found = ranking_table(group_sets(load([mine, second, random])))
+    assert found is not None
+    rows = [row for row in found.markdown().split("\n") if "own: " in row]
+    assert ["ConvNet-3" in row and "own: small-hard" in row for row in rows] == [True, False]
+    assert ["ResNet-18" in row and "own: other" in row for row in rows] == [False, True]
+
+
+def test_what_a_score_lacks_is_true(tmp_path):
+    """Where the set itself had no trial, its random sets were said to have none either."""
+    mine, random = scored(tmp_path)
+    write_lines(mine / "trials.jsonl", [])
+    ((_, scores),) = rank_sets([mine, random], network="convnet3", own="small-hard")
+    assert any("has no trial of convnet3 by small-hard" in one for one in scores.lacks)
+    assert not any("no random set" in one for one in scores.lacks)
+    write_lines(mine / "trials.jsonl", [line(0.6, labels="a teacher")])
+    ((_, scores),) = rank_sets([mine, random], network="convnet3", own="small-hard")
+    assert any("with other labels; run dap evaluate on them" in one for one in scores.lacks)
+    bare = {"protocol": "small-hard", "network": "convnet3", "last": 0.6, "best": 0.9}
+    write_lines(mine / "trials.jsonl", [bare])
+    write_lines(random / "trials.jsonl", [bare | {"last": 0.5}])
+    ((_, scores),) = rank_sets([mine, random], network="convnet3", own="small-hard")
+    assert scores.ior == pytest.approx(0.1), "a line of others needs no more than what a page shows"

@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dap.base.errors import DapError
 from dap.base.files import dump, write_atomically
 from dap.base.parsing import shown
-from dap.evaluation.current import key_of_ranking
+from dap.evaluation.current import images_of_ranking, key_of_ranking
 from dap.evaluation.origins import alike
 from dap.evaluation.report.records import Json, SetRecord, load
 from dap.evaluation.training.trials import APART, Trial
@@ -110,8 +110,8 @@ def normalised(x: float) -> float:
 
 
 def rank_trials(
-    synthetic: Iterable[Trial],
-    random: Iterable[Trial],
+    synthetic: Iterable[Trial | _Scored],
+    random: Iterable[Trial | _Scored],
     *,
     network: str,
     full_hard: float | None = None,
@@ -139,7 +139,7 @@ def rank_trials(
     """
     synthetic, random = list(synthetic), list(random)
 
-    def mean(trials: Sequence[Trial], protocol: str | None) -> float | None:
+    def mean(trials: Sequence[Trial | _Scored], protocol: str | None) -> float | None:
         found = [t.accuracy for t in trials if t.protocol == protocol and t.network == network]
         return math.fsum(found) / len(found) if found else None
 
@@ -195,16 +195,34 @@ def rank_sets(
                 "scores together. Run dap evaluate on the set again, by each protocol."
             )
         fitting = [other for other in random if other.ipc == one.ipc and _same_data(one, other)]
-        baseline = [Trial.from_record(line) for other in fitting for line in other.trials if _kind(line) in kinds]
-        mine = [Trial.from_record(line) for line in used]
+        baseline = [_Scored.of(line) for other in fitting for line in other.trials if _kind(line) in kinds]
+        mine = [_Scored.of(line) for line in used]
         scores = rank_trials(mine, baseline, network=network, full_hard=full_hard, **protocols)
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
         named = {role: name for role, name in protocols.items() if name}
-        judged = key_of_ranking(one.trials, str(used[0].get("judged") or "") if used else "", network, named)
-        of = {"network": network, "protocols": named, "judged": judged}
+        keys = [_key(each, network, named) for each in (one, *fitting)]
+        of = {"network": network, "protocols": named, "judged": keys[0], "random": keys[1:]}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, **of}))
-        lacks = tuple(_lacking(one, scores.accuracies, network, protocols, len(fitting)))
+        lacks = tuple(_lacking(one, scores.accuracies, network, protocols, fitting))
         yield one.path, replace(scores, lacks=lacks)
+
+
+def _key(one: SetRecord, network: str, protocols: Mapping[str, str]) -> str:
+    """The key of the trials of a set that scores come from."""
+    return key_of_ranking(one.trials, images_of_ranking(one.trials, network, protocols), network, protocols)
+
+
+class _Scored(NamedTuple):
+    """What scores ask of a trial. A line of others may lack the rest of a `Trial`."""
+
+    protocol: str
+    network: str
+    accuracy: float
+
+    @classmethod
+    def of(cls, line: Json) -> _Scored:
+        """What a line of `trials.jsonl` says."""
+        return cls(line["protocol"], line["network"], line["best" if line.get("headline") == "best" else "last"])
 
 
 def _same_data(one: SetRecord, random: SetRecord) -> bool:
@@ -223,12 +241,12 @@ ROLES = {"hard": "HLR and LRS", "own": "IOR and LRS", "augmented": "ARS", "plain
 
 
 def _lacking(
-    one: SetRecord, known: Accuracies, network: str, protocols: Mapping[str, str | None], fitting: int
+    one: SetRecord, known: Accuracies, network: str, protocols: Mapping[str, str | None], fitting: Sequence[SetRecord]
 ) -> Iterator[str]:
     """What the scores of a set lack: protocols that were not named, trials by those that were, and random sets.
 
     Args:
-        fitting: how many random sets it is compared with.
+        fitting: the random sets that it is compared with.
     """
     if known.full_hard is None:
         yield "HLR and LRS need the accuracy of all real images: give --full FRACTION, or a file of dap train-teacher."
@@ -244,4 +262,11 @@ def _lacking(
             if not fitting:
                 yield f"{scores}: {which} and of the same data is named; dap distill --method random makes one."
                 continue
-            yield f"{scores}: {which} has a trial of {network} by {protocol}; dap evaluate makes one."
+            theirs = [(line["network"], line["protocol"]) for other in fitting for line in other.trials]
+            if (network, protocol) not in theirs:
+                yield f"{scores}: {which} has a trial of {network} by {protocol}; dap evaluate makes one."
+            elif getattr(known, role) is not None:
+                yield (
+                    f"{scores}: the trials of {network} by {protocol} of random sets are on other test images, or with other "
+                    "labels; run dap evaluate on them with the flags of the set."
+                )

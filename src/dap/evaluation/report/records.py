@@ -26,11 +26,11 @@ from dap.base.parsing import shown
 from dap.data.sets.contents import part_files
 from dap.data.sets.differences import flatten
 from dap.data.sets.notes import Count, Label, Open, as_read, read_note
+from dap.evaluation import current
 from dap.evaluation.comparable import marks
-from dap.evaluation.current import AGAIN, NOTES, keys_now, of_these_images, ranking_counts
 from dap.evaluation.origins import origins
 from dap.evaluation.report.renderings.names import method_title
-from dap.evaluation.taken import ZERO_SHOT, is_number, measures_in
+from dap.evaluation.taken import is_number, measures_in, measures_of
 from dap.evaluation.training.trials import APART, TrialLine, one_each
 
 Json = Mapping[str, Any]
@@ -177,7 +177,8 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
     unique = {Path(path).resolve(): Path(path) for path in paths}
     if not unique:
         raise DapError("no distilled set to report on: name at least one folder")
-    sets = [_ranked(record) for record in _merged([load_set(path) for path in unique.values()])]
+    merged = _merged([load_set(path) for path in unique.values()])
+    sets = [_ranked(record, merged) for record in merged]
     return [
         replace(
             record, origin=origin, trials=tuple({**trial, APART: said} if said else trial for trial, said in marked)
@@ -187,9 +188,11 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
     ]
 
 
-def _ranked(record: SetRecord) -> SetRecord:
-    """The set without scores that come from other trials than it has."""
-    if not record.ranking or ranking_counts(record.ranking, record.trials):
+def _ranked(record: SetRecord, sets: Sequence[SetRecord]) -> SetRecord:
+    """The set without scores that come from other trials than it has, or than the random sets beside it have."""
+    kind = record.ipc, record.recipe.get("data")
+    random = [one.trials for one in sets if one.random and (one.ipc, one.recipe.get("data")) == kind]
+    if not record.ranking or current.ranking_counts(record.ranking, record.trials, random):
         return record
     told = f"{shown(record.path)}: left out ranking.json. Its scores are not of these trials; run dap rank again."
     return replace(record, ranking={}, outdated=(*record.outdated, told))
@@ -209,12 +212,14 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
         if first is not record:
             if record.inspected and not first.inspected:  # the map and the real neighbours lie beside the measures
                 first, record = record, first
-            notes = ("inspected", "zeroshot", "ranking", "chosen", "cost", "env", "command", "inputs")
+            notes = ("inspected", "zeroshot", "chosen", "cost", "env", "command", "inputs")
             more: dict[str, Any] = {name: getattr(first, name) or getattr(record, name) for name in notes}
+            trials = one_each([*first.trials, *record.trials])
             found[key] = replace(
                 first,
-                trials=tuple(one_each([*first.trials, *record.trials])),
-                measures=measured(first, record),
+                trials=tuple(trials),
+                measures=measures_of(first.measures, record.measures),
+                ranking=current.ranking_of((first.ranking, record.ranking), trials),
                 protocols={**record.protocols, **first.protocols},
                 outdated=(*first.outdated, *record.outdated),
                 unreadable=first.unreadable + record.unreadable,
@@ -224,12 +229,10 @@ def _merged(sets: Sequence[SetRecord]) -> list[SetRecord]:
     return list(found.values())
 
 
-def measured(one: SetRecord, other: SetRecord) -> Json:
-    """The measures of the images that two records of the same images hold: those of the first one that was measured, and the
-    agreement of zero-shot labels, which another file says, of one that has it."""
-    a, b = one.measures, other.measures
-    first, second = (b, a) if b.keys() - {ZERO_SHOT} and not a.keys() - {ZERO_SHOT} else (a, b)
-    return {**{name: value for name, value in second.items() if name == ZERO_SHOT}, **first}
+def with_repeat(first: SetRecord, record: SetRecord) -> SetRecord:
+    """A set with the trials of another one that holds the same images, and with its measures where the first has none."""
+    trials, measures = (*first.trials, *record.trials), measures_of(first.measures, record.measures)
+    return replace(first, trials=trials, measures=measures)
 
 
 def load_set(path: Path | str) -> SetRecord:
@@ -257,10 +260,10 @@ def load_set(path: Path | str) -> SetRecord:
     recorded, bad_trials = _lines(path / "trials.jsonl", TrialLine)
     images = sorted(manifest or _listed(path, root, folders), key=lambda image: (image["label"], image["slot"]))
     names, problems = tuple(classes.names or map(shown, folders)), bad_trials + bad_images
-    keys = keys_now(images, names)
+    keys = current.keys_now(images, names)
     counted = [line for line in recorded if not keys or line.get("judged") in (None, *keys)]
-    notes = {name: _object(path, name) for name in NOTES}
-    left_out = [name for name, note in notes.items() if note and not of_these_images(note, images, keys)]
+    notes = {name: _object(path, name) for name in current.NOTES}
+    left_out = [name for name, note in notes.items() if note and not current.of_these_images(note, images, keys)]
     notes |= {name: {} for name in left_out}
     gone = len(recorded) - len(counted)
     told = [*([f"{gone} training{'' if gone == 1 else 's'}"] if gone else []), *left_out]
@@ -283,7 +286,7 @@ def load_set(path: Path | str) -> SetRecord:
         chosen=_object(path, "chosen.json"),
         inputs=_object(path, "inputs.json"),
         left_out=frozenset(left_out),
-        outdated=(f"{shown(path)}: left out {', '.join(told)}. {AGAIN}.",) if told else (),
+        outdated=(f"{shown(path)}: left out {', '.join(told)}. {current.AGAIN}.",) if told else (),
     )
 
 

@@ -257,13 +257,18 @@ def ranking_table(groups: Sequence[Group]) -> Table | None:
     scores = [name for name in RANKED if any(is_number(r.get(name)) for _, _, r in flat)]
     if not scores:
         return None
-    columns = [Column("group", numeric=False), Column("seed"), *(RANKED[name] for name in scores)]
+    columns = [Column("group", numeric=False), Column("seed"), Column("network", numeric=False)]
+    columns += [Column("protocols", numeric=False), *(RANKED[name] for name in scores)]
     columns += [Column(name.replace("_", " ").replace(".", " "), field=name) for name in raw]
     rows = []
     for group, record, values in flat:
         told = [_ranked(values.get(name), 100 if name in ("hlr", "ior", "beta") else 1) for name in scores]
         accuracies = [_accuracy(values.get(name)) for name in raw]
-        rows.append((named(group.label), cell(record.seed), *told, *accuracies))
+        roles = record.ranking.get("protocols")
+        by = [f"{role}: {name}" for role, name in roles.items()] if isinstance(roles, Mapping) else []
+        network = record.ranking.get("network")
+        of = (network_title(network) if isinstance(network, str) else DASH, ", ".join(by) or DASH)
+        rows.append((named(group.label), cell(record.seed), *map(Cell, of), *told, *accuracies))
     note = "HLR, IOR and β in points, LRS and ARS in fractions of 1 as DD-Ranking defines them; beside them the "
     note += "accuracies they come from, in %."
     return plain_table("ranking", "DD-Ranking", tuple(columns), tuple(rows), note)

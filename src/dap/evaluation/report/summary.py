@@ -16,7 +16,7 @@ from statistics import fmean
 from dap.base.parsing import shown
 from dap.evaluation import taken
 from dap.evaluation.origins import alike
-from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number, measured
+from dap.evaluation.report.records import MEASURES, VANILLA, Json, SetRecord, is_number, with_repeat
 from dap.evaluation.report.spread import Difference, Stat, difference, spread_of
 from dap.evaluation.training.trials import APART
 
@@ -244,8 +244,7 @@ def _different(records: Sequence[SetRecord]) -> tuple[SetRecord, ...]:
         images = tuple((image["label"], image.get("sha256")) for image in record.images)
         known = bool(images) and all(isinstance(sha256, str) for _, sha256 in images)
         same = images if known else record.path
-        trials = (*found[same].trials, *record.trials) if same in found else record.trials
-        found[same] = replace(first := found.get(same, record), trials=trials, measures=measured(first, record))
+        found[same] = with_repeat(found[same], record) if same in found else record
     return tuple(found.values())
 
 
