@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dap.base.disk import aside_of
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
-from dap.base.files import dump, ended, inside, replacing, write_atomically
+from dap.base.files import dump, inside, replacing, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.notes import as_read
+from dap.data.sets.notes import as_read, read_note
+from dap.evaluation.current import keys_now, of_these_images, ranking_of
+from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.report.records import load
-from dap.evaluation.training.trials import KEYS, TrialLine
+from dap.evaluation.training.trials import TrialLine, one_each
 
 FACTS = (
     "recipe.json",
@@ -36,7 +38,12 @@ FACTS = (
 )
 """Files that say how a set was made."""
 TRIALS = "trials.jsonl"
-RESULTS = (TRIALS, "protocols.json", "measures.json", "images.json", "map.npz", "zeroshot.json", "ranking.json")
+PROTOCOLS, RANKING, NEIGHBOURS = "protocols.json", "ranking.json", "neighbours"
+MEASURED = ("measures.json", "images.json", "map.npz")
+"""Files that are written together."""
+NOTES = {MEASURED[0]: MEASURED[1:], "zeroshot.json": ()}
+"""The notes of the images of a set, and what goes with each."""
+RESULTS = (TRIALS, PROTOCOLS, *MEASURED, "zeroshot.json", RANKING)
 """Files that judging wrote beside the set before."""
 CLASSES, SLOTS, FEW = 20, 10, 2
 """The images that a page shows: of how many classes, how many of each, and how many of each further class."""
@@ -75,7 +82,8 @@ def kept_apart(made: DistilledSet, folder: Path) -> None:
     lines = made.records
     write_atomically(folder / "classes.json", dump(classes))
     write_atomically(folder / "manifest.jsonl", b"".join(_line(line) for line in lines))
-    _copy_results(made.path, [line["path"] for line in lines if _on_a_page(line)], folder)
+    pictures = [line["path"] for line in lines if _on_a_page(line)]
+    _copy_results(made.path, pictures, folder, lines, made.class_names)
     made.results = folder
 
 
@@ -93,7 +101,8 @@ def copied_apart(path: Path, folder: Path) -> None:
     for name in ("classes.json", "manifest.jsonl"):
         _copy(path, name, folder)
     (record,) = load([path])
-    _copy_results(path, [line["path"] for line in record.images if _on_a_page(line)], folder)
+    pictures = [line["path"] for line in record.images if _on_a_page(line)]
+    _copy_results(path, pictures, folder, record.images, record.class_names)
 
 
 def _on_a_page(line: Mapping[str, Any]) -> bool:
@@ -104,44 +113,74 @@ def _line(line: Mapping[str, object]) -> bytes:
     return dump(line).replace(b"\n", b"") + b"\n"
 
 
-def _copy_results(path: Path, pictures: Sequence[str], folder: Path) -> None:
-    """Copy the facts and pictures of a set, and those of its results that the folder does not have.
+def _copy_results(
+    path: Path, pictures: Sequence[str], folder: Path, images: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+) -> None:
+    """Copy the facts and pictures of a set, and those of its results that the folder does not have, or has older ones of.
 
-    The set may have been made anew since, or be another one in its place. So facts that it lacks are removed.
+    The set may have been made anew since, or be another one in its place. So facts that it lacks are removed, and a result of
+    its images counts more than one of others. Of two that are of its images the newer one counts.
+
+    Args:
+        path: the folder of the set.
+        pictures: paths of images that a page shows.
+        folder: the folder of the results.
+        images: the lines of the manifest.
+        class_names: the names of the classes.
     """
     for name in (*FACTS, *pictures):
         if not _copy(path, name, folder) and name in FACTS:
             (folder / name).unlink(missing_ok=True)
-    before = [file.relative_to(path).as_posix() for file in (path / "neighbours").glob("*.png")]
-    for name in (*RESULTS, *before):
+    keys = keys_now(images, class_names)
+    for name in (TRIALS, *MEASURED):
         if not (folder / name).exists():
             _copy(path, name, folder)
-    _add_trials(path / TRIALS, folder / TRIALS)
-
-
-def _add_trials(source: Path, target: Path) -> None:
-    """Add the trials that were recorded beside the set since. Where the folder has other keys for a protocol and network, the
-    images, the test data or the protocol have changed, so those of the set do not count."""
+    recorded = RecordedTrials(folder)
     with contextlib.suppress(DapError):  # a file that is no file of the folder is told where it is read
-        mine, theirs = (
-            [line.value for line in read_lines(inside(file.parent, file.name), as_read(TrialLine)) if line.value]
-            for file in (target, source)
-        )
-        keys = {(one["protocol"], one["network"]): _keys(one) for one in mine}
-        known = {(one["protocol"], one["network"], one.get("seed")) for one in mine}
-        new = [
-            one
-            for one in theirs
-            if (one["protocol"], one["network"], one.get("seed")) not in known
-            and keys.get((one["protocol"], one["network"]), _keys(one)) == _keys(one)
-        ]
-        if new:
-            lines = "".join(json.dumps(one) + "\n" for one in new).encode()
-            write_atomically(target, target.read_bytes() + (b"" if ended(target) else b"\n") + lines)
+        recorded.take(_lines_of(path), keys)
+    with recorded.alone():
+        facts = [read for place in (folder, path) if (read := _noted(place, PROTOCOLS))]
+        if len(facts) > 1 or (facts and not (folder / PROTOCOLS).exists()):
+            both = {**facts[-1], **facts[0]}  # they are named by hashes of what they hold
+            if both != facts[0] or not (folder / PROTOCOLS).exists():
+                write_atomically(folder / PROTOCOLS, dump(both))
+    for name, others in NOTES.items():
+        if _newer(path, folder, name, lambda note: of_these_images(note, images, keys)):
+            for each in (name, *others):
+                if not _copy(path, each, folder):
+                    (folder / each).unlink(missing_ok=True)
+            for file in (path / NEIGHBOURS).glob("*.png") if others else ():
+                _copy(path, f"{NEIGHBOURS}/{file.name}", folder)
+    trials = one_each(line for line in _lines_of(folder) if not keys or line.get("judged") in (None, *keys))
+    mine, theirs = (_noted(place, RANKING) or {} for place in (folder, path))
+    if theirs and ranking_of((mine, theirs), trials) is theirs:
+        _copy(path, RANKING, folder)
 
 
-def _keys(trial: Mapping[str, Any]) -> list[Any]:
-    return [trial.get(name) for name in KEYS]
+def _lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `trials.jsonl` in a folder that can be read."""
+    file = folder / TRIALS
+    if not os.path.lexists(file):
+        return []
+    return [line.value for line in read_lines(inside(folder, TRIALS), as_read(TrialLine)) if line.value]
+
+
+def _noted(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a note in a folder says; None where there is none, or it cannot be read."""
+    try:
+        return read_note(folder, name)
+    except DapError:
+        return None
+
+
+def _newer(path: Path, folder: Path, name: str, current: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Whether a note of the set takes the place of the one in the folder of its results."""
+    mine, theirs = _noted(folder, name), _noted(path, name)
+    if not theirs or mine == theirs:
+        return False
+    if not mine or current(mine) != current(theirs):
+        return not mine or current(theirs)
+    return (path / name).stat().st_mtime_ns > (folder / name).stat().st_mtime_ns
 
 
 def _copy(source: Path, name: str, folder: Path) -> bool:

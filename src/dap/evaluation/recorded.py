@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from dap.base.documents import read_lines
 from dap.base.errors import DapError
 from dap.base.files import append, ended, inside, write_atomically
 from dap.data.sets.notes import as_read
-from dap.evaluation.training.trials import DATA, KEYS, Trial, TrialLine
+from dap.evaluation.training.trials import DATA, KEYS, Trial, TrialLine, agree, one_each
 
 log = logging.getLogger("dap")
 
 BEFORE = "trials-before.jsonl"
-"""The file beside `trials.jsonl` that keeps the trials which no longer count. Nobody reads it but its user."""
+"""The file beside `trials.jsonl` that keeps the trials which no longer count. A trial of it counts again where images, test data
+and protocol are again what they were."""
 
 
 class RecordedTrials:
@@ -68,7 +69,7 @@ class RecordedTrials:
         for problem in [line.problem for line in lines if line.problem is not None][:3]:
             log.warning("left out a trial: %s", problem)
         if gone:
-            append(self.path.with_name(BEFORE), "".join(json.dumps(line) + "\n" for line in gone))
+            self._put_aside(gone)
             log.warning(
                 "%s: trials of other images, test data or labels, or by another protocol, no longer count; %d are kept in %s",
                 self.path, len(gone), BEFORE,
@@ -76,7 +77,50 @@ class RecordedTrials:
         if len(kept) < len(lines) or (lines and not ended(self.path)):  # the next line must start on its own
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         mine = [line for line in kept if key.items() <= line.items() and line["network"] == network]
-        return {line["seed"]: Trial.from_record(line) for line in mine}
+        seeds = {line["seed"] for line in mine}
+        before = (line for line in _read(self.path.with_name(BEFORE)) if _names(line) == (protocol, network))
+        counted = [line for line in before if _counts(line, key, protocol, network) and line["seed"] not in seeds]
+        if again := one_each(counted):  # the test data or the protocol are what they were once before
+            append(self.path, "".join(json.dumps(line) + "\n" for line in again))
+        return {line["seed"]: Trial.from_record(line) for line in (*mine, *again)}
+
+    def take(self, theirs: Sequence[Mapping[str, Any]], images: Collection[str]) -> None:
+        """Take up the trials of the same set that another folder records, such as that of the set itself.
+
+        A line that was never here is newer than all that are, since lines are taken up before each command that writes here. So
+        where its key differs it takes the place of the lines of its protocol and network, which go into `BEFORE`. A line that
+        has gone there comes back only where no other of its protocol and network is of the images.
+
+        Args:
+            theirs: lines of the other file.
+            images: the keys "judged" of the images that the set holds now; empty where they are not known.
+        """
+        with self.alone():
+            mine, gone = _read(self.path), _read(self.path.with_name(BEFORE))
+            new, old = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
+            for name in dict.fromkeys(map(_names, theirs)):
+                here = [line for line in mine if _names(line) == name]
+                lost = gone if any(_is_of(line, images) for line in here) else []
+                fresh = [
+                    one for one in theirs if _names(one) == name and _is_of(one, images) and one not in here + lost
+                ]
+                count = len(one_each(here, images=True))
+                fresh = [one for one in fresh if len(one_each([*here, one], images=True)) > count]
+                new += fresh
+                old += [line for line in here if not all(agree(line, one) for one in fresh)]
+            if old:
+                self._put_aside(old)
+                kept = [line for line in mine if line not in old]
+                write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            if new:
+                start = "" if not self.path.exists() or ended(self.path) else "\n"
+                append(self.path, start + "".join(json.dumps(line) + "\n" for line in new))
+
+    def _put_aside(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append those of these lines to `BEFORE` that it does not hold yet."""
+        before = self.path.with_name(BEFORE)
+        known = _read(before)
+        append(before, "".join(json.dumps(line) + "\n" for line in lines if line not in known))
 
     def add(self, trial: Trial, key: Mapping[str, str], data: str = "") -> None:
         """Append a trial, unless another process has recorded it meanwhile.
@@ -91,6 +135,20 @@ class RecordedTrials:
                 return
             named = {DATA: data} if data else {}
             append(self.path, json.dumps({**json.loads(trial.to_json()), **key, **named}) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that can be read."""
+    return [line.value for line in read_lines(path, as_read(TrialLine)) if line.value is not None]
+
+
+def _names(line: Mapping[str, Any]) -> tuple[object, object]:
+    return line["protocol"], line["network"]
+
+
+def _is_of(line: Mapping[str, Any], images: Collection[str]) -> bool:
+    """Whether a line is of images with one of these keys, as far as it is known."""
+    return not images or line.get("judged") in (None, *images)
 
 
 def _counts(line: Mapping[str, Any], key: Mapping[str, str], protocol: str, network: str) -> bool:

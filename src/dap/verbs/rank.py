@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,4 +56,8 @@ def rank(
         )
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
     results = placed(found_sets(sets), None if out is None else Path(out))
-    return dict(rank_sets(results, network=network, full_hard=None if known is None else known.accuracy, **protocols))
+    full_hard = None if known is None else known.accuracy
+    evaluate = (
+        "dap evaluate" if out is None else f"dap evaluate --out {shlex.quote(str(out))}"
+    )  # else it writes beside the sets
+    return dict(rank_sets(results, network=network, full_hard=full_hard, evaluate=evaluate, **protocols))

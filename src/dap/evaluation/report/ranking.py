@@ -161,7 +161,12 @@ def _less(a: float | None, b: float | None) -> float | None:
 
 
 def rank_sets(
-    paths: Iterable[Path], *, network: str, full_hard: float | None = None, **protocols: Any
+    paths: Iterable[Path],
+    *,
+    network: str,
+    full_hard: float | None = None,
+    evaluate: str = "dap evaluate",
+    **protocols: Any,
 ) -> Iterator[tuple[Path, Ranking]]:
     """The scores of evaluated sets on disk. Each set is compared with the random sets of the same data and ipc. The scores
     are written into the file `ranking.json` of the set.
@@ -169,6 +174,7 @@ def rank_sets(
     Args:
         paths: folders of sets. Sets of the method "random" must be among them.
         network, full_hard: see `rank_trials`.
+        evaluate: the command that makes the trials that a score lacks.
         protocols: hard, own, augmented, plain: names of protocols, see `rank_trials`.
 
     Raises:
@@ -192,7 +198,7 @@ def rank_sets(
         if len({line.get("tested") for line in used}) > 1 or len(kinds) > len(by):
             raise DapError(
                 f"{shown(one.path)} has trials of one protocol on several test images, or with several teachers, so they give no "
-                "scores together. Run dap evaluate on the set again, by each protocol."
+                f"scores together. Run {evaluate} on the set again, by each protocol."
             )
         fitting = [other for other in random if other.ipc == one.ipc and _same_data(one, other)]
         baseline = [_Scored.of(line) for other in fitting for line in other.trials if _kind(line) in kinds]
@@ -203,7 +209,7 @@ def rank_sets(
         keys = [_key(each, network, named) for each in (one, *fitting)]
         of = {"network": network, "protocols": named, "judged": keys[0], "random": keys[1:]}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, **of}))
-        lacks = tuple(_lacking(one, scores.accuracies, network, protocols, fitting))
+        lacks = tuple(_lacking(one, scores.accuracies, network, protocols, fitting, evaluate))
         yield one.path, replace(scores, lacks=lacks)
 
 
@@ -241,12 +247,18 @@ ROLES = {"hard": "HLR and LRS", "own": "IOR and LRS", "augmented": "ARS", "plain
 
 
 def _lacking(
-    one: SetRecord, known: Accuracies, network: str, protocols: Mapping[str, str | None], fitting: Sequence[SetRecord]
+    one: SetRecord,
+    known: Accuracies,
+    network: str,
+    protocols: Mapping[str, str | None],
+    fitting: Sequence[SetRecord],
+    evaluate: str,
 ) -> Iterator[str]:
     """What the scores of a set lack: protocols that were not named, trials by those that were, and random sets.
 
     Args:
         fitting: the random sets that it is compared with.
+        evaluate: as for `rank_sets`.
     """
     if known.full_hard is None:
         yield "HLR and LRS need the accuracy of all real images: give --full FRACTION, or a file of dap train-teacher."
@@ -256,7 +268,7 @@ def _lacking(
             yield f"{scores} need a protocol for --{role}."
             continue
         if getattr(known, role) is None:
-            yield f"{scores}: {shown(one.path)} has no trial of {network} by {protocol}; dap evaluate makes one."
+            yield f"{scores}: {shown(one.path)} has no trial of {network} by {protocol}; {evaluate} makes one."
         if role != "hard" and getattr(known, f"random_{role}") is None:
             which = f"no random set of {one.ipc} images per class"
             if not fitting:
@@ -264,9 +276,9 @@ def _lacking(
                 continue
             theirs = [(line["network"], line["protocol"]) for other in fitting for line in other.trials]
             if (network, protocol) not in theirs:
-                yield f"{scores}: {which} has a trial of {network} by {protocol}; dap evaluate makes one."
+                yield f"{scores}: {which} has a trial of {network} by {protocol}; {evaluate} makes one."
             elif getattr(known, role) is not None:
                 yield (
                     f"{scores}: the trials of {network} by {protocol} of random sets are on other test images, or with other "
-                    "labels; run dap evaluate on them with the flags of the set."
+                    f"labels; run {evaluate} on them with the flags of the set."
                 )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -71,7 +71,7 @@ def one_each(trials: Iterable[Mapping[str, Any]], *, images: bool = False) -> li
     places = defaultdict[tuple[object, ...], list[int]](list)
     for line in trials:
         found = places[line["protocol"], line["network"], line.get("seed")] if line.get("seed") is not None else []
-        same = next((at for at in found if all(_agree(line.get(key), kept[at].get(key)) for key in keys)), None)
+        same = next((at for at in found if agree(line, kept[at], keys)), None)
         if same is None:
             found.append(len(kept))
             kept.append(line)
@@ -80,8 +80,10 @@ def one_each(trials: Iterable[Mapping[str, Any]], *, images: bool = False) -> li
     return kept
 
 
-def _agree(one: object, other: object) -> bool:
-    return one is None or other is None or one == other
+def agree(one: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str] = KEYS) -> bool:
+    """Whether two lines have the same keys, as far as both say them."""
+    pairs = [(one.get(key), other.get(key)) for key in keys]
+    return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def _known(line: Mapping[str, Any]) -> int:
