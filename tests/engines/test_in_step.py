@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -14,9 +15,13 @@ from safetensors.torch import load_file
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.evaluation.training.classifier import load_trained, save_classifier
+from dap.evaluation.training.evaluate import Plan, _Ready, evaluate
 from dap.evaluation.training.in_step import Group
+from dap.evaluation.training.trained import train_on_tensors
 from dap.verbs.options import Engine, Machine
 from dap.verbs.training.teacher import train_teacher
+from trainings import AUGMENTED, stripes, tiny
 
 DAP = [sys.executable, "-P", "-m", "dap"]
 
@@ -29,6 +34,40 @@ def test_parts_of_a_batch_hold_each_image_once_or_all_of_them(n, of):
     assert [*chain(*shares)] == list(range(n))
     assert [*chain(*parts)] == (list(range(n)) if n >= of else list(range(n)) * of)
     assert all(parts), "a process without an image would let the others wait"
+
+
+class Told(Group):
+    """A group whose first process speaks to nobody."""
+
+    def agreed(self, text: str | None) -> str:
+        return text or ""
+
+
+def test_the_number_of_processes_is_a_part_of_a_checkpoint():
+    """A training of several processes went on in one alone, without a word."""
+    train, protocol = stripes(12), tiny(**AUGMENTED)
+    groups = [None, *(Told(0, of) for of in (1, 2, 3, 8))]
+    keys = [_Ready(train, train, protocol, 2, Plan(group=group)).key for group in groups]
+    assert len(set(keys)) == len(groups)
+    assert keys[2] == _Ready(train, train, protocol, 2, Plan(group=Told(0, 2))).key
+
+
+def test_an_unfinished_training_that_is_not_gone_on_with_is_named(tmp_path, caplog):
+    train, protocol = stripes(12), tiny(epochs=1, looks=1)
+    for begun in ("ab-0.pt", "ab-1.pt"):
+        (tmp_path / begun).write_bytes(b"begun by others")
+    for seed, named in ((0, True), (2, False)):
+        caplog.clear()
+        list(evaluate(train, train, protocol, [seed], classes=2, checkpoints=tmp_path, every=1e9))
+        assert ("by another number of processes, so this one begins anew" in caplog.text) is named
+
+
+@pytest.mark.parametrize("of", [None, 2])
+def test_a_teacher_says_how_many_processes_trained_it(tmp_path, of):
+    train, protocol = stripes(12), tiny(epochs=1, looks=1)
+    made, _ = train_on_tensors(train, train, protocol, 2)
+    save_classifier(replace(made, processes=of), tmp_path / "teacher.safetensors")
+    assert load_trained(tmp_path / "teacher.safetensors").processes == of
 
 
 def flags(colours, out, network="convnet1"):
@@ -54,6 +93,7 @@ def test_two_processes_train_what_one_trains(colours, tmp_path):
     assert told[-1] == (4, 4) and (trial.epochs, trial.n_test) == (3, 18), "small-hard has one epoch more"
     expected, found = load_file(one), load_file(two)
     assert expected.keys() == found.keys()
+    assert [load_trained(path).processes for path in (one, two)] == [None, 2]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["one.safetensors", "two.safetensors"]

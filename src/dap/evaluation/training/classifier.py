@@ -16,7 +16,6 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dap import imagenet
 from dap.base.documents import check_fetched, fitted
@@ -33,7 +32,7 @@ from dap.evaluation.training.networks import check_shapes
 from dap.evaluation.training.networks.zoo import pretrained
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.steps import CenterCrop, Normalize, Resize, Step
-from dap.evaluation.training.transforms import run
+from dap.evaluation.training.transforms import run, scaled
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Classifier:
     protocol: Protocol | None = None
     """How it was trained, settled for its data; None for a network that was not trained here."""
     channels: int = 3
+    processes: int | None = None  # that trained it in step; None for one alone, or where it is not known
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (n, classes), float32, in the order of `class_names`.
@@ -137,7 +137,7 @@ class Classifier:
         return self
 
     def _pass(self, images: Tensor) -> Tensor:
-        return self.network(run(self.steps, images if self.size is None else _scaled(images, self.size)))
+        return self.network(run(self.steps, images if self.size is None else scaled(images, self.size)))
 
     def _last_linear(self) -> nn.Linear | None:
         parts = self.network.modules() if isinstance(self.network, nn.Module) else ()
@@ -227,7 +227,8 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Classi
         raise DapError(f"{path} is damaged: its weights {bad[0]} are not finite numbers. Train it again.")
     network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     rest = (facts.channels, facts.classes, facts.accuracy, facts.class_names, device)
-    return replace(of_training(path.name, network, protocol, *rest), tested=facts.tested or "")
+    known = {"tested": facts.tested or "", "processes": facts.processes}
+    return replace(of_training(path.name, network, protocol, *rest), **known)
 
 
 class _Facts(FromFile, frozen=True):
@@ -238,6 +239,7 @@ class _Facts(FromFile, frozen=True):
     accuracy: Share | None
     class_names: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     tested: Name | None = None
+    processes: Annotated[int, Field(ge=1, le=10**6)] | None = None
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
@@ -275,9 +277,10 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     state = classifier.network.state_dict()
     weights = {name: value.cpu().contiguous().clone() for name, value in state.items()}  # tied weights are two here
     facts = {"channels": classifier.channels, "classes": classifier.known, "accuracy": classifier.accuracy}
-    facts |= {"class_names": classifier.class_names, **({"tested": classifier.tested} if classifier.tested else {})}
-    metadata = {"protocol": classifier.protocol.model_dump_json(), "facts": json.dumps(facts)}
-    write_atomically(Path(path), save(weights, metadata))
+    more = {"tested": classifier.tested, "processes": classifier.processes}
+    facts |= {"class_names": classifier.class_names, **{name: value for name, value in more.items() if value}}
+    said = {"protocol": classifier.protocol.model_dump_json(), "facts": json.dumps(facts)}
+    write_atomically(Path(path), save(weights, said))
 
 
 def of_training(
@@ -313,8 +316,8 @@ def _torchvision(name: str, wanted: tuple[str, ...], device: torch.device, offli
     shown = weights.transforms()
     size, normalize = shown.crop_size[0], Normalize(mean=tuple(shown.mean), std=tuple(shown.std))
     known, accuracy = len(imagenet.names()), weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
-    mark = _fingerprint(network)
-    return Classifier(name, wanted, network, mark, device, known, columns, accuracy, size=size, steps=(normalize,))
+    of = (_fingerprint(network), device, known, columns, accuracy)
+    return Classifier(name, wanted, network, *of, size=size, steps=(normalize,))
 
 
 def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Classifier:
@@ -324,21 +327,15 @@ def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Classifier
     except DapError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DapError(f"{spec} could not be called with the class names: {type(error).__name__}: {reason}.") from error
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DapError(f"{spec} could not be called with the class names: {said}.") from error
     if not callable(made):
         raise DapError(f"{spec} should give a module or a function from images to logits, not a {type(made).__name__}.")
-    code = hash_of_code(spec)[:16]
+    code = hash_of_code(spec)[:16] + (_fingerprint(made) if isinstance(made, nn.Module) else "")
     if isinstance(made, nn.Module):
         made.eval().requires_grad_(False).to(device)
-        code += _fingerprint(made)
     network: Callable[[Tensor], Tensor] = made  # pyright: ignore[reportAssignmentType]
     return Classifier(spec, wanted, network, code, device, len(wanted), tuple(range(len(wanted))))
-
-
-def _scaled(images: Tensor, size: int) -> Tensor:
-    same = images.shape[2:] == (size, size)
-    return images if same else F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -219,6 +219,8 @@ class _Ready:
         if plan.checkpoints is not None:
             name = f"{self.key}-{seed}"
             checkpoint = Checkpoint(plan.checkpoints / f"{name}.pt", name, plan.every)
+            if plan.group is None or plan.group.number == 0:
+                _tell_of_others(plan.checkpoints / f"{name}.pt", seed)
         net = run_with_checkpoint(training, checkpoint, after, notes)
         if not counts:  # the checkpoint was written after the last look, and the trial was not
             counts = [confusion(net, self.test, self.classes, plan.group)]
@@ -243,6 +245,17 @@ class _Ready:
             confusion=tuple(map(tuple, counts[0].tolist())) if self.classes <= MOST_CLASSES else (),
         )
         return net, trial
+
+
+def _tell_of_others(mine: Path, seed: int) -> None:
+    """Warn where an unfinished training of this seed lies there that is not gone on with, and none that is."""
+    others = [file for file in mine.parent.glob(f"*-{seed}.pt") if file != mine]
+    if others and not mine.exists():
+        log.warning(
+            "%s holds an unfinished training of other images, by another version or by another number of processes, so this "
+            "one begins anew; stop now and run the same command as before to go on with that one",
+            mine.parent,
+        )
 
 
 def _check_labels(protocol: Protocol, plan: Plan, images: int) -> None:
@@ -282,5 +295,7 @@ def _key(train: Labelled, protocol: Protocol, plan: Plan) -> str:
     if plan.weights is not None:
         digest.update(plan.weights.double().cpu().numpy().tobytes())
     facts = [protocol.facts(exclude={"name", "source"}), *said, str(torch.__version__), LAYOUT]
+    if plan.group is not None:  # each process draws for its own part, so their number is a part of the result
+        facts.append({"processes": plan.group.of})
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -71,7 +71,9 @@ def train_on_tensors(
     settled = protocol.settled(ipc=int(train[1].bincount().max()), classes=classes, network=plan.get("network"))
     device = next(network.parameters()).device
     facts = (train[0].shape[1], classes, trial.last, tuple(class_names), device)
-    return of_training(settled.network, network, settled, *facts), trial
+    group = plan.get("group")
+    made = of_training(settled.network, network, settled, *facts)
+    return (made if group is None else replace(made, processes=group.of)), trial
 
 
 def trained_facts(classifier: Classifier | None) -> dict[str, Any]:

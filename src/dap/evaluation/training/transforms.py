@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from dap.base.errors import DapError
 from dap.base.mistakes import problems
@@ -119,6 +120,12 @@ def run(steps: Sequence[Step], images: Tensor, generator: Generator | None = Non
         return apply_all(steps, images, [{} for _ in steps])
     n, _, height, width = images.shape
     return apply_all(steps, images, draw_all(steps, n, height, width, generator))
+
+
+def scaled(images: Tensor, side: int) -> Tensor:
+    """Images (n, c, h, w), each scaled as a whole to a square of this side."""
+    same = images.shape[2:] == (side, side)
+    return images if same else F.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
 def unnormalised(steps: Sequence[Step], images: Tensor) -> Tensor:
