@@ -18,9 +18,9 @@ from dap.base.checksums import digest_of
 from dap.base.store import Checkpoint, Store
 from dap.data.real import identity
 from dap.data.sets.cards import read_card
-from dap.evaluation.apart import _add_trials  # pyright: ignore[reportPrivateUsage]
+from dap.evaluation.apart import _lines_of  # pyright: ignore[reportPrivateUsage]
 from dap.evaluation.image_labels import FILE, INDEX, how_made, image_labels, open_image_labels, write_image_labels
-from dap.evaluation.recorded import RecordedTrials
+from dap.evaluation.recorded import BEFORE, RecordedTrials
 from dap.evaluation.report.page import write_report
 from dap.evaluation.report.scatter import read_map, undrawn
 from dap.evaluation.training.batches import Images
@@ -80,14 +80,16 @@ def targets(folder: Path) -> list[Target]:
     _add_labels(add, folder)
     _add_image_labels(add, folder)
     lines = json.dumps({**TRIAL, **KEY}).encode() + b"\n" + json.dumps({**TRIAL, **KEY, "seed": 1}).encode() + b"\n"
-    add("resume: trials.jsonl", "lines", "trials.jsonl", [lines],
-        lambda path: RecordedTrials(path.parent).valid(KEY, "small-hard", "convnet3"))  # fmt: skip
+    for file in ("trials.jsonl", BEFORE):
+        add(f"resume: {file}", "lines", file, [lines],
+            lambda path: RecordedTrials(path.parent).valid(KEY, "small-hard", "convnet3"))  # fmt: skip
 
     def added(path: Any) -> None:
         """A set's trials go to the folder of its results, which has one of them."""
-        kept = path.parent / "kept.jsonl"
-        kept.write_bytes(lines.splitlines(keepends=True)[0])
-        _add_trials(path, kept)
+        kept = path.parent / "kept"
+        kept.mkdir(exist_ok=True)
+        (kept / "trials.jsonl").write_bytes(lines.splitlines(keepends=True)[0])
+        RecordedTrials(kept).take(_lines_of(path.parent), ())
 
     add("added: trials.jsonl", "lines", "trials.jsonl", [lines], added)
     add("training.json of a backbone", "json", "training.json", [NOTES], lambda path: read_notes(path.parent))

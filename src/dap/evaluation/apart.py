@@ -139,11 +139,11 @@ def _copy_results(
     with contextlib.suppress(DapError):  # a file that is no file of the folder is told where it is read
         recorded.take(_lines_of(path), keys)
     with recorded.alone():
-        facts = [read for place in (folder, path) if (read := _noted(place, PROTOCOLS))]
-        if len(facts) > 1 or (facts and not (folder / PROTOCOLS).exists()):
-            both = {**facts[-1], **facts[0]}  # they are named by hashes of what they hold
-            if both != facts[0] or not (folder / PROTOCOLS).exists():
-                write_atomically(folder / PROTOCOLS, dump(both))
+        mine, theirs = (_noted(place, PROTOCOLS) or {} for place in (folder, path))
+        # An entry is named by a hash of what was trained by. One of an earlier version may say less beside that.
+        both = {**theirs, **{by: max(theirs.get(by, {}), facts, key=len) for by, facts in mine.items()}}
+        if both != mine:
+            write_atomically(folder / PROTOCOLS, dump(both))
     for name, others in NOTES.items():
         if _newer(path, folder, name, lambda note: of_these_images(note, images, keys)):
             for each in (name, *others):

@@ -78,8 +78,9 @@ class RecordedTrials:
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         mine = [line for line in kept if key.items() <= line.items() and line["network"] == network]
         seeds = {line["seed"] for line in mine}
-        before = (line for line in _read(self.path.with_name(BEFORE)) if _names(line) == (protocol, network))
-        counted = [line for line in before if _counts(line, key, protocol, network) and line["seed"] not in seeds]
+        before = [line for line in _read(self.path.with_name(BEFORE)) if key.items() <= line.items()]
+        before = [line for line in before if _names(line) == (protocol, network) and line.get("seed") not in seeds]
+        counted = [line for line in before if _counts(line, key, protocol, network)]
         if again := one_each(counted):  # the test data or the protocol are what they were once before
             append(self.path, "".join(json.dumps(line) + "\n" for line in again))
         return {line["seed"]: Trial.from_record(line) for line in (*mine, *again)}

@@ -18,16 +18,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dap.base.documents import read_json, read_lines, read_text
+from dap.base.documents import read_json, read_text
 from dap.base.errors import DapError
 from dap.base.fields import Inside, Name
-from dap.base.files import natural_order
 from dap.base.parsing import shown
-from dap.data.sets.contents import part_files
 from dap.data.sets.differences import flatten
-from dap.data.sets.notes import Count, Label, Open, as_read, read_note
+from dap.data.sets.notes import Count, Open, read_note
 from dap.evaluation import current
 from dap.evaluation.comparable import marks
+from dap.evaluation.listed import images_in, lines_of, listed, pictures
 from dap.evaluation.origins import origins
 from dap.evaluation.report.renderings.names import method_title
 from dap.evaluation.taken import is_number, measures_in, measures_of
@@ -35,7 +34,6 @@ from dap.evaluation.training.trials import APART, TrialLine, one_each
 
 Json = Mapping[str, Any]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MEASURES = ("representativeness", "diversity", "coverage")
 """The measures shown beside the accuracies, in this order."""
 PROBLEMS = 3
@@ -250,15 +248,15 @@ def load_set(path: Path | str) -> SetRecord:
     classes = read_json(path / "classes.json", _Classes) if os.path.lexists(path / "classes.json") else _Classes()
     root = path / "images" if (path / "images").is_dir() else path
     folders = classes.folders or [
-        folder.name for folder in sorted(root.iterdir()) if folder.name[0] != "." and _pictures(folder)
+        folder.name for folder in sorted(root.iterdir()) if folder.name[0] != "." and pictures(folder)
     ]
     if not folders:
         raise FileNotFoundError(
             f"{shown(path)} is not a distilled set: it has no classes.json and no folders of images"
         )
-    manifest, bad_images = _images(path)
-    recorded, bad_trials = _lines(path / "trials.jsonl", TrialLine)
-    images = sorted(manifest or _listed(path, root, folders), key=lambda image: (image["label"], image["slot"]))
+    manifest, bad_images = images_in(path)
+    recorded, bad_trials = lines_of(path / "trials.jsonl", TrialLine)
+    images = sorted(manifest or listed(path, root, folders), key=lambda image: (image["label"], image["slot"]))
     names, problems = tuple(classes.names or map(shown, folders)), bad_trials + bad_images
     keys = current.keys_now(images, names)
     counted = [line for line in recorded if not keys or line.get("judged") in (None, *keys)]
@@ -298,33 +296,6 @@ class _Classes(Open, frozen=True):
     ipc: Count | None = None
 
 
-class _Image(Open, frozen=True):
-    """A line of `manifest.jsonl`, as far as a report asks."""
-
-    path: Inside
-    label: Label
-    slot: Count
-
-
-def _images(path: Path) -> tuple[list[Json], list[str]]:
-    """The lines of a manifest and, while several processes make the set, of its parts; the last line of an image counts."""
-    read = [_lines(file, _Image) for file in part_files(path)]  # before the file into which they go
-    read.insert(0, _lines(path / "manifest.jsonl", _Image))
-    found = {(line["label"], line["slot"]): line for good, _ in read for line in good}
-    return list(found.values()), [problem for _, bad in read for problem in bad]
-
-
-def _lines(path: Path, model: type[Any]) -> tuple[list[Json], list[str]]:
-    """The values of the lines of a file that fit the model, and why the others do not."""
-    good, problems = list[Json](), list[str]()
-    for line in read_lines(path, as_read(model)):
-        if line.value is not None:
-            good.append(line.value)
-        else:
-            problems.append(str(line.problem))
-    return good, problems
-
-
 def _command(path: Path) -> str:
     return read_text(path, 100_000).replace("\0", " ").strip() if os.path.lexists(path) else ""
 
@@ -340,17 +311,3 @@ def _drawn(imported: Json) -> Json:
     if not isinstance(recipe, Mapping):
         return {}
     return {**recipe, "ipc": imported.get("ipc"), "drawn_from": recipe.get("ipc")}
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The images of a folder in natural order: 2 before 10."""
-    files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES] if folder.is_dir() else []
-    return sorted(files, key=natural_order)
-
-
-def _listed(path: Path, root: Path, folders: Sequence[str]) -> list[Json]:
-    return [
-        {"path": os.fspath(file.relative_to(path)), "label": label, "slot": slot}
-        for label, folder in enumerate(folders)
-        for slot, file in enumerate(_pictures(root / folder))
-    ]
