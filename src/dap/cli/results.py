@@ -45,7 +45,19 @@ def shown(results: Results, track: str | None = None) -> Told:
 def trials(results: Results) -> list[dict[str, Any]]:
     """Every training of every set: the network, the seed, the accuracies, as fractions in [0, 1], and all by which a report tells
     trainings apart. A value that a line of others does not say is null."""
-    names = ("epochs", "seconds", "n_test", "headline", "tested_on", "labels", "judged", "tested", "by", "apart")
+    names = (
+        "epochs",
+        "seconds",
+        "n_test",
+        "headline",
+        "tested_on",
+        "labels",
+        "data",
+        "judged",
+        "tested",
+        "by",
+        "apart",
+    )
     found = []
     for one in results.records:
         for line in one.trials:
