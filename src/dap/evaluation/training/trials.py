@@ -58,15 +58,15 @@ class TrialLine(FromFile, frozen=True):
 def one_each(trials: Iterable[Mapping[str, Any]], *, images: bool = False) -> list[Mapping[str, Any]]:
     """The lines of `trials.jsonl`, each training once. Two processes, or two folders of one set, may both have recorded it.
 
-    It is the same training if protocol, network, seed, test data and hash of the protocol are equal; a line of an earlier
-    version may lack the last two, which says nothing against it. Of such lines the one with the most keys counts, else the
+    It is the same training if protocol, network, seed, epochs, test data and hash of the protocol are equal; a line of an
+    earlier version may lack the last two, which says nothing against it. Of such lines the one with the most keys counts, else the
     last one. A line without a seed is a training of its own.
 
     Args:
         trials: lines of `trials.jsonl`.
         images: whether the lines may be of several images, so that their key "judged" tells trainings apart too.
     """
-    keys = KEYS if images else KEYS[1:]
+    keys = (*(KEYS if images else KEYS[1:]), "epochs")
     kept = list[Mapping[str, Any]]()
     places = defaultdict[tuple[object, ...], list[int]](list)
     for line in trials:
