@@ -369,7 +369,7 @@ def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
 def test_a_missing_split_says_how_to_give_it(folder: str, tmp_path: Path) -> None:
     write_folder(tmp_path / "set" / folder, {"cat": 1})
     with pytest.raises(
-        DapError, match=f"no test split; put .* into {tmp_path}/set/test, or say .* --split test=FOLDER"
+        DapError, match=f"no test split; .*put .* into {tmp_path}/set/test, or .*say .* --split test=FOLDER"
     ):
         open_source(tmp_path / "set", "test", size=4)
 
@@ -669,7 +669,7 @@ def test_parquet_plain_binary_and_label_kinds(tmp_path: Path) -> None:
         assert levels(source.images(0, [0])) == [1]
     with pytest.raises(DapError, match="no test split"):
         open_source(tmp_path / "ints", "test", size=6)
-    with pytest.raises(DapError, match="no test split; put its images"):
+    with pytest.raises(DapError, match="no test split; put images to test on in the same form"):
         open_source(tmp_path / "ints" / "train", "test", size=6)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.parsing import shown
+from dap.data.real.finding.advice import into_train
 from dap.data.real.finding.facts import Layout
 from dap.data.real.finding.reader import Reader
 from dap.data.real.finding.splits import ORDER, split_of
@@ -45,12 +46,15 @@ def locate(path: Path, split: str, chosen: Mapping[str, str] | None = None) -> L
     if not chosen:
         return Reader(path).find(split)
     other = next(iter(chosen))
+    reader = Reader(path)
     try:
-        return Reader(path).find(split)
+        return reader.find(split)
     except DapError as error:  # the user knows where one split lies, so the folder is not read by itself
+        beside = [name for name in reader.with_images if split == "train" and split_of(name) is None]
+        more = f", or {into_train(path, beside)}" if beside else ""
         raise DapError(
             f"{shown(path)} has no {split} split that is plain to see; say where it lies, as in "
-            f"--split {other}={chosen[other]},{split}=FOLDER"
+            f"--split {other}={chosen[other]},{split}=FOLDER{more}"
         ) from error
 
 

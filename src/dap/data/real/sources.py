@@ -26,6 +26,7 @@ from dap.data.real.base import Source
 from dap.data.real.clips.finding import locate_clips
 from dap.data.real.clips.source import ClipSource
 from dap.data.real.decode import Fit, check_fit, fit_square
+from dap.data.real.finding.doubts import check_outside
 from dap.data.real.finding.listed import FileSource
 from dap.data.real.finding.splits import Split, split_of
 from dap.data.real.finding.tables import Table
@@ -90,7 +91,14 @@ def open_source(
         return IdxSource(*layout.files, split=split, border=2, **facts, **options)
     path = expanded(path)
     options["name"] = path.resolve().name
-    layout = locate(path, split, chosen) if frames is None else locate_clips(path, split, chosen)
+    find = locate if frames is None else locate_clips
+    layout = find(path, split, chosen)
+    for other in {*(chosen or ())} - {split}:
+        try:
+            beside = find(path, other, chosen)
+        except DapError:
+            continue  # it is told where that split is opened
+        check_outside({split: layout, other: beside}, wanted)
     source = _of(layout, split, options) if frames is None else _of_clips(layout, frames, options)
     source.notes, source.place = (*layout.notes, *source.notes), (*layout.place, frames)
     source.root = layout.root.resolve()

@@ -8,6 +8,7 @@ from pathlib import Path
 from dap.base.errors import DapError
 from dap.base.files import expanded
 from dap.base.parsing import shown
+from dap.data.real.finding.advice import missing, missing_beside
 from dap.data.real.finding.doubts import check_words, inside
 from dap.data.real.finding.facts import Layout, holds_parquet
 from dap.data.real.finding.splits import ORDER, SPLITS, Split, split_of
@@ -66,20 +67,14 @@ def _folder(path: Path, split: str, said: str | None) -> tuple[Path, tuple[str, 
         return _checked(place), ()
     if not splits:
         if split != "train" and split_of(path.resolve().name) not in ORDER[split]:
-            raise DapError(
-                f"{shown(path)} has no {split} split: no folder of it is called {split}. Put clips to test on into class folders "
-                f"under test/, or say where they lie with --split {split}=FOLDER"
-            )
+            raise missing_beside(path, "folders", split, path, "clips", CLIP_SUFFIXES)
         _check_inside(path)
         return _checked(path), ()
     others = [name for name in class_folders(path) if split_of(name) is None and _holds(path / name)]
     check_words(path, splits, others, [_classes(folder) for folder in splits.values()])
     fits: list[Split] = [one for one in ORDER[split] if one in splits]
     if not fits:
-        held = some([f"{folder.name}/" for folder in splits.values()])
-        raise DapError(
-            f"{shown(path)} has no {split} split; it holds {held}. Say where its clips lie with --split {split}=FOLDER"
-        )
+        raise missing(path, split, path, what="clips")
     left = f"{some([f'{name}/' for name in others])} in {shown(path)} belongs to no split and is not read"
     return _checked(splits[fits[0]]), (left,) if others else ()
 

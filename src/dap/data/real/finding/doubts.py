@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 
 from dap.base.errors import DapError
 from dap.base.parsing import shown
+from dap.data.real.finding.advice import into_train
+from dap.data.real.finding.facts import Layout
 from dap.data.real.finding.splits import ORDER, Split, is_weak, split_of
 from dap.data.real.finding.walking import class_folders, loose_images
-from dap.data.real.names import some
+from dap.data.real.names import select, some
 
 LOOKED_AT = 50
 """How many class folders are looked at for splits inside them where none has any."""
@@ -34,20 +37,48 @@ def check_words(path: Path, splits: Mapping[Split, Path], others: Sequence[str],
     if strong and len(splits) > 1 and (not all(classes) or any(classes[0] & other for other in classes[1:])):
         return
     given = {kind: next((splits[said] for said in ORDER[kind] if said in splits), None) for kind in ORDER}
-    told = [f"{kind}={shown(folder.name)}" for kind, folder in given.items() if folder is not None]
+    lead = [] if "train" in splits else ["train=FOLDER"]
+    told = lead + [f"{kind}={shown(folder.name)}" for kind, folder in given.items() if folder is not None]
     folders = [folder for folder in given.values() if folder is not None]
     inner = class_folders(folders[0])
+    then = f"{into_train(path, others)}, or " if lead else ""  # a test split alone is half of a data set
     what = f"with the classes {some(map(shown, inner), 4)}" if inner else "whose images are not sorted into classes yet"
     named = " and ".join(f"{shown(folder.name)}/" for folder in folders)
     raise DapError(
         f"{shown(path)} can be read in two ways, because {shown(others[0])}/ lies beside {shown(folders[0].name)}/: as the "
-        f"split{'s' * (len(folders) > 1)} {named} {what} (then give --split {','.join(told)}), or as the classes "
+        f"split{'s' * (len(folders) > 1)} {named} {what} (then {then}give --split {','.join(told)}), or as the classes "
         f"{as_classes(splits, others)} (then give --split train=.)"
     )
 
 
 def as_classes(splits: Mapping[Split, Path], others: Sequence[str]) -> str:
     return some(map(shown, sorted([*others, *(folder.name for folder in splits.values())])), 5)
+
+
+def check_outside(layouts: Mapping[str, Layout], classes: Sequence[str] | None) -> None:
+    """Check that no split lies in a class folder of another one, whose class its images would be.
+
+    Args:
+        layouts: where each split lies.
+        classes: the classes that are read, as `names.select` takes them.
+
+    Raises:
+        DapError: one does.
+    """
+    for (split, inner), (other, outer) in permutations(layouts.items(), 2):
+        if outer.kind != "folders" or outer.inner is not None or inner.kind not in ("folders", "table"):
+            continue
+        folders, place = class_folders(outer.root), inner.root.resolve()
+        try:
+            read = [folders[at] for at in select(folders, classes, shown(outer.root))[1]]
+        except DapError:
+            continue  # it is told where this split is opened
+        if name := next((name for name in read if place.is_relative_to((outer.root / name).resolve())), None):
+            raise DapError(
+                f"{shown(inner.root)}, the {split} split, lies in {shown(outer.root)}, the {other} split, and its images would "
+                f"be of the class {shown(name)} there. Move it out of {shown(outer.root)} and give its new place with --split "
+                f"{split}=FOLDER, or name the classes without {shown(name)} with --classes"
+            )
 
 
 def inside(path: Path, folders: Sequence[str]) -> set[Split]:

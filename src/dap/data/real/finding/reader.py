@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dap.base.errors import DapError
 from dap.base.parsing import shown
+from dap.data.real.finding.advice import missing, missing_beside, missing_file, missing_inside
 from dap.data.real.finding.doubts import as_classes, check_words, inside
 from dap.data.real.finding.facts import (
     Layout,
@@ -34,10 +35,25 @@ _DEPTH = 4
 
 
 class Reader:
-    """Reads the layout of one folder."""
+    """Reads the layout of one folder.
 
-    def __init__(self, path: Path, depth: int = 0, notes: tuple[str, ...] = (), title: str | None = None) -> None:
-        self.path, self.depth, self.notes = path, depth, notes
+    Args:
+        path: the folder.
+        depth: how many folders above it hold nothing else.
+        notes: what was understood of them.
+        title: the name that says which split the folder is, if it is one as a whole. Default: its own.
+        top: the uppermost of them, which the user has given. Default: the folder itself.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        depth: int = 0,
+        notes: tuple[str, ...] = (),
+        title: str | None = None,
+        top: Path | None = None,
+    ) -> None:
+        self.path, self.depth, self.notes, self.top = path, depth, notes, top or path
         self.title = path.resolve().name if title is None else title
         self.names = {entry.name: entry for entry in visible(path)}
         self.folders = [name for name, entry in self.names.items() if is_folder(entry)]
@@ -59,7 +75,7 @@ class Reader:
         splits, others = self._parted()
         in_data = parquet_files(self.path / "data")
         if in_data and not self.parquet and any(map(has_images, in_data)):
-            return Reader(self.path / "data", self.depth + 1, self.notes, self.title).find(split)
+            return Reader(self.path / "data", self.depth + 1, self.notes, self.title, self.top).find(split)
         if self.parquet:
             return self._noted(self._of_parquet(self.parquet, split))
         if splits:
@@ -76,7 +92,7 @@ class Reader:
         whole = self._noted(self._sorted(split))
         parted = whole.table is not None and whole.table.part is not None
         if split != "train" and not parted and split_of(self.title) not in ORDER[split]:
-            raise self._no_split(split)
+            raise missing_beside(self.path, whole.kind, split, self.top)
         return whole
 
     def whole(self, split: str) -> Layout:
@@ -134,7 +150,7 @@ class Reader:
         present: list[Split] = [said for said in ORDER[split] if said in splits]
         more = f". If its classes are {as_classes(splits, others)}, give --split train=." if others else ""
         if not present:
-            raise self._no_split(split, more)
+            raise missing(self.path, split, self.top, more)
         known = _names(splits["train"]) if "train" in splits and split != "train" else set[str]()
         passed: list[str] = []
         for said in present:
@@ -205,7 +221,7 @@ class Reader:
         if loose_images(folder):
             return None
         note = f"{shown(self.path)} holds nothing but {inside[0]}/, so the data are read from there"
-        down = Reader(folder, self.depth + 1, (*self.notes, note))
+        down = Reader(folder, self.depth + 1, (*self.notes, note), top=self.top)
         below = down.with_images
         if len(below) > 1 or down.parquet or any(split_of(name) for name in down.folders) or down._wrapper(below):
             return down
@@ -224,7 +240,7 @@ class Reader:
                     f"the class folders of {shown(self.path)} hold the splits; of each class its {said} folder is read"
                 )
                 return Layout("folders", self.path, inner=said)
-        raise self._no_split(split)
+        raise missing_inside(self.path, split, self.top, others)
 
     def _of_parquet(self, files: tuple[Path, ...], split: str) -> Layout:
         parts = by_split(files)
@@ -232,7 +248,7 @@ class Reader:
             if split == "train" or split_of(self.title) in ORDER[split]:
                 check_parted(files)
                 return in_parquet(self.path, files)
-            raise self._no_split(split)
+            raise missing_beside(self.path, "parquet", split, self.top)
         if None in parts:
             self._note(f"{some([file.name for file in parts[None]])} belongs to no split and is not read")
         passed: list[str] = []
@@ -249,7 +265,7 @@ class Reader:
                 f"{shown(self.path)} has no {split} split with labels: {'; '.join(passed)}. Say where labelled images lie with "
                 "--split test=FILE"
             )
-        raise self._no_split(split)
+        raise missing_file(self.path, split, self.top)
 
     def _idx(self, split: str) -> Layout | None:
         pairs = {
@@ -277,14 +293,6 @@ class Reader:
 
     def _noted(self, layout: Layout) -> Layout:
         return replace(layout, notes=tuple(dict.fromkeys((*self.notes, *layout.notes))))
-
-    def _no_split(self, split: str, more: str = "") -> DapError:
-        where = self.path / split
-        what = "the training images" if split == "train" else "its images"
-        return DapError(
-            f"{shown(self.path)} has no {split} split; put {what}, one folder for each class, into {shown(where)}, or say "
-            f"where they lie with --split {split}=FOLDER{more}"
-        )
 
 
 def _names(folder: Path) -> set[str]:
