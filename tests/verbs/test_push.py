@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import httpx
@@ -231,7 +232,10 @@ def test_a_set_must_be_searched_for_the_images_that_it_was_made_of(hub, made, ca
     said = made.noted("images.json")
     made.note("images.json", {**said, "data": "b" * 64})
     told = refused(capsys, made.path, "ada/x")
-    assert "searched for near-copies of other real images than it was made of" in told and "without --data" in told
+    assert (
+        "searched for near-copies of other real images than it was made of" in told
+        and "--data FOLDER without --out" in told
+    )
     made.note("images.json", {**said, "data": "a" * 64})
     assert main(["push", str(made.path), "ada/x"]) == 0
     made.note("images.json", said)
@@ -276,3 +280,50 @@ def test_only_paths_are_shortened():
         "c",
     ]
     assert without_places({"template": "/a/{}", "path": "/a/b"}) == {"template": "/a/{}", "path": "b"}
+
+
+@pytest.mark.parametrize("kind", ["set", "moved set", "import", "import of an export"])
+def test_the_advice_to_search_for_near_copies_can_be_followed(hub, colours, tmp_path, capsys, kind):
+    """An import does not know its real images, and the advice did not name them."""
+    recipe = {"method": "vanilla", "ipc": 1, "seed": 0, "data": {"path": str(colours), "size": 8}}
+    made = DistilledSet.create(tmp_path / "my set", ("blue", "green", "red"), 1, recipe)
+    for label, slot in made.missing():
+        made.add(label, slot, torch.rand(3, 8, 8), seed=1)
+    if kind == "moved set":
+        made.note("recipe.json", recipe | {"data": {"path": "images in memory", "size": 8}})
+        made = DistilledSet.open(made.path)
+    elif kind != "set":
+        source = made.path
+        if kind == "import of an export":
+            source = tmp_path / "parquet"
+            export(made, source, "parquet")
+        made = import_set(source, tmp_path / "my import")
+    said = refused(capsys, made.path, "ada/x")
+    assert "was not searched for near-copies" in said and ("--data FOLDER" in said) == (kind != "set")
+    advice = shlex.split(
+        said.partition("Run dap ")[2].replace(" without", ",").partition(",")[0].replace("FOLDER", str(colours))
+    )
+    fast = ["size=8", "width=2", "epochs=1", "mean=[0.5]", "std=[0.25]"]
+    more = [word for one in fast for word in ("--set", one)]
+    assert main([*advice, "--networks", "convnet1", *more]) == 0, capsys.readouterr().err
+    assert main(["push", str(made.path), "ada/x"]) == 0, capsys.readouterr().err
+    if "import" in kind:
+        return
+    capsys.readouterr()
+    made.note("inputs.json", {"classes": list(made.class_names), "data": "a" * 64, "weights": None})
+    said = refused(capsys, made.path, "ada/y")
+    assert "of other real images than it was made of" in said and ("--data FOLDER" in said) == (kind != "set")
+
+
+def test_no_search_is_asked_for_where_none_can_help(hub, made, capsys):
+    """Whoever searched, as told, was refused all the same."""
+    made.note("recipe.json", {"method": "dm"})
+    for copies in (None, {}, {"00001": True}):
+        (made.path / "images.json").unlink(missing_ok=True)
+        if copies is not None:
+            searched(made, **copies)
+        said = refused(capsys, made.path, "ada/x")
+        assert "was made by dm" in said and "evaluate" not in said and " Or " not in said
+        assert ("none is flagged" in said) == (copies == {}) and ("2 of 4 images" in said) == bool(copies)
+        assert "private ones" in said and "Add --allow-near-copies only if everybody may see the real images." in said
+    assert main(["push", str(made.path), "ada/x", "--allow-near-copies"]) == 0

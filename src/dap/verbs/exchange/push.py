@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from dap.base.errors import DapError, first_line
+from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.base.permission import is_code
 from dap.base.watch import Watcher
+from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import LAYOUTS, export, made_by
 from dap.methods import find
+from dap.verbs.evaluate import recorded_data
 from dap.verbs.exchange.soft import logits_of
 
 USUAL = frozenset({".gitattributes", "README.md"})
@@ -100,31 +104,38 @@ def check_near_copies(made: DistilledSet) -> None:
     said = made.noted("images.json")
     listed = said.get("images", []) if isinstance(said, Mapping) else []
     known = {one["path"]: one for one in listed if one.get("copy") is not None}
-    rest = "Or add --allow-near-copies if everybody may see the real images."
-    if not {line["path"] for line in made.records} <= set(known):
+    whole = {line["path"] for line in made.records} <= set(known)
+    copies = [one for one in listed if one.get("copy") is True]
+    first = ", ".join(shown(one["path"]) for one in copies[:3])
+    flagged = f"{len(copies)} of {len(made.records)} images of {shown(made.path)} are flagged as near-copies of real training "
+    flagged += "images"
+    if _from_reals(made):  # whatever a search finds, such a set is refused, so none is asked for
+        also = ", although none is flagged as a near-copy" if whole and not copies else ""
+        also = f". {flagged} ({first})" if copies else also
         raise DapError(
-            f"{made.path} was not searched for near-copies of real training images, so it may show private ones. Run dap "
-            f"evaluate {made.path} without --out, which searches for them and notes in the folder of the set what it found. "
-            f"{rest}"
+            f"{shown(made.path)} was made by {made_by(made)['method']}, whose images are real or begin at real ones, so they may "
+            f"show private ones{also}. Add --allow-near-copies only if everybody may see the real images."
+        )
+    rest = "Or add --allow-near-copies if everybody may see the real images."
+    search = f"Run dap evaluate {shlex.quote(shown(made.path))}"
+    path = str(recorded_data(made).get("path") or "")
+    if path == EMBEDDED or (path and expanded(path).is_dir()):
+        search += " without --data and --out, which searches for those that it was made of"
+    else:  # an import, a set of images in memory, or one that was made on another machine
+        search += " --data FOLDER without --out, with the folder of the real images that it was made of, which searches for those"
+    search += ", and notes in the folder of the set what it found"
+    if not whole:
+        raise DapError(
+            f"{shown(made.path)} was not searched for near-copies of real training images, so it may show private ones. "
+            f"{search}. {rest}"
         )
     searched, of = said.get("data"), (made.noted("inputs.json") or {}).get("data")
     if None not in (searched, of) and searched != of:
         raise DapError(
-            f"{made.path} was last searched for near-copies of other real images than it was made of. Run dap evaluate "
-            f"{made.path} without --data, which takes those. {rest}"
+            f"{shown(made.path)} was last searched for near-copies of other real images than it was made of. {search}. {rest}"
         )
-    copies = [one for one in listed if one.get("copy") is True]
     if copies:
-        first = ", ".join(shown(one["path"]) for one in copies[:3])
-        raise DapError(
-            f"{len(copies)} of {len(made.records)} images of {made.path} are flagged as near-copies of real training images "
-            f"({first}). Look at them with dap report. {rest}"
-        )
-    if _from_reals(made):
-        raise DapError(
-            f"{made.path} was made by {made_by(made)['method']}, whose images are real or begin at real ones, so "
-            f"they may show private ones, although none is flagged as a near-copy. {rest}"
-        )
+        raise DapError(f"{flagged} ({first}). Look at them with dap report. {rest}")
 
 
 def _from_reals(made: DistilledSet) -> bool:
