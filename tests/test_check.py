@@ -193,7 +193,7 @@ BROKEN_BACKBONES = [
         "draws from torch's global generator",
     ),
     (lambda: predicting(batch_norm), "batch", "wrong", "normalise within images"),
-    (lambda: overriding("null", lambda old, n: old(1)), "conditions", "wrong", "null of 3 images has 1 rows"),
+    (lambda: overriding("null", lambda old, n: old(1)), "conditions", "wrong", "null of 3 images has 1 row;"),
     (lambda: overriding("condition", only_first), "conditions", "wrong", "means another thing alone"),
     (lambda: overriding("condition", anything_goes), "unknown class", "wrong", "was accepted"),
     (lambda: overriding("condition", key_error), "unknown class", "wrong", "KeyError"),

@@ -33,7 +33,7 @@ def test_the_example_is_short(mine):
 def test_the_example_keeps_its_contract(mine, capsys):
     assert main(["check", f"{mine}:Mine"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert ", 1 warnings, " in lines[-1] and "keeps its contract" in lines[-1]
+    assert ", 1 warning, " in lines[-1] and "keeps its contract" in lines[-1]
     assert [line for line in lines if line.startswith("warn") and "look untrained" in line]
 
 

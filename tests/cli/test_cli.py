@@ -286,7 +286,7 @@ def test_an_unfinished_or_changed_set_is_not_judged_by_old_trials(whole, tmp_pat
     assert (copy / "trials-before.jsonl").read_text() == stale, "nothing is lost"
     next((copy / "images").rglob("*.png")).unlink()
     status, err = call(capsys, *judge)
-    assert status == 1 and "still lacks 1 images" in err
+    assert status == 1 and "still lacks 1 image;" in err
 
 
 def test_an_unknown_verb_is_a_usage_error():

@@ -238,7 +238,7 @@ def test_its_repr_counts(tmp_path):
     assert repr(made) == f"DistilledSet('{tmp_path / 's'}': 4 images of 2 classes, 2 a class)"
     begun = DistilledSet.create(tmp_path / "t", ["a", "b"], 2, RECIPE)
     begun.add(0, 0, image())
-    assert "1 images of 2 classes, 2 a class, 3 missing" in repr(begun)
+    assert "1 image of 2 classes, 2 a class, 3 missing" in repr(begun)
     plain = DistilledSet.from_folder(tmp_path / "s" / "images")
     assert "4 images of 2 classes)" in repr(plain)
 

@@ -178,7 +178,7 @@ def test_a_table_without_heading_and_numbers_in_their_order(tmp_path: Path) -> N
     (tmp_path / "labels.csv").write_text("".join(f"im00{i}.png;{(2, 10)[i % 2]}\n" for i in range(5)))
     source = opened(tmp_path)
     assert source.class_names == ("2", "10") and source.count(0) == 3
-    assert "left out: 1 images that it does not name" in source.told("train")
+    assert "left out: 1 image that it does not name" in source.told("train")
 
 
 def test_case_h1_class_folders_beside_metadata(tmp_path: Path) -> None:

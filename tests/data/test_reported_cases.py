@@ -273,10 +273,10 @@ def test_case_h4_a_class_of_one_image(
     status, _, err = call(capsys, *RANDOM[:3], "--ipc", 2, "--size", 8, *data, tmp_path / "a")
     assert status == 1 and "2 images of class 'red' cannot be chosen among 1; take a smaller ipc" in err
     status, _, err = call(capsys, *RANDOM, "--held-out", 0.1, *data, tmp_path / "b")
-    assert status == 1 and "held_out 0.1 leaves class 'red' of d (1 images) with an empty part" in err
+    assert status == 1 and "held_out 0.1 leaves class 'red' of d (1 image) with an empty part" in err
     slots = ["distill", "--method", "dap", "--targets", "slot", "--ipc", 2, "--steps", 2, "--backbone", pipeline_folder]
     status, _, err = call(capsys, *slots, "--device", "cpu", *data, tmp_path / "c")
-    assert status == 1 and "Class 'red' has 1 real images, too few for 2 targets, one a slot; lower ipc" in err
+    assert status == 1 and "Class 'red' has 1 real image, too few for 2 targets, one a slot; lower ipc" in err
     assert not (tmp_path / "c").exists(), "before any work"
     assert call(capsys, *RANDOM, *data, tmp_path / "e")[0] == 0, "one image a class is there"
 
@@ -453,7 +453,7 @@ HALVES = ["--mean", "0.5", "--std", "0.5"]
         (PIXELS / 127.5 - 1, LABELS, [], "give --mean and --std"),
         (PIXELS.float() * 0.999, LABELS, [], "give --mean and --std|whole numbers"),
         (torch.cat([PIXELS, PIXELS[:, :1]], 1), LABELS, [], "c 1 or 3|not images"),
-        (PIXELS[:3], LABELS[:3], [], "differ in size|has 1 images"),
+        (PIXELS[:3], LABELS[:3], [], "differ in size|has 1 image,"),
         (PIXELS, LABELS + 1, [], "but 2 classes are named|no images in|labels"),
         (PIXELS, LABELS - 1, [], "labels from -1"),
         (torch.where(PIXELS > 90, float("nan"), PIXELS / 255), LABELS, [], "non-finite"),

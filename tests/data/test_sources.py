@@ -395,10 +395,10 @@ def test_folders_without_what_is_needed_say_so(tmp_path: Path) -> None:
     with pytest.raises(DapError, match="holds no class folders; accepted are one folder of images for each class"):
         open_source(tmp_path, size=4)
     flat(WHITE).save(tmp_path / "loose.png")
-    with pytest.raises(DapError, match="holds 1 images but no class folders; accepted"):
+    with pytest.raises(DapError, match="holds 1 image but no class folders; accepted"):
         open_source(tmp_path, size=4)
     (tmp_path / "cat").mkdir()
-    with pytest.raises(DapError, match="holds 1 images but no class folders; accepted"):
+    with pytest.raises(DapError, match="holds 1 image but no class folders; accepted"):
         open_source(tmp_path, size=4)
     write_folder(tmp_path, {"dog": 1})
     with pytest.raises(DapError, match="no images in cat of .*; add some, or leave it out"):
@@ -702,7 +702,7 @@ def test_parquet_problems_are_one_sentence(tmp_path: Path) -> None:
             None,
             "several columns that could be the labels: x, y; call the right one 'label'",
         ),
-        "null": ({"image": rows, "label": [0, None]}, None, "1 rows without a label"),
+        "null": ({"image": rows, "label": [0, None]}, None, "1 row without a label"),
         "negative": (
             {"image": rows, "label": [-1, -1]},
             ["a", "b"],

@@ -42,6 +42,17 @@ def brief(value: Any, longest: int = 80) -> str:
     return said if len(said) <= longest else f"{said[:longest]}…"
 
 
+def counted(n: int, noun: str) -> str:
+    """A number and a noun as a message tells them, as in "1 image", "2,000 images", "3 classes" and "2 near-copies"."""
+    if n == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{n:,} {noun}es"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{n:,} {noun[:-1]}ies"
+    return f"{n:,} {noun}s"
+
+
 def halved(text: str) -> bool:
     """Whether a text holds half of a character, as a file name does whose bytes are not UTF-8. UTF-8 cannot hold such a text."""
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -14,6 +14,7 @@ from dap.backbones.base import Backbone
 from dap.backbones.schedules import Time
 from dap.base.devices import vram
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import generators, normal, seed_of
 from dap.data.bank import CHUNK, RealImages
 from dap.data.pooling import SMALLEST, pooled
@@ -87,8 +88,8 @@ def draw(source: RealImages, backbone: Backbone, seed: int = 0) -> Drawn:
     for number, label in enumerate(sorted(order[:CLASSES].tolist())):
         if source.count(label) < LEAST:
             raise TooFew(
-                f"Class {names[label]!r} has {source.count(label)} images, and a layer is chosen by at least {LEAST} of each "
-                "class; name a layer instead of auto, or add images."
+                f"Class {names[label]!r} has {counted(source.count(label), 'image')}, and a layer is chosen by at least "
+                f"{LEAST} of each class; name a layer instead of auto, or add images."
             )
         indices = source.good(label, each, seed_of(seed, names[label], "choice"), least=LEAST)
         latents += vram.in_parts(backbone.encode, CHUNK, source.images(label, indices).to(backbone.device))

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from dap.base.parsing import counted
 from dap.base.watch import Watcher
 from dap.verbs.planning.hour import spoken
 
@@ -152,7 +153,7 @@ class Lines(Watcher):
         clock = time.monotonic()
         pace = self._paces.setdefault("", _Pace(done, clock))
         left = pace.left(done, total, clock)
-        self._cells = f"{done} of {total} cells" + (f", {left}" if left else "")
+        self._cells = f"{done} of {counted(total, 'cell')}" + (f", {left}" if left else "")
         if done > pace.first and clock - self._last >= self._every:
             self._write(self._cells)
 

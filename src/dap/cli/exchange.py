@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from dap.base.parsing import counted
 from dap.cli.flags import (
     Changes,
     Classes,
@@ -101,7 +102,7 @@ def import_(
         notes = [f"{out} is this import already, and it is whole: nothing was written."]
     again = shlex.join(["dap", "evaluate", str(made.path)])
     return Told(
-        "\n".join([*notes, f"{len(made.records)} images in {made.path}", f"Next: {again} --data FOLDER"]),
+        "\n".join([*notes, f"{counted(len(made.records), 'image')} in {made.path}", f"Next: {again} --data FOLDER"]),
         {"set": made.path, "images": len(made.records), "notes": notes},
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from dap.base.parsing import counted
 from dap.cli.flags import (
     Changes,
     Classes,
@@ -135,7 +136,7 @@ def train_teacher(
 
     trial = run(data, out, **asked, **told, seed=seed, engine=engine_of(engine))
     return Told(
-        f"{out}: {trial.network}, {trial.last:.1%} of {trial.n_test} test images, {trial.seconds:.0f} s",
+        f"{out}: {trial.network}, {trial.last:.1%} of {counted(trial.n_test, 'test image')}, {trial.seconds:.0f} s",
         {"teacher": out, "network": trial.network, "accuracy": trial.last, "n_test": trial.n_test},
     )
 
@@ -186,7 +187,7 @@ def classify(
     found = run(sets, out=out, **chosen)
     lines = [
         f"{path}: {one['agreement']:.1%} of {len(one['images'])} images are what they are labelled to {one['backbone']}, "
-        f"which is right on {one['real']['accuracy']:.1%} of {one['real']['images']} real test images"
+        f"which is right on {one['real']['accuracy']:.1%} of {counted(one['real']['images'], 'real test image')}"
         for path, one in found.items()
     ]
     lines.append(_next(sets, list(found), out))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dap.base.parsing import counted
 from dap.cli.flags import (
     Classes,
     DryRun,
@@ -272,7 +273,7 @@ def caption(
         return forecast(planned_caption(data, out, **chosen), out.parent)
     made = run(data, out, **chosen)
     again = shlex.join(["dap", "distill", "--method", "vlcp", "--captions", str(out)])
-    return Told(f"{made} captions added to {out}\nNext: {again} ...", {"captions": out, "added": made})
+    return Told(f"{counted(made, 'caption')} added to {out}\nNext: {again} ...", {"captions": out, "added": made})
 
 
 def _grid(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dap.base.parsing import counted
 from dap.cli.flags import Told
 from dap.verbs.planning.hour import spoken
 
@@ -87,7 +88,7 @@ def progress(found: Status) -> Told:
     order = sorted(found.sets, key=lambda one: (one.done, one.missing))[:MOST_ROWS]
     lines = [_row(one, found) for one in found.sets if one in order]
     if len(lines) < len(found.sets):
-        lines.append(f"and {len(found.sets) - len(lines)} more sets; --json lists them all")
+        lines.append(f"and {counted(len(found.sets) - len(lines), 'more set')}; --json lists them all")
     lines += [told for one in found.sets if one in order for told in one.outdated]
     waiting = any(not one.done for one in found.sets)
     if waiting and found.remaining is None:
@@ -128,11 +129,11 @@ def _row(one: SetStatus, of: Status) -> str:
     if one.planned is not None or one.trainings:
         parts.append(f"trainings: {one.trainings}" + (f" of {one.planned}" if one.planned else ""))
     if one.others:
-        parts.append(f"{counted(one.others, 'trainings')} of other protocols, networks or seeds")
+        parts.append(f"{counted(one.others, 'training')} of other protocols, networks or seeds")
     if one.gone:
-        parts.append(f"the files of {counted(one.gone, f'{one.noun}s')} are gone; dap verify names them")
+        parts.append(f"the files of {counted(one.gone, one.noun)} are gone; dap verify names them")
     if one.failed:
-        parts.append(f"{counted(one.failed, f'{one.noun}s')} failed, see failed.jsonl there")
+        parts.append(f"{counted(one.failed, one.noun)} failed, see failed.jsonl there")
     if one.rate and one.left:
         parts.append(f"{one.rate:.2g} {one.noun}s/s" if one.rate >= 0.1 else f"{1 / one.rate:.3g} s per {one.noun}")
     if one.idle is not None and not one.done:
@@ -148,9 +149,9 @@ def forecast(found: Sequence[Estimate], out: Path) -> Told:
     for one in found:
         done = one.pieces - one.left
         kept = f", {done} of them there already" if done else ""
-        units = f" in {one.units} units" if one.units and one.units != one.left else ""
+        units = f" in {counted(one.units, 'unit')}" if one.units and one.units != one.left else ""
         told = one.why if one.seconds is None else duration(one.seconds)
-        lines.append(f"  {one.name}: {counted(one.pieces, one.kind)}{kept}{units}; {told}")
+        lines.append(f"  {one.name}: {counted(one.pieces, one.kind.removesuffix('s'))}{kept}{units}; {told}")
     known = [one.seconds for one in found if one.seconds is not None]
     if known:
         which = "" if len(known) == len(found) else f" for {len(known)} of these {len(found)} lines"
@@ -176,11 +177,6 @@ def forecast(found: Sequence[Estimate], out: Path) -> Told:
         "free": free,
     }
     return Told("\n".join(lines), values)
-
-
-def counted(number: int, what: str) -> str:
-    """A number with its word, such as "1 training"."""
-    return f"{number} {what.removesuffix('s') if number == 1 else what}"
 
 
 def size(count: float) -> str:

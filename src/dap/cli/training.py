@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dap.base.parsing import counted
 from dap.cli.flags import (
     Classes,
     DryRun,
@@ -135,8 +136,10 @@ def _told(made: Trained, data: str) -> Told:
     if made.again:
         lines.append(f"{made.folder} is this backbone already, and it is whole: nothing was trained.")
     else:
-        clips = "" if sizes.frames is None else f" and {sizes.frames} frames"
-        lines.append(f"{made.folder}: a backbone of {sizes.size} px{clips} for {len(notes.asked.classes)} classes")
+        clips = "" if sizes.frames is None else f" and {counted(sizes.frames, 'frame')}"
+        lines.append(
+            f"{made.folder}: a backbone of {sizes.size} px{clips} for {counted(len(notes.asked.classes), 'class')}"
+        )
     values: dict[str, Any] = {"backbone": made.folder, "size": sizes.size, "again": made.again}
     for name in ("autoencoder", "denoiser"):
         stage = getattr(notes, name)
@@ -145,7 +148,9 @@ def _told(made: Trained, data: str) -> Told:
         held = [held for _, _, held in stage.history if held is not None]
         loss = f", smallest loss on held-out images {min(held):.4f} at step {stage.best:,}" if held else ""
         stopped = ", where it stopped because this loss had turned" if stage.turned else ""
-        steps = f"{stage.steps:,} steps of {stage.parameters / 1e6:.1f} M parameters in {spoken(stage.seconds)}"
+        steps = (
+            f"{counted(stage.steps, 'step')} of {stage.parameters / 1e6:.1f} M parameters in {spoken(stage.seconds)}"
+        )
         lines.append(f"{name}: {steps}{loss}{stopped}")
         values[name] = {"steps": stage.steps, "best": stage.best, "turned": stage.turned, "seconds": stage.seconds}
     if notes.psnr_held_out_db is not None:

@@ -23,6 +23,7 @@ from dap.backbones.schedules import Time
 from dap.base.cache import limit
 from dap.base.devices import vram
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Store
 from dap.choices import BankOptions
@@ -237,7 +238,7 @@ class FeatureBank:
         if pool < self.ipc:
             name = self.source.class_names[label]
             raise DapError(
-                f"Class {name!r} has {pool} real images, too few for {self.ipc} targets; use targets: class."
+                f"Class {name!r} has {counted(pool, 'real image')}, too few for {self.ipc} targets; use targets: class."
             )
         latents = self._encode(label, pool, "reals", least=self.ipc)
         cluster = balanced_kmeans(latents.flatten(1), self.ipc, self._seed_of(label, "kmeans"))

@@ -17,6 +17,7 @@ from dap.base import alone
 from dap.base.alone import Busy, locked
 from dap.base.claims import Claims
 from dap.base.errors import DapError, NotFinite
+from dap.base.parsing import counted
 from dap.base.watch import Watcher
 from dap.cost import Meter, add_up
 from dap.data.sets.beginning import begin, begun_with, gather, grow
@@ -149,8 +150,8 @@ def whole(out: Path, total: int) -> DistilledSet:
     made = DistilledSet.open(out)
     if missing := made.missing():  # what is on disk counts, not what was written
         raise DapError(
-            f"{out} lacks {len(missing)} of {total} images, because something removed or changed them meanwhile. Run the same "
-            "command again, and it makes them."
+            f"{out} lacks {len(missing)} of {counted(total, 'image')}, because something removed or changed them meanwhile. "
+            "Run the same command again, and it makes them."
         )
     return made
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from dap.base.errors import DapError
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
 from dap.data.real.names import select
@@ -122,7 +122,7 @@ def check_set(judged: DistilledSet, loaded: Loaded) -> None:
     """
     if (judged.path / "classes.json").is_file() and judged.missing():
         again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
-        raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; {again}.")
+        raise DapError(f"{judged.path} still lacks {counted(len(judged.missing()), 'image')}; {again}.")
     judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
 
@@ -301,7 +301,7 @@ def _weights(judged: DistilledSet, protocol: Protocol) -> torch.Tensor | None:
     found = [record.get("weight") for record in judged.records]
     if lacking := found.count(None):
         raise DapError(
-            f"{protocol.name} weighs images, and {lacking} of {len(found)} images of {judged.path} have no weight in "
+            f"{protocol.name} weighs images, and {lacking} of {counted(len(found), 'image')} of {judged.path} have no weight in "
             "manifest.jsonl. The method auto writes weights; for other sets leave out weights: manifest."
         )
     return torch.tensor(found, dtype=torch.float32)

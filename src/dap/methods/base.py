@@ -16,6 +16,7 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.fields import Chosen
+from dap.base.parsing import counted
 from dap.base.store import Store
 from dap.data.real.sources import Source
 from dap.data.real.stored.budget import Budget
@@ -223,7 +224,7 @@ def check_clips(method: Method, name: str, frames: int | None, source: Any = Non
     """
     held = source.frames if isinstance(source, Source) else None
     if source is not None and held != frames:
-        told = "images" if held is None else f"clips of {held} frames"
+        told = "images" if held is None else f"clips of {counted(held, 'frame')}"
         raise DapError(f"The data hold {told}; give frames={held}, not {frames}.")
     if frames is not None and not vars(type(method)).get("clips", False):
         raise DapError(

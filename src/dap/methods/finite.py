@@ -16,7 +16,7 @@ from typing import Any
 
 from dap.base.errors import DapError, NotFinite
 from dap.base.files import append
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.base.store import Store
 from dap.data.sets.contents import FAILED
 from dap.data.sets.looks import advice_for
@@ -133,7 +133,8 @@ class Failures:
             each.append(f"class {shown(self.class_names[unit.label])!r}, {slots}: {error.reason}")
         more = f"; and {len(each) - 5} more units" if len(each) > 5 else ""
         count = sum(len(unit.slots) for unit, _ in self.found)
-        return f"{count} images have failed in {self.out} ({'; '.join(each[:5])}{more}), and {FAILED} there lists them."
+        failed = f"{counted(count, 'image')} {'has' if count == 1 else 'have'} failed"
+        return f"{failed} in {self.out} ({'; '.join(each[:5])}{more}), and {FAILED} there lists them."
 
     def _advice(self) -> str:
         whole = {**self.recipe, "backbone": {**(self.recipe.get("backbone") or {}), "dtype": "float32"}}

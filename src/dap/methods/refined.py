@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dap.backbones.schedules import Time
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import generators, normal, seed_of
 from dap.data.bank import BankOptions, FeatureBank
 from dap.data.typical import Typical
@@ -104,8 +105,8 @@ class _Refinement:
             for label, name in enumerate(source.class_names):
                 if (count := source.count(label)) <= options.reals:
                     raise DapError(
-                        f"Class {name!r} has {count} real images, and {options.reals} of them pull, so none is left to look at "
-                        "with refine.patience; lower refine.reals, or leave out refine.patience."
+                        f"Class {name!r} has {counted(count, 'real image')}, and {options.reals} of them pull, so none is "
+                        "left to look at with refine.patience; lower refine.reals, or leave out refine.patience."
                     )
             self.held_out = [
                 judging_energy(options.energy, bank, options.kernel) for bank in banks_of(task, options.reals)

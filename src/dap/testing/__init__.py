@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dap.backbones.base import Backbone
+from dap.base.parsing import counted
 from dap.guidance.base import Energy, Guidance
 from dap.kernels import Kernel
 from dap.methods.base import Method
@@ -62,4 +63,4 @@ def summary(name: str, kind: str, findings: list[Finding]) -> str:
     """The last line of `dap check`."""
     wrong, warnings = (sum(f.level == level for f in findings) for level in ("wrong", "warn"))
     verdict = f"{wrong} wrong" if wrong else "keeps its contract"
-    return f"{name} ({kind}): {verdict}, {warnings} warnings, {len(findings)} findings."
+    return f"{name} ({kind}): {verdict}, {counted(warnings, 'warning')}, {counted(len(findings), 'finding')}."

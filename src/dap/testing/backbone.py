@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Backbone, Card
 from dap.backbones.schedules import Flow, Schedule, VariancePreserving
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.testing import autoencoder, features
 from dap.testing.findings import Finding, Verdicts, difference, kind_of, run, said, warn, wrong
 from dap.testing.probe import B, Probe
@@ -41,10 +42,12 @@ def description(p: Probe) -> Verdicts:
         yield wrong(f"device is {b.device!r}; make it a torch.device.")
     channels = next(iter(shape), 0)
     if b.card.cfg_channels != "all" and b.card.cfg_channels > channels:
-        yield wrong(f"the card's cfg_channels is {b.card.cfg_channels}, but latents have {channels} channels.")
-    labels = f"{len(names)} classes" if names else f"prompts such as {b.card.template!r}"
+        yield wrong(
+            f"the card's cfg_channels is {b.card.cfg_channels}, but latents have {counted(channels, 'channel')}."
+        )
+    labels = f"{counted(len(names), 'class')}" if names else f"prompts such as {b.card.template!r}"
     labels = "no classes" if b.unconditional else labels
-    return f"latents {shape}, {len(b.layers)} layers with the card's {b.card.layer!r} among them, {labels}"
+    return f"latents {shape}, {counted(len(b.layers), 'layer')} with the card's {b.card.layer!r} among them, {labels}"
 
 
 def schedule(p: Probe) -> Verdicts:
@@ -162,11 +165,11 @@ def conditions(p: Probe) -> Verdicts:
     for n in (1, B):
         for name, value in (("condition", b.condition(p.names[:n])), ("null", b.null(n))):
             if len(value) != n:
-                yield wrong(f"{name} of {n} images has {len(value)} rows; give one an image.")
+                yield wrong(f"{name} of {counted(n, 'image')} has {counted(len(value), 'row')}; give one an image.")
                 continue
             eps = b.predict(p.x[:n], p.times[1], value).eps
             if eps.shape != p.x[:n].shape or not torch.isfinite(eps).all():
-                yield wrong(f"with {name} of {n} images eps is {kind_of(eps)}, or not finite.")
+                yield wrong(f"with {name} of {counted(n, 'image')} eps is {kind_of(eps)}, or not finite.")
     one, among = b.condition(p.names[1:2]), b.condition(p.names)[1:2]
     gap = difference(b.predict(p.x[:1], p.times[1], one).eps, b.predict(p.x[:1], p.times[1], among).eps)
     if gap > p.tolerance:
@@ -218,7 +221,7 @@ def state(p: Probe) -> Verdicts:
         yield wrong(f"weights_hash() is {digest!r}; give the 64 hex digits of a sha256.")
     elif p.backbone.weights_hash() != digest:
         yield wrong("weights_hash() differs from call to call; hash only what state() returns, in a fixed order.")
-    return f"{len(held)} tensors, hash {digest[:12]}…, the same twice"
+    return f"{counted(len(held), 'tensor')}, hash {digest[:12]}…, the same twice"
 
 
 def findings(backbone: Backbone, images: Tensor | None = None) -> Iterator[Finding]:

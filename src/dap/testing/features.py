@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dap.backbones.modules import ModuleBackbone
 from dap.backbones.outputs import tokens
+from dap.base.parsing import counted
 from dap.guidance.base import GradThrough
 from dap.testing.findings import Verdicts, difference, kind_of, slope, wrong
 from dap.testing.probe import B, Probe
@@ -47,7 +48,7 @@ def features(p: Probe) -> Verdicts:
         elif not torch.isfinite(seen[layer]).all():
             yield wrong(f"layer {layer!r} gives features that are not finite.")
     shapes = list(dict.fromkeys(tuple(value.shape[1:]) for value in seen.values()))
-    return f"finite (B, tokens, width) at all {len(seen)} layers, of {', '.join(f'{a} × {b}' for a, b in shapes)}"
+    return f"finite (B, tokens, width) at all {counted(len(seen), 'layer')}, of {', '.join(f'{a} × {b}' for a, b in shapes)}"
 
 
 def tap(p: Probe) -> Verdicts:

@@ -15,6 +15,7 @@ from dap.backbones.base import Backbone, Prediction
 from dap.backbones.guided import ClassifierFree
 from dap.backbones.mixture import Mixture
 from dap.backbones.schedules import Time
+from dap.base.parsing import counted
 from dap.guidance.base import Descend, Energy, GradThrough, Guidance, State
 from dap.sampling import Batch, latents
 from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, run, warn, wrong
@@ -224,7 +225,9 @@ def energy(p: Probe) -> Verdicts:
     with torch.enable_grad():
         value: Any = p.energy(p.state(p.x.requires_grad_()))
     if not isinstance(value, Tensor) or tuple(value.shape) != (len(LABELS),):
-        yield wrong(f"the energy of {len(LABELS)} images is {kind_of(value)}; make it ({len(LABELS)},), one an image.")
+        yield wrong(
+            f"the energy of {counted(len(LABELS), 'image')} is {kind_of(value)}; make it ({len(LABELS)},), one an image."
+        )
         return ""
     if not torch.isfinite(value).all():
         yield wrong("the energy is not finite.")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dap.base.parsing import counted
 from dap.kernels import Kernel
 from dap.testing.findings import Finding, Verdicts, difference, draw, kind_of, run, slope, warn, wrong
 
@@ -35,7 +36,9 @@ def fit(p: Probe) -> Verdicts:
         if not isinstance(got, Kernel):
             yield wrong(f"fit returns {kind_of(got)}; return a kernel, self if nothing is open.")
         elif not torch.isfinite(got(points, points)).all():
-            yield wrong(f"fitted to {len(points)} points, of which some are equal, the kernel is not finite.")
+            yield wrong(
+                f"fitted to {counted(len(points), 'point')}, of which some are equal, the kernel is not finite."
+            )
     return "fit gives a kernel, also from a single point and from equal points"
 
 

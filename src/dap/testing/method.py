@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dap.backbones import load
 from dap.backbones.base import Backbone
+from dap.base.parsing import counted
 from dap.base.registry import suggest
 from dap.data.real.sources import Source, open_source
 from dap.methods import METHODS
@@ -96,10 +97,10 @@ def description(p: Probe) -> Verdicts:
 def prepare(p: Probe) -> Verdicts:
     """Check that `prepare` is cheap. It must be cheap, because it is called even if every image is there already."""
     calls: list[str] = []
-    counted = copy.copy(p.backbone) if "backbone" in p.method.needs else None
-    for name in ("predict", "tap", "encode", "decode") if counted is not None else ():
-        setattr(counted, name, _counting(getattr(p.backbone, name), name, calls))
-    task = p.task(ipc=50, backbone=counted)
+    watched = copy.copy(p.backbone) if "backbone" in p.method.needs else None
+    for name in ("predict", "tap", "encode", "decode") if watched is not None else ():
+        setattr(watched, name, _counting(getattr(p.backbone, name), name, calls))
+    task = p.task(ipc=50, backbone=watched)
     began = time.monotonic()
     make = p.method.prepare(task)
     seconds = time.monotonic() - began
@@ -115,11 +116,11 @@ def prepare(p: Probe) -> Verdicts:
 
 
 def _counting(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
-    def counted(*args: Any, **options: Any) -> Any:
+    def watched(*args: Any, **options: Any) -> Any:
         calls.append(name)
         return function(*args, **options)
 
-    return counted
+    return watched
 
 
 def images(p: Probe) -> Verdicts:
@@ -147,7 +148,7 @@ def records(p: Probe) -> Verdicts:
     for unit, made in p.made.items():
         if len(made.records) != len(unit.slots):
             yield wrong(
-                f"unit {unit} has {len(made.records)} records for {len(unit.slots)} images; give one for each image."
+                f"unit {unit} has {len(made.records)} records for {counted(len(unit.slots), 'image')}; give one for each image."
             )
         for record in made.records:
             try:
@@ -196,8 +197,8 @@ def different(p: Probe) -> Verdicts:
     made = pixels(p.made).flatten(1)
     same = [(i, j) for i in range(len(made)) for j in range(i) if torch.equal(made[i], made[j])]
     if same:
-        yield warn(f"{len(same)} pairs of the {len(made)} images are the same image.")
-    return f"{len(made)} different images"
+        yield warn(f"{counted(len(same), 'pair')} of the {len(made)} images are the same image.")
+    return f"{counted(len(made), 'different image')}"
 
 
 CHECKS = {

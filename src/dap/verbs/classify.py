@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.permission import refuse_code
 from dap.base.seeding import seed_of
 from dap.base.store import Store
@@ -91,7 +92,7 @@ class ZeroShot:
                 f"{judged.path} has one class, {names[0]}, so no answer could be wrong; take a set of two or more."
             )
         if (judged.path / "classes.json").is_file() and judged.missing():
-            raise DapError(f"{judged.path} still lacks {len(judged.missing())} images; finish it first.")
+            raise DapError(f"{judged.path} still lacks {counted(len(judged.missing()), 'image')}; finish it first.")
         self.backbone.condition(names)  # an unknown class raises here, before the real images are read
         how = {"weights": self.weights, "classes": names, **self.backbone.card.prompts, **asdict(self.levels)}
         of_real = {**how, "reals": self.reals, "data": real.fingerprint()}

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.watch import Watcher
 from dap.methods import find
 from dap.methods.base import Method
@@ -117,7 +118,7 @@ def compared(
     most = max(recipe.ipc for _, recipe in cells)
     for n in (n for n in subsample if n >= most):
         raise DapError(
-            f"--subsample {n}: no set has more than {n} images a class to draw from, the largest has {most}."
+            f"--subsample {n}: no set has more than {counted(n, 'image')} a class to draw from, the largest has {most}."
         )
     return Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command, objects)
 

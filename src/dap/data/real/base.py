@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.base.parsing import halved, shown
+from dap.base.parsing import counted, halved, shown
 from dap.data.real import sizes
 from dap.data.real.decode import BrokenImage, Fit, check_fit
 from dap.data.real.finding.walking import LAYOUTS
@@ -181,7 +181,7 @@ class Source(ABC):
             n = max(min(n, total), least)
         if not 0 <= n <= total:
             raise DapError(
-                f"class {self.class_names[label]!r} of {self.name} has {total} images, not the {n} asked for; ask for "
+                f"class {self.class_names[label]!r} of {self.name} has {counted(total, 'image')}, not the {n} asked for; ask for "
                 "fewer or add images"
             )
         order = iter(torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist())
@@ -192,7 +192,7 @@ class Source(ABC):
                 break
             if not drawn:
                 raise DapError(
-                    f"class {self.class_names[label]!r} of {self.name} has only {len(found)} decodable images "
+                    f"class {self.class_names[label]!r} of {self.name} has only {counted(len(found), 'decodable image')} "
                     f"of {total}, but {n if least is None else least} are asked for; ask for fewer, repair them or "
                     f"add images. Broken: {self._first_bad(label)}"
                 )
@@ -340,7 +340,7 @@ class Source(ABC):
         bad = len(self._bad)
         if bad > 1 and bad / planned > self.max_bad_fraction:
             raise DapError(
-                f"{bad} broken images among the {planned} to read from {self.name}, above the limit of "
+                f"{counted(bad, 'broken image')} among the {planned} to read from {self.name}, above the limit of "
                 f"{self.max_bad_fraction:.2%}: {self._first_bad()}; repair or remove them, or raise max_bad_fraction"
             )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dap.base.errors import DapError
-from dap.base.parsing import Damaged, brief, decode, parse_json
+from dap.base.parsing import Damaged, brief, counted, decode, parse_json
 from dap.data.real.names import some
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def check_groups(values: list[Any], column: str, names: list[str] | None, where:
     sure = column in USUAL["label"] and (kinds <= {int} or len(values) < 10)
     if distinct > len(values) / 2 and not sure:
         raise DapError(
-            f"column {column!r} of {where} gives {len(values):,} images {distinct:,} different values, so it holds captions or "
-            "ids and no labels; write the class of each image into a column 'label'"
+            f"column {column!r} of {where} gives {counted(len(values), 'image')} {counted(distinct, 'different value')}, so "
+            "it holds captions or ids and no labels; write the class of each image into a column 'label'"
         )
 
 
@@ -146,7 +146,7 @@ def numbered(values: list[Any], names: list[str] | None, where: str) -> tuple[np
         return np.array(values, dtype=np.int64), names
     if kinds != {str}:
         missing = values.count(None)
-        found = f"{missing} rows without a label" if missing else f"labels of several types ({len(kinds)})"
+        found = f"{counted(missing, 'row')} without a label" if missing else f"labels of several types ({len(kinds)})"
         raise DapError(f"{where} has {found}; labels are numbers or names")
     places = {name: place for place, name in enumerate(names or sorted(set(values)))}
     if strangers := sorted(set(values) - set(places)):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.real.decode import Fit
@@ -92,7 +93,7 @@ class Part(Chosen):
             held = math.ceil(held_out * count)
             if not 0 < held < count:
                 raise DapError(
-                    f"held_out {held_out} leaves class {name!r} of {whole.name} ({count} images) with an empty part; "
+                    f"held_out {held_out} leaves class {name!r} of {whole.name} ({counted(count, 'image')}) with an empty part; "
                     "choose another fraction or add images"
                 )
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(0, name, "held out")))

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from dap.base.documents import regular
+from dap.base.parsing import counted
 
 LARGEST_SIDE = 256
 """The largest side in px that is chosen for a set without a word of the user."""
@@ -62,8 +63,8 @@ def noun(frames: int | None) -> str:
 def held(counts: Sequence[int], frames: int | None) -> str:
     """How many images there are in words, or clips: "10 classes, 60,000 images", "1 class, 1 clip of 16 frames"."""
     classes, total, what = len(counts), sum(counts), noun(frames)
-    told = f"{classes:,} class{'es' * (classes != 1)}, {total:,} {what}{'s' * (total != 1)}"
-    return told + (f" of {frames} frames" if frames else "")
+    told = f"{counted(classes, 'class')}, {counted(total, what)}"
+    return told + (f" of {counted(frames, 'frame')}" if frames else "")
 
 
 def spread(count: int, most: int) -> list[int]:

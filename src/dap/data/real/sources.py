@@ -21,7 +21,7 @@ from dap import imagenet, starter
 from dap.base.documents import read_names
 from dap.base.errors import DapError
 from dap.base.files import expanded
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.real.base import Source
 from dap.data.real.clips.finding import locate_clips
 from dap.data.real.clips.source import ClipSource
@@ -198,7 +198,7 @@ class TableSource(FileSource):
         of = f", in the rows of the {table.part} split" if table.part else ""
         self.notes = (f"the labels are those of {shown(table.file.name)}{of}",)
         if table.unlisted:
-            self.notes += (f"left out: {table.unlisted:,} images that it does not name",)
+            self.notes += (f"left out: {counted(table.unlisted, 'image')} that it does not name",)
 
 
 @final
@@ -231,7 +231,7 @@ class IdxSource(Source):
         if pixels.ndim != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape[1:]:
             raise DapError(f"{images} should hold bytes of shape (n, h, w), not {pixels.dtype} {pixels.shape}")
         if numbers.shape != pixels.shape[:1] or numbers.dtype.kind not in "iu":
-            raise DapError(f"{labels} should hold {len(pixels)} labels, not {numbers.dtype} {numbers.shape}")
+            raise DapError(f"{labels} should hold {counted(len(pixels), 'label')}, not {numbers.dtype} {numbers.shape}")
         known, rows = by_class(numbers.astype(np.int64), class_names, str(labels))
         names, chosen = select(known, classes, str(images.parent))
         self._pixels = np.pad(pixels, ((0, 0), (border, border), (border, border)))

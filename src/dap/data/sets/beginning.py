@@ -14,7 +14,7 @@ from typing import Any
 from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
-from dap.base.parsing import brief, shown
+from dap.base.parsing import brief, counted, shown
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
 from dap.data.sets.differences import differences
 from dap.data.sets.folders import check_classes, folders_of
@@ -123,12 +123,12 @@ def cuts(path: Path, recipe: Mapping[str, Any], *, can_grow: bool) -> tuple[int,
             if clips
             else f"Take {ipc} of them into a new folder: dap import {path} --ipc {ipc} --out DIR."
         )
-        what = "clips" if clips else "images"
-        raise DapError(f"{path} holds a set of {before} {what} per class, and a set does not shrink. {advice}")
+        what = counted(before, "clip" if clips else "image")
+        raise DapError(f"{path} holds a set of {what} per class, and a set does not shrink. {advice}")
     if not can_grow:
         raise DapError(
-            f"{path} holds a set of {before} images per class. The method {recipe['method']} makes other images for {ipc} per "
-            "class, so this set cannot grow. Give another --out."
+            f"{path} holds a set of {counted(before, 'image')} per class. The method {recipe['method']} makes other images "
+            f"for {ipc} per class, so this set cannot grow. Give another --out."
         )
     return tuple(sorted({*sizes, before}))
 

@@ -20,7 +20,7 @@ from dap.base.documents import read_json, read_lines
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Share
 from dap.base.files import dump, inside
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.sets.contents import MOST_IMAGES
 from dap.data.sets.notes import MOST_CLASSES, Open, Plain, as_read, there
 
@@ -260,7 +260,9 @@ def of_tensors(held: Any, name: str, n: int, columns: Sequence[str]) -> Beside:
                 "as a tensor, or leave them out."
             ) from error
         if numbers.ndim != (1 if key == "weights" else 2) or len(numbers) != n:
-            raise DapError(f"{name} has {n} images and {key} of the shape {tuple(numbers.shape)}; save them alike.")
+            raise DapError(
+                f"{name} has {counted(n, 'image')} and {key} of the shape {tuple(numbers.shape)}; save them alike."
+            )
         values[key] = numbers.numpy()
     for row in range(n if values else 0):
         weight = values["weights"][row].item() if "weights" in values else None

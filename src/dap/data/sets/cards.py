@@ -16,7 +16,7 @@ from dap.base.documents import fitted, read_bytes, read_lines
 from dap.base.errors import DapError
 from dap.base.fields import Name, Share
 from dap.base.files import inside
-from dap.base.parsing import Damaged, parse_yaml, shown
+from dap.base.parsing import Damaged, counted, parse_yaml, shown
 from dap.data.sets.folders import exported
 from dap.data.sets.notes import Open, as_read, there
 
@@ -232,7 +232,7 @@ def clips_told(frames: int | None) -> str:
     if frames is None:
         return ""
     return (
-        f"\n\nThese are clips of {frames} frames. Each PNG file is an animated PNG that keeps every pixel. "
+        f"\n\nThese are clips of {counted(frames, 'frame')}. Each PNG file is an animated PNG that keeps every pixel. "
         "`dap.DistilledSet.open` and `--layout pt` give all frames, (3, frames, h, w); most other readers give the first alone."
     )
 

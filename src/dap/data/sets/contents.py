@@ -23,7 +23,7 @@ from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
 from dap.base.files import inside, natural_order, roots
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, Inputs, Ipc, Names, RecipeNote, as_read, there
 
 WORK = ".work"
@@ -66,7 +66,7 @@ class Classes(FromFile, frozen=True):
     def _fit(self) -> Classes:
         if len(self.folders) != len(self.names):
             raise ValueError(
-                f"it has {len(self.names)} names and {len(self.folders)} folders; each class has one folder"
+                f"it has {counted(len(self.names), 'name')} and {counted(len(self.folders), 'folder')}; each class has one folder"
             )
         for what, values in (("name", self.names), ("folder", [folder.casefold() for folder in self.folders])):
             if len(set(values)) < len(values):
@@ -74,7 +74,9 @@ class Classes(FromFile, frozen=True):
                 twice = next(value for value in values if value in seen or seen.add(value))
                 raise ValueError(f"two classes have the {what} {twice[:80]!r}")
         if len(self.names) * self.ipc > MOST_IMAGES:
-            raise ValueError(f"{len(self.names)} classes of {self.ipc} images are more than {MOST_IMAGES:,} images")
+            raise ValueError(
+                f"{counted(len(self.names), 'class')} of {self.ipc} images are more than {MOST_IMAGES:,} images"
+            )
         return self
 
     def path(self, label: int, slot: int) -> str:
@@ -137,7 +139,8 @@ def check_exported(path: Path, said: Mapping[str, Any]) -> None:
     if absent := [name for name in listed if not os.path.isfile(path / name)]:
         more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
         raise DapError(
-            f"{shown(path)} lacks {shown(absent[0])}{more} of the {len(listed):,} files that its export.json lists. Fetch or "
+            f"{shown(path)} lacks {shown(absent[0])}{more} of the {counted(len(listed), 'file')} that its export.json "
+            "lists. Fetch or "
             "export it again; or, to take what is there, remove export.json and give the classes with --classes."
         )
 
@@ -263,9 +266,9 @@ def misfit(line: Mapping[str, Any], classes: Classes) -> str | None:
     """Why a manifest line does not fit classes.json, in words; None where it does."""
     label, slot = line["label"], line["slot"]
     if label >= len(classes.names):
-        return f"there is no label {label}, because classes.json has {len(classes.names)} classes"
+        return f"there is no label {label}, because classes.json has {counted(len(classes.names), 'class')}"
     if slot >= classes.ipc:
-        return f"there is no slot {slot}, because classes.json says {classes.ipc} images per class"
+        return f"there is no slot {slot}, because classes.json says {counted(classes.ipc, 'image')} per class"
     if line["class_name"] != classes.names[label]:
         return (
             f"class {label} is called {shown(line['class_name'])[:80]!r} here, "

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from dap.base.errors import DapError
 from dap.base.files import append, dump, write_atomically
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.real.clips.pictures import encoded, shape_of, sized, stacked, whole
 from dap.data.real.decode import Fit
 from dap.data.sets.beginning import begin, check_begun, classes_of, frames_of, place_for, text_of
@@ -119,7 +119,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
 
     def _counts(self) -> str:
         """The numbers of images and classes in words, and of images still to be made."""
-        counts = f"{len(self)} images of {len(self.class_names)} classes"
+        counts = f"{counted(len(self), 'image')} of {counted(len(self.class_names), 'class')}"
         if not there(self.path, "classes.json"):
             return counts
         return f"{counts}, {self.ipc} a class" + (f", {len(missing)} missing" if (missing := self.missing()) else "")

@@ -21,6 +21,7 @@ import yaml
 
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
+from dap.base.parsing import counted
 from dap.base.registry import suggest
 from dap.data.real.sizes import noun
 from dap.data.sets.cards import (
@@ -221,7 +222,7 @@ def _card(made: DistilledSet, layout: str, written: Written) -> str:
     recipe = yaml.safe_dump(without_places(recipe), sort_keys=False, allow_unicode=True) if recipe else ""
     body = f"""# {title}
 
-{len(made.records)} {kind}s of {len(made.class_names)} classes, {made.ipc} a class, exported as {code(layout)} by
+{counted(len(made.records), kind)} of {counted(len(made.class_names), "class")}, {made.ipc} a class, exported as {code(layout)} by
 diffusion-as-priors {version("diffusion-as-priors")}. `export.json` lists every file with its sha256.
 All {kind}s belong to one split, train.
 

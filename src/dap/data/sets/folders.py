@@ -12,7 +12,7 @@ from dap import imagenet
 from dap.base.documents import fitted, read_names, read_text, regular
 from dap.base.errors import DapError
 from dap.base.files import natural_order, sha256_of
-from dap.base.parsing import Damaged, halved, shown
+from dap.base.parsing import Damaged, counted, halved, shown
 from dap.data.real.finding.splits import split_of
 from dap.data.real.finding.walking import Left, class_folders, image_files, loose_images, visible
 from dap.data.real.names import glued, select, some
@@ -201,7 +201,7 @@ def by_number(class_names: str | Sequence[str] | None, count: int, what: str) ->
     """
     if class_names is None:
         raise DapError(
-            f"{what} from 0 to {count - 1} and does not name them; give --classes with {count} names in label order, "
+            f"{what} from 0 to {count - 1} and does not name them; give --classes with {counted(count, 'name')} in label order, "
             f"a subset of ImageNet ({', '.join(imagenet.SUBSETS)}), or --classes {count} to call them by number."
         )
     alone = class_names if isinstance(class_names, str) else class_names[0] if len(class_names) == 1 else ""
@@ -313,8 +313,8 @@ def check_classes(class_names: Sequence[str], ipc: int) -> None:
         raise DapError(f"A set has 1 to {MOST_CLASSES:,} classes, not {len(class_names)}.")
     if not (ipc >= 1 and len(class_names) * ipc <= MOST_IMAGES):
         raise DapError(
-            f"A set has at least 1 image per class and at most {MOST_IMAGES:,} images; {len(class_names)} classes of {ipc} "
-            "images are not that. Give another --ipc."
+            f"A set has at least 1 image per class and at most {MOST_IMAGES:,} images; {counted(len(class_names), 'class')} "
+            f"of {ipc} images are not that. Give another --ipc."
         )
     for name in class_names:
         check_text(name)

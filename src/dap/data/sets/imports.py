@@ -16,7 +16,7 @@ import torch
 from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, dump, in_use, natural_order, write_atomically
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
@@ -147,8 +147,8 @@ def opened(
         told["recipe"] = recipe
         if (frames := (recipe.get("data") or {}).get("frames")) is not None:
             raise DapError(
-                f"{shown(source)} holds clips of {frames} frames, and dap import takes images alone: it would keep the first "
-                "frame of each."
+                f"{shown(source)} holds clips of {counted(frames, 'frame')}, and dap import takes images alone: it would "
+                "keep the first frame of each."
             )
     check_classes(reading.names, len(chosen[0]))
     return Opened(reading, chosen, told, again)
@@ -258,11 +258,11 @@ def _finished(
     made = DistilledSet.open(out)
     sources = {(record["label"], record["slot"]): record.get("source_sha256") for record in made.records}
     if others := sum(sources[place] != digest for place, digest in now.items() if place in sources):
-        changed.append(f"{others} of {len(now)} images of the source")
+        changed.append(f"{others} of {counted(len(now), 'image')} of the source")
     weighed = {(line["label"], line["slot"]): line.get("weight") for line in made.records}
     after = {(c, k): weights.get(key) for c, entries in enumerate(chosen) for k, (key, _) in enumerate(entries)}
     if others := sum(weighed[place] != weight for place, weight in after.items() if place in weighed):
-        changed.append(f"the weights of {others} of {len(after)} images")
+        changed.append(f"the weights of {others} of {counted(len(after), 'image')}")
     if licence and cell(licence) not in read_text(out / "README.md"):
         changed.append("the licence on its card")
     if changed:
@@ -291,13 +291,13 @@ def _check_all(folder: Path, chosen: list[list[Entry]]) -> DistilledSet:
 def _pick(reading: Reading, source: str, ipc: int | None, pick: str, seed: int) -> list[list[Entry]]:
     """The images to take: for each class a list in slot order."""
     counts = {name: len(entries) for name, entries in zip(reading.names, reading.images, strict=True)}
-    least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-    if counts[least] < (ipc or 1):
-        raise DapError(f"Class {least!r} of {source} has {counts[least]} images, not the {ipc or 1} asked for.")
-    if ipc is None and counts[least] != counts[most]:
+    low, high = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    if counts[low] < (ipc or 1):
+        raise DapError(f"Class {low!r} of {source} has {counted(counts[low], 'image')}, not the {ipc or 1} asked for.")
+    if ipc is None and counts[low] != counts[high]:
         raise DapError(
-            f"The classes of {source} differ in size: {least!r} has {counts[least]} images, {most!r} {counts[most]}. A set "
-            f"has the same number for each; give --ipc {counts[least]} or less."
+            f"The classes of {source} differ in size: {low!r} has {counted(counts[low], 'image')}, {high!r} "
+            f"{counts[high]}. A set has the same number for each; give --ipc {counts[low]} or less."
         )
     if pick == "string" and not reading.named:
         raise DapError(f"The images of {source} have no file names to sort as text; use --pick natural or random.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dap.base.parsing import counted
 from dap.data.real.names import some
 from dap.data.sets.beside import KEPT
 
@@ -14,12 +15,10 @@ COUNTED = ("loose", "unnamed")
 def notes_of(told: dict[str, Any]) -> list[str]:
     """Sentences that tell the user which choices were made."""
     there, facts, images = told["images_a_class_there"], told["facts"], told["images"]
-    count = str(there[0]) if len(there) == 1 else f"{there[0]} to {there[-1]}"
+    count = counted(there[0], "image") if len(there) == 1 else f"{there[0]} to {there[-1]} images"
     how = {"natural": "the first in natural order", "string": "the first in string order (0, 1, 10, 11, …)"}
     drawn = how.get(told["pick"], f"a random draw, seed {told['seed']}")
-    taken = (
-        f"{told['ipc']} of {count} images a class, {drawn}" if there != [told["ipc"]] else f"all {count} images a class"
-    )
+    taken = f"{told['ipc']} of {count} a class, {drawn}" if there != [told["ipc"]] else f"all {count} a class"
     notes = [
         f"Layout: {told['layout']} ({told['layout_found']}).",
         f"Class order: {told['class_order']}: {some(told['classes'], 4)}.",
@@ -34,13 +33,16 @@ def notes_of(told: dict[str, Any]) -> list[str]:
         notes.append(f"Empty, and so no class of the set: {some(facts['empty'], 10)}.")
     if "skipped" in facts:
         kinds = some([f"{count} {end}" for end, count in facts["skipped"].items()], 6)
-        notes.append(f"Skipped: {sum(facts['skipped'].values())} files that are no images ({kinds}).")
-    for key, where in (
-        ("loose", "lie in no class folder"),
-        ("unnamed", "lie in data and are not named in labels.json"),
+        skipped = sum(facts["skipped"].values())
+        are = "is no image" if skipped == 1 else "are no images"
+        notes.append(f"Skipped: {counted(skipped, 'file')} that {are} ({kinds}).")
+    for key, lies, lie in (
+        ("loose", "lies in no class folder", "lie in no class folder"),
+        ("unnamed", "lies in data and is not named in labels.json", "lie in data and are not named in labels.json"),
     ):
         if facts.get(key):
-            notes.append(f"Left out: {facts[key]:,} images that {where}.")
+            where = lies if facts[key] == 1 else lie
+            notes.append(f"Left out: {counted(facts[key], 'image')} that {where}.")
     if "values" in facts:
         notes.append(f"Values: {facts['values']}.")
     if facts.get("of_values"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from dap.base.errors import DapError
 from dap.base.files import inside, sha256_of
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.real.decode import BrokenImage, as_png, pixels, read_file
 from dap.data.real.names import some
 from dap.data.sets.contents import (
@@ -171,8 +171,8 @@ def _beside(folder: Path, classes: Classes, manifest: Manifest, problems: list[s
         ipc = said.get("ipc") or classes.ipc
         if ipc != classes.ipc and (first is None or not isinstance(ipc, int) or min(ipc, classes.ipc) < first):
             problems.append(
-                f"classes.json says {classes.ipc} images per class and {name} {shown(str(said['ipc']))[:40]}; restore the "
-                "file that is wrong from a copy"
+                f"classes.json says {counted(classes.ipc, 'image')} per class and {name} {shown(str(said['ipc']))[:40]}; "
+                "restore the file that is wrong from a copy"
             )
     lines = [line for _, line in manifest.lines.values()]
     restore = "restore it from a copy, or make the set again in a new folder"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.data.real.stored.streams import Stored
 from dap.evaluation.measures.distributions import GramFunction, frechet, kid, mmd2, once, within
 from dap.evaluation.measures.rows import Table
@@ -172,7 +173,9 @@ def compare(
         if have[label] == 0:
             raise DapError(f"The synthetic set has no image of class {label}.")
         if have_real[label] <= k:
-            raise DapError(f"Class {label} has {have_real[label]} real images; {k} neighbours need at least {k + 1}.")
+            raise DapError(
+                f"Class {label} has {counted(have_real[label], 'real image')}; {k} neighbours need at least {k + 1}."
+            )
     rows: list[dict[str, float]] = []
     for label in range(classes):
         s, r = synthetic[0][synthetic[1] == label].double(), real[0][real[1] == label].double()
@@ -242,7 +245,9 @@ def extract(features: Callable[[Tensor], Tensor], images: Stored) -> Tensor:
         together = max(1, 1500 // images.shape[1])  # 500 images, and of clips as many frames
         found = torch.cat([features(as_float(part)) for part in images.split(together)])  # pyright: ignore[reportCallIssue]
     if found.ndim != 2 or len(found) != len(images):
-        raise DapError(f"The feature extractor gave {tuple(found.shape)} for {len(images)} images; (n, D) is needed.")
+        raise DapError(
+            f"The feature extractor gave {tuple(found.shape)} for {counted(len(images), 'image')}; (n, D) is needed."
+        )
     if not found.isfinite().all():
         raise DapError("The feature extractor gave values that are not finite.")
     return found.cpu().double()

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import seed_of
 from dap.data.real.stored.streams import Stored
 from dap.evaluation.measures.measures import extract
@@ -149,7 +150,7 @@ class Search:
         for name, indices in zip(reals.source.class_names, reals.indices, strict=True):
             if len(indices) < 3:
                 raise DapError(
-                    f"Class {name!r} has {len(indices)} real images; the search for copies needs at least 3."
+                    f"Class {name!r} has {counted(len(indices), 'real image')}; the search for copies needs at least 3."
                 )
 
     @cached_property
@@ -163,17 +164,17 @@ class Search:
             images = self.reals.images([(label, self.reals.indices[label][i]) for i in chosen.tolist()])
             found += self._suspects(images, features[chosen], label, chosen)
         once = [suspect for suspect in found if suspect.match.distance > SAME]
-        counted = {"calibrated_on": len(once), "duplicates": len(found) - len(once)}
+        tally = {"calibrated_on": len(once), "duplicates": len(found) - len(once)}
         if len(once) < LEAST:
-            why = f"Of {len(found)} real images {counted['duplicates']} are there twice, too many to say how near is too near."
-            return Thresholds(0.0, 0.0, **counted, why=why)
+            why = f"Of {len(found)} real images {tally['duplicates']} are there twice, too many to say how near is too near."
+            return Thresholds(0.0, 0.0, **tally, why=why)
         values: list[float] = []
         for which, rate in enumerate((PIXEL_RATE, FEATURE_RATE)):
             ordered = sorted(suspect.closeness[which] for suspect in once)
             values.append(ordered[max(0, math.floor(rate * (len(ordered) + 1)) - 1)])
         why = None if min(values) > 0 else "Among the real images themselves a distance of 0 is usual."
         pixel, feature = values if why else map(max, values, DISTINCT)
-        limits = Thresholds(pixel, feature, **counted, why=why)
+        limits = Thresholds(pixel, feature, **tally, why=why)
         share = None if why else sum(suspect.copied(limits) for suspect in once) / len(once)
         return replace(limits, reals=share)
 

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.data.bank import BankOptions, FeatureBank
 from dap.guidance import Descend, Guidance, Representative, State, Window, strength
 from dap.guidance.base import per_image_norm
@@ -62,8 +63,8 @@ class Dap(Vanilla):
             for label, name in enumerate(task.source.class_names):
                 if task.source.count(label) < recipe.ipc:
                     raise DapError(
-                        f"Class {name!r} has {task.source.count(label)} real images, too few for {recipe.ipc} targets, one a "
-                        "slot; lower ipc, or use targets: class."
+                        f"Class {name!r} has {counted(task.source.count(label), 'real image')}, too few for "
+                        f"{counted(recipe.ipc, 'target')}, one a slot; lower ipc, or use targets: class."
                     )
         bank = FeatureBank(
             task.source,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import seed_of
 from dap.methods.base import Task
 
@@ -83,7 +84,9 @@ def class_latents(
             kept += indices
         task.tell(f"latents of {name}", len(kept), len(drawn))
     if least is not None and len(kept) < least:
-        raise DapError(f"Of {len(drawn)} images of class {name!r} only {len(kept)} can be decoded; repair them.")
+        raise DapError(
+            f"Of {counted(len(drawn), 'image')} of class {name!r} only {len(kept)} can be decoded; repair them."
+        )
     if least is None and len(kept) < ipc:
         raise DapError(
             f"{ipc} clusters of class {name!r} need as many real images, and of {len(drawn)} drawn only {len(kept)} can be "
@@ -106,8 +109,8 @@ def duplicates_told(points: Float[Tensor, "n d"], k: int, name: str) -> Iterator
     if (distinct := len(points.unique(dim=0))) < k:
         of = f" of class {name!r}" if name else ""
         log.warning(
-            f"Of {len(points)} real images{of} only {distinct} differ, fewer than the {k} centres that are asked for, so some "
-            "centres are the same. Remove the duplicates, or take a smaller --ipc."
+            f"Of {counted(len(points), 'real image')}{of} only {distinct} differ, fewer than the {k} centres that are asked "
+            "for, so some centres are the same. Remove the duplicates, or take a smaller --ipc."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

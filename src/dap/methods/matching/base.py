@@ -18,6 +18,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Generator, Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import seed_of
 from dap.evaluation.training.augment import Operation
 from dap.evaluation.training.fitting import seeded
@@ -166,8 +167,8 @@ class Matching(Method):
             for label, name in enumerate(task.source.class_names):
                 if task.source.count(label) < ipc:
                     raise DapError(
-                        f"Class {name!r} has {task.source.count(label)} images, too few to begin {ipc} from; give --option "
-                        "init=noise."
+                        f"Class {name!r} has {counted(task.source.count(label), 'image')}, too few to begin {ipc} from; "
+                        "give --option init=noise."
                     )
         key = {
             "method": task.recipe.method,

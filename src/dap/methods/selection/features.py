@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import seed_of
 from dap.data.real.sources import Source
 from dap.evaluation.training.labels import ClassifierLike
@@ -109,7 +110,7 @@ def check_pool(task: Task, pool: int | None) -> None:
         among = min(source.count(label), pool or source.count(label))
         if among < ipc:
             raise DapError(
-                f"{ipc} images of class {name!r} cannot be chosen among {among}; take a smaller ipc"
+                f"{counted(ipc, 'image')} of class {name!r} cannot be chosen among {among}; take a smaller ipc"
                 f"{'' if pool is None or pool > source.count(label) else ' or a larger pool'}."
             )
 
@@ -122,6 +123,6 @@ def check_decoded(source: Source, label: int, found: int, wanted: int) -> None:
     """
     if found < wanted:
         raise DapError(
-            f"Class {source.class_names[label]!r} of {source.name} has only {found} decodable images of "
+            f"Class {source.class_names[label]!r} of {source.name} has only {counted(found, 'decodable image')} of "
             f"{source.count(label)} to choose from, and {wanted} are needed; repair the broken ones or take a smaller ipc."
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.base.seeding import seed_of
 from dap.evaluation.training.steps import RandomResizedCrop
 from dap.methods import base
@@ -78,7 +79,7 @@ class Rded(Method):
             if source.count(label) < wanted:
                 less = "--option factor=1 or a smaller ipc" if factor > 1 else "a smaller ipc"
                 raise DapError(
-                    f"{recipe.ipc} images of class {name!r} take {wanted} crops of as many real images, and it has "
+                    f"{counted(recipe.ipc, 'image')} of class {name!r} take {wanted} crops of as many real images, and it has "
                     f"{source.count(label)}; give {less}."
                 )
         step = RandomResizedCrop(size=source.size // factor, scale=(options.smallest, 1.0), ratio=(1.0, 1.0))

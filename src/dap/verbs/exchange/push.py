@@ -11,7 +11,7 @@ from typing import Any
 
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.base.permission import is_code
 from dap.base.watch import Watcher
 from dap.data.real.sources import EMBEDDED
@@ -194,8 +194,8 @@ def _check_free(api: Any, to: str, replace: bool) -> None:
     others = sorted(set(api.list_repo_files(to, repo_type="dataset")) - USUAL)
     if others:
         raise DapError(
-            f"{to} holds {len(others)} files already ({', '.join(map(shown, others[:3]))}); choose another name, or add "
-            "--replace to replace them all."
+            f"{to} holds {counted(len(others), 'file')} already ({', '.join(map(shown, others[:3]))}); choose another name, "
+            "or add --replace to replace them all."
         )
 
 

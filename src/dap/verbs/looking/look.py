@@ -11,7 +11,7 @@ from typing import Any
 
 from dap.backbones import device_of
 from dap.base.errors import DapError
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.counts import counts_of
@@ -147,7 +147,7 @@ def _parts(
     copies = [one["path"] for one in said.get("images", []) if one.get("copy") is True]
     if said.get("images"):
         lines.append(
-            f"{_number(len(copies), 'image')} of the set {_are(copies)} flagged as near-copies of real images by dap evaluate."
+            f"{counted(len(copies), 'image')} of the set {_are(copies)} flagged as near-copies of real images by dap evaluate."
         )
     recorded = {} if of_others(made, data) else recorded_data(made)
     values = {key: recorded[key] for key in ("path", "split") if recorded.get(key)} | ({"path": data} if data else {})
@@ -180,7 +180,7 @@ def _of_part(
         if len(set(counts)) == 1
         else f"from {by_class[least]:,} ({least}) to {by_class[largest]:,} ({largest})"
     )
-    lines = [f"{name}: {sum(counts):,} images of {len(counts)} classes, {spread}."]
+    lines = [f"{name}: {counted(sum(counts), 'image')} of {counted(len(counts), 'class')}, {spread}."]
     lines += [f"{name}: {note}." for note in source.notes]
     if sizes or source.sizes():
         lines.append(
@@ -192,7 +192,7 @@ def _of_part(
         lines.append(f"{name}: {looked:,} of these {part.of:,} images were looked at; --most looks at more.")
     if part.broken:
         first = "; ".join(f"{key} ({reason})" for key, reason in part.broken[:NAMED])
-        lines.append(f"{name}: {_number(len(part.broken), 'file')} cannot be decoded: {first}. Repair or remove them.")
+        lines.append(f"{name}: {counted(len(part.broken), 'file')} cannot be decoded: {first}. Repair or remove them.")
     exact = same(part.hashes())
     twice = {place for group in exact for place in group[1:]}
     near = [
@@ -202,7 +202,7 @@ def _of_part(
     lines += _grouped(part, exact, "the same picture", len(twice))
     if across:
         lines.append(
-            f"{name}: {_number(len(across), 'group')} of them {_are(across)} in several classes: {_named(part, across)}."
+            f"{name}: {counted(len(across), 'group')} of them {_are(across)} in several classes: {_named(part, across)}."
         )
     lines += _grouped(part, near, "nearly the same", sum(len(group) - 1 for group in near))
     which, function = embedding(data, SIDE, reference, device)
@@ -213,7 +213,7 @@ def _of_part(
     if odd:
         first = "; ".join(f"{part.told(place)} looks like {part.class_names[label]}" for place, label in odd[:NAMED])
         lines.append(
-            f"{name}: {_number(len(odd), 'image')} may have a wrong label, by the features of {which}: {first}."
+            f"{name}: {counted(len(odd), 'image')} may have a wrong label, by the features of {which}: {first}."
         )
     facts = {
         "images": sum(counts),
@@ -250,7 +250,7 @@ def _leaks(first: Seen, second: Seen) -> tuple[dict[str, Any], list[str]]:
         if pairs:
             named = "; ".join(f"{second.told(j)} and {first.told(i)}" for i, j in pairs[:NAMED])
             lines.append(
-                f"{_number(len(pairs), 'image')} of {second.name} {_are(pairs)} {words} of {first.name}: {named}."
+                f"{counted(len(pairs), 'image')} of {second.name} {_are(pairs)} {words} of {first.name}: {named}."
             )
     if not lines:
         lines = [f"No image of {second.name} is among those of {first.name}."]
@@ -284,7 +284,7 @@ def _kinds(source: Source) -> list[tuple[tuple[int, int], str, str]]:
 def _grouped(part: Seen, found: Sequence[Sequence[int]], words: str, spare: int) -> list[str]:
     if not found:
         return []
-    said = f"{_number(len(found), 'group')} of images {_are(found)} {words}, {spare:,} more than needed"
+    said = f"{counted(len(found), 'group')} of images {_are(found)} {words}, {spare:,} more than needed"
     return [f"{part.name}: {said}: {_named(part, found)}."]
 
 
@@ -294,10 +294,6 @@ def _named(part: Seen, found: Sequence[Sequence[int]]) -> str:
 
 def _counted(values: Sequence[str]) -> str:
     return ", ".join(f"{count:,} {value}" for value, count in Counter(values).most_common(4))
-
-
-def _number(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _are(found: Sequence[object]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 from dap.data.real.base import Source
 from dap.data.real.counts import counts_of, total_of
 from dap.data.real.stored.budget import memory_budget
@@ -87,8 +88,8 @@ def check_enough(source: Source, ipc: int) -> None:
     name = min(counts, key=lambda one: counts[one])
     if counts[name] < ipc:
         raise DapError(
-            f"Class {name!r} has {counts[name]} images, and a set of {ipc} per class needs as many of each class. Give --ipc "
-            f"{counts[name]} or less, or leave the class out with --classes."
+            f"Class {name!r} has {counted(counts[name], 'image')}, and a set of {ipc} per class needs as many of each "
+            f"class. Give --ipc {counts[name]} or less, or leave the class out with --classes."
         )
 
 

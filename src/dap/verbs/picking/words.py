@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dap.base.parsing import counted
 from dap.recipe import Recipe
 from dap.verbs.planning.hour import in_words
 
@@ -71,7 +72,8 @@ def of_backbone(one: Looked, steps: Fitted | None, seconds: float, ipc: int) -> 
 
 def _many(ipc: int) -> str:
     return (
-        f" With {ipc} images per class, real images may do better: on Fashion-MNIST, those that herding picks were more accurate "
+        f" With {counted(ipc, 'image')} per class, real images may do better: on Fashion-MNIST, those that herding picks "
+        "were more accurate "
         f"than auto from {MANY} per class on (docs/choosing.md). Where a set may hold real images, try --method herding."
     )
 
@@ -80,7 +82,7 @@ def of_dm(reason: str, iterations: int, seconds: float, budget: float | None, *,
     """The reason for `dm`."""
     longer = "" if budget is not None and capped else "A longer --budget (such as 1h) takes more iterations. "
     return (
-        f"Method dm with {iterations:,} iterations, which will take {time_of(seconds)} by a short trial: {reason}. Of "
+        f"Method dm with {counted(iterations, 'iteration')}, which will take {time_of(seconds)} by a short trial: {reason}. Of "
         "the four methods without a diffusion model that were tried on one folder, dm had the highest mean accuracy "
         f"(docs/choosing.md). {longer}{own_backbone(data)}"
     )
@@ -101,7 +103,7 @@ def left_out(
     backbones: Sequence[Looked], methods: Sequence[str], iterations: int | None, seconds: float, data: str
 ) -> str:
     """Why methods of a backbone are not compared, and what is."""
-    dm = f"dm with {iterations:,} iterations" if iterations else ""
+    dm = f"dm with {counted(iterations, 'iteration')}" if iterations else ""
     if dm and seconds:
         dm += f" ({time_of(seconds)} a set)"
     names = ", ".join(dm if name == "dm" else name for name in methods)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from dap.base.parsing import counted
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there
 from dap.engines.making import Job, has
@@ -36,7 +37,9 @@ def tell_of_hours(job: Job) -> None:
         logging.disable(logging.NOTSET)
     if seconds > HOUR:
         job.watcher.note(
-            sentence(f"{left:,} images, by the time of one pass of {backbone.card.name}", seconds, LESS["images"])
+            sentence(
+                f"{counted(left, 'image')}, by the time of one pass of {backbone.card.name}", seconds, LESS["images"]
+            )
         )
         if isinstance(job.watcher, Hourglass):
             job.watcher.told()

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.real.clips.frames import clips_of, decode_frames, frame_names
 from dap.data.real.clips.moving import decode_clip
 from dap.data.real.clips.times import check_frames, told_frames
@@ -52,7 +52,7 @@ class ClipSource(FileSource):
         super().__init__(name or root.name, names, root, files, **how)
         self.frames = frames
         folders = sum(file.endswith("/") for inside in files for file in inside)
-        told = f"{folders:,} folder{'s' * (folders > 1)} of frames {'are' if folders > 1 else 'is'} read as clips"
+        told = f"{counted(folders, 'folder')} of frames {'are' if folders > 1 else 'is'} read as clips"
         others = left.told().replace("are no images", "are no clips").replace("is no image", "is no clip")
         self.notes = tuple(filter(None, [told if folders else "", others]))
 

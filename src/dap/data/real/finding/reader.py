@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dap.base.errors import DapError
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.real.finding.advice import missing, missing_beside, missing_file, missing_inside
 from dap.data.real.finding.doubts import as_classes, check_words, inside
 from dap.data.real.finding.facts import (
@@ -197,15 +197,16 @@ class Reader:
             raise DapError(f"{shown(self.path)} holds no images{held}; accepted are {LAYOUTS}")
         if self.folders and (with_images or not loose):
             if loose:
-                self._note(f"{loose} images in {shown(self.path)} lie in no class folder and are not read")
+                lie = "lies in no class folder and is" if loose == 1 else "lie in no class folder and are"
+                self._note(f"{counted(loose, 'image')} in {shown(self.path)} {lie} not read")
             return Layout("folders", self.path)
         why = f" ({'; '.join(reasons)})" if reasons else ""
         if loose and above is not None:
             raise Unlabelled(
-                f"{shown(self.path)} holds {loose} images that are not sorted into class folders, and no table labels "
-                f"them{why}"
+                f"{shown(self.path)} holds {counted(loose, 'image')} that {'is' if loose == 1 else 'are'} not sorted into class "
+                f"folders, and no table labels them{why}"
             )
-        what = f"{loose} images but no class folders{why}" if loose else "no class folders"
+        what = f"{counted(loose, 'image')} but no class folders{why}" if loose else "no class folders"
         raise DapError(f"{shown(self.path)} holds {what}{instead(self.path)}; accepted are {LAYOUTS}")
 
     # ---- other readings

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from dap.base.errors import DapError
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{1,9})-of-(?P<total>\d{1,9})(?!\d)")
 
@@ -39,6 +39,7 @@ def check_shards(files: Iterable[Path], instead: str = "") -> None:
         names = [f"{stem}-{k:0{len(written)}d}-of-{written}" for k in islice((k for k in known if k not in numbers), 3)]
         more = f" and {absent - len(names):,} more" if absent > len(names) else ""
         raise DapError(
-            f"{shown(folder)} lacks {absent:,} of the {total:,} files of {shown(stem)}: {', '.join(map(shown, names))}{more}. "
+            f"{shown(folder)} lacks {absent:,} of the {counted(total, 'file')} of {shown(stem)}: "
+            f"{', '.join(map(shown, names))}{more}. "
             f"Fetch them; or, if you mean to do without them, {instead or f'take -of-{written} out of the names of the files'}"
         )

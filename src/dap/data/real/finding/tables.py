@@ -13,7 +13,7 @@ from typing import Any
 
 from dap.base.documents import read_lines, read_text, regular
 from dap.base.errors import DapError
-from dap.base.parsing import shown
+from dap.base.parsing import counted, shown
 from dap.data.real.finding.parts import parting
 from dap.data.real.finding.splits import ORDER, Split, split_of_file
 from dap.data.real.finding.walking import is_image, visible
@@ -203,8 +203,8 @@ def read_table(file: Path, roots: Sequence[Path], split: str | None = None, alwa
     counts = len(set(found.values()))
     if counts > len(found) / 2 and counts > 2:
         return (
-            f"gives {len(found)} images {counts} different values in its column {labels!r}, so these are captions or ids "
-            "and no labels"
+            f"gives {counted(len(found), 'image')} {counts} different values in its column {labels!r}, so these are "
+            "captions or ids and no labels"
         )
     by_label: dict[str, list[str]] = {}
     for key in sorted(found):
@@ -319,7 +319,7 @@ def _separated(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             if len(cells) != len(heading):
                 raise DapError(
-                    f"{shown(file)}, line {lines.line_num}: there are {len(cells)} columns, and the first line has "
+                    f"{shown(file)}, line {lines.line_num}: there are {counted(len(cells), 'column')}, and the first line has "
                     f"{len(heading)}; put commas inside a text between quotes"
                 )
             yield lines.line_num, dict(zip(heading, (cell.strip() for cell in cells), strict=True))

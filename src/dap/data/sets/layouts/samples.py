@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dap.base.errors import DapError
+from dap.base.parsing import counted
 
 
 class Samples(Dataset[dict[str, Any]]):
@@ -34,7 +35,9 @@ class Samples(Dataset[dict[str, Any]]):
         self.weights = None if not weights or None in weights else torch.tensor(weights, dtype=torch.float32)
         """How much of its class each image stands for, (n,); None where not all images have a weight."""
         if logits is not None and (logits.ndim != 2 or len(logits) != len(made)):
-            raise DapError(f"Soft labels are a row for each of the {len(made)} images, not {tuple(logits.shape)}.")
+            raise DapError(
+                f"Soft labels are a row for each of the {counted(len(made), 'image')}, not {tuple(logits.shape)}."
+            )
         self.made, self.transform, self.logits = made, transform, logits
 
     def __len__(self) -> int:
