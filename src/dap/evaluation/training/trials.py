@@ -59,8 +59,8 @@ def one_each(trials: Iterable[Mapping[str, Any]], *, images: bool = False) -> li
     """The lines of `trials.jsonl`, each training once. Two processes, or two folders of one set, may both have recorded it.
 
     It is the same training if protocol, network, seed, epochs, test data and hash of the protocol are equal; a line of an
-    earlier version may lack the last two, which says nothing against it. Of such lines the one with the most keys counts, else the
-    last one. A line without a seed is a training of its own.
+    earlier version may lack the last two, which says nothing against it. Of such lines the one with the most keys counts, else
+    the last one. A line without a seed is a training of its own.
 
     Args:
         trials: lines of `trials.jsonl`.
