@@ -82,7 +82,7 @@ def targets(folder: Path) -> list[Target]:
     lines = json.dumps({**TRIAL, **KEY}).encode() + b"\n" + json.dumps({**TRIAL, **KEY, "seed": 1}).encode() + b"\n"
     for file in ("trials.jsonl", BEFORE):
         add(f"resume: {file}", "lines", file, [lines],
-            lambda path: RecordedTrials(path.parent).valid(KEY, "small-hard", "convnet3"))  # fmt: skip
+            lambda path: RecordedTrials(path.parent).valid(KEY, {"name": "small-hard"}, "convnet3"))  # fmt: skip
 
     def added(path: Any) -> None:
         """A set's trials go to the folder of its results, which has one of them."""

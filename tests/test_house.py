@@ -14,7 +14,7 @@ ROOT = Path(dap.__file__).parent
 
 ROOMS = [
     ["dap.base"],
-    ["dap.imagenet", "dap.expressions", "dap.starter"],
+    ["dap.imagenet", "dap.expressions", "dap.starter", "dap.protocol_names"],
     ["dap.kernels", "dap.networks"],
     ["dap.choices", "dap.shipped", "dap.guidance"],
     ["dap.resolved", "dap.backbones"],
@@ -27,7 +27,7 @@ ROOMS = [
     ["dap.data.typical"],
     ["dap.recipe", "dap.cost", "dap.choosing", "dap.pretraining"],
     ["dap.evaluation.current", "dap.evaluation.listed"],
-    ["dap.evaluation.origins", "dap.evaluation.taken"],
+    ["dap.evaluation.origins", "dap.evaluation.renamed", "dap.evaluation.taken"],
     ["dap.evaluation.comparable", "dap.evaluation.training", "dap.published"],
     ["dap.evaluation.measures", "dap.evaluation.report"],
     ["dap.evaluation"],

@@ -107,12 +107,12 @@ def test_workers_train_and_a_killed_one_is_made_up_for(sets, alone):
 def test_a_trial_is_recorded_once_and_after_half_a_line(tmp_path):
     trial = Trial("p", "n", 0, 1, 2, 3, 0.5, 0.5, "last", ((1, 0.5),), 0.5, 1.0, "cpu", "2")
     key = {"judged": "a", "tested": "b", "by": "c"}
-    RecordedTrials(tmp_path).add(trial, key)
+    RecordedTrials(tmp_path).add(trial, key, {"name": "p"})
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"protocol": "p", "netw')  # another process was killed
-    RecordedTrials(tmp_path).add(trial, key)
+    RecordedTrials(tmp_path).add(trial, key, {"name": "p"})
     other = RecordedTrials(tmp_path)
-    other.add(Trial("p", "n", 1, 1, 2, 3, 0.25, 0.5, "last", ((1, 0.5),), 0.5, 1.0, "cpu", "2"), key)
+    other.add(Trial("p", "n", 1, 1, 2, 3, 0.25, 0.5, "last", ((1, 0.5),), 0.5, 1.0, "cpu", "2"), key, {"name": "p"})
     assert [json.loads(line)["seed"] for line in other.path.read_text().splitlines()] == [0, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["trials.jsonl"]
 

@@ -64,13 +64,13 @@ def test_trials_that_were_made_apart_stay_where_nothing_beside_the_set_is_newer(
     write_lines(made / "trials.jsonl", [keyed(made, 0.6, "t", "b")])
     copied_apart(made, apart)
     of = {"judged": key(made), "tested": "u", "by": "b"}
-    assert RecordedTrials(apart).valid(of, "small-hard", "convnet3") == {}
+    assert RecordedTrials(apart).valid(of, {"name": "small-hard"}, "convnet3") == {}
     whole = keyed(made, 0.9, "u", "b") | {"curve": [[300, 0.9]]}
     (apart / "trials.jsonl").write_text(json.dumps(whole) + "\n")
     write_lines(made / "trials.jsonl", [keyed(made, 0.6, "t", "b"), keyed(made, 0.1, "t", "q", protocol="other")])
     copied_apart(made, apart)
     assert lasts(apart) == [0.9, 0.1], "the file beside the set has changed, and its trial of this protocol has not"
-    found = RecordedTrials(apart).valid(of | {"tested": "t"}, "small-hard", "convnet3")
+    found = RecordedTrials(apart).valid(of | {"tested": "t"}, {"name": "small-hard"}, "convnet3")
     assert [one.last for one in found.values()] == [0.6], "the first test data again: nothing is trained again"
     assert sorted(lasts(apart)) == [0.1, 0.6]
 

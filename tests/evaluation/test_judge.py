@@ -380,7 +380,7 @@ def test_storing_labels_ends_with_the_command_that_takes_them(ours, teacher, tmp
     command = shlex.split(capsys.readouterr().out.rpartition("Next: ")[2])
     status, err = call(capsys, *command[1:], "--networks", "convnet2")
     assert status == 0, err
-    assert [trial.protocol for trial in trials(made)] == ["fkd-soft+epochs=2+size=16+width=4"]
+    assert [trial.protocol for trial in trials(made)] == ["fkd-soft+size=16+width=4+epochs=2"]
 
 
 def test_methods_are_compared_over_networks_and_ipc(colours, pipeline_folder, tmp_path, capsys):

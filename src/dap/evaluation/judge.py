@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from dap.evaluation.measures.inspection import MEASURING
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.recorded import RecordedTrials
+from dap.evaluation.renamed import key_of_protocol
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.fitting import check_last_batch, new_network, seeded
@@ -162,17 +163,13 @@ def _trials_of(
         facts["labels"] |= {"teacher": teacher.name, "fingerprint": teacher.fingerprint}
     if weights is not None:
         facts["weights"] = f"manifest {hash_of(weights.tolist())}"
-    key = {**of_data, "by": hash_of(facts)}
+    key = {**of_data, "by": key_of_protocol(facts)}
     given = stored.index.get("whose") or {} if stored is not None else whose(teacher) if teacher is not None else {}
     written = {**facts, "labels": {**facts["labels"], **given}, "unsettled": unsettled(plan.protocol)}
-    known = recorded.valid(key, protocol.name, network)
+    known = recorded.valid(key, facts, network)
     found = {seed: known[seed] for seed in plan.seeds if seed in known}
     todo = [seed for seed in plan.seeds if seed not in found]
-    unfinished = judged.results / "checkpoints" / key["by"]  # as versions before this one called it
-    if (
-        not unfinished.is_dir()
-    ):  # the looks at the test images so far are in a checkpoint, so it is of these images alone
-        unfinished = unfinished.with_name(f"{key['by']}-{key['tested']}")
+    unfinished = _unfinished(judged.results, key)
     options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
     options["weights"] = weights
     training = _training(judged, loaded, protocol, todo, options) if todo else ()
@@ -180,7 +177,7 @@ def _trials_of(
         with recorded.alone():
             judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: written})
     for trial in training:
-        recorded.add(trial, key, shown(PurePath(loaded.test.name).name)[:200])
+        recorded.add(trial, key, facts, shown(PurePath(loaded.test.name).name)[:200])
         for left in unfinished.glob(f"*-{trial.seed}.pt"):
             left.unlink(missing_ok=True)
         found[trial.seed] = trial
@@ -199,6 +196,15 @@ def unsettled(protocol: Protocol) -> str:
     left = {"code", *(("looks", "look_from") if protocol.score == "last" else ())}  # looks change no training
     labels = {name: value for name, value in facts["labels"].items() if name != "teacher"}
     return hash_of({**{name: value for name, value in facts.items() if name not in left}, "labels": labels})
+
+
+def _unfinished(results: Path, key: Mapping[str, str]) -> Path:
+    """The folder with the checkpoints of a protocol. The looks at the test images so far are in a checkpoint, so it is of these
+    images alone. Versions before this one did not say so in its name, and had one folder for each order of `--set`."""
+    notes = whole_note(results, "protocols.json")
+    same = [by for by, facts in notes.items() if isinstance(facts, Mapping) and key_of_protocol(facts) == key["by"]]
+    places = [results / "checkpoints" / f"{by}{end}" for by in [key["by"], *same] for end in ("", f"-{key['tested']}")]
+    return next((place for place in places if place.is_dir()), places[1])
 
 
 def _settled(judged: DistilledSet, plan: JudgingPlan, network: str) -> Protocol:

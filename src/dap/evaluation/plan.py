@@ -26,11 +26,10 @@ from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
 from dap.evaluation.training.labels import Hard, ImageLabels, Soft
 from dap.evaluation.training.protocol import Protocol
+from dap.protocol_names import ON_VALIDATION
 
 Open = Callable[[Literal["train", "validation", "test"], int], Source]
 """A function from a split and a size in pixels to the real images."""
-ON_VALIDATION = " on validation"
-"""The end of a protocol's name in trials whose networks were tested on held-out training images."""
 
 
 class Labeller(Interface):

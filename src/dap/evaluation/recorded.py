@@ -15,7 +15,9 @@ from dap.base.documents import read_lines
 from dap.base.errors import DapError
 from dap.base.files import append, ended, inside, write_atomically
 from dap.data.sets.notes import as_read
+from dap.evaluation.renamed import key_of_protocol
 from dap.evaluation.training.trials import DATA, KEYS, Trial, TrialLine, agree, one_each
+from dap.protocol_names import ordered
 
 log = logging.getLogger("dap")
 
@@ -47,7 +49,7 @@ class RecordedTrials:
         """Inside this block no other process writes the files on the trials of the set."""
         return self._claims.wait(".trials")
 
-    def valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
+    def valid(self, key: Mapping[str, str], facts: Mapping[str, Any], network: str) -> dict[int, Trial]:
         """Put the lines that no longer count into `BEFORE`, and return the trials of this key and network by their seeds.
 
         A line does not count if the images of the set have changed since. A line of this protocol and network does not
@@ -55,17 +57,18 @@ class RecordedTrials:
 
         Args:
             key: the key, see `add`.
-            protocol, network: names of the protocol and of the network.
+            facts: what the key "by" is the hash of, the name of the protocol among them.
+            network: the name of the network.
         """
         with self.alone():
-            return self._valid(key, protocol, network)
+            return self._valid(key, facts, network)
 
-    def _valid(self, key: Mapping[str, str], protocol: str, network: str) -> dict[int, Trial]:
+    def _valid(self, key: Mapping[str, str], facts: Mapping[str, Any], network: str) -> dict[int, Trial]:
         lines = list(read_lines(self.path, as_read(TrialLine)))
         known: list[dict[str, Any]] = [line.value for line in lines if line.value is not None]
         kept, gone = list[dict[str, Any]](), list[dict[str, Any]]()
         for line in known:
-            (kept if _counts(line, key, protocol, network) else gone).append(line)
+            (kept if _counts(line, key, facts, network) else gone).append(line)
         for problem in [line.problem for line in lines if line.problem is not None][:3]:
             log.warning("left out a trial: %s", problem)
         if gone:
@@ -76,11 +79,11 @@ class RecordedTrials:
             )  # fmt: skip
         if len(kept) < len(lines) or (lines and not ended(self.path)):  # the next line must start on its own
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        mine = [line for line in kept if key.items() <= line.items() and line["network"] == network]
+        mine = [line for line in kept if _has(line, key, facts) and line["network"] == network]
         seeds = {line["seed"] for line in mine}
-        before = [line for line in _read(self.path.with_name(BEFORE)) if key.items() <= line.items()]
-        before = [line for line in before if _names(line) == (protocol, network) and line.get("seed") not in seeds]
-        counted = [line for line in before if _counts(line, key, protocol, network)]
+        before = [line for line in _read(self.path.with_name(BEFORE)) if _has(line, key, facts)]
+        before = [line for line in before if line["network"] == network and line.get("seed") not in seeds]
+        counted = [line for line in before if _counts(line, key, facts, network)]
         if again := one_each(counted):  # the test data or the protocol are what they were once before
             append(self.path, "".join(json.dumps(line) + "\n" for line in again))
         return {line["seed"]: Trial.from_record(line) for line in (*mine, *again)}
@@ -123,16 +126,17 @@ class RecordedTrials:
         known = _read(before)
         append(before, "".join(json.dumps(line) + "\n" for line in lines if line not in known))
 
-    def add(self, trial: Trial, key: Mapping[str, str], data: str = "") -> None:
+    def add(self, trial: Trial, key: Mapping[str, str], facts: Mapping[str, Any], data: str = "") -> None:
         """Append a trial, unless another process has recorded it meanwhile.
 
         Args:
             trial: the trial to append.
             key: the hashes "judged" of the images of the set, "tested" of the test data, and "by" of the protocol.
+            facts: as for `valid`.
             data: the name of the test data, for a report.
         """
         with self.alone():
-            if trial.seed in self._valid(key, trial.protocol, trial.network):
+            if trial.seed in self._valid(key, facts, trial.network):
                 return
             named = {DATA: data} if data else {}
             append(self.path, json.dumps({**json.loads(trial.to_json()), **key, **named}) + "\n")
@@ -144,7 +148,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _names(line: Mapping[str, Any]) -> tuple[object, object]:
-    return line["protocol"], line["network"]
+    return ordered(line["protocol"]), line["network"]
 
 
 def _is_of(line: Mapping[str, Any], images: Collection[str]) -> bool:
@@ -152,7 +156,13 @@ def _is_of(line: Mapping[str, Any], images: Collection[str]) -> bool:
     return not images or line.get("judged") in (None, *images)
 
 
-def _counts(line: Mapping[str, Any], key: Mapping[str, str], protocol: str, network: str) -> bool:
+def _has(line: Mapping[str, Any], key: Mapping[str, str], facts: Mapping[str, Any]) -> bool:
+    """Whether a line has this key, or the one that versions before this one gave the same protocol."""
+    known = key.items() <= line.items()
+    return known or {**key, "by": key_of_protocol(facts, line["protocol"])}.items() <= line.items()
+
+
+def _counts(line: Mapping[str, Any], key: Mapping[str, str], facts: Mapping[str, Any], network: str) -> bool:
     """Whether a line still counts, see `RecordedTrials.valid`."""
     if line.get("judged") != key["judged"]:
         return False
@@ -161,5 +171,5 @@ def _counts(line: Mapping[str, Any], key: Mapping[str, str], protocol: str, netw
     except DapError as error:  # it lacks a field
         log.warning("left out a trial: %s", error)
         return False
-    other = (line["protocol"], line["network"]) != (protocol, network)
-    return all(line.get(name) for name in KEYS) if other else key.items() <= line.items()
+    other = (ordered(line["protocol"]), line["network"]) != (ordered(facts["name"]), network)
+    return all(line.get(name) for name in KEYS) if other else _has(line, key, facts)

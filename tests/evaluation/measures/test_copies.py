@@ -154,7 +154,7 @@ def test_evaluate_says_that_test_images_are_training_images(tmp_path, caplog):
     assert "8 of 8 test images are training images too." in page
     assert "All 2 images of Random are near-copies" in page
     (trial,) = map(json.loads, (made / "trials.jsonl").read_text().splitlines())
-    assert "+size=16+mean=" in trial["protocol"]
+    assert "+size=16+width=2+mean=" in trial["protocol"]
 
 
 @pytest.mark.parametrize("side", [64, 32])

@@ -127,7 +127,7 @@ def test_fractions_of_the_epochs_are_rounded_down():
 def test_overrides_are_checked_and_show_in_the_name(tmp_path):
     changed = load_protocol("small-hard", epochs=30, mean=(0.4, 0.4, 0.4), looks=3)
     assert (changed.epochs, changed.mean, changed.decay_epochs) == (30, (0.4, 0.4, 0.4), (16,))
-    assert changed.name == "small-hard+epochs=30+mean=0.4,0.4,0.4"
+    assert changed.name == "small-hard+mean=0.4,0.4,0.4+epochs=30"
     assert load_protocol("small-hard", lr=0.01).name == "small-hard"
     file = tmp_path / "mine.yaml"
     file.write_text(json.dumps(TINY))

@@ -19,6 +19,7 @@ from dap.base.files import inside
 from dap.base.parsing import Damaged, counted, parse_yaml, shown
 from dap.data.sets.folders import exported
 from dap.data.sets.notes import Open, as_read, there
+from dap.protocol_names import ordered
 
 if TYPE_CHECKING:
     from dap.data.sets.distilled import DistilledSet
@@ -173,9 +174,13 @@ def judged_told(made: DistilledSet) -> str:
     except DapError:
         return ""
     groups: dict[tuple[str, str, str, str], list[float]] = {}
+    first: dict[tuple[str, ...], str] = {}
     for line in (one.value for one in read if one.value):
         epoch = "best" if line.get("headline") == "best" else "last"
-        key = (line["protocol"], line["network"], epoch, line.get("tested_on") or "test")
+        key = (ordered(line["protocol"]), line["network"], epoch, line.get("tested_on") or "test")
+        training = (*key, *(str(line.get(name)) for name in ("seed", "judged", "tested")))
+        if first.setdefault(training, line["protocol"]) != line["protocol"]:
+            continue  # versions before this one trained it again where the fields of the protocol were given in another order
         groups.setdefault(key, []).append(100 * line[epoch])
     rows = ""
     for (protocol, network, epoch, on), found in groups.items():

@@ -19,6 +19,7 @@ from dap.evaluation.current import images_of_ranking, key_of_ranking
 from dap.evaluation.origins import alike
 from dap.evaluation.report.records import Json, SetRecord, load
 from dap.evaluation.training.trials import APART, Trial
+from dap.protocol_names import ordered
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def rank_trials(
     synthetic, random = list(synthetic), list(random)
 
     def mean(trials: Sequence[Trial | _Scored], protocol: str | None) -> float | None:
-        found = [t.accuracy for t in trials if t.protocol == protocol and t.network == network]
+        name = protocol and ordered(protocol)
+        found = [t.accuracy for t in trials if ordered(t.protocol) == name and t.network == network]
         return math.fsum(found) / len(found) if found else None
 
     accuracies = Accuracies(
@@ -181,7 +183,7 @@ def rank_sets(
         DapError: there is no random set, no trial of the network used one of the protocols, or for a reason of
             `rank_trials`.
     """
-    sets = load(paths)
+    sets, protocols = load(paths), {role: name and ordered(name) for role, name in protocols.items()}
     random = [one for one in sets if one.random]
     if not random:
         raise DapError("DD-Ranking compares with random real images; name evaluated sets of --method random too.")

@@ -28,6 +28,7 @@ from dap.evaluation import current
 from dap.evaluation.comparable import marks
 from dap.evaluation.listed import images_in, lines_of, listed, pictures
 from dap.evaluation.origins import origins
+from dap.evaluation.renamed import as_written, once, renamed
 from dap.evaluation.report.renderings.names import method_title
 from dap.evaluation.taken import is_number, measures_in, measures_of
 from dap.evaluation.training.trials import APART, TrialLine, one_each
@@ -187,10 +188,16 @@ def load(paths: Iterable[Path | str]) -> list[SetRecord]:
 
 
 def _ranked(record: SetRecord, sets: Sequence[SetRecord]) -> SetRecord:
-    """The set without scores that come from other trials than it has, or than the random sets beside it have."""
+    """The set without scores that come from other trials than it has, or than the random sets beside it have, and without trials
+    that were made twice."""
+    written, record = as_written(record.trials), replace(record, trials=tuple(once(record.trials, record.protocols)))
     kind = record.ipc, record.recipe.get("data")
-    random = [one.trials for one in sets if one.random and (one.ipc, one.recipe.get("data")) == kind]
-    if not record.ranking or current.ranking_counts(record.ranking, record.trials, random):
+    random = [one for one in sets if one.random and (one.ipc, one.recipe.get("data")) == kind]
+    forms = (
+        (record.trials, [once(one.trials, one.protocols) for one in random]),
+        (written, [as_written(one.trials) for one in random]),
+    )
+    if not record.ranking or any(current.ranking_counts(record.ranking, *form) for form in forms):
         return record
     told = f"{shown(record.path)}: left out ranking.json. Its scores are not of these trials; run dap rank again."
     return replace(record, ranking={}, outdated=(*record.outdated, told))
@@ -260,10 +267,11 @@ def load_set(path: Path | str) -> SetRecord:
     names, problems = tuple(classes.names or map(shown, folders)), bad_trials + bad_images
     keys = current.keys_now(images, names)
     counted = [line for line in recorded if not keys or line.get("judged") in (None, *keys)]
+    gone = len(recorded) - len(counted)
+    counted, protocols = renamed(counted, _object(path, "protocols.json"))
     notes = {name: _object(path, name) for name in current.NOTES}
     left_out = [name for name, note in notes.items() if note and not current.of_these_images(note, images, keys)]
     notes |= {name: {} for name in left_out}
-    gone = len(recorded) - len(counted)
     told = [*([f"{gone} training{'' if gone == 1 else 's'}"] if gone else []), *left_out]
     return SetRecord(
         path=path,
@@ -278,7 +286,7 @@ def load_set(path: Path | str) -> SetRecord:
         unreadable=len(problems),
         problems=tuple(problems[:PROBLEMS]),
         inspected=notes["images.json"],
-        protocols=_object(path, "protocols.json"),
+        protocols=protocols,
         ranking=notes["ranking.json"],
         zeroshot=notes["zeroshot.json"],
         chosen=_object(path, "chosen.json"),

@@ -28,6 +28,7 @@ from dap.evaluation.training.labels import Case, Hard, Labels, epoch_of, of_size
 from dap.evaluation.training.networks import Norm
 from dap.evaluation.training.steps import Closed, Step
 from dap.evaluation.training.transforms import Mix, parse
+from dap.protocol_names import ordered
 
 Epoch = Annotated[int, Field(gt=0, le=10**6)]
 Entries = Annotated[tuple[Mapping[str, Any], ...], Field(max_length=100)]
@@ -39,7 +40,7 @@ class Protocol(Closed, frozen=True):
     """One recipe of training and testing. Epochs are numbered up to `epochs`, from 1, or from 0 with `extra_epoch`."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Written into every trial. Overridden fields are appended to it, as in `small-hard+epochs=30`."""
+    """Written into every trial. Overridden fields are appended to it in their order here, as in `small-hard+epochs=30`."""
     source: str
     """Where the recipe and its numbers come from."""
     network: Name
@@ -241,7 +242,7 @@ def load_protocol(name_or_path: str | Path, **overrides: Any) -> Protocol:
         for case in protocol.cases
     )
     labels = [f"{key}={_short(value)}" for key, value in changed.items() if key not in ("name", "source")]
-    return protocol.model_copy(update={"name": "+".join([protocol.name, *labels]), "cases": kept})
+    return protocol.model_copy(update={"name": ordered("+".join([protocol.name, *labels])), "cases": kept})
 
 
 def known_protocols() -> tuple[str, ...]:
@@ -276,9 +277,8 @@ def _fields(
     extended, here = own.pop("extends"), str(Path(name_or_path).resolve())
     if here in begun:
         circle = " -> ".join(shown(Path(file).name) for file in (*begun[begun.index(here) :], here))
-        raise DapError(
-            f"These protocol files extend each other in a circle: {circle}. Remove `extends` from one of them."
-        )
+        said = f"These protocol files extend each other in a circle: {circle}"
+        raise DapError(f"{said}. Remove `extends` from one of them.")
     if len(begun) >= LONGEST:
         raise DapError(f"{where} is the end of a chain of {LONGEST} files that extend each other; extend fewer.")
     if not isinstance(extended, str):

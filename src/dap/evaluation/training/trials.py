@@ -15,6 +15,7 @@ from pydantic import Field
 from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Name, Share
 from dap.data.sets.notes import Matrix, Positive
+from dap.protocol_names import WRITTEN, ordered
 
 KEYS = ("judged", "tested", "by")
 """The other fields of a line of trials.jsonl: hashes of the set's images, of the test data and of the protocol."""
@@ -141,7 +142,7 @@ class Trial:
 
     @classmethod
     def from_json(cls, line: str) -> Trial:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`. The fields of a protocol's name are put into their one order.
 
         Raises:
             DapError: the line is not JSON, or a field is missing or unknown. The message names the field.
@@ -159,7 +160,7 @@ class Trial:
             tables = {name: tuple(map(tuple, fields[name] or ())) for name in ("curve", "confusion") if name in fields}
         except TypeError as error:
             raise DapError(f"Not a trial: its curve or its confusion is no table in {line[:60]!r}.") from error
-        return cls(**{**fields, **tables})
+        return cls(**{**fields, **tables, "protocol": ordered(str(fields["protocol"]))})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trial:
@@ -168,5 +169,5 @@ class Trial:
         Raises:
             DapError: a field is missing or unknown.
         """
-        beside = {*KEYS, DATA, APART}
+        beside = {*KEYS, DATA, WRITTEN, APART}
         return cls.from_json(json.dumps({name: value for name, value in record.items() if name not in beside}))
