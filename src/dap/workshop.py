@@ -26,7 +26,7 @@ from dap.methods import find
 from dap.methods.base import Given, Method, Options, Task, check_clips
 from dap.named import code_of_classifier, code_of_recipe
 from dap.objects import Objects
-from dap.recipe import BackboneChoice, Data, Recipe, flags_given
+from dap.recipe import BackboneChoice, Data, Recipe
 
 OPEN = 32
 """The side in px at which images are listed while their size is open, and which sets get whose images have no size."""
@@ -167,12 +167,6 @@ class Workshop:
             check_classifier(name)
         if (file := _captions(method, recipe)) is not None:
             check_captions(file)
-        if "backbone" not in method.needs and (given := flags_given(recipe, "backbone", "sampling")):
-            how = 'name "backbone" in its `needs`' if ":" in recipe.method else "take one that does, such as vanilla"
-            raise DapError(
-                f"Method {recipe.method!r} samples no backbone, so these mean nothing to it: {', '.join(given)}. Leave them out, "
-                f"or {how}."
-            )
         if recipe.own_guidance is not None and recipe.own_guidance.path is not None:
             if not method.steered:
                 raise DapError(

@@ -14,7 +14,7 @@ SMALLER = {"IPC = 5 ": "IPC = 1 ", "STEPS = 50 ": "STEPS = 2 ", "EPOCHS = 50 ": 
 FEW = "{'refine_steps': 1, 'refine_reals': 20, 'options': {'reals': 20}}"
 SMALLER |= {
     '"Dress", "Bag", "Sandal"': '"Dress", "Bag"',
-    ", steps=STEPS)": f", steps=STEPS, **({FEW} if method == 'auto' else {{}}))",
+    '"auto": {}}': f'"auto": {FEW}}}',
 }
 
 

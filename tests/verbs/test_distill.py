@@ -307,10 +307,6 @@ def _unsampled(asked):
 
 def test_a_choice_that_would_do_nothing_is_refused_before_anything_is_made(asked, tmp_path):
     for flags, says in {
-        (
-            "method=random",
-        ): "'random' samples no backbone, so these mean nothing to it: --backbone, --steps. Leave them out",
-        ("method=random", "dtype=bfloat16"): "to it: --backbone, --dtype, --steps",
         ("method=dap", "start=0.4", "stop=0.4"): "DAP's guidance would act in none of the",
         ("method=dap", "start=0.7", "last_step=false", "steps=2"): "DAP's guidance would act in none of the 2 steps",
         ("method=auto", "refine_energy=mean", "refine_kernel=rbf"): "mean has no kernel",
@@ -321,6 +317,14 @@ def test_a_choice_that_would_do_nothing_is_refused_before_anything_is_made(asked
     assert not (tmp_path / "c").exists()
     off = distill(out=tmp_path / "d", **{**asked, "method": "dap", "start": 0.4, "stop": 0.4, "scale": 0.0})
     assert hashes(off) == hashes(distill(out=tmp_path / "e", **{**asked, "method": "vanilla"}))
+
+
+def test_choices_about_sampling_are_said_to_change_nothing_where_nothing_is_sampled(asked, tmp_path, caplog):
+    plain = distill(out=tmp_path / "a", **{**_unsampled(asked), "method": "random"})
+    assert not caplog.messages
+    given = distill(out=tmp_path / "b", **{**asked, "method": "random", "cfg": 2.0})
+    assert caplog.messages == ["random samples no backbone, so these change nothing: --steps, --cfg"]
+    assert hashes(given) == hashes(plain)
 
 
 def test_a_cell_is_built_once_and_its_data_and_weights_are_looked_at_once(asked, tmp_path, monkeypatch):
@@ -426,5 +430,3 @@ def test_a_method_that_has_not_asked_is_told_how_to(asked, tmp_path):
 
     with pytest.raises(DapError, match='uses task.backbone, so its `needs` must name "backbone"'):
         distill(out=tmp_path / "a", **{**_unsampled(asked), "method": Hasty()})
-    with pytest.raises(DapError, match='--backbone, --steps. Leave them out, or name "backbone" in its `needs`'):
-        distill(out=tmp_path / "a", **{**asked, "method": Hasty()})

@@ -111,5 +111,7 @@ def test_a_draw_whose_weights_were_copied_is_drawn_anew(run):
         file = run.out / folder / "manifest.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(line | {"weight": weight[line["slot"]]}) + "\n" for line in lines))
-    assert run().trials == [DRAW]
+    before = (run.out / DRAW / "trials.jsonl").read_text()
+    assert run().trials == [], "the draw has the same images, and its protocol looks at no weights"
+    assert (run.out / DRAW / "trials.jsonl").read_text() == before
     assert of(run.out / DRAW, "weight") == {1.0} and run().trials == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Made, Method, Task, Unit
 from dap.methods.finite import finite
 from dap.objects import Objects
-from dap.recipe import Recipe, keywords, overlaid
+from dap.recipe import Recipe, flags_given, keywords, overlaid
 from dap.verbs.jobs import Grid, written
 from dap.verbs.options import Engine, Judging, Machine, images_budget, kind_of, permitted
 from dap.verbs.picking.budget import seconds_of
@@ -43,6 +44,8 @@ from dap.verbs.settling import NOTE as CHOSEN
 from dap.verbs.settling import settled
 from dap.verbs.understood import check_out, tell_of
 from dap.workshop import Workshop
+
+log = logging.getLogger("dap")
 
 
 def open_workshop(machine: Machine, objects: Objects | None = None, watcher: Watcher | None = None) -> Workshop:
@@ -181,7 +184,7 @@ def distill(
         threads = machine.threads or torch.get_num_threads()
     elif kind == "workers":
         threads = machine.threads or threads_of(engine.workers or 1)
-    workshop.asked(recipe)
+    _tell_unused(recipe, workshop.asked(recipe)[0])
     tell_of(workshop, recipe.data)
     check_out(workshop, recipe.data, out)
     pick = picked(recipe, workshop, out, watcher, seconds)
@@ -206,6 +209,13 @@ def distill(
     if doubtful := told_doubts(made):
         watcher.note(doubtful)
     return made
+
+
+def _tell_unused(recipe: Recipe, method: Method) -> None:
+    """Tell a user whose choices about sampling mean nothing, because the method samples no backbone. A backbone alone is no such
+    choice: a recipe may be shared by many methods."""
+    if "backbone" not in method.needs and (unused := flags_given(recipe, "sampling")):
+        log.warning("%s samples no backbone, so these change nothing: %s", recipe.method, ", ".join(unused))
 
 
 def _asked(
