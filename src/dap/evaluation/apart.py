@@ -21,7 +21,7 @@ from dap.base.files import dump, inside, replacing, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import as_read, read_note
-from dap.evaluation.current import keys_now, of_these_images, ranking_of
+from dap.evaluation.current import keys_now, of_images, of_these_images, ranking_of
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.report.records import load
 from dap.evaluation.training.trials import TrialLine, one_each
@@ -151,7 +151,7 @@ def _copy_results(
                     (folder / each).unlink(missing_ok=True)
             for file in (path / NEIGHBOURS).glob("*.png") if others else ():
                 _copy(path, f"{NEIGHBOURS}/{file.name}", folder)
-    trials = one_each(line for line in _lines_of(folder) if not keys or line.get("judged") in (None, *keys))
+    trials = one_each(line for line in _lines_of(folder) if of_images(line, keys))
     mine, theirs = (_noted(place, RANKING) or {} for place in (folder, path))
     if theirs and ranking_of((mine, theirs), trials) is theirs:
         _copy(path, RANKING, folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 NOTES = ("measures.json", "images.json", "zeroshot.json", "ranking.json")
@@ -53,6 +53,11 @@ def keys_now(images: Sequence[Mapping[str, Any]], class_names: Sequence[str]) ->
         return frozenset()
     known = [str(one) for one in hashes]
     return frozenset({key_of(known), key_of(known, class_names, [image["label"] for image in images])} if known else ())
+
+
+def of_images(line: Mapping[str, Any], keys: Collection[str]) -> bool:
+    """Whether a line of `trials.jsonl` is of images with one of these keys "judged", as far as both are known."""
+    return not keys or line.get("judged") in (None, *keys)
 
 
 def key_of_ranking(

@@ -15,6 +15,7 @@ from dap.base.documents import read_lines
 from dap.base.errors import DapError
 from dap.base.files import append, ended, inside, write_atomically
 from dap.data.sets.notes import as_read
+from dap.evaluation.current import of_images
 from dap.evaluation.renamed import key_of_protocol
 from dap.evaluation.training.trials import DATA, KEYS, Trial, TrialLine, agree, one_each
 from dap.protocol_names import ordered
@@ -104,9 +105,9 @@ class RecordedTrials:
             new, old = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
             for name in dict.fromkeys(map(_names, theirs)):
                 here = [line for line in mine if _names(line) == name]
-                lost = gone if any(_is_of(line, images) for line in here) else []
+                lost = gone if any(of_images(line, images) for line in here) else []
                 fresh = [
-                    one for one in theirs if _names(one) == name and _is_of(one, images) and one not in here + lost
+                    one for one in theirs if _names(one) == name and of_images(one, images) and one not in here + lost
                 ]
                 count = len(one_each(here, images=True))
                 fresh = [one for one in fresh if len(one_each([*here, one], images=True)) > count]
@@ -149,11 +150,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _names(line: Mapping[str, Any]) -> tuple[object, object]:
     return ordered(line["protocol"]), line["network"]
-
-
-def _is_of(line: Mapping[str, Any], images: Collection[str]) -> bool:
-    """Whether a line is of images with one of these keys, as far as it is known."""
-    return not images or line.get("judged") in (None, *images)
 
 
 def _has(line: Mapping[str, Any], key: Mapping[str, str], facts: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from dap.evaluation.comparable import TESTED
 from dap.evaluation.report.records import Json, is_number
 from dap.evaluation.report.summary import Row, Setting, collect
+from dap.protocol_names import ON_VALIDATION
 from dap.shipped import Expected
 
 Published = Callable[[Json], Expected | None]
@@ -90,7 +91,7 @@ class Claims:
         """What is known of all real images for the rows of one setting: those given, and those that were recorded when the
         sets were measured by a network of the same kind. Nothing is known for a setting on validation images, and none is
         shown that is of other test images, or may be where a report has several."""
-        if setting is None or setting.protocol.endswith(" on validation"):
+        if setting is None or setting.protocol.endswith(ON_VALIDATION):
             return []
         recorded = [record.measures.get("trained") for row in rows for record in row.group.sets]
         tests = {t.get("tested") for row in rows for _, found in collect(row.group, setting) for t in found}

@@ -126,10 +126,7 @@ class SetRecord:
 
     def guidance(self, field: str) -> object:
         """A field of the recipe's guidance, with "4" as the number 4; None for a method without guidance."""
-        section = self.recipe.get("guidance")
-        value = (
-            section.get(field) if isinstance(section, Mapping) and self.recipe.get("method") not in VANILLA else None
-        )
+        value = None if self.recipe.get("method") in VANILLA else self._section("guidance").get(field)
         value = str(value) if isinstance(value, (dict, list)) else value
         # Layers are names, and for most backbones these names are numbers. Only as numbers they sort and make an axis.
         return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
@@ -141,8 +138,7 @@ class SetRecord:
             return self.guidance(leaf)
         if field == "ipc":
             return self.ipc
-        inside = self.recipe.get(section) if section else self.recipe
-        value = inside.get(leaf) if isinstance(inside, Mapping) else None
+        value = (self._section(section) if section else self.recipe).get(leaf)
         return str(value) if isinstance(value, (dict, list)) else value
 
     @property
@@ -266,7 +262,7 @@ def load_set(path: Path | str) -> SetRecord:
     images = sorted(manifest or listed(path, root, folders), key=lambda image: (image["label"], image["slot"]))
     names, problems = tuple(classes.names or map(shown, folders)), bad_trials + bad_images
     keys = current.keys_now(images, names)
-    counted = [line for line in recorded if not keys or line.get("judged") in (None, *keys)]
+    counted = [line for line in recorded if current.of_images(line, keys)]
     gone = len(recorded) - len(counted)
     counted, protocols = renamed(counted, _object(path, "protocols.json"))
     notes = {name: _object(path, name) for name in current.NOTES}

@@ -11,6 +11,7 @@ from dap.evaluation.report.records import SetRecord, is_number
 from dap.evaluation.report.renderings.names import network_title
 from dap.evaluation.report.spread import Difference, Stat, holm
 from dap.evaluation.report.summary import Group, Row, Setting, recipe_key, spoken
+from dap.protocol_names import ON_VALIDATION
 
 DASH = "–"
 PENDING = "no trials here"
@@ -135,7 +136,7 @@ def setting_name(setting: Setting | None) -> str:
     if setting is None:
         return PENDING
     epochs = f"{setting.epochs:,} epoch{'' if setting.epochs == 1 else 's'}" if setting.epochs else ""
-    kind = "validation" if setting.protocol.endswith(" on validation") else "test"
+    kind = "validation" if setting.protocol.endswith(ON_VALIDATION) else "test"
     images = f"{setting.n_test:,} {kind} {setting.noun}s" if setting.n_test else ""
     parts = (network_title(setting.network), setting.protocol, epochs, images, setting.apart)
     return ", ".join(filter(None, parts))
@@ -217,7 +218,7 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
 
 
 def _on_validation(row: Row) -> bool:
-    return row.setting is not None and row.setting.protocol.endswith(" on validation")
+    return row.setting is not None and row.setting.protocol.endswith(ON_VALIDATION)
 
 
 def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
