@@ -14,6 +14,9 @@ from dap.pretraining.networks import Sizes
 from dap.pretraining.notes import Asked
 from dap.pretraining.pictures import Pictures, encoded, together, versions_of
 
+SMALLEST = 16
+"""The smallest side in px of an image."""
+
 SHARE = 0.15
 """The part of the time that the encoding may take before fewer versions of each image are encoded."""
 
@@ -89,7 +92,7 @@ def versions_in(memory: int, of: str, asked: Asked, sizes: Sizes) -> int:
         if latents_bytes(versions, asked, sizes) <= memory:
             return versions
     needed, what = latents_bytes(1, asked, sizes), "images" if sizes.frames is None else "clips"
-    size = " or a smaller --size" if asked.backbone is None and sizes.size > 16 else ""
+    size = " or a smaller --size" if asked.backbone is None and sizes.size > SMALLEST else ""
     raise DapError(
         f"The latents of {asked.images + asked.held_out:,} {what} of {sizes.size} px take up to {needed / 2**30:.1f} GiB, and "
         f"there are {memory / 2**30:.1f} GiB for them (half of {of}); give a larger {of}{size}, or fewer --classes."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.base.errors import DapError
 from dap.pretraining import autoencoders, denoisers
-from dap.pretraining.encoding import Encoding
+from dap.pretraining.encoding import SMALLEST, Encoding
 from dap.pretraining.networks import Kind, Sizes, autoencoder
 from dap.pretraining.notes import Asked, Notes
 from dap.pretraining.pictures import Latents, Pictures
@@ -47,9 +47,6 @@ FEWEST_PATCHES = 4
 
 UNETS = (32, 64, 96, 128, 192)
 """Widths of U-Nets, from small to large."""
-
-SMALLEST = 16
-"""The smallest side in px of an image."""
 
 FEWEST_STEPS = 50
 """A stage of fewer steps than this makes nothing that could be of use."""

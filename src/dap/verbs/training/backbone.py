@@ -12,12 +12,11 @@ from dap.base.errors import DapError, suggest
 from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.imagenet import spoken
-from dap.pretraining.encoding import encoding_of, versions_in
+from dap.pretraining.encoding import SMALLEST, encoding_of, versions_in
 from dap.pretraining.networks import autoencoder
 from dap.pretraining.notes import Notes, Stage, write_notes
 from dap.pretraining.planning import (
     SHARE,
-    SMALLEST,
     Wish,
     chosen,
     chosen_side,
