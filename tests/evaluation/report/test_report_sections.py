@@ -244,6 +244,9 @@ def test_networks_have_bars_from_zero(sets: list[Path], tmp_path: Path) -> None:
     bars = [attrs for attrs in outline.classed("bar") if attrs.get("x") == "0"]
     widths = [float(attrs["width"] or 0) for attrs in bars]
     assert np.array(widths) / widths[2] == pytest.approx(np.array([0.605, 0.5, 0.705, 0.6]) / 0.705, abs=2e-3)
+    more = make_set(tmp_path / "more", recipe("dap", 9), [trial(0.9)])  # one network alone was trained on it
+    page_of([*sets, more], tmp_path / "three")
+    assert [bool(line["mean"]) for line in rows_of(tmp_path / "three" / "report-networks.csv")] == [True, False]
     one = [make_set(tmp_path / "one", recipe("dap", 0), [trial(0.7), trial(0.6, protocol="other", network="x")])]
     assert 'id="networks"' not in page_of(one, tmp_path / "single"), "other protocols do not compare"
 

@@ -250,6 +250,23 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     assert [(t.curve, t.confusion) for t in again] == [(t.curve, t.confusion) for t in whole]
 
 
+def test_a_training_that_goes_on_elsewhere_names_both_devices(tmp_path):
+    data = stripes(12), stripes(8, seed=1), tiny(epochs=3, looks=1), [0]
+
+    def killed(seed: int, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(evaluate(*data, classes=2, checkpoints=tmp_path, every=0.0, progress=lambda *at: at[1] < 2 or killed(*at)))
+    (file,) = tmp_path.glob("*.pt")
+    checkpoint = Checkpoint(file, file.stem)
+    state = checkpoint.read()
+    assert state is not None and state["notes"]["devices"] == ["cpu"]
+    checkpoint.write(state | {"notes": state["notes"] | {"devices": ["cuda:1"]}})
+    (trial,) = evaluate(*data, classes=2, checkpoints=tmp_path)
+    assert trial.device == "cuda:1, cpu"
+
+
 @pytest.mark.parametrize("part", ["network", "optimiser", "order", "epoch"])
 def test_a_checkpoint_of_another_form_is_a_sentence(tmp_path, part):
     """Found by fuzzing: what a checkpoint with a right checksum holds was not checked."""

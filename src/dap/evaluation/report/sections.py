@@ -191,13 +191,14 @@ def networks_tables(groups: Sequence[Group], rows: Sequence[Row]) -> list[Table]
             Column("group", numeric=False),
             *(Column(network_title(network or ""), field=network or "") for network in networks),
         ]
-        columns.append(Column("mean", hint="mean over the networks, of groups that were trained with all of them"))
+        columns.append(Column("mean", hint="mean over the networks, of groups whose sets all networks were trained on"))
         body = []
         for group in groups:
             stats = [score.get((group.key, network)) for network in networks]
             cells = [_bar(stat, top, group.first.unguided) for stat in stats]
             means = [stat.mean for stat in stats if stat]
-            overall = fmean(means) if len(means) == len(networks) else None
+            same = len({stat.seeds if stat else None for stat in stats}) == 1  # else the networks saw different sets
+            overall = fmean(means) if same else None
             if means:
                 body.append((named(group.label), *cells, Cell(percent(overall), overall)))
         _, protocol, *rest = setting_name(here[next(iter(here))].setting).split(", ", 2)

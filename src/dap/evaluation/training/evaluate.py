@@ -192,11 +192,14 @@ class _Ready:
         """The network of a seed, trained, and its trial."""
         protocol, plan = self.protocol, self.plan
         first = protocol.first_epoch
-        notes: dict[str, Any] = {"curve": [], "seconds": 0.0}
+        device = str(self.test.labels.device)
+        notes: dict[str, Any] = {"curve": [], "seconds": 0.0, "devices": []}
         counts: list[Tensor] = []
         """Holds the confusion matrix of the last look, and is empty before the first look."""
 
         def after(epoch: int, net: nn.Module) -> None:
+            if device not in notes["devices"]:
+                notes["devices"].append(device)
             if epoch in protocol.look_epochs:
                 counts[:] = [confusion(net, self.test, self.classes, plan.group)]
                 notes["curve"].append([epoch, accuracy(counts[0])])
@@ -238,7 +241,7 @@ class _Ready:
             curve=curve,
             train_last=accuracy(confusion(net, self.plain, self.classes, plan.group)),
             seconds=round(notes["seconds"], 3),
-            device=str(self.test.labels.device),
+            device=", ".join(notes["devices"] or [device]),
             torch=str(torch.__version__),
             tested_on=plan.tested_on,
             labels=_labels(protocol, plan),
