@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.backbones.base import Backbone as Backbone
     from dap.base.errors import DapError as DapError
     from dap.base.permission import allow_code as allow_code
+    from dap.base.watch import Watcher as Watcher
     from dap.data.real.sources import open_source as open_source
     from dap.data.sets.distilled import DistilledSet as DistilledSet
     from dap.data.sets.export import export as export
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` im
     from dap.verbs.options import Engine as Engine
     from dap.verbs.options import Judging as Judging
     from dap.verbs.options import Machine as Machine
+    from dap.verbs.report import Results as Results
+    from dap.verbs.report import Unfinished as Unfinished
     from dap.verbs.report import report as report
     from dap.verbs.training.backbone import train_backbone as train_backbone
     from dap.verbs.training.teacher import train_teacher as train_teacher
@@ -52,6 +55,9 @@ _HOMES = {
     "Judging": "dap.verbs.options",
     "Machine": "dap.verbs.options",
     "Recipe": "dap.recipe",
+    "Results": "dap.verbs.report",
+    "Unfinished": "dap.verbs.report",
+    "Watcher": "dap.base.watch",
     "Workshop": "dap.workshop",
     "allow_code": "dap.base.permission",
     "classify": "dap.verbs.classify",
@@ -84,6 +90,9 @@ __all__ = [
     "Judging",
     "Machine",
     "Recipe",
+    "Results",
+    "Unfinished",
+    "Watcher",
     "Workshop",
     "allow_code",
     "classify",

@@ -12,14 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import dap
 from dap.base.claims import share
 from dap.base.errors import DapError
 from dap.base.workers import visible_gpus
 from dap.cli.main import main
 from dap.recipe import Recipe
-from dap.verbs.compare import comparison, grid
+from dap.verbs.compare import compared, comparison, grid, swept
 
 FAST = ["--set", "epochs=2", "--set", "width=4", "--set", "size=16", "--networks", "convnet1"]
 
@@ -40,6 +42,42 @@ def test_each_method_gets_what_is_its_own():
     assert vanilla.guidance is None and vanilla.method == "vanilla"
     assert (vanilla.backbone.path, vanilla.backbone.dtype) == ("starter-unet", "bfloat16")
     assert dict(comparison({}, ["random"], [], 1)) == {"method=random_ipc=10/seed0": Recipe.parse({"method": "random"})}
+
+
+def test_arguments_that_take_several_values_take_any_kind_of_several():
+    """A generator of methods made the sets of the first one alone, because the next one found no ipc left."""
+    base = Recipe.parse({"seed": 3})
+    expected = [f"method={method}_ipc={ipc}/seed3" for method in ("random", "herding") for ipc in (1, 2)]
+    methods = ["random", "herding"]
+    for given in (iter(methods), methods, (m for m in [*methods, "random"]), dict.fromkeys(methods)):
+        for ipcs in (iter([1, 2]), np.array([1, 2]), range(1, 3), [1, 2, 1]):
+            cells = compared(base, given, ipcs, np.int64(1), "out").cells
+            assert [name for name, _ in cells] == expected
+            given = methods
+    assert [name for name, _ in compared({}, "random", 7, 1, "out").cells] == ["method=random_ipc=7/seed0"]
+    cells = swept({}, {"method": iter(methods), "ipc": 2, "data.path": ["../a/b"]}, 1, "out").cells
+    assert [name for name, _ in cells] == [f"method={m}_ipc=2_path=..%2Fa%2Fb/seed0" for m in methods]
+    assert cells[0][1].data.path == "../a/b"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: compared(None, ["random"], 1, 1, "out"), "base is a mapping of recipe fields"),
+        (lambda: swept(3, {}, 1, "out"), "base is a mapping of recipe fields"),
+        (lambda: compared({}, [], 1, 1, "out"), "No method is given"),
+        (lambda: compared({}, ["random"], 1, 0, "out"), "sets is how many .* not 0"),
+        (lambda: swept({}, {}, 1.5, "out"), "sets is how many .* not 1.5"),
+        (lambda: swept({}, {"ipc": iter([])}, 1, "out"), "No value is given for ipc"),
+        (lambda: swept({}, ["ipc"], 1, "out"), "vary is a mapping"),
+        (lambda: compared({}, ["random"], 5, 1, "out", subsample=0), "subsample takes whole numbers .* not 0"),
+        (lambda: dap.compare({}, ["random"], 1, 1, "out", watcher=print), "watcher takes a dap.Watcher"),
+        (lambda: dap.compare({}, ["random"], 1, 1, 3), "out takes the path of a folder, not 3"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_a_sentence(call, says):
+    with pytest.raises(DapError, match=says):
+        call()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_methods_of_one_s_own_are_compared_as_objects(colours, tmp_path):
         dap.compare(base, [Grey(), Grey], [1], 1, tmp_path)
     with pytest.raises(dap.DapError, match="Several workers need methods that"):
         dap.compare(base, [Grey], [1], 1, tmp_path, workers=2)
-    with pytest.raises(dap.DapError, match="A int is not a method"):
+    with pytest.raises(dap.DapError, match="3 is not a method"):
         dap.compare(base, [3], [1], 1, tmp_path)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from dap.base.errors import DapError
-from dap.base.parsing import counted
+from dap.base.parsing import brief, counted
 from dap.base.watch import Watcher
 from dap.methods import find
 from dap.methods.base import Method
@@ -27,14 +29,14 @@ __all__ = ["compare", "comparison", "grid", "sweep", "work_on"]
 
 @permitted
 def compare(
-    base: Mapping[str, Any],
-    methods: Sequence[str | Method | type[Method]] | None,
-    ipcs: Sequence[int],
+    base: Mapping[str, Any] | Recipe,
+    methods: Iterable[str | Method | type[Method]] | None,
+    ipcs: int | Iterable[int],
     sets: int,
     out: str | Path,
     *,
     options: Mapping[str, Any] | None = None,
-    subsample: Sequence[int] = (),
+    subsample: Iterable[int] = (),
     title: str = "Methods compared",
     judging: Judging = Judging(),
     machine: Machine = Machine(),
@@ -50,11 +52,11 @@ def compare(
     that no other process holds.
 
     Args:
-        base: the nested values of a recipe that all cells share; see `comparison`.
+        base: the nested values of a recipe that all cells share, or a recipe; see `comparison`.
         methods: names, NAME@BACKBONE for another backbone than the base's, or objects of your own. An object has the
             name of its class, "module:Class". So two objects of one class cannot be compared. None: those that suit the
             images; the watcher is told which, and why.
-        ipcs: one or several numbers of images per class. (): the ipc of the base.
+        ipcs: a number of images per class, or several. (): the ipc of the base.
         sets: how many sets are made for each method and ipc. Each set has its own run seed, counted up from the base's
             seed.
         out: the folder of the sets and of the report.
@@ -78,8 +80,9 @@ def compare(
         DapError: an argument is wrong. This is raised before the first image is made.
     """
     engine = replace(engine, workers=workers) if workers > 1 else engine
+    ipcs, methods = _values(ipcs), () if methods is None else _values(methods)
     if not methods:
-        found = methods_for(base, tuple(ipcs), Path(out), machine=machine, watcher=watcher)
+        found = methods_for(_fields(base), ipcs, Path(out), machine=machine, watcher=watcher)
         base, methods, options = found.base, found.methods, {**found.options, **(options or {})}
     how = {"options": options, "subsample": subsample, "judging": judging, "machine": machine, "command": command}
     cells = compared(base, methods, ipcs, sets, out, **how)
@@ -92,14 +95,14 @@ def compare(
 
 
 def compared(
-    base: Mapping[str, Any],
-    methods: Sequence[str | Method | type[Method]],
-    ipcs: Sequence[int],
+    base: Mapping[str, Any] | Recipe,
+    methods: Iterable[str | Method | type[Method]],
+    ipcs: int | Iterable[int],
     sets: int,
     out: str | Path,
     *,
     options: Mapping[str, Any] | None = None,
-    subsample: Sequence[int] = (),
+    subsample: Iterable[int] = (),
     judging: Judging = Judging(),
     machine: Machine = Machine(),
     command: str | None = None,
@@ -109,18 +112,43 @@ def compared(
     Raises:
         DapError: an argument is wrong.
     """
-    names, objects = _named(methods)
-    cells = comparison(base, names, ipcs, sets, options, objects)
+    ipcs, subsample = _values(ipcs), _values(subsample)
+    names, objects = _named(_values(methods))
+    if not names:
+        raise DapError("No method is given to compare; name one such as vanilla.")
+    cells = comparison(_fields(base), names, ipcs, sets, options, objects)
     if subsample and any(recipe.data.frames is not None for _, recipe in cells):
         raise DapError(
             "--subsample draws images from a set and no clips; leave it out with --frames, and compare sets of several --ipc."
         )
     most = max(recipe.ipc for _, recipe in cells)
+    if wrong := [n for n in subsample if not isinstance(n, int) or n < 1]:
+        raise DapError(f"subsample takes whole numbers of images a class above 0, not {brief(wrong[0])}.")
     for n in (n for n in subsample if n >= most):
         raise DapError(
             f"--subsample {n}: no set has more than {counted(n, 'image')} a class to draw from, the largest has {most}."
         )
     return Grid(tuple(cells), Path(out), judging, machine, tuple(subsample), command, objects)
+
+
+def _values(given: object) -> tuple[Any, ...]:
+    """The values of an argument that takes several, or one, each once. A generator ends after one reading, and a number of NumPy
+    is no JSON."""
+    if isinstance(given, str | bytes | Method | type) or not isinstance(given, Iterable):
+        given = (given,)
+    plain = (value.item() if isinstance(value, np.generic) else value for value in given)
+    return tuple({value if isinstance(value, str) else repr(value): value for value in plain}.values())
+
+
+def _fields(base: object) -> dict[str, Any]:
+    """The nested values that a mapping or a recipe gives."""
+    if isinstance(base, Recipe):
+        return base.model_dump(exclude_unset=True)
+    if not isinstance(base, Mapping):
+        raise DapError(
+            f"The base is a mapping of recipe fields, such as {{'data': {{'path': 'FOLDER'}}}}, or a recipe; not {brief(base)}."
+        )
+    return dict(base)
 
 
 def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], dict[str, Method]]:
@@ -133,9 +161,7 @@ def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], d
             continue
         made = method() if isinstance(method, type) else method
         if not isinstance(made, Method):
-            raise DapError(
-                f"A {type(made).__name__} is not a method; subclass dap.methods.base.Method, or give a name."
-            )
+            raise DapError(f"{brief(made)} is not a method; subclass dap.methods.base.Method, or give a name.")
         name = name_of(made)
         if name in objects:
             raise DapError(
@@ -148,8 +174,8 @@ def _named(methods: Sequence[str | Method | type[Method]]) -> tuple[list[str], d
 
 @permitted
 def sweep(
-    base: Mapping[str, Any],
-    vary: Mapping[str, Sequence[Any]],
+    base: Mapping[str, Any] | Recipe,
+    vary: Mapping[str, Iterable[Any]],
     sets: int,
     out: str | Path,
     *,
@@ -164,7 +190,7 @@ def sweep(
     """Make sets for every combination of values of some recipe fields, judge them, and report on them.
 
     Args:
-        base: the nested values of a recipe that all cells share.
+        base: the nested values of a recipe that all cells share, or a recipe.
         vary: the fields and their values, such as {"guidance.scale": [0, 0.1]}.
         sets: how many sets are made for each combination. Each set has its own run seed, counted up from the base's
             seed.
@@ -178,15 +204,15 @@ def sweep(
         Unfinished: some cells failed. The other cells are done, and the error has their results.
         DapError: an argument is wrong. This is raised before the first image is made.
     """
-    fields = ", ".join(field.rpartition(".")[2] for field in vary) or "seeds"
     cells = swept(base, vary, sets, out, judging=judging, machine=machine, command=command)
+    fields = ", ".join(field.rpartition(".")[2] for field in vary) or "seeds"
     engine = replace(engine, workers=workers) if workers > 1 else engine
     return run_grid(cells, title or f"Sweep over {fields}", watcher, engine)
 
 
 def swept(
-    base: Mapping[str, Any],
-    vary: Mapping[str, Sequence[Any]],
+    base: Mapping[str, Any] | Recipe,
+    vary: Mapping[str, Iterable[Any]],
     sets: int,
     out: str | Path,
     *,
@@ -198,7 +224,9 @@ def swept(
     return Grid(tuple(grid(base, vary, sets)), Path(out), judging, machine, command=command)
 
 
-def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) -> Iterator[tuple[str, Recipe]]:
+def grid(
+    base: Mapping[str, Any] | Recipe, vary: Mapping[str, Iterable[Any]], sets: int
+) -> Iterator[tuple[str, Recipe]]:
     """Yields a folder name and a recipe for every combination of values of the varied fields, and for every run seed.
 
     Args:
@@ -207,19 +235,27 @@ def grid(base: Mapping[str, Any], vary: Mapping[str, Sequence[Any]], sets: int) 
         sets: how many run seeds, counted up from the base's seed.
 
     Raises:
-        DapError: the seed is among the varied fields, or a recipe is wrong.
+        DapError: the seed is among the varied fields, a field has no value, or a recipe is wrong.
     """
-    first = Recipe.parse(base).seed
+    given = _fields(base)
+    if not isinstance(vary, Mapping):
+        raise DapError(f'vary is a mapping of fields to their values, such as {{"ipc": [1, 10]}}, not {brief(vary)}.')
+    if not isinstance(sets, int | np.integer) or isinstance(sets, bool) or sets < 1:
+        raise DapError(f"sets is how many sets are made of each kind, a whole number above 0, not {brief(sets)}.")
+    first, vary = Recipe.parse(given).seed, {field: _values(values) for field, values in vary.items()}
+    if empty := [field for field, values in vary.items() if not values]:
+        raise DapError(f"No value is given for {', '.join(empty)}; give at least one, or leave the field out.")
     if "seed" in vary:
         raise DapError("The seed is varied by --sets, from --seed on; leave it out of --vary.")
-    bases = shared(base, {name: find(name) for name in vary.get("method", ())})
+    bases = shared(given, {name: find(name) for name in vary.get("method", ())})
     for values in itertools.product(*vary.values()):
         chosen = dict(zip(vary, values, strict=True))
         name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in chosen.items()) or "set"
+        name = name.replace("/", "%2F")  # one folder, inside `out`
         for seed in range(first, first + sets):
             nested: dict[str, Any] = {
                 k: dict(v) if isinstance(v, Mapping) else v
-                for k, v in bases.get(str(chosen.get("method")), base).items()
+                for k, v in bases.get(str(chosen.get("method")), given).items()
                 if v is not None
             }
             for field, value in {**chosen, "seed": seed}.items():

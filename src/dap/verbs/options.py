@@ -6,6 +6,7 @@ The command line makes its flags of these classes, and Python users pass the sam
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from dap.base.errors import DapError
 from dap.base.parsing import brief
 from dap.base.permission import allow_code
+from dap.base.watch import Watcher
 
 if TYPE_CHECKING:
     from dap.data.real.stored.budget import Budget
@@ -170,22 +172,26 @@ def images_budget(machine: Machine) -> Budget:
     return budget_of(machine.cache or folder(), machine.memory, machine.disk)
 
 
-KINDS = {"machine": Machine, "engine": Engine, "judging": Judging}
-"""The keywords of verbs that take an object of this module."""
+KINDS = {"machine": Machine, "engine": Engine, "judging": Judging, "watcher": Watcher}
+"""The arguments of verbs that take an object of a class of ours."""
 
 
 def permitted(verb: Callable[P, R]) -> Callable[P, R]:
-    """The same function, in which code that files name may run if its keyword `machine` allows it.
+    """The same function, in which code that files name may run if its argument `machine` allows it.
 
-    Its keywords `machine`, `engine` and `judging` are checked to be the objects that they should be.
+    Its arguments `machine`, `engine`, `judging`, `watcher` and `out` are checked to be the objects that they should be.
     """
+    signature = inspect.signature(verb)
 
     @functools.wraps(verb)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
         for name, kind in KINDS.items():
-            if (value := kwargs.get(name)) is not None and not isinstance(value, kind):
-                raise DapError(f"The keyword {name} takes a dap.{kind.__name__}(...), not {brief(value)}.")
-        machine = kwargs.get("machine")
+            if (value := given.get(name)) is not None and not isinstance(value, kind):
+                raise DapError(f"The argument {name} takes a dap.{kind.__name__}(...), not {brief(value)}.")
+        if (out := given.get("out")) is not None and not isinstance(out, str | Path):
+            raise DapError(f"The argument out takes the path of a folder, not {brief(out)}.")
+        machine = given.get("machine")
         with allow_code(isinstance(machine, Machine) and machine.allow_code):
             return verb(*args, **kwargs)
 
