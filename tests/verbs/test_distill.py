@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -430,3 +431,15 @@ def test_a_method_that_has_not_asked_is_told_how_to(asked, tmp_path):
 
     with pytest.raises(DapError, match='uses task.backbone, so its `needs` must name "backbone"'):
         distill(out=tmp_path / "a", **{**_unsampled(asked), "method": Hasty()})
+
+
+def test_threads_are_those_of_before_when_a_function_ends(colours, tmp_path, monkeypatch):
+    told = list[int]()
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: told[-1] if told else 5)
+    make = functools.partial(distill, data=str(colours), method="random", ipc=1)
+    make(out=tmp_path / "set", machine=Machine(threads=2, device="cpu"))
+    assert told == [2, 5]
+    with pytest.raises(DapError, match="unknown class"):
+        make(out=tmp_path / "other", classes=["grey"], machine=Machine(threads=3, device="cpu"))
+    assert told == [2, 5, 3, 5]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
@@ -32,7 +34,8 @@ class Machine:
         device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1" name a device.
         offline: never ask the network; use the local cache alone.
         cache: folder in which several runs share real features and what methods make once.
-        threads: how many CPU threads torch uses, and how many processes decode images; by default torch chooses.
+        threads: how many CPU threads torch uses, and how many processes decode images; by default torch chooses. When a function
+            of `dap` ends, torch uses as many as before.
         memory: GiB of memory that real images may take. More images lie in a file, or are decoded in every pass. The
             latents of a training of a backbone may take half of it. Workers of one command share it. Default: what is free, less
             a quarter.
@@ -176,6 +179,17 @@ KINDS = {"machine": Machine, "engine": Engine, "judging": Judging, "watcher": Wa
 """The arguments of verbs that take an object of a class of ours."""
 
 
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """A caller of a function computes with as many CPU threads afterwards as before."""
+    before = torch.get_num_threads() if (torch := sys.modules.get("torch")) else None
+    try:
+        yield
+    finally:
+        if before is not None and torch is not None and torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
 def permitted(verb: Callable[P, R]) -> Callable[P, R]:
     """The same function, in which code that files name may run if its argument `machine` allows it.
 
@@ -192,7 +206,7 @@ def permitted(verb: Callable[P, R]) -> Callable[P, R]:
         if (out := given.get("out")) is not None and not isinstance(out, str | Path):
             raise DapError(f"The argument out takes the path of a folder, not {brief(out)}.")
         machine = given.get("machine")
-        with allow_code(isinstance(machine, Machine) and machine.allow_code):
+        with allow_code(isinstance(machine, Machine) and machine.allow_code), _threads_kept():
             return verb(*args, **kwargs)
 
     return inside
