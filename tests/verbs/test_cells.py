@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import weakref
 from pathlib import Path
@@ -143,8 +144,9 @@ def test_a_damaged_file_of_a_grid_is_one_sentence_that_names_it(base, tmp_path, 
         jobs.read_job(tmp_path / "job.json")
 
 
-def test_sets_that_will_stand_in_different_tables_are_named_before_the_work(tmp_path, monkeypatch):
-    """Random real images keep their own size where none is given, and the backbone's are of its size."""
+def test_sets_of_different_sizes_are_named_before_the_work(tmp_path, monkeypatch):
+    """Random real images keep their own size where neither a size nor a backbone is named, and the backbone's are of its size.
+    Also where one protocol brings all to one size."""
     folder, draw = tmp_path / "photos", torch.Generator().manual_seed(0)
     for name in ("Bag", "Coat"):
         for part in ("train", "test"):
@@ -154,6 +156,17 @@ def test_sets_that_will_stand_in_different_tables_are_named_before_the_work(tmp_
                 Image.fromarray(pixels.numpy()).save(folder / part / name / f"{k}.png")
     monkeypatch.setattr(cells, "share", lambda *a, **k: [])  # nothing is made
     told, judging = [], Judging(networks=("convnet1",), epochs=1, changes={"width": 4})
+    one_size = dataclasses.replace(judging, changes={"width": 4, "size": 16})
+    apart, together = "accuracies stand in different tables", "all are judged at 16 px"
+    for said, how in ((apart, judging), (together, one_size)):
+        heard = list[str]()
+        with contextlib.suppress(DapError):
+            base = {"data": {"path": str(folder)}, "sampling": {"steps": 2}}
+            watcher = hearing(note=heard.append)
+            out = tmp_path / f"{len(said)}"
+            compare(base, ["random", "vanilla@starter"], [1], 1, out, judging=how, watcher=watcher)
+        (heard,) = (one for one in heard if "different sizes" in one)
+        assert said in heard and "32 px: vanilla@starter; 40 px: random" in heard
     for size in ({}, {"size": 32}):
         base = {"data": {"path": str(folder), **size}, "sampling": {"steps": 2}}
         watcher = hearing(note=told.append)
@@ -161,3 +174,20 @@ def test_sets_that_will_stand_in_different_tables_are_named_before_the_work(tmp_
             compare(base, ["random", "vanilla"], [1], 1, tmp_path / f"out{len(size)}", judging=judging, watcher=watcher)
         heard = [one for one in told if "different sizes" in one]
         assert len(heard) == 1 and "32 px: vanilla; 40 px: random" in heard[0] and "--size 32 makes" in heard[0]
+
+
+def test_sets_of_real_images_have_the_size_of_the_backbone_that_is_named(colours, pipeline_folder, tmp_path):
+    """`dap compare --backbone DIR` made sets of real images in their own size beside smaller ones of the backbone."""
+    from dap import DistilledSet
+
+    larger = tmp_path / "larger"
+    for file in colours.rglob("*.png"):
+        (larger / file.relative_to(colours)).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((12, 12)).save(larger / file.relative_to(colours))
+    base = {"data": {"path": str(larger)}, "sampling": {"steps": 2}, "backbone": {"path": str(pipeline_folder)}}
+    for found in (
+        compare(base, ["random", "vanilla"], [1], 1, tmp_path / "compared", judging=FAST),
+        sweep(base, {"method": ["random", "vanilla"]}, 1, tmp_path / "swept", judging=FAST),
+    ):
+        sizes = [DistilledSet.open(path).tensors()[0].shape[-1] for path in found.sets]
+        assert sizes == [8, 8]

@@ -220,13 +220,15 @@ def check(
     for data in dict.fromkeys(recipe.data for _, recipe in cells):
         check_judging(loaded_for(data))
     images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan
-    sides, protocols = dict[int, list[str]](), dict[str, str]()
+    sides, protocols = dict[tuple[int, int], list[str]](), dict[str, str]()
     for name, recipe in cells:
         chosen = settled(recipe, workshop_of(recipe), out / name, watcher, out).recipe
         method, task = workshop_of(recipe).task(chosen)
         method.prepare(task)
         judged_by = loaded_for(task.recipe.data).plan  # what a protocol takes from the data is in its name
-        sides.setdefault(judged_by.protocol.size, []).append(recipe.method)
+        # as the user named it: METHOD@BACKBONE
+        own = f"@{recipe.backbone.path}" if "@" in name and recipe.backbone and "backbone" in method.needs else ""
+        sides.setdefault((judged_by.protocol.size, task.recipe.data.size), []).append(recipe.method + own)
         classes = len(task.source.class_names)
         for ipc in (recipe.ipc, *(n for n in subsample if n < recipe.ipc)):
             check_batches(plan, ipc * classes, ipc, classes, 3 * (task.source.frames or 1))
@@ -238,19 +240,29 @@ def check(
     write_plan(out, images, protocols, plan.all_networks, plan.seeds)
 
 
-def _tell_sides(sides: Mapping[int, Sequence[str]], watcher: Watcher) -> None:
-    """Tell a user whose sets will not be compared, because networks are trained on them at different sizes.
+def _tell_sides(sides: Mapping[tuple[int, int], Sequence[str]], watcher: Watcher) -> None:
+    """Tell a user whose sets have images of different sizes. They do not compare, and they stand in one table only where networks
+    are trained at one size.
 
     Args:
-        sides: from the size at which sets are judged to their methods.
+        sides: from the size at which sets are judged, and that of their images, to their methods.
         watcher: is told.
     """
-    if len(sides) > 1:
-        told = "; ".join(f"{side} px: {', '.join(dict.fromkeys(methods))}" for side, methods in sorted(sides.items()))
-        watcher.note(
-            f"These sets have images of different sizes ({told}), so they are judged apart and their accuracies stand in "
-            f"different tables. --size {min(sides)} makes all of them alike, where each backbone makes images of {min(sides)} px."
-        )
+    images = dict[int, list[str]]()
+    for (_, side), methods in sides.items():
+        images.setdefault(side, []).extend(methods)
+    if len(images) < 2:
+        return
+    told = "; ".join(f"{side} px: {', '.join(dict.fromkeys(methods))}" for side, methods in sorted(images.items()))
+    judged = {size for size, _ in sides}
+    if len(judged) > 1:
+        said = "so they are judged apart and their accuracies stand in different tables"
+    else:
+        said = f"and all are judged at {min(judged)} px, so a difference of accuracies is one of sizes too"
+    watcher.note(
+        f"These sets have images of different sizes ({told}), {said}. --size {min(images)} makes all of them alike, where each "
+        f"backbone makes images of {min(images)} px."
+    )
 
 
 def draws(name: str, recipe: Recipe, subsample: Sequence[int]) -> list[tuple[int, str]]:

@@ -280,17 +280,22 @@ def users(method: Method | type[Method]) -> dict[str, bool]:
 
 
 def shared(base: Mapping[str, Any], methods: Mapping[str, Method | type[Method]]) -> dict[str, dict[str, Any]]:
-    """For every method the nested values of a recipe without the sections that it has no use for.
+    """For every method the nested values of a recipe without the sections that it has no use for. A backbone that is named
+    stays.
 
     Args:
         base: the nested values of the recipe.
         methods: the methods by their names.
     """
     uses = {name: users(method) for name, method in methods.items()}
-    return {
+    found = {
         name: {key: value for key, value in base.items() if mine.get(key, True) and (key not in mine or value)}
         for name, mine in uses.items()
     }
+    chosen = base.get("backbone")
+    if isinstance(chosen, Mapping) and chosen.get("path"):  # sets of real images then have its size; see `Workshop`
+        found = {name: {**values, "backbone": chosen} for name, values in found.items()}
+    return found
 
 
 def comparison(
