@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 from dap.base.errors import DapError
+from dap.cli.main import main
 from dap.evaluation.report.ranking import Accuracies, normalised, rank, rank_sets, rank_trials
 from dap.evaluation.report.records import load
 from dap.evaluation.report.sections import ranking_table
@@ -89,7 +91,44 @@ def test_a_random_set_of_other_data_is_no_baseline(tmp_path):
     assert found[mine].ior == pytest.approx(0.2) and found[theirs].ior == pytest.approx(0.5)
     (scores,) = dict(rank_sets([b, mine], network="convnet3", own="small-hard")).values()
     assert scores.ior is None and scores.accuracies.random_own is None
-    assert any("no random set of 2 images per class and of the same data is named" in one for one in scores.lacks)
+    (said,) = (one for one in scores.lacks if one.startswith("IOR"))
+    assert "no random set of 2 images per class and of the same data is named" in said
+    assert "random-b has path 'b' and not 'a'" in said and "--ipc 2 --data a makes one" in said
+
+
+def test_the_random_set_that_scores_ask_for_is_of_the_same_data(colours, tmp_path, monkeypatch, capsys):
+    """The advice, followed, made a set of the usual size, which was no baseline either."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["--data", str(colours), "--classes", "red", "blue", "--held-out", "0.25", "--ipc", "2"]
+    assert main(["distill", *asked, "--method", "random", "--size", "6", "--out", "mine"]) == 0
+    facts = json.loads((tmp_path / "mine/recipe.json").read_text())
+    (tmp_path / "mine/recipe.json").write_text(json.dumps({**facts, "method": "herding"}))
+    assert main(["distill", *asked, "--method", "random", "--out", "larger"]) == 0
+    network = [
+        "--networks",
+        "convnet1",
+        "--protocol",
+        "small-hard",
+        "--set",
+        "epochs=1",
+        "--set",
+        "width=4",
+        "--set",
+        "size=8",
+    ]
+    assert main(["evaluate", "mine", "larger", "--data", str(colours), *network]) == 0
+    by = json.loads((tmp_path / "mine/trials.jsonl").read_text())["protocol"]
+    capsys.readouterr()
+    ranked = ["rank", "mine", "larger", "--network", "convnet1", "--own", by]
+    assert main(ranked) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "larger has size 8 and not 6" in said
+    words = shlex.split(said.partition("; dap ")[2].partition(" makes one")[0])
+    assert main([*words, "--out", "same"]) == 0
+    assert main(["evaluate", "same", "--data", str(colours), *network]) == 0
+    capsys.readouterr()
+    assert main([*ranked[:3], "same", *ranked[3:]]) == 0
+    assert "no random set" not in " ".join(capsys.readouterr().out.split())
 
 
 def scored(tmp_path: Path) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ which takes its scores out of [0, 1]. The accuracies are kept beside the scores,
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dap.base.errors import DapError
 from dap.base.files import dump, write_atomically
-from dap.base.parsing import shown
+from dap.base.parsing import brief, shown
 from dap.evaluation.current import images_of_ranking, key_of_ranking
 from dap.evaluation.origins import alike
 from dap.evaluation.report.records import Json, SetRecord, load
@@ -211,7 +212,7 @@ def rank_sets(
         keys = [_key(each, network, named) for each in (one, *fitting)]
         of = {"network": network, "protocols": named, "judged": keys[0], "random": keys[1:]}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, **of}))
-        lacks = tuple(_lacking(one, scores.accuracies, network, protocols, fitting, evaluate))
+        lacks = tuple(_lacking(one, scores.accuracies, network, protocols, random, fitting, evaluate))
         yield one.path, replace(scores, lacks=lacks)
 
 
@@ -239,6 +240,43 @@ def _same_data(one: SetRecord, random: SetRecord) -> bool:
     return alike(one, random, "data") and (not (tested and theirs) or bool(tested & theirs))
 
 
+def _others(one: SetRecord, random: Iterable[SetRecord]) -> str:
+    """In what the random sets that are no baseline of a set differ from it, as the rest of a sentence."""
+    mine, said = _data(one), list[str]()
+    for other in random:
+        theirs = _data(other)
+        names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)] if mine and theirs else []
+        found = [f"{name} {brief(theirs.get(name), 40)} and not {brief(mine.get(name), 40)}" for name in names]
+        found = found if other.ipc == one.ipc else [f"ipc {other.ipc}", *found]
+        said.append(f"{shown(other.path)} has {', '.join(found) or 'other test images or images of other content'}")
+    return f" ({'; '.join(said[:3])})" if said else ""
+
+
+def _command(one: SetRecord) -> str:
+    """A command that makes a random set which is a baseline of a set."""
+    words = ["dap", "distill", "--method", "random", "--ipc", str(one.ipc)]
+    for name, value in _data(one).items():
+        if flag := FLAGS.get(name):
+            words += (
+                [flag, *map(str, value if isinstance(value, list) else [value])] if value not in (None, 0.0) else []
+            )
+    if len(words) > MOST_WORDS:
+        return "dap distill --method random, with all flags that say the data of the set,"
+    return shlex.join(words)
+
+
+def _data(one: SetRecord) -> Json:
+    data = one.recipe.get("data")
+    return data if isinstance(data, Mapping) else {}
+
+
+FLAGS = {"path": "--data", "classes": "--classes", "size": "--size", "held_out": "--held-out", "frames": "--frames"}
+"""The flags of `dap distill` that say the data of a recipe."""
+
+MOST_WORDS = 60
+"""A command of more words than this is not printed."""
+
+
 def _kind(line: Json) -> tuple[object, ...]:
     """What trials have in common that may be compared: the protocol, the test images, and all that no name says."""
     return line["protocol"], line.get("tested"), line.get(APART, "")
@@ -253,12 +291,14 @@ def _lacking(
     known: Accuracies,
     network: str,
     protocols: Mapping[str, str | None],
+    random: Sequence[SetRecord],
     fitting: Sequence[SetRecord],
     evaluate: str,
 ) -> Iterator[str]:
     """What the scores of a set lack: protocols that were not named, trials by those that were, and random sets.
 
     Args:
+        random: all random sets.
         fitting: the random sets that it is compared with.
         evaluate: as for `rank_sets`.
     """
@@ -274,7 +314,7 @@ def _lacking(
         if role != "hard" and getattr(known, f"random_{role}") is None:
             which = f"no random set of {one.ipc} images per class"
             if not fitting:
-                yield f"{scores}: {which} and of the same data is named; dap distill --method random makes one."
+                yield f"{scores}: {which} and of the same data is named{_others(one, random)}; {_command(one)} makes one."
                 continue
             theirs = [(line["network"], line["protocol"]) for other in fitting for line in other.trials]
             if (network, protocol) not in theirs:
