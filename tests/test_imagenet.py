@@ -202,6 +202,30 @@ def test_names_that_do_not_decide_are_refused(tmp_path):
         open_source(tmp_path / "c", size=4, classes=["n03126707"])
 
 
+def test_folders_of_ids_are_found_by_name(tmp_path):
+    """docs/commands.md promised names for a folder of WordNet ids, and only ids were found."""
+    wnids = ids.subset("imagenette")
+    folders(tmp_path, [*wnids, "n02012849"])
+    wanted = ["tench", "English_springer", "GOLF BALL", "n03888257", "Tinca tinca"]
+    source = open_source(tmp_path, size=4, classes=wanted[:4])
+    assert source.class_names == tuple(wanted[:4])
+    found = [source.keys(label, [0])[0].partition("/")[0] for label in range(4)]
+    assert found == ["n01440764", "n02102040", "n03445777", "n03888257"]
+    with pytest.raises(DapError, match="'tench', 'Tinca tinca' are names of one class; name each class once"):
+        open_source(tmp_path, size=4, classes=wanted)
+    with pytest.raises(DapError, match="no one class for 'crane'; name its classes by WordNet id"):
+        open_source(tmp_path, size=4, classes=["crane"])
+    for wrong, says in {
+        "beagle": r"unknown class 'beagle' in .*known classes: .*n01440764 \(tench\)",
+        "imagenet-a": "Lists of classes with a name are imagenette, imagewoof",
+        "own.txt": "A list of classes is given as its names, or in a recipe file as data: {classes:",
+    }.items():
+        with pytest.raises(DapError, match=says):
+            open_source(tmp_path, size=4, classes=[wrong])
+    with pytest.raises(DapError, match="imagenette is a list of classes and stands alone, as in --classes imagenette"):
+        open_source(tmp_path, size=4, classes=["imagenette", "n02012849"])
+
+
 def test_parquet_with_imagenet_s_names(tmp_path):
     """As the hub's ImageNet is: numbers, named in the schema, all thousand and two of them renamed to be unique."""
     import io

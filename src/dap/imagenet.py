@@ -149,6 +149,21 @@ def places(known: Sequence[str]) -> dict[str, int | None]:
     return found
 
 
+def named(wanted: Sequence[str], known: Sequence[str]) -> dict[str, int | None]:
+    """For each name of a class of ImageNet that is asked for the position in `known` of the WordNet id of this class.
+
+    A name whose id is not in `known` is left out. The position is None where the name belongs to several ids.
+    """
+    ids, own = tuple(names()), _own()
+    at = {name: place for place, name in enumerate(known) if is_wnid(name)}
+    found: dict[str, int | None] = {}
+    for name in wanted if at else ():
+        here = [ids[label] for label in find(name, own)]
+        if any(wnid in at for wnid in here):
+            found[name] = at[here[0]] if len(here) == 1 else None
+    return found
+
+
 def _synonyms(name: str) -> set[str]:
     return {part.strip() for part in name.split(",")}
 

@@ -27,11 +27,12 @@ def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tu
     """The chosen classes, by the names in `wanted`, and their positions in `known`. None stands for all classes.
 
     Names are compared and returned in their composed form, see `composed`. A WordNet id in `wanted` also finds a class that
-    `known` lists by its ImageNet name, where only one class has that name.
+    `known` lists by its ImageNet name, where only one class has that name. An ImageNet name in `wanted` finds a class that
+    `known` lists by its WordNet id, where only one of the thousand classes has that name.
 
     Raises:
         DapError: a class is unknown (the message lists the known classes, close matches first), a class is repeated, a
-            WordNet id could mean several classes, or `wanted` is empty.
+            name or a WordNet id could mean several classes, or `wanted` is empty.
     """
     if isinstance(wanted, str) or (wanted is not None and not wanted):
         raise DapError(f"`classes` must be a list of class names of {where}, not {wanted!r}")
@@ -41,10 +42,10 @@ def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tu
             raise DapError(f"{where}: {some(repeated)} named more than once among the classes; name each class once")
     if wanted is None:
         return known, list(range(len(known)))
-    spelt: dict[str, int | None] = {name: place for place, name in enumerate(known)}
-    found = spelt
-    if any(imagenet.is_wnid(name) and name not in spelt for name in wanted):
-        found = imagenet.places(known) | spelt
+    found: dict[str, int | None] = {name: place for place, name in enumerate(known)}
+    if others := [name for name in wanted if name not in found]:
+        by_id = imagenet.places(known) if any(map(imagenet.is_wnid, others)) else {}
+        found = by_id | imagenet.named(others, known) | found
     unknown = [name for name in wanted if name not in found]
     if unknown:
         lowered = {other.lower(): other for other in known}
@@ -52,11 +53,15 @@ def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tu
         others = [other for other in known if other not in close]
         raise DapError(
             f"unknown class{'es' if len(unknown) > 1 else ''} {some(map(_told, unknown), 5)} in {where}; "
-            f"known classes: {some([*close, *others], 20)}{_numbers(unknown, known)}{glued(unknown)}"
+            f"known classes: {some(map(_plain, [*close, *others]), 20)}{_numbers(unknown, known)}{_listed(unknown)}"
+            f"{glued(unknown)}"
         )
     positions = [place for name in wanted if (place := found[name]) is not None]
     if unsure := [name for name in wanted if found[name] is None]:
         raise DapError(f"{where} has no one class for {some(map(_told, unsure))}; name its classes by WordNet id")
+    times = Counter(positions)
+    if twice := [name for name, place in zip(wanted, positions, strict=True) if times[place] > 1]:
+        raise DapError(f"{where}: {some(map(_told, twice))} are names of one class; name each class once")
     return list(wanted), positions
 
 
@@ -73,6 +78,24 @@ def _numbers(unknown: Sequence[str], known: Sequence[str]) -> str:
     if all(name.isdigit() for name in unknown) and any(name.isdigit() and name[0] == "0" for name in known):
         return '. YAML reads 001 and 010 as the numbers 1 and 8; quote such names, as in classes: ["001", "010"]'
     return ""
+
+
+def _listed(unknown: Sequence[str]) -> str:
+    """A hint for the name of a subset beside other classes, of a subset that nobody knows, and for the file of a list."""
+    first = next((name for name in unknown if name in imagenet.SUBSETS), None)
+    if first is not None:
+        return f". {first} is a list of classes and stands alone, as in --classes {first}"
+    if any(name.lower().startswith("image") for name in unknown):
+        return f". Lists of classes with a name are {', '.join(imagenet.SUBSETS)}"
+    if any(name.lower().endswith((".txt", ".json", ".yaml", ".csv")) for name in unknown):
+        return ". A list of classes is given as its names, or in a recipe file as data: {classes: [...]}"
+    return ""
+
+
+def _plain(name: str) -> str:
+    """A known class as a message lists it: a WordNet id stands with its ImageNet name."""
+    told = imagenet.name_of(name)
+    return f"{name} ({told.split(',')[0]})" if told != name else name
 
 
 def _told(name: str) -> str:
