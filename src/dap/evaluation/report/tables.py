@@ -171,7 +171,7 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, against
         (*zip(*(cells for _, cells in kept), strict=True), *ceilings),
         tuple(dict.fromkeys(claim.source for claim in claimed if claim.source)),
         (f"Without trials under this setting here: {', '.join(missing)}.",) if missing else (),
-        (*(one.stars for one in against if any(map(one.survives, places))), *_ways(here)),
+        (*(one.stars for one in against if one.concerns(places)), *_ways(here)),
     )
 
 

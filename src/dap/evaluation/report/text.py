@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -95,7 +95,7 @@ def starred(corrected: Sequence[float | None], other: str = "vanilla") -> str:
     n = sum(p is not None for p in corrected)
     if n < 2:
         return ""
-    over = f"Holm’s correction over the {n} comparisons with {other} in this table"
+    over = f"Holm’s correction over all {n} comparisons with {other}"
     if not any(map(survived, corrected)):
         return f"No difference survives {over} at 5\u00a0%."
     return f"{STAR}: the difference survives {over} at 5\u00a0%."
@@ -124,6 +124,20 @@ class Against:
     def survives(self, i: int) -> bool:
         """Whether the difference of row i keeps its star. A single comparison needs no correction, and has none."""
         return sum(p is not None for p in self.corrected) > 1 and survived(self.corrected[i])
+
+    def doubted(self, row: Row) -> str:
+        """What must be said of a difference whose interval is without 0 and that the correction does not leave; else ""."""
+        difference = row.difference if self.other == "vanilla" else row.over_random
+        tests = sum(p is not None for p in self.corrected)
+        alike = (i for i, one in enumerate(self.differences) if one is difference)
+        if difference is None or not difference.shown or tests < 2 or any(map(self.survives, alike)):
+            return ""
+        return f", which does not survive Holm’s correction over {tests} comparisons"
+
+    def concerns(self, places: Iterable[int]) -> bool:
+        """Whether the sentence on stars says something of these rows: a difference has a star or lacks one."""
+        shown = (difference.shown for i in places if (difference := self.differences[i]))
+        return sum(p is not None for p in self.corrected) > 1 and any(shown)
 
     @property
     def stars(self) -> str:
@@ -200,7 +214,7 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
     lines = [line for setting in dict.fromkeys(row.setting for row in scored) for line in _findings(setting, scored)]
     rest = [prefixes[setting] + line for setting, line in lines if (setting, line) != (top.setting, told + chosen)]
     if top.difference and top.over_random:
-        rest.insert(0, prefixes[top.setting] + compared(top.group.label, top.over_random, "random"))
+        rest.insert(0, prefixes[top.setting] + _told(top, rows, "random"))
     if not _has_vanilla(scored):
         rest.append("There is no vanilla set here, so no difference to vanilla can be given")
     for group in {row.group.key: row.group for row in scored if row.group.repeats}.values():
@@ -236,10 +250,16 @@ def _has_vanilla(rows: Sequence[Row]) -> bool:
 
 def _against(row: Row, rows: Sequence[Row]) -> str:
     """The difference of a row to vanilla in words, or to random real images where no row is vanilla; "" without either."""
-    if row.difference:
-        return compared(row.group.label, row.difference)
-    alone = row.over_random if not _has_vanilla(rows) else None
-    return compared(row.group.label, alone, "random") if alone else ""
+    other = "vanilla" if row.difference or _has_vanilla(rows) else "random"
+    return _told(row, rows, other)
+
+
+def _told(row: Row, rows: Sequence[Row], other: str) -> str:
+    """The difference of a row to vanilla or to random real images in words, and whether it survives; "" without one."""
+    difference = row.difference if other == "vanilla" else row.over_random
+    if not difference:
+        return ""
+    return compared(row.group.label, difference, other) + Against.of(rows, other).doubted(row)
 
 
 def _mean(row: Row) -> float:
