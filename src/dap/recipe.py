@@ -115,7 +115,10 @@ def overlaid(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, 
 
 
 class Recipe(Closed, frozen=True):
-    """A distilled set as a user asks for it. `resolved` makes the choices that are left open."""
+    """A distilled set as a user asks for it. `resolved` makes the choices that are left open.
+
+    `parse` makes one of nested values. Its errors are sentences, and those of the class are pydantic's.
+    """
 
     method: str = Field(
         default="auto", description="A name that dap methods lists, or a method of your own as file.py:Name."
