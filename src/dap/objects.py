@@ -19,7 +19,7 @@ from dap.base.registry import code_of_class
 from dap.choices import Data
 from dap.data.real.decode import Fit
 from dap.data.real.held import OfClasses
-from dap.data.real.memory import MemorySource, by_class
+from dap.data.real.memory import UNPLACED, MemorySource, by_class
 from dap.data.real.sources import Source
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method
@@ -87,6 +87,9 @@ class Objects:
 
         Args:
             data: what the recipe says of the real images. Its classes and its size choose among the images of an object.
+
+        The name of a source is no place: another folder may have it. So the recipe holds the absolute path that was opened, or
+        else words that no judging takes for a path.
         """
         said = {key for key, value in (data or {}).items() if value is not None}
         found: dict[str, Any] = {}
@@ -98,9 +101,13 @@ class Objects:
         if self.guidance is not None:
             found["guidance"] = name_of(self.guidance)
         if isinstance(self.source, Source):
-            found |= {"data": self.source.name, "classes": self.source.class_names, "size": self.source.size}
+            unplaced = UNPLACED if self.source.name == UNPLACED else f"{UNPLACED}: {self.source.name}"
+            found |= {"data": unplaced, **(self.source.opened or {})}
+            found |= {"classes": self.source.class_names, "size": self.source.size}
+            if "split" in said:  # the recipe says where other data have their splits
+                found.setdefault("split", None)
         elif self.source is not None:
-            found |= {"data": "images in memory", "classes": tuple(by_class(self.source))}
+            found |= {"data": UNPLACED, "classes": tuple(by_class(self.source))}
         return {key: value for key, value in found.items() if key not in ("classes", "size") or key not in said}
 
     def images(self, data: Data, size: int, fit: Fit) -> Source:

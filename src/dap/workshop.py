@@ -141,8 +141,8 @@ class Workshop:
         return None if backbone is None else self._hashed(backbone, backbone.weights_hash)
 
     def fingerprint(self, source: Source) -> str:
-        """`Source.fingerprint`, computed once."""
-        return self._hashed(source, source.fingerprint)
+        """`Source.fingerprint`, computed once where the images are steady."""
+        return self._hashed(source, source.fingerprint) if source.steady else source.fingerprint()
 
     def _hashed(self, thing: Backbone | Source, compute: Any) -> str:
         # Python may give the id of a dead object to a new one. So the workshop keeps each object whose id it uses as a key.
@@ -198,8 +198,8 @@ class Workshop:
     def task(self, recipe: Recipe) -> tuple[Method, Task]:
         """The method of a recipe and its task, which holds the resolved recipe and all that the method needs.
 
-        The task of a recipe is built once. Later calls return the same task, as long as the user's own files do not
-        change.
+        The task of a recipe is built once. Later calls return the same task, as long as the user's own files and images in memory
+        do not change.
 
         Raises:
             DapError: something is wrong with the recipe, the data or the backbone. This is raised before any work.
@@ -208,6 +208,8 @@ class Workshop:
         captions = sha256_of(Path(recipe.captions)) if recipe.captions else None
         stated = recipe.model_dump_json(exclude_unset=True)  # the method decides what is not stated
         key = f"{stated} {code_of_recipe(recipe)} {code_of_classifier(recipe.classifier)} {captions}"
+        if self.objects.source is not None and not (whole := self.whole(recipe.data)).steady:
+            key += f" {whole.fingerprint()}"
         if key not in self._tasks:
             self._tasks[key] = self._built(recipe, *asked)
         return self._tasks[key]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dap.base.errors import DapError
 from dap.data.real.decode import decode
+from dap.data.real.held import OfClasses, Part
 from dap.data.real.memory import MemorySource, by_class
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -156,3 +157,23 @@ def test_square_pictures_and_tensors_keep_the_fingerprint_of_earlier_versions():
 
 
 KEPT = ["61320158824c", "666921593662", "f0a733d7c110", "4f15d9be80db"]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "bytes", "picture"])
+def test_images_that_are_changed_in_place_count_as_other_images(kind):
+    """Judging and making a set ask for the fingerprint: neither an old hash nor an old decoded image may be left."""
+    values = IMAGES.clone()
+    as_pictures = [Image.fromarray((one.permute(1, 2, 0).numpy() * 255).astype(np.uint8)) for one in values]
+    images = {"tensor": values, "array": values.numpy(), "bytes": (values * 255).byte(), "picture": as_pictures}[kind]
+    source = MemorySource({"a": images[:3], "b": images[3:]}, size=8)
+    every = [source, source.fitted(16, "crop"), OfClasses(source, ["b", "a"]), Part(source, "train", 0.3)]
+    before = [(one.fingerprint(), one.fingerprint(sized=False), one.tensors()[0]) for one in every]
+    chosen = [one.good(0, 1, seed=0) for one in every]
+    shown = [one.images(0, places) for one, places in zip(every, chosen, strict=True)]
+    assert [one.fingerprint() for one in every] == [mark for mark, _, _ in before]
+    for one in images:
+        one.paste((0, 0, 0), (0, 0, 8, 8)) if kind == "picture" else one.__setitem__(slice(None), 0)
+    for one, (mark, unsized, pixels), places, old in zip(every, before, chosen, shown, strict=True):
+        assert one.fingerprint() != mark and one.fingerprint(sized=False) != unsized
+        assert old.any() and not one.images(0, places).any()
+        assert pixels.any() and not one.tensors()[0].any()

@@ -17,7 +17,8 @@ from dap.base.files import same_place
 from dap.base.watch import Watcher
 from dap.base.workers import run_workers
 from dap.data.real.base import Source
-from dap.data.real.sources import EMBEDDED
+from dap.data.real.memory import UNPLACED
+from dap.data.real.sources import EMBEDDED, IdxSource
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import Rank, device_for, rank_of
@@ -33,6 +34,7 @@ from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import place
 from dap.verbs.report import Results, write_page
+from dap.verbs.understood import tell_changed
 from dap.workshop import Workshop
 
 
@@ -148,6 +150,8 @@ def readied(
     ready = [loaded_for(data_of(made, path, max_bad_fraction, split), not of_others(made, path)) for made in opened]
     for made, loaded in zip(opened, ready, strict=True):
         check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names), loaded.channels)
+        if split is None and not of_others(made, path):
+            tell_changed(made, recorded_data(made), loaded.open)
     return ready
 
 
@@ -222,8 +226,20 @@ def _judge_on(
 
 
 def recorded_data(made: DistilledSet) -> dict[str, Any]:
-    """What the recipe of a set says of its real images; {} where it says nothing."""
-    return dict((made.recipe or {}).get("data") or {})
+    """What the recipe of a set says of its real images; {} where it says nothing. The path is left out where it is none.
+
+    The images may have been given as objects. Then the recipe holds the absolute path that was opened, or words that no folder is
+    looked for by. Earlier versions wrote the name of the folder alone, which another folder may have too.
+    """
+    found = dict((made.recipe or {}).get("data") or {})
+    path, source = found.get("path"), ((made.noted("inputs.json") or {}).get("objects") or {}).get("source")
+    if not isinstance(path, str):
+        return found
+    embedded = path == EMBEDDED and (source or {}).get("class") == f"{IdxSource.__module__}:{IdxSource.__qualname__}"
+    only_name = source is not None and not embedded and not Path(path).is_absolute()
+    if only_name or path == UNPLACED or path.startswith(f"{UNPLACED}: "):
+        del found["path"]
+    return found
 
 
 def of_others(made: DistilledSet, path: str | None) -> bool:
@@ -255,7 +271,9 @@ def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None
     """
     recorded = recorded_data(made)
     if not (path or recorded.get("path")):
-        raise DapError(f"{made.path} does not say what real images to test on; give --data.")
+        raise DapError(
+            f"{made.path} does not say where its real images lie; say what to test on with --data FOLDER, or data=... in Python."
+        )
     values = {"max_bad_fraction": recorded.get("max_bad_fraction")} if of_others(made, path) else recorded
     values = {name: value for name, value in values.items() if value is not None}
     if side := side_of(made):

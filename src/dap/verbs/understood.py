@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 from dap.base.errors import DapError
 from dap.base.files import check_beside, expanded
 from dap.base.parsing import shown
 from dap.choices import Data
 from dap.data.real.clips.finding import locate_clips
+from dap.data.real.decode import Fit
 from dap.data.real.finding.walking import is_hidden
+from dap.data.real.held import OfClasses, Part
 from dap.data.real.layouts import locate
-from dap.data.real.sources import FolderSource
+from dap.data.real.sources import FolderSource, Source, open_source
+from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.plan import Open
 from dap.workshop import Workshop
+
+log = logging.getLogger("dap")
 
 _TOLD = "these are the training images"
 
@@ -58,6 +67,40 @@ def check_apart(workshop: Workshop, data: Data) -> None:
     """
     if workshop.objects.source is None and (said := _same(workshop, data)) is not None:
         raise DapError(f"T{said[1:]}")
+
+
+def tell_changed(made: DistilledSet, recorded: Mapping[str, Any], open: Open) -> None:
+    """Warn where the place of the data that a set was made of holds other training images by now, or is another folder.
+
+    Args:
+        made: the set.
+        recorded: what the recipe of the set says of its real images, with the path.
+        open: opens the real images that the set is judged by.
+    """
+    inputs, size = made.noted("inputs.json") or {}, recorded.get("size")
+    known = inputs.get("data")
+    if not isinstance(known, str) or not isinstance(size, int):
+        return
+
+    def candidates() -> Iterator[Source]:
+        train = open("train", size)
+        yield train.fitted(size, "crop")
+        if (inputs.get("objects") or {}).get(
+            "source"
+        ):  # an object has any fit, and its classes may have been chosen later
+            split, held_out = recorded.get("split") or {}, recorded.get("held_out")
+            chosen = {name: place for name, place in split.items() if place is not None}
+            every = open_source(recorded["path"], size=size, chosen=chosen, frames=made.frames)
+            later = OfClasses(every, made.class_names)
+            for one in (train, Part(later, "train", held_out) if held_out else later):
+                yield from (one.fitted(size, fit) for fit in get_args(Fit))
+
+    if not any(one.fingerprint() == known for one in candidates()):
+        log.warning(
+            "%s was made of other real images than %s holds: their fingerprint is %s… now and was %s… then, as inputs.json says. "
+            "They have changed, another folder has this path, or an earlier version made the set; --data FOLDER names other ones",
+            made.path, recorded["path"], next(candidates()).fingerprint()[:12], known[:12],
+        )  # fmt: skip
 
 
 def _same(workshop: Workshop, data: Data) -> str | None:

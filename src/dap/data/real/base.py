@@ -10,10 +10,10 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class Source(ABC):
         notes: sentences on how the data were read and what was left out.
         place: a value that two sources share if they hold the images of the same files; None: not known.
         root: the folder that the keys of the images begin in; None: not known.
+        opened: the keywords of a recipe that open these training images again, with an absolute path; None: nothing does.
+        steady: whether the images stay what they are; if not, they are hashed whenever their fingerprint is asked for.
         frames: how many frames a clip has, for a source of clips (3, frames, size, size); None for images.
     """
 
@@ -53,6 +55,8 @@ class Source(ABC):
     notes: tuple[str, ...] = ()
     place: Hashable = None
     root: Path | None = None
+    opened: Mapping[str, Any] | None = None
+    steady: bool = True
 
     def __init__(
         self,
@@ -70,24 +74,18 @@ class Source(ABC):
             raise DapError(f"max_bad_fraction must lie in [0, 1], not {max_bad_fraction}")
         if not any(counts):
             raise DapError(f"no images found in {name}; accepted are {LAYOUTS}")
-        empty = [class_name for class_name, count in zip(class_names, counts, strict=True) if not count]
-        if empty:
+        if empty := [class_name for class_name, count in zip(class_names, counts, strict=True) if not count]:
             raise DapError(f"no images in {some(empty)} of {name}; add some, or leave it out by naming `classes`")
-        for class_name in class_names:
-            if halved(class_name):
-                raise DapError(
-                    f"the class name {shown(class_name)} of {name} is not UTF-8; rename it, as with "
-                    "convmv -f latin1 -t utf8 -r --notest FOLDER, or leave it out by naming `classes`"
-                )
+        if odd := next(filter(halved, class_names), None):
+            raise DapError(
+                f"the class name {shown(odd)} of {name} is not UTF-8; rename it, as with "
+                "convmv -f latin1 -t utf8 -r --notest FOLDER, or leave it out by naming `classes`"
+            )
         self.name, self.class_names, self.licence = name, tuple(map(composed, class_names)), licence
         self.size, self.max_bad_fraction = size, max_bad_fraction
         self.fit: Fit = fit
-        self._counts = tuple(counts)
-        self._good: list[bytearray] = [bytearray(count) for count in counts]
-        self._goods = 0  # the sum of `_good`, which is long with many classes
-        self._bad: dict[tuple[int, int], str] = {}
-        self._cache: Recent[Tensor] = Recent(CACHE_BYTES)
-        self._fingerprints: dict[bool, str] = {}
+        self._counts, self._fingerprints = tuple(counts), dict[bool, str]()
+        self._forget()
         self._sizes: list[tuple[int, int]] | None = None
 
     def fitted(self, size: int, fit: Fit) -> Self:
@@ -96,10 +94,16 @@ class Source(ABC):
         if (size, fit) == (self.size, self.fit):
             return self
         twin = copy.copy(self)
-        twin.size, twin.fit = size, fit
-        twin._good, twin._bad, twin._goods = [bytearray(len(known)) for known in self._good], {}, 0
-        twin._cache, twin._fingerprints = Recent(CACHE_BYTES), {}
+        twin.size, twin.fit, twin._fingerprints = size, fit, {}
+        twin._forget()
         return twin
+
+    def _forget(self) -> None:
+        """Forget the decoded images, and which ones could be decoded."""
+        self._good: list[bytearray] = [bytearray(count) for count in self._counts]
+        self._goods = 0  # the sum of `_good`, which is long with many classes
+        self._bad: dict[tuple[int, int], str] = {}
+        self._cache: Recent[Tensor] = Recent(CACHE_BYTES)
 
     @abstractmethod
     def _key(self, label: int, index: int) -> str:
@@ -134,8 +138,7 @@ class Source(ABC):
 
     def side(self) -> int | None:
         """The side that suits these images where nobody chooses one, see `sizes.side_of`; None where no size is known."""
-        found = self.sizes()
-        return sizes.side_of(found) if found else None
+        return sizes.side_of(found) if (found := self.sizes()) else None
 
     def understood(self) -> str:
         """What the source holds, in words: "10 classes, 60,000 images, 28 × 28"."""
@@ -177,8 +180,7 @@ class Source(ABC):
                 broken.
         """
         total = self.count(label)
-        if least is not None:
-            n = max(min(n, total), least)
+        n = n if least is None else max(min(n, total), least)
         if not 0 <= n <= total:
             raise DapError(
                 f"class {self.class_names[label]!r} of {self.name} has {counted(total, 'image')}, not the {n} asked for; ask for "
@@ -212,8 +214,7 @@ class Source(ABC):
         images = torch.empty(len(indices), *self.shape)
         wanted = [self._checked(label, index) for index in indices]
         for position in sorted(range(len(wanted)), key=wanted.__getitem__):
-            index = wanted[position]
-            if (image := self._fetch(label, index)) is None:
+            if (image := self._fetch(label, index := wanted[position])) is None:
                 where = f"{self._key(label, index)} of {self.name}"
                 raise DapError(f"{where} is broken ({self._bad[label, index]}); draw with `good`")
             images[position] = image
@@ -270,18 +271,19 @@ class Source(ABC):
     def fingerprint(self, *, sized: bool = True) -> str:
         """sha256 of everything that decides the images: classes in order, size, fit, and a listing of the files.
 
-        The listing has the names and the sha256 of the files, so that a copy in another place has the same fingerprint, and
-        an image that changes changes it. It is computed once. `identity` says when a file is not read again.
+        The listing has the names and the sha256 of the files: a copy in another place has the same fingerprint, and an image that
+        changes changes it. It is computed once if the images are `steady`. `identity` says when a file is not read again.
 
         Args:
             sized: False leaves out size and fit, so that the fingerprint is the same at every size.
         """
-        if sized not in self._fingerprints:
+        if not self.steady or sized not in self._fingerprints:
             digest = hashlib.sha256()
-            facts = [self.class_names, self.size, self.fit] if sized else [self.class_names]
-            for line in (json.dumps(facts), *self._listing()):
+            for line in (json.dumps([self.class_names, *([self.size, self.fit] if sized else [])]), *self._listing()):
                 digest.update(line.encode() + b"\n")
-            self._fingerprints[sized] = digest.hexdigest()
+            before, self._fingerprints[sized] = self._fingerprints.get(sized), digest.hexdigest()
+            if not self.steady and before != self._fingerprints[sized]:
+                self._forget()  # what was decoded may be of other images
         return self._fingerprints[sized]
 
     def _checked(self, label: int, index: int) -> int:
@@ -295,8 +297,7 @@ class Source(ABC):
         where = (label, index)
         if where in self._bad:
             return None
-        image = self._cache.get(where)
-        if image is None:
+        if (image := self._cache.get(where)) is None:
             try:
                 image = self._decode(label, index)
             except BrokenImage as error:
@@ -322,8 +323,8 @@ class Source(ABC):
 
     def refuse_broken(self, label: int) -> None:
         """Raise `DapError`, as all images of a class are broken."""
-        name = self.class_names[label]
-        raise DapError(f"all images of class {name!r} of {self.name} are broken: {self._first_bad()}; repair them")
+        where = f"class {self.class_names[label]!r} of {self.name}"
+        raise DapError(f"all images of {where} are broken: {self._first_bad()}; repair them")
 
     def _leave_out(self, label: int, index: int, reason: str) -> None:
         self._goods -= self._good[label][index]
@@ -337,8 +338,7 @@ class Source(ABC):
 
     def _check_bad_fraction(self, planned: int) -> None:
         # Compared with the number that will have been read, because the verdict must not depend on which image comes first.
-        bad = len(self._bad)
-        if bad > 1 and bad / planned > self.max_bad_fraction:
+        if (bad := len(self._bad)) > 1 and bad / planned > self.max_bad_fraction:
             raise DapError(
                 f"{counted(bad, 'broken image')} among the {planned} to read from {self.name}, above the limit of "
                 f"{self.max_bad_fraction:.2%}: {self._first_bad()}; repair or remove them, or raise max_bad_fraction"

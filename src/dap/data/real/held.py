@@ -41,7 +41,7 @@ class Chosen(Source):
             licence=whole.licence,
         )
         self.notes, self.place = whole.notes, (whole.place, what) if whole.place is not None else None
-        self.root, self.frames = whole.root, whole.frames
+        self.root, self.frames, self.steady = whole.root, whole.frames, whole.steady
 
     @abstractmethod
     def _rows(self, label: int) -> Sequence[int]:
@@ -121,6 +121,7 @@ class OfClasses(Chosen):
         names, self._labels = select(whole.class_names, classes, whole.name)
         counts = [whole.count(label) for label in self._labels]
         super().__init__(whole, f"classes {self._labels}", counts, names)
+        self.opened = whole.opened  # the classes of a recipe choose them again
 
     def _label(self, label: int) -> int:
         return self._labels[label]

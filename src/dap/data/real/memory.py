@@ -17,9 +17,17 @@ from dap.data.real.base import Source
 from dap.data.real.decode import ORIENTATION, BrokenImage, Fit, decode, encode_png, fit_square, plain
 from dap.data.real.names import composed, some
 
+UNPLACED = "images in memory"
+"""How the place of images that no name opens begins in a recipe."""
+
 
 class MemorySource(Source):
     """Labelled images in memory.
+
+    The source keeps the caller's arrays and copies none, as a copy would take the memory of all images again. So the caller can
+    change them in place. They are therefore hashed anew whenever their fingerprint is asked for, and what was decoded is dropped
+    if they have changed. Making a set and judging ask for it, so changed images count as other images. An array must not change
+    while a set is made or judged: this is not noticed.
 
     Args:
         images: class name -> images of the class, in label order. An image is a PIL picture of any mode, which is read as
@@ -31,12 +39,14 @@ class MemorySource(Source):
         DapError: an image is of another kind or shape, its numbers are outside [0, 1], or two classes have one name.
     """
 
+    steady = False
+
     def __init__(
         self,
         images: Mapping[str, Sequence[Any] | Tensor],
         *,
         size: int,
-        name: str = "images in memory",
+        name: str = UNPLACED,
         fit: Fit = "crop",
         max_bad_fraction: float = 0.01,
     ) -> None:

@@ -88,7 +88,9 @@ def open_source(
             raise DapError(f"the embedded {EMBEDDED} has its splits; leave out --split, or give a folder as --data")
         layout = locate(_starter_data(), split)
         facts = {"name": EMBEDDED, "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
-        return IdxSource(*layout.files, split=split, border=2, **facts, **options)
+        embedded = IdxSource(*layout.files, split=split, border=2, **facts, **options)
+        embedded.opened = {"data": EMBEDDED} if split == "train" else None
+        return embedded
     path = expanded(path)
     options["name"] = path.resolve().name
     find = locate if frames is None else locate_clips
@@ -102,6 +104,9 @@ def open_source(
     source = _of(layout, split, options) if frames is None else _of_clips(layout, frames, options)
     source.notes, source.place = (*layout.notes, *source.notes), (*layout.place, frames)
     source.root = layout.root.resolve()
+    if split == "train":
+        places = {name: str(place) for name, place in (chosen or {}).items() if name in ("train", "test")}
+        source.opened = {"data": str(path.absolute()), **({"split": places} if places else {})}
     return source
 
 
