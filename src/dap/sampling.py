@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError, NotFinite
+from dap.base.parsing import check_one_of
 from dap.base.seeding import generators, image_seeds, normal
 from dap.guidance.base import Guidance, Nothing, State
 from dap.solvers import make
@@ -101,8 +102,8 @@ def sample(
         start: None begins at pure noise.
 
     Raises:
-        DapError: a class, layer or solver is unknown; this is raised before the first step. Or a sample is not finite;
-            the message names the step.
+        DapError: a class, layer, solver or `push_into` is unknown; this is raised before the first step. Or a sample is not
+            finite; the message names the step.
     """
     guidance = guidance or Nothing()
     run = _Run(model, guidance, batch, steps, solver, eta, push_into)
@@ -146,6 +147,8 @@ class _Run:
             backbone.check_layer(guidance.layer)
         self.model, self.guidance, self.steps = model, guidance, steps
         self.solver = make(backbone, solver, steps, eta)
+        if push_into is not None:
+            check_one_of(push_into, ("x", "eps"), "Sampling takes push_into")
         self.into = push_into or ("eps" if self.solver.multistep else "x")
         if self.into == "eps" and not self.solver.into_eps:
             raise DapError(

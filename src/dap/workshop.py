@@ -11,6 +11,7 @@ from dap import backbones, starter
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.files import sha256_of
+from dap.base.parsing import check_one_of
 from dap.base.registry import build, code_of, resolve
 from dap.base.store import Store
 from dap.choices import OwnGuidance
@@ -100,9 +101,10 @@ class Workshop:
             fit: see `data.real.decode.square`.
 
         Raises:
-            DapError: the recipe leaves the size open, or no images are held out for a validation. `open_source` says
-                what else raises.
+            DapError: the recipe leaves the size open, there is no such split, or no images are held out for a validation.
+                `open_source` says what else raises.
         """
+        check_one_of(split, ("train", "validation", "test"), "Real images take a split")
         if data.size is None:
             raise DapError("The size of the images is open; give the data of a resolved recipe, or set data.size.")
         if split == "validation" and not data.held_out:

@@ -6,13 +6,17 @@ holds a number that is not finite or too large, uses a YAML alias, or is nested 
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import json
 import math
 import os
 import re
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dap.base.errors import DapError
 
@@ -40,6 +44,57 @@ def brief(value: Any, longest: int = 80) -> str:
     """A value as a message shows it: its repr, of at most so many characters, on one line."""
     said = shown(repr(value))
     return said if len(said) <= longest else f"{said[:longest]}…"
+
+
+def check_one_of(value: Any, known: Sequence[str], what: str) -> None:
+    """Check that a Python user gave one of the known words.
+
+    Raises:
+        DapError: the value is none of them. `what` begins the sentence, as in "Machine takes offload".
+    """
+    if not isinstance(value, str) or value not in known:
+        *most, last = map(repr, known)
+        raise DapError(f"{what} as {', '.join(most)}{' or ' * bool(most)}{last}, not {brief(value)}.")
+
+
+def check_options(options: Any, least: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Check the fields of a dataclass that a Python user fills, by their types: one of several words, a truth value, a number, a
+    text, a list or a mapping. A number of numpy becomes a number, and a list a tuple.
+
+    Args:
+        options: the object.
+        least: the smallest whole numbers that fields take.
+
+    Raises:
+        DapError: a field holds something else.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        value, arms = getattr(options, name), get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        what, low = f"{type(options).__name__} takes {name}", least.get(name)
+        if value is None and NoneType in arms:
+            continue
+        kind = arms[0]
+        if get_origin(kind) is Literal:
+            check_one_of(value, get_args(kind), what)
+        elif kind in (int, float):
+            number, whole = Integral if kind is int else Real, "a whole number" if kind is int else "a number"
+            if isinstance(value, bool) or not isinstance(value, number) or (low is not None and value < low):
+                said = whole if low is None else f"{whole} of at least {low}"
+                raise DapError(f"{what} as {said}, such as 4, not {brief(value)}.")
+            value = int(value) if isinstance(value, Integral) else float(value)
+        elif get_origin(kind) is tuple and isinstance(value, list):
+            value = tuple(value)
+        elif (words := _WORDS.get(get_origin(kind) or kind)) and not isinstance(value, get_origin(kind) or kind):
+            raise DapError(f"{what} as {words}, not {brief(value)}.")
+        object.__setattr__(options, name, value)  # the dataclass may be frozen
+
+
+_WORDS: dict[Any, str] = {
+    bool: "True or False",
+    str: "text",
+    tuple: "a list of texts",
+    collections.abc.Mapping: "a mapping from field to value",
+}
 
 
 def counted(n: int, noun: str) -> str:

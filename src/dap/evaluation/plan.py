@@ -11,6 +11,7 @@ from typing import Literal
 from typing import Protocol as Interface
 
 from dap.base.errors import DapError
+from dap.base.parsing import check_one_of
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.names import select
@@ -77,6 +78,9 @@ class JudgingPlan:
     neighbours: int | None = None
     measures: Sequence[str] = ()
     budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        check_one_of(self.on, ("test", "validation"), "A plan of judging takes on")
 
     @property
     def all_networks(self) -> Sequence[str]:

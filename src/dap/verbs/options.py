@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from dap.base.errors import DapError
-from dap.base.parsing import brief
+from dap.base.parsing import brief, check_options
 from dap.base.permission import allow_code
 from dap.base.watch import Watcher
 
@@ -48,7 +48,7 @@ class Machine:
             the command line itself names needs no permission.
 
     Raises:
-        DapError: a value is of another type. A `cache` may be text, which becomes a `Path`.
+        DapError: a value is of another type, or none of those listed. A `cache` may be text, which becomes a `Path`.
     """
 
     device: str = "auto"
@@ -63,12 +63,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         _as_path(self, "cache")
-        if not isinstance(self.device, str):
-            raise DapError(f"Machine takes a device as text, such as 'cpu' or 'cuda:1', not {brief(self.device)}.")
-        for name in ("threads", "memory", "disk", "vram"):
-            value, kinds = getattr(self, name), (int,) if name == "threads" else (int, float)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-                raise DapError(f"Machine takes {name} as a number, such as 4, not {brief(value)}.")
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +78,18 @@ class Engine:
         shard: this process is shard I of N, as in 2/8. All processes get the same other flags. Without this flag, --engine shard
             asks torchrun, accelerate or SLURM.
         address: the address of the Ray cluster, such as auto or ray://head:10001.
+
+    Raises:
+        DapError: a value is of another type, or none of those listed.
     """
 
     engine: Literal["local", "shard", "ray"] = "local"
     workers: int | None = None
     shard: str | None = None
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self, {"workers": 0})
 
 
 def kind_of(engine: Engine) -> Literal["alone", "workers", "shard", "ray"]:
@@ -132,6 +133,9 @@ class Judging:
         neighbours: how many real images of a class are searched for near-copies; by default all of them, or 100,000 of all
             classes together.
         measures: measures of your own, each as file.py:Name; the report shows their numbers beside the built-in ones.
+
+    Raises:
+        DapError: a value is of another type or none of those listed, or a number is below 1.
     """
 
     protocol: str = "small-hard"
@@ -152,6 +156,10 @@ class Judging:
         for name in ("networks", "measures"):
             if isinstance(one := getattr(self, name), str):
                 object.__setattr__(self, name, (one,))
+        for name in ("protocol", "teacher"):
+            if isinstance(one := getattr(self, name), Path):
+                object.__setattr__(self, name, str(one))
+        check_options(self, {"trials": 1, "epochs": 1, "neighbours": 1})
 
 
 def _as_path(options: Machine | Judging, name: str) -> None:

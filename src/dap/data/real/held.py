@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.base.parsing import counted
+from dap.base.parsing import check_one_of, counted
 from dap.base.seeding import seed_of
 from dap.data.real.base import Source
 from dap.data.real.decode import Fit
@@ -83,10 +83,11 @@ class Part(Chosen):
         held_out: the fraction of each class that is `validation`, above 0 and below 1.
 
     Raises:
-        DapError: a class would have no image left in one of the parts.
+        DapError: there is no such part, or a class would have no image left in one of the parts.
     """
 
     def __init__(self, whole: Source, which: Literal["train", "validation"], held_out: float) -> None:
+        check_one_of(which, ("train", "validation"), "Real images of which some are held out take a part")
         self._parts: list[list[int]] = []
         for label, name in enumerate(whole.class_names):
             count = whole.count(label)
