@@ -102,7 +102,8 @@ class Objects:
             found["guidance"] = name_of(self.guidance)
         if isinstance(self.source, Source):
             unplaced = UNPLACED if self.source.name == UNPLACED else f"{UNPLACED}: {self.source.name}"
-            found |= {"data": unplaced, **(self.source.opened or {})}
+            split, opened = self.source.opened or ("", {})
+            found |= {"data": unplaced, **(opened if split == "train" else {})}
             found |= {"classes": self.source.class_names, "size": self.source.size}
             if "split" in said:  # the recipe says where other data have their splits
                 found.setdefault("split", None)

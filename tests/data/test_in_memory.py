@@ -52,7 +52,7 @@ def test_names_and_labels_in_their_usual_forms():
         ((IMAGES, ["cat", "dog"] * 3), "The label cat"),
         ((IMAGES, torch.eye(2)[[0, 1] * 3]), r"The label \[1.0, 0.0\]"),
         ((IMAGES, [float("nan")] * 6), "The label nan"),
-        (Named([0, 0, 0, 0, 1, 5], ["a", "b"]), "the label 5, and .* names only the labels from 0 to 1"),
+        (Named([0, 0, 0, 0, 1, 5], ["a", "b"]), "the label 5, and .* names are those of the labels from 0 to 1"),
         (Named([0] * 6, {"a": 0}), "`classes` of the images in memory is a dict"),
         (Named([0] * 6, {0: "a", 2: "b"}), "`classes` of the images in memory is a dict"),
         (Named([0] * 6, 10), "`classes` of the images in memory is a int"),
@@ -177,3 +177,20 @@ def test_images_that_are_changed_in_place_count_as_other_images(kind):
         assert one.fingerprint() != mark and one.fingerprint(sized=False) != unsized
         assert old.any() and not one.images(0, places).any()
         assert pixels.any() and not one.tensors()[0].any()
+
+
+class Listed(list):
+    """A data set whose attribute `class_names` names its labels, as a distilled set has it."""
+
+    class_names = ("b", "a")
+
+
+def test_labels_are_named_by_either_attribute_and_a_subset_has_the_names_of_the_whole():
+    pairs = list(zip(IMAGES, [0, 1] * 3, strict=True))
+    assert counts(Listed(pairs)) == {"b": 3, "a": 3}
+    assert counts(torch.utils.data.Subset(Listed(pairs), [0, 1, 2])) == {"b": 2, "a": 1}
+    assert counts(torch.utils.data.Subset(torch.utils.data.Subset(Named([0, 1] * 3, ["x", "y"]), [1, 3, 5]), [0])) == {
+        "y": 1
+    }
+    with pytest.raises(DapError, match="the label 2, and their 2 class names are those of the labels from 0 to 1"):
+        by_class(Listed(zip(IMAGES, [0, 1, 2] * 2, strict=True)))

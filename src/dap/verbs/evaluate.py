@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dap.base.files import same_place
 from dap.base.watch import Watcher
 from dap.base.workers import run_workers
 from dap.data.real.base import Source
-from dap.data.real.memory import UNPLACED
+from dap.data.real.memory import UNPLACED, MemorySource, names_of
 from dap.data.real.sources import EMBEDDED, IdxSource
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
@@ -25,17 +26,19 @@ from dap.engines.ranks import Rank, device_for, rank_of
 from dap.evaluation.judge import check_batches, judge
 from dap.evaluation.labelling import largest
 from dap.evaluation.plan import Loaded
-from dap.evaluation.suiting import side_of
+from dap.evaluation.suiting import side_of, takes_values
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import cluster_of, give_back, open_workshop
 from dap.verbs.jobs import read_judging, written_judging
-from dap.verbs.judges import LoadedFor, judging_plan, loader
-from dap.verbs.memory import HeldSets, is_in_memory, loaded_from
+from dap.verbs.judges import LoadedFor, judging_plan, loader, source_of, suited_plan
+from dap.verbs.memory import HeldSets, is_in_memory, is_number, loaded_from, names_given
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import place
 from dap.verbs.report import Results, write_page
 from dap.verbs.understood import tell_changed
 from dap.workshop import Workshop
+
+log = logging.getLogger("dap")
 
 
 @permitted
@@ -67,9 +70,10 @@ def evaluate(
             in memory are written to a folder that lives as long as the results.
         data: the real images: "fashion-mnist", a folder, an opened `Source` of test images, or test images in memory.
             Default: the data that each set was made of. An opened source and images in memory have no training part.
-            The images of the sets are then not measured against real training images.
+            The images of the sets are then not measured against real training images. Labels that are only numbers number
+            the classes of the set; where these are numbers that nobody named, a label is the name of its class.
         classes: for folders that others made, the names of the class folders in label order. For images in memory, the
-            names of the labels. Or the name of a subset of ImageNet.
+            names of the labels; of images that have class names, the classes to take. Or the name of a subset of ImageNet.
         split: where the splits of the real images lie, as `data.split` of a recipe: "train=FOLDER,test=FOLDER". Default:
             what the recipe of the set says.
         max_bad_fraction: the largest fraction of the real images that may be broken. Default: that of each set's recipe.
@@ -91,6 +95,7 @@ def evaluate(
         DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
             something that is not given.
     """
+    classes = names_given(classes)
     kind, named, rank = kind_of(engine), isinstance(data, (str, Path)) or data is None, None
     if kind == "ray":
         check_installed()
@@ -115,7 +120,7 @@ def evaluate(
             pieces = sum(1 + len(one.plan.all_networks) * len(one.plan.seeds) for one in ready)
             told = {"max_bad_fraction": max_bad_fraction, "split": split, "out": where and where.absolute()}
             told |= {"sets": [Path(one).absolute() for one in _listed(sets)], "data": path, "judging": judging}
-            told |= {"classes": [classes] if isinstance(classes, str) else classes, "machine": machine}
+            told |= {"classes": classes, "machine": machine}
             del workshop, loaded_for, ready
             give_back()
             with written_judging(told, opened[0].results.absolute() / CLAIMS) as (_, command):
@@ -129,7 +134,7 @@ def evaluate(
                 judge(made, loaded, watcher)
     else:
         place(opened, where)
-        _judge_on(data, opened, classes, judging, machine, watcher)
+        _judge_on(data, opened, classes, judging, machine, watcher, workshop, held)
     paths = tuple(made.results for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
 
@@ -200,12 +205,18 @@ def _opened(
         return one
     if not is_in_memory(one):
         return DistilledSet.from_folder(one, classes)
+    if classes is not None:
+        return held.set_of(one, classes, "place")
     if isinstance(data, Source):
-        return held.set_of(one, data.class_names)
+        by = "value" if isinstance(data, MemorySource) and all(map(is_number, data.class_names)) else "name"
+        return held.set_of(one, data.class_names, by)
     if isinstance(data, (str, Path)):
         chosen = Recipe.parse({"data": {"path": str(data), "classes": classes, "split": split}}).data
         return held.set_of(one, workshop.whole(chosen, "test").class_names)
-    return held.set_of(one, classes)
+    theirs = None if data is None else names_of(data)
+    if isinstance(data, Mapping):
+        theirs = tuple(map(str, data))
+    return held.set_of(one, theirs)
 
 
 def _judge_on(
@@ -215,14 +226,45 @@ def _judge_on(
     judging: Judging,
     machine: Machine,
     watcher: Watcher,
+    workshop: Workshop,
+    held: HeldSets,
 ) -> None:
     """Judge sets by test images that are objects. The number labels of images in memory number the classes of the set."""
-    plan, loaded = judging_plan(judging, machine), dict[tuple[str, ...], Loaded]()
+    plan, loaded = judging_plan(judging, machine), dict[Any, Loaded]()
+    train = _training_of(data, workshop) if isinstance(data, Source) else None
+    given, own = (
+        judging.changes,
+        isinstance(data, Source) and data.opened is not None and data.opened[1]["data"] == EMBEDDED,
+    )
+    if takes_values(plan.protocol, given) and train is None and not own:
+        of = {recorded_data(made).get("path") for made in opened}
+        if of != {EMBEDDED}:
+            log.warning(
+                "the mean and the standard deviation of %s stay, which are those of Fashion-MNIST: these test images have no "
+                "training images beside them; give data by name or folder, or Judging(changes={'mean': …, 'std': …})",
+                plan.protocol.name,
+            )
     for made in opened:
-        names = tuple(classes or made.class_names)
-        if names not in loaded:
-            loaded[names] = loaded_from(data, names, plan)
-        judge(made, loaded[names], watcher)
+        names, by = (classes, "place") if classes else (made.class_names, "value" if held.numbered(made) else "name")
+        side = side_of(made)
+        key = (tuple(names), by, None if own else side)
+        if key not in loaded:
+            suited = plan if own else suited_plan(plan, judging, side, train)
+            loaded[key] = loaded_from(data, names, suited, by)
+        judge(made, loaded[key], watcher)
+
+
+def _training_of(data: Source, workshop: Workshop) -> Callable[[int], Source] | None:
+    """A function from a size to the training images beside opened test images; None where they cannot be opened."""
+    if data.opened is None or data.opened[1]["data"] == EMBEDDED:
+        return None
+    values = {"path": data.opened[1]["data"], "split": data.opened[1].get("split"), "frames": data.frames}
+    chosen = Recipe.parse({"data": {**values, "classes": list(data.class_names)}}).data
+    try:
+        workshop.whole(chosen)
+    except DapError:
+        return None
+    return lambda size: source_of(workshop, chosen, "train", size)
 
 
 def recorded_data(made: DistilledSet) -> dict[str, Any]:

@@ -66,6 +66,26 @@ def suited_protocol(
     return open_protocol(protocol, epochs, {**given, **changes}) if changes else chosen
 
 
+def suited_plan(
+    plan: JudgingPlan, judging: Judging, side: int | None, train: Callable[[int], Source] | None
+) -> JudgingPlan:
+    """The plan for sets of this side, whose protocol suits the data as `evaluation.suiting` says.
+
+    Args:
+        plan: the plan that `judging_plan` made of `judging`.
+        side: as for `suited_size`.
+        train: opens the training images at a size. None: there are none, and the mean and the standard deviation stay.
+    """
+    given = {**judging.changes}
+    changes = suited_size(plan.protocol, given, side)
+    size = changes.get("size", plan.protocol.size)
+    if train is None:
+        protocol = open_protocol(judging.protocol, judging.epochs, {**given, **changes})
+    else:
+        protocol = suited_protocol(judging.protocol, judging.epochs, given, size, lambda: train(size))
+    return dataclasses.replace(plan, protocol=protocol)
+
+
 def source_of(workshop: Workshop, data: Data, split: Split, size: int) -> Source:
     """The real images of a split at this size, as judging reads them."""
     return workshop.source(Data(**{**data.model_dump(), "size": size}), split, "crop-bilinear")

@@ -46,7 +46,7 @@ class Source(ABC):
         notes: sentences on how the data were read and what was left out.
         place: a value that two sources share if they hold the images of the same files; None: not known.
         root: the folder that the keys of the images begin in; None: not known.
-        opened: the keywords of a recipe that open these training images again, with an absolute path; None: nothing does.
+        opened: the split, and the keywords of a recipe that open its data again, with an absolute path; None: nothing does.
         steady: whether the images stay what they are; if not, they are hashed whenever their fingerprint is asked for.
         frames: how many frames a clip has, for a source of clips (3, frames, size, size); None for images.
     """
@@ -55,7 +55,7 @@ class Source(ABC):
     notes: tuple[str, ...] = ()
     place: Hashable = None
     root: Path | None = None
-    opened: Mapping[str, Any] | None = None
+    opened: tuple[str, Mapping[str, Any]] | None = None
     steady: bool = True
 
     def __init__(

@@ -117,8 +117,8 @@ def by_class(images: Any) -> dict[str, Any]:
 
     Args:
         images: a mapping from class name to images; a pair of images (n, ...) and whole-number labels (n,); or a sized
-            collection of (image, label) pairs such as a torch `Dataset`, whose attribute `classes` names the labels if
-            there is one. Without names a label's number is its name.
+            collection of (image, label) pairs such as a torch `Dataset` or a `DistilledSet`, whose labels are named as
+            `names_of` says. Without names a label's number is its name.
 
     Raises:
         DapError: the images have none of these forms, a label is no whole number from 0 on or has no name, or two classes have
@@ -127,7 +127,7 @@ def by_class(images: Any) -> dict[str, Any]:
     if isinstance(images, Mapping):
         _check_apart(images)
         return {str(name): mine for name, mine in images.items()}
-    names = _names_of(images)
+    names = names_of(images)
     try:
         pair = isinstance(images, tuple) and len(images) == 2 and len(images[0]) == len(images[1])
         pairs = list(zip(*images, strict=True)) if pair else [images[i] for i in range(len(images))]
@@ -144,26 +144,41 @@ def by_class(images: Any) -> dict[str, Any]:
         return {str(label): found[label] for label in sorted(found)}
     if found and max(found) >= len(names):
         raise DapError(
-            f"The images in memory have the label {max(found)}, and their attribute `classes` names only the labels from 0 to "
-            f"{len(names) - 1}."
+            f"The images in memory have the label {max(found)}, and their {len(names)} class names are those of the labels from "
+            f"0 to {len(names) - 1}."
         )
     _check_apart([names[label] for label in found])
     return {names[label]: found[label] for label in sorted(found)}
 
 
-def _names_of(images: Any) -> list[str] | None:
-    """The names in the attribute `classes` of a data set; None where there are none."""
-    names = getattr(images, "classes", None)
-    if names is None:
+def names_of(images: Any) -> list[str] | None:
+    """The names of the labels 0, 1, … of a data set; None where there are none.
+
+    They are its attribute `classes`, as torchvision's data sets have it, or `class_names`, as `DistilledSet` has it. A torch
+    `Subset` has the labels of its whole data set.
+
+    Raises:
+        DapError: the attribute is no list of names.
+    """
+    while isinstance(images, torch.utils.data.Subset) and _attribute(images) is None:
+        images = images.dataset
+    attribute = _attribute(images)
+    if attribute is None:
         return None
+    names = getattr(images, attribute)
     if isinstance(names, Mapping) and set(names) == set(range(len(names))):
         names = [names[label] for label in range(len(names))]
     if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable):
         raise DapError(
-            f"The attribute `classes` of the images in memory is a {type(names).__name__}, not a list of the names of classes "
-            "in label order."
+            f"The attribute `{attribute}` of the images in memory is a {type(names).__name__}, not a list of the names of "
+            "classes in label order."
         )
     return list(map(str, names)) or None
+
+
+def _attribute(images: Any) -> str | None:
+    """The attribute that names the labels of a data set."""
+    return next((name for name in ("classes", "class_names") if getattr(images, name, None) is not None), None)
 
 
 def _whole(label: Any) -> int:

@@ -89,7 +89,7 @@ def open_source(
         layout = locate(_starter_data(), split)
         facts = {"name": EMBEDDED, "licence": "MIT (Zalando SE, 2017)", "class_names": CLASS_NAMES}
         embedded = IdxSource(*layout.files, split=split, border=2, **facts, **options)
-        embedded.opened = {"data": EMBEDDED} if split == "train" else None
+        embedded.opened = (split, {"data": EMBEDDED})
         return embedded
     path = expanded(path)
     options["name"] = path.resolve().name
@@ -104,9 +104,8 @@ def open_source(
     source = _of(layout, split, options) if frames is None else _of_clips(layout, frames, options)
     source.notes, source.place = (*layout.notes, *source.notes), (*layout.place, frames)
     source.root = layout.root.resolve()
-    if split == "train":
-        places = {name: str(place) for name, place in (chosen or {}).items() if name in ("train", "test")}
-        source.opened = {"data": str(path.absolute()), **({"split": places} if places else {})}
+    places = {name: str(place) for name, place in (chosen or {}).items() if name in ("train", "test")}
+    source.opened = (split, {"data": str(path.absolute()), **({"split": places} if places else {})})
     return source
 
 
