@@ -257,7 +257,7 @@ class Workshop:
         side, found = whole.side(), whole.sizes()
         if side is None:
             return OPEN
-        if len(set(found)) > 1 or (found and min(found[0]) != side and whole.name != EMBEDDED):
+        if len(set(found)) > 1 or (found and min(found[0]) != side and data.path != EMBEDDED):
             self.tell(
                 f"the set gets images of {side} × {side} px, as the images differ in size or are large; --size says another"
             )

@@ -3,8 +3,8 @@
 The protocols for small images (`small-hard`, `quick-hard`, `quick-soft`, `small-hard-dsa`, `reference`) state the values of
 Fashion-MNIST.
 Other data are judged at the size of their own sets, with the mean and the standard deviation of their own training images.
-This holds for opened sources too. Test images in memory have no training images beside them, so the mean and the standard deviation
-stay there, and a warning says so.
+This holds for opened sources too. Test images in memory have no training images beside them, so the mean and the standard
+deviation stay there, and a warning says so.
 What is taken from the data stands in the name of the protocol, as if it had been given with `--set`, and in its record, so
 trials of other values are never taken for the same. Protocols with other values, such as those of ImageNet, stay as they are.
 """
