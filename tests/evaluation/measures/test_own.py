@@ -101,6 +101,15 @@ def test_an_edited_file_is_computed_anew_and_nothing_else(inspect, made, tmp_pat
     assert "own" not in inspect(key="other images"), "they were of other images"
 
 
+def test_a_measure_that_changes_its_images_changes_no_other_s(inspect, tmp_path):
+    seen = "def m(subject):\n    return {{'{0}': subject.images.sum(), '{0}s': subject.labels.sum()}}"
+    spoils = "def m(subject):\n    subject.images.zero_(), subject.labels.zero_()\n    return {'mine': 0}"
+    files = [write(tmp_path / "a.py", seen.format("first")), write(tmp_path / "b.py", spoils)]
+    files += [write(tmp_path / "c.py", seen.format("last"))]
+    first, _, last = (one["values"] for one in inspect(*(f"{file}:m" for file in files))["own"].values())
+    assert list(first.values()) == list(last.values()) and min(first.values()) > 0
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -181,12 +181,13 @@ class Inspector:
         there."""
         measures = whole_note(judged.results, "measures.json")
         kept, notes = dict(measures.get("own") or {}), dict(measures.get("notes") or {})
-        whole = rows_of(images, torch.arange(len(images)))  # such a measure may take all images at once
-        shown, of = unfolded(whole, self.train.frames), lambda x: extract(self.features, x.flatten(1, -3))
-        subject = Subject(shown, labels, self.train.class_names, self.train, of)
+        of = lambda x: extract(self.features, x.flatten(1, -3))  # noqa: E731
         for one in self.own:
             if kept.get(one.name, {}).get("code") == one.code:
                 continue
+            # A measure may take all images at once, and may change them: each gets its own.
+            shown = unfolded(rows_of(images, torch.arange(len(images))), self.train.frames)
+            subject = Subject(shown, labels.clone(), self.train.class_names, self.train, of)
             kept.pop(one.name, None)
             notes.pop(one.name, None)
             theirs = {name for other in kept.values() for name in other["values"]}
