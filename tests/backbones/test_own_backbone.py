@@ -146,3 +146,25 @@ def test_what_decides_a_prediction_besides_the_weights_is_in_the_hash():
         return ModuleBackbone(Exact(torch.zeros(1)), card=card, schedule=schedule, predicts=predicts, **parts)
 
     assert len({made(predicts).weights_hash() for predicts in ("eps", "velocity", "x0")}) == 3
+
+
+@pytest.mark.parametrize("schedule", [VariancePreserving.from_betas(1e-4, 0.02, 1000), Flow()])
+def test_what_a_network_predicts_has_our_words_and_those_of_diffusers_and_no_others(schedule):
+    """A word that nobody knows once meant x_0, so that a denoiser of noise gave other images without a sentence."""
+    x, output = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    for ours, theirs in (("eps", "epsilon"), ("velocity", "v_prediction"), ("x0", "sample")):
+        for one, other in zip(schedule.read(ours, x, 300, output), schedule.read(theirs, x, 300, output), strict=True):
+            assert (one is None and other is None) or torch.equal(one, other)
+        assert _of_words(schedule, theirs).predicts == ours
+    for wrong in ("v", "X0", "noise", "eps ", ""):
+        with pytest.raises(DapError, match="'eps', 'velocity' or 'x0'"):
+            schedule.read(wrong, x, 300, output)
+        with pytest.raises(DapError, match="cannot predict"):
+            _of_words(schedule, wrong)
+
+
+def _of_words(schedule, predicts):
+    card = Card("mine", licence="MIT", size=4, cfg=1.0, cfg_channels="all", layer="0", scale=0.1, unit="step")
+    network = nn.Sequential(nn.Conv2d(3, 3, 1))
+    shape = {"latent_shape": (3, 4, 4), "layers": ("0",), "class_names": ("a",)}
+    return ModuleBackbone(network, card=card, schedule=schedule, predicts=predicts, **shape)

@@ -16,7 +16,7 @@ from dap import imagenet
 from dap.backbones.base import Backbone, Card, Prediction
 from dap.backbones.honoured import deciding
 from dap.backbones.outputs import detached, tokens
-from dap.backbones.schedules import Predicts, Schedule, Time
+from dap.backbones.schedules import Predicts, Schedule, Time, predicts_of
 from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.guidance.base import GradThrough
@@ -50,9 +50,12 @@ class ModuleBackbone(Backbone):
         latent_shape: the shape of a latent, (C, *spatial).
         layers: the names of the layers that can be tapped.
         class_names: the names of the classes in label order. Empty for a backbone that takes prompts.
-        predicts: "eps", "velocity" or "x0"; see `Schedule.read`.
+        predicts: "eps", "velocity" or "x0", or diffusers' word for one of them; see `predicts_of` and `Schedule.read`.
         learned_variance: whether the output holds the raw variance behind the prediction, along the channels.
         others: more modules that decide a prediction, by name, such as text encoders.
+
+    Raises:
+        DapError: `predicts` is another word.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class ModuleBackbone(Backbone):
         latent_shape: Sequence[int],
         layers: Sequence[str],
         class_names: Sequence[str] = (),
-        predicts: Predicts = "eps",
+        predicts: str = "eps",
         learned_variance: bool = False,
         **others: nn.Module,
     ) -> None:
@@ -78,7 +81,7 @@ class ModuleBackbone(Backbone):
         self.device = next(denoiser.parameters()).device
         self.card, self.schedule, self.latent_shape = card, schedule, tuple(latent_shape)
         self.layers, self.class_names = tuple(layers), tuple(class_names)
-        self.predicts: Predicts = predicts
+        self.predicts: Predicts = predicts_of(predicts)
         self.learned_variance = learned_variance
         self._labels = imagenet.lookup(self.class_names)
         self.offloaded = False

@@ -31,6 +31,20 @@ KINDS: dict[str, Predicts] = {"epsilon": "eps", "v_prediction": "velocity", "sam
 """diffusers' names of what a denoiser on a variance-preserving schedule predicts."""
 
 
+def predicts_of(word: str) -> Predicts:
+    """What a denoiser predicts, by a word of ours or of diffusers.
+
+    Raises:
+        DapError: the word is neither, for a guess would give images of something else.
+    """
+    known: dict[str, Predicts] = {"eps": "eps", "velocity": "velocity", "x0": "x0", **KINDS}
+    if word not in known:
+        raise DapError(
+            f"A backbone cannot predict {word!r}; say 'eps', 'velocity' or 'x0', or as diffusers does {', '.join(KINDS)}."
+        )
+    return known[word]
+
+
 class Schedule(ABC):
     """How much data and how much noise there is at every time of a backbone."""
 
@@ -50,7 +64,7 @@ class Schedule(ABC):
         """The noise that a denoiser's output stands for, and the x_0 if the output gives it better than `eps_to_x0`.
 
         Args:
-            predicts: the kind of the output.
+            predicts: the kind of the output, which `predicts_of` checks.
             x: x_t, (B, C, *spatial).
             t: the time.
             output: the output of the denoiser, (B, C, *spatial).
@@ -58,6 +72,7 @@ class Schedule(ABC):
         Returns:
             (eps, x_0), both (B, C, *spatial); x_0 may be None.
         """
+        predicts = predicts_of(predicts)
         if predicts == "eps":
             return output, None
         if predicts == "velocity":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.backbones.cards import Found, check_names, image_size
 from dap.backbones.modules import ModuleBackbone
-from dap.backbones.schedules import KINDS, Time, VariancePreserving
+from dap.backbones.schedules import Time, VariancePreserving
 from dap.base.errors import DapError
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class DiT(ModuleBackbone):
             latent_shape=(channels, side, side),
             layers=[str(i) for i in range(len(transformer.transformer_blocks))],
             class_names=class_names,
-            predicts=KINDS[kind],
+            predicts=kind,
             learned_variance=config.out_channels == 2 * channels,
         )
         self.transformer = transformer

@@ -12,7 +12,7 @@ from dap.backbones.base import Card
 from dap.backbones.cards import Found, check_names, image_size
 from dap.backbones.known import KINDS as PIPELINES
 from dap.backbones.modules import ModuleBackbone
-from dap.backbones.schedules import KINDS, Time, VariancePreserving
+from dap.backbones.schedules import Time, VariancePreserving
 from dap.base.errors import DapError
 
 
@@ -47,7 +47,7 @@ class Labelled(ModuleBackbone):
             latent_shape=(config.in_channels, *frames, config.sample_size, config.sample_size),
             layers=tuple(network.taps),
             class_names=class_names,
-            predicts=KINDS[said.get("prediction_type", "epsilon")],
+            predicts=said.get("prediction_type", "epsilon"),
             learned_variance=network.learned_variance,
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.backbones.cards import Found, image_size
 from dap.backbones.prompts import PromptedBackbone, tokenizers_of
-from dap.backbones.schedules import KINDS, Time, VariancePreserving
+from dap.backbones.schedules import Time, VariancePreserving
 from dap.base.errors import DapError
 
 LONGEST = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
@@ -51,7 +51,7 @@ class PixArt(PromptedBackbone):
             schedule=VariancePreserving.from_config(pipe.scheduler.config),
             latent_shape=(config.in_channels, config.sample_size, config.sample_size),
             layers=[str(i) for i in range(config.num_layers)],
-            predicts=KINDS[kind],
+            predicts=kind,
             learned_variance=given == 2 * config.in_channels,
             tokenizers=tokenizers_of(pipe, {"": self._longest}, lower=True),
             text_encoder=pipe.text_encoder,

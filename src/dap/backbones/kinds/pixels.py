@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.backbones.cards import Found
 from dap.backbones.modules import ModuleBackbone
-from dap.backbones.schedules import KINDS, Time, VariancePreserving
+from dap.backbones.schedules import Time, VariancePreserving
 from dap.base.errors import DapError
 
 
@@ -55,7 +55,7 @@ class Pixels(ModuleBackbone):
             latent_shape=(config.in_channels, card.size, card.size),
             layers=tuple(self._by_layer),
             class_names=class_names,
-            predicts=KINDS[said.get("prediction_type", "epsilon")],
+            predicts=said.get("prediction_type", "epsilon"),
             learned_variance=config.out_channels == 2 * config.in_channels,
         )
         self.clip = said.get("clip_sample_range", 1.0) if said.get("clip_sample") else None

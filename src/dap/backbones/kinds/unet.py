@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Card
 from dap.backbones.cards import Found, image_size
 from dap.backbones.prompts import PromptedBackbone, tokenizers_of
-from dap.backbones.schedules import KINDS, Time, VariancePreserving
+from dap.backbones.schedules import Time, VariancePreserving
 from dap.base.errors import DapError
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -72,7 +72,7 @@ class UNet(PromptedBackbone):
             schedule=schedule,
             latent_shape=(unet.config.in_channels, *((side, side) if isinstance(side, int) else side)),
             layers=tuple(self._by_layer),
-            predicts=KINDS[kind],
+            predicts=kind,
             tokenizers=tokenizers_of(pipe),
             **encoders,
         )
