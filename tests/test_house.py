@@ -32,6 +32,7 @@ ROOMS = [
     ["dap.evaluation.measures", "dap.evaluation.report"],
     ["dap.evaluation"],
     ["dap.methods", "dap.pipelines"],
+    ["dap.described"],
     ["dap.objects", "dap.named"],
     ["dap.workshop"],
     ["dap.engines"],

@@ -1,26 +1,25 @@
 """Objects that a Python user gives in place of names, and the record of them in a distilled set.
 
 A name in a recipe can be looked up again, but an object cannot. So a set that was made with objects keeps three things
-for each object: the name of its class, a hash of the file that defines the class, and the plain values the object was
-made with. With this record a set can refuse to go on with most other objects, and a reader can see which objects were
-used.
+for each object: the name of its class, a hash of the file that defines the class, and the values the object was made
+with, whatever they are nested in. With this record a set refuses to go on with other objects, and a reader can see which
+objects were used. What cannot be described is named in the record, and then no unfinished set goes on.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
-from dap.base.registry import code_of_class
 from dap.choices import Data
 from dap.data.real.decode import Fit
 from dap.data.real.held import OfClasses
 from dap.data.real.memory import UNPLACED, MemorySource, by_class
 from dap.data.real.sources import Source
+from dap.described import describe, name_of
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method
 
@@ -136,45 +135,3 @@ class Objects:
         things = {"method": self.method, "backbone": self.backbone, "guidance": self.guidance}
         things |= {"source": self.source} if isinstance(self.source, Source) else {}
         return {role: describe(thing) for role, thing in things.items() if thing is not None}
-
-
-def name_of(thing: Any) -> str:
-    """The name of an object's class, as "module:Class"."""
-    return f"{type(thing).__module__}:{type(thing).__qualname__}"
-
-
-def describe(thing: Any) -> dict[str, Any]:
-    """The class of an object, the hash of the code that defines the class, and the object's plain values.
-
-    Returns:
-        "class": the name "module:Class".
-        "code": what `code_of_class` gives.
-        "values": the attributes that the class takes as arguments, if they are numbers, texts, None, or tuples of
-            these. A guidance or an energy among the arguments is described in the same way.
-    """
-    code = code_of_class(type(thing))
-    described: dict[str, Any] = {"class": name_of(thing), **({"code": code} if code else {})}
-    values = _values_of(thing) if isinstance(thing, (Method, Guidance, Energy)) else {}
-    return {**described, **({"values": values} if values else {})}
-
-
-def _values_of(thing: Any, depth: int = 4) -> dict[str, Any]:
-    """The values an object was made with. Only attributes that are arguments of the class count: a run does not change them."""
-    found: dict[str, Any] = {}
-    for name in inspect.signature(type(thing)).parameters:
-        value = getattr(thing, name, inspect.Parameter.empty)
-        if value is inspect.Parameter.empty:
-            continue
-        if _plain(value):
-            found[name] = list(value) if isinstance(value, tuple) else value
-        elif depth and isinstance(value, (Guidance, Energy)):
-            found[name] = {"class": name_of(value), **_values_of(value, depth - 1)}
-        elif depth and isinstance(value, tuple) and all(isinstance(one, (Guidance, Energy)) for one in value):
-            found[name] = [{"class": name_of(one), **_values_of(one, depth - 1)} for one in value]
-    return found
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return isinstance(value, tuple) and all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))

@@ -21,6 +21,7 @@ from dap.data.real.decode import Fit
 from dap.data.real.held import Part
 from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.data.real.stored.budget import Budget
+from dap.data.sets.differences import OBJECTS_RECORD
 from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
 from dap.methods import find
@@ -292,7 +293,7 @@ class Workshop:
         if given.captions is not None:
             found["captions"] = sha256_of(check_captions(task.recipe.captions or ""))
         if described := self.objects.described():
-            found["objects"] = described
+            found |= {"objects": described, OBJECTS_RECORD: 2}
         return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dap.backbones.schedules import Schedule, Time
 from dap.base.errors import DapError
-from dap.base.registry import code_of_class, suggest
+from dap.base.registry import Recorded, code_of_class, suggest
 from dap.choices import SolverName
 from dap.guidance.base import GradThrough
 
@@ -112,7 +112,7 @@ class Prediction:
     x0: Float[Tensor, "b c *spatial"] | None = None
 
 
-class Backbone(ABC):
+class Backbone(Recorded, ABC):
     """A pre-trained diffusion model, its autoencoder and its label space. No parameter trains.
 
     `dap.backbones.ModuleBackbone` makes a backbone from a torch network. It is the easier start for a backbone of your

@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, Self
 
 from dap.base.errors import DapError, suggest
 from dap.base.permission import admit, is_code
@@ -154,7 +154,45 @@ def code_of_class(kind: type) -> dict[str, str]:
     return {f"{one.__module__}:{one.__qualname__}": _text_of(one) for one in own}
 
 
-def _text_of(kind: type) -> str:
+GIVEN = "_dap_given"
+"""The attribute that holds the arguments of an object of `Recorded`."""
+
+
+class Recorded:
+    """Objects of users' classes that remember the arguments they were made with, by the names of these arguments.
+
+    A class may keep an argument under another name, or only what follows from it. What a set says of the object would then miss
+    it, and the set would go on with another object.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        if cls.__init__ is object.__init__ and (args or kwargs):
+            raise TypeError(f"{cls.__name__}() takes no arguments")  # as Python says where there is no `__new__`
+        if (
+            cls.__module__.partition(".")[0] != "dap"
+        ):  # the classes of this package keep their arguments under their names
+            with contextlib.suppress(TypeError, ValueError):  # `__init__` refuses wrong arguments in its own words
+                bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
+                bound.apply_defaults()
+                made.__dict__[GIVEN] = dict(list(bound.arguments.items())[1:])
+        return made
+
+
+def code_of_function(function: FunctionType) -> str:
+    """The sha256 of the file of a function or, where there is none, of its text; "unknown" where there is no text either."""
+    return _text_of(function)
+
+
+def text_of_code(function: FunctionType) -> str:
+    """The lines of a function; an empty text where they are not known."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
+
+
+def _text_of(kind: type | FunctionType) -> str:
     try:
         file = inspect.getsourcefile(kind)
         if file is not None and Path(file).is_file():

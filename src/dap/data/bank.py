@@ -123,6 +123,10 @@ class FeatureBank:
         self._features: dict[tuple[int, Time], Tensor] = {}
         self._spreads: dict[tuple[int, Time], tuple[Tensor, Tensor]] = {}
 
+    def fingerprint(self) -> str:
+        """A hash of everything that the features depend on, and no more."""
+        return self._key_of_all()
+
     def begin(self, labels: Sequence[int]) -> None:
         """Draw and encode the real images of these labels. What was kept of other labels is dropped."""
         self._room = _room(self.backbone.device, self.memory) if self.keep else 0

@@ -23,6 +23,7 @@ from dap.cost import Meter, add_up
 from dap.data.sets.beginning import begin, begun_with, gather, grow
 from dap.data.sets.contents import part_of
 from dap.data.sets.distilled import WORK, DistilledSet
+from dap.described import check_goes_on
 from dap.engines.described import describe, other_machine
 from dap.engines.looking import check_still_there
 from dap.engines.ranks import Rank
@@ -139,6 +140,7 @@ def check_begun(out: Path, task: Task, inputs: dict[str, Any]) -> None:
     values = task.recipe.values()
     begun = {**values, "ipc": begun_with(out, values) or values["ipc"]}
     DistilledSet.check_begun(out, task.source.class_names, begun, inputs)
+    check_goes_on(out, inputs, len(task.source.class_names) * task.recipe.ipc)
 
 
 def whole(out: Path, total: int) -> DistilledSet:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dap.base.files import same_place
-from dap.data.sets.differences import flatten
+from dap.data.sets.differences import OBJECTS_RECORD, as_told, flatten
 from dap.evaluation.current import hash_of
 
 
@@ -127,7 +127,9 @@ def _own(sets: Sequence[Made]) -> dict[str, dict[int, _Thing]]:
         objects = one.inputs.get("objects")
         for role, said in objects.items() if isinstance(objects, Mapping) else ():
             kind = said.get("class") if isinstance(said, Mapping) else None
-            found.setdefault(f"{role} object", {})[i] = _Thing(hash_of(said), str(kind))
+            found.setdefault(f"{role} object", {})[i] = _Thing(
+                "" if _told_less(said, role, sets, one) else hash_of(said), str(kind)
+            )
         for name, digest in one.inputs.items():
             if name.startswith(CODE) and isinstance(digest, str):
                 found.setdefault(name, {})[i] = _Thing(digest)
@@ -136,6 +138,19 @@ def _own(sets: Sequence[Made]) -> dict[str, dict[int, _Thing]]:
             if not one.inputs and name.removeprefix(CODE) in json.dumps(one.recipe, ensure_ascii=False, default=str):
                 found[name][i] = _Thing("")
     return found
+
+
+def _told_less(said: Any, role: str, sets: Sequence[Made], mine: Made) -> bool:
+    """Whether the record of an object is of an earlier version and another set's record says the same and more, so that nobody
+    knows whether the objects are the same."""
+    if OBJECTS_RECORD in mine.inputs:
+        return False
+    others = (
+        one.inputs["objects"].get(role)
+        for one in sets
+        if OBJECTS_RECORD in one.inputs and isinstance(one.inputs.get("objects"), Mapping)
+    )
+    return any(other is not None and as_told(other, said) == said for other in others)
 
 
 def _contents(things: Mapping[int, _Thing]) -> dict[str, set[str]]:

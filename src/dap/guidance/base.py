@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dap.base.errors import DapError, NotFinite
+from dap.base.registry import Recorded
 from dap.guidance.state import GradThrough, State, per_image_norm
 
 
-class Guidance(ABC):
+class Guidance(Recorded, ABC):
     """A push on the next sample. The attributes and the two hooks have neutral defaults; a subclass sets what it needs.
 
     Attributes:
@@ -41,10 +42,10 @@ class Guidance(ABC):
     def __call__(self, state: State) -> Float[Tensor, "b c *spatial"]:
         """What to add to x_{t−1}."""
 
-    def begin(self, labels: Sequence[int]) -> None:  # noqa: B027 - a hook; most guidances need none
+    def begin(self, labels: Sequence[int]) -> None:
         """Prepare what the classes need. The sampling loop calls this before a batch, with the labels in the batch."""
 
-    def finish(self, state: State) -> None:  # noqa: B027 - a hook; most guidances need none
+    def finish(self, state: State) -> None:
         """Look at the finished batch. The sampling loop calls this after the last step, with the last state."""
 
     def active(self, index: int, steps: int) -> bool:
@@ -71,7 +72,7 @@ class Nothing(Guidance):
         return False
 
 
-class Energy(ABC):
+class Energy(Recorded, ABC):
     """A scalar that is to be lowered for each image, differentiable in `State.x` as far as `grad_through` says.
 
     The attributes are those of `Guidance`.
@@ -87,10 +88,10 @@ class Energy(ABC):
     def __call__(self, state: State) -> Float[Tensor, " b"]:
         """The energy of each image."""
 
-    def begin(self, labels: Sequence[int]) -> None:  # noqa: B027 - a hook
+    def begin(self, labels: Sequence[int]) -> None:
         """Prepare what the classes need, as `Guidance.begin`."""
 
-    def finish(self, state: State) -> None:  # noqa: B027 - a hook
+    def finish(self, state: State) -> None:
         """Look at the finished batch, as `Guidance.finish`."""
 
 

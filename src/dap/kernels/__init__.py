@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.base.parsing import brief
-from dap.base.registry import resolve
+from dap.base.registry import Recorded, resolve
 from dap.expressions import LARGEST, Named, Part, read
 from dap.kernels.pairs import distances
 
@@ -39,7 +39,7 @@ def euclidean(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor,
     return distances(x, y)
 
 
-class Kernel(ABC):
+class Kernel(Recorded, ABC):
     """A positive semi-definite function of two vectors. A subclass must have `__call__` and `diag`."""
 
     @abstractmethod

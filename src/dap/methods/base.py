@@ -17,6 +17,7 @@ from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.fields import Chosen
 from dap.base.parsing import counted
+from dap.base.registry import Recorded
 from dap.base.store import Store
 from dap.data.real.sources import Source
 from dap.data.real.stored.budget import Budget
@@ -135,7 +136,7 @@ class Task:
         return promised(self.given.captions, self.recipe.method, "task.captions", 'its `needs` must name "captions"')
 
 
-class Method(ABC):
+class Method(Recorded, ABC):
     """Makes the images of a set, unit by unit.
 
     Attributes:

@@ -109,8 +109,8 @@ def distill(
 
     Give a recipe, keywords, or a recipe with keywords that replace some of its values. Four parts of a recipe may be
     objects in place of names: method, backbone, guidance and source. The set then keeps the names and the code hashes
-    of the objects' classes, and the objects' plain values (see `dap.objects.describe`). The set goes on only if these
-    are the same.
+    of the objects' classes, and the values the objects were made with (see `dap.described.describe`). The set goes on
+    only if these are the same, and not at all where one of these values cannot be described.
 
         dap.distill(out="runs/first", method="dap", ipc=1, scale=0.05)
         dap.distill("imagenette-dit-ipc10", "runs/second", backbone=dap.load_backbone("my/folder"), seed=1)

@@ -16,7 +16,7 @@ from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
 from dap.base.parsing import brief, counted, shown
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
-from dap.data.sets.differences import differences
+from dap.data.sets.differences import OBJECTS_RECORD, as_told, differences
 from dap.data.sets.folders import check_classes, folders_of
 from dap.data.sets.notes import read, read_note, there
 
@@ -63,7 +63,7 @@ def check_begun(
     if foreign and not there(path, "recipe.json"):
         raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
     for (name, value), model in zip(written.items(), (RECIPE, INPUTS), strict=True):
-        changed = differences(read(path, name, model), value) if there(path, name) else []
+        changed = differences(old := read(path, name, model), _as_known(value, old)) if there(path, name) else []
         if changed:
             of_data = any(line.startswith("data: ") for line in changed)
             why = (
@@ -80,6 +80,18 @@ def check_begun(
                 f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}{again} or another --out."
             )
     return pinned
+
+
+def _as_known(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a file, without what an earlier version could not say of objects. Then nobody knows it of the old set."""
+    if not isinstance(old.get("objects"), Mapping) or OBJECTS_RECORD in old:
+        return dict(new)
+    objects = {
+        role: as_told(said, old["objects"][role]) if role in old["objects"] else said
+        for role, said in new.get("objects", {}).items()
+    }
+    rest = {key: value for key, value in new.items() if key not in ("objects", OBJECTS_RECORD)}
+    return {**rest, **({"objects": objects} if "objects" in new else {})}
 
 
 def begun_with(path: Path, recipe: Mapping[str, Any]) -> int | None:

@@ -33,6 +33,20 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [f"{where}: {before} -> {after}"]
 
 
+OBJECTS_RECORD = "objects_record"
+"""The key in inputs.json that says how much `objects` tells. A file of an earlier version lacks it: its record tells the class,
+the code and plain values alone, and what it does not tell is not known."""
+
+
+def as_told(new: Any, old: Any) -> Any:
+    """A record of objects without what the record of an earlier version cannot tell of the same objects."""
+    if isinstance(new, Mapping) and isinstance(old, Mapping):
+        return {key: as_told(value, old[key]) for key, value in new.items() if key in old}
+    if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+        return [as_told(*pair) for pair in zip(new, old, strict=True)]
+    return new
+
+
 def _long(value: Any) -> list[str]:
     """A list of so many texts that only its difference should be told; [] for any other value."""
     told = isinstance(value, list) and len(value) > 2 * MOST_NAMED and all(isinstance(one, str) for one in value)
