@@ -21,6 +21,7 @@ from dap.base.errors import DapError, NotFinite
 from dap.base.parsing import check_one_of
 from dap.base.seeding import generators, image_seeds, normal
 from dap.guidance.base import Guidance, Nothing, State
+from dap.guidance.reals import check_classes
 from dap.solvers import make
 
 STEPS = 50
@@ -102,14 +103,16 @@ def sample(
         start: None begins at pure noise.
 
     Raises:
-        DapError: a class, layer, solver or `push_into` is unknown; this is raised before the first step. Or a sample is not
-            finite; the message names the step.
+        DapError: a class, layer, solver or `push_into` is unknown, or the guidance has real images of other classes under the
+            same labels; this is raised before the first step. Or a sample is not finite; the message names the step.
     """
     guidance = guidance or Nothing()
     run = _Run(model, guidance, batch, steps, solver, eta, push_into)
     if start is not None and not 0 <= start.index < steps:
         raise DapError(f"A run of {steps} steps can begin at step 0 to {steps - 1}, not at {start.index}.")
-    guidance.begin(sorted(set(batch.labels)))
+    labels = sorted(set(batch.labels))
+    check_classes([guidance], batch.class_names, labels)
+    guidance.begin(labels)
     x = normal(model.backbone.latent_shape, run.gens, torch.empty(0, device=model.backbone.device))
     first = 0
     if start is not None:

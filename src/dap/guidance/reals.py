@@ -15,7 +15,7 @@ and nothing is divided by alpha, which is 0 where a flow begins. docs/method.md 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dap.guidance.base import Energy, settled
+from dap.base.errors import DapError
+from dap.guidance.base import Energy, Guidance, settled
 from dap.guidance.state import State
 
 OfClass = Callable[[Tensor, int, Tensor, Tensor], Tensor]
@@ -113,6 +114,55 @@ class ToReals(Energy):
 
     def begin(self, labels: Sequence[int]) -> None:
         self.reals.begin(labels)
+
+
+def check_classes(parts: Iterable[Guidance | Energy], class_names: Sequence[str], labels: Sequence[int]) -> None:
+    """Check that labels mean the same classes in the real images of guidances as in what is sampled.
+
+    A label is a position in a list of class names. Real images of other classes, or in another order, would pull an image
+    towards another class.
+
+    Args:
+        parts: guidances and energies. Whatever they hold that is told of labels (`begin`) and has a source of real images counts.
+        class_names: the classes of what is sampled, in label order.
+        labels: the labels in it.
+
+    Raises:
+        DapError: a label is another class there, or none.
+    """
+    for part in parts:
+        for theirs in _sources(part, set()):
+            for label in labels:
+                name = theirs[label] if label < len(theirs) else None
+                if name != class_names[label]:
+                    other = "no class" if name is None else f"the class {name!r}"
+                    raise DapError(
+                        f"{class_names[label]!r} has the label {label} in what is sampled, but in the real images of the "
+                        f"guidance {type(part).__name__} this label is {other}. Open these images with the same classes in the "
+                        "same order: "
+                        f"classes={list(class_names)[:10]}{' and so on' * (len(class_names) > 10)}."
+                    )
+
+
+def _sources(held: object, seen: set[int], depth: int = 8) -> Iterator[Sequence[str]]:
+    """The class names of the sources of real images that a guidance, or what it holds, is told labels of."""
+    if id(held) in seen or not depth:
+        return
+    seen.add(id(held))
+    if isinstance(held, (list, tuple, Mapping)):
+        inside: Iterable[object] = held.values() if isinstance(held, Mapping) else held
+    elif isinstance(held, (Guidance, Energy)):
+        inside = vars(held).values()
+    elif callable(getattr(held, "begin", None)):
+        source = getattr(held, "source", None) or getattr(getattr(held, "task", None), "source", None)
+        if (names := getattr(source, "class_names", None)) is not None:
+            yield names
+            return
+        inside = getattr(held, "__dict__", {}).values()
+    else:
+        return
+    for one in inside:
+        yield from _sources(one, seen, depth - 1)
 
 
 def by_class(

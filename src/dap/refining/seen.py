@@ -16,6 +16,7 @@ from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
 from dap.guidance.base import Energy, State
+from dap.guidance.reals import check_classes
 from dap.sampling import Batch
 
 CHUNK = 10
@@ -72,8 +73,10 @@ class Seen:
         self.layers = list(dict.fromkeys(backbone.check_layer(energy.layer or "") for energy in energies))
         if odd := [type(energy).__name__ for energy in energies if energy.grad_through != "features"]:
             raise DapError(f"A refinement looks at features alone, so the energy {odd[0]} cannot lead it.")
+        labels = sorted(set(batch.labels))
+        check_classes(energies, batch.class_names, labels)
         for energy in energies:
-            energy.begin(sorted(set(batch.labels)))
+            energy.begin(labels)
         self.condition = backbone.condition([batch.class_names[label] for label in batch.labels])
         members = [part.batch for part in [finished] if part is not None] + [batch]
         self.labels = torch.tensor([label for part in members for label in part.labels])
