@@ -20,7 +20,7 @@ from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError, NotFinite
 from dap.base.parsing import check_one_of
 from dap.base.seeding import generators, image_seeds, normal
-from dap.guidance.base import Guidance, Nothing, State
+from dap.guidance.base import Guidance, Nothing, State, pushed
 from dap.guidance.reals import check_classes
 from dap.solvers import make
 
@@ -37,6 +37,9 @@ class Batch:
         slots: for each image its slot, that is, which of the ipc images of its class it is.
         seeds: for each image one seed; all noise of the image comes from it.
         prompts: for each image a text that takes the place of its class, for text-conditioned backbones. None: the class.
+
+    Raises:
+        DapError: a label is no position in `class_names`, a slot is below 0, or the lists differ in length.
     """
 
     class_names: tuple[str, ...]
@@ -45,11 +48,35 @@ class Batch:
     seeds: tuple[int, ...]
     prompts: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        _check_rows(self.class_names, self.labels, self.slots)
+        for what, rows in (("seeds", self.seeds), ("prompts", self.prompts)):
+            if rows is not None and len(rows) != len(self.labels):
+                raise DapError(f"A batch of {len(self.labels)} labels needs as many {what}, not {len(rows)}.")
+
     @staticmethod
     def of(class_names: Sequence[str], labels: Sequence[int], slots: Sequence[int], run_seed: int) -> Batch:
-        """A batch in which each image's seed is a hash of (run seed, class name, slot)."""
+        """A batch in which each image's seed is a hash of (run seed, class name, slot).
+
+        Raises:
+            DapError: as for the class.
+        """
+        labels, slots = [int(label) for label in labels], [int(slot) for slot in slots]
+        _check_rows(class_names, labels, slots)
         seeds = image_seeds(run_seed, class_names, labels, slots)
         return Batch(tuple(class_names), tuple(labels), tuple(slots), tuple(seeds))
+
+
+def _check_rows(class_names: Sequence[str], labels: Sequence[int], slots: Sequence[int]) -> None:
+    if not labels or len(labels) != len(slots):
+        raise DapError(f"A batch has one label and one slot an image, not {len(labels)} labels and {len(slots)} slots.")
+    if wrong := [label for label in labels if not 0 <= label < len(class_names)]:
+        raise DapError(
+            f"The label {wrong[0]} is none of the {len(class_names)} classes of the batch; labels run from 0 to "
+            f"{len(class_names) - 1}, in the order of class_names."
+        )
+    if min(slots) < 0:
+        raise DapError(f"The slot {min(slots)} is below 0; slots count the images of a class from 0 on.")
 
 
 @dataclass(frozen=True)
@@ -216,7 +243,7 @@ class _Run:
         )
         after = proposal
         if active:
-            push = guidance(state)
+            push = pushed(guidance, state)
             if self.into == "x":
                 after = proposal + push
             else:

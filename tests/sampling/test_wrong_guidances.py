@@ -11,7 +11,7 @@ from dap.backbones import ClassifierFree
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
 from dap.data.real.sources import open_source
-from dap.guidance import Descend, Energy, Representative, Scaled, Sum, Window
+from dap.guidance import Descend, Energy, Guidance, Representative, Scaled, Sum, Window
 from dap.refining import Descent, refine
 from dap.sampling import Batch, latents
 
@@ -68,3 +68,76 @@ def test_a_refinement_asks_the_same(backbone, source):
     batch = Batch.of(("red", "blue"), [0], [0], 0)
     with pytest.raises(DapError, match="'red' has the label 0 in what is sampled, but"):
         refine(backbone, [energy], batch, torch.zeros(1, *backbone.latent_shape), Descent(1))
+
+
+class Given(Energy):
+    """An energy that gives what a function makes of the right one."""
+
+    grad_through = "denoiser"
+
+    def __init__(self, change):
+        self.change = change
+
+    def __call__(self, state):
+        return self.change(state.x0_hat.square().flatten(1).sum(1))
+
+
+class Pushing(Guidance):
+    def __init__(self, change):
+        self.change = change
+
+    def __call__(self, state):
+        return self.change(torch.zeros_like(state.proposal))
+
+
+WRONG_ENERGIES = [torch.sum, lambda e: e[:, None], lambda e: e[:1], lambda e: e.sum().item(), lambda e: None, list]
+WRONG_PUSHES = [torch.sum, lambda p: p[:1], lambda p: p[:, :1], lambda p: p[0], lambda p: 0.1, lambda p: None]
+
+
+@pytest.mark.parametrize("change", WRONG_ENERGIES)
+def test_an_energy_is_one_number_an_image(backbone, change):
+    """A scalar has the gradient of the sum, but a unit, a report of it and a refinement would read something else."""
+    batch = Batch.of(("red", "blue"), [0, 1], [0, 0], 0)
+    with pytest.raises(DapError, match=r"The energy Given gives a .* for 2 images; .* shape \(2,\)"):
+        latents(ClassifierFree(backbone, 1.0), Descend(Given(change), 0.1), batch, steps=2)
+
+
+@pytest.mark.parametrize("change", WRONG_PUSHES)
+@pytest.mark.parametrize(
+    "wrap", [lambda g: g, lambda g: g + Descend(Given(torch.clone), 0.1), lambda g: Window(g, 0.0)]
+)
+def test_a_push_has_the_shape_of_the_sample(backbone, change, wrap):
+    batch = Batch.of(("red", "blue"), [0, 1], [0, 0], 0)
+    with pytest.raises(DapError, match=r"The guidance \w+ gives a .* has the shape of the sample, \(2, 4, 4, 4\)"):
+        latents(ClassifierFree(backbone, 1.0), wrap(Pushing(change)), batch, steps=2)
+
+
+@pytest.mark.parametrize("pool", ["none", "mean"])
+def test_real_images_of_a_bank_have_the_backbone_s_size(backbone, colours, pool):
+    for size in (4, 16):
+        with pytest.raises(DapError, match=f"have {size} × {size} px, and .* makes 8 × 8 px. Open them with size=8"):
+            FeatureBank(open_source(colours, "train", size=size), backbone, BankOptions(pool=pool), ipc=1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "slots", "says"),
+    [
+        ([-1], [0], "label -1 is none of the 2 classes"),
+        ([0, 2], [0, 0], "label 2 is none of the 2 classes"),
+        ([0], [-1], "slot -1 is below 0"),
+        ([0, 1], [0], "not 2 labels and 1 slots"),
+        ([], [], "not 0 labels"),
+    ],
+)
+def test_rows_of_a_batch_are_of_its_classes(labels, slots, says):
+    for make in (
+        lambda: Batch.of(("a", "b"), labels, slots, 0),
+        lambda: Batch(("a", "b"), (*labels,), (*slots,), (1,)),
+    ):
+        with pytest.raises(DapError, match=says):
+            make()
+    with pytest.raises(DapError, match="A batch of 1 labels needs as many seeds, not 2"):
+        Batch(("a", "b"), (0,), (0,), (1, 2))
+    assert Batch.of(("a", "b"), torch.tensor([0, 1]), torch.tensor([0, 0]), 3) == Batch.of(
+        ("a", "b"), [0, 1], [0, 0], 3
+    )

@@ -84,7 +84,8 @@ class FeatureBank:
         memory: bytes that real images and their features may take on a CPU; None: what is free, less a reserve.
 
     Raises:
-        DapError: the layer does not exist, or two options contradict each other.
+        DapError: the layer does not exist, two options contradict each other, or the images have another size than those of
+            the backbone.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class FeatureBank:
         memory: int | None = None,
     ) -> None:
         options = options or BankOptions()
+        _check_size(source, backbone)
         self.skip, self.beside = skip, beside
         self.source, self.backbone, self.options, self.ipc, self.keep = source, backbone, options, ipc, keep
         self.layer = backbone.check_layer(options.layer or backbone.card.layer)
@@ -318,6 +320,21 @@ class FeatureBank:
         # A file is mapped into memory at an address of its own, and a CPU's kernels round by address. So a copy is taken, and
         # features from a file give the same bytes as features that were computed just now.
         return found.to(self.backbone.device, copy=True)
+
+
+def _check_size(source: RealImages, backbone: Backbone) -> None:
+    """Raise `DapError` if the source says another size than the backbone makes: their features are of another scale, even where
+    a pooled feature has the same length."""
+    card = backbone.card
+    size, frames = getattr(source, "size", card.size), getattr(source, "frames", card.frames)
+    if size != card.size:
+        raise DapError(
+            f"The real images have {size} × {size} px, and {card.name} makes {card.size} × {card.size} px. Open them with "
+            f"size={card.size}."
+        )
+    if frames != card.frames:
+        have, make = ("images" if n is None else f"clips of {n} frames" for n in (frames, card.frames))
+        raise DapError(f"The real data are {have}, and {card.name} makes {make}. Open them with frames={card.frames}.")
 
 
 def _room(device: torch.device, memory: int | None = None) -> int:

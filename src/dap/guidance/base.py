@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -157,7 +157,7 @@ class Descend(Guidance):
 
     def __call__(self, state: State) -> Tensor:
         with torch.enable_grad():
-            energy = self.energy(state)
+            energy = energies_of(self.energy, state)
             # The graph is kept, because another guidance of a sum may go through the same one.
             (gradient,) = torch.autograd.grad(energy.sum(), state.x, retain_graph=True)
         if not torch.isfinite(gradient).all():
@@ -176,6 +176,37 @@ class Descend(Guidance):
             # A gradient of zero has no direction, so it pushes nothing.
             gradient = gradient * torch.where(norm > 1e-30, length / norm.clamp_min(1e-30), 0.0)
         return -self.scale * gradient
+
+
+def energies_of(energy: Energy, state: State) -> Float[Tensor, " b"]:
+    """The energy of each image of a batch.
+
+    Raises:
+        DapError: the energy gives anything else than one number an image, such as their sum.
+    """
+    found: Any = energy(state)
+    if not isinstance(found, Tensor) or found.shape != (len(state.x),):
+        told = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise DapError(
+            f"The energy {type(energy).__name__} gives {told} for {len(state.x)} images; give one number an image, a tensor of "
+            f"shape ({len(state.x)},)."
+        )
+    return found
+
+
+def pushed(guidance: Guidance, state: State) -> Float[Tensor, "b c *spatial"]:
+    """The push of a guidance.
+
+    Raises:
+        DapError: it has another shape than the sample, to which it would be added all the same.
+    """
+    push: Any = guidance(state)
+    if not isinstance(push, Tensor) or push.shape != state.x.shape:
+        told = f"a tensor of shape {tuple(push.shape)}" if isinstance(push, Tensor) else f"a {type(push).__name__}"
+        raise DapError(
+            f"The guidance {type(guidance).__name__} gives {told}; a push has the shape of the sample, {tuple(state.x.shape)}."
+        )
+    return push
 
 
 def settled(energy: Callable[[Tensor], Tensor], at: Float[Tensor, "1 d"], row: int) -> Tensor:
@@ -261,7 +292,7 @@ class Sum(Wrapper):
         total = torch.zeros_like(state.proposal)
         for part in self.guidances:
             if part.active(state.index, state.steps):
-                total = total + part(state)
+                total = total + pushed(part, state)
         return total
 
 
@@ -279,7 +310,7 @@ class Scaled(Wrapper):
         return self.factor != 0 and self.guidance.active(index, steps)
 
     def __call__(self, state: State) -> Tensor:
-        return self.factor * self.guidance(state)
+        return self.factor * pushed(self.guidance, state)
 
 
 @dataclass(frozen=True)
@@ -310,4 +341,4 @@ class Window(Wrapper):
         return inside and self.guidance.active(index, steps)
 
     def __call__(self, state: State) -> Tensor:
-        return self.guidance(state)
+        return pushed(self.guidance, state)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.base.registry import suggest
-from dap.guidance.base import Guidance, Wrapper
+from dap.guidance.base import Guidance, Wrapper, pushed
 from dap.guidance.state import State
 
 TRUST = 0.05
@@ -69,7 +69,7 @@ class Paced(Wrapper):
         return (self.guidance,)
 
     def __call__(self, state: State) -> Tensor:
-        return self.factor(state) * self.guidance(state)
+        return self.factor(state) * pushed(self.guidance, state)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Trusted(Wrapper):
     def __call__(self, state: State) -> Tensor:
         if state.denoiser is None:
             raise DapError("The schedule trust must ask the denoiser, so it guides a run of sampling alone.")
-        push = self.guidance(state)
+        push = pushed(self.guidance, state)
         change = state.denoiser(state.x.detach() + push) - state.eps.detach()
         size = change.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (push.ndim - 1))
         return push * (self.most / size.clamp_min(1e-30)).clamp_max(1.0)

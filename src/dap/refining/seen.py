@@ -15,7 +15,7 @@ from dap.backbones.schedules import Time
 from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
-from dap.guidance.base import Energy, State
+from dap.guidance.base import Energy, State, energies_of
 from dap.guidance.reals import check_classes
 from dap.sampling import Batch
 
@@ -99,7 +99,7 @@ class Seen:
         for energy, weight in energies:
             of = features[self.backbone.check_layer(energy.layer or "")]
             state = State(x, x.detach(), z, noise, of, t, 0, 1, alpha, sigma, self.labels, self.slots)
-            total = total + weight * energy(state).sum()
+            total = total + weight * energies_of(energy, state).sum()
         return total
 
     def value(self, energies: Weighted, z: Tensor, t: Time, noise: Tensor) -> float:
