@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,3 +264,41 @@ def test_the_contact_sheet_is_one_bounded_escaped_piece_of_html(tmp_path):
     assert all(set(attrs) <= {"src", "alt", "style"} for _, attrs in tags)
     assert "&lt;script&gt;" in page and "and 3 more" in page and "and 20 more classes" in page
     assert len(page) < 500_000
+
+
+RECORDS = st.dictionaries(
+    st.sampled_from(["weight", "seed", "doubt", "label", "slot", "path", "sha256", "energy", "more"]),
+    st.one_of(
+        st.floats(),
+        st.integers(-(10**25), 10**25),
+        st.text(max_size=8),
+        st.sampled_from(
+            [torch.ones(2), torch.tensor(0.5), {1}, [float("nan")], b"x", "x" * 10_001, {"a": [1]}, None, True]
+        ),
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(RECORDS)
+def test_a_line_is_written_only_if_a_reader_takes_it(record):
+    """Else the image would count as missing for ever, whatever ran again, and nobody would know why."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = DistilledSet.create(Path(folder) / "s", ["a"], 1, RECIPE)
+        try:
+            made.add_unit(0, [0], image()[None], [record])
+        except DapError as error:
+            assert "The record of image 0 of class 'a'" in str(error) and any(name in str(error) for name in record)
+            assert not list((made.path / "images").rglob("*.png")) and DistilledSet.open(made.path).missing() == [
+                (0, 0)
+            ]
+        else:
+            assert DistilledSet.open(made.path).missing() == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("weight", 0.0), ("energy", float("nan")), ("of", torch.ones(1)), (1, 2)])
+def test_the_field_that_no_line_holds_is_named(tmp_path, field, value):
+    made = DistilledSet.create(tmp_path / "s", ["a"], 1, RECIPE)
+    with pytest.raises(DapError, match=f"The record of image 0 of class 'a' has {field} = "):
+        made.add_unit(0, [0], image()[None], [{field: value}])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
@@ -23,7 +24,7 @@ from dap.base.documents import regular
 from dap.base.errors import DapError
 from dap.base.fields import FromFile, Inside, Name, Seed, Sha256, Text
 from dap.base.files import inside, natural_order, roots
-from dap.base.parsing import counted, shown
+from dap.base.parsing import brief, counted, parse_json, shown
 from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, Inputs, Ipc, Names, RecipeNote, as_read, there
 
 WORK = ".work"
@@ -97,6 +98,41 @@ class ManifestLine(_Open, frozen=True):
     """How much of its class the image stands for; the mean in a class is 1. Protocols with `weights: manifest` use it."""
     doubt: Text | None = None
     """Why the image is probably no image of anything; see `looks.doubts`."""
+
+
+def new_line(
+    path: str, label: int, class_name: str, slot: int, digest: str, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A line of the manifest that is to be written: what the set says of an image, and the fields of its record.
+
+    Raises:
+        DapError: a later reader would refuse the line, and the image would count as missing for ever. The field is named.
+    """
+    facts: dict[str, Any] = {"path": path, "label": label, "class_name": class_name, "slot": slot, "sha256": digest}
+    where = f"The record of image {slot} of class {shown(class_name)!r}"
+    for name, value in record.items():
+        if name in facts:
+            if type(value) is not type(facts[name]) or value != facts[name]:
+                raise DapError(f"{where} has a field {name} of its own, which the set writes; give it another name.")
+            continue
+        says = f"{where} has {shown(str(name))} = {brief(value)}, which"
+        if not isinstance(name, str):
+            raise DapError(f"{says} is no field: the name of a field is a text.")
+        try:
+            documents.fitted(parse_json(json.dumps({**facts, name: value}), where), LINE, where)
+        except DapError as error:
+            raise DapError(f"{says} no reader of a set takes: {str(error).removeprefix(f'{where}: ')}") from error
+        except (TypeError, ValueError) as error:
+            raise DapError(
+                f"{says} no line of JSON holds. Give numbers, texts, or lists and mappings of these, such as .item() or "
+                ".tolist() of a tensor."
+            ) from error
+    line = {name: value for name, value in {**facts, **record}.items() if name != "sha256"} | {"sha256": digest}
+    if len(json.dumps(line)) >= documents.LONGEST_LINE:
+        raise DapError(
+            f"{where} is longer than {documents.LONGEST_LINE:,} bytes; keep large values in files of your own."
+        )
+    return line
 
 
 class _ExportFile(_Open, frozen=True):

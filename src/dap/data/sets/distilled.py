@@ -30,7 +30,7 @@ from dap.base.parsing import counted, shown
 from dap.data.real.clips.pictures import encoded, shape_of, sized, stacked, whole
 from dap.data.real.decode import Fit
 from dap.data.sets.beginning import begin, check_begun, classes_of, frames_of, place_for, text_of
-from dap.data.sets.contents import WORK, Classes, Within, file_of, part_of, read_manifest, sha256
+from dap.data.sets.contents import WORK, Classes, Within, file_of, new_line, part_of, read_manifest, sha256
 from dap.data.sets.folders import (
     check_classes,
     check_reading,
@@ -236,7 +236,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         """Store one image in [0, 1] and its manifest line, atomically and in this order.
 
         Raises:
-            DapError: the image holds a non-finite value; nothing is written.
+            DapError: the image holds a non-finite value, or a field of the record fits no line; nothing is written.
             OSError: the disk is full or there is no permission; no half-written file stays.
         """
         self.store(label, slot, self._encoded(label, slot, image), **record)
@@ -276,9 +276,9 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
     def _stored(self, label: int, slot: int, png: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
         """Write an image. Returns its manifest line, which is still to be written."""
         relative = f"images/{self.folders[label]}/{slot:05d}.png"
+        line = new_line(relative, label, self.class_names[label], slot, sha256(png), record)
         write_atomically(place_for(self.path, relative), png)
-        facts = {"path": relative, "label": label, "class_name": self.class_names[label], "slot": slot}
-        return {**facts, **record, "sha256": sha256(png)}
+        return line
 
     def _know(self, lines: Sequence[dict[str, Any]]) -> None:
         self._records |= {(line["label"], line["slot"]): line for line in lines}
