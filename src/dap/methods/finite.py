@@ -14,11 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dap.base.errors import DapError, NotFinite
 from dap.base.files import append
 from dap.base.parsing import counted, shown
 from dap.base.store import Store
-from dap.data.sets.contents import FAILED
+from dap.data.real.clips.pictures import shape_of
+from dap.data.sets.contents import FAILED, new_line
 from dap.data.sets.looks import advice_for
 from dap.methods.base import Made, Method, Task, Unit
 
@@ -26,6 +29,13 @@ log = logging.getLogger("dap")
 
 ENOUGH = 3
 """If so many units have failed and none was made, the run ends: the cause then lies in what all units share."""
+
+
+OVERSHOOT = 0.25
+"""How far outside of [0, 1] a value may be that a decoder overshoots. Images beyond it have another scale."""
+
+HALF = 0.5 / 255
+"""How far outside of [0, 1] a value may be so that its byte is still the nearest one."""
 
 
 def finite(method: Method, task: Task) -> Callable[[Unit], Made]:
@@ -36,6 +46,7 @@ def finite(method: Method, task: Task) -> Callable[[Unit], Made]:
     depend on no other unit.
 
     Raises:
+        DapError: by the function: what the method gives is no `Made` of the unit, or its images have another scale than [0, 1].
         NotFinite: by the function: the images are not finite in float32 either, or there is no float16 to leave.
     """
     make = _checked(method.prepare(task), task)
@@ -70,13 +81,69 @@ def _in_float32(task: Task) -> Task:
 
 
 def _checked(make: Callable[[Unit], Made], task: Task) -> Callable[[Unit], Made]:
+    told: list[str] = []
+
     def checked(unit: Unit) -> Made:
         made = make(unit)
+        check_made(made, unit, task)
         if not made.images.isfinite().all():
             raise NotFinite("The finished images hold values that are no numbers", advice_for(task.recipe.values()))
+        low, high = made.images.min().item(), made.images.max().item()
+        if (outside := max(-low, high - 1)) > OVERSHOOT:
+            raise DapError(
+                f"The method {task.recipe.method} gives images whose values run from {low:.3g} to {high:.3g}; they should be in "
+                f"[0, 1]. {_scaled(low, high)}"
+            )
+        if outside > HALF and not told:
+            told.append(task.recipe.method)
+            log.warning(
+                "%s gives images whose values run from %.3g to %.3g; what is outside of [0, 1] is cut off",
+                *told,
+                low,
+                high,
+            )
         return made
 
     return checked
+
+
+def _scaled(low: float, high: float) -> str:
+    if high > 100:
+        return "Divide bytes by 255."
+    if low < -OVERSHOOT:
+        return "Images in [-1, 1] become x / 2 + 0.5; of normalised ones undo the normalisation; and clamp(0, 1) what overshoots."
+    return "Divide them by their largest value, or clamp(0, 1) what overshoots."
+
+
+def check_made(made: Any, unit: Unit, task: Task) -> None:
+    """Check what a method gives for a unit: its type, the number, size and kind of the images, and their records.
+
+    Raises:
+        DapError: something else than a `Made` of this unit; the message names the method.
+    """
+    said, slots = f"The method {task.recipe.method}", counted(len(unit.slots), "image")
+    wanted = (len(unit.slots), *shape_of(task.source.frames, task.source.size))
+    if not isinstance(made, Made):
+        raise DapError(f"{said} gives a {type(made).__name__} for a unit; give a dap.methods.Made(images, records).")
+    images, records = made.images, made.records
+    if not isinstance(images, Tensor):
+        raise DapError(f"{said} gives images as a {type(images).__name__}; give one float tensor of shape {wanted}.")
+    if not images.is_floating_point():
+        raise DapError(f"{said} gives images of {images.dtype}; give floats in [0, 1], such as images.float() / 255.")
+    if tuple(images.shape) != wanted:
+        raise DapError(
+            f"{said} gives images of shape {tuple(images.shape)} for {slots} of class "
+            f"{shown(task.source.class_names[unit.label])!r}; the set has {wanted}."
+        )
+    if not isinstance(records, (list, tuple)) or not all(isinstance(record, Mapping) for record in records):
+        raise DapError(f"{said} gives records that are no list of mappings; give one mapping an image, such as {{}}.")
+    if len(records) != len(unit.slots):
+        raise DapError(f"{said} gives {counted(len(records), 'record')} for {slots}; give one an image.")
+    for slot, record in zip(unit.slots, records, strict=True):
+        try:
+            new_line("images/0.png", unit.label, task.source.class_names[unit.label], slot, "0" * 64, record)
+        except DapError as error:
+            raise DapError(f"{said} gives a record that cannot be kept. {error}") from error
 
 
 def tried(make: Callable[[Unit], Made], unit: Unit) -> Made | NotFinite:

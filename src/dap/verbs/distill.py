@@ -208,6 +208,8 @@ def distill(
         made = make_alone(job)
     if doubtful := told_doubts(made):
         watcher.note(doubtful)
+        if type(watcher) is Watcher:  # nobody listens, and a user of Python should hear of it all the same
+            log.warning("%s", doubtful)
     return made
 
 
