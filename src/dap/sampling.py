@@ -20,7 +20,8 @@ from dap.backbones.guided import ClassifierFree
 from dap.base.errors import DapError, NotFinite
 from dap.base.parsing import check_one_of
 from dap.base.seeding import generators, image_seeds, normal
-from dap.guidance.base import Guidance, Nothing, State, pushed
+from dap.guidance.base import Guidance, Nothing, State, check_is_guidance
+from dap.guidance.contract import pushed
 from dap.guidance.reals import check_classes
 from dap.solvers import make
 
@@ -61,6 +62,7 @@ class Batch:
         Raises:
             DapError: as for the class.
         """
+        class_names = tuple(class_names)
         labels, slots = [int(label) for label in labels], [int(slot) for slot in slots]
         _check_rows(class_names, labels, slots)
         seeds = image_seeds(run_seed, class_names, labels, slots)
@@ -130,10 +132,12 @@ def sample(
         start: None begins at pure noise.
 
     Raises:
-        DapError: a class, layer, solver or `push_into` is unknown, or the guidance has real images of other classes under the
-            same labels; this is raised before the first step. Or a sample is not finite; the message names the step.
+        DapError: a class, layer, solver or `push_into` is unknown, the guidance is none, such as a bare energy, or it has real
+            images of other classes under the same labels; this is raised before the first step. Or a sample is not finite;
+            the message names the step.
     """
-    guidance = guidance or Nothing()
+    guidance = Nothing() if guidance is None else guidance
+    check_is_guidance(guidance)
     run = _Run(model, guidance, batch, steps, solver, eta, push_into)
     if start is not None and not 0 <= start.index < steps:
         raise DapError(f"A run of {steps} steps can begin at step 0 to {steps - 1}, not at {start.index}.")

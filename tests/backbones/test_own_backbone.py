@@ -13,6 +13,7 @@ from dap.backbones import Card, Flow, ModuleBackbone, VariancePreserving, load
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal
 from dap.cli.main import main
+from dap.data.sets.looks import advice_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
@@ -168,3 +169,27 @@ def _of_words(schedule, predicts):
     network = nn.Sequential(nn.Conv2d(3, 3, 1))
     shape = {"latent_shape": (3, 4, 4), "layers": ("0",), "class_names": ("a",)}
     return ModuleBackbone(network, card=card, schedule=schedule, predicts=predicts, **shape)
+
+
+def test_a_backbone_loads_by_path_and_by_the_types_of_torch(pipeline_folder):
+    for path in (str(pipeline_folder), Path(pipeline_folder)):
+        made = load(path, dtype=torch.bfloat16, device=torch.device("cpu"))
+        assert next(made.denoiser.parameters()).dtype == torch.bfloat16
+    assert (
+        load(Path("starter"), device="cpu").weights_hash()
+        == load("starter", dtype=torch.float32, device="cpu").weights_hash()
+    )
+    for wrong in (None, 3, made):
+        with pytest.raises(DapError, match="loaded by its name, folder, file or hub id"):
+            load(wrong)
+    with pytest.raises(DapError, match="int8"):
+        load("starter", dtype=torch.int8)
+
+
+def test_advice_names_a_check_that_finds_the_backbone(tmp_path):
+    """The card of an object has a name, and `dap check` finds nothing under it."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for path in ("starter", str(folder), "owner/name", "mine.py:Mine"):
+        assert advice_for({"backbone": {"path": path}}).endswith(f"with dap check {path}")
+    assert advice_for({"backbone": {"path": "mine"}}).endswith("with dap.testing.check_backbone(backbone)")

@@ -194,3 +194,18 @@ def test_labels_are_named_by_either_attribute_and_a_subset_has_the_names_of_the_
     }
     with pytest.raises(DapError, match="the label 2, and their 2 class names are those of the labels from 0 to 1"):
         by_class(Listed(zip(IMAGES, [0, 1, 2] * 2, strict=True)))
+
+
+def test_arrays_count_by_their_values_alone():
+    """Whatever their strides and the order of their bytes are: torch takes neither a flipped array nor one of another machine."""
+    values = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
+    wanted = MemorySource({"a": values}, size=8).images(0, [0, 1])
+    flipped = np.ascontiguousarray(values[:, ::-1, :, ::-1])[:, ::-1, :, ::-1]
+    turned = np.ascontiguousarray(values.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    for other in (flipped, turned, values.astype(">f4"), np.asfortranarray(values)):
+        source = MemorySource({"a": other}, size=8)
+        assert torch.equal(source.images(0, [0, 1]), wanted)
+        assert source.fingerprint() == MemorySource({"a": values}, size=8).fingerprint()
+    for wrong in (values.astype(object), values.astype(str), values.astype(complex)):
+        with pytest.raises(DapError, match=r"is an array of .*; it should have floats in \[0, 1\] or bytes"):
+            MemorySource({"a": wrong}, size=8)

@@ -141,3 +141,52 @@ def test_rows_of_a_batch_are_of_its_classes(labels, slots, says):
     assert Batch.of(("a", "b"), torch.tensor([0, 1]), torch.tensor([0, 0]), 3) == Batch.of(
         ("a", "b"), [0, 1], [0, 0], 3
     )
+
+
+def test_an_energy_alone_is_no_guidance(backbone, bank_of_reds):
+    """Each of these ended in a trace about `active`."""
+    model, energy = ClassifierFree(backbone, 1.0), Representative(bank_of_reds)
+    batch, guidance = Batch.of(("blue",), [0], [0], 0), Descend(energy, 0.1)
+    for wrong in (
+        lambda: latents(model, energy, batch, steps=2),
+        lambda: guidance + energy,
+        lambda: energy + guidance,
+        lambda: energy + energy,
+        lambda: 2 * energy,
+        lambda: Sum((guidance, energy)),
+        lambda: Window(energy, 0.5),
+    ):
+        with pytest.raises(
+            DapError, match=r"Representative is an energy; .* Descend\(Representative\(\.\.\.\), scale\)"
+        ):
+            wrong()
+    for wrong, says in (
+        (lambda: latents(model, Pushing, batch, steps=2), "not the class Pushing"),
+        (lambda: latents(model, 0.1, batch, steps=2), "not a float"),
+        (lambda: Scaled(None, 1.0), "not a NoneType"),
+        (lambda: Descend(guidance, 0.1), "Descend is a guidance"),
+    ):
+        with pytest.raises(DapError, match=says):
+            wrong()
+
+
+@pytest.fixture
+def bank_of_reds(backbone, source):
+    return FeatureBank(source, backbone, BankOptions(reals=2), ipc=1)
+
+
+def test_a_bank_that_has_not_begun_says_so(bank_of_reds):
+    for ask in (
+        lambda: bank_of_reds.at(1, 500),
+        lambda: bank_of_reds.latents(1),
+        lambda: bank_of_reds.clean(1, 500),
+        lambda: bank_of_reds.noise(1, 500),
+        lambda: bank_of_reds.shares(1),
+    ):
+        with pytest.raises(DapError, match=r"call begin\(\[1\]\) first"):
+            ask()
+    for label in (-1, 3, 99):
+        with pytest.raises(DapError, match=f"3 classes, and no label {label}"):
+            bank_of_reds.begin([label])
+    bank_of_reds.begin([1])
+    assert len(bank_of_reds.at(1, 500)) == 2

@@ -81,6 +81,24 @@ class Card:
                 f"cfg_interval on the card of {self.name} is {list(self.cfg_interval)}; give two rising numbers from 0 to 1."
             )
 
+    def check_images(self, size: int, frames: int | None) -> None:
+        """Check that real images are as those that the weights make. Else their features are of another scale, even where a
+        pooled feature has the same length.
+
+        Raises:
+            DapError: they have another side, or they are clips of another length.
+        """
+        if size != self.size:
+            raise DapError(
+                f"The real images have {size} × {size} px, and {self.name} makes {self.size} × {self.size} px. Open them with "
+                f"size={self.size}."
+            )
+        if frames != self.frames:
+            have, make = ("images" if n is None else f"clips of {n} frames" for n in (frames, self.frames))
+            raise DapError(
+                f"The real data are {have}, and {self.name} makes {make}. Open them with frames={self.frames}."
+            )
+
     def written(self) -> dict[str, Any]:
         """The fields as a card.yaml beside the weights has them. A layer that is only guessed is left out."""
         unsaid = {"guessed", "layer"} if self.guessed else {"guessed"}

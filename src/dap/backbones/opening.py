@@ -22,6 +22,7 @@ from dap.backbones.schedules import steps_of
 from dap.backbones.strange import refuse_ending, refuse_folder, refuse_tensors, without_backbone
 from dap.base.errors import DapError, first_line
 from dap.base.files import expanded
+from dap.base.parsing import brief
 from dap.base.registry import build, resolve
 
 STARTERS = {"starter": "PIPELINE", "starter-unet": "UNET_PIPELINE"}
@@ -35,11 +36,11 @@ FLAT = 1e-6
 
 
 def load(
-    path: str,
+    path: str | Path,
     *,
     revision: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] | torch.dtype = "float32",
+    device: str | torch.device = "auto",
     offline: bool = False,
     template: str | None = None,
     negative_prompt: str | None = None,
@@ -52,7 +53,8 @@ def load(
             Diffusion 1, 2 or XL in one file (.safetensors, .ckpt), or `file.py:Name` or `package.module:Name`: a `Backbone`
             subclass, or a function without arguments that returns a backbone.
         revision: branch, tag or commit of a hub id.
-        dtype: the number format of the weights and activations. Features and distances are float32 in every case.
+        dtype: the number format of the weights and activations, by its name or as torch has it. Features and distances are
+            float32 in every case.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         offline: never ask the network; read only the local cache.
         template: the prompt of a text-conditioned backbone, with {} for the class name. Default: the card's.
@@ -65,18 +67,21 @@ def load(
         DapError: there is nothing at the path, or no pipeline, or a pipeline of a kind that has no backbone. Or prompts
             were given for a backbone that takes labels.
     """
+    if not isinstance(path, (str, Path)):
+        raise DapError(f"A backbone is loaded by its name, folder, file or hub id, not by {brief(path)}.")
+    path, device, kind = str(path), str(device), str(dtype).removeprefix("torch.")
     if ":" in path and not expanded(path).is_dir():
         given = {"revision": revision, "template": template, "negative_prompt": negative_prompt}
-        return own(build(resolve(path, {}, "backbone"), path), path, dtype=dtype, device=device, **given)
+        return own(build(resolve(path, {}, "backbone"), path), path, dtype=kind, device=device, **given)
     where = device_of(device)
-    how = offload_on(offload, where, dtype)
+    how = offload_on(offload, where, kind)
     prompts = {k: v for k, v in (("template", template), ("negative_prompt", negative_prompt)) if v is not None}
     if (file := expanded(path)).is_file():
         if revision is not None:
             raise DapError(f"A revision is of a hub id; {path} is a file on this machine.")
-        if (single := _single(file, dtype, offline)) is not None:
+        if (single := _single(file, kind, offline)) is not None:
             return _settled(single[0], where, how, name=single[1], **prompts)
-    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=dtype, offline=offline)
+    pipe, folder = open_pipeline(source_of(path), revision=revision, dtype=kind, offline=offline)
     return _settled(pipe, where, how, path=str(folder), name=path, **prompts)
 
 

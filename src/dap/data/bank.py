@@ -104,7 +104,8 @@ class FeatureBank:
         memory: int | None = None,
     ) -> None:
         options = options or BankOptions()
-        _check_size(source, backbone)
+        card = backbone.card
+        card.check_images(getattr(source, "size", card.size), getattr(source, "frames", card.frames))
         self.skip, self.beside = skip, beside
         self.source, self.backbone, self.options, self.ipc, self.keep = source, backbone, options, ipc, keep
         self.layer = backbone.check_layer(options.layer or backbone.card.layer)
@@ -137,9 +138,13 @@ class FeatureBank:
         self._spreads = {k: v for k, v in self._spreads.items() if k[0] in labels}
         self._stores = {k: v for k, v in self._stores.items() if k in labels}
         for label in labels:
+            if not 0 <= label < len(self.source.class_names):
+                raise DapError(
+                    f"The real images have {counted(len(self.source.class_names), 'class')}, and no label {label}."
+                )
             if label not in self._ready and self.beside is not None:
                 self.beside.begin(labels)
-                self._ready[label] = self.beside._ready[label]
+                self._ready[label] = self.beside._begun(label)
             elif label not in self._ready:
                 n = min(self.options.reals, self.source.count(label) - self.skip)
                 if self.options.targets == "slot":
@@ -153,6 +158,7 @@ class FeatureBank:
         `begin` must have been called with the label. Under noise=own and noise=common all images have the one `noise` of the
         label and the time.
         """
+        self._begun(label)
         t = 0 if self.options.noise == "none" else t
         if (label, t) in self._features:
             return self._features[label, t].float()
@@ -168,6 +174,12 @@ class FeatureBank:
         if self.keep and sum(one.nbytes for one in self._features.values()) + features.nbytes <= self._room:
             self._features[label, t] = features
         return features.float()
+
+    def _begun(self, label: int) -> tuple[Tensor, Tensor | None]:
+        """The latents of a label, and the shares of the slots in them."""
+        if label not in self._ready:
+            raise DapError(f"The bank has not drawn real images of the label {label}; call begin([{label}]) first.")
+        return self._ready[label]
 
     def _weighed(self, features: Tensor) -> bool:
         """Whether features of this size, of all classes and steps, take no more than half of the cache. Says so if they do."""
@@ -185,18 +197,18 @@ class FeatureBank:
 
     def latents(self, label: int) -> Float[Tensor, "n c *spatial"]:
         """The clean latents of a label's N real images. `begin` must have been called with the label."""
-        return self._ready[label][0]
+        return self._begun(label)[0]
 
     def clean(self, label: int, t: Time) -> Float[Tensor, "n c *spatial"]:
         """The clean latents of a label's N real images at timestep t. They differ from `latents` under refresh=step alone."""
-        latents = self._ready[label][0]
+        latents = self._begun(label)[0]
         return (
             self._encode(label, len(latents), f"reals at {t}", least=1) if self.options.refresh == "step" else latents
         )
 
     def noise(self, label: int, t: Time) -> Float[Tensor, "c *spatial"]:
         """The one noise of a label at timestep t, which samples and real images share under noise=common."""
-        clean = self._ready[label][0]
+        clean = self._begun(label)[0]
         return normal(clean.shape[1:], generators([self._seed_of(label, "noise", t, 0)]), clean)[0]
 
     def tap(self, x: Float[Tensor, "b c *spatial"], label: int, t: Time) -> Float[Tensor, "b tokens width"]:
@@ -210,7 +222,7 @@ class FeatureBank:
 
     def shares(self, label: int) -> Float[Tensor, "slots n"] | None:
         """Under targets=slot the weights of the N real images for each slot; each row sums to 1. Otherwise None."""
-        return self._ready[label][1]
+        return self._begun(label)[1]
 
     def transform(self, features: Float[Tensor, "b tokens width"], label: int, t: Time) -> Float[Tensor, "b d"]:
         """Pool and normalise features of a layer as the options say; float32. Under normalise=channel the spreads are those of
@@ -320,21 +332,6 @@ class FeatureBank:
         # A file is mapped into memory at an address of its own, and a CPU's kernels round by address. So a copy is taken, and
         # features from a file give the same bytes as features that were computed just now.
         return found.to(self.backbone.device, copy=True)
-
-
-def _check_size(source: RealImages, backbone: Backbone) -> None:
-    """Raise `DapError` if the source says another size than the backbone makes: their features are of another scale, even where
-    a pooled feature has the same length."""
-    card = backbone.card
-    size, frames = getattr(source, "size", card.size), getattr(source, "frames", card.frames)
-    if size != card.size:
-        raise DapError(
-            f"The real images have {size} × {size} px, and {card.name} makes {card.size} × {card.size} px. Open them with "
-            f"size={card.size}."
-        )
-    if frames != card.frames:
-        have, make = ("images" if n is None else f"clips of {n} frames" for n in (frames, card.frames))
-        raise DapError(f"The real data are {have}, and {card.name} makes {make}. Open them with frames={card.frames}.")
 
 
 def _room(device: torch.device, memory: int | None = None) -> int:

@@ -12,7 +12,7 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.base.seeding import seed_of
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.looks import CONSTANT, advice_for, doubts
+from dap.data.sets.looks import CONSTANT, advice_for, check_of, doubts
 from dap.methods.base import Made, Task, Unit
 
 LOOKED_AT = 16
@@ -35,8 +35,8 @@ def looked_at(made: Made, unit: Unit, task: Task) -> Made:
         slots = f"slot {unit.slots[0]}" if len(unit.slots) == 1 else f"slots {unit.slots[0]} to {unit.slots[-1]}"
         raise DapError(
             f"The backbone {task.given.backbone.card.name} gave images of one colour for class {shown(name)!r}, {slots}. "
-            "Something in it is damaged, such as an autoencoder whose weights are zero; look at it with dap check "
-            f"{task.recipe.backbone.path}."
+            "Something in it is damaged, such as an autoencoder whose weights are zero; look at it with "
+            f"{check_of(task.recipe.backbone.path)}."
         )
     told = [{**record, "doubt": doubt} if doubt else record for record, doubt in zip(made.records, found, strict=True)]
     return replace(made, records=told)

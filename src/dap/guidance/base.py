@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dap.base.errors import DapError, NotFinite
 from dap.base.registry import Recorded
+from dap.guidance.contract import energies_of, pushed
 from dap.guidance.state import GradThrough, State, per_image_norm
 
 
@@ -53,6 +54,8 @@ class Guidance(Recorded, ABC):
         return True
 
     def __add__(self, other: Guidance) -> Guidance:
+        if not isinstance(other, (Guidance, Energy)):
+            return NotImplemented
         return Sum((self, other))
 
     def __mul__(self, factor: float) -> Guidance:
@@ -88,6 +91,15 @@ class Energy(Recorded, ABC):
     def __call__(self, state: State) -> Float[Tensor, " b"]:
         """The energy of each image."""
 
+    def _alone(self, other: object) -> NoReturn:
+        """Energies neither add nor scale by themselves."""
+        name = type(self).__name__
+        raise DapError(
+            f"{name} is an energy; it becomes a guidance, which adds and scales, by Descend({name}(...), scale)."
+        )
+
+    __add__ = __radd__ = __mul__ = __rmul__ = _alone
+
     def begin(self, labels: Sequence[int]) -> None:
         """Prepare what the classes need, as `Guidance.begin`."""
 
@@ -118,6 +130,10 @@ class Descend(Guidance):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
             raise DapError(f"scale must be a finite number >= 0, not {self.scale}.")
+        if isinstance(self.energy, Guidance):
+            raise DapError(
+                f"{type(self.energy).__name__} is a guidance, which pushes by itself and is no energy; leave Descend out."
+            )
         if self.unit not in ("paper", "step", "noise"):
             raise DapError(f"unit must be 'paper', 'step' or 'noise', not {self.unit!r}.")
         if self.energy.grad_through == "nothing":
@@ -178,35 +194,13 @@ class Descend(Guidance):
         return -self.scale * gradient
 
 
-def energies_of(energy: Energy, state: State) -> Float[Tensor, " b"]:
-    """The energy of each image of a batch.
-
-    Raises:
-        DapError: the energy gives anything else than one number an image, such as their sum.
-    """
-    found: Any = energy(state)
-    if not isinstance(found, Tensor) or found.shape != (len(state.x),):
-        told = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise DapError(
-            f"The energy {type(energy).__name__} gives {told} for {len(state.x)} images; give one number an image, a tensor of "
-            f"shape ({len(state.x)},)."
-        )
-    return found
-
-
-def pushed(guidance: Guidance, state: State) -> Float[Tensor, "b c *spatial"]:
-    """The push of a guidance.
-
-    Raises:
-        DapError: it has another shape than the sample, to which it would be added all the same.
-    """
-    push: Any = guidance(state)
-    if not isinstance(push, Tensor) or push.shape != state.x.shape:
-        told = f"a tensor of shape {tuple(push.shape)}" if isinstance(push, Tensor) else f"a {type(push).__name__}"
-        raise DapError(
-            f"The guidance {type(guidance).__name__} gives {told}; a push has the shape of the sample, {tuple(state.x.shape)}."
-        )
-    return push
+def check_is_guidance(part: object) -> None:
+    """Raise `DapError` if something is no guidance. An energy becomes one by `Descend`."""
+    if isinstance(part, Energy):
+        part._alone(None)
+    if not isinstance(part, Guidance):
+        kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
+        raise DapError(f"A guidance is an object of a subclass of dap.guidance.Guidance, not {kind}.")
 
 
 def settled(energy: Callable[[Tensor], Tensor], at: Float[Tensor, "1 d"], row: int) -> Tensor:
@@ -233,10 +227,12 @@ class Wrapper(Guidance):
     A subclass says which `parts` it has, and what becomes of their pushes.
 
     Raises:
-        DapError: the guidances inside tap different layers or halves.
+        DapError: a part is no guidance, or the guidances inside tap different layers or halves.
     """
 
     def __post_init__(self) -> None:
+        for part in self.parts():
+            check_is_guidance(part)
         layers, branches = ({getattr(p, name) for p in self.parts() if p.layer} for name in ("layer", "branch"))
         if len(layers) > 1 or len(branches) > 1:
             raise DapError(f"Guidances tap different layers or branches ({sorted(layers)}); one run taps one.")

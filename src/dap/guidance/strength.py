@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.base.registry import suggest
-from dap.guidance.base import Guidance, Wrapper, pushed
+from dap.guidance.base import Guidance, Wrapper
+from dap.guidance.contract import pushed
 from dap.guidance.state import State
 
 TRUST = 0.05

@@ -15,7 +15,8 @@ from dap.backbones.schedules import Time
 from dap.base.devices import vram
 from dap.base.errors import DapError
 from dap.base.seeding import generators, normal, seed_of
-from dap.guidance.base import Energy, State, energies_of
+from dap.guidance.base import Energy, State
+from dap.guidance.contract import energies_of
 from dap.guidance.reals import check_classes
 from dap.sampling import Batch
 

@@ -217,7 +217,10 @@ def _pixels(image: Any, where: str) -> Tensor | Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image)
+        # torch takes neither flipped axes nor the bytes of another machine, and an array of objects has no numbers at all.
+        if image.dtype.kind not in "biuf":
+            raise DapError(f"{where} is an array of {image.dtype}; it should have floats in [0, 1] or bytes.")
+        image = torch.from_numpy(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("=")))
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] not in (1, 3):
         told = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise DapError(f"{where} should be a picture or a tensor (3, h, w) or (1, h, w), not {told}.")

@@ -3,6 +3,7 @@ images that are no numbers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,6 +61,13 @@ def _bytes(images: Tensor) -> Tensor:
     return images.detach().cpu().clamp(0, 1).mul(255).round().byte()
 
 
+def check_of(backbone: str) -> str:
+    """What looks at a backbone. The command finds it by a name, a folder, a file or a hub id; the recipe of an object that a
+    Python user gave has the name of its card alone."""
+    found = backbone.startswith("starter") or backbone == "BACKBONE" or "/" in backbone or ":" in backbone
+    return f"dap check {backbone}" if found or os.path.exists(backbone) else "dap.testing.check_backbone(backbone)"
+
+
 def advice_for(recipe: Mapping[str, Any] | None) -> str:
     """What to do about images that are no numbers or nonsense: advice that the user of this recipe can follow."""
     recipe = recipe or {}
@@ -74,7 +82,7 @@ def advice_for(recipe: Mapping[str, Any] | None) -> str:
             "use --dtype float32, because its autoencoder or network leaves the range of " + backbone["dtype"]
         )
     elif backbone:
-        advice.append(f"look at the weights with dap check {backbone.get('path', 'BACKBONE')}")
+        advice.append(f"look at the weights with {check_of(backbone.get('path', 'BACKBONE'))}")
     elif recipe.get("options"):
         advice.append("the optimisation diverged, so lower the learning rate among the options of the method")
     return " or ".join(advice) or "a pixel must be a number from 0 to 1"
