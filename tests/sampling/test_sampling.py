@@ -220,7 +220,7 @@ def test_the_graph_of_a_step_is_free_before_the_next_forward_pass(backbone, bank
     energies = {"features": Representative(bank), "denoiser": FromX0(), "eps": Representative(bank)}
     guidance = Descend(energies.get(kind, FromX0()), 0.05, "step")
     guidance = guidance + Descend(Representative(bank), 0.05, "step") if kind == "both" else guidance
-    batch = Batch.of(("red", "blue"), [0, 1], [0, 0], 0)
+    batch = Batch.of(("blue", "green", "red"), [2, 0], [0, 0], 0)
     solver = "dpm++2m" if kind == "eps" else None
     gc.disable()
     try:
