@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
 from dap.base.registry import GIVEN, code_of_class, code_of_function, text_of_code
+from dap.data.sets.differences import hash_of_long
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there
 from dap.guidance.base import Energy, Guidance
@@ -161,12 +162,12 @@ def _described(value: Any, depth: int) -> Any:
         raise _Unknown
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, enum.Enum):
-        return {"class": name_of(value), "name": value.name}
     if value is None or isinstance(value, (bool, int, str)):
         return _short(value) if isinstance(value, str) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"number": str(value)}
+    if isinstance(value, enum.Enum):
+        return {"class": name_of(value), "name": value.name}
     if isinstance(value, (complex, Path, torch.dtype, range, slice)):
         return {"class": name_of(value), "value": str(value)}
     if isinstance(value, torch.device):  # it decides no more than a rounding
@@ -248,7 +249,7 @@ def _array(data: bytes, kind: str, shape: Any) -> dict[str, Any]:
 def _short(value: Any) -> Any:
     """A value, or its hash where it is long, since people read these records."""
     text = json.dumps(value, sort_keys=True)
-    return value if len(text) <= LONGEST else {"sha256": _hash(text), "length": len(value)}
+    return value if len(text) <= LONGEST else hash_of_long(value)
 
 
 def _hash(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from dap.backbones import Card, ModuleBackbone, VariancePreserving
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
+from dap.data.sets.differences import as_told
 from dap.described import describe
 from dap.evaluation import origins
 from dap.guidance import Descend, Energy, Guidance, Representative, Scaled
@@ -74,7 +76,19 @@ def linear(bias):
     return made
 
 
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Loud(enum.StrEnum):
+    A = "a"
+    B = "b"
+
+
 PAIRS = [
+    lambda k: Colour(k),
+    lambda k: Loud("ab"[k - 1]),
     lambda k: np.float32(k),
     lambda k: [0.5, k],
     lambda k: (k, {"a": [k]}),
@@ -252,3 +266,21 @@ def test_a_report_does_not_tell_an_earlier_record_apart_from_one_that_says_more(
 
 def test_linear_is_described_without_arguments():
     assert describe(Linear()) == {"class": "dap.kernels:Linear"}
+
+
+def test_a_long_value_that_an_earlier_version_wrote_out_is_the_same():
+    for value in (tuple(range(3000)), "ab" * 3000):
+        new, old = describe(Holding(value))["values"], {"value": list(value) if isinstance(value, tuple) else value}
+        assert new != old and as_told(new, old) == old
+        assert as_told(new, {"value": old["value"][:-1]}) != {"value": old["value"][:-1]}
+
+
+def test_an_argument_that_is_used_no_more_is_no_part_of_the_weights():
+    class From(Turned):
+        def __init__(self, teacher):
+            super().__init__(1.0)
+
+    class Teacher(torch.nn.Linear):
+        pass
+
+    assert From(Teacher(1, 1)).weights_hash() == From(torch.nn.Linear(1, 1)).weights_hash()

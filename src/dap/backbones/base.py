@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dap.backbones.schedules import Schedule, Time
 from dap.base.errors import DapError
-from dap.base.registry import Recorded, code_of_class, suggest
+from dap.base.registry import GIVEN, Recorded, code_of_class, suggest
 from dap.choices import SolverName
 from dap.guidance.base import GradThrough
 
@@ -280,7 +280,8 @@ class Backbone(Recorded, ABC):
         network in it: with other code the same weights predict otherwise.
         """
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
-        kinds = {type(self)} | {type(part) for network in _networks(vars(self)) for part in network.modules()}
+        held = {name: value for name, value in vars(self).items() if name != GIVEN}  # an argument may be used no more
+        kinds = {type(self)} | {type(part) for network in _networks(held) for part in network.modules()}
         digest.update("".join(sorted({code for kind in kinds for code in code_of_class(kind).values()})).encode())
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())

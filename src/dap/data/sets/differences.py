@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -38,8 +39,16 @@ OBJECTS_RECORD = "objects_record"
 the code and plain values alone, and what it does not tell is not known."""
 
 
+def hash_of_long(value: Any) -> dict[str, Any]:
+    """What a record has in place of a long text, list or mapping."""
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+    return {"sha256": digest, "length": len(value)}
+
+
 def as_told(new: Any, old: Any) -> Any:
     """A record of objects without what the record of an earlier version cannot tell of the same objects."""
+    if isinstance(old, (list, str)) and isinstance(new, Mapping) and new == hash_of_long(old):
+        return old  # earlier versions wrote long values out
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         return {key: as_told(value, old[key]) for key, value in new.items() if key in old}
     if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
