@@ -41,8 +41,12 @@ from dap.evaluation.training.stored_labels import StoredLabels, open_labels
 from dap.evaluation.training.trials import Trial
 
 
-def check(loaded: Loaded) -> None:
+def check(loaded: Loaded, *, fetch: bool = True) -> None:
     """Check, before the first set is made, that sets made from these real images can be judged.
+
+    Args:
+        loaded: how to judge, and the real images.
+        fetch: whether weights of a teacher may be fetched. If not, a teacher that is not on this machine is not checked.
 
     Raises:
         DapError: a network is unknown or unfit, there is no teacher or it does not know the classes, the test images
@@ -65,7 +69,7 @@ def check(loaded: Loaded) -> None:
         )
     names = loaded.open("train", protocol.size).class_names
     _check_networks(plan, len(names), loaded.channels)
-    loaded.teacher(names)
+    loaded.teacher(names, fetch=fetch)
     _check_classes(loaded, names, "The training data")
     if loaded.features is not None and isinstance(loaded.features[1], Classifier):
         loaded.features[1].select(names)
@@ -94,15 +98,8 @@ def judge(
     Raises:
         DapError: the set is not finished or not whole, or its classes are not those of the test data.
     """
-    check_set(judged, loaded)
-    if len(loaded.plan.networks) > 1:  # what is wrong with the second network is told before the first one is trained
-        _check_networks(loaded.plan, len(judged.class_names), loaded.channels)
-        for network in loaded.plan.networks:
-            _stored_labels(judged, loaded.plan, _settled(judged, loaded.plan, network))
-    for place in (judged.results / name for name in ("checkpoints", "neighbours", "labels", ".labels")):
-        if place.is_symlink():
-            raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
-    loaded.inspector()  # so that features of other classes are told before any training
+    check_ready(judged, loaded)  # what is wrong with the second network is told before the first one is trained
+    check_links(judged.results)
     key = {"judged": images_key(judged, loaded), "tested": loaded.test.fingerprint(sized=False)[:16]}
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
@@ -115,17 +112,46 @@ def judge(
     return trials
 
 
-def check_set(judged: DistilledSet, loaded: Loaded) -> None:
-    """Check that a set can be judged.
+def check_ready(judged: DistilledSet, loaded: Loaded, *, fetch: bool = True) -> None:
+    """Check that a set can be judged, and that all is there that its judging needs. Whoever judges several sets checks all of
+    them before the first training.
+
+    Args:
+        judged: the set.
+        loaded: how to judge, and the real images.
+        fetch: whether weights of a teacher may be fetched. If not, a teacher that is not on this machine is not checked.
 
     Raises:
-        DapError: the set is not finished or not whole, or its classes are not those of the test data.
+        DapError: the set is not finished or not whole, its classes are not those of the test data, of the teacher or of the
+            features, a network is unfit, labels or weights that the protocol trains on are missing or of other images, or the
+            last batch of an epoch is one that a network cannot be trained on.
     """
+    plan, classes = loaded.plan, len(judged.class_names)
     if (judged.path / "classes.json").is_file() and judged.missing():
         again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
         raise DapError(f"{judged.path} still lacks {counted(len(judged.missing()), 'image')}; {again}.")
     judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
+    _check_networks(plan, classes, loaded.channels)
+    for network in plan.all_networks:
+        _stored_labels(judged, plan, _settled(judged, plan, network))
+    check_weights(judged, plan)
+    loaded.check_labels(judged, fetch=fetch)
+    loaded.inspector()  # raises for features of other classes
+    check_batches(plan, len(judged), max(1, largest(judged)), classes, loaded.channels)
+
+
+def check_weights(judged: DistilledSet, plan: JudgingPlan) -> None:
+    """Raise `DapError` if a network of the plan is trained by weights of images that the set does not have."""
+    for network in plan.all_networks:
+        _weights(judged, _settled(judged, plan, network))
+
+
+def check_links(results: Path) -> None:
+    """Raise `DapError` if the results of a set would be written through a symbolic link in their folder."""
+    for place in (results / name for name in ("checkpoints", "neighbours", "labels", ".labels")):
+        if place.is_symlink():
+            raise DapError(f"{place} is a symbolic link; remove it, as results are not written through it.")
 
 
 def images_key(judged: DistilledSet, loaded: Loaded) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from typing import Protocol as Interface
 
 from dap.base.errors import DapError
@@ -26,6 +26,7 @@ from dap.evaluation.measures.own import own_measures
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, load_classifier
 from dap.evaluation.training.labels import Hard, ImageLabels, Soft
+from dap.evaluation.training.networks.zoo import NotFetched
 from dap.evaluation.training.protocol import Protocol
 from dap.protocol_names import ON_VALIDATION
 
@@ -36,8 +37,16 @@ Open = Callable[[Literal["train", "validation", "test"], int], Source]
 class Labeller(Interface):
     """Gives soft labels to the images of sets. Judging itself does not know how."""
 
-    def check(self, class_names: Sequence[str]) -> None:
-        """Raise `DapError` if images of these classes cannot be labelled."""
+    def check(
+        self,
+        class_names: Sequence[str],
+        recipe: Mapping[str, Any] | None = None,
+        where: Path | None = None,
+        *,
+        fetch: bool = True,
+    ) -> None:
+        """Raise `DapError` if images of these classes cannot be labelled, or, where the folder of a set is given, those of the
+        set that its recipe made. Without `fetch` nothing is fetched, and what is not on this machine is not checked."""
         ...
 
     def __call__(self, judged: DistilledSet, open: Open, watcher: Watcher) -> ImageLabels:
@@ -142,9 +151,13 @@ class Loaded:
                 self._tensors[side, not exact] = images, labels
         return self._tensors[side, exact]
 
-    def teacher(self, class_names: Sequence[str]) -> Classifier | None:
+    def teacher(self, class_names: Sequence[str], *, fetch: bool = True) -> Classifier | None:
         """The teacher, whose logits are in the order of these names. None for a protocol that needs no teacher, or where
         `image_labels` take the teacher's place.
+
+        Args:
+            class_names: the classes.
+            fetch: whether weights may be fetched. If not, a teacher whose weights are not on this machine is None.
 
         Raises:
             DapError: a teacher is needed and not given, or given and not needed, or does not know these classes.
@@ -158,13 +171,35 @@ class Loaded:
         if name is None:
             raise DapError(f"{plan.protocol.name} trains on a teacher's labels; give one (--teacher).")
         if plan.labeller is not None:
-            plan.labeller.check(class_names)
+            plan.labeller.check(class_names, fetch=fetch)
             return None
         if Path(name).is_dir():
             return None
         if key not in self._teachers:
-            self._teachers[key] = load_classifier(name, class_names, plan.device, offline=plan.offline)
+            offline = plan.offline or not fetch
+            try:
+                self._teachers[key] = load_classifier(name, class_names, plan.device, offline=offline)
+            except NotFetched:
+                if plan.offline:
+                    raise
+                return None
         return self._teachers[key]
+
+    def check_labels(self, judged: DistilledSet, *, fetch: bool = True) -> None:
+        """Check that a set has the labels that the protocol trains on, or can be given them. No image is labelled.
+
+        Args:
+            judged: the set.
+            fetch: whether weights may be fetched. Without them, what is not on this machine is not checked.
+
+        Raises:
+            DapError: there are no such labels, or they are of other images or classes.
+        """
+        soft = isinstance(self.plan.protocol.labels, Soft)
+        if soft and self.plan.labeller is not None:
+            self.plan.labeller.check(judged.class_names, judged.recipe or {}, judged.path, fetch=fetch)
+        elif self.teacher(judged.class_names, fetch=fetch) is None and soft:
+            self.image_labels(judged, Watcher())  # those of a folder, which are read
 
     def image_labels(self, judged: DistilledSet, watcher: Watcher) -> ImageLabels | None:
         """The labels of the images of a set; None where a classifier labels what the networks see, or the labels are hard.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -25,12 +26,13 @@ from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.judge import check as check_judging
-from dap.evaluation.judge import check_batches, judge
-from dap.recipe import Recipe
+from dap.evaluation.judge import check_batches, check_weights, judge
+from dap.evaluation.plan import Loaded
+from dap.recipe import Data, Recipe
 from dap.verbs.distill import cluster_of, distill, give_back, open_workshop
 from dap.verbs.drawing import draw
 from dap.verbs.jobs import Cell, Grid, read_job, written
-from dap.verbs.judges import LoadedFor, loader
+from dap.verbs.judges import LoadedFor, loader, naming
 from dap.verbs.options import Engine, kind_of
 from dap.verbs.planning.status import write_plan
 from dap.verbs.report import Results, Unfinished, write_page
@@ -217,15 +219,15 @@ def check(
     for name, recipe in cells:
         workshop_of(recipe).asked(recipe)
         check_out(workshop_of(recipe), recipe.data, out / name)
-    for data in dict.fromkeys(recipe.data for _, recipe in cells):
-        check_judging(loaded_for(data))
+    check_data(cells, loaded_for, out)
     images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan
     sides, protocols = dict[tuple[int, int], list[str]](), dict[str, str]()
     for name, recipe in cells:
         chosen = settled(recipe, workshop_of(recipe), out / name, watcher, out).recipe
         method, task = workshop_of(recipe).task(chosen)
         method.prepare(task)
-        judged_by = loaded_for(task.recipe.data).plan  # what a protocol takes from the data is in its name
+        loaded = loaded_for(task.recipe.data)
+        judged_by = loaded.plan  # what a protocol takes from the data is in its name
         # as the user named it: METHOD@BACKBONE
         own = f"@{recipe.backbone.path}" if "@" in name and recipe.backbone and "backbone" in method.needs else ""
         sides.setdefault((judged_by.protocol.size, task.recipe.data.size), []).append(recipe.method + own)
@@ -236,8 +238,49 @@ def check(
         images |= {folder: n * classes for folder, n in sizes}
         protocols |= {folder: judged_by.named(judged_by.protocol.name) for folder, _ in sizes}
         DistilledSet.check_begun(out / name, task.source.class_names, task.recipe.values(), task.store.inputs)
+        if judged_by.labeller is not None:
+            with naming(out / name):
+                judged_by.labeller.check(task.source.class_names, task.recipe.values(), out / name)
+        for folder in (name, *(drawn for _, drawn in draws(name, recipe, subsample))):
+            check_finished(out / folder, loaded)
     _tell_sides(sides, watcher)
     write_plan(out, images, protocols, plan.all_networks, plan.seeds)
+
+
+def check_data(cells: Sequence[Cell], loaded_for: LoadedFor, out: Path, *, fetch: bool = True) -> None:
+    """Check that the sets of a grid can be judged, as far as their real images tell.
+
+    Args:
+        cells, loaded_for, out: as for `check`.
+        fetch: as for `judge.check`.
+
+    Raises:
+        DapError: they cannot. Where the sets are of several data, the message names one that is of those at fault.
+    """
+    first = dict[Data, str]()
+    for name, recipe in cells:
+        first.setdefault(recipe.data, name)
+    for data, name in first.items():
+        with naming(out / name) if len(first) > 1 else nullcontext():
+            check_judging(loaded_for(data), fetch=fetch)
+
+
+def check_finished(folder: Path, loaded: Loaded, *, fetch: bool = True) -> None:
+    """Check what judging asks of a set itself, where a finished one is in the folder already: weights of its images, and a
+    backbone that labels them. Sets are read for such protocols alone, because reading hashes all images.
+
+    Raises:
+        DapError: the set lacks what is asked. The message names it.
+    """
+    plan, cases = loaded.plan, loaded.plan.protocol.cases
+    weighed = plan.protocol.weights != "none" or any("weights" in case.set for case in cases)
+    if not (weighed or plan.labeller is not None) or not (folder / "classes.json").is_file():
+        return
+    with naming(folder):
+        made = DistilledSet.open(folder)
+        if not made.missing():
+            check_weights(made, plan)
+            loaded.check_labels(made, fetch=fetch)
 
 
 def _tell_sides(sides: Mapping[tuple[int, int], Sequence[str]], watcher: Watcher) -> None:

@@ -87,12 +87,7 @@ class ZeroShot:
             DapError: the set is not whole or has one class, or the backbone does not know its classes.
         """
         names = judged.class_names
-        if len(names) == 1:
-            raise DapError(
-                f"{judged.path} has one class, {names[0]}, so no answer could be wrong; take a set of two or more."
-            )
-        if (judged.path / "classes.json").is_file() and judged.missing():
-            raise DapError(f"{judged.path} still lacks {counted(len(judged.missing()), 'image')}; finish it first.")
+        _check_set(judged)
         self.backbone.condition(names)  # an unknown class raises here, before the real images are read
         how = {"weights": self.weights, "classes": names, **self.backbone.card.prompts, **asdict(self.levels)}
         of_real = {**how, "reals": self.reals, "data": real.fingerprint()}
@@ -154,6 +149,17 @@ class ZeroShot:
         return kept["errors"].argmin(1).tolist(), kept["seconds"].item()
 
 
+def _check_set(judged: DistilledSet) -> None:
+    """Raise `DapError` if the images of a set cannot be classified: the set is not finished, or has one class."""
+    names = judged.class_names
+    if len(names) == 1:
+        raise DapError(
+            f"{judged.path} has one class, {names[0]}, so no answer could be wrong; take a set of two or more."
+        )
+    if (judged.path / "classes.json").is_file() and judged.missing():
+        raise DapError(f"{judged.path} still lacks {counted(len(judged.missing()), 'image')}; finish it first.")
+
+
 def judges_of(
     opened: Sequence[DistilledSet],
     workshop: Workshop,
@@ -162,9 +168,10 @@ def judges_of(
     max_bad_fraction: float | None,
     split: Any,
 ) -> list[tuple[Backbone, Source]]:
-    """For each set the backbone that classifies its images, and the real test images; see `classify`."""
+    """For each set the backbone that classifies its images, and the real test images; see `classify`. All sets are checked."""
     recipes = [made.recipe or {} for made in opened]
     for made, recipe in zip(opened, recipes, strict=True):
+        _check_set(made)
         if backbone is None and not recipe.get("backbone"):
             raise DapError(f"{made.path} was made without a backbone; say which one should classify: --backbone NAME.")
         if data is None and not recorded_data(made).get("path"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from dap.data.real.sources import EMBEDDED, IdxSource
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import Rank, device_for, rank_of
-from dap.evaluation.judge import check_batches, judge
-from dap.evaluation.labelling import largest
+from dap.evaluation.judge import check_links, check_ready, judge
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of, takes_values
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import cluster_of, give_back, open_workshop
 from dap.verbs.jobs import read_judging, written_judging
-from dap.verbs.judges import LoadedFor, judging_plan, loader, source_of, suited_plan
+from dap.verbs.judges import LoadedFor, judging_plan, loader, naming, source_of, suited_plan
 from dap.verbs.memory import HeldSets, is_in_memory, is_number, loaded_from, names_given
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import place
@@ -114,6 +113,8 @@ def evaluate(
         path = None if data is None else str(data)
         ready = readied(opened, loaded_for, path, max_bad_fraction, split)
         place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
+        for made in opened:
+            check_links(made.results)
         if rank is not None:
             _judge_shared(list(zip(opened, ready, strict=True)), watcher, rank)
         elif kind in ("workers", "ray"):
@@ -133,30 +134,39 @@ def evaluate(
             for made, loaded in zip(opened, ready, strict=True):
                 judge(made, loaded, watcher)
     else:
-        place(opened, where)
-        _judge_on(data, opened, classes, judging, machine, watcher, workshop, held)
+        _judge_on(data, opened, where, classes, judging, machine, watcher, workshop, held)
     paths = tuple(made.results for made in opened)
     return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
 
 
 def readied(
-    opened: Sequence[DistilledSet], loaded_for: LoadedFor, path: str | None, max_bad_fraction: float | None, split: Any
+    opened: Sequence[DistilledSet],
+    loaded_for: LoadedFor,
+    path: str | None,
+    max_bad_fraction: float | None,
+    split: Any,
+    *,
+    fetch: bool = True,
 ) -> list[Loaded]:
-    """What judging each set needs, see `evaluate`.
+    """What judging each set needs, see `evaluate`. All sets are checked.
 
     Args:
         opened: the sets.
         loaded_for: as `loader` gives it.
         path, max_bad_fraction, split: as for `data_of`.
+        fetch: as for `judge.check_ready`.
 
     Raises:
-        DapError: the real images cannot be opened, or a network could not be trained on the images of a set.
+        DapError: the real images cannot be opened, or a set cannot be judged. Where there are several, the message names it.
     """
-    ready = [loaded_for(data_of(made, path, max_bad_fraction, split), not of_others(made, path)) for made in opened]
-    for made, loaded in zip(opened, ready, strict=True):
-        check_batches(loaded.plan, len(made), max(1, largest(made)), len(made.class_names), loaded.channels)
+    ready = list[Loaded]()
+    for made in opened:
+        with naming(made.path) if len(opened) > 1 else nullcontext():
+            loaded = loaded_for(data_of(made, path, max_bad_fraction, split), not of_others(made, path))
+            check_ready(made, loaded, fetch=fetch)
         if split is None and not of_others(made, path):
             tell_changed(made, recorded_data(made), loaded.open)
+        ready.append(loaded)
     return ready
 
 
@@ -222,6 +232,7 @@ def _opened(
 def _judge_on(
     data: Any,
     opened: Sequence[DistilledSet],
+    where: Path | None,
     classes: Sequence[str] | None,
     judging: Judging,
     machine: Machine,
@@ -244,14 +255,22 @@ def _judge_on(
                 "training images beside them; give data by name or folder, or Judging(changes={'mean': …, 'std': …})",
                 plan.protocol.name,
             )
+    ready = list[Loaded]()
     for made in opened:
         names, by = (classes, "place") if classes else (made.class_names, "value" if held.numbered(made) else "name")
         side = side_of(made)
         key = (tuple(names), by, None if own else side)
-        if key not in loaded:
-            suited = plan if own else suited_plan(plan, judging, side, train)
-            loaded[key] = loaded_from(data, names, suited, by)
-        judge(made, loaded[key], watcher)
+        with naming(made.path) if len(opened) > 1 else nullcontext():
+            if key not in loaded:
+                suited = plan if own else suited_plan(plan, judging, side, train)
+                loaded[key] = loaded_from(data, names, suited, by)
+            check_ready(made, loaded[key])
+        ready.append(loaded[key])
+    place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
+    for made in opened:
+        check_links(made.results)
+    for made, its in zip(opened, ready, strict=True):
+        judge(made, its, watcher)
 
 
 def _training_of(data: Source, workshop: Workshop) -> Callable[[int], Source] | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dap.backbones import device_of
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 from dap.data.real.finding.splits import Split
 from dap.data.real.sources import EMBEDDED, Source
 from dap.evaluation.measures.embedding import embedding, over_frames
@@ -25,6 +27,17 @@ from dap.workshop import Workshop
 LoadedFor = Callable[..., Loaded]
 """A function of real data, which returns what judging sets by them needs. Its second argument says whether the sets were drawn
 from these data, so that their training images must be others than their test images; default: they were."""
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Name the set in this folder in what is raised here, so that a user with several sets knows which one is meant."""
+    try:
+        yield
+    except DapError as error:
+        if str(error).startswith((f"{folder} ", f"The set {folder} ")):
+            raise
+        raise DapError(f"The set {shown(folder)} cannot be judged. {error}") from error
 
 
 def open_protocol(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dap.backbones.base import Backbone
+from dap.backbones.hub import to_download
 from dap.backbones.schedules import steps_of
 from dap.base.errors import DapError
 from dap.base.files import same_place
@@ -96,10 +97,23 @@ class BackboneLabeller:
     asked: Asked = Asked()
     known: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def check(self, class_names: Sequence[str]) -> None:
-        """Load the backbone, and raise `DapError` if it does not know these classes."""
-        if name := self.teacher.removeprefix(PREFIX):
-            self.workshop.backbone(BackboneChoice(path=name)).condition(class_names)
+    def check(
+        self,
+        class_names: Sequence[str],
+        recipe: Mapping[str, Any] | None = None,
+        where: Path | None = None,
+        *,
+        fetch: bool = True,
+    ) -> None:
+        """Load the backbone, and raise `DapError` if there is none or it does not know these classes. See `Labeller.check`."""
+        name = self.teacher.removeprefix(PREFIX)
+        if where is None and not name:
+            return  # each set will have its own
+        choice = BackboneChoice(path=name) if where is None else self._choice(recipe or {}, where)
+        remote = not fetch and not self.workshop.offline
+        if remote and to_download(choice.path, choice.revision, offline=True) is not None:
+            return
+        self.workshop.backbone(choice).condition(class_names)
 
     def __call__(self, judged: DistilledSet, open: Open, watcher: Watcher = Watcher()) -> ImageLabels:
         """The labels of the images of a set; arguments and errors as of `folder`. The watcher is told of new ones."""
@@ -124,19 +138,14 @@ class BackboneLabeller:
         Raises:
             DapError: the set is not whole, the backbone does not know its classes, or the work would take too long.
         """
-        judged.check_whole(decode=False)
-        choice, names = self.choice(judged), judged.class_names
-        backbone = self.workshop.backbone(choice)
-        backbone.condition(names)
-        levels = self.asked.levels or usual_levels(len(names))
-        real = open("train", backbone.card.size)
+        backbone, levels, real = self._ready(judged, open)
         how, folder = self.place(judged, backbone, levels, real)
         if not holds_image_labels(folder):
             unfinished = judged.results / ".labels"
             store = Store(self.workshop.cache or unfinished, how, cache=self.workshop.cache)
             work = _Work(backbone, levels, watcher, store, self.known)
             found, facts = work.labels(judged, real, self.asked)
-            labels = image_labels(f"{PREFIX}{choice.path}", names, found, facts["accuracy"])
+            labels = image_labels(self.name(judged), judged.class_names, found, facts["accuracy"])
             write_image_labels(folder, labels, image_hashes(judged), {**how, **facts})
             told(summary({**how, **facts}))
             for left in unfinished.glob("*") if unfinished.is_dir() else ():
@@ -144,6 +153,22 @@ class BackboneLabeller:
             if unfinished.is_dir():
                 unfinished.rmdir()
         return folder
+
+    def name(self, judged: DistilledSet) -> str:
+        """The name of the backbone that labels a set, as its labels say it."""
+        return f"{PREFIX}{self.choice(judged).path}"
+
+    def how(self, judged: DistilledSet, open: Open) -> dict[str, Any]:
+        """What the labels of a set depend on, before any image is labelled; arguments and errors as of `folder`."""
+        return self.place(judged, *self._ready(judged, open))[0]
+
+    def _ready(self, judged: DistilledSet, open: Open) -> tuple[Backbone, Levels, Source]:
+        """The backbone, the noise levels and the real images for the labels of a set, which are checked."""
+        judged.check_whole(decode=False)
+        backbone = self.workshop.backbone(self.choice(judged))
+        backbone.condition(judged.class_names)
+        levels = self.asked.levels or usual_levels(len(judged.class_names))
+        return backbone, levels, open("train", backbone.card.size)
 
     def place(
         self, judged: DistilledSet, backbone: Backbone, levels: Levels, real: Source
@@ -170,15 +195,19 @@ class BackboneLabeller:
         Raises:
             DapError: no backbone is named, and none made the set.
         """
-        name, recorded = self.teacher.removeprefix(PREFIX), (judged.recipe or {}).get("backbone") or {}
+        return self._choice(judged.recipe or {}, judged.path)
+
+    def _choice(self, recipe: Mapping[str, Any], where: Path) -> BackboneChoice:
+        """The backbone for the set in a folder, by the values of the recipe that made it."""
+        name, recorded = self.teacher.removeprefix(PREFIX), recipe.get("backbone") or {}
         if name and not same_place(str(recorded.get("path")), name):
             return BackboneChoice(path=name)
         if not recorded:
             raise DapError(
-                f"{judged.path} was made without a backbone; name the one that labels it: --teacher backbone:NAME."
+                f"{where} was made without a backbone; name the one that labels it: --teacher backbone:NAME."
             )
         if not name:
-            refuse_code(recorded, judged.path / "recipe.json")
+            refuse_code(recorded, where / "recipe.json")
         return BackboneChoice(**{**recorded, **({"path": name} if name else {})})
 
 

@@ -12,11 +12,11 @@ from dap.base.files import in_use
 from dap.base.watch import Watcher
 from dap.data.real.counts import total_of
 from dap.data.sets.distilled import DistilledSet
-from dap.evaluation.judge import check_set, images_key
+from dap.evaluation.judge import check_links, images_key
 from dap.evaluation.plan import Loaded
 from dap.evaluation.report.records import load_set
 from dap.recipe import Recipe
-from dap.verbs.cells import Workshops
+from dap.verbs.cells import Workshops, check_data, check_finished, draws
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import readied
 from dap.verbs.jobs import Grid
@@ -60,6 +60,10 @@ def planned_grid(cells: Grid, *, machine: Machine, watcher: Watcher = Watcher())
     """
     workshops = Workshops(cells, watcher)
     loaded_for = loader(cells.judging, machine, workshops.main)
+    check_data(cells.cells, loaded_for, cells.out, fetch=False)
+    for name, recipe in cells.cells:
+        for folder in (name, *(drawn for _, drawn in draws(name, recipe, cells.subsample))):
+            check_finished(cells.out / folder, loaded_for(recipe.data), fetch=False)
     found, known = list[Estimate](), dict[Any, Any]()
     for kind in dict.fromkeys(Path(name).parent for name, _ in cells.cells):
         mine = [(name, recipe) for name, recipe in cells.cells if Path(name).parent == kind]
@@ -97,10 +101,10 @@ def planned_judging(
     """
     workshop = open_workshop(machine, watcher=watcher)
     opened = [DistilledSet.from_folder(path, classes) for path in sets]
-    ready = readied(opened, loader(judging, machine, workshop), data, max_bad_fraction, split)
+    ready = readied(opened, loader(judging, machine, workshop), data, max_bad_fraction, split, fetch=False)
     found = list[Estimate]()
     for path, made, loaded, results in zip(sets, opened, ready, places(opened, out), strict=True):
-        check_set(made, loaded)
+        check_links(results)
         ipc, judged = max(1, len(made) // len(made.class_names)), images_key(made, loaded)
         found.append(_trainings(str(path), loaded, [_recorded([results, made.path], judged)], ipc))
     return found

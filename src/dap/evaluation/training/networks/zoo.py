@@ -146,6 +146,10 @@ WEIGHTS = "IMAGENET1K_V1"
 soft labels use these weights."""
 
 
+class NotFetched(DapError):
+    """Published weights are not on this machine, and the network was not to be asked."""
+
+
 def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
     """A classifier of torchvision with its published weights for ImageNet, and torchvision's card of these weights.
 
@@ -154,8 +158,9 @@ def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
         offline: if True, no weights are fetched from the network.
 
     Raises:
-        DapError: torchvision has no such classifier or no such weights of the classifier, the weights are not on this
-            machine and cannot be fetched, or the file on this machine is another one than was published.
+        NotFetched: the weights are not on this machine, and `offline` is True.
+        DapError: torchvision has no such classifier or no such weights of the classifier, the weights cannot be fetched, or
+            the file on this machine is another one than was published.
     """
     from torchvision import models
 
@@ -168,7 +173,7 @@ def pretrained(model: str, *, offline: bool = False) -> tuple[nn.Module, Any]:
     weights = choices[WEIGHTS]
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     if offline and not file.is_file():
-        raise DapError(f"The weights of {name} are not here and --offline forbids to fetch them; put them at {file}.")
+        raise NotFetched(f"The weights of {name} are not here and --offline forbids to fetch them; put them at {file}.")
     options = {key: True for key in ("aux_logits", "transform_input") if model in ("googlenet", "inception_v3")}
     if options:  # torchvision builds these two in this way for its weights
         options["init_weights"] = False
