@@ -206,14 +206,59 @@ def test_labels_of_several_sets_have_one_origin_if_they_were_made_alike(tmp_path
     )
 
     def origin(how: dict) -> str:
-        write_image_labels(tmp_path / "l", image_labels("x", ("a",), torch.zeros(1, 1)), hashes, how)
-        return open_image_labels(tmp_path / "l", hashes, ("a",)).origin
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_image_labels(folder, image_labels("x", ("a",), torch.zeros(1, 1)), hashes, how)
+        return open_image_labels(folder, hashes, ("a",)).origin
 
     known = origin(base)
     of_a_set = {"temperature": 0.2, "seconds": 3.0, "accuracy": 0.5, "log_likelihood": -1.0, "backbone": "elsewhere/x"}
     assert known and all(origin(base | {name: value}) == known for name, value in of_a_set.items())
     assert len({known, *(origin(base | one) for one in ({"times": 3}, {"weights": "v"}, {"data": "e"}))}) == 4
     assert origin({"classifier": "mark"}) == "mark" and origin({}) == origin({"source": "a file"}) == ""
+
+
+def test_other_labels_are_not_written_over(tmp_path):
+    """Whatever tells labels apart does so, and what an older folder does not say is no difference."""
+    hashes, names = [f"{k:064x}" for k in range(4)], ("a", "b")
+    known = {"weights": "w", "times": 2, "reals": 8, "temperature": 0.1, "seconds": 3.0, "backbone": "x"}
+    folder = tmp_path / "l"
+
+    def write(hashes=hashes, name="x", names=names, how=known, seed=0) -> None:
+        labels = image_labels(name, names, random(len(hashes), len(names), seed=seed))
+        write_image_labels(folder, labels, hashes, how)
+
+    def held() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    write()
+    for changes, says in (
+        ({"hashes": [*hashes[:3], "f" * 64]}, "images: 4 -> 4, 3 of them the same"),
+        ({"hashes": hashes[:3]}, "images: 4 -> 3"),
+        ({"hashes": hashes[::-1]}, "in another order"),
+        ({"names": ("b", "a")}, "classes: "),
+        ({"names": ("a", "c")}, "classes: "),
+        ({"how": known | {"times": 3}}, "times: 2 -> 3"),
+        ({"how": known | {"weights": "v"}}, "other weights of this name"),
+        ({"how": known | {"weights": "v"}, "name": "y"}, 'teacher: "x" -> "y"'),
+        ({"how": {"classifier": "c"}, "name": "y"}, 'teacher: "x" -> "y"'),
+    ):
+        before = held()
+        with pytest.raises(DapError, match="holds other labels.*choose another folder") as error:
+            write(**changes)
+        assert says in str(error.value) and held() == before
+    for changes in (
+        {},
+        {"how": known | {"temperature": 0.2, "seconds": 1.0}},
+        {"name": "moved/x"},  # the same weights under another name
+        {"how": {name: known[name] for name in ("weights", "reals")}},
+        {"how": known | {"more": 1}},
+        {"how": {}},
+        {"how": known},
+    ):
+        write(**changes, seed=1)
+    (folder / "index.json").write_text("{")
+    with pytest.raises(DapError, match="index.json"):
+        write()
 
 
 def judged(made, colours, capsys, *more: object) -> tuple[int, str]:

@@ -151,7 +151,7 @@ def trousers(tmp_path_factory):
     return out
 
 
-def test_by_command_labels_are_exported_trained_on_and_stored_for_batches(trousers, tmp_path, capsys):
+def test_by_command_labels_are_exported_trained_on_and_stored_for_batches(trousers, tmp_path, capsys, monkeypatch):
     made, labels = shutil.copytree(trousers, tmp_path / "a"), tmp_path / "labels"
     given = ["--teacher", "backbone:starter", "--times", "2", "--reals", "8"]
     assert main([str(a) for a in ("export", made, "--layout", "labels", *given, "--out", labels)]) == 0
@@ -173,6 +173,11 @@ def test_by_command_labels_are_exported_trained_on_and_stored_for_batches(trouse
     assert [one["labels"] for one in trials] == ["backbone:starter"] * 2
     whose = {one["labels"]["origin"] for one in json.loads((made / "protocols.json").read_text()).values()}
     assert whose == {facts["labels"]["origin"]}, "both are the labels of one backbone"
+    monkeypatch.setattr("dap.verbs.labelling.by_backbone._Work.labels", lambda *a: pytest.fail("images were labelled"))
+    given[given.index("--times") + 1] = "3"
+    for more in ([], ["--dry-run"]):
+        assert main([str(a) for a in ("export", made, "--layout", "labels", *given, "--out", labels, *more)]) == 1
+        assert "holds other labels (times: 2 -> 3)" in capsys.readouterr().err
 
 
 def test_the_backbone_is_a_teacher_by_name(trousers, tmp_path, monkeypatch, capsys):

@@ -74,6 +74,30 @@ def test_labels_of_too_few_epochs_are_told_before_any_training(made, teacher, tm
     assert status == 1 and "has labels for 2 epochs, and 3 are wanted" in err
 
 
+def test_labels_of_another_set_or_teacher_stay_in_their_folder(made, colours, teacher, tmp_path, capsys, monkeypatch):
+    """Whoever would write over them is told before any image is labelled, and in a dry run."""
+    other, labels = tmp_path / "other", tmp_path / "labels"
+    distil = ["distill", "--method", "random", "--data", colours, "--ipc", 3, "--seed", 1, "--out", other]
+    assert call(capsys, *distil)[0] == 0
+    export = ["export", made, "--layout", "labels", "--teacher", teacher, "--out", labels]
+    assert call(capsys, *export)[0] == 0
+    held = {file.name: file.read_bytes() for file in labels.iterdir()}
+    moved = shutil.copy(teacher, tmp_path / "moved.safetensors")
+    for more in (["--dry-run"], []):
+        status, _, err = call(capsys, *export, *more)
+        assert status == 0, err
+        status, _, err = call(capsys, *[moved if word is teacher else word for word in export], *more)
+        assert status == 0, "the same weights in another file"
+    assert labels.joinpath("labels.safetensors").read_bytes() == held["labels.safetensors"]
+    held = {file.name: file.read_bytes() for file in labels.iterdir()}
+    monkeypatch.setattr("dap.evaluation.labelling.labels_by", lambda *a: pytest.fail("images were labelled"))
+    for more in (["--dry-run"], []):
+        status, _, err = call(capsys, *[other if word is made else word for word in export], *more)
+        assert status == 1 and f"{labels} holds other labels (images: 9 -> 9, " in err, err
+    status, _, err = call(capsys, "export", made, "--layout", "fkd", "--teacher", teacher, *STORED, "--out", labels)
+    assert status == 1 and {name: (labels / name).read_bytes() for name in held} == held
+
+
 @pytest.mark.parametrize("flags", [[], ["--set", "size=16"]])
 def test_labels_have_the_size_and_the_values_with_which_the_set_is_judged(flags, made, teacher, tmp_path, capsys):
     """small-hard takes its mean and standard deviation from the data, and its size from the set."""

@@ -9,6 +9,7 @@ of every augmented batch of every epoch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,13 @@ from dap.base.errors import DapError
 from dap.base.files import building, in_use, write_atomically
 from dap.base.parsing import shown
 from dap.data.sets.beside import FILE, INDEX, Index, index_in, label_files, logits_in
+from dap.data.sets.differences import differences
 from dap.evaluation.current import hash_of
 from dap.evaluation.training.labels import ImageLabels
 
 
 def write_image_labels(folder: Path, labels: ImageLabels, hashes: Sequence[str], how: Mapping[str, Any]) -> Path:
-    """Write labels into a folder: new, empty, or with labels of images, which are replaced.
+    """Write labels into a folder: new, empty, or with labels of the same images by the same teacher, which are written again.
 
     Args:
         folder: the folder.
@@ -35,18 +37,13 @@ def write_image_labels(folder: Path, labels: ImageLabels, hashes: Sequence[str],
         how: what people and later runs should know of how they were made, as JSON values.
 
     Raises:
-        DapError: the folder holds other files, or a logit is not finite.
+        DapError: the folder holds other files or other labels, or a logit is not finite.
         OSError: it cannot be written.
     """
     if not labels.values.isfinite().all():
         raise DapError(f"{labels.name} gives labels that are not finite numbers.")
 
-    def check() -> None:
-        if in_use(folder) and not holds_image_labels(folder):
-            raise DapError(
-                f"{shown(folder)} is not empty and holds no labels of images; choose a new folder with --out."
-            )
-
+    check = functools.partial(check_image_labels, folder, labels.name, labels.class_names, hashes, how)
     check()
     values = labels.values.float().cpu().numpy()
     files = label_files(values, hashes, labels.class_names, labels.name, labels.accuracy, dict(how))
@@ -54,6 +51,48 @@ def write_image_labels(folder: Path, labels: ImageLabels, hashes: Sequence[str],
         for name, data in files.items():
             write_atomically(made / name, data)
     return folder
+
+
+def check_image_labels(
+    folder: Path, teacher: str, class_names: Sequence[str], hashes: Sequence[str], how: Mapping[str, Any]
+) -> None:
+    """Check that labels can be written into a folder, so that no others are lost. It is asked before labels are computed, and
+    `write_image_labels` asks it again.
+
+    Args:
+        folder, hashes: as for `write_image_labels`.
+        teacher: who will give the labels.
+        class_names: their columns.
+        how: as for `write_image_labels`, without what only the labels themselves tell.
+
+    Raises:
+        DapError: the folder holds other files, or labels of other images, of other classes, by another teacher or made in
+            another way. What the folder does not say is no difference.
+    """
+    if not in_use(folder):
+        return
+    if not holds_image_labels(folder):
+        raise DapError(f"{shown(folder)} is not empty and holds no labels of images; choose a new folder with --out.")
+    index = index_in(folder)
+    before = index.how if isinstance(index.how, Mapping) else {}
+    both = [name for name in how if name in before and not _is_of_a_set(name) and name not in ("classes", *WHO)]
+    told = {name: how[name] for name in both}
+    old, new = {name: before[name] for name in both}, json.loads(json.dumps(told))
+    known = [
+        name for name in WHO if name in before and name in how
+    ]  # a file may have another name and the same weights
+    if any(before[name] != how[name] for name in known) or (not known and index.teacher != teacher):
+        same = "other weights of this name" if index.teacher == teacher else teacher
+        old, new = {"teacher": index.teacher, **old}, {"teacher": same, **new}
+    if index.classes != list(class_names):
+        old, new = {"classes": index.classes, **old}, {"classes": list(class_names), **new}
+    changed = differences(old, new)
+    if index.images != list(hashes):
+        same = len(set(index.images) & set(hashes))
+        order = "in another order" if sorted(index.images) == sorted(hashes) else f"{same} of them the same"
+        changed = [f"images: {len(index.images)} -> {len(hashes)}, {order}", *changed]
+    if changed:
+        raise DapError(f"{shown(folder)} holds other labels ({'; '.join(changed)}); choose another folder with --out.")
 
 
 def holds_image_labels(folder: str | Path) -> bool:
@@ -114,13 +153,22 @@ OF_A_SET = {"backbone", "temperature", "accuracy", "fitted_on", "tested_on", "ag
 """What is written of the labels of a backbone that each set has of its own, or that the hash of the weights says too."""
 
 
+WHO = ("classifier", "weights")
+"""Under which of these names is written, by a hash of the weights, who gave the labels: a classifier, or a backbone."""
+
+
 def _origin(how: Mapping[str, Any]) -> str:
     """See `ImageLabels.origin`, from what `write_image_labels` was told."""
     if isinstance(classifier := how.get("classifier"), str):
         return classifier
     if "weights" not in how:
         return ""
-    return hash_of({name: how[name] for name in how if name not in OF_A_SET and not name.startswith("log_likelihood")})
+    return hash_of({name: how[name] for name in how if not _is_of_a_set(name)})
+
+
+def _is_of_a_set(name: str) -> bool:
+    """Whether what is written under this name is not the same for labels of all sets that were made in one way."""
+    return name in OF_A_SET or name.startswith("log_likelihood")
 
 
 def _index(folder: Path) -> Index:

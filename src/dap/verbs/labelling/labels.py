@@ -13,7 +13,7 @@ from dap.base.watch import Watcher
 from dap.data.real.sources import EMBEDDED, Source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation import labelling
-from dap.evaluation.image_labels import how_made, open_image_labels, write_image_labels
+from dap.evaluation.image_labels import check_image_labels, how_made, open_image_labels, write_image_labels
 from dap.evaluation.plan import Open
 from dap.evaluation.suiting import suited_size, takes_values
 from dap.evaluation.training.classifier import load_classifier
@@ -107,7 +107,7 @@ def store_image_labels(
 
     Args:
         made: the set. No image may be missing.
-        out: the folder of the labels: new, empty, or with labels of images, which are replaced.
+        out: the folder of the labels: new, empty, or with labels of the same images by the same teacher, which are written again.
         teacher: backbone:NAME, a file of `train_teacher`, or torchvision:NAME.
         data: the real images, whose training part chooses the temperature of backbone:NAME. Default: those that the set was
             made of.
@@ -120,20 +120,24 @@ def store_image_labels(
         How the labels were made; for a backbone its temperature, accuracy, log-likelihood and time among it.
 
     Raises:
-        DapError: no teacher is given, the set is not whole, the teacher does not know its classes, or the work would take
-            longer than the limit.
+        DapError: no teacher is given, the set is not whole, the teacher does not know its classes, the work would take longer
+            than the limit, or the folder holds other files or other labels.
     """
     opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, named(teacher)
     hashes = labelling.image_hashes(opened)
     if is_backbone(by):
         workshop = open_workshop(machine, watcher=watcher)
         labeller, real = labeller_of(by, opened, data, split, asked, workshop)
+        planned = labeller.how(opened, real)  # a folder that must not be written over is told before the work
+        check_image_labels(Path(out), labeller.name(opened), opened.class_names, hashes, planned)
         folder = labeller.folder(opened, real, watcher)
         labels, how = open_image_labels(folder, hashes, opened.class_names), how_made(folder)
     else:
         device = str(device_of(machine.device))
         classifier = load_classifier(by, opened.class_names, device, offline=machine.offline)
-        labels, how = labelling.labels_by(classifier, opened), {"classifier": classifier.fingerprint}
+        how = {"classifier": classifier.fingerprint}
+        check_image_labels(Path(out), classifier.name, opened.class_names, hashes, how)
+        labels = labelling.labels_by(classifier, opened)
     write_image_labels(Path(out), labels, hashes, how)
     return how
 

@@ -28,7 +28,7 @@ from dap.data.sets.contents import file_of
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import opened as opened_import
 from dap.evaluation import labelling
-from dap.evaluation.image_labels import holds_image_labels, image_labels
+from dap.evaluation.image_labels import check_image_labels, holds_image_labels, image_labels
 from dap.evaluation.training.classifier import Classifier, load_classifier
 from dap.evaluation.training.labels import ImageLabels
 from dap.evaluation.training.protocol import Protocol
@@ -172,7 +172,8 @@ def planned_labels(
     found = list[Estimate]()
     known: Classifier | ImageLabels
     if is_backbone(by):
-        found.append(_by_backbone(made, by, data, split, asked, workshop, watcher))
+        place = out if layout == "labels" else None
+        found.append(_by_backbone(made, by, data, split, asked, workshop, watcher, place))
         known = _blank(made, LABELLED)
     elif chosen is not None and Path(by).is_dir():
         labelling.opened(by, made, str(device), True)
@@ -183,10 +184,16 @@ def planned_labels(
         except DapError:
             if machine.offline or not by.startswith("torchvision:"):
                 raise
+            if layout == "labels":  # as far as names tell
+                check_image_labels(out, by, made.class_names, labelling.image_hashes(made), {})
             n, why = len(made.records), f"{by} is not on this machine yet, so no trial can be made"
             return [Estimate(name=str(out), kind="labels", pieces=n, left=n, why=why, downloads=((by, None),))]
     if chosen is None:
-        return found if isinstance(known, ImageLabels) else [_by_classifier(made, out, known)]
+        if isinstance(known, ImageLabels):
+            return found
+        how = {"classifier": known.fingerprint}
+        check_image_labels(out, known.name, made.class_names, labelling.image_hashes(made), how)
+        return [_by_classifier(made, out, known)]
     return [*found, _epochs(made, out, known, chosen)]
 
 
@@ -209,8 +216,10 @@ def _by_backbone(
     asked: Asked,
     workshop: Workshop,
     watcher: Watcher,
+    out: Path | None,
 ) -> Estimate:
-    """What the labels of a backbone will take: a pass for each noise level and class, of the set and of real images."""
+    """What the labels of a backbone will take: a pass for each noise level and class, of the set and of real images. `out` is
+    the folder that they are written to; None where only labels of batches are written."""
     labeller, real_of = labeller_of(by, made, data, split, asked, workshop)
     choice, names, n = labeller.choice(made), made.class_names, len(made.records)
     facts: dict[str, Any] = {"name": f"labels by {choice.path}", "kind": "labels", "pieces": n}
@@ -220,7 +229,10 @@ def _by_backbone(
     backbone = labeller.workshop.backbone(choice)
     backbone.condition(names)
     levels, real = asked.levels or usual_levels(len(names)), real_of("train", backbone.card.size)
-    if holds_image_labels(labeller.place(made, backbone, levels, real)[1]):
+    how, place = labeller.place(made, backbone, levels, real)
+    if out is not None:
+        check_image_labels(out, labeller.name(made), names, labelling.image_hashes(made), how)
+    if holds_image_labels(place):
         return Estimate(**facts, left=0, seconds=0.0)
     watcher.note("a short trial tells how long a pass of the backbone takes")
     began = time.monotonic()
