@@ -35,7 +35,7 @@ def shown(results: Results, track: str | None = None) -> Told:
     text = table.terminal(shutil.get_terminal_size().columns) if terminal else table.markdown()
     values: dict[str, Any] = {"sets": list(results.sets), "page": results.page, "trials": trials(results)}
     values["outdated"] = results.outdated
-    lines = [text.rstrip("\n"), *results.outdated, "", f"Report: {results.page}"]
+    lines = [text.rstrip("\n"), *results.outdated, *results.unshown, "", f"Report: {results.page}"]
     if track is not None:
         where = log_for(track, results)
         lines.append(f"Logged for {track}: {where}")

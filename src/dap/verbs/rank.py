@@ -45,8 +45,9 @@ def rank(
         missing scores need.
 
     Raises:
-        DapError: there is no set or no random set, `full` is a file of another network, no trial was made by one of the
-            protocols, the trials of a set are on several test images, or a folder cannot be written.
+        DapError: there is no set or no random set, `full` is a file of another network, of other classes or of other test
+            images, no trial was made by one of the protocols, the trials of a set are on several test images, or a folder
+            cannot be written.
     """
     known = next(iter(ceilings_of(full)), None)
     if known is not None and known.network and plain_network(known.network) != plain_network(network):
@@ -56,8 +57,7 @@ def rank(
         )
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
     results = placed(found_sets(sets), None if out is None else Path(out))
-    full_hard = None if known is None else known.accuracy
     evaluate = (
         "dap evaluate" if out is None else f"dap evaluate --out {shlex.quote(str(out))}"
     )  # else it writes beside the sets
-    return dict(rank_sets(results, network=network, full_hard=full_hard, evaluate=evaluate, **protocols))
+    return dict(rank_sets(results, network=network, full=known, evaluate=evaluate, **protocols))

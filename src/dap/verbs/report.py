@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,14 @@ class Results:
         """Sentences on results that are left out, because they are of other images than those that the sets hold now."""
         return [told for one in self.records for told in one.outdated]
 
+    @property
+    def unshown(self) -> list[str]:
+        """Sentences on accuracies of all real images, in `full`, that stand beside no row of the table."""
+        from dap.evaluation.report.expected import Claims
+        from dap.evaluation.report.summary import summarise
+
+        return Claims(full=self.full).unshown(summarise(self.records)) if self.full else []
+
     def _repr_html_(self) -> str:
         """The table for a notebook."""
         return self.table._repr_html_()
@@ -102,7 +110,8 @@ def report(
         out: the file of the page, with a name that ends in .html, or a folder for `report.html`.
         title: the heading of the page.
         full: the accuracy of training on all real images, for a row of its own: a fraction in [0, 1], or a file of
-            `train_teacher`, whose accuracy stands beside the sets that its kind of network was trained on.
+            `train_teacher`, whose accuracy stands beside the sets that its kind of network was trained on and that were tested
+            on its test images. Where there are none, the page says so.
 
     Returns:
         The path of the page.
@@ -130,12 +139,13 @@ def ceilings_of(full: float | str | Path | None) -> tuple[Ceiling, ...]:
     except (TypeError, ValueError):
         if not Path(str(full)).is_file():
             raise DapError(f"{full} is neither a fraction nor a file; give a file of dap train-teacher.") from None
-        facts = trained_facts(load_trained(str(full)))
+        known = load_trained(str(full))
+        facts = trained_facts(known)
         if (found := trained_on_all(facts.get("trained", {}))) is None:
             raise DapError(
                 f"{full} does not say its accuracy; give a file of dap train-teacher, or a fraction."
             ) from None
-        return (found,)
+        return (replace(found, classes=known.class_names, source=shown(str(full))),)
     if not 0 <= fraction <= 1:
         raise DapError(f"The accuracy of all real images is a fraction between 0 and 1, and not {full}.")
     return (Ceiling(fraction, "as given with --full"),)

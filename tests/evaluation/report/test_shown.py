@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.evaluation.report.expected import Ceiling, Claims, trained_on_all
 from dap.evaluation.report.page import write_report
+from dap.evaluation.report.ranking import rank_sets
 from dap.evaluation.report.records import load
 from dap.evaluation.report.renderings.names import METHODS, method_title, network_title
 from dap.evaluation.report.summary import summarise
@@ -132,11 +134,72 @@ def test_the_network_that_measures_tells_its_accuracy():
 
 def test_full_is_a_fraction_or_a_file_of_train_teacher(judged, tmp_path, capsys):
     assert ceilings_of("0.5")[0].accuracy == 0.5 and ceilings_of(None) == ()
-    assert main(["report", *map(str, judged), "--out", str(tmp_path / "r"), "--full", str(REFERENCE)]) == 0
+    names = load_trained(REFERENCE).class_names
+    own = make_set(tmp_path / "own", recipe("dap", 0), [trial(0.7)], names)
+    assert main(["report", str(own), "--out", str(tmp_path / "r"), "--full", str(REFERENCE)]) == 0
     assert REAL in capsys.readouterr().out and REAL in (tmp_path / "r" / "report.html").read_text()
     for wrong, said in (("1.5", "between 0 and 1"), (tmp_path / "none.safetensors", "none.safetensors")):
         with pytest.raises(DapError, match=said):
             report(judged, tmp_path / "out", full=wrong)
+
+
+TESTED, OTHER = "a" * 16, "b" * 16
+CLASSES = ("shirt", "bag")
+
+
+@pytest.mark.parametrize(
+    ("said", "of_trials", "fits"),
+    [
+        ({"tested": TESTED, "classes": CLASSES}, TESTED, True),
+        ({"tested": TESTED, "classes": ("named", "otherwise")}, TESTED, True),  # the same test images
+        ({"tested": TESTED}, TESTED, True),
+        ({"tested": OTHER, "classes": CLASSES}, TESTED, False),
+        ({"tested": OTHER}, TESTED, False),
+        ({"classes": ("cat", "dog")}, TESTED, False),  # files of earlier versions say no test images
+        ({"classes": (*CLASSES, "dog")}, None, False),
+        ({"tested": OTHER, "classes": ("cat", "dog")}, None, False),
+        ({"tested": OTHER, "classes": CLASSES[::-1]}, None, True),  # not known to be others
+        ({"tested": OTHER}, None, True),
+        ({"classes": CLASSES}, TESTED, True),
+        ({}, TESTED, True),
+    ],
+)
+def test_an_accuracy_of_other_test_images_is_no_ceiling(said, of_trials, fits, tmp_path):
+    """`dap rank` refuses it and writes nothing; a report leaves it out and says so."""
+    lines = [trial(0.6, **({"tested": of_trials} if of_trials else {}))]
+    paths = [make_set(tmp_path / name, recipe(name, 0), lines) for name in ("random", "dap")]
+    ceiling = Ceiling(0.9, "protocol reference", "convnet3", source="real.safetensors", **said)
+    ranked = partial(rank_sets, paths, network="convnet3", full=ceiling, hard="small-hard")
+    table = accuracy_table(summarise(load(paths)), Claims(full=[ceiling])).markdown()
+    page = write_report(paths, tmp_path / "out", title="t", full=[ceiling]).read_text()
+    unshown = "real.safetensors is not shown: it is of other test images"
+    assert (REAL in table, unshown in page) == (fits, not fits)
+    if fits:
+        assert dict(ranked())[paths[1]].hlr == pytest.approx(0.3)
+        return
+    with pytest.raises(
+        DapError, match="The file real.safetensors .*so it is not the accuracy of all real images.*--full FRACTION"
+    ):
+        dict(ranked())
+    assert not (paths[1] / "ranking.json").exists()
+
+
+def test_why_an_accuracy_of_all_real_images_is_not_shown(judged, tmp_path, capsys):
+    def told(network: str, lines: list) -> list[str]:
+        path = make_set(tmp_path / str(len(list(tmp_path.iterdir()))), recipe("dap", 0), lines)
+        return Claims(full=[Ceiling(0.9, "h", network, source="f")]).unshown(summarise(load([path])))
+
+    assert told("convnet3", [trial(0.6)]) == told("", [trial(0.6)]) == told("ConvNet-3", [trial(0.6)]) == []
+    begins = "The accuracy of all real images f is not shown: "
+    assert told("resnet18", [trial(0.6)]) == [f"{begins}it is a resnet18, and the trials are of convnet3."]
+    for lines in ([], [trial(0.6, protocol="small-hard on validation")]):
+        assert told("convnet3", lines) == [f"{begins}there is no trial on test images."]
+    assert main(["report", *map(str, judged), "--out", str(tmp_path / "r"), "--full", str(REFERENCE)]) == 0
+    said = capsys.readouterr().out
+    assert f"{REFERENCE} is not shown: it is of other test images or of other classes" in said
+    assert main(["rank", *map(str, judged), "--hard", "small-hard", "--full", str(REFERENCE)]) == 1
+    said = capsys.readouterr().err
+    assert f"{judged[1]} has the classes bag, shirt" in said and "Ankle boot" in said and str(REFERENCE) in said
 
 
 def test_rank_says_what_each_missing_score_needs(judged, capsys):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from dap.data.sets.differences import classes_apart
 from dap.evaluation.comparable import TESTED
 from dap.evaluation.report.records import Json, is_number
 from dap.evaluation.report.summary import Row, Setting, collect
@@ -38,12 +39,28 @@ class Ceiling:
         how: words on the training.
         network: the network; empty where it is not known, so that the figure stands beside every network.
         tested: the hash of the test images; empty where it is not known.
+        classes: the classes of these images; () where they are not known.
+        source: the file that says all this; empty where it is no file.
     """
 
     accuracy: float
     how: str
     network: str = ""
     tested: str = ""
+    classes: tuple[str, ...] = ()
+    source: str = ""
+
+    def elsewhere(self, tested: Collection[object], class_names: Sequence[str]) -> bool:
+        """Whether the accuracy is known to be one on other test images than those of the trials of a set.
+
+        Args:
+            tested: the hashes of the test images of the trials; None among them for a trial that does not say it.
+            class_names: the classes of the set.
+        """
+        said = set(tested) - {None}
+        if self.tested and said:
+            return self.tested not in said
+        return bool(self.classes) and classes_apart(self.classes, class_names, "", "") is not None
 
 
 class Claims:
@@ -95,14 +112,35 @@ class Claims:
             return []
         recorded = [record.measures.get("trained") for row in rows for record in row.group.sets]
         tests = {t.get("tested") for row in rows for _, found in collect(row.group, setting) for t in found}
+        classes = {record.class_names for row in rows for record in row.group.sets}
         known = [*self.full, *(trained_on_all(one) for one in recorded if isinstance(one, Mapping))]
         same = (
             one
             for one in known
             if one and plain_network(one.network or setting.network) == plain_network(setting.network)
             if (one.tested in tests if one.tested and tests - {None} else not setting.apart.startswith(TESTED))
+            if any(not one.elsewhere(tests, names) for names in classes)
         )
         return list(dict.fromkeys(same))
+
+    def unshown(self, rows: Sequence[Row]) -> list[str]:
+        """A sentence on each given accuracy of all real images that stands beside no row, with the reason."""
+        settings = {row.setting: [other for other in rows if other.setting == row.setting] for row in rows}
+        shown = {one for setting, here in settings.items() for one in self.ceilings(setting, here)}
+        tests = [one for one in settings if one is not None and not one.protocol.endswith(ON_VALIDATION)]
+        networks = sorted({one.network for one in tests})
+        told = []
+        for one in self.full:
+            if one in shown or (not one.tested and any(setting.apart.startswith(TESTED) for setting in tests)):
+                continue  # that a report has several test images is told where they are
+            if not tests:
+                why = "there is no trial on test images"
+            elif one.network and plain_network(one.network) not in map(plain_network, networks):
+                why = f"it is a {one.network}, and the trials are of {', '.join(networks)}"
+            else:
+                why = "it is of other test images or of other classes than the trials"
+            told.append(f"The accuracy of all real images {one.source or one.how} is not shown: {why}.")
+        return told
 
 
 def trained_on_all(facts: Mapping[str, Any]) -> Ceiling | None:
@@ -110,9 +148,8 @@ def trained_on_all(facts: Mapping[str, Any]) -> Ceiling | None:
     if not (is_number(accuracy := facts.get("accuracy")) and 0 <= accuracy <= 1):
         return None
     epochs = f", {facts['epochs']} epochs" if facts.get("epochs") else ""
-    return Ceiling(
-        accuracy, f"protocol {facts.get('protocol')}{epochs}", *(str(facts.get(n) or "") for n in ("network", "tested"))
-    )
+    network, tested = (str(facts.get(name) or "") for name in ("network", "tested"))
+    return Ceiling(accuracy, f"protocol {facts.get('protocol')}{epochs}", network, tested)
 
 
 def plain_network(network: str) -> str:

@@ -270,6 +270,7 @@ def _notes(content: Content) -> list[str]:
     if several and any(not one.tested for one in content.claims.full):
         unsaid = "it does not say of which test images it is, and the trials are on several"
         notes.append(f"The accuracy of all real images that was given is not shown everywhere: {unsaid}.")
+    notes += content.claims.unshown(content.rows)
     known = {name for row in content.rows for name in (row.group.label, row.method)}
     absent = [f"{name} {text}" for name, text in content.claims.given.items() if name not in known]
     return notes + ([f"Expected, but not among these sets: {', '.join(absent)}."] if absent else [])

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 from dap.base.errors import DapError
 from dap.base.files import dump, write_atomically
 from dap.base.parsing import brief, shown
+from dap.data.sets.differences import classes_apart
 from dap.evaluation.current import images_of_ranking, key_of_ranking
 from dap.evaluation.origins import alike
+from dap.evaluation.report.expected import Ceiling
 from dap.evaluation.report.records import Json, SetRecord, load
 from dap.evaluation.training.trials import APART, Trial
 from dap.protocol_names import ordered
@@ -167,7 +169,7 @@ def rank_sets(
     paths: Iterable[Path],
     *,
     network: str,
-    full_hard: float | None = None,
+    full: Ceiling | None = None,
     evaluate: str = "dap evaluate",
     **protocols: Any,
 ) -> Iterator[tuple[Path, Ranking]]:
@@ -176,13 +178,14 @@ def rank_sets(
 
     Args:
         paths: folders of sets. Sets of the method "random" must be among them.
-        network, full_hard: see `rank_trials`.
+        network: see `rank_trials`.
+        full: the accuracy of training on all real images with hard labels.
         evaluate: the command that makes the trials that a score lacks.
         protocols: hard, own, augmented, plain: names of protocols, see `rank_trials`.
 
     Raises:
-        DapError: there is no random set, no trial of the network used one of the protocols, or for a reason of
-            `rank_trials`.
+        DapError: there is no random set, no trial of the network used one of the protocols, `full` is of other test images than
+            the trials of a set, or for a reason of `rank_trials`. Nothing is written then.
     """
     sets, protocols = load(paths), {role: name and ordered(name) for role, name in protocols.items()}
     random = [one for one in sets if one.random]
@@ -193,10 +196,16 @@ def rank_sets(
         raise DapError(
             f"No trial of {network} by {unknown[0]!r}; recorded are {', '.join(sorted(recorded)) or 'none'}."
         )
-    for one in sets:
-        if one in random:
-            continue
-        used = [t for t in one.trials if t["network"] == network and t["protocol"] in protocols.values()]
+    named = {role: name for role, name in protocols.items() if name}
+    ranked = [
+        (one, [t for t in one.trials if t["network"] == network and t["protocol"] in named.values()])
+        for one in sets
+        if one not in random
+    ]
+    if full is not None:
+        for one, used in ranked:
+            _check_full(full, one, used)
+    for one, used in ranked:
         kinds, by = {_kind(line) for line in used}, {line["protocol"] for line in used}
         if len({line.get("tested") for line in used}) > 1 or len(kinds) > len(by):
             raise DapError(
@@ -206,14 +215,28 @@ def rank_sets(
         fitting = [other for other in random if other.ipc == one.ipc and _same_data(one, other)]
         baseline = [_Scored.of(line) for other in fitting for line in other.trials if _kind(line) in kinds]
         mine = [_Scored.of(line) for line in used]
+        full_hard = None if full is None else full.accuracy
         scores = rank_trials(mine, baseline, network=network, full_hard=full_hard, **protocols)
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
-        named = {role: name for role, name in protocols.items() if name}
         keys = [_key(each, network, named) for each in (one, *fitting)]
         of = {"network": network, "protocols": named, "judged": keys[0], "random": keys[1:]}
         write_atomically(one.path / "ranking.json", dump({**scores.shown, **raw, **of}))
         lacks = tuple(_lacking(one, scores.accuracies, network, protocols, random, fitting, evaluate))
         yield one.path, replace(scores, lacks=lacks)
+
+
+def _check_full(full: Ceiling, one: SetRecord, used: Sequence[Json]) -> None:
+    """Raise `DapError` if the accuracy of all real images is known to be one on other test images than the trials of a set."""
+    if not full.elsewhere({line.get("tested") for line in used}, one.class_names):
+        return
+    path = shown(one.path)
+    source = f"The file {full.source}" if full.source else "The accuracy of all real images"
+    apart = classes_apart(full.classes, one.class_names, source, f"the set {path}") if full.classes else None
+    same = f"{source} was tested on other images than {path}, or on its classes in another order"
+    raise DapError(
+        f"{apart or same}, so it is not the accuracy of all real images for this set. Give a file of dap train-teacher on the "
+        "data of the set and with its classes, or the accuracy itself as --full FRACTION."
+    )
 
 
 def _key(one: SetRecord, network: str, protocols: Mapping[str, str]) -> str:
