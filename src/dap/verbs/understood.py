@@ -63,7 +63,7 @@ def check_apart(workshop: Workshop, data: Data) -> None:
     """Check that a set would not be judged on the images it was drawn from.
 
     Raises:
-        DapError: the training and the test images are the same files, and the recipe does not say so with `split`.
+        DapError: the training and the test images are the same files, and the recipe does not name both with `split`.
     """
     if workshop.objects.source is None and (said := _same(workshop, data)) is not None:
         raise DapError(f"T{said[1:]}")
@@ -111,23 +111,49 @@ def _same(workshop: Workshop, data: Data) -> str | None:
     train, test = workshop.whole(data), workshop.whole(data, "test")
     if train.place is None or train.place != test.place:
         return None
-    why, where = "the folder is called as a test split and holds no splits", "."
-    one, other = (_named(data, split) for split in ("train", "test"))
+    given = {} if data.split is None else data.split.given()
+    said, value = next(iter(given.items()), ("test", "."))
+    why, advice = "the folder is called as a test split and holds no splits", ""
+    one, other = (_named(data, split, given) for split in ("train", "test"))
     if one != other:
-        why, where = (
-            f"{shown(other)} and {shown(one)} are one and the same, because a link leads from one to the other",
-            shown(one),
-        )
+        why = f"{shown(other)} and {shown(one)} are one and the same, because a link leads from one to the other"
+        value = value if given else shown(one)
+    elif given:
+        why = f"--split {said}={value} names its {_CALLED['test' if said == 'train' else 'train']} images"
+        advice = _without(data, said, one)
     return (
-        f"the test images of {data.path} would be its training images: {why}. Give other test images with --split test=FOLDER, a "
-        f"path relative to {data.path}; to test on the training images all the same, give --split train={where},test={where}."
+        f"the test images of {data.path} would be its training images: {why}. {advice}Give other {_CALLED[said]} images with "
+        f"--split {said}=FOLDER, a path relative to {data.path}; to test on the training images all the same, give --split "
+        f"train={value},test={value}."
     )
 
 
-def _named(data: Data, split: str) -> str:
-    """The folder or the first file of a split by the name that it has in the data, links not resolved."""
-    chosen = None if data.split is None else data.split.given()
+_CALLED = {"train": "training", "test": "test"}
+
+
+def _without(data: Data, said: str, same: str) -> str:
+    """The advice to leave `--split` out, where this split is then found in another place than the other one, which lies in
+    `same`; empty where it is not."""
+    try:
+        found = {split: _named(data, split, {}) for split in _CALLED}
+    except DapError:  # it is not plain to see where they lie
+        return ""
+    right = found[said] != same and found["train" if said == "test" else "test"] == same
+    return f"Leave --split out, which finds the {_CALLED[said]} images in {shown(found[said])}. " if right else ""
+
+
+def _named(data: Data, split: str, chosen: Mapping[str, str]) -> str:
+    """The folder or the first file of a split by the name that it has in the data, links not resolved.
+
+    Args:
+        data: the real images.
+        split: "train" or "test".
+        chosen: where splits lie, by the user's own word.
+
+    Raises:
+        DapError: the split is not found.
+    """
     path = expanded(data.path)
-    layout = (locate if data.frames is None else locate_clips)(path, split, chosen)
+    layout = (locate if data.frames is None else locate_clips)(path, split, chosen or None)
     place = layout.files[0] if layout.files else layout.root
     return os.path.relpath(place, path)
