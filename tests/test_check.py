@@ -711,6 +711,8 @@ def test_names_in_their_order(mine, tmp_path, monkeypatch, caplog):
     (tmp_path / "rbf").mkdir()
     assert check("rbf")[0] == "kernel"
     assert "the folder of this name is ./rbf" in caplog.text
+    (tmp_path / "starter").mkdir()
+    assert check("starter")[0] == "backbone" and "the folder of this name is ./starter" in caplog.text
     assert check("random")[0] == "method"
     assert check("dap.kernels:Linear")[0] == "kernel"
     with pytest.raises(DapError, match="model_index.json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -226,6 +227,22 @@ def test_a_set_with_soft_labels_keeps_them_when_it_is_imported_again(weighed, lo
     (first.path / KEPT / "labels.safetensors").write_bytes(b"")
     with pytest.raises(DapError, match="labels.safetensors is missing or damaged"):
         import_set(first.path, tmp_path / "damaged")
+
+
+def test_an_export_that_leaves_soft_labels_behind_says_so(weighed, logits, tmp_path, capsys):
+    """The advice gives them along."""
+    export(weighed, tmp_path / "there", "parquet", logits=logits)
+    first = import_set(tmp_path / "there", tmp_path / "first")
+    for layout in LAYOUTS:
+        run = ["export", str(first.path), "--layout", layout, "--out", str(tmp_path / f"without-{layout}")]
+        assert main(run) == 0
+        (flag,) = re.findall(r"are not in the export; (--labels \S+) adds them\.", capsys.readouterr().out)
+        run[-1] = str(tmp_path / f"with-{layout}")
+        assert main([*run, *flag.replace("SET", str(first.path)).split()]) == 0
+        assert "soft labels" not in capsys.readouterr().out
+        back = import_set(run[-1], tmp_path / f"back-{layout}")
+        assert np.array_equal(logits_of(back, back.path / KEPT), logits)
+    assert not any("soft labels" in note for note in export(weighed, tmp_path / "plain")["notes"])
 
 
 def test_some_classes_of_a_set_have_the_columns_of_all(weighed, logits, tmp_path):

@@ -56,9 +56,9 @@ def check(
     options: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     thing: Any
     backbones.device_of(device)
+    if name in {*KERNELS, *METHODS, *STARTERS} and expanded(name).is_dir():
+        log.warning("%s is checked as the name of a part of dap; the folder of this name is ./%s.", name, name)
     if name in KERNELS or name in METHODS:
-        if expanded(name).is_dir():
-            log.warning("%s is checked as the name of a part of dap; the folder of this name is ./%s.", name, name)
         thing = {**KERNELS, **METHODS}[name]()
     elif name in STARTERS or expanded(name).is_dir():
         thing = backbones.load(name, **options)

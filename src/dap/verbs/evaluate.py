@@ -92,7 +92,7 @@ def evaluate(
 
     Raises:
         DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
-            something that is not given.
+            something that is not given. All sets are checked before the first training. With several, the message names the set.
     """
     classes = names_given(classes)
     kind, named, rank = kind_of(engine), isinstance(data, (str, Path)) or data is None, None

@@ -24,6 +24,7 @@ from dap.base.files import building, check_beside, check_there, dump, in_use, sh
 from dap.base.parsing import counted
 from dap.base.registry import suggest
 from dap.data.real.sizes import noun
+from dap.data.sets.beside import KEPT
 from dap.data.sets.cards import (
     card,
     cell,
@@ -47,6 +48,7 @@ from dap.data.sets.layouts.base import Job, Progress, Written
 from dap.data.sets.layouts.fiftyone import write_fiftyone
 from dap.data.sets.layouts.plain import write_ddranking, write_imagefolder, write_pt
 from dap.data.sets.layouts.shards import write_parquet, write_webdataset
+from dap.data.sets.notes import there
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def export(
     logits: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a set in another layout. Where all images have a weight, the weights go with them.
+    """Write a set in another layout. Where all images have a weight, the weights go with them. Soft labels go with them only if
+    they are given; that the set has some is said in the notes.
 
     Args:
         made: the set, which must be whole.
@@ -157,13 +160,20 @@ def export(
             "ipc": made.ipc,
             **written.extra,
             **({"recipe": recipe} if (recipe := without_places(made_by(made))) else {}),
-            "notes": written.notes,
+            "notes": [*written.notes, *([] if ask.logits is not None else left_behind(made))],
             "files": {name: sha256_of(folder / name) for name in files},
             "version": version("diffusion-as-priors"),
         }
         write_atomically(folder / "export.json", dump(said))
     check_there(out, {**dict.fromkeys(files), "export.json": None})
     return said
+
+
+def left_behind(made: DistilledSet) -> list[str]:
+    """A sentence that an export without soft labels leaves those of the set behind; [] for a set that has none."""
+    if not there(made.path, KEPT):
+        return []
+    return [f"The soft labels in {KEPT} of the set are not in the export; --labels SET/{KEPT} adds them."]
 
 
 def made_by(made: DistilledSet) -> dict[str, Any]:

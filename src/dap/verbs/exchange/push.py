@@ -16,7 +16,7 @@ from dap.base.permission import is_code
 from dap.base.watch import Watcher
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
-from dap.data.sets.export import LAYOUTS, export, made_by
+from dap.data.sets.export import LAYOUTS, export, left_behind, made_by
 from dap.methods import find
 from dap.verbs.evaluate import recorded_data
 from dap.verbs.exchange.soft import logits_of
@@ -65,6 +65,8 @@ def push(
     if not allow_near_copies:
         check_near_copies(made)
     soft = None if labels is None else logits_of(made, labels)
+    for told in left_behind(made) if labels is None else ():
+        watcher.note(told)
     with _explained(to):
         api = _hub(to)
         _check_free(api, to, replace)
