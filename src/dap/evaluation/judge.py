@@ -126,12 +126,12 @@ def check_ready(judged: DistilledSet, loaded: Loaded, *, fetch: bool = True) -> 
             features, a network is unfit, labels or weights that the protocol trains on are missing or of other images, or the
             last batch of an epoch is one that a network cannot be trained on.
     """
-    plan, classes = loaded.plan, len(judged.class_names)
     if (judged.path / "classes.json").is_file() and judged.missing():
         again = "run the dap distill that made it again" if judged.recipe else "make it again from where it came from"
         raise DapError(f"{judged.path} still lacks {counted(len(judged.missing()), 'image')}; {again}.")
     judged.check_whole(decode=False)  # the images themselves were hashed when the set was opened
     _check_classes(loaded, judged.class_names, f"The set {judged.path}")
+    plan, classes = loaded.plan, len(judged.class_names)
     _check_networks(plan, classes, loaded.channels)
     for network in plan.all_networks:
         _stored_labels(judged, plan, _settled(judged, plan, network))
