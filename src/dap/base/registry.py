@@ -169,9 +169,8 @@ class Recorded:
         made = super().__new__(cls)
         if cls.__init__ is object.__init__ and (args or kwargs):
             raise TypeError(f"{cls.__name__}() takes no arguments")  # as Python says where there is no `__new__`
-        if (
-            cls.__module__.partition(".")[0] != "dap"
-        ):  # the classes of this package keep their arguments under their names
+        # The classes of this package keep their arguments under their names.
+        if cls.__module__.partition(".")[0] != "dap":
             with contextlib.suppress(TypeError, ValueError):  # `__init__` refuses wrong arguments in its own words
                 bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
                 bound.apply_defaults()

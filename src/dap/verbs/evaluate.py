@@ -243,11 +243,8 @@ def _judge_on(
     """Judge sets by test images that are objects. The number labels of images in memory number the classes of the set."""
     plan, loaded = judging_plan(judging, machine), dict[Any, Loaded]()
     train = _training_of(data, workshop) if isinstance(data, Source) else None
-    given, own = (
-        judging.changes,
-        isinstance(data, Source) and data.opened is not None and data.opened[1]["data"] == EMBEDDED,
-    )
-    if takes_values(plan.protocol, given) and train is None and not own:
+    own = isinstance(data, Source) and data.opened is not None and data.opened[1]["data"] == EMBEDDED
+    if takes_values(plan.protocol, judging.changes) and train is None and not own:
         of = {recorded_data(made).get("path") for made in opened}
         if of != {EMBEDDED}:
             log.warning(
