@@ -30,6 +30,16 @@ os.fsync = lambda handle: None
 NAMES = ["red", "green", "blue"]
 
 
+@pytest.fixture
+def unchecked():
+    """Types are not checked, as nobody checks them where the package is used: what is passed is refused by the package."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """No other machine has an address, as without a network. Libraries ask for some in passing, and take the error for an

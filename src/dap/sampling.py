@@ -8,7 +8,7 @@ history contains the push.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -56,7 +56,9 @@ class Batch:
                 raise DapError(f"A batch of {len(self.labels)} labels needs as many {what}, not {len(rows)}.")
 
     @staticmethod
-    def of(class_names: Sequence[str], labels: Sequence[int], slots: Sequence[int], run_seed: int) -> Batch:
+    def of(
+        class_names: Sequence[str], labels: Iterable[int] | Tensor, slots: Iterable[int] | Tensor, run_seed: int
+    ) -> Batch:
         """A batch in which each image's seed is a hash of (run seed, class name, slot).
 
         Raises:

@@ -149,6 +149,7 @@ def test_what_decides_a_prediction_besides_the_weights_is_in_the_hash():
     assert len({made(predicts).weights_hash() for predicts in ("eps", "velocity", "x0")}) == 3
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("schedule", [VariancePreserving.from_betas(1e-4, 0.02, 1000), Flow()])
 def test_what_a_network_predicts_has_our_words_and_those_of_diffusers_and_no_others(schedule):
     """A word that nobody knows once meant x_0, so that a denoiser of noise gave other images without a sentence."""
@@ -171,6 +172,7 @@ def _of_words(schedule, predicts):
     return ModuleBackbone(network, card=card, schedule=schedule, predicts=predicts, **shape)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_backbone_loads_by_path_and_by_the_types_of_torch(pipeline_folder):
     for path in (str(pipeline_folder), Path(pipeline_folder)):
         made = load(path, dtype=torch.bfloat16, device=torch.device("cpu"))

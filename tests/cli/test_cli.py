@@ -131,7 +131,7 @@ def test_a_folder_of_others_is_judged(colours, tmp_path, capsys):
     theirs = tmp_path / "theirs"
     shutil.copytree(colours / "train", theirs)
     status, err = call(capsys, "evaluate", theirs, "--epochs", 1)
-    assert status == 1 and "give --data" in err
+    assert status == 1 and "say what to test on with --data FOLDER" in err
     status, err = call(capsys, "evaluate", theirs, "--data", colours, "--epochs", 1, "--out", tmp_path / "r")
     assert status == 0, err
     assert not (theirs / "trials.jsonl").exists()

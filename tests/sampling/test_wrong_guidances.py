@@ -143,6 +143,7 @@ def test_rows_of_a_batch_are_of_its_classes(labels, slots, says):
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_energy_alone_is_no_guidance(backbone, bank_of_reds):
     """Each of these ended in a trace about `active`."""
     model, energy = ClassifierFree(backbone, 1.0), Representative(bank_of_reds)

@@ -168,8 +168,8 @@ def test_the_advice_about_no_numbers_fits_the_recipe(tmp_path):
     assert advice_for(guided).startswith("lower the guidance scale (--scale)")
     half = {"backbone": {"path": "p", "dtype": "float16"}, "guidance": None}
     assert "--dtype float32" in advice_for(half) and "scale" not in advice_for(half)
-    plain = {"backbone": {"path": "p", "dtype": "float32"}, "guidance": None}
-    assert advice_for(plain) == "look at the weights with dap check p"
+    plain = {"backbone": {"path": "a/p", "dtype": "float32"}, "guidance": None}
+    assert advice_for(plain) == "look at the weights with dap check a/p"
     assert "learning rate" in advice_for({"options": {"lr": 1.0}}) and advice_for(None)
     made = DistilledSet.create(tmp_path / "s", ["a"], 1, half)
     with pytest.raises(DapError, match="non-finite pixels; use --dtype float32"):

@@ -81,6 +81,7 @@ def test_an_unknown_split_or_part_is_no_other_one(colours, source, word):
         JudgingPlan(protocol=load_protocol("quick-hard"), on=word)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("word", ["epz", "", "X"])
 def test_a_push_goes_into_what_there_is(backbone, word):
     batch = Batch.of(backbone.class_names, [0], [0], 0)
