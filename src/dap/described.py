@@ -57,8 +57,7 @@ def describe(thing: Any) -> dict[str, Any]:
             such arguments are described. Of a source of images nothing is, because a set keeps its fingerprint.
         "unknown": the arguments that cannot be described, if there are any.
     """
-    code = code_of_class(type(thing))
-    described: dict[str, Any] = {"class": name_of(thing), **({"code": code} if code else {})}
+    described: dict[str, Any] = {"class": name_of(thing), **_code(type(thing))}
     # The backbones of this package are networks and settings, and the hash of their weights tells both.
     whole = isinstance(thing, Backbone) and type(thing).__module__.partition(".")[0] == "dap"
     values, unknown = _values_of(thing, DEEPEST) if isinstance(thing, OBJECTS) and not whole else ({}, [])

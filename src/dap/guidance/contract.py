@@ -20,10 +20,9 @@ def energies_of(energy: Callable[[State], Tensor], state: State) -> Float[Tensor
     """
     found: Any = energy(state)
     if not isinstance(found, Tensor) or found.shape != (len(state.x),):
-        told = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise DapError(
-            f"The energy {type(energy).__name__} gives {told} for {len(state.x)} images; give one number an image, a tensor of "
-            f"shape ({len(state.x)},)."
+            f"The energy {type(energy).__name__} gives {_form(found)} for {len(state.x)} images; give one number an image, a "
+            f"tensor of shape ({len(state.x)},)."
         )
     return found
 
@@ -36,8 +35,12 @@ def pushed(guidance: Callable[[State], Tensor], state: State) -> Float[Tensor, "
     """
     push: Any = guidance(state)
     if not isinstance(push, Tensor) or push.shape != state.x.shape:
-        told = f"a tensor of shape {tuple(push.shape)}" if isinstance(push, Tensor) else f"a {type(push).__name__}"
         raise DapError(
-            f"The guidance {type(guidance).__name__} gives {told}; a push has the shape of the sample, {tuple(state.x.shape)}."
+            f"The guidance {type(guidance).__name__} gives {_form(push)}; a push has the shape of the sample, "
+            f"{tuple(state.x.shape)}."
         )
     return push
+
+
+def _form(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -261,7 +260,7 @@ def check_data(cells: Sequence[Cell], loaded_for: LoadedFor, out: Path, *, fetch
     for name, recipe in cells:
         first.setdefault(recipe.data, name)
     for data, name in first.items():
-        with naming(out / name) if len(first) > 1 else nullcontext():
+        with naming(out / name, len(first) > 1):
             check_judging(loaded_for(data), fetch=fetch)
 
 

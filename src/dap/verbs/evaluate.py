@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def readied(
     """
     ready = list[Loaded]()
     for made in opened:
-        with naming(made.path) if len(opened) > 1 else nullcontext():
+        with naming(made.path, len(opened) > 1):
             loaded = loaded_for(data_of(made, path, max_bad_fraction, split), not of_others(made, path))
             check_ready(made, loaded, fetch=fetch)
         if split is None and not of_others(made, path):
@@ -257,7 +257,7 @@ def _judge_on(
         names, by = (classes, "place") if classes else (made.class_names, "value" if held.numbered(made) else "name")
         side = side_of(made)
         key = (tuple(names), by, None if own else side)
-        with naming(made.path) if len(opened) > 1 else nullcontext():
+        with naming(made.path, len(opened) > 1):
             if key not in loaded:
                 suited = plan if own else suited_plan(plan, judging, side, train)
                 loaded[key] = loaded_from(data, names, suited, by)

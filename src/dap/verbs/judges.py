@@ -30,12 +30,12 @@ from these data, so that their training images must be others than their test im
 
 
 @contextmanager
-def naming(folder: Path) -> Iterator[None]:
+def naming(folder: Path, several: bool = True) -> Iterator[None]:
     """Name the set in this folder in what is raised here, so that a user with several sets knows which one is meant."""
     try:
         yield
     except DapError as error:
-        if str(error).startswith((f"{folder} ", f"The set {folder} ")):
+        if not several or str(error).startswith((f"{folder} ", f"The set {folder} ")):
             raise
         raise DapError(f"The set {shown(folder)} cannot be judged. {error}") from error
 

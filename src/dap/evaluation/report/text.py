@@ -118,26 +118,30 @@ class Against:
     @staticmethod
     def of(rows: Sequence[Row], other: str) -> Against:
         """The differences of these rows to "vanilla" or "random"."""
-        found = tuple(row.difference if other == "vanilla" else row.over_random for row in rows)
+        found = tuple(_difference(row, other) for row in rows)
         return Against(other, found, tuple(holm([one.p if one else None for one in found])))
 
     def survives(self, i: int) -> bool:
         """Whether the difference of row i keeps its star. A single comparison needs no correction, and has none."""
-        return sum(p is not None for p in self.corrected) > 1 and survived(self.corrected[i])
+        return self.tests > 1 and survived(self.corrected[i])
+
+    @property
+    def tests(self) -> int:
+        """The number of differences that have a p-value."""
+        return sum(p is not None for p in self.corrected)
 
     def doubted(self, row: Row) -> str:
         """What must be said of a difference whose interval is without 0 and that the correction does not leave; else ""."""
-        difference = row.difference if self.other == "vanilla" else row.over_random
-        tests = sum(p is not None for p in self.corrected)
+        difference = _difference(row, self.other)
         alike = (i for i, one in enumerate(self.differences) if one is difference)
-        if difference is None or not difference.shown or tests < 2 or any(map(self.survives, alike)):
+        if difference is None or not difference.shown or self.tests < 2 or any(map(self.survives, alike)):
             return ""
-        return f", which does not survive Holm’s correction over {tests} comparisons"
+        return f", which does not survive Holm’s correction over {self.tests} comparisons"
 
     def concerns(self, places: Iterable[int]) -> bool:
         """Whether the sentence on stars says something of these rows: a difference has a star or lacks one."""
         shown = (difference.shown for i in places if (difference := self.differences[i]))
-        return sum(p is not None for p in self.corrected) > 1 and any(shown)
+        return self.tests > 1 and any(shown)
 
     @property
     def stars(self) -> str:
@@ -256,10 +260,13 @@ def _against(row: Row, rows: Sequence[Row]) -> str:
 
 def _told(row: Row, rows: Sequence[Row], other: str) -> str:
     """The difference of a row to vanilla or to random real images in words, and whether it survives; "" without one."""
-    difference = row.difference if other == "vanilla" else row.over_random
-    if not difference:
+    if not (difference := _difference(row, other)):
         return ""
     return compared(row.group.label, difference, other) + Against.of(rows, other).doubted(row)
+
+
+def _difference(row: Row, other: str) -> Difference | None:
+    return row.difference if other == "vanilla" else row.over_random
 
 
 def _mean(row: Row) -> float:
