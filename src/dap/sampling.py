@@ -21,7 +21,7 @@ from dap.base.errors import DapError, NotFinite
 from dap.base.parsing import check_one_of
 from dap.base.seeding import generators, image_seeds, normal
 from dap.guidance.base import Guidance, Nothing, State, check_is_guidance
-from dap.guidance.contract import pushed
+from dap.guidance.contract import check_words, pushed
 from dap.guidance.reals import check_classes
 from dap.solvers import make
 
@@ -179,6 +179,7 @@ class _Run:
         push_into: Literal["x", "eps"] | None,
     ) -> None:
         backbone = model.backbone
+        check_words(guidance)
         if guidance.layer is not None:
             backbone.check_layer(guidance.layer)
         self.model, self.guidance, self.steps = model, guidance, steps

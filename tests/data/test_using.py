@@ -72,6 +72,8 @@ def test_a_data_loader_gives_images_labels_weights_and_soft_labels(tmp_path):
     assert shuffled["logits"].equal(logits[rows]) and shuffled["label"].equal(rows // 3), "they stay together"
     with pytest.raises(DapError, match="a row for each of the 6 images, not \\(5, 2\\)"):
         found.samples(logits=logits[:5])
+    with pytest.raises(DapError, match="a number for each of its"):
+        found.samples(logits=logits[:, :-1])
 
 
 def test_a_set_without_weights_gives_none(made):

@@ -191,3 +191,45 @@ def test_a_bank_that_has_not_begun_says_so(bank_of_reds):
             bank_of_reds.begin([label])
     bank_of_reds.begin([1])
     assert len(bank_of_reds.at(1, 500)) == 2
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["branch", "grad_through"])
+@pytest.mark.parametrize(
+    "wrap", [lambda g: g, lambda g: Window(Scaled(g, 2.0), 0.0), lambda g: g + Pushing(torch.clone)]
+)
+def test_a_misspelt_word_of_a_guidance_is_no_other_word(backbone, name, wrap):
+    """Another half of classifier-free guidance, or no gradient at all, would be taken in its place."""
+    wrong = Descend(Given(torch.clone), 0.1)
+    wrong.energy.layer = backbone.layers[0]
+    setattr(wrong.energy, name, "nul")
+    with pytest.raises(DapError, match=f"takes {name} as .*, not 'nul'"):
+        latents(ClassifierFree(backbone, 1.0), wrap(wrong), Batch.of(("red", "blue"), [0], [0], 0), steps=2)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("channels", [0, -1, "al", True, 2.0, None])
+def test_channels_that_are_mixed_are_a_number_or_all(backbone, channels):
+    with pytest.raises(DapError, match="channels as a number from 1 on or 'all'"):
+        ClassifierFree(backbone, 1.0, channels)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": -3},
+        {"steps": 1.5},
+        {"rate": -0.1},
+        {"prior": "much"},
+        {"repel": -1},
+        {"patience": -1},
+        {"times": ()},
+        {"times": (50,)},
+        {"times": 0.05},
+        {"prior_times": (-0.1, 0.3)},
+    ],
+)
+def test_numbers_of_a_descent_are_in_their_ranges(wrong):
+    with pytest.raises(DapError, match=f"Descent takes {next(iter(wrong))} as"):
+        Descent(**{"steps": 3, **wrong})

@@ -15,6 +15,7 @@ from dap.backbones.base import Backbone, Prediction
 from dap.backbones.schedules import Time, steps_of
 from dap.base.devices import vram
 from dap.base.errors import DapError
+from dap.base.parsing import brief
 from dap.guidance.base import GradThrough
 
 
@@ -31,7 +32,8 @@ class ClassifierFree:
             The DiT code base mixes 3 of 4 channels, and every published table made with it inherits that.
 
     Raises:
-        DapError: the scale is not 1, and the backbone's weights were not trained for classifier-free guidance.
+        DapError: the scale is not 1, and the backbone's weights were not trained for classifier-free guidance; or `channels` is
+            neither a number from 1 on nor "all".
     """
 
     backbone: Backbone
@@ -39,6 +41,9 @@ class ClassifierFree:
     channels: int | Literal["all"] = "all"
 
     def __post_init__(self) -> None:
+        known = isinstance(self.channels, int) and not isinstance(self.channels, bool) and self.channels > 0
+        if self.channels != "all" and not known:
+            raise DapError(f"ClassifierFree takes channels as a number from 1 on or 'all', not {brief(self.channels)}.")
         if self.scale == 1 or self.backbone.classifier_free:
             return
         why = (

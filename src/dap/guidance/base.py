@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dap.base.errors import DapError, NotFinite
 from dap.base.registry import Recorded
-from dap.guidance.contract import energies_of, pushed
+from dap.guidance.contract import check_words, energies_of, pushed
 from dap.guidance.state import GradThrough, State, per_image_norm
 
 
@@ -227,12 +227,13 @@ class Wrapper(Guidance):
     A subclass says which `parts` it has, and what becomes of their pushes.
 
     Raises:
-        DapError: a part is no guidance, or the guidances inside tap different layers or halves.
+        DapError: a part is no guidance or has an unknown word, or the guidances inside tap different layers or halves.
     """
 
     def __post_init__(self) -> None:
         for part in self.parts():
             check_is_guidance(part)
+            check_words(part)
         layers, branches = ({getattr(p, name) for p in self.parts() if p.layer} for name in ("layer", "branch"))
         if len(layers) > 1 or len(branches) > 1:
             raise DapError(f"Guidances tap different layers or branches ({sorted(layers)}); one run taps one.")

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from dap.base.errors import DapError
-from dap.guidance.state import State
+from dap.base.parsing import check_one_of
+from dap.guidance.state import GradThrough, State
+
+
+def check_words(guidance: Any) -> None:
+    """Check the words by which a guidance says where its features come from and how far a gradient flows.
+
+    Raises:
+        DapError: a word is unknown. Another half, or no gradient, would be taken in its place.
+    """
+    for name, known in (("branch", ("cond", "null")), ("grad_through", get_args(GradThrough))):
+        check_one_of(getattr(guidance, name), known, f"The guidance {type(guidance).__name__} takes {name}")
 
 
 def energies_of(energy: Callable[[State], Tensor], state: State) -> Float[Tensor, " b"]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from torch import Tensor
 from dap.backbones.base import Backbone
 from dap.backbones.schedules import Schedule, Time, VariancePreserving, steps_of
 from dap.base.errors import DapError, NotFinite
+from dap.base.parsing import brief, check_options
 from dap.base.seeding import generators, normal, seed_of
 from dap.base.store import Checkpoint
 from dap.guidance.base import Energy, per_image_norm
@@ -59,6 +61,9 @@ class Descent:
         repel: the length of the push of the repulsions at the first step, measured by that of the energy's gradient. The weight
             that gives this length stays, so the push fades as the images come apart.
         patience: the refinement stops when the held-out energy has not fallen for this many steps. 0 takes all steps.
+
+    Raises:
+        DapError: a number is below 0, or a noise level is no fraction of the schedule.
     """
 
     steps: int
@@ -68,6 +73,15 @@ class Descent:
     prior_times: tuple[float, ...] = (0.02, 0.05)
     repel: float = 0.0
     patience: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self, dict.fromkeys(("steps", "rate", "prior", "repel", "patience"), 0))
+        for name in ("times", "prior_times"):
+            levels = getattr(self, name)
+            if not levels or not all(isinstance(level, Real) and 0 <= float(level) <= 1 for level in levels):
+                raise DapError(
+                    f"Descent takes {name} as fractions of the schedule, such as (0.05, 0.3), not {brief(levels)}."
+                )
 
 
 def time_of(schedule: Schedule, fraction: float) -> Time:

@@ -126,7 +126,7 @@ def test_nothing_is_starred_where_nothing_survives_or_nothing_is_compared(tmp_pa
     assert "Holm" not in single.note + single.markdown() and "*" not in single.markdown(), "one comparison needs none"
     weak = made(tmp_path / "b", {**runs, "random": [0.72, 0.75, 0.73, 0.74]})
     table = accuracy_table(summarise(load(weak)))
-    assert "No difference survives Holm’s correction over all 2 comparisons" in table.note
+    assert "No difference survives Holm’s correction over both comparisons" in table.note
     assert "*" not in table.markdown() and "Holm" not in table.markdown()
     assert "No difference survives Holm’s correction" in page_of(weak, tmp_path / "out")
 
@@ -147,7 +147,7 @@ def test_a_difference_that_the_correction_takes_is_said_to_be_so_everywhere(tmp_
     page = page_of(paths, tmp_path / "out")
     report = (tmp_path / "out" / "report.md").read_text()
     opening = re.search(r"DAP is \+[\d.]+ points over vanilla \([^)]*\)([^;.]*)", report)
-    assert opening and opening[1] == ", which does not survive Holm’s correction over 3 comparisons"
+    assert opening and opening[1] == ", which does not survive Holm’s correction over all 3 comparisons"
     assert "which does not survive Holm" in page
     random = next(line for line in report.splitlines() if "under vanilla" in line and "Random" in line)
     assert "does not survive" not in random and by["random"]["p_holm"] < 0.05

@@ -95,10 +95,15 @@ def starred(corrected: Sequence[float | None], other: str = "vanilla") -> str:
     n = sum(p is not None for p in corrected)
     if n < 2:
         return ""
-    over = f"Holm’s correction over all {n} comparisons with {other}"
+    over = f"Holm’s correction over {_all(n)} comparisons with {other}"
     if not any(map(survived, corrected)):
         return f"No difference survives {over} at 5\u00a0%."
     return f"{STAR}: the difference survives {over} at 5\u00a0%."
+
+
+def _all(n: int) -> str:
+    """How many comparisons there are in all, as a word of a sentence."""
+    return "both" if n == 2 else f"all {n}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Against:
         alike = (i for i, one in enumerate(self.differences) if one is difference)
         if difference is None or not difference.shown or self.tests < 2 or any(map(self.survives, alike)):
             return ""
-        return f", which does not survive Holm’s correction over {self.tests} comparisons"
+        return f", which does not survive Holm’s correction over {_all(self.tests)} comparisons"
 
     def concerns(self, places: Iterable[int]) -> bool:
         """Whether the sentence on stars says something of these rows: a difference has a star or lacks one."""

@@ -25,7 +25,7 @@ class Samples(Dataset[dict[str, Any]]):
         logits: soft labels (n, classes) in the order of the records.
 
     Raises:
-        DapError: the soft labels are not one row for each image.
+        DapError: the soft labels are not one row for each image, with a number for each class of the set.
     """
 
     def __init__(
@@ -37,6 +37,11 @@ class Samples(Dataset[dict[str, Any]]):
         if logits is not None and (logits.ndim != 2 or len(logits) != len(made)):
             raise DapError(
                 f"Soft labels are a row for each of the {counted(len(made), 'image')}, not {tuple(logits.shape)}."
+            )
+        names = getattr(made, "class_names", None)
+        if logits is not None and names is not None and logits.shape[1] != len(names):
+            raise DapError(
+                f"Soft labels of this set have a number for each of its {counted(len(names), 'class')}, not {logits.shape[1]}."
             )
         self.made, self.transform, self.logits = made, transform, logits
 
