@@ -142,6 +142,16 @@ def test_trials_of_earlier_versions_stay_valid_where_they_are_right(theirs, colo
         assert line["data"] == Path(colours).name, "a report names the test images"
 
 
+def test_test_images_made_square_in_another_way_are_others(theirs, colours, tmp_path):
+    names = {"classes": ["blue", "green", "red"]}
+    tests = [open_source(colours, "test", size=8, fit=fit) for fit in ("crop-bilinear", "crop", "pad")]
+    found = [judged(theirs, tmp_path / "out", data=test, **names)["tested"] for test in tests]
+    assert len(set(found)) == 3
+    assert judged(theirs, tmp_path / "named", data=colours, **names)["tested"] == found[0], (
+        "data by name keep their key"
+    )
+
+
 def test_another_reference_makes_measures_anew(theirs, colours, tmp_path):
     real = [open_source(colours, split, size=8).tensors() for split in ("train", "test")]
     longer = load_protocol("reference", **CHANGES, network="convnet2", epochs=10, looks=1, batch=12)

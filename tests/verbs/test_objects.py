@@ -12,6 +12,7 @@ import torch
 from dap.backbones import Card, ModuleBackbone, VariancePreserving
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
+from dap.data.real.sources import open_source
 from dap.data.sets.differences import as_told
 from dap.described import describe
 from dap.evaluation import origins
@@ -202,6 +203,26 @@ def test_a_set_does_not_go_on_with_another_backbone(asked, tmp_path):
     with pytest.raises(DapError, match="objects.backbone.values.f: 1.0 -> 0.1"):
         distill(out=tmp_path / "a", backbone=Turned(0.1), **asked)
     assert not distill(out=tmp_path / "a", backbone=Turned(1.0), **asked).missing()
+
+
+def test_real_features_in_a_cache_are_of_one_backbone(colours, tmp_path):
+    """The weights are the same, and an argument that no weight holds decides what the network sees."""
+
+    class Stretched(Turned):
+        def encode(self, images):
+            return super().encode(images) * self._f
+
+    source = open_source(colours, "train", size=8)
+
+    def latents(f, cache=None):
+        bank = FeatureBank(source, Stretched(f), BankOptions(reals=2, pool="mean"), ipc=1, cache=cache)
+        bank.begin([0])
+        return bank.latents(0)
+
+    for f in (1.0, 3.0, 1.0):
+        assert latents(f, tmp_path).equal(latents(f))
+    assert not latents(1.0).equal(latents(3.0))
+    assert Stretched(1.0).weights_hash() == Stretched(1.0).weights_hash() != Stretched(3.0).weights_hash()
 
 
 def test_a_bank_counts_with_its_options_and_a_kernel_with_its_name(source, backbone):

@@ -277,16 +277,25 @@ class Backbone(Recorded, ABC):
         """The sha256 of the settings and of the names and bytes of all weights as they were loaded.
 
         The code of a class that is not of this package or of a library belongs to it too, be it that of the backbone or of a
-        network in it: with other code the same weights predict otherwise.
+        network in it: with other code the same weights predict otherwise. So do the arguments of such a backbone that are
+        numbers, texts, or lists and mappings of them.
         """
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
         held = {name: value for name, value in vars(self).items() if name != GIVEN}  # an argument may be used no more
         kinds = {type(self)} | {type(part) for network in _networks(held) for part in network.modules()}
         digest.update("".join(sorted({code for kind in kinds for code in code_of_class(kind).values()})).encode())
+        if arguments := self._plain_arguments():
+            digest.update(json.dumps(arguments, sort_keys=True).encode())
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def _plain_arguments(self) -> dict[str, Any]:
+        """What a user's class was made with, as the attributes have it by now. The device decides no prediction."""
+        given: Mapping[str, Any] = vars(self).get(GIVEN, {})
+        held = {name: vars(self).get(name, value) for name, value in given.items() if name != "device"}
+        return {name: value for name, value in held.items() if _is_plain(value)}
 
     def check_layer(self, layer: str) -> str:
         """Return the layer if it can be tapped.
@@ -297,6 +306,14 @@ class Backbone(Recorded, ABC):
         if layer not in self.layers:
             raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
         return layer
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _networks(held: object) -> Iterator[nn.Module]:
