@@ -13,6 +13,7 @@ import dap
 from dap.data.real.held import OfClasses
 from dap.data.real.memory import MemorySource
 from dap.data.real.sources import open_source
+from dap.evaluation.report.records import load
 from dap.verbs.options import Judging, Machine
 
 FAST = Judging(networks=("convnet1",), epochs=2, changes={"mean": [0.5], "std": [0.25], "size": 8, "width": 4})
@@ -109,6 +110,11 @@ def test_other_images_at_the_same_place_are_said(twins, tmp_path, monkeypatch, c
     known = json.loads((made.path / "inputs.json").read_text())["data"]
     assert f"{made.path} was made of other real images than photos holds" in caplog.text and known[:12] in caplog.text
     assert not [record for record in caplog.records if record.levelno > logging.WARNING]
+    assert [
+        told for told in load([made.path])[0].outdated if "The set was made of other real images than photos" in told
+    ]
+    judged(made, data=here / "photos")
+    assert not load([made.path])[0].outdated, "judged by its own images again"
 
 
 def test_test_images_that_are_changed_in_place_are_tested_on_anew(colours, tmp_path):

@@ -22,6 +22,7 @@ from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import as_read, read_note
 from dap.evaluation.current import keys_now, of_images, of_these_images, ranking_of
+from dap.evaluation.listed import on_a_page
 from dap.evaluation.recorded import RecordedTrials
 from dap.evaluation.report.records import load
 from dap.evaluation.training.trials import TrialLine, one_each
@@ -45,8 +46,6 @@ NOTES = {MEASURED[0]: MEASURED[1:], "zeroshot.json": ()}
 """The notes of the images of a set, and what goes with each."""
 RESULTS = (TRIALS, PROTOCOLS, *MEASURED, "zeroshot.json", RANKING)
 """Files that judging wrote beside the set before."""
-CLASSES, SLOTS, FEW = 20, 10, 2
-"""The images that a page shows: of how many classes, how many of each, and how many of each further class."""
 
 
 def check_writable(folder: Path, advice: str) -> None:
@@ -82,7 +81,7 @@ def kept_apart(made: DistilledSet, folder: Path) -> None:
     lines = made.records
     write_atomically(folder / "classes.json", dump(classes))
     write_atomically(folder / "manifest.jsonl", b"".join(_line(line) for line in lines))
-    pictures = [line["path"] for line in lines if _on_a_page(line)]
+    pictures = [line["path"] for line in lines if on_a_page(line)]
     _copy_results(made.path, pictures, folder, lines, made.class_names)
     made.results = folder
 
@@ -101,12 +100,8 @@ def copied_apart(path: Path, folder: Path) -> None:
     for name in ("classes.json", "manifest.jsonl"):
         _copy(path, name, folder)
     (record,) = load([path])
-    pictures = [line["path"] for line in record.images if _on_a_page(line)]
+    pictures = [line["path"] for line in record.images if on_a_page(line)]
     _copy_results(path, pictures, folder, record.images, record.class_names)
-
-
-def _on_a_page(line: Mapping[str, Any]) -> bool:
-    return line["slot"] < (SLOTS if line["label"] < CLASSES else FEW)
 
 
 def _line(line: Mapping[str, object]) -> bytes:

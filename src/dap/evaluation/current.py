@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # a report reads this module and needs no torch
 
 NOTES = ("measures.json", "images.json", "zeroshot.json", "ranking.json")
 """The files of a set that are of its images, beside its trials."""
+CHANGED = "real images"
+"""The note of `measures.json` that says that a set was judged by other real images than it was made of."""
 AGAIN = "The images of the set have changed since then; judge it again"
 
 

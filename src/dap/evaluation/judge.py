@@ -25,7 +25,7 @@ from dap.data.real.names import select
 from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there, whole_note
-from dap.evaluation.current import hash_of, joined, key_of, tested_key
+from dap.evaluation.current import CHANGED, hash_of, joined, key_of, tested_key
 from dap.evaluation.labelling import even, first_side, image_hashes, images_of, labelling, labels_of, largest
 from dap.evaluation.measures.inspection import MEASURING
 from dap.evaluation.measures.own import own_measures
@@ -271,14 +271,19 @@ def _measure(judged: DistilledSet, loaded: Loaded, images: str, known: Sequence[
     if inspector is None:
         return
     key = joined(images, hash_of([*known, inspector.train.fingerprint(sized=False)[:16], *inspector.marks]))
-    if inspector.done(judged, key):
-        return
-    pixels, labels = images_of(judged, loaded.plan.protocol.size, loaded.plan.budget, exact=True)
-    own = labels.new_tensor(select(loaded.test.class_names, judged.class_names, "the test data")[1])
-    try:
-        inspector(judged, pixels, own[labels], key)
-    except DapError as error:  # of the features or of broken real images; the accuracies stand all the same
-        logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
+    if not inspector.done(judged, key):
+        pixels, labels = images_of(judged, loaded.plan.protocol.size, loaded.plan.budget, exact=True)
+        own = labels.new_tensor(select(loaded.test.class_names, judged.class_names, "the test data")[1])
+        try:
+            inspector(judged, pixels, own[labels], key)
+        except DapError as error:  # of the features or of broken real images; the accuracies stand all the same
+            logging.getLogger("dap").warning("no measures for %s: %s", judged.path, error)
+            return
+    measures = whole_note(judged.results, "measures.json")
+    notes = dict(measures.get("notes") or {})
+    if notes.pop(CHANGED, "") != loaded.changed:
+        told = {CHANGED: loaded.changed} if loaded.changed else {}
+        judged.note("measures.json", {**measures, "notes": {**notes, **told}})
 
 
 def _check_networks(plan: JudgingPlan, classes: int, channels: int) -> None:

@@ -15,6 +15,8 @@ from dap.data.sets.notes import Count, Label, Open, as_read
 
 Json = Mapping[str, Any]
 
+CLASSES, SLOTS, FEW = 20, 10, 2
+"""The images that a page shows: of how many classes, how many of each, and how many of each further class."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
@@ -43,6 +45,11 @@ def lines_of(path: Path, model: type[Any]) -> tuple[list[Json], list[str]]:
         else:
             problems.append(str(line.problem))
     return good, problems
+
+
+def on_a_page(line: Json) -> bool:
+    """Whether a page shows the image of this line."""
+    return line["slot"] < (SLOTS if line["label"] < CLASSES else FEW)
 
 
 def pictures(folder: Path) -> list[Path]:

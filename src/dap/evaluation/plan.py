@@ -115,7 +115,10 @@ class Loaded:
         plan, open, features: as given.
         test: the images that networks are tested on, at the protocol's size.
         channels: the channels of the images; clips have 3 a frame.
+        changed: a sentence where the set was made of other real images than these; else "". Its report repeats the sentence.
     """
+
+    changed: str = ""
 
     def __init__(self, plan: JudgingPlan, open: Open, features: tuple[str, Features] | None) -> None:
         self.plan, self.open, self.features = plan, open, features
@@ -135,6 +138,15 @@ class Loaded:
         self.inspector()
         other = copy.copy(self)
         other.plan = replace(self.plan, networks=(network,), seeds=(seed,))
+        return other
+
+    def saying(self, changed: str) -> Loaded:
+        """The same for a set that was made of other real images, as this sentence says. Both share what they load."""
+        if not changed:
+            return self
+        self.inspector()
+        other = copy.copy(self)
+        other.changed = changed
         return other
 
     def tensors(self, side: int, class_names: Sequence[str]) -> Labelled:

@@ -165,7 +165,7 @@ def readied(
             loaded = loaded_for(data_of(made, path, max_bad_fraction, split), not of_others(made, path))
             check_ready(made, loaded, fetch=fetch)
         if split is None and not of_others(made, path):
-            tell_changed(made, recorded_data(made), loaded.open)
+            loaded = loaded.saying(tell_changed(made, recorded_data(made), loaded.open))
         ready.append(loaded)
     return ready
 

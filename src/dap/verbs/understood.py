@@ -69,8 +69,11 @@ def check_apart(workshop: Workshop, data: Data) -> None:
         raise DapError(f"T{said[1:]}")
 
 
-def tell_changed(made: DistilledSet, recorded: Mapping[str, Any], open: Open) -> None:
+def tell_changed(made: DistilledSet, recorded: Mapping[str, Any], open: Open) -> str:
     """Warn where the place of the data that a set was made of holds other training images by now, or is another folder.
+
+    Returns:
+        The sentence of the warning for the report; "" where the images are the same, or nothing is known.
 
     Args:
         made: the set.
@@ -80,7 +83,7 @@ def tell_changed(made: DistilledSet, recorded: Mapping[str, Any], open: Open) ->
     inputs, size = made.noted("inputs.json") or {}, recorded.get("size")
     known = inputs.get("data")
     if not isinstance(known, str) or not isinstance(size, int):
-        return
+        return ""
 
     def candidates() -> Iterator[Source]:
         train = open("train", size)
@@ -95,12 +98,15 @@ def tell_changed(made: DistilledSet, recorded: Mapping[str, Any], open: Open) ->
             for one in (train, Part(later, "train", held_out) if held_out else later):
                 yield from (one.fitted(size, fit) for fit in get_args(Fit))
 
-    if not any(one.fingerprint() == known for one in candidates()):
-        log.warning(
-            "%s was made of other real images than %s holds: their fingerprint is %s… now and was %s… then, as inputs.json says. "
-            "They have changed, another folder has this path, or an earlier version made the set; --data FOLDER names other ones",
-            made.path, recorded["path"], next(candidates()).fingerprint()[:12], known[:12],
-        )  # fmt: skip
+    if any(one.fingerprint() == known for one in candidates()):
+        return ""
+    now, place = next(candidates()).fingerprint()[:12], recorded["path"]
+    said = (
+        f"made of other real images than {place} holds: their fingerprint is {now}… now and was {known[:12]}… then, as "
+        "inputs.json says. They have changed, another folder has this path, or an earlier version made the set"
+    )
+    log.warning("%s was %s; --data FOLDER names other ones", made.path, said)
+    return f"The set was {said}. Its results are of the images that are there now."
 
 
 def _same(workshop: Workshop, data: Data) -> str | None:

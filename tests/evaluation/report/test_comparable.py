@@ -222,6 +222,24 @@ def test_results_of_other_images_are_left_out_and_named(tmp_path):
     assert record.outdated[0] in summary(summarise([record]), [record])[1]
 
 
+def test_files_that_a_copy_of_a_set_lacks_are_named_first(tmp_path):
+    """The results of a half copied set stood in a table as those of a whole one."""
+    path = make_set(tmp_path / "set", recipe("dap", 0))
+    images = [json.loads(line) for line in (path / "manifest.jsonl").read_text().splitlines()]
+    write_lines(path / "trials.jsonl", [trial(0.7, judged=key_of([one["sha256"] for one in images]))])
+    assert load([path])[0].outdated == ()
+    (path / images[0]["path"]).unlink()
+    (record,) = load([path])
+    assert record.trials and record.outdated == (
+        f"{path}: 1 of the images that a page shows are missing; dap verify {path} names all of them.",
+    )
+    (path / "manifest.jsonl").unlink()
+    (record,) = load([path])
+    assert not record.trials and record.outdated == (
+        f"{path}: left out 1 training. Its manifest.jsonl is missing; copy the file again.",
+    )
+
+
 @pytest.mark.parametrize("zeroshot", [False, True])
 def test_a_map_of_other_images_is_not_drawn(tmp_path, zeroshot):
     """It was drawn again as soon as `dap classify` had looked at the new images, because its number is among the measures."""

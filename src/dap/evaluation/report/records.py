@@ -26,7 +26,7 @@ from dap.data.sets.differences import flatten
 from dap.data.sets.notes import Count, Open, read_note
 from dap.evaluation import current
 from dap.evaluation.comparable import marks
-from dap.evaluation.listed import images_in, lines_of, listed, pictures
+from dap.evaluation.listed import images_in, lines_of, listed, on_a_page, pictures
 from dap.evaluation.origins import origins
 from dap.evaluation.renamed import as_written, once, renamed
 from dap.evaluation.report.renderings.names import method_title
@@ -79,7 +79,8 @@ class SetRecord:
     left_out: frozenset[str] = frozenset()
     """Files that are left out, because they are of other images; what was written together with them is left out too."""
     outdated: tuple[str, ...] = ()
-    """Sentences on results that are left out, because they are of other images than those that the set holds now."""
+    """Sentences on what a reader of the results has to know first: results that are left out, because they are of other images
+    than those that the set holds now; files that are missing; and other real images than the set was made of."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -261,7 +262,9 @@ def load_set(path: Path | str) -> SetRecord:
     recorded, bad_trials = lines_of(path / "trials.jsonl", TrialLine)
     images = sorted(manifest or listed(path, root, folders), key=lambda image: (image["label"], image["slot"]))
     names, problems = tuple(classes.names or map(shown, folders)), bad_trials + bad_images
-    keys = current.keys_now(images, names)
+    recipe = _object(path, "recipe.json")
+    lost = bool(recipe) and not os.path.lexists(path / "manifest.jsonl") and bool(images)
+    keys = frozenset({""}) if lost else current.keys_now(images, names)
     counted = [line for line in recorded if current.of_images(line, keys)]
     gone = len(recorded) - len(counted)
     counted, protocols = renamed(counted, _object(path, "protocols.json"))
@@ -269,9 +272,17 @@ def load_set(path: Path | str) -> SetRecord:
     left_out = [name for name, note in notes.items() if note and not current.of_these_images(note, images, keys)]
     notes |= {name: {} for name in left_out}
     told = [*([f"{gone} training{'' if gone == 1 else 's'}"] if gone else []), *left_out]
+    why = "Its manifest.jsonl is missing; copy the file again" if lost else current.AGAIN
+    said = [f"left out {', '.join(told)}. {why}."] if told else []
+    if absent := sum(on_a_page(line) and not os.path.lexists(path / line["path"]) for line in manifest):
+        said.append(
+            f"{absent} of the images that a page shows are missing; dap verify {shown(path)} names all of them."
+        )
+    if changed := (notes["measures.json"].get("notes") or {}).get(current.CHANGED):
+        said.append(str(changed))
     return SetRecord(
         path=path,
-        recipe=_object(path, "recipe.json") or _drawn(_object(path, "import.json")),
+        recipe=recipe or _drawn(_object(path, "import.json")),
         class_names=names,
         images=tuple(images),
         trials=tuple(one_each(counted, images=not keys)),
@@ -288,7 +299,7 @@ def load_set(path: Path | str) -> SetRecord:
         chosen=_object(path, "chosen.json"),
         inputs=_object(path, "inputs.json"),
         left_out=frozenset(left_out),
-        outdated=(f"{shown(path)}: left out {', '.join(told)}. {current.AGAIN}.",) if told else (),
+        outdated=tuple(f"{shown(path)}: {one}" for one in said),
     )
 
 
