@@ -1,28 +1,22 @@
-"""What is said of an object that a Python user gives: its class, the code of the class, and what the object was made with."""
+"""What is said of an object that a Python user gives: its class, what the class runs, and what the object was made with."""
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import hashlib
+import contextlib
 import inspect
-import json
 import logging
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import nn
 
 from dap.backbones.base import Backbone
+from dap.base.describing.values import DEEPEST, Describer, Unknown, counts, name_of
 from dap.base.errors import DapError
-from dap.base.registry import GIVEN, code_of_class, code_of_function, text_of_code
-from dap.data.sets.differences import hash_of_long
+from dap.base.registry import GIVEN
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there
 from dap.guidance.base import Energy, Guidance
@@ -31,43 +25,90 @@ from dap.methods.base import Method
 
 log = logging.getLogger("dap")
 
-DEEPEST = 12
-"""How many objects deep a description goes. Deeper ones refer to themselves."""
-
-LONGEST = 2000
-"""How many characters of a value are kept. Of a longer one the record has a hash."""
-
 OBJECTS = (Method, Guidance, Energy, Backbone, Kernel)
-"""The classes whose objects are described by their arguments alone."""
+"""The classes whose objects remember their arguments."""
 
-
-def name_of(thing: Any) -> str:
-    """The name of an object's class, as "module:Class"."""
-    return f"{type(thing).__module__}:{type(thing).__qualname__}"
+CHANGED = "_dap_changed"
+"""The attribute that holds the descriptions of an object before and after runs that used it."""
 
 
 def describe(thing: Any) -> dict[str, Any]:
-    """The class of an object, the hash of the code that defines the class, and the values the object was made with.
+    """The class of an object, hashes of what the class runs, the values the object was made with, and what it holds.
+
+    What a run has changed of the object is described as it was before, see `changed`.
 
     Returns:
         "class": the name "module:Class".
-        "code": what `code_of_class` gives.
+        "code": what `Describer.code_of_kind` gives: for each class of the user a hash of its functions and attributes, and of
+            the functions, classes and global values of the user that they refer to. Modules that are installed do not count.
+        "python": the version of Python that the hashes belong to, if there are any.
         "values": the arguments of the class, each as its attribute of the same name, or of this name behind an underscore, has
-            it, else as it was given. Numbers, texts, lists, mappings, arrays, tensors (by a hash), functions and objects with
-            such arguments are described. Of a source of images nothing is, because a set keeps its fingerprint.
+            it, else as it was given. Numbers, texts, lists, mappings, arrays, tensors (by a hash), networks, functions, and
+            objects that could be copied are described. Of an object of a user's class the other attributes count as well, if
+            they are numbers, texts, arrays, tensors, networks, functions or objects of `OBJECTS`. Of a source of images nothing
+            is described, because a set keeps its fingerprint.
         "unknown": the arguments that cannot be described, if there are any.
     """
-    described: dict[str, Any] = {"class": name_of(thing), **_code(type(thing))}
+    told = _told(thing)
+    before, after = getattr(thing, "__dict__", {}).get(CHANGED, (told, told))
+    told = {part: _undone(said, before[part], after[part]) for part, said in told.items()}
+    said = {
+        "code": told["code"],
+        "python": "{}.{}".format(*sys.version_info) if _has_code(told) else "",
+        "values": told["values"],
+        "unknown": list(told["unknown"]),
+    }
+    return {"class": name_of(thing), **{name: value for name, value in said.items() if value}}
+
+
+def changed(thing: Any, before: Mapping[str, Any]) -> None:
+    """Keep what runs have changed of an object, such as a cache that was filled. Then it is still the same object for its set,
+    and what the user changes afterwards is seen.
+
+    Args:
+        thing: an object of `OBJECTS`.
+        before: what `describe` said of it before the runs.
+    """
+    parts = {part: before.get(part, {}) for part in ("code", "values")}
+    vars(thing)[CHANGED] = ({**parts, "unknown": dict.fromkeys(before.get("unknown", ()), "")}, _told(thing))
+
+
+def _told(thing: Any) -> dict[str, dict[str, Any]]:
+    """The parts of a description as the object is now."""
+    describer, code, unknown = Describer(_own), {}, {}
+    try:
+        code = describer.code_of_kind(type(thing)).get("code", {})
+    except Unknown:
+        unknown["the code"] = ""
     # The backbones of this package are networks and settings, and the hash of their weights tells both.
-    whole = isinstance(thing, Backbone) and type(thing).__module__.partition(".")[0] == "dap"
-    values, unknown = _values_of(thing, DEEPEST) if isinstance(thing, OBJECTS) and not whole else ({}, [])
-    described |= {"values": values} if values else {}
-    return {**described, **({"unknown": unknown} if unknown else {})}
+    whole = isinstance(thing, Backbone) and not _of_user(thing)
+    values, lacking = ({}, []) if whole or not isinstance(thing, OBJECTS) else _values_of(thing, describer, DEEPEST)
+    return {"code": code, "values": values, "unknown": unknown | dict.fromkeys(lacking, "")}
+
+
+def _undone(told: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a description, in which everything that is still as a run left it is as it was before the run."""
+    found: dict[str, Any] = {}
+    for name in [*told, *(name for name in before if name not in told)]:
+        as_left = told.get(name, _ABSENT) == after.get(name, _ABSENT)
+        if (value := (before if as_left else told).get(name, _ABSENT)) is not _ABSENT:
+            found[name] = value
+    return found
+
+
+def _has_code(description: Any) -> bool:
+    if isinstance(description, Mapping):
+        return bool(description.get("code")) or any(map(_has_code, description.values()))
+    return isinstance(description, list) and any(map(_has_code, description))
+
+
+def _of_user(thing: Any) -> bool:
+    return type(thing).__module__.partition(".")[0] != "dap"
 
 
 def check_goes_on(out: Path, inputs: Mapping[str, Any], total: int) -> None:
     """Check that a set whose objects cannot be described as a whole is not gone on with, since nobody can tell whether they are
-    the same. Where it begins, a warning says so.
+    the same. Where it begins, or is whole already, a warning says so.
 
     Args:
         out: the folder of the set.
@@ -93,39 +134,57 @@ def check_goes_on(out: Path, inputs: Mapping[str, Any], total: int) -> None:
             f"{out} holds {made} of {total} images, and {told}, so it cannot tell whether the others would be made with the same "
             f"object. {advice}; then give another --out."
         )
-    if not made:
+    if made:
+        log.warning(
+            "%s, so it cannot tell whether %s, which has all its images, was made with the same object. These images are "
+            "returned, and none is made. Give another --out for a set that is surely of this object.",
+            told,
+            out,
+        )
+    else:
         log.warning("%s, so a set that is interrupted cannot go on. %s.", told, advice)
-
-
-class _Unknown(Exception):
-    """A value cannot be described."""
 
 
 _ABSENT = object()
 
 
-def _values_of(thing: Any, depth: int) -> tuple[dict[str, Any], list[str]]:
-    """The values an object was made with, and the names of those that cannot be described. Only what the class takes as
-    arguments counts, because a run changes other attributes, such as caches."""
-    given: Mapping[str, Any] = getattr(thing, "__dict__", {}).get(GIVEN, {})
+def _own(value: Any, describer: Describer, depth: int) -> dict[str, Any] | None:
+    """The description of an object of this package, or of one that remembers its arguments, inside another object."""
+    said = {"class": name_of(value), **describer.code_of_kind(type(value))}
+    if isinstance(value, Backbone):
+        return {**said, "weights": value.weights_hash()}
+    plain = (
+        isinstance(value, nn.Module) or callable(getattr(value, "fingerprint", None)) or isinstance(value, BaseModel)
+    )
+    if plain or (_of_user(value) and not isinstance(value, OBJECTS)):
+        return None
+    values, unknown = _values_of(value, describer, depth - 1)
+    if unknown:
+        raise Unknown
+    return {**said, **values}
+
+
+def _values_of(thing: Any, describer: Describer, depth: int) -> tuple[dict[str, Any], list[str]]:
+    """The values an object was made with and holds, and the names of those arguments that cannot be described. Other attributes
+    that cannot be described are left out."""
+    held = dict(getattr(thing, "__dict__", {}))
+    given: Mapping[str, Any] = held.get(GIVEN, {})
     found: dict[str, Any] = {}
     unknown: list[str] = []
     try:
         parameters = _parameters(type(thing))
-    except _Unknown:
+    except Unknown:
         return {}, ["the arguments"]
     for name, parameter in parameters.items():
-        held = getattr(thing, name, getattr(thing, f"_{name}", _ABSENT))
-        # What was filled in later, such as a cache in the place of a None, is none of the arguments.
-        late = name in given and _plain(given[name]) and not _plain(held)
-        told = [value for value in ((_ABSENT if late else held), given.get(name, _ABSENT)) if value is not _ABSENT]
+        values = [getattr(thing, name, getattr(thing, f"_{name}", _ABSENT)), given.get(name, _ABSENT)]
+        told = [value for value in values if value is not _ABSENT]
         if not told and parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         descriptions: list[Any] = []
         for value in told:
             try:
-                descriptions.append(_hashed(thing, value) or _described(value, depth))
-            except _Unknown:
+                descriptions.append(_hashed(thing, value) or describer.described(value, depth))
+            except Unknown:
                 continue
         if not descriptions:
             unknown.append(name)
@@ -133,6 +192,12 @@ def _values_of(thing: Any, depth: int) -> tuple[dict[str, Any], list[str]]:
         found[name] = descriptions[0]
         if len(descriptions) > 1 and descriptions[1] != descriptions[0]:
             found[f"{name}, as given"] = descriptions[1]
+    arguments = {GIVEN, CHANGED, *parameters, *(f"_{name}" for name in parameters)}
+    for name, value in held.items() if _of_user(thing) else ():
+        if name in arguments or not (counts(value) or isinstance(value, OBJECTS)):
+            continue
+        with contextlib.suppress(Unknown):
+            found[name] = _hashed(thing, value) or describer.described(value, depth)
     return found, unknown
 
 
@@ -147,115 +212,5 @@ def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
     try:
         parameters = inspect.signature(kind).parameters
     except (TypeError, ValueError):
-        raise _Unknown from None
+        raise Unknown from None
     return {} if kind.__init__ is object.__init__ else parameters
-
-
-def _described(value: Any, depth: int) -> Any:
-    """A value as JSON that is the same for equal values and, as far as can be told, another one for others.
-
-    Raises:
-        _Unknown: nothing can be told of it.
-    """
-    if not depth:
-        raise _Unknown
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return _short(value) if isinstance(value, str) else value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"number": str(value)}
-    if isinstance(value, enum.Enum):
-        return {"class": name_of(value), "name": value.name}
-    if isinstance(value, (complex, Path, torch.dtype, range, slice)):
-        return {"class": name_of(value), "value": str(value)}
-    if isinstance(value, torch.device):  # it decides no more than a rounding
-        return {"class": name_of(value)}
-    if isinstance(value, (bytes, bytearray)):
-        return {"bytes": hashlib.sha256(value).hexdigest()}
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        return _array(flat.view(torch.uint8).numpy().tobytes(), str(value.dtype), value.shape)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcSU":
-        return _array(value.tobytes(), str(value.dtype), value.shape)
-    if isinstance(value, (list, tuple)):
-        return _short([_described(one, depth - 1) for one in value])
-    if isinstance(value, (set, frozenset)):
-        return {"set": _short(sorted((_described(one, depth - 1) for one in value), key=json.dumps))}
-    if isinstance(value, Mapping):
-        pairs = [[_described(key, depth - 1), _described(one, depth - 1)] for key, one in value.items()]
-        if all(isinstance(key, str) for key, _ in pairs):
-            return _short(dict(pairs))
-        return {"pairs": _short(pairs)}
-    if isinstance(value, BuiltinFunctionType):
-        return {"function": f"{value.__module__}:{value.__qualname__}"}
-    if isinstance(value, FunctionType):
-        return _function(value, depth)
-    if isinstance(value, type):
-        return {"type": f"{value.__module__}:{value.__qualname__}", **_code(value)}
-    return _object(value, depth)
-
-
-def _object(value: Any, depth: int) -> dict[str, Any]:
-    """The description of an object inside another one: its class and what it was made with, or a hash that it has of itself."""
-    said = {"class": name_of(value), **_code(type(value))}
-    if isinstance(value, Backbone):
-        return {**said, "weights": value.weights_hash()}
-    if isinstance(value, nn.Module):
-        state = {name: _described(one, depth - 1) for name, one in value.state_dict().items()}
-        return {**said, "text": _short(repr(value)), "weights": _hash(json.dumps(state, sort_keys=True))}
-    if callable(fingerprint := getattr(value, "fingerprint", None)):  # a source, a bank of features
-        return {**said, "fingerprint": _described(fingerprint(), depth - 1)}
-    if isinstance(value, BaseModel):
-        return {**said, **{name: _described(getattr(value, name), depth - 1) for name in type(value).model_fields}}
-    ours = type(value).__module__.partition(".")[0] == "dap"
-    if ours or isinstance(value, OBJECTS) or dataclasses.is_dataclass(value):
-        values, unknown = _values_of(value, depth - 1)
-        if unknown:
-            raise _Unknown
-        return {**said, **values}
-    if not (hasattr(value, "__dict__") and "code" in said) or "unknown" in said["code"].values():
-        raise _Unknown  # such as an open file or an iterator, whose state nobody sees
-    return {**said, **{str(name): _described(one, depth - 1) for name, one in vars(value).items()}}
-
-
-def _function(function: FunctionType, depth: int) -> dict[str, Any]:
-    """A function by the code of its file and by what it holds of its surroundings."""
-    code = code_of_function(function)
-    try:
-        held = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:
-        raise _Unknown from None
-    if code == "unknown":
-        raise _Unknown
-    more = {"holds": held, "defaults": function.__defaults__, "keywords": function.__kwdefaults__}
-    kept = {name: _described(one, depth - 1) for name, one in more.items() if one}
-    # Two functions of one file may have one name, as lambdas do, and even stand on one line.
-    marks = (function.__code__.co_names, [c for c in function.__code__.co_consts if _plain(c)])
-    lines = _hash(text_of_code(function) + repr(marks))
-    return {"function": f"{function.__module__}:{function.__qualname__}", "code": code, "text": lines, **kept}
-
-
-def _code(kind: type) -> dict[str, Any]:
-    code = code_of_class(kind)
-    return {"code": code} if code else {}
-
-
-def _array(data: bytes, kind: str, shape: Any) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "dtype": kind, "shape": list(shape)}
-
-
-def _short(value: Any) -> Any:
-    """A value, or its hash where it is long, since people read these records."""
-    text = json.dumps(value, sort_keys=True)
-    return value if len(text) <= LONGEST else hash_of_long(value)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))

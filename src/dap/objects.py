@@ -1,25 +1,27 @@
 """Objects that a Python user gives in place of names, and the record of them in a distilled set.
 
 A name in a recipe can be looked up again, but an object cannot. So a set that was made with objects keeps three things
-for each object: the name of its class, a hash of the file that defines the class, and the values the object was made
-with, whatever they are nested in. With this record a set refuses to go on with other objects, and a reader can see which
+for each object: the name of its class, a hash of what the class runs, and the values the object was made with and holds,
+whatever they are nested in. With this record a set refuses to go on with other objects, and a reader can see which
 objects were used. What cannot be described is named in the record, and then no unfinished set goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from dap.backbones.base import Backbone
+from dap.base.describing.values import name_of
 from dap.base.errors import DapError
 from dap.choices import Data
 from dap.data.real.decode import Fit
 from dap.data.real.held import OfClasses
 from dap.data.real.memory import UNPLACED, MemorySource, by_class
 from dap.data.real.sources import Source
-from dap.described import describe, name_of
+from dap.described import OBJECTS, changed, describe
 from dap.guidance.base import Energy, Guidance
 from dap.methods.base import Method
 
@@ -42,6 +44,7 @@ class Objects:
     backbone: Backbone | None = None
     guidance: Guidance | Energy | None = None
     source: Any = None
+    _seen: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         kinds = {"method": (Method,), "backbone": (Backbone,), "guidance": (Guidance, Energy)}
@@ -52,6 +55,12 @@ class Objects:
                 raise DapError(
                     f"{name} should be a name or an object of a subclass of {wanted}, not a {type(thing).__name__}."
                 )
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The fields of a recipe in whose place objects were given."""
+        given = {"method": self.method, "backbone": self.backbone, "own_guidance": self.guidance}
+        return tuple(name for name, thing in given.items() if thing is not None)
 
     def check(self, keywords: Mapping[str, Any]) -> None:
         """Check the keywords that stand beside the objects. A recipe may name what the objects take the place of.
@@ -132,6 +141,26 @@ class Objects:
 
         Images in memory are not in the record.
         """
+        return self._seen or {role: describe(thing) for role, thing in self._things().items()}
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """A block in which runs use the objects. Until its end they are described as they are now, and what they hold at its end
+        is no change: a guidance that has filled a cache is still the guidance that its set was begun with."""
+        if self._seen:  # an outer block looks after them
+            yield
+            return
+        self._seen.update(self.described())
+        try:
+            yield
+        finally:
+            before = dict(self._seen)
+            self._seen.clear()
+            for role, thing in self._things().items():
+                if isinstance(thing, OBJECTS):
+                    changed(thing, before[role])
+
+    def _things(self) -> dict[str, Any]:
         things = {"method": self.method, "backbone": self.backbone, "guidance": self.guidance}
         things |= {"source": self.source} if isinstance(self.source, Source) else {}
-        return {role: describe(thing) for role, thing in things.items() if thing is not None}
+        return {role: thing for role, thing in things.items() if thing is not None}

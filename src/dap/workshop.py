@@ -21,7 +21,7 @@ from dap.data.real.decode import Fit
 from dap.data.real.held import Part
 from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.data.real.stored.budget import Budget
-from dap.data.sets.differences import OBJECTS_RECORD
+from dap.data.sets.differences import OBJECTS_RECORD, RECORD
 from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
 from dap.methods import find
@@ -210,7 +210,8 @@ class Workshop:
         asked = self.asked(recipe)  # this loads a user's own file anew if the file has changed
         captions = sha256_of(Path(recipe.captions)) if recipe.captions else None
         stated = recipe.model_dump_json(exclude_unset=True)  # the method decides what is not stated
-        key = f"{stated} {code_of_recipe(recipe)} {code_of_classifier(recipe.classifier)} {captions}"
+        code = {**code_of_recipe(recipe, self.objects.sections), **code_of_classifier(recipe.classifier)}
+        key = f"{stated} {code} {captions} {self.objects.described()}"
         if self.objects.source is not None and not (whole := self.whole(recipe.data)).steady:
             key += f" {whole.fingerprint()}"
         if key not in self._tasks:
@@ -286,14 +287,14 @@ class Workshop:
         found: dict[str, Any] = {
             "data": self.fingerprint(task.source),
             "weights": self.weights_hash(given.backbone),
-            **code_of_recipe(task.recipe),
+            **code_of_recipe(task.recipe, self.objects.sections),
         }
         if given.classifier is not None:
             found["classifier"] = given.classifier.fingerprint
         if given.captions is not None:
             found["captions"] = sha256_of(check_captions(task.recipe.captions or ""))
         if described := self.objects.described():
-            found |= {"objects": described, OBJECTS_RECORD: 2}
+            found |= {"objects": described, OBJECTS_RECORD: RECORD}
         return found
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import enum
 import json
+import random
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,11 +16,12 @@ from dap.backbones import Card, ModuleBackbone, VariancePreserving
 from dap.base.errors import DapError
 from dap.data.bank import BankOptions, FeatureBank
 from dap.data.real.sources import open_source
-from dap.data.sets.differences import as_told
+from dap.data.sets.differences import RECORD, as_told
 from dap.described import describe
 from dap.evaluation import origins
 from dap.guidance import Descend, Energy, Guidance, Representative, Scaled
 from dap.kernels import Linear, parse
+from dap.objects import Objects
 from dap.verbs.distill import distill
 from dap.verbs.options import Machine
 
@@ -129,14 +133,29 @@ def test_an_attribute_that_was_changed_afterwards_counts():
 
 
 def test_what_a_run_fills_in_is_no_other_object():
-    made, before = Filling(), describe(Filling())
-    made.value = torch.ones(3)
-    made.cache["t"] = object()
-    assert describe(made) == before
+    made, objects = Filling(), Objects(guidance=Filling())
+    before = describe(made)
+    for _ in range(2):  # a second run fills in more
+        with Objects(guidance=made).used():
+            made.value = torch.ones(3) if made.value is None else 2 * made.value
+            made.cache["t"] = object()
+            made.seen = 0.5
+        assert describe(made) == before == objects.described()["guidance"]
+    made.value = torch.ones(4)
+    assert describe(made) != before, "the user has changed it afterwards"
+
+
+def test_what_changes_while_runs_use_an_object_is_seen_after_them():
+    made = Holding([1])
+    with Objects(guidance=made).used():
+        made.value.append(2)
+    assert describe(made) == describe(Holding([1]))
+    made.value.append(3)
+    assert describe(made)["values"]["value"] == [1, 2, 3]
 
 
 def test_what_cannot_be_described_is_named(tmp_path):
-    for value in (iter([1]), torch.Generator(), [object()], (one for one in "ab")):
+    for value in (iter([1]), torch.Generator(), random.Random(1), [threading.Lock()], (one for one in "ab"), sys.stdin):
         assert describe(Hiding(value))["unknown"] == ["value"]
     loop = []
     loop.append(loop)
@@ -148,7 +167,7 @@ def test_a_class_without_arguments_still_takes_none():
         def __call__(self, state):
             return state.proposal
 
-    assert describe(Plain()).keys() == {"class", "code"}
+    assert describe(Plain()).keys() == {"class", "code", "python"}
     with pytest.raises(TypeError, match="takes no arguments"):
         Plain(1)
     with pytest.raises(TypeError, match="value"):
@@ -277,7 +296,7 @@ def test_a_report_does_not_tell_an_earlier_record_apart_from_one_that_says_more(
         return {"guidance": {"class": "m:G", "values": {"factor": 2.0, "inner": {"class": "m:H", "value": [value]}}}}
 
     old = Made(objects={"guidance": {"class": "m:G", "values": {"factor": 2.0, "inner": {"class": "m:H"}}}})
-    new, other = (Made(objects=record(value), objects_record=2) for value in (1, 2))
+    new, other = (Made(objects=record(value), objects_record=RECORD) for value in (1, 2))
     differing = Made(objects={"guidance": {"class": "m:G", "values": {"factor": 3.0}}})
     role = "guidance object"
     assert len({thing.content for thing in origins._own([old, new])[role].values()} - {""}) == 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dap.backbones.schedules import Schedule, Time
+from dap.base.describing.values import Describer, Unknown
 from dap.base.errors import DapError
 from dap.base.registry import GIVEN, Recorded, code_of_class, suggest
 from dap.choices import SolverName
@@ -283,7 +284,7 @@ class Backbone(Recorded, ABC):
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
         held = {name: value for name, value in vars(self).items() if name != GIVEN}  # an argument may be used no more
         kinds = {type(self)} | {type(part) for network in _networks(held) for part in network.modules()}
-        digest.update("".join(sorted({code for kind in kinds for code in code_of_class(kind).values()})).encode())
+        digest.update("".join(sorted(_code_of(kinds))).encode())
         if arguments := self._plain_arguments():
             digest.update(json.dumps(arguments, sort_keys=True).encode())
         for name, value in sorted(self.state().items()):
@@ -314,6 +315,19 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _code_of(kinds: Iterable[type]) -> set[str]:
+    """Hashes of the files of classes. A class in no file, as in a notebook, and one in the program that runs, which is edited for
+    other reasons too, have hashes of what their functions run."""
+    found: set[str] = set()
+    for kind in kinds:
+        in_files = code_of_class(kind)
+        if "unknown" in in_files.values() or any(name.startswith("__main__:") for name in in_files):
+            with suppress(Unknown):
+                in_files = Describer().code_of_kind(kind).get("code", {})
+        found |= set(in_files.values())
+    return found
 
 
 def _networks(held: object) -> Iterator[nn.Module]:

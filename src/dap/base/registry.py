@@ -17,9 +17,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, Self
 
+from dap.base.describing.code import LIBRARIES
 from dap.base.errors import DapError, suggest
 from dap.base.permission import admit, is_code
 
@@ -136,22 +137,14 @@ def hash_of_code(spec: str) -> str:
     return next(iter(code_of(spec).values()), "")
 
 
-LIBRARIES = frozenset(
-    {"dap", "builtins", "abc", "typing", "enum", "torch", "torchvision", "timm", "pydantic"}
-    | {"diffusers", "transformers", "accelerate", "peft", "huggingface_hub"}
-)
-"""The top packages whose classes are nobody's own code."""
-
-
 def code_of_class(kind: type) -> dict[str, str]:
     """For a class and each class that it derives from, the sha256 of its file, by "module:Class".
 
-    If there is no file, as in a notebook, it is the sha256 of the text of the class; if there is no text either, "unknown".
-    Classes of this package are left out, because a set notes the version of the package. Classes of Python's builtins, abc and
-    typing, and of the libraries in `LIBRARIES` are left out too.
+    If there is no file, as in a notebook, it is "unknown". Classes of this package are left out, because a set notes the version
+    of the package. Classes of Python's builtins, abc and typing, and of the libraries in `LIBRARIES` are left out too.
     """
     own = (one for one in kind.__mro__ if one.__module__.partition(".")[0] not in LIBRARIES)
-    return {f"{one.__module__}:{one.__qualname__}": _text_of(one) for one in own}
+    return {f"{one.__module__}:{one.__qualname__}": _hash_of_file(one) for one in own}
 
 
 GIVEN = "_dap_given"
@@ -178,27 +171,12 @@ class Recorded:
         return made
 
 
-def code_of_function(function: FunctionType) -> str:
-    """The sha256 of the file of a function or, where there is none, of its text; "unknown" where there is no text either."""
-    return _text_of(function)
-
-
-def text_of_code(function: FunctionType) -> str:
-    """The lines of a function; an empty text where they are not known."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return ""
-
-
-def _text_of(kind: type | FunctionType) -> str:
+def _hash_of_file(kind: type) -> str:
     try:
         file = inspect.getsourcefile(kind)
-        if file is not None and Path(file).is_file():
-            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
     except (OSError, TypeError):
-        return "unknown"
+        file = None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else "unknown"
 
 
 @dataclass(frozen=True)
@@ -240,7 +218,8 @@ def _load_file(path: Path, kind: str) -> ModuleType:
 
 
 def _load_module(name: str, kind: str) -> ModuleType:
-    """An importable module. If its file has changed since it was first resolved here, it is run anew in its own name space."""
+    """An importable module. If its file has changed since it was first resolved here, it is run anew in its own name space. The
+    program that runs is never run anew."""
     try:
         module = importlib.import_module(name)
     except ImportError as error:
@@ -250,11 +229,15 @@ def _load_module(name: str, kind: str) -> ModuleType:
         return module
     content = Path(file).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if _IMPORTED.get(name, digest) != digest and file.endswith(".py"):
+    before = _IMPORTED.get(name, digest)
+    if before != digest and name == "__main__":  # it is running, and would do all its work again
+        return module
+    _IMPORTED[name] = digest  # first, or code that asks for its own module would run without end
+    if before != digest and file.endswith(".py"):
         try:
             exec(compile(content, file, "exec"), module.__dict__)
         except Exception as error:
+            _IMPORTED[name] = before
             raise DapError(f"{file} has changed and could not be loaded: {type(error).__name__}: {error}") from error
         linecache.checkcache(file)
-    _IMPORTED[name] = digest
     return module

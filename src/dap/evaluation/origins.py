@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dap.base.files import same_place
-from dap.data.sets.differences import OBJECTS_RECORD, as_told, flatten
+from dap.data.sets.differences import as_told, flatten, tells_less
 from dap.evaluation.current import hash_of
 
 
@@ -143,12 +143,12 @@ def _own(sets: Sequence[Made]) -> dict[str, dict[int, _Thing]]:
 def _told_less(said: Any, role: str, sets: Sequence[Made], mine: Made) -> bool:
     """Whether the record of an object is of an earlier version and another set's record says the same and more, so that nobody
     knows whether the objects are the same."""
-    if OBJECTS_RECORD in mine.inputs:
+    if not tells_less(mine.inputs):
         return False
     others = (
         one.inputs["objects"].get(role)
         for one in sets
-        if OBJECTS_RECORD in one.inputs and isinstance(one.inputs.get("objects"), Mapping)
+        if not tells_less(one.inputs) and isinstance(one.inputs.get("objects"), Mapping)
     )
     return any(other is not None and as_told(other, said) == said for other in others)
 

@@ -9,7 +9,8 @@ its cell.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -104,6 +105,14 @@ class Workshops:
         """The workshop for a recipe."""
         return self._own.get(recipe.method, self.main)
 
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """A block in which the methods are at work; see `Objects.used`."""
+        with ExitStack() as stack:
+            for workshop in self._own.values():
+                stack.enter_context(workshop.objects.used())
+            yield
+
 
 class CellsFailed(DapError):
     """Cells of a grid failed after all of them were checked."""
@@ -123,29 +132,30 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None, fi
         DapError: a cell cannot be made or judged. This is raised before the first cell is made.
     """
     workshops = Workshops(cells, watcher if done is None else None)  # the parent of workers has told it
-    loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
-    check(cells.cells, workshops.of, loaded_for, out, cells.subsample, watcher)
+    with workshops.used():
+        loaded_for, out, finished = loader(cells.judging, cells.machine, workshops.main), cells.out, set[str]()
+        check(cells.cells, workshops.of, loaded_for, out, cells.subsample, watcher)
 
-    def do(name: str, recipe: Recipe) -> None:
-        workshop = workshops.of(recipe)
-        how = {"workshop": workshop, "watcher": watcher, "name": name, "command": cells.command, "grid": out}
-        made = distill(recipe, out / name, **how)
-        chosen = settled(recipe, workshop, out / name, Watcher(), out).recipe
-        loaded = loaded_for(workshop.task(chosen)[1].recipe.data)
-        judge(made, loaded, watcher, name)
-        for n, folder in draws(name, recipe, cells.subsample):
-            judge(draw(made, out / folder, n, recipe.seed, watcher), loaded, watcher, folder)
-        finished.add(name)
-        watcher.cells(len(finished), len(cells.cells))
-        if done is not None:
-            (done / quote(name, safe="")).touch()
+        def do(name: str, recipe: Recipe) -> None:
+            workshop = workshops.of(recipe)
+            how = {"workshop": workshop, "watcher": watcher, "name": name, "command": cells.command, "grid": out}
+            made = distill(recipe, out / name, **how)
+            chosen = settled(recipe, workshop, out / name, Watcher(), out).recipe
+            loaded = loaded_for(workshop.task(chosen)[1].recipe.data)
+            judge(made, loaded, watcher, name)
+            for n, folder in draws(name, recipe, cells.subsample):
+                judge(draw(made, out / folder, n, recipe.seed, watcher), loaded, watcher, folder)
+            finished.add(name)
+            watcher.cells(len(finished), len(cells.cells))
+            if done is not None:
+                (done / quote(name, safe="")).touch()
 
-    mine = cells.cells
-    watcher.cells(0, len(mine))
-    try:
-        share([(name, functools.partial(do, name, recipe)) for name, recipe in (*mine[first:], *mine[:first])], out)
-    except DapError as error:
-        raise CellsFailed(str(error)) from error
+        mine = cells.cells
+        watcher.cells(0, len(mine))
+        try:
+            share([(name, functools.partial(do, name, recipe)) for name, recipe in (*mine[first:], *mine[:first])], out)
+        except DapError as error:
+            raise CellsFailed(str(error)) from error
 
 
 def work_on(job: Path, watcher: Watcher = Watcher()) -> None:
@@ -188,7 +198,8 @@ def _check_once(cells: Grid, watcher: Watcher) -> None:
     """Check all cells, then free everything that the check loaded. The workers need the memory, above all a GPU's."""
     workshops = Workshops(cells, watcher)
     loaded_for = loader(cells.judging, cells.machine, workshops.main)
-    check(cells.cells, workshops.of, loaded_for, cells.out, cells.subsample, watcher)
+    with workshops.used():
+        check(cells.cells, workshops.of, loaded_for, cells.out, cells.subsample, watcher)
     del workshops, loaded_for
     give_back()
 

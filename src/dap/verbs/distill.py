@@ -163,54 +163,58 @@ def distill(
     if workshop is not None and any(value is not None for value in given.values()):
         raise DapError("Give objects, or a workshop that has them (Workshop(objects=Objects(...))), but not both.")
     objects = workshop.objects if workshop else Objects(**given)
-    recipe = _asked(recipe, objects, fields)
-    seconds = None if budget is None else seconds_of(budget)
-    kind = kind_of(engine)
-    if kind in ("workers", "ray") and (workshop is not None or objects.named()):
-        raise DapError(
-            "Several processes need names that each of them can find, such as file.py:Name. Give names in place of objects, or "
-            "no engine."
-        )
-    machine, watcher, out, rank = machine or Machine(), watcher or Watcher(), Path(out), None
-    name = name or out.name
-    if kind == "shard":
-        rank = rank_of(engine.shard)
-        machine = replace(machine, device=device_for(machine.device, rank, torch.cuda.device_count()))
-    if workshop is None:
-        workshop = open_workshop(machine, objects, watcher)
-    threads = None
-    if kind == "ray":
-        check_installed()
-        threads = machine.threads or torch.get_num_threads()
-    elif kind == "workers":
-        threads = machine.threads or threads_of(engine.workers or 1)
-    _tell_unused(recipe, workshop.asked(recipe)[0])
-    tell_of(workshop, recipe.data)
-    check_out(workshop, recipe.data, out)
-    pick = picked(recipe, workshop, out, watcher, seconds)
-    recipe = pick.recipe
-    job = _job(recipe, out, workshop, watcher, name, command, grid, threads, pick.choices)
-    tell_of_hours(job)
-    if kind == "workers":
-        parent = Workers(job)
-        asked = Grid(((out.name, recipe),), out.absolute().parent, Judging(), machine, (), command, kind="set")
-        del job, workshop, objects
-        give_back()
-        with written(asked) as (_, arguments):  # the folder of the set loses its unfinished work as soon as it is whole
-            made = parent.run(arguments, engine.workers or 1, machine.device in ("auto", "cuda"))
-    elif rank is not None:
-        made = make_together(job, rank)
-    elif kind == "ray":
-        cluster = cluster_of(engine, machine)
-        given = (job.recipe.model_dump(mode="json", exclude_unset=True), machine)
-        made = make_alone(job, functools.partial(stream, cluster, unit_maker, given, watcher))
-    else:
-        made = make_alone(job)
-    if doubtful := told_doubts(made):
-        watcher.note(doubtful)
-        if type(watcher) is Watcher:  # nobody listens, and a user of Python should hear of it all the same
-            log.warning("%s", doubtful)
-    return made
+    with objects.used():
+        recipe = _asked(recipe, objects, fields)
+        seconds = None if budget is None else seconds_of(budget)
+        kind = kind_of(engine)
+        if kind in ("workers", "ray") and (workshop is not None or objects.named()):
+            raise DapError(
+                "Several processes need names that each of them can find, such as file.py:Name. Give names in place of objects, "
+                "or no engine."
+            )
+        machine, watcher, out, rank = machine or Machine(), watcher or Watcher(), Path(out), None
+        name = name or out.name
+        if kind == "shard":
+            rank = rank_of(engine.shard)
+            machine = replace(machine, device=device_for(machine.device, rank, torch.cuda.device_count()))
+        if workshop is None:
+            workshop = open_workshop(machine, objects, watcher)
+        threads = None
+        if kind == "ray":
+            check_installed()
+            threads = machine.threads or torch.get_num_threads()
+        elif kind == "workers":
+            threads = machine.threads or threads_of(engine.workers or 1)
+        _tell_unused(recipe, workshop.asked(recipe)[0])
+        tell_of(workshop, recipe.data)
+        check_out(workshop, recipe.data, out)
+        pick = picked(recipe, workshop, out, watcher, seconds)
+        recipe = pick.recipe
+        job = _job(recipe, out, workshop, watcher, name, command, grid, threads, pick.choices)
+        tell_of_hours(job)
+        if kind == "workers":
+            parent = Workers(job)
+            asked = Grid(((out.name, recipe),), out.absolute().parent, Judging(), machine, (), command, kind="set")
+            del job, workshop, objects
+            give_back()
+            with written(asked) as (
+                _,
+                arguments,
+            ):  # the folder of the set loses its unfinished work as soon as it is whole
+                made = parent.run(arguments, engine.workers or 1, machine.device in ("auto", "cuda"))
+        elif rank is not None:
+            made = make_together(job, rank)
+        elif kind == "ray":
+            cluster = cluster_of(engine, machine)
+            given = (job.recipe.model_dump(mode="json", exclude_unset=True), machine)
+            made = make_alone(job, functools.partial(stream, cluster, unit_maker, given, watcher))
+        else:
+            made = make_alone(job)
+        if doubtful := told_doubts(made):
+            watcher.note(doubtful)
+            if type(watcher) is Watcher:  # nobody listens, and a user of Python should hear of it all the same
+                log.warning("%s", doubtful)
+        return made
 
 
 def _tell_unused(recipe: Recipe, method: Method) -> None:

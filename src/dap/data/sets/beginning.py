@@ -16,7 +16,7 @@ from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
 from dap.base.parsing import brief, counted, shown
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
-from dap.data.sets.differences import OBJECTS_RECORD, as_told, differences
+from dap.data.sets.differences import OBJECTS_RECORD, as_told, differences, tells_less
 from dap.data.sets.folders import check_classes, folders_of
 from dap.data.sets.notes import read, read_note, there
 
@@ -71,27 +71,34 @@ def check_begun(
                 "that knew images by their names and sizes alone. " * of_data
             )
             command = shlex.join(["dap", "distill", shown(path / name), "--out", shown(path)])
-            again = (
-                f"Use what it was begun with, as {command} does,"
-                if name == "recipe.json"
-                else "Use what it was begun with,"
-            )
+            # A recipe does not hold the objects that its set was made with.
+            named = name == "recipe.json" and not (inputs or {}).get("objects") and not _objects_of(path)
+            again = f"Use what it was begun with, as {command} does," if named else "Use what it was begun with,"
             raise DapError(
                 f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}{again} or another --out."
             )
     return pinned
 
 
+def _objects_of(path: Path) -> Mapping[str, Any]:
+    """The record of the objects that the set in a folder was made with."""
+    found = (read_note(path, "inputs.json") or {}).get("objects")
+    return found if isinstance(found, Mapping) else {}
+
+
 def _as_known(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of a file, without what an earlier version could not say of objects. Then nobody knows it of the old set."""
-    if not isinstance(old.get("objects"), Mapping) or OBJECTS_RECORD in old:
+    if not isinstance(old.get("objects"), Mapping) or not tells_less(old):
         return dict(new)
     objects = {
         role: as_told(said, old["objects"][role]) if role in old["objects"] else said
         for role, said in new.get("objects", {}).items()
     }
     rest = {key: value for key, value in new.items() if key not in ("objects", OBJECTS_RECORD)}
-    return {**rest, **({"objects": objects} if "objects" in new else {})}
+    # Earlier versions noted the files of the objects' classes a second time, and they may have changed elsewhere.
+    noted = {key: value for key, value in old.items() if key.startswith("code ") and key not in new}
+    noted |= {OBJECTS_RECORD: old[OBJECTS_RECORD]} if OBJECTS_RECORD in old else {}
+    return {**rest, **noted, "objects": objects} if "objects" in new else rest
 
 
 def begun_with(path: Path, recipe: Mapping[str, Any]) -> int | None:

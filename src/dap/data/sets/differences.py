@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from dap.base.describing.hashes import hash_of_long
 from dap.base.parsing import shown
 from dap.data.real.names import composed, some
 
@@ -35,14 +35,18 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 OBJECTS_RECORD = "objects_record"
-"""The key in inputs.json that says how much `objects` tells. A file of an earlier version lacks it: its record tells the class,
-the code and plain values alone, and what it does not tell is not known."""
+"""The key in inputs.json that says of which version the record of objects is. A file of an earlier version has a smaller number
+or none, and what it does not tell is not known."""
+
+RECORD = 3
+"""The version of the record of objects that is written. Version 2 tells files of code, and arguments alone. Files without a
+number tell classes, files and plain values alone."""
 
 
-def hash_of_long(value: Any) -> dict[str, Any]:
-    """What a record has in place of a long text, list or mapping."""
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
-    return {"sha256": digest, "length": len(value)}
+def tells_less(inputs: Mapping[str, Any]) -> bool:
+    """Whether the record of objects in inputs.json is of an earlier version."""
+    version = inputs.get(OBJECTS_RECORD, 1)
+    return isinstance(version, int) and version < RECORD
 
 
 def as_told(new: Any, old: Any) -> Any:
@@ -50,7 +54,10 @@ def as_told(new: Any, old: Any) -> Any:
     if isinstance(old, (list, str)) and isinstance(new, Mapping) and new == hash_of_long(old):
         return old  # earlier versions wrote long values out
     if isinstance(new, Mapping) and isinstance(old, Mapping):
-        return {key: as_told(value, old[key]) for key, value in new.items() if key in old}
+        told = {key: as_told(value, old[key]) for key, value in new.items() if key in old}
+        # Earlier versions had a hash of the whole file here, which may have changed elsewhere, and of the lines of a function.
+        files = ("code", "text") if {"class", "function", "type"} & old.keys() else ()
+        return told | {key: old[key] for key in files if key in old}
     if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
         return [as_told(*pair) for pair in zip(new, old, strict=True)]
     return new

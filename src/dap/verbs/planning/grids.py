@@ -65,19 +65,20 @@ def planned_grid(cells: Grid, *, machine: Machine, watcher: Watcher = Watcher())
         for folder in (name, *(drawn for _, drawn in draws(name, recipe, cells.subsample))):
             check_finished(cells.out / folder, loaded_for(recipe.data), fetch=False)
     found, known = list[Estimate](), dict[Any, Any]()
-    for kind in dict.fromkeys(Path(name).parent for name, _ in cells.cells):
-        mine = [(name, recipe) for name, recipe in cells.cells if Path(name).parent == kind]
-        called = unquote(str(kind))
-        one = _alike([(cells.out / name, recipe) for name, recipe in mine], called, workshops, watcher)
-        found.append(one)
-        recipe = mine[0][1]
-        loaded = loaded_for(recipe.data)
-        ipcs = {recipe.ipc: [cells.out / name for name, _ in mine]}
-        for n in (n for n in cells.subsample if n < recipe.ipc):
-            ipcs[n] = [cells.out / f"{kind}_drawn={n}" / Path(name).name for name, _ in mine]
-        for ipc, folders in ipcs.items():
-            recorded = [_recorded([folder]) for folder in folders]
-            found.append(_trainings(f"{called}, trained on {ipc} a class", loaded, recorded, ipc, known))
+    with workshops.used():
+        for kind in dict.fromkeys(Path(name).parent for name, _ in cells.cells):
+            mine = [(name, recipe) for name, recipe in cells.cells if Path(name).parent == kind]
+            called = unquote(str(kind))
+            one = _alike([(cells.out / name, recipe) for name, recipe in mine], called, workshops, watcher)
+            found.append(one)
+            recipe = mine[0][1]
+            loaded = loaded_for(recipe.data)
+            ipcs = {recipe.ipc: [cells.out / name for name, _ in mine]}
+            for n in (n for n in cells.subsample if n < recipe.ipc):
+                ipcs[n] = [cells.out / f"{kind}_drawn={n}" / Path(name).name for name, _ in mine]
+            for ipc, folders in ipcs.items():
+                recorded = [_recorded([folder]) for folder in folders]
+                found.append(_trainings(f"{called}, trained on {ipc} a class", loaded, recorded, ipc, known))
     return found
 
 
