@@ -59,13 +59,13 @@ def test_what_names_code(spec, code):
 def test_a_file_does_not_name_code_to_a_python_program(evil, caplog):
     values = {"backbone": {"path": f"{evil}:X"}, "options": {"nets": ["convnet3", f"{evil}:make"]}}
     with pytest.raises(
-        DapError, match=r"^S/recipe.json names the code .*evil.py:.*Read the code; if you trust it, call dap"
+        DapError, match=r"^s/recipe.json names the code .*evil.py:.*Read the code; if you trust it, call dap"
     ):
-        refuse_code(values, "S/recipe.json")
+        refuse_code(values, "s/recipe.json")
     assert not ran(evil)
-    refuse_code({"data": {"path": "red:fox"}, "template": "photo:dog", "classes": ["a:b"]}, "S/recipe.json")  # texts
+    refuse_code({"data": {"path": "red:fox"}, "template": "photo:dog", "classes": ["a:b"]}, "s/recipe.json")  # texts
     with allow_code(), caplog.at_level(logging.WARNING):
-        refuse_code(values, "S/recipe.json")
+        refuse_code(values, "s/recipe.json")
         assert resolve(f"{evil}:X", {}, "backbone").__name__ == "X"
         resolve(f"{evil}:X", {}, "backbone")
     digest = next(iter(code_of(f"{evil}:X").values()))

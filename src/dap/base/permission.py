@@ -167,7 +167,7 @@ def admit(spec: str) -> None:
         return
     if permit is None:
         if _words is not None:
-            raise DapError(_refused(spec, "a file"))
+            raise DapError(_refused(spec, "A file"))
         return
     if _words is None and canonical not in permit.named:  # the caller's own Python names it
         return
@@ -182,7 +182,7 @@ def _refused(spec: str, where: str) -> str:
     how = "add --allow-code" if _words is not None else "call dap inside `with dap.allow_code():`"
     place = "on the command line" if _words is not None else "in your program"
     return (
-        f"{where[:1].upper()}{where[1:]} names the code {shown(spec)}, which does not stand {place}, so it is not run. Read the "
+        f"{where} names the code {shown(spec)}, which does not stand {place}, so it is not run. Read the "
         f"code; if you trust it, {how}."
     )
 

@@ -108,8 +108,8 @@ def distill(
     first images of a class stay the same (`Method.grows`). These images are kept byte for byte, and the rest is made.
 
     Give a recipe, keywords, or a recipe with keywords that replace some of its values. Four parts of a recipe may be
-    objects in place of names: method, backbone, guidance and source. The set then keeps the names and the code hashes
-    of the objects' classes, and the values the objects were made with (see `dap.described.describe`). The set goes on
+    objects in place of names: method, backbone, guidance and source. The set then keeps the names of the objects' classes,
+    hashes of the code that they run, and the values the objects were made with (see `dap.described.describe`). The set goes on
     only if these are the same, and not at all where one of these values cannot be described.
 
         dap.distill(out="runs/first", method="dap", ipc=1, scale=0.05)
