@@ -70,7 +70,7 @@ def test_a_file_does_not_name_code_to_a_python_program(evil, caplog):
         resolve(f"{evil}:X", {}, "backbone")
     digest = next(iter(code_of(f"{evil}:X").values()))
     assert [r.getMessage() for r in caplog.records] == [
-        f"running the code {evil}:X, which S/recipe.json names (sha256 {digest})"  # once
+        f"running the code {evil}:X, which s/recipe.json names (sha256 {digest})"  # once
     ]
     caplog.clear()
     resolve(f"{evil}:X", {}, "backbone")  # the program's own word needs no permission and no announcement
