@@ -19,6 +19,7 @@ from dap.data.familiar import warned
 from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
 from dap.data.real.held import Part
+from dap.data.real.outputs import check_outside
 from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.data.real.stored.budget import Budget
 from dap.data.sets.differences import OBJECTS_RECORD, RECORD
@@ -132,6 +133,8 @@ class Workshop:
         if self.objects.source is None:
             how: dict[str, Any] = {"size": size, "classes": data.classes, "max_bad_fraction": data.max_bad_fraction}
             chosen = None if data.split is None else data.split.given()
+            if self.cache is not None:
+                check_outside(self.cache, data.path, chosen, data.frames, flag="--cache")
             return open_source(data.path, split, fit=fit, chosen=chosen, frames=data.frames, **how)
         if split == "test":
             raise DapError(

@@ -80,11 +80,12 @@ def append(path: Path, text: str) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder exists or can be made.
+    """Check that a folder exists or can be made, and does not lie among the images of a set.
 
     Raises:
-        DapError: the path itself, or one of the folders above it, is a file.
+        DapError: it does, or the path itself, or one of the folders above it, is a file.
     """
+    check_outside_sets(out)
     for place in (out, *out.parents):
         if place.exists():
             if not place.is_dir():
@@ -198,6 +199,29 @@ def check_beside(out: Path, source: Path, what: str) -> None:
     real, given = out.resolve(), source.resolve()
     if real != given and real.is_relative_to(given):
         raise DapError(f"{shown(out)} lies in {shown(source)}, where it {what}; give a folder elsewhere with --out.")
+
+
+def check_outside_sets(out: Path, flag: str = "--out") -> None:
+    """Check that a folder that is written does not lie among the images of a distilled set, which would no longer be whole.
+
+    Args:
+        out: the folder.
+        flag: what the user gave it with.
+
+    Raises:
+        DapError: it lies there.
+    """
+    from dap.base.parsing import shown
+
+    real = out.resolve()
+    for folder in (real, *real.parents):
+        if folder.name == "images" and any(
+            (folder.parent / name).is_file() for name in ("classes.json", "recipe.json")
+        ):
+            raise DapError(
+                f"{shown(out)} lies in {shown(folder)}, where it would be taken for a class of the set; give a folder elsewhere "
+                f"with {flag}."
+            )
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -21,6 +21,7 @@ from dap.base.parsing import shown
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
 from dap.data.real.captions import finder, lines_of
+from dap.data.real.outputs import check_outside_source
 from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
 from dap.recipe import Recipe
@@ -165,6 +166,7 @@ def opened(
         how: dict[str, Any] = {"size": SIZE, "classes": classes, "max_bad_fraction": max_bad_fraction}
         source = open_source(data, "train", chosen=None if chosen is None else chosen.given(), **how)
         watcher.note(source.told("train"))
+    check_outside_source(out.parent, source)
     return source
 
 

@@ -33,7 +33,7 @@ from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of, recorded_data
 from dap.verbs.options import Machine, permitted
-from dap.verbs.placing import place
+from dap.verbs.placing import place, real_of
 from dap.verbs.report import opened_sets
 from dap.workshop import Workshop
 
@@ -238,9 +238,8 @@ def classify(
     workshop = open_workshop(machine, watcher=watcher)
     opened = opened_sets(sets, classes)
     ready = judges_of(opened, workshop, backbone, data, max_bad_fraction, split)
-    place(
-        opened, None if out is None else Path(out)
-    )  # after what can be refused, so that a wrong turn leaves no folder
+    # after what can be refused, so that a wrong turn leaves no folder
+    place(opened, None if out is None else Path(out), real_of(data, split))
     unfinished = opened[0].results / ".zeroshot"
     store = Store(machine.cache or unfinished, cache=machine.cache)
     found: dict[Path, dict[str, Any]] = {}

@@ -32,7 +32,7 @@ from dap.verbs.jobs import read_judging, written_judging
 from dap.verbs.judges import LoadedFor, judging_plan, loader, naming, source_of, suited_plan
 from dap.verbs.memory import HeldSets, is_in_memory, is_number, loaded_from, names_given
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
-from dap.verbs.placing import place
+from dap.verbs.placing import place, real_of
 from dap.verbs.report import Results, write_page
 from dap.verbs.understood import tell_changed
 from dap.workshop import Workshop
@@ -112,7 +112,7 @@ def evaluate(
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)
         ready = readied(opened, loaded_for, path, max_bad_fraction, split)
-        place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
+        place(opened, where, real_of(data, split))  # after what can be refused, so that a wrong turn leaves no folder
         for made in opened:
             check_links(made.results)
         if rank is not None:
@@ -263,7 +263,7 @@ def _judge_on(
                 loaded[key] = loaded_from(data, names, suited, by)
             check_ready(made, loaded[key])
         ready.append(loaded[key])
-    place(opened, where)  # after what can be refused, so that a wrong turn leaves no folder
+    place(opened, where, real_of(data))  # after what can be refused, so that a wrong turn leaves no folder
     for made in opened:
         check_links(made.results)
     for made, its in zip(opened, ready, strict=True):

@@ -16,9 +16,13 @@ from dap.base.documents import read_lines
 from dap.base.errors import DapError
 from dap.base.files import dump, inside, write_atomically
 from dap.base.parsing import shown
+from dap.data.real.base import Source
+from dap.data.real.outputs import check_outside, check_outside_made, check_outside_root
 from dap.data.sets.distilled import DistilledSet
+from dap.data.sets.export import made_by
 from dap.data.sets.notes import Open, as_read, read_note, there
 from dap.evaluation.apart import check_writable, copied_apart, kept_apart
+from dap.recipe import Data, Recipe
 
 JUDGED = "judged"
 """The folder in that of `--out` in which results that are kept apart from their sets lie."""
@@ -26,16 +30,18 @@ OF = "of.json"
 """The file in a folder of results that says which set they are of."""
 
 
-def place(opened: Sequence[DistilledSet], out: Path | None) -> None:
+def place(opened: Sequence[DistilledSet], out: Path | None, real: Data | None = None) -> None:
     """Choose where the results of sets go, see `evaluate`, and check before any work that they can be written there.
 
     Args:
         opened: the sets. `results` of each becomes its folder.
         out: as for `evaluate`.
+        real: as for `check_results`.
 
     Raises:
-        DapError: a folder cannot be written.
+        DapError: a folder cannot be written, or lies among images.
     """
+    check_results(opened, out, real)
     for made, kept in zip(opened, _folders_of(opened, out, write=True), strict=True):
         check_writable(kept, "Give a folder that can be written with --out.")
         if kept != made.path:
@@ -48,6 +54,86 @@ def places(opened: Sequence[DistilledSet], out: Path | None) -> list[Path]:
     return _folders_of(opened, out, write=False)
 
 
+def check_results(opened: Sequence[DistilledSet], out: Path | None, real: Data | None = None) -> None:
+    """Check that neither results nor the page go among the images of these sets, or among real images.
+
+    Args:
+        opened: the sets.
+        out: as for `evaluate`.
+        real: the real images that the user names. What the recipes of the sets name counts too.
+
+    Raises:
+        DapError: they would.
+    """
+    for made in opened:
+        _check_result(made.path, made_by(made), made.class_names, out, real)
+
+
+def check_page(paths: Sequence[Path], page: Path) -> None:
+    """Check that a page on sets in these folders does not go among their images, or among the real images that their recipes
+    name. Raises `DapError` where it would."""
+    for path in paths:
+        _check_folder(page.parent, path, *_said_in(path), None)
+
+
+def real_of(data: Any, split: Any = None) -> Data | None:
+    """The real images that a user names, or the place that an opened source was opened from; None where there is none."""
+    if isinstance(data, Source) and data.opened is not None:
+        data, split = data.opened[1]["data"], data.opened[1].get("split")
+    return Recipe.parse({"data": {"path": str(data), "split": split}}).data if isinstance(data, str | Path) else None
+
+
+def _check_result(
+    path: Path, recipe: Mapping[str, Any] | None, names: Sequence[str], out: Path | None, real: Data | None
+) -> None:
+    """Check the page of a set and the folder of its results, where this is not that of the set."""
+    folder = None if out is None else _folder_of(out)
+    if folder is not None:
+        _check_folder(folder, path, recipe, names, real)
+    if not _stays(path, there(path, "classes.json"), folder):
+        _check_folder((folder or beside_here(path)) / JUDGED, path, recipe, names, real)
+
+
+def _check_folder(
+    folder: Path, path: Path, recipe: Mapping[str, Any] | None, names: Sequence[str], real: Data | None
+) -> None:
+    if folder.resolve() == path.resolve():
+        return  # a set may lie anywhere: what is written beside its images harms nobody
+    check_outside_made(folder, recipe, names)
+    if not there(path, "classes.json"):  # the class folders of others
+        check_outside_root(folder, path)
+    if real is not None:
+        check_outside(folder, real.path, None if real.split is None else real.split.given(), real.frames)
+
+
+def _said_in(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The recipe and the classes of a set, as far as its files say them. What is damaged is told by those who need it."""
+    try:
+        recipe, classes = read_note(path, "recipe.json"), read_note(path, "classes.json")
+    except DapError:
+        return None, []
+    names = classes.get("names") if isinstance(classes, dict) else None
+    return recipe, [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _folder_of(out: Path) -> Path:
+    """The folder of the page, in which results are kept too."""
+    from dap.evaluation.report.page import page_of
+
+    return page_of(out).parent
+
+
+def _stays(path: Path, ours: bool, folder: Path | None) -> bool:
+    """Whether the results of a set are kept in its own folder.
+
+    Args:
+        path: the folder of the set.
+        ours: whether this library made it.
+        folder: the folder of the page; None where the user named none.
+    """
+    return path.resolve().is_relative_to(folder.resolve()) if folder is not None else ours
+
+
 def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
     """The same for folders with a classes.json whose images nobody has to read.
 
@@ -57,6 +143,8 @@ def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
     Raises:
         DapError: a folder cannot be written.
     """
+    for path in paths:
+        _check_result(path, *_said_in(path), out, None)
     images = [lambda path=path: _images_in(path) for path in paths]
     found = _folders(paths, [True] * len(paths), images, out, write=True)
     for path, kept in zip(paths, found, strict=True):
@@ -90,19 +178,15 @@ def _folders(
         out: as for `evaluate`.
         write: whether the folders are noted as those of these sets.
     """
-    folder = None
-    if out is not None:
-        from dap.evaluation.report.page import page_of
-
-        folder = page_of(out).parent
-        if write:
-            check_writable(folder, "Give another folder with --out.")
+    folder = None if out is None else _folder_of(out)
+    if folder is not None and write:
+        check_writable(folder, "Give another folder with --out.")
     results = functools.cache(
         lambda judged: [file.parent for file in sorted(judged.glob("**/classes.json"))]
     )  # a long walk
     found = []
     for given, ours, hashes in zip(paths, own, images, strict=True):
-        if given.resolve().is_relative_to(folder.resolve()) if folder is not None else ours:
+        if _stays(given, ours, folder):
             found.append(given)
         else:
             judged = (folder or beside_here(given)) / JUDGED

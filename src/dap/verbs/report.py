@@ -156,7 +156,9 @@ def write_page(sets: Sequence[Path], out: Path, title: str, full: tuple[Ceiling,
     from dap.evaluation.apart import check_writable
     from dap.evaluation.report.page import page_of, write_report
     from dap.published import published
+    from dap.verbs.placing import check_page
 
+    check_page(sets, page_of(out))
     check_writable(page_of(out).parent, "Give another folder with --out.")
     return write_report(sets, out, title=shown(title), published=published, full=full).resolve()
 

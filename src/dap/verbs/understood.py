@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dap.base.errors import DapError
-from dap.base.files import check_beside, expanded
+from dap.base.files import expanded
 from dap.base.parsing import shown
 from dap.choices import Data
 from dap.data.real.clips.finding import locate_clips
 from dap.data.real.decode import Fit
-from dap.data.real.finding.walking import is_hidden
 from dap.data.real.held import OfClasses, Part
 from dap.data.real.layouts import locate
-from dap.data.real.sources import FolderSource, Source, open_source
+from dap.data.real.outputs import check_outside_source
+from dap.data.real.sources import Source, open_source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.plan import Open
 from dap.workshop import Workshop
@@ -46,17 +46,12 @@ def tell_of(workshop: Workshop, data: Data) -> None:
 
 
 def check_out(workshop: Workshop, data: Data, out: Path) -> None:
-    """Check that a set does not go among the class folders that it is drawn from, where it would be read as one of them.
+    """Check that what is written does not go among the images of a data set, where it would be read as some of them.
 
     Raises:
         DapError: it would.
     """
-    source = workshop.whole(data)
-    if isinstance(source, FolderSource) and source.root is not None:
-        place = out.resolve()
-        inner = place.relative_to(source.root).parts if place.is_relative_to(source.root) else ()
-        if inner and not is_hidden(inner[0]) and (not data.classes or inner[0] in data.classes):
-            check_beside(out, source.root, "would be read as one of its classes")
+    check_outside_source(out, workshop.whole(data))
 
 
 def check_apart(workshop: Workshop, data: Data) -> None:

@@ -23,6 +23,7 @@ from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.parsing import counted
 from dap.base.registry import suggest
+from dap.data.real.outputs import check_outside_made
 from dap.data.real.sizes import noun
 from dap.data.sets.beside import KEPT
 from dap.data.sets.cards import (
@@ -96,6 +97,7 @@ def asked(
         raise DapError(f"A shard size of at least 1 is for {sharded}; layout {layout!r} was given {shard_size}.")
     own = (made.path / "classes.json").is_file()
     check_beside(out, made.path / "images" if own else made.path, "would be taken for a class of the set")
+    check_outside_made(out, made_by(made), made.class_names)
     size = shard_size or size
     identity = {"layout": layout, "set": fingerprint(made), "shard_size": size}
     if logits is not None:

@@ -23,6 +23,7 @@ from dap.verbs.evaluate import data_of, recorded_data
 from dap.verbs.judges import open_protocol, source_of, suited_protocol
 from dap.verbs.labelling.by_backbone import Asked, BackboneLabeller, is_backbone
 from dap.verbs.options import Machine, permitted
+from dap.verbs.placing import check_results, real_of
 from dap.workshop import Workshop
 
 log = logging.getLogger("dap")
@@ -73,6 +74,7 @@ def store_labels(
             are needed cannot be opened.
     """
     opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, named(teacher)
+    check_results([opened], Path(out), real_of(data, split))
     workshop = open_workshop(machine, watcher=watcher)
     chosen = label_protocol(opened, protocol, epochs, changes, data, split, workshop)
     if is_backbone(by):
@@ -124,6 +126,7 @@ def store_image_labels(
             than the limit, or the folder holds other files or other labels.
     """
     opened, by = DistilledSet.from_folder(made) if not isinstance(made, DistilledSet) else made, named(teacher)
+    check_results([opened], Path(out), real_of(data, split))
     hashes = labelling.image_hashes(opened)
     if is_backbone(by):
         workshop = open_workshop(machine, watcher=watcher)

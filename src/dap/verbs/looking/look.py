@@ -15,6 +15,7 @@ from dap.base.parsing import counted, shown
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.counts import counts_of
+from dap.data.real.outputs import check_outside_source
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.sizes import kind_of, told
 from dap.data.real.sources import open_source
@@ -79,7 +80,7 @@ def look(
         watcher: is told of every class.
 
     Raises:
-        DapError: there are no images.
+        DapError: there are no images, or the contact sheet would lie among them.
         OSError: the contact sheet cannot be written.
     """
     if most < 1:
@@ -92,6 +93,9 @@ def look(
     before, quiet.level = quiet.level, logging.ERROR  # broken images are listed below, and not one by one
     try:
         parts, sentences, where = _parts(what, made, data, classes, split)
+        if out is not None:
+            for source in parts.values():
+                check_outside_source(Path(out).parent, source)
         found = {name: seen(source, name, most, watcher.work) for name, source in parts.items()}
     finally:
         quiet.level = before

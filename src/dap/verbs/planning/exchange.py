@@ -40,6 +40,7 @@ from dap.verbs.exchange.soft import logits_of
 from dap.verbs.labelling.by_backbone import Asked, is_backbone
 from dap.verbs.labelling.labels import label_protocol, labeller_of, named
 from dap.verbs.options import Machine, permitted
+from dap.verbs.placing import check_results, real_of
 from dap.verbs.planning.estimate import Estimate
 from dap.verbs.planning.networks import seconds_a_pass
 from dap.workshop import Workshop
@@ -163,6 +164,7 @@ def planned_labels(
         DapError: the labels could not be made; the message is that of the function.
     """
     by, chosen = named(teacher), None
+    check_results([made], out, real_of(data, split))
     workshop = open_workshop(machine, watcher=watcher)
     if layout == "fkd":
         chosen = label_protocol(made, protocol, epochs, changes, data, split, workshop)

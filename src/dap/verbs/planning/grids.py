@@ -24,7 +24,7 @@ from dap.verbs.judges import loader
 from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.picking.budget import seconds_of
 from dap.verbs.picking.picked import picked
-from dap.verbs.placing import places
+from dap.verbs.placing import check_results, places, real_of
 from dap.verbs.planning.estimate import Estimate, checked, of_set, of_trainings
 from dap.verbs.planning.status import images_there
 
@@ -103,6 +103,7 @@ def planned_judging(
     workshop = open_workshop(machine, watcher=watcher)
     opened = [DistilledSet.from_folder(path, classes) for path in sets]
     ready = readied(opened, loader(judging, machine, workshop), data, max_bad_fraction, split, fetch=False)
+    check_results(opened, out, real_of(data, split))
     found = list[Estimate]()
     for path, made, loaded, results in zip(sets, opened, ready, places(opened, out), strict=True):
         check_links(results)

@@ -50,7 +50,7 @@ def planned_teacher(
         DapError: the training could not begin; the message is that of `train_teacher`.
     """
     check_new(out)
-    ready = opened_for_teacher(data, machine=machine, watcher=watcher, **asked)
+    ready = opened_for_teacher(data, out, machine=machine, watcher=watcher, **asked)
     classes = len(ready.train.class_names)
     network = ready.protocol.network
     watcher.note("a short trial on noise tells how long a training takes")

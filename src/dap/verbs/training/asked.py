@@ -16,7 +16,7 @@ from dap.base.parsing import shown
 from dap.base.watch import Watcher
 from dap.choices import Data
 from dap.data.real.counts import counts_of, total_of
-from dap.data.real.sources import EMBEDDED, Source
+from dap.data.real.sources import Source
 from dap.data.real.stored.gathering import stored
 from dap.pretraining.encoding import usual_versions
 from dap.pretraining.networks import Sizes
@@ -118,15 +118,14 @@ def real_images(
     """Open the real images, and check that there is enough to learn from.
 
     Raises:
-        DapError: there is not, there are no such data, or `out` lies among their class folders.
+        DapError: there is not, there are no such data, or `out` lies among them.
     """
     values = {"path": str(data), "classes": classes, "size": size, "split": split, "frames": frames}
     values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
     wanted = Recipe.parse({"data": values}).data
     whole = workshop.whole(wanted)
+    check_out(workshop, wanted, out)
     check_images(whole)
-    if wanted.path != EMBEDDED:
-        check_out(workshop, wanted, out)
     return Real(workshop, wanted, whole)
 
 

@@ -15,6 +15,7 @@ from dap.base.errors import DapError
 from dap.base.files import check_file, expanded
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
+from dap.data.real.outputs import check_outside_source
 from dap.data.real.sources import EMBEDDED, Source
 from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.suiting import suited_size, suited_values
@@ -28,7 +29,7 @@ from dap.verbs.distill import open_workshop
 from dap.verbs.judges import open_protocol
 from dap.verbs.options import Engine, Machine, images_budget, kind_of, permitted
 from dap.verbs.training.in_step import run_in_step, take_part
-from dap.verbs.understood import check_apart
+from dap.verbs.understood import check_apart, check_out
 
 
 def check_new(out: Path) -> None:
@@ -48,6 +49,7 @@ class Ready(NamedTuple):
 
 def opened(
     data: str | Path | tuple[Source, Source],
+    out: Path,
     *,
     classes: Sequence[str] | None,
     max_bad_fraction: float | None,
@@ -62,17 +64,19 @@ def opened(
     """Open what `train_teacher` needs, with the size and the normalisation that suit the data.
 
     Raises:
-        DapError: there is no such data, protocol or network.
+        DapError: there is no such data, protocol or network, or the file would lie among the images.
     """
     chosen = open_protocol(protocol, epochs, changes, network=network)
     workshop = open_workshop(machine, watcher=watcher)
     if isinstance(data, tuple):
         train, test = data
+        check_outside_source(out.parent, train)
     else:
         values = {"path": str(data), "classes": classes, "size": chosen.size, "split": split}
         values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
         wanted = Recipe.parse({"data": values}).data
         check_apart(workshop, wanted)
+        check_out(workshop, wanted, out.parent)
         if wanted.path != EMBEDDED:
             given = changes or {}
             side = workshop.source(wanted, "train").side()
@@ -153,9 +157,9 @@ def train_teacher(
         rank = rank_of(engine.shard)
         machine = replace(machine, device=device_for(machine.device, rank, torch.cuda.device_count()))
         with joined(device_of(machine.device)) as group:
-            ready = opened(data, **asked, machine=machine, watcher=watcher)
+            ready = opened(data, out, **asked, machine=machine, watcher=watcher)
             return _train(ready, out, kept, seed, machine, watcher, group)
-    ready = opened(data, **asked, machine=machine, watcher=watcher)
+    ready = opened(data, out, **asked, machine=machine, watcher=watcher)
     if kind == "alone":
         return _train(ready, out, kept, seed, machine, watcher)
     settled = {"classes": [classes] if isinstance(classes, str) else classes, "protocol": str(protocol)}
