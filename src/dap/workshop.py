@@ -18,8 +18,8 @@ from dap.choices import OwnGuidance
 from dap.data.familiar import warned
 from dap.data.real.captions import check_captions, read_captions
 from dap.data.real.decode import Fit
+from dap.data.real.finding.outputs import check_outside
 from dap.data.real.held import Part
-from dap.data.real.outputs import check_outside
 from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.data.real.stored.budget import Budget
 from dap.data.sets.differences import OBJECTS_RECORD, RECORD

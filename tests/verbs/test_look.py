@@ -168,7 +168,7 @@ def test_what_lies_in_no_files_is_looked_at_too():
         (["{}/none"], "none"),
         (["{}", "--most", "0"], "at least 1"),
         (["{}", "--out", "{}/x.jpg"], "The contact sheet is a .png file"),
-        (["{}", "--out", "{}/train/across/00.png/x.png"], "The contact sheet cannot be written"),
+        (["{}", "--out", "/dev/null/x.png"], "The contact sheet cannot be written"),
         (["{}", "--reference", "{}/none"], "There is no reference classifier"),
     ],
 )

@@ -21,7 +21,7 @@ from dap.base.parsing import shown
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
 from dap.data.real.captions import finder, lines_of
-from dap.data.real.outputs import check_outside_source
+from dap.data.real.finding.outputs import check_outside_source
 from dap.data.real.sources import Source, open_source
 from dap.imagenet import spoken
 from dap.recipe import Recipe

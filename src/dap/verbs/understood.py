@@ -14,9 +14,9 @@ from dap.base.parsing import shown
 from dap.choices import Data
 from dap.data.real.clips.finding import locate_clips
 from dap.data.real.decode import Fit
+from dap.data.real.finding.outputs import check_outside_source
 from dap.data.real.held import OfClasses, Part
 from dap.data.real.layouts import locate
-from dap.data.real.outputs import check_outside_source
 from dap.data.real.sources import Source, open_source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.plan import Open

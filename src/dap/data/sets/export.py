@@ -23,7 +23,7 @@ from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_there, dump, in_use, sha256_of, write_atomically
 from dap.base.parsing import counted
 from dap.base.registry import suggest
-from dap.data.real.outputs import check_outside_made
+from dap.data.real.finding.outputs import check_outside_made
 from dap.data.real.sizes import noun
 from dap.data.sets.beside import KEPT
 from dap.data.sets.cards import (

@@ -15,7 +15,7 @@ from dap.base.parsing import counted, shown
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.counts import counts_of
-from dap.data.real.outputs import check_outside_source
+from dap.data.real.finding.outputs import check_outside_source
 from dap.data.real.parquet import ParquetSource
 from dap.data.real.sizes import kind_of, told
 from dap.data.real.sources import open_source

@@ -15,7 +15,7 @@ from dap.base.errors import DapError
 from dap.base.files import check_file, expanded
 from dap.base.store import checkpoint_seconds
 from dap.base.watch import Watcher
-from dap.data.real.outputs import check_outside_source
+from dap.data.real.finding.outputs import check_outside_source
 from dap.data.real.sources import EMBEDDED, Source
 from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.suiting import suited_size, suited_values

@@ -99,14 +99,6 @@ def check_outside_made(
         check_outside(out, path, _split_of(data), data.get("frames"), classes, flag)
 
 
-def holds_data_of(data: Mapping[str, Any], classes: Sequence[str]) -> bool:
-    """Whether real images that may be of some of these classes lie where the recipe of a set says."""
-    return any(
-        layout.kind not in ("folders", "table") or _holds(layout, classes)
-        for layout in _layouts(expanded(data["path"]), _split_of(data), data.get("frames"))
-    )
-
-
 def _split_of(data: Mapping[str, Any]) -> dict[str, str] | None:
     """The user's word on where splits lie, as a recipe holds it."""
     split = data.get("split")
