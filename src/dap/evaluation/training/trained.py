@@ -10,7 +10,6 @@ from dap.base.errors import DapError
 from dap.data.real.sources import Source
 from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.gathering import stored
-from dap.evaluation.current import tested_key
 from dap.evaluation.training.batches import Labelled
 from dap.evaluation.training.classifier import Classifier, of_training
 from dap.evaluation.training.evaluate import train_and_test
@@ -40,7 +39,7 @@ def train_classifier(
     budget = plan.setdefault("budget", Budget())
     shown, tested = (stored(source, budget, exact=True)[:2] for source in (train, test))
     found, trial = train_on_tensors(shown, tested, protocol, len(names), class_names=names, seed=seed, **plan)
-    return replace(found, tested=tested_key(test)), trial
+    return replace(found, tested=test.fingerprint(sized=False)[:16]), trial
 
 
 def train_on_tensors(
