@@ -84,7 +84,9 @@ def progress(found: Status) -> Told:
     planned = [one.planned for one in found.sets if one.planned is not None]
     noun = "clip" if {one.noun for one in found.sets if not one.missing} == {"clip"} else "image"
     counts.append(f"{images} of {of} {noun}s" if of else f"{images} {noun}s")
-    counts.append(f"trainings: {trainings}" + (f" of {sum(planned)}" if planned else ""))
+    # Where sets that no plan knows have trainings, as after two comparisons were copied into one folder, no total is known.
+    whole = planned and all(one.planned is not None or not one.trainings for one in found.sets)
+    counts.append(f"trainings: {trainings}" + (f" of {sum(planned)}" if whole else ""))
     order = sorted(found.sets, key=lambda one: (one.done, one.missing))[:MOST_ROWS]
     lines = [_row(one, found) for one in found.sets if one in order]
     if len(lines) < len(found.sets):

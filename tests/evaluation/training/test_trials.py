@@ -104,6 +104,9 @@ def test_trainings_of_other_protocols_finish_no_plan(tmp_path):
         assert one.done is (wanted == 2)
     told = progress(status(tmp_path))
     assert "trainings: 2 of 2, 10 trainings of other protocols" in told.text and told.values["sets"][0]["others"] == 10
+    make_set(tmp_path / "other", recipe("random", 0), [trial(0.5)])
+    assert "trainings: 3.\n" in progress(status(tmp_path)).text, "no plan knows the sets of another comparison"
+    shutil.rmtree(tmp_path / "other")
     write_lines(made / "trials.jsonl", lines[-2:])
     plan = json.loads((tmp_path / "grid.json").read_text())
     for one in plan["sets"]:
