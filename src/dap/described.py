@@ -150,14 +150,12 @@ _ABSENT = object()
 
 def _own(value: Any, describer: Describer, depth: int) -> dict[str, Any] | None:
     """The description of an object of this package, or of one that remembers its arguments, inside another object."""
+    plain = isinstance(value, (nn.Module, BaseModel)) or callable(getattr(value, "fingerprint", None))
+    if not isinstance(value, Backbone) and (plain or (_of_user(value) and not isinstance(value, OBJECTS))):
+        return None
     said = {"class": name_of(value), **describer.code_of_kind(type(value))}
     if isinstance(value, Backbone):
         return {**said, "weights": value.weights_hash()}
-    plain = (
-        isinstance(value, nn.Module) or callable(getattr(value, "fingerprint", None)) or isinstance(value, BaseModel)
-    )
-    if plain or (_of_user(value) and not isinstance(value, OBJECTS)):
-        return None
     values, unknown = _values_of(value, describer, depth - 1)
     if unknown:
         raise Unknown

@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # a report reads this module and needs no torch
-    from dap.data.real.base import Source
+from typing import Any
 
 NOTES = ("measures.json", "images.json", "zeroshot.json", "ranking.json")
 """The files of a set that are of its images, beside its trials."""
@@ -34,13 +31,6 @@ def key_of(hashes: Sequence[str], class_names: Sequence[str] = (), labels: Seque
         class_names, labels: empty where the test data and the order of the images say them; see `judge`.
     """
     return hash_of([list(hashes), class_names, labels] if labels else list(hashes))
-
-
-def tested_key(test: Source) -> str:
-    """The key "tested" of test images. Their fingerprint says nothing of how they become square. Data that are given by name do
-    so in one way, and an opened source in its own, which belongs to the key."""
-    found = test.fingerprint(sized=False)[:16]
-    return found if test.fit == "crop-bilinear" else hash_of([found, test.fit])
 
 
 def joined(images: str, rest: str) -> str:

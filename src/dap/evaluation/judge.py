@@ -25,7 +25,7 @@ from dap.data.real.names import select
 from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there, whole_note
-from dap.evaluation.current import CHANGED, hash_of, joined, key_of, tested_key
+from dap.evaluation.current import CHANGED, hash_of, joined, key_of
 from dap.evaluation.labelling import even, first_side, image_hashes, images_of, labelling, labels_of, largest
 from dap.evaluation.measures.inspection import MEASURING
 from dap.evaluation.measures.own import own_measures
@@ -100,7 +100,7 @@ def judge(
     """
     check_ready(judged, loaded)  # what is wrong with the second network is told before the first one is trained
     check_links(judged.results)
-    key = {"judged": images_key(judged, loaded), "tested": tested_key(loaded.test)}
+    key = {"judged": images_key(judged, loaded), "tested": loaded.tested}
     told = functools.partial(watcher.trial, name or judged.path.name)
     trials = [
         trial

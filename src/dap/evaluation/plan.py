@@ -18,6 +18,7 @@ from dap.data.real.names import select
 from dap.data.real.stored.budget import Budget
 from dap.data.real.stored.gathering import stored
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.current import hash_of
 from dap.evaluation.image_labels import open_image_labels
 from dap.evaluation.labelling import image_hashes
 from dap.evaluation.measures.embedding import Features
@@ -132,6 +133,13 @@ class Loaded:
         self._tensors: dict[tuple[int, bool], Labelled] = {}
         self._teachers: dict[tuple[str, ...], Classifier] = {}
         self._inspector: Inspector | None = None
+
+    @property
+    def tested(self) -> str:
+        """The key "tested" of the test images. Their fingerprint says nothing of how they become square. Data that are given by
+        name do so in one way, and an opened source in its own, which belongs to the key."""
+        found = self.test.fingerprint(sized=False)[:16]
+        return found if self.test.fit == "crop-bilinear" else hash_of([found, self.test.fit])
 
     def narrowed(self, network: str, seed: int) -> Loaded:
         """The same for one training alone. Both share what they load."""

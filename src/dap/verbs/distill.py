@@ -197,10 +197,8 @@ def distill(
             asked = Grid(((out.name, recipe),), out.absolute().parent, Judging(), machine, (), command, kind="set")
             del job, workshop, objects
             give_back()
-            with written(asked) as (
-                _,
-                arguments,
-            ):  # the folder of the set loses its unfinished work as soon as it is whole
+            # The folder of the set loses its unfinished work as soon as it is whole.
+            with written(asked) as (_, arguments):
                 made = parent.run(arguments, engine.workers or 1, machine.device in ("auto", "cuda"))
         elif rank is not None:
             made = make_together(job, rank)

@@ -64,7 +64,7 @@ class Results:
 
     @property
     def outdated(self) -> list[str]:
-        """Sentences on results that are left out, because they are of other images than those that the sets hold now."""
+        """Sentences on what has to be known before the results are read, see `SetRecord.outdated`."""
         return [told for one in self.records for told in one.outdated]
 
     @property

@@ -67,13 +67,13 @@ def check_apart(workshop: Workshop, data: Data) -> None:
 def tell_changed(made: DistilledSet, recorded: Mapping[str, Any], open: Open) -> str:
     """Warn where the place of the data that a set was made of holds other training images by now, or is another folder.
 
-    Returns:
-        The sentence of the warning for the report; "" where the images are the same, or nothing is known.
-
     Args:
         made: the set.
         recorded: what the recipe of the set says of its real images, with the path.
         open: opens the real images that the set is judged by.
+
+    Returns:
+        The sentence of the warning for the report; "" where the images are the same, or nothing is known.
     """
     inputs, size = made.noted("inputs.json") or {}, recorded.get("size")
     known = inputs.get("data")

@@ -112,7 +112,7 @@ class SetStatus:
         noun: what the set is made of: "image" or "clip".
         failed: images that failed because they were not finite; `failed.jsonl` in the folder names them.
         gone: images that the manifest names and whose files are not there. They do not count as made.
-        outdated: sentences on results that do not count, because they are of other images than those that the set holds now.
+        outdated: sentences on what has to be known before the results are read, see `SetRecord.outdated`.
     """
 
     path: Path
