@@ -27,7 +27,7 @@ from dap.backbones import Backbone, ClassifierFree
 from dap.data.bank import BankOptions, FeatureBank, RealImages
 from dap.data.real.sources import Source
 from dap.evaluation.measures.measures import compare, extract
-from dap.evaluation.training.classifier import load_classifier
+from dap.evaluation.training.loading import load_classifier
 from dap.guidance import Descend, Guidance, Representative, State, Trusted
 from dap.guidance.base import per_image_norm
 from dap.sampling import Batch, latents

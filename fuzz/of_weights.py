@@ -20,7 +20,7 @@ from dap.backbones.converting.convert import convert
 from dap.backbones.converting.dit import config_of
 from dap.backbones.hub import index_of, labels_of
 from dap.backbones.opening import load
-from dap.evaluation.training.classifier import load_classifier
+from dap.evaluation.training.loading import load_classifier
 from fuzz import forms
 from fuzz.target import Target
 

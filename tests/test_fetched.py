@@ -13,7 +13,7 @@ from dap.cli.main import main
 from dap.data.real.sources import open_source
 from dap.data.sets.imports import import_set
 from dap.data.typical import margins_of, ridge
-from dap.evaluation.training.classifier import load_trained
+from dap.evaluation.training.loading import load_trained
 from dap.methods import METHODS
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 333123456\n"

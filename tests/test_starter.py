@@ -10,7 +10,7 @@ import torch
 import dap.starter.train
 import dap.starter.unet
 from dap.backbones import ClassifierFree, load
-from dap.evaluation.training.classifier import load_trained
+from dap.evaluation.training.loading import load_trained
 from dap.pretraining.notes import read_notes
 from dap.sampling import Batch, latents
 from dap.starter import CLASS_NAMES, PIPELINE, REFERENCE, UNET_PIPELINE

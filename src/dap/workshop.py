@@ -23,7 +23,8 @@ from dap.data.real.held import Part
 from dap.data.real.sources import EMBEDDED, Source, check_path, open_source
 from dap.data.real.stored.budget import Budget
 from dap.data.sets.differences import OBJECTS_RECORD, RECORD
-from dap.evaluation.training.classifier import Classifier, check_classifier, load_classifier
+from dap.evaluation.training.classifier import Classifier
+from dap.evaluation.training.loading import check_classifier, load_classifier
 from dap.guidance.base import Descend, Energy, Guidance, Window
 from dap.methods import find
 from dap.methods.base import Given, Method, Options, Task, check_clips

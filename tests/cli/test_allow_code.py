@@ -299,7 +299,7 @@ def test_metadata_of_a_teacher_are_read_through_a_closed_model(tmp_path, colours
     capsys.readouterr()
     from safetensors import safe_open
 
-    from dap.evaluation.training.classifier import load_trained
+    from dap.evaluation.training.loading import load_trained
 
     with safe_open(good, framework="pt") as file:
         written = file.metadata()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dap.cli.main import main
-from dap.evaluation.training.classifier import load_trained
+from dap.evaluation.training.loading import load_trained
 
 NAMES = ("blue", "green", "red")
 TINY = ["--network", "convnet1", "--set", "width=2", "--epochs", "1"]

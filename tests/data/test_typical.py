@@ -13,7 +13,7 @@ from dap.base.store import Store
 from dap.data import typical
 from dap.data.real.sources import open_source
 from dap.data.typical import Typical, margins_of, ridge
-from dap.evaluation.training.classifier import load_trained
+from dap.evaluation.training.loading import load_trained
 from dap.starter import REFERENCE
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
-from dap.evaluation.training.classifier import load_trained, save_classifier
 from dap.evaluation.training.evaluate import Plan, _Ready, evaluate
 from dap.evaluation.training.in_step import Group
+from dap.evaluation.training.loading import load_trained, save_classifier
 from dap.evaluation.training.trained import train_on_tensors
 from dap.verbs.options import Engine, Machine
 from dap.verbs.training.teacher import train_teacher

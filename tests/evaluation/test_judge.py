@@ -27,8 +27,8 @@ from dap.evaluation.judge import unsettled
 from dap.evaluation.labelling import store_labels
 from dap.evaluation.training import evaluate as training
 from dap.evaluation.training import fitting
-from dap.evaluation.training.classifier import load_trained
 from dap.evaluation.training.evaluate import evaluate, train_and_test
+from dap.evaluation.training.loading import load_trained
 from dap.evaluation.training.transforms import apply_all, draw_all
 from dap.evaluation.training.trials import Trial
 from messages import apart_from_data

@@ -16,8 +16,9 @@ from dap.base.permission import allow_code
 from dap.base.watch import Watcher
 from dap.data.real.sources import open_source
 from dap.evaluation.measures.embedding import embedding
-from dap.evaluation.training.classifier import Classifier, load_trained, save_classifier
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.evaluate import train_and_test
+from dap.evaluation.training.loading import load_trained, save_classifier
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.trained import train_on_tensors
 from dap.verbs.options import Judging, Machine

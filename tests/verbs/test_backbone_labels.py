@@ -198,7 +198,7 @@ def test_the_backbone_is_a_teacher_by_name(trousers, tmp_path, monkeypatch, caps
 def test_a_trained_teacher_labels_images_too(trousers, tmp_path):
     from dap.evaluation.image_labels import open_image_labels
     from dap.evaluation.labelling import image_hashes
-    from dap.evaluation.training.classifier import load_classifier
+    from dap.evaluation.training.loading import load_classifier
     from dap.starter import REFERENCE
 
     made = DistilledSet.open(trousers)

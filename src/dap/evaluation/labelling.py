@@ -18,8 +18,9 @@ from dap.data.sets.contents import file_of
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.image_labels import image_labels, open_image_labels
 from dap.evaluation.training.batches import Labelled
-from dap.evaluation.training.classifier import Classifier, load_classifier
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.labels import ImageLabels
+from dap.evaluation.training.loading import load_classifier
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.steps import Resize, Step
 from dap.evaluation.training.stored_labels import Labelling, write_labels
@@ -47,7 +48,7 @@ def store_labels(
         judged: the set; no image may be missing.
         protocol: gives the steps, the mixing, the batch and the epochs. An example is `fkd-soft`.
         out: the folder to write to. Epochs that are there already are kept.
-        teacher: see `evaluation.training.classifier.load_classifier`; or a folder with labels of the images, or these labels
+        teacher: see `evaluation.training.loading.load_classifier`; or a folder with labels of the images, or these labels
             themselves, which are then stored for each batch by what its images are mixed with.
         device: the device on which the teacher runs.
         offline: the weights of the teacher come from the local cache alone.

@@ -25,8 +25,9 @@ from dap.evaluation.measures.embedding import Features
 from dap.evaluation.measures.inspection import Inspector
 from dap.evaluation.measures.own import own_measures
 from dap.evaluation.training.batches import Labelled
-from dap.evaluation.training.classifier import Classifier, load_classifier
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.labels import Hard, ImageLabels, Soft
+from dap.evaluation.training.loading import load_classifier
 from dap.evaluation.training.networks.zoo import NotFetched
 from dap.evaluation.training.protocol import Protocol
 from dap.protocol_names import ON_VALIDATION

@@ -1,7 +1,7 @@
 """Train the starter's reference network on Fashion-MNIST: `python -m dap.starter.reference --out DIR`.
 
 The network is a ConvNet-3, trained by the protocol `reference`. Two files are written into DIR: `convnet3.safetensors`,
-which `dap.evaluation.training.classifier.load_trained` reads, and `training.json` with recipe, seed, accuracy after
+which `dap.evaluation.training.loading.load_trained` reads, and `training.json` with recipe, seed, accuracy after
 every epoch and cost.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dap.evaluation.training.classifier import save_classifier
+from dap.evaluation.training.loading import save_classifier
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.trained import train_on_tensors
 from dap.starter import CLASS_NAMES, verify_data

@@ -129,7 +129,7 @@ def ceilings_of(full: float | str | Path | None) -> tuple[Ceiling, ...]:
         DapError: it is neither, the file cannot be read, or it does not say its accuracy.
     """
     from dap.evaluation.report.expected import Ceiling, trained_on_all
-    from dap.evaluation.training.classifier import load_trained
+    from dap.evaluation.training.loading import load_trained
     from dap.evaluation.training.trained import trained_facts
 
     if full is None:

@@ -20,7 +20,7 @@ from dap.evaluation.judge import judge as judge_set
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.inspection import MEASURING, Inspector
 from dap.evaluation.plan import JudgingPlan, Loaded
-from dap.evaluation.training.classifier import load_trained, save_classifier
+from dap.evaluation.training.loading import load_trained, save_classifier
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.trained import train_on_tensors
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import dap.starter.reference
 from dap.base.errors import DapError
 from dap.evaluation.measures import distributions, measures
-from dap.evaluation.training.classifier import load_trained, save_classifier
+from dap.evaluation.training.loading import load_trained, save_classifier
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.trained import train_on_tensors
 from dap.kernels import RBF, parse

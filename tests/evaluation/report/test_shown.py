@@ -23,7 +23,7 @@ from dap.evaluation.report.records import load
 from dap.evaluation.report.renderings.names import METHODS, method_title, network_title
 from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.tables import REAL, accuracy_table
-from dap.evaluation.training.classifier import load_trained
+from dap.evaluation.training.loading import load_trained
 from dap.evaluation.training.networks import KNOWN
 from dap.evaluation.training.trained import trained_facts
 from dap.methods import METHODS as ALL_METHODS

@@ -18,7 +18,7 @@ from dap.base.errors import DapError
 from dap.base.permission import allow_code
 from dap.cli.main import main
 from dap.data.real.sources import open_source
-from dap.evaluation.training.classifier import load_classifier, load_trained, save_classifier
+from dap.evaluation.training.loading import load_classifier, load_trained, save_classifier
 from dap.evaluation.training.protocol import load_protocol
 from dap.evaluation.training.trained import train_classifier, train_on_tensors
 
@@ -155,7 +155,7 @@ def test_what_is_no_teacher_is_named(trained, tmp_path):
 def test_your_own_teacher_is_told_the_classes_and_held_to_them(own):
     teacher = load_classifier(f"{own}:teach", NAMES)
     assert torch.allclose(teacher.logits(images()), images().mean((2, 3)))
-    assert teacher.accuracy is None and len(teacher.fingerprint) == 16
+    assert teacher.accuracy is None and len(teacher.fingerprint) == 32
     with pytest.raises(DapError, match=r"gives \(5, 3\) logits for 5 images of 4 classes"):
         load_classifier(f"{own}:teach", ("a", "b", "c", "d")).logits(images())
     with pytest.raises(DapError, match="should give a module or a function from images to logits, not a int"):
@@ -164,6 +164,70 @@ def test_your_own_teacher_is_told_the_classes_and_held_to_them(own):
         load_classifier(f"{own}:refuses", NAMES)
     with pytest.raises(DapError, match="has no 'teech' to use as classifier. Did you mean 'teach'"):
         load_classifier(f"{own}:teech", NAMES)
+
+
+FUNCTIONS = """
+import functools, pathlib, torch
+from torch import nn
+
+def trained(classes):
+    net = nn.Linear(3, classes)
+    net.weight.data = torch.load(pathlib.Path(__file__).with_name("weights.pt"))
+    return net
+
+def closure(class_names):
+    net = trained(len(class_names))
+    return lambda images: net(images.mean((2, 3)))
+
+def applied(net, images):
+    return net(images.mean((2, 3)))
+
+def partial(class_names):
+    return functools.partial(applied, trained(len(class_names)))
+
+class Called:
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, images):
+        return self.net(images.mean((2, 3)))
+
+def called(class_names):
+    return Called(trained(len(class_names)))
+
+def method(class_names):
+    return called(class_names).__call__
+
+def in_global(class_names):
+    global NET
+    NET = trained(len(class_names))
+    return lambda images: NET(images.mean((2, 3)))
+
+def session(class_names):
+    import threading
+    kept = threading.Lock()
+    return lambda images: images.mean((2, 3))[:, :len(class_names)] if kept else None
+"""
+
+
+@pytest.mark.parametrize("name", ["closure", "partial", "called", "method", "in_global"])
+def test_a_function_as_teacher_has_a_fingerprint_of_the_weights_that_it_holds(name, tmp_path):
+    spec = f"{tmp_path / 'teachers.py'}:{name}"
+    (tmp_path / "teachers.py").write_text(FUNCTIONS)
+
+    def fingerprint(weight: float) -> str:
+        torch.save(torch.full((3, 3), float(weight)), tmp_path / "weights.pt")
+        torch.manual_seed(0)  # for the bias
+        return load_classifier(spec, NAMES).fingerprint
+
+    assert fingerprint(1) == fingerprint(1) != fingerprint(2)
+
+
+def test_a_function_that_cannot_be_described_is_said_to_be_known_by_its_code_alone(tmp_path, caplog):
+    (tmp_path / "teachers.py").write_text(FUNCTIONS)
+    teacher = load_classifier(f"{tmp_path / 'teachers.py'}:session", NAMES)
+    assert teacher.logits(images()).shape == (5, 3)
+    assert "cannot describe the function of" in caplog.text and "change its file too" in caplog.text
 
 
 @pytest.fixture(scope="module")

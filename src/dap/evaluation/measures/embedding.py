@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dap.base.errors import DapError
 from dap.data.real.sources import EMBEDDED
-from dap.evaluation.training.classifier import load_trained
 from dap.evaluation.training.fitting import seeded
+from dap.evaluation.training.loading import load_trained
 from dap.evaluation.training.networks import Network, build
 
 Features = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ def embedding(
     Args:
         data: the name or path of the data.
         size: the side of the images, in pixels.
-        reference: the file of a network, as `evaluation.training.classifier.save_classifier` and `dap train-teacher`
+        reference: the file of a network, as `evaluation.training.loading.save_classifier` and `dap train-teacher`
             write.
         device: where the network runs.
 

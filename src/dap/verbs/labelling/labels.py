@@ -16,7 +16,7 @@ from dap.evaluation import labelling
 from dap.evaluation.image_labels import check_image_labels, how_made, open_image_labels, write_image_labels
 from dap.evaluation.plan import Open
 from dap.evaluation.suiting import suited_size, takes_values
-from dap.evaluation.training.classifier import load_classifier
+from dap.evaluation.training.loading import load_classifier
 from dap.evaluation.training.protocol import Protocol
 from dap.verbs.distill import open_workshop
 from dap.verbs.evaluate import data_of, recorded_data

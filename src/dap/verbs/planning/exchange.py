@@ -29,8 +29,9 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.imports import opened as opened_import
 from dap.evaluation import labelling
 from dap.evaluation.image_labels import check_image_labels, holds_image_labels, image_labels
-from dap.evaluation.training.classifier import Classifier, load_classifier
+from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.labels import ImageLabels
+from dap.evaluation.training.loading import load_classifier
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.stored_labels import write_labels
 from dap.posterior import usual_levels

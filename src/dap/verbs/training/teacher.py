@@ -19,8 +19,8 @@ from dap.data.real.finding.outputs import check_outside_source
 from dap.data.real.sources import EMBEDDED, Source
 from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.suiting import suited_size, suited_values
-from dap.evaluation.training.classifier import save_classifier
 from dap.evaluation.training.in_step import Group, joined
+from dap.evaluation.training.loading import save_classifier
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
