@@ -14,8 +14,8 @@ from dap.cli.main import main
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.recipe import BackboneChoice
-from dap.verbs.evaluate import data_of, of_others
 from dap.verbs.labelling.by_backbone import BackboneLabeller
+from dap.verbs.recorded import data_of, of_others
 from dap.workshop import Workshop
 
 QUICK = ["--networks", "convnet1", "--set", "width=2", "--set", "size=8", "--epochs", "1"]
@@ -77,3 +77,32 @@ def test_a_backbone_that_made_the_set_is_loaded_as_then_however_it_is_spelt(fold
 def test_names_of_things_that_are_not_there_are_compared_as_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert same_place("org/model", "org/model") and not same_place("org/model", "./org/model")
+
+
+NEED_REAL = [
+    ["evaluate", "SET", *QUICK],
+    ["classify", "SET", "--backbone", "starter"],
+    ["export", "SET", "--layout", "fkd", "--teacher", "backbone:starter", "--out", "labels"],
+    ["look", "SET"],
+]
+
+
+@pytest.mark.parametrize("words", NEED_REAL, ids=lambda words: words[0])
+def test_from_another_folder_the_sentence_says_how_a_relative_path_was_meant(
+    words, folds, tmp_path, monkeypatch, capsys
+):
+    (folds / "elsewhere").mkdir()
+    monkeypatch.chdir(folds / "elsewhere")
+    capsys.readouterr()
+    code = main([word.replace("SET", "../set") for word in words])
+    printed = capsys.readouterr()
+    said = printed.out if words[0] == "look" else printed.err
+    assert code == (0 if words[0] == "look" else 1)
+    assert "its recipe says that they lie in data, relative to the folder in which ../set was made" in said
+    assert "Give --data FOLDER" in said and "fashion-mnist" not in said
+
+
+def test_the_advice_for_a_relative_path_works(folds, monkeypatch):
+    (folds / "elsewhere").mkdir()
+    monkeypatch.chdir(folds / "elsewhere")
+    assert main(["evaluate", "../set", "--data", "../data", "--split", "train=fold1,test=fold2", *QUICK]) == 0

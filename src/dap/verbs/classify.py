@@ -31,9 +31,9 @@ from dap.evaluation.labelling import even, labels_of
 from dap.posterior import Levels, errors
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
-from dap.verbs.evaluate import data_of, recorded_data
 from dap.verbs.options import Machine, permitted
 from dap.verbs.placing import place, real_of
+from dap.verbs.recorded import data_of, recorded_data
 from dap.verbs.report import opened_sets
 from dap.workshop import Workshop
 
@@ -187,7 +187,7 @@ def judges_of(
         if isinstance(data, Source):
             real = data
         else:
-            chosen = data_of(made, str(data or recorded_data(made)["path"]), max_bad_fraction, split)
+            chosen = data_of(made, None if data is None else str(data), max_bad_fraction, split)
             real = workshop.source(chosen.model_copy(update={"size": judge_by.card.size}), "test")
         judge_by.condition(made.class_names)  # an unknown class raises here
         ready.append((judge_by, real))

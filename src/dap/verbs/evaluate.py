@@ -14,25 +14,25 @@ import torch
 
 from dap.base.claims import CLAIMS, share
 from dap.base.errors import DapError
-from dap.base.files import same_place
 from dap.base.watch import Watcher
 from dap.base.workers import run_workers
 from dap.data.real.base import Source
-from dap.data.real.memory import UNPLACED, MemorySource, names_of
-from dap.data.real.sources import EMBEDDED, IdxSource
+from dap.data.real.memory import MemorySource, names_of
+from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import Rank, device_for, rank_of
 from dap.evaluation.judge import check_links, check_ready, judge
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of, takes_values
-from dap.recipe import Data, Recipe
+from dap.recipe import Recipe
 from dap.verbs.distill import cluster_of, give_back, open_workshop
 from dap.verbs.jobs import read_judging, written_judging
 from dap.verbs.judges import LoadedFor, judging_plan, loader, naming, source_of, suited_plan
 from dap.verbs.memory import HeldSets, is_in_memory, is_number, loaded_from, names_given
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import place, real_of
+from dap.verbs.recorded import data_of, of_others, recorded_data
 from dap.verbs.report import Results, write_page
 from dap.verbs.understood import tell_changed
 from dap.workshop import Workshop
@@ -281,63 +281,3 @@ def _training_of(data: Source, workshop: Workshop) -> Callable[[int], Source] | 
     except DapError:
         return None
     return lambda size: source_of(workshop, chosen, "train", size)
-
-
-def recorded_data(made: DistilledSet) -> dict[str, Any]:
-    """What the recipe of a set says of its real images; {} where it says nothing. The path is left out where it is none.
-
-    The images may have been given as objects. Then the recipe holds the absolute path that was opened, or words that no folder is
-    looked for by. Earlier versions wrote the name of the folder alone, which another folder may have too.
-    """
-    found = dict((made.recipe or {}).get("data") or {})
-    path, source = found.get("path"), ((made.noted("inputs.json") or {}).get("objects") or {}).get("source")
-    if not isinstance(path, str):
-        return found
-    embedded = path == EMBEDDED and (source or {}).get("class") == f"{IdxSource.__module__}:{IdxSource.__qualname__}"
-    only_name = source is not None and not embedded and not Path(path).is_absolute()
-    if only_name or path == UNPLACED or path.startswith(f"{UNPLACED}: "):
-        del found["path"]
-    return found
-
-
-def of_others(made: DistilledSet, path: str | None) -> bool:
-    """Whether the user names other real images than those that the set was made of, however the path is spelt.
-
-    What the recipe of the set says of the place of its data does then not hold. And a folder that is no more than a test split
-    then stands for the training images too, which the measures need.
-    """
-    recorded = recorded_data(made).get("path")
-    if path is None or not recorded:
-        return path is not None
-    return path != recorded and (EMBEDDED in (path, recorded) or not same_place(path, recorded))
-
-
-def data_of(made: DistilledSet, path: str | None, max_bad_fraction: float | None = None, split: Any = None) -> Data:
-    """The real data to judge a set by: the data at the path, or the data that the set was made of.
-
-    What the recipe of the set says of its data holds here too, such as `max_bad_fraction`. What it says of one place, such as
-    the part that was held out and where the splits lie, holds for that place alone.
-
-    Args:
-        made: the set.
-        path: the real data; None for those of the recipe.
-        max_bad_fraction: takes the place of the recipe's.
-        split: where the splits lie; takes the place of the recipe's.
-
-    Raises:
-        DapError: the set does not say what data it was made of, and there is no path.
-    """
-    recorded = recorded_data(made)
-    if not (path or recorded.get("path")):
-        raise DapError(
-            f"{made.path} does not say where its real images lie; say what to test on with --data FOLDER, or data=... in Python."
-        )
-    values = {"max_bad_fraction": recorded.get("max_bad_fraction")} if of_others(made, path) else recorded
-    values = {name: value for name, value in values.items() if value is not None}
-    if side := side_of(made):
-        values |= {"size": side}
-    values |= {} if path is None else {"path": path, "classes": list(made.class_names)}
-    values |= {} if made.frames is None else {"frames": made.frames}
-    values |= {} if max_bad_fraction is None else {"max_bad_fraction": max_bad_fraction}
-    values["split"] = split or values.get("split")
-    return Recipe.parse({"data": values}).data

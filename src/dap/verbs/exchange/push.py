@@ -18,8 +18,8 @@ from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import LAYOUTS, export, left_behind, made_by
 from dap.methods import find
-from dap.verbs.evaluate import recorded_data
 from dap.verbs.exchange.soft import logits_of
+from dap.verbs.recorded import recorded_data
 
 USUAL = frozenset({".gitattributes", "README.md"})
 """Files that a new data set on the hub may have."""

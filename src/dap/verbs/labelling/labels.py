@@ -19,11 +19,11 @@ from dap.evaluation.suiting import suited_size, takes_values
 from dap.evaluation.training.loading import load_classifier
 from dap.evaluation.training.protocol import Protocol
 from dap.verbs.distill import open_workshop
-from dap.verbs.evaluate import data_of, recorded_data
 from dap.verbs.judges import open_protocol, source_of, suited_protocol
 from dap.verbs.labelling.by_backbone import Asked, BackboneLabeller, is_backbone
 from dap.verbs.options import Machine, permitted
 from dap.verbs.placing import check_results, real_of
+from dap.verbs.recorded import data_of, recorded_data
 from dap.workshop import Workshop
 
 log = logging.getLogger("dap")

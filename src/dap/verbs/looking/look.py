@@ -23,10 +23,10 @@ from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.measures import extract
 from dap.recipe import Data, Recipe
-from dap.verbs.evaluate import of_others, recorded_data
 from dap.verbs.looking.alike import SIDE, Seen, groups, near_pairs, outliers, same, seen
 from dap.verbs.looking.sheet import write_sheet
 from dap.verbs.options import Machine, permitted
+from dap.verbs.recorded import check_there, of_others, recorded_data
 
 KINDS = 2000
 """The heads of at most so many files of a part are read for sizes and modes."""
@@ -157,6 +157,11 @@ def _parts(
     values = {key: recorded[key] for key in ("path", "split") if recorded.get(key)} | ({"path": data} if data else {})
     if values.get("path"):
         chosen = Recipe.parse({"data": {**values, "classes": list(made.class_names)}}).data
+        try:
+            if recorded:
+                check_there(made, values["path"])
+        except DapError as error:
+            return parts, [*lines, str(error)], str(made.path)
         for name, part in (("real training images", "train"), ("real test images", "test")):
             try:
                 parts[name] = _open(chosen, part)
