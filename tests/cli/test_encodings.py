@@ -78,3 +78,17 @@ def test_bars_write_any_name() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**os.environ, **more}, timeout=60)
         assert done.returncode == 0, (terminal, done.stderr)
         assert b"\\udce9" in done.stdout
+
+
+def test_a_shell_that_makes_names_look_broken_is_named(tmp_path: Path, monkeypatch) -> None:
+    """And the advice of the sentence works: the class name is not taken for a broken one any more."""
+    for split in ("train", "test"):
+        (tmp_path / "d" / split / "café").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "d" / split / "café" / "0.png")
+    words = ("look", tmp_path / "d")
+    told = dap("C", *words)
+    assert b"run export PYTHONUTF8=1 first" in told.stderr and b"Traceback" not in told.stderr
+    monkeypatch.setitem(TERMINALS, "advice", {**TERMINALS["C"], "PYTHONUTF8": "1"})
+    for terminal in ("advice", "utf-8"):
+        done = dap(terminal, *words)
+        assert done.returncode == 0 and b"PYTHONUTF8" not in done.stderr and "café".encode() in done.stdout

@@ -285,7 +285,6 @@ BY_THEMSELVES = {
     "cost.py": "clears a counter in /proc",
     "pretraining/training.py": "diffusers writes a folder, inside `writing`",
     "verbs/planning/networks.py": "copies a file of captions to the system's folder for temporary files",
-    "evaluation/apart.py": "tries whether a folder can be written, and says so if not",
     "backbones/converting/parts.py": "a configuration for diffusers' loader, in the system's folder for temporary files",
     "backbones/converting/convert.py": "diffusers writes a folder, inside `writing`",
     "verbs/planning/backbones.py": "the small parts of a pipeline, inside `writing`, in the system's folder for temporary files",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dap.base.errors import DapError
-from dap.base.files import check_outside_sets
+from dap.base.files import check_output
 from dap.data.real.finding.outputs import check_outside, check_outside_made
 from dap.data.sets.distilled import DistilledSet
 from dap.recipe import Data
@@ -94,12 +94,12 @@ def test_only_the_data_of_a_set_count_and_not_what_else_has_their_path(data, mon
 def test_the_images_of_a_set_stay_what_they_are(tmp_path, marker):
     images(tmp_path / "set" / "images" / "cat", tmp_path / "other" / "images" / "cat")
     (tmp_path / "set" / marker).write_text("{}")
-    check_outside_sets(tmp_path / "set" / "page")
-    check_outside_sets(tmp_path / "other" / "images" / "new")  # a folder of others that is called so
+    check_output(tmp_path / "set" / "page")
+    check_output(tmp_path / "other" / "images" / "new")  # a folder of others that is called so
     (tmp_path / "link").symlink_to(tmp_path / "set" / "images")
     for out in ("set/images", "set/images/new/a", "set/images/cat", "link/new"):
         with pytest.raises(DapError, match="would be taken for a class of the set"):
-            check_outside_sets(tmp_path / out)
+            check_output(tmp_path / out)
 
 
 def test_results_and_pages_on_sets_of_others_do_not_become_their_classes(data, tmp_path, monkeypatch):

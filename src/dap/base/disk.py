@@ -99,13 +99,36 @@ def writing(path: Path, aside: Path | None = None) -> Iterator[None]:
 def told(error: OSError) -> str:
     """An error of the system as a sentence that names the path, and what to do."""
     name = error.filename2 or error.filename  # of two paths, the second one is the one that is written
-    where = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+    where = str(known(Path(os.fsdecode(name)))) if isinstance(name, (str, bytes)) else ""
     if error.errno in REFUSED:
         what = f"{where} cannot be written" if where else "A file cannot be written"
-        do = "Free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else "Mend this"
-        return f"{what}: {REFUSED[error.errno]}. What was made is kept. {do}, and run the same again."
+        do = f"{_DO.get(error.errno, 'Mend this')}, and run the same again"
+        return f"{what}: {REFUSED[error.errno]}. What was made is kept. {do}."
     said = error.strerror or str(error) or type(error).__name__
     return f"{where + ': ' if where else ''}{said}. What was made is kept; mend this and run the same again."
+
+
+_DO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EIO), "Free some space there"),
+    errno.EROFS: "Give a place that can be written, or make this one writable",
+}
+"""What to do where a disk refuses to take something, by the number of the error."""
+
+
+def known(path: Path) -> Path:
+    """The path as the user knows it. Files are written under hidden names of ours before they are whole, or beside a lock."""
+    for place, part in enumerate(path.parts):
+        if part.startswith(".tmp-") and _OURS.fullmatch(part):
+            return Path(*path.parts[:place])
+        if part == ".lock":
+            return Path(*path.parts[:place])
+        if found := _BESIDE.fullmatch(part):
+            return Path(*path.parts[:place], *(() if found["kind"] == "lock" else (found["name"],)))
+    return path
+
+
+_BESIDE = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|anew|gone|lease|lock)")
+"""Names that this package gives to what it writes beside a file or folder. A lock is one of the folder that holds it."""
 
 
 OLD = 24 * 3600.0

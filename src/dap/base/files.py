@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from dap.base.alone import locked
 from dap.base.disk import aside_of, sweep, writing
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -80,12 +81,16 @@ def append(path: Path, text: str) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder exists or can be made, and does not lie among the images of a set.
+    """Check that a folder can be written, see `check_output`.
 
     Raises:
-        DapError: it does, or the path itself, or one of the folders above it, is a file.
+        DapError: it cannot, or the path itself, or one of the folders above it, is a file.
     """
-    check_outside_sets(out)
+    check_output(out)
+    _check_no_file(out)
+
+
+def _check_no_file(out: Path) -> None:
     for place in (out, *out.parents):
         if place.exists():
             if not place.is_dir():
@@ -99,8 +104,6 @@ def check_file(out: Path) -> None:
     Raises:
         DapError: it is a folder, a pipe or a device, or one of the folders above it is a file.
     """
-    from dap.base.parsing import shown
-
     check_folder(out.parent)
     if out.exists() and not out.is_file():
         what = "a folder" if out.is_dir() else "a pipe, a socket or a device"
@@ -113,7 +116,7 @@ def in_use(out: Path) -> bool:
     Raises:
         DapError: the path is a file.
     """
-    check_folder(out)
+    _check_no_file(out)
     return out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir())
 
 
@@ -174,6 +177,25 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def check_writable(folder: Path, advice: str) -> None:
+    """Check, before any work, that files can be written into a folder, which is made where it does not exist.
+
+    Args:
+        folder: the folder.
+        advice: what to do where it cannot be written, as a sentence.
+
+    Raises:
+        DapError: the folder cannot be made or written.
+    """
+    probe = aside_of(folder / "probe")  # a name of its own: several processes may judge one set
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise DapError(f"{shown(folder)} cannot be written ({error.strerror}). {advice}") from error
+
+
 def same_place(one: str | Path, other: str | Path) -> bool:
     """Whether two texts name the same thing: they are equal, or they are two paths of one file or folder that is there."""
     if str(one) == str(other):
@@ -194,25 +216,23 @@ def check_beside(out: Path, source: Path, what: str) -> None:
         DapError: it lies there.
     """
     from dap.base.errors import DapError
-    from dap.base.parsing import shown
 
     real, given = out.resolve(), source.resolve()
     if real != given and real.is_relative_to(given):
         raise DapError(f"{shown(out)} lies in {shown(source)}, where it {what}; give a folder elsewhere with --out.")
 
 
-def check_outside_sets(out: Path, flag: str = "--out") -> None:
-    """Check that a folder that is written does not lie among the images of a distilled set, which would no longer be whole.
+def check_output(out: Path, flag: str = "--out") -> None:
+    """Check, before any work, that a folder can be written, and does not lie among the images of a distilled set, which would no
+    longer be whole. Nothing is written.
 
     Args:
-        out: the folder.
+        out: the folder; it need not be there.
         flag: what the user gave it with.
 
     Raises:
-        DapError: it lies there.
+        DapError: it lies there, or the system lets nobody write into it or into the nearest folder above it.
     """
-    from dap.base.parsing import shown
-
     real = out.resolve()
     for folder in (real, *real.parents):
         if folder.name == "images" and any(
@@ -222,6 +242,12 @@ def check_outside_sets(out: Path, flag: str = "--out") -> None:
                 f"{shown(out)} lies in {shown(folder)}, where it would be taken for a class of the set; give a folder elsewhere "
                 f"with {flag}."
             )
+    there = next((folder for folder in (real, *real.parents) if folder.exists()), real)
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        of = "" if there == real else f", since the folder {shown(there)} cannot be"
+        raise DapError(
+            f"{shown(out)} cannot be written{of}. Give another place with {flag}, or make this one writable."
+        )
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -235,7 +261,6 @@ def inside(folder: Path, relative: str) -> Path:
         DapError: the path leads out of the folder, by itself or by a symbolic link, or to no regular file.
     """
     from dap.base.documents import regular
-    from dap.base.parsing import shown
 
     path = regular(folder / relative)
     real = path.resolve()
@@ -289,8 +314,6 @@ def dump(value: Any) -> bytes:
     try:
         return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError as error:
-        from dap.base.parsing import shown
-
         line = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
         where = shown(line).strip(" ,")[:200]
         raise DapError(

@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if argv is None:  # the process is ours
         signals.at_work()
+        _tell_encoding()
     try:
         with command_line(words), allow_code(_allows_code(bound.arguments)):
             status = _show(command(*bound.args, **bound.kwargs), output)
@@ -120,6 +121,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_bars()
         sys.stderr.write(f"\ndap: interrupted. {signals.KEPT}\n")
         return signals.status()
+
+
+def _tell_encoding() -> None:
+    """Warn where Python reads the names of files in another encoding than UTF-8, as in an older locale. Then a name in UTF-8 that
+    has other letters than English ones looks broken, and advice to rename the file would be wrong."""
+    if (encoding := sys.getfilesystemencoding().lower()) not in ("utf-8", "utf8"):
+        import logging
+
+        logging.getLogger("dap").warning(
+            "the language settings of this shell make Python read file names as %s, not UTF-8, so names with letters such as ä "
+            "or 猫 look broken; run export PYTHONUTF8=1 first",
+            encoding,
+        )
 
 
 UNREAD = 128 + 13

@@ -14,11 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dap.base.disk import aside_of
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
 from dap.base.files import dump, inside, replacing, write_atomically
-from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import as_read, read_note
 from dap.evaluation.current import keys_now, of_images, of_these_images, ranking_of
@@ -46,25 +44,6 @@ NOTES = {MEASURED[0]: MEASURED[1:], "zeroshot.json": ()}
 """The notes of the images of a set, and what goes with each."""
 RESULTS = (TRIALS, PROTOCOLS, *MEASURED, "zeroshot.json", RANKING)
 """Files that judging wrote beside the set before."""
-
-
-def check_writable(folder: Path, advice: str) -> None:
-    """Check, before any work, that files can be written into a folder, which is made where it does not exist.
-
-    Args:
-        folder: the folder.
-        advice: what to do where it cannot be written, as a sentence.
-
-    Raises:
-        DapError: the folder cannot be made or written.
-    """
-    probe = aside_of(folder / "probe")  # a name of its own: several processes may judge one set
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise DapError(f"{shown(folder)} cannot be written ({error.strerror}). {advice}") from error
 
 
 def kept_apart(made: DistilledSet, folder: Path) -> None:

@@ -16,7 +16,7 @@ from dap.backbones import device_of
 from dap.backbones.hub import explained
 from dap.base.alone import alone
 from dap.base.errors import DapError
-from dap.base.files import append, check_file, drop_torn_line
+from dap.base.files import append, check_file, check_writable, drop_torn_line
 from dap.base.parsing import shown
 from dap.base.seeding import seed_of
 from dap.base.watch import Watcher
@@ -141,6 +141,7 @@ def caption(
     """
     how = {"classes": classes, "max_bad_fraction": max_bad_fraction, "split": split}
     source = opened(data, Path(out), watcher, **how)
+    check_writable(Path(out).parent, "Give another file with --out.")  # before a model is fetched or loaded
     if say is None:
         say = Captioner(model, device=machine.device, offline=machine.offline)
         ask = ask or say.ask

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dap.backbones.base import Backbone
 from dap.base.errors import DapError
+from dap.base.files import check_output
 from dap.base.parsing import counted
 from dap.base.permission import refuse_code
 from dap.base.seeding import seed_of
@@ -32,7 +33,7 @@ from dap.posterior import Levels, errors
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
-from dap.verbs.placing import place, real_of
+from dap.verbs.placing import place, places, real_of
 from dap.verbs.recorded import data_of, recorded_data
 from dap.verbs.report import opened_sets
 from dap.workshop import Workshop
@@ -237,9 +238,11 @@ def classify(
     """
     workshop = open_workshop(machine, watcher=watcher)
     opened = opened_sets(sets, classes)
+    where = None if out is None else Path(out)
+    for folder in places(opened, where):  # before a backbone is loaded
+        check_output(folder)
     ready = judges_of(opened, workshop, backbone, data, max_bad_fraction, split)
-    # after what can be refused, so that a wrong turn leaves no folder
-    place(opened, None if out is None else Path(out), real_of(data, split))
+    place(opened, where, real_of(data, split))  # after what can be refused, so that a wrong turn leaves no folder
     unfinished = opened[0].results / ".zeroshot"
     store = Store(machine.cache or unfinished, cache=machine.cache)
     found: dict[Path, dict[str, Any]] = {}

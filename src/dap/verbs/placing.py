@@ -14,14 +14,14 @@ from typing import Any
 from dap.base.claims import Claims
 from dap.base.documents import read_lines
 from dap.base.errors import DapError
-from dap.base.files import dump, inside, write_atomically
+from dap.base.files import check_writable, dump, inside, write_atomically
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.finding.outputs import check_outside, check_outside_made, check_outside_root
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import made_by
 from dap.data.sets.notes import Open, as_read, read_note, there
-from dap.evaluation.apart import check_writable, copied_apart, kept_apart
+from dap.evaluation.apart import copied_apart, kept_apart
 from dap.recipe import Data, Recipe
 
 JUDGED = "judged"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dap.base.errors import DapError
+from dap.base.files import check_writable
 from dap.base.parsing import shown
 from dap.data.sets.distilled import DistilledSet
 
@@ -153,7 +154,6 @@ def ceilings_of(full: float | str | Path | None) -> tuple[Ceiling, ...]:
 
 def write_page(sets: Sequence[Path], out: Path, title: str, full: tuple[Ceiling, ...] = ()) -> Path:
     """Write the page of `report` on these folders. Each folder is one set; others may have made the images of a folder."""
-    from dap.evaluation.apart import check_writable
     from dap.evaluation.report.page import page_of, write_report
     from dap.published import published
     from dap.verbs.placing import check_page

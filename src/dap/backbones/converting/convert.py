@@ -30,7 +30,7 @@ from dap.base.alone import locked
 from dap.base.disk import writing
 from dap.base.documents import read_bytes, read_json, read_names
 from dap.base.errors import DapError
-from dap.base.files import check_outside_sets, dump, expanded, write_atomically
+from dap.base.files import check_output, dump, expanded, write_atomically
 from dap.base.registry import suggest
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def read(
     path, out = expanded(source), expanded(out).resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file()):
         raise DapError(f"{out} is not empty and not from an earlier dap convert; give --out a new folder.")
-    check_outside_sets(out)
+    check_output(out)
     if path.resolve() == out:
         raise DapError(f"{source} is also the --out; give --out another folder.")
     given = read_names(expanded(classes)) if classes else None

@@ -15,7 +15,7 @@ import torch
 
 from dap.base.documents import read_text
 from dap.base.errors import DapError
-from dap.base.files import building, check_beside, dump, in_use, natural_order, write_atomically
+from dap.base.files import building, check_beside, check_folder, dump, in_use, natural_order, write_atomically
 from dap.base.parsing import counted, shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
@@ -161,6 +161,7 @@ def _recipe_of(source: Path) -> Any:
 
 
 def _check_new(out: Path) -> None:
+    check_folder(out)
     if in_use(out):
         raise DapError(f"{out} is not empty; choose a new folder with --out.")
 
@@ -191,8 +192,7 @@ def import_set(
         layout: one of `LAYOUTS` or `ALIASES`, or "auto".
         class_names: names in label order, the name of a subset of ImageNet, a .json or .txt file of names, or "sorted".
             For classes that the source only numbers, this may be the number of classes.
-        ipc: images per class. By default all images are taken, and every class must then have the same number of
-            images.
+        ipc: images per class. By default all are taken, and every class must then have the same number of images.
         pick: one of `PICKS`; default: "string" for the minimax layout, else "natural". The slots have the same order;
             after a random draw they have the natural order.
         seed: the seed of the random draw.

@@ -8,7 +8,7 @@ from typing import Any
 
 from dap import imagenet
 from dap.base.errors import DapError
-from dap.base.files import check_outside_sets, expanded
+from dap.base.files import check_output, expanded
 from dap.base.parsing import shown
 from dap.data.real.clips.finding import locate_clips
 from dap.data.real.finding.splits import SPLITS
@@ -43,7 +43,7 @@ def check_outside(
     Raises:
         DapError: it lies there, or among the images of a finished set.
     """
-    check_outside_sets(out, flag)
+    check_output(out, flag)
     if str(path) != EMBEDDED and _may_lie_in(out, expanded(path), chosen):
         for layout in _layouts(expanded(path), chosen, frames):
             if layout.kind in ("folders", "table") and (classes is None or _holds(layout, classes)):
@@ -54,7 +54,7 @@ def check_outside_source(out: Path, source: Source, flag: str = "--out") -> None
     """Check that a folder that is written does not lie among the images of the data that a source was opened from. Raises
     `DapError` where it does."""
     if source.opened is None:  # images in memory
-        check_outside_sets(out, flag)
+        check_output(out, flag)
     else:
         check_outside(out, source.opened[1]["data"], source.opened[1].get("split"), source.frames, flag=flag)
 
@@ -93,7 +93,7 @@ def check_outside_made(
     Raises:
         DapError: it lies there, or among the images of a finished set.
     """
-    check_outside_sets(out, flag)
+    check_output(out, flag)
     data = (recipe or {}).get("data")
     if isinstance(data, Mapping) and isinstance(path := data.get("path"), str):
         check_outside(out, path, _split_of(data), data.get("frames"), classes, flag)
