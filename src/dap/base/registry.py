@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from dap.base.describing.code import LIBRARIES
+from dap.base.describing.helpers import helpers_of
 from dap.base.errors import DapError, suggest
 from dap.base.permission import admit, is_code
 
@@ -112,7 +113,8 @@ def build(thing: Any, spec: str) -> Any:
 def code_of(spec: str) -> dict[str, str]:
     """The sha256 of the code behind `file.py:Name` or `package.module:Name`, by file or module. {} for any other name.
 
-    The code is first loaded as `resolve` would load it. So the hash belongs to the code that runs.
+    The code is first loaded as `resolve` would load it. So the hash belongs to the code that runs. The modules of the user
+    that the code imports count too, as "helper of file.py", see `helpers_of`.
 
     Raises:
         DapError: the file has an error in it, or the name stands in a file and its code is not allowed to run.
@@ -124,17 +126,19 @@ def code_of(spec: str) -> dict[str, str]:
         if not os.path.isfile(where):
             return {}
         admit(spec)
-        _load_file(Path(where), attribute)
-        return {where: _LOADED[str(Path(where))].sha256}
+        module = _load_file(Path(where), attribute)
+        return {where: _LOADED[str(Path(where))].sha256, **helpers_of(module, where)}
     admit(spec)
     with contextlib.suppress(DapError):
-        _load_module(where, attribute)
-    return {where: _IMPORTED[where]} if where in _IMPORTED else {}
+        module = _load_module(where, attribute)
+        return {where: _IMPORTED[where], **helpers_of(module, where)} if where in _IMPORTED else {}
+    return {}
 
 
 def hash_of_code(spec: str) -> str:
-    """The sha256 that `code_of` gives for a name; an empty text for a name without code."""
-    return next(iter(code_of(spec).values()), "")
+    """One sha256 of all that `code_of` gives for a name; an empty text for a name without code."""
+    found = list(code_of(spec).values())
+    return hashlib.sha256("".join(found).encode()).hexdigest() if len(found) > 1 else "".join(found)
 
 
 def code_of_class(kind: type) -> dict[str, str]:
