@@ -47,6 +47,30 @@ def test_no_class_of_any_split_is_written(data, split, inner, way, tmp_path):
             check_outside(out, data, flag=flag)
 
 
+@pytest.mark.parametrize("root", [".", "train"])
+@pytest.mark.parametrize("inner", ["", "x", "x/y"])
+def test_the_folder_that_a_link_shows_as_a_class_is_not_written(root, inner, tmp_path):
+    """By the link and by its own name, in a flat folder and in a split."""
+    images(tmp_path / "d" / root / "dog", tmp_path / "away" / "cat")
+    if root == "train":
+        images(tmp_path / "d" / "test" / "cat", tmp_path / "d" / "test" / "dog")
+    (tmp_path / "d" / root / "cat").symlink_to(tmp_path / "away" / "cat")
+    for out in (tmp_path / "d" / root / "cat" / inner, tmp_path / "away" / "cat" / inner):
+        with pytest.raises(DapError, match="lies in .*cat.* give a folder elsewhere"):
+            check_outside(out, tmp_path / "d")
+    check_outside(tmp_path / "away" / "x", tmp_path / "d")
+
+
+def test_a_link_that_leads_to_itself_is_named(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DapError, match="loop.* leads back to itself; give another place with --out"):
+        check_output(tmp_path / "loop" / "set")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "ring").symlink_to("ring")
+    with pytest.raises(DapError, match="ring is a link out of the set"):
+        DistilledSet.create(tmp_path / "set", ["a"], {"ipc": 1}, {})
+
+
 def test_a_split_in_another_folder_is_read_too(data, tmp_path):
     chosen = {"train": "train", "test": str(tmp_path / "else")}
     check_outside(tmp_path / "else" / "new", data)

@@ -233,7 +233,12 @@ def check_output(out: Path, flag: str = "--out") -> None:
     Raises:
         DapError: it lies there, or the system lets nobody write into it or into the nearest folder above it.
     """
-    real = out.resolve()
+    try:
+        real = out.resolve()
+    except (RuntimeError, OSError) as error:  # RuntimeError until Python 3.13
+        raise DapError(
+            f"{shown(out)} lies behind a link that leads back to itself; give another place with {flag}."
+        ) from error
     for folder in (real, *real.parents):
         if folder.name == "images" and any(
             (folder.parent / name).is_file() for name in ("classes.json", "recipe.json")

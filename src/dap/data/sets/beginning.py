@@ -58,7 +58,7 @@ def check_begun(
     left = (".lock", work, *pinned)  # a run killed before its first image leaves only these
     foreign = [p for p in path.glob("*") if p.name not in left and not p.name.startswith(".tmp-")]
     for p in path.glob("*"):
-        if p.is_symlink() and not any(p.resolve().is_relative_to(root) for root in roots(path)):
+        if p.is_symlink() and not _leads_inside(p, path):
             raise DapError(f"{p} is a link out of the set, and nothing is written through it; remove the link.")
     if foreign and not there(path, "recipe.json"):
         raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
@@ -78,6 +78,13 @@ def check_begun(
                 f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}{again} or another --out."
             )
     return pinned
+
+
+def _leads_inside(link: Path, folder: Path) -> bool:
+    try:
+        return any(link.resolve().is_relative_to(root) for root in roots(folder))
+    except (RuntimeError, OSError):  # it leads back to itself
+        return False
 
 
 def _objects_of(path: Path) -> Mapping[str, Any]:

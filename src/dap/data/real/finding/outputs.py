@@ -11,7 +11,7 @@ from dap.base.errors import DapError
 from dap.base.files import check_output, expanded
 from dap.base.parsing import shown
 from dap.data.real.clips.finding import locate_clips
-from dap.data.real.finding.splits import SPLITS
+from dap.data.real.finding.splits import SPLITS, split_of
 from dap.data.real.finding.walking import class_folders, is_hidden
 from dap.data.real.layouts import Layout, locate
 from dap.data.real.names import composed
@@ -60,11 +60,18 @@ def check_outside_source(out: Path, source: Source, flag: str = "--out") -> None
 
 
 def check_outside_root(out: Path, root: Path, flag: str = "--out") -> None:
-    """Check that a folder that is written does not lie in the folder of a split. Raises `DapError` where it does.
+    """Check that a folder that is written does not lie in the folder of a split, or in a folder that is there by a link as a
+    class. Raises `DapError` where it does.
 
     A page and its tables may lie beside the class folders, as they are no classes. A cache may not: it makes folders there.
     """
     real, top = out.resolve(), root.resolve()
+    for link in _links(root):
+        if real.is_relative_to(link.resolve()):
+            raise DapError(
+                f"{shown(out)} lies in {shown(link.resolve())}, to which the link {shown(link)} leads, so it would be read with "
+                f"the images of {shown(link.name)}; give a folder elsewhere with {flag}."
+            )
     if not real.is_relative_to(top) or (real == top and flag != "--cache"):
         return
     inner = real.relative_to(top).parts
@@ -106,15 +113,23 @@ def _split_of(data: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _may_lie_in(out: Path, path: Path, chosen: Mapping[str, str] | None) -> bool:
-    """Whether a folder lies below the data, below a place that the user named, or below what a link in the data leads to. This
-    spares looking through data that lie elsewhere."""
+    """Whether a folder lies below the data, below a place that the user named, or below what a link in one of these or in a split
+    leads to. This spares looking through data that lie elsewhere."""
     real = out.resolve()
-    tops = [path, *(path / expanded(place) for place in (chosen or {}).values())]
+    places = [path, *(path / expanded(place) for place in (chosen or {}).values())]
     try:
-        tops += [path / name for name in class_folders(path) if (path / name).is_symlink()]
+        places += [path / name for name in class_folders(path) if split_of(name) is not None]
     except DapError:  # it cannot be read, so nothing is read from it
         return False
-    return any(real.is_relative_to(top.resolve()) for top in tops)
+    return any(real.is_relative_to(top.resolve()) for place in places for top in (place, *_links(place)))
+
+
+def _links(folder: Path) -> list[Path]:
+    """The links to folders that stand in a folder."""
+    try:
+        return [folder / name for name in class_folders(folder) if (folder / name).is_symlink()]
+    except DapError:
+        return []
 
 
 def _layouts(path: Path, chosen: Mapping[str, str] | None, frames: int | None) -> Iterator[Layout]:
