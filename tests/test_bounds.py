@@ -71,12 +71,12 @@ def test_every_number_of_a_method_s_options_has_bounds(name):
 
 WRONG_RECIPES = {
     "ipc: true\n": "line 1.* ipc: true is a truth value, .*; a number is needed",
-    "method: dap\nipc: 1000000000\n": "Line 2: ipc: input should be less than or equal to 100000",
+    "method: dap\nipc: 1000000000\n": "Line 2: ipc: the value should be less than or equal to 100000",
     "ipc: 010\n": "line 1: 010 would be read as another number",
-    "seed: 9223372036854775808\n": "Line 1: seed: input should be less than or equal to 9223372036854775807",
-    "seed: -1\n": "Line 1: seed: input should be greater than or equal to 0",
+    "seed: 9223372036854775808\n": "Line 1: seed: the value should be less than or equal to 9223372036854775807",
+    "seed: -1\n": "Line 1: seed: the value should be greater than or equal to 0",
     "guidance:\n  scale: .inf\n": "line 2: .inf is not a finite number",
-    "guidance:\n  kernel: linear\n  scale: 1e300\n": "Line 3: guidance.scale: input should be less than",
+    "guidance:\n  kernel: linear\n  scale: 1e300\n": "Line 3: guidance.scale: the value should be less than",
     'data:\n  path: "a\\0b"\n': "Line 2: data.path: this text holds a NUL",
     "method: dap\nmethod: vanilla\n": "line 2: the key 'method' stands there twice",
     "method: &a dap\nclassifier: *a\n": "line 2: an alias .* is not read here",
@@ -119,7 +119,7 @@ def test_texts_of_the_command_line_still_count_as_numbers():
 
 
 WRONG_PROTOCOLS = {
-    "looks: 9223372036854775808": "mine.yaml, line 3: looks: input should be less than or equal to 100000 (given: 92233",
+    "looks: 9223372036854775808": "mine.yaml, line 3: looks: the value should be less than or equal to 100000 (given: 92233",
     "epochs: true": "mine.yaml, line 3: epochs: true is a truth value",
     "size: 100000": "mine.yaml, line 3: size",
     "lr: .nan": "line 3: .nan is not a finite number",
@@ -130,8 +130,8 @@ WRONG_PROTOCOLS = {
     "cases: [{when: {}, set: 5}]": "line 3: cases.0.set",
     "cases: [{when: {ipc: '" + "9" * 5000 + "'}, set: {}}]": "the range '9999",
     "look_from: '" + "9" * 5000 + "/1'": "should be \"0\" or a fraction",
-    "train: [{op: tiles, factor: 100000}]": "factor: input should be less than or equal to 256 (given: 100000)",
-    "train: [1]": "line 3: train.0: input should be a valid dictionary (given: 1)",
+    "train: [{op: tiles, factor: 100000}]": "factor: the value should be less than or equal to 256 (given: 100000)",
+    "train: [1]": "line 3: train.0: the value should be a mapping of names to values (given: 1)",
     "mix: {op: mixup, alpha: 1e-300}": "mine.yaml, line 3: mix: the mixing (mixup): alpha: 1e-300 is too close to 0",
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from dap.workshop import Workshop
     [
         ({"metod": "dap"}, "Unknown key 'metod'. Did you mean 'method'"),
         ({"guidance": {"scal": 1}}, "Unknown key 'guidance.scal'. Did you mean 'scale'"),
-        ({"ipc": 0}, "ipc: input should be greater than or equal to 1"),
+        ({"ipc": 0}, "ipc: the value should be greater than or equal to 1"),
         ({"guidance": {"scale": -1}}, "guidance.scale"),
         ({"guidance": {"scale": float("nan")}}, "guidance.scale"),
         ({"guidance": {"targets": "slots"}}, "'class' or 'slot'"),

@@ -165,7 +165,7 @@ class Recipe(Closed, frozen=True):
         try:
             return Recipe.model_validate(dict(values))
         except ValidationError as error:
-            name = "The recipe" if where == "the recipe" else shown(where)
+            name = "What was asked for" if where == "the recipe" else shown(where)
             raise DapError(f"{name} cannot be used. {explain(error, Recipe)}") from error
 
     @staticmethod

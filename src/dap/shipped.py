@@ -85,7 +85,8 @@ def read_with_text(path: str | Path) -> tuple[dict[str, Any], str]:
         known = names()
         if (name := file.as_posix().removesuffix(".yaml")) not in known:
             said = f"There is no recipe file {shown(path)} and no shipped recipe of that name."
-            raise DapError(f"{said} {suggest(shown(name), known)}")
+            blank = "If this word belongs to the flag before it, write no blank after a comma, or put the whole value in quotes."
+            raise DapError(f"{said} {suggest(shown(name), known)} {blank}")
         file = _folder() / f"{name}.yaml"
     text = read_text(file, LARGEST_YAML)
     values = parse_yaml(text, path)

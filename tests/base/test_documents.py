@@ -24,15 +24,15 @@ class Told(FromFile, frozen=True):
 
 
 WRONG = {
-    b'{"a":1,\n"b":["x",\n3],"c":2}': "line 3: b.1: input should be a valid string (given: 3); line 3: c: there is no such key",
+    b'{"a":1,\n"b":["x",\n3],"c":2}': "line 3: b.1: the value should be a text (given: 3); line 3: c: there is no such key",
     b'{"a":1,"a":2}': "the key 'a' stands there twice",
     b'{"a":NaN}': "NaN is not a number",
     b'{"a":1e999}': "too large",
-    b'{"a":true}': "valid integer",
+    b'{"a":true}': "a whole number",
     b'\n\xff{"a":1}': "line 2: the byte 0xff is not UTF-8",
     b"[" * 100_000: "nested more than 64 deep",
     b'{"a":' + b"9" * 5000 + b"}": "too large for a whole number",
-    b'{"a":\n-1}': "line 2: a: input should be greater than or equal to 0",
+    b'{"a":\n-1}': "line 2: a: the value should be greater than or equal to 0",
     b"": "line 1: this is not JSON",
 }
 
@@ -42,7 +42,7 @@ WRONG_YAML = {
     b"a: 1\na: 2\n": "line 2: the key 'a' stands there twice",
     b"a: .nan": "line 1: .nan is not a finite number",
     b"b: []\na: 2026-99-99": "line 2: '2026-99-99' cannot be read",
-    b"a: true": "line 1: a: input should be a valid integer (given: True)",
+    b"a: true": "line 1: a: the value should be a whole number (given: True)",
     b"a: !!python/object/apply:os.system [x]": "line 1: could not determine a constructor",
     b"? [a]\n: 1": "unhashable",
     b"[1,2": "line 1: expected",
@@ -182,4 +182,6 @@ def test_a_value_of_several_kinds_is_told_of_once():
         Recipe.parse({"guidance": {"scale": "much"}, "sampling": {"cfg_channels": 0}})
     said = str(told_.value)
     assert said.count("guidance.scale:") == said.count("sampling.cfg_channels:") == 1
-    assert "or input should be 'auto' (given: 'much')" in said and "constrained" not in said and "literal" not in said
+    assert (
+        "or the value should be 'auto' (given: 'much')" in said and "constrained" not in said and "literal" not in said
+    )

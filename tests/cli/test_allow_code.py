@@ -315,12 +315,12 @@ def test_metadata_of_a_teacher_are_read_through_a_closed_model(tmp_path, colours
 
     for changed, message in (
         ({"classes": 10**12}, "less than or equal"),
-        ({"classes": True}, "valid integer"),
-        ({"channels": "3"}, "valid integer"),
+        ({"classes": True}, "a whole number"),
+        ({"channels": "3"}, "a whole number"),
         ({"accuracy": 17}, "less than or equal"),
         ({"class_names": ["a"]}, "1 names of 3 classes"),
         ({"class_names": ["a", "a", "b"]}, "the same name"),
-        ({"class_names": ["a", "b", 3]}, "valid string"),
+        ({"class_names": ["a", "b", 3]}, "a text"),
         ({"more": 1}, "no such key"),
     ):
         wrong(message, facts=json.dumps({**facts, **changed}))

@@ -165,7 +165,7 @@ def test_sweep_resumes(flags, tmp_path, capsys):
         (["--method", "vanilla"], "no guidance, so these options mean nothing to it: reals"),
         (["--repulsion", "1"], "block >= ipc"),
         (["--device", "cuda"], "no such CUDA device"),
-        (["--scale", "1e38", "--unit", "paper"], "guidance.scale: input should be less than or equal to"),
+        (["--scale", "1e38", "--unit", "paper"], "guidance.scale: the value should be less than or equal to"),
         (["--device", "abacus"], "There is no device 'abacus'"),
         (["--unit", "paper"], "give a scale"),
         (["--kernel", "rbf(bandwidth=median)"], "a parameter is a number"),

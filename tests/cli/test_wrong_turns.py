@@ -98,6 +98,18 @@ DRAW = "distill --method random --ipc 2 --size 8 "
         ("convert ~nosuchuser/x --out o", "There is no backbone at '~nosuchuser/x'", 1),
         (DRAW + "--out o --data file", "^dap: error: file is a file, not a folder; give the folder that holds", 1),
         (DRAW + "--out o --data pipe", "^dap: error: pipe is a pipe, a socket or a device, not a folder", 1),
+        (DRAW + "--out o --data http://a.test/b.zip", "no images from a link; download and unpack them", 1),
+        (
+            "compare --methods random --out o --data data/train",
+            "beside it; give data as the data, or add --split test=../test",
+            1,
+        ),
+        ("compare --methods random, herding --data data --out o", "write no blank after a comma, or put the whole", 1),
+        (
+            "distill --method random --data data --ipc ten --out o",
+            r"ipc: the value should be a whole number \(given: 'ten'",
+            1,
+        ),
         (DRAW + "--out o --data ''", "an empty word stands after --data; is a variable of the shell unset", 2),
         (DRAW + "--data data --out=", "an empty word stands after --out=", 2),
         ("verify ''", "an empty word stands after verify", 2),
@@ -180,3 +192,14 @@ def test_half_of_a_character_in_a_text_is_written_as_an_escape(place, capsys):
     assert main(["import", "data/train", "--out", "mine", "--licence", "caf\udce9"]) == 0
     assert "caf\\xe9" in (place / "mine" / "README.md").read_text(encoding="utf-8")
     assert main([*shlex.split(DRAW), "--data", "data", "--out", "data/new"]) == 0, "beside the splits it harms nothing"
+
+
+def test_the_training_folder_alone_is_led_to_its_data(place, capsys):
+    """The advice of the message for --data data/train works, either way."""
+    for data in (["data"], ["data/train", "--split", "test=../test"]):
+        out = f"judged-{len(data)}"
+        assert main(["distill", "--method", "random", "--data", *data, "--ipc", "1", "--out", out]) == 0
+        assert (
+            main(["evaluate", out, "--networks", "convnet1", "--set", "size=8", "--set", "width=2", "--epochs", "1"])
+            == 0
+        )

@@ -140,7 +140,7 @@ def test_a_source_of_clips(data):
 def test_where_clips_lie(data, tmp_path):
     with pytest.raises(DapError, match="no clips found in .*accepted are one folder of clips for each class"):
         open_source(tmp_path, "train", size=8, frames=4)
-    with pytest.raises(DapError, match="has no test split.*--split test=FOLDER"):
+    with pytest.raises(DapError, match="has no test split, but .*test is beside it; give .* add --split test=../test"):
         open_source(data / "train", "test", size=8, frames=4)
     assert open_source(data / "train", "train", size=8, frames=4).count(0) == 6
     assert open_source(data / "test", "test", size=8, frames=4).count(0) == 4  # its own name says it

@@ -215,8 +215,8 @@ DAMAGES = {
     secret_by_a_folder_of_a_class: "folders.0: this path must lead to a file inside the folder",
     lists_of_other_lengths: "it has 2 names and 1 folder",
     a_shared_folder: "two classes have the folder 'cat'",
-    absurd_ipc: "ipc: input should be less than or equal to",
-    ipc_true: "ipc: input should be a valid integer",
+    absurd_ipc: "ipc: the value should be less than or equal to",
+    ipc_true: "ipc: the value should be a whole number",
     another_ipc: "there is no slot 1, because classes.json says 1 image per class",
     no_label: "line 2: there is no label 7",
     another_label: "line 2: class 1 is called 'cat' here",
@@ -238,7 +238,7 @@ def test_every_damage_is_told_by_every_verb(damage, tmp_path, capsys):
     assert DAMAGES[damage] in str(told.value)
     assert main(["verify", str(tmp_path / "s")]) == 1
     said = capsys.readouterr().err
-    assert "Traceback" not in said and "whole" not in said.replace("not whole", "")
+    assert "Traceback" not in said and "whole" not in said.replace("not whole", "").replace("a whole number", "")
     for layout in LAYOUTS:
         with pytest.raises(DapError):
             export(DistilledSet.open(tmp_path / "s"), tmp_path / "out", layout)

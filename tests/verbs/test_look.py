@@ -14,6 +14,7 @@ from PIL import Image
 
 from dap.base.errors import DapError
 from dap.cli.main import main
+from dap.data.real.names import drawn
 from dap.data.real.sources import open_source
 from dap.starter import REFERENCE
 from dap.verbs.looking.alike import BITS, SIDE, groups, near_pairs, outliers, perceptual, same
@@ -252,3 +253,22 @@ def test_an_outlier_has_no_neighbour_of_its_label():
     labels[4] = 1
     assert outliers(features, labels) == [(4, 0)]
     assert outliers(features[:5], labels[:5]) == [], "too few to say"
+
+
+def test_the_letters_of_a_sheet(tmp_path, capsys):
+    """Its font has English letters alone; a name in another script is a number, which a sentence explains."""
+    said = {
+        "Häuser alt": "Hauser alt",
+        "cat": "cat",
+        "Straße": "Strasse",
+        "ångström": "angstrom",
+        "狗": "class 3",
+        "кот": "class 3",
+    }
+    assert {name: drawn(name, 3) for name in said} == said
+    for place, name in enumerate(("cat", "Häuser", "狗")):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for image in range(2):
+            Image.new("RGB", (8, 8), (90 * place, 90 * image, 5)).save(tmp_path / "d" / name / f"{image}.png")
+    assert main(["look", str(tmp_path / "d"), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert "shows the numbers of these classes: 2 is 狗." in capsys.readouterr().out

@@ -20,6 +20,21 @@ MOST = 5
 """How many wrong values a message names."""
 
 
+PLAIN = {
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    ", got a number with a fractional part": "",
+    "Input should be": "The value should be",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+    "a valid dictionary": "a mapping of names to values",
+}
+"""Words of pydantic in plain words."""
+
+
 def problems(
     error: ValidationError,
     model: type[BaseModel] | None = None,
@@ -80,6 +95,8 @@ def _clause(problem: Mapping[str, Any], place: str, model: type[BaseModel] | Non
 def reason(problem: Mapping[str, Any]) -> str:
     """What is wrong with one value, in pydantic's words or those of a check of ours, without its place."""
     said = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    for words, plain in PLAIN.items():
+        said = said.replace(words, plain)
     return said[:1].lower() + said[1:]
 
 

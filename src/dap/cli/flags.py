@@ -127,7 +127,7 @@ DryRun = Annotated[
     Parameter(
         name="--dry-run",
         help="Make nothing and fetch nothing. Say how much there is to do, and how much time, memory and disk it takes, by "
-        "a short trial on this machine.",
+        "a short time test on this machine.",
     ),
 ]
 Track = Annotated[

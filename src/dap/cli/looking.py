@@ -35,7 +35,7 @@ def methods(
 
     Args:
         name: A method, or file.py:Name.
-        data: Real images, whose time by each method is told by short trials on this machine.
+        data: Real images, whose time by each method is told by short time tests on this machine.
         ipc: Images per class, for the time.
         backbone: The backbone, for the time. Default: one of this machine that knows the images.
     """

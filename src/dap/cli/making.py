@@ -77,7 +77,7 @@ def distill(
     Args:
         out: Folder of the set.
         budget: The time that the set may take, such as 90s, 10m or 1h. The number of iterations or steps follows from it, by a
-            short trial on this machine. Default: the method's usual work; some 10m at most where the method is chosen too.
+            short time test on this machine. Default: the method's usual work; some 10m at most where the method is chosen too.
     """
     from dap.recipe import Recipe
 

@@ -164,7 +164,7 @@ def forecast(found: Sequence[Estimate], out: Path) -> Told:
         lines.append(f"These times are told by trials on this machine, which took {duration(trial)}.")
     memory = [one.memory_gb for one in found if one.memory_gb is not None]
     if memory:
-        lines.append(f"Memory: {max(memory):.1f} GB at the most in the trials.")
+        lines.append(f"Memory: {max(memory):.1f} GB at the most in the time test.")
     disk, free = sum(one.disk for one in found), free_disk(out)
     lines.append(f"Disk: about {size(disk)} of new files; {size(free)} are free there.")
     fetched = dict(item for one in found for item in one.downloads)

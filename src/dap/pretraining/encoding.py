@@ -1,4 +1,4 @@
-"""What encoding all images takes before the denoiser learns: the time, by a trial, the memory, and the versions that fit into
+"""What encoding all images takes before the denoiser learns: the time, by a time test, the memory, and the versions that fit into
 both."""
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def latents_bytes(versions: int, asked: Asked, sizes: Sizes) -> int:
 
 
 def seconds_of_encoding(vae: Any, sizes: Sizes, images: int, device: torch.device) -> float:
-    """The seconds that one of so many images or clips takes to be encoded, by a trial."""
+    """The seconds that one of so many images or clips takes to be encoded, by a time test."""
     taken, n = 0.0, 1
     for n in (1, min(images, together(sizes.size, sizes.frames))):  # the first one is slow, as any first one is
         shape = (n, 3 * (sizes.frames or 1), sizes.size, sizes.size)

@@ -231,14 +231,14 @@ def _of_denoisers(wish: Wish, sizes: Sizes) -> Iterator[Sizes]:
 
 
 def autoencoder_seconds(sizes: Sizes, device: torch.device) -> float:
-    """The seconds of one step of the autoencoder, by a trial."""
+    """The seconds of one step of the autoencoder, by a time test."""
     vae = autoencoder(sizes, 0).to(device, memory_format=torch.channels_last)
     pictures = Pictures(torch.rand(4, 3, sizes.size, sizes.size), torch.zeros(4, dtype=torch.int64))
     return seconds_of(vae, autoencoders.loss_of(vae, pictures, sizes.batch_images, device), device)
 
 
 def denoiser_seconds(sizes: Sizes, classes: int, device: torch.device) -> float:
-    """The seconds of one step of the denoiser, by a trial."""
+    """The seconds of one step of the denoiser, by a time test."""
     vae: Any = nn.Linear(1, 1).to(device)
     vae.config = _Channels(sizes.latent_channels)
     card = Card("trial", "", sizes.size, 1.0, "all", "0", 0.0, "step")
@@ -248,7 +248,7 @@ def denoiser_seconds(sizes: Sizes, classes: int, device: torch.device) -> float:
 
 
 def learner_seconds(learner: denoisers.Learner, batch: int, device: torch.device) -> float:
-    """The seconds of one step of what learns, by a trial on latents of nothing. Its weights stay as they are."""
+    """The seconds of one step of what learns, by a time test on latents of nothing. Its weights stay as they are."""
     shape = (1, 4, *learner.backbone.latent_shape)
     latents = Latents(torch.zeros(shape), torch.ones(shape), torch.zeros(4, dtype=torch.int64))
     latents = Latents(*(part.to(device) for part in (latents.mean, latents.std, latents.labels)))

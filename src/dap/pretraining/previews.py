@@ -14,6 +14,7 @@ from torch import Tensor
 from dap.backbones.guided import ClassifierFree
 from dap.backbones.modules import ModuleBackbone
 from dap.base.files import write_atomically
+from dap.data.real.names import drawn
 from dap.data.real.stored.streams import as_bytes
 from dap.pretraining.pictures import Pictures
 from dap.sampling import Batch
@@ -44,7 +45,7 @@ def samples(backbone: ModuleBackbone, class_names: Sequence[str]) -> list[tuple[
     )
     model = ClassifierFree(backbone, backbone.card.cfg, backbone.card.cfg_channels)
     made = sampled(model, None, batch, steps=STEPS, solver="dpm++2m")
-    names = [str(class_names[label]) for label in labels]
+    names = [drawn(str(class_names[label]), label) for label in labels]
     if frames is not None:
         shown = torch.linspace(0, frames - 1, min(COLUMNS, frames)).long()
         return [(name, clip[:, shown].transpose(0, 1)) for name, clip in zip(names, made, strict=True)]

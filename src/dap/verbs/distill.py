@@ -133,7 +133,7 @@ def distill(
         grid: the folder of the grid that the set is a part of, whose sets share what they leave to `auto`.
         engine: how several processes share the units of the set. Default: this process makes all of them.
         budget: the time that the set may take, such as "10m", or seconds. The number of iterations or steps follows from it by a
-            short trial on this machine, and is kept in the recipe. Default: what the recipe says, or the method's usual work.
+            short time test on this machine, and is kept in the recipe. Default: what the recipe says, or the method's usual work.
         fields: any other fields of the recipe by their keywords, which are the flags of `dap distill` with underscores:
             ipc, seed, steps, scale, reals, guidance_scale, ... The keyword `options` takes the method's own options.
 

@@ -155,7 +155,8 @@ def test_a_line_that_is_left_out_is_counted_and_the_reason_is_shown(tmp_path):
         file.write('{"half": ')
     page = page_of([path], tmp_path / "out")
     assert (
-        "5 unreadable line(s)" in page and "trials.jsonl, line 2: last: input should be less than or equal to 1" in page
+        "5 unreadable line(s)" in page
+        and "trials.jsonl, line 2: last: the value should be less than or equal to 1" in page
     )
     assert len(load_set(path).trials) == 1
 

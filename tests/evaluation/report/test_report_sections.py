@@ -194,7 +194,7 @@ def test_what_images_json_lacks_or_points_outside_is_not_shown(tmp_path: Path) -
     for tile in tiles[1:3]:
         assert "predicted" not in (tile["title"] or "") and "data-near" not in tile
     (path / "images.json").write_text(json.dumps({"images": {"a": 1}}))
-    with pytest.raises(DapError, match=r"images\.json, line 1: images: input should be a valid list"):
+    with pytest.raises(DapError, match=r"images\.json, line 1: images: the value should be a list"):
         page_of([path], tmp_path / "out")
 
 

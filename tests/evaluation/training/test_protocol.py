@@ -138,11 +138,11 @@ def test_overrides_are_checked_and_show_in_the_name(tmp_path):
     ("changes", "message"),
     [
         ({"epoch": 5}, r"The protocol small-hard: unknown key 'epoch'. Did you mean 'epochs'\?"),
-        ({"epochs": 0}, "epochs: input should be greater than 0"),
-        ({"score": "first"}, "score: input should be 'last' or 'best'"),
+        ({"epochs": 0}, "epochs: the value should be greater than 0"),
+        ({"score": "first"}, "score: the value should be 'last' or 'best'"),
         (
             {"train": [{"op": "dsa", "operations": ["flop"]}]},
-            r"step 1 \(dsa\): operations.0: input should be .* .given: 'flop'",
+            r"step 1 \(dsa\): operations.0: the value should be .* .given: 'flop'",
         ),
         ({"train": [{"op": "flop"}]}, "unknown op 'flop'. Did you mean 'flip'"),
         ({"test": [{"op": "flip"}]}, "test has the random step 'flip'"),
@@ -155,7 +155,7 @@ def test_overrides_are_checked_and_show_in_the_name(tmp_path):
         ({"mean": [0.5]}, "mean has 1 values and std 3"),
         ({"decay_at": ["late"]}, "decay_at 'late' should be an epoch, a fraction"),
         ({"decay_at": [301]}, r"decay_at 301 is epoch 301, outside 0 ... 300"),
-        ({"std": [0.0, 1.0, 1.0]}, "std.0: input should be greater than 0"),
+        ({"std": [0.0, 1.0, 1.0]}, "std.0: the value should be greater than 0"),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):

@@ -272,11 +272,11 @@ def test_the_extra_pass_is_run_whoever_gives_the_labels(extra, replayed):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"batch": 0}, "batch: input should be greater than or equal to 1"),
-        ({"classes": "ab"}, "classes: input should be a valid list"),
-        ({"epochs": True}, "epochs: input should be a valid integer"),
+        ({"batch": 0}, "batch: the value should be greater than or equal to 1"),
+        ({"classes": "ab"}, "classes: the value should be a list"),
+        ({"epochs": True}, "epochs: the value should be a whole number"),
         ({"extra": 1}, "extra: there is no such key"),
-        ({"teacher": None}, "teacher: input should be a valid string"),
+        ({"teacher": None}, "teacher: the value should be a text"),
     ],
 )
 def test_an_index_that_a_stranger_wrote_is_a_sentence(tmp_path, changes, says):

@@ -305,7 +305,7 @@ def test_steps_are_read_from_mappings_and_written_back():
         ([{"op": "flip"}, {"op": "centre_crop"}], "step 2: unknown op 'centre_crop'. Did you mean 'center_crop'"),
         ([{"p": 0.5}], "step 1 should be a mapping with an `op`"),
         ([{"op": "flip", "prob": 1}], r"step 1 \(flip\): unknown key 'prob'. Known: op, p"),
-        ([{"op": "flip", "p": 2}], r"step 1 \(flip\): p: input should be less than or equal to 1"),
+        ([{"op": "flip", "p": 2}], r"step 1 \(flip\): p: the value should be less than or equal to 1"),
         ([{"op": "resize"}], "the key 'side' is missing"),
         ([{"op": "random_resized_crop", "size": 8, "scale": [1, 0.5]}], "scale should be the smaller number"),
         ([{"op": "normalize", "mean": [0, 0], "std": [1]}], "mean has 2 values and std 1"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from dap import imagenet
 from dap.base.errors import DapError
+from dap.base.parsing import shown
 
 MOST_CLASSES = 1_000_000
 """Unnamed labels above this are identifiers of something else, not classes."""
@@ -128,3 +129,11 @@ def some(names: Iterable[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def drawn(name: str, label: int) -> str:
+    """A class name as a picture shows it, whose font has the letters of English alone: "Häuser" is "Hauser", and a name in
+    another script is the number of the class, as in "class 3"."""
+    parts = unicodedata.normalize("NFKD", shown(name))
+    plain = "".join(letter for letter in parts if not unicodedata.combining(letter)).replace("ß", "ss")
+    return plain if plain.isascii() else f"class {label}"

@@ -168,7 +168,7 @@ def near_copies(groups: Sequence[Group]) -> list[str]:
         rates, twins = [_rate(record) for record, _ in looks], [_twins(record) for record, _ in looks]
         fair = f"; so are about {100 * max(rates):.2g} % of {noun}s that copy nothing" if max(rates) else ""
         if max(twins) > max(rates):
-            fair = f"; so are {100 * max(twins):.0f} % of the real {noun}s themselves, beside others of their class"
+            fair = f"; {100 * max(twins):.0f} % of the real {noun}s are as near to another real {noun} of their class"
         told.append(
             f"{len(copies):,} of {count(total, noun)}{sets} of {group.label} {verb}: "
             f"{', '.join(places)}{more}. Look at them before this set leaves your hands{fair}."

@@ -49,7 +49,7 @@ def _by_the_time(choice: Mapping[str, Any], took: float | None) -> str:
     The time that a set took stands behind the expected one, which may have been far off.
     """
     times = ", ".join(
-        f"{candidate} about {score:,.0f} s"
+        f"about {score:,.0f} s with {candidate}"
         for candidate, score in zip(choice["candidates"], choice["scores"]["seconds"], strict=False)
         if score is not None
     )
@@ -158,7 +158,7 @@ def cost_table(groups: Sequence[Group]) -> Table:
         means = [group.mean(full), group.mean(shared), group.mean(each), peak]
         means.append(group.mean([t.get("seconds") for t in trials]))
         devices = ", ".join(distinct(t.get("device") for t in trials))
-        needs = ", ".join(distinct(need for c in costs for need in c.get("needs", ())))
+        needs = ", ".join(distinct(need for c in costs for need in c.get("needs", ()) if need != "training"))
         rows.append((named(group.label), *(Cell(figure(v), v) for v in means), cell(needs), cell(devices)))
     return plain_table("cost", "Cost", columns, tuple(rows))
 

@@ -101,9 +101,9 @@ class Row:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the method needs beside a backbone, such as "classifier", "training" or "captions"."""
+        """What the method needs beside real images, as `dap methods` says: "backbone", "classifier", "captions"."""
         found = {str(need) for record in self.group.sets for need in record.cost.get("needs", ())}
-        return tuple(sorted(found - {"backbone"}))
+        return tuple(sorted(found - {"training"}))
 
     @property
     def method(self) -> str:

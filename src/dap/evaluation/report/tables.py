@@ -264,7 +264,7 @@ def _costs(rows: Sequence[Row]) -> list[Told]:
         (Column("s per set", short="s per\nset", apart=True), [Cell(figure(r.seconds), r.seconds) for r in rows]),
         (Column("GB", hint=hint, short="peak\nGB", apart=True), [Cell(figure(r.memory), r.memory) for r in rows]),
         (
-            Column("needs", False, hint="beside a backbone and real images", apart=True),
+            Column("needs", False, hint="beside real images", apart=True),
             [cell(", ".join(r.needs) or None) for r in rows],
         ),
     ]

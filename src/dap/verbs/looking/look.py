@@ -24,7 +24,7 @@ from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.measures import extract
 from dap.recipe import Data, Recipe
 from dap.verbs.looking.alike import SIDE, Seen, groups, near_pairs, outliers, same, seen
-from dap.verbs.looking.sheet import write_sheet
+from dap.verbs.looking.sheet import numbered, write_sheet
 from dap.verbs.options import Machine, permitted
 from dap.verbs.recorded import check_there, of_others, recorded_data
 
@@ -113,6 +113,8 @@ def look(
             facts["leaks"].append(told_of)
             sentences += lines
     sheet = None if out is None else write_sheet(next(iter(found.values())), Path(out))
+    if sheet is not None:
+        sentences += numbered(next(iter(found.values())))
     return Look([_one_line(line) for line in sentences], facts, sheet)
 
 

@@ -67,7 +67,7 @@ class Fitted:
 
 
 def fitted(recipe: Recipe, workshop: Workshop, seconds: float) -> Fitted | None:
-    """How much of a method's work fits a budget, by a trial on this machine.
+    """How much of a method's work fits a budget, by a time test on this machine.
 
     Args:
         recipe: the recipe, without choices that are left to `auto`.

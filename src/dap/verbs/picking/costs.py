@@ -22,7 +22,7 @@ def costs(
 ) -> dict[str, float | None]:
     """The seconds of a set by each method that has a name, with its usual options.
 
-    Methods of a backbone are told by the time of one pass, and methods that optimise pixels by a trial of some iterations.
+    Methods of a backbone are told by the time of one pass, and methods that optimise pixels by a time test of some iterations.
     Both are rough.
 
     Args:
@@ -33,7 +33,7 @@ def costs(
         watcher: is told what was understood of the data.
 
     Returns:
-        The seconds; None where the method cannot be used here as it is, or where no short trial tells its time.
+        The seconds; None where the method cannot be used here as it is, or where no short time test tells its time.
 
     Raises:
         DapError: there are no such images.

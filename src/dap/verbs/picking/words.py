@@ -82,8 +82,8 @@ def of_dm(reason: str, iterations: int, seconds: float, budget: float | None, *,
     """The reason for `dm`."""
     longer = "" if budget is not None and capped else "A longer --budget (such as 1h) takes more iterations. "
     return (
-        f"Method dm with {counted(iterations, 'iteration')}, which will take {time_of(seconds)} by a short trial: {reason}. Of "
-        "the four methods without a diffusion model that were tried on one folder, dm had the highest mean accuracy "
+        f"Method dm with {counted(iterations, 'iteration')}, which will take {time_of(seconds)} by a short time test: {reason}. "
+        "Of the four methods without a diffusion model that were tried on one folder, dm had the highest mean accuracy "
         f"(docs/choosing.md). {longer}{own_backbone(data)}"
     )
 
@@ -127,7 +127,7 @@ def on_budget(recipe: Recipe, found: Fitted | None, budget: float) -> str:
             f"takes {time_of(found.seconds)}. It is made with these all the same."
         )
     how = "as it is without a budget" if found.value >= found.usual else f"of {found.usual:,} without a budget"
-    return f"{recipe.method} with {found.value:,} of {name}, {how}: {time_of(found.seconds)} by a short trial."
+    return f"{recipe.method} with {found.value:,} of {name}, {how}: {time_of(found.seconds)} by a short time test."
 
 
 def again(choices: Sequence[Mapping[str, Any]], budget: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`--dry-run`: what work will take, told by a short trial on this machine. Nothing is made and nothing is fetched."""
+"""`--dry-run`: what work will take, told by a short time test on this machine. Nothing is made and nothing is fetched."""
 
 from __future__ import annotations
 
@@ -111,14 +111,14 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
             return Estimate(**facts, seconds=0.0)
         raw = 3 * task.source.size**2 * PNG_SHARE
         if isinstance(method, Matching) and method.bounded:
-            watcher.note(f"{name}: a short trial tells how long it takes")
+            watcher.note(f"{name}: a short time test tells how long it takes")
             rate = of_iterations(method, task)
             seconds, trial = rate.seconds(task.options.iterations), time.monotonic() - began
             return Estimate(**facts, seconds=seconds, trial=trial, disk=round(left * raw))
         if "training" in method.needs:
             why = f"{recipe.method} trains something before its first image, whose time no trial tells"
             return Estimate(**facts, why=why, disk=round(left * raw))
-        watcher.note(f"{name}: a short trial tells how long it takes")
+        watcher.note(f"{name}: a short time test tells how long it takes")
         trials = Trials(method, task, Path(folder))
         seconds = trials.paces(units).seconds()
         return Estimate(
@@ -216,7 +216,7 @@ def of_trainings(
     known = {} if known is None else known
     total = sum(left.values())
     if isinstance(protocol.labels, (Soft, Stored)):
-        why = "the time of a classifier's labels is not told by a trial"
+        why = "the time of a classifier's labels is not told by a time test"
         return Estimate(name=name, kind="trainings", pieces=total, left=total, units=total, why=why)
     began = time.monotonic()
     for net in left:

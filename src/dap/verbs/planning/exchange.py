@@ -1,4 +1,4 @@
-"""`--dry-run` of `export`, `import` and `push`: short trials on a few images. Nothing is made, and nothing is fetched."""
+"""`--dry-run` of `export`, `import` and `push`: short time tests on a few images. Nothing is made, and nothing is fetched."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def _by_backbone(
         check_image_labels(out, labeller.name(made), names, labelling.image_hashes(made), how)
     if holds_image_labels(place):
         return Estimate(**facts, left=0, seconds=0.0)
-    watcher.note("a short trial tells how long a pass of the backbone takes")
+    watcher.note("a short time test tells how long a pass of the backbone takes")
     began = time.monotonic()
     each = seconds_a_pass(backbone, real, names)
     seconds = each * levels.passes(len(names)) * (n + min(asked.reals, total_of(real)))
@@ -278,7 +278,7 @@ def _mark(marks: list[float], *_: Any) -> None:
 
 
 def _blank(made: DistilledSet, n: int) -> ImageLabels:
-    """Labels of the first images of a set that say nothing, for a trial of what does not depend on them."""
+    """Labels of the first images of a set that say nothing, for a time test of what does not depend on them."""
     n = min(n, len(made.records))
     return image_labels("a trial", made.class_names, torch.zeros(n, len(made.class_names)), None)
 

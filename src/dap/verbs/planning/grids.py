@@ -113,7 +113,7 @@ def planned_judging(
 
 
 def _alike(cells: Sequence[tuple[Path, Recipe]], name: str, workshops: Workshops, watcher: Watcher) -> Estimate:
-    """What sets that differ in their seed alone will take: a trial of the first that is not done tells it of all."""
+    """What sets that differ in their seed alone will take: a time test of the first that is not done tells it of all."""
     each = list[Estimate]()
     known: Estimate | None = None
     for path, recipe in cells:

@@ -1,6 +1,6 @@
 """`--dry-run` of the verbs that run one network over many images: `train-teacher`, `classify` and `caption`.
 
-Nothing is made. A short trial on some of the images tells the time.
+Nothing is made. A short time test on some of the images tells the time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def planned_teacher(
     ready = opened_for_teacher(data, out, machine=machine, watcher=watcher, **asked)
     classes = len(ready.train.class_names)
     network = ready.protocol.network
-    watcher.note("a short trial on noise tells how long a training takes")
+    watcher.note("a short time test on noise tells how long a training takes")
     trained = total_of(ready.train)
     sizes, device = (trained, total_of(ready.test), classes), str(device_of(machine.device))
     return [of_trainings(f"{network} on {trained} images", ready.protocol, {network: 1}, sizes, device)]

@@ -1,4 +1,4 @@
-"""What a piece of a method's work takes on this machine, by a trial of seconds on a few of the real images."""
+"""What a piece of a method's work takes on this machine, by a time test of seconds on a few of the real images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dap.methods.base import Method, Task, Unit
 from dap.methods.matching.dc import Dc, loops
 
 CLASSES = 4
-"""How many classes a trial of iterations has. The time of an iteration goes with their number."""
+"""How many classes a time test of iterations has. The time of an iteration goes with their number."""
 SEEN = 4
 """How many real images of each of them are decoded. They are repeated as often as an iteration wants images."""
 TRIED = 3

@@ -242,7 +242,9 @@ def _check_same(out: Path, before: Asked, asked: Asked) -> None:
             if name == "spoken":
                 _refuse_other_names(out, was or before.classes, value or asked.classes)
             others = {"data": "other images", "classes": "other classes", "backbone": "another backbone"}
-            said = others.get(name, f"{flag} {was}, and now it is {value}")
+            now = f"now there is no {flag}" if value is None else f"now it is {value}"
+            began = f"no {flag}" if was is None else f"{flag} {was}"
+            said = others.get(name, f"{began}, and {now}")
             raise DapError(
                 f"The training in {shown(out)} was begun with {said}. Give the same again to go on with it, or choose another "
                 "--out."

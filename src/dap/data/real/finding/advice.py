@@ -62,7 +62,13 @@ def missing_beside(
         files = "parquet files" if kind == "parquet" else f"{what} and the table of their labels"
         move, form = f"move its {files} into {shown(path / 'train')}", " in the same form"
     if path == top and split_of(path.resolve().name) == "train":  # the folder is one of the parts of a data set
-        beside = shown(path.resolve().parent / split)
+        there = path.resolve().parent / split
+        beside = shown(there)
+        if there.is_dir() and any(holds_images(there / name, suffixes=suffixes) for name in class_folders(there)):
+            return DapError(
+                f"{shown(path)} has no {split} split, but {beside} is beside it; give {shown(path.parent)} as the data, or add "
+                f"--split {split}=../{split}"
+            )
         return DapError(
             f"{shown(path)} has no {split} split; put {what} to {split} on{form} into {beside} and give --split "
             f"{split}=../{split}, or put them elsewhere and {_said(split, top)}"

@@ -113,5 +113,6 @@ def inside(path: Path, folders: Sequence[str]) -> set[Split]:
         f"{shown(path)} can be read in two ways: its class folders hold splits, as {shown(holding[0])}/ does, or all of their "
         f"images are of one split. The first does not fit {some([f'{shown(name)}/' for name in odd])}, as {shown(odd[0])}/ holds "
         f"{some(map(shown, held), 4) or 'nothing'}: leave nothing but folders of splits in each class folder, one for training "
-        "images among them. For the second give --split train=."
+        f"images among them. For the second give --split train=. If {shown(path / holding[0])} alone is the data set, give that "
+        "folder."
     )

@@ -204,7 +204,8 @@ class Reader:
         if loose and above is not None:
             raise Unlabelled(
                 f"{shown(self.path)} holds {counted(loose, 'image')} that {'is' if loose == 1 else 'are'} not sorted into class "
-                f"folders, and no table labels them{why}"
+                f"folders, and no table labels them{why}; sort them into one folder for each class, or put a table of labels "
+                "beside them"
             )
         what = f"{counted(loose, 'image')} but no class folders{why}" if loose else "no class folders"
         raise DapError(f"{shown(self.path)} holds {what}{instead(self.path)}; accepted are {LAYOUTS}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -153,12 +154,18 @@ def loose_images(folder: Path) -> int:
     return sum(is_image(entry) and not is_folder(entry) for entry in visible(folder))
 
 
+LINK = re.compile(r"(https?|ftp|s3|gs|hf):/")
+"""The beginning of a link in the internet, of which `Path` leaves one slash."""
+
+
 def check_folder(path: Path) -> None:
     """Check that a data folder exists. The message of the error says what the folder above holds, and suggests a name.
 
     Raises:
         DapError: the folder does not exist, the path is a file, or the system does not let us look at the path.
     """
+    if LINK.match(str(path)):
+        raise DapError("dap fetches no images from a link; download and unpack them, and give their folder with --data")
     try:
         if path.is_dir():
             return
