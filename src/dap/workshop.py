@@ -68,6 +68,7 @@ class Workshop:
         self._tasks: dict[str, tuple[Method, Task]] = {}
         self._kept: list[Backbone | Source] = []
         self._looked_at: dict[tuple[int, int], float | None] = {}
+        self.told: set[str] = set()  # sentences of which one is enough for all sets
         self.tell: Callable[[str], object] = lambda text: None
 
     def with_method(self, method: Method) -> Workshop:

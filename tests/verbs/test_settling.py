@@ -75,7 +75,7 @@ def test_a_set_keeps_numbers_and_its_recipe_makes_it_again_without_a_choice(base
     assert guidance["layer"] in ("0", "1", "2") and 0 <= guidance["scale"] <= 1 and guidance["unit"] == "step"
     assert recipe_of(made)["refine"]["layers"][0] in ("0", "1", "2")
     assert counted == {"layer": 2, "scale": 1}
-    told = [note for note in notes if ": auto is " in note]
+    told = [note for note in notes if "chosen by the criterion" in note]
     assert len(told) == 3 and all(" s on " in note for note in told)  # what was chosen, and its cost
 
     kept = made.noted("chosen.json")["choices"]
@@ -210,7 +210,7 @@ def test_a_backbone_whose_card_names_no_layer_gets_one_as_auto_chooses_it(base, 
     asked = distill({**unsaid, "guidance": {"reals": 2, "layer": "auto"}}, tmp_path / "b")
     assert counted["layer"] == 2 and torch.equal(pixels(made), pixels(asked))
     assert recipe_of(made)["guidance"]["layer"] == recipe_of(asked)["guidance"]["layer"]
-    (told,) = [note for note in notes if "guidance.layer: auto is" in note]
+    (told,) = [note for note in notes if "guidance.layer of dap is" in note]
     assert "bare names no layer; --layer names another" in " ".join(told.split())
     assert made.noted("chosen.json")["choices"][0]["field"] == "guidance.layer"
     again = distill(tmp_path / "a" / "recipe.json", tmp_path / "c")

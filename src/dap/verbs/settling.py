@@ -129,7 +129,9 @@ def settled(
         if choice is None:
             choice = {**kept(store, f"choice of {field}", key, make), "key": mark}
             for text in filter(None, (_told(choice, task, unsaid=fields[field]), choice["warning"])):
-                watcher.note(text)
+                if text not in workshop.told:  # once, where many sets of one comparison have the same choice
+                    workshop.told.add(text)
+                    watcher.note(text)
         choices.append(choice)
         value = choice["value"]
         recipe = _with(recipe, field, (value,) if field == "refine.layers" else value)
@@ -284,6 +286,6 @@ def _told(choice: Mapping[str, Any], task: Task, *, unsaid: bool) -> str | None:
     flag = {"guidance.layer": "--layer", "refine.layers": "--refine-layers"}.get(choice["field"])
     why = f"; the card of {task.backbone.card.name} names no layer; {flag} names another" if unsaid else ""
     return (
-        f"{choice['field']}: auto is {shown(str(choice['value']))} for {task.recipe.method}, by the {name} ({each}{limit}), "
-        f"found in {choice['seconds']:.0f} s on {choice['images']} {of}{why}"
+        f"{choice['field']} of {task.recipe.method} is {shown(str(choice['value']))}, chosen by the criterion {name} "
+        f"({each}{limit}) in {choice['seconds']:.0f} s on {choice['images']} {of}{why}"
     )
