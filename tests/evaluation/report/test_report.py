@@ -219,6 +219,18 @@ def test_sets_without_trials_are_not_evaluated_yet(sets: list[Path], tmp_path: P
     assert "no trials here" in table(report.summarise(report.load([fresh])))
 
 
+def test_sets_of_several_sizes_are_said_not_to_compare(tmp_path: Path) -> None:
+    paths = []
+    for name, size in (("random", 8), ("vanilla", 8), ("dap", 16)):
+        made = recipe(name, 0)
+        paths.append(
+            make_set(tmp_path / name, {**made, "data": {**made.get("data", {}), "size": size}}, [trial(0.7)], side=size)
+        )
+    said = "their accuracies do not compare (8 px: Random, Vanilla; 16 px: DAP). Make them with one --size."
+    assert said in page_of(paths, tmp_path / "out")
+    assert "do not compare" not in page_of(paths[:2], tmp_path / "alike")
+
+
 def test_unguided_rows_show_dashes(tmp_path: Path) -> None:
     made = [recipe("random", 0), recipe("vanilla", 0), recipe("dap", 0, scale=0), recipe("dap", 0, scale=0.5)]
     paths = [make_set(tmp_path / str(i), one, [trial(0.7)]) for i, one in enumerate(made)]

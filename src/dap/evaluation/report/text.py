@@ -233,6 +233,7 @@ def summary(rows: Sequence[Row], sets: Sequence[SetRecord]) -> tuple[str, list[s
         rest.append(f"{held}, so they count as {those}")
     if all(row.n_sets == 1 for row in scored):
         rest.append("Each group has one evaluated set, so no spread between sets is known")
+    rest += _of_sizes(scored)
     if pending:
         rest.append(f"Without trials here: {', '.join(pending)}")
     closed = [f"N{line[1:]}." if line.startswith("no difference") else f"{line}." for line in rest]
@@ -251,6 +252,16 @@ def _prefixes(settings: Sequence[Setting | None]) -> dict[Setting | None, str]:
     networks = {setting.network for setting in distinct if setting}
     short = {s: network_title(s.network) if s and len(networks) == len(distinct) else setting_name(s) for s in distinct}
     return {setting: f"{name}: " if len(distinct) > 1 else "" for setting, name in short.items()}
+
+
+def _of_sizes(rows: Sequence[Row]) -> list[str]:
+    """A sentence where the images of the sets have several sizes."""
+    sides = {row.group.label: row.group.first.fields.get("data.size") for row in rows}
+    known = sorted({side for side in sides.values() if isinstance(side, int)})
+    if len(known) < 2:
+        return []
+    of = "; ".join(f"{side} px: {', '.join(name for name, its in sides.items() if its == side)}" for side in known)
+    return [f"The sets have images of several sizes, so their accuracies do not compare ({of}). Make them with one --size"]
 
 
 def _has_vanilla(rows: Sequence[Row]) -> bool:
