@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownCommandError
 
 from dap import __version__
 from dap.base import disk
@@ -202,6 +202,10 @@ def _unreadable(words: Sequence[str], error: CycloptsError) -> NoReturn:
     if isinstance(error, UnknownCommandError):
         unknown = next((word for word in words if word != "--debug"), "")
         said = f"There is no verb {unknown!r}. {suggest(unknown, [name for name, v in VERBS.items() if v.says])}"
+    elif isinstance(error, MissingArgumentError) and error.argument is not None and not error.tokens_so_far:
+        name = error.argument.name
+        given = any(word == one or word.startswith(f"{one}=") for word in words for one in error.argument.names)
+        said = f"{name} has no value" if given else f"{name} is missing"
     else:
         error.verbose = False
         said = " ".join(str(error).split())
