@@ -220,7 +220,7 @@ def _setting(lines: Sequence[Line], ipc: str, protocol: str) -> str:
         if method in PUBLISHED and (method in AUGMENTED) == augmented and protocol.startswith("small-hard"):
             published = PUBLISHED[method].get(ipc, DASH)
         seconds = [float(line["set_seconds"]) for line in of if line["set_seconds"]]
-        needs = ", ".join(sorted(find(method).needs)) or DASH
+        needs = ", ".join(sorted(find(method).needs - {"training"})) or DASH
         n = f"{len(stat.sets)} × {'/'.join(map(str, each))}"
         shown.append((_called(row, rows), accuracy(stat), n, gap, published, needs, f"{fmean(seconds):,.0f}"))
     heads = ("method", "accuracy, %", "sets × trainings", "against vanilla (95 %)", "published", "needs", "s a set")
