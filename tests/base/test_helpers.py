@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 from dap.base.describing import helpers
 from dap.base.permission import allow_code
 from dap.base.registry import code_of, hash_of_code
-from dap.cli.main import main
 
 IMPORTS = {
     "a module": "import helper",
@@ -117,15 +117,10 @@ def test_a_set_does_not_go_on_with_another_helper(folder, colours, pipeline_fold
 
     def run() -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "dap", *words.split()]
-        return subprocess.run(
-            line, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(folder)}
-        )
+        return subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
 
     assert run().returncode == 0
     next((folder / "a" / "images").rglob("*.png")).unlink()
     (folder / "helper.py").write_text("K = -9\n")
     again = run()
     assert again.returncode == 1 and "helper of mine.py" in again.stderr, again.stderr
-    (folder / "helper.py").write_text("\nK = 1\n")
-    assert run().returncode == 0
-    assert main(["verify", "a"]) == 0

@@ -79,6 +79,8 @@ def _tests(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str
         # A set may be tested on other data than it was made of, so its recipe does not say the name.
         named = [(hashes[i], shown(str(places[i][1].get("data") or ""))) for i in group]
         names = {one: next((name for other, name in named if other == one and name), "") for one in distinct}
+        orders = {places[i][0].class_names for i in group}
+        turned = len(orders) > 1 and len({frozenset(order) for order in orders}) == 1
         for i in group:
             one, name = hashes[i], names[hashes[i]]
             alone = name and list(names.values()).count(name) == 1
@@ -89,7 +91,8 @@ def _tests(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str
                 if one
                 else "images that are not recorded"
             )
-            words[i] = f"{TESTED}{which}"
+            first = f", whose first class is {shown(places[i][0].class_names[0])}" if turned else ""
+            words[i] = f"{TESTED}{which}{first}"
     return words
 
 

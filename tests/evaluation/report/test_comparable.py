@@ -64,6 +64,14 @@ def test_the_name_of_the_test_images_is_that_of_the_trial(tmp_path):
     assert set(aparts([ours, old, new])) == {"tested on other (aa)", "tested on other (bb)"}
 
 
+def test_the_same_classes_in_another_order_are_said(tmp_path):
+    """`--classes` in another order numbers the labels in another way, so the test set is another one."""
+    there = make_set(tmp_path / "there", of_data("random", "a"), [trial(0.5, tested="aa", data="a")], ("bag", "shirt"))
+    back = make_set(tmp_path / "back", of_data("dap", "a"), [trial(0.5, tested="bb", data="a")], ("shirt", "bag"))
+    said = {"tested on a (aa), whose first class is bag", "tested on a (bb), whose first class is shirt"}
+    assert set(aparts([there, back])) == said
+
+
 def test_nothing_is_said_where_all_is_alike(tmp_path):
     paths = [make_set(tmp_path / m, recipe(m, 0), [trial(0.5, tested="aa", by="p")]) for m in ("vanilla", "dap")]
     assert {line["apart"] for line in lines(paths).values()} == {""}

@@ -261,7 +261,9 @@ def _of_sizes(rows: Sequence[Row]) -> list[str]:
     if len(known) < 2:
         return []
     of = "; ".join(f"{side} px: {', '.join(name for name, its in sides.items() if its == side)}" for side in known)
-    return [f"The sets have images of several sizes, so their accuracies do not compare ({of}). Make them with one --size"]
+    return [
+        f"The sets have images of several sizes, so their accuracies do not compare ({of}). Make them with one --size"
+    ]
 
 
 def _has_vanilla(rows: Sequence[Row]) -> bool:
