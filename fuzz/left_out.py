@@ -11,7 +11,6 @@ LEFT_OUT: dict[str, str] = {
     "backbones/converting/labelled.py:film_names": SHIPPED,
     "base/registry.py:_load_file": _CODE,
     "base/registry.py:_load_module": _CODE,
-    "base/registry.py:_hash_of_file": "it hashes code that the user names, whatever it holds",
     "backbones/converting/with_encoder/opening.py:open_encoder": _LIBRARY,
     "backbones/converting/with_encoder/opening.py:open_t5_tokenizer": _LIBRARY,
     "cost.py:peak_memory_gb": "the kernel's file on this process",

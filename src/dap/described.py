@@ -14,6 +14,9 @@ from pydantic import BaseModel
 from torch import nn
 
 from dap.backbones.base import Backbone
+from dap.base.describing.backbones import of_backbone
+from dap.base.describing.code import of_dap
+from dap.base.describing.networks import held_by, hooks, is_network
 from dap.base.describing.values import DEEPEST, Describer, Unknown, counts, name_of
 from dap.base.errors import DapError
 from dap.base.registry import GIVEN
@@ -40,14 +43,15 @@ def describe(thing: Any) -> dict[str, Any]:
     Returns:
         "class": the name "module:Class".
         "code": what `Describer.code_of_kind` gives: for each class of the user a hash of its functions and attributes, and of
-            the functions, classes and global values of the user that they refer to. Modules that are installed do not count.
+            the functions, classes and global values of the user that they refer to. Of an installed class only the version of
+            its package counts, and of what else is installed only the name.
         "python": the version of Python that the hashes belong to, if there are any.
         "values": the arguments of the class, each as its attribute of the same name, or of this name behind an underscore, has
             it, else as it was given. Numbers, texts, lists, mappings, arrays, tensors (by a hash), networks, functions, and
             objects that could be copied are described. Of an object of a user's class the other attributes count as well, if
-            they are numbers, texts, arrays, tensors, networks, functions or objects of `OBJECTS`. Of a source of images nothing
-            is described, because a set keeps its fingerprint.
-        "unknown": the arguments that cannot be described, if there are any.
+            they are of the kinds that `values.counts` names, or objects of `OBJECTS`. Networks count with all that
+            `Describer.network` tells. Of a source of images nothing is described, because a set keeps its fingerprint.
+        "unknown": the arguments, or the code, that cannot be described, if there are any.
     """
     told = _told(thing)
     before, after = getattr(thing, "__dict__", {}).get(CHANGED, (told, told))
@@ -78,12 +82,17 @@ def _told(thing: Any) -> dict[str, dict[str, Any]]:
     describer, code, unknown = Describer(_own), {}, {}
     try:
         code = describer.code_of_kind(type(thing)).get("code", {})
-    except Unknown:
-        unknown["the code"] = ""
+    except Unknown as why:
+        unknown[f"{CODE} ({why})" if str(why) else CODE] = ""
     # The backbones of this package are networks and settings, and the hash of their weights tells both.
-    whole = isinstance(thing, Backbone) and not _of_user(thing)
-    values, lacking = ({}, []) if whole or not isinstance(thing, OBJECTS) else _values_of(thing, describer, DEEPEST)
+    whole = isinstance(thing, Backbone) and of_dap(type(thing))
+    with describer.opened({id(thing): "itself"}):
+        values, lacking = ({}, []) if whole or not isinstance(thing, OBJECTS) else _values_of(thing, describer, DEEPEST)
     return {"code": code, "values": values, "unknown": unknown | dict.fromkeys(lacking, "")}
+
+
+CODE = "the code"
+"""How a record begins to say that code cannot be described."""
 
 
 def _undone(told: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,10 +109,6 @@ def _has_code(description: Any) -> bool:
     if isinstance(description, Mapping):
         return bool(description.get("code")) or any(map(_has_code, description.values()))
     return isinstance(description, list) and any(map(_has_code, description))
-
-
-def _of_user(thing: Any) -> bool:
-    return type(thing).__module__.partition(".")[0] != "dap"
 
 
 def check_goes_on(out: Path, inputs: Mapping[str, Any], total: int) -> None:
@@ -124,10 +129,11 @@ def check_goes_on(out: Path, inputs: Mapping[str, Any], total: int) -> None:
     if not unknown:
         return
     told = f"dap cannot describe {', '.join(unknown)}"
-    advice = (
-        "Keep what the object is made with in attributes of the same names, as numbers, texts, lists, arrays or tensors, or give "
-        "the object by a name as file.py:Name"
-    )
+    kinds = "numbers, texts, lists, arrays or tensors"
+    advice = f"Keep what the object is made with in attributes of the same names, as {kinds}"
+    if all(name.startswith(CODE) for name in unknown):
+        advice = f"Let the closures, the defaults and the decorators of its functions hold only functions, {kinds}"
+    advice += ", or give the object by a name as file.py:Name"
     made = len(DistilledSet.open(out)) if there(out, "classes.json") else 0
     if 0 < made < total:
         raise DapError(
@@ -150,60 +156,72 @@ _ABSENT = object()
 
 def _own(value: Any, describer: Describer, depth: int) -> dict[str, Any] | None:
     """The description of an object of this package, or of one that remembers its arguments, inside another object."""
-    plain = isinstance(value, (nn.Module, BaseModel)) or callable(getattr(value, "fingerprint", None))
-    if not isinstance(value, Backbone) and (plain or (_of_user(value) and not isinstance(value, OBJECTS))):
+    if said := of_backbone(value, describer, depth):
+        return {**said, **describer.code_of_kind(type(value))}
+    if any(
+        of_dap(kind) and "fingerprint" in vars(kind) for kind in type(value).__mro__
+    ):  # a source, a bank of features
+        return {"class": name_of(value), **describer.code_of_kind(type(value)), "fingerprint": value.fingerprint()}
+    plain = isinstance(value, (nn.Module, BaseModel)) or not of_dap(type(value))
+    if plain and not isinstance(value, OBJECTS):
         return None
-    said = {"class": name_of(value), **describer.code_of_kind(type(value))}
-    if isinstance(value, Backbone):
-        return {**said, "weights": value.weights_hash()}
     values, unknown = _values_of(value, describer, depth - 1)
     if unknown:
         raise Unknown
-    return {**said, **values}
+    return {"class": name_of(value), **describer.code_of_kind(type(value)), **values}
 
 
 def _values_of(thing: Any, describer: Describer, depth: int) -> tuple[dict[str, Any], list[str]]:
     """The values an object was made with and holds, and the names of those arguments that cannot be described. Other attributes
     that cannot be described are left out."""
-    held = dict(getattr(thing, "__dict__", {}))
-    given: Mapping[str, Any] = held.get(GIVEN, {})
+    given: Mapping[str, Any] = getattr(thing, "__dict__", {}).get(GIVEN, {})
     found: dict[str, Any] = {}
     unknown: list[str] = []
     try:
-        parameters = _parameters(type(thing))
-    except Unknown:
+        parameters, held = _parameters(type(thing)), held_by(thing)
+    except Exception:
         return {}, ["the arguments"]
     for name, parameter in parameters.items():
-        values = [getattr(thing, name, getattr(thing, f"_{name}", _ABSENT)), given.get(name, _ABSENT)]
-        told = [value for value in values if value is not _ABSENT]
+        told = [value for value in (_attribute(thing, name), given.get(name, _ABSENT)) if value is not _ABSENT]
         if not told and parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         descriptions: list[Any] = []
-        for value in told:
-            try:
-                descriptions.append(_hashed(thing, value) or describer.described(value, depth))
-            except Unknown:
-                continue
+        for value in {id(value): value for value in told}.values():  # mostly one value, which may be large
+            with contextlib.suppress(Unknown):
+                descriptions.append(_in(thing, value, describer, depth))
         if not descriptions:
             unknown.append(name)
             continue
         found[name] = descriptions[0]
         if len(descriptions) > 1 and descriptions[1] != descriptions[0]:
             found[f"{name}, as given"] = descriptions[1]
-    arguments = {GIVEN, CHANGED, *parameters, *(f"_{name}" for name in parameters)}
-    for name, value in held.items() if _of_user(thing) else ():
+    if isinstance(thing, nn.Module) and (hung := hooks(thing)):
+        try:
+            found["hooks"] = describer.described(hung, depth)
+        except Unknown:
+            unknown.append("the hooks")
+    arguments = {*parameters, *(f"_{name}" for name in parameters)}
+    for name, value in held.items() if not of_dap(type(thing)) else ():
         if name in arguments or not (counts(value) or isinstance(value, OBJECTS)):
             continue
         with contextlib.suppress(Unknown):
-            found[name] = _hashed(thing, value) or describer.described(value, depth)
+            found[name] = _in(thing, value, describer, depth)
     return found, unknown
 
 
-def _hashed(thing: Any, value: Any) -> dict[str, Any]:
-    """The description of a network or a pipeline in a backbone, whose weights have a hash of their own; {} for other values."""
-    library = type(value).__module__.partition(".")[0] in ("torch", "diffusers", "transformers")
-    network = isinstance(value, nn.Module) or (library and hasattr(value, "config"))
-    return {"class": name_of(value)} if isinstance(thing, Backbone) and network else {}
+def _attribute(thing: Any, name: str) -> Any:
+    """What an object holds of an argument; a property of this name may fail before a run."""
+    for attribute in (name, f"_{name}"):
+        with contextlib.suppress(Exception):
+            return getattr(thing, attribute)
+    return _ABSENT
+
+
+def _in(thing: Any, value: Any, describer: Describer, depth: int) -> Any:
+    """The description of a value in an object. Of a network or a pipeline in a backbone the weights have a hash of their own."""
+    if not (isinstance(thing, Backbone) and is_network(value)):
+        return describer.described(value, depth)
+    return {"class": name_of(value), **(describer.network(value) if isinstance(value, nn.Module) else {})}
 
 
 def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:

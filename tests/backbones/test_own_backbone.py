@@ -55,7 +55,10 @@ def test_edited_code_is_another_backbone(mine, tmp_path):
     before = load(f"{file}:Mine").weights_hash()
     assert before == load(f"{mine}:Mine").weights_hash(), "a copy is the same backbone"
     file.write_text(f"{mine.read_text()}\n# edited\n")
-    assert load(f"{file}:Mine").weights_hash() != before
+    assert load(f"{file}:Mine").weights_hash() == before, "a comment runs nothing"
+    text = mine.read_text()
+    file.write_text(text.replace("self.labels(label) +", "self.labels(label) -"))
+    assert file.read_text() != text and load(f"{file}:Mine").weights_hash() != before
 
 
 BUILT = """

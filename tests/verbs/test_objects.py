@@ -157,9 +157,14 @@ def test_what_changes_while_runs_use_an_object_is_seen_after_them():
 def test_what_cannot_be_described_is_named(tmp_path):
     for value in (iter([1]), torch.Generator(), random.Random(1), [threading.Lock()], (one for one in "ab"), sys.stdin):
         assert describe(Hiding(value))["unknown"] == ["value"]
-    loop = []
-    loop.append(loop)
-    assert describe(Holding(loop))["unknown"] == ["value"]
+
+
+def test_a_value_that_holds_itself_is_described():
+    one, other = [], [[]]
+    one.append(one)
+    other[0].append(other)
+    assert describe(Holding(one)) == describe(Holding(one)) != describe(Holding(other))
+    assert "unknown" not in describe(Holding(one))
 
 
 def test_a_class_without_arguments_still_takes_none():

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dap.backbones.schedules import Schedule, Time
-from dap.base.describing.values import Describer, Unknown
+from dap.base.describing.backbones import arguments, code_and_networks
 from dap.base.errors import DapError
-from dap.base.registry import GIVEN, Recorded, code_of_class, suggest
+from dap.base.registry import Recorded, suggest
 from dap.choices import SolverName
 from dap.guidance.base import GradThrough
 
@@ -277,26 +277,18 @@ class Backbone(Recorded, ABC):
     def weights_hash(self) -> str:
         """The sha256 of the settings and of the names and bytes of all weights as they were loaded.
 
-        The code of a class that is not of this package or of a library belongs to it too, be it that of the backbone or of a
-        network in it: with other code the same weights predict otherwise. So do the arguments of such a backbone that are
-        numbers, texts, or lists and mappings of them.
+        Code of the user's belongs to it too, be it that of the backbone or of a network in it: with other code the same weights
+        predict otherwise. So do the arguments of a user's backbone that can be described and are no networks, and all that
+        decides the output of the networks of a user, see `Describer.network`.
         """
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
-        held = {name: value for name, value in vars(self).items() if name != GIVEN}  # an argument may be used no more
-        kinds = {type(self)} | {type(part) for network in _networks(held) for part in network.modules()}
-        digest.update("".join(sorted(_code_of(kinds))).encode())
-        if arguments := self._plain_arguments():
-            digest.update(json.dumps(arguments, sort_keys=True).encode())
+        for said in (code_and_networks(self), arguments(self)):
+            if said:
+                digest.update(json.dumps(said, sort_keys=True).encode())
         for name, value in sorted(self.state().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-    def _plain_arguments(self) -> dict[str, Any]:
-        """What a user's class was made with, as the attributes have it by now. The device decides no prediction."""
-        given: Mapping[str, Any] = vars(self).get(GIVEN, {})
-        held = {name: vars(self).get(name, value) for name, value in given.items() if name != "device"}
-        return {name: value for name, value in held.items() if _is_plain(value)}
 
     def check_layer(self, layer: str) -> str:
         """Return the layer if it can be tapped.
@@ -307,33 +299,3 @@ class Backbone(Recorded, ABC):
         if layer not in self.layers:
             raise DapError(f"{self.card.name} has no layer {layer!r} to tap. {suggest(layer, self.layers)}")
         return layer
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    if isinstance(value, Mapping):
-        return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _code_of(kinds: Iterable[type]) -> set[str]:
-    """Hashes of the files of classes. A class in no file, as in a notebook, and one in the program that runs, which is edited for
-    other reasons too, have hashes of what their functions run."""
-    found: set[str] = set()
-    for kind in kinds:
-        in_files = code_of_class(kind)
-        if "unknown" in in_files.values() or any(name.startswith("__main__:") for name in in_files):
-            with suppress(Unknown):
-                in_files = Describer().code_of_kind(kind).get("code", {})
-        found |= set(in_files.values())
-    return found
-
-
-def _networks(held: object) -> Iterator[nn.Module]:
-    """The networks among the values of a backbone's attributes, also those in lists and dictionaries."""
-    if isinstance(held, nn.Module):
-        yield held
-    elif isinstance(held, Mapping | list | tuple):
-        for value in held.values() if isinstance(held, Mapping) else held:
-            yield from _networks(value)

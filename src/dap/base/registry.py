@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from dap.base.describing.code import LIBRARIES
 from dap.base.describing.helpers import helpers_of
 from dap.base.errors import DapError, suggest
 from dap.base.permission import admit, is_code
@@ -141,16 +140,6 @@ def hash_of_code(spec: str) -> str:
     return hashlib.sha256("".join(found).encode()).hexdigest() if len(found) > 1 else "".join(found)
 
 
-def code_of_class(kind: type) -> dict[str, str]:
-    """For a class and each class that it derives from, the sha256 of its file, by "module:Class".
-
-    If there is no file, as in a notebook, it is "unknown". Classes of this package are left out, because a set notes the version
-    of the package. Classes of Python's builtins, abc and typing, and of the libraries in `LIBRARIES` are left out too.
-    """
-    own = (one for one in kind.__mro__ if one.__module__.partition(".")[0] not in LIBRARIES)
-    return {f"{one.__module__}:{one.__qualname__}": _hash_of_file(one) for one in own}
-
-
 GIVEN = "_dap_given"
 """The attribute that holds the arguments of an object of `Recorded`."""
 
@@ -173,14 +162,6 @@ class Recorded:
                 bound.apply_defaults()
                 made.__dict__[GIVEN] = dict(list(bound.arguments.items())[1:])
         return made
-
-
-def _hash_of_file(kind: type) -> str:
-    try:
-        file = inspect.getsourcefile(kind)
-    except (OSError, TypeError):
-        file = None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else "unknown"
 
 
 @dataclass(frozen=True)

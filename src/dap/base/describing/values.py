@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import dataclasses
 import enum
 import functools
-import hashlib
 import json
-import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
@@ -20,21 +19,32 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from dap.base.describing.code import attributes_of, from_library, functions_of, installed, marks, read_by
-from dap.base.describing.hashes import hash_of, hash_of_long
+from dap.base.describing.code import (
+    attributes_of,
+    is_named,
+    marks,
+    name_of_code,
+    of_user,
+    parts_of,
+    read_by,
+    version_of,
+)
+from dap.base.describing.hashes import hash_of
+from dap.base.describing.networks import attributes, held_by, hooks, lasts, script
+from dap.base.describing.plain import HOLDS, Unknown, plain, short
 
 DEEPEST = 12
-"""How many objects deep a description goes. Deeper ones refer to themselves."""
-
-LONGEST = 2000
-"""How many characters of a value are kept. Of a longer one the record has a hash."""
+"""How many objects deep a description goes."""
 
 STREAMS = (Iterator, torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 """What gives something else at each use. Nobody can tell what of it was used when."""
 
-
-class Unknown(Exception):
-    """A value cannot be described."""
+COUNTED = (
+    *(bool, int, float, complex, str, bytes, range, slice, np.generic, np.ndarray, enum.Enum, Path, BaseModel),
+    *(Tensor, torch.dtype, nn.Module, torch.jit.ScriptFunction),
+    *(FunctionType, BuiltinFunctionType, np.ufunc, MethodType, functools.partial, type),
+)
+"""The kinds of values that say what an object does, even where nobody gave them: see `counts`."""
 
 
 Own = Callable[[Any, "Describer", int], "dict[str, Any] | None"]
@@ -48,11 +58,7 @@ def nobody(value: Any, describer: Describer, depth: int) -> None:
 
 def name_of(thing: Any) -> str:
     """The name of an object's class, as "module:Class"."""
-    return _name(type(thing))
-
-
-def _name(thing: Any) -> str:
-    return f"{thing.__module__}:{thing.__qualname__}"
+    return name_of_code(type(thing))
 
 
 class Describer:
@@ -64,8 +70,9 @@ class Describer:
 
     def __init__(self, own: Own = nobody) -> None:
         self._own = own
-        # What is being described has its name here, so that code that refers to itself comes to an end.
+        # What is being described has its name here, so that code and values that refer to themselves come to an end.
         self._code: dict[FunctionType | type, str] = {}
+        self._open: dict[int, str] = {}
 
     def described(self, value: Any, depth: int = DEEPEST) -> Any:
         """A value as JSON.
@@ -77,27 +84,34 @@ class Describer:
         Raises:
             Unknown: something in it cannot be described, such as an open file.
         """
+        if id(value) in self._open:
+            return {"again": self._open[id(value)]}
         if not depth:
             raise Unknown
-        inner = functools.partial(self.described, depth=depth - 1)
-        value = _of_python(value)
+        try:
+            told = plain(value)
+            if told is not HOLDS:
+                return told
+            with self.opened({id(value): str(depth)}):
+                return self._described(value, functools.partial(self.described, depth=depth - 1), depth)
+        except Unknown:
+            raise
+        except Exception:  # the user's own code runs where an object is copied, and may do anything
+            raise Unknown from None
+
+    @contextlib.contextmanager
+    def opened(self, names: Mapping[int, str]) -> Iterator[None]:
+        """A block in which objects, by their ids, have names where they are met again."""
+        fresh = {key: name for key, name in names.items() if key not in self._open}
+        self._open |= fresh
+        try:
+            yield
+        finally:
+            for key in fresh:
+                del self._open[key]
+
+    def _described(self, value: Any, inner: Inner, depth: int) -> Any:
         kind = type(value)
-        if value is None or kind in (bool, int, str):
-            return short(value) if kind is str else value
-        if kind is float:
-            return value if math.isfinite(value) else {"number": str(value)}
-        if isinstance(value, enum.Enum):
-            return {"class": name_of(value), "name": value.name}
-        if kind in (complex, range, slice) or isinstance(value, (Path, torch.dtype)):
-            return {"class": name_of(value), "value": str(value)}
-        if isinstance(value, torch.device):  # it decides no more than a rounding
-            return {"class": name_of(value)}
-        if kind in (bytes, bytearray):
-            return {"bytes": hashlib.sha256(value).hexdigest()}
-        if isinstance(value, Tensor):
-            return _tensor(value)
-        if kind is np.ndarray and value.dtype.kind in "biufcSU":
-            return _array(value.tobytes(), str(value.dtype), value.shape)
         # Of a class that derives from one of these, a list alone does not say all: see `_object`.
         if kind in (list, tuple):
             return short([inner(one) for one in value])
@@ -108,6 +122,9 @@ class Describer:
             if all(isinstance(key, str) for key, _ in pairs):
                 return short(dict(pairs))
             return {"pairs": short(_sorted(pairs))}
+        if isinstance(value, enum.Enum):
+            said = {"class": name_of(value), "name": value.name, "value": inner(value.value)}
+            return {**said, **self.code_of_kind(kind)}
         if kind is functools.partial:
             return {"partial": [inner(one) for one in (value.func, value.args, value.keywords)]}
         if kind is MethodType:
@@ -116,79 +133,112 @@ class Describer:
             holder = value.__self__
             of = {} if holder is None or isinstance(holder, (type, ModuleType)) else {"of": inner(holder)}
             return {"function": f"{getattr(value, '__module__', None)}:{value.__qualname__}", **of}
+        if isinstance(value, torch.jit.ScriptFunction):
+            return {"function": value.name, "script": hash_of(script(value))}
         if kind is FunctionType:
             return self._function(value, inner)
         if isinstance(value, type):
-            return {"type": _name(value), **self.code_of_kind(value, inner)}
+            return {"type": name_of_code(value), **self.code_of_kind(value)}
         return self._own(value, self, depth) or self._object(value, inner)
 
     def _object(self, value: Any, inner: Inner) -> dict[str, Any]:
-        """The description of an object: its class and a hash that it has of itself, or what a copy of it is made of."""
-        said = {"class": name_of(value), **self.code_of_kind(type(value), inner)}
+        """The description of an object: its class, and what a copy of it is made of."""
+        said = {"class": name_of(value), **self.code_of_kind(type(value))}
         if isinstance(value, nn.Module):
-            return {**said, **self._network(value, inner)}
-        if callable(fingerprint := getattr(value, "fingerprint", None)):  # a source, a bank of features
-            return {**said, "fingerprint": inner(fingerprint())}
+            state = {**dict(value.named_buffers()), **value.state_dict()}
+            weights = hash_of({name: inner(one) for name, one in state.items()})
+            return {"class": name_of(value), **self.network(value, inner), "weights": weights}
         if isinstance(value, BaseModel):
-            return {**said, **{name: inner(getattr(value, name)) for name in type(value).model_fields}}
+            private = {name: one for name, one in (value.__pydantic_private__ or {}).items() if counts(one)}
+            more = {"__pydantic_extra__": value.__pydantic_extra__, "__pydantic_private__": private}
+            fields = {name: getattr(value, name) for name in type(value).model_fields}
+            return {**said, **{name: inner(one) for name, one in {**fields, **_there(more)}.items()}}
+        if isinstance(value, (set, frozenset)):
+            held = {"set": _sorted(inner(one) for one in value)}
+            return {**said, **held, **{name: inner(one) for name, one in _there({"state": held_by(value)}).items()}}
         if isinstance(value, STREAMS):
             raise Unknown
-        try:
-            parts = _copied(value)
-        except Exception:  # each class says in its own words that it cannot be copied
-            raise Unknown from None
+        parts = _copied(value)
         if isinstance(parts, str):
             return {**said, "value": parts}
         make, arguments, *more = parts
         state, items, pairs = (*more, None, None, None)[:3]
         made = arguments[1:] if getattr(make, "__name__", "") == "__newobj__" else (make, *arguments)
-        told = {"made": made, "state": state, "items": list(items or ()), "pairs": list(pairs or ())}
-        return {**said, **{name: inner(one) for name, one in told.items() if one}}
+        told = {
+            "made": made,
+            "state": _lasting(type(value), state),
+            "items": list(items or ()),
+            "pairs": list(pairs or ()),
+        }
+        return {**said, **{name: inner(one) for name, one in _there(told).items()}}
 
-    def _network(self, network: nn.Module, inner: Inner) -> dict[str, Any]:
-        """A network by its weights, and by the classes and the attributes of its parts."""
+    def network(self, network: nn.Module, inner: Inner | None = None) -> dict[str, Any]:
+        """All that decides the output of a network beside its weights: the classes of its parts, their attributes, hooks, and
+        code of the user's.
+
+        Raises:
+            Unknown: an attribute of a part whose class is the user's own, or a hook, cannot be described. Of a part of another
+                class such an attribute is left out.
+        """
+        inner = inner or self.described
         parts: list[Any] = []
         code: dict[str, str] = {}
-        for name, part in network.named_modules():
-            kept = {name: value for name, value in vars(part).items() if name not in _TORCHS and counts(value)}
-            parts.append([name, name_of(part), part.training, inner(kept)])
-            code |= self.code_of_kind(type(part), inner).get("code", {})
-        state = {**dict(network.named_buffers()), **network.state_dict()}
-        weights = hash_of({name: inner(one) for name, one in state.items()})
-        return {"parts": hash_of(parts), "weights": weights, **({"code": code} if code else {})}
+        with self.opened({id(part): name for name, part in network.named_modules()}):
+            for name, part in network.named_modules():
+                kept = attributes(part, counts)
+                if of_user(type(part)):
+                    told = {key: _said(f"{name_of(part)}.{key}", one, inner) for key, one in kept.items()}
+                else:
+                    told = dict(_known(kept.items(), lambda pair: (pair[0], inner(pair[1]))))
+                hung = [_said(f"a hook of {name_of(part)}", hook, inner) for hook in hooks(part)]
+                parts.append([name, name_of(part), told, hung])
+                code |= self.code_of_kind(type(part)).get("code", {})
+        return {"parts": hash_of(parts), **({"code": code} if code else {})}
 
     def _function(self, function: FunctionType, inner: Inner) -> dict[str, Any]:
         """A function by what it runs and by what it holds of its surroundings."""
+        if original := vars(function).get("_torchdynamo_orig_callable"):  # torch.compile, which changes no result
+            return inner(original)
+        said = {"function": name_of_code(function)}
+        if is_named(function):
+            return said
+        if isinstance(registry := vars(function).get("registry"), MappingProxyType):  # functools.singledispatch
+            return {**said, "registry": inner(registry)}
         more = {"holds": _held(function), "defaults": function.__defaults__, "keywords": function.__kwdefaults__}
-        said = {"function": _name(function), **{name: inner(one) for name, one in more.items() if one}}
-        return said if from_library(function) else {**said, "code": self._reached(function, inner)}
+        said |= {name: inner(one) for name, one in _there(more).items()}
+        return {**said, "code": self._reached(function)} if of_user(function) else said
 
-    def code_of_kind(self, kind: type, inner: Inner | None = None) -> dict[str, dict[str, str]]:
-        """Under the key "code", for a class and each class that it derives from, a hash of its functions and of its attributes,
-        by "module:Class". Classes of Python, of this package and of libraries are left out; {} where there are no others.
+    def code_of_kind(self, kind: type) -> dict[str, dict[str, str]]:
+        """Under the key "code", for a class and each class that it derives from, by "module:Class": for the user's own a hash of
+        its functions and of its attributes, and for one of an installed package the version of the package. Classes of Python,
+        of this package and of `code.LIBRARIES` are left out; {} where there are no others.
 
         Raises:
             Unknown: a function of the class holds something of its surroundings that cannot be described.
         """
-        own = [one for one in kind.__mro__ if not from_library(one)]
-        code = {_name(one): self._reached(one, inner or self.described) for one in own}
+        code = {name_of_code(one): self._reached(one) for one in kind.__mro__ if of_user(one)}
+        code |= {name_of_code(one): f"version {found}" for one in kind.__mro__ if (found := version_of(one))}
         return {"code": code} if code else {}
 
-    def _reached(self, root: FunctionType | type, inner: Inner) -> str:
+    def _reached(self, root: FunctionType | type) -> str:
         """A hash of what a function or the functions of a class run, with all of the user's own that they refer to.
 
-        What a function holds of its surroundings must be described; of the global names that it reads, only what can be.
+        What a function holds of its surroundings must be described; of the attributes of a class and of the global names that a
+        function reads, only what can be.
         """
         if root in self._code:
             return self._code[root]
-        self._code[root] = _name(root)
+        self._code[root] = name_of_code(root)
         left, seen, told = [root], set[int](), list[Any]()
+        around, self._open = self._open, {}  # code is the same wherever it is met
 
         def tell(value: Any) -> Any:
-            if isinstance(value, (FunctionType, type)) and not installed(value):
+            if isinstance(value, (FunctionType, type)) and of_user(value):
                 left.append(value)
-                return _name(value)
-            return inner(value)
+                return name_of_code(value)
+            if parts := parts_of(value):
+                return [name_of(value), *map(tell, parts)]
+            return self.described(value)
 
         try:
             while left:
@@ -198,14 +248,17 @@ class Describer:
                 seen.add(id(one))
                 if isinstance(one, FunctionType):
                     held = [*_held(one), *(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values()]
-                    told.append([marks(one.__code__), [tell(value) for value in held], _known(read_by(one), tell)])
+                    said = [_said(name_of_code(one), value, tell) for value in held]
+                    told.append([marks(one.__code__), said, _known(read_by(one), tell)])
                 else:
-                    left += [function for function in functions_of(one) if not from_library(function)]
-                    left += [base for base in one.__bases__ if one is not root and not installed(base)]
-                    told.append([_name(one), _known(attributes_of(one), tell)])
-        except Unknown:
+                    left += [base for base in one.__bases__ if one is not root and of_user(base)]
+                    known = _known(attributes_of(one), lambda pair: [pair[0], tell(pair[1])])
+                    told.append([name_of_code(one), known])
+        except Exception as why:
             del self._code[root]
-            raise
+            raise why if isinstance(why, Unknown) else Unknown from None
+        finally:
+            self._open = around
         self._code[root] = hash_of(told)
         return self._code[root]
 
@@ -213,21 +266,16 @@ class Describer:
 Inner = Callable[[Any], Any]
 """Describes a value inside another one."""
 
-_TORCHS = frozenset(vars(nn.Module()))
-
 
 def counts(value: Any) -> bool:
     """Whether a value that nobody gave, such as an attribute that a class has made itself, says what an object does. Lists and
-    mappings do not count, because they are where objects keep what they found out."""
-    if isinstance(value, tuple):
+    mappings do not count, because they are where objects keep what they found out. Of objects those of the user's classes count,
+    and dataclasses."""
+    if isinstance(value, (tuple, frozenset)):
         return all(map(counts, value))
-    kinds = (bool, int, float, complex, str, np.generic, np.ndarray, Tensor, nn.Module, FunctionType)
-    return value is None or isinstance(value, kinds)
-
-
-def _of_python(value: Any) -> Any:
-    """A number or a text of numpy as one of Python, if Python has such a one."""
-    return value.item() if isinstance(value, np.generic) and value.dtype.kind in "biufcSU" else value
+    if value is None or isinstance(value, COUNTED) or dataclasses.is_dataclass(value):
+        return True
+    return of_user(type(value)) and not isinstance(value, Collection)
 
 
 def _copied(value: Any) -> Any:
@@ -238,11 +286,35 @@ def _copied(value: Any) -> Any:
     return known(value) if known else value.__reduce_ex__(4)
 
 
+def _lasting(kind: type, state: Any) -> Any:
+    """The state of an object without what its class would compute again."""
+    if isinstance(state, tuple):  # of attributes, and of slots
+        return [_lasting(kind, one) for one in state]
+    return {name: one for name, one in state.items() if lasts(kind, name)} if type(state) is dict else state
+
+
+def _there(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not empty. An array has no answer to whether it is."""
+    return {
+        name: one
+        for name, one in told.items()
+        if one is not None and not (type(one) in (list, tuple, dict) and not one)
+    }
+
+
 def _held(function: FunctionType) -> list[Any]:
     try:
         return [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError:  # the surrounding function has not filled it yet
         raise Unknown from None
+
+
+def _said(where: str, value: Any, tell: Inner) -> Any:
+    """The description of a value that must be described, or else an error that says where it is."""
+    try:
+        return tell(value)
+    except Unknown as why:
+        raise Unknown(str(why) or f"{where} holds an object of {name_of(value)}") from None
 
 
 def _known(values: Iterable[Any], tell: Inner) -> list[Any]:
@@ -254,22 +326,5 @@ def _known(values: Iterable[Any], tell: Inner) -> list[Any]:
     return found
 
 
-def _tensor(value: Tensor) -> dict[str, Any]:
-    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
-        raise Unknown
-    flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return _array(flat.view(torch.uint8).numpy().tobytes(), str(value.dtype), value.shape)
-
-
-def _array(data: bytes, kind: str, shape: Any) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "dtype": kind, "shape": list(shape)}
-
-
 def _sorted(descriptions: Iterable[Any]) -> list[Any]:
     return sorted(descriptions, key=functools.partial(json.dumps, sort_keys=True))
-
-
-def short(value: Any) -> Any:
-    """A description, or its hash where it is long, since people read these records."""
-    text = json.dumps(value, sort_keys=True)
-    return value if len(text) <= LONGEST else hash_of_long(value)

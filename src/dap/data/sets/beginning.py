@@ -70,6 +70,8 @@ def check_begun(
                 "The fingerprint of the data differs if an image or a label has changed, and for a set begun by a version "
                 "that knew images by their names and sizes alone. " * of_data
             )
+            of_own = any(key == "objects" or key.startswith("code ") for key in old)
+            why += _OWN * (of_own and any(line.startswith(("weights: ", "classifier: ")) for line in changed))
             command = shlex.join(["dap", "distill", shown(path / name), "--out", shown(path)])
             # A recipe does not hold the objects that its set was made with.
             named = name == "recipe.json" and not (inputs or {}).get("objects") and not _objects_of(path)
@@ -85,6 +87,12 @@ def _leads_inside(link: Path, folder: Path) -> bool:
         return any(link.resolve().is_relative_to(root) for root in roots(folder))
     except (RuntimeError, OSError):  # it leads back to itself
         return False
+
+
+_OWN = (
+    "The fingerprints of a backbone and of a classifier of your own differ if what they run or hold has changed, and for a set "
+    "begun by a version that knew them by their files and weights alone. "
+)
 
 
 def _objects_of(path: Path) -> Mapping[str, Any]:

@@ -38,9 +38,9 @@ OBJECTS_RECORD = "objects_record"
 """The key in inputs.json that says of which version the record of objects is. A file of an earlier version has a smaller number
 or none, and what it does not tell is not known."""
 
-RECORD = 3
-"""The version of the record of objects that is written. Version 2 tells files of code, and arguments alone. Files without a
-number tell classes, files and plain values alone."""
+RECORD = 4
+"""The version of the record of objects that is written. Version 3 tells less of code, of networks and of what an object has made
+itself. Version 2 tells files of code, and arguments alone. Files without a number tell classes, files and plain values alone."""
 
 
 def tells_less(inputs: Mapping[str, Any]) -> bool:
@@ -55,9 +55,10 @@ def as_told(new: Any, old: Any) -> Any:
         return old  # earlier versions wrote long values out
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         told = {key: as_told(value, old[key]) for key, value in new.items() if key in old}
-        # Earlier versions had a hash of the whole file here, which may have changed elsewhere, and of the lines of a function.
-        files = ("code", "text") if {"class", "function", "type"} & old.keys() else ()
-        return told | {key: old[key] for key in files if key in old}
+        # Earlier versions had hashes of other things here: of whole files or of the lines of a function, of code that is
+        # installed or without the names of parameters, and of networks without all that decides their output.
+        hashes = ("code", "text", "parts") if {"class", "function", "type"} & old.keys() else ()
+        return told | {key: old[key] for key in hashes if key in old}
     if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
         return [as_told(*pair) for pair in zip(new, old, strict=True)]
     return new

@@ -38,7 +38,7 @@ class Classifier:
     network: Callable[[Tensor], Tensor]
     """A module, or a function of the user's own: images after `steps` -> logits (n, known)."""
     fingerprint: str
-    """Digits that change with the weights; of the user's own code, with the file that holds it and with what a function holds."""
+    """Digits that change with the weights; of the user's own code, with its file and with what it runs and holds."""
     device: torch.device
     known: int
     """How many classes the network knows."""

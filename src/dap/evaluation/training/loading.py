@@ -197,24 +197,24 @@ def _own(spec: str, wanted: tuple[str, ...], device: torch.device) -> Classifier
         raise DapError(f"{spec} could not be called with the class names: {said}.") from error
     if not callable(made):
         raise DapError(f"{spec} should give a module or a function from images to logits, not a {type(made).__name__}.")
-    code = hash_of_code(spec)[:16] + (
-        weights_fingerprint(made) if isinstance(made, nn.Module) else _of_function(made, spec)
-    )
     if isinstance(made, nn.Module):
         made.eval().requires_grad_(False).to(device)
     network: Callable[[Tensor], Tensor] = made  # pyright: ignore[reportAssignmentType]
+    code = hash_of_code(spec)[:16] + _of_made(made, spec)
     return Classifier(spec, wanted, network, code, device, len(wanted), tuple(range(len(wanted))))
 
 
-def _of_function(function: Any, spec: str) -> str:
-    """Sixteen digits of what a function runs and holds, such as the weights of a network; an empty text if nobody can tell."""
+def _of_made(made: Any, spec: str) -> str:
+    """Sixteen digits of what a module or a function runs and holds, such as its weights. Of a module that nobody can describe
+    they are of its weights alone; of such a function the text is empty."""
     try:
-        return hash_of(Describer().described(function))[:16]
+        return hash_of(Describer().described(made))[:16]
     except Unknown:
+        module = isinstance(made, nn.Module)
         log.warning(
-            "dap cannot describe the function of %s, because it holds something such as an open file or a session of another "
-            "program. So dap takes it for the same function as long as the code in its file is the same. When its weights "
-            "change, change its file too.",
-            spec,
+            "dap cannot describe the %s of %s, because it holds something such as an open file or a session of another program. "
+            "So dap takes it for the same %s as long as the code in its file%s the same. When %s, change its file too.",
+            *("network" if module else "function", spec, "network" if module else "function"),
+            *((" and its weights are", "something else in it changes") if module else (" is", "its weights change")),
         )
-        return ""
+        return weights_fingerprint(made) if module else ""
