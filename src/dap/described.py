@@ -58,7 +58,7 @@ def describe(thing: Any) -> dict[str, Any]:
     told = {part: _undone(said, before[part], after[part]) for part, said in told.items()}
     said = {
         "code": told["code"],
-        "python": "{}.{}".format(*sys.version_info) if _has_code(told) else "",
+        "python": _python() if _has_code(told) else "",
         "values": told["values"],
         "unknown": list(told["unknown"]),
     }
@@ -103,6 +103,11 @@ def _undone(told: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[s
         if (value := (before if as_left else told).get(name, _ABSENT)) is not _ABSENT:
             found[name] = value
     return found
+
+
+def _python() -> str:
+    """The version of Python, and whether it leaves out what only checks. Then other instructions run."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}{'' if __debug__ else ' with -O'}"
 
 
 def _has_code(description: Any) -> bool:

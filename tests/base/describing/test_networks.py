@@ -184,16 +184,39 @@ def traced(function):
     return torch.jit.trace(function, torch.ones(1))
 
 
+def adding(k):
+    added = torch.arange(1000) + k
+    return lambda x: x + added
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_compiled_networks_are_told_apart(tmp_path):
     made = [scripted(0.1), scripted(0.2), scripted(0.1, 2), traced(nn.ReLU())]
     made += [traced(nn.Tanh()), traced(torch.sin), traced(torch.cos), torch.fx.symbolic_trace(nn.Sequential(nn.ReLU()))]
+    made += [traced(adding(1)), traced(adding(2))]
     told = [Describer().described(one) for one in made]
     assert len({str(one) for one in told}) == len(made)
     assert Describer().described(scripted(0.1)) == told[0], "torch gives another number to a class of the same name"
     torch.jit.save(made[0], tmp_path / "net.pt")
     one, same = (describe(Given(torch.jit.load(tmp_path / "net.pt"))) for _ in range(2))
     assert one == same and "unknown" not in one
+
+
+def test_where_a_network_of_diffusers_came_from_does_not_count():
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.models.modeling_utils import ModelMixin
+
+    class Own(ModelMixin, ConfigMixin):
+        @register_to_config
+        def __init__(self, heads=1):
+            super().__init__()
+
+    def made(heads, folder):
+        net = Own(heads)
+        net.register_to_config(_name_or_path=folder)
+        return Describer().network(net)
+
+    assert made(1, "a") == made(1, "b") != made(2, "a")
 
 
 def test_networks_that_refer_to_each_other_come_to_an_end():

@@ -21,6 +21,9 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 IDLE = (type(threading.Lock()), type(threading.RLock()), weakref.ReferenceType, *weakref.ProxyTypes)
 """The kinds of values that cannot be described and decide no output."""
 
+OPTIONS = "_internal_dict"
+"""The attribute in which diffusers keeps what a network was made with and, behind underscores, where it came from."""
+
 RESERVED = "_dap_"
 """How the attributes begin in which this package notes something of an object."""
 
@@ -71,6 +74,8 @@ def attributes(part: nn.Module, counts: Callable[[Any], bool]) -> dict[str, Any]
         return _of_script(part)
     weights = {*part._parameters, *part._buffers, *part._modules} - part._non_persistent_buffers_set
     held = {name: value for name, value in held_by(part).items() if name not in weights}
+    if isinstance(options := held.get(OPTIONS), dict):
+        held[OPTIONS] = {name: value for name, value in options.items() if not name.startswith("_")}
     if of_user(type(part)):
         return {name: value for name, value in held.items() if not isinstance(value, IDLE)}
     traced = {"code": part.code} if isinstance(part, torch.fx.GraphModule) else {}
@@ -87,15 +92,16 @@ def _of_script(part: torch.jit.ScriptModule) -> dict[str, Any]:
     method = getattr(part, "forward", None)
     if not hasattr(method, "inlined_graph"):  # only the part around it runs its other methods
         return {}
-    graph = script(method)
+    graph, constants = script(method)
     read = {name: getattr(part, name, None) for name in sorted(set(re.findall(r'GetAttr\[name="(\w+)"\]', graph)))}
-    constants = part.code_with_constants[1].const_mapping
     plain = {name: value for name, value in read.items() if not isinstance(value, (nn.Module, torch.Tensor))}
     return {"graph": graph, "constants": constants, **plain}
 
 
-def script(compiled: Any) -> str:
-    """The instructions of a function or a method that `torch.jit` has compiled, with all that they call, without the lines of
-    files and without the numbers that torch gives to classes of one name."""
+def script(compiled: Any) -> tuple[str, list[torch.Tensor]]:
+    """The instructions of a function or a method that `torch.jit` has compiled, with all that they call, and the tensors in them.
+    The lines of files do not count, nor the numbers that torch gives to classes of one name."""
     graph = torch._C._jit_pass_canonicalize(compiled.inlined_graph)
-    return re.sub(r", scope: .*| +# .*|___torch_mangle_\d+\.", "", str(graph))
+    values = [node for node in graph.findAllNodes("prim::Constant") if node.hasAttribute("value")]
+    tensors = [node.t("value") for node in values if node.kindOf("value") == "t"]
+    return re.sub(r", scope: .*| +# .*|___torch_mangle_\d+\.", "", str(graph)), tensors

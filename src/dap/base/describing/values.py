@@ -134,7 +134,7 @@ class Describer:
             of = {} if holder is None or isinstance(holder, (type, ModuleType)) else {"of": inner(holder)}
             return {"function": f"{getattr(value, '__module__', None)}:{value.__qualname__}", **of}
         if isinstance(value, torch.jit.ScriptFunction):
-            return {"function": value.name, "script": hash_of(script(value))}
+            return {"function": value.name, "script": hash_of(inner(script(value)))}
         if kind is FunctionType:
             return self._function(value, inner)
         if isinstance(value, type):
