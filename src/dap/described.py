@@ -15,7 +15,7 @@ from torch import nn
 
 from dap.backbones.base import Backbone
 from dap.base.describing.backbones import of_backbone
-from dap.base.describing.code import of_dap
+from dap.base.describing.code import knows_itself, of_dap
 from dap.base.describing.networks import held_by, hooks, is_network
 from dap.base.describing.values import DEEPEST, Describer, Unknown, counts, name_of
 from dap.base.errors import DapError
@@ -163,9 +163,7 @@ def _own(value: Any, describer: Describer, depth: int) -> dict[str, Any] | None:
     """The description of an object of this package, or of one that remembers its arguments, inside another object."""
     if said := of_backbone(value, describer, depth):
         return {**said, **describer.code_of_kind(type(value))}
-    if any(
-        of_dap(kind) and "fingerprint" in vars(kind) for kind in type(value).__mro__
-    ):  # a source, a bank of features
+    if knows_itself(type(value), "fingerprint"):  # a source, a bank of features
         return {"class": name_of(value), **describer.code_of_kind(type(value)), "fingerprint": value.fingerprint()}
     plain = isinstance(value, (nn.Module, BaseModel)) or not of_dap(type(value))
     if plain and not isinstance(value, OBJECTS):

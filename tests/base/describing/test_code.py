@@ -131,6 +131,7 @@ MADE = {
     "method of the name of an argument": (NAMED, "E({})"),
     "property that fails": (f"{FAILING}{CALL}s", "E({})"),
     "a fingerprint of another kind": ("class C(Held):\n    def fingerprint(self, image): return 1", "E(C({}))"),
+    "a hash of other weights": ("class C(Held):\n    def weights_hash(self, image): return 1", "E(C({}))"),
     "methods of itself": (f"{ITSELF}{CALL}s", "E({})"),
 }
 

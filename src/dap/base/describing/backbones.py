@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from dap.base.describing.code import of_dap, of_user, version_of
+from dap.base.describing.code import knows_itself, of_dap, of_user, version_of
 from dap.base.describing.networks import RESERVED, is_network, networks_in
 from dap.base.describing.values import Describer, Unknown, name_of
 from dap.base.registry import GIVEN
@@ -68,5 +68,5 @@ def arguments(backbone: Any) -> dict[str, Any]:
 def of_backbone(value: Any, describer: Describer, depth: int) -> dict[str, Any] | None:
     """The description of a backbone inside another object, as an `Own`. None for other objects."""
     del describer, depth
-    hashed = callable(getattr(type(value), "weights_hash", None))
+    hashed = knows_itself(type(value), "weights_hash")
     return {"class": name_of(value), "weights": value.weights_hash()} if hashed else None

@@ -52,6 +52,11 @@ def of_dap(kind: type) -> bool:
     return _top(kind.__module__) == "dap"
 
 
+def knows_itself(kind: type, method: str) -> bool:
+    """Whether a class has a method from a class of this package. One of the user's may have another method of the name."""
+    return any(of_dap(one) and method in vars(one) for one in kind.__mro__)
+
+
 def _top(module: Any) -> str:
     return module.partition(".")[0] if isinstance(module, str) else ""
 
