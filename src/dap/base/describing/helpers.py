@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from dap.base.describing.code import INSTALLED
+
 log = logging.getLogger("dap")
 
 _SEEN: dict[Path, str] = {}
@@ -89,7 +91,7 @@ def _place_of(name: str) -> Path | None:
         return None
     folders = list(spec.submodule_search_locations or ()) if spec else []
     place = Path(spec.origin if spec and spec.has_location and spec.origin else "".join(folders[:1]))
-    ours = place.exists() and {"site-packages", "dist-packages"}.isdisjoint(place.parts)
+    ours = place.exists() and INSTALLED.isdisjoint(place.parts)
     return place if place.parts and ours and not any(place.is_relative_to(other) for other in _OTHERS) else None
 
 

@@ -177,8 +177,8 @@ class Describer:
         code of the user's.
 
         Raises:
-            Unknown: an attribute of a part whose class is the user's own, or a hook, cannot be described. Of a part of another
-                class such an attribute is left out.
+            Unknown: an attribute of a part whose class is the user's own, a hook, or something in a compiled part cannot be
+                described. Of a part of another class such an attribute is left out.
         """
         inner = inner or self.described
         parts: list[Any] = []
@@ -186,7 +186,7 @@ class Describer:
         with self.opened({id(part): name for name, part in network.named_modules()}):
             for name, part in network.named_modules():
                 kept = attributes(part, counts)
-                if of_user(type(part)):
+                if of_user(type(part)) or isinstance(part, torch.jit.ScriptModule):
                     told = {key: _said(f"{name_of(part)}.{key}", one, inner) for key, one in kept.items()}
                 else:
                     told = dict(_known(kept.items(), lambda pair: (pair[0], inner(pair[1]))))

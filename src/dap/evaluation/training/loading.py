@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dap import imagenet
+from dap.base.describing.backbones import of_backbone
 from dap.base.describing.hashes import hash_of
 from dap.base.describing.values import Describer, Unknown
 from dap.base.documents import check_fetched, fitted
@@ -208,13 +209,17 @@ def _of_made(made: Any, spec: str) -> str:
     """Sixteen digits of what a module or a function runs and holds, such as its weights. Of a module that nobody can describe
     they are of its weights alone; of such a function the text is empty."""
     try:
-        return hash_of(Describer().described(made))[:16]
-    except Unknown:
+        return hash_of(Describer(of_backbone).described(made))[:16]
+    except Unknown as why:
         module = isinstance(made, nn.Module)
+        what, same = ("network", "its weights and its file are") if module else ("function", "the code in its file is")
         log.warning(
-            "dap cannot describe the %s of %s, because it holds something such as an open file or a session of another program. "
-            "So dap takes it for the same %s as long as the code in its file%s the same. When %s, change its file too.",
-            *("network" if module else "function", spec, "network" if module else "function"),
-            *((" and its weights are", "something else in it changes") if module else (" is", "its weights change")),
+            "dap cannot describe the %s of %s, because it holds something such as an open file or a session of another program%s. "
+            "So dap takes it for the same %s as long as %s the same. When anything else in it changes, change its file too.",
+            what,
+            spec,
+            f" ({why})" if str(why) else "",
+            what,
+            same,
         )
         return weights_fingerprint(made) if module else ""
