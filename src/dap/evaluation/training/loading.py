@@ -214,8 +214,8 @@ def _of_made(made: Any, spec: str) -> str:
         module = isinstance(made, nn.Module)
         what, same = ("network", "its weights and its file are") if module else ("function", "the code in its file is")
         log.warning(
-            "dap cannot describe the %s of %s, because it holds something such as an open file or a session of another program%s. "
-            "So dap takes it for the same %s as long as %s the same. When anything else in it changes, change its file too.",
+            "dap cannot describe the %s of %s, because it holds something such as an open file or a session of a program%s. So "
+            "dap takes it for the same %s as long as %s the same. When anything else in it changes, change its file too.",
             what,
             spec,
             f" ({why})" if str(why) else "",
