@@ -8,12 +8,11 @@ import functools
 import hashlib
 import importlib.util
 import logging
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from dap.base.describing.code import INSTALLED
+from dap.base.describing.code import INSTALLED, PYTHONS
 
 log = logging.getLogger("dap")
 
@@ -23,7 +22,7 @@ _SEEN: dict[Path, str] = {}
 _TOLD: set[Path] = set()
 """The files of which a warning was given."""
 
-_OTHERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), Path(__file__).parents[2])
+_OTHERS = (PYTHONS, Path(__file__).parents[2])
 """Where the modules of Python and of this package lie."""
 
 
