@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +18,7 @@ from dap.base.errors import DapError
 from dap.base.watch import Watcher
 from dap.base.workers import run_workers
 from dap.data.real.base import Source
+from dap.data.real.finding.made import check_no_sets, is_made
 from dap.data.real.memory import MemorySource, names_of
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
@@ -38,6 +40,9 @@ from dap.verbs.understood import tell_changed
 from dap.workshop import Workshop
 
 log = logging.getLogger("dap")
+
+MOST_NAMED = 10
+"""How many sets a command in a message names."""
 
 
 @permitted
@@ -208,13 +213,29 @@ def _listed(sets: Any) -> list[Any]:
     return list(sets) if several else [sets]
 
 
+def open_set(place: str | Path, classes: Sequence[str] | None) -> DistilledSet:
+    """A set of this library, or class folders of others.
+
+    Raises:
+        DapError: it is none. Where the folder holds several sets, the message is a command that judges them.
+    """
+    if Path(place).is_dir() and not is_made(Path(place)):
+        check_no_sets(Path(place), advice=_judged_by_name)
+    return DistilledSet.from_folder(place, classes)
+
+
+def _judged_by_name(paths: Sequence[str]) -> str:
+    first, more = shlex.join(["dap", "evaluate", *paths[:MOST_NAMED]]), len(paths) - MOST_NAMED
+    return f"Give them by name: {first}" + (f", and {more} more." if more > 0 else ".")
+
+
 def _opened(
     one: Any, data: Any, classes: Sequence[str] | None, split: Any, workshop: Workshop, held: HeldSets
 ) -> DistilledSet:
     if isinstance(one, DistilledSet):
         return one
     if not is_in_memory(one):
-        return DistilledSet.from_folder(one, classes)
+        return open_set(one, classes)
     if classes is not None:
         return held.set_of(one, classes, "place")
     if isinstance(data, Source):

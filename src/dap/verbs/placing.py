@@ -17,6 +17,7 @@ from dap.base.errors import DapError
 from dap.base.files import check_writable, dump, inside, write_atomically
 from dap.base.parsing import shown
 from dap.data.real.base import Source
+from dap.data.real.finding.made import RESULTS as OF
 from dap.data.real.finding.outputs import check_outside, check_outside_made, check_outside_root
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import made_by
@@ -26,8 +27,6 @@ from dap.recipe import Data, Recipe
 
 JUDGED = "judged"
 """The folder in that of `--out` in which results that are kept apart from their sets lie."""
-OF = "of.json"
-"""The file in a folder of results that says which set they are of."""
 
 
 def place(opened: Sequence[DistilledSet], out: Path | None, real: Data | None = None) -> None:

@@ -29,11 +29,12 @@ from dap.base.files import append, dump, write_atomically
 from dap.base.parsing import counted, shown
 from dap.data.real.clips.pictures import encoded, shape_of, sized, stacked, whole
 from dap.data.real.decode import Fit
+from dap.data.real.finding.doubts import check_reading
+from dap.data.real.finding.made import check_no_sets
 from dap.data.sets.beginning import begin, check_begun, classes_of, frames_of, place_for, text_of
 from dap.data.sets.contents import WORK, Classes, Within, file_of, new_line, part_of, read_manifest, sha256
 from dap.data.sets.folders import (
     check_classes,
-    check_reading,
     class_order,
     images_by_folder,
     lines_of,
@@ -181,10 +182,9 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
         if not path.is_dir():
             raise DapError(other_than_folders(path) or f"There is no folder {path}.")
         if not there(path, "classes.json"):
-            raise DapError(
-                f"{path} is no distilled set (it has no classes.json); make one of other images with "
-                f"dap import {path} --out DIR."
-            )
+            check_no_sets(path)
+            told = f"{path} is no distilled set (it has no classes.json); make one of other images with"
+            raise DapError(f"{told} dap import {path} --out DIR.")
         classes = read(path, "classes.json", Classes)
         recipe = read_note(path, "recipe.json")
         within, records = Within(path), {}
@@ -216,10 +216,8 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             raise DapError(other_than_folders(path) or f"There is no folder {path}.")
         found = images_by_folder(path)
         if not found:
-            other = other_than_folders(path)
-            raise DapError(
-                other or f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
-            )
+            told = f"{path} holds no class folders with images; a set is <folder>/<class>/<image>.png."
+            raise DapError(other_than_folders(path) or told)
         check_reading(path, found, class_names)
         names, folders = class_order(path, list(found), class_names)
         records = lines_of(path, names, [found[folder] for folder in folders])

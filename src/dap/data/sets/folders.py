@@ -13,7 +13,7 @@ from dap.base.documents import fitted, read_names, read_text, regular
 from dap.base.errors import DapError
 from dap.base.files import natural_order, sha256_of
 from dap.base.parsing import Damaged, counted, halved, shown
-from dap.data.real.finding.splits import split_of
+from dap.data.real.finding.made import check_no_sets
 from dap.data.real.finding.walking import Left, class_folders, image_files, loose_images, visible
 from dap.data.real.names import glued, select, some
 from dap.data.real.suffixes import container
@@ -42,25 +42,6 @@ def images_by_folder(path: Path) -> dict[str, list[Path]]:
         for folder in class_folders(path)
     }
     return {folder: files for folder, files in found.items() if files}
-
-
-def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | Sequence[str] | None) -> None:
-    """Check that the folders in `path` are classes, and no layer above the classes.
-
-    Raises:
-        DapError: the folders have the names of splits, or there is one folder of folders, and the user named no classes.
-    """
-    deep = [folder for folder, files in found.items() if all(len(f.relative_to(path).parts) > 2 for f in files)]
-    inner = {folder: sorted({f.relative_to(path).parts[1] for f in found[folder]}) for folder in deep}
-    wrong = [folder for folder in inner if split_of(folder) is not None or (len(found) == 1 and len(inner[folder]) > 1)]
-    if not wrong or class_names is not None:
-        return
-    first, names = wrong[0], some(map(shown, found), 5)
-    raise DapError(
-        f"{shown(path)} holds {names}, and {shown(first)} holds the folders {some(map(shown, inner[first]))}. If these are "
-        f"the classes, give {shown(path / first)}; if {names} {'is the class' if len(found) == 1 else 'are the classes'}, "
-        f"say so with --classes {' '.join(map(shown, found))}."
-    )
 
 
 def left_out(path: Path) -> dict[str, Any]:
@@ -161,7 +142,7 @@ def class_order(
             folders are numbers, the names are given by position. By default all classes are taken.
 
     Raises:
-        DapError: a class has no folder, or an image that the `export.json` lists is gone.
+        DapError: a class has no folder or is a distilled set, or an image that the `export.json` lists is gone.
     """
     check_exported(path, said := exported(path))
     known = dict(zip(said["class_names"], said["folders"], strict=True)) if "folders" in said else {}
@@ -175,7 +156,9 @@ def class_order(
         check_count(wanted, len(positions), f"{path} has class folders 0 to {len(positions) - 1}")
         known = dict(zip(wanted, positions, strict=True))
     names, places = select(list(known), wanted, str(path))
-    return names, [list(known.values())[place] for place in places]
+    chosen = [list(known.values())[place] for place in places]
+    check_no_sets(path, chosen)
+    return names, chosen
 
 
 def check_count(names: Sequence[str], count: int, what: str) -> None:

@@ -18,6 +18,7 @@ from dap.base.errors import DapError
 from dap.base.files import inside
 from dap.base.parsing import parse_json, shown
 from dap.data.real.decode import read_file
+from dap.data.real.finding.doubts import check_reading
 from dap.data.real.finding.shards import check_shards
 from dap.data.real.finding.walking import is_hidden, is_image, visible
 from dap.data.real.layouts import locate
@@ -29,7 +30,6 @@ from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.folders import (
     by_number,
     by_position,
-    check_reading,
     choose,
     class_order,
     exported,

@@ -11,14 +11,13 @@ from urllib.parse import unquote
 from dap.base.files import in_use
 from dap.base.watch import Watcher
 from dap.data.real.counts import total_of
-from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.judge import check_links, images_key
 from dap.evaluation.plan import Loaded
 from dap.evaluation.report.records import load_set
 from dap.recipe import Recipe
 from dap.verbs.cells import Workshops, check_data, check_finished, draws
 from dap.verbs.distill import open_workshop
-from dap.verbs.evaluate import readied
+from dap.verbs.evaluate import open_set, readied
 from dap.verbs.jobs import Grid
 from dap.verbs.judges import loader
 from dap.verbs.options import Judging, Machine, permitted
@@ -101,7 +100,7 @@ def planned_judging(
         DapError: a set could not be judged; the message is that of `dap.evaluate`.
     """
     workshop = open_workshop(machine, watcher=watcher)
-    opened = [DistilledSet.from_folder(path, classes) for path in sets]
+    opened = [open_set(path, classes) for path in sets]
     ready = readied(opened, loader(judging, machine, workshop), data, max_bad_fraction, split, fetch=False)
     check_results(opened, out, real_of(data, split))
     found = list[Estimate]()

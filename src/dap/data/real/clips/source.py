@@ -14,6 +14,7 @@ from dap.data.real.clips.frames import clips_of, decode_frames, frame_names
 from dap.data.real.clips.moving import decode_clip
 from dap.data.real.clips.times import check_frames, told_frames
 from dap.data.real.finding.listed import FileSource
+from dap.data.real.finding.made import check_no_set
 from dap.data.real.finding.walking import Left, class_folders
 from dap.data.real.identity import DIGEST, digests
 from dap.data.real.names import select
@@ -48,6 +49,7 @@ class ClipSource(FileSource):
         check_frames(frames)
         known, left = class_folders(root), Left()
         names, places = select(known, classes, shown(root))
+        check_no_set(root, [known[place] for place in places])
         files = [clips_of(root, known[place], left) for place in places]
         super().__init__(name or root.name, names, root, files, **how)
         self.frames = frames

@@ -10,6 +10,7 @@ from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.finding.advice import into_train
 from dap.data.real.finding.facts import Layout
+from dap.data.real.finding.made import check_no_sets
 from dap.data.real.finding.splits import ORDER, Split, is_weak, split_of
 from dap.data.real.finding.walking import class_folders, loose_images
 from dap.data.real.names import select, some
@@ -115,4 +116,27 @@ def inside(path: Path, folders: Sequence[str]) -> set[Split]:
         f"{some(map(shown, held), 4) or 'nothing'}: leave nothing but folders of splits in each class folder, one for training "
         f"images among them. For the second give --split train=. If {shown(path / holding[0])} alone is the data set, give that "
         "folder."
+    )
+
+
+def check_reading(path: Path, found: dict[str, list[Path]], class_names: str | Sequence[str] | None) -> None:
+    """Check that the folders in `path` are classes, and no layer above the classes.
+
+    Raises:
+        DapError: the user named no classes, and the folders are distilled sets, have the names of splits, or are one folder of
+            folders.
+    """
+    if class_names is not None:
+        return
+    check_no_sets(path, list(found))
+    deep = [folder for folder, files in found.items() if all(len(f.relative_to(path).parts) > 2 for f in files)]
+    inner = {folder: sorted({f.relative_to(path).parts[1] for f in found[folder]}) for folder in deep}
+    wrong = [folder for folder in inner if split_of(folder) is not None or (len(found) == 1 and len(inner[folder]) > 1)]
+    if not wrong:
+        return
+    first, names = wrong[0], some(map(shown, found), 5)
+    raise DapError(
+        f"{shown(path)} holds {names}, and {shown(first)} holds the folders {some(map(shown, inner[first]))}. If these are "
+        f"the classes, give {shown(path / first)}; if {names} {'is the class' if len(found) == 1 else 'are the classes'}, "
+        f"say so with --classes {' '.join(map(shown, found))}."
     )

@@ -1,0 +1,107 @@
+"""Distilled sets in a folder where classes are looked for. Neither they nor the folders above them are classes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dap.base.errors import DapError
+from dap.base.parsing import shown
+from dap.data.real.finding.walking import class_folders, is_folder, is_hidden, is_image
+from dap.data.real.names import some
+
+DEPTH = 3
+"""How deep sets are looked for: those of a comparison lie two folders deep in it, and it may lie in a folder of runs."""
+MOST = 2000
+"""How many folders are looked at."""
+RESULTS = "of.json"
+"""The file in a folder of results that says which set they are of. Few of the images of the set lie there, or none."""
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a folder is a distilled set, or holds the results of one."""
+    own = any((folder / name).is_file() for name in ("recipe.json", "import.json", RESULTS))
+    return own and (folder / "classes.json").is_file()
+
+
+def made_in(folder: Path, names: Sequence[str] | None = None) -> list[str]:
+    """The distilled sets and results of sets below a folder, as paths relative to it.
+
+    Args:
+        folder: the folder.
+        names: the folders in it that are looked at; None: all.
+    """
+    found = list[str]()
+    pending = deque((name, 1) for name in (class_folders(folder) if names is None else names))
+    for _ in range(MOST):
+        if not pending:
+            break
+        name, depth = pending.popleft()
+        if is_made(folder / name):
+            found.append(name)
+        elif depth < DEPTH:
+            pending += [(f"{name}/{inner}", depth + 1) for inner in _folders(folder / name)]
+    return found
+
+
+def _folders(folder: Path) -> list[str]:
+    """The folders in a folder, sorted; none as soon as it holds an image, so that no class is listed whole."""
+    found = list[str]()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_image(entry) and not is_folder(entry):
+                    return []
+                if is_folder(entry) and not is_hidden(entry.name):
+                    found.append(entry.name)
+    except OSError:  # whoever reads it says so
+        return []
+    return sorted(found)
+
+
+def give_one(paths: Sequence[str]) -> str:
+    """What to do where one set was wanted."""
+    return f"Give {paths[0]}." if len(paths) == 1 else f"Give one of them, such as {paths[0]}."
+
+
+def give_images(paths: Sequence[str]) -> str:
+    """What to do where real images were wanted."""
+    return f"Give a folder of real images, or the images of a set: {paths[0]}/images."
+
+
+def check_no_sets(
+    folder: Path, names: Sequence[str] | None = None, advice: Callable[[Sequence[str]], str] = give_one
+) -> None:
+    """Check that a folder, whose folders are to be read as classes, holds no distilled sets.
+
+    Args:
+        folder: the folder.
+        names: the folders in it that are classes; None: all.
+        advice: makes of the paths of the sets a sentence that says what to give.
+
+    Raises:
+        DapError: it holds some, or results of some.
+    """
+    found = made_in(folder, names)
+    sets = [name for name in found if not (folder / name / RESULTS).is_file()]
+    if sets:
+        told = f"the distilled set{'s' * (len(sets) > 1)} {some(map(shown, sets), 5)}"
+        raise DapError(f"{shown(folder)} holds {told}. {advice([shown(folder / name) for name in sets])}")
+    if found:
+        raise DapError(
+            f"{shown(folder)} holds results of distilled sets, such as {shown(found[0])}, and not their images. Give the folder "
+            "of the set."
+        )
+
+
+def check_no_set(folder: Path, names: Sequence[str]) -> None:
+    """Check that a folder of real images, with these class folders, is no distilled set and holds none.
+
+    Raises:
+        DapError: it is one, or holds some.
+    """
+    if is_made(folder):
+        raise DapError(f"{shown(folder)} is a distilled set. {give_images([shown(folder)])}")
+    check_no_sets(folder, names, give_images)

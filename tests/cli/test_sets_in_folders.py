@@ -1,0 +1,108 @@
+"""A folder of sets is no folder of classes, and a set that is there already is no place for the results of others."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+
+import pytest
+
+from dap.cli.main import main
+from dap.data.real.finding.made import made_in
+from dap.recipe import Recipe
+from dap.verbs.distill import distill
+from dap.verbs.options import Machine
+
+FAST = "--networks convnet1 --set width=4 --set size=8 --set epochs=1"
+
+
+@pytest.fixture(scope="module")
+def made(colours, tmp_path_factory):
+    """A folder with data, and with sets one, two and three folders deep in it."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(colours, folder / "photos")
+    recipe = Recipe.parse({"method": "random", "ipc": 1, "data": {"path": str(folder / "photos"), "size": 8}})
+    distill(recipe, folder / "runs/a", machine=Machine(device="cpu"))
+    for place in ("runs/b", *(f"runs/compared/method={name}_ipc=1/seed0" for name in "xy")):
+        shutil.copytree(folder / "runs/a", folder / place)
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A copy of `made` of one's own, as the current folder."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_sets_are_found_at_each_depth_and_classes_are_not_listed(made):
+    assert made_in(made / "runs") == ["a", "b", *(f"compared/method={name}_ipc=1/seed0" for name in "xy")]
+    assert made_in(made / "runs", ["b"]) == ["b"]
+    assert made_in(made) == ["runs/a", "runs/b"]  # no deeper than three folders
+    assert made_in(made / "photos") == made_in(made / "runs/a") == []
+
+
+@pytest.mark.parametrize("folder", ["runs", "runs/compared"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "verify {}",
+        "export {} --layout imagefolder --out new",
+        "import {} --out new",
+        "import {} --ipc 1 --out new",
+        "look {}",
+        "distill --data {} --method random --ipc 1 --out new",
+        "evaluate {}",
+        "evaluate {} --data photos",
+        "evaluate {} --data photos --dry-run",
+    ],
+)
+def test_a_folder_of_sets_is_told_and_its_advice_works(folder, line, place, capsys):
+    assert main(shlex.split(line.format(folder))) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"dap: error: {folder} holds the distilled sets ")
+    assert not (place / "new").exists() and not list(place.glob("*-judged"))
+    if "evaluate" in line:
+        again = f"{re.search(r'by name: dap (.*)[.]$', said)[1]} {line.format('').removeprefix('evaluate ')} {FAST}"
+    else:
+        again = line.format(re.search(r"(?:such as|of a set:) (.*)[.]$", said)[1])
+        again += " --size 8" * ("distill" in line)
+    assert main(shlex.split(again)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["--layout folders", "--classes sorted", "--layout folders --classes runs"])
+def test_a_word_on_the_layout_makes_no_classes_of_sets(flags, place, capsys):
+    assert main(shlex.split(f"import . --ipc 1 {flags} --out ../new")) == 1
+    assert "holds the distilled sets runs/a, runs/b." in capsys.readouterr().err
+
+
+def test_folders_beside_classes_count_only_where_they_are_taken_as_classes(place, capsys):
+    shutil.copytree("photos/train", "animals")
+    shutil.copytree("runs", "animals/runs")
+    take = "distill --data animals --method random --ipc 1 --size 8 --split train=.,test=. --out new"
+    assert main(shlex.split(take)) == 1
+    assert "animals holds the distilled sets runs/a, runs/b" in capsys.readouterr().err
+    assert main(shlex.split(f"{take} --classes red green")) == 0
+    assert main(shlex.split("import animals --out imported --ipc 1 --classes red runs")) == 1
+    assert "animals holds the distilled sets runs/a, runs/b" in capsys.readouterr().err
+    assert main(shlex.split("import animals --out imported --ipc 1 --classes red green")) == 0
+
+
+def test_a_set_is_no_folder_of_real_images_but_its_images_are(place, capsys):
+    (place / "runs/a/neighbours").mkdir()
+    shutil.copy("photos/train/red/0.png", "runs/a/neighbours/0.png")
+    line = "distill --data {} --method random --ipc 1 --size 8 --out new"
+    assert main(shlex.split(line.format("runs/a"))) == 1
+    said = capsys.readouterr().err
+    assert "runs/a is a distilled set" in said
+    assert main(shlex.split(line.format(re.search(r"of a set: (.*)[.]$", said)[1]))) == 0
+
+
+def test_results_apart_from_their_sets_are_no_classes(place, capsys):
+    assert main(shlex.split(f"evaluate runs/a --out page {FAST}")) == 0
+    capsys.readouterr()
+    for line in ("import page --out new", "evaluate page", "verify page"):
+        assert main(shlex.split(line)) == 1
+        assert "page holds results of distilled sets, such as judged/a, and not their" in capsys.readouterr().err
