@@ -106,3 +106,53 @@ def test_results_apart_from_their_sets_are_no_classes(place, capsys):
     for line in ("import page --out new", "evaluate page", "verify page"):
         assert main(shlex.split(line)) == 1
         assert "page holds results of distilled sets, such as judged/a, and not their" in capsys.readouterr().err
+
+
+def files_of(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+GRID = f"--data photos --ipc 1 --size 8 --sets 1 {FAST}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"evaluate runs/b --out runs/a/report.html {FAST}",
+        "report runs/b --out runs/a/other.html",
+        f"evaluate runs/b {FAST}",
+        f"evaluate runs/b --dry-run {FAST}",
+        "report runs/b",
+        "report runs/compared runs/b",
+        "rank runs/b",
+        "classify runs/b --backbone starter",
+        f"evaluate photos/train --data photos {FAST}",
+        f"compare --methods random {GRID}",
+        f"compare --methods random --dry-run {GRID}",
+        f"compare {GRID}",
+        f"sweep --vary ipc=1 --method random {GRID}",
+        "demo --epochs 1",
+    ],
+)
+def test_nothing_of_others_goes_into_a_set(line, place, capsys):
+    before = files_of(place)
+    assert main(shlex.split(line if "--out" in line else f"{line} --out runs/a")) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == (
+        "dap: error: runs/a is the folder of another distilled set, and what is written there would be taken for its own. Give "
+        "another folder with --out."
+    )
+    assert files_of(place) == before
+    if not line.startswith(
+        ("rank", "classify", "demo", "compare --data")
+    ):  # these want more than this set has, or time
+        again = line.replace("runs/a", "new") if "--out" in line else f"{line} --out new"
+        assert main(shlex.split(again)) == 0, capsys.readouterr().err
+
+
+def test_a_set_takes_its_own_report_and_one_that_it_is_a_part_of(place, capsys):
+    assert main(shlex.split(f"evaluate runs/a runs/b {FAST}")) == 0
+    assert (place / "runs/a/report.html").is_file() and (place / "runs/a/judged/b").is_dir()
+    assert main(shlex.split("report runs --out runs/b")) == 0
+    assert main(shlex.split("report runs/a/judged/b --out runs/a/judged/b")) == 0
+    assert main(shlex.split("report runs/a --out runs")) == 0  # a folder of sets is none itself

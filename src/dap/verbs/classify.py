@@ -33,7 +33,7 @@ from dap.posterior import Levels, errors
 from dap.recipe import BackboneChoice
 from dap.verbs.distill import open_workshop
 from dap.verbs.options import Machine, permitted
-from dap.verbs.placing import place, places, real_of
+from dap.verbs.placing import check_no_other_set, place, places, real_of
 from dap.verbs.recorded import data_of, recorded_data
 from dap.verbs.report import opened_sets
 from dap.workshop import Workshop
@@ -239,7 +239,8 @@ def classify(
     workshop = open_workshop(machine, watcher=watcher)
     opened = opened_sets(sets, classes)
     where = None if out is None else Path(out)
-    for folder in places(opened, where):  # before a backbone is loaded
+    check_no_other_set(opened, where)  # before a backbone is loaded
+    for folder in places(opened, where):
         check_output(folder)
     ready = judges_of(opened, workshop, backbone, data, max_bad_fraction, split)
     place(opened, where, real_of(data, split))  # after what can be refused, so that a wrong turn leaves no folder

@@ -14,6 +14,7 @@ import numpy as np
 from dap.base.errors import DapError
 from dap.base.parsing import brief, counted
 from dap.base.watch import Watcher
+from dap.data.real.finding.made import check_no_other
 from dap.methods import find
 from dap.methods.base import Method
 from dap.objects import name_of
@@ -112,6 +113,7 @@ def compared(
     Raises:
         DapError: an argument is wrong.
     """
+    check_no_other(Path(out))
     ipcs, subsample = _values(ipcs), _values(subsample)
     names, objects = _named(_values(methods))
     if not names:
@@ -220,7 +222,8 @@ def swept(
     machine: Machine = Machine(),
     command: str | None = None,
 ) -> Grid:
-    """The grid that `sweep` runs; the arguments are its own."""
+    """The grid that `sweep` runs; the arguments are its own. Raises `DapError` where one is wrong."""
+    check_no_other(Path(out))
     return Grid(tuple(grid(base, vary, sets)), Path(out), judging, machine, command=command)
 
 

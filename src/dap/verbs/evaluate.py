@@ -33,7 +33,7 @@ from dap.verbs.jobs import read_judging, written_judging
 from dap.verbs.judges import LoadedFor, judging_plan, loader, naming, source_of, suited_plan
 from dap.verbs.memory import HeldSets, is_in_memory, is_number, loaded_from, names_given
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
-from dap.verbs.placing import place, real_of
+from dap.verbs.placing import check_no_other_set, place, real_of
 from dap.verbs.recorded import data_of, of_others, recorded_data
 from dap.verbs.report import Results, write_page
 from dap.verbs.understood import tell_changed
@@ -113,6 +113,7 @@ def evaluate(
     if not opened:
         raise DapError("There is no set to judge; give a set or a list of sets.")
     where = None if out is None else Path(out)
+    check_no_other_set(opened, where)
     if data is None or isinstance(data, (str, Path)):
         loaded_for = loader(judging, machine, workshop)
         path = None if data is None else str(data)

@@ -18,6 +18,7 @@ from dap.base.files import check_writable, dump, inside, write_atomically
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.finding.made import RESULTS as OF
+from dap.data.real.finding.made import check_no_other
 from dap.data.real.finding.outputs import check_outside, check_outside_made, check_outside_root
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import made_by
@@ -38,7 +39,7 @@ def place(opened: Sequence[DistilledSet], out: Path | None, real: Data | None = 
         real: as for `check_results`.
 
     Raises:
-        DapError: a folder cannot be written, or lies among images.
+        DapError: a folder cannot be written, lies among images, or is that of another set.
     """
     check_results(opened, out, real)
     for made, kept in zip(opened, _folders_of(opened, out, write=True), strict=True):
@@ -62,15 +63,21 @@ def check_results(opened: Sequence[DistilledSet], out: Path | None, real: Data |
         real: the real images that the user names. What the recipes of the sets name counts too.
 
     Raises:
-        DapError: they would.
+        DapError: they would, or they go into the folder of another set.
     """
+    check_no_other_set(opened, out)
     for made in opened:
         _check_result(made.path, made_by(made), made.class_names, out, real)
 
 
 def check_page(paths: Sequence[Path], page: Path) -> None:
-    """Check that a page on sets in these folders does not go among their images, or among the real images that their recipes
-    name. Raises `DapError` where it would."""
+    """Check that a page on sets in these folders does not go among their images, among the real images that their recipes name,
+    or into the folder of another set.
+
+    Raises:
+        DapError: it would.
+    """
+    check_no_other(page.parent, paths)
     for path in paths:
         _check_folder(page.parent, path, *_said_in(path), None)
 
@@ -80,6 +87,12 @@ def real_of(data: Any, split: Any = None) -> Data | None:
     if isinstance(data, Source) and data.opened is not None:
         data, split = data.opened[1]["data"], data.opened[1].get("split")
     return Recipe.parse({"data": {"path": str(data), "split": split}}).data if isinstance(data, str | Path) else None
+
+
+def check_no_other_set(opened: Sequence[DistilledSet], out: Path | None) -> None:
+    """Check that the folder of the page is not that of a set which is none of these. Raises `DapError` where it is."""
+    if out is not None:
+        check_no_other(_folder_of(out), [made.path for made in opened])
 
 
 def _check_result(
@@ -140,8 +153,10 @@ def placed(paths: Sequence[Path], out: Path | None) -> list[Path]:
         For each set the folder of its results. It has all that a report asks of the set.
 
     Raises:
-        DapError: a folder cannot be written.
+        DapError: a folder cannot be written, or is that of another set.
     """
+    if out is not None:
+        check_no_other(_folder_of(out), paths)
     for path in paths:
         _check_result(path, *_said_in(path), out, None)
     images = [lambda path=path: _images_in(path) for path in paths]

@@ -9,6 +9,7 @@ from typing import Any
 
 from dap.base.files import dump, write_atomically
 from dap.base.watch import Watcher
+from dap.data.real.finding.made import check_no_other
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.notes import whole_note
 from dap.recipe import BackboneChoice, Recipe
@@ -63,8 +64,9 @@ def methods_for(
         keep: whether the choice is kept in `out`.
 
     Raises:
-        DapError: the images cannot be read, or a class has too few.
+        DapError: the images cannot be read, a class has too few, or the folder is that of a set.
     """
+    check_no_other(out)
     recipe = Recipe.parse(base)
     parts = [part for part in OPEN if part not in ("method", "options", "captions")]
     if recipe.data.path == EMBEDDED or any(base.get(part) for part in parts):

@@ -1,4 +1,5 @@
-"""Distilled sets in a folder where classes are looked for. Neither they nor the folders above them are classes."""
+"""Distilled sets where something else is looked for: they and the folders above them are no classes, and what is written into
+their folders would be taken for their own."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ RESULTS = "of.json"
 
 def is_made(folder: Path) -> bool:
     """Whether a folder is a distilled set, or holds the results of one."""
-    own = any((folder / name).is_file() for name in ("recipe.json", "import.json", RESULTS))
+    own = any((folder / name).is_file() for name in ("recipe.json", "import.json", "manifest.jsonl", RESULTS))
     return own and (folder / "classes.json").is_file()
 
 
@@ -105,3 +106,20 @@ def check_no_set(folder: Path, names: Sequence[str]) -> None:
     if is_made(folder):
         raise DapError(f"{shown(folder)} is a distilled set. {give_images([shown(folder)])}")
     check_no_sets(folder, names, give_images)
+
+
+def check_no_other(out: Path, own: Sequence[Path] = ()) -> None:
+    """Check that a report, results or a grid do not go into the folder of a set that they are not of.
+
+    Args:
+        out: the folder that is written; it need not be there.
+        own: the folders of the sets that they are of.
+
+    Raises:
+        DapError: they would.
+    """
+    if is_made(out) and not any(one.resolve() == out.resolve() for one in own):
+        raise DapError(
+            f"{shown(out)} is the folder of another distilled set, and what is written there would be taken for its own. Give "
+            "another folder with --out."
+        )
