@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import clips
 import dap
 from dap.base.errors import DapError
 from dap.cli.main import main
+from dap.cli.training import _told
 from dap.pretraining.notes import read_notes
 from dap.verbs.options import Machine
 
@@ -145,6 +147,16 @@ def test_a_killed_command_goes_on_and_gives_the_same_bytes(name, made, shapes, t
     assert f"Goes on with the training in {out}." in said.err, said.err
     assert f"Next: dap distill --data {shapes} --backbone {out}" in said.out
     assert weights(out) == weights(made.folder)
+
+
+def test_the_next_command_makes_a_new_set_beside_those_that_are_there(made, shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("runs/mine", "0"), ("runs/mine-2", "1")):
+        quick = ["--method", "vanilla", "--steps", "2", "--ipc", "1", "--device", "cpu", "--seed", seed]
+        line = _told(made, str(shapes)).text.splitlines()[-1]
+        assert line.endswith(f"--out {name}")
+        assert main([*shlex.split(line.removeprefix("Next: dap ")), *quick]) == 0
+        assert dap.DistilledSet.open(name).missing() == []
 
 
 def test_a_small_stable_diffusion(shapes, tmp_path):

@@ -28,7 +28,7 @@ from dap.cli.flags import (
     machine_of,
     watcher_of,
 )
-from dap.cli.results import forecast
+from dap.cli.results import forecast, free
 
 LABELS = Group("Stored labels (--layout fkd, --layout labels)", sort_key=20)
 Source = Annotated[str, Parameter(metavar="SOURCE")]
@@ -293,4 +293,4 @@ def convert(
 
     made = run(source, out, **chosen)
     again = shlex.join(["dap", "distill", "--backbone", str(made)])
-    return Told(f"Pipeline in {made}\nNext: {again} --data FOLDER --out runs/first", {"pipeline": made})
+    return Told(f"Pipeline in {made}\nNext: {again} --data FOLDER --out {free('runs/first')}", {"pipeline": made})

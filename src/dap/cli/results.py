@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from dap.verbs.planning.estimate import Estimate
     from dap.verbs.planning.status import SetStatus, Status
     from dap.verbs.report import Results
+
+
+def free(folder: str) -> str:
+    """A folder for a command that is shown as the next one: this one or, where it is there already, one with a number."""
+    names = itertools.chain([folder], (f"{folder}-{n}" for n in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def shown(results: Results, track: str | None = None) -> Told:

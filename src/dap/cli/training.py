@@ -23,7 +23,7 @@ from dap.cli.flags import (
     watcher_of,
 )
 from dap.cli.judging import BadFraction
-from dap.cli.results import forecast
+from dap.cli.results import forecast, free
 from dap.verbs.planning.hour import spoken
 
 Flip = Annotated[bool, Parameter(negative="--no-flip")]
@@ -159,7 +159,18 @@ def _told(made: Trained, data: str) -> Told:
         )
         values["psnr_held_out_db"] = notes.psnr_held_out_db
     lines.append(f"Look at {made.folder / 'preview.png'}")
-    again = ["dap", "distill", "--data", data, "--backbone", str(made.folder), "--ipc", "10", "--out", "runs/mine"]
+    again = [
+        "dap",
+        "distill",
+        "--data",
+        data,
+        "--backbone",
+        str(made.folder),
+        "--ipc",
+        "10",
+        "--out",
+        free("runs/mine"),
+    ]
     again += [] if sizes.frames is None else ["--frames", str(sizes.frames), "--method", "dap"]
     lines.append(f"Next: {shlex.join(again)}")
     return Told("\n".join(lines), values)
