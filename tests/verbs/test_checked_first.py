@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 import dap
+from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.sources import open_source
 from dap.evaluation.training.evaluate import _Ready
 from dap.evaluation.training.networks.zoo import NotFetched
 from dap.verbs.options import Judging
+from dap.workshop import Workshop
 
 SMALL = ["--set", "width=2", "--set", "size=8", "--epochs", "1"]
 NETWORK = ["--networks", "convnet1"]
@@ -169,3 +171,49 @@ def test_an_unfinished_set_is_told_before_the_backbone_is_loaded(made, tmp_path,
     monkeypatch.setattr("dap.workshop.Workshop.backbone", lambda *a: pytest.fail("a backbone was loaded"))
     assert call("classify", made / "a", begun, "--backbone", "starter") == 1
     assert f"{begun} still lacks 6 images; finish it first" in capsys.readouterr().err
+
+
+GRID = ["--size", 8, "--sets", 1, "--out", "new", *SMALL, "--networks"]
+NAMED = {
+    "evaluate": ["evaluate", "a", *SMALL, "--networks"],
+    "a dry run": ["evaluate", "a", "--dry-run", *SMALL, "--networks"],
+    "compare": ["compare", "--methods", "random", *GRID],
+    "sweep": ["sweep", "--method", "random", "--vary", "ipc=1,2", *GRID],
+    "train-teacher": ["train-teacher", "--out", "new.safetensors", *SMALL, "--network"],
+    "rank": ["rank", "a", "--network"],
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("convnet11", "Unknown network 'convnet11'. Did you mean 'convnet1'?"),
+        ("torchvision:resnet81", "torchvision has no classifier 'resnet81'. Close to it:"),
+    ],
+)
+@pytest.mark.parametrize("verb", NAMED)
+def test_a_misspelt_network_is_told_before_the_data_are_read(verb, wrong, says, made, colours, capsys, monkeypatch):
+    line = [*NAMED[verb]]
+    line[1:1] = ["--data", colours] if verb != "rank" else []
+    monkeypatch.chdir(made)
+    with monkeypatch.context() as patched:
+        for name in ("whole", "source"):
+            patched.setattr(Workshop, name, lambda *a, **k: pytest.fail("the data are read"))
+        assert call(*line, wrong, *(["--allow-code"] if verb != "rank" else [])) == 1
+    said = capsys.readouterr().err
+    assert says in said and not Path("new").exists(), said
+    if verb == "a dry run" and (right := re.search(r"Did you mean '(.*)'[?]", said)):
+        assert call(*line, right[1]) == 0, capsys.readouterr().err
+
+
+def test_opened_test_images_and_trials_of_others_under_a_name_of_their_own(made, colours, tmp_path, capsys):
+    test = open_source(colours, "test", size=8)
+    with pytest.raises(DapError, match="Unknown network 'convnet11'"):
+        dap.evaluate(made / "a", data=test, judging=Judging(networks=("convnet11",)))
+    shutil.copytree(made / "a", tmp_path / "a")
+    line = {"protocol": "p", "network": "ConvNet-3", "seed": 0, "best": 0.5, "last": 0.5}
+    (tmp_path / "a" / "trials.jsonl").write_text(json.dumps(line) + "\n")
+    assert call("rank", tmp_path / "a", "--network", "ConvNet-4") == 1
+    assert "Unknown network 'ConvNet-4'" in capsys.readouterr().err
+    call("rank", tmp_path / "a", "--network", "ConvNet-3")
+    assert "Unknown network" not in capsys.readouterr().err

@@ -17,6 +17,7 @@ from dap.data.real.sources import EMBEDDED, Source
 from dap.evaluation.measures.embedding import embedding, over_frames
 from dap.evaluation.plan import JudgingPlan, Loaded
 from dap.evaluation.suiting import suited_size, suited_values
+from dap.evaluation.training.networks import check_name
 from dap.evaluation.training.protocol import Protocol, load_protocol
 from dap.recipe import Data
 from dap.verbs.labelling.by_backbone import BackboneLabeller, is_backbone
@@ -105,7 +106,7 @@ def source_of(workshop: Workshop, data: Data, split: Split, size: int) -> Source
 
 
 def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None = None) -> JudgingPlan:
-    """The plan of how sets are judged. The protocol is opened and the device is chosen.
+    """The plan of how sets are judged. The protocol is opened, the names of the networks are looked up, and the device is chosen.
 
     Args:
         judging: how sets are judged.
@@ -113,7 +114,7 @@ def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None =
         workshop: loads the backbone where one is the teacher; None where there are no real training images.
 
     Raises:
-        DapError: the protocol is unknown, there is no such device, or a backbone has no real training images.
+        DapError: the protocol or a network is unknown, there is no such device, or a backbone has no real training images.
     """
     labeller = None
     if is_backbone(judging.teacher):
@@ -123,7 +124,7 @@ def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None =
                 "or folder."
             )
         labeller = BackboneLabeller(str(judging.teacher), workshop)
-    return JudgingPlan(
+    plan = JudgingPlan(
         protocol=open_protocol(judging.protocol, judging.epochs, judging.changes),
         seeds=range(judging.trials),
         networks=judging.networks,
@@ -137,6 +138,9 @@ def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None =
         measures=judging.measures,
         budget=images_budget(machine),
     )
+    for network in plan.all_networks:
+        check_name(network)
+    return plan
 
 
 def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dap.base.errors import DapError
+from dap.base.registry import is_code
 from dap.evaluation.report.expected import plain_network
 from dap.evaluation.report.ranking import Ranking, rank_sets
+from dap.evaluation.report.records import load
+from dap.evaluation.training.networks import check_name
 from dap.verbs.placing import placed
 from dap.verbs.report import Results, Where, ceilings_of, found_sets
 
@@ -45,9 +48,9 @@ def rank(
         missing scores need.
 
     Raises:
-        DapError: there is no set or no random set, `full` is a file of another network, of other classes or of other test
-            images, no trial was made by one of the protocols, the trials of a set are on several test images, or a folder
-            cannot be written.
+        DapError: there is no set, no network of this name or no random set, `full` is a file of another network, of other classes
+            or of other test images, no trial was made by one of the protocols, the trials of a set are on several test images, or
+            a folder cannot be written.
     """
     known = next(iter(ceilings_of(full)), None)
     if known is not None and known.network and plain_network(known.network) != plain_network(network):
@@ -56,8 +59,22 @@ def rank(
             f"train-teacher --network {network}."
         )
     protocols = {"hard": hard, "own": own, "augmented": augmented, "plain": plain}
-    results = placed(found_sets(sets), None if out is None else Path(out))
+    found = found_sets(sets)
+    _check_network(network, found)
+    results = placed(found, None if out is None else Path(out))
     evaluate = (
         "dap evaluate" if out is None else f"dap evaluate --out {shlex.quote(str(out))}"
     )  # else it writes beside the sets
     return dict(rank_sets(results, network=network, full=known, evaluate=evaluate, **protocols))
+
+
+def _check_network(network: str, sets: Sequence[Path]) -> None:
+    """Raise `DapError` if there is no network of this name, and no trial of one, which others may have called otherwise. No
+    network is run, so one of the user's own need not be there."""
+    if is_code(network):
+        return
+    try:
+        check_name(network)
+    except DapError:
+        if all(line["network"] != network for one in load(sets) for line in one.trials):
+            raise

@@ -21,6 +21,7 @@ from dap.engines.ranks import device_for, rank_of
 from dap.evaluation.suiting import suited_size, suited_values
 from dap.evaluation.training.in_step import Group, joined
 from dap.evaluation.training.loading import save_classifier
+from dap.evaluation.training.networks import check_name
 from dap.evaluation.training.protocol import Protocol
 from dap.evaluation.training.trained import train_classifier
 from dap.evaluation.training.trials import Trial
@@ -67,6 +68,7 @@ def opened(
         DapError: there is no such data, protocol or network, or the file would lie among the images.
     """
     chosen = open_protocol(protocol, epochs, changes, network=network)
+    check_name(chosen.network)  # before the data are looked through
     workshop = open_workshop(machine, watcher=watcher)
     if isinstance(data, tuple):
         train, test = data

@@ -27,9 +27,21 @@ from dap.base.registry import resolve
 from dap.evaluation.training.networks.clips import convnet3d, r3d18, small_convnet3d
 from dap.evaluation.training.networks.convnets import convnet, resnetap10
 from dap.evaluation.training.networks.layers import InstanceNorm, Network, Norm, n_parameters
+from dap.evaluation.training.networks.libraries import CHECKS
 from dap.evaluation.training.networks.zoo import FAMILIES, LIBRARIES
 
-__all__ = ["KNOWN", "InstanceNorm", "Network", "Norm", "build", "check_shapes", "convnet", "n_parameters", "resnetap10"]
+__all__ = [
+    "KNOWN",
+    "InstanceNorm",
+    "Network",
+    "Norm",
+    "build",
+    "check_name",
+    "check_shapes",
+    "convnet",
+    "n_parameters",
+    "resnetap10",
+]
 
 KNOWN: dict[str, Callable[..., nn.Module]] = {
     **{f"convnet{depth}": partial(convnet, depth=depth) for depth in range(1, 9)},
@@ -69,6 +81,19 @@ def build(
     if not isinstance(network, nn.Module):
         raise DapError(f"The network {name!r} should be a torch.nn.Module, but is a {type(network).__name__}.")
     return network
+
+
+def check_name(name: str) -> None:
+    """Check, before anything is read, that there is a network of this name. It is not built.
+
+    Raises:
+        DapError: there is none, or it lies in a package or file that is not there or that is not allowed to run.
+    """
+    library, _, model = name.partition(":")
+    if library in CHECKS and model:
+        CHECKS[library](model)
+    else:
+        resolve(name, KNOWN, "network")
 
 
 def check_shapes(make: Callable[[], nn.Module], shapes: Mapping[str, tuple[int, ...]]) -> None:

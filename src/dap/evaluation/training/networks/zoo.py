@@ -15,10 +15,9 @@ The networks `torchvision:NAME` and `timm:NAME` stay as their authors made them,
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -34,6 +33,7 @@ from dap.base.errors import DapError, first_line
 from dap.base.files import sha256_of
 from dap.base.registry import suggest
 from dap.evaluation.training.networks.layers import InstanceNorm, Network, Norm, at_least, he_normal
+from dap.evaluation.training.networks.libraries import check_timm, check_torchvision
 
 
 def resnet(*, depth: int, channels: int, classes: int, size: int, norm: Norm, width: int) -> Network:
@@ -121,9 +121,7 @@ def from_torchvision(model: str, *, channels: int, classes: int, size: int, norm
     from torchvision import models
 
     del width
-    known = models.list_models(module=models)
-    if model not in known:
-        raise DapError(f"torchvision has no classifier {model!r}. {_like(model, known)}")
+    check_torchvision(model)
     options: dict[str, Any] = {}
     if model.startswith("vit_"):
         options["image_size"] = size
@@ -238,12 +236,9 @@ def from_timm(model: str, *, channels: int, classes: int, size: int, norm: Norm,
         DapError: timm is not installed, timm has no such model, or the model does not take such images.
     """
     del width
-    try:
-        import timm
-    except ImportError as error:
-        raise DapError(f"timm:{model} needs the package timm; pip install 'diffusion-as-priors[timm]'.") from error
-    if not timm.is_model(model):
-        raise DapError(f"timm has no model {model!r}. {_like(model, timm.list_models())}")
+    check_timm(model)
+    import timm
+
     card = timm.get_pretrained_cfg(model)
     options = {"img_size": size} if card is not None and card.fixed_input_size else {}
     make = partial(timm.create_model, model, pretrained=False, num_classes=classes, in_chans=channels, **options)
@@ -257,13 +252,6 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "swin_v2_t": partial(swin, version=2),
 }
 LIBRARIES: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvision, "timm": from_timm}
-
-
-def _like(name: str, known: Sequence[str]) -> str:
-    """A sentence with the known names that resemble this name or contain it: at most 8 of them."""
-    found = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    found += [other for other in known if name in other and other not in found]
-    return f"Close to it: {', '.join(found[:8])}." if found else f"Its {len(known)} names include {known[0]}."
 
 
 def _fitted(make: Callable[[], nn.Module], name: str, channels: int, classes: int, size: int, norm: Norm) -> nn.Module:
