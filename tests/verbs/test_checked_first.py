@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -217,3 +218,36 @@ def test_opened_test_images_and_trials_of_others_under_a_name_of_their_own(made,
     assert "Unknown network 'ConvNet-4'" in capsys.readouterr().err
     call("rank", tmp_path / "a", "--network", "ConvNet-3")
     assert "Unknown network" not in capsys.readouterr().err
+
+
+FKD = ["--protocol", "fkd-soft", *NETWORK, *SMALL, "--set", "mean=[0.5, 0.5, 0.5]"]
+
+
+@pytest.mark.parametrize("case", ["its own data", "other data", "labels of another size", "labels of fewer epochs"])
+def test_the_command_in_the_message_makes_the_labels_that_are_missing(
+    case, made, colours, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    made_by = ["evaluate", made / "a", *FKD]
+    if case == "other data":  # the import does not say of what data it is
+        assert call("import", made / "a" / "images", "--out", "set") == 0
+        made_by = ["evaluate", "set", "--data", colours, "--split", "test=test", *FKD]
+    labels = []
+    if case.startswith("labels"):
+        other = ["--set", "size=16"] if "size" in case else []
+        flags = [*SMALL, *FKD[-2:], *other]
+        assert (
+            call("export", made / "a", "--layout", "fkd", "--teacher", made / "all.safetensors", *flags, "--out", "l")
+            == 0
+        )
+        labels = ["--labels", "l"]
+        made_by += ["--epochs", 2] if "epochs" in case else []
+    capsys.readouterr()
+    assert call(*made_by, *labels) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert len(said) < 600
+    if "size" in case:
+        assert "(random_resized_crop.size: 16 -> 8)" in said
+    command = re.search(r"with dap (export .*? --out DIR)", said)[1].replace("NAME", str(made / "all.safetensors"))
+    assert call(*shlex.split(command.replace("DIR", "new"))) == 0, capsys.readouterr().err
+    assert call(*made_by, "--labels", "new") == 0, capsys.readouterr().err

@@ -129,4 +129,4 @@ def test_a_set_that_does_not_name_its_data_is_labelled_for_the_data_that_are_giv
     assert "does not say what real images it will be tested on" in caplog.text
     again[again.index("--labels") + 1] = tmp_path / "others"
     status, _, err = call(capsys, *again, "--networks", "convnet2")
-    assert status == 1 and "give dap export the flags of dap evaluate" in err
+    assert status == 1 and f"--set size=16 --data {colours} --teacher NAME --out DIR" in err

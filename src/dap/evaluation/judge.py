@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -323,12 +324,11 @@ def _stored_labels(judged: DistilledSet, plan: JudgingPlan, protocol: Protocol) 
         if plan.labels is not None:
             raise DapError(f"{protocol.name} has no use for stored labels (--labels); fkd-soft has.")
         return None
+    words = ["dap", "export", str(judged.path), "--layout", "fkd", *plan.flags, "--teacher", plan.teacher or "NAME"]
+    command = f"{shlex.join(words)} --out DIR"
     if plan.labels is None:
-        raise DapError(
-            f"{protocol.name} trains on stored labels; make them with dap export {judged.path} --layout fkd "
-            "--teacher NAME --out DIR, and give --labels DIR."
-        )
-    return open_labels(plan.labels, image_hashes(judged), judged.class_names, labelling(protocol))
+        raise DapError(f"{protocol.name} trains on stored labels; make them with {command}, and give --labels DIR.")
+    return open_labels(plan.labels, image_hashes(judged), judged.class_names, labelling(protocol), command)
 
 
 def _weights(judged: DistilledSet, protocol: Protocol) -> torch.Tensor | None:

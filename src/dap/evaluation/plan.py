@@ -74,6 +74,8 @@ class JudgingPlan:
         on: "validation" tests on held-out training images, to make choices by; the test images are then not opened.
         neighbours: how many real images of a class are searched for near-copies, see `evaluation.measures.inspection`.
         measures: names of measures of one's own, as `file.py:Name`; see `evaluation.measures.own`.
+        flags: the flags of a command that gives the protocol and its fields as the user did, and other data than the sets'
+            own; for messages.
         budget: how much memory and disk images may take; default: memory that is free, less a reserve, and no disk.
     """
 
@@ -88,6 +90,7 @@ class JudgingPlan:
     on: Literal["test", "validation"] = "test"
     neighbours: int | None = None
     measures: Sequence[str] = ()
+    flags: Sequence[str] = ()
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,11 +137,26 @@ def judging_plan(judging: Judging, machine: Machine, workshop: Workshop | None =
         on=judging.on,
         neighbours=judging.neighbours,
         measures=judging.measures,
+        flags=_flags(judging),
         budget=images_budget(machine),
     )
     for network in plan.all_networks:
         check_name(network)
     return plan
+
+
+def _flags(judging: Judging) -> list[str]:
+    """The flags that give a protocol and its fields."""
+    flags = ["--protocol", str(judging.protocol)]
+    flags += [] if judging.epochs is None else ["--epochs", str(judging.epochs)]
+    for field, value in judging.changes.items():
+        flags += ["--set", f"{field}={value if isinstance(value, str) else json.dumps(value)}"]
+    return flags
+
+
+def _data_flags(data: Data) -> list[str]:
+    places = [] if data.split is None else [f"{split}={place}" for split, place in data.split.given().items()]
+    return ["--data", data.path, *(["--split", ",".join(places)] if places else [])]
 
 
 def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
@@ -166,11 +182,11 @@ def loader(judging: Judging, machine: Machine, workshop: Workshop) -> LoadedFor:
                 workshop, sized
             )  # lists the data, which are listed once, before anything else is done with them
         if sized not in made:
-            suited = plan
+            suited = plan if drawn else dataclasses.replace(plan, flags=[*plan.flags, *_data_flags(data)])
             if not own:
                 train = source_of(workshop, sized, "train", size)
                 protocol = suited_protocol(judging.protocol, judging.epochs, given, size, lambda: train)
-                suited = dataclasses.replace(plan, protocol=protocol)
+                suited = dataclasses.replace(suited, protocol=protocol)
             if data.frames and judging.reference:
                 raise DapError(
                     f"{judging.reference} is a network of images, and {data.path} is read as clips; leave out --reference."

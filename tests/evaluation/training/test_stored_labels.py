@@ -145,7 +145,7 @@ def test_more_epochs_are_added_and_fewer_are_enough(watched, tmp_path):
     folder = write(tmp_path / "labels", watched)
     before = (folder / "epoch-00001.safetensors").read_bytes()
     longer = dataclasses.replace(HOW, epochs=5)
-    with pytest.raises(DapError, match=r"has labels for 3 epochs, and 5 are wanted; run dap export again"):
+    with pytest.raises(DapError, match=r"has labels for 3 epochs, and 5 are wanted; make more with dap export"):
         open_labels(folder, HASHES, NAMES, longer)
     write(folder, watched, longer)
     assert len(watched.seen) == 15 and (folder / "epoch-00001.safetensors").read_bytes() == before

@@ -27,6 +27,12 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         ]
     if old == new:
         return []
+    steps = _steps(old), _steps(new)
+    if steps[0] and steps[0] == steps[1]:
+        pairs = zip(steps[0], old, new, strict=True)
+        return [line for name, was, now in pairs for line in differences(was, now, f"{where}.{name}")]
+    if steps[0] and steps[1]:
+        return [f"{where}: {', '.join(steps[0])} -> {', '.join(steps[1])}"]
     lists = _long(old), _long(new)
     if lists[0] and lists[1] and (said := classes_apart(*lists, "the former", "the new")):
         return [f"{where}: {_small(said)}"]
@@ -68,6 +74,12 @@ def _long(value: Any) -> list[str]:
     """A list of so many texts that only its difference should be told; [] for any other value."""
     told = isinstance(value, list) and len(value) > 2 * MOST_NAMED and all(isinstance(one, str) for one in value)
     return value if told else []
+
+
+def _steps(value: Any) -> list[str]:
+    """The names of the steps of a protocol; [] for any other value."""
+    told = isinstance(value, list) and all(isinstance(step, Mapping) and "op" in step for step in value)
+    return [str(step["op"]) for step in value] if told else []
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

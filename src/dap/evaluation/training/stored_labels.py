@@ -42,7 +42,7 @@ from dap.evaluation.training.mixing import Mixing
 from dap.evaluation.training.steps import Drawn, Step
 from dap.evaluation.training.transforms import apply_all, draw_all, size_after, split, unnormalised
 
-FORMAT = 1
+FORMAT, AGAIN = 1, "dap export SET --layout fkd"
 
 
 class Index(FromFile, frozen=True):
@@ -259,8 +259,10 @@ class StoredLabels:
         return batches
 
 
-def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence[str], how: Labelling) -> StoredLabels:
-    """Labels for this set and protocol; their columns come in the order of `class_names`. The seed may be any.
+def open_labels(
+    folder: str | Path, hashes: Sequence[str], class_names: Sequence[str], how: Labelling, command: str = AGAIN
+) -> StoredLabels:
+    """Labels for this set and protocol, of any seed, as `command` makes them; their columns come in the order of `class_names`.
 
     Raises:
         DapError: there are none, they are not finished, or they were made for other images, classes or steps, or for
@@ -269,7 +271,7 @@ def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence
     folder = Path(folder)
     if not (folder / "index.json").is_file():
         state = "are not finished" if (folder / "begun.json").is_file() else "are not there (no index.json)"
-        raise DapError(f"The labels in {folder} {state}; make them with dap export SET --layout fkd.")
+        raise DapError(f"The labels in {folder} {state}; make them with {command}.")
     index = read_json(folder / "index.json", as_read(Index))
     if index.get("format") != FORMAT:
         raise DapError(f"{folder} has labels of format {index.get('format')}, and this version reads format {FORMAT}.")
@@ -277,13 +279,11 @@ def open_labels(folder: str | Path, hashes: Sequence[str], class_names: Sequence
     written = {name: index[name] for name in wanted} | {"classes": sorted(index["classes"])}
     if changed := _differences(written, json.loads(json.dumps(wanted))):
         raise DapError(
-            f"The labels in {folder} are of another set or protocol ({changed}); give dap export the flags of dap evaluate."
+            f"The labels in {folder} are of another set or protocol ({changed}); make others with {command}."
         )
     if (index.get("epochs") or 0) < how.epochs or not index.get("teacher_name"):
-        raise DapError(
-            f"{folder} has labels for {index.get('epochs') or 0} epochs, and {how.epochs} are wanted; run dap "
-            "export again for more."
-        )
+        told = f"{folder} has labels for {index.get('epochs') or 0} epochs, and {how.epochs} are wanted"
+        raise DapError(f"{told}; make more with {command}, where DIR may be {folder}.")
     return StoredLabels(folder, index, how, [index["classes"].index(name) for name in class_names])
 
 
@@ -342,7 +342,7 @@ def _file(epoch: int) -> str:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The differences in words. Of differing images only the numbers are given."""
     mine, theirs = new.pop("images"), old.pop("images")
-    lines = differences(old, new)
+    lines = [line.removeprefix("steps.") for line in differences(old, new)]
     if mine != theirs:
         same = len(set(mine) & set(theirs))
         how = "in another order" if sorted(mine) == sorted(theirs) else f"{same} of them the same"
