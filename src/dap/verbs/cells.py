@@ -34,6 +34,7 @@ from dap.verbs.drawing import draw
 from dap.verbs.jobs import Cell, Grid, read_job, written
 from dap.verbs.judges import LoadedFor, loader, naming
 from dap.verbs.options import Engine, kind_of
+from dap.verbs.picking.picked import check_given
 from dap.verbs.planning.status import write_plan
 from dap.verbs.report import Results, Unfinished, write_page
 from dap.verbs.settling import settled
@@ -228,6 +229,7 @@ def check(
     check_folder(out)
     for name, recipe in cells:
         workshop_of(recipe).asked(recipe)
+        check_given(out / name, recipe, workshop_of(recipe))
         check_out(workshop_of(recipe), recipe.data, out / name)
     check_data(cells, loaded_for, out)
     images, plan = dict[str, int](), loaded_for(cells[0][1].data).plan

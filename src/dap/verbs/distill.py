@@ -38,7 +38,7 @@ from dap.recipe import Recipe, flags_given, keywords, overlaid
 from dap.verbs.jobs import Grid, written
 from dap.verbs.options import Engine, Judging, Machine, images_budget, kind_of, permitted
 from dap.verbs.picking.budget import seconds_of
-from dap.verbs.picking.picked import picked
+from dap.verbs.picking.picked import check_given, picked
 from dap.verbs.planning.hours import tell_of_hours
 from dap.verbs.settling import NOTE as CHOSEN
 from dap.verbs.settling import settled
@@ -185,6 +185,7 @@ def distill(
             threads = machine.threads or torch.get_num_threads()
         elif kind == "workers":
             threads = machine.threads or threads_of(engine.workers or 1)
+        check_given(out, recipe, workshop, seconds)
         _tell_unused(recipe, workshop.asked(recipe)[0])
         tell_of(workshop, recipe.data)
         check_out(workshop, recipe.data, out)

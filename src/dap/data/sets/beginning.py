@@ -72,13 +72,8 @@ def check_begun(
             )
             of_own = any(key == "objects" or key.startswith("code ") for key in old)
             why += _OWN * (of_own and any(line.startswith(("weights: ", "classifier: ")) for line in changed))
-            command = shlex.join(["dap", "distill", shown(path / name), "--out", shown(path)])
-            # A recipe does not hold the objects that its set was made with.
-            named = name == "recipe.json" and not (inputs or {}).get("objects") and not _objects_of(path)
-            again = f"Use what it was begun with, as {command} does," if named else "Use what it was begun with,"
-            raise DapError(
-                f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}{again} or another --out."
-            )
+            named = name == "recipe.json" and not (inputs or {}).get("objects")
+            raise _another(path, changed, why, named)
     return pinned
 
 
@@ -93,6 +88,63 @@ _OWN = (
     "The fingerprints of a backbone and of a classifier of your own differ if what they run or hold has changed, and for a set "
     "begun by a version that knew them by their files and weights alone. "
 )
+
+
+def _another(path: Path, changed: Sequence[str], why: str = "", named: bool = True) -> DapError:
+    """The error where the set in a folder was made by another recipe. `named`: the recipe that is wanted holds no objects."""
+    command = shlex.join(["dap", "distill", shown(path / "recipe.json"), "--out", shown(path)])
+    # A recipe does not hold the objects that its set was made with.
+    again = f", as {command} does" if named and not _objects_of(path) else ""
+    return DapError(
+        f"{path} holds a set made by another recipe. What changed: {'; '.join(changed)}. {why}Use what it was begun with{again}, "
+        "or another --out."
+    )
+
+
+def check_stated(path: Path, given: Mapping[str, Any]) -> None:
+    """Check, before any work, that what a user gave does not contradict the recipe of the set that is in a folder.
+
+    What nobody gave, and what the old recipe does not say, is not compared here; `check_begun` compares whole recipes.
+
+    Args:
+        path: the folder, which may be new.
+        given: nested values of a recipe that stay as they are when it is resolved, `ipc` among them.
+
+    Raises:
+        DapError: the set was made by another recipe, has more images per class, or its recipe.json is damaged.
+    """
+    if not there(path, "recipe.json"):
+        return
+    old, new = _shared(read(path, "recipe.json", RECIPE), json.loads(dump(dict(given))))
+    before, ipc = old.pop("ipc", None), new.pop("ipc", None)
+    if changed := differences(old, new):
+        raise _another(path, changed)
+    if isinstance(before, int) and isinstance(ipc, int) and before > ipc:
+        raise _shrinks(path, before, ipc, given)
+
+
+def _shared(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two nested mappings without the fields that one of them lacks. A section that a method has no use for is null."""
+    pairs = dict[str, tuple[Any, Any]]()
+    for key in [key for key in old if key in new]:
+        sections = [isinstance(values[key], Mapping) for values in (old, new)]
+        if all(sections):
+            pairs[key] = _shared(old[key], new[key])
+        elif not any(sections):
+            pairs[key] = old[key], new[key]
+    return {key: one for key, (one, _) in pairs.items()}, {key: other for key, (_, other) in pairs.items()}
+
+
+def _shrinks(path: Path, before: int, ipc: int, recipe: Mapping[str, Any]) -> DapError:
+    """The error where a set has more images per class than the recipe wants."""
+    clips = ((recipe.get("data") or {}).get("frames")) is not None
+    advice = (
+        "Give another --out."  # an import reads images alone
+        if clips
+        else f"Take {ipc} of them into a new folder: dap import {path} --ipc {ipc} --out DIR."
+    )
+    what = counted(before, "clip" if clips else "image")
+    return DapError(f"{path} holds a set of {what} per class, and a set does not shrink. {advice}")
 
 
 def _objects_of(path: Path) -> Mapping[str, Any]:
@@ -151,14 +203,7 @@ def cuts(path: Path, recipe: Mapping[str, Any], *, can_grow: bool) -> tuple[int,
     if before is None or before == ipc:
         return tuple(sorted(sizes))
     if before > ipc:
-        clips = ((recipe.get("data") or {}).get("frames")) is not None
-        advice = (
-            "Give another --out."  # an import reads images alone
-            if clips
-            else f"Take {ipc} of them into a new folder: dap import {path} --ipc {ipc} --out DIR."
-        )
-        what = counted(before, "clip" if clips else "image")
-        raise DapError(f"{path} holds a set of {what} per class, and a set does not shrink. {advice}")
+        raise _shrinks(path, before, ipc, recipe)
     if not can_grow:
         raise DapError(
             f"{path} holds a set of {counted(before, 'image')} per class. The method {recipe['method']} makes other images "

@@ -18,6 +18,7 @@ from dap.base.errors import DapError
 from dap.base.store import Store
 from dap.base.watch import Watcher
 from dap.data.real.counts import total_of
+from dap.data.sets.beginning import check_stated
 from dap.data.sets.distilled import WORK
 from dap.data.sets.notes import whole_note
 from dap.recipe import Recipe
@@ -57,6 +58,34 @@ def is_open(recipe: Recipe, workshop: Workshop) -> bool:
     given = recipe.model_dump(exclude_unset=True)
     named = any(given.get(part) for part in OPEN)
     return not named and objects.method is None and objects.backbone is None and objects.guidance is None
+
+
+def check_given(out: Path, recipe: Recipe, workshop: Workshop, budget: float | None = None) -> None:
+    """Check, before any work, that what a recipe gives does not contradict that of the set which is in the folder already.
+
+    Args:
+        out: the folder.
+        recipe: the recipe.
+        workshop: holds the objects of the recipe. Nothing is loaded.
+        budget: as for `picked`. It may change how many steps are taken.
+
+    Raises:
+        DapError: it does. The message names the fields.
+    """
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    given: dict[str, Any] = {"ipc": recipe.ipc, "seed": recipe.seed}
+    given["data"] = {
+        name: value
+        for name, value in recipe.data.model_dump(mode="json").items()
+        if value is not None or name == "classes"
+    }
+    if not is_open(recipe, workshop):
+        given["method"] = recipe.method
+    # Other fields of these sections are words, which may be settled otherwise than they are given.
+    given["backbone"] = {k: v for k, v in values.get("backbone", {}).items() if k in ("path", "revision", "dtype")}
+    for section in ("guidance", "refine", *(("sampling",) if budget is None else ())):
+        given[section] = {k: v for k, v in values.get(section, {}).items() if isinstance(v, int | float)}
+    check_stated(out, given)
 
 
 def picked(

@@ -28,6 +28,7 @@ from dap.evaluation.training.protocol import Protocol
 from dap.methods.base import Method, Task, plan
 from dap.methods.matching.base import Matching
 from dap.recipe import Recipe
+from dap.verbs.picking.picked import check_given
 from dap.verbs.planning.rates import of_iterations
 from dap.verbs.planning.trials import Trials
 from dap.verbs.settling import settled
@@ -131,8 +132,13 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
 
 
 def check_place(recipe: Recipe, out: Path, workshop: Workshop) -> None:
-    """Check that a set can lie in a folder, as far as the path alone says. Raises `DapError`, as `dap distill` does."""
+    """Check that a set can lie in a folder, as far as the path and the set that is there say.
+
+    Raises:
+        DapError: it cannot; the message is that of `dap distill`.
+    """
     check_folder(out)
+    check_given(out, recipe, workshop)
     check_out(workshop, recipe.data, out)
 
 

@@ -22,7 +22,7 @@ from dap.verbs.jobs import Grid
 from dap.verbs.judges import loader
 from dap.verbs.options import Judging, Machine, permitted
 from dap.verbs.picking.budget import seconds_of
-from dap.verbs.picking.picked import picked
+from dap.verbs.picking.picked import check_given, picked
 from dap.verbs.placing import check_results, places, real_of
 from dap.verbs.planning.estimate import Estimate, checked, of_set, of_trainings
 from dap.verbs.planning.status import images_there
@@ -40,6 +40,7 @@ def planned_set(
     """What `dap.distill` would take with these arguments. See `estimate.of_set`."""
     seconds = None if budget is None else seconds_of(budget)
     workshop = open_workshop(machine, watcher=watcher)
+    check_given(Path(out), recipe, workshop, seconds)
     pick = picked(recipe, workshop, Path(out), watcher, seconds, keep=False)
     return [of_set(pick.recipe, Path(out), workshop, watcher)]
 
