@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -24,12 +25,28 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def encoded(name: str) -> str:
+    """The name that a set gives to the folder of a class: in ASCII, and safe on every system."""
+    safe = quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.lstrip(" ").startswith(".") else ".")
+    return safe[:120].strip() or "%20"
+
+
+def decoded(folder: str) -> str:
+    """The class whose folder has this name in a set. A name that no set gives to the folder of another class stays as it is."""
+    try:
+        name = unquote(folder, errors="strict")
+        return composed(name) if encoded(name) == folder else folder
+    except UnicodeError:  # other letters than those of UTF-8
+        return folder
+
+
 def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tuple[list[str], list[int]]:
     """The chosen classes, by the names in `wanted`, and their positions in `known`. None stands for all classes.
 
     Names are compared and returned in their composed form, see `composed`. A WordNet id in `wanted` also finds a class that
     `known` lists by its ImageNet name, where only one class has that name. An ImageNet name in `wanted` finds a class that
-    `known` lists by its WordNet id, where only one of the thousand classes has that name.
+    `known` lists by its WordNet id, where only one of the thousand classes has that name. The name of a folder of a set finds the
+    class, and the class finds the folder, see `decoded`.
 
     Raises:
         DapError: a class is unknown (the message lists the known classes, close matches first), a class is repeated, a
@@ -47,6 +64,8 @@ def select(known: Sequence[str], wanted: Sequence[str] | None, where: str) -> tu
     if others := [name for name in wanted if name not in found]:
         by_id = imagenet.places(known) if any(map(imagenet.is_wnid, others)) else {}
         found = by_id | imagenet.named(others, known) | found
+        decodable = {decoded(name): place for name, place in found.items()}
+        found = {name: decodable[decoded(name)] for name in others if decoded(name) in decodable} | found
     unknown = [name for name in wanted if name not in found]
     if unknown:
         lowered = {other.lower(): other for other in known}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from dap import imagenet
 from dap.base.documents import fitted, read_names, read_text, regular
@@ -15,9 +15,9 @@ from dap.base.files import natural_order, sha256_of
 from dap.base.parsing import Damaged, counted, halved, shown
 from dap.data.real.finding.made import check_no_sets
 from dap.data.real.finding.walking import Left, class_folders, image_files, loose_images, visible
-from dap.data.real.names import glued, select, some
+from dap.data.real.names import encoded, glued, select, some
 from dap.data.real.suffixes import container
-from dap.data.sets.contents import EXPORT, JSON, check_exported
+from dap.data.sets.contents import EXPORT, JSON, Classes, check_exported
 from dap.data.sets.notes import MOST_CLASSES, MOST_IMAGES, read, there
 
 ADVICE = "Export the set again, or remove this file and give the classes with --classes."
@@ -146,7 +146,7 @@ def class_order(
     """
     check_exported(path, said := exported(path))
     known = dict(zip(said["class_names"], said["folders"], strict=True)) if "folders" in said else {}
-    known = known or {shown(folder): folder for folder in folders}
+    known = known or {shown(name): folder for folder, name in _names_beside(path, folders).items()}
     if absent := [folder for folder in known.values() if folder not in folders]:
         raise DapError(f"{path} lacks the class folder {absent[0]!r} that its export.json names; export it again.")
     if class_names in (SORTED, [SORTED], (SORTED,)) and SORTED not in known:
@@ -159,6 +159,16 @@ def class_order(
     chosen = [list(known.values())[place] for place in places]
     check_no_sets(path, chosen)
     return names, chosen
+
+
+def _names_beside(path: Path, folders: Sequence[str]) -> dict[str, str]:
+    """The class of each folder: by the classes.json of the set of whose images these are the folders, else the folder's name."""
+    beside = dict[str, str]()
+    if path.name == "images" and there(path.parent, "classes.json"):
+        with suppress(DapError):  # `verify` says what is wrong with the set
+            said = read(path.parent, "classes.json", Classes)
+            beside = dict(zip(said.folders, said.names, strict=True))
+    return {folder: beside.get(folder, folder) for folder in folders}
 
 
 def check_count(names: Sequence[str], count: int, what: str) -> None:
@@ -259,10 +269,7 @@ def folders_of(class_names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     for label, name in enumerate(class_names):
         check_text(name)
-        folder = (
-            quote(name, safe=" ()_,'&+").replace(".", "%2E" if name.lstrip(" ").startswith(".") else ".")[:120].strip()
-            or "%20"
-        )
+        folder = encoded(name)
         if _alike(folder) in taken:
             folder = f"{folder}~{label}"
         while _alike(folder) in taken:  # a class may really be called a~2
