@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from dap.base.errors import DapError
+from dap.base.files import check_writable
 from dap.cli.main import main
 from dap.data.sets.differences import classes_apart, differences
 from dap.data.sets.notes import NOTES
-from dap.evaluation.apart import FACTS, RESULTS, check_writable, copied_apart
+from dap.evaluation.apart import FACTS, RESULTS, copied_apart
 
 SMALL = ["--networks", "convnet1", "--set", "size=8", "--set", "width=2", "--epochs", "1", "--set", "mean=[0.5]"]
 SMALL += ["--set", "std=[0.25]"]
