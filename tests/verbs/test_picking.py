@@ -134,8 +134,9 @@ def test_a_rate_and_a_budget_settle_the_iterations_and_the_set_is_that_of_the_fl
     lines = choices(group_sets(load([made.path])))
     took = f"; a set took {full_seconds(made.noted('cost.json')):,.0f} s."
     assert [line.partition(": ")[2] for line in lines[::2] + lines[-1:]] == [
-        "dap chose method = dm by the classes and the time, within 45 s. Expected time: dm about 41 s" + took,
-        "dap chose options.iterations = 4 by the classes and the time, within 45 s. Expected time: 4 about 41 s" + took,
+        "dap chose method = dm by the classes and the time, within 45 s. Expected time: about 41 s with dm" + took,
+        "dap chose options.iterations = 4 by the classes and the time, within 45 s. Expected time: about 41 s with 4"
+        + took,
         f"dap chose options.real_batch = {deciding.BATCH} by the classes and the time, within 45 s.",
     ]
 

@@ -90,7 +90,7 @@ def test_where_real_images_come_in_twins_a_redrawn_one_is_flagged_and_the_share_
     assert [line["copy"] for line in found["images"]] == [True, False] * 2
     assert found["rule"]["pixel"]["at_most"] == 0.45 and found["rule"]["reals"] > 0.9
     (told,) = near_copies(group_sets([load_set(made.path)]))
-    assert "% of the real images themselves" in told and "e+" not in told
+    assert "% of the real images are as near to another" in told and "e+" not in told
 
 
 def test_without_a_limit_only_the_same_picture_is_flagged_and_the_reason_is_said(tmp_path, caplog):
