@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from dap.base.describing import helpers
 from dap.base.permission import allow_code
 from dap.base.registry import code_of, hash_of_code
+from dap.cli.main import main
 
 IMPORTS = {
     "a module": "import helper",
@@ -109,18 +108,14 @@ class Push(Guidance):
 """
 
 
-def test_a_set_does_not_go_on_with_another_helper(folder, colours, pipeline_folder):
+def test_a_set_does_not_go_on_with_another_helper(folder, colours, pipeline_folder, capsys):
     """The reviewer's case: the file of the guidance is the same, and the module that it imports has other numbers."""
     (folder / "mine.py").write_text(GUIDANCE)
-    words = "distill --method vanilla --guidance mine.py:Push --ipc 1 --steps 2 --out a"
-    words += f" --data {colours} --backbone {pipeline_folder}"
-
-    def run() -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "dap", *words.split()]
-        return subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
-
-    assert run().returncode == 0
+    words = ["distill", "--method", "vanilla", "--guidance", "mine.py:Push", "--ipc", "1", "--steps", "2", "--out", "a"]
+    words += ["--data", str(colours), "--backbone", str(pipeline_folder)]
+    assert main(words) == 0
     next((folder / "a" / "images").rglob("*.png")).unlink()
     (folder / "helper.py").write_text("K = -9\n")
-    again = run()
-    assert again.returncode == 1 and "helper of mine.py" in again.stderr, again.stderr
+    helpers._SEEN.clear()
+    assert main(words) == 1
+    assert "helper of mine.py" in capsys.readouterr().err
