@@ -258,15 +258,20 @@ print(made, again, main(["verify", folder + "/set"]), sorted(os.listdir(folder))
 """
 
 
+def with_mount(mount: str) -> list[str]:
+    """The words that let the command after them alone see a disk. Where nobody may mount one, the test is skipped."""
+    words = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    probe = subprocess.run([*words, "true"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"this system lets nobody mount a disk here: {probe.stderr.strip()}")
+    return words
+
+
 def test_on_a_disk_that_is_really_full(colours, tmp_path):
     """A file system of 1 MiB in memory, filled to the last block."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    inner = f'mount -t tmpfs -o size=1m none {disk} && exec "$@"'
-    probe = subprocess.run(["unshare", "-rm", "sh", "-c", inner, "sh", "true"], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"this system lets nobody mount a disk here: {probe.stderr.strip()}")
-    command = ["unshare", "-rm", "sh", "-c", inner, "sh", sys.executable, "-P", "-c", SCRIPT, str(disk)]
+    command = [*with_mount(f"mount -t tmpfs -o size=1m none {disk}"), sys.executable, "-P", "-c", SCRIPT, str(disk)]
     done = subprocess.run(
         [*command, "--method", "random", "--data", str(colours), "--quiet"],
         capture_output=True,

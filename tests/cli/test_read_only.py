@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_full_disk import CASES, places  # noqa: F401 - the fixture
+from test_full_disk import CASES, places, with_mount  # noqa: F401 - the fixture
 
 from dap.base.disk import aside_of, known, told
 
@@ -35,11 +35,7 @@ print(json.dumps(told))
 def test_a_place_that_can_only_be_read_is_named_as_it_was_given(places, tmp_path):  # noqa: F811
     disk = tmp_path / "disk"
     disk.mkdir()
-    inner = f'mount -t tmpfs none {disk} && mount -o remount,ro {disk} && exec "$@"'
-    namespace = ["unshare", "-rm", "sh", "-c", inner, "sh"]
-    probe = subprocess.run([*namespace, "true"], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"this system lets nobody mount a disk here: {probe.stderr.strip()}")
+    namespace = with_mount(f"mount -t tmpfs none {disk} && mount -o remount,ro {disk}")
     (by,) = {json.loads(line)["protocol"] for line in (places["set"] / "trials.jsonl").read_text().splitlines()}
     words = {case: [word.format(out=disk / "out", by=by, **places) for word in CASES[case].split()] for case in CASES}
     for case, flag in (("export labels", "here/cache"), ("distill, cache", "here/cache")):

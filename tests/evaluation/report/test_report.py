@@ -88,7 +88,7 @@ def test_what_sets_share_counts_for_each(tmp_path: Path) -> None:
     prepared = {"surrogate": {"seconds": 30.0, "made": False}, "modes": {"seconds": 2.0, "made": True}}
     (path / "cost.json").write_text(json.dumps({**cost, "prepared": prepared}))
     (row,) = report.summarise(report.load([path]))
-    assert (row.seconds, row.memory, row.needs) == (38.0, 1.5, ("backbone",))
+    assert (row.seconds, row.memory, row.group.needs) == (38.0, 1.5, ("backbone",))
     page = page_of([path], tmp_path / "out")
     assert "training" in page and "s shared" in page
 

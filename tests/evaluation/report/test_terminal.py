@@ -49,7 +49,7 @@ def test_it_fits_and_says_what_counts(compared, width):
         wanted += [signed(row.difference.value), interval(row.difference)] if row.difference else []
         assert any(all(part in line for part in wanted) for line in lines), wanted
         # The cost stands in the same line, or in that of a table below.
-        costs = [figure(row.seconds), figure(row.memory), *([", ".join(row.needs)] if row.needs else [])]
+        costs = [figure(row.seconds), figure(row.memory), *([", ".join(row.group.needs)] if row.group.needs else [])]
         assert any(all(part in line for part in costs) for line in lines), costs
     shown = "representa-" in text
     assert shown or "in the report: representativeness, diversity, coverage" in " ".join(lines)

@@ -158,8 +158,8 @@ def cost_table(groups: Sequence[Group]) -> Table:
         means = [group.mean(full), group.mean(shared), group.mean(each), peak]
         means.append(group.mean([t.get("seconds") for t in trials]))
         devices = ", ".join(distinct(t.get("device") for t in trials))
-        needs = ", ".join(distinct(need for c in costs for need in c.get("needs", ()) if need != "training"))
-        rows.append((named(group.label), *(Cell(figure(v), v) for v in means), cell(needs), cell(devices)))
+        needs = cell(", ".join(group.needs))
+        rows.append((named(group.label), *(Cell(figure(v), v) for v in means), needs, cell(devices)))
     return plain_table("cost", "Cost", columns, tuple(rows))
 
 

@@ -48,6 +48,12 @@ class Group:
         """The run seeds, in the order of the sets."""
         return tuple(record.seed for record in self.sets)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the method needs beside real images, as `dap methods` says: "backbone", "classifier", "captions"."""
+        found = {str(need) for record in self.sets for need in record.cost.get("needs", ())}
+        return tuple(sorted(found - {"training"}))
+
     def mean(self, values: Sequence[object]) -> float | None:
         """Mean of the numbers among `values`; None without any."""
         numbers = [float(value) for value in values if is_number(value)]
@@ -98,12 +104,6 @@ class Row:
     memory: float | None
     """Peak memory of making a set, in GB (10⁹ bytes)."""
     measures: Mapping[str, float | None]
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What the method needs beside real images, as `dap methods` says: "backbone", "classifier", "captions"."""
-        found = {str(need) for record in self.group.sets for need in record.cost.get("needs", ())}
-        return tuple(sorted(found - {"training"}))
 
     @property
     def method(self) -> str:

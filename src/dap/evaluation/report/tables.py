@@ -265,7 +265,7 @@ def _costs(rows: Sequence[Row]) -> list[Told]:
         (Column("GB", hint=hint, short="peak\nGB", apart=True), [Cell(figure(r.memory), r.memory) for r in rows]),
         (
             Column("needs", False, hint="beside real images", apart=True),
-            [cell(", ".join(r.needs) or None) for r in rows],
+            [cell(", ".join(r.group.needs) or None) for r in rows],
         ),
     ]
 
@@ -325,7 +325,7 @@ def _data(rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> li
             line |= {f"p_holm{end}": one.corrected[i]}
         claim = claims.of(row)
         line |= dict(row.measures) | {"seconds_per_set": row.seconds, "peak_memory_gb": row.memory}
-        line |= {"needs": " ".join(row.needs), "expected": claim and claim.text}
+        line |= {"needs": " ".join(row.group.needs), "expected": claim and claim.text}
         line |= {"expected_source": claim and claim.source}
         recipe = row.group.first.fields
         lines.append(line | {f"recipe.{field}": recipe.get(field) for field in fields})
