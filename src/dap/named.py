@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dap.base.registry import code_of
+from dap.data.sets.differences import CODE
 from dap.recipe import Recipe
 from dap.resolved import Resolved
 
@@ -33,4 +34,4 @@ def code_of_recipe(recipe: Recipe | Resolved, objects: Collection[str] = ()) -> 
     for text in named:
         if isinstance(text, str) and not text.startswith(("torchvision:", "timm:")):
             found |= code_of(text)
-    return {f"code {where}": digest for where, digest in found.items()}
+    return {f"{CODE}{where}": digest for where, digest in found.items()}

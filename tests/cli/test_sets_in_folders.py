@@ -156,3 +156,35 @@ def test_a_set_takes_its_own_report_and_one_that_it_is_a_part_of(place, capsys):
     assert main(shlex.split("report runs --out runs/b")) == 0
     assert main(shlex.split("report runs/a/judged/b --out runs/a/judged/b")) == 0
     assert main(shlex.split("report runs/a --out runs")) == 0  # a folder of sets is none itself
+
+
+@pytest.mark.parametrize("data", ["./photos", "photos/", "{here}/photos", "linked", "../here/photos"])
+def test_another_spelling_of_the_same_data_goes_on_with_a_set_and_lets_it_grow(data, place, capsys):
+    (place / "linked").symlink_to("photos")
+    line = ["--size", "8", "--method", "random", "--out", "new", "--device", "cpu", "--ipc"]
+    spelt = data.format(here=place)
+    for path, ipc in (("photos", "1"), (spelt, "1"), (spelt, "2"), ("photos", "2")):
+        assert main(["distill", "--data", path, *line, ipc]) == 0, capsys.readouterr().err
+    shutil.copytree(place / "photos", place / "copied")
+    capsys.readouterr()
+    assert main(["distill", "--data", "copied", *line, "2"]) == 1
+    assert "What changed: data.path: " in capsys.readouterr().err
+
+
+def test_another_spelling_of_a_file_of_code_goes_on_with_a_set(place, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(place)
+    (place / "own.py").write_text(
+        "from beside import NAME\nfrom dap.methods.selection.random import Random\n\n\nclass Mine(Random):\n    name = NAME\n"
+    )
+    (place / "beside.py").write_text("NAME = 'mine'\n")
+    for file in ("own.py", "./own.py", f"{place}/own.py"):
+        line = ["distill", "--data", "photos", "--size", "8", "--method", f"{file}:Mine", "--ipc", "1", "--out", "new"]
+        assert main([*line, "--device", "cpu"]) == 0, capsys.readouterr().err
+
+
+def test_sets_are_no_data_to_judge_with(place, capsys):
+    assert main(["evaluate", "runs/a", "--data", "runs"]) == 1
+    assert "runs holds the distilled sets a, b, " in capsys.readouterr().err
+    assert main(["evaluate", "runs/a", "--data", "runs/a/images"]) == 1
+    err = capsys.readouterr().err
+    assert "has no test split, as it holds the images of the distilled set" in err and "move" not in err

@@ -23,7 +23,7 @@ from dap.evaluation.report.summary import full_seconds, group_sets
 from dap.methods.matching.dm import Dm
 from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop
-from dap.verbs.options import Machine
+from dap.verbs.options import Judging, Machine
 from dap.verbs.picking import budget, deciding, fitting, picked, words
 from dap.verbs.picking.budget import rounded, seconds_of, written
 from dap.verbs.planning import roughly
@@ -467,3 +467,10 @@ def test_a_first_pass_that_other_work_slows_down_does_not_make_the_time_of_a_set
     assert told(0.03, 0.16, 0.4) == (0.02, 3)
     assert told(90.0) == (90.0, 1)  # another such pass would take too long
     assert told(3.0, 0.04, few=1) == (0.04, 2)
+
+
+def test_a_misspelt_network_and_protocol_are_told_before_the_images_are_looked_at(colours, tmp_path, monkeypatch):
+    monkeypatch.setattr("dap.verbs.picking.compared.looked_at", lambda *_: pytest.fail("the images were looked at"))
+    for wrong in ({"networks": ("convnet33x",)}, {"protocol": "quick-hardd"}):
+        with pytest.raises(DapError, match="convnet33x|quick-hardd"):
+            dap.compare({"data": {"path": str(colours)}}, None, (), 1, tmp_path / "a", judging=Judging(**wrong))

@@ -201,7 +201,7 @@ def same_place(one: str | Path, other: str | Path) -> bool:
     if str(one) == str(other):
         return True
     here, there = expanded(one), expanded(other)
-    return here.exists() and here.resolve() == there.resolve()
+    return os.path.exists(here) and here.resolve() == there.resolve()  # Path.exists fails for a long text
 
 
 def check_beside(out: Path, source: Path, what: str) -> None:

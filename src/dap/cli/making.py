@@ -202,7 +202,7 @@ def compare(
         from dap.verbs.picking.compared import methods_for
 
         where = {"machine": machine_of(machine), "watcher": watcher_of(output), "keep": not dry_run}
-        chosen = methods_for(values, ipcs, out, **where)
+        chosen = methods_for(values, ipcs, out, judging=judging_of(judged), **where)
         methods, values, options = chosen.methods, dict(chosen.base), {**chosen.options, **options}
     _check_wanted(methods, flags or {})
     told = {"machine": machine, "output": output, "track": track, "dry_run": dry_run, "engine": engine}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dap.base.files import same_place
-from dap.data.sets.differences import as_told, flatten, tells_less
+from dap.data.sets.differences import CODE, as_told, flatten, tells_less
 from dap.evaluation.current import hash_of
 
 
@@ -42,8 +42,6 @@ KINDS = (DATA, WEIGHTS, Kind("classifier", ("classifier",)), Kind("captions", ("
 PARTS = {"data": DATA, "backbone": WEIGHTS}
 """The sections of a recipe that name something of a kind."""
 UNKNOWN = "not recorded"
-CODE = "code "
-"""How the names of hashes of code begin in inputs.json; the place of the code follows."""
 
 
 class Made(Protocol):

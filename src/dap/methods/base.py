@@ -150,7 +150,7 @@ class Method(Recorded, ABC):
             function of ipc.
         steered: whether the method adds `Task.given.guidance`, the user's own, to what it samples.
         bounded: what a budget of time settles: the dotted name of a field of the recipe, and its least value that makes
-            sense. The time must be a line in it. None: nothing, or no trial tells the time.
+            sense. The time must be a line in it. None: nothing, or no time test tells the time.
         from_reals: whether the images are real images, or begin at real images and stay near them. The search for near-copies may
             miss such images where real images resemble each other.
         together: whether all slots of a class are one unit unless the recipe's `block` says otherwise.

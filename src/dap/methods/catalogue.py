@@ -62,7 +62,7 @@ COST = (
 COST_OF_FOLDER = (
     "ipc: images per class. cost: the time for this folder on this machine, roughly; dm, dc and dsa with",
     "the papers' iterations, of which dap distill takes fewer, and --budget as many as fit. –: something",
-    "that the method needs is not given, or it trains something whose time no trial tells.",
+    "that the method needs is not given, or it trains something whose time no time test tells.",
 )
 
 

@@ -83,7 +83,7 @@ def compare(
     engine = replace(engine, workers=workers) if workers > 1 else engine
     ipcs, methods = _values(ipcs), () if methods is None else _values(methods)
     if not methods:
-        found = methods_for(_fields(base), ipcs, Path(out), machine=machine, watcher=watcher)
+        found = methods_for(_fields(base), ipcs, Path(out), judging=judging, machine=machine, watcher=watcher)
         base, methods, options = found.base, found.methods, {**found.options, **(options or {})}
     how = {"options": options, "subsample": subsample, "judging": judging, "machine": machine, "command": command}
     cells = compared(base, methods, ipcs, sets, out, **how)

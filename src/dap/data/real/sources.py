@@ -28,7 +28,7 @@ from dap.data.real.clips.source import ClipSource
 from dap.data.real.decode import Fit, check_fit, fit_square
 from dap.data.real.finding.doubts import check_outside
 from dap.data.real.finding.listed import FileSource
-from dap.data.real.finding.made import check_no_set
+from dap.data.real.finding.made import real_classes
 from dap.data.real.finding.splits import Split, split_of
 from dap.data.real.finding.tables import Table
 from dap.data.real.finding.walking import LAYOUTS, Left, check_folder, class_folders, image_files, unreadable
@@ -165,10 +165,9 @@ class FolderSource(FileSource):
         known = class_folders(root)
         if not known:
             raise DapError(f"{shown(root)} holds no class folders; accepted are {LAYOUTS}")
-        names, places = select(known, classes, shown(root))
-        check_no_set(root, [known[place] for place in places])
+        names, folders = real_classes(root, known, classes)
         left = Left()
-        files = [_inside(root, known[place], inner, left) for place in places]
+        files = [_inside(root, folder, inner, left) for folder in folders]
         how = {"size": size, "fit": fit, "max_bad_fraction": max_bad_fraction}
         super().__init__(name or root.name, names, root, files, **how)
         self.notes = tuple(filter(None, [left.told()]))

@@ -16,7 +16,7 @@ from dap.base.errors import DapError
 from dap.base.files import dump, ended, inside, roots, sha256_of, write_atomically
 from dap.base.parsing import brief, counted, shown
 from dap.data.sets.contents import INPUTS, RECIPE, Classes, part_files, read_manifest, sha256
-from dap.data.sets.differences import OBJECTS_RECORD, as_told, differences, tells_less
+from dap.data.sets.differences import CODE, OBJECTS_RECORD, as_spelt, as_told, differences, tells_less
 from dap.data.sets.folders import check_classes, folders_of
 from dap.data.sets.notes import read, read_note, there
 
@@ -63,14 +63,18 @@ def check_begun(
     if foreign and not there(path, "recipe.json"):
         raise DapError(f"{path} is not empty and holds no recipe.json; choose a new folder with --out.")
     for (name, value), model in zip(written.items(), (RECIPE, INPUTS), strict=True):
-        changed = differences(old := read(path, name, model), _as_known(value, old)) if there(path, name) else []
+        changed = (
+            differences(old := read(path, name, model), _as_known(as_spelt(value, old), old))
+            if there(path, name)
+            else []
+        )
         if changed:
             of_data = any(line.startswith("data: ") for line in changed)
             why = (
                 "The fingerprint of the data differs if an image or a label has changed, and for a set begun by a version "
                 "that knew images by their names and sizes alone. " * of_data
             )
-            of_own = any(key == "objects" or key.startswith("code ") for key in old)
+            of_own = any(key == "objects" or key.startswith(CODE) for key in old)
             why += _OWN * (of_own and any(line.startswith(("weights: ", "classifier: ")) for line in changed))
             named = name == "recipe.json" and not (inputs or {}).get("objects")
             raise _another(path, changed, why, named)
@@ -117,7 +121,7 @@ def check_stated(path: Path, given: Mapping[str, Any]) -> None:
         return
     old, new = _shared(read(path, "recipe.json", RECIPE), json.loads(dump(dict(given))))
     before, ipc = old.pop("ipc", None), new.pop("ipc", None)
-    if changed := differences(old, new):
+    if changed := differences(old, as_spelt(new, old)):
         raise _another(path, changed)
     if isinstance(before, int) and isinstance(ipc, int) and before > ipc:
         raise _shrinks(path, before, ipc, given)
@@ -163,7 +167,7 @@ def _as_known(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     }
     rest = {key: value for key, value in new.items() if key not in ("objects", OBJECTS_RECORD)}
     # Earlier versions noted the files of the objects' classes a second time, and they may have changed elsewhere.
-    noted = {key: value for key, value in old.items() if key.startswith("code ") and key not in new}
+    noted = {key: value for key, value in old.items() if key.startswith(CODE) and key not in new}
     noted |= {OBJECTS_RECORD: old[OBJECTS_RECORD]} if OBJECTS_RECORD in old else {}
     return {**rest, **noted, "objects": objects} if "objects" in new else rest
 
@@ -176,7 +180,8 @@ def begun_with(path: Path, recipe: Mapping[str, Any]) -> int | None:
     """
     if not there(path, "recipe.json"):
         return None
-    old, new = read(path, "recipe.json", RECIPE), json.loads(dump(dict(recipe)))
+    old = read(path, "recipe.json", RECIPE)
+    new = as_spelt(json.loads(dump(dict(recipe))), old)
     ipc, free = old.get("ipc"), {"ipc"}
     if all(said.get("block") == said.get("ipc") for said in (old, new)):
         free.add("block")  # a block that is all images of a class follows their number

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from dap.base.describing.hashes import hash_of_long
+from dap.base.files import expanded, same_place
 from dap.base.parsing import shown
 from dap.data.real.names import composed, some
 
@@ -38,6 +40,40 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         return [f"{where}: {_small(said)}"]
     before, after = ("nothing" if v.__class__ is object else json.dumps(v) for v in (old, new))
     return [f"{where}: {before} -> {after}"]
+
+
+CODE = "code "
+"""How the names of hashes of code begin in inputs.json; the place of the code follows."""
+
+
+def as_spelt(new: Any, old: Any) -> Any:
+    """A record in which paths are spelt as in an old one, where both spellings lead to the same file or folder.
+
+    Relative paths are those of the folder where `dap` runs now. A name of code, as file.py:Name, counts by its file.
+    """
+    if isinstance(new, Mapping) and isinstance(old, Mapping):
+        left = [key for key in old if key.startswith(CODE) and key not in new]
+        keys = {key: next((one for one in left if _same(_place(key), _place(one))), key) for key in new}
+        return {keys[key]: as_spelt(value, old[keys[key]]) if keys[key] in old else value for key, value in new.items()}
+    return old if isinstance(new, str) and isinstance(old, str) and _same(new, old) else new
+
+
+def _place(key: str) -> str:
+    return key.removeprefix(CODE) if key.startswith(CODE) else ""
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two texts name the same place, the same thing in one file of code, or the same helper of one."""
+    (before, path, name), (others, place, thing) = _around_path(one), _around_path(other)
+    return (before, name) == (others, thing) and same_place(path, place)
+
+
+def _around_path(text: str) -> tuple[str, str, str]:
+    """A text as what stands before a path, the path, and what stands after it, as in "helper of ./file.py:Name"."""
+    path, _, name = text.rpartition(":")
+    path, name = (path, name) if path.endswith(".py") else (text, "")
+    helper, of, place = path.rpartition(" of ")
+    return (helper, place, name) if of and not os.path.exists(expanded(path)) else ("", path, name)
 
 
 OBJECTS_RECORD = "objects_record"

@@ -14,7 +14,8 @@ from dap.data.real.sources import EMBEDDED
 from dap.data.sets.notes import whole_note
 from dap.recipe import BackboneChoice, Recipe
 from dap.verbs.distill import open_workshop
-from dap.verbs.options import Machine
+from dap.verbs.judges import judging_plan
+from dap.verbs.options import Judging, Machine
 from dap.verbs.picking.budget import rounded
 from dap.verbs.picking.deciding import BATCH, ENOUGH, LEAST, USUAL, check_enough, rate_of_dm
 from dap.verbs.picking.fitting import looked_at
@@ -49,6 +50,7 @@ def methods_for(
     ipcs: tuple[int, ...],
     out: Path,
     *,
+    judging: Judging = Judging(),
     machine: Machine = Machine(),
     watcher: Watcher = Watcher(),
     keep: bool = True,
@@ -59,12 +61,14 @@ def methods_for(
         base: the nested values of a recipe.
         ipcs: numbers of images per class. (): that of the recipe.
         out: the folder of the comparison.
+        judging: how the sets will be judged. What is wrong with it is told before the images are read.
         machine: where the work runs.
         watcher: is told what is left out, and why.
         keep: whether the choice is kept in `out`.
 
     Raises:
-        DapError: the images cannot be read, a class has too few, or the folder is that of a set.
+        DapError: the images cannot be read, a class has too few, the folder is that of a set, or the protocol or a network is
+            unknown.
     """
     check_no_other(out)
     recipe = Recipe.parse(base)
@@ -72,6 +76,7 @@ def methods_for(
     if recipe.data.path == EMBEDDED or any(base.get(part) for part in parts):
         return Compared(base)
     workshop = open_workshop(machine, watcher=watcher)
+    judging_plan(judging, machine, workshop)
     backbones = looked_at(recipe.data, workshop)
     if backbones and backbones[-1].fits:
         path = backbones[-1].path

@@ -117,7 +117,7 @@ def of_set(recipe: Recipe, out: Path, workshop: Workshop, watcher: Watcher = Wat
             seconds, trial = rate.seconds(task.options.iterations), time.monotonic() - began
             return Estimate(**facts, seconds=seconds, trial=trial, disk=round(left * raw))
         if "training" in method.needs:
-            why = f"{recipe.method} trains something before its first image, whose time no trial tells"
+            why = f"{recipe.method} trains something before its first image, whose time no time test tells"
             return Estimate(**facts, why=why, disk=round(left * raw))
         watcher.note(f"{name}: a short time test tells how long it takes")
         trials = Trials(method, task, Path(folder))

@@ -94,7 +94,7 @@ def planned_push(
     logits = None if labels is None else logits_of(made, labels)
     written = _written(f"the export, as {layout}, in a temporary folder", made, layout, logits)
     n = len(made.records)
-    why = f"{written.disk / 1e6:.1f} MB go to the hub, and no trial tells how fast"
+    why = f"{written.disk / 1e6:.1f} MB go to the hub, and no time test tells how fast"
     return [written, Estimate(name=f"the upload to {to}", pieces=n, left=n, why=why)]
 
 

@@ -14,10 +14,9 @@ from dap.data.real.clips.frames import clips_of, decode_frames, frame_names
 from dap.data.real.clips.moving import decode_clip
 from dap.data.real.clips.times import check_frames, told_frames
 from dap.data.real.finding.listed import FileSource
-from dap.data.real.finding.made import check_no_set
+from dap.data.real.finding.made import real_classes
 from dap.data.real.finding.walking import Left, class_folders
 from dap.data.real.identity import DIGEST, digests
-from dap.data.real.names import select
 from dap.data.real.sizes import size_of
 
 
@@ -47,16 +46,15 @@ class ClipSource(FileSource):
         **how: Any,
     ) -> None:
         check_frames(frames)
-        known, left = class_folders(root), Left()
-        names, places = select(known, classes, shown(root))
-        check_no_set(root, [known[place] for place in places])
-        files = [clips_of(root, known[place], left) for place in places]
+        left = Left()
+        names, folders = real_classes(root, class_folders(root), classes)
+        files = [clips_of(root, folder, left) for folder in folders]
         super().__init__(name or root.name, names, root, files, **how)
         self.frames = frames
-        folders = sum(file.endswith("/") for inside in files for file in inside)
-        told = f"{counted(folders, 'folder')} of frames {'are' if folders > 1 else 'is'} read as clips"
+        framed = sum(file.endswith("/") for inside in files for file in inside)
+        told = f"{counted(framed, 'folder')} of frames {'are' if framed > 1 else 'is'} read as clips"
         others = left.told().replace("are no images", "are no clips").replace("is no image", "is no clip")
-        self.notes = tuple(filter(None, [told if folders else "", others]))
+        self.notes = tuple(filter(None, [told if framed else "", others]))
 
     def _decode(self, label: int, index: int) -> Tensor:
         file, frames = self._files[label][index], self.frames or 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dap.base.errors import DapError
 from dap.base.parsing import shown
+from dap.data.real.finding.made import is_made
 from dap.data.real.finding.splits import WORDS, split_of
 from dap.data.real.finding.walking import class_folders, holds_images
 from dap.data.real.names import some
@@ -54,6 +55,11 @@ def missing_beside(
         what: what its files are called, "images" or "clips".
         suffixes: the endings of its files.
     """
+    if is_made(made := path.resolve().parent):
+        return DapError(
+            f"{shown(path)} has no {split} split, as it holds the images of the distilled set {shown(made)}. Give a data set of "
+            f"real images that has one, or {_said(split, top)}"
+        )
     if kind == "folders":
         inner = class_folders(path)
         names = [name for name in inner if holds_images(path / name, suffixes=suffixes)]

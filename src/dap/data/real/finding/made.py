@@ -11,7 +11,7 @@ from pathlib import Path
 from dap.base.errors import DapError
 from dap.base.parsing import shown
 from dap.data.real.finding.walking import class_folders, is_folder, is_hidden, is_image
-from dap.data.real.names import some
+from dap.data.real.names import select, some
 
 DEPTH = 3
 """How deep sets are looked for: those of a comparison lie two folders deep in it, and it may lie in a folder of runs."""
@@ -97,15 +97,27 @@ def check_no_sets(
         )
 
 
-def check_no_set(folder: Path, names: Sequence[str]) -> None:
-    """Check that a folder of real images, with these class folders, is no distilled set and holds none.
+def real_classes(folder: Path, known: Sequence[str], wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The chosen classes of a folder of real images, and their folders.
+
+    Args:
+        folder: the folder. It is no distilled set, and the folders that are chosen hold none.
+        known: the folders in it that may be classes.
+        wanted: as for `names.select`.
 
     Raises:
-        DapError: it is one, or holds some.
+        DapError: the folder is a set, the folders are sets or hold some, or as for `names.select`.
     """
     if is_made(folder):
         raise DapError(f"{shown(folder)} is a distilled set. {give_images([shown(folder)])}")
-    check_no_sets(folder, names, give_images)
+    try:
+        names, places = select(known, wanted, shown(folder))
+    except DapError:
+        check_no_sets(folder, known, give_images)  # then no class of it is known
+        raise
+    chosen = [known[place] for place in places]
+    check_no_sets(folder, chosen, give_images)
+    return names, chosen
 
 
 def check_no_other(out: Path, own: Sequence[Path] = ()) -> None:
