@@ -47,7 +47,7 @@ from torchvision import transforms
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from dap.data.real.sources import open_source
-from dap.evaluation.report.spread import welch
+from dap.evaluation.spread import welch
 from dap.evaluation.training.evaluate import evaluate
 from dap.evaluation.training.networks import InstanceNorm, build
 from dap.evaluation.training.protocol import Protocol, load_protocol

@@ -7,7 +7,7 @@
 Accuracies are those of the last epoch. The mean of a set is the mean over its trainings. The tables show mean and sample
 standard deviation over these per-set means (of a single set: over its trainings), and the difference to vanilla of the same
 backbone with its 95 % interval. A star marks a difference that survives Holm's correction over all differences of its table.
-All these numbers are computed as `dap compare` computes them (`dap.evaluation.report.spread`).
+All these numbers are computed as `dap compare` computes them (`dap.evaluation.spread`).
 Where a set was drawn from a larger set, `ipc` is its own ipc and `drawn_from` is the ipc of the larger set.
 
 `set_seconds` is `seconds` of the set's `cost.json`: the seconds that this set took itself. Sets may share work, such as
@@ -30,10 +30,11 @@ from statistics import fmean
 from typing import Any
 
 from dap.base.files import write_atomically
+from dap.evaluation.report.against import STAR, starred, survived
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load_set
-from dap.evaluation.report.spread import Difference, Stat, difference, holm, spread_of
-from dap.evaluation.report.summary import group_sets
-from dap.evaluation.report.text import DASH, STAR, accuracy, interval, signed, starred, survived
+from dap.evaluation.spread import Difference, Stat, difference, holm, spread_of
+from dap.evaluation.report.text import DASH, accuracy, interval, signed
 from dap.methods import find
 
 DOCS = Path(__file__).parents[1] / "docs"

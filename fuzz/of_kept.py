@@ -21,8 +21,8 @@ from dap.data.sets.cards import read_card
 from dap.evaluation.apart import _lines_of  # pyright: ignore[reportPrivateUsage]
 from dap.evaluation.image_labels import FILE, INDEX, how_made, image_labels, open_image_labels, write_image_labels
 from dap.evaluation.recorded import BEFORE, RecordedTrials
+from dap.evaluation.report.drawings.scatter import read_map, undrawn
 from dap.evaluation.report.page import write_report
-from dap.evaluation.report.scatter import read_map, undrawn
 from dap.evaluation.training.batches import Images
 from dap.evaluation.training.classifier import Classifier
 from dap.evaluation.training.fitting import Training, run_with_checkpoint

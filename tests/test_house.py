@@ -26,7 +26,7 @@ ROOMS = [
     ["dap.data.sets", "dap.data.bank", "dap.data"],
     ["dap.data.typical"],
     ["dap.recipe", "dap.cost", "dap.choosing", "dap.pretraining"],
-    ["dap.evaluation.current", "dap.evaluation.listed"],
+    ["dap.evaluation.current", "dap.evaluation.listed", "dap.evaluation.spread"],
     ["dap.evaluation.origins", "dap.evaluation.renamed", "dap.evaluation.taken"],
     ["dap.evaluation.comparable", "dap.evaluation.training", "dap.published"],
     ["dap.evaluation.measures", "dap.evaluation.report"],

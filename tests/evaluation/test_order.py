@@ -19,9 +19,10 @@ from dap.evaluation import recorded, renamed
 from dap.evaluation.judge import _unfinished
 from dap.evaluation.renamed import key_of_protocol
 from dap.evaluation.report import ranking
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load
 from dap.evaluation.report.sections import protocols_used
-from dap.evaluation.report.summary import group_sets, summarise
+from dap.evaluation.report.summary import summarise
 from dap.evaluation.training import protocol as protocols
 from dap.evaluation.training import trials
 from dap.evaluation.training.protocol import Protocol, load_protocol

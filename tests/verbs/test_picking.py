@@ -17,9 +17,10 @@ import dap
 from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load
 from dap.evaluation.report.sections import choices
-from dap.evaluation.report.summary import full_seconds, group_sets
+from dap.evaluation.report.summary import full_seconds
 from dap.methods.matching.dm import Dm
 from dap.recipe import Recipe
 from dap.verbs.distill import distill, open_workshop

@@ -16,9 +16,9 @@ from dap.base.errors import DapError
 from dap.choosing.layers import Curve
 from dap.cli.main import main
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load
 from dap.evaluation.report.sections import choices
-from dap.evaluation.report.summary import group_sets
 from dap.recipe import Recipe
 from dap.verbs import settling
 from dap.verbs.cells import Grid, Workshops, check

@@ -71,7 +71,7 @@ def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
 def _tests(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str]:
     """Words on the test images, where trials of one protocol have several."""
     words = [""] * len(places)
-    hashes = [str(trial.get("tested") or "") for _, trial in places]
+    hashes = [str(trial.get("tested") or _of_classes(record)) for record, trial in places]
     for group in groups:
         distinct = list(dict.fromkeys(hashes[i] for i in group))
         if len(distinct) < 2:
@@ -79,21 +79,34 @@ def _tests(places: Sequence[Place], groups: Sequence[Sequence[int]]) -> list[str
         # A set may be tested on other data than it was made of, so its recipe does not say the name.
         named = [(hashes[i], shown(str(places[i][1].get("data") or ""))) for i in group]
         names = {one: next((name for other, name in named if other == one and name), "") for one in distinct}
+        unrecorded = len({hashes[i] for i in group if not places[i][1].get("tested")})
         orders = {places[i][0].class_names for i in group}
         turned = len(orders) > 1 and len({frozenset(order) for order in orders}) == 1
         for i in group:
             one, name = hashes[i], names[hashes[i]]
-            alone = name and list(names.values()).count(name) == 1
+            recorded = bool(places[i][1].get("tested"))
+            alone = recorded and name and list(names.values()).count(name) == 1
             which = (
                 name
                 if alone
                 else f"{name or 'images'} ({digits(one, distinct)})"
-                if one
+                if recorded
                 else "images that are not recorded"
             )
+            which += f" ({one})" if not recorded and unrecorded > 1 else ""
             first = f", whose first class is {shown(places[i][0].class_names[0])}" if turned else ""
             words[i] = f"{TESTED}{which}{first}"
     return words
+
+
+def _of_classes(record: Judged) -> str:
+    """The classes of a set whose trials do not record their test images. Images of other classes are other ones in any case."""
+    names = sorted(record.class_names)
+    return (
+        f"of {', '.join(map(shown, names))}"
+        if len(names) <= SHOWN
+        else f"of {len(names):,} classes, {hash_of(names)[:6]}"
+    )
 
 
 @dataclass

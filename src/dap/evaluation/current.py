@@ -74,7 +74,7 @@ def key_of_ranking(
         protocols: names of protocols by their roles; see `report.ranking`.
     """
     names = {name for name in protocols.values() if name}
-    fields = ("judged", "tested", "by", "protocol", "seed", "last", "best")
+    fields = ("judged", "tested", "by", "protocol", "epochs", "headline", "seed", "last", "best")
     used = [t for t in trials if t["network"] == network and t["protocol"] in names]
     return joined(images, hash_of(sorted(json.dumps([line.get(one) for one in fields]) for line in used)))
 

@@ -36,7 +36,7 @@ class Measured(Protocol):
 
 
 class Measures(Protocol):
-    """A group of sets; see `report.summary.Group`."""
+    """A group of sets; see `report.groups.Group`."""
 
     @property
     def label(self) -> str: ...

@@ -17,10 +17,10 @@ from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.inspection import Inspector
-from dap.evaluation.report.gallery import near_copies
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load_set
 from dap.evaluation.report.sections import measures_table
-from dap.evaluation.report.summary import group_sets
+from dap.evaluation.report.suspicious import near_copies
 
 
 def drawing(seed: int, side: int = 16) -> Image.Image:

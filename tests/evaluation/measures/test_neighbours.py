@@ -125,7 +125,7 @@ def test_neighbours_are_those_of_a_plain_search(search, reals):
 
 def test_a_limit_draws_the_same_images_each_time(reals):
     again = Pictures(reals.source, features, limit=1000, compared=10)
-    assert again.indices == reals.indices and max(again.indices[0]) > 3000
+    assert list(map(sorted, again.indices)) == list(map(sorted, reals.indices)) and max(again.indices[0]) > 3000
     assert (again.searched, again.available) == (3000, 18000)
     assert [len(part) for part in again.features] == [10, 10, 10]
 
@@ -197,3 +197,17 @@ def test_many_classes_are_compared_together_with_the_same_result(tmp_path, monke
         monkeypatch.setattr(neighbours, "TOGETHER", together)
         del search.__dict__["_together"]
         assert search._rivals(shown, labels).equal(alone) and [len(pools) for _, pools in search._together] == sizes
+
+
+def test_measures_compare_with_images_from_the_whole_of_a_class(tmp_path):
+    """Files may be sorted by what they show, such as the day of the photograph."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for i in range(60):
+        Image.new("RGB", (8, 8), (4 * i,) * 3).save(tmp_path / "train" / "a" / f"{i:02d}.png")
+    source = open_source(tmp_path, "train", size=8)
+    shades = Pictures(source, lambda x: x.flatten(1)[:, :1], compared=20).features[0][:, 0].sort().values * 255
+    assert len(shades) == 20 and shades.min() < 60 and shades.max() > 180
+    every = Pictures(source, lambda x: x.flatten(1)[:, :1], compared=20)
+    assert sorted(every.indices[0]) == list(range(60))
+    few = Pictures(source, lambda x: x.flatten(1)[:, :1], compared=20, only_compared=True)
+    assert few.indices[0][:20] == every.indices[0][:20], "the same ones, whatever number is searched"

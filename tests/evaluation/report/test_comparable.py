@@ -15,12 +15,13 @@ import pytest
 from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.evaluation.current import joined, key_of
+from dap.evaluation.report.drawings.scatter import maps
+from dap.evaluation.report.findings import summary
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.ranking import rank_sets
 from dap.evaluation.report.records import load
-from dap.evaluation.report.scatter import maps
-from dap.evaluation.report.summary import group_sets, summarise
+from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.tables import accuracy_table
-from dap.evaluation.report.text import summary
 from reported import judged, make_set, ranked, recipe, trial, write_lines
 
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from dap.evaluation.report.against import compared
+from dap.evaluation.report.findings import summary
 from dap.evaluation.report.records import load
-from dap.evaluation.report.spread import difference, holm, spread_of, welch
 from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.tables import accuracy_table
-from dap.evaluation.report.text import compared, summary
+from dap.evaluation.spread import difference, holm, spread_of, welch
 from reported import Outline, make_set, page_of, recipe, trial
 
 RUNS = {

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load
-from dap.evaluation.report.summary import group_sets, summarise
+from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.text import times
 from reported import make_set, recipe, trial
 

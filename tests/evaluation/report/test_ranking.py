@@ -13,10 +13,10 @@ import pytest
 
 from dap.base.errors import DapError
 from dap.cli.main import main
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.ranking import Accuracies, normalised, rank, rank_sets, rank_trials
 from dap.evaluation.report.records import load
 from dap.evaluation.report.sections import ranking_table
-from dap.evaluation.report.summary import group_sets
 from dap.evaluation.training.trials import Trial
 from reported import make_set, recipe, write_lines
 from reported import trial as line
@@ -195,9 +195,31 @@ def test_what_a_score_lacks_is_true(tmp_path):
     assert not any("no random set" in one for one in scores.lacks)
     write_lines(mine / "trials.jsonl", [line(0.6, labels="a teacher")])
     ((_, scores),) = rank_sets([mine, random], network="convnet3", own="small-hard")
-    assert any("with other labels; run dap evaluate on them" in one for one in scores.lacks)
+    assert any(
+        "with other labels, or with other values of the protocol; run dap evaluate on them" in one
+        for one in scores.lacks
+    )
     bare = {"protocol": "small-hard", "network": "convnet3", "last": 0.6, "best": 0.9}
     write_lines(mine / "trials.jsonl", [bare])
     write_lines(random / "trials.jsonl", [bare | {"last": 0.5}])
     ((_, scores),) = rank_sets([mine, random], network="convnet3", own="small-hard")
     assert scores.ior == pytest.approx(0.1), "a line of others needs no more than what a page shows"
+
+
+def test_a_set_counts_once_however_many_trials_it_has(tmp_path):
+    many = make_set(tmp_path / "r0", recipe("random", 0), [line(0.9, seed) for seed in range(9)])
+    few = make_set(tmp_path / "r1", recipe("random", 1), [line(0.1)])
+    mine = make_set(tmp_path / "dap", recipe("dap", 0), [line(0.6)])
+    ((_, scores),) = rank_sets([many, few, mine], network="convnet3", own="small-hard")
+    assert scores.accuracies.random_own == pytest.approx(0.5) and scores.ior == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("other", [{"epochs": 3000}, {"headline": "best"}, {"n_test": 60}])
+def test_trainings_of_another_kind_are_no_baseline(other, tmp_path):
+    random = make_set(tmp_path / "r", recipe("random", 0), [line(0.5)])
+    mine = make_set(tmp_path / "dap", recipe("dap", 0), [line(0.9, **other)])
+    ((_, scores),) = rank_sets([random, mine], network="convnet3", own="small-hard")
+    assert scores.ior is None and any("values of the protocol" in lack for lack in scores.lacks)
+    both = make_set(tmp_path / "both", recipe("dap", 1), [line(0.7), line(0.9, 1, **other)])
+    with pytest.raises(DapError, match="trials of one protocol .* give no scores together"):
+        list(rank_sets([random, both], network="convnet3", own="small-hard"))

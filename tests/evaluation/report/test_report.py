@@ -19,10 +19,10 @@ from scipy import stats
 from dap.base.errors import DapError
 from dap.evaluation.report import gallery as gallery_room
 from dap.evaluation.report import page as report
-from dap.evaluation.report.charts import positions, ticks
+from dap.evaluation.report.drawings.charts import positions, ticks
+from dap.evaluation.report.findings import summary
 from dap.evaluation.report.gallery import BUDGET
-from dap.evaluation.report.summary import group_sets, sweeps
-from dap.evaluation.report.text import summary
+from dap.evaluation.report.groups import group_sets, sweeps
 from reported import HOSTILE, Outline, hostile, luminance, make_set, page_of, recipe, sweep, table, trial, write_lines
 
 SCORES = {

@@ -22,10 +22,11 @@ from dap.base.errors import DapError
 from dap.evaluation.current import joined, key_of
 from dap.evaluation.report import page as report
 from dap.evaluation.report.confusion import confusions
+from dap.evaluation.report.drawings.scatter import layout, maps
 from dap.evaluation.report.expected import Claims
-from dap.evaluation.report.gallery import REAL_BUDGET, doubted, near_copies
-from dap.evaluation.report.scatter import layout, maps
-from dap.evaluation.report.summary import group_sets
+from dap.evaluation.report.gallery import REAL_BUDGET
+from dap.evaluation.report.groups import group_sets
+from dap.evaluation.report.suspicious import doubted, near_copies
 from dap.evaluation.training.protocol import load_protocol
 from dap.methods import find
 from dap.published import published
@@ -294,7 +295,7 @@ def test_confusions_add_up_and_are_told_in_words(sets: list[Path], tmp_path: Pat
     lines = rows_of(tmp_path / "out" / "report-confusion.csv")
     assert sum(int(line["count"]) for line in lines if line["group"] == "DAP" and line["network"] == "resnet18") == 40
     classes = rows_of(tmp_path / "out" / "report-classes.csv")
-    assert float(classes[0]["shirt"]) == pytest.approx(22 / 30)
+    assert float(classes[0]["class shirt"]) == pytest.approx(22 / 30)
     for bad in ([[1, 2, 3]], [["x", 1], [1, 1]], [[-1, 1], [0, 1]], None):
         write_lines(sets[0] / "trials.jsonl", [looked(0.6, 0), trial(0.6, 1, confusion=bad)])
         records = report.load(sets[:1])

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load
 from dap.evaluation.report.sections import measures_table
-from dap.evaluation.report.summary import group_sets, summarise
+from dap.evaluation.report.summary import summarise
 from dap.evaluation.report.tables import accuracy_table
 from reported import make_set, page_of, recipe, sweep, trial
 

@@ -53,7 +53,7 @@ from dap.kernels import RBF
 
 log = logging.getLogger("dap")
 
-MEASURING = 3
+MEASURING = 4
 """The version of how sets are measured. Measures of another version are made anew."""
 
 

@@ -26,7 +26,23 @@ from dap.base.registry import build, hash_of_code, resolve
 from dap.data.real.base import Source
 from dap.evaluation.training.fitting import seeded
 
-TAKEN = frozenset({"features", "by_class", "notes", "judged", "own", "confusion", "k", "classes", "images", "copies"})
+TAKEN = frozenset(
+    {
+        "group",
+        "table",
+        "near_copies",
+        "features",
+        "by_class",
+        "notes",
+        "judged",
+        "own",
+        "confusion",
+        "k",
+        "classes",
+        "images",
+        "copies",
+    }
+)
 """Names in `measures.json` that a measure of the user must not use for its numbers."""
 
 DIRECTIONS = ("higher", "lower", "")

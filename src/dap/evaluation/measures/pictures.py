@@ -37,6 +37,12 @@ def unfolded(images: Tensor, frames: int | None) -> Tensor:
     return images if frames is None else images.unflatten(-3, (3, frames))
 
 
+def _drawn(indices: list[int], n: int, what: str, name: str) -> list[int]:
+    """`n` of these indices, ascending, by a random draw that depends on the class alone."""
+    generator = torch.Generator().manual_seed(seed_of(what, name))
+    return sorted(indices[k] for k in torch.randperm(len(indices), generator=generator)[:n].tolist())
+
+
 class Pictures:
     """The images of a source, read once, class by class.
 
@@ -47,7 +53,7 @@ class Pictures:
         source: the images.
         features: images (n, 3, h, w) in [0, 1] -> (n, D); called with at most 500 at a time.
         limit: the largest number of images of a class that are read, by a fixed random draw; default: all images.
-        compared: the number of images of each class for which features are computed: the first ones that are read.
+        compared: the number of images of each class whose features are computed, by a fixed random draw. They are read first.
         only_compared: read no other images than these.
         budget: memory and disk of the features; default: memory that is free, and a file where it is short.
 
@@ -82,8 +88,10 @@ class Pictures:
         for label, name in enumerate(source.class_names):
             wanted = list(range(source.count(label)))
             if limit is not None and limit < len(wanted):
-                generator = torch.Generator().manual_seed(seed_of("neighbours", name))
-                wanted = sorted(torch.randperm(len(wanted), generator=generator)[:limit].tolist())
+                wanted = _drawn(wanted, limit, "neighbours", name)
+            if compared < len(wanted):  # files may be sorted by what they show, so the first ones stand for no class
+                first = _drawn(wanted, compared, "compared", name)
+                wanted = [*first, *sorted(set(wanted) - set(first))]
             if only_compared:
                 wanted = wanted[: compared + 20]  # a few of them may be broken
             indices: list[int] = []

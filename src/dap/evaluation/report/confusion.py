@@ -4,14 +4,15 @@ trials."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dap.evaluation.report.cells import Cell, Column, named
+from dap.evaluation.report.groups import Group
 from dap.evaluation.report.records import Json
-from dap.evaluation.report.summary import Group, Row, Setting, collect
+from dap.evaluation.report.summary import Row, Setting, collect
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import setting_name
 
@@ -78,13 +79,26 @@ def confusions(groups: Sequence[Group], rows: Sequence[Row]) -> list[Confusion]:
         if row.setting is None:
             continue
         trials = [trial for _, of_set in collect(row.group, row.setting) for trial in of_set]
-        # A trial records the names of its classes where the test data have another order of classes than the set.
-        listed = next((t["classes"] for t in trials if isinstance(t.get("classes"), list)), row.group.first.class_names)
-        names = tuple(map(str, listed))
-        counts = [matrix for trial in trials if (matrix := _counts(trial, len(names))) is not None]
+        names = _names(trials[0], row.group) if trials else ()
+        every = [_in_order(_counts(trial, len(names)), _names(trial, row.group), names) for trial in trials]
+        counts = [one for one in every if one is not None]
         if counts and len(counts) == len(trials):
             found.append(Confusion(row.group, row.setting, names, np.sum(counts, axis=0)))
     return found
+
+
+def _names(trial: Json, group: Group) -> tuple[str, ...]:
+    """The classes of a trial, which records them where the test data have another order of classes than the set."""
+    listed = trial.get("classes")
+    return tuple(map(str, listed if isinstance(listed, list) else group.first.class_names))
+
+
+def _in_order(counts: NDArray[np.int64] | None, names: Sequence[str], order: Sequence[str]) -> NDArray[np.int64] | None:
+    """Counts of classes in this order; None where the classes are others."""
+    if counts is None or sorted(names) != sorted(order) or len(set(names)) < len(names):
+        return None
+    places = [names.index(name) for name in order]
+    return counts[np.ix_(places, places)]
 
 
 def _counts(trial: Json, classes: int) -> NDArray[np.int64] | None:
@@ -98,18 +112,27 @@ def _counts(trial: Json, classes: int) -> NDArray[np.int64] | None:
 
 def by_class(found: Sequence[Confusion]) -> list[Table]:
     """One table for every setting and list of classes: the accuracy of each class in per cent, with a row for each group and a
-    column for each class. The order of a group's classes does not count."""
+    column for each class. The order of a group's classes does not count. At most `CLASSES` classes are shown; the CSV has all."""
     tables = []
     for setting, classes in dict.fromkeys((one.setting, frozenset(one.names)) for one in found):
         here = [one for one in found if one.setting == setting and set(one.names) == classes]
-        names = here[0].names[:CLASSES]
-        columns = (Column("group", numeric=False), *map(Column, names))
-        rows = []
+        names = here[0].names
+        columns = (Column("group", numeric=False), *(Column(name, field=_field(name)) for name in names[:CLASSES]))
+        rows, data = [], []
         for one in here:
             shares = dict(zip(one.names, map(float, np.diag(one.shares)), strict=True))
-            rows.append((named(one.group.label), *(Cell(f"{100 * shares[n]:.1f}", shares[n]) for n in names)))
-        tables.append(plain_table("classes", _name(setting), columns, tuple(rows)))
+            rows.append((named(one.group.label), *(Cell(f"{100 * shares[n]:.1f}", shares[n]) for n in names[:CLASSES])))
+            data.append({"group": one.group.label, **{_field(n): shares[n] for n in names}})
+        note = (
+            f"The first {CLASSES} of {len(names):,} classes are shown. The CSV has all." if len(names) > CLASSES else ""
+        )
+        tables.append(replace(plain_table("classes", _name(setting), columns, tuple(rows), note), data=tuple(data)))
     return tables
+
+
+def _field(name: str) -> str:
+    """The column of a class in the CSV; a class may be called as another column."""
+    return f"class {name}"
 
 
 def _name(setting: Setting) -> str:

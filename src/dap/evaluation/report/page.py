@@ -25,16 +25,19 @@ from dap.data.sets.differences import flatten
 from dap.evaluation.comparable import TESTED
 from dap.evaluation.report import sections
 from dap.evaluation.report.confusion import SHOWN, Confusion, by_class, confusions, long_form
-from dap.evaluation.report.curves import curves, training
+from dap.evaluation.report.drawings.curves import curves, training
+from dap.evaluation.report.drawings.scatter import maps, undrawn
 from dap.evaluation.report.expected import Ceiling, Claims, Published
-from dap.evaluation.report.gallery import doubted, gallery, near_copies
+from dap.evaluation.report.findings import summary
+from dap.evaluation.report.gallery import gallery
+from dap.evaluation.report.groups import Group, group_sets
 from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
 from dap.evaluation.report.records import MEASURES, SetRecord, load
 from dap.evaluation.report.renderings import html, markdown, spreadsheet
-from dap.evaluation.report.scatter import maps, undrawn
-from dap.evaluation.report.summary import Group, Row, group_sets, summarise
+from dap.evaluation.report.summary import Row, summarise
+from dap.evaluation.report.suspicious import doubted, near_copies
 from dap.evaluation.report.tables import Table, accuracy_table, comma_separated
-from dap.evaluation.report.text import DASH, seeds, summary
+from dap.evaluation.report.text import DASH, seeds
 from dap.evaluation.taken import ways
 
 __all__ = ["Group", "Row", "SetRecord", "load", "summarise", "write_report"]

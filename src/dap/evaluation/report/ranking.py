@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from dap.base.errors import DapError
@@ -21,7 +23,9 @@ from dap.evaluation.current import images_of_ranking, key_of_ranking
 from dap.evaluation.origins import alike
 from dap.evaluation.report.expected import Ceiling
 from dap.evaluation.report.records import Json, SetRecord, load
-from dap.evaluation.training.trials import APART, Trial
+from dap.evaluation.report.summary import Setting, setting_of, trials_of
+from dap.evaluation.report.text import setting_name
+from dap.evaluation.training.trials import Trial
 from dap.protocol_names import ordered
 
 
@@ -206,15 +210,17 @@ def rank_sets(
         for one, used in ranked:
             _check_full(full, one, used)
     for one, used in ranked:
-        kinds, by = {_kind(line) for line in used}, {line["protocol"] for line in used}
-        if len({line.get("tested") for line in used}) > 1 or len(kinds) > len(by):
+        settings = list(dict.fromkeys(setting_of(line, one.noun) for line in used))
+        repeated = [name for name, times in Counter(each.protocol for each in settings).items() if times > 1]
+        if repeated or len({line.get("tested") for line in used}) > 1:
+            told = "; ".join(setting_name(each) for each in settings if not repeated or each.protocol == repeated[0])
             raise DapError(
-                f"{shown(one.path)} has trials of one protocol on several test images, or with several teachers, so they give no "
-                f"scores together. Run {evaluate} on the set again, by each protocol."
+                f"{shown(one.path)} has trials of one protocol on several test images, with several teachers, or with other "
+                f"values ({told}), so they give no scores together. Run {evaluate} on the set again, by each protocol."
             )
         fitting = [other for other in random if other.ipc == one.ipc and _same_data(one, other)]
-        baseline = [_Scored.of(line) for other in fitting for line in other.trials if _kind(line) in kinds]
-        mine = [_Scored.of(line) for line in used]
+        mine = [_Scored.of(one, each) for each in settings]
+        baseline = [_Scored.of(other, each) for other in fitting for each in settings if trials_of(other, each)]
         full_hard = None if full is None else full.accuracy
         scores = rank_trials(mine, baseline, network=network, full_hard=full_hard, **protocols)
         raw = {name: value for name, value in vars(scores.accuracies).items() if value is not None}
@@ -245,16 +251,17 @@ def _key(one: SetRecord, network: str, protocols: Mapping[str, str]) -> str:
 
 
 class _Scored(NamedTuple):
-    """What scores ask of a trial. A line of others may lack the rest of a `Trial`."""
+    """What scores ask of the trials of a set."""
 
     protocol: str
     network: str
     accuracy: float
 
     @classmethod
-    def of(cls, line: Json) -> _Scored:
-        """What a line of `trials.jsonl` says."""
-        return cls(line["protocol"], line["network"], line["best" if line.get("headline") == "best" else "last"])
+    def of(cls, record: SetRecord, setting: Setting) -> _Scored:
+        """The mean of the trials of a set under a setting. As in a report, a set counts once however many trials it has."""
+        found = [line["best" if setting.headline == "best" else "last"] for line in trials_of(record, setting)]
+        return cls(setting.protocol, setting.network, fmean(found))
 
 
 def _same_data(one: SetRecord, random: SetRecord) -> bool:
@@ -300,11 +307,6 @@ MOST_WORDS = 60
 """A command of more words than this is not printed."""
 
 
-def _kind(line: Json) -> tuple[object, ...]:
-    """What trials have in common that may be compared: the protocol, the test images, and all that no name says."""
-    return line["protocol"], line.get("tested"), line.get(APART, "")
-
-
 ROLES = {"hard": "HLR and LRS", "own": "IOR and LRS", "augmented": "ARS", "plain": "ARS"}
 """The scores that each kind of protocol is for."""
 
@@ -344,6 +346,6 @@ def _lacking(
                 yield f"{scores}: {which} has a trial of {network} by {protocol}; {evaluate} makes one."
             elif getattr(known, role) is not None:
                 yield (
-                    f"{scores}: the trials of {network} by {protocol} of random sets are on other test images, or with other "
-                    f"labels; run {evaluate} on them with the flags of the set."
+                    f"{scores}: the trials of {network} by {protocol} of random sets are on other test images, with other "
+                    f"labels, or with other values of the protocol; run {evaluate} on them with the flags of the set."
                 )

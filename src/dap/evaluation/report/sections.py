@@ -8,15 +8,16 @@ from typing import Any
 
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.cells import Cell, Column, cell, named
-from dap.evaluation.report.charts import bar
-from dap.evaluation.report.gallery import inspected
+from dap.evaluation.report.drawings.charts import bar
+from dap.evaluation.report.groups import Group, spoken
 from dap.evaluation.report.meanings import MEANINGS, meaning, noun_of, ordered, own_meanings, worded
 from dap.evaluation.report.records import MEASURES, Json, SetRecord, is_number
 from dap.evaluation.report.renderings.names import network_title
-from dap.evaluation.report.spread import Stat
-from dap.evaluation.report.summary import Group, Row, Setting, full_seconds, spoken
+from dap.evaluation.report.summary import Row, Setting, full_seconds, setting_of
+from dap.evaluation.report.suspicious import inspected
 from dap.evaluation.report.tables import Table, plain_table
 from dap.evaluation.report.text import DASH, accuracy, count, differing, figure, percent, setting_name
+from dap.evaluation.spread import Stat
 from dap.evaluation.taken import ways
 
 BOOKKEEPING = frozenset({"k", "classes", "images", "copies"})
@@ -106,6 +107,9 @@ def measures_table(groups: Sequence[Group]) -> Table | None:
     note = f"Distances and neighbourhoods are within each class, in the features of: {', '.join(features)}."
     notes = [note] if features else []
     notes += ways(groups)
+    if len(among := _searched(groups)) > 1:
+        several = " and ".join(f"{n:,}" for n in among)
+        notes.append(f"Near-copies were searched for among {several} real images, so their shares do not compare.")
     notes += distinct(_classifier(s.zeroshot) for g in groups for s in g.sets)
     return plain_table("measures", "Measures", tuple(columns), tuple(rows), " ".join(notes))
 
@@ -120,9 +124,19 @@ def _classifier(zeroshot: Json) -> str | None:
 
 
 def _copied(group: Group) -> list[float]:
-    """The share of near-copies in every set of whose images it can all be said whether they are near-copies."""
+    """The share of near-copies in every set of whose images it can all be said whether they are near-copies. [] where sets were
+    searched for copies of unlike numbers of real images: among more images, more copies are found."""
+    if len(_searched([group])) > 1:
+        return []
     looks = [[one.get("copy") for one in inspected(record).values()] for record in group.sets]
     return [fmean(bool(copied) for copied in look) for look in looks if look and None not in look]
+
+
+def _searched(groups: Sequence[Group]) -> list[int]:
+    """Among how many real images near-copies were searched, where it is known."""
+    summaries = [record.inspected.get("searched") for group in groups for record in group.sets]
+    found = {one["pixel"] for one in summaries if isinstance(one, dict) and isinstance(one.get("pixel"), int)}
+    return sorted(found)
 
 
 def _measured(values: Sequence[float]) -> Cell:
@@ -156,11 +170,26 @@ def cost_table(groups: Sequence[Group]) -> Table:
         peak = max((c["peak_memory_gb"] for c in costs if is_number(c.get("peak_memory_gb"))), default=None)
         shared = [sum(part["seconds"] for part in c.get("prepared", {}).values()) or None for c in costs]
         means = [group.mean(full), group.mean(shared), group.mean(each), peak]
-        means.append(group.mean([t.get("seconds") for t in trials]))
         devices = ", ".join(distinct(t.get("device") for t in trials))
         needs = cell(", ".join(group.needs))
-        rows.append((named(group.label), *(Cell(figure(v), v) for v in means), needs, cell(devices)))
+        rows.append((named(group.label), *(Cell(figure(v), v) for v in means), _training(group), needs, cell(devices)))
     return plain_table("cost", "Cost", columns, tuple(rows))
+
+
+def _training(group: Group) -> Cell:
+    """The mean seconds of a trial; from the least to the largest mean, where trials are of several settings or devices."""
+    found: dict[str, list[float]] = {}
+    for record in group.sets:
+        for trial in record.trials:
+            if is_number(trial.get("seconds")):
+                on = f"{setting_name(setting_of(trial, record.noun))}, on {trial.get('device')}"
+                found.setdefault(on, []).append(float(trial["seconds"]))
+    means = {on: fmean(seconds) for on, seconds in found.items()}
+    if len(means) < 2:
+        mean = next(iter(means.values()), None)
+        return Cell(figure(mean), mean)
+    hint = "; ".join(f"{on}: {figure(mean)} s" for on, mean in means.items())
+    return Cell(f"{figure(min(means.values()))} to {figure(max(means.values()))}", hint=hint)
 
 
 def recipes_table(groups: Sequence[Group]) -> tuple[Table, list[tuple[str, str]]]:

@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dap.evaluation.report.against import STAR, Against, footnotes
 from dap.evaluation.report.cells import Block, Cell, Column, cell
-from dap.evaluation.report.charts import strip
+from dap.evaluation.report.drawings.charts import strip
 from dap.evaluation.report.expected import Ceiling, Claim, Claims
+from dap.evaluation.report.groups import varying
 from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
 from dap.evaluation.report.records import MEASURES, is_number
 from dap.evaluation.report.renderings import html, latex, markdown, spreadsheet, terminal
-from dap.evaluation.report.summary import Row, Setting, reference, varying
+from dap.evaluation.report.summary import Row, Setting, reference, unlike
 from dap.evaluation.report.text import (
     DASH,
     PENDING,
-    STAR,
-    Against,
     accuracy,
     figure,
     interval,
@@ -112,9 +112,8 @@ def comma_separated(tables: Sequence[Table]) -> str:
     """Tables of the same columns as one CSV; where there are several, a column `table` holds the title of each."""
     if len(tables) == 1:
         return tables[0].csv()
-    together = spreadsheet.lines_of([block for table in tables for block in table.blocks])
-    titles = [table.title for table in tables for _ in table.rows]
-    return spreadsheet.written([{"table": title, **line} for title, line in zip(titles, together, strict=True)])
+    lines = [{"table": table.title, **line} for table in tables for line in table.lines()]
+    return spreadsheet.written(lines)
 
 
 def accuracy_table(rows: Sequence[Row], claims: Claims | None = None) -> Table:
@@ -163,6 +162,7 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, against
     optional |= {"vs vanilla"} if any(against[1].differences[i] for i in places) else set()
     kept = [(c, cells) for c, cells in told if c.name not in optional or any(one.text != DASH for one in cells)]
     ceilings = [_real(one, [column for column, _ in kept]) for one in claims.ceilings(setting, here)]
+    over = [said for one in against for said in footnotes(rows, one, places)]
     elsewhere = {row.group.key: row.group.label for row in rows if row.setting and row.ipc in {r.ipc for r in here}}
     missing = [label for key, label in elsewhere.items() if setting and key not in {row.group.key for row in here}]
     return Block(
@@ -171,7 +171,7 @@ def _block(setting: Setting | None, rows: Sequence[Row], claims: Claims, against
         (*zip(*(cells for _, cells in kept), strict=True), *ceilings),
         tuple(dict.fromkeys(claim.source for claim in claimed if claim.source)),
         (f"Without trials under this setting here: {', '.join(missing)}.",) if missing else (),
-        (*(one.stars for one in against if one.concerns(places)), *_ways(here)),
+        (*(one.stars for one in against if one.concerns(places)), *over, *_ways(here)),
     )
 
 
@@ -223,7 +223,7 @@ def _strips(here: Sequence[Row], rows: Sequence[Row]) -> Told:
     cells = []
     for row in here:
         level = reference(row, rows)
-        mean = level.score.mean if level and level.score else None
+        mean = level.score.mean if level and level.score and not unlike(row, level) else None
         css = "strip vanilla" if row.group.first.unguided else "strip"
         drawing = strip(row.score.sets, min(values), max(values), mean, css) if row.score else ""
         cells.append(Cell("", drawing=drawing, css="cell-strip"))
@@ -302,7 +302,8 @@ def _note(rows: Sequence[Row], against: Sequence[Against]) -> str:
         said += f" Under each difference stands its own 95\u00a0% interval ({by})"
         unsure = any(not difference.shown for difference in differences)
         said += "; in grey where it includes 0: no difference shown." if unsure else "."
-    return " ".join([said, *(one.stars for one in against if one.stars)])
+    over = [told for one in against for told in footnotes(rows, one, range(len(rows)))]
+    return " ".join([said, *(one.stars for one in against if one.stars), *over])
 
 
 def _data(rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> list[dict[str, Any]]:
@@ -322,6 +323,8 @@ def _data(rows: Sequence[Row], claims: Claims, against: Sequence[Against]) -> li
             low, high = (found and found.interval) or (None, None)
             line |= {f"vs_{one.other}": found and found.value, f"low_95{end}": low, f"high_95{end}": high}
             line |= {f"paired{end}": found and found.paired, f"p{end}": found and found.p}
+            line |= {f"n{end}": found and found.n[0], f"n_{one.other}": found and found.n[1]}
+            line |= {f"unlike{end}": found and found.unlike}
             line |= {f"p_holm{end}": one.corrected[i]}
         claim = claims.of(row)
         line |= dict(row.measures) | {"seconds_per_set": row.seconds, "peak_memory_gb": row.memory}

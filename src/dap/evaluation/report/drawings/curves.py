@@ -7,10 +7,20 @@ from statistics import fmean
 from typing import Any
 
 from dap.evaluation import taken
-from dap.evaluation.report.charts import COLOURS, NARROW, SMALL, WIDE, Series, line_chart, logarithmic, positions
+from dap.evaluation.report.drawings.charts import (
+    COLOURS,
+    NARROW,
+    SMALL,
+    WIDE,
+    Series,
+    line_chart,
+    logarithmic,
+    positions,
+)
+from dap.evaluation.report.groups import Group, described, sweeps, varying
 from dap.evaluation.report.meanings import MEANINGS, noun_of, worded
 from dap.evaluation.report.records import MEASURES, Json, is_number
-from dap.evaluation.report.summary import Group, Row, Setting, collect, described, reference, sweeps, varying
+from dap.evaluation.report.summary import Row, Setting, collect, reference, unlike
 from dap.evaluation.report.text import setting_name
 
 SWEPT = {
@@ -99,11 +109,13 @@ def _sweep_name(family: list[Group], families: list[list[Group]], field: str) ->
 
 
 def _level(together: list[list[Group]], rows: Sequence[Row]) -> Row | None:
-    """The vanilla row that all sweeps of a chart are compared with and that no sweep draws; None where there is no such row."""
+    """The vanilla row that each point of a chart is compared with and that no sweep draws; None where there is no such row, where
+    points have several, or where vanilla was sampled otherwise."""
     keys = {group.key for family in together for group in family}
-    levels = [reference(row, [r for r in rows if r.group.key not in keys]) for row in rows if row.group.key in keys]
-    found = {level.group.key for level in levels if level}
-    return levels[0] if len(found) == 1 and levels[0] else None
+    others = [row for row in rows if row.group.key not in keys]
+    points = [(row, reference(row, others)) for row in rows if row.group.key in keys]
+    alike = {level.group.key if level and not unlike(row, level) else None for row, level in points}
+    return points[0][1] if len(alike) == 1 and None not in alike else None
 
 
 def training(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from dap.base.documents import regular
 from dap.base.parsing import shown
 from dap.data.real.recent import Recent
-from dap.evaluation.report.charts import tag
+from dap.evaluation.report.drawings.charts import tag
 from dap.evaluation.report.gallery import common_seed, with_seed
+from dap.evaluation.report.groups import Group
 from dap.evaluation.report.records import SetRecord
-from dap.evaluation.report.summary import Group
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev, variance
 
 ROUNDING = 1e-9
@@ -60,6 +60,10 @@ class Difference:
     """Whether each set was compared with the vanilla set of the same run seed."""
     p: float | None = None
     """The two-sided p-value of no difference, by the test of the interval; None without an interval."""
+    of: tuple[int, int] | None = None
+    """The number of sets of the two rows, where some have no set of the same run seed beside them; they do not count here."""
+    unlike: str = ""
+    """In what, beside the method and its guidance, the sets of vanilla were made otherwise: their values, as in "steps 5"."""
 
     @property
     def shown(self) -> bool:
@@ -84,8 +88,9 @@ def difference(row: Stat, vanilla: Stat) -> Difference:
     if len(common) < 2 or not unique:
         return welch(row.sets, vanilla.sets)
     gaps = [mine[seed] - theirs[seed] for seed in common]
-    n = len(gaps)
-    return _tested(fmean(gaps), stdev(gaps) / math.sqrt(n), n - 1, (n, n), paired=True)
+    n, sizes = len(gaps), (len(row.sets), len(vanilla.sets))
+    found = _tested(fmean(gaps), stdev(gaps) / math.sqrt(n), n - 1, (n, n), paired=True)
+    return found if sizes == (n, n) else replace(found, of=sizes)
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
