@@ -73,6 +73,7 @@ def test_a_budget_that_is_none_is_one_sentence(made, flags, capsys):
     assert f"{flags[0]} takes a number of GiB above 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # four commands of their own, on a machine that may be busy
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """2,000 images more of 128 px, in a process each: 98 MB as bytes, and four times as much as floats."""

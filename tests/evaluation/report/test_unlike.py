@@ -63,7 +63,7 @@ def test_a_difference_to_vanilla_that_was_sampled_otherwise_says_so(tmp_path):
     rows = summarise(report.load([*guided, *other]))
     table = accuracy_table(rows)
     for text in (table.markdown(), table.latex(), table.terminal(120), table.note):
-        assert "Compared with vanilla sets with steps 5: DAP" in " ".join(text.split())
+        assert "DAP: compared with vanilla sets with steps 5." in " ".join(text.split())
     assert [line["unlike"] for line in lines_of(rows)] == ["steps 5", ""]
     same = [made(tmp_path / "s", "vanilla", seed, 0.6) for seed in (0, 1)]
     assert "points over vanilla (" in told([*guided, *other, *same]), "the one that was sampled alike is taken"
@@ -74,7 +74,7 @@ def test_a_difference_over_some_of_the_seeds_says_over_how_many(tmp_path):
     vanilla = [made(tmp_path, "vanilla", seed, 0.5 + seed / 9) for seed in (0, 1)]
     assert "n = 2 sets of the same seeds, of 5 and 2 sets" in told([*guided, *vanilla])
     rows = summarise(report.load([*guided, *vanilla]))
-    assert "vanilla sets over the 2 seeds that both have, of 5 sets and 2: DAP" in accuracy_table(rows).markdown()
+    assert "DAP: compared with vanilla sets, over the 2 of 5 and 2 sets that share a seed." in accuracy_table(rows).markdown()
     assert [(one["n"], one["n_vanilla"]) for one in lines_of(rows)] == [("2", "2"), ("", "")]
 
 

@@ -23,9 +23,9 @@ def footnotes(rows: Sequence[Row], against: Against, places: Iterable[int]) -> l
         one = against.differences[i]
         if one and (one.of or one.unlike):
             rest = f"{against.other} sets" + (f" with {one.unlike}" if one.unlike else "")
-            rest += f" over the {one.n[0]} seeds that both have, of {one.of[0]} sets and {one.of[1]}" if one.of else ""
+            rest += f", over the {one.n[0]} of {one.of[0]} and {one.of[1]} sets that share a seed" if one.of else ""
             told.setdefault(rest, []).append(rows[i].group.label)
-    return [f"Compared with {rest}: {', '.join(dict.fromkeys(labels))}." for rest, labels in told.items()]
+    return [f"{', '.join(dict.fromkeys(labels))}: compared with {rest}." for rest, labels in told.items()]
 
 
 STAR = "*"
