@@ -18,7 +18,7 @@ from dap.data.sets.contents import Classes, ManifestLine, Within, sha256
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import LAYOUTS, export
 from dap.data.sets.imports import import_set
-from dap.evaluation.judge import judge
+from dap.evaluation.judge import check_ready
 from pictures import bomb
 
 RECIPE = {"method": "x", "ipc": 2, "data": {"path": "fashion-mnist"}}
@@ -247,7 +247,7 @@ def test_every_damage_is_told_by_every_verb(damage, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     if damage not in (other_size, grey, jpeg, a_bomb):  # those the decoding of the images tells
         with pytest.raises(DapError):
-            judge(DistilledSet.from_folder(tmp_path / "s"), None)  # pyright: ignore[reportArgumentType]
+            check_ready(DistilledSet.from_folder(tmp_path / "s"), None)  # pyright: ignore[reportArgumentType]
     else:
         assert DistilledSet.from_folder(tmp_path / "s")._repr_html_()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import weakref
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from dap import backbones
 from dap.base.errors import DapError
 from dap.base.watch import Watcher
+from dap.evaluation.training.fitting import Training
 from dap.verbs import cells, jobs
 from dap.verbs.compare import compare, comparison, sweep, work_on
 from dap.verbs.options import Judging, Machine
@@ -80,6 +82,17 @@ def test_a_failing_cell_is_an_error_that_has_the_others(base, tmp_path, monkeypa
     ]
     with pytest.raises(Unfinished, match="no more images") as error:
         compare({"data": base["data"]}, ["random"], [1], 1, tmp_path / "alone", judging=FAST)
+
+
+def test_a_training_that_fails_stops_no_other_one_of_its_cell(base, tmp_path, monkeypatch):
+    """The other network and the draw from the set are judged, as `dap evaluate` would."""
+    epoch = Training._epoch
+    monkeypatch.setattr(Training, "_epoch", lambda self, n: math.nan if self.network == "convnet2" else epoch(self, n))
+    judging = dataclasses.replace(FAST, networks=("convnet2", "convnet1"))
+    with pytest.raises(Unfinished) as error:
+        compare({"data": base["data"]}, ["random"], [2], 1, tmp_path, subsample=(1,), judging=judging)
+    assert str(error.value).count("A training of convnet2 on the set") == 2
+    assert [[one.network for one in trials] for trials in error.value.results.trials.values()] == [["convnet1"]] * 2
 
 
 def test_workers_are_handed_the_grid_and_no_backbone_stays_with_their_parent(base, tmp_path, monkeypatch):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
+import math
 import shutil
 
 import pytest
 import torch
 
 import dap
+from dap.cli.main import main
 from dap.data.real import sources
 from dap.data.real.sources import open_source
+from dap.evaluation import judge
+from dap.evaluation.training.fitting import Training
 from dap.methods.selection.random import Random
-from dap.verbs.options import Judging, Machine
+from dap.verbs import evaluate
+from dap.verbs.options import Engine, Judging, Machine
+from dap.verbs.report import Unfinished
 
 FAST = Judging(networks=("convnet1",), epochs=2, changes={"mean": [0.5], "std": [0.25], "size": 8, "width": 4})
 CPU = Machine(device="cpu")
@@ -137,3 +145,57 @@ def test_the_search_for_near_copies_says_which_real_images_it_saw(made, colours,
     next((fewer / "train").rglob("*.png")).unlink()
     dap.evaluate(made.path, data=fewer, judging=FAST, machine=CPU)
     assert json.loads((made.path / "images.json").read_text())["data"] not in (None, kept)
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Lets seed 0 of convnet2 diverge."""
+    epoch = Training._epoch
+    monkeypatch.setattr(
+        Training, "_epoch", lambda self, n: math.nan if (self.network, self.seed) == ("convnet2", 0) else epoch(self, n)
+    )
+
+
+@pytest.mark.parametrize("engine", ["alone", "shard"])
+def test_a_network_that_diverges_stops_nothing_else(made, diverging, tmp_path, engine):
+    other = shutil.copytree(made.path, tmp_path / "other")
+    judging = dataclasses.replace(FAST, networks=("convnet2", "convnet1"), trials=2)
+    with pytest.raises(Unfinished) as error:
+        dap.evaluate([made.path, other], judging=judging, machine=CPU, out=tmp_path, engine=Engine(engine=engine))
+    for path in (made.path, other):
+        assert f"A training of convnet2 on the set {path} failed. The loss became nan" in str(error.value)
+        assert (path / "measures.json").is_file()
+    results = error.value.results
+    assert results is not None and results.page == tmp_path / "report.html" and results.page.is_file()
+    done = {("convnet2", 1), ("convnet1", 0), ("convnet1", 1)}
+    assert all({(one.network, one.seed) for one in trials} == done for trials in results.trials.values())
+
+
+def test_a_network_that_diverges_is_told_after_the_table(made, diverging, capsys):
+    flags = "--networks convnet2,convnet1 --epochs 1 --set size=8 --set width=4 --device cpu"
+    assert main(["evaluate", str(made.path), *flags.split()]) == 1
+    said = capsys.readouterr()
+    assert "convnet1" in said.out and f"Report: {made.path}" in said.out
+    assert f"A training of convnet2 on the set {made.path} failed." in said.err
+
+
+def test_objects_that_judge_go_on_too_and_a_full_disk_stops_all(made, diverging, monkeypatch):
+    judging = dataclasses.replace(FAST, networks=("convnet2", "convnet1"))
+    with pytest.raises(Unfinished, match="A training of convnet2") as error:
+        dap.evaluate(made, data=made.tensors(), classes=made.class_names, judging=judging, machine=CPU)
+    assert [one.network for one in error.value.results.trials[made.path]] == ["convnet1"]
+
+    def full(self, n):
+        raise OSError(errno.ENOSPC, "No space left on device", "there")
+
+    monkeypatch.setattr(Training, "_epoch", full)
+    with pytest.raises(OSError, match="No space left"):
+        dap.evaluate(made, judging=judging, machine=CPU)
+
+
+def test_a_set_is_asked_once_whether_it_can_be_judged(made, monkeypatch):
+    asked, found = [], evaluate.check_ready
+    for module in (evaluate, judge):
+        monkeypatch.setattr(module, "check_ready", lambda *given, **more: asked.append(given) or found(*given, **more))
+    dap.evaluate(made.path, judging=FAST, machine=CPU)
+    assert len(asked) == 1

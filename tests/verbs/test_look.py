@@ -16,9 +16,11 @@ from dap.base.errors import DapError
 from dap.cli.main import main
 from dap.data.real.names import drawn
 from dap.data.real.sources import open_source
+from dap.evaluation.current import key_of
 from dap.starter import REFERENCE
 from dap.verbs.looking.alike import BITS, SIDE, groups, near_pairs, outliers, perceptual, same
 from dap.verbs.looking.look import look
+from reported import make_set
 
 CLASSES = ("across", "down", "slanting")
 
@@ -155,6 +157,42 @@ def test_a_set_is_looked_for_in_its_real_images(clean, tmp_path, capsys):
     assert any(line.startswith("The set is not whole: ") for line in look(out).sentences)
     shutil.rmtree(tmp_path / "gone", ignore_errors=True)
     assert any("were not looked at" in line for line in look(out, data=str(tmp_path / "gone")).sentences)
+
+
+def test_near_copies_are_told_of_the_images_that_are_there(tmp_path):
+    """Those of other images are left out, as in a report, and what is not known is not 0."""
+    made = make_set(tmp_path / "set", None)
+    hashes = [json.loads(line)["sha256"] for line in (made / "manifest.jsonl").read_text().splitlines()]
+    paths = [json.loads(line)["path"] for line in (made / "manifest.jsonl").read_text().splitlines()]
+
+    def said(copies, judged) -> str:
+        images = [{"path": path, "copy": copy} for path, copy in zip(paths, copies, strict=True)]
+        rule = {"why": "Too many are there twice."} if None in copies else {}
+        (made / "images.json").write_text(json.dumps({"judged": f"{judged}:x", "images": images, "rule": rule}))
+        return " ".join(line for line in look(made).sentences if "near-cop" in line)
+
+    now = key_of(hashes)
+    assert said([True, False, False, False], now).startswith("1 image of the set is flagged as near-copies")
+    stale = said([True] * 4, "0" * 16)
+    assert (
+        "flagged" not in stale and "left out. The images of the set have changed since then; judge it again." in stale
+    )
+    unknown = said([None] * 4, now)
+    assert "flagged" not in unknown and unknown.endswith(
+        "they are near-copies of real images. Too many are there twice."
+    )
+    some = said([True, None, False, False], now)
+    assert some.startswith("1 image of the set is flagged") and "Of 1 image of the set" in some
+
+
+def test_where_no_image_can_be_decoded_the_broken_ones_are_listed_all_the_same(tmp_path, capsys):
+    for name in CLASSES:
+        (tmp_path / "real" / name).mkdir(parents=True)
+        (tmp_path / "real" / name / "0.png").write_bytes(b"no")
+    assert main(["look", str(tmp_path / "real"), "--out", str(tmp_path / "sheet.png")]) == 0
+    told = capsys.readouterr().out
+    assert "3 files cannot be decoded: across/0.png" in told and "There is no contact sheet" in told
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_what_lies_in_no_files_is_looked_at_too():

@@ -30,9 +30,10 @@ from dap.cli.flags import (
     engine_of,
     judging_of,
     machine_of,
+    output_of,
     watcher_of,
 )
-from dap.cli.results import forecast, shown
+from dap.cli.results import forecast, shown, shown_of
 
 BadFraction = Annotated[
     float | None,
@@ -93,7 +94,7 @@ def evaluate(
     from dap.verbs.report import check_tracking
 
     check_tracking(track)
-    return shown(run(sets, out=out, engine=engine_of(engine), **told), track)
+    return shown_of(lambda: run(sets, out=out, engine=engine_of(engine), **told), track, output_of(output))
 
 
 def train_teacher(

@@ -35,7 +35,7 @@ from dap.cli.flags import (
     watcher_of,
 )
 from dap.cli.recipe import CommonFlags, Ipcs, RecipeFlags, recipe_fields, recipe_values, varied
-from dap.cli.results import forecast, shown
+from dap.cli.results import forecast, shown_of
 from dap.verbs.options import Judging
 
 RecipeFile = Annotated[
@@ -299,17 +299,12 @@ def _grid(
 
         cells = grid(*given, judging=judging, machine=where, **options)
         return forecast(planned_grid(cells, machine=where, watcher=watcher), cells.out)
-    from dap.verbs.report import Unfinished, check_tracking
+    from dap.verbs.report import check_tracking
 
     check_tracking(track)
     told = {"judging": judging, "machine": where, "watcher": watcher, "command": command(), "engine": engine_of(engine)}
     told |= {} if title is None else {"title": title}
-    try:
-        return shown(run(*given, **options, **told), track)
-    except Unfinished as error:
-        if error.results is not None and not (output_of(output).json or output_of(output).quiet):
-            print(shown(error.results, track).text)
-        raise
+    return shown_of(lambda: run(*given, **options, **told), track, output_of(output))
 
 
 def _check_wanted(methods: Sequence[str], flags: dict[str, Any]) -> None:

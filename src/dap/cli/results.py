@@ -6,13 +6,13 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dap.base.parsing import counted
-from dap.cli.flags import Told
+from dap.cli.flags import Output, Told
 from dap.verbs.planning.hour import spoken
 
 if TYPE_CHECKING:
@@ -49,6 +49,25 @@ def shown(results: Results, track: str | None = None) -> Told:
         lines.append(f"Logged for {track}: {where}")
         values["log"] = where
     return Told("\n".join(lines), values)
+
+
+def shown_of(run: Callable[[], Results], track: str | None, output: Output) -> Told:
+    """The same for the results of a function. Where it raises `Unfinished`, the results that there are go to standard output, and
+    the error is raised again.
+
+    Args:
+        run: makes and judges sets.
+        track: as for `shown`.
+        output: how results are shown; with --json or --quiet an unfinished work shows none.
+    """
+    from dap.verbs.report import Unfinished
+
+    try:
+        return shown(run(), track)
+    except Unfinished as error:
+        if error.results is not None and not (output.json or output.quiet):
+            print(shown(error.results, track).text)
+        raise
 
 
 def trials(results: Results) -> list[dict[str, Any]]:

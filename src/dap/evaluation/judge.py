@@ -27,6 +27,7 @@ from dap.data.sets.differences import classes_apart
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.notes import there, whole_note
 from dap.evaluation.current import CHANGED, hash_of, joined, key_of
+from dap.evaluation.failures import Failures
 from dap.evaluation.labelling import even, first_side, image_hashes, images_of, labelling, labels_of, largest
 from dap.evaluation.measures.inspection import MEASURING
 from dap.evaluation.measures.own import own_measures
@@ -87,29 +88,29 @@ def judge(
 
     Results are appended to the set's `trials.jsonl`. Recorded trials of other images are dropped. Recorded trials of
     the same protocol and network are dropped too if the test data or the protocol has changed since. A training that
-    was interrupted continues from its checkpoint.
+    was interrupted continues from its checkpoint. A training that fails stops no other one.
 
     Args:
-        judged: the set. Its class names are matched with those of the test data by name.
+        judged: the set, which `check_ready` has let pass. Its class names are matched with those of the test data by name.
         loaded: how to judge, and the real images.
         watcher: told of every epoch and of every new trial.
         name: what the set is called to the watcher; by default the name of its folder.
         only: one part of the work, where several processes share it. Default: both parts.
 
     Raises:
-        DapError: the set is not finished or not whole, or its classes are not those of the test data.
+        TrainingsFailed: trainings failed. All else is done.
+        DapError: results would be written through a link.
     """
-    check_ready(judged, loaded)  # what is wrong with the second network is told before the first one is trained
     check_links(judged.results)
     key = {"judged": images_key(judged, loaded), "tested": loaded.tested}
     told = functools.partial(watcher.trial, name or judged.path.name)
-    trials = [
-        trial
-        for network in (loaded.plan.all_networks if only != "measures" else ())
-        for trial in _trials_of(judged, loaded, network, key, watcher, told)
-    ]
+    trials, failures = list[Trial](), Failures()
+    for network in loaded.plan.all_networks if only != "measures" else ():
+        with failures.noted(f"{network} cannot be trained on the set {judged.path}."):
+            trials += _trials_of(judged, loaded, network, key, watcher, told, failures)
     if only != "trials":
         _measure(judged, loaded, key["judged"], [MEASURING, key, loaded.plan.protocol.size, loaded.plan.neighbours])
+    failures.check()
     return trials
 
 
@@ -177,8 +178,9 @@ def _trials_of(
     of_data: dict[str, str],
     watcher: Watcher,
     told: Callable[[Trial], object],
+    failures: Failures,
 ) -> list[Trial]:
-    """The trials of one network, in the order of their seeds. Missing trials are made."""
+    """The trials of one network, in the order of their seeds. Missing trials are made, and those that fail are noted."""
     plan, recorded = loaded.plan, RecordedTrials(judged.results)
     protocol = _settled(judged, plan, network)
     teacher = loaded.teacher(judged.class_names) or loaded.image_labels(judged, watcher)
@@ -199,16 +201,18 @@ def _trials_of(
     unfinished = _unfinished(judged.results, key)
     options = {"teacher": teacher, "stored": stored, "progress": watcher.epoch, "checkpoints": unfinished}
     options["weights"] = weights
-    training = _training(judged, loaded, protocol, todo, options) if todo else ()
+    training = _training(judged, loaded, protocol, todo, options) if todo else iter(())
     if whole_note(judged.results, "protocols.json").get(key["by"]) != written:
         with recorded.alone():
             judged.note("protocols.json", {**whole_note(judged.results, "protocols.json"), key["by"]: written})
-    for trial in training:
-        recorded.add(trial, key, facts, shown(PurePath(loaded.test.name).name)[:200])
-        for left in unfinished.glob(f"*-{trial.seed}.pt"):
-            left.unlink(missing_ok=True)
-        found[trial.seed] = trial
-        told(trial)
+    for seed in todo:
+        with failures.noted(f"A training of {network} on the set {judged.path} failed."):
+            trial = next(training)
+            recorded.add(trial, key, facts, shown(PurePath(loaded.test.name).name)[:200])
+            for left in unfinished.glob(f"*-{seed}.pt"):
+                left.unlink(missing_ok=True)
+            found[seed] = trial
+            told(trial)
     for folder in (unfinished, unfinished.parent) if todo else ():
         with contextlib.suppress(OSError):  # it is not there, or holds the checkpoint of another training
             folder.rmdir()
@@ -243,7 +247,7 @@ def _settled(judged: DistilledSet, plan: JudgingPlan, network: str) -> Protocol:
 def _training(
     judged: DistilledSet, loaded: Loaded, protocol: Protocol, seeds: Sequence[int], options: dict[str, Any]
 ) -> Iterator[Trial]:
-    """Trials of these seeds, one after the other. Everything is checked before the first one begins."""
+    """Trials of these seeds, one after the other, as `evaluate` gives them. Everything is checked before the first one begins."""
     side = first_side(protocol.test_steps) or loaded.plan.protocol.size
     return evaluate(
         images_of(judged, first_side(protocol.train_steps), loaded.plan.budget, mixed=protocol.size),

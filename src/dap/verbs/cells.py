@@ -9,6 +9,7 @@ its cell.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,8 +26,9 @@ from dap.base.workers import run_workers
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import device_for, rank_of
+from dap.evaluation.failures import Failures, TrainingsFailed
 from dap.evaluation.judge import check as check_judging
-from dap.evaluation.judge import check_batches, check_weights, judge
+from dap.evaluation.judge import check_batches, check_ready, check_weights, judge
 from dap.evaluation.plan import Loaded
 from dap.recipe import Data, Recipe
 from dap.verbs.distill import cluster_of, distill, give_back, open_workshop
@@ -143,9 +145,13 @@ def work(cells: Grid, watcher: Watcher = Watcher(), done: Path | None = None, fi
             made = distill(recipe, out / name, **how)
             chosen = settled(recipe, workshop, out / name, Watcher(), out).recipe
             loaded = loaded_for(workshop.task(chosen)[1].recipe.data)
-            judge(made, loaded, watcher, name)
-            for n, folder in draws(name, recipe, cells.subsample):
-                judge(draw(made, out / folder, n, recipe.seed, watcher), loaded, watcher, folder)
+            failures, drawn = Failures(), draws(name, recipe, cells.subsample)
+            smaller = ((draw(made, out / folder, n, recipe.seed, watcher), folder) for n, folder in drawn)
+            for one, called in itertools.chain([(made, name)], smaller):
+                check_ready(one, loaded)
+                with failures.noted(kind=TrainingsFailed):
+                    judge(one, loaded, watcher, called)
+            failures.check()
             finished.add(name)
             watcher.cells(len(finished), len(cells.cells))
             if done is not None:

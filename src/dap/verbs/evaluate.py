@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.engines.on_ray import check_installed, run_workers_on
 from dap.engines.ranks import Rank, device_for, rank_of
+from dap.evaluation.failures import Failures, TrainingsFailed
 from dap.evaluation.judge import check_links, check_ready, judge
 from dap.evaluation.plan import Loaded
 from dap.evaluation.suiting import side_of, takes_values
@@ -35,7 +36,7 @@ from dap.verbs.memory import HeldSets, is_in_memory, is_number, loaded_from, nam
 from dap.verbs.options import Engine, Judging, Machine, kind_of, permitted
 from dap.verbs.placing import check_no_other_set, place, real_of
 from dap.verbs.recorded import data_of, of_others, recorded_data
-from dap.verbs.report import Results, write_page
+from dap.verbs.report import Results, Unfinished, write_page
 from dap.verbs.understood import tell_changed
 from dap.workshop import Workshop
 
@@ -96,6 +97,7 @@ def evaluate(
         The folders of the sets, their table of accuracies, their trials, and the page.
 
     Raises:
+        Unfinished: some trainings failed. All else is done, and the error has the results.
         DapError: there is no such set or data, the classes differ, the protocol is unknown, or the protocol needs
             something that is not given. All sets are checked before the first training. With several, the message names the set.
     """
@@ -114,35 +116,38 @@ def evaluate(
         raise DapError("There is no set to judge; give a set or a list of sets.")
     where = None if out is None else Path(out)
     check_no_other_set(opened, where)
-    if data is None or isinstance(data, (str, Path)):
-        loaded_for = loader(judging, machine, workshop)
-        path = None if data is None else str(data)
-        ready = readied(opened, loaded_for, path, max_bad_fraction, split)
-        place(opened, where, real_of(data, split))  # after what can be refused, so that a wrong turn leaves no folder
-        for made in opened:
-            check_links(made.results)
-        if rank is not None:
-            _judge_shared(list(zip(opened, ready, strict=True)), watcher, rank)
-        elif kind in ("workers", "ray"):
-            pieces = sum(1 + len(one.plan.all_networks) * len(one.plan.seeds) for one in ready)
-            told = {"max_bad_fraction": max_bad_fraction, "split": split, "out": where and where.absolute()}
-            told |= {"sets": [Path(one).absolute() for one in _listed(sets)], "data": path, "judging": judging}
-            told |= {"classes": classes, "machine": machine}
-            del workshop, loaded_for, ready
-            give_back()
-            with written_judging(told, opened[0].results.absolute() / CLAIMS) as (_, command):
-                if kind == "ray":
-                    run_workers_on(cluster_of(engine, machine), command, pieces, watcher)
-                else:
-                    run_workers(command, engine.workers or 1, machine.device in ("auto", "cuda"), tell=watcher.note)
-            _no_claims(opened[0].results)
+    failed = None
+    try:
+        if data is None or isinstance(data, (str, Path)):
+            loaded_for = loader(judging, machine, workshop)
+            path = None if data is None else str(data)
+            ready = readied(opened, loaded_for, path, max_bad_fraction, split)
+            place(
+                opened, where, real_of(data, split)
+            )  # after what can be refused, so that a wrong turn leaves no folder
+            for made in opened:
+                check_links(made.results)
+            if rank is not None:
+                _judge_shared(list(zip(opened, ready, strict=True)), watcher, rank)
+            elif kind in ("workers", "ray"):
+                pieces = sum(1 + len(one.plan.all_networks) * len(one.plan.seeds) for one in ready)
+                told = {"max_bad_fraction": max_bad_fraction, "split": split, "out": where and where.absolute()}
+                told |= {"sets": [Path(one).absolute() for one in _listed(sets)], "data": path, "judging": judging}
+                told |= {"classes": classes, "machine": machine}
+                del workshop, loaded_for, ready
+                give_back()
+                _judge_in_workers(told, opened[0].results.absolute(), pieces, engine, watcher)
+            else:
+                _judge_each(opened, ready, watcher)
         else:
-            for made, loaded in zip(opened, ready, strict=True):
-                judge(made, loaded, watcher)
-    else:
-        _judge_on(data, opened, where, classes, judging, machine, watcher, workshop, held)
+            _judge_on(data, opened, where, classes, judging, machine, watcher, workshop, held)
+    except TrainingsFailed as error:  # the page on the others is still written
+        failed = error
     paths = tuple(made.results for made in opened)
-    return Results(paths, None if out is None else write_page(paths, Path(out), title), held)
+    results = Results(paths, None if out is None else write_page(paths, Path(out), title), held)
+    if failed is not None:
+        raise Unfinished(str(failed), results) from failed
+    return results
 
 
 def readied(
@@ -198,8 +203,38 @@ def _judge_shared(sets: Sequence[tuple[DistilledSet, Loaded]], watcher: Watcher,
         for k, (made, loaded) in enumerate(sets)
     ]
     first, folder = rank.first(len(pieces)), sets[0][0].results
-    share([*pieces[first:], *pieces[:first]], folder)
-    _no_claims(folder)
+    with _failing(folder):
+        share([*pieces[first:], *pieces[:first]], folder)
+
+
+def _judge_in_workers(told: Mapping[str, Any], folder: Path, pieces: int, engine: Engine, watcher: Watcher) -> None:
+    """The same in other processes, which read in a file what they are told. `folder` is that of the first results."""
+    machine = told["machine"]
+    with _failing(folder), written_judging(told, folder / CLAIMS) as (_, command):
+        if engine.engine == "ray":
+            run_workers_on(cluster_of(engine, machine), command, pieces, watcher)
+        else:
+            run_workers(command, engine.workers or 1, machine.device in ("auto", "cuda"), tell=watcher.note)
+
+
+@contextmanager
+def _failing(folder: Path) -> Iterator[None]:
+    """A block in which processes share the work of judging. What fails in one of them stops none of the others."""
+    try:
+        yield
+    except DapError as error:
+        raise TrainingsFailed(str(error)) from error
+    finally:
+        _no_claims(folder)
+
+
+def _judge_each(sets: Sequence[DistilledSet], ready: Sequence[Loaded], watcher: Watcher) -> None:
+    """Judge sets one after the other. Trainings that fail stop no other set; `TrainingsFailed` tells of them at the end."""
+    failures = Failures()
+    for made, loaded in zip(sets, ready, strict=True):
+        with failures.noted(kind=TrainingsFailed):
+            judge(made, loaded, watcher)
+    failures.check()
 
 
 def _no_claims(folder: Path) -> None:
@@ -288,8 +323,7 @@ def _judge_on(
     place(opened, where, real_of(data))  # after what can be refused, so that a wrong turn leaves no folder
     for made in opened:
         check_links(made.results)
-    for made, its in zip(opened, ready, strict=True):
-        judge(made, its, watcher)
+    _judge_each(opened, ready, watcher)
 
 
 def _training_of(data: Source, workshop: Workshop) -> Callable[[int], Source] | None:

@@ -18,7 +18,7 @@ from dap.base.files import check_writable, dump, inside, write_atomically
 from dap.base.parsing import shown
 from dap.data.real.base import Source
 from dap.data.real.finding.made import RESULTS as OF
-from dap.data.real.finding.made import check_no_other
+from dap.data.real.finding.made import check_no_other, sets_below
 from dap.data.real.finding.outputs import check_outside, check_outside_made, check_outside_root
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import made_by
@@ -195,9 +195,7 @@ def _folders(
     folder = None if out is None else _folder_of(out)
     if folder is not None and write:
         check_writable(folder, "Give another folder with --out.")
-    results = functools.cache(
-        lambda judged: [file.parent for file in sorted(judged.glob("**/classes.json"))]
-    )  # a long walk
+    results = functools.cache(sets_below)  # a long walk
     found = []
     for given, ours, hashes in zip(paths, own, images, strict=True):
         if _stays(given, ours, folder):

@@ -48,9 +48,9 @@ def rank(
         missing scores need.
 
     Raises:
-        DapError: there is no set, no network of this name or no random set, `full` is a file of another network, of other classes
-            or of other test images, no trial was made by one of the protocols, the trials of a set are on several test images, or
-            a folder cannot be written.
+        DapError: there is no set, no network of this name, no random set or no other one, `full` is a file of another network, of
+            other classes or of other test images, no trial was made by one of the protocols, the trials of a set are on several
+            test images, or a folder cannot be written.
     """
     known = next(iter(ceilings_of(full)), None)
     if known is not None and known.network and plain_network(known.network) != plain_network(network):
@@ -65,7 +65,13 @@ def rank(
     evaluate = (
         "dap evaluate" if out is None else f"dap evaluate --out {shlex.quote(str(out))}"
     )  # else it writes beside the sets
-    return dict(rank_sets(results, network=network, full=known, evaluate=evaluate, **protocols))
+    scores = dict(rank_sets(results, network=network, full=known, evaluate=evaluate, **protocols))
+    if not scores:
+        raise DapError(
+            "All of these sets are random real images, with which DD-Ranking compares others; name evaluated sets of other "
+            "methods too."
+        )
+    return scores
 
 
 def _check_network(network: str, sets: Sequence[Path]) -> None:

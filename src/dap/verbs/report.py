@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from dap.base.errors import DapError
 from dap.base.files import check_writable
 from dap.base.parsing import shown
+from dap.data.real.finding.made import sets_below
+from dap.data.real.finding.walking import class_folders
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.listed import pictures
 
 if TYPE_CHECKING:
     from dap.evaluation.report.expected import Ceiling
@@ -82,10 +86,10 @@ class Results:
 
 
 class Unfinished(DapError):
-    """Some cells of a grid could not be made or judged. The other cells are done, and `results` has them.
+    """Some trainings failed, or some cells of a grid could not be made or judged. All else is done, and `results` has it.
 
     Attributes:
-        results: the results of the cells whose sets are there, or None if there is no set.
+        results: the results of the sets that are there, or None if there is no set.
     """
 
     def __init__(self, message: str, results: Results | None = None) -> None:
@@ -167,21 +171,33 @@ def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
     """The folders of all these sets, and of all sets in the given folders at any depth.
 
     Raises:
-        DapError: there is no set.
+        DapError: there is no set, or none in one of these places. The message says of each such place what helps.
     """
     if isinstance(sets, Results):
         return list(sets.sets)
-    given = [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets
-    found: list[Path] = []
-    for one in given:
-        if isinstance(one, DistilledSet):
-            found.append(one.path)
-        else:
-            found += _below(one)
-    absent = [one for one in given if not isinstance(one, DistilledSet) and not os.path.lexists(one)]
-    if absent or not found:
-        raise DapError(f"No distilled set in {', '.join(map(str, absent or given))} (looked for classes.json).")
-    return found
+    given = [sets] if isinstance(sets, (str, Path, DistilledSet)) else list(sets)
+    if not given:
+        raise DapError("No set is given; give the folder of a set, or a folder that holds sets.")
+    found = [[one.path] if isinstance(one, DistilledSet) else sets_below(Path(one)) for one in given]
+    if empty := [str(one) for one, below in zip(given, found, strict=True) if not below]:
+        raise DapError(" ".join(map(_without_sets, dict.fromkeys(empty))))
+    return [path for below in found for path in below]
+
+
+def _without_sets(place: str) -> str:
+    """Why a place holds no set of a report, and what to do."""
+    from dap.verbs.placing import beside_here
+
+    path, named = Path(place), shown(place)
+    if not os.path.lexists(path):
+        return f"No distilled set in {named} (there is no such folder)."
+    kept = beside_here(path)
+    if sets_below(kept):
+        return f"No distilled set in {named}; dap evaluate keeps the results of such a folder in {shown(kept)}, so give that."
+    if path.is_dir() and any(pictures(path / name) for name in class_folders(path)):
+        do = f"dap evaluate {shlex.quote(named)} --data FOLDER"
+        return f"No distilled set in {named}, which holds class folders; first run {do}, then give {shown(kept)}."
+    return f"No distilled set in {named}; give the folder of a set, or a folder that holds sets."
 
 
 def opened_sets(
@@ -193,13 +209,8 @@ def opened_sets(
         if isinstance(one, DistilledSet):
             opened.append(one)
             continue
-        opened += [DistilledSet.from_folder(folder, classes) for folder in _below(one) or [Path(one)]]
+        opened += [DistilledSet.from_folder(folder, classes) for folder in sets_below(Path(one)) or [Path(one)]]
     return opened
-
-
-def _below(place: str | Path) -> list[Path]:
-    """The folders of sets in a folder, at any depth."""
-    return [file.parent for file in sorted(Path(place).glob("**/classes.json"))]
 
 
 def check_tracking(to: str | None) -> None:

@@ -129,10 +129,10 @@ def evaluate(
     Raises:
         DapError: a set is empty, images and labels disagree, a label is outside [0, classes), there are fewer than two
             classes, images are not in [0, 1] or too small, the network is unknown, a teacher is wanting; or, while it
-            runs, the loss is no longer finite.
+            runs, the loss is no longer finite. Whoever then asks again gets the trial of the next seed.
     """
     ready = _Ready(train, test, protocol, classes, Plan(**plan))
-    return (ready.trial(seed)[1] for seed in seeds)
+    return map(lambda seed: ready.trial(seed)[1], seeds)  # a generator would end with the first training that fails
 
 
 def train_and_test(

@@ -17,6 +17,7 @@ from dap.base.watch import Watcher
 from dap.data.real.sources import EMBEDDED
 from dap.data.sets.distilled import DistilledSet
 from dap.data.sets.export import LAYOUTS, export, left_behind, made_by
+from dap.evaluation.current import keys_now, of_these_images
 from dap.methods import find
 from dap.verbs.exchange.soft import logits_of
 from dap.verbs.recorded import recorded_data
@@ -105,6 +106,8 @@ def check_near_copies(made: DistilledSet) -> None:
     """
     said = made.noted("images.json")
     listed = said.get("images", []) if isinstance(said, Mapping) else []
+    stale = bool(listed) and not of_these_images(said, made.records, keys_now(made.records, made.class_names))
+    listed = [] if stale else listed
     known = {one["path"]: one for one in listed if one.get("copy") is not None}
     whole = {line["path"] for line in made.records} <= set(known)
     copies = [one for one in listed if one.get("copy") is True]
@@ -128,8 +131,8 @@ def check_near_copies(made: DistilledSet) -> None:
     search += ", and notes in the folder of the set what it found"
     if not whole:
         raise DapError(
-            f"{shown(made.path)} was not searched for near-copies of real training images, so it may show private ones. "
-            f"{search}. {rest}"
+            f"{shown(made.path)} was not searched for near-copies of real training images{' since its images changed' * stale}, "
+            f"so it may show private ones. {search}. {rest}"
         )
     searched, of = said.get("data"), (made.noted("inputs.json") or {}).get("data")
     if None not in (searched, of) and searched != of:

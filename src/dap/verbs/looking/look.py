@@ -20,6 +20,7 @@ from dap.data.real.parquet import ParquetSource
 from dap.data.real.sizes import kind_of, told
 from dap.data.real.sources import open_source
 from dap.data.sets.distilled import DistilledSet
+from dap.evaluation.current import AGAIN, keys_now, of_these_images
 from dap.evaluation.measures.embedding import embedding
 from dap.evaluation.measures.measures import extract
 from dap.recipe import Data, Recipe
@@ -69,7 +70,7 @@ def look(
 
     Args:
         what: a folder or name of real images as for `--data`, or a distilled set.
-        out: the file of the contact sheet, a .png; None: no sheet.
+        out: the file of the contact sheet, a .png; None: no sheet. There is none either where no image can be decoded.
         data: for a set, the real images to look for in it; default: those that it was made of, if they are there.
         classes: the classes, as in a recipe.
         split: where the splits lie, as `data.split` of a recipe.
@@ -112,9 +113,12 @@ def look(
             told_of, lines = _leaks(found[known], found[asked])
             facts["leaks"].append(told_of)
             sentences += lines
-    sheet = None if out is None else write_sheet(next(iter(found.values())), Path(out))
-    if sheet is not None:
-        sentences += numbered(next(iter(found.values())))
+    sheet, first = None, next(iter(found.values()))
+    if out is not None and not len(first.keys):
+        sentences.append("There is no contact sheet, as no image can be decoded.")
+    elif out is not None:
+        sheet = write_sheet(first, Path(out))
+        sentences += numbered(first)
     return Look([_one_line(line) for line in sentences], facts, sheet)
 
 
@@ -149,12 +153,7 @@ def _parts(
     parts["set"].class_names = tuple(names.get(folder, folder) for folder in parts["set"].class_names)
     problems = made.verify()
     lines = [f"The set is not whole: {'; '.join(problems[:3])}."] if problems else []
-    said = made.noted("images.json") or {}
-    copies = [one["path"] for one in said.get("images", []) if one.get("copy") is True]
-    if said.get("images"):
-        lines.append(
-            f"{counted(len(copies), 'image')} of the set {_are(copies)} flagged as near-copies of real images by dap evaluate."
-        )
+    lines += _near_copies(made)
     recorded = {} if of_others(made, data) else recorded_data(made)
     values = {key: recorded[key] for key in ("path", "split") if recorded.get(key)} | ({"path": data} if data else {})
     if values.get("path"):
@@ -170,6 +169,27 @@ def _parts(
             except DapError as error:
                 lines.append(f"The {name} were not looked at: {error}")
     return parts, lines, str(values.get("path") or made.path)
+
+
+def _near_copies(made: DistilledSet) -> list[str]:
+    """What `dap evaluate` found out on near-copies of real images, as far as this is of the images that the set holds now."""
+    said = made.noted("images.json") or {}
+    listed = said.get("images") or []
+    if not listed:
+        return []
+    if not of_these_images(said, made.records, keys_now(made.records, made.class_names)):
+        return [f"What dap evaluate said of near-copies is left out. {AGAIN}."]
+    copies = [one for one in listed if one.get("copy") is True]
+    unknown = sum(one.get("copy") is None for one in listed)
+    lines = list[str]()
+    if copies or unknown < len(listed):
+        flagged = f"{counted(len(copies), 'image')} of the set {_are(copies)} flagged as near-copies of real images"
+        lines.append(f"{flagged} by dap evaluate.")
+    if unknown:
+        they, why = "it is a near-copy" if unknown == 1 else "they are near-copies", (said.get("rule") or {}).get("why")
+        told = f"Of {counted(unknown, 'image')} of the set dap evaluate could not tell whether {they} of real images."
+        lines.append(f"{told} {why}" if why else told)
+    return lines
 
 
 def _open(data: Data, part: str, classes: Sequence[str] | None = None) -> Source:

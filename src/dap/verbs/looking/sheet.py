@@ -21,11 +21,9 @@ def write_sheet(part: Seen, out: Path) -> Path:
     """Write the first images of each class of a part; of more than `ROWS` classes, the first ones.
 
     Raises:
-        DapError: no image can be decoded, or there can be no such folder.
+        DapError: there can be no such folder.
         OSError: the file cannot be written.
     """
-    if not len(part.keys):
-        raise DapError("There is no image to show on a contact sheet, as none can be decoded.")
     names = part.class_names[:ROWS]
     side = SIDE * SCALE
     sheet = Image.new("RGB", (NAME + COLUMNS * (side + GAP), len(names) * (side + GAP)), "white")

@@ -23,6 +23,7 @@ from dap.base.errors import DapError
 from dap.base.fields import Count, FromFile, Inside, Name, Seed
 from dap.base.files import dump, natural_order, write_atomically
 from dap.base.parsing import shown
+from dap.data.real.finding.made import sets_below
 from dap.data.sets.contents import FAILED
 from dap.data.sets.notes import Label, Open, there
 from dap.evaluation.report.records import SetRecord, load_set
@@ -182,7 +183,7 @@ def status(path: str | Path, now: float | None = None) -> Status:
     if not path.is_dir():
         raise DapError(f"There is no folder {shown(path)}; give the folder of a set or of dap compare.")
     planned = {path / one.folder: one for one in _plan(path)}
-    there = [file.parent for file in path.glob("**/classes.json")]
+    there = sets_below(path)
     if not planned and not there:
         raise DapError(
             f"{shown(path)} holds no distilled set, finished or begun; give the folder that a verb got as --out."

@@ -27,6 +27,13 @@ def is_made(folder: Path) -> bool:
     return own and (folder / "classes.json").is_file()
 
 
+def sets_below(folder: Path) -> list[Path]:
+    """The folders with a classes.json in a folder, at any depth, sorted: sets and results of sets. Hidden folders are left out,
+    in which a killed command may have left half of a set."""
+    files = sorted(folder.glob("**/classes.json"))
+    return [file.parent for file in files if not any(map(is_hidden, file.relative_to(folder).parts))]
+
+
 def made_in(folder: Path, names: Sequence[str] | None = None) -> list[str]:
     """The distilled sets and results of sets below a folder, as paths relative to it.
 
