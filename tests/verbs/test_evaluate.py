@@ -156,12 +156,12 @@ def diverging(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("engine", ["alone", "shard"])
+@pytest.mark.parametrize("engine", [Engine(), Engine(engine="shard", shard="1/1")], ids=["alone", "shard"])
 def test_a_network_that_diverges_stops_nothing_else(made, diverging, tmp_path, engine):
     other = shutil.copytree(made.path, tmp_path / "other")
     judging = dataclasses.replace(FAST, networks=("convnet2", "convnet1"), trials=2)
     with pytest.raises(Unfinished) as error:
-        dap.evaluate([made.path, other], judging=judging, machine=CPU, out=tmp_path, engine=Engine(engine=engine))
+        dap.evaluate([made.path, other], judging=judging, machine=CPU, out=tmp_path, engine=engine)
     for path in (made.path, other):
         assert f"A training of convnet2 on the set {path} failed. The loss became nan" in str(error.value)
         assert (path / "measures.json").is_file()
@@ -175,8 +175,19 @@ def test_a_network_that_diverges_is_told_after_the_table(made, diverging, capsys
     flags = "--networks convnet2,convnet1 --epochs 1 --set size=8 --set width=4 --device cpu"
     assert main(["evaluate", str(made.path), *flags.split()]) == 1
     said = capsys.readouterr()
-    assert "convnet1" in said.out and f"Report: {made.path}" in said.out
+    assert "ConvNet-1" in said.out and f"Report: {made.path}" in said.out
     assert f"A training of convnet2 on the set {made.path} failed." in said.err
+
+
+def test_the_page_on_what_workers_made_is_written_although_one_failed(made, tmp_path, monkeypatch):
+    def run_workers(*given, **more):
+        raise dap.DapError("Worker 0 of 2 stopped early.")
+
+    monkeypatch.setattr(evaluate, "run_workers", run_workers)
+    with pytest.raises(Unfinished, match="stopped early") as error:
+        dap.evaluate(made.path, judging=FAST, machine=CPU, engine=Engine(workers=2), out=tmp_path / "page")
+    assert error.value.results is not None and error.value.results.page == tmp_path / "page" / "report.html"
+    assert not list(tmp_path.rglob(".claims")), "nothing is left behind"
 
 
 def test_objects_that_judge_go_on_too_and_a_full_disk_stops_all(made, diverging, monkeypatch):

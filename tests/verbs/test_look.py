@@ -162,6 +162,8 @@ def test_a_set_is_looked_for_in_its_real_images(clean, tmp_path, capsys):
 def test_near_copies_are_told_of_the_images_that_are_there(tmp_path):
     """Those of other images are left out, as in a report, and what is not known is not 0."""
     made = make_set(tmp_path / "set", None)
+    classes = json.loads((made / "classes.json").read_text())
+    (made / "classes.json").write_text(json.dumps({**classes, "ipc": 2}))
     hashes = [json.loads(line)["sha256"] for line in (made / "manifest.jsonl").read_text().splitlines()]
     paths = [json.loads(line)["path"] for line in (made / "manifest.jsonl").read_text().splitlines()]
 

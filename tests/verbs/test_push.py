@@ -162,6 +162,8 @@ def test_near_copies_are_refused_unless_told(hub, made, capsys):
     said = json.loads((made.path / "images.json").read_text())
     (made.path / "images.json").write_text(json.dumps(said | {"images": said["images"][:3]}))
     assert "was not searched for near-copies" in refused(capsys, made.path, "ada/y"), "one image was never looked at"
+    (made.path / "images.json").write_text(json.dumps(said | {"judged": "0123456789abcdef:x"}))
+    assert "real training images since its images changed" in refused(capsys, made.path, "ada/y")
 
 
 def test_what_the_hub_holds_is_kept_unless_told(hub, made, tmp_path, capsys):

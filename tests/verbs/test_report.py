@@ -10,7 +10,7 @@ from PIL import Image
 from dap.base.errors import DapError
 from dap.verbs.planning.status import status
 from dap.verbs.rank import rank
-from dap.verbs.report import found_sets, opened_sets
+from dap.verbs.report import found_sets
 from reported import make_set, recipe, trial
 
 
@@ -46,7 +46,6 @@ def test_what_a_killed_draw_left_is_no_set(good):
     (good.with_name(".set.gone") / "inner").mkdir(parents=True)
     shutil.copy(good / "classes.json", good.with_name(".set.gone") / "inner")
     assert found_sets(good.parent) == [good]
-    assert [made.path for made in opened_sets(good.parent, None)] == [good]
     assert [one.path for one in status(good.parent).sets] == [good]
     assert found_sets(good.with_name(".set.anew")) == [good.with_name(".set.anew")], "unless it is named itself"
 
