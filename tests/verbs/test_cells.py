@@ -92,6 +92,7 @@ def test_a_training_that_fails_stops_no_other_one_of_its_cell(base, tmp_path, mo
     with pytest.raises(Unfinished) as error:
         compare({"data": base["data"]}, ["random"], [2], 1, tmp_path, subsample=(1,), judging=judging)
     assert str(error.value).count("A training of convnet2 on the set") == 2
+    assert error.value.results is not None
     assert [[one.network for one in trials] for trials in error.value.results.trials.values()] == [["convnet1"]] * 2
 
 

@@ -166,7 +166,7 @@ def test_a_network_that_diverges_stops_nothing_else(made, diverging, tmp_path, e
         assert f"A training of convnet2 on the set {path} failed. The loss became nan" in str(error.value)
         assert (path / "measures.json").is_file()
     results = error.value.results
-    assert results is not None and results.page == tmp_path / "report.html" and results.page.is_file()
+    assert results is not None and results.page == tmp_path / "report.html" and (tmp_path / "report.html").is_file()
     done = {("convnet2", 1), ("convnet1", 0), ("convnet1", 1)}
     assert all({(one.network, one.seed) for one in trials} == done for trials in results.trials.values())
 
@@ -194,6 +194,7 @@ def test_objects_that_judge_go_on_too_and_a_full_disk_stops_all(made, diverging,
     judging = dataclasses.replace(FAST, networks=("convnet2", "convnet1"))
     with pytest.raises(Unfinished, match="A training of convnet2") as error:
         dap.evaluate(made, data=made.tensors(), classes=made.class_names, judging=judging, machine=CPU)
+    assert error.value.results is not None
     assert [one.network for one in error.value.results.trials[made.path]] == ["convnet1"]
 
     def full(self, n):
