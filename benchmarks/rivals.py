@@ -33,8 +33,8 @@ from dap.base.files import write_atomically
 from dap.evaluation.report.against import STAR, starred, survived
 from dap.evaluation.report.groups import group_sets
 from dap.evaluation.report.records import load_set
-from dap.evaluation.spread import Difference, Stat, difference, holm, spread_of
 from dap.evaluation.report.text import DASH, accuracy, interval, signed
+from dap.evaluation.spread import Difference, Stat, difference, holm, spread_of
 from dap.methods import find
 
 DOCS = Path(__file__).parents[1] / "docs"

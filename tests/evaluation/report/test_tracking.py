@@ -50,6 +50,15 @@ def test_tensorboard_holds_curves_figures_and_images(made: list[Path], tmp_path:
     assert b"guidance.scale" in events.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0]
 
 
+def test_a_set_of_others_is_whole_as_it_is_and_what_is_left_out_is_told(made, tmp_path, caplog) -> None:
+    """Its classes may have unequally many images, and no recipe says how many there should be."""
+    uneven = make_set(tmp_path / "sets" / "uneven", None)
+    lines = (uneven / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (uneven / "manifest.jsonl").write_text("".join(lines[:3]))
+    assert [record.path for _, record in tracking._named(load([*made, uneven]))] == [made[0], uneven]
+    assert f"{made[1]} is not logged, as it still lacks 2 images" in caplog.text and "uneven" not in caplog.text
+
+
 def test_wandb_holds_curves_config_and_images(made: list[Path], tmp_path: Path) -> None:
     """In a process of its own, since it talks to its own service over a local socket, which tests here may not open."""
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")

@@ -74,7 +74,10 @@ def test_a_difference_over_some_of_the_seeds_says_over_how_many(tmp_path):
     vanilla = [made(tmp_path, "vanilla", seed, 0.5 + seed / 9) for seed in (0, 1)]
     assert "n = 2 sets of the same seeds, of 5 and 2 sets" in told([*guided, *vanilla])
     rows = summarise(report.load([*guided, *vanilla]))
-    assert "DAP: compared with vanilla sets, over the 2 of 5 and 2 sets that share a seed." in accuracy_table(rows).markdown()
+    assert (
+        "DAP: compared with vanilla sets, over the 2 of 5 and 2 sets that share a seed."
+        in accuracy_table(rows).markdown()
+    )
     assert [(one["n"], one["n_vanilla"]) for one in lines_of(rows)] == [("2", "2"), ("", "")]
 
 

@@ -4,6 +4,7 @@ optional."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -14,10 +15,13 @@ import numpy as np
 
 from dap.base.disk import writing
 from dap.base.errors import DapError
+from dap.base.parsing import counted, shown
 from dap.data.sets.differences import flatten
 from dap.evaluation.report.gallery import LARGEST_IMAGE, MAX_CLASSES, MAX_SLOTS, file_in
 from dap.evaluation.report.records import Json, SetRecord, is_number
 from dap.evaluation.training.trials import APART
+
+log = logging.getLogger("dap")
 
 TRACKERS = ("tensorboard", "wandb")
 
@@ -58,9 +62,9 @@ def require(to: str) -> None:
 def track(sets: Sequence[SetRecord], to: str, where: Path, project: str = "dap") -> Path:
     """Log every finished set as one run: its recipe, the accuracy of its trials by epoch, its measures and its images.
 
-    A set that still lacks images is left out. With TensorBoard, a new run of a set replaces the earlier run of the same
-    name in the same folder. Weights & Biases starts a new run each time, and sends the run to its server unless
-    `WANDB_MODE` is "offline".
+    A set that still lacks images of its recipe is left out, and a warning names it. With TensorBoard, a new run of a set replaces
+    the earlier run of the same name in the same folder. Weights & Biases starts a new run each time, and sends the run to its
+    server unless `WANDB_MODE` is "offline".
 
     Args:
         sets: the sets, as `records.load` returns them.
@@ -94,7 +98,11 @@ def _named(sets: Sequence[SetRecord]) -> Iterator[tuple[str, SetRecord]]:
     paths = [record.path.resolve() for record in sets]
     shared = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
     for path, record in zip(paths, sets, strict=True):
-        if len(record.images) >= record.ipc * len(record.class_names):
+        # Only a recipe says how many images a set has. The classes of others may have unequally many.
+        of = record.ipc * len(record.class_names) if isinstance(record.recipe.get("ipc"), int) else 0
+        if (lacking := of - len(record.images)) > 0:
+            log.warning("%s is not logged, as it still lacks %s", shown(record.path), counted(lacking, record.noun))
+        else:
             yield path.relative_to(shared).as_posix(), record
 
 
@@ -107,9 +115,11 @@ def _log(record: SetRecord, run: Run) -> None:
     run.figures({f"measures/{k}": float(v) for k, v in record.measures.items() if is_number(v)})
     for label, name in list(enumerate(record.class_names))[:MAX_CLASSES]:
         of_class = [image for image in record.images if image["label"] == label][:MAX_SLOTS]
-        shown = [(f"{name}, slot {i['slot']}", pixels) for i in of_class if (pixels := _pixels(record, i)) is not None]
-        if shown:
-            run.images(f"images/{name}", shown)
+        pictures = [
+            (f"{name}, slot {i['slot']}", pixels) for i in of_class if (pixels := _pixels(record, i)) is not None
+        ]
+        if pictures:
+            run.images(f"images/{name}", pictures)
 
 
 def _curve(trial: Json) -> Iterator[tuple[int, float]]:
