@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dap
+from dap.base.errors import DapError
 
 
 def seen_by_type_checkers() -> dict[str, str]:
@@ -42,3 +43,28 @@ def test_no_module_hides_a_public_function():
     """A module `dap/distill.py` would replace the function `dap.distill` as soon as somebody imports it."""
     beside = {path.stem for path in Path(dap.__file__).parent.iterdir()}
     assert not beside & set(dap.__all__)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, object(), [1], "nowhere"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda wrong, out: dap.export(wrong, out),
+        lambda wrong, out: dap.import_set(wrong, out),
+        lambda wrong, out: dap.push(wrong, "me/mine"),
+        lambda wrong, out: dap.look(wrong),
+        lambda wrong, out: dap.report(wrong, out),
+        lambda wrong, out: dap.evaluate(wrong, out=out),
+        lambda wrong, out: dap.classify(wrong),
+    ],
+    ids=["export", "import_set", "push", "look", "report", "evaluate", "classify"],
+)
+def test_what_is_no_set_is_told_in_a_sentence(call, wrong, tmp_path):
+    with pytest.raises(DapError, match=r"\.$|nowhere does not exist"):
+        call(wrong, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_takes_the_folder_of_a_set(colours, tmp_path):
+    dap.distill(data=str(colours), method="random", ipc=1, out=tmp_path / "set")
+    assert dap.export(str(tmp_path / "set"), tmp_path / "out")["layout"] == "imagefolder"

@@ -46,6 +46,21 @@ def brief(value: Any, longest: int = 80) -> str:
     return said if len(said) <= longest else f"{said[:longest]}…"
 
 
+def path_of(value: Any, what: str = "A folder or a file") -> Path:
+    """A path that was given as an argument.
+
+    Args:
+        value: the argument.
+        what: what the path leads to, as the beginning of a sentence.
+
+    Raises:
+        DapError: the argument is no path, such as None or a number.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise DapError(f"{what} is given by its path, as a text or a Path, and not by {brief(value)}.")
+    return Path(value)
+
+
 def check_one_of(value: Any, known: Sequence[str], what: str) -> None:
     """Check that a Python user gave one of the known words.
 

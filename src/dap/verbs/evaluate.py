@@ -15,6 +15,7 @@ import torch
 
 from dap.base.claims import CLAIMS, share
 from dap.base.errors import DapError
+from dap.base.parsing import path_of
 from dap.base.watch import Watcher
 from dap.base.workers import run_workers
 from dap.data.real.base import Source
@@ -255,9 +256,10 @@ def open_set(place: str | Path, classes: Sequence[str] | None) -> DistilledSet:
     Raises:
         DapError: it is none. Where the folder holds several sets, the message is a command that judges them.
     """
-    if Path(place).is_dir() and not is_made(Path(place)):
-        check_no_sets(Path(place), advice=_judged_by_name)
-    return DistilledSet.from_folder(place, classes)
+    folder = path_of(place, "A distilled set")
+    if folder.is_dir() and not is_made(folder):
+        check_no_sets(folder, advice=_judged_by_name)
+    return DistilledSet.from_folder(folder, classes)
 
 
 def _judged_by_name(paths: Sequence[str]) -> str:

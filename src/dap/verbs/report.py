@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dap.base.errors import DapError
 from dap.base.files import check_writable
-from dap.base.parsing import shown
+from dap.base.parsing import path_of, shown
 from dap.data.real.finding.made import sets_below
 from dap.data.real.finding.walking import class_folders
 from dap.data.sets.distilled import DistilledSet
@@ -175,10 +175,8 @@ def found_sets(sets: Sequence[Where] | Where | Results) -> list[Path]:
     """
     if isinstance(sets, Results):
         return list(sets.sets)
-    given = [sets] if isinstance(sets, (str, Path, DistilledSet)) else list(sets)
-    if not given:
-        raise DapError("No set is given; give the folder of a set, or a folder that holds sets.")
-    found = [[one.path] if isinstance(one, DistilledSet) else sets_below(Path(one)) for one in given]
+    given = _given(sets)
+    found = [[one.path] if isinstance(one, DistilledSet) else sets_below(one) for one in given]
     if empty := [str(one) for one, below in zip(given, found, strict=True) if not below]:
         raise DapError(" ".join(map(_without_sets, dict.fromkeys(empty))))
     return [path for below in found for path in below]
@@ -205,12 +203,22 @@ def opened_sets(
 ) -> list[DistilledSet]:
     """The sets at these places. A folder that holds several sets stands for all of them."""
     opened: list[DistilledSet] = []
-    for one in [sets] if isinstance(sets, (str, Path, DistilledSet)) else sets:
+    for one in _given(sets):
         if isinstance(one, DistilledSet):
             opened.append(one)
             continue
-        opened += [DistilledSet.from_folder(folder, classes) for folder in sets_below(Path(one)) or [Path(one)]]
+        opened += [DistilledSet.from_folder(folder, classes) for folder in sets_below(one) or [one]]
     return opened
+
+
+def _given(sets: Any) -> list[DistilledSet | Path]:
+    """The sets and the places that somebody gave, one or several."""
+    several = [sets] if isinstance(sets, str | os.PathLike | DistilledSet) else sets
+    several = several if isinstance(several, Iterable) else [several]
+    given = [one if isinstance(one, DistilledSet) else path_of(one, "A distilled set") for one in several]
+    if not given:
+        raise DapError("No set is given; give the folder of a set, or a folder that holds sets.")
+    return given
 
 
 def check_tracking(to: str | None) -> None:

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from dap.base.errors import DapError
 from dap.base.files import append, dump, write_atomically
-from dap.base.parsing import counted, shown
+from dap.base.parsing import counted, path_of, shown
 from dap.data.real.clips.pictures import encoded, shape_of, sized, stacked, whole
 from dap.data.real.decode import Fit
 from dap.data.real.finding.doubts import check_reading
@@ -178,7 +178,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             DapError: the folder is no such set; the message says how to make a set of a plain folder of images. Or
                 classes.json or recipe.json is damaged.
         """
-        path = Path(path)
+        path = path_of(path, "A distilled set")
         if not path.is_dir():
             raise DapError(other_than_folders(path) or f"There is no folder {path}.")
         if not there(path, "classes.json"):
@@ -209,7 +209,7 @@ class DistilledSet(Dataset[tuple[Tensor, int]]):
             DapError: there is no such folder, no class folder holds an image, an image is a pipe or a device, or the files
                 are of a kind that only `dap import` reads.
         """
-        path = Path(path)
+        path = path_of(path, "A distilled set")
         if path.is_dir() and there(path, "classes.json"):
             return DistilledSet.open(path)
         if not path.is_dir():

@@ -114,7 +114,7 @@ def asked(
 
 
 def export(
-    made: DistilledSet,
+    made: DistilledSet | str | Path,
     out: str | Path,
     layout: str = "imagefolder",
     *,
@@ -126,7 +126,7 @@ def export(
     they are given; that the set has some is said in the notes.
 
     Args:
-        made: the set, which must be whole.
+        made: the set, or its folder. It must be whole.
         out: a new or empty folder, or an earlier export of the same set in the same layout, which is then written
             again.
         layout: one of `LAYOUTS`.
@@ -144,6 +144,7 @@ def export(
             its images, or the folder holds other files.
         OSError: the folder cannot be written; nothing is left behind.
     """
+    made = made if isinstance(made, DistilledSet) else DistilledSet.open(made)
     ask = asked(
         made, out, layout, shard_size, logits
     )  # before the images are decoded; once more when no other export can run

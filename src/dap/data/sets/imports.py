@@ -16,7 +16,7 @@ import torch
 from dap.base.documents import read_text
 from dap.base.errors import DapError
 from dap.base.files import building, check_beside, check_folder, dump, in_use, natural_order, write_atomically
-from dap.base.parsing import counted, shown
+from dap.base.parsing import counted, path_of, shown
 from dap.base.registry import suggest
 from dap.base.seeding import seed_of
 from dap.data.real.decode import BrokenImage, as_png
@@ -102,7 +102,7 @@ def opened(
     std: Sequence[float] | None = None,
 ) -> Opened:
     """What `import_set` will import. Arguments and errors are those of `import_set`; nothing is written."""
-    source, out = Path(source), Path(out)
+    source, out = path_of(source), path_of(out)
     given = ALIASES.get(layout, layout)
     if given != "auto" and given not in LAYOUTS:
         raise DapError(f"Unknown layout {layout!r}. {suggest(layout, ['auto', *LAYOUTS, *ALIASES])}")
@@ -207,7 +207,7 @@ def import_set(
             written; or an image is broken.
         OSError: the folder cannot be written; nothing is left behind.
     """
-    source, out = Path(source), Path(out)
+    source, out = path_of(source), path_of(out)
     found = opened(source, out, layout, class_names, ipc, pick, seed, labels, mean, std)
     reading, chosen, told = found.reading, found.chosen, found.told
     dump(told)  # a name that UTF-8 cannot hold is told now

@@ -306,7 +306,6 @@ FLAGS = {"path": "--data", "classes": "--classes", "size": "--size", "held_out":
 MOST_WORDS = 60
 """A command of more words than this is not printed."""
 
-
 ROLES = {"hard": "HLR and LRS", "own": "IOR and LRS", "augmented": "ARS", "plain": "ARS"}
 """The scores that each kind of protocol is for."""
 

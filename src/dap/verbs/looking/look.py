@@ -11,7 +11,7 @@ from typing import Any
 
 from dap.backbones import device_of
 from dap.base.errors import DapError
-from dap.base.parsing import counted, shown
+from dap.base.parsing import counted, path_of, shown
 from dap.base.watch import Watcher
 from dap.data.real.base import Source
 from dap.data.real.counts import counts_of
@@ -127,7 +127,7 @@ def _one_line(text: str) -> str:
 
 
 def _set(what: str | Path) -> DistilledSet | None:
-    place = Path(what)
+    place = path_of(what, "A set, or a folder of images,")
     return DistilledSet.open(place) if place.is_dir() and (place / "classes.json").is_file() else None
 
 
